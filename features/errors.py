@@ -1,0 +1,124 @@
+"""The errors of Tidemill: one tree, each leaf also the builtin that a reader would expect.
+
+```
+TidemillError
+├── DefinitionError (ValueError)      a feature definition that cannot work
+│   ├── UnknownColumn (KeyError)
+│   ├── DuplicateName
+│   └── WrongType (TypeError)
+├── ConfigurationError (ValueError)   the YAML file or an option
+├── InputError (ValueError)           input that is not even a batch of the declared shape
+├── StateError (ValueError)           persisted state that cannot be read
+│   ├── StateVersionError
+│   └── StateMismatch
+├── SequenceError (RuntimeError)      the stream's own order is broken
+│   ├── PartitionGap
+│   └── BatchConflict
+├── BundleError (ValueError)          a bundle that cannot be used
+│   └── BundleMismatch
+├── StoreError (RuntimeError)         the online store refused or lost something
+│   └── ConflictingPublication
+├── EngineError (RuntimeError)        the Beam engine is missing or not the one asked for
+└── ProofError (AssertionError)       something served differs from its recomputation
+```
+
+Bad *records* are never exceptions past the reader: they become rejected records.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TidemillError(Exception):
+    """Root of every error that Tidemill raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message as it was written (``KeyError`` would show its repr)."""
+        return str(self.args[0]) if self.args else ""
+
+
+class DefinitionError(TidemillError, ValueError):
+    """A definition (stream, view, feature, request, label, project) that cannot work."""
+
+
+class UnknownColumn(DefinitionError, KeyError):
+    """An expression or a definition names a column that its schema does not have."""
+
+
+class DuplicateName(DefinitionError):
+    """Two definitions carry the same name where names must be unique."""
+
+
+class WrongType(DefinitionError, TypeError):
+    """An expression or aggregation is applied to a dtype that it does not take."""
+
+
+class ConfigurationError(TidemillError, ValueError):
+    """The YAML file or a command line option is unusable."""
+
+
+class InputError(TidemillError, ValueError):
+    """A batch does not have the declared shape at all (a caller's mistake, not a bad row)."""
+
+
+class StateError(TidemillError, ValueError):
+    """Persisted state cannot be used."""
+
+
+class StateVersionError(StateError):
+    """Persisted state has a version that this code does not read."""
+
+
+class StateMismatch(StateError):
+    """Persisted state belongs to another definition, shard or shard count."""
+
+
+class SequenceError(TidemillError, RuntimeError):
+    """The stream's own order is broken."""
+
+
+class PartitionGap(SequenceError):
+    """Rows of a partition between two positions never came."""
+
+
+class BatchConflict(SequenceError):
+    """Two batches claim the same positions with different rows."""
+
+
+class BundleError(TidemillError, ValueError):
+    """A bundle cannot be loaded or used."""
+
+
+class BundleMismatch(BundleError):
+    """A bundle was trained for other definitions than the ones at hand."""
+
+
+class StoreError(TidemillError, RuntimeError):
+    """The online store refused, lost or contradicted something."""
+
+
+class ConflictingPublication(StoreError):
+    """Two publications carry the same (event_timestamp, revision) and different bytes."""
+
+
+class EngineError(TidemillError, RuntimeError):
+    """The Beam engine is missing, or is not the one that was asked for."""
+
+
+class ProofError(TidemillError, AssertionError):
+    """A served value differs from its recomputation."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint that names the nearest known names, or all of them when none is near.
+
+    >>> nearest("orgin", ["origin", "dest"])
+    "did you mean 'origin'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(names)}" if names else "there are none"

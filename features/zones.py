@@ -1,0 +1,150 @@
+"""Time zones, columnar: UTC to local and back, from the pinned ``tzdata`` package alone.
+
+The transitions of a zone are found once per year by asking `zoneinfo` and then searched with
+numpy, so that no row costs a Python call. The system's zone files are never read: two machines
+with the same ``tzdata`` version give the same local times.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import importlib.resources
+import zoneinfo
+
+import numpy as np
+
+from features.contract import HOUR, SECOND, BoolArray, Int64Array
+from features.errors import DefinitionError
+
+_STEP_SECONDS = 3600
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+
+
+def tzdata_version() -> str:
+    """Return the version of the pinned ``tzdata`` package (part of the feature-spec hash)."""
+    return importlib.metadata.version("tzdata")
+
+
+@functools.cache
+def zone(name: str) -> zoneinfo.ZoneInfo:
+    """Load a zone from the ``tzdata`` package.
+
+    Raises:
+        DefinitionError: The package has no zone of that name.
+    """
+    resource = importlib.resources.files("tzdata").joinpath("zoneinfo", *name.split("/"))
+    if not name or not resource.is_file():
+        raise DefinitionError(
+            f"time zone {name!r} is not in the tzdata package (version {tzdata_version()}); "
+            "write an IANA name such as 'America/New_York'"
+        )
+    with resource.open("rb") as file:
+        return zoneinfo.ZoneInfo.from_file(file, key=name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _transitions(name: str, year: int) -> tuple[Int64Array, Int64Array]:
+    """Return the UTC instants (us) in a year from which an offset (us) holds, ascending."""
+    tz = zone(name)
+
+    def offset_at(second: int) -> int:
+        moment = _EPOCH + datetime.timedelta(seconds=second)
+        delta = moment.astimezone(tz).utcoffset()
+        assert delta is not None  # a ZoneInfo always knows its offset
+        return delta // datetime.timedelta(microseconds=1)
+
+    first = int(datetime.datetime(year, 1, 1, tzinfo=datetime.timezone.utc).timestamp())
+    if year < datetime.MAXYEAR:
+        last = int(datetime.datetime(year + 1, 1, 1, tzinfo=datetime.timezone.utc).timestamp())
+    else:
+        # Stop a day early: the local time of the last instants would not be a datetime.
+        last = first + 364 * 86400
+    if year == datetime.MINYEAR:
+        first += 86400
+    starts, offsets = [first], [offset_at(first)]
+    low = first
+    while low < last:
+        high = min(low + _STEP_SECONDS * 24, last - 1)
+        if high <= low:
+            break
+        if offset_at(high) != offsets[-1]:
+            before, after = low, high
+            while after - before > 1:
+                middle = (before + after) // 2
+                if offset_at(middle) == offsets[-1]:
+                    before = middle
+                else:
+                    after = middle
+            starts.append(after)
+            offsets.append(offset_at(after))
+            low = after
+        else:
+            low = high
+    return np.array(starts, np.int64) * SECOND, np.array(offsets, np.int64)
+
+
+@functools.lru_cache(maxsize=256)
+def _table(name: str, first_year: int, last_year: int) -> tuple[Int64Array, Int64Array]:
+    parts = [_transitions(name, year) for year in range(first_year, last_year + 1)]
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def _years(times_us: Int64Array) -> tuple[int, int]:
+    years = times_us[[times_us.argmin(), times_us.argmax()]].astype("datetime64[us]").astype(
+        "datetime64[Y]"
+    ).astype(np.int64) + 1970
+    return int(years[0]), int(years[1])
+
+
+def utc_offsets(times_us: Int64Array, name: str) -> Int64Array:
+    """Return the zone's offset from UTC at each UTC time.
+
+    Args:
+        times_us: int64, ``(rows,)``: UTC, microseconds, in the years 1 to 9999.
+        name: An IANA zone name.
+
+    Returns:
+        int64, ``(rows,)``: offsets in microseconds; local = UTC + offset.
+    """
+    if len(times_us) == 0:
+        return np.zeros(0, np.int64)
+    first, last = _years(times_us)
+    starts, offsets = _table(name, first, last)
+    found: Int64Array = offsets[np.maximum(np.searchsorted(starts, times_us, "right") - 1, 0)]
+    return found
+
+
+def localize(local_us: Int64Array, name: str) -> tuple[Int64Array, BoolArray]:
+    """Turn naive local times of a zone into UTC.
+
+    A repeated local time takes the first of its two instants (fold=0); a nonexistent one (in the
+    gap of a spring transition) has no instant.
+
+    Args:
+        local_us: int64, ``(rows,)``: local wall-clock times, microseconds since a naive epoch.
+        name: An IANA zone name.
+
+    Returns:
+        int64, ``(rows,)``: UTC times (undefined where nonexistent); bool, ``(rows,)``: exists.
+    """
+    if len(local_us) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    # A zone's offset lies within a day, so the offsets that hold a day before and a day after
+    # are the only candidates unless two transitions stand within two days of each other; taking
+    # the offsets at local - 26 h .. local + 26 h in a search over the table covers those too.
+    first, last = _years(local_us)
+    starts, offsets = _table(name, max(first - 1, 1), min(last + 1, 9999))
+    ends = np.concatenate([starts[1:], [np.iinfo(np.int64).max]])
+    result = np.zeros(len(local_us), np.int64)
+    exists = np.zeros(len(local_us), np.bool_)
+    index = np.maximum(np.searchsorted(starts, local_us - 26 * HOUR, "right") - 1, 0)
+    for _ in range(6):
+        offset = offsets[index]
+        utc = local_us - offset
+        hit = ~exists & (utc < ends[index]) & ((utc >= starts[index]) | (index == 0))
+        result[hit] = utc[hit]
+        exists |= hit
+        index = np.minimum(index + 1, len(starts) - 1)
+    return result, exists

