@@ -50,6 +50,7 @@ setup(
             "pre-commit>=3.7",
             "pytest>=8.2",
             "pytest-cov>=5.0",
+            "psutil>=5.9",
             "pytest-timeout>=2.3",
             "ruff>=0.6",
             "types-PyYAML",

@@ -1,0 +1,1 @@
+"""The tests: specifications of what each room promises, in a folder for each room."""

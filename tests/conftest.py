@@ -1,0 +1,35 @@
+"""What every test gets: quiet libraries, Hypothesis without a clock, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# Read by the libraries when they are imported, so set before any test module is.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Two cores are shared with engines and compilers: how long an example takes decides nothing.
+settings.register_profile(
+    "tidemill",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tidemill")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_engine_is_left_running() -> Iterator[None]:
+    """Fail the session when an engine's process outlives the tests that started it."""
+    yield
+    left = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE and "prism" in process.name()
+    ]
+    assert not left, f"these processes outlived the tests: {left}"

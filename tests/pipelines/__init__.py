@@ -1,0 +1,1 @@
+"""What moves data: engines, transforms, connectors, training, verification, command line."""
