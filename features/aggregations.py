@@ -36,7 +36,7 @@ DISTINCT_EXACT_BOUND: Final = 256
 DISTINCT_REGISTER_BITS: Final = 11
 """HyperLogLog precision: 2**11 registers, a standard error of 1.04 / sqrt(2048) = 2.3 %."""
 QUANTILE_MANTISSA_BITS: Final = 7
-"""DDSketch buckets per octave: 2**7, a relative error of at most 1/257 (0.39 %)."""
+"""DDSketch buckets per octave: 2**7, a relative error of at most 1/256 (0.39 %)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,7 +382,7 @@ class Quantile(_OfColumn):
     """The value of rank ``floor(q * (n - 1))``, sketched: float64, null when empty.
 
     DDSketch (Masson, Rim and Lee, 2019) with buckets taken from the float's bits: the relative
-    error is at most 1/257, whatever the order of the rows.
+    error is at most 1/256, whatever the order of the rows.
     """
 
     q: float = field(kw_only=False)

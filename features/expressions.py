@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features import zones
-from features.contract import DAY, HOUR
+from features.contract import DAY, HOUR, Int64Array
 from features.errors import DefinitionError, UnknownColumn, WrongType, nearest
 
 INT64: Final = "int64"
@@ -218,6 +218,8 @@ class Literal(Expression):
     def __post_init__(self) -> None:
         if isinstance(self.value, float) and not np.isfinite(self.value):
             raise DefinitionError(f"literal {self.value!r} is not finite")
+        if isinstance(self.value, float):
+            object.__setattr__(self, "value", self.value + 0.0)  # -0.0 becomes 0.0
         if type(self.value) is int and not -(2**63) <= self.value < 2**63:
             raise DefinitionError(f"literal {self.value!r} does not fit int64")
 
@@ -455,7 +457,7 @@ class FillNull(Expression):
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Fill."""
         array = self.operand.evaluate(batch)
-        return pc.fill_null(array, pa.scalar(self.value.value).cast(array.type))
+        return pc.fill_null(array, pa.scalar(self.value.value).cast(array.type, safe=False))
 
     def spec(self) -> list[Any]:
         """Return ``["fill_null", operand, literal]``."""
@@ -484,12 +486,22 @@ class IsIn(Expression):
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Test membership."""
         array = self.operand.evaluate(batch)
-        found = pc.is_in(array, value_set=pa.array(list(self.values), array.type))
+        found = pc.is_in(array, value_set=pa.array([Literal(v).value for v in self.values], array.type))
         return pc.if_else(pc.is_null(array), pa.scalar(None, pa.bool_()), found)
 
     def spec(self) -> list[Any]:
         """Return ``["is_in", operand, literals]``."""
         return ["is_in", self.operand.spec(), [Literal(v).spec() for v in self.values]]
+
+
+def _filled(array: pa.Array) -> Int64Array:
+    """Return times with some valid one in place of nulls, so that no far year is looked up."""
+    if array.null_count == 0:
+        return array.cast(pa.int64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    known = array.drop_null().cast(pa.int64())
+    fill = known[0].as_py() if len(known) else 0
+    filled: Int64Array = array.cast(pa.int64()).fill_null(fill).to_numpy(zero_copy_only=False)
+    return filled
 
 
 @dataclass(frozen=True, eq=False)
@@ -516,7 +528,7 @@ class LocalField(Expression):
         """Compute from the pinned zone tables."""
         array = self.operand.evaluate(batch)
         valid = pc.is_valid(array).to_numpy(zero_copy_only=False)
-        utc = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+        utc = _filled(array)
         local = utc + zones.utc_offsets(utc, self.zone)
         # 1970-01-01 was a Thursday, day 3 of a week that starts on Monday.
         value = local // HOUR % 24 if self.field == "hour_of_day" else (local // DAY + 3) % 7

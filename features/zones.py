@@ -18,8 +18,8 @@ import numpy as np
 from features.contract import HOUR, SECOND, BoolArray, Int64Array
 from features.errors import DefinitionError
 
-_STEP_SECONDS = 3600
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+_STEP_SECONDS = 86_400
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def tzdata_version() -> str:
@@ -55,9 +55,9 @@ def _transitions(name: str, year: int) -> tuple[Int64Array, Int64Array]:
         assert delta is not None  # a ZoneInfo always knows its offset
         return delta // datetime.timedelta(microseconds=1)
 
-    first = int(datetime.datetime(year, 1, 1, tzinfo=datetime.timezone.utc).timestamp())
+    first = int(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC).timestamp())
     if year < datetime.MAXYEAR:
-        last = int(datetime.datetime(year + 1, 1, 1, tzinfo=datetime.timezone.utc).timestamp())
+        last = int(datetime.datetime(year + 1, 1, 1, tzinfo=datetime.UTC).timestamp())
     else:
         # Stop a day early: the local time of the last instants would not be a datetime.
         last = first + 364 * 86400
@@ -66,7 +66,7 @@ def _transitions(name: str, year: int) -> tuple[Int64Array, Int64Array]:
     starts, offsets = [first], [offset_at(first)]
     low = first
     while low < last:
-        high = min(low + _STEP_SECONDS * 24, last - 1)
+        high = min(low + _STEP_SECONDS, last - 1)
         if high <= low:
             break
         if offset_at(high) != offsets[-1]:
@@ -86,16 +86,21 @@ def _transitions(name: str, year: int) -> tuple[Int64Array, Int64Array]:
 
 
 @functools.lru_cache(maxsize=256)
-def _table(name: str, first_year: int, last_year: int) -> tuple[Int64Array, Int64Array]:
-    parts = [_transitions(name, year) for year in range(first_year, last_year + 1)]
+def _table(name: str, years: tuple[int, ...]) -> tuple[Int64Array, Int64Array]:
+    """Return the transitions of some ascending years, one after the other."""
+    parts = [_transitions(name, year) for year in years]
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
-def _years(times_us: Int64Array) -> tuple[int, int]:
-    years = times_us[[times_us.argmin(), times_us.argmax()]].astype("datetime64[us]").astype(
-        "datetime64[Y]"
-    ).astype(np.int64) + 1970
-    return int(years[0]), int(years[1])
+def _years(times_us: Int64Array, margin: int) -> tuple[int, ...]:
+    """Return the distinct years of some times and ``margin`` years around each, ascending."""
+    ends = np.array([times_us.min(), times_us.max()]).astype("datetime64[us]")
+    years = ends.astype("datetime64[Y]").astype(np.int64)
+    if years[0] != years[1]:
+        years = times_us.astype("datetime64[us]").astype("datetime64[Y]").astype(np.int64)
+    around = np.unique(years)[:, None] + 1970 + np.arange(-margin, margin + 1)
+    wanted = np.unique(np.clip(around, datetime.MINYEAR, datetime.MAXYEAR))
+    return tuple(int(year) for year in wanted)
 
 
 def utc_offsets(times_us: Int64Array, name: str) -> Int64Array:
@@ -110,8 +115,7 @@ def utc_offsets(times_us: Int64Array, name: str) -> Int64Array:
     """
     if len(times_us) == 0:
         return np.zeros(0, np.int64)
-    first, last = _years(times_us)
-    starts, offsets = _table(name, first, last)
+    starts, offsets = _table(name, _years(times_us, margin=0))
     found: Int64Array = offsets[np.maximum(np.searchsorted(starts, times_us, "right") - 1, 0)]
     return found
 
@@ -134,8 +138,7 @@ def localize(local_us: Int64Array, name: str) -> tuple[Int64Array, BoolArray]:
     # A zone's offset lies within a day, so the offsets that hold a day before and a day after
     # are the only candidates unless two transitions stand within two days of each other; taking
     # the offsets at local - 26 h .. local + 26 h in a search over the table covers those too.
-    first, last = _years(local_us)
-    starts, offsets = _table(name, max(first - 1, 1), min(last + 1, 9999))
+    starts, offsets = _table(name, _years(local_us, margin=1))
     ends = np.concatenate([starts[1:], [np.iinfo(np.int64).max]])
     result = np.zeros(len(local_us), np.int64)
     exists = np.zeros(len(local_us), np.bool_)

@@ -1,0 +1,186 @@
+"""Preparing rows for the kernel: expressions are evaluated here, once per batch, columnar.
+
+A prepared event batch has few columns whatever the number of features, because building an Arrow
+batch costs by the column: ``key time id digest cells``. The cells of a row are the 64-bit
+patterns of the values that the view's partials take, followed by the bits of their masks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from features.aggregations import Mask
+from features.contract import BoolArray, Int64Array
+from features.definitions import FeatureView, Request
+from features.errors import InputError
+from features.expressions import Expression
+from features.kernel import hashing
+from features.kernel.plan import MASKS_PER_WORD, Plan
+
+KEY: Final = "key"
+TIME: Final = "time"
+ID: Final = "id"
+DIGEST: Final = "digest"
+CELLS: Final = "cells"
+ORDINAL: Final = "ordinal"
+
+REQUESTS_SCHEMA: Final = pa.schema(
+    [pa.field(KEY, pa.string()), pa.field(TIME, pa.int64()), pa.field(ORDINAL, pa.int64())]
+)
+"""Prepared requests: the entity's key (null: no entity), the request time, and the caller's own
+number for the request, which comes back with its answer."""
+
+
+def events_schema(plan: Plan) -> pa.Schema:
+    """Return the schema of a view's prepared events."""
+    return pa.schema(
+        [
+            pa.field(KEY, pa.string()),
+            pa.field(TIME, pa.int64()),
+            pa.field(ID, pa.string()),
+            pa.field(DIGEST, pa.binary(16)),
+            pa.field(CELLS, pa.binary(8 * plan.row_words)),
+        ]
+    )
+
+
+def fixed_binary(matrix: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> pa.Array:
+    """Return an Arrow column of the rows of a 64-bit matrix, without copying them."""
+    matrix = np.ascontiguousarray(matrix)
+    kind = pa.binary(8 * matrix.shape[1])
+    return pa.Array.from_buffers(kind, matrix.shape[0], [None, pa.py_buffer(matrix)])
+
+
+def matrix_of(array: pa.Array) -> Int64Array:
+    """Return a fixed-size binary column as an int64 matrix ``(rows, words)``, without copying."""
+    words = array.type.byte_width // 8
+    data = array.buffers()[1]
+    if data is None or len(array) == 0:
+        return np.zeros((0, words), np.int64)
+    flat = np.frombuffer(data, np.int64, count=len(array) * words, offset=array.offset * words * 8)
+    return flat.reshape(len(array), words)
+
+
+class _Evaluator:
+    """Evaluates expressions over one batch, each distinct one once."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self._batch = batch
+        self._known: dict[str, pa.Array] = {}
+
+    def __call__(self, expression: Expression) -> pa.Array:
+        key = repr(expression.spec())
+        if key not in self._known:
+            self._known[key] = expression.evaluate(self._batch)
+        return self._known[key]
+
+    def mask(self, mask: Mask) -> BoolArray | None:
+        """Return which rows a mask takes; None for all."""
+        taken: BoolArray | None = None
+        if mask.where is not None:
+            where = self(mask.where)
+            if where.null_count:
+                where = where.fill_null(False)
+            taken = where.to_numpy(zero_copy_only=False)
+        if mask.not_null is not None:
+            array = self(mask.not_null)
+            if array.null_count:
+                valid = hashing.validity(array)
+                taken = valid if taken is None else taken & valid
+        return taken
+
+
+def make_cells(plan: Plan, batch: pa.RecordBatch) -> Int64Array:
+    """Evaluate what a plan takes of validated rows.
+
+    Args:
+        plan: The view's plan.
+        batch: Validated rows of the view's stream, ``(rows,)``.
+
+    Returns:
+        int64, ``(rows, plan.row_words)``.
+    """
+    evaluate = _Evaluator(batch)
+    cells = np.empty((batch.num_rows, plan.row_words), np.int64)
+    for index, cell in enumerate(plan.cells):
+        array = evaluate(cell.expression)
+        if cell.hashed:
+            cells[:, index] = hashing.hash_column(array).view(np.int64)
+        else:
+            cells[:, index] = hashing.bits(array)
+    cells[:, len(plan.cells) :] = 0
+    for index, mask in enumerate(plan.masks):
+        word = len(plan.cells) + index // MASKS_PER_WORD
+        bit = np.int64(np.uint64(1) << np.uint64(index % MASKS_PER_WORD))
+        taken = evaluate.mask(mask)
+        cells[:, word] |= bit if taken is None else np.where(taken, bit, 0)
+    return cells
+
+
+def prepare_events(
+    plan: Plan,
+    view: FeatureView,
+    batch: pa.RecordBatch,
+    digests: npt.NDArray[np.uint64] | None = None,
+) -> pa.RecordBatch:
+    """Turn validated rows of a stream into a view's prepared events.
+
+    Args:
+        plan: The view's plan.
+        view: The view.
+        batch: Validated rows, ``(rows,)``: no null in the key, time and id columns.
+        digests: uint64, ``(rows, 2)``: the rows' digests, where the caller has them already.
+
+    Returns:
+        A batch of `events_schema`, ``(rows,)``, in the same order.
+
+    Raises:
+        InputError: A key, time or id is null: the batch has not been validated.
+    """
+    stream = view.stream
+    for column in (view.key, stream.event_time, stream.event_id):
+        if batch.column(column).null_count:
+            raise InputError(
+                f"view {view.name!r}: column {column!r} of stream {stream.name!r} has nulls; "
+                "validate rows before preparing them"
+            )
+    if digests is None:
+        digests = hashing.digest_rows(batch)
+    return pa.RecordBatch.from_arrays(
+        [
+            hashing.key_bytes(batch.column(view.key)),
+            batch.column(stream.event_time).cast(pa.int64()),
+            hashing.key_bytes(batch.column(stream.event_id)),
+            fixed_binary(digests),
+            fixed_binary(make_cells(plan, batch)),
+        ],
+        schema=events_schema(plan),
+    )
+
+
+def prepare_requests(
+    view: FeatureView, request: Request, batch: pa.RecordBatch, ordinals: Int64Array
+) -> pa.RecordBatch:
+    """Turn validated requests into a view's prepared requests.
+
+    Args:
+        view: The view.
+        request: The request's definition.
+        batch: Validated requests, ``(rows,)``.
+        ordinals: int64, ``(rows,)``: the caller's number for each request.
+
+    Returns:
+        A batch of `REQUESTS_SCHEMA`, ``(rows,)``, in the same order.
+    """
+    return pa.RecordBatch.from_arrays(
+        [
+            hashing.key_bytes(batch.column(request.key_column(view.entity))),
+            batch.column(request.request_time).cast(pa.int64()),
+            pa.array(ordinals, pa.int64()),
+        ],
+        schema=REQUESTS_SCHEMA,
+    )
