@@ -7,6 +7,7 @@ A user who wants a model writes two functions:
   booleans as 0 and 1), or string with ``""`` for null. Each output is float32 of shape ``(rows,)``
   or ``(rows, k)``, or int64 ids of shape ``(rows,)`` whose range tf.Transform knows (from
   ``compute_and_apply_vocabulary(..., num_oov_buckets=1)``, ``bucketize``, or `categories`).
+  tf.Transform keeps ``""`` out of vocabularies, so a null text gets the id of unseen texts.
 * ``model(spec) -> keras.Model``, compiled, over a dict of those outputs (float32 always as
   ``(rows, k)``), ending in one sigmoid. `ModelSpec` says what the outputs are.
 

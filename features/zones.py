@@ -11,6 +11,7 @@ import datetime
 import functools
 import importlib.metadata
 import importlib.resources
+import io
 import zoneinfo
 
 import numpy as np
@@ -34,14 +35,17 @@ def zone(name: str) -> zoneinfo.ZoneInfo:
     Raises:
         DefinitionError: The package has no zone of that name.
     """
-    resource = importlib.resources.files("tzdata").joinpath("zoneinfo", *name.split("/"))
-    if not name or not resource.is_file():
+    parts = name.split("/")
+    resource = importlib.resources.files("tzdata").joinpath("zoneinfo", *parts)
+    # The package's folder also holds lists and tables, which are files but no zones.
+    usable = not {"", ".", ".."} & set(parts) and resource.is_file()
+    content = resource.read_bytes() if usable else b""
+    if not content.startswith(b"TZif"):
         raise DefinitionError(
             f"time zone {name!r} is not in the tzdata package (version {tzdata_version()}); "
             "write an IANA name such as 'America/New_York'"
         )
-    with resource.open("rb") as file:
-        return zoneinfo.ZoneInfo.from_file(file, key=name)
+    return zoneinfo.ZoneInfo.from_file(io.BytesIO(content), key=name)
 
 
 @functools.lru_cache(maxsize=4096)

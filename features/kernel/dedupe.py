@@ -1,17 +1,24 @@
-"""Duplicates: equal rows count once.
+"""Duplicates: equal rows count once; equal ids with anything else are counted as conflicts.
 
 Rows are told apart by their 128-bit digests (`hashing.digest_rows`).
 """
 
 from __future__ import annotations
 
+from typing import Final
+
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from features.contract import Int64Array
+from features.contract import TIME_MIN, BoolArray, Int64Array
+
+UInt64Array = npt.NDArray[np.uint64]
+
+_FREE: Final = TIME_MIN - 1
 
 
-def first_occurrences(digests: npt.NDArray[np.uint64]) -> Int64Array:
+def first_occurrences(digests: UInt64Array) -> Int64Array:
     """Return the rows that are the first of their digest, in their order.
 
     Args:
@@ -23,3 +30,77 @@ def first_occurrences(digests: npt.NDArray[np.uint64]) -> Int64Array:
     pairs = np.ascontiguousarray(digests).view([("a", np.uint64), ("b", np.uint64)]).ravel()
     _, first = np.unique(pairs, return_index=True)
     return np.sort(first)
+
+
+@nb.njit(cache=True)
+def _insert(table: UInt64Array, times: Int64Array, a: int, b: int, time: int) -> bool:
+    """Insert a pair; False when it is there already."""
+    mask = np.uint64(table.shape[0] - 1)
+    slot = a & mask
+    while times[slot] != _FREE:
+        if table[slot, 0] == a and table[slot, 1] == b:
+            return False
+        slot = (slot + np.uint64(1)) & mask
+    table[slot, 0] = a
+    table[slot, 1] = b
+    times[slot] = time
+    return True
+
+
+@nb.njit(cache=True)
+def _insert_all(
+    table: UInt64Array, times: Int64Array, pairs: UInt64Array, row_times: Int64Array, new: BoolArray
+) -> int:
+    inserted = 0
+    for i in range(pairs.shape[0]):
+        new[i] = _insert(table, times, pairs[i, 0], pairs[i, 1], row_times[i])
+        inserted += new[i]
+    return inserted
+
+
+class PairSet:
+    """A set of 128-bit pairs with the time of each, from which old ones are forgotten."""
+
+    def __init__(self) -> None:
+        self._table = np.zeros((256, 2), np.uint64)
+        self._times = np.full(256, _FREE, np.int64)
+        self._count = 0
+        self._forget_at = 4_096
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, pairs: UInt64Array, times_us: Int64Array) -> BoolArray:
+        """Add pairs; returns which of them were not there (the first of equal ones)."""
+        needed = 2 * (self._count + len(pairs))
+        if needed > len(self._times):
+            self._rebuild(*self.entries(), size=needed)
+        new = np.zeros(len(pairs), np.bool_)
+        self._count += _insert_all(
+            self._table, self._times, np.ascontiguousarray(pairs), times_us, new
+        )
+        return new
+
+    def forget_before(self, time_us: int) -> None:
+        """Forget pairs older than ``time_us``, once there are enough of them to be worth it."""
+        if self._count < self._forget_at:
+            return
+        pairs, times = self.entries()
+        young = times >= time_us
+        self._rebuild(pairs[young], times[young], size=2 * int(young.sum()))
+        self._forget_at = max(4_096, 2 * self._count)
+
+    def entries(self) -> tuple[UInt64Array, Int64Array]:
+        """Return the pairs, ``(n, 2)``, and their times, ``(n,)``."""
+        used = self._times != _FREE
+        return self._table[used], self._times[used]
+
+    def _rebuild(self, pairs: UInt64Array, times: Int64Array, size: int) -> None:
+        slots = 256
+        while slots < 2 * size:
+            slots *= 2
+        self._table = np.zeros((slots, 2), np.uint64)
+        self._times = np.full(slots, _FREE, np.int64)
+        self._count = _insert_all(
+            self._table, self._times, pairs, times, np.zeros(len(pairs), np.bool_)
+        )

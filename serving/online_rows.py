@@ -1,0 +1,254 @@
+"""How a publication stands in an online store: its key space, its key, its cells, its age.
+
+* A **key space** is one version of one view: project, view and the hash of the definition. A
+  changed definition is another key space, so old numbers never answer for new definitions.
+* The **key** is Feast's own entity key, serialization version 3, so Feast's SDK finds it.
+* The **cells** of a row are all its values as one string of bytes: 8 bytes little-endian for each
+  column in order (an int64, or the bits of a float64; zeros for a null), then a bitmap of the
+  nulls, column ``i`` at bit ``i % 8`` of byte ``i // 8``. Equal values are equal bytes.
+* The **frontiers** of a key space say, shard by shard, as of which instant its rows are the value.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from features.contract import TIME_MIN, ReadStatus, read_status
+from features.definitions import FeatureView
+from features.errors import InputError
+from features.expressions import FLOAT64, INT64
+from features.feast_objects import check_field_names, field_name
+
+Clock = Literal["wall", "replay"]
+"""What a reader's clock is: the wall clock live, the published frontier in a replay."""
+
+Value = int | float | None
+
+# Feast's ValueType numbers: they are part of the key's bytes.
+_STRING: Final = 2
+_INT64: Final = 4
+
+_NUMPY: Final = {INT64: np.dtype("<i8"), FLOAT64: np.dtype("<f8")}
+_STRUCT: Final = {INT64: "q", FLOAT64: "d"}
+
+
+@dataclass(frozen=True)
+class KeySpace:
+    """One version of one view in an online store.
+
+    Attributes:
+        project: The project's name.
+        view: The view's name.
+        definition: The hash of the view's definition.
+        columns: Feast field name and dtype of each value, in the order of the cells.
+        max_staleness_us: How far the frontier may lag behind a reader's clock.
+    """
+
+    project: str
+    view: str
+    definition: str
+    columns: tuple[tuple[str, str], ...]
+    max_staleness_us: int
+
+    @staticmethod
+    def of(project: str, view: FeatureView) -> KeySpace:
+        """Return the key space of a view's present definition.
+
+        Raises:
+            DefinitionError: A feature's name is one that every publication carries.
+        """
+        return _key_space(project, view)
+
+    @property
+    def name(self) -> str:
+        """Its name in the store; names hold no double underscore, so it is unique."""
+        return f"{self.project}__{self.view}__{self.definition}"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtype of each value, in order."""
+        return tuple(dtype for _, dtype in self.columns)
+
+
+@functools.lru_cache(maxsize=256)
+def _key_space(project: str, view: FeatureView) -> KeySpace:
+    # Definitions are frozen and compared by identity; hashing one anew takes most of a millisecond.
+    check_field_names(view)
+    return KeySpace(
+        project=project,
+        view=view.name,
+        definition=view.hash,
+        columns=tuple((field_name(column), column.dtype) for column in view.columns),
+        max_staleness_us=view.max_staleness_us,
+    )
+
+
+class Row(NamedTuple):
+    """One publication as an online store keeps it; times in microseconds, UTC."""
+
+    key: bytes
+    event_timestamp: int
+    revision: int
+    valid_until: int
+    shard: int | None
+    cells: bytes
+
+
+@dataclass(frozen=True)
+class Frontiers:
+    """The published frontiers of a key space.
+
+    Attributes:
+        shard_count: How many shards the view has; 0 where nothing was published yet.
+        by_shard: Shard to frontier, in microseconds.
+    """
+
+    shard_count: int
+    by_shard: Mapping[int, int]
+
+    @property
+    def highest(self) -> int:
+        """The highest frontier: the clock of a replay. `TIME_MIN` where there is none."""
+        return max(self.by_shard.values(), default=TIME_MIN)
+
+    @property
+    def least(self) -> int:
+        """The frontier that every shard has reached; `TIME_MIN` while one has published none."""
+        if len(self.by_shard) < self.shard_count:
+            return TIME_MIN
+        return min(self.by_shard.values(), default=TIME_MIN)
+
+    def of(self, shard: int | None) -> int:
+        """Return a shard's frontier; a row of unknown shard has the least."""
+        return self.least if shard is None else self.by_shard.get(shard, TIME_MIN)
+
+    def status(
+        self, frontier_us: int, valid_until_us: int, clock_us: int, max_staleness_us: int
+    ) -> ReadStatus:
+        """Judge a row by `features.contract.read_status`; without a frontier it has no age."""
+        if frontier_us <= TIME_MIN:
+            return ReadStatus.OUTSIDE_MAX_AGE
+        return read_status(clock_us, frontier_us, valid_until_us, max_staleness_us)
+
+
+def clock_us(clock: Clock, frontiers: Frontiers) -> int:
+    """Return the declared clock, in microseconds; no reader asks for the time elsewhere.
+
+    Args:
+        clock: Which clock was declared.
+        frontiers: The published frontiers of the view that is read.
+
+    Returns:
+        The wall clock, or in a replay the highest frontier published for the view.
+    """
+    return time.time_ns() // 1_000 if clock == "wall" else frontiers.highest
+
+
+def online_keys(join_key: str, keys: pa.Array) -> list[bytes]:
+    """Serialize entity keys as Feast does (``serialize_entity_key``, version 3).
+
+    Args:
+        join_key: The name of the join key.
+        keys: string or int64, ``(rows,)``, without nulls.
+
+    Returns:
+        One key a row.
+
+    Raises:
+        InputError: A key is null, or of another type.
+    """
+    if keys.null_count:
+        raise InputError(f"a key of {join_key!r} is null; a publication is always of an entity")
+    name = join_key.encode()
+    prefix = struct.pack("<III", 1, _STRING, len(name)) + name
+    if pa.types.is_string(keys.type):
+        prefix += struct.pack("<I", _STRING)
+        encoded = [key.encode() for key in keys.to_pylist()]
+        return [prefix + len(key).to_bytes(4, "little") + key for key in encoded]
+    if pa.types.is_int64(keys.type):
+        prefix += struct.pack("<II", _INT64, 8)
+        return [prefix + key.to_bytes(8, "little", signed=True) for key in keys.to_pylist()]
+    raise InputError(f"keys of {join_key!r} must be string or int64, found {keys.type}")
+
+
+def readable_key(key: bytes) -> str:
+    """Write a key for an error message: join key and value, or hexadecimal digits.
+
+    >>> readable_key(online_keys("tail", pa.array(["N14228"]))[0])
+    "tail='N14228'"
+    """
+    (count,) = struct.unpack_from("<I", key)
+    if count != 1:
+        return key.hex()
+    (length,) = struct.unpack_from("<I", key, 8)
+    name, rest = key[12 : 12 + length].decode(), key[12 + length :]
+    (kind,), value = struct.unpack_from("<I", rest), rest[8:]
+    if kind == _INT64:
+        return f"{name}={int.from_bytes(value, 'little', signed=True)}"
+    return f"{name}={value.decode()!r}" if kind == _STRING else key.hex()
+
+
+def cells_width(columns: int) -> int:
+    """Return the number of bytes of a row's cells."""
+    return 8 * columns + (columns + 7) // 8
+
+
+def encode_cells(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> list[bytes]:
+    """Encode whole columns.
+
+    Args:
+        dtypes: ``int64`` or ``float64``, one a column.
+        arrays: Arrow arrays of these types, each ``(rows,)``.
+
+    Returns:
+        The cells of each row.
+    """
+    rows = len(arrays[0])
+    width = cells_width(len(dtypes))
+    out = np.zeros((rows, width), np.uint8)
+    for i, (dtype, array) in enumerate(zip(dtypes, arrays, strict=True)):
+        filled = array.fill_null(0).to_numpy(zero_copy_only=False)
+        values = np.ascontiguousarray(filled, _NUMPY[dtype])
+        out[:, 8 * i : 8 * i + 8] = values.view(np.uint8).reshape(rows, 8)
+        if array.null_count:
+            null = array.is_null().to_numpy(zero_copy_only=False).astype(np.uint8)
+            out[:, 8 * len(dtypes) + i // 8] |= null << np.uint8(i % 8)
+    data = out.tobytes()
+    return [data[at : at + width] for at in range(0, rows * width, width)]
+
+
+def decode_cells(dtypes: Sequence[str], cells: Sequence[bytes]) -> list[pa.Array]:
+    """Decode the cells of many rows: the inverse of `encode_cells`."""
+    width = cells_width(len(dtypes))
+    data = np.frombuffer(b"".join(cells), np.uint8).reshape(len(cells), width)
+    out = []
+    for i, dtype in enumerate(dtypes):
+        values = np.ascontiguousarray(data[:, 8 * i : 8 * i + 8]).view(_NUMPY[dtype])[:, 0]
+        null = (data[:, 8 * len(dtypes) + i // 8] >> np.uint8(i % 8)) & 1
+        out.append(pa.array(values, mask=null.astype(np.bool_)))
+    return out
+
+
+def encode_row(dtypes: Sequence[str], values: Sequence[Value]) -> bytes:
+    """Encode one row of Python values; the bytes are those of `encode_cells`."""
+    nulls = sum(1 << i for i, value in enumerate(values) if value is None)
+    cells = struct.pack(
+        "<" + "".join(_STRUCT[dtype] for dtype in dtypes),
+        *(0 if value is None else value for value in values),
+    )
+    return cells + nulls.to_bytes((len(dtypes) + 7) // 8, "little")
+
+
+def decode_row(dtypes: Sequence[str], cells: bytes) -> list[Value]:
+    """Decode one row into Python values: the inverse of `encode_row`."""
+    nulls = int.from_bytes(cells[8 * len(dtypes) :], "little")
+    values = struct.unpack_from("<" + "".join(_STRUCT[dtype] for dtype in dtypes), cells)
+    return [None if nulls >> i & 1 else value for i, value in enumerate(values)]

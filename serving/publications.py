@@ -1,0 +1,255 @@
+"""Publications: the rows for the feature store, and the forms they take on the way there.
+
+A batch of publications of one view (`schema`) is what the kernel emits. From it come
+
+* rows of the online database (`online_rows`, `write_publications`): the fast path, whole columns;
+* rows of Feast's generic write path (`feast_rows`), for any other online store. These carry the
+  same values, but only `serving.online_store` keeps their order;
+* Parquet for the offline store (`offline_table`, `write_offline`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.contract import EARLIEST_EVENT, LATEST_EVENT
+from features.definitions import FeatureView
+from features.errors import InputError
+from features.expressions import ARROW_TYPES, INT64
+from features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
+from serving.online_database import OnlineDatabase
+from serving.online_rows import KeySpace, Row, encode_cells, online_keys
+
+if TYPE_CHECKING:
+    from serving.online_store import FeastRow
+
+ENTITY_KEY: Final = "entity_key"
+"""The column of entity keys: UTF-8 of the key, an int64 key in decimal digits."""
+
+_VALID_UNTIL: Final = "valid_until"
+_REVISION: Final = "revision"
+
+
+def schema(view: FeatureView) -> pa.Schema:
+    """Return the Arrow schema of a view's publications.
+
+    ``entity_key`` (binary), ``event_timestamp`` and ``valid_until`` (int64, microseconds UTC),
+    ``revision`` (int64), then every `FeatureColumn` by name (int64 or float64, nullable).
+    """
+    return pa.schema(
+        [
+            pa.field(ENTITY_KEY, pa.binary(), nullable=False),
+            pa.field(EVENT_TIMESTAMP, pa.int64(), nullable=False),
+            pa.field(_VALID_UNTIL, pa.int64(), nullable=False),
+            pa.field(_REVISION, pa.int64(), nullable=False),
+            *(pa.field(column.name, ARROW_TYPES[column.dtype]) for column in view.columns),
+        ]
+    )
+
+
+def entity_keys(view: FeatureView, batch: pa.RecordBatch) -> pa.Array:
+    """Return the entity keys of publications in the join key's own type, string or int64."""
+    text = batch.column(ENTITY_KEY).cast(pa.string())
+    return text.cast(pa.int64()) if view.entity.dtype == INT64 else text
+
+
+def online_rows(
+    view: FeatureView, publications: pa.RecordBatch | pa.Table, shard: int | None
+) -> list[Row]:
+    """Make the rows of the online database, column by column.
+
+    Args:
+        view: The view.
+        publications: Publications of it, `schema`, ``(rows,)``.
+        shard: The shard they are of.
+
+    Returns:
+        A row for each.
+
+    Raises:
+        InputError: The batch is not of the view's schema.
+    """
+    batch = _checked(view, publications)
+    if not batch.num_rows:
+        return []
+    cells = encode_cells(
+        [column.dtype for column in view.columns],
+        [batch.column(column.name) for column in view.columns],
+    )
+    columns = zip(
+        online_keys(view.entity.join_key, entity_keys(view, batch)),
+        batch.column(EVENT_TIMESTAMP).to_pylist(),
+        batch.column(_REVISION).to_pylist(),
+        batch.column(_VALID_UNTIL).to_pylist(),
+        [shard] * batch.num_rows,
+        cells,
+        strict=True,
+    )
+    return [Row(*row) for row in columns]
+
+
+def write_publications(
+    database: OnlineDatabase,
+    project: str,
+    view: FeatureView,
+    publications: pa.RecordBatch | pa.Table,
+    *,
+    shard: int,
+    shard_count: int,
+    frontier_us: int,
+) -> int:
+    """Write what one advance of a shard published, and the frontier it reached, together.
+
+    Args:
+        database: The online database; the project must be registered there.
+        project: The project's name.
+        view: The view.
+        publications: Publications of it, `schema`, ``(rows,)``; none is fine.
+        shard: The shard.
+        shard_count: How many shards the view has.
+        frontier_us: The instant as of which the shard's rows are now the value.
+
+    Returns:
+        How many rows stand now; the others were older than, or equal to, what stood.
+
+    Raises:
+        InputError: The batch is not of the view's schema.
+        ConflictingPublication: A publication contradicts the one that stands; nothing is written.
+        StoreError: The store is missing or refuses.
+    """
+    return database.publish(
+        KeySpace.of(project, view),
+        online_rows(view, publications, shard),
+        shard=shard,
+        shard_count=shard_count,
+        frontier_us=frontier_us,
+    )
+
+
+def feast_rows(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> list[FeastRow]:
+    """Make the rows that Feast's ``online_write_batch`` takes.
+
+    Args:
+        view: The view.
+        publications: Publications of it, `schema`, ``(rows,)``.
+
+    Returns:
+        For each row its entity key, its values by Feast field name (an unset ``Value`` for a
+        null, and the two technical fields), its event timestamp, and None for its creation.
+
+    Raises:
+        InputError: The batch is not of the view's schema.
+    """
+    import datetime
+
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    batch = _checked(view, publications)
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+    def protos(array: pa.Array) -> list[Value]:
+        kind = {"int64": "int64_val", "double": "double_val", "string": "string_val"}
+        name = kind[str(array.type)]
+        return [Value() if v is None else Value(**{name: v}) for v in array.to_pylist()]
+
+    named = {field_name(column): protos(batch.column(column.name)) for column in view.columns}
+    named[VALID_UNTIL] = protos(batch.column(_VALID_UNTIL))
+    named[REVISION] = protos(batch.column(_REVISION))
+    keys = protos(entity_keys(view, batch))
+    times = batch.column(EVENT_TIMESTAMP).to_pylist()
+    return [
+        (
+            EntityKey(join_keys=[view.entity.join_key], entity_values=[key]),
+            dict(zip(named, values, strict=True)),
+            epoch + datetime.timedelta(microseconds=time),
+            None,
+        )
+        for key, time, values in zip(keys, times, zip(*named.values(), strict=True), strict=True)
+    ]
+
+
+def offline_table(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.Table:
+    """Make the table that Feast joins offline.
+
+    Args:
+        view: The view.
+        publications: Publications of it, `schema`, ``(rows,)``.
+
+    Returns:
+        The join key by its name, ``event_timestamp`` as timestamp[us, UTC], every feature by its
+        Feast name, and the two technical fields; ``(rows,)``.
+
+    Raises:
+        InputError: The batch is not of the view's schema.
+    """
+    batch = _checked(view, publications)
+    columns = {
+        view.entity.join_key: entity_keys(view, batch),
+        EVENT_TIMESTAMP: batch.column(EVENT_TIMESTAMP).cast(pa.timestamp("us", tz="UTC")),
+        **{field_name(column): batch.column(column.name) for column in view.columns},
+        VALID_UNTIL: batch.column(_VALID_UNTIL),
+        REVISION: batch.column(_REVISION),
+    }
+    return pa.table(columns)
+
+
+def write_offline(
+    view: FeatureView, publications: pa.RecordBatch | pa.Table, directory: str, part: str
+) -> str:
+    """Write publications as one Parquet file of a view's offline directory.
+
+    Args:
+        view: The view.
+        publications: Publications of it, `schema`, ``(rows,)``.
+        directory: The view's directory (`features.feast_objects.offline_path`).
+        part: The file's name without its ending; the same part is replaced.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        InputError: The batch is not of the view's schema.
+    """
+    target = Path(directory) / f"{part}.parquet"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A reader of the directory must never meet half a file.
+    unfinished = target.with_suffix(".unfinished")
+    pq.write_table(offline_table(view, publications), unfinished)
+    unfinished.replace(target)
+    return str(target)
+
+
+def _checked(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.RecordBatch:
+    wanted = schema(view)
+    found = publications.schema
+    if found.names != wanted.names or found.types != wanted.types:
+        raise InputError(
+            f"publications of view {view.name!r} must have the columns "
+            f"{_show(wanted)}, found {_show(found)}"
+        )
+    if isinstance(publications, pa.Table):
+        columns = [column.combine_chunks() for column in publications.columns]
+        batch = pa.RecordBatch.from_arrays(columns, schema=found)
+    else:
+        batch = publications
+    for name in wanted.names[:4]:
+        if batch.column(name).null_count:
+            raise InputError(f"publications of view {view.name!r}: {name} is null in a row")
+    times = batch.column(EVENT_TIMESTAMP).to_numpy()
+    outside = np.flatnonzero((times < EARLIEST_EVENT) | (times > LATEST_EVENT))
+    if outside.size:
+        raise InputError(
+            f"publications of view {view.name!r}: event_timestamp {times[outside[0]]} in row "
+            f"{outside[0]} is not a time of the years 1 to 9999, which Feast can carry"
+        )
+    return batch
+
+
+def _show(found: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in found)

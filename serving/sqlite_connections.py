@@ -1,0 +1,130 @@
+"""SQLite connections for many threads and processes: one a thread and file.
+
+* A connection is neither shared by threads nor carried over a fork.
+* A connection belongs to the file that it was opened on: when the file was removed, or made anew,
+  it is opened again, so nothing is written to a file that nobody else sees.
+* A file is never made by opening it: `create_file` does that.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+BUSY_TIMEOUT_S: Final = 60.0
+"""How long a writer waits for the others before it gives up."""
+
+_PRAGMAS: Final = (
+    "synchronous = NORMAL",
+    "cache_size = -65536",  # KiB; the default of 2 MiB holds the rows of few entities
+    "wal_autocheckpoint = 10000",  # pages: each checkpoint waits for the disk, so ten times fewer
+)
+
+
+@dataclass(frozen=True)
+class _Connection:
+    sqlite: sqlite3.Connection
+    pid: int
+    inode: tuple[int, int]
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.by_path: dict[str, _Connection] = {}
+        self.inherited: list[_Connection] = []
+
+
+_connections = _OfThread()
+
+
+def create_file(path: str) -> None:
+    """Make an empty database, and its directory, where there is none, with a write-ahead log.
+
+    Raises:
+        OSError: The place cannot be written.
+        sqlite3.Error: What is there is no database.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).touch()
+    sqlite = _connection(path)
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            sqlite.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait for others here, whatever the timeout: it would deadlock with
+            # one that makes the same file at this moment.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.005)
+
+
+@contextmanager
+def transaction(path: str, *, write: bool) -> Iterator[sqlite3.Connection]:
+    """Open a transaction: committed at the end, rolled back by an exception.
+
+    Args:
+        path: The database's file.
+        write: True takes the lock for writing at once, and so cannot fail half-way for want of
+            it; False sees one snapshot of the database.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        sqlite3.Error: The database refused, or stayed locked for `BUSY_TIMEOUT_S`.
+    """
+    sqlite = _connection(path)
+    sqlite.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+    try:
+        yield sqlite
+    except BaseException:
+        if sqlite.in_transaction:  # a full disk, say, has rolled back already
+            sqlite.execute("ROLLBACK")
+        raise
+    sqlite.execute("COMMIT")
+
+
+def close(path: str) -> None:
+    """Close this thread's connection to a file, if there is one."""
+    connection = _connections.by_path.pop(path, None)
+    if connection is not None and connection.pid != os.getpid():
+        # Closing a connection of the parent process here would disturb its locks: keep it open.
+        _connections.inherited.append(connection)
+    elif connection is not None:
+        connection.sqlite.close()
+
+
+def _connection(path: str) -> sqlite3.Connection:
+    connection = _connections.by_path.get(path)
+    inode = _inode(path)
+    if connection is not None and (connection.pid, connection.inode) != (os.getpid(), inode):
+        close(path)
+        connection = None
+    if connection is None:
+        connection = _Connection(_open(path), os.getpid(), inode)
+        _connections.by_path[path] = connection
+    return connection.sqlite
+
+
+def _open(path: str) -> sqlite3.Connection:
+    sqlite = sqlite3.connect(
+        f"{Path(path).absolute().as_uri()}?mode=rw",
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        uri=True,
+    )
+    for pragma in _PRAGMAS:
+        sqlite.execute(f"PRAGMA {pragma}")
+    return sqlite
+
+
+def _inode(path: str) -> tuple[int, int]:
+    status = os.stat(path)  # noqa: PTH116 - at every use, and a Path would cost more than the call
+    return (status.st_dev, status.st_ino)

@@ -1,0 +1,122 @@
+"""Registering a project in process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from features import FeatureView, count
+from features.errors import StoreError
+from serving.online_rows import KeySpace
+from serving.online_store import key_space
+from serving.publications import write_publications
+from serving.registration import open_database, open_store, repo_config
+from tests.serving import parcels
+from tests.serving.parcels import BY_COURIER, BY_DEPOT, DEPOT_SPACE, depot_rows
+
+
+def _registered(store: Any) -> Any:
+    """Everything in the registry but the times at which an entry was touched.
+
+    And but a source's class, which Feast notes at the first registration only.
+    """
+
+    touched = (
+        "createdTimestamp",
+        "lastUpdatedTimestamp",
+        "lastUpdated",
+        "versionId",
+        "dataSourceClassType",
+    )
+
+    def timeless(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: timeless(v) for k, v in node.items() if k not in touched}
+        if isinstance(node, list):  # Feast applies from sets, so in any order
+            return sorted((timeless(v) for v in node), key=repr)
+        return node
+
+    return timeless(MessageToDict(store.registry.proto()))
+
+
+def test_everything_stands_below_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    store = open_store(parcels.PARCELS, tmp_path / "root", clock="wall")
+    assert Path.cwd() == elsewhere
+    assert list(elsewhere.iterdir()) == []
+    assert {f.name for f in (tmp_path / "root").iterdir()} >= {"registry.db", "online.db"}
+    assert {v.name for v in store.list_feature_views()} == {"by_courier", "by_depot"}
+    assert {e.name for e in store.list_entities()} >= {"courier", "depot"}
+    assert [s.name for s in store.list_feature_services()] == ["parcels"]
+
+
+def test_registering_again_changes_nothing(tmp_path: Path) -> None:
+    first = open_store(parcels.PARCELS, tmp_path, clock="wall")
+    write_publications(
+        open_database(tmp_path),
+        "parcels",
+        BY_DEPOT,
+        depot_rows((7, 10, 1, 5)),
+        shard=0,
+        shard_count=1,
+        frontier_us=20,
+    )
+
+    before = _registered(first)
+    assert "by_courier" in str(before)
+    assert _registered(open_store(parcels.PARCELS, tmp_path, clock="wall")) == before
+    (snapshot,) = open_database(tmp_path).read([(DEPOT_SPACE, [])])
+    assert snapshot.frontiers.by_shard == {0: 20}
+
+
+def test_registry_alone_gives_the_key_space_of_the_definitions(tmp_path: Path) -> None:
+    config = repo_config(parcels.PARCELS, tmp_path, clock="wall")
+    store = open_store(parcels.PARCELS, tmp_path, clock="wall")
+    for view in (BY_COURIER, BY_DEPOT):
+        registered = store.get_feature_view(view.name)
+        assert key_space(config, registered) == KeySpace.of("parcels", view)
+
+
+def test_changed_window_reads_none_of_the_old_numbers(tmp_path: Path) -> None:
+    open_store(parcels.PARCELS, tmp_path, clock="replay")
+    write_publications(
+        open_database(tmp_path),
+        "parcels",
+        BY_DEPOT,
+        depot_rows((7, 10, 1, 5)),
+        shard=0,
+        shard_count=1,
+        frontier_us=20,
+    )
+
+    def read(store: Any) -> list[int | None]:
+        answer = store.get_online_features(["by_depot:scans_1d"], [{"depot": 7}])
+        return list(answer.to_dict()["scans_1d"])
+
+    assert read(open_store(parcels.PARCELS, tmp_path, clock="replay")) == [5]
+    wider = FeatureView(
+        "by_depot", parcels.DEPOT, parcels.SCANS, hop="1h", features={"scans_1d": count(over="2d")}
+    )
+    assert read(open_store(parcels.project(wider), tmp_path, clock="replay")) == [None]
+
+
+def test_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "online.db").mkdir()
+    with pytest.raises(StoreError, match=r"online\.db"):
+        open_store(parcels.PARCELS, tmp_path, clock="wall")
+
+
+def test_workers_write_and_read_without_feast() -> None:
+    code = (
+        "import sys, serving.publications, serving.reader, serving.registration\n"
+        "print([name for name in ('feast', 'pandas', 'apache_beam') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
