@@ -309,16 +309,21 @@ def _integers(limbs: int) -> st.SearchStrategy[int]:
     return st.one_of(near, near, st.integers(-most, most), st.integers(-9, 9))
 
 
-@given(st.data(), st.sampled_from([(0, SUM_LIMBS), (SQUARES, SQUARE_LIMBS)]))
-@settings(max_examples=3000, deadline=None)
-def test_a_merge_is_refused_only_where_the_exact_result_does_not_fit(
-    data: st.DataObject, place: tuple[int, int]
-) -> None:
-    base, limbs = place
+def _pairs(base: int, limbs: int) -> st.SearchStrategy[tuple[int, int, int, int, int, int]]:
     exponents = st.one_of(st.integers(-3, 3), st.integers(-70 * limbs, 70 * limbs))
+    integers = _integers(limbs)
+    return st.tuples(st.just(base), st.just(limbs), integers, exponents, integers, exponents)
+
+
+@given(st.one_of(_pairs(0, SUM_LIMBS), _pairs(SQUARES, SQUARE_LIMBS)))
+@settings(max_examples=1500, deadline=None)
+def test_a_merge_is_refused_only_where_the_exact_result_does_not_fit(
+    pair: tuple[int, int, int, int, int, int],
+) -> None:
+    base, limbs = pair[:2]
     words, source = _row(), _row()
-    for target in (words, source):
-        _set(target, base, limbs, data.draw(_integers(limbs)), data.draw(exponents))
+    _set(words, base, limbs, *pair[2:4])
+    _set(source, base, limbs, *pair[4:])
     expected = compact_value(words, base, limbs) + compact_value(source, base, limbs)
     before, source_before = words.copy(), source.copy()
     arena = np.zeros(WIDE_SUM if limbs == SUM_LIMBS else WIDE_SQUARE, np.int64)
@@ -406,17 +411,13 @@ def test_any_number_of_zero_rows_counts_in_mean_and_variance(
     check(values, moments, n)
 
 
-@given(finite, st.integers(2, 60))
+@given(finite, st.integers(1, 60))
 @settings(max_examples=200, deadline=None)
 def test_variance_of_a_constant_is_exactly_zero(x: float, n: int) -> None:
     moments = moments_of([x] * n)
-    for ddof in (0, 1):
+    for ddof in range(min(n, 2)):
         assert bits(moments.variance(n, ddof)) == bits((0.0, False))
     assert bits(moments.mean(n)) == bits((x + 0.0, False))
-
-
-def test_variance_of_one_row_is_zero_in_the_population() -> None:
-    assert bits(moments_of([0.1]).variance(1, 0)) == bits((0.0, False))
 
 
 def test_an_empty_sum_is_zero() -> None:

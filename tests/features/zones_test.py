@@ -129,7 +129,7 @@ def test_no_times_are_no_offsets() -> None:
     assert len(utc) == len(exists) == 0
 
 
-@pytest.mark.parametrize("name", ["America/Gotham", "", "America", "../zones"])
+@pytest.mark.parametrize("name", ["America/Gotham", "", "America", "../zones", "zone.tab"])
 def test_unknown_zone_is_an_error_that_names_it(name: str) -> None:
     with pytest.raises(DefinitionError, match="tzdata") as caught:
         zones.zone(name)

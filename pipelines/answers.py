@@ -1,0 +1,316 @@
+"""Where the parts of an answer meet: a request asks several views, each answers in its own shard.
+
+What is promised: a request is answered when every view has answered it, whatever the order in
+which the parts come; a missing part is never filled in. A request whose view has gone past it by
+``answer_within`` without an answer becomes a rejected record that names the view.
+
+This is a plain object; `pipelines.featurize` wires it into a stateful stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from features.contract import TIME_MIN, Int64Array
+from features.definitions import FeatureColumn, Project
+from features.errors import BatchConflict
+from features.kernel import hashing
+from features.kernel.advance import NULLS, VALUES
+from features.kernel.prepare import ORDINAL, fixed_binary, matrix_of
+from pipelines.log import PARTITION, POSITION, RECEIVED
+from pipelines.sequence import GROUP
+
+UInt8Array = npt.NDArray[np.uint8]
+
+AS_OF: Final = "_as_of"
+RELEASE: Final = "_release"
+SHARD: Final = "_shard"
+_POSITION_BITS: Final = 44
+
+
+def group_of(partition: int, start: int) -> int:
+    """Name the poll of a request partition by where it starts."""
+    return partition << _POSITION_BITS | start
+
+
+def partition_of(group: int) -> int:
+    """Return the partition of a group."""
+    return group >> _POSITION_BITS
+
+
+@dataclass(frozen=True)
+class RequestPart:
+    """The requests of one poll of one partition.
+
+    Attributes:
+        group: Its name.
+        rows: The declared columns, ``_position`` and ``_received``, in the order of the log.
+    """
+
+    group: int
+    rows: pa.RecordBatch
+
+
+@dataclass(frozen=True)
+class AnswerPart:
+    """What one release of one (view, shard) answered.
+
+    Attributes:
+        view: The view's place in the project.
+        shard: The shard.
+        number: The release's number.
+        frontier_us: Its frontier.
+        answers: Kernel answers with a ``group`` column; None for none.
+    """
+
+    view: int
+    shard: int
+    number: int
+    frontier_us: int
+    answers: pa.RecordBatch | None
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A request that will not be answered.
+
+    Attributes:
+        rows: The requests, as in `RequestPart`.
+        partition: Their partition.
+        views: For each of them, the views that did not answer.
+    """
+
+    rows: pa.RecordBatch
+    partition: int
+    views: tuple[str, ...]
+
+
+@dataclass
+class _Pending:
+    """The requests of one group, and what has been answered of them."""
+
+    rows: pa.RecordBatch
+    values: Int64Array
+    nulls: UInt8Array
+    as_of: Int64Array
+    release: Int64Array
+    shard: Int64Array
+    missing: list[int]
+
+
+def answered_schema(project: Project) -> list[str]:
+    """Return the column names of an answered batch, in order."""
+    return [
+        *project.request.schema,
+        POSITION,
+        RECEIVED,
+        PARTITION,
+        AS_OF,
+        RELEASE,
+        SHARD,
+        VALUES,
+        NULLS,
+    ]
+
+
+@dataclass
+class AnswerJoiner:
+    """Joins the parts of answers.
+
+    Attributes:
+        project: The project.
+        shards: How many shards each view has.
+        answer_within_us: How far a view may go past a request without answering it.
+    """
+
+    project: Project
+    shards: int
+    answer_within_us: int
+    pending: dict[int, _Pending] = field(default_factory=dict)
+    early: dict[int, list[tuple[int, AnswerPart]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        widths = [len(view.columns) for view in self.project.views]
+        self._offsets = np.concatenate([[0], np.cumsum(widths)]).tolist()
+        self.frontiers = np.full((len(widths), self.shards), TIME_MIN, np.int64)
+
+    def receive(
+        self, parts: Iterable[RequestPart | AnswerPart]
+    ) -> tuple[list[pa.RecordBatch], list[Unanswered]]:
+        """Take parts, in any order.
+
+        Returns:
+            Answered batches (`answered_schema`): values and nulls over all views' columns; one
+            ``_as_of``, ``_release`` and ``_shard`` word per view. And what will not be answered.
+
+        Raises:
+            BatchConflict: A request was answered twice by a view.
+        """
+        touched: dict[int, None] = {}
+        for part in parts:
+            if isinstance(part, RequestPart):
+                self._open(part)
+                for view_part in self.early.pop(part.group, []):
+                    self._fill(part.group, view_part[1])
+                touched[part.group] = None
+            else:
+                at = (part.view, part.shard)
+                self.frontiers[at] = max(self.frontiers[at], part.frontier_us)
+                if part.answers is not None and part.answers.num_rows:
+                    groups = hashing.bits(part.answers.column(GROUP))
+                    for group in np.unique(groups).tolist():
+                        mine = part
+                        if not (groups == group).all():
+                            rows = part.answers.filter(pa.array(groups == group))
+                            mine = AnswerPart(
+                                part.view, part.shard, part.number, part.frontier_us, rows
+                            )
+                        if group in self.pending:
+                            self._fill(group, mine)
+                            touched[group] = None
+                        else:
+                            self.early.setdefault(group, []).append((part.view, mine))
+        answered = [
+            self._close(group) for group in touched if not any(self.pending[group].missing)
+        ]
+        return answered, self._give_up()
+
+    def _open(self, part: RequestPart) -> None:
+        rows, views = part.rows.num_rows, len(self.project.views)
+        if part.group in self.pending:
+            raise BatchConflict(
+                f"the requests of group {part.group} came twice while they wait for answers; "
+                "the engine repeated a batch after its state was saved"
+            )
+        self.pending[part.group] = _Pending(
+            rows=part.rows,
+            values=np.zeros((rows, self._offsets[-1]), np.int64),
+            nulls=np.zeros((rows, self._offsets[-1]), np.uint8),
+            as_of=np.zeros((rows, views), np.int64),
+            release=np.zeros((rows, views), np.int64),
+            shard=np.full((rows, views), -1, np.int64),
+            missing=[rows] * views,
+        )
+
+    def _fill(self, group: int, part: AnswerPart) -> None:
+        pending, answers = self.pending[group], part.answers
+        assert answers is not None  # only parts with answers are kept
+        place = np.searchsorted(
+            hashing.bits(pending.rows.column(POSITION)), hashing.bits(answers.column(ORDINAL))
+        )
+        if (pending.shard[place, part.view] != -1).any():
+            raise BatchConflict(
+                f"view {self.project.views[part.view].name!r} answered a request of group {group} "
+                f"twice (release {part.number} of shard {part.shard})"
+            )
+        low, high = self._offsets[part.view], self._offsets[part.view + 1]
+        pending.values[place, low:high] = matrix_of(answers.column(VALUES))
+        pending.nulls[place, low:high] = nulls_of(answers.column(NULLS))
+        pending.as_of[place, part.view] = hashing.bits(answers.column("as_of"))
+        pending.release[place, part.view] = part.number
+        pending.shard[place, part.view] = part.shard
+        pending.missing[part.view] -= len(place)
+
+    def _close(self, group: int) -> pa.RecordBatch:
+        return self._answered(self.pending.pop(group), group)
+
+    def _answered(self, pending: _Pending, group: int) -> pa.RecordBatch:
+        rows = pending.rows
+        return pa.RecordBatch.from_arrays(
+            [
+                *rows.columns,
+                pa.array(np.full(rows.num_rows, partition_of(group)), pa.int64()),
+                fixed_binary(pending.as_of),
+                fixed_binary(pending.release),
+                fixed_binary(pending.shard),
+                fixed_binary(pending.values),
+                bytes_column(pending.nulls),
+            ],
+            names=answered_schema(self.project),
+        )
+
+    def _give_up(self) -> list[Unanswered]:
+        """Find requests that some view has gone past without answering."""
+        out = []
+        slowest = self.frontiers.min(axis=1)
+        for group, pending in list(self.pending.items()):
+            if not any(pending.missing):
+                continue
+            times = hashing.bits(pending.rows.column(self.project.request.request_time))
+            latest = int(times.max()) + self.answer_within_us
+            silent = [
+                view
+                for view, missing in enumerate(pending.missing)
+                if missing and slowest[view] > latest
+            ]
+            if silent:
+                names = tuple(self.project.views[view].name for view in silent)
+                out.append(Unanswered(pending.rows, partition_of(group), names))
+                del self.pending[group]
+        return out
+
+    def drain(self) -> list[Unanswered]:
+        """Give up everything that is still pending, naming the views that did not answer."""
+        out = []
+        for group, pending in self.pending.items():
+            names = tuple(
+                view.name
+                for view, missing in zip(self.project.views, pending.missing, strict=True)
+                if missing
+            )
+            out.append(Unanswered(pending.rows, partition_of(group), names))
+        self.pending.clear()
+        return out
+
+
+def nulls_of(array: pa.Array) -> UInt8Array:
+    """Return a column of null flags as a uint8 matrix ``(rows, columns)``, without copying."""
+    width = array.type.byte_width
+    data = array.buffers()[1]
+    if data is None or len(array) == 0:
+        return np.zeros((0, width), np.uint8)
+    flat = np.frombuffer(data, np.uint8, count=len(array) * width, offset=array.offset * width)
+    return flat.reshape(len(array), width)
+
+
+def bytes_column(matrix: UInt8Array) -> pa.Array:
+    """Return a uint8 matrix as a fixed-size binary column, without copying."""
+    matrix = np.ascontiguousarray(matrix)
+    return pa.Array.from_buffers(
+        pa.binary(matrix.shape[1]), matrix.shape[0], [None, pa.py_buffer(matrix)]
+    )
+
+
+def feature_arrays(
+    project: Project, values: Int64Array, nulls: UInt8Array
+) -> dict[str, pa.Array]:
+    """Name the columns of a feature matrix.
+
+    Args:
+        project: The project.
+        values: int64 patterns, ``(rows, columns)``, over all views' columns in order.
+        nulls: uint8, ``(rows, columns)``: 1 = null.
+
+    Returns:
+        int64 or float64 arrays, ``(rows,)``, by `FeatureColumn.name`.
+    """
+    return column_arrays(project.columns, values, nulls)
+
+
+def column_arrays(
+    columns: Sequence[FeatureColumn], values: Int64Array, nulls: UInt8Array
+) -> dict[str, pa.Array]:
+    """Name the columns of a matrix of some feature columns; see `feature_arrays`."""
+    out: dict[str, pa.Array] = {}
+    by_column = np.ascontiguousarray(values.T)
+    for index, column in enumerate(columns):
+        words = by_column[index]
+        data = words.view(np.float64) if column.dtype == "float64" else words
+        out[column.name] = pa.array(data, mask=nulls[:, index].astype(np.bool_))
+    return out

@@ -1,0 +1,310 @@
+"""The command line: ``tidemill``.
+
+A command opens the configuration, calls one function and prints what it returns: results on
+standard output, progress and errors on standard error. This module imports click and nothing else
+that costs time; what a command needs is imported inside it, so that ``tidemill --help`` answers at
+once.
+
+Exit status: 0 when all went well; 1 for an error that the program explains, and for `verify` when
+anything differs; 2 for a command line that cannot be understood.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pipelines.configuration import Configuration
+    from pipelines.progress import Progress
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DEMO_ROOT: Final = Path("demo")
+"""Where `tidemill demo` writes, in the working directory: its YAML file may be in a package that
+nobody may write to."""
+
+_ENGINES: Final = ("fnapi", "prism")
+_MODES: Final = ("exact", "eager")
+
+_config = click.option(
+    "--config",
+    "config_path",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    default=Path("tidemill.yaml"),
+    show_default=True,
+    help="The configuration file.",
+)
+_root = click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where everything is written, instead of the file's root.",
+)
+_quiet = click.option("--quiet", is_flag=True, help="Print results and errors only.")
+_speed = click.option(
+    "--speed",
+    metavar="N",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Replay at N times real time; as fast as possible by default.",
+)
+_engine = click.option(
+    "--engine", type=click.Choice(_ENGINES), help="The Beam engine that runs the stream."
+)
+
+
+def _opened(command: Command) -> Command:
+    """Give a command the options that say which configuration and where."""
+    return _config(_root(_quiet(command)))
+
+
+def _load(path: Path, root: Path | None) -> Configuration:
+    from pipelines.configuration import load
+
+    return load(path, root=root)
+
+
+def _progress(quiet: bool) -> Progress:
+    from pipelines.progress import make_progress
+
+    return make_progress(sys.stderr, quiet=quiet)
+
+
+def _print_figures(stage: str, figures: dict[str, Any]) -> None:
+    from pipelines.summary import figure_tables, print_tables
+
+    print_tables(figure_tables(stage, figures), sys.stdout)
+
+
+class _InOrder(click.Group):
+    """Lists its commands in the order in which one comes to need them."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tidemill")
+def commands() -> None:
+    """Streaming features and inference on Apache Beam, provably equal to batch.
+
+    A project is one Python module and one YAML file; `tidemill init NAME` writes both to start
+    from.
+    """
+
+
+@commands.command(short_help="Run the whole loop on an installed project.")
+@click.argument("name", required=False)
+@click.option("--sample", is_flag=True, help="Only a few days: a quick look.")
+@_speed
+@_engine
+@click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=DEMO_ROOT,
+    show_default=True,
+    help="Where everything is written.",
+)
+@click.option("--seeds", metavar="N", type=click.IntRange(min=1), help="How many trainings.")
+@_quiet
+def demo(
+    name: str | None,
+    sample: bool,
+    speed: float | None,
+    engine: str | None,
+    root: Path,
+    seeds: int | None,
+    quiet: bool,
+) -> None:
+    """Run the whole loop on an installed project: from raw events to proven predictions.
+
+    NAME is the project's; it can be left out where only one is installed.
+    """
+    from pipelines import demo as stage
+    from pipelines.installed_projects import installed_project
+
+    configuration = _load(installed_project(name), root)
+    figures = stage.demo(
+        configuration,
+        _progress(quiet),
+        sample=sample,
+        speed=speed,
+        engine=engine,
+        seeds=seeds,
+    )
+    _print_figures("demo", figures)
+
+
+@commands.command(short_help="Write a small project to start from.")
+@click.argument("name")
+@click.option(
+    "--path",
+    "parent",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="The directory to write NAME/ into; the working directory by default.",
+)
+def init(name: str, parent: Path) -> None:
+    """Write a small working project to start from, with events of its own, to NAME/."""
+    from pipelines.scaffold import write_project
+
+    folder = write_project(name, parent)
+    click.echo(f"{folder} is written. README.md in it says what it is; next:\n")
+    click.echo(f"  cd {folder}\n  tidemill validate")
+
+
+@commands.command(short_help="Read every source and say what is rejected.")
+@_opened
+def validate(config_path: Path, root: Path | None, quiet: bool) -> None:
+    """Read every source, count its rows, and say which are rejected and why."""
+    configuration = _load(config_path, root)
+    from pipelines.ingest import validate_sources
+
+    _print_figures("validate", validate_sources(configuration, _progress(quiet)))
+
+
+@commands.command(short_help="Compute the features of all history.")
+@_opened
+def backfill(config_path: Path, root: Path | None, quiet: bool) -> None:
+    """Compute the features of every request in history, and the state that a stream starts from."""
+    configuration = _load(config_path, root)
+    from pipelines import backfill as stage
+
+    _print_figures("backfill", stage.backfill(configuration, _progress(quiet)))
+
+
+@commands.command(short_help="Train and evaluate a model; write a bundle.")
+@_opened
+def train(config_path: Path, root: Path | None, quiet: bool) -> None:
+    """Train a model on the backfilled features, evaluate it, and write a bundle."""
+    configuration = _load(config_path, root)
+    from pipelines import train as stage
+
+    _print_figures("train", stage.train(configuration, _progress(quiet)))
+
+
+@commands.command(short_help="Answer requests on the stream.")
+@_speed
+@_engine
+@click.option("--mode", type=click.Choice(_MODES), help="Wait for the frontier, or answer at once.")
+@_opened
+def stream(
+    config_path: Path,
+    root: Path | None,
+    quiet: bool,
+    speed: float | None,
+    engine: str | None,
+    mode: str | None,
+) -> None:
+    """Answer requests on the stream: features, publications, predictions."""
+    configuration = _load(config_path, root)
+    from pipelines import stream as stage
+
+    figures = stage.stream(configuration, _progress(quiet), speed=speed, engine=engine, mode=mode)
+    _print_figures("stream", figures)
+
+
+@commands.command(short_help="Prove what was served: recompute and compare.")
+@click.option(
+    "--sample",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="How many requests the plain-Python oracle recomputes.",
+)
+@_opened
+def verify(config_path: Path, root: Path | None, quiet: bool, sample: int) -> None:
+    """Recompute every feature value that was served, and compare bit for bit.
+
+    The last line is `N mismatches in M values`; the exit status is 1 unless N is 0.
+    """
+    configuration = _load(config_path, root)
+    from pipelines import verify as stage
+
+    figures = stage.verify(configuration, _progress(quiet), sample=sample)
+    _print_figures("verify", figures)
+    mismatches, values = figures["mismatches"], figures["values"]
+    click.echo(f"{mismatches:,} mismatches in {values:,} values")
+    if mismatches != 0:
+        sys.exit(1)
+
+
+@commands.command(short_help="Read features from the online store.")
+@click.argument("view")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@_config
+@_root
+def features(config_path: Path, root: Path | None, view: str, keys: tuple[str, ...]) -> None:
+    """Read the features of some entities from the online store, with their status.
+
+    VIEW is a feature view's name, KEY an entity's key.
+    """
+    configuration = _load(config_path, root)
+    from pipelines.features_command import read_features
+    from pipelines.summary import columns_as_rows, print_tables
+
+    table = read_features(configuration, view, keys)
+    print_tables([columns_as_rows(table.to_pydict())], sys.stdout)
+
+
+@commands.command(short_help="Show what a prediction was made of.")
+@click.argument("prediction_id")
+@_config
+@_root
+def explain(config_path: Path, root: Path | None, prediction_id: str) -> None:
+    """Show what one prediction was made of: values, events, and the values recomputed.
+
+    PREDICTION_ID is the id of its request.
+    """
+    configuration = _load(config_path, root)
+    from pipelines import explain as stage
+    from pipelines.summary import print_tables
+
+    print_tables(stage.explain(configuration, prediction_id).tables(), sys.stdout)
+
+
+@commands.command("replay-rejected", short_help="Feed mended records in again.")
+@click.option(
+    "--mended",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The rejected records with their payloads mended; those of the last run by default.",
+)
+@_opened
+def replay_rejected(
+    config_path: Path, root: Path | None, quiet: bool, mended: Path | None
+) -> None:
+    """Feed rejected records in again once they, or what refused them, are mended."""
+    configuration = _load(config_path, root)
+    from pipelines.replay_rejected import replay
+
+    _print_figures("replay-rejected", replay(configuration, _progress(quiet), mended=mended))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and leave the process with its exit status.
+
+    Args:
+        arguments: The command line without the program's name; the process's own by default.
+    """
+    try:
+        commands.main(args=arguments, prog_name="tidemill")
+    except Exception as error:
+        if not _is_explained(error):
+            raise
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+
+
+def _is_explained(error: Exception) -> bool:
+    """Tell whether an error is one of Tidemill's, without importing them to ask."""
+    errors = sys.modules.get("features.errors")
+    return errors is not None and isinstance(error, errors.TidemillError)

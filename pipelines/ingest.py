@@ -1,0 +1,227 @@
+"""Ingest: raw files to the accepted log and rejected records, on Beam.
+
+A source with a ``received`` column is a log: its files are partitions, their order is the order of
+arrival, and rows that come too late or lie ahead are rejected there, once. A source without one is
+history read as a table: it has no order of arrival, so nothing in it is late; its log is sorted by
+time and id.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.contract import Int64Array
+from features.definitions import EventStream, Project, Request
+from features.expressions import ARROW_TYPES
+from features.kernel import hashing
+from pipelines.configuration import Configuration, Source
+from pipelines.input_files import find_files
+from pipelines.log import Log, one_batch
+from pipelines.options import batch_engine, pipeline_options
+from pipelines.progress import Progress
+from pipelines.readers import StreamBatch, read_stream
+from pipelines.runners import make_runner, run
+from pipelines.sink import WriteParquet
+
+REJECTED: Final = "rejected"
+COUNTS: Final = "counts"
+
+
+def definition_of(project: Project, name: str) -> EventStream | Request:
+    """Return the event stream or the request of a name."""
+    return project.request if name == project.request.name else project.stream(name)
+
+
+def read_source(project: Project, source: Source, root: Path) -> Iterator[StreamBatch]:
+    """Read, transform, validate and accept the rows of a source.
+
+    Args:
+        project: The project.
+        source: Where its files are.
+        root: The folder that relative paths start from.
+    """
+    definition = definition_of(project, source.name)
+    required = (
+        definition.required
+        if isinstance(definition, Request)
+        else project.required_columns(definition)
+    )
+    yield from read_stream(
+        definition,
+        find_files(source.files, root),
+        required=required,
+        format=source.format,
+        nulls=source.nulls,
+        zone=source.zone,
+        transform=source.transform,
+        received=source.received,
+    )
+
+
+@dataclass(frozen=True)
+class LogPartition:
+    """A partition of a source's log, ready to be written.
+
+    Attributes:
+        partition: Its number.
+        rows: The declared columns, in order of arrival.
+        received_us: int64, ``(rows,)``: when each arrived.
+    """
+
+    partition: int
+    rows: pa.Table
+    received_us: Int64Array
+
+
+def log_partitions(
+    definition: EventStream | Request, source: Source, batches: Iterable[StreamBatch]
+) -> Iterator[LogPartition]:
+    """Put a source's accepted rows in order of arrival, by partition.
+
+    Args:
+        definition: The stream or request.
+        source: With a ``received`` column, files are partitions in order of arrival; without,
+            the rows are sorted by time and id and dealt to ``source.partitions`` by their id.
+        batches: The accepted rows.
+    """
+    schema = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
+    kept = [batch for batch in batches if batch.batch.num_rows]
+    if source.received is not None:
+        for partition in range(max((b.partition for b in kept), default=0) + 1):
+            rows = pa.Table.from_batches(
+                [b.batch for b in kept if b.partition == partition], schema=schema
+            )
+            received = rows.column(source.received).cast(pa.int64()).to_numpy()
+            if len(received):
+                received = np.maximum.accumulate(received)
+            yield LogPartition(partition, rows, received)
+        return
+    table = pa.Table.from_batches([b.batch for b in kept], schema=schema)
+    order = pc.sort_indices(
+        table,
+        sort_keys=[(definition.time_column, "ascending"), (definition.id_column, "ascending")],
+    )
+    table = table.take(order)
+    ids = hashing.key_bytes(one_batch(table.select([definition.id_column])).column(0))
+    dealt = hashing.shard_of(ids, source.partitions)
+    for partition in range(source.partitions):
+        rows = table.filter(pa.array(dealt == partition))
+        times = rows.column(definition.time_column).cast(pa.int64()).to_numpy()
+        yield LogPartition(partition, rows, times)
+
+
+@beam.typehints.with_input_types(str)
+@beam.typehints.with_output_types(dict)
+class _Ingest(beam.DoFn):
+    """Reads one source whole; writes its log, emits its rejected records and its counts."""
+
+    def __init__(self, config: Configuration, write_log: bool) -> None:
+        self._config = config
+        self._write_log = write_log
+
+    def process(self, name: str) -> Iterator[Any]:
+        config = self._config
+        source = config.sources[name]
+        definition = definition_of(config.project, name)
+        counts: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        kept: list[StreamBatch] = []
+        for batch in read_source(config.project, source, config.path.parent):
+            counts["read"] += batch.counts.read
+            counts["dropped"] += batch.counts.dropped
+            counts["rejected"] += batch.counts.rejected
+            counts["kept"] += batch.counts.kept
+            if batch.rejected.num_rows:
+                reasons.update(batch.rejected.column("reason").to_pylist())
+                yield beam.pvalue.TaggedOutput(REJECTED, batch.rejected)
+            kept.append(batch)
+        if self._write_log:
+            for part in log_partitions(definition, source, kept):
+                Log(config.root).write(definition, part.partition, part.rows, part.received_us)
+        yield {"source": name, **counts, "reasons": dict(reasons)}
+
+
+@dataclass(eq=False)
+class Ingest(beam.PTransform):
+    """Names of sources to their logs on disk; gives ``counts`` and ``rejected`` batches.
+
+    Attributes:
+        config: The configuration.
+        write_log: Write the logs; else only validate.
+    """
+
+    config: Configuration
+    write_log: bool = True
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, names: beam.PCollection) -> dict[str, beam.PCollection]:
+        """Wire the stage."""
+        out = names | "Ingest" >> beam.ParDo(_Ingest(self.config, self.write_log)).with_outputs(
+            REJECTED, main=COUNTS
+        )
+        return {COUNTS: out[COUNTS], REJECTED: out[REJECTED].with_output_types(pa.RecordBatch)}
+
+
+def ingest(config: Configuration, progress: Progress, write_log: bool = True) -> dict[str, Any]:
+    """Read all sources into the log and the rejected records.
+
+    Returns:
+        Counts by source: read, kept, dropped, rejected, and rejected by reason.
+    """
+    for stale in ("log", "rejected") if write_log else ("rejected",):
+        shutil.rmtree(config.root / stale, ignore_errors=True)
+    choice = batch_engine()
+    collected = config.root / "scratch" / "ingest"
+    shutil.rmtree(collected, ignore_errors=True)
+    with progress.stage("ingest", total=len(config.sources), unit="sources") as stage:
+        stage.note(choice.why)
+        pipeline = beam.Pipeline(
+            runner=make_runner(choice), options=pipeline_options(config, choice, "ingest")
+        )
+        out = (
+            pipeline
+            | beam.Create(sorted(config.sources))
+            | beam.Reshuffle()
+            | Ingest(config, write_log)
+        )
+        _ = out[REJECTED] | "Rejected" >> WriteParquet(
+            config.root / "rejected", ("stage", "stream", "partition", "position")
+        )
+        _ = out[COUNTS] | "Counts" >> beam.Map(_write_counts, str(collected))
+        run(pipeline, choice)
+        counts = read_counts(collected)
+        stage.advance(len(counts))
+    return {row.pop("source"): row for row in counts}
+
+
+def _write_counts(row: dict[str, Any], folder: str) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, f"{row['source']}.json").write_text(json.dumps(row))
+
+
+def read_counts(folder: Path) -> list[dict[str, Any]]:
+    """Read the counts that a run left, by source."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any]:
+    """Read and validate all sources; write rejected records, and nothing else.
+
+    Returns:
+        Counts by source, as `ingest`.
+    """
+    return ingest(config, progress, write_log=False)
+

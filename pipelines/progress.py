@@ -1,0 +1,328 @@
+"""Progress: what a long step shows while it works.
+
+A step is written against the `Progress` protocol and knows nothing of terminals:
+
+>>> with QuietProgress().stage("read orders", total=2_000) as stage:
+...     stage.advance(1_000)
+...     stage.note("orders-01.csv")
+
+Three implementations: `TerminalProgress` draws bars with a rate and the time left;
+`PlainProgress` writes lines, at most one every few seconds beside the first and the last of each
+stage; `QuietProgress` says nothing. All may be used by several threads at once, and stages may be
+nested or run side by side. Everything goes to standard error: standard output is for results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LINE_EVERY_S: Final = 5.0
+"""Seconds between two lines of a stage, at least."""
+
+
+class Stage(Protocol):
+    """A step at work."""
+
+    def advance(self, count: int = 1) -> None:
+        """Say that ``count`` more are done."""
+
+    def expect(self, total: int) -> None:
+        """Say how many there are in all, where that was not known at the start."""
+
+    def note(self, text: str) -> None:
+        """Say what is being worked on or what was found; the next note takes its place."""
+
+
+class Progress(Protocol):
+    """Where steps show how far they are."""
+
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "rows"
+    ) -> AbstractContextManager[Stage]:
+        """Show a step from its start to its end, or to its failure.
+
+        Args:
+            name: What is done, such as ``read orders``.
+            total: How many there are; None where nobody knows.
+            unit: What is counted, in the plural; empty where nothing is.
+        """
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+
+
+def make_progress(stream: TextIO, *, quiet: bool = False) -> Progress:
+    """Return the progress that suits a stream: bars on a terminal, lines elsewhere.
+
+    Args:
+        stream: As a rule ``sys.stderr``.
+        quiet: Show nothing at all.
+    """
+    if quiet:
+        return QuietProgress()
+    if stream.isatty():
+        from rich.console import Console
+
+        return TerminalProgress(Console(file=stream))
+    return PlainProgress(stream)
+
+
+class QuietProgress:
+    """Shows nothing."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+        """Show nothing; see `Progress.stage`."""
+        yield _Silence()
+
+    def say(self, text: str) -> None:
+        """Show nothing; see `Progress.say`."""
+
+
+class _Silence:
+    def advance(self, count: int = 1) -> None:
+        pass
+
+    def expect(self, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+class PlainProgress:
+    """Writes lines.
+
+    Args:
+        stream: Where to.
+        every_s: Seconds between two lines of a stage, at least.
+        clock: Gives seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        every_s: float = LINE_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream
+        self._every_s = every_s
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+        """Write a line at the start, at the end and now and then between; see `Progress.stage`."""
+        stage = _PlainStage(_Count(name, total, unit, self._clock), self._every_s, self.say)
+        of = f" ({total:,} {unit})" if total is not None and unit else ""
+        self.say(f"{name}: started{of}")
+        try:
+            yield stage
+        except BaseException:
+            self.say(stage.count.failed())
+            raise
+        self.say(stage.count.done())
+
+    def say(self, text: str) -> None:
+        """Write a line; see `Progress.say`."""
+        with self._lock:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+
+class TerminalProgress:
+    """Draws bars while stages are at work, and leaves a line for each that ended.
+
+    Args:
+        console: The terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self._console = console
+        self._lock = threading.Lock()
+        self._at_work = 0
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+        )
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+        """Draw a bar, and in the end a line; see `Progress.stage`."""
+        from rich.progress import TaskID
+
+        count = _Count(name, total, unit, time.monotonic)
+        bars = self._bars
+        with self._lock:
+            if self._at_work == 0:
+                bars.start()
+            self._at_work += 1
+        task: TaskID = bars.add_task(name, total=total, figures="", note="")
+
+        def draw() -> None:
+            bars.update(
+                task,
+                completed=count.done_so_far,
+                total=count.total,
+                figures=count.figures(),
+                note=count.last_note,
+            )
+
+        failed = True
+        try:
+            yield _BarStage(count, draw)
+            failed = False
+        finally:
+            bars.remove_task(task)
+            with self._lock:
+                self._at_work -= 1
+                if self._at_work == 0:
+                    bars.stop()
+            self.say(count.failed() if failed else count.done())
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars; see `Progress.say`."""
+        self._console.print(text, markup=False, highlight=False)
+
+
+@dataclass
+class _Count:
+    """How far a stage is, in words. Its methods are called by several threads at once."""
+
+    name: str
+    total: int | None
+    unit: str
+    clock: Callable[[], float]
+    done_so_far: int = 0
+    last_note: str = ""
+    started: float = field(init=False)
+    lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def add(self, count: int) -> None:
+        with self.lock:
+            self.done_so_far += count
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.clock() - self.started
+
+    @property
+    def rate(self) -> float:
+        elapsed = self.elapsed_s
+        return self.done_so_far / elapsed if elapsed > 0 else 0.0
+
+    def figures(self) -> str:
+        """Return ``120,000 of 336,776 rows, 42,000 rows/s``; empty where nothing is counted."""
+        if not self.unit:
+            return ""
+        done = f"{self.done_so_far:,}"
+        of = f" of {self.total:,}" if self.total is not None else ""
+        return f"{done}{of} {self.unit}, {_rate(self.rate)} {self.unit}/s"
+
+    def left(self) -> str:
+        """Return ``8.1 s left``; empty where nobody can say."""
+        if self.total is None or not self.rate or self.done_so_far >= self.total:
+            return ""
+        return f"{_seconds((self.total - self.done_so_far) / self.rate)} left"
+
+    def so_far(self) -> str:
+        parts = [part for part in (self.figures(), self.left(), self.last_note) if part]
+        return f"{self.name}: {', '.join(parts) or _seconds(self.elapsed_s)}"
+
+    def done(self) -> str:
+        if not self.unit:
+            text = f"{self.name}: done in {_seconds(self.elapsed_s)}"
+        else:
+            text = (
+                f"{self.name}: {self.done_so_far:,} {self.unit} in {_seconds(self.elapsed_s)} "
+                f"({_rate(self.rate)} {self.unit}/s)"
+            )
+        return f"{text}, {self.last_note}" if self.last_note else text
+
+    def failed(self) -> str:
+        counted = f" and {self.done_so_far:,} {self.unit}" if self.unit else ""
+        return f"{self.name}: failed after {_seconds(self.elapsed_s)}{counted}"
+
+
+class _PlainStage:
+    def __init__(self, count: _Count, every_s: float, say: Callable[[str], None]) -> None:
+        self.count = count
+        self._every_s = every_s
+        self._say = say
+        self._last_line = count.started
+
+    def advance(self, count: int = 1) -> None:
+        self.count.add(count)
+        self._maybe_say()
+
+    def expect(self, total: int) -> None:
+        self.count.total = total
+
+    def note(self, text: str) -> None:
+        self.count.last_note = text
+        self._maybe_say()
+
+    def _maybe_say(self) -> None:
+        count = self.count
+        with count.lock:
+            now = count.clock()
+            due = now - self._last_line >= self._every_s
+            if due:
+                self._last_line = now
+        if due:
+            self._say(count.so_far())
+
+
+class _BarStage:
+    def __init__(self, count: _Count, draw: Callable[[], None]) -> None:
+        self._count = count
+        self._draw = draw
+
+    def advance(self, count: int = 1) -> None:
+        self._count.add(count)
+        self._draw()
+
+    def expect(self, total: int) -> None:
+        self._count.total = total
+        self._draw()
+
+    def note(self, text: str) -> None:
+        self._count.last_note = text
+        self._draw()
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+def _seconds(seconds: float) -> str:
+    """Write a length of time: ``0.3 s``, ``45 s``, ``2 min 05 s``, ``1 h 10 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

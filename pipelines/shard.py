@@ -1,0 +1,58 @@
+"""Shard: polls to one element per (view, shard), prepared for the kernel. Wiring only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apache_beam as beam
+
+from features.definitions import Project
+from features.kernel.plan import make_plan
+from pipelines.featurize import ALL_REQUESTS, encode_part, operator_key
+from pipelines.poll import Poll, request_parts, shard_poll
+
+BATCHES: Final = "batches"
+REQUESTS: Final = "requests"
+
+
+@beam.typehints.with_input_types(bytes)
+@beam.typehints.with_output_types(tuple[str, bytes])
+class _Shard(beam.DoFn):
+    def __init__(self, project: Project, shards: int) -> None:
+        self._project = project
+        self._shards = shards
+
+    def setup(self) -> None:
+        self._plans = {view.name: make_plan(view) for view in self._project.views}
+
+    def process(self, element: bytes) -> Iterator[Any]:
+        poll = Poll.decode(element)
+        for part in request_parts(self._project, poll):
+            yield beam.pvalue.TaggedOutput(REQUESTS, (ALL_REQUESTS, encode_part(part)))
+        for view, shard, data in shard_poll(self._project, self._plans, self._shards, poll):
+            yield operator_key(self._project, view, shard, self._shards), data
+
+
+@dataclass(eq=False)
+class Shard(beam.PTransform):
+    """Encoded polls to the two inputs of `pipelines.featurize.Featurize`, by name.
+
+    Attributes:
+        project: The project.
+        shards: How many shards each view has.
+    """
+
+    project: Project
+    shards: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, polls: beam.PCollection) -> dict[str, beam.PCollection]:
+        """Wire the stage."""
+        out = polls | "Shard" >> beam.ParDo(_Shard(self.project, self.shards)).with_outputs(
+            REQUESTS, main=BATCHES
+        )
+        return {BATCHES: out[BATCHES], REQUESTS: out[REQUESTS]}
