@@ -23,7 +23,7 @@ from features.errors import BatchConflict
 from features.kernel import hashing
 from features.kernel.advance import NULLS, VALUES
 from features.kernel.prepare import ORDINAL, fixed_binary, matrix_of
-from pipelines.log import PARTITION, POSITION, RECEIVED
+from pipelines.log import PARTITION, POSITION, RECEIVED, SENT
 from pipelines.sequence import GROUP
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -50,7 +50,7 @@ class RequestPart:
 
     Attributes:
         group: Its name.
-        rows: The declared columns, ``_position`` and ``_received``, in the order of the log.
+        rows: The declared columns, ``_position``, ``_received`` and ``_sent``, in log order.
     """
 
     group: int
@@ -110,6 +110,7 @@ def answered_schema(project: Project) -> list[str]:
         *project.request.schema,
         POSITION,
         RECEIVED,
+        SENT,
         PARTITION,
         AS_OF,
         RELEASE,

@@ -126,10 +126,11 @@ def demo(
 
     NAME is the project's; it can be left out where only one is installed.
     """
-    from pipelines import demo as stage
     from pipelines.installed_projects import installed_project
 
     configuration = _load(installed_project(name), root)
+    from pipelines import demo as stage
+
     figures = stage.demo(
         configuration,
         _progress(quiet),
@@ -279,9 +280,7 @@ def explain(config_path: Path, root: Path | None, prediction_id: str) -> None:
     help="The rejected records with their payloads mended; those of the last run by default.",
 )
 @_opened
-def replay_rejected(
-    config_path: Path, root: Path | None, quiet: bool, mended: Path | None
-) -> None:
+def replay_rejected(config_path: Path, root: Path | None, quiet: bool, mended: Path | None) -> None:
     """Feed rejected records in again once they, or what refused them, are mended."""
     configuration = _load(config_path, root)
     from pipelines.replay_rejected import replay

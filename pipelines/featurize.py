@@ -15,6 +15,7 @@ bundle, another worker, a restart) rebuilds from state.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
 import pickle
@@ -218,7 +219,7 @@ class _Operate(beam.DoFn):
             head.write(token + operator.head())
             _OPERATORS.put((self._options.run, key), token, (operator, logged))
             if release is not None:
-                yield from self._emit(operator.key, release)
+                yield from self._emit(operator, release)
 
     def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[ShardOperator, int]:
         stored = head.read()
@@ -236,7 +237,8 @@ class _Operate(beam.DoFn):
             snapshot.write(operator.snapshot())
         return operator, 0
 
-    def _emit(self, key: OperatorKey, release: Release) -> Iterator[Any]:
+    def _emit(self, operator: ShardOperator, release: Release) -> Iterator[Any]:
+        key = operator.key
         view = [v.name for v in self._project.views].index(key.view)
         part = AnswerPart(view, key.shard, release.number, release.frontier_us, release.answers)
         yield _windowed((ALL_REQUESTS, encode_part(part)), release.frontier_us)
@@ -259,6 +261,9 @@ class _Operate(beam.DoFn):
             "events": release.events,
             "answers": release.answers.num_rows,
             "publications": release.publications.num_rows,
+            # Since the operator began:
+            "seen": dataclasses.asdict(operator.counters),
+            "kernel": dataclasses.asdict(operator.state.counters),
         }
         yield beam.pvalue.TaggedOutput(
             RELEASES, _windowed(json.dumps(evidence), release.frontier_us)

@@ -18,7 +18,8 @@ from features.definitions import Project
 from features.kernel.advance import NULLS, VALUES
 from features.kernel.prepare import matrix_of
 from pipelines.answers import AS_OF, RELEASE, SHARD, feature_arrays, nulls_of
-from pipelines.log import PARTITION, POSITION, RECEIVED
+from pipelines.meter import METER
+from pipelines.log import PARTITION, POSITION, RECEIVED, SENT
 from serving.bundle import Bundle
 from serving.inference import Scorer, shared_scorer
 
@@ -76,6 +77,7 @@ def predictions(
     out["xla"] = pa.repeat(pa.scalar(stamps.xla), rows)
     out["padded_rows"] = pa.array(scorer.padded_rows(rows).astype(np.int64))
     out["received_us"] = answered.column(RECEIVED)
+    out["sent_us"] = answered.column(SENT)
     out["created_us"] = pa.repeat(pa.scalar(created_us, pa.int64()), rows)
     return pa.RecordBatch.from_pydict(out)
 
@@ -83,15 +85,18 @@ def predictions(
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(pa.RecordBatch)
 class _Infer(beam.DoFn):
-    def __init__(self, project: Project, bundle: Path) -> None:
+    def __init__(self, project: Project, bundle: Path, run: str) -> None:
         self._project = project
         self._bundle = bundle
+        self._run = run
 
     def setup(self) -> None:
         self._scorer = shared_scorer(Bundle.load(self._bundle, self._project))
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        yield predictions(self._project, self._scorer, element, time.time_ns() // 1_000)
+        made = predictions(self._project, self._scorer, element, time.time_ns() // 1_000)
+        METER.add(self._run, "predictions", made.num_rows)
+        yield made
 
 
 @dataclass(eq=False)
@@ -101,14 +106,16 @@ class Infer(beam.PTransform):
     Attributes:
         project: The project.
         bundle: The bundle's folder.
+        run: Names the run, for its meter.
     """
 
     project: Project
     bundle: Path
+    run: str = ""
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, answered: beam.PCollection) -> beam.PCollection:
         """Wire the stage."""
-        return answered | "Infer" >> beam.ParDo(_Infer(self.project, self.bundle))
+        return answered | "Infer" >> beam.ParDo(_Infer(self.project, self.bundle, self.run))

@@ -172,7 +172,7 @@ class Ingest(beam.PTransform):
         out = names | "Ingest" >> beam.ParDo(_Ingest(self.config, self.write_log)).with_outputs(
             REJECTED, main=COUNTS
         )
-        return {COUNTS: out[COUNTS], REJECTED: out[REJECTED].with_output_types(pa.RecordBatch)}
+        return {COUNTS: out[COUNTS], REJECTED: out[REJECTED]}
 
 
 def ingest(config: Configuration, progress: Progress, write_log: bool = True) -> dict[str, Any]:

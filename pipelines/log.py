@@ -23,6 +23,8 @@ from features.expressions import ARROW_TYPES
 POSITION: Final = "_position"
 RECEIVED: Final = "_received"
 PARTITION: Final = "_partition"
+SENT: Final = "_sent"
+"""When a poll read the row, by the wall clock (for latency only)."""
 _BATCH_ROWS: Final = 65_536
 
 

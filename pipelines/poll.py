@@ -18,7 +18,7 @@ from features.kernel import hashing
 from features.kernel.plan import Plan
 from pipelines.answers import RequestPart, group_of
 from pipelines.coders import RecordBatchCoder
-from pipelines.log import POSITION, RECEIVED
+from pipelines.log import POSITION, RECEIVED, SENT
 from pipelines.sequence import (
     SequencedBatch,
     encode_batches,
@@ -157,8 +157,11 @@ def request_parts(project: Project, poll: Poll) -> Iterator[RequestPart]:
     """Give the requests of a poll, for the stage where answers meet."""
     for part in poll.parts:
         if part.source == project.request.name and part.rows is not None:
-            names = [*project.request.schema, POSITION, RECEIVED]
-            yield RequestPart(group_of(part.partition, part.start), part.rows.select(names))
+            rows = part.rows.select([*project.request.schema, POSITION, RECEIVED])
+            sent = pa.repeat(pa.scalar(poll.sent_us, pa.int64()), rows.num_rows)
+            yield RequestPart(
+                group_of(part.partition, part.start), rows.append_column(SENT, sent)
+            )
 
 
 def rows_of(poll: Poll, source: str) -> int:

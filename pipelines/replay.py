@@ -97,6 +97,16 @@ class ReplayLog:
         """How many rows are replayed in all."""
         return len(self._merged)
 
+    def rows_of(self, source: str) -> int:
+        """Count the rows that are replayed of a source."""
+        return sum(
+            stop - start
+            for (definition, _), start, stop in zip(
+                self.sources, self.start, self.stop, strict=True
+            )
+            if definition.name == source
+        )
+
     def due_us(self, elapsed_seconds: float) -> int:
         """Return up to which instant of arrival rows are due after some time."""
         if self._options.speed is None:
@@ -264,5 +274,6 @@ class Replay(beam.PTransform):
         return (
             begin
             | beam.Create([ReplayLog(self.project, self.options).start])
-            | "Read" >> beam.ParDo(_Read(self.project, self.options, time.time()))
-        ).with_output_types(bytes)
+            | "Read"
+            >> beam.ParDo(_Read(self.project, self.options, time.time())).with_output_types(bytes)
+        )

@@ -8,13 +8,13 @@ not at all.
 from __future__ import annotations
 
 import importlib.resources
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from features.definitions import Project
-from features.errors import ConfigurationError, DefinitionError
+from features.errors import ConfigurationError
 from pipelines.scaffold_events import shop_events
 
 _FILES: Final = {
@@ -24,6 +24,7 @@ _FILES: Final = {
     "tidemill.yaml": "tidemill.yaml.template",
     ".gitignore": "gitignore.template",
 }
+_PROJECT_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _NAME: Final = "PROJECT_NAME"
 _ROWS: Final = "ROW_COUNT"
 
@@ -41,7 +42,11 @@ def write_project(name: str, parent: Path) -> Path:
     Raises:
         ConfigurationError: The name cannot be a project's, or the directory exists.
     """
-    _check_name(name)
+    if not _PROJECT_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"a project cannot be called {name!r}: its name is lower-case letters, digits and "
+            f"single underscores and starts with a letter, such as my_shop"
+        )
     folder = parent / name
     if folder.exists() or folder.is_symlink():
         raise ConfigurationError(

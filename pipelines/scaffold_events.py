@@ -1,7 +1,8 @@
 """The events of the project that `tidemill init` writes: a small shop, made up, always the same.
 
 The same rows on every machine: all randomness is `random.Random.random`, whose sequence for a
-seed Python guarantees across versions, and the rest is whole-number arithmetic on times.
+seed Python guarantees across versions; what is made of it needs no function that a machine's
+library may round in its own way.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def shop_events() -> dict[str, str]:
     """
     chance = random.Random(SEED)
     # How a customer differs from others: most send little back, some nearly everything.
-    habits = [0.15 + 2.6 * chance.random() ** 3 for _ in range(CUSTOMERS)]
+    habits = [0.2 + 5.0 * _low(chance) * chance.random() for _ in range(CUSTOMERS)]
     checkouts: list[Row] = []
     orders: list[tuple[datetime.datetime, Row]] = []
     settlements: list[tuple[datetime.datetime, Row]] = []
@@ -96,14 +97,13 @@ def _checkouts(chance: random.Random) -> Iterable[_Checkout]:
     for number, minute in enumerate(minutes):
         second = int(60 * chance.random())
         product = sorted(_PRODUCTS)[int(len(_PRODUCTS) * chance.random())]
-        quantity = 1 + int(3 * chance.random() ** 2)
+        quantity = 1 + int(3 * _low(chance))
         fetched = chance.random() < 0.15
         days = 1 + int(6 * chance.random())
         yield _Checkout(
             number=number,
             at=START + datetime.timedelta(minutes=minute, seconds=second),
-            # The square makes regulars: a few customers check out most often.
-            customer=int(CUSTOMERS * chance.random() ** 2),
+            customer=int(CUSTOMERS * _low(chance)),  # a few customers check out most often
             product=product,
             quantity=quantity,
             amount=round(_PRODUCTS[product][0] * quantity, 2),
@@ -114,6 +114,11 @@ def _checkouts(chance: random.Random) -> Iterable[_Checkout]:
 def _minute_of_shopping(place: int, chance: random.Random) -> int:
     """Return a minute since the start: any day in turn, at 6 to 22 o'clock."""
     return place // CHECKOUTS_PER_DAY * 1440 + 360 + int(960 * chance.random())
+
+
+def _low(chance: random.Random) -> float:
+    """Return a number from 0 to 1, more often a low one."""
+    return chance.random() * chance.random()
 
 
 def _outcome(
@@ -135,7 +140,7 @@ def _checkout_row(checkout: _Checkout, signed_in: bool, chance: random.Random) -
         _time(checkout.at),
         checkout.customer_id if signed_in else "",
         checkout.product,
-        _CHANNELS[int(len(_CHANNELS) * chance.random() ** 0.5)],
+        _CHANNELS[int(len(_CHANNELS) * (1 - _low(chance)))],
         str(checkout.quantity),
         f"{checkout.amount:.2f}",
         "" if checkout.delivery_days is None else str(checkout.delivery_days),

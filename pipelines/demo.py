@@ -1,0 +1,70 @@
+"""Demo: the whole loop, from raw files to proven predictions, on one machine without servers."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from features.errors import ConfigurationError
+from pipelines.backfill import backfill
+from pipelines.configuration import Configuration
+from pipelines.progress import Progress
+from pipelines.report import write_report
+from pipelines.stream import stream
+from pipelines.summary import write_summary
+from pipelines.train import train
+from pipelines.verify import verify
+
+
+def sampled(config: Configuration) -> Configuration:
+    """Return the configuration of a small run: its own splits, and nothing received after them.
+
+    Raises:
+        ConfigurationError: The configuration names no sample.
+    """
+    if config.sample is None:
+        raise ConfigurationError(
+            f"{config.path}: --sample needs a `sample` block with its own train_until, "
+            "evaluate_until and stream_until"
+        )
+    return dataclasses.replace(
+        config, splits=config.sample, read_until_us=config.sample.stream_until_us
+    )
+
+
+def demo(
+    config: Configuration,
+    progress: Progress,
+    sample: bool = False,
+    speed: float | None = None,
+    engine: str | None = None,
+) -> dict[str, Any]:
+    """Backfill, train, stream, verify, report.
+
+    Args:
+        config: The configuration.
+        progress: Where progress is shown.
+        sample: Use the configuration's sample.
+        speed: Times real time for the stream; None for as fast as possible.
+        engine: The stream's engine; None for the configured one.
+
+    Returns:
+        What each step returned, and the seconds it took.
+    """
+    if sample:
+        config = sampled(config)
+    summary: dict[str, Any] = {}
+    steps = (
+        ("backfill", lambda: backfill(config, progress)),
+        ("train", lambda: train(config, progress)),
+        ("stream", lambda: stream(config, progress, speed=speed, engine=engine)),
+        ("verify", lambda: verify(config, progress)),
+    )
+    for name, step in steps:
+        began = time.perf_counter()
+        result = step()
+        summary[name] = {**result, "seconds": round(time.perf_counter() - began, 3)}
+        write_summary(config.root, name, summary[name])
+    summary["report"] = str(write_report(config, summary))
+    return summary
