@@ -33,14 +33,10 @@ from pipelines.progress import Progress
 from pipelines.readers import StreamBatch, read_stream
 from pipelines.runners import make_runner, run
 from pipelines.sink import WriteParquet
+from pipelines.validate import definition_of, required_of
 
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
-
-
-def definition_of(project: Project, name: str) -> EventStream | Request:
-    """Return the event stream or the request of a name."""
-    return project.request if name == project.request.name else project.stream(name)
 
 
 def read_source(project: Project, source: Source, root: Path) -> Iterator[StreamBatch]:
@@ -52,15 +48,10 @@ def read_source(project: Project, source: Source, root: Path) -> Iterator[Stream
         root: The folder that relative paths start from.
     """
     definition = definition_of(project, source.name)
-    required = (
-        definition.required
-        if isinstance(definition, Request)
-        else project.required_columns(definition)
-    )
     yield from read_stream(
         definition,
         find_files(source.files, root),
-        required=required,
+        required=required_of(project, definition),
         format=source.format,
         nulls=source.nulls,
         zone=source.zone,

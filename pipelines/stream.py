@@ -47,10 +47,11 @@ from pipelines.runners import make_runner, run
 from pipelines.shard import Shard
 from pipelines.sink import WriteParquet
 from pipelines.train import current_bundle
+from pipelines.validate import POLLS, REJECTED, Validate
 from serving.registration import open_store
 
 _WATCH_SECONDS: Final = 0.25
-_OUTPUTS: Final = ("predictions", "releases", "publications", "unanswered")
+_OUTPUTS: Final = ("predictions", "releases", "publications", "rejected_by_stream")
 
 
 def stream(
@@ -142,8 +143,8 @@ def wire(
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
     project, root = config.project, config.root
-    sharded = pipeline | Replay(project, replay) | Shard(project, config.shards)
-    out = sharded | Featurize(project, featurize)
+    valid = pipeline | Replay(project, replay) | Validate(project)
+    out = valid[POLLS] | Shard(project, config.shards) | Featurize(project, featurize)
     _ = (
         out[ANSWERS]
         | Infer(project, bundle, featurize.run)
@@ -153,11 +154,12 @@ def wire(
         project, root, str(config.online_store.path), config.shards
     )
     _ = out[RELEASES] | "Releases" >> beam.ParDo(_WriteLines(root / "releases"))
+    unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     _ = (
-        out[UNANSWERED]
-        | "Reject" >> beam.ParDo(_Reject(project.request.name))
-        | "Unanswered"
-        >> WriteParquet(root / "unanswered", ("stage", "stream", "partition", "position"))
+        (valid[REJECTED], unanswered)
+        | "Rejected" >> beam.Flatten()
+        | "WriteRejected"
+        >> WriteParquet(root / "rejected_by_stream", ("stage", "stream", "partition", "position"))
     )
 
 
@@ -272,6 +274,12 @@ def read_releases(root: Path) -> list[dict[str, Any]]:
     return [found[key] for key in sorted(found)]
 
 
+def read_rejected(folder: Path) -> pa.Table:
+    """Read the rejected records in a folder."""
+    paths = sorted(folder.glob("*.parquet"))
+    return pa.concat_tables([rejected.SCHEMA.empty_table(), *map(pq.read_table, paths)])
+
+
 def _rows(folder: Path) -> int:
     return sum(pq.read_metadata(path).num_rows for path in folder.glob("**/*.parquet"))
 
@@ -288,9 +296,13 @@ def _outcome(config: Configuration) -> dict[str, Any]:
     frontiers: dict[str, int] = {}
     for (view, _), entry in last.items():
         frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
+    refused = read_rejected(root / "rejected_by_stream")
+    by_source = refused.column("stream").to_pylist()
+    unanswered = by_source.count(config.project.request.name)
     return {
         "predictions": _rows(root / "predictions"),
-        "unanswered": _rows(root / "unanswered"),
+        "unanswered": unanswered,
+        "rejected": len(by_source),
         "publications": sum(entry["publications"] for entry in releases),
         "releases": len(releases),
         **seen,
