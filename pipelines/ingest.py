@@ -76,7 +76,10 @@ class LogPartition:
 
 
 def log_partitions(
-    definition: EventStream | Request, source: Source, batches: Iterable[StreamBatch]
+    definition: EventStream | Request,
+    source: Source,
+    batches: Iterable[StreamBatch],
+    until_us: int | None = None,
 ) -> Iterator[LogPartition]:
     """Put a source's accepted rows in order of arrival, by partition.
 
@@ -85,7 +88,19 @@ def log_partitions(
         source: With a ``received`` column, files are partitions in order of arrival; without,
             the rows are sorted by time and id and dealt to ``source.partitions`` by their id.
         batches: The accepted rows.
+        until_us: Rows received from then on are left out; None keeps all.
     """
+    for part in _ordered(definition, source, batches):
+        if until_us is None:
+            yield part
+        else:
+            stop = int(np.searchsorted(part.received_us, until_us, "left"))
+            yield LogPartition(part.partition, part.rows.slice(0, stop), part.received_us[:stop])
+
+
+def _ordered(
+    definition: EventStream | Request, source: Source, batches: Iterable[StreamBatch]
+) -> Iterator[LogPartition]:
     schema = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
     kept = [batch for batch in batches if batch.batch.num_rows]
     if source.received is not None:
@@ -138,8 +153,11 @@ class _Ingest(beam.DoFn):
                 yield beam.pvalue.TaggedOutput(REJECTED, batch.rejected)
             kept.append(batch)
         if self._write_log:
-            for part in log_partitions(definition, source, kept):
+            logged = 0
+            for part in log_partitions(definition, source, kept, config.read_until_us):
                 Log(config.root).write(definition, part.partition, part.rows, part.received_us)
+                logged += part.rows.num_rows
+            counts["logged"] = logged
         yield {"source": name, **counts, "reasons": dict(reasons)}
 
 

@@ -64,7 +64,7 @@ _FLOAT_SQUARE: Final = 2
 _INT_SQUARE: Final = 3
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def ordered_bits(word: int) -> int:
     """Map a float's bits to an int64 of the same order, and back (it is its own inverse)."""
     return word ^ ((word >> 63) & GREATEST)

@@ -166,7 +166,7 @@ def group_rows(
     return group_entity[:groups], starts, grouped
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _lower_bound(tiles: Int64Array, low: int, high: int, hop: int) -> int:
     """Return the first row in ``[low, high)`` whose hop is at least ``hop``, else ``high``."""
     while low < high:
@@ -294,7 +294,7 @@ def _make_tiles(
     return True
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _ask(
     queries: Int64Array,
     q: int,

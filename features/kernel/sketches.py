@@ -52,7 +52,7 @@ _SLOTS: Final = 4 * DISTINCT_EXACT_BOUND
 SET_SCRATCH: Final = 2 * _SLOTS + 1 + _M
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _bucket(word: int) -> int:
     """Return the bucket of a float by its bits: signed, ascending with the value."""
     magnitude = (word & 0x7FFFFFFFFFFFFFFF) >> _BUCKET_SHIFT
@@ -70,7 +70,7 @@ def _representative(bucket: int) -> float:
     return -middle if bucket < 0 else middle
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _search(blocks: Int64Array, block: int, n: int, word: int) -> int:
     """Return the first place in a sorted block whose word is at least ``word``."""
     low, high = 0, n
@@ -143,7 +143,7 @@ def _add_bucket(
     return _insert(tiles, at, base, place, word + 1, blocks, block_meta)
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _tally(scratch: Int64Array, word: int, sign: int) -> None:
     """Add a bucket's count to the histogram and its two coarser levels, or take it out."""
     bucket = (word >> _COUNT_BITS) + (_BUCKETS >> 1)
@@ -172,7 +172,7 @@ def _bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     return bucket - (_BUCKETS >> 1)
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _gather(scratch: Int64Array, n: int, word: int) -> int:
     """Add a bucket's count to the short sorted list at the end of the scratch.
 
@@ -194,7 +194,7 @@ def _gather(scratch: Int64Array, n: int, word: int) -> int:
     return n + 1
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _listed_bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     seen = 0
     place = 0
@@ -204,7 +204,7 @@ def _listed_bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     return scratch[_LIST + place] >> _COUNT_BITS
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _gather_tile(
     scratch: Int64Array, listed: int, tiles: Int64Array, p: int, base: int, blocks: Int64Array
 ) -> int:
@@ -243,7 +243,7 @@ def _forget_tile(
         _tally(scratch, block if n == 1 else blocks[block + k], -1)
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _count_tile(tiles: Int64Array, p: int, base: int, blocks: Int64Array) -> int:
     n = tiles[p, base]
     block = tiles[p, base + 1]
@@ -483,7 +483,7 @@ def _estimate(scratch: Int64Array) -> int:
     return np.int64(np.rint(0.7213475204444817 * m * m / z))
 
 
-@nb.njit(cache=True)
+@nb.njit(cache=True, inline="always")
 def _collect(scratch: Int64Array, generation: int, n: int, word: int) -> int:
     """Add a hash to the scratch set, or to the scratch registers (n = REGISTERS); returns n.
 

@@ -43,7 +43,8 @@ NO_SEGMENT: Final = -1
 NOBODY: Final = -1
 NEVER: Final = TIME_MIN
 _MOST_SLOTS: Final = 4_096
-_GROWTH: Final = 4  # memory that is reserved but never touched costs nothing; copies do
+_GROWTH: Final = 8  # memory that is reserved but never touched costs nothing; copies do
+_LARGE_BYTES: Final = 1 << 28  # from here on, double
 
 # Words of a tile's header.
 HOP: Final = 0
@@ -164,12 +165,14 @@ class State:
 
     def grow_tiles(self, rows: int) -> None:
         """Make room for at least ``rows`` more rows of tiles."""
-        size = max(len(self.tiles) + rows, _GROWTH * len(self.tiles))
+        size = max(len(self.tiles) + rows, _factor(self.tiles) * len(self.tiles))
         self.tiles = _extended(self.tiles, int(self.tile_meta[0]), size)
 
     def grow_arena(self) -> None:
         """Make the arena larger."""
-        self.arena = _extended(self.arena, int(self.arena_meta[0]), _GROWTH * len(self.arena))
+        self.arena = _extended(
+            self.arena, int(self.arena_meta[0]), _factor(self.arena) * len(self.arena)
+        )
 
 
 def _grown(array: npt.NDArray[np.generic], size: int, fill: int = 0) -> npt.NDArray[np.generic]:
@@ -177,6 +180,10 @@ def _grown(array: npt.NDArray[np.generic], size: int, fill: int = 0) -> npt.NDAr
     grown[: len(array)] = array
     grown[len(array) :] = fill
     return grown
+
+
+def _factor(array: Int64Array) -> int:
+    return _GROWTH if array.nbytes < _LARGE_BYTES else 2
 
 
 def _extended(array: Int64Array, used: int, size: int) -> Int64Array:
