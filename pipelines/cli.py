@@ -5,13 +5,15 @@ standard output, progress and errors on standard error. This module imports clic
 that costs time; what a command needs is imported inside it, so that ``tidemill --help`` answers at
 once.
 
-Exit status: 0 when all went well; 1 for an error that the program explains, and for `verify` when
-anything differs; 2 for a command line that cannot be understood.
+Exit status: 0 when all went well; 1 for an error that the program explains, and for `verify` and
+`demo` when anything differs; 2 for a command line that cannot be understood.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -75,10 +77,25 @@ def _progress(quiet: bool) -> Progress:
     return make_progress(sys.stderr, quiet=quiet)
 
 
-def _print_figures(stage: str, figures: dict[str, Any]) -> None:
-    from pipelines.summary import figure_tables, print_tables
+def _run(
+    stage: str, configuration: Configuration, work: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Run a stage, put its figures into the run's summary, and print them."""
+    from pipelines.summary import figure_tables, print_tables, write_summary
 
+    began = time.perf_counter()
+    figures = {**work(), "seconds": round(time.perf_counter() - began, 3)}
+    write_summary(configuration.root, stage, figures)
     print_tables(figure_tables(stage, figures), sys.stdout)
+    return figures
+
+
+def _end_with_verdict(figures: dict[str, Any]) -> None:
+    """Print what `verify` found as the last line, and fail on a mismatch."""
+    mismatches, values = figures["mismatches"], figures["values"]
+    click.echo(f"{mismatches:,} mismatches in {values:,} values")
+    if mismatches != 0:
+        sys.exit(1)
 
 
 class _InOrder(click.Group):
@@ -124,22 +141,21 @@ def demo(
 ) -> None:
     """Run the whole loop on an installed project: from raw events to proven predictions.
 
-    NAME is the project's; it can be left out where only one is installed.
+    NAME is the project's; it can be left out where only one is installed. The last line is
+    `N mismatches in M values`; the exit status is 1 unless N is 0.
     """
     from pipelines.installed_projects import installed_project
 
     configuration = _load(installed_project(name), root)
+    if seeds is not None:
+        training = dataclasses.replace(configuration.training, seeds=seeds)
+        configuration = dataclasses.replace(configuration, training=training)
     from pipelines import demo as stage
+    from pipelines.summary import print_tables, stage_tables
 
-    figures = stage.demo(
-        configuration,
-        _progress(quiet),
-        sample=sample,
-        speed=speed,
-        engine=engine,
-        seeds=seeds,
-    )
-    _print_figures("demo", figures)
+    figures = stage.demo(configuration, _progress(quiet), sample=sample, speed=speed, engine=engine)
+    print_tables(stage_tables("demo", figures), sys.stdout)
+    _end_with_verdict(figures["verify"])
 
 
 @commands.command(short_help="Write a small project to start from.")
@@ -168,7 +184,8 @@ def validate(config_path: Path, root: Path | None, quiet: bool) -> None:
     configuration = _load(config_path, root)
     from pipelines.ingest import validate_sources
 
-    _print_figures("validate", validate_sources(configuration, _progress(quiet)))
+    progress = _progress(quiet)
+    _run("validate", configuration, lambda: validate_sources(configuration, progress))
 
 
 @commands.command(short_help="Compute the features of all history.")
@@ -178,7 +195,8 @@ def backfill(config_path: Path, root: Path | None, quiet: bool) -> None:
     configuration = _load(config_path, root)
     from pipelines import backfill as stage
 
-    _print_figures("backfill", stage.backfill(configuration, _progress(quiet)))
+    progress = _progress(quiet)
+    _run("backfill", configuration, lambda: stage.backfill(configuration, progress))
 
 
 @commands.command(short_help="Train and evaluate a model; write a bundle.")
@@ -188,7 +206,8 @@ def train(config_path: Path, root: Path | None, quiet: bool) -> None:
     configuration = _load(config_path, root)
     from pipelines import train as stage
 
-    _print_figures("train", stage.train(configuration, _progress(quiet)))
+    progress = _progress(quiet)
+    _run("train", configuration, lambda: stage.train(configuration, progress))
 
 
 @commands.command(short_help="Answer requests on the stream.")
@@ -208,8 +227,12 @@ def stream(
     configuration = _load(config_path, root)
     from pipelines import stream as stage
 
-    figures = stage.stream(configuration, _progress(quiet), speed=speed, engine=engine, mode=mode)
-    _print_figures("stream", figures)
+    progress = _progress(quiet)
+    _run(
+        "stream",
+        configuration,
+        lambda: stage.stream(configuration, progress, speed=speed, engine=engine, mode=mode),
+    )
 
 
 @commands.command(short_help="Prove what was served: recompute and compare.")
@@ -230,12 +253,11 @@ def verify(config_path: Path, root: Path | None, quiet: bool, sample: int) -> No
     configuration = _load(config_path, root)
     from pipelines import verify as stage
 
-    figures = stage.verify(configuration, _progress(quiet), sample=sample)
-    _print_figures("verify", figures)
-    mismatches, values = figures["mismatches"], figures["values"]
-    click.echo(f"{mismatches:,} mismatches in {values:,} values")
-    if mismatches != 0:
-        sys.exit(1)
+    progress = _progress(quiet)
+    figures = _run(
+        "verify", configuration, lambda: stage.verify(configuration, progress, sample=sample)
+    )
+    _end_with_verdict(figures)
 
 
 @commands.command(short_help="Read features from the online store.")
@@ -272,20 +294,25 @@ def explain(config_path: Path, root: Path | None, prediction_id: str) -> None:
     print_tables(stage.explain(configuration, prediction_id).tables(), sys.stdout)
 
 
-@commands.command("replay-rejected", short_help="Feed mended records in again.")
+@commands.command("replay-rejected", short_help="Mend rejected records, feed them in.")
 @click.option(
     "--mended",
     metavar="FILE",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The rejected records with their payloads mended; those of the last run by default.",
+    help="An exported file, its payloads mended: feed it in.",
 )
 @_opened
 def replay_rejected(config_path: Path, root: Path | None, quiet: bool, mended: Path | None) -> None:
-    """Feed rejected records in again once they, or what refused them, are mended."""
+    """Export rejected records to be mended, or feed mended ones in again.
+
+    Without --mended the records are written to a file, whose payloads are yours to edit; with it
+    they are fed in.
+    """
     configuration = _load(config_path, root)
     from pipelines.replay_rejected import replay
 
-    _print_figures("replay-rejected", replay(configuration, _progress(quiet), mended=mended))
+    progress = _progress(quiet)
+    _run("replay-rejected", configuration, lambda: replay(configuration, progress, mended=mended))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

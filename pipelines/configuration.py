@@ -24,10 +24,12 @@ sources:                        # one for each event stream and one for the requ
     zone: Europe/Berlin         # optional: of times without an offset
     transform: ingest:orders    # optional: raw RecordBatch -> RecordBatch, before validation
     partitions: 1               # optional: partitions of the replay log made from it
+    received: received_at       # optional, instead of partitions: the files are a log
 splits:                         # train before, evaluate before, stream before
   train_until: 2026-02-01T00:00:00Z
   evaluate_until: 2026-02-15T00:00:00Z
   stream_until: 2026-03-01T00:00:00Z
+sample: {train_until: ..., evaluate_until: ..., stream_until: ...}  # optional: of a quick look
 training: {epochs: 4, batch_size: 1024, learning_rate: 0.001, seeds: 5, seed: 1, rate_groups: []}
 online_store: {type: sqlite, path: online.db}
 stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within: 5m,
@@ -46,6 +48,7 @@ from features import zones
 from features.contract import MINUTE
 from features.definitions import Project
 from features.errors import DefinitionError, nearest
+from features.expressions import TIMESTAMP
 from pipelines import input_files
 from pipelines.project_import import import_attribute
 from pipelines.strict_yaml import Section, Value, read_file
@@ -55,6 +58,27 @@ ENGINES: Final = ("fnapi", "prism")
 """The engines that run a stream (`pipelines.runners.Engine`; the third refuses them)."""
 MODES: Final = ("exact", "eager")
 ONLINE_STORES: Final = ("sqlite",)
+
+_KEYS: Final = (
+    "project",
+    "root",
+    "shards",
+    "sources",
+    "splits",
+    "sample",
+    "training",
+    "online_store",
+    "stream",
+)
+_SOURCE_KEYS: Final = (
+    "files",
+    "format",
+    "nulls",
+    "zone",
+    "transform",
+    "partitions",
+    "received",
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,9 @@ class Source:
         zone: The IANA zone of times without an offset; None refuses them.
         transform: Works on raw batches before they are validated.
         partitions: Partitions of the replay log made from it.
+        received: The timestamp column that says when the log received a row: each file is a
+            partition in order of arrival, and what is too late or ahead is rejected. None is
+            history read as a table, without an order of arrival.
     """
 
     name: str
@@ -78,6 +105,7 @@ class Source:
     zone: str | None = None
     transform: Callable[[Any], Any] | None = None
     partitions: int = 1
+    received: str | None = None
 
     def find_files(self) -> list[Path]:
         """Return the files that the patterns name now.
@@ -169,6 +197,9 @@ class Configuration:
         shards: The fixed number of shards of each view.
         sources: By the name of the stream or the request.
         splits: Where training, evaluation and stream end.
+        sample: The splits of a quick look at the same data; None where there is none.
+        read_until_us: Nothing that was received from here on is read; None reads everything. No
+            key of the file: a quick look sets it.
         training: How the model is trained.
         online_store: Where the newest features are served from.
         stream: How the stream runs.
@@ -184,6 +215,8 @@ class Configuration:
     online_store: OnlineStore
     training: Training = field(default_factory=Training)
     stream: StreamOptions = field(default_factory=StreamOptions)
+    sample: Splits | None = None
+    read_until_us: int | None = None
 
 
 def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
@@ -197,15 +230,14 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         ConfigurationError: The file or what it refers to cannot be used.
     """
     path = Path(path)
-    top = read_file(path).section(
-        ("project", "root", "shards", "sources", "splits", "training", "online_store", "stream")
-    )
+    top = read_file(path).section(_KEYS)
     folder = path.absolute().parent
     # The project comes last: what is wrong with the file itself shows without its imports.
     where = folder / top.required("root").text()
     where = Path(root).absolute() if root is not None else where
     sources = _sections(top.required("sources"))
     splits = _splits(top.required("splits"))
+    sample = top.nullable("sample", _splits)
     training = top.optional("training", _training, Training())
     online_store = _online_store(top, where)
     stream = top.optional("stream", _stream, StreamOptions())
@@ -221,11 +253,12 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         project=project,
         root=where,
         shards=shards,
-        sources={name: _source(name, section, folder) for name, section in sources.items()},
+        sources={name: _source(project, name, part, folder) for name, part in sources.items()},
         splits=splits,
         training=training,
         online_store=online_store,
         stream=stream,
+        sample=sample,
     )
 
 
@@ -243,8 +276,7 @@ def _project(value: Value, folder: Path) -> Project:
 
 
 def _sections(value: Value) -> dict[str, Section]:
-    keys = ("files", "format", "nulls", "zone", "transform", "partitions")
-    return {name: source.section(keys) for name, source in value.section().values.items()}
+    return {name: source.section(_SOURCE_KEYS) for name, source in value.section().values.items()}
 
 
 def _check_names(value: Value, sources: Mapping[str, Section], project: Project) -> None:
@@ -262,11 +294,16 @@ def _check_names(value: Value, sources: Mapping[str, Section], project: Project)
         )
 
 
-def _source(name: str, section: Section, folder: Path) -> Source:
+def _source(project: Project, name: str, section: Section, folder: Path) -> Source:
     files = section.required("files")
     patterns = files.texts()
     if not patterns or "" in patterns:
         raise files.wrong("expected at least one file, such as [events/*.csv], and none empty")
+    if {"partitions", "received"} <= section.values.keys():
+        raise section.values["partitions"].wrong(
+            "a source with 'received' is a log, whose files are its partitions; remove one of the "
+            "two keys"
+        )
     return Source(
         name=name,
         files=tuple(
@@ -278,7 +315,17 @@ def _source(name: str, section: Section, folder: Path) -> Source:
         zone=section.nullable("zone", _zone),
         transform=section.nullable("transform", lambda value: _transform(value, folder)),
         partitions=section.optional("partitions", _count, 1),
+        received=section.nullable("received", lambda value: _received(value, project, name)),
     )
+
+
+def _received(value: Value, project: Project, name: str) -> str:
+    definition = project.request if name == project.request.name else project.stream(name)
+    times = [column for column, dtype in definition.schema.items() if dtype == TIMESTAMP]
+    column = value.text()
+    if column not in times:
+        raise value.wrong(f"{name!r} has no timestamp column {column!r}; {nearest(column, times)}")
+    return column
 
 
 def _zone(value: Value) -> str:

@@ -4,6 +4,9 @@ A source with a ``received`` column is a log: its files are partitions, their or
 arrival, and rows that come too late or lie ahead are rejected there, once. A source without one is
 history read as a table: it has no order of arrival, so nothing in it is late; its log is sorted by
 time and id.
+
+Rejected records that were mended (`pipelines.mended`) stand in the log after the rows of the files,
+and are counted as mended: ``read = kept + dropped + rejected + mended``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from features.kernel import hashing
 from pipelines.configuration import Configuration, Source
 from pipelines.input_files import find_files
 from pipelines.log import Log, one_batch
+from pipelines.mended import Mending
 from pipelines.options import batch_engine, pipeline_options
 from pipelines.progress import Progress
 from pipelines.readers import StreamBatch, read_stream
@@ -80,6 +84,7 @@ def log_partitions(
     source: Source,
     batches: Iterable[StreamBatch],
     until_us: int | None = None,
+    mended: Iterable[tuple[pa.Table, Int64Array]] = (),
 ) -> Iterator[LogPartition]:
     """Put a source's accepted rows in order of arrival, by partition.
 
@@ -89,8 +94,11 @@ def log_partitions(
             the rows are sorted by time and id and dealt to ``source.partitions`` by their id.
         batches: The accepted rows.
         until_us: Rows received from then on are left out; None keeps all.
+        mended: Partitions to come after them: rows, and when each arrived.
     """
-    for part in _ordered(definition, source, batches):
+    parts = list(_ordered(definition, source, batches))
+    parts += [LogPartition(number, *part) for number, part in enumerate(mended, start=len(parts))]
+    for part in parts:
         if until_us is None:
             yield part
         else:
@@ -102,9 +110,11 @@ def _ordered(
     definition: EventStream | Request, source: Source, batches: Iterable[StreamBatch]
 ) -> Iterator[LogPartition]:
     schema = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
+    batches = list(batches)
     kept = [batch for batch in batches if batch.batch.num_rows]
     if source.received is not None:
-        for partition in range(max((b.partition for b in kept), default=0) + 1):
+        # A file of which every row was rejected is a partition too.
+        for partition in range(max((b.partition for b in batches), default=0) + 1):
             rows = pa.Table.from_batches(
                 [b.batch for b in kept if b.partition == partition], schema=schema
             )
@@ -143,18 +153,26 @@ class _Ingest(beam.DoFn):
         counts: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         kept: list[StreamBatch] = []
+        left: list[pa.RecordBatch] = []
+        mending = Mending(config.root, name)
         for batch in read_source(config.project, source, config.path.parent):
             counts["read"] += batch.counts.read
             counts["dropped"] += batch.counts.dropped
-            counts["rejected"] += batch.counts.rejected
             counts["kept"] += batch.counts.kept
-            if batch.rejected.num_rows:
-                reasons.update(batch.rejected.column("reason").to_pylist())
-                yield beam.pvalue.TaggedOutput(REJECTED, batch.rejected)
             kept.append(batch)
+            left.append(mending.take(batch.rejected))
+        required = required_of(config.project, definition)
+        settled = mending.settle(definition, source, required, kept)
+        counts["mended"] = settled.mended
+        for rejections in (*left, settled.rejected):
+            if rejections.num_rows:
+                counts["rejected"] += rejections.num_rows
+                reasons.update(rejections.column("reason").to_pylist())
+                yield beam.pvalue.TaggedOutput(REJECTED, rejections)
         if self._write_log:
             logged = 0
-            for part in log_partitions(definition, source, kept, config.read_until_us):
+            until_us = config.read_until_us
+            for part in log_partitions(definition, source, kept, until_us, settled.parts):
                 Log(config.root).write(definition, part.partition, part.rows, part.received_us)
                 logged += part.rows.num_rows
             counts["logged"] = logged
@@ -188,10 +206,13 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
     """Read all sources into the log and the rejected records.
 
     Returns:
-        Counts by source: read, kept, dropped, rejected, and rejected by reason.
+        Counts by source: read, kept, dropped, rejected, mended, and rejected by reason.
     """
-    for stale in ("log", "rejected") if write_log else ("rejected",):
-        shutil.rmtree(config.root / stale, ignore_errors=True)
+    if write_log:
+        shutil.rmtree(config.root / "log", ignore_errors=True)
+    # Only these: what was exported from there to be mended is a person's work.
+    for stale in (config.root / "rejected").glob("*.parquet"):
+        stale.unlink()
     choice = batch_engine()
     collected = config.root / "scratch" / "ingest"
     shutil.rmtree(collected, ignore_errors=True)
@@ -233,4 +254,3 @@ def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any
         Counts by source, as `ingest`.
     """
     return ingest(config, progress, write_log=False)
-

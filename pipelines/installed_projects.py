@@ -40,9 +40,11 @@ def installed_project(name: str | None = None) -> Path:
         raise ConfigurationError(
             f"there are {len(found)} installed projects, {', '.join(sorted(found))}; name one"
         )
-    entry = found.get(next(iter(found)) if name is None else name)
-    if entry is None:
+    if name is None:
+        (name,) = found
+    if name not in found:
         raise ConfigurationError(f"no installed project is called {name!r}; {nearest(name, found)}")
+    entry = found[name]
     try:
         module = entry.load()
     except ImportError as error:

@@ -5,8 +5,9 @@ What is promised here:
 * `read` gives every row of its files exactly once, in order: as part of a raw batch, or as a
   rejected record. Each has its partition (the file's place in the list), its position (the row's
   place in the file, from 0, counting rejected rows) and its origin (``"name:line"``).
-* `read_stream` then lets the source's own transform work on whole raw batches and validates what
-  comes of it. ``read = kept + dropped + rejected``, always.
+* `read_stream` then lets the source's own transform work on whole raw batches, validates what
+  comes of it and, where the source is a log with a time of receipt, judges in order of arrival
+  what came too late or lies ahead. ``read = kept + dropped + rejected``, always.
 * A file that cannot be read at all is an `InputError`; a bad row never is.
 
 Rows of csv and JSON Lines files come as texts (`pipelines.csv_lines`, `pipelines.json_lines`),
@@ -33,6 +34,7 @@ from features.errors import ConfigurationError, InputError, nearest
 from features.rejected import Reason, Stage
 from features.validation import validate
 from pipelines import csv_lines, json_lines, parquet_rows
+from pipelines.acceptance import Gate
 from pipelines.input_files import FORMATS, format_of, is_compressed, opened, short_names
 
 REJECT_COLUMN: Final = "__reject__"
@@ -88,7 +90,7 @@ class StreamBatch:
     """Rows of a stream, judged.
 
     Attributes:
-        batch: The validated rows, ``(rows,)``.
+        batch: The accepted rows, ``(rows,)``.
         partition: The partition (file) they are from.
         positions: int64, ``(rows,)``: their places in it, ascending.
         rejected: The rows among them that were refused (`features.rejected.SCHEMA`), by position.
@@ -213,7 +215,7 @@ def _read_jsonl(
     with opened(source.path) as file:
         for lines in json_lines.read_lines(file, keys=keys, batch_rows=batch_rows):
             yield source.raw(
-                _nulled(lines.batch, nulls),
+                nulled(lines.batch, nulls),
                 first,
                 lines.readable,
                 lines.faults,
@@ -231,12 +233,12 @@ def _read_parquet(source: _Source, nulls: Sequence[str], batch_rows: int) -> Ite
         for batch in parquet_rows.read_rows(seekable, source.name, batch_rows=batch_rows):
             rows = np.arange(batch.num_rows)
             payload = functools.partial(parquet_rows.as_json, batch)
-            yield source.raw(_nulled(batch, nulls), first, rows, {}, first + rows + 1, payload)
+            yield source.raw(nulled(batch, nulls), first, rows, {}, first + rows + 1, payload)
             first += batch.num_rows
 
 
-def _nulled(batch: pa.RecordBatch, nulls: Sequence[str]) -> pa.RecordBatch:
-    """Make the texts that mean null null."""
+def nulled(batch: pa.RecordBatch, nulls: Sequence[str]) -> pa.RecordBatch:
+    """Return a batch with null where a column of texts holds one that means null."""
     if not nulls:
         return batch
     meaning_null = pa.array(nulls, pa.string())
@@ -258,10 +260,11 @@ def read_stream(
     nulls: Sequence[str] | None = None,
     zone: str | None = None,
     transform: Transform | None = None,
+    received: str | None = None,
     block_bytes: int = csv_lines.BLOCK_BYTES,
     batch_rows: int = json_lines.BATCH_ROWS,
 ) -> Iterator[StreamBatch]:
-    """Read, transform and validate the files of an event stream or a request.
+    """Read, transform, validate and accept the files of an event stream or a request.
 
     Args:
         definition: What the rows must become.
@@ -274,11 +277,14 @@ def read_stream(
             columns. It may add a string column ``__reject__``: why it refuses a row, null where it
             does not; and a bool column ``__drop__``: true where a row is no event of this stream.
             A row that is both is dropped.
+        received: The timestamp column that says when the log received a row: the rows of each
+            file stand in order of arrival, and those that are too late or ahead are rejected.
+            None for history read as a table: it has no order of arrival, so nothing is late.
         block_bytes: As for `read`.
         batch_rows: As for `read`.
 
     Yields:
-        The rows that are valid, those that were refused, and the counts, batch by batch.
+        The rows that are accepted, those that were refused, and the counts, batch by batch.
 
     Raises:
         InputError: A file cannot be read at all, or the transform failed.
@@ -294,17 +300,32 @@ def read_stream(
         block_bytes=block_bytes,
         batch_rows=batch_rows,
     )
+    gate = None if received is None else Gate(definition, received)
     for raw in raw_batches:
-        yield _judge(definition, raw, required, zone, transform)
+        yield judge(definition, raw, required, zone, transform, gate)
 
 
-def _judge(
+def judge(
     definition: EventStream | Request,
     raw: RawBatch,
     required: Collection[str],
     zone: str | None,
     transform: Transform | None,
+    gate: Gate | None = None,
 ) -> StreamBatch:
+    """Transform, validate and accept rows as they were read.
+
+    Args:
+        definition: As for `read_stream`.
+        raw: The rows.
+        required: As for `read_stream`.
+        zone: As for `read_stream`.
+        transform: As for `read_stream`.
+        gate: Judges when rows came; None where nothing is late.
+
+    Raises:
+        InputError: The transform failed.
+    """
     batch, rows, dropped = raw.batch, np.arange(raw.batch.num_rows), 0
     refused = [raw.rejected]
     if transform is not None:
@@ -323,12 +344,19 @@ def _judge(
     valid = validate(definition, batch, required=required, zone=zone)
     wrong = rows[valid.rejected_rows]
     refused.append(_refused(Stage.VALIDATE, definition, raw, wrong, valid.reasons, valid.details))
+    accepted, kept = valid.batch, rows[valid.kept]
+    if gate is not None and (refusals := gate.refuse(raw.partition, accepted)):
+        wrong = np.array(sorted(refusals), np.int64)
+        reasons = [refusals[row][0] for row in wrong.tolist()]
+        details = [refusals[row][1] for row in wrong.tolist()]
+        refused.append(_refused(Stage.ACCEPT, definition, raw, kept[wrong], reasons, details))
+        accepted = accepted.take(pa.array(np.delete(np.arange(len(kept)), wrong)))
+        kept = np.delete(kept, wrong)
     rejections = rejected.concat(refused)
     if sum(part.num_rows > 0 for part in refused) > 1:
         rejections = rejections.take(pc.sort_indices(rejections["position"]))
-    kept = rows[valid.kept]
     return StreamBatch(
-        valid.batch,
+        accepted,
         raw.partition,
         raw.positions[kept],
         rejections,

@@ -22,6 +22,8 @@ from features.errors import InputError, StateError
 SUMMARY: Final = "summary.json"
 _LISTED: Final = 8
 """Up to this many items of a list are printed; of a longer one the number."""
+_ROWS: Final = 20
+"""So many rows of a list of mappings are printed at most; the file has them all."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,17 @@ def _check(value: Any, name: str) -> None:
         )
 
 
-def summary_tables(summary: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Return the tables of a run's summary, stage by stage."""
-    return [table for stage, figures in summary.items() for table in figure_tables(stage, figures)]
+def stage_tables(title: str, summary: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of a whole run: those of each stage, then one of what else it says.
+
+    Args:
+        title: Above the last one.
+        summary: Figures by stage (`read_summary`), and perhaps other values by name.
+    """
+    stages = {name: value for name, value in summary.items() if isinstance(value, Mapping)}
+    tables = [table for name, value in stages.items() for table in figure_tables(name, value)]
+    others = {name: value for name, value in summary.items() if name not in stages}
+    return [*tables, *figure_tables(title, others)]
 
 
 def figure_tables(title: str, figures: Mapping[str, Any]) -> list[Table]:
@@ -135,7 +145,7 @@ def figure_tables(title: str, figures: Mapping[str, Any]) -> list[Table]:
 
     Returns:
         One table of names and values, those of inner mappings with the names above them; then one
-        table for each list of mappings, its columns the keys.
+        table for each list of flat mappings, its columns the keys.
     """
     rows: list[tuple[str, str]] = []
     lists: list[Table] = []
@@ -155,13 +165,23 @@ def _collect(
     if isinstance(value, Mapping):
         for key, item in value.items():
             _collect(item, (*above, str(key).replace("_", " ")), rows, lists, title)
-    elif isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) for v in value):
+    elif _lists_mappings(value) and any(
+        isinstance(inner, Mapping) or _lists_mappings(inner)
+        for item in value
+        for inner in item.values()
+    ):
+        # Too deep for one table: each item is a mapping of its own, by its name if it has one.
+        for place, item in enumerate(value):
+            inner = {key: figure for key, figure in item.items() if key != "name"}
+            _collect(inner, (*above, str(item.get("name", place))), rows, lists, title)
+    elif _lists_mappings(value):
         keys = list(dict.fromkeys(key for item in value for key in item))
+        cut = f" (the first {_ROWS} of {len(value):,})" if len(value) > _ROWS else ""
         lists.append(
             Table(
-                f"{title}: {name}",
+                f"{title}: {name}{cut}",
                 [key.replace("_", " ") for key in keys],
-                [[write_value(item.get(key)) for key in keys] for item in value],
+                [[write_value(item.get(key)) for key in keys] for item in value[:_ROWS]],
                 frozenset(
                     place
                     for place, key in enumerate(keys)
@@ -171,6 +191,14 @@ def _collect(
         )
     else:
         rows.append((name, write_value(value)))
+
+
+def _lists_mappings(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(item, Mapping) for item in value)
+    )
 
 
 def write_value(value: Any) -> str:

@@ -1,0 +1,174 @@
+"""Causes: for a value that is wrong, what must have happened for it to be what it is.
+
+Hypotheses are tried by recomputing the values that each would give (`pipelines.proof_cases`); one
+that gives what was seen, bit for bit, names the cause and the events:
+
+* **same instant**: an event at the request's own instant was counted;
+* **lost**: the events that one release took in were not counted;
+* **stale**: those of several releases in a row were not counted: older state was used;
+* **doubled**: the events that one release took in were counted twice;
+* **flipped bit**: nothing else fits, and one bit differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from features.contract import Int64Array
+from pipelines.answers import UInt8Array
+from pipelines.proof_cases import Case, values_of_cases
+from pipelines.proof_evidence import Evidence
+from pipelines.proof_features import Findings, Mismatch, Served, ViewVerdict, differ
+
+_RELEASES_TRIED: Final = 24
+"""How many of the newest releases that took in events of the entity are tried."""
+_IDS_NAMED: Final = 5
+
+EARLY: Final = (
+    "answered before the frontier had passed: equal to what was seen by then, but the events that "
+    "came after were not late"
+)
+UNKNOWN: Final = "unknown: no lost, stale, doubled or too new event explains it"
+
+
+def note_wrong_values(
+    verdict: ViewVerdict, evidence: Evidence, served: Served, findings: Findings, listed: int
+) -> None:
+    """Count a view's wrong values and say of the first ones how they came about.
+
+    Args:
+        verdict: What was found about the view.
+        evidence: The releases.
+        served: The predictions.
+        findings: Where they are noted.
+        listed: How many mismatches are listed at most.
+    """
+    wrong_rows = np.flatnonzero(verdict.wrong.any(axis=1)).tolist()
+    ids = served.predictions.column("request_id")
+    columns = verdict.view.columns
+    for row in wrong_rows:
+        wrong = np.flatnonzero(verdict.wrong[row]).tolist()
+        room = listed - len(findings.listed)
+        cause = cause_of(verdict, evidence, row) if room > 0 else ""
+        for column in wrong[: max(room, 0)]:
+            dtype = columns[column].dtype
+            findings.add(
+                Mismatch(
+                    "value",
+                    ids[row].as_py(),
+                    verdict.view.name,
+                    columns[column].name,
+                    int(verdict.as_of_us[row]),
+                    written(verdict.seen, row, column, dtype),
+                    written(verdict.complete, row, column, dtype),
+                    cause,
+                )
+            )
+        findings.count += len(wrong) - len(wrong[: max(room, 0)])
+
+
+def written(matrix: tuple[Int64Array, UInt8Array], row: int, column: int, dtype: str) -> str:
+    """Write a value in full; a float also says its bits in another way: its repr is exact."""
+    values, nulls = matrix
+    if nulls[row, column]:
+        return "null"
+    word = values[row, column : column + 1]
+    return repr(float(word.view(np.float64)[0])) if dtype == "float64" else str(int(word[0]))
+
+
+def cause_of(verdict: ViewVerdict, evidence: Evidence, row: int) -> str:
+    """Return what explains the wrong values of a row."""
+    if verdict.early[row]:
+        return EARLY
+    hypotheses = list(_hypotheses(verdict, evidence, row))
+    values, nulls = values_of_cases(verdict.events, [case for _, case in hypotheses])
+    wrong = verdict.wrong[row]
+    seen = verdict.seen[0][row : row + 1], verdict.seen[1][row : row + 1]
+    fits = ~differ(seen, (values, nulls))[:, wrong].any(axis=1)
+    for place in np.flatnonzero(fits).tolist():
+        return hypotheses[place][0]
+    if _one_bit(verdict, row):
+        return "flipped bit: the value seen differs in one bit"
+    return UNKNOWN
+
+
+def _one_bit(verdict: ViewVerdict, row: int) -> bool:
+    columns = np.flatnonzero(verdict.wrong[row])
+    if len(columns) != 1 or verdict.seen[1][row, columns[0]]:
+        return False
+    words = (verdict.seen[0][row, columns[0]], verdict.complete[0][row, columns[0]])
+    return (int(words[0]) ^ int(words[1])).bit_count() == 1
+
+
+def _hypotheses(verdict: ViewVerdict, evidence: Evidence, row: int) -> Iterator[tuple[str, Case]]:
+    events, as_of = verdict.events, int(verdict.as_of_us[row])
+    known = verdict.known_events(row, evidence)
+    window = events.window(verdict.keys[row].as_py(), as_of)
+    now = window[events.times[window] == as_of]
+    named = f"same instant: {_named(verdict, now)} at the request's own instant was counted"
+    if not len(now):
+        named = "same instant: computed for an instant 1 us later"
+    yield named, Case(np.concatenate([known, now]), as_of + 1)
+    shard, number = int(verdict.shards[row]), int(verdict.releases[row])
+    groups = list(_by_release(verdict, evidence, known, shard, number))[-_RELEASES_TRIED:]
+    for length in range(1, len(groups) + 1):
+        for first in range(len(groups) - length + 1):
+            run = groups[first : first + length]
+            lost = np.concatenate([rows for _, rows in run])
+            yield (
+                _lost(verdict, run, lost, shard),
+                Case(np.setdiff1d(known, lost), as_of),
+            )
+    for release, rows in groups:
+        yield (
+            f"doubled: {_named(verdict, rows)}, of release {release} of shard {shard}, counted twice",
+            Case(known, as_of, twice=rows),
+        )
+
+
+def _lost(
+    verdict: ViewVerdict, run: list[tuple[int, Int64Array]], lost: Int64Array, shard: int
+) -> str:
+    if len(run) == 1:
+        return (
+            f"lost: {_named(verdict, lost)}, taken in by release {run[0][0]} of shard {shard}, "
+            "was not counted"
+        )
+    return (
+        f"stale: {_named(verdict, lost)}, taken in by releases {run[0][0]} to {run[-1][0]} of "
+        f"shard {shard}, were not counted: an older state was used"
+    )
+
+
+def _by_release(
+    verdict: ViewVerdict, evidence: Evidence, rows: Int64Array, shard: int, number: int
+) -> Iterator[tuple[int, Int64Array]]:
+    """Group events by the release that took them in; what was handed over is release 0."""
+    rest = rows
+    for release, positions in evidence.steps(verdict.view, shard, number):
+        taken = verdict.events.below(rest, positions)
+        if len(taken):
+            yield release, taken
+            rest = np.setdiff1d(rest, taken)
+
+
+def _named(verdict: ViewVerdict, rows: Int64Array) -> str:
+    ids = verdict.events.ids(rows[:_IDS_NAMED])
+    more = f" and {len(rows) - _IDS_NAMED} more" if len(rows) > _IDS_NAMED else ""
+    what = "event" if len(rows) == 1 else "events"
+    places = [
+        f"{verdict.view.stream.name}/{verdict.events.partitions[row]}:"
+        f"{verdict.events.positions[row]}"
+        for row in rows[:1].tolist()
+    ]
+    where = f" (from {places[0]})" if places else ""
+    return f"{what} {', '.join(ids)}{more}{where}"
+
+
+def late_events(verdict: ViewVerdict, evidence: Evidence, row: int) -> list[str]:
+    """Return the ids of the events that explain a row's late values."""
+    between = np.setdiff1d(verdict.window(row), verdict.known_events(row, evidence))
+    return verdict.events.ids(between)
