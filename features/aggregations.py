@@ -332,7 +332,7 @@ class First(Last):
 
 @dataclass(frozen=True, eq=False)
 class LastK(Last):
-    """The values of the last ``k`` rows by (event time, id), the newest first; null past the end."""
+    """The values of the last ``k`` rows by (event time, id), newest first; null past the end."""
 
     k: int = 3
 
@@ -392,7 +392,7 @@ class Quantile(_OfColumn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.q, bool) or not isinstance(self.q, int | float) or not 0 <= self.q <= 1:
+        if type(self.q) not in (int, float) or not 0 <= self.q <= 1:
             raise DefinitionError(f"quantile: q must be a number from 0 to 1, found {self.q!r}")
         object.__setattr__(self, "q", float(self.q))
 

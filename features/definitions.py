@@ -57,9 +57,7 @@ def _check_column(schema: Schema, column: str, dtypes: Iterable[str], what: str)
     if column not in schema:
         raise UnknownColumn(f"{what} {column!r} is not in the schema; {nearest(column, schema)}")
     if schema[column] not in dtypes:
-        raise WrongType(
-            f"{what} {column!r} must be {' or '.join(dtypes)}, found {schema[column]}"
-        )
+        raise WrongType(f"{what} {column!r} must be {' or '.join(dtypes)}, found {schema[column]}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -585,8 +583,5 @@ def _same_by_name(things: Iterable[Entity] | Iterable[EventStream], what: str) -
     seen: dict[str, Entity | EventStream] = {}
     for thing in things:
         other = seen.setdefault(thing.name, thing)
-        if other is not thing and (
-            isinstance(thing, EventStream) or other.spec() != thing.spec()
-        ):
+        if other is not thing and (isinstance(thing, EventStream) or other.spec() != thing.spec()):
             raise DuplicateName(f"{what} {thing.name!r} is defined twice; share one object")
-

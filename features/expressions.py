@@ -486,7 +486,9 @@ class IsIn(Expression):
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Test membership."""
         array = self.operand.evaluate(batch)
-        found = pc.is_in(array, value_set=pa.array([Literal(v).value for v in self.values], array.type))
+        found = pc.is_in(
+            array, value_set=pa.array([Literal(v).value for v in self.values], array.type)
+        )
         return pc.if_else(pc.is_null(array), pa.scalar(None, pa.bool_()), found)
 
     def spec(self) -> list[Any]:

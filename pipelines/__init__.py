@@ -1,0 +1,1 @@
+"""What moves data: Beam transforms, connectors, training, verification, the command line."""

@@ -1,14 +1,17 @@
 """Where the parts of an answer meet: a request asks several views, each answers in its own shard.
 
-What is promised: a request is answered when every view has answered it, whatever the order in
-which the parts come; a missing part is never filled in. A request whose view has gone past it by
-``answer_within`` without an answer becomes a rejected record that names the view.
+What is promised: a request is answered once, when every view has answered it, whatever the order
+in which the parts come and however often the engine repeats the requests; a missing part is never
+filled in. A request whose view has gone past it by ``answer_within`` without an answer becomes a
+rejected record that names the view. A view has gone past a request when every release up to there
+has come: one that overtook another says nothing of what the other answers.
 
 This is a plain object; `pipelines.featurize` wires it into a stateful stage.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -32,6 +35,8 @@ AS_OF: Final = "_as_of"
 RELEASE: Final = "_release"
 SHARD: Final = "_shard"
 _POSITION_BITS: Final = 44
+_REMEMBERED: Final = 4_096
+"""Groups that are remembered after they are closed, to know repeats of them."""
 
 
 def group_of(partition: int, start: int) -> int:
@@ -64,7 +69,7 @@ class AnswerPart:
     Attributes:
         view: The view's place in the project.
         shard: The shard.
-        number: The release's number.
+        number: The release's number; 0 where answers do not come by releases.
         frontier_us: Its frontier.
         answers: Kernel answers with a ``group`` column; None for none.
     """
@@ -128,18 +133,52 @@ class AnswerJoiner:
         project: The project.
         shards: How many shards each view has.
         answer_within_us: How far a view may go past a request without answering it.
+        gap_releases: How many later releases may wait for a missing one before it counts as lost.
+        pending: Requests that wait for answers, by group.
+        early: Answers that wait for their requests, by group.
+        closed: The newest groups that are done with: True where answered, False where given up.
+        waiting: By (view, shard): the frontiers of releases that overtook another, by number.
     """
 
     project: Project
     shards: int
     answer_within_us: int
+    gap_releases: int = 1_000
     pending: dict[int, _Pending] = field(default_factory=dict)
-    early: dict[int, list[tuple[int, AnswerPart]]] = field(default_factory=dict)
+    early: dict[int, list[AnswerPart]] = field(default_factory=dict)
+    closed: dict[int, bool] = field(default_factory=dict)
+    waiting: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         widths = [len(view.columns) for view in self.project.views]
         self._offsets = np.concatenate([[0], np.cumsum(widths)]).tolist()
         self.frontiers = np.full((len(widths), self.shards), TIME_MIN, np.int64)
+        self.numbers = np.zeros((len(widths), self.shards), np.int64)
+
+    def state(self) -> bytes:
+        """Write what has come and waits."""
+        return pickle.dumps(
+            (
+                self.pending,
+                self.early,
+                self.closed,
+                self.waiting,
+                self.frontiers,
+                self.numbers,
+            ),
+            protocol=5,
+        )
+
+    def restore(self, state: bytes) -> None:
+        """Read back a `state`."""
+        (
+            self.pending,
+            self.early,
+            self.closed,
+            self.waiting,
+            self.frontiers,
+            self.numbers,
+        ) = pickle.loads(state)
 
     def receive(
         self, parts: Iterable[RequestPart | AnswerPart]
@@ -151,18 +190,19 @@ class AnswerJoiner:
             ``_as_of``, ``_release`` and ``_shard`` word per view. And what will not be answered.
 
         Raises:
-            BatchConflict: A request was answered twice by a view.
+            BatchConflict: A request was answered twice by a view, or came twice and differently.
         """
         touched: dict[int, None] = {}
         for part in parts:
             if isinstance(part, RequestPart):
+                if self._is_repeat(part):
+                    continue
                 self._open(part)
-                for view_part in self.early.pop(part.group, []):
-                    self._fill(part.group, view_part[1])
+                for waiting in self.early.pop(part.group, []):
+                    self._fill(part.group, waiting)
                 touched[part.group] = None
             else:
-                at = (part.view, part.shard)
-                self.frontiers[at] = max(self.frontiers[at], part.frontier_us)
+                self._reach(part)
                 if part.answers is not None and part.answers.num_rows:
                     groups = hashing.bits(part.answers.column(GROUP))
                     for group in np.unique(groups).tolist():
@@ -175,20 +215,44 @@ class AnswerJoiner:
                         if group in self.pending:
                             self._fill(group, mine)
                             touched[group] = None
-                        else:
-                            self.early.setdefault(group, []).append((part.view, mine))
-        answered = [
-            self._close(group) for group in touched if not any(self.pending[group].missing)
-        ]
+                        elif group not in self.closed:
+                            self.early.setdefault(group, []).append(mine)
+                        elif self.closed[group]:
+                            raise self._answered_twice(group, mine)
+        answered = [self._close(group) for group in touched if not any(self.pending[group].missing)]
         return answered, self._give_up()
+
+    def _is_repeat(self, part: RequestPart) -> bool:
+        """Tell whether these requests have come before."""
+        if part.group in self.closed:
+            return True
+        if part.group not in self.pending:
+            return False
+        # When they were read may differ; what was read may not.
+        names = [name for name in part.rows.schema.names if name != SENT]
+        if not part.rows.select(names).equals(self.pending[part.group].rows.select(names)):
+            raise BatchConflict(
+                f"the requests of group {part.group} (partition {partition_of(part.group)}) came "
+                "twice with different rows; the source does not read its log the same way twice"
+            )
+        return True
+
+    def _reach(self, part: AnswerPart) -> None:
+        """Move a shard's frontier on, as far as its releases have come without a gap."""
+        at = (part.view, part.shard)
+        if part.number <= self.numbers[at]:
+            return
+        waiting = self.waiting.setdefault(at, {})
+        waiting[part.number] = part.frontier_us
+        if len(waiting) > self.gap_releases:
+            # The ones before are lost, and with them what they answered: it will be given up.
+            self.numbers[at] = min(waiting) - 1
+        while int(self.numbers[at]) + 1 in waiting:
+            self.numbers[at] += 1
+            self.frontiers[at] = max(self.frontiers[at], waiting.pop(int(self.numbers[at])))
 
     def _open(self, part: RequestPart) -> None:
         rows, views = part.rows.num_rows, len(self.project.views)
-        if part.group in self.pending:
-            raise BatchConflict(
-                f"the requests of group {part.group} came twice while they wait for answers; "
-                "the engine repeated a batch after its state was saved"
-            )
         self.pending[part.group] = _Pending(
             rows=part.rows,
             values=np.zeros((rows, self._offsets[-1]), np.int64),
@@ -206,10 +270,7 @@ class AnswerJoiner:
             hashing.bits(pending.rows.column(POSITION)), hashing.bits(answers.column(ORDINAL))
         )
         if (pending.shard[place, part.view] != -1).any():
-            raise BatchConflict(
-                f"view {self.project.views[part.view].name!r} answered a request of group {group} "
-                f"twice (release {part.number} of shard {part.shard})"
-            )
+            raise self._answered_twice(group, part)
         low, high = self._offsets[part.view], self._offsets[part.view + 1]
         pending.values[place, low:high] = matrix_of(answers.column(VALUES))
         pending.nulls[place, low:high] = nulls_of(answers.column(NULLS))
@@ -218,8 +279,21 @@ class AnswerJoiner:
         pending.shard[place, part.view] = part.shard
         pending.missing[part.view] -= len(place)
 
+    def _answered_twice(self, group: int, part: AnswerPart) -> BatchConflict:
+        return BatchConflict(
+            f"view {self.project.views[part.view].name!r} answered a request of group {group} "
+            f"twice (release {part.number} of shard {part.shard}); the engine repeated a release "
+            "whose state was saved: restart from the last checkpoint"
+        )
+
     def _close(self, group: int) -> pa.RecordBatch:
+        self._remember(group, answered=True)
         return self._answered(self.pending.pop(group), group)
+
+    def _remember(self, group: int, answered: bool) -> None:
+        self.closed[group] = answered
+        if len(self.closed) > _REMEMBERED:
+            del self.closed[next(iter(self.closed))]
 
     def _answered(self, pending: _Pending, group: int) -> pa.RecordBatch:
         rows = pending.rows
@@ -253,6 +327,7 @@ class AnswerJoiner:
             if silent:
                 names = tuple(self.project.views[view].name for view in silent)
                 out.append(Unanswered(pending.rows, partition_of(group), names))
+                self._remember(group, answered=False)
                 del self.pending[group]
         return out
 
@@ -266,6 +341,7 @@ class AnswerJoiner:
                 if missing
             )
             out.append(Unanswered(pending.rows, partition_of(group), names))
+            self._remember(group, answered=False)
         self.pending.clear()
         return out
 
@@ -288,9 +364,7 @@ def bytes_column(matrix: UInt8Array) -> pa.Array:
     )
 
 
-def feature_arrays(
-    project: Project, values: Int64Array, nulls: UInt8Array
-) -> dict[str, pa.Array]:
+def feature_arrays(project: Project, values: Int64Array, nulls: UInt8Array) -> dict[str, pa.Array]:
     """Name the columns of a feature matrix.
 
     Args:

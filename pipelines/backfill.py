@@ -201,9 +201,7 @@ def training_rows(
         project, matrix_of(answered.column("values")), nulls_of(answered.column("nulls"))
     )
     if project.label is not None and label_events is not None:
-        found = find_labels(
-            project.label, request, pa.Table.from_batches([requests]), label_events
-        )
+        found = find_labels(project.label, request, pa.Table.from_batches([requests]), label_events)
         columns |= {"label": found.values, "label_time": found.times}
     columns |= {
         "_partition": answered.column(PARTITION),
@@ -276,7 +274,9 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
             | WriteParquet(root / "features", ("_partition", "_position"))
         )
         run(pipeline, choice)
-        rows = sum(pq.read_metadata(path).num_rows for path in (root / "features").glob("*.parquet"))
+        rows = sum(
+            pq.read_metadata(path).num_rows for path in (root / "features").glob("*.parquet")
+        )
         stage.advance(rows)
     if rows != requests:
         raise InputError(f"{requests} requests went in and {rows} training rows came out")
@@ -299,14 +299,12 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
     )
     folder = root / "states"
     shutil.rmtree(folder, ignore_errors=True)
-    parts, positions = _parts_before(log, project, partitions, as_of)
+    parts, positions = parts_before(log, project, partitions, as_of)
     events = 0
     total = len(project.views) * config.shards
     with progress.stage("hand over state", total=total, unit="shards") as stage:
         plans = {view.name: make_plan(view) for view in project.views}
-        for view, shard, data in shard_poll(
-            project, plans, config.shards, Poll(0, tuple(parts))
-        ):
+        for view, shard, data in shard_poll(project, plans, config.shards, Poll(0, tuple(parts))):
             key = operator_key(project, view, shard, config.shards)
             operator = make_operator(project, key, options)
             operator.receive(_without_requests(decode_batches(data, operator.event_schema)))
@@ -335,18 +333,21 @@ def source_partitions(log: Log, project: Project) -> dict[str, int]:
     return {name: log.partitions(name) for name in names}
 
 
-def _parts_before(
+def parts_before(
     log: Log, project: Project, partitions: dict[str, int], as_of: int
 ) -> tuple[list[PollPart], dict[str, list[int]]]:
     """Return every partition's rows received before an instant, and where they end."""
     parts = []
     positions: dict[str, list[int]] = {}
     for name, count in partitions.items():
+        # Rows received later may still lie this far below: the stream goes on waiting for them.
+        definition = project.request if name == project.request.name else project.stream(name)
         for partition in range(count):
             table = log.read(name, partition)
             received: Int64Array = table.column(RECEIVED).to_numpy()
             stop = int(np.searchsorted(received, as_of, "left"))
             rows = one_batch(table.slice(0, stop)) if stop else None
-            parts.append(PollPart(name, partition, 0, stop, as_of, rows))
+            watermark = as_of - definition.out_of_orderness_us
+            parts.append(PollPart(name, partition, 0, stop, watermark, rows))
             positions.setdefault(name, []).append(stop)
     return parts, positions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 from features.errors import ConfigurationError
@@ -55,7 +56,7 @@ def demo(
     if sample:
         config = sampled(config)
     summary: dict[str, Any] = {}
-    steps = (
+    steps: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
         ("backfill", lambda: backfill(config, progress)),
         ("train", lambda: train(config, progress)),
         ("stream", lambda: stream(config, progress, speed=speed, engine=engine)),

@@ -48,7 +48,10 @@ UNANSWERED: Final = "unanswered"
 ALL_REQUESTS: Final = "requests"
 """The key of the joining stage: one, since what waits there is little."""
 
-_SNAPSHOT_EVENTS: Final = 20_000
+_SNAPSHOT_EVENTS: Final = 50_000
+_SNAPSHOT_TILES: Final = 4
+"""A snapshot is written once the log has more events than both allow: its cost, which is that of
+the whole state, is then small beside theirs, and so is replaying the log after a restart."""
 _TOKEN_BYTES: Final = 12
 
 
@@ -62,7 +65,7 @@ class FeaturizeOptions:
         partitions: Partitions of each source, the request's too.
         mode: ``exact`` or ``eager``.
         publish: Whether publications are made.
-        gap_batches: How many batches may wait behind a gap.
+        gap_batches: How many batches, or releases, may wait behind a gap.
         answer_within_us: How far a view may go past a request without answering it.
         handoff: A folder of handed-over states, or None to start empty.
     """
@@ -131,6 +134,8 @@ def read_handoff(folder: Path, operator: ShardOperator) -> None:
     head, snapshot = pickle.loads(path.read_bytes())
     operator.restore(head, snapshot, [])
     operator.publish_all_next = True
+    # The releases of a run count from 1; those of the handoff were never seen by anyone.
+    operator.number = 0
 
 
 class _Cache:
@@ -202,13 +207,12 @@ class _Operate(beam.DoFn):
         for key, (head, log, snapshot, elements) in bundle.items():
             operator, logged = self._load(key, head, log, snapshot)
             batches = [
-                batch
-                for data in elements
-                for batch in decode_batches(data, operator.event_schema)
+                batch for data in elements for batch in decode_batches(data, operator.event_schema)
             ]
             release, entry = operator.receive(batches)
             if entry is not None and release is not None:
-                if logged + release.events > max(_SNAPSHOT_EVENTS, operator.state.n_tiles):
+                most = max(_SNAPSHOT_EVENTS, _SNAPSHOT_TILES * operator.state.n_tiles)
+                if logged + release.events > most:
                     log.clear()
                     snapshot.write(operator.snapshot())
                     logged = 0
@@ -300,10 +304,7 @@ class _Join(beam.DoFn):
             joiner = self._load(key, pending)
             answered, unanswered = joiner.receive(decode_part(data) for data in elements)
             token = os.urandom(_TOKEN_BYTES)
-            pending.write(
-                token
-                + pickle.dumps((joiner.pending, joiner.early, joiner.frontiers), protocol=5)
-            )
+            pending.write(token + joiner.state())
             _JOINERS.put((self._options.run, key), token, joiner)
             time = self._project.request.request_time
             for batch in answered:
@@ -315,14 +316,17 @@ class _Join(beam.DoFn):
 
     def _load(self, key: str, pending: Any) -> AnswerJoiner:
         joiner = AnswerJoiner(
-            self._project, self._options.shards, self._options.answer_within_us
+            self._project,
+            self._options.shards,
+            self._options.answer_within_us,
+            self._options.gap_batches,
         )
         stored = pending.read()
         if stored is not None:
             found = _JOINERS.take((self._options.run, key), stored[:_TOKEN_BYTES])
             if found is not None:
                 return found  # type: ignore[no-any-return]
-            joiner.pending, joiner.early, joiner.frontiers = pickle.loads(stored[_TOKEN_BYTES:])
+            joiner.restore(stored[_TOKEN_BYTES:])
         return joiner
 
 
@@ -337,9 +341,7 @@ def encode_part(part: RequestPart | AnswerPart) -> bytes:
         return pickle.dumps((part.group, coder.encode(part.rows)), protocol=5)
     answers = None if part.answers is None else part.answers
     rows = None if answers is None or answers.num_rows == 0 else coder.encode(answers)
-    return pickle.dumps(
-        (part.view, part.shard, part.number, part.frontier_us, rows), protocol=5
-    )
+    return pickle.dumps((part.view, part.shard, part.number, part.frontier_us, rows), protocol=5)
 
 
 def decode_part(data: bytes) -> RequestPart | AnswerPart:
@@ -394,9 +396,7 @@ class Featurize(beam.PTransform):
             | "Parts" >> beam.Flatten()
             | "KeyAnswers" >> beam.Map(_same).with_output_types(tuple[str, bytes])
             | "Join"
-            >> beam.ParDo(_Join(self.project, self.options)).with_outputs(
-                UNANSWERED, main=ANSWERS
-            )
+            >> beam.ParDo(_Join(self.project, self.options)).with_outputs(UNANSWERED, main=ANSWERS)
         )
         return {
             ANSWERS: joined[ANSWERS],

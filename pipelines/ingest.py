@@ -165,8 +165,8 @@ class _Ingest(beam.DoFn):
         settled = mending.settle(definition, source, required, kept)
         counts["mended"] = settled.mended
         for rejections in (*left, settled.rejected):
+            counts["rejected"] += rejections.num_rows
             if rejections.num_rows:
-                counts["rejected"] += rejections.num_rows
                 reasons.update(rejections.column("reason").to_pylist())
                 yield beam.pvalue.TaggedOutput(REJECTED, rejections)
         if self._write_log:

@@ -29,9 +29,7 @@ class Labelled:
     times: pa.Array
 
 
-def find_labels(
-    label: Label, request: Request, requests: pa.Table, events: pa.Table
-) -> Labelled:
+def find_labels(label: Label, request: Request, requests: pa.Table, events: pa.Table) -> Labelled:
     """Find the label of each request.
 
     Args:
@@ -66,7 +64,7 @@ def find_labels(
     after = pc.greater(pairs["_at"], pairs["_asked"])
     within = pc.less_equal(pairs["_at"], pc.add(pairs["_asked"], label.horizon_us))
     pairs = pairs.filter(pc.and_(after, within)).sort_by(
-        [("_row", "ascending"), ("_at", "ascending"), ("_id", "ascending")]
+        [(name, "ascending") for name in ("_row", "_at", "_id", "_value")]
     )
     rows: Int64Array = pairs["_row"].to_numpy()
     first = np.flatnonzero(np.diff(rows, prepend=-1))

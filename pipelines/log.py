@@ -62,7 +62,7 @@ class Log:
         found = len(list((self.root / "log" / source).glob("*.arrow")))
         if not found:
             raise InputError(
-                f"there is no log of {source!r} in {self.root / 'log'}; run `tidemill backfill` first"
+                f"there is no log of {source!r} in {self.root / 'log'}; run `tidemill backfill`"
             )
         return found
 

@@ -15,6 +15,7 @@ state the instant they are for.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import pickle
 from collections.abc import Iterable
@@ -25,7 +26,13 @@ import numpy as np
 import pyarrow as pa
 
 from features.contract import TIME_MIN, Int64Array
-from features.errors import BatchConflict, PartitionGap, StateMismatch, StateVersionError
+from features.errors import (
+    BatchConflict,
+    PartitionGap,
+    SequenceError,
+    StateMismatch,
+    StateVersionError,
+)
 from features.kernel import hashing
 from features.kernel.advance import Publish, advance
 from features.kernel.dedupe import PairSet
@@ -146,7 +153,7 @@ class ShardOperator:
         inputs: What it depends on.
         mode: When rows go to the kernel.
         publish: What is published.
-        gap_batches: How many batches may wait behind a gap before it fails the job.
+        gap_batches: How many batches may come behind a gap before it fails the job.
     """
 
     key: OperatorKey
@@ -163,6 +170,9 @@ class ShardOperator:
         self.expected = [0] * partitions
         self.watermarks = [TIME_MIN] * partitions
         self.held: list[dict[tuple[int, int], SequencedBatch]] = [{} for _ in range(partitions)]
+        # Batches that came behind a gap since it opened: more than are held, since empty ones of
+        # an idle partition all stand at one position.
+        self.stalled = [0] * partitions
         self.events: list[pa.RecordBatch] = []
         self.requests: list[pa.RecordBatch] = []
         self.rows_seen = PairSet()
@@ -185,10 +195,10 @@ class ShardOperator:
         Raises:
             PartitionGap: Rows between two positions never came.
             BatchConflict: Two batches claim the same positions with different rows.
+            SequenceError: A batch is of a partition that the operator does not depend on.
         """
         for batch in batches:
-            index = batch.partition + (self.inputs.event_partitions if batch.is_request else 0)
-            self._sequence(index, batch)
+            self._sequence(self._index(batch), batch)
         self._forget()
         if self.mode is Mode.EAGER:
             return self._release_eagerly()
@@ -198,6 +208,20 @@ class ShardOperator:
         events, self.events = self._split(self.events, frontier)
         requests, self.requests = self._split(self.requests, frontier)
         return self._release(events, requests, frontier)
+
+    def _index(self, batch: SequencedBatch) -> int:
+        inputs = self.inputs
+        what, partitions = (
+            ("request", inputs.request_partitions)
+            if batch.is_request
+            else ("event", inputs.event_partitions)
+        )
+        if not 0 <= batch.partition < partitions:
+            raise SequenceError(
+                f"{self.key}: a batch of {what} partition {batch.partition} came, but there are "
+                f"{partitions} {what} partitions; start from a handoff that knows all of them"
+            )
+        return batch.partition + (inputs.event_partitions if batch.is_request else 0)
 
     def _sequence(self, index: int, batch: SequencedBatch) -> None:
         expected = self.expected[index]
@@ -216,22 +240,30 @@ class ShardOperator:
         held = self.held[index]
         span = (batch.start, batch.stop)
         other = held.get(span)
-        if other is not None and other.rows is not None:
-            if batch.rows is not None and not batch.rows.equals(other.rows):
+        if other is None:
+            held[span] = batch
+            self.counters.early += 1
+        else:
+            rows = batch.rows
+            if rows is not None and other.rows is not None and not rows.equals(other.rows):
                 raise BatchConflict(
                     f"{self.key}: two batches claim positions {span} of {self._name(index)} with "
                     "different rows; the source does not read its log the same way twice"
                 )
             self.counters.repeats += 1
-            return
-        held[span] = batch
-        self.counters.early += 1
-        if len(held) > self.gap_batches:
+            # An empty batch never replaces a full one, nor an older watermark a newer one.
+            held[span] = dataclasses.replace(
+                other,
+                rows=rows if other.rows is None else other.rows,
+                watermark_us=max(batch.watermark_us, other.watermark_us),
+            )
+        self.stalled[index] += 1
+        if self.stalled[index] > self.gap_batches:
             nearest = min(held)
             raise PartitionGap(
                 f"{self.key}: positions {self.expected[index]} to {nearest[0]} of "
-                f"{self._name(index)} never came, and {len(held)} batches wait behind them "
-                f"(gap_batches is {self.gap_batches}); the engine lost them: restart from the "
+                f"{self._name(index)} never came, and {self.stalled[index]} batches came behind "
+                f"them (gap_batches is {self.gap_batches}); the engine lost them: restart from the "
                 "last checkpoint or from a handoff"
             )
 
@@ -251,6 +283,8 @@ class ShardOperator:
         if rows is not None and batch.start < expected:
             self.counters.repeats += 1
             rows = keep(rows, hashing.bits(rows.column(ORDINAL)) >= expected)
+        if batch.stop > expected:
+            self.stalled[index] = 0
         self.expected[index] = batch.stop
         self.watermarks[index] = max(self.watermarks[index], batch.watermark_us)
         if rows is None or rows.num_rows == 0:
@@ -366,7 +400,9 @@ class ShardOperator:
                 self.number,
                 self.newest_us,
                 self.publish_all_next,
+                self.stalled,
                 self.counters,
+                self.state.counters,
             ),
             protocol=5,
         )
@@ -398,6 +434,11 @@ class ShardOperator:
                 f"{self.key}: the state belongs to {content[1]} (definition {content[1].hash}, "
                 f"here {self.key.hash}); start it from a handoff"
             )
+        if len(content[2]) != len(self.expected):
+            raise StateMismatch(
+                f"{self.key}: the state knows {len(content[2])} partitions of events and "
+                f"requests, here are {len(self.expected)}; start it from a handoff"
+            )
         if snapshot is not None:
             state, rows, ids = pickle.loads(snapshot)
             self.state = decode(state, self.plan)
@@ -414,7 +455,10 @@ class ShardOperator:
             self.number,
             self.newest_us,
             self.publish_all_next,
+            self.stalled,
             self.counters,
+            # Replaying the log applies events again, but asks nothing: it does not see overflows.
+            self.state.counters,
         ) = content
         for index, batches in enumerate(held):
             for data in batches:

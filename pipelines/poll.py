@@ -85,8 +85,15 @@ class Poll:
         return Poll(
             sent,
             tuple(
-                PollPart(*fields, None if rows is None else coder.decode(rows))
-                for *fields, rows in parts
+                PollPart(
+                    source,
+                    partition,
+                    start,
+                    stop,
+                    watermark,
+                    None if rows is None else coder.decode(rows),
+                )
+                for source, partition, start, stop, watermark, rows in parts
             ),
         )
 
@@ -159,9 +166,7 @@ def request_parts(project: Project, poll: Poll) -> Iterator[RequestPart]:
         if part.source == project.request.name and part.rows is not None:
             rows = part.rows.select([*project.request.schema, POSITION, RECEIVED])
             sent = pa.repeat(pa.scalar(poll.sent_us, pa.int64()), rows.num_rows)
-            yield RequestPart(
-                group_of(part.partition, part.start), rows.append_column(SENT, sent)
-            )
+            yield RequestPart(group_of(part.partition, part.start), rows.append_column(SENT, sent))
 
 
 def rows_of(poll: Poll, source: str) -> int:
@@ -169,5 +174,3 @@ def rows_of(poll: Poll, source: str) -> int:
     return sum(
         part.rows.num_rows for part in poll.parts if part.source == source and part.rows is not None
     )
-
-

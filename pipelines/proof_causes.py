@@ -113,46 +113,64 @@ def _hypotheses(verdict: ViewVerdict, evidence: Evidence, row: int) -> Iterator[
         named = "same instant: computed for an instant 1 us later"
     yield named, Case(np.concatenate([known, now]), as_of + 1)
     shard, number = int(verdict.shards[row]), int(verdict.releases[row])
-    groups = list(_by_release(verdict, evidence, known, shard, number))[-_RELEASES_TRIED:]
-    for length in range(1, len(groups) + 1):
-        for first in range(len(groups) - length + 1):
-            run = groups[first : first + length]
+    taken_in, applied = _by_release(verdict, evidence, known, shard, number)
+    for what, groups in (("taken in", taken_in), ("applied", applied)):
+        for run in _runs(groups):
             lost = np.concatenate([rows for _, rows in run])
-            yield (
-                _lost(verdict, run, lost, shard),
-                Case(np.setdiff1d(known, lost), as_of),
-            )
-    for release, rows in groups:
+            yield _lost(verdict, what, run, lost, shard), Case(np.setdiff1d(known, lost), as_of)
+    for release, rows in taken_in:
         yield (
-            f"doubled: {_named(verdict, rows)}, of release {release} of shard {shard}, counted twice",
+            f"doubled: {_named(verdict, rows)} of release {release} of shard {shard} counted twice",
             Case(known, as_of, twice=rows),
         )
 
 
-def _lost(
-    verdict: ViewVerdict, run: list[tuple[int, Int64Array]], lost: Int64Array, shard: int
-) -> str:
+Groups = list[tuple[int, Int64Array]]
+"""Events by release, in order."""
+
+
+def _runs(groups: Groups) -> Iterator[Groups]:
+    """Yield every run of successive groups, the short ones first."""
+    for length in range(1, len(groups) + 1):
+        for first in range(len(groups) - length + 1):
+            yield groups[first : first + length]
+
+
+def _lost(verdict: ViewVerdict, what: str, run: Groups, lost: Int64Array, shard: int) -> str:
     if len(run) == 1:
         return (
-            f"lost: {_named(verdict, lost)}, taken in by release {run[0][0]} of shard {shard}, "
-            "was not counted"
+            f"lost: {_named(verdict, lost)}, {what} by release {run[0][0]} of shard {shard}, "
+            "not counted"
         )
     return (
-        f"stale: {_named(verdict, lost)}, taken in by releases {run[0][0]} to {run[-1][0]} of "
-        f"shard {shard}, were not counted: an older state was used"
+        f"stale: {_named(verdict, lost)}, {what} by releases {run[0][0]} to {run[-1][0]} of "
+        f"shard {shard}, not counted: an older state was used"
     )
 
 
 def _by_release(
     verdict: ViewVerdict, evidence: Evidence, rows: Int64Array, shard: int, number: int
-) -> Iterator[tuple[int, Int64Array]]:
-    """Group events by the release that took them in; what was handed over is release 0."""
-    rest = rows
-    for release, positions in evidence.steps(verdict.view, shard, number):
-        taken = verdict.events.below(rest, positions)
-        if len(taken):
-            yield release, taken
-            rest = np.setdiff1d(rest, taken)
+) -> tuple[Groups, Groups]:
+    """Group events by the release that took them in, and by the one that applied them.
+
+    A batch is lost on the way in; an old state lacks what was applied since. An event is applied
+    once it is taken in and the frontier has passed it. What was handed over is release 0.
+    """
+    steps = evidence.steps(verdict.view, shard, number)
+    taken = np.full(len(rows), -1, np.int64)
+    for place in reversed(range(len(steps))):
+        taken[np.isin(rows, verdict.events.below(rows, steps[place][2]))] = place
+    frontiers = np.array([frontier for _, frontier, _ in steps], np.int64)
+    passed = np.searchsorted(frontiers, verdict.events.times[rows], "right")
+    applied = np.where(taken < 0, -1, np.maximum(taken, passed))
+    return tuple(
+        [
+            (steps[place][0], rows[by == place])
+            for place in np.unique(by).tolist()
+            if 0 <= place < len(steps)
+        ][-_RELEASES_TRIED:]
+        for by in (taken, applied)
+    )  # type: ignore[return-value]
 
 
 def _named(verdict: ViewVerdict, rows: Int64Array) -> str:

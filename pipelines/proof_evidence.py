@@ -26,6 +26,7 @@ class Evidence:
         releases: By view, shard and number: the frontier and the next position of each event
             partition.
         conflicts: Releases of which the evidence says two different things.
+        gaps: Releases without evidence between others of their shard.
         handoff_us: The frontier of the state that the stream started from; `TIME_MIN` for none.
         handoff: Source to the positions of that state.
         exact: Whether the stream waited for its frontier; else it answered eagerly.
@@ -33,6 +34,7 @@ class Evidence:
 
     releases: Mapping[tuple[str, int, int], tuple[int, Positions]]
     conflicts: tuple[tuple[str, int, int], ...]
+    gaps: tuple[tuple[str, int, int], ...]
     handoff_us: int
     handoff: Mapping[str, Positions]
     exact: bool
@@ -74,17 +76,17 @@ class Evidence:
             out[view, shard] = max(out.get((view, shard), frontier), frontier)
         return out
 
-    def steps(self, view: FeatureView, shard: int, number: int) -> list[tuple[int, Positions]]:
+    def steps(self, view: FeatureView, shard: int, number: int) -> list[tuple[int, int, Positions]]:
         """Return what a shard had seen, step by step, up to a release.
 
         Returns:
-            (release, event positions), in order; the handed-over state is release 0.
+            (release, frontier, event positions), in order; the handed-over state is release 0.
         """
         first = self.handoff.get(view.stream.name)
-        steps = [] if first is None else [(0, first)]
+        steps = [] if first is None else [(0, self.handoff_us, first)]
         steps += sorted(
-            (n, positions)
-            for (name, s, n), (_, positions) in self.releases.items()
+            (n, frontier, positions)
+            for (name, s, n), (frontier, positions) in self.releases.items()
             if name == view.name and s == shard and n <= number
         )
         return steps
@@ -142,4 +144,22 @@ def read_evidence(
         handoff_us = stored["as_of_us"]
         handoff = {name: tuple(positions) for name, positions in stored["positions"].items()}
     mode = read_summary(root).get("stream", {}).get("mode", mode)
-    return Evidence(releases, tuple(conflicts), handoff_us, handoff, mode == "exact")
+    return Evidence(
+        releases, tuple(conflicts), _gaps(releases), handoff_us, handoff, mode == "exact"
+    )
+
+
+def _gaps(
+    releases: Mapping[tuple[str, int, int], object],
+) -> tuple[tuple[str, int, int], ...]:
+    first: dict[tuple[str, int], int] = {}
+    last: dict[tuple[str, int], int] = {}
+    for view, shard, number in releases:
+        first[view, shard] = min(first.get((view, shard), number), number)
+        last[view, shard] = max(last.get((view, shard), number), number)
+    return tuple(
+        (view, shard, number)
+        for (view, shard), begin in first.items()
+        for number in range(begin, last[view, shard])
+        if (view, shard, number) not in releases
+    )

@@ -7,10 +7,10 @@ no harm.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -115,7 +115,9 @@ class _Publish(beam.DoFn):
     ) -> None:
         folder = self._root / "publications" / view.name
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{frontier:020d}-{shard:05d}.parquet"
+        # Several bundles may stand at one frontier (eager mode); a repeated one replaces itself.
+        digest = hashlib.sha256(rows.serialize()).hexdigest()[:16]
+        path = folder / f"{frontier:020d}-{shard:05d}-{digest}.parquet"
         unfinished = path.with_suffix(".unfinished")
         pq.write_table(pa.Table.from_batches([rows]), unfinished)
         unfinished.replace(path)

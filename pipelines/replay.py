@@ -70,13 +70,12 @@ class ReplayLog:
         log = Log(options.root)
         start: list[int] = []
         stop: list[int] = []
-        for definition in (*project.streams, project.request):
+        definitions: list[EventStream | Request] = [*project.streams, project.request]
+        for definition in definitions:
             for partition in range(log.partitions(definition.name)):
                 table = log.read(definition.name, partition)
                 received = table.column(RECEIVED).to_numpy()
-                times = hashing.bits(
-                    one_batch(table.select([definition.time_column])).column(0)
-                )
+                times = hashing.bits(one_batch(table.select([definition.time_column])).column(0))
                 self.sources.append((definition, partition))
                 self._tables.append(table)
                 self._received.append(received)
@@ -86,9 +85,7 @@ class ReplayLog:
         self.start: Positions = tuple(start)
         self.stop: Positions = tuple(stop)
         self._merged = np.sort(
-            np.concatenate(
-                [r[a:b] for r, a, b in zip(self._received, start, stop, strict=True)]
-            ),
+            np.concatenate([r[a:b] for r, a, b in zip(self._received, start, stop, strict=True)]),
             kind="stable",
         )
 
@@ -137,9 +134,16 @@ class ReplayLog:
         return self._poll(at, after, clock + 1, sent_us), after
 
     def final_poll(self, at: Positions, sent_us: int) -> Poll:
-        """Say that nothing more comes: every watermark is at the declared end."""
+        """Say that nothing more comes: every watermark is at the declared end, past every row."""
+        newest = (
+            int(highest[position - 1]) + 1
+            for highest, position in zip(self._highest, at, strict=True)
+            if position
+        )
+        # A row may lie ahead of its receipt, and so past the declared end: it is let go too.
+        end = max(self._options.stop_us, *newest, TIME_MIN)
         parts = tuple(
-            PollPart(definition.name, partition, position, position, self._options.stop_us, None)
+            PollPart(definition.name, partition, position, position, end, None)
             for (definition, partition), position in zip(self.sources, at, strict=True)
         )
         return Poll(sent_us, parts)
@@ -245,8 +249,9 @@ class _Read(beam.DoFn):
                 watermark.set_watermark(stamp)
             elif positions == self._log.stop:
                 if tracker.try_claim((positions, True)):
-                    stamp = Timestamp(micros=self._options.stop_us)
-                    yield TimestampedValue(self._log.final_poll(positions, now_us).encode(), stamp)
+                    last = self._log.final_poll(positions, now_us)
+                    stamp = Timestamp(micros=last.parts[0].watermark_us)
+                    yield TimestampedValue(last.encode(), stamp)
                     watermark.set_watermark(stamp)
                 return
             else:

@@ -9,12 +9,14 @@ a label) is said in its place. Any text of the user's data is escaped.
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+from markupsafe import Markup, escape
 
 from features.errors import BundleError, InputError
 from pipelines.configuration import Configuration
@@ -87,6 +89,7 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _code
     return environment.get_template("report.html").render(
         project=config.project.name,
         verdict=found,
@@ -106,6 +109,7 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
         stages=stage_table(stages, bundle),
         counts=count_table(stream),
         latency=_latency(served),
+        quantiles={q: write_ms(took) for q, took in _quantiles(served).items()},
         speed=_speed(stream),
         frontiers=frontier_table(stream, config),
         sources=source_table(backfill),
@@ -114,6 +118,11 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
         late=listed(verify, "first_late"),
         everything=list(_everything(stages)),
     )
+
+
+def _code(text: str) -> Markup:
+    """Escape a text and set what it has in backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _template(name: str) -> str:
@@ -158,7 +167,7 @@ def _tiles(
         tiles.append((f"{rate:,.0f}", "rows/s through the stream"))
     latency = _quantiles(served)
     if latency:
-        tiles.append((write_ms(latency[50]), "median latency"))
+        tiles.append((write_ms(latency[50]), "median latency of the replay"))
     return tiles
 
 
@@ -171,9 +180,9 @@ def _facts(
     """Return what ran, on what and when."""
     splits = config.splits
     facts = [
-        ("Trained on", f"requests before {write_time(splits.train_until_us)} UTC"),
-        ("Evaluated on", _period(splits.train_until_us, splits.evaluate_until_us)),
-        ("Streamed", _period(splits.evaluate_until_us, splits.stream_until_us)),
+        ("Training split", f"requests before {write_time(splits.train_until_us)} UTC"),
+        ("Evaluation split", _period(splits.train_until_us, splits.evaluate_until_us)),
+        ("Streamed period", _period(splits.evaluate_until_us, splits.stream_until_us)),
     ]
     if engine := stream.get("engine"):
         why = f": {stream['why']}" if stream.get("why") else ""

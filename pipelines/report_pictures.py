@@ -157,7 +157,9 @@ def draw_latency(latency_ms: FloatArray) -> str:
         done,
     ):
         axes = figure.subplots()
-        axes.plot([low, *shown[drawn], high], [0, *shares[drawn], 1], color=FIRST, drawstyle="steps-post")
+        axes.plot(
+            [low, *shown[drawn], high], [0, *shares[drawn], 1], color=FIRST, drawstyle="steps-post"
+        )
         if wide:
             axes.set_xscale("log")
             axes.minorticks_off()
@@ -167,7 +169,7 @@ def draw_latency(latency_ms: FloatArray) -> str:
             # Labels stand below and right of the curve, or left of it where the room ends.
             right = (np.log(at / low) < np.log(high / low) * 0.7) if wide else at < high * 0.7
             axes.annotate(
-                f"p{quantile} {write_ms(at)}", (at, quantile / 100), (8 if right else -8, -4),
+                f"p{quantile}", (at, quantile / 100), (8 if right else -8, -4),
                 textcoords="offset points", ha="left" if right else "right",
                 va="top" if right else "center",
             )  # fmt: skip

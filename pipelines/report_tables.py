@@ -75,7 +75,11 @@ def write_rate(work: float | None, seconds: float | None, unit: str) -> str:
     """Write how much was done per second, a dash where either is unknown."""
     if not work or not seconds:
         return "-"
-    return f"{work / seconds:,.0f} {unit}/s" if work >= 10 * seconds else f"{work / seconds:.2g} {unit}/s"
+    return (
+        f"{work / seconds:,.0f} {unit}/s"
+        if work >= 10 * seconds
+        else f"{work / seconds:.2g} {unit}/s"
+    )
 
 
 def number(figures: Mapping[str, Any], *path: str) -> float | None:
@@ -134,7 +138,12 @@ def proof_checks(verify: Mapping[str, Any]) -> list[Check]:
         checks.append(Check("Of them late", how, "", late, 0))
     for part, name, how, unit in (
         ("oracle", "Oracle", "a sample, against slow and plain code of its own", "requests"),
-        ("store", "Feature store", "read back by the store's own client, against batch", "entities"),
+        (
+            "store",
+            "Feature store",
+            "read back by the store's own client, against batch",
+            "entities",
+        ),
     ):
         figures = _part(verify, part)
         if (compared := number(figures, "values")) is not None:
@@ -199,11 +208,11 @@ def verdict(verify: Mapping[str, Any]) -> Verdict:
 def proof_table(verify: Mapping[str, Any]) -> Table | None:
     """Return the table of all comparisons; None before the first proof."""
     rows = [
-        (c.name, c.how, c.of, write_value(c.values), write_value(c.mismatches))
+        (c.name, c.of, write_value(c.values), write_value(c.mismatches), c.how)
         for c in proof_checks(verify)
     ]
-    columns = ("check", "what was compared", "of", "values", "mismatches")
-    return Table("", columns, rows, frozenset((2, 3, 4))) if rows else None
+    columns = ("check", "of", "values", "mismatches", "what was compared")
+    return Table("", columns, rows, frozenset((1, 2, 3))) if rows else None
 
 
 def listed(verify: Mapping[str, Any], *names: str) -> Table | None:
@@ -216,7 +225,7 @@ def listed(verify: Mapping[str, Any], *names: str) -> Table | None:
     Returns:
         One row per finding, one column per key; None if there are none.
     """
-    found = next((verify[name] for name in names if verify.get(name)), [])
+    found: Any = next((verify[name] for name in names if verify.get(name)), [])
     if not isinstance(found, Sequence) or isinstance(found, str) or not found:
         return None
     items = [item if isinstance(item, Mapping) else {"finding": item} for item in found]
@@ -237,7 +246,7 @@ def stage_table(summary: Summary, bundle: Bundle | None) -> Table | None:
     rows = list(_stages(summary, bundle))
     if not rows:
         return None
-    return Table("", ("stage", "what it did", "took", "rate"), rows, frozenset((2, 3)))
+    return Table("", ("stage", "took", "rate", "what it did"), rows, frozenset((1, 2)))
 
 
 def _stages(summary: Summary, bundle: Bundle | None) -> Iterator[tuple[str, str, str, str]]:
@@ -247,27 +256,27 @@ def _stages(summary: Summary, bundle: Bundle | None) -> Iterator[tuple[str, str,
         did = f"read {read:,} rows"
         if requests is not None:
             did += f", computed the features of {requests:,} requests"
-        yield "backfill", did, *_pace(read, number(figures, "seconds"), "rows")
+        yield "backfill", *_pace(read, number(figures, "seconds"), "rows"), did
     if figures := summary.get("train"):
         did, work = "trained and evaluated the model", None
         training = mapping(bundle.manifest, "training") if bundle is not None else {}
         rows = number(training, "rows", "train")
-        epochs, runs = number(training, "epochs"), _trainings(figures)
+        epochs, runs = number(training, "epochs"), _trainings(bundle)
         if rows and epochs and runs:
             work = rows * epochs * runs
             did = f"{runs} trainings of {epochs} passes over {rows:,} rows, and their evaluation"
-        yield "train", did, *_pace(work, number(figures, "seconds"), "rows")
+        yield "train", *_pace(work, number(figures, "seconds"), "rows"), did
     if figures := summary.get("stream"):
         events, requests = number(figures, "events"), number(figures, "requests")
         did = f"{write_value(events)} events and {write_value(requests)} requests"
         took, rate = _pace((events or 0) + (requests or 0), number(figures, "seconds"), "rows")
         if given := number(figures, "rows_per_s"):
             rate = f"{given:,.0f} rows/s"
-        yield "stream", did, took, rate
+        yield "stream", took, rate, did
     if figures := summary.get("verify"):
         values = number(figures, "values")
         did = f"compared {write_value(values)} values"
-        yield "verify", did, *_pace(values, number(figures, "seconds"), "values")
+        yield "verify", *_pace(values, number(figures, "seconds"), "values"), did
 
 
 def _pace(work: float | None, seconds: float | None, unit: str) -> tuple[str, str]:
@@ -275,21 +284,29 @@ def _pace(work: float | None, seconds: float | None, unit: str) -> tuple[str, st
     return took, write_rate(work, seconds, unit)
 
 
-def _trainings(train: Mapping[str, Any]) -> int:
+def _trainings(bundle: Bundle | None) -> int:
     """Count the models that were trained: one per seed, with and without windowed features."""
-    evaluation = mapping(train, "evaluation")
-    runs = [evaluation.get("model"), *(evaluation.get("baselines") or [])]
-    return sum(len(run["seeds"]) for run in runs if isinstance(run, Mapping))
+    if bundle is None:
+        return 0
+    evaluation = bundle.evaluation
+    return sum(len(runs["seeds"]) for runs in (evaluation["model"], *evaluation["baselines"]))
 
 
 def count_table(stream: Mapping[str, Any]) -> Table | None:
     """Return what the stream counted; None before its first run."""
     rows = [
-        (name.replace("_", " "), write_value(stream[name]), meaning)
+        (name.replace("_", " "), write_value(_total(stream[name])), meaning)
         for name, meaning in _COUNTS.items()
         if stream.get(name) is not None
     ]
-    return Table("", ("count", "how many", "what it counts"), rows, frozenset([1])) if rows else None
+    return (
+        Table("", ("count", "how many", "what it counts"), rows, frozenset([1])) if rows else None
+    )
+
+
+def _total(count: Any) -> Any:
+    """Return a count, or the sum of counts that are told apart (by reason, by view)."""
+    return sum(count.values()) if isinstance(count, Mapping) else count
 
 
 def _sources(backfill: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -159,6 +159,8 @@ def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch | None:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def keep(batch: pa.RecordBatch, mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> pa.RecordBatch:
+def keep(
+    batch: pa.RecordBatch, mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+) -> pa.RecordBatch:
     """Keep the rows where ``mask`` is true."""
     return batch if mask.all() else pc.filter(batch, pa.array(mask))

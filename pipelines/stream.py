@@ -150,9 +150,7 @@ def wire(
         | Infer(project, bundle, featurize.run)
         | "Predictions" >> WriteParquet(root / "predictions", ("partition", "position"))
     )
-    _ = out[PUBLICATIONS] | Publish(
-        project, root, str(config.online_store.path), config.shards
-    )
+    _ = out[PUBLICATIONS] | Publish(project, root, str(config.online_store.path), config.shards)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(_WriteLines(root / "releases"))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     _ = (

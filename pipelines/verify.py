@@ -61,14 +61,7 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     history = read_history(config, progress)
     evidence = evidence_of(config, history)
     features, oracle, store = Findings(), Findings(), Findings()
-    for view, shard, number in evidence.conflicts:
-        features.add(
-            Mismatch(
-                "release", f"release {number} of shard {shard}", view,
-                seen="two pieces of evidence that differ", expected="one",
-                cause="the engine repeated a release with another outcome",
-            )
-        )  # fmt: skip
+    _check_evidence(evidence, features)
     predictions = read_predictions(config)
     served = serve_beside_requests(config, history, predictions, features)
     asked = hashing.bits(served.requests.column(config.project.request.request_time))
@@ -110,6 +103,17 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
         "first_late": late,
         "first_mismatches": [_row(mismatch) for mismatch in everything.listed],
     }
+
+
+def _check_evidence(evidence: Evidence, findings: Findings) -> None:
+    faults = (
+        (evidence.gaps, "no evidence", "the engine lost it: every step leaves evidence"),
+        (evidence.conflicts, "two that differ", "the engine repeated it with another outcome"),
+    )
+    for releases, seen, cause in faults:
+        for view, shard, number in releases:
+            id = f"release {number} of shard {shard}"
+            findings.add(Mismatch("release", id, view, seen=seen, expected="one", cause=cause))
 
 
 def evidence_of(config: Configuration, history: History) -> Evidence:

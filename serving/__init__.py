@@ -1,0 +1,1 @@
+"""What answers: bundles, the inference engine, the online store."""

@@ -22,7 +22,16 @@ import pyarrow as pa
 
 from features.contract import TIME_MIN, Int64Array
 from features.errors import InputError
-from features.kernel import folds, hashing, layout, picks, sketches  # noqa: F401 - register folds
+from features.kernel import (  # noqa: F401 - folds register themselves
+    distinct,
+    folds,
+    hashing,
+    layout,
+    picks,
+    quantiles,
+    sums,
+    wheel,
+)
 from features.kernel.exact import WIDE_SQUARE, WIDE_SUM
 from features.kernel.finish import release_answers
 from features.kernel.layout import (
@@ -323,9 +332,7 @@ def _advance_chunk(
         due = np.arange(state.n_entities)
     else:
         due = np.empty(state.n_entities, np.int64)
-        n_due = layout.due_entities(
-            state.entities, state.wheel, state.wheel_hop, until_hop, due
-        )
+        n_due = wheel.due_entities(state.entities, state.wheel, state.wheel_hop, until_hop, due)
         due = due[:n_due]
     state.batch_number += 1
     group_entity, group_start, codes = layout.group_rows(
@@ -341,12 +348,10 @@ def _advance_chunk(
     )
     steps, queries = _lay_out(state, work, group_entity, group_start, codes, since, until, publish)
     step_row, step_at = steps
-    layout.mark_presence(
-        step_row, step_at, queries, state.tiles, plan.hop_us, plan.window_hops
-    )
+    layout.mark_presence(step_row, step_at, queries, state.tiles, plan.hop_us, plan.window_hops)
     answers = _fold_all(state, work, step_row, step_at, queries)
     values, nulls = _finish(state, answers, queries)
-    layout.settle(
+    wheel.settle(
         group_entity,
         state.entities,
         state.tiles,
@@ -419,9 +424,9 @@ def _lay_out(
             grown = np.empty((room, queries.shape[1]), np.int64)
             grown[: filled[1]] = queries[: filled[1]]
             queries = grown
-        if rows_before + 2 * tiles + 2 > len(state.tiles) or int(state.tile_meta[0]) + 2 * tiles + 2 > len(
-            state.tiles
-        ):
+        if rows_before + 2 * tiles + 2 > len(state.tiles) or int(
+            state.tile_meta[0]
+        ) + 2 * tiles + 2 > len(state.tiles):
             state.grow_tiles(2 * tiles + 2)
     state.counters.expired += int(filled[2])
     return (step_row[: filled[0]], step_at[: filled[0]]), queries[: filled[1]]

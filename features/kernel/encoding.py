@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import Any, Final
 
 import numba as nb
@@ -36,7 +35,7 @@ from features.kernel.exact import (
     normalise,
     wide_to_compact,
 )
-from features.kernel.layout import REGISTER_CLASS, REGISTERS, SPILLED, id_class, settle
+from features.kernel.owned import REGISTER_CLASS, REGISTERS, SPILLED, id_class
 from features.kernel.plan import Plan
 from features.kernel.registry import (
     OWNS_ID,
@@ -56,6 +55,7 @@ from features.kernel.state import (
     State,
     resolve,
 )
+from features.kernel.wheel import settle
 
 MAGIC: Final = b"TIDEMILL-STATE"
 VERSION: Final = 1
@@ -158,8 +158,16 @@ def _canonical_parts(state: State) -> tuple[Int64Array, Int64Array, bytes]:
     entity, filled = 0, 0
     while True:
         entity, filled = _write(
-            entity, filled, order, state.key_offsets, state.entities, state.tiles, state.arena,
-            references, scratch, words,
+            entity,
+            filled,
+            order,
+            state.key_offsets,
+            state.entities,
+            state.tiles,
+            state.arena,
+            references,
+            scratch,
+            words,
         )
         if entity >= len(order):
             break
@@ -311,8 +319,15 @@ def _restore(
     while len(state.arena) < int(owned[1]):
         state.grow_arena()
     _read(
-        words, starts, state.entities, state.tiles, state.tile_meta, state.arena,
-        state.arena_meta, plan.references, plan.template,
+        words,
+        starts,
+        state.entities,
+        state.tiles,
+        state.tile_meta,
+        state.arena,
+        state.arena_meta,
+        plan.references,
+        plan.template,
     )
     state.entities[: len(changed), CHANGED] = changed
     settle(
@@ -420,8 +435,16 @@ def _read(
             at += width
             for r in range(references.shape[0]):
                 at = _read_owned(
-                    references[r, 0], references[r, 1], references[r, 2], words, tile, at,
-                    tiles, row, blocks, block_meta,
+                    references[r, 0],
+                    references[r, 1],
+                    references[r, 2],
+                    words,
+                    tile,
+                    at,
+                    tiles,
+                    row,
+                    blocks,
+                    block_meta,
                 )
 
 
@@ -473,5 +496,3 @@ def _read_owned(
             c = arena.class_of(end - at)
         tiles[row, base + 1] = _take(words, at, end - at, c, blocks, block_meta)
     return end
-
-

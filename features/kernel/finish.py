@@ -27,8 +27,9 @@ from features.contract import Int64Array
 from features.kernel import arena
 from features.kernel.exact import SQUARE_LIMBS, SUM_LIMBS, WIDE_SQUARE, WIDE_SUM, wide_add_compact
 from features.kernel.folds import UInt8Array
-from features.kernel.layout import Q_AS_OF, Q_REQUEST, SPILLED
+from features.kernel.layout import Q_AS_OF, Q_REQUEST
 from features.kernel.limbs import float_to_bits
+from features.kernel.owned import SPILLED
 from features.kernel.registry import finish
 from features.kernel.rounding import (
     mean_to_float,
@@ -155,7 +156,13 @@ def finish_mean(
 
 @nb.njit(cache=True)
 def _variance(
-    a: Int64Array, ao: int, b: Int64Array, bo: int, n: int, ddof: int, blocks: Int64Array,
+    a: Int64Array,
+    ao: int,
+    b: Int64Array,
+    bo: int,
+    n: int,
+    ddof: int,
+    blocks: Int64Array,
     wide: Int64Array,
 ) -> tuple[float, bool]:
     """Return the rounded variance and whether it overflowed; ``wide`` is scratch."""
@@ -176,9 +183,22 @@ def _variance(
 
 @nb.njit(cache=True)
 def _finish_variance(
-    a: Int64Array, a_ask: int, a_asks: int, b: Int64Array, b_ask: int, b_asks: int,
-    c: Int64Array, c_ask: int, c_asks: int, queries: Int64Array, blocks: Int64Array,
-    ddof: int, root: bool, column: int, values: Int64Array, nulls: UInt8Array,
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    ddof: int,
+    root: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
 ) -> int:
     overflows = 0
     wide = np.empty(WIDE_SUM + WIDE_SQUARE, np.int64)
@@ -219,8 +239,22 @@ def finish_variance(
 ) -> int:
     """Round the exact variance once."""
     return _finish_variance(
-        a, a_ask, a_asks, b, b_ask, b_asks, c, c_ask, c_asks, queries, blocks, int(param), False,
-        column, values, nulls,
+        a,
+        a_ask,
+        a_asks,
+        b,
+        b_ask,
+        b_asks,
+        c,
+        c_ask,
+        c_asks,
+        queries,
+        blocks,
+        int(param),
+        False,
+        column,
+        values,
+        nulls,
     )
 
 
@@ -247,8 +281,22 @@ def finish_std(
 ) -> int:
     """Take the root of the rounded exact variance."""
     return _finish_variance(
-        a, a_ask, a_asks, b, b_ask, b_asks, c, c_ask, c_asks, queries, blocks, int(param), True,
-        column, values, nulls,
+        a,
+        a_ask,
+        a_asks,
+        b,
+        b_ask,
+        b_asks,
+        c,
+        c_ask,
+        c_asks,
+        queries,
+        blocks,
+        int(param),
+        True,
+        column,
+        values,
+        nulls,
     )
 
 

@@ -119,9 +119,7 @@ def text_buffers(array: pa.Array) -> tuple[npt.NDArray[np.int32], UInt8Array]:
     if offsets_buffer is None or len(array) == 0:
         return np.zeros(len(array) + 1, np.int32), np.zeros(0, np.uint8)
     offsets = np.frombuffer(offsets_buffer, np.int32)[array.offset : array.offset + len(array) + 1]
-    data = (
-        np.zeros(0, np.uint8) if data_buffer is None else np.frombuffer(data_buffer, np.uint8)
-    )
+    data = np.zeros(0, np.uint8) if data_buffer is None else np.frombuffer(data_buffer, np.uint8)
     return offsets, data
 
 

@@ -16,32 +16,8 @@ import numba as nb
 import numpy as np
 
 from features.contract import TIME_MAX, TIME_MIN, Int64Array
-from features.kernel import arena
-from features.kernel.registry import (
-    OWNS_ID,
-    OWNS_PICKS,
-    OWNS_SET,
-    OWNS_SKETCH,
-    OWNS_WIDE_SQUARE,
-    OWNS_WIDE_SUM,
-)
-from features.kernel.exact import WIDE_SQUARE, WIDE_SUM
-from features.kernel.state import (
-    BASE,
-    CHANGED,
-    CLASS,
-    DUE,
-    HOP,
-    LENGTH,
-    NEVER,
-    NEXT,
-    NO_SEGMENT,
-    NOBODY,
-    PREVIOUS,
-    REVISION,
-    ROWS,
-    START,
-)
+from features.kernel.segments import lower_bound, make_tiles
+from features.kernel.state import CHANGED, HOP, LENGTH, NOBODY, REVISION, ROWS, START
 
 PUBLISH_NOTHING: Final = 0
 PUBLISH_NEWEST: Final = 1
@@ -57,31 +33,6 @@ Q_CHANGED: Final = 4  # a publication's event_timestamp
 Q_REVISION: Final = 5
 Q_VALID_UNTIL: Final = 6
 Q_TAILS: Final = 7  # then, per window, the row of the oldest tile it sees
-
-SPILLED: Final = -(2**63)
-"""First word of an accumulator that has moved to a wide block in the arena."""
-REGISTERS: Final = -1
-"""Count of a distinct set that has become HyperLogLog registers."""
-REGISTER_CLASS: Final = 8
-
-
-@nb.njit(cache=True)
-def due_entities(
-    entities: Int64Array, wheel: Int64Array, wheel_hop: int, until_hop: int, out: Int64Array
-) -> int:
-    """Collect entities with a boundary at or before ``until_hop``; returns how many."""
-    n = 0
-    if wheel_hop == NEVER:
-        return 0
-    size = wheel.shape[0]
-    for hop in range(wheel_hop + 1, min(until_hop, wheel_hop + size) + 1):
-        entity = wheel[hop & (size - 1)]
-        while entity != NOBODY:
-            if entities[entity, DUE] <= until_hop:
-                out[n] = entity
-                n += 1
-            entity = entities[entity, NEXT]
-    return n
 
 
 @nb.njit(cache=True)
@@ -167,134 +118,6 @@ def group_rows(
 
 
 @nb.njit(cache=True, inline="always")
-def _lower_bound(tiles: Int64Array, low: int, high: int, hop: int) -> int:
-    """Return the first row in ``[low, high)`` whose hop is at least ``hop``, else ``high``."""
-    while low < high:
-        middle = (low + high) >> 1
-        if tiles[middle, HOP] < hop:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@nb.njit(cache=True)
-def _copy_tile(tiles: Int64Array, source: int, target: int) -> None:
-    for k in range(tiles.shape[1]):
-        tiles[target, k] = tiles[source, k]
-
-
-@nb.njit(cache=True)
-def _empty_tile(tiles: Int64Array, row: int, template: Int64Array, hop: int) -> None:
-    for k in range(tiles.shape[1]):
-        tiles[row, k] = template[k]
-    tiles[row, HOP] = hop
-
-
-@nb.njit(cache=True)
-def _allocate_rows(tiles: Int64Array, meta: Int64Array, c: int) -> int:
-    """Take a segment of ``2**c`` rows from the pool, or -1 (`arena.allocate`, over rows)."""
-    block = meta[1 + c]
-    if block != -1:
-        meta[1 + c] = tiles[block, 0]
-    else:
-        block = meta[0]
-        if block + (1 << c) > tiles.shape[0]:
-            return -1
-        meta[0] = block + (1 << c)
-    meta[meta.shape[0] - 1] += 1 << c
-    return block
-
-
-@nb.njit(cache=True)
-def _release_rows(tiles: Int64Array, meta: Int64Array, block: int, c: int) -> None:
-    tiles[block, 0] = meta[1 + c]
-    meta[1 + c] = block
-    meta[meta.shape[0] - 1] -= 1 << c
-
-
-@nb.njit(cache=True)
-def _make_tiles(
-    entities: Int64Array,
-    entity: int,
-    tiles: Int64Array,
-    meta: Int64Array,
-    template: Int64Array,
-    hops: Int64Array,
-) -> bool:
-    """Give an entity an (empty) tile for each of ``hops`` (ascending, with repeats).
-
-    Returns:
-        False, with nothing changed, when the pool has no room.
-    """
-    start, length = entities[entity, START], entities[entity, LENGTH]
-    end = start + length
-    newest = tiles[end - 1, HOP] if length else TIME_MIN
-    missing = 0
-    appends = True
-    for k in range(hops.shape[0]):
-        hop = hops[k]
-        if k and hop == hops[k - 1]:
-            continue
-        if hop <= newest:
-            at = _lower_bound(tiles, start, end, hop)
-            if tiles[at, HOP] == hop:
-                continue
-            appends = False
-        missing += 1
-    if missing == 0:
-        return True
-    base, c = entities[entity, BASE], entities[entity, CLASS]
-    total = length + missing
-    if c == NO_SEGMENT or not appends or end + missing > base + (1 << c):
-        if c != NO_SEGMENT and appends and total <= start - base:
-            # The dead rows in front hold everything: move down within the segment.
-            for k in range(length):
-                _copy_tile(tiles, start + k, base + k)
-            start = base
-            entities[entity, START] = start
-            end = start + length
-        else:
-            wanted = arena.class_of(total)
-            fresh = _allocate_rows(tiles, meta, wanted)
-            if fresh == -1:
-                return False
-            at = start
-            row = fresh
-            for k in range(hops.shape[0]):
-                hop = hops[k]
-                while at < end and tiles[at, HOP] < hop:
-                    _copy_tile(tiles, at, row)
-                    at += 1
-                    row += 1
-                if at < end and tiles[at, HOP] == hop:
-                    continue
-                if row > fresh and tiles[row - 1, HOP] == hop:
-                    continue
-                _empty_tile(tiles, row, template, hop)
-                row += 1
-            while at < end:
-                _copy_tile(tiles, at, row)
-                at += 1
-                row += 1
-            if c != NO_SEGMENT:
-                _release_rows(tiles, meta, base, c)
-            entities[entity, BASE] = fresh
-            entities[entity, CLASS] = wanted
-            entities[entity, START] = fresh
-            entities[entity, LENGTH] = total
-            return True
-    for k in range(hops.shape[0]):
-        hop = hops[k]
-        if hop > newest:
-            _empty_tile(tiles, end, template, hop)
-            newest = hop
-            end += 1
-    entities[entity, LENGTH] = total
-    return True
-
-
-@nb.njit(cache=True, inline="always")
 def _ask(
     queries: Int64Array,
     q: int,
@@ -313,12 +136,12 @@ def _ask(
     queries[q, Q_REQUEST] = request
     queries[q, Q_ENTITY] = entity
     # Tiles past the hop of the last covered microsecond hold only events that come later.
-    head = _lower_bound(tiles, low, high, (as_of - 1) // hop_us + 1) - 1
+    head = lower_bound(tiles, low, high, (as_of - 1) // hop_us + 1) - 1
     queries[q, Q_HEAD] = head
     high = head + 1
     for w in range(window_hops.shape[0]):
         # floor((t - n * h) / h) is floor(t / h) - n.
-        high = _lower_bound(tiles, low, high, as_of // hop_us - window_hops[w])
+        high = lower_bound(tiles, low, high, as_of // hop_us - window_hops[w])
         queries[q, Q_TAILS + w] = high
 
 
@@ -336,7 +159,7 @@ def _last_boundary(
     end = low + entities[entity, LENGTH]
     last = TIME_MIN
     for w in range(window_hops.shape[0]):
-        at = _lower_bound(tiles, low, end, until // hop_us - window_hops[w])
+        at = lower_bound(tiles, low, end, until // hop_us - window_hops[w])
         if at > low:
             last = max(last, (tiles[at - 1, HOP] + 1 + window_hops[w]) * hop_us)
     return last
@@ -370,11 +193,18 @@ def lay_out(
 
     Args:
         group: The first group to lay out.
-        group_entity: With ``group_start`` and ``codes``: what `group_rows` returned.
-        event_time: int64: the time of each event; ``event_change``: its change point.
+        group_entity: The groups' entities, as `group_rows` returned them.
+        group_start: Where each group starts in the codes.
+        codes: The groups' events and requests.
+        event_time: int64: the time of each event.
+        event_change: int64: its change point.
         request_as_of: int64: the instant of each request.
-        entities: The state's; so are ``tiles``, ``tile_meta``.
-        template: An empty tile; ``hop_us``, ``window_hops``: the plan's.
+        entities: The state's entities.
+        tiles: The state's tiles.
+        tile_meta: The bookkeeping of their pool.
+        template: An empty tile.
+        hop_us: The hop.
+        window_hops: The windows, in hops, ascending.
         publish: ``PUBLISH_...``.
         tracks: Keep each entity's last change point.
         since: Change points in ``(since, until]`` belong to this batch, but for events: theirs
@@ -390,11 +220,15 @@ def lay_out(
         The next group to lay out: less than the number of groups when something ran out of room
         (the pool of tiles, the steps or the queries), which the caller then grows.
     """
+    most = 0
+    for g in range(group, group_entity.shape[0]):
+        most = max(most, group_start[g + 1] - group_start[g])
+    hops = np.empty(most, np.int64)
+    points = np.empty(0, np.int64)
     for g in range(group, group_entity.shape[0]):
         entity = group_entity[g]
         low, high = group_start[g], group_start[g + 1]
         # The events' hops.
-        hops = np.empty(high - low, np.int64)
         n_events = 0
         n_hops = 0
         ascending = True
@@ -422,16 +256,15 @@ def lay_out(
             or filled[1] + rows - n_events + publications > queries.shape[0]
         ):
             return g
-        if n_hops and not _make_tiles(
-            entities, entity, tiles, tile_meta, template, hops[:n_hops]
-        ):
+        if n_hops and not make_tiles(entities, entity, tiles, tile_meta, template, hops[:n_hops]):
             return g
         start = entities[entity, START]
         end = start + entities[entity, LENGTH]
         # The instants at which this batch changes the entity's value.
-        points = np.empty(publications, np.int64)
         n_points = 0
         if publish == PUBLISH_EVERY:
+            if publications > points.shape[0]:
+                points = np.empty(2 * publications, np.int64)
             for r in range(low, high):
                 if codes[r] >= 0:
                     points[n_points] = event_change[codes[r]]
@@ -452,8 +285,18 @@ def lay_out(
             key = event_change[code] if code >= 0 else request_as_of[~code]
             while point < n_points and points[point] < key:
                 point = _publish_at(
-                    points, point, n_points, entities, entity, tiles, hop_us, window_hops,
-                    step_row, step_at, queries, filled,
+                    points,
+                    point,
+                    n_points,
+                    entities,
+                    entity,
+                    tiles,
+                    hop_us,
+                    window_hops,
+                    step_row,
+                    step_at,
+                    queries,
+                    filled,
                 )
             step = filled[0]
             filled[0] += 1
@@ -466,20 +309,28 @@ def lay_out(
                     filled[2] += 1
                 else:
                     if tiles[at, HOP] != hop:
-                        at = _lower_bound(tiles, start, end, hop)
+                        at = lower_bound(tiles, start, end, hop)
                     step_at[step] = at
                 entities[entity, CHANGED] = max(entities[entity, CHANGED], event_change[code])
             else:
-                _ask(
-                    queries, filled[1], key, ~code, entities, entity, tiles, hop_us, window_hops
-                )
+                _ask(queries, filled[1], key, ~code, entities, entity, tiles, hop_us, window_hops)
                 step_row[step] = -1
                 step_at[step] = filled[1]
                 filled[1] += 1
         while point < n_points:
             point = _publish_at(
-                points, point, n_points, entities, entity, tiles, hop_us, window_hops,
-                step_row, step_at, queries, filled,
+                points,
+                point,
+                n_points,
+                entities,
+                entity,
+                tiles,
+                hop_us,
+                window_hops,
+                step_row,
+                step_at,
+                queries,
+                filled,
             )
         if tracks:
             boundary = _last_boundary(entities, entity, tiles, hop_us, window_hops, until)
@@ -488,8 +339,17 @@ def lay_out(
             changes = n_events > 0 or boundary > since
             if publish == PUBLISH_ALL or (publish == PUBLISH_NEWEST and changes):
                 _publish(
-                    until, entities[entity, CHANGED], entities, entity, tiles, hop_us, window_hops,
-                    step_row, step_at, queries, filled,
+                    until,
+                    entities[entity, CHANGED],
+                    entities,
+                    entity,
+                    tiles,
+                    hop_us,
+                    window_hops,
+                    step_row,
+                    step_at,
+                    queries,
+                    filled,
                 )
     return group_entity.shape[0]
 
@@ -538,8 +398,17 @@ def _publish_at(
     instant = points[point]
     entities[entity, CHANGED] = instant
     _publish(
-        instant, instant, entities, entity, tiles, hop_us, window_hops,
-        step_row, step_at, queries, filled,
+        instant,
+        instant,
+        entities,
+        entity,
+        tiles,
+        hop_us,
+        window_hops,
+        step_row,
+        step_at,
+        queries,
+        filled,
     )
     while point < n_points and points[point] == instant:
         point += 1
@@ -573,112 +442,3 @@ def mark_presence(
                         until = min(until, (tiles[row, HOP] + 1 + window_hops[w]) * hop_us)
                         break
             queries[at, Q_VALID_UNTIL] = until
-
-
-@nb.njit(cache=True)
-def settle(
-    group_entity: Int64Array,
-    entities: Int64Array,
-    tiles: Int64Array,
-    tile_meta: Int64Array,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    references: Int64Array,
-    wheel: Int64Array,
-    hop_us: int,
-    watched_hops: Int64Array,
-    until: int,
-) -> None:
-    """Drop the tiles that no window covers as of ``until``, and set the entities' next boundary."""
-    until_hop = until // hop_us
-    size = wheel.shape[0]
-    for g in range(group_entity.shape[0]):
-        entity = group_entity[g]
-        start, length = entities[entity, START], entities[entity, LENGTH]
-        oldest = until_hop - watched_hops[-1]
-        drop = _lower_bound(tiles, start, start + length, oldest) - start
-        for row in range(start, start + drop):
-            release_tile(tiles, row, blocks, block_meta, references)
-        start += drop
-        length -= drop
-        if length == 0 and entities[entity, CLASS] != NO_SEGMENT:
-            _release_rows(tiles, tile_meta, entities[entity, BASE], entities[entity, CLASS])
-            entities[entity, CLASS] = NO_SEGMENT
-            start = 0
-        entities[entity, START] = start
-        entities[entity, LENGTH] = length
-        due = NEVER
-        for w in range(watched_hops.shape[0]):
-            at = _lower_bound(tiles, start, start + length, until_hop - watched_hops[w])
-            if at < start + length:
-                boundary = tiles[at, HOP] + 1 + watched_hops[w]
-                if due == NEVER or boundary < due:
-                    due = boundary
-        if due != entities[entity, DUE]:
-            _unlink(entities, entity, wheel, size)
-            entities[entity, DUE] = due
-            if due != NEVER:
-                slot = due & (size - 1)
-                first = wheel[slot]
-                entities[entity, PREVIOUS] = NOBODY
-                entities[entity, NEXT] = first
-                if first != NOBODY:
-                    entities[first, PREVIOUS] = entity
-                wheel[slot] = entity
-
-
-@nb.njit(cache=True)
-def _unlink(entities: Int64Array, entity: int, wheel: Int64Array, size: int) -> None:
-    if entities[entity, DUE] == NEVER:
-        return
-    before, after = entities[entity, PREVIOUS], entities[entity, NEXT]
-    if before == NOBODY:
-        wheel[entities[entity, DUE] & (size - 1)] = after
-    else:
-        entities[before, NEXT] = after
-    if after != NOBODY:
-        entities[after, PREVIOUS] = before
-
-
-@nb.njit(cache=True)
-def release_tile(
-    tiles: Int64Array,
-    row: int,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    references: Int64Array,
-) -> None:
-    """Give back the arena blocks that a tile owns."""
-    for k in range(references.shape[0]):
-        kind, base, size = references[k, 0], references[k, 1], references[k, 2]
-        if kind == OWNS_WIDE_SUM or kind == OWNS_WIDE_SQUARE:
-            if tiles[row, base] == SPILLED:
-                words = WIDE_SUM if kind == OWNS_WIDE_SUM else WIDE_SQUARE
-                arena.release(blocks, block_meta, tiles[row, base + 1], arena.class_of(words))
-        elif kind == OWNS_ID:
-            release_id(blocks, block_meta, tiles[row, base + 1])
-        elif kind == OWNS_PICKS:
-            if tiles[row, base] > 0:
-                block = tiles[row, base + 1]
-                for pick in range(tiles[row, base]):
-                    release_id(blocks, block_meta, blocks[block + 3 * pick + 1])
-                arena.release(blocks, block_meta, block, arena.class_of(3 * size))
-        elif kind == OWNS_SKETCH or kind == OWNS_SET:
-            n = tiles[row, base]
-            if n == REGISTERS:
-                arena.release(blocks, block_meta, tiles[row, base + 1], REGISTER_CLASS)
-            elif n > 1:
-                arena.release(blocks, block_meta, tiles[row, base + 1], arena.class_of(n))
-
-
-@nb.njit(cache=True)
-def release_id(blocks: Int64Array, block_meta: Int64Array, block: int) -> None:
-    """Give back the block of an id; -1 owns none."""
-    if block >= 0:
-        arena.release(blocks, block_meta, block, id_class(blocks[block]))
-
-
-@nb.njit(cache=True)
-def id_class(length: int) -> int:
-    """Return the class of a block that holds an id of ``length`` bytes and its length."""
-    return arena.class_of(1 + ((length + 7) >> 3))

@@ -18,7 +18,8 @@ import numpy as np
 from features.contract import Int64Array
 from features.kernel import arena
 from features.kernel.folds import GREATEST, LEAST, Float64Array, Int32Array, UInt8Array
-from features.kernel.layout import Q_HEAD, Q_TAILS, id_class, release_id
+from features.kernel.layout import Q_HEAD, Q_TAILS
+from features.kernel.owned import id_class, release_id
 from features.kernel.registry import OWNS_ID, OWNS_PICKS, fold
 
 _NO_ID: Final = -1
@@ -32,8 +33,15 @@ def _byte(blocks: Int64Array, block: int, k: int) -> int:
 
 @nb.njit(cache=True)
 def _compare_row(
-    blocks: Int64Array, time: int, block: int, value: int,
-    row_time: int, data: UInt8Array, start: int, length: int, row_value: int,
+    blocks: Int64Array,
+    time: int,
+    block: int,
+    value: int,
+    row_time: int,
+    data: UInt8Array,
+    start: int,
+    length: int,
+    row_value: int,
 ) -> int:
     """Compare a row with a pick: negative when the row comes first, 0 when they are the same."""
     if row_time != time:
@@ -57,8 +65,14 @@ def _compare_unsigned(a: int, b: int) -> int:
 
 @nb.njit(cache=True)
 def compare_picks(
-    a_blocks: Int64Array, a_time: int, a_block: int, a_value: int,
-    b_blocks: Int64Array, b_time: int, b_block: int, b_value: int,
+    a_blocks: Int64Array,
+    a_time: int,
+    a_block: int,
+    a_value: int,
+    b_blocks: Int64Array,
+    b_time: int,
+    b_block: int,
+    b_value: int,
 ) -> int:
     """Compare two picks: negative when ``a`` comes first, 0 when they are the same."""
     if a_time != b_time:
@@ -85,8 +99,12 @@ def _write_id(blocks: Int64Array, block: int, data: UInt8Array, start: int, leng
 
 @nb.njit(cache=True)
 def _replace_id(
-    blocks: Int64Array, block_meta: Int64Array, block: int,
-    data: UInt8Array, start: int, length: int,
+    blocks: Int64Array,
+    block_meta: Int64Array,
+    block: int,
+    data: UInt8Array,
+    start: int,
+    length: int,
 ) -> int:
     """Write an id over another one (or none); returns its block, or -1 for want of room."""
     wanted = id_class(length)
@@ -133,8 +151,15 @@ def _fold_pick(
             block = tiles[at, base + 1]
             if block != _NO_ID:
                 order = _compare_row(
-                    blocks, tiles[at, base], block, tiles[at, base + 2],
-                    time, id_data, start, length, value,
+                    blocks,
+                    tiles[at, base],
+                    block,
+                    tiles[at, base + 2],
+                    time,
+                    id_data,
+                    start,
+                    length,
+                    value,
                 )
                 if (order <= 0) if latest else (order >= 0):
                     continue
@@ -186,8 +211,24 @@ def fold_last(
 ) -> int:
     """Keep the last row; the answer is (presence, value bits)."""
     return _fold_pick(
-        True, first, step_row, step_at, queries, tiles, base, cells, value_cell, mask_word,
-        mask_bit, event_time, id_offsets, id_data, blocks, block_meta, ask_windows, out,
+        True,
+        first,
+        step_row,
+        step_at,
+        queries,
+        tiles,
+        base,
+        cells,
+        value_cell,
+        mask_word,
+        mask_bit,
+        event_time,
+        id_offsets,
+        id_data,
+        blocks,
+        block_meta,
+        ask_windows,
+        out,
     )
 
 
@@ -217,8 +258,24 @@ def fold_first(
 ) -> int:
     """Keep the first row; the answer is (presence, value bits)."""
     return _fold_pick(
-        False, first, step_row, step_at, queries, tiles, base, cells, value_cell, mask_word,
-        mask_bit, event_time, id_offsets, id_data, blocks, block_meta, ask_windows, out,
+        False,
+        first,
+        step_row,
+        step_at,
+        queries,
+        tiles,
+        base,
+        cells,
+        value_cell,
+        mask_word,
+        mask_bit,
+        event_time,
+        id_offsets,
+        id_data,
+        blocks,
+        block_meta,
+        ask_windows,
+        out,
     )
 
 
@@ -267,8 +324,15 @@ def fold_last_k(
             while place > 0:
                 pick = block + _PICK_WORDS * (place - 1)
                 order = _compare_row(
-                    blocks, blocks[pick], blocks[pick + 1], blocks[pick + 2],
-                    time, id_data, start, length, value,
+                    blocks,
+                    blocks[pick],
+                    blocks[pick + 1],
+                    blocks[pick + 2],
+                    time,
+                    id_data,
+                    start,
+                    length,
+                    value,
                 )
                 if order > 0:
                     break

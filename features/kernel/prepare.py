@@ -50,9 +50,9 @@ def events_schema(plan: Plan) -> pa.Schema:
 
 def fixed_binary(matrix: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> pa.Array:
     """Return an Arrow column of the rows of a 64-bit matrix, without copying them."""
-    matrix = np.ascontiguousarray(matrix)
-    kind = pa.binary(8 * matrix.shape[1])
-    return pa.Array.from_buffers(kind, matrix.shape[0], [None, pa.py_buffer(matrix)])
+    words = np.ascontiguousarray(matrix)
+    kind = pa.binary(8 * words.shape[1])
+    return pa.Array.from_buffers(kind, words.shape[0], [None, pa.py_buffer(words)])
 
 
 def matrix_of(array: pa.Array) -> Int64Array:

@@ -15,7 +15,7 @@ start again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numba as nb
 import numpy as np
@@ -175,7 +175,7 @@ class State:
         )
 
 
-def _grown(array: npt.NDArray[np.generic], size: int, fill: int = 0) -> npt.NDArray[np.generic]:
+def _grown(array: Any, size: int, fill: int = 0) -> Any:
     grown = np.empty((size, *array.shape[1:]), array.dtype)
     grown[: len(array)] = array
     grown[len(array) :] = fill
@@ -238,11 +238,16 @@ def resolve(
     """Find the entity of each key; with ``insert``, make the ones that are missing.
 
     Args:
-        hashes: XXH64 of the keys, ``(rows,)``; ``offsets``, ``data``: their bytes.
+        hashes: XXH64 of the keys, ``(rows,)``.
+        offsets: Where each key's bytes begin and end.
+        data: The bytes.
         valid: Which keys are not null.
         insert: Make missing entities; there must be room (`State.reserve_entities`).
-        table: The hash table; ``entities``, ``key_offsets``, ``key_data``, ``n_entities``: the
-            entities so far.
+        table: The state's hash table.
+        entities: The state's entities.
+        key_offsets: Where the bytes of the entities' keys begin and end.
+        key_data: The bytes.
+        n_entities: How many entities there are so far.
         out: int64, ``(rows,)``: receives the entity of each row, or NOBODY.
 
     Returns:
