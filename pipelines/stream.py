@@ -118,6 +118,7 @@ def stream(
         "engine": choice.name,
         "why": choice.why,
         "mode": featurize.mode.value,
+        "speed": options.speed,
         "bundle": bundle.name,
         "requests": requests,
         "events": replayed.rows - requests,

@@ -43,6 +43,10 @@ class Table:
     numbers: frozenset[int] = frozenset()
 
 
+_ORDER: Final = ("backfill", "train", "stream", "verify")
+"""The stages of which each builds on those before it."""
+
+
 def read_summary(root: Path) -> dict[str, dict[str, Any]]:
     """Return the figures of the last run of each stage, by stage; empty before the first.
 
@@ -64,6 +68,8 @@ def read_summary(root: Path) -> dict[str, dict[str, Any]]:
 def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
     """Put a stage's figures into the summary, in place of those of its last run.
 
+    The figures of the stages that build on it are removed: they are of what was there before.
+
     Args:
         root: The run's root; made if it is missing.
         stage: The stage's name.
@@ -78,6 +84,9 @@ def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
     with _locked(root):
         summary = read_summary(root)
         summary[stage] = dict(figures)
+        if stage in _ORDER:
+            for later in _ORDER[_ORDER.index(stage) + 1 :]:
+                summary.pop(later, None)
         _replace(root / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 

@@ -28,6 +28,27 @@ def current_bundle(root: Path) -> Path:
     return root / "bundles" / pointer.read_text().strip()
 
 
+class _Shown:
+    """Shows training's steps, one stage after the other."""
+
+    def __init__(self, progress: Progress, stack: contextlib.ExitStack) -> None:
+        self._progress = progress
+        self._stack = stack
+        self._name = ""
+        self._done = 0
+        self._stage: Stage | None = None
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Show how far a stage is; a new one ends the one before."""
+        if name != self._name or self._stage is None:
+            self._stack.close()
+            self._stage = self._stack.enter_context(self._progress.stage(name, total, "steps"))
+            self._name, self._done = name, 0
+        self._stage.expect(total)
+        self._stage.advance(done - self._done)
+        self._done = done
+
+
 def train(config: Configuration, progress: Progress) -> dict[str, Any]:
     """Analyse, train, evaluate and write a bundle, and make it the live one.
 
@@ -44,16 +65,7 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
         rate_groups=config.training.rate_groups,
     )
     with contextlib.ExitStack() as stack:
-        stages: dict[str, tuple[Stage, int]] = {}
-
-        def on_step(stage: str, done: int, total: int) -> None:
-            if stage not in stages:
-                stages[stage] = (stack.enter_context(progress.stage(stage, total, "steps")), 0)
-            shown, before = stages[stage]
-            shown.expect(total)
-            shown.advance(done - before)
-            stages[stage] = (shown, done)
-
+        shown = _Shown(progress, stack)
         bundle = train_bundle(
             config.project,
             config.root / "features",
@@ -61,7 +73,7 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
             work=config.root / "scratch",
             bundles=config.root / "bundles",
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            on_step=on_step,
+            on_step=shown.step,
         )
     pointer = config.root / "bundles" / CURRENT
     unfinished = pointer.with_suffix(".unfinished")

@@ -26,13 +26,20 @@ def test_there_is_none_before_the_first_stage(tmp_path: Path) -> None:
     assert read_summary(tmp_path) == {}
 
 
-def test_a_stage_replaces_its_own_figures_and_no_others(tmp_path: Path) -> None:
+def test_a_stage_replaces_its_own_figures_and_keeps_those_before_it(tmp_path: Path) -> None:
     root = tmp_path / "run"
-    write_summary(root, "backfill", {"rows": 1, "old": True})
-    write_summary(root, "train", {"auc": 0.7})
-    write_summary(root, "backfill", {"rows": 2})
-    assert read_summary(root) == {"backfill": {"rows": 2}, "train": {"auc": 0.7}}
+    write_summary(root, "backfill", {"rows": 1})
+    write_summary(root, "train", {"auc": 0.7, "old": True})
+    write_summary(root, "train", {"auc": 0.8})
+    assert read_summary(root) == {"backfill": {"rows": 1}, "train": {"auc": 0.8}}
     assert [path.name for path in root.iterdir()] == ["summary.json"]
+
+
+def test_figures_of_stages_that_build_on_a_new_one_are_removed(tmp_path: Path) -> None:
+    for stage in ("backfill", "train", "stream", "verify"):
+        write_summary(tmp_path, stage, {"of": "the first run"})
+    write_summary(tmp_path, "stream", {"of": "the second run"})
+    assert set(read_summary(tmp_path)) == {"backfill", "train", "stream"}
 
 
 def test_stages_that_end_at_once_lose_nothing(tmp_path: Path) -> None:
