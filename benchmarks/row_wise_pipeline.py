@@ -1,0 +1,88 @@
+"""The row-at-a-time pipeline: a key, and a stateful DoFn with one cell of state per card.
+
+Written as Beam's guides write it, with dict rows. The source is one element that becomes all rows,
+so that they keep their order; answers go into a list of this process (on Prism the worker is this
+process too).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.coders import PickleCoder
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+
+from benchmarks.row_wise_features import NAMES, Row, answer, pay, rows_of
+from benchmarks.workload import Workload
+from pipelines import runners
+
+# What the DoFns of this process read and write; the worker of either engine runs in it.
+_SOURCE: dict[str, Workload] = {}
+_ANSWERS: list[tuple[int, tuple[Any, ...]]] = []
+
+
+def _read_rows(name: str) -> Iterator[Row]:
+    yield from rows_of(_SOURCE[name])
+
+
+def _by_card(row: Row) -> tuple[str, Row]:
+    return row["card"], row
+
+
+class FeaturesOfCard(beam.DoFn):
+    """Answers requests from the tiles of their card, which are one cell of state."""
+
+    TILES = ReadModifyWriteStateSpec("tiles", PickleCoder())
+
+    def process(
+        self, keyed: tuple[str, Row], tiles: Any = beam.DoFn.StateParam(TILES)
+    ) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Take a payment into the state, or answer a request from it."""
+        _, row = keyed
+        history = tiles.read() or deque()
+        if "paid_at" in row:
+            pay(history, row)
+            tiles.write(history)
+        else:
+            yield row["ordinal"], answer(history, row["asked_at"])
+
+
+def _collect(answered: tuple[int, tuple[Any, ...]]) -> None:
+    _ANSWERS.append(answered)
+
+
+def run_row_wise(workload: Workload, engine: str) -> pa.Table:
+    """Run the pipeline over a workload.
+
+    Args:
+        workload: Events and requests.
+        engine: ``fnapi`` or ``prism``.
+
+    Returns:
+        The twelve features, and ``request``: the row of each; in the order of the requests.
+    """
+    _SOURCE["rows"] = workload
+    _ANSWERS.clear()
+    choice = runners.choose_engine(engine, streaming=False)
+    pipeline = beam.Pipeline(
+        runner=runners.make_runner(choice), options=PipelineOptions(runners.engine_options(choice))
+    )
+    (
+        pipeline
+        | "Name" >> beam.Create(["rows"], reshuffle=False)
+        | "Read" >> beam.FlatMap(_read_rows)
+        | "Key" >> beam.Map(_by_card).with_output_types(tuple[str, dict[str, Any]])
+        | "Features" >> beam.ParDo(FeaturesOfCard())
+        | "Collect" >> beam.Map(_collect)
+    )
+    runners.run(pipeline, choice)
+    answered = sorted(_ANSWERS)
+    columns = {"request": pa.array([ordinal for ordinal, _ in answered], pa.int64())}
+    for index, name in enumerate(NAMES):
+        columns[name] = pa.array([values[index] for _, values in answered])
+    return pa.table(columns)

@@ -1,0 +1,59 @@
+"""Every example in the documents is run; nothing there is only shown."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+from features.aggregations import REGISTRY
+from features.kernel import advance  # noqa: F401 - registers all folds
+from features.kernel.registry import FOLDS
+from tests.docs.markdown import DOCS, ROOT, blocks, session, table_names
+
+AGGREGATIONS = DOCS / "aggregations.md"
+DOCUMENTS = (DOCS / "contract-of-time.md", AGGREGATIONS, DOCS / "architecture.md")
+
+
+def failures(document: Path) -> list[str]:
+    """Run a document's sessions, one after the other in one namespace."""
+    test = doctest.DocTestParser().get_doctest(
+        session(document), {}, document.name, str(document), 0
+    )
+    report: list[str] = []
+    doctest.DocTestRunner().run(test, out=report.append)
+    return report
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_sessions_answer_what_the_document_says(document: Path) -> None:
+    assert failures(document) == []
+
+
+def test_a_session_that_answers_something_else_is_found(tmp_path: Path) -> None:
+    document = tmp_path / "wrong.md"
+    document.write_text("# Sums\n\n```python\n>>> 1 + 1\n3\n```\n")
+    (report,) = failures(document)
+    assert 'wrong.md", line 4' in report
+    assert "Expected:\n    3\nGot:\n    2" in report
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_python_blocks_are_sessions_or_fragments_of_a_file_that_is_there(document: Path) -> None:
+    for block in blocks(document):
+        if block.language == "python" and not block.is_session:
+            assert block.file is not None, f"{document.name}, line {block.line}"
+            assert (ROOT / block.file).is_file(), f"{document.name}, line {block.line}"
+
+
+def test_the_page_of_aggregations_lists_the_registered_ones_in_their_order() -> None:
+    assert table_names(AGGREGATIONS, "| aggregation | value | how good |") == list(REGISTRY)
+
+
+def test_the_page_of_aggregations_lists_the_folds_and_their_words() -> None:
+    heading = "| fold | words in the tile | what they hold |"
+    assert sorted(table_names(AGGREGATIONS, heading)) == sorted(FOLDS)
+    text = AGGREGATIONS.read_text()
+    for fold in FOLDS.values():
+        assert f"| `{fold.name}` | {len(fold.identity)} |" in text
