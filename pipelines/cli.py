@@ -71,6 +71,13 @@ def _load(path: Path, root: Path | None) -> Configuration:
     return load(path, root=root)
 
 
+def _load_as_made(path: Path, root: Path | None) -> Configuration:
+    """Load for a command that works on what a root holds already."""
+    from pipelines.run_record import as_made
+
+    return as_made(_load(path, root))
+
+
 def _progress(quiet: bool) -> Progress:
     from pipelines.progress import make_progress
 
@@ -194,7 +201,9 @@ def backfill(config_path: Path, root: Path | None, quiet: bool) -> None:
     """Compute the features of every request in history, and the state that a stream starts from."""
     configuration = _load(config_path, root)
     from pipelines import backfill as stage
+    from pipelines.run_record import remember
 
+    remember(configuration, sample=False)
     progress = _progress(quiet)
     _run("backfill", configuration, lambda: stage.backfill(configuration, progress))
 
@@ -203,7 +212,7 @@ def backfill(config_path: Path, root: Path | None, quiet: bool) -> None:
 @_opened
 def train(config_path: Path, root: Path | None, quiet: bool) -> None:
     """Train a model on the backfilled features, evaluate it, and write a bundle."""
-    configuration = _load(config_path, root)
+    configuration = _load_as_made(config_path, root)
     from pipelines import train as stage
 
     progress = _progress(quiet)
@@ -224,7 +233,7 @@ def stream(
     mode: str | None,
 ) -> None:
     """Answer requests on the stream: features, publications, predictions."""
-    configuration = _load(config_path, root)
+    configuration = _load_as_made(config_path, root)
     from pipelines import stream as stage
 
     progress = _progress(quiet)
@@ -250,7 +259,7 @@ def verify(config_path: Path, root: Path | None, quiet: bool, sample: int) -> No
 
     The last line is `N mismatches in M values`; the exit status is 1 unless N is 0.
     """
-    configuration = _load(config_path, root)
+    configuration = _load_as_made(config_path, root)
     from pipelines import verify as stage
 
     progress = _progress(quiet)
@@ -270,7 +279,7 @@ def features(config_path: Path, root: Path | None, view: str, keys: tuple[str, .
 
     VIEW is a feature view's name, KEY an entity's key.
     """
-    configuration = _load(config_path, root)
+    configuration = _load_as_made(config_path, root)
     from pipelines.features_command import read_features
     from pipelines.summary import columns_as_rows, print_tables
 
@@ -287,7 +296,7 @@ def explain(config_path: Path, root: Path | None, prediction_id: str) -> None:
 
     PREDICTION_ID is the id of its request.
     """
-    configuration = _load(config_path, root)
+    configuration = _load_as_made(config_path, root)
     from pipelines import explain as stage
     from pipelines.summary import print_tables
 
@@ -308,7 +317,7 @@ def replay_rejected(config_path: Path, root: Path | None, quiet: bool, mended: P
     Without --mended the records are written to a file, whose payloads are yours to edit; with it
     they are fed in.
     """
-    configuration = _load(config_path, root)
+    configuration = _load_as_made(config_path, root)
     from pipelines.replay_rejected import replay
 
     progress = _progress(quiet)

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
-from features.errors import ConfigurationError
 from pipelines.backfill import backfill
 from pipelines.configuration import Configuration
 from pipelines.progress import Progress
 from pipelines.report import write_report
+from pipelines.run_record import remember, sampled
 from pipelines.stream import stream
 from pipelines.summary import write_summary
 from pipelines.train import train
 from pipelines.verify import verify
-
-
-def sampled(config: Configuration) -> Configuration:
-    """Return the configuration of a small run: its own splits, and nothing received after them.
-
-    Raises:
-        ConfigurationError: The configuration names no sample.
-    """
-    if config.sample is None:
-        raise ConfigurationError(
-            f"{config.path}: --sample needs a `sample` block with its own train_until, "
-            "evaluate_until and stream_until"
-        )
-    return dataclasses.replace(
-        config, splits=config.sample, read_until_us=config.sample.stream_until_us
-    )
 
 
 def demo(
@@ -53,6 +36,7 @@ def demo(
     Returns:
         What each step returned, and the seconds it took.
     """
+    remember(config, sample)
     if sample:
         config = sampled(config)
     summary: dict[str, Any] = {}

@@ -104,10 +104,9 @@ def _one_bit(verdict: ViewVerdict, row: int) -> bool:
 
 
 def _hypotheses(verdict: ViewVerdict, evidence: Evidence, row: int) -> Iterator[tuple[str, Case]]:
-    events, as_of = verdict.events, int(verdict.as_of_us[row])
+    as_of = int(verdict.as_of_us[row])
     known = verdict.known_events(row, evidence)
-    window = events.window(verdict.keys[row].as_py(), as_of)
-    now = window[events.times[window] == as_of]
+    now = verdict.events_at_its_instant(row, evidence)
     named = f"same instant: {_named(verdict, now)} at the request's own instant was counted"
     if not len(now):
         named = "same instant: computed for an instant 1 us later"

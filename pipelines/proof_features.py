@@ -140,7 +140,15 @@ class ViewVerdict:
 
     def known_events(self, row: int, evidence: Evidence) -> Int64Array:
         """Return the events before a row's instant that its release had seen."""
-        rows = self.window(row)
+        return self._seen(row, self.window(row), evidence)
+
+    def events_at_its_instant(self, row: int, evidence: Evidence) -> Int64Array:
+        """Return the events at a row's very instant that its release had seen: none may count."""
+        as_of = int(self.as_of_us[row])
+        rows = self.events.window(self.keys[row].as_py(), as_of)
+        return self._seen(row, rows[self.events.times[rows] == as_of], evidence)
+
+    def _seen(self, row: int, rows: Int64Array, evidence: Evidence) -> Int64Array:
         positions = evidence.positions(self.view, int(self.shards[row]), int(self.releases[row]))
         return rows if positions is None else self.events.below(rows, positions)
 

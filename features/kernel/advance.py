@@ -331,9 +331,14 @@ def _advance_chunk(
     if publish is Publish.ALL:
         due = np.arange(state.n_entities)
     else:
-        due = np.empty(state.n_entities, np.int64)
-        n_due = wheel.due_entities(state.entities, state.wheel, state.wheel_hop, until_hop, due)
-        due = due[:n_due]
+        due = wheel.due_entities(
+            state.entities,
+            state.wheel,
+            state.wheel_nodes,
+            state.wheel_meta,
+            state.wheel_hop,
+            until_hop,
+        )
     state.batch_number += 1
     group_entity, group_start, codes = layout.group_rows(
         work.event_entity,
@@ -351,6 +356,7 @@ def _advance_chunk(
     layout.mark_presence(step_row, step_at, queries, state.tiles, plan.hop_us, plan.window_hops)
     answers = _fold_all(state, work, step_row, step_at, queries)
     values, nulls = _finish(state, answers, queries)
+    state.reserve_wheel(len(group_entity))
     wheel.settle(
         group_entity,
         state.entities,
@@ -360,6 +366,8 @@ def _advance_chunk(
         state.arena_meta,
         plan.references,
         state.wheel,
+        state.wheel_nodes,
+        state.wheel_meta,
         plan.hop_us,
         state.watched_hops,
         until,

@@ -27,9 +27,31 @@ def first_occurrences(digests: UInt64Array) -> Int64Array:
     Returns:
         int64, ``(distinct rows,)``: ascending row indices.
     """
-    pairs = np.ascontiguousarray(digests).view([("a", np.uint64), ("b", np.uint64)]).ravel()
-    _, first = np.unique(pairs, return_index=True)
-    return np.sort(first)
+    slots = 64
+    while slots < 2 * len(digests):
+        slots *= 2
+    rows = np.empty(len(digests), np.int64)
+    found = _first_rows(np.ascontiguousarray(digests), np.full(slots, -1, np.int64), rows)
+    return rows[:found]
+
+
+@nb.njit(cache=True)
+def _first_rows(digests: UInt64Array, table: Int64Array, rows: Int64Array) -> int:
+    mask = table.shape[0] - 1
+    found = 0
+    for i in range(digests.shape[0]):
+        slot = np.int64(digests[i, 0]) & mask
+        first = table[slot]
+        while first >= 0:
+            if digests[first, 0] == digests[i, 0] and digests[first, 1] == digests[i, 1]:
+                break
+            slot = (slot + 1) & mask
+            first = table[slot]
+        if first < 0:
+            table[slot] = i
+            rows[found] = i
+            found += 1
+    return found
 
 
 @nb.njit(cache=True)

@@ -330,6 +330,7 @@ def _restore(
         plan.template,
     )
     state.entities[: len(changed), CHANGED] = changed
+    state.reserve_wheel(state.n_entities)
     settle(
         np.arange(state.n_entities),
         state.entities,
@@ -339,6 +340,8 @@ def _restore(
         state.arena_meta,
         plan.references,
         state.wheel,
+        state.wheel_nodes,
+        state.wheel_meta,
         plan.hop_us,
         state.watched_hops,
         state.frontier_us,

@@ -16,6 +16,7 @@ import numba as nb
 import numpy as np
 
 from features.contract import TIME_MAX, TIME_MIN, Int64Array
+from features.kernel.limbs import prefetch, row_address
 from features.kernel.segments import lower_bound, make_tiles
 from features.kernel.state import CHANGED, HOP, LENGTH, NOBODY, REVISION, ROWS, START
 
@@ -226,6 +227,12 @@ def lay_out(
     hops = np.empty(most, np.int64)
     points = np.empty(0, np.int64)
     for g in range(group, group_entity.shape[0]):
+        if g + 16 < group_entity.shape[0]:
+            prefetch(row_address(entities, group_entity[g + 16], 0))
+        if g + 8 < group_entity.shape[0]:
+            ahead = group_entity[g + 8]
+            newest = entities[ahead, START] + entities[ahead, LENGTH] - 1
+            prefetch(row_address(tiles, newest, 0))
         entity = group_entity[g]
         low, high = group_start[g], group_start[g + 1]
         # The events' hops.

@@ -71,6 +71,23 @@ def _require_words(kind: Any, axes: int, name: str) -> None:
 
 
 @intrinsic
+def prefetch(typing_context: Any, address: Any) -> tuple[Any, Any]:
+    """Ask for the cache line at an address; changes nothing, whatever the address."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, flag, flag, flag])
+        )
+        place = builder.inttoptr(arguments[0], pointer)
+        # For reading, likely to be used again, data.
+        builder.call(function, [place, flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(_INT), emit
+
+
+@intrinsic
 def row_address(typing_context: Any, words: Any, pos: Any, base: Any) -> tuple[Any, Any]:
     """The address of ``words[pos, base]`` in a C-contiguous int64 matrix; not bounds-checked."""
     _require_words(words, 2, "words")

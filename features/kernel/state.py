@@ -24,20 +24,19 @@ import pyarrow as pa
 
 from features.contract import TIME_MIN, Int64Array
 from features.kernel import arena
+from features.kernel.limbs import prefetch, row_address, word_address
 from features.kernel.plan import Plan
 from features.kernel.registry import Fold
 
-# Columns of the entity matrix.
+# Columns of the entity matrix; a row is one cache line.
 START: Final = 0  # row of the oldest tile
 LENGTH: Final = 1  # number of tiles
 BASE: Final = 2  # first row of the segment
 CLASS: Final = 3  # the segment has 2**CLASS rows; NO_SEGMENT without one
 REVISION: Final = 4  # accepted events applied
 DUE: Final = 5  # hop index of the boundary at which the next tile leaves; NEVER without one
-PREVIOUS: Final = 6  # neighbours in the wheel's slot
-NEXT: Final = 7
-CHANGED: Final = 8  # the last change point that was passed (only kept for publishing states)
-ENTITY_COLUMNS: Final = 9
+CHANGED: Final = 6  # the last change point that was passed (only kept for publishing states)
+ENTITY_COLUMNS: Final = 8
 
 NO_SEGMENT: Final = -1
 NOBODY: Final = -1
@@ -98,6 +97,8 @@ class State:
         hops = min(int(self.plan.window_hops[-1]), _MOST_SLOTS - 4)
         self.wheel = np.full(1 << (hops + 3).bit_length(), NOBODY, np.int64)
         self.wheel_hop = NEVER
+        self.wheel_nodes = np.zeros((64, 3), np.int64)
+        self.wheel_meta = np.array([0, NOBODY], np.int64)
         self.stamps = np.full(32, -1, np.int64)
         self.batch_number = 0
         self._scratch: dict[str, Int64Array] = {}
@@ -117,6 +118,7 @@ class State:
             + self.n_entities * per_entity
             + int(self.key_offsets[self.n_entities])
             + self.wheel.nbytes
+            + int(self.wheel_meta[0]) * 3 * 8
         )
 
     @property
@@ -162,6 +164,12 @@ class State:
             table = np.full((size, 2), NOBODY, np.int64)
             _rehash(self.table, table)
             self.table = table
+
+    def reserve_wheel(self, more: int) -> None:
+        """Make room for ``more`` entries in the wheel."""
+        wanted = int(self.wheel_meta[0]) + more
+        if wanted > len(self.wheel_nodes):
+            self.wheel_nodes = _grown(self.wheel_nodes, max(wanted, 2 * len(self.wheel_nodes)))
 
     def grow_tiles(self, rows: int) -> None:
         """Make room for at least ``rows`` more rows of tiles."""
@@ -254,7 +262,16 @@ def resolve(
         The number of entities now.
     """
     mask = table.shape[0] - 1
-    for i in range(out.shape[0]):
+    rows = out.shape[0]
+    for i in range(rows):
+        # Ask early for what the next rows need: their slots, and then their entities' keys.
+        if i + 24 < rows:
+            prefetch(row_address(table, np.int64(hashes[i + 24]) & mask, 0))
+        if i + 12 < rows:
+            ahead = table[np.int64(hashes[i + 12]) & mask, 1]
+            if ahead != NOBODY:
+                prefetch(word_address(key_offsets, ahead))
+                prefetch(row_address(entities, ahead, 0))
         if not valid[i]:
             out[i] = NOBODY
             continue
@@ -291,8 +308,6 @@ def resolve(
             entities[found, CLASS] = NO_SEGMENT
             entities[found, REVISION] = 0
             entities[found, DUE] = NEVER
-            entities[found, PREVIOUS] = NOBODY
-            entities[found, NEXT] = NOBODY
             entities[found, CHANGED] = TIME_MIN
         out[i] = found
     return n_entities

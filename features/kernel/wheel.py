@@ -1,15 +1,20 @@
 """The timing wheel: which entities have a tile that leaves a window, hop by hop.
 
-Each entity with tiles stands in the slot of its next boundary (a doubly linked list per slot;
-Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987). Boundaries further ahead than
-the wheel has slots share them; who looks there skips those that are not due.
+Each entity with tiles stands in the slot of its next boundary (Varghese and Lauck, "Hashed and
+Hierarchical Timing Wheels", 1987). Slots are lists of (entity, hop, next) that only grow: an entity
+whose boundary has changed since is skipped when its slot comes round, which touches no neighbours.
+Boundaries further ahead than the wheel has slots share them; who looks there keeps those.
+
+``meta[0]`` is the first node never used, ``meta[1]`` the first free one.
 """
 
 from __future__ import annotations
 
 import numba as nb
+import numpy as np
 
 from features.contract import Int64Array
+from features.kernel.limbs import prefetch, row_address
 from features.kernel.owned import release_tile
 from features.kernel.segments import lower_bound, release_rows
 from features.kernel.state import (
@@ -19,31 +24,70 @@ from features.kernel.state import (
     HOP,
     LENGTH,
     NEVER,
-    NEXT,
     NO_SEGMENT,
     NOBODY,
-    PREVIOUS,
     START,
 )
 
 
 @nb.njit(cache=True)
 def due_entities(
-    entities: Int64Array, wheel: Int64Array, wheel_hop: int, until_hop: int, out: Int64Array
-) -> int:
-    """Collect entities with a boundary at or before ``until_hop``; returns how many."""
-    n = 0
+    entities: Int64Array,
+    wheel: Int64Array,
+    nodes: Int64Array,
+    meta: Int64Array,
+    wheel_hop: int,
+    until_hop: int,
+) -> Int64Array:
+    """Take out the entities with a boundary at or before ``until_hop`` (some perhaps twice)."""
     if wheel_hop == NEVER:
-        return 0
+        return np.empty(0, np.int64)
     size = wheel.shape[0]
-    for hop in range(wheel_hop + 1, min(until_hop, wheel_hop + size) + 1):
-        entity = wheel[hop & (size - 1)]
-        while entity != NOBODY:
-            if entities[entity, DUE] <= until_hop:
-                out[n] = entity
-                n += 1
-            entity = entities[entity, NEXT]
-    return n
+    last = min(until_hop, wheel_hop + size)
+    most = 0
+    for hop in range(wheel_hop + 1, last + 1):
+        node = wheel[hop & (size - 1)]
+        while node != NOBODY:
+            most += 1
+            node = nodes[node, 2]
+    due = np.empty(most, np.int64)
+    n = 0
+    for hop in range(wheel_hop + 1, last + 1):
+        slot = hop & (size - 1)
+        node = wheel[slot]
+        wheel[slot] = NOBODY
+        while node != NOBODY:
+            entity, boundary, after = nodes[node, 0], nodes[node, 1], nodes[node, 2]
+            if boundary > until_hop:
+                nodes[node, 2] = wheel[slot]
+                wheel[slot] = node
+            else:
+                nodes[node, 2] = meta[1]
+                meta[1] = node
+                if entities[entity, DUE] == boundary:
+                    entities[entity, DUE] = NEVER
+                    due[n] = entity
+                    n += 1
+            node = after
+    return due[:n]
+
+
+@nb.njit(cache=True)
+def _enter(
+    wheel: Int64Array, nodes: Int64Array, meta: Int64Array, entity: int, boundary: int
+) -> None:
+    """Put an entity into the slot of a boundary; there is room."""
+    node = meta[1]
+    if node != NOBODY:
+        meta[1] = nodes[node, 2]
+    else:
+        node = meta[0]
+        meta[0] += 1
+    slot = boundary & (wheel.shape[0] - 1)
+    nodes[node, 0] = entity
+    nodes[node, 1] = boundary
+    nodes[node, 2] = wheel[slot]
+    wheel[slot] = node
 
 
 @nb.njit(cache=True)
@@ -56,22 +100,32 @@ def settle(
     block_meta: Int64Array,
     references: Int64Array,
     wheel: Int64Array,
+    nodes: Int64Array,
+    node_meta: Int64Array,
     hop_us: int,
     watched_hops: Int64Array,
     until: int,
 ) -> None:
-    """Drop the tiles that no window covers as of ``until``, and set the entities' next boundary."""
+    """Drop the tiles that no window covers as of ``until``, and set the entities' next boundary.
+
+    There must be room in the wheel for one entry per entity (`State.reserve_wheel`).
+    """
     until_hop = until // hop_us
-    size = wheel.shape[0]
-    for g in range(group_entity.shape[0]):
+    oldest = until_hop - watched_hops[-1]
+    groups = group_entity.shape[0]
+    for g in range(groups):
+        if g + 16 < groups:
+            prefetch(row_address(entities, group_entity[g + 16], 0))
+        if g + 8 < groups:
+            prefetch(row_address(tiles, entities[group_entity[g + 8], START], 0))
         entity = group_entity[g]
         start, length = entities[entity, START], entities[entity, LENGTH]
-        oldest = until_hop - watched_hops[-1]
-        drop = lower_bound(tiles, start, start + length, oldest) - start
-        for row in range(start, start + drop):
-            release_tile(tiles, row, blocks, block_meta, references)
-        start += drop
-        length -= drop
+        if length and tiles[start, HOP] < oldest:
+            drop = lower_bound(tiles, start, start + length, oldest) - start
+            for row in range(start, start + drop):
+                release_tile(tiles, row, blocks, block_meta, references)
+            start += drop
+            length -= drop
         if length == 0 and entities[entity, CLASS] != NO_SEGMENT:
             release_rows(tiles, tile_meta, entities[entity, BASE], entities[entity, CLASS])
             entities[entity, CLASS] = NO_SEGMENT
@@ -86,26 +140,6 @@ def settle(
                 if due == NEVER or boundary < due:
                     due = boundary
         if due != entities[entity, DUE]:
-            _unlink(entities, entity, wheel, size)
             entities[entity, DUE] = due
             if due != NEVER:
-                slot = due & (size - 1)
-                first = wheel[slot]
-                entities[entity, PREVIOUS] = NOBODY
-                entities[entity, NEXT] = first
-                if first != NOBODY:
-                    entities[first, PREVIOUS] = entity
-                wheel[slot] = entity
-
-
-@nb.njit(cache=True)
-def _unlink(entities: Int64Array, entity: int, wheel: Int64Array, size: int) -> None:
-    if entities[entity, DUE] == NEVER:
-        return
-    before, after = entities[entity, PREVIOUS], entities[entity, NEXT]
-    if before == NOBODY:
-        wheel[entities[entity, DUE] & (size - 1)] = after
-    else:
-        entities[before, NEXT] = after
-    if after != NOBODY:
-        entities[after, PREVIOUS] = before
+                _enter(wheel, nodes, node_meta, entity, due)
