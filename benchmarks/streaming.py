@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from benchmarks.backfill_kernel import kernel_answers
 from benchmarks.backfill_peers import check_equal
+from benchmarks.columnar_streaming import run_columnar
 from benchmarks.kernel import SLICE_ROWS, OneView, cut
 from benchmarks.measure import Effort, Figure, Side, alternate, rates, ratios
 from benchmarks.row_wise_pipeline import run_row_wise
@@ -27,7 +28,8 @@ StreamingSide = Callable[[Workload, str], pa.Table]
 
 ROW_WISE: Final = "row-wise"
 KERNEL: Final = "kernel alone, in slices"
-SIDES: Final[dict[str, StreamingSide]] = {ROW_WISE: run_row_wise}
+COLUMNAR: Final = "columnar"
+SIDES: Final[dict[str, StreamingSide]] = {COLUMNAR: run_columnar, ROW_WISE: run_row_wise}
 """The sides, in the order of a pair. Those that are not `ROW_WISE` are compared with it."""
 ENGINES: Final = ("fnapi", "prism")
 
