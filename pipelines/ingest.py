@@ -34,7 +34,7 @@ from pipelines.log import Log, one_batch
 from pipelines.mended import Mending
 from pipelines.options import batch_engine, pipeline_options
 from pipelines.progress import Progress
-from pipelines.readers import StreamBatch, read_stream
+from pipelines.readers import Counts, StreamBatch, read_stream
 from pipelines.runners import make_runner, run
 from pipelines.sink import WriteParquet
 from pipelines.validate import definition_of, required_of
@@ -137,6 +137,48 @@ def _ordered(
         yield LogPartition(partition, rows, times)
 
 
+@dataclass(frozen=True, eq=False)
+class SourceRead:
+    """A source, read whole.
+
+    Attributes:
+        parts: The partitions of its log, mended records included.
+        rejected: Its rejected records.
+        counts: What became of the rows of its files.
+        mended: How many rejected rows stand in the log as mended.
+    """
+
+    parts: list[LogPartition]
+    rejected: list[pa.RecordBatch]
+    counts: Counts
+    mended: int
+
+
+def read_log(config: Configuration, name: str) -> SourceRead:
+    """Read a source's files, and its mended records, into the partitions of its log.
+
+    Args:
+        config: The configuration.
+        name: The stream's or the request's name.
+    """
+    source = config.sources[name]
+    definition = definition_of(config.project, name)
+    mending = Mending(config.root, name)
+    counts = Counts()
+    kept: list[StreamBatch] = []
+    refused: list[pa.RecordBatch] = []
+    for batch in read_source(config.project, source, config.path.parent):
+        counts += batch.counts
+        kept.append(batch)
+        refused.append(mending.take(batch.rejected))
+    settled = mending.settle(definition, source, required_of(config.project, definition), kept)
+    refused.append(settled.rejected)
+    parts = log_partitions(definition, source, kept, config.read_until_us, settled.parts)
+    return SourceRead(
+        list(parts), [batch for batch in refused if batch.num_rows], counts, settled.mended
+    )
+
+
 @beam.typehints.with_input_types(str)
 @beam.typehints.with_output_types(dict)
 class _Ingest(beam.DoFn):
@@ -147,36 +189,26 @@ class _Ingest(beam.DoFn):
         self._write_log = write_log
 
     def process(self, name: str) -> Iterator[Any]:
-        config = self._config
-        source = config.sources[name]
-        definition = definition_of(config.project, name)
-        counts: Counter[str] = Counter()
+        found = read_log(self._config, name)
         reasons: Counter[str] = Counter()
-        kept: list[StreamBatch] = []
-        left: list[pa.RecordBatch] = []
-        mending = Mending(config.root, name)
-        for batch in read_source(config.project, source, config.path.parent):
-            counts["read"] += batch.counts.read
-            counts["dropped"] += batch.counts.dropped
-            counts["kept"] += batch.counts.kept
-            kept.append(batch)
-            left.append(mending.take(batch.rejected))
-        required = required_of(config.project, definition)
-        settled = mending.settle(definition, source, required, kept)
-        counts["mended"] = settled.mended
-        for rejections in (*left, settled.rejected):
-            counts["rejected"] += rejections.num_rows
-            if rejections.num_rows:
-                reasons.update(rejections.column("reason").to_pylist())
-                yield beam.pvalue.TaggedOutput(REJECTED, rejections)
+        for batch in found.rejected:
+            reasons.update(batch.column("reason").to_pylist())
+            yield beam.pvalue.TaggedOutput(REJECTED, batch)
+        row = {
+            "source": name,
+            "read": found.counts.read,
+            "dropped": found.counts.dropped,
+            "kept": found.counts.kept,
+            "mended": found.mended,
+            "rejected": sum(reasons.values()),
+            "reasons": dict(reasons),
+        }
         if self._write_log:
-            logged = 0
-            until_us = config.read_until_us
-            for part in log_partitions(definition, source, kept, until_us, settled.parts):
-                Log(config.root).write(definition, part.partition, part.rows, part.received_us)
-                logged += part.rows.num_rows
-            counts["logged"] = logged
-        yield {"source": name, **counts, "reasons": dict(reasons)}
+            log, definition = Log(self._config.root), definition_of(self._config.project, name)
+            for part in found.parts:
+                log.write(definition, part.partition, part.rows, part.received_us)
+            row["logged"] = sum(part.rows.num_rows for part in found.parts)
+        yield row
 
 
 @dataclass(eq=False)

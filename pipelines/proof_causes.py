@@ -71,7 +71,7 @@ def note_wrong_values(
 
 
 def written(matrix: tuple[Int64Array, UInt8Array], row: int, column: int, dtype: str) -> str:
-    """Write a value in full; a float also says its bits in another way: its repr is exact."""
+    """Write a value in full: the shortest text that reads as the same float64."""
     values, nulls = matrix
     if nulls[row, column]:
         return "null"

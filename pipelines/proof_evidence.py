@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from features.contract import TIME_MIN, Int64Array
-from features.definitions import FeatureView
+from features.definitions import FeatureView, Project
 from features.errors import InputError
 from pipelines.proof_history import Positions
 from pipelines.summary import read_summary
@@ -27,7 +27,8 @@ class Evidence:
             partition.
         conflicts: Releases of which the evidence says two different things.
         gaps: Releases without evidence between others of their shard.
-        handoff_us: The frontier of the state that the stream started from; `TIME_MIN` for none.
+        handoff_us: View to the frontier of the state that the stream started from; without one it
+            is `TIME_MIN`.
         handoff: Source to the positions of that state.
         exact: Whether the stream waited for its frontier; else it answered eagerly.
     """
@@ -35,7 +36,7 @@ class Evidence:
     releases: Mapping[tuple[str, int, int], tuple[int, Positions]]
     conflicts: tuple[tuple[str, int, int], ...]
     gaps: tuple[tuple[str, int, int], ...]
-    handoff_us: int
+    handoff_us: Mapping[str, int]
     handoff: Mapping[str, Positions]
     exact: bool
 
@@ -49,7 +50,7 @@ class Evidence:
     def frontier_before(self, view: str, shard: int, number: int) -> int:
         """Return the frontier that stood before a release."""
         found = self.releases.get((view, shard, number - 1))
-        return self.handoff_us if found is None else found[0]
+        return self.handoff_us.get(view, TIME_MIN) if found is None else found[0]
 
     def frontiers(self, view: str, shards: Int64Array, numbers: Int64Array) -> FrontierColumns:
         """Return the frontiers of many releases and of those before them.
@@ -83,7 +84,7 @@ class Evidence:
             (release, frontier, event positions), in order; the handed-over state is release 0.
         """
         first = self.handoff.get(view.stream.name)
-        steps = [] if first is None else [(0, self.handoff_us, first)]
+        steps = [] if first is None else [(0, self.handoff_us[view.name], first)]
         steps += sorted(
             (n, frontier, positions)
             for (name, s, n), (frontier, positions) in self.releases.items()
@@ -108,14 +109,14 @@ class FrontierColumns:
 
 
 def read_evidence(
-    root: Path, event_partitions: Mapping[str, int], views: Mapping[str, str], mode: str
+    root: Path, project: Project, partitions: Mapping[str, int], mode: str
 ) -> Evidence:
     """Read what a stream left below a root.
 
     Args:
         root: The run's folder.
-        event_partitions: Stream to its number of partitions.
-        views: View to its stream.
+        project: The project.
+        partitions: Stream to its number of partitions.
         mode: ``exact`` or ``eager``, where the summary of the run does not say which.
 
     Raises:
@@ -133,15 +134,19 @@ def read_evidence(
         for line in path.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             key = entry["view"], entry["shard"], entry["number"]
-            events = event_partitions.get(views.get(entry["view"], ""), 0)
+            events = partitions[project.view(entry["view"]).stream.name]
             value = entry["frontier_us"], tuple(entry["positions"][:events])
             if releases.setdefault(key, value) != value:
                 conflicts.append(key)
-    handoff_us, handoff = TIME_MIN, {}
+    handoff_us: dict[str, int] = {}
+    handoff: dict[str, Positions] = {}
     path = root / "states" / "handoff.json"
     if path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        handoff_us = stored["as_of_us"]
+        for view in project.views:
+            # What was received later may lie this far below; the frontier waits for it.
+            waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
+            handoff_us[view.name] = stored["as_of_us"] - waits
         handoff = {name: tuple(positions) for name, positions in stored["positions"].items()}
     mode = read_summary(root).get("stream", {}).get("mode", mode)
     return Evidence(

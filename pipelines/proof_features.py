@@ -431,7 +431,7 @@ def _came_late(
     """Tell which events of a stream could have come behind an honest frontier.
 
     A partition's watermark trails what it has shown, and the time of receipt, by the stream's
-    out-of-orderness. Where the stream began and ended, its frontier was declared.
+    out-of-orderness. Where the stream ended, its frontier was declared.
     """
     if not evidence.exact:
         return np.ones(len(events.times), np.bool_)
@@ -444,7 +444,6 @@ def _came_late(
         highest = np.maximum.accumulate(events.times[rows])
         watermark[rows[1:]] = np.maximum(watermark[rows[1:]], highest[:-1])
     watermark -= events.view.stream.out_of_orderness_us
-    watermark = np.maximum(watermark, evidence.handoff_us)
     end_us = config.splits.stream_until_us
     watermark[received >= end_us] = np.maximum(watermark[received >= end_us], end_us)
     behind: BoolArray = events.times < watermark

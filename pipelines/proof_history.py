@@ -7,7 +7,7 @@ so a row has the partition and the position that it has in the log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from features.contract import Int64Array, window_tail
 from features.definitions import EventStream, FeatureView, Project, Request
 from features.kernel import hashing
 from pipelines.configuration import Configuration
-from pipelines.ingest import log_partitions, read_source
+from pipelines.ingest import read_log
 from pipelines.log import PARTITION, POSITION, RECEIVED, Log, log_schema, one_batch
 from pipelines.progress import Progress
 from pipelines.readers import Counts
@@ -84,17 +84,18 @@ def read_history(config: Configuration, progress: Progress) -> History:
     """
     sources = {}
     with progress.stage("read the original history", len(config.sources), "sources") as stage:
-        for name, source in sorted(config.sources.items()):
+        for name in sorted(config.sources):
             stage.note(name)
-            batches = list(read_source(config.project, source, config.path.parent))
+            found = read_log(config, name)
             definition = definition_of(config.project, name)
+            # What was mended since the log was written is not in it yet.
+            logged = Log(config.root).partitions(name)
             parts = [
                 _placed(definition, part.partition, part.rows, part.received_us)
-                for part in log_partitions(definition, source, batches, config.read_until_us)
+                for part in found.parts[:logged]
             ]
-            counts = _total(batch.counts for batch in batches)
             sources[name] = SourceHistory(
-                definition, _concat(definition, parts), len(parts), counts
+                definition, _concat(definition, parts), len(parts), found.counts
             )
             stage.advance(1)
     return History(config.project, sources)
@@ -113,13 +114,6 @@ def logged_history(config: Configuration) -> History:
             Counts(read=len(rows), kept=len(rows)),
         )
     return History(config.project, sources)
-
-
-def _total(counts: Iterable[Counts]) -> Counts:
-    total = Counts()
-    for some in counts:
-        total += some
-    return total
 
 
 def _placed(

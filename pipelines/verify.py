@@ -120,8 +120,8 @@ def evidence_of(config: Configuration, history: History) -> Evidence:
     """Read the releases of a run."""
     return read_evidence(
         config.root,
+        config.project,
         {name: source.partitions for name, source in history.sources.items()},
-        {view.name: view.stream.name for view in config.project.views},
         config.stream.mode,
     )
 
