@@ -158,10 +158,11 @@ def demo(
         training = dataclasses.replace(configuration.training, seeds=seeds)
         configuration = dataclasses.replace(configuration, training=training)
     from pipelines import demo as stage
-    from pipelines.summary import print_tables, stage_tables
+    from pipelines.summary import print_tables
 
     figures = stage.demo(configuration, _progress(quiet), sample=sample, speed=speed, engine=engine)
-    print_tables(stage_tables("demo", figures), sys.stdout)
+    print_tables([stage.overview(figures)], sys.stdout)
+    click.echo(f"every figure: {root / 'summary.json'}; pictures: {figures['report']}")
     _end_with_verdict(figures["verify"])
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.backfill import backfill
 from pipelines.configuration import Configuration
+from pipelines.evaluation import Evaluation, Runs
 from pipelines.progress import Progress
 from pipelines.report import write_report
 from pipelines.run_record import remember, sampled
 from pipelines.stream import stream
-from pipelines.summary import write_summary
+from pipelines.summary import Table, write_summary
 from pipelines.train import train
 from pipelines.verify import verify
 
@@ -53,3 +54,68 @@ def demo(
         write_summary(config.root, name, summary[name])
     summary["report"] = str(write_report(config, summary))
     return summary
+
+
+def overview(summary: Mapping[str, Any]) -> Table:
+    """Return the run on one screen: what each step took, and what went in and out."""
+    sources = summary["backfill"]["sources"].values()
+    read = sum(source["read"] for source in sources)
+    refused = sum(source["rejected"] for source in sources)
+    stream_, proof = summary["stream"], summary["verify"]
+    evaluation = Evaluation.from_json(summary["train"]["evaluation"])
+    rows = [
+        ("backfill", f"{read:,} rows read, {refused:,} of them rejected"),
+        ("", f"{summary['backfill']['training']['rows']:,} requests with their features"),
+        *(
+            ("train" if runs is evaluation.model else "", _quality(runs))
+            for runs in (evaluation.model, *evaluation.baselines)
+        ),
+        ("", f"beats both baselines: {'yes' if evaluation.beats_baselines else 'no'}"),
+        ("stream", stream_["why"]),
+        (
+            "",
+            (
+                f"{stream_['events']:,} events and {stream_['requests']:,} requests in, "
+                f"{stream_['rejected']:,} rejected"
+            ),
+        ),
+        (
+            "",
+            (
+                f"{stream_['predictions']:,} predictions and {stream_['publications']:,} "
+                "publications out"
+            ),
+        ),
+        (
+            "verify",
+            (
+                f"{proof['feature_mismatches']:,} mismatches in {proof['values']:,} values "
+                f"({proof['predictions']:,} predictions x {proof['features']} features)"
+            ),
+        ),
+        (
+            "",
+            (
+                f"{proof['oracle_mismatches']:,} in {proof['oracle_values']:,} by the plain-Python "
+                "oracle"
+            ),
+        ),
+        (
+            "",
+            (
+                f"{proof['store_mismatches']:,} in {proof['store_values']:,} read back from the store "
+                f"({proof['store_entities']:,} entities)"
+            ),
+        ),
+    ]
+    return Table(
+        "summary",
+        ("step", "seconds", "what came of it"),
+        [(step, f"{summary[step]['seconds']:,.1f}" if step else "", text) for step, text in rows],
+        frozenset([1]),
+    )
+
+
+def _quality(runs: Runs) -> str:
+    seeds = f", mean of {len(runs.seeds)} seeds" if len(runs.seeds) > 1 else ""
+    return f"{runs.name}: log loss {runs.mean('log_loss'):.4f}, AUC {runs.mean('auc'):.4f}{seeds}"

@@ -132,19 +132,6 @@ def _check(value: Any, name: str) -> None:
         )
 
 
-def stage_tables(title: str, summary: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of a whole run: those of each stage, then one of what else it says.
-
-    Args:
-        title: Above the last one.
-        summary: Figures by stage (`read_summary`), and perhaps other values by name.
-    """
-    stages = {name: value for name, value in summary.items() if isinstance(value, Mapping)}
-    tables = [table for name, value in stages.items() for table in figure_tables(name, value)]
-    others = {name: value for name, value in summary.items() if name not in stages}
-    return [*tables, *figure_tables(title, others)]
-
-
 def figure_tables(title: str, figures: Mapping[str, Any]) -> list[Table]:
     """Return the tables of a stage's figures.
 

@@ -72,6 +72,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], Called]:
         called = Called(result)
         module = types.ModuleType(f"pipelines.{module_name}")
         setattr(module, function, called)
+        module.overview = lambda _: Table("summary", ("step",), [("demo",)])  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
         import pipelines
 
@@ -267,7 +268,7 @@ def test_the_demo_fails_on_a_mismatch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     install(monkeypatch, flights="examples.flights")
-    stage("demo", {"verify": {"mismatches": 2, "values": 9}})
+    stage("demo", {"verify": {"mismatches": 2, "values": 9}, "report": "report.html"})
     assert run("demo") == 1
     assert capsys.readouterr().out.splitlines()[-1] == "2 mismatches in 9 values"
 

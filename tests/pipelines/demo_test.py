@@ -36,6 +36,8 @@ def test_the_demo_sample_ends_with_zero_mismatches(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     assert last_line(run).startswith("0 mismatches in ")
     assert int(last_line(run).split()[3].replace(",", "")) > 50_000
+    assert "of them rejected" in run.stdout
+    assert "by the plain-Python oracle" in run.stdout
     root = tmp_path / "demo"
     assert (root / "report.html").stat().st_size > 10_000
     summary = json.loads((root / "summary.json").read_text())

@@ -16,7 +16,6 @@ from pipelines.summary import (
     figure_tables,
     print_tables,
     read_summary,
-    stage_tables,
     write_summary,
     write_value,
 )
@@ -125,19 +124,6 @@ def test_deep_lists_are_taken_apart_by_name() -> None:
         Table("train: baselines / by product / metrics", ["auc"], [["0.7"]], frozenset([0])),
         Table("train: baselines / 1 / metrics", ["auc"], [["1"]], frozenset([0])),
     ]
-
-
-def test_a_summary_is_one_table_a_stage(tmp_path: Path) -> None:
-    write_summary(tmp_path, "validate", {"read": 3})
-    write_summary(tmp_path, "train", {"auc": 0.71239, "blessed": True})
-    stream = io.StringIO()
-    summary = {**read_summary(tmp_path), "report": "run/report.html"}
-    print_tables(stage_tables("demo", summary), stream)
-    assert stream.getvalue() == (
-        "validate\nfigure  value\nread        3\n\n"
-        "train\nfigure    value\nauc      0.7124\nblessed     yes\n\n"
-        "demo\nfigure            value\nreport  run/report.html\n"
-    )
 
 
 def test_a_long_list_is_cut_and_says_so() -> None:
