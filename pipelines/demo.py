@@ -103,8 +103,8 @@ def overview(summary: Mapping[str, Any]) -> Table:
         (
             "",
             (
-                f"{proof['store_mismatches']:,} in {proof['store_values']:,} read back from the store "
-                f"({proof['store_entities']:,} entities)"
+                f"{proof['store_mismatches']:,} in {proof['store_values']:,} read back from the "
+                f"store ({proof['store_entities']:,} entities)"
             ),
         ),
     ]
