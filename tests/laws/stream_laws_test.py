@@ -1,0 +1,238 @@
+"""The stream's laws: it equals batch and the oracle, whatever the engine does to batches.
+
+Random definitions and rows; the log is dealt to partitions, cut into random polls and sharded;
+elements come shuffled, doubled or not at all. No engine here, so that many cases are tried; the
+same deliveries on real engines are in `tests/pipelines/featurize_test.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import strategies as st
+
+from features import FeatureView, Project, Request
+from features.contract import format_duration
+from features.errors import PartitionGap
+from features.kernel.encoding import canonical_bytes
+from features.oracle import Oracle
+from pipelines.operator import Mode
+from pipelines.poll import Poll, request_parts
+from tests import strategies
+from tests.pipelines.streaming_project import (
+    Arrived,
+    Element,
+    PlainStream,
+    Row,
+    Vector,
+    arrivals,
+    elements_of,
+    expected_vectors,
+    random_polls,
+    vectors_of,
+)
+
+LAW = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A project over one random view, its rows, and how they arrive.
+
+    Attributes:
+        project: The project.
+        rows: By source.
+        arrived: The same, by partition, in order of arrival.
+        polls: The log, cut.
+        partitions: By source.
+        shards: How many shards the view has.
+        chance: What decides how elements are delivered.
+    """
+
+    project: Project
+    rows: dict[str, list[Row]]
+    arrived: list[Arrived]
+    polls: list[Poll]
+    partitions: dict[str, int]
+    shards: int
+    chance: random.Random
+
+    @property
+    def view(self) -> FeatureView:
+        return self.project.views[0]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    drawn = draw(strategies.views(max_features=4))
+    out_of_orderness = draw(st.sampled_from((0, drawn.hop_us, 5 * drawn.hop_us)))
+    stream = replace(drawn.stream, out_of_orderness=format_duration(out_of_orderness))
+    view = replace(drawn, stream=stream)
+    request = Request(
+        "asked",
+        schema={"at": "timestamp", "id": "int64", "key": view.entity.dtype},
+        request_time="at",
+        request_id="id",
+        keys={view.entity.name: "key"},
+        out_of_orderness=format_duration(draw(st.sampled_from((0, drawn.hop_us)))),
+    )
+    project = Project("drawn", request=request, views=[view])
+    events = draw(strategies.events(view, max_size=20))
+    asked = draw(strategies.requests(view, events))
+    rows = {
+        "events": events,
+        "asked": [{"at": at, "id": i, "key": key} for i, (key, at) in enumerate(asked)],
+    }
+    partitions = {"events": draw(st.integers(1, 3)), "asked": draw(st.integers(1, 3))}
+    chance = draw(st.randoms(use_true_random=False))
+    arrived = arrivals(project, rows, partitions, chance)
+    end = max(row["at"] for mine in rows.values() for row in mine) + 1
+    polls = random_polls(project, arrived, end, draw(st.integers(1, 6)), chance)
+    return Case(project, rows, arrived, polls, partitions, draw(st.integers(1, 3)), chance)
+
+
+def start(case: Case, mode: Mode = Mode.EXACT, gap_batches: int = 1_000) -> PlainStream:
+    return PlainStream(
+        case.project, case.shards, case.partitions, mode=mode, gap_batches=gap_batches
+    )
+
+
+def deliver(case: Case, stream: PlainStream, elements: list[Element]) -> dict[int, Vector]:
+    """Bring the elements in bundles of any size; the requests come at any time."""
+    waiting = [part for poll in case.polls for part in request_parts(case.project, poll)]
+    case.chance.shuffle(waiting)
+    at = 0
+    while at < len(elements):
+        size = case.chance.randint(1, 5)
+        parts = stream.operate(elements[at : at + size])
+        at += size
+        asked = [waiting.pop() for _ in range(min(len(waiting), case.chance.randint(0, 2)))]
+        stream.join([*parts, *asked])
+    stream.join(waiting)
+    return vectors_of(case.project, stream.answered)
+
+
+def of_oracle(case: Case) -> dict[int, tuple[int | None, ...]]:
+    """The oracle's values as 64-bit patterns, by request."""
+    oracle = Oracle(case.view, case.rows["events"])
+    out = {}
+    for row in case.rows["asked"]:
+        words: list[int | None] = []
+        for value in oracle.values(row["key"], row["at"]).values():
+            as_bits = np.array([value]).view(np.int64)[0] if isinstance(value, float) else value
+            words.append(None if as_bits is None else int(as_bits))
+        out[row["id"]] = tuple(words)
+    return out
+
+
+@LAW
+@given(cases())
+def test_stream_equals_batch_equals_oracle_however_the_log_is_cut(case: Case) -> None:
+    stream = start(case)
+    stream.run(case.polls)
+    found = vectors_of(case.project, stream.answered)
+    assert found == expected_vectors(case.project, case.rows)
+    assert {name: words for name, (words, _) in found.items()} == of_oracle(case)
+    assert not stream.joiner.pending
+
+
+@LAW
+@given(cases())
+def test_elements_that_come_shuffled_and_doubled_give_the_same_answers_and_state(
+    case: Case,
+) -> None:
+    orderly = start(case)
+    orderly.run(case.polls)
+    elements = elements_of(case.project, case.shards, case.polls)
+    doubled = elements + case.chance.sample(elements, case.chance.randint(0, len(elements)))
+    case.chance.shuffle(doubled)
+    stream = start(case)
+    assert deliver(case, stream, doubled) == expected_vectors(case.project, case.rows)
+    assert not stream.joiner.pending
+    for key, operator in orderly.operators.items():
+        assert canonical_bytes(stream.operators[key].state) == canonical_bytes(operator.state)
+        # Not as many releases, but the same end: nothing waits, and the frontier is the same.
+        assert stream.operators[key].state.frontier_us == operator.state.frontier_us
+        assert stream.operators[key].expected == operator.expected
+        assert not any(stream.operators[key].held)
+
+
+@LAW
+@given(cases())
+def test_an_element_that_never_comes_is_noticed_and_nothing_is_wrong(case: Case) -> None:
+    """A request is right or has no answer; if rows were lost, the operator says which."""
+    elements = elements_of(case.project, case.shards, case.polls)
+    # Of one operator, so that what it did not get is known.
+    lost = case.chance.randrange(len(elements))
+    _, shard, _ = elements[lost]
+    stream = start(case)
+    found = deliver(case, stream, elements[:lost] + elements[lost + 1 :])
+    expected = expected_vectors(case.project, case.rows)
+    assert found == {name: expected[name] for name in found}
+    poll = case.polls[lost // case.shards]
+    moved = any(part.stop > part.start for part in poll.parts)
+    final = poll is case.polls[-1]
+    event(f"moved: {moved}, final: {final}")
+    unanswered = {
+        name
+        for part in stream.joiner.drain()
+        for name in part.rows.column("id").to_pylist()
+        if part.views == ("view",)
+    }
+    assert sorted([*found, *unanswered]) == [row["id"] for row in case.rows["asked"]]
+    operator = stream.operators.get((0, shard))
+    if not moved and not final:
+        assert found == expected
+    elif operator is not None and not final:
+        waiting = sum(len(held) for held in operator.held)
+        assert waiting, "an element with positions was lost, and nothing waits behind the gap"
+
+
+@LAW
+@given(cases())
+def test_a_gap_fails_within_gap_batches(case: Case) -> None:
+    elements = [e for e in elements_of(case.project, case.shards, case.polls) if e[1] == 0]
+    moving = [
+        index
+        for index, poll in enumerate(case.polls[:-1])
+        if any(part.stop > part.start for part in poll.parts)
+    ]
+    assume(moving)
+    lost = case.chance.choice(moving)
+    stream = start(case, gap_batches=0)
+    stream.operate(elements[:lost])
+    with pytest.raises(PartitionGap, match=r"of (event|request) partition \d never came"):
+        stream.operate(elements[lost + 1 :])
+
+
+@LAW
+@given(cases())
+def test_an_eager_answer_is_the_batch_value_of_what_was_seen(case: Case) -> None:
+    """As of the instant that it states, from the events below its release's positions."""
+    stream = start(case, mode=Mode.EAGER)
+    stream.run(case.polls)
+    answered = vectors_of(case.project, stream.answered)
+    assert sorted(answered) == [row["id"] for row in case.rows["asked"]]
+    for poll in case.polls:
+        read = list(zip(case.arrived, poll.parts, strict=True))
+        seen = [
+            row for mine, part in read if part.source == "events" for row in mine.rows[: part.stop]
+        ]
+        asked = [
+            row
+            for mine, part in read
+            if part.source == "asked"
+            for row in mine.rows[part.start : part.stop]
+        ]
+        as_of = {row["id"]: answered[row["id"]][1] for row in asked}
+        assert all(as_of[row["id"]][0] >= row["at"] for row in asked)
+        expected = expected_vectors(case.project, {"events": seen, "asked": asked}, as_of)
+        assert {name: answered[name] for name in expected} == expected

@@ -1,0 +1,162 @@
+"""Publish: what the kernel published stands in the online store and in the offline log."""
+
+from __future__ import annotations
+
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.contract import MINUTE
+from features.kernel.prepare import KEY
+from pipelines.featurize import _pack
+from pipelines.operator import Mode, Release
+from pipelines.publish import Publish, named_publications, newest_per_entity
+from pipelines.runners import run
+from serving import publications
+from serving.online_rows import KeySpace, decode_cells, online_keys
+from serving.registration import open_database, open_store
+from tests.laws.driver import values_of
+from tests.pipelines.streaming_project import (
+    ENGINES,
+    PARTITIONS,
+    PROJECT,
+    START,
+    PlainStream,
+    arrivals,
+    newest_publications,
+    pipeline_on,
+    random_polls,
+    random_rows,
+)
+
+Published = list[tuple[int, int, Release]]
+
+
+def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Published:
+    chance = random.Random(seed)
+    arrived = arrivals(PROJECT, random_rows(seed), PARTITIONS, chance)
+    stream = PlainStream(PROJECT, 2, PARTITIONS, mode=mode)
+    stream.run(random_polls(PROJECT, arrived, START + 11 * MINUTE, polls, chance))
+    return stream.releases
+
+
+def publish(engine: str, root: Path, published: Published, keep_log: bool = True) -> None:
+    open_store(PROJECT, root, clock="replay")
+    elements = [
+        _pack(view, shard, release.frontier_us, release.publications)
+        for view, shard, release in published
+    ]
+    pipeline, choice = pipeline_on(engine, streaming=False)
+    _ = pipeline | beam.Create(elements) | Publish(PROJECT, root, "online.db", 2, keep_log)
+    run(pipeline, choice)
+
+
+def log_of(root: Path, view: str) -> list[dict[str, Any]]:
+    paths = sorted((root / "publications" / view).glob("*.parquet"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_online_store_holds_each_entitys_newest_publication(
+    engine: str, tmp_path: Path
+) -> None:
+    """In whatever order, and however often, bundles bring them."""
+    published = releases(1)
+    shuffled = published + published[::3]
+    random.Random(1).shuffle(shuffled)
+    publish(engine, tmp_path, shuffled)
+    expected = newest_publications(published)
+    database = open_database(tmp_path)
+    found = 0
+    for index, view in enumerate(PROJECT.views):
+        keys = sorted(key for v, key in expected if v == index)
+        typed = pa.array(keys).cast(pa.int64() if view.entity.dtype == "int64" else pa.string())
+        raw = online_keys(view.entity.join_key, typed)
+        (snapshot,) = database.read([(KeySpace.of(PROJECT.name, view), raw)])
+        rows = {row.key: row for row in snapshot.rows if row is not None}
+        assert len(rows) == len(keys)
+        for key, name in zip(raw, keys, strict=True):
+            at, revision, until, values, nulls = expected[index, name]
+            assert (rows[key].event_timestamp, rows[key].revision) == (at, revision)
+            assert rows[key].valid_until == until
+            dtypes = [column.dtype for column in view.columns]
+            cells = [array[0].as_py() for array in decode_cells(dtypes, [rows[key].cells])]
+            words = struct.unpack(
+                "<" + "".join("d" if dtype == "float64" else "q" for dtype in dtypes), values
+            )
+            assert cells == [
+                None if null else word for word, null in zip(words, nulls, strict=True)
+            ]
+            found += 1
+    assert found == len(expected) == 9
+    database.close()
+
+
+def test_named_publications_have_the_views_columns_and_values() -> None:
+    published = [r for v, _, r in releases(2) if v == 0 and r.publications.num_rows]
+    view = PROJECT.views[0]
+    for release in published:
+        named = named_publications(view, release.publications)
+        assert named.schema.equals(publications.schema(view))
+        keys = [key.decode() for key in named.column("entity_key").to_pylist()]
+        assert keys == release.publications.column(KEY).to_pylist()
+        columns = [column.name for column in view.columns]
+        plain = PlainStream(PROJECT, 2, PARTITIONS).operator(0, 0).plan
+        assert named.select(columns).to_pylist() == values_of(plain, release.publications)
+
+
+def test_of_many_publications_of_an_entity_the_newest_is_kept() -> None:
+    rows = pa.record_batch(
+        {
+            KEY: ["b", "a", "a", "b", "a", "c"],
+            "event_timestamp": pa.array([5, 7, 9, 6, 9, 1], pa.int64()),
+            "revision": pa.array([1, 9, 2, 2, 3, 1], pa.int64()),
+        }
+    )
+    assert newest_per_entity(rows).to_pylist() == [
+        {KEY: "a", "event_timestamp": 9, "revision": 3},
+        {KEY: "b", "event_timestamp": 6, "revision": 2},
+        {KEY: "c", "event_timestamp": 1, "revision": 1},
+    ]
+    assert newest_per_entity(rows.slice(0, 1)).num_rows == 1
+    assert newest_per_entity(rows.slice(0, 0)).num_rows == 0
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_offline_log_holds_every_publication(mode: Mode, tmp_path: Path) -> None:
+    """In eager mode several releases stand at one frontier: none replaces another."""
+    published = releases(3, mode)
+    for one in published:
+        publish("fnapi", tmp_path, [one])
+    for index, view in enumerate(PROJECT.views):
+        expected = sorted(
+            (row[KEY], row["event_timestamp"], row["revision"])
+            for v, _, release in published
+            if v == index
+            for row in release.publications.to_pylist()
+        )
+        found = [
+            (row["entity_key"].decode(), row["event_timestamp"], row["revision"])
+            for row in log_of(tmp_path, view.name)
+        ]
+        assert sorted(found) == expected
+        assert expected
+
+
+def test_a_bundle_that_is_repeated_replaces_itself_in_the_log(tmp_path: Path) -> None:
+    published = releases(4, polls=1)
+    publish("fnapi", tmp_path, published)
+    once = [log_of(tmp_path, view.name) for view in PROJECT.views]
+    publish("fnapi", tmp_path, published)
+    assert [log_of(tmp_path, view.name) for view in PROJECT.views] == once
+
+
+def test_the_log_is_kept_only_where_it_is_wanted(tmp_path: Path) -> None:
+    publish("fnapi", tmp_path, releases(5, polls=2), keep_log=False)
+    assert not (tmp_path / "publications").exists()
