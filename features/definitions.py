@@ -60,8 +60,35 @@ def _check_column(schema: Schema, column: str, dtypes: Iterable[str], what: str)
         raise WrongType(f"{what} {column!r} must be {' or '.join(dtypes)}, found {schema[column]}")
 
 
+class _Arriving:
+    """How far out of order the rows of a stream may arrive; for streams and requests."""
+
+    out_of_orderness: str
+    allowed_lateness: str
+    max_ahead: str
+
+    @property
+    def out_of_orderness_us(self) -> int:
+        """The bound in microseconds."""
+        return parse_duration(self.out_of_orderness)
+
+    @property
+    def tolerance_us(self) -> int:
+        """``out_of_orderness + allowed_lateness`` in microseconds."""
+        return self.out_of_orderness_us + parse_duration(self.allowed_lateness)
+
+    @property
+    def max_ahead_us(self) -> int:
+        """The bound in microseconds."""
+        return parse_duration(self.max_ahead)
+
+    def _check_bounds(self, what: str) -> None:
+        for name in ("out_of_orderness", "allowed_lateness", "max_ahead"):
+            parse_duration(getattr(self, name), f"{what}: {name}")
+
+
 @dataclass(frozen=True, eq=False)
-class EventStream:
+class EventStream(_Arriving):
     """A named source of events.
 
     Attributes:
@@ -89,23 +116,7 @@ class EventStream:
         _check_schema(self.schema, what)
         _check_column(self.schema, self.event_time, (TIMESTAMP,), f"{what}: event_time")
         _check_column(self.schema, self.event_id, _KEY_DTYPES, f"{what}: event_id")
-        for name in ("out_of_orderness", "allowed_lateness", "max_ahead"):
-            parse_duration(getattr(self, name), f"{what}: {name}")
-
-    @property
-    def out_of_orderness_us(self) -> int:
-        """The bound in microseconds."""
-        return parse_duration(self.out_of_orderness)
-
-    @property
-    def tolerance_us(self) -> int:
-        """``out_of_orderness + allowed_lateness`` in microseconds."""
-        return self.out_of_orderness_us + parse_duration(self.allowed_lateness)
-
-    @property
-    def max_ahead_us(self) -> int:
-        """The bound in microseconds."""
-        return parse_duration(self.max_ahead)
+        self._check_bounds(what)
 
     @property
     def time_column(self) -> str:
@@ -306,7 +317,7 @@ class FeatureView:
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class Request(_Arriving):
     """The moment a prediction is wanted.
 
     Attributes:
@@ -349,23 +360,7 @@ class Request:
                 expression.dtype(self.schema)
             except DefinitionError as error:
                 raise type(error)(f"{what}: input {name!r}: {error}") from None
-        for name in ("out_of_orderness", "allowed_lateness", "max_ahead"):
-            parse_duration(getattr(self, name), f"{what}: {name}")
-
-    @property
-    def out_of_orderness_us(self) -> int:
-        """The bound in microseconds."""
-        return parse_duration(self.out_of_orderness)
-
-    @property
-    def tolerance_us(self) -> int:
-        """``out_of_orderness + allowed_lateness`` in microseconds."""
-        return self.out_of_orderness_us + parse_duration(self.allowed_lateness)
-
-    @property
-    def max_ahead_us(self) -> int:
-        """The bound in microseconds."""
-        return parse_duration(self.max_ahead)
+        self._check_bounds(what)
 
     @property
     def time_column(self) -> str:

@@ -77,8 +77,8 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
 def short_names(files: Sequence[Path]) -> list[str]:
     """Return names for files: without compression, with as many folders as tell them apart.
 
-    >>> short_names([Path("/data/2013/flights.csv.gz"), Path("/data/2014/flights.csv.gz")])
-    ['2013/flights.csv', '2014/flights.csv']
+    >>> short_names([Path("/data/2013/orders.csv.gz"), Path("/data/2014/orders.csv.gz")])
+    ['2013/orders.csv', '2014/orders.csv']
     """
     plain = [_decompressed_name(path) for path in files]
     for length in range(1, max((len(path.parts) for path in plain), default=0) + 1):

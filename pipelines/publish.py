@@ -115,7 +115,10 @@ class _Publish(beam.DoFn):
     ) -> None:
         folder = self._root / "publications" / view.name
         folder.mkdir(parents=True, exist_ok=True)
-        # Several bundles may stand at one frontier (eager mode); a repeated one replaces itself.
+        # Several bundles may stand at one frontier (eager mode); a repeated one replaces itself,
+        # also if a restart in between has changed the order of its entities.
+        names = (publications.ENTITY_KEY, "event_timestamp", "revision")
+        rows = rows.take(pc.sort_indices(rows, [(name, "ascending") for name in names]))
         digest = hashlib.sha256(rows.serialize()).hexdigest()[:16]
         path = folder / f"{frontier:020d}-{shard:05d}-{digest}.parquet"
         unfinished = path.with_suffix(".unfinished")

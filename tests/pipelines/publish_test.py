@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_a_bundle_that_is_repeated_replaces_itself_in_the_log(tmp_path: Path) ->
     once = [log_of(tmp_path, view.name) for view in PROJECT.views]
     publish("fnapi", tmp_path, published)
     assert [log_of(tmp_path, view.name) for view in PROJECT.views] == once
+
+
+def test_a_repeat_whose_entities_come_in_another_order_replaces_itself_too(tmp_path: Path) -> None:
+    """As after a restart from a snapshot, which numbers the entities anew."""
+    (published,) = [p for p in releases(4, polls=1) if p[:2] == (0, 0)]
+    view, shard, release = published
+    backwards = release.publications.take(pa.array(range(release.publications.num_rows))[::-1])
+    assert backwards.num_rows > 1
+    publish("fnapi", tmp_path, [published])
+    once = log_of(tmp_path, "cab")
+    publish("fnapi", tmp_path, [(view, shard, replace(release, publications=backwards))])
+    assert log_of(tmp_path, "cab") == once
 
 
 def test_the_log_is_kept_only_where_it_is_wanted(tmp_path: Path) -> None:
