@@ -126,11 +126,11 @@ def stream(
         "rows_per_s": replayed.rows / seconds,
         **_outcome(config),
     }
-    if summary["predictions"] + summary["unanswered"] != requests:
+    if summary["doubled"] or summary["predictions"] + summary["unanswered"] != requests:
         raise SequenceError(
-            f"{requests} requests went in, {summary['predictions']} predictions and "
-            f"{summary['unanswered']} rejected requests came out: the engine {choice.name!r} lost "
-            "or doubled batches"
+            f"{requests} requests went in, {summary['predictions']} predictions "
+            f"({summary['doubled']} of them doubled) and {summary['unanswered']} rejected requests "
+            f"came out: the engine {choice.name!r} lost or doubled batches"
         )
     return summary
 
@@ -300,6 +300,7 @@ def _outcome(config: Configuration) -> dict[str, Any]:
     unanswered = by_source.count(config.project.request.name)
     return {
         "predictions": _rows(root / "predictions"),
+        "doubled": _doubled(root / "predictions"),
         "unanswered": unanswered,
         "rejected": len(by_source),
         "publications": sum(entry["publications"] for entry in releases),
@@ -309,6 +310,17 @@ def _outcome(config: Configuration) -> dict[str, Any]:
         "frontiers": frontiers,
         "latency_ms": _latency(root / "predictions"),
     }
+
+
+def _doubled(folder: Path) -> int:
+    """Count the predictions that are not the first for their request."""
+    parts = [
+        pq.read_table(path, columns=["partition", "position"]) for path in folder.glob("*.parquet")
+    ]
+    if not parts:
+        return 0
+    places = pa.concat_tables(parts)
+    return int(places.num_rows - places.group_by(["partition", "position"]).aggregate([]).num_rows)
 
 
 def _latency(folder: Path) -> dict[str, float]:

@@ -53,7 +53,11 @@ def test_the_demo_sample_ends_with_zero_mismatches(tmp_path: Path) -> None:
     pq.write_table(table.set_column(place, column, [values]), path)
     again = tidemill("verify", "--config", str(_flights()), "--root", str(root), folder=tmp_path)
     assert again.returncode == 1, again.stdout + again.stderr
-    assert last_line(again).startswith("1 mismatches in ")
+    assert not last_line(again).startswith("0 mismatches in ")
+    found = json.loads((root / "summary.json").read_text())["verify"]
+    # The oracle's sample may hold the damaged prediction too.
+    assert found["feature_mismatches"] == 1
+    assert found["mismatches"] == 1 + found["oracle_mismatches"] <= 2
 
 
 def _flights() -> Path:
