@@ -16,9 +16,9 @@ from benchmarks.workload import PAYMENTS, REQUEST, SPAN_US, START_US, TWELVE, Wo
 from features import Project
 from features.contract import HOUR
 from features.kernel import hashing
-from features.kernel.prepare import matrix_of
+from features.kernel.prepare import matrix_of, nulls_of
 from pipelines import runners
-from pipelines.answers import feature_arrays, nulls_of
+from pipelines.answers import feature_arrays
 from pipelines.featurize import ANSWERS, Featurize, FeaturizeOptions
 from pipelines.log import POSITION, Log
 from pipelines.replay import Replay, ReplayOptions

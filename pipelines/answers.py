@@ -25,7 +25,7 @@ from features.definitions import FeatureColumn, Project
 from features.errors import BatchConflict
 from features.kernel import hashing
 from features.kernel.advance import NULLS, VALUES
-from features.kernel.prepare import ORDINAL, fixed_binary, matrix_of
+from features.kernel.prepare import ORDINAL, bytes_column, fixed_binary, matrix_of, nulls_of
 from pipelines.log import PARTITION, POSITION, RECEIVED, SENT
 from pipelines.sequence import GROUP
 
@@ -344,24 +344,6 @@ class AnswerJoiner:
             self._remember(group, answered=False)
         self.pending.clear()
         return out
-
-
-def nulls_of(array: pa.Array) -> UInt8Array:
-    """Return a column of null flags as a uint8 matrix ``(rows, columns)``, without copying."""
-    width = array.type.byte_width
-    data = array.buffers()[1]
-    if data is None or len(array) == 0:
-        return np.zeros((0, width), np.uint8)
-    flat = np.frombuffer(data, np.uint8, count=len(array) * width, offset=array.offset * width)
-    return flat.reshape(len(array), width)
-
-
-def bytes_column(matrix: UInt8Array) -> pa.Array:
-    """Return a uint8 matrix as a fixed-size binary column, without copying."""
-    matrix = np.ascontiguousarray(matrix)
-    return pa.Array.from_buffers(
-        pa.binary(matrix.shape[1]), matrix.shape[0], [None, pa.py_buffer(matrix)]
-    )
 
 
 def feature_arrays(project: Project, values: Int64Array, nulls: UInt8Array) -> dict[str, pa.Array]:

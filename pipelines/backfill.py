@@ -26,9 +26,9 @@ from features.kernel import hashing
 from features.kernel.advance import Publish, advance
 from features.kernel.dedupe import first_occurrences
 from features.kernel.plan import make_plan
-from features.kernel.prepare import DIGEST, TIME, matrix_of
+from features.kernel.prepare import DIGEST, TIME, matrix_of, nulls_of
 from features.kernel.state import State
-from pipelines.answers import AnswerJoiner, AnswerPart, feature_arrays, nulls_of
+from pipelines.answers import AnswerJoiner, AnswerPart, feature_arrays
 from pipelines.configuration import Configuration
 from pipelines.featurize import (
     FeaturizeOptions,
@@ -54,6 +54,7 @@ from pipelines.sequence import (
 )
 from pipelines.shard import BATCHES, REQUESTS, Shard
 from pipelines.sink import WriteParquet
+from pipelines.validate import definition_of
 
 CHUNK_ROWS: Final = 65_536
 """Rows of a partition that are read, and requests that are joined, together."""
@@ -341,7 +342,7 @@ def parts_before(
     positions: dict[str, list[int]] = {}
     for name, count in partitions.items():
         # Rows received later may still lie this far below: the stream goes on waiting for them.
-        definition = project.request if name == project.request.name else project.stream(name)
+        definition = definition_of(project, name)
         for partition in range(count):
             table = log.read(name, partition)
             received: Int64Array = table.column(RECEIVED).to_numpy()

@@ -247,15 +247,8 @@ class _Operate(beam.DoFn):
         part = AnswerPart(view, key.shard, release.number, release.frontier_us, release.answers)
         yield _windowed((ALL_REQUESTS, encode_part(part)), release.frontier_us)
         if self._options.publish:
-            published = (
-                view,
-                key.shard,
-                release.frontier_us,
-                release.publications,
-            )
-            yield beam.pvalue.TaggedOutput(
-                PUBLICATIONS, _windowed(_pack(*published), release.frontier_us)
-            )
+            packed = _pack(view, key.shard, release.frontier_us, release.publications)
+            yield beam.pvalue.TaggedOutput(PUBLICATIONS, _windowed(packed, release.frontier_us))
         evidence = {
             "view": key.view,
             "shard": key.shard,
@@ -339,7 +332,7 @@ def encode_part(part: RequestPart | AnswerPart) -> bytes:
     coder = RecordBatchCoder()
     if isinstance(part, RequestPart):
         return pickle.dumps((part.group, coder.encode(part.rows)), protocol=5)
-    answers = None if part.answers is None else part.answers
+    answers = part.answers
     rows = None if answers is None or answers.num_rows == 0 else coder.encode(answers)
     return pickle.dumps((part.view, part.shard, part.number, part.frontier_us, rows), protocol=5)
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from features.definitions import Project
 from features.kernel.advance import NULLS, VALUES
-from features.kernel.prepare import matrix_of
-from pipelines.answers import AS_OF, RELEASE, SHARD, feature_arrays, nulls_of
+from features.kernel.prepare import matrix_of, nulls_of
+from pipelines.answers import AS_OF, RELEASE, SHARD, feature_arrays
 from pipelines.log import PARTITION, POSITION, RECEIVED, SENT
 from pipelines.meter import METER
 from serving.bundle import Bundle

@@ -15,9 +15,9 @@ from features.kernel import hashing
 from features.kernel.advance import NULLS, VALUES, Publish, advance
 from features.kernel.dedupe import first_occurrences
 from features.kernel.plan import make_plan
-from features.kernel.prepare import REQUESTS_SCHEMA, matrix_of, prepare_events
+from features.kernel.prepare import REQUESTS_SCHEMA, matrix_of, nulls_of, prepare_events
 from features.kernel.state import State
-from pipelines.answers import column_arrays, nulls_of
+from pipelines.answers import column_arrays
 from pipelines.log import one_batch
 
 

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from features.definitions import FeatureView, Project
 from features.kernel.advance import NULLS, VALUES
-from features.kernel.prepare import KEY, matrix_of
-from pipelines.answers import column_arrays, nulls_of
+from features.kernel.prepare import KEY, matrix_of, nulls_of
+from pipelines.answers import column_arrays
 from pipelines.featurize import unpack_publications
 from serving import publications
 from serving.registration import open_database

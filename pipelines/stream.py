@@ -312,24 +312,24 @@ def _outcome(config: Configuration) -> dict[str, Any]:
     }
 
 
+def _read(folder: Path, columns: list[str]) -> pa.Table | None:
+    """Read columns of all Parquet files in a folder; None when there is none."""
+    parts = [pq.read_table(path, columns=columns) for path in folder.glob("*.parquet")]
+    return pa.concat_tables(parts) if parts else None
+
+
 def _doubled(folder: Path) -> int:
     """Count the predictions that are not the first for their request."""
-    parts = [
-        pq.read_table(path, columns=["partition", "position"]) for path in folder.glob("*.parquet")
-    ]
-    if not parts:
+    places = _read(folder, ["partition", "position"])
+    if places is None:
         return 0
-    places = pa.concat_tables(parts)
     return int(places.num_rows - places.group_by(["partition", "position"]).aggregate([]).num_rows)
 
 
 def _latency(folder: Path) -> dict[str, float]:
     """Return quantiles of the wall time from a poll to its predictions, in milliseconds."""
-    parts = [
-        pq.read_table(path, columns=["sent_us", "created_us"]) for path in folder.glob("*.parquet")
-    ]
-    if not parts:
+    table = _read(folder, ["sent_us", "created_us"])
+    if table is None:
         return {}
-    table = pa.concat_tables(parts)
     took = (table["created_us"].to_numpy() - table["sent_us"].to_numpy()) / 1_000
     return {f"p{q}": float(np.percentile(took, q)) for q in (50, 90, 99)}

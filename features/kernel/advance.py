@@ -43,7 +43,16 @@ from features.kernel.layout import (
     Q_VALID_UNTIL,
 )
 from features.kernel.plan import MASKS_PER_WORD, Plan, PlannedPartial
-from features.kernel.prepare import CELLS, ID, KEY, ORDINAL, TIME, fixed_binary, matrix_of
+from features.kernel.prepare import (
+    CELLS,
+    ID,
+    KEY,
+    ORDINAL,
+    TIME,
+    bytes_column,
+    fixed_binary,
+    matrix_of,
+)
 from features.kernel.registry import OWNS_WIDE_SQUARE, OWNS_WIDE_SUM
 from features.kernel.state import LENGTH, State, resolve
 
@@ -72,7 +81,7 @@ class Advance:
 
     Attributes:
         answers: One row per request, in the order of the requests; see `answers_schema`.
-        publications: See `publications_schema`; sorted by entity, then event_timestamp.
+        publications: See `publications_schema`; those of an entity by event_timestamp.
     """
 
     answers: pa.RecordBatch
@@ -179,7 +188,7 @@ def advance(
             work.ordinals,
             pa.array(work.request_as_of, pa.int64()),
             fixed_binary(values),
-            _bytes_column(nulls),
+            bytes_column(nulls),
         ],
         schema=answers_schema(state.plan),
     )
@@ -192,12 +201,6 @@ def _one_batch(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBat
     if not batches:
         return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
     return pa.concat_batches(batches)
-
-
-def _bytes_column(matrix: npt.NDArray[np.uint8]) -> pa.Array:
-    matrix = np.ascontiguousarray(matrix)
-    kind = pa.binary(matrix.shape[1])
-    return pa.Array.from_buffers(kind, matrix.shape[0], [None, pa.py_buffer(matrix)])
 
 
 def _empty_answers(plan: Plan, rows: int) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
@@ -394,7 +397,6 @@ def _lay_out(
     filled = np.zeros(3, np.int64)
     group = 0
     while True:
-        rows_before = int(state.tile_meta[0])
         group = layout.lay_out(
             group,
             group_entity,
@@ -432,9 +434,7 @@ def _lay_out(
             grown = np.empty((room, queries.shape[1]), np.int64)
             grown[: filled[1]] = queries[: filled[1]]
             queries = grown
-        if rows_before + 2 * tiles + 2 > len(state.tiles) or int(
-            state.tile_meta[0]
-        ) + 2 * tiles + 2 > len(state.tiles):
+        if int(state.tile_meta[0]) + 2 * tiles + 2 > len(state.tiles):
             state.grow_tiles(2 * tiles + 2)
     state.counters.expired += int(filled[2])
     return (step_row[: filled[0]], step_at[: filled[0]]), queries[: filled[1]]
@@ -546,7 +546,7 @@ def _publications(
             pa.array(queries[:, Q_VALID_UNTIL], pa.int64()),
             pa.array(queries[:, Q_REVISION], pa.int64()),
             fixed_binary(values),
-            _bytes_column(nulls),
+            bytes_column(nulls),
         ],
         schema=publications_schema(state.plan),
     )

@@ -65,6 +65,24 @@ def matrix_of(array: pa.Array) -> Int64Array:
     return flat.reshape(len(array), words)
 
 
+def nulls_of(array: pa.Array) -> npt.NDArray[np.uint8]:
+    """Return a column of null flags as a uint8 matrix ``(rows, columns)``, without copying."""
+    width = array.type.byte_width
+    data = array.buffers()[1]
+    if data is None or len(array) == 0:
+        return np.zeros((0, width), np.uint8)
+    flat = np.frombuffer(data, np.uint8, count=len(array) * width, offset=array.offset * width)
+    return flat.reshape(len(array), width)
+
+
+def bytes_column(matrix: npt.NDArray[np.uint8]) -> pa.Array:
+    """Return a uint8 matrix as a fixed-size binary column, without copying."""
+    matrix = np.ascontiguousarray(matrix)
+    return pa.Array.from_buffers(
+        pa.binary(matrix.shape[1]), matrix.shape[0], [None, pa.py_buffer(matrix)]
+    )
+
+
 class _Evaluator:
     """Evaluates expressions over one batch, each distinct one once."""
 
