@@ -52,6 +52,7 @@ from features.expressions import TIMESTAMP
 from pipelines import input_files
 from pipelines.project_import import import_attribute
 from pipelines.strict_yaml import Section, Value, read_file
+from serving.online_places import ONLINE, OnlinePlace, SqlitePlace, default_place
 
 FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
 ENGINES: Final = ("fnapi", "prism")
@@ -152,19 +153,6 @@ class Training:
 
 
 @dataclass(frozen=True)
-class OnlineStore:
-    """Where the newest features are served from.
-
-    Attributes:
-        type: ``sqlite``.
-        path: The database's file, absolute.
-    """
-
-    type: str
-    path: Path
-
-
-@dataclass(frozen=True)
 class StreamOptions:
     """How the stream runs.
 
@@ -212,7 +200,7 @@ class Configuration:
     shards: int
     sources: Mapping[str, Source]
     splits: Splits
-    online_store: OnlineStore
+    online_store: OnlinePlace
     training: Training = field(default_factory=Training)
     stream: StreamOptions = field(default_factory=StreamOptions)
     sample: Splits | None = None
@@ -381,14 +369,12 @@ def _check_rate_groups(value: Value, training: Training, project: Project) -> No
             raise groups.wrong(f"{name!r} is no model input; {nearest(name, known)}")
 
 
-def _online_store(top: Section, root: Path) -> OnlineStore:
+def _online_store(top: Section, root: Path) -> OnlinePlace:
     if "online_store" not in top.values:
-        return OnlineStore("sqlite", root / "online.db")
+        return default_place(root)
     section = top.values["online_store"].section(("type", "path"))
-    return OnlineStore(
-        type=section.optional("type", lambda value: value.one_of(ONLINE_STORES), "sqlite"),
-        path=root / section.optional("path", Value.text, "online.db"),
-    )
+    section.optional("type", lambda value: value.one_of(ONLINE_STORES), "sqlite")
+    return SqlitePlace(root / section.optional("path", Value.text, ONLINE))
 
 
 def _stream(value: Value) -> StreamOptions:

@@ -15,8 +15,8 @@ import pyarrow as pa
 from features.errors import InputError
 from features.expressions import INT64
 from pipelines.configuration import Configuration
+from serving.online_places import open_database
 from serving.reader import OnlineReader
-from serving.registration import open_database
 
 
 def read_features(config: Configuration, view: str, keys: Sequence[str]) -> pa.Table:
@@ -38,7 +38,7 @@ def read_features(config: Configuration, view: str, keys: Sequence[str]) -> pa.T
     """
     definition = config.project.view(view)
     wanted = _typed(definition.entity.dtype, view, keys)
-    database = open_database(config.root, str(config.online_store.path))
+    database = open_database(config.online_store)
     reading = OnlineReader(database, config.project, "replay").read({view: wanted})[view]
     database.close()
     return pa.table(

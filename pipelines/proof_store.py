@@ -38,9 +38,10 @@ from pipelines.proof_causes import written
 from pipelines.proof_evidence import Evidence
 from pipelines.proof_features import Findings, Mismatch, differ, patterns
 from pipelines.proof_history import History
+from serving.online_places import open_database
 from serving.online_rows import Frontiers, KeySpace
 from serving.reader import finish
-from serving.registration import open_database, open_store
+from serving.registration import open_store
 
 _BATCH: Final = 1_000
 
@@ -99,9 +100,9 @@ def check_store(
         progress: Where progress is shown.
         findings: Where mismatches are noted.
     """
-    online_path = str(config.online_store.path)
-    store = open_store(config.project, config.root, clock="replay", online_path=online_path)
-    database = open_database(config.root, online_path)
+    place = config.online_store
+    store = open_store(config.project, config.root, clock="replay", place=place)
+    database = open_database(place)
     total = StoreCounts()
     with progress.stage("read the store back", None, "entities") as stage:
         for view in config.project.views:

@@ -24,7 +24,7 @@ from features.kernel.prepare import KEY, matrix_of, nulls_of
 from pipelines.answers import column_arrays
 from pipelines.featurize import unpack_publications
 from serving import publications
-from serving.registration import open_database
+from serving.online_places import OnlinePlace, open_database
 
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
@@ -68,17 +68,17 @@ def newest_per_entity(kernel: pa.RecordBatch) -> pa.RecordBatch:
 @beam.typehints.with_output_types(str)
 class _Publish(beam.DoFn):
     def __init__(
-        self, project: Project, root: Path, online_path: str, shards: int, keep_log: bool
+        self, project: Project, root: Path, place: OnlinePlace, shards: int, keep_log: bool
     ) -> None:
         self._project = project
         self._root = root
-        self._online_path = online_path
+        self._place = place
         self._shards = shards
         self._keep_log = keep_log
         self._bundle: dict[tuple[int, int], tuple[int, list[pa.RecordBatch]]] = {}
 
     def setup(self) -> None:
-        self._database = open_database(self._root, self._online_path)
+        self._database = open_database(self._place)
 
     def teardown(self) -> None:
         self._database.close()
@@ -133,14 +133,14 @@ class Publish(beam.PTransform):
     Attributes:
         project: The project; it must be registered in the store.
         root: The run's folder.
-        online_path: The store's path within it.
+        place: Where the online store is.
         shards: How many shards each view has.
         keep_log: Keep every publication under ``root/publications`` too.
     """
 
     project: Project
     root: Path
-    online_path: str
+    place: OnlinePlace
     shards: int
     keep_log: bool = True
 
@@ -150,5 +150,5 @@ class Publish(beam.PTransform):
     def expand(self, published: beam.PCollection) -> beam.PCollection:
         """Wire the stage."""
         return published | "Publish" >> beam.ParDo(
-            _Publish(self.project, self.root, self.online_path, self.shards, self.keep_log)
+            _Publish(self.project, self.root, self.place, self.shards, self.keep_log)
         )

@@ -48,6 +48,7 @@ from pipelines.shard import Shard
 from pipelines.sink import WriteParquet
 from pipelines.train import current_bundle
 from pipelines.validate import POLLS, REJECTED, Validate
+from serving import online_places
 from serving.registration import open_store
 
 _WATCH_SECONDS: Final = 0.25
@@ -82,7 +83,7 @@ def stream(
     bundle = current_bundle(root)
     _clear(config)
     # Registered here, once: workers only write.
-    open_store(project, root, clock="replay", online_path=str(config.online_store.path))
+    open_store(project, root, clock="replay", place=config.online_store)
     choice = stream_engine(config, engine)
     options = ReplayOptions(
         root=root,
@@ -151,7 +152,7 @@ def wire(
         | Infer(project, bundle, featurize.run)
         | "Predictions" >> WriteParquet(root / "predictions", ("partition", "position"))
     )
-    _ = out[PUBLICATIONS] | Publish(project, root, str(config.online_store.path), config.shards)
+    _ = out[PUBLICATIONS] | Publish(project, root, config.online_store, config.shards)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(_WriteLines(root / "releases"))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     _ = (
@@ -234,8 +235,7 @@ def _clear(config: Configuration) -> None:
     """Remove what an earlier run of the stream left."""
     for name in _OUTPUTS:
         shutil.rmtree(config.root / name, ignore_errors=True)
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{config.online_store.path}{suffix}").unlink(missing_ok=True)
+    online_places.remove(config.online_store)
 
 
 @contextmanager

@@ -1,76 +1,26 @@
-"""The online database: publications and frontiers in one SQLite file.
+"""What an online database is: the newest publication of every entity, and the frontiers beside it.
 
-What is promised here, whatever the order of writes and the number of writing processes:
+Every implementation promises, whatever the order of writes and the number of writing processes:
 
 * An older publication never overwrites a newer one: per key, the greatest (event_timestamp,
   revision) stands. So a higher revision at the same event timestamp is a correction that wins.
 * The same publication again (equal times, revision and bytes) changes nothing. Another one with
-  the (event_timestamp, revision) of the one that stands is a `ConflictingPublication`, and then
-  nothing of its batch is written.
-* The decision is one upsert with a condition: atomic for each row in the database itself.
-* A batch, and the frontier that it reaches, become visible together or not at all; a reader sees
-  rows and frontiers of one instant.
-* A frontier never goes back.
-* What was written outlives the death of any process. A power cut may take the last transactions
-  (WAL with ``synchronous=NORMAL``): then publish again from state.
+  the (event_timestamp, revision) of the one that stands is a `ConflictingPublication`.
+* The decision is one atomic step for each row in the store itself.
+* A frontier never goes back, and never becomes visible before the rows that it covers.
+* A reader sees rows and frontiers of one instant.
 
 No Feast is imported here, so that a worker of the stream need not import it either.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from operator import itemgetter
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from features.contract import TIME_MAX, TIME_MIN
-from features.errors import ConflictingPublication, InputError, StoreError
-from serving.online_rows import (
-    Frontiers,
-    KeySpace,
-    Row,
-    cells_width,
-    decode_row,
-    readable_key,
-)
-from serving.sqlite_connections import close, create_file, transaction
-
-_FRONTIERS: Final = """
-CREATE TABLE IF NOT EXISTS tidemill_frontiers (
-    space TEXT NOT NULL,
-    shard INTEGER NOT NULL,
-    shard_count INTEGER NOT NULL,
-    frontier INTEGER NOT NULL,
-    PRIMARY KEY (space, shard)
-) WITHOUT ROWID
-"""
-
-# CASE is lazy, so the function that notes a conflict is called for a conflict only.
-_UPSERT: Final = """
-INSERT INTO "{name}" AS old (entity_key, event_timestamp, revision, valid_until, shard, cells)
-VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT (entity_key) DO UPDATE SET
-    event_timestamp = excluded.event_timestamp,
-    revision = excluded.revision,
-    valid_until = excluded.valid_until,
-    shard = excluded.shard,
-    cells = excluded.cells
-WHERE CASE
-    WHEN excluded.event_timestamp <> old.event_timestamp
-        THEN excluded.event_timestamp > old.event_timestamp
-    WHEN excluded.revision <> old.revision
-        THEN excluded.revision > old.revision
-    WHEN excluded.cells = old.cells AND excluded.valid_until = old.valid_until
-        THEN 0
-    ELSE tidemill_conflict(excluded.entity_key, excluded.valid_until, excluded.cells)
-END
-"""
-
-_KEYS_A_QUERY: Final = 10_000
-"""SQLite takes 32,766 parameters in one statement; this is well below."""
+from features.errors import ConflictingPublication, InputError
+from serving.online_rows import Frontiers, KeySpace, Row, decode_row, readable_key
 
 
 class Snapshot(NamedTuple):
@@ -80,49 +30,26 @@ class Snapshot(NamedTuple):
     rows: list[Row | None]
 
 
-@dataclass(frozen=True)
-class OnlineDatabase:
-    """The online database in a file. Nothing is opened before it is used, so it can be pickled.
+class OnlineDatabase(Protocol):
+    """An online database. Nothing is opened before it is used, so it can be pickled."""
 
-    Attributes:
-        path: Where the file is.
-    """
-
-    path: str
+    @property
+    def name(self) -> str:
+        """What error messages call it: kind and place, without secrets."""
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make key spaces, and the file itself, where they don't exist yet.
+        """Make key spaces, and the database itself, where they don't exist yet.
 
         Raises:
-            StoreError: The file cannot be written.
+            StoreError: The database cannot be written.
         """
-        with self._named_errors():
-            create_file(self.path)
-        with self._transaction(write=True) as sqlite:
-            sqlite.execute(_FRONTIERS)
-            for space in spaces:
-                sqlite.execute(
-                    f'CREATE TABLE IF NOT EXISTS "{space.name}" ('
-                    "entity_key BLOB NOT NULL PRIMARY KEY, "
-                    "event_timestamp INTEGER NOT NULL, "
-                    "revision INTEGER NOT NULL, "
-                    "valid_until INTEGER NOT NULL, "
-                    "shard INTEGER, "
-                    "cells BLOB NOT NULL "
-                    f"CHECK (length(cells) = {cells_width(len(space.columns))})"
-                    ") WITHOUT ROWID"
-                )
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
         """Remove key spaces with their rows and frontiers.
 
         Raises:
-            StoreError: The file cannot be written.
+            StoreError: The database cannot be written.
         """
-        with self._transaction(write=True) as sqlite:
-            for space in spaces:
-                sqlite.execute(f'DROP TABLE IF EXISTS "{space.name}"')
-                sqlite.execute("DELETE FROM tidemill_frontiers WHERE space = ?", (space.name,))
 
     def write(self, space: KeySpace, rows: Sequence[Row]) -> int:
         """Write publications whose frontier is not known here (a stock client's).
@@ -135,11 +62,9 @@ class OnlineDatabase:
             How many of them stand now; the others were older than, or equal to, what stood.
 
         Raises:
-            ConflictingPublication: One contradicts the one that stands; nothing is written.
-            StoreError: The file cannot be written.
+            ConflictingPublication: One contradicts the one that stands.
+            StoreError: The database cannot be written.
         """
-        with self._transaction(write=True) as sqlite:
-            return self._upsert(sqlite, space, rows)
 
     def publish(
         self,
@@ -150,7 +75,7 @@ class OnlineDatabase:
         shard_count: int,
         frontier_us: int,
     ) -> int:
-        """Write the publications of one advance of a shard together with the frontier it reached.
+        """Write the publications of one advance of a shard, and then the frontier it reached.
 
         Args:
             space: Their key space.
@@ -163,14 +88,10 @@ class OnlineDatabase:
             How many of the publications stand now.
 
         Raises:
-            ConflictingPublication: One contradicts the one that stands; nothing is written.
-            StoreError: The file cannot be written, or the shard count is another one.
+            ConflictingPublication: One contradicts the one that stands; the frontier stays.
+            StoreError: The database cannot be written, or the shard count is another one.
             InputError: The frontier is past every time.
         """
-        with self._transaction(write=True) as sqlite:
-            written = self._upsert(sqlite, space, rows)
-            self._advance_frontier(sqlite, space, shard, shard_count, frontier_us)
-            return written
 
     def write_frontier(
         self, space: KeySpace, *, shard: int, shard_count: int, frontier_us: int
@@ -184,14 +105,12 @@ class OnlineDatabase:
             frontier_us: The instant as of which the shard's rows are the value.
 
         Raises:
-            StoreError: The file cannot be written, or the shard count is another one.
+            StoreError: The database cannot be written, or the shard count is another one.
             InputError: The frontier is past every time.
         """
-        with self._transaction(write=True) as sqlite:
-            self._advance_frontier(sqlite, space, shard, shard_count, frontier_us)
 
     def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
-        """Read keys of several key spaces, all as of one instant.
+        """Read keys of several key spaces, all as of one instant, in one round trip.
 
         Args:
             wanted: Key spaces, each with the keys to look up.
@@ -200,129 +119,57 @@ class OnlineDatabase:
             A snapshot for each, its rows in the order of the keys.
 
         Raises:
-            StoreError: The file or a key space does not exist or cannot be read.
+            StoreError: The database or a key space does not exist, or cannot be read.
         """
-        with self._transaction(write=False) as sqlite:
-            return [
-                Snapshot(self._frontiers(sqlite, space), self._rows(sqlite, space, keys))
-                for space, keys in wanted
-            ]
 
     def close(self) -> None:
-        """Close this thread's connection."""
-        close(self.path)
+        """Close what this process (SQLite: this thread) holds open; a later use opens it again."""
 
-    def _upsert(self, sqlite: sqlite3.Connection, space: KeySpace, rows: Sequence[Row]) -> int:
-        conflicts: list[tuple[bytes, int, bytes]] = []
 
-        def note(key: bytes, valid_until: int, cells: bytes) -> int:
-            conflicts.append((key, valid_until, cells))
-            return 0
+def check_frontier(space: KeySpace, shard: int, shard_count: int, frontier_us: int) -> None:
+    """Check what every implementation asks of a frontier before it is written.
 
-        sqlite.create_function("tidemill_conflict", 3, note)
-        # In the order of keys, neighbours share pages; the order decides nothing else.
-        written = sqlite.executemany(
-            _UPSERT.format(name=space.name), sorted(rows, key=itemgetter(0))
-        ).rowcount
-        if conflicts:
-            key, valid_until, cells = conflicts[0]
-            stored = self._rows(sqlite, space, [key])[0]
-            raise _conflict(self.path, space, stored, key, valid_until, cells)
-        return max(written, 0)
-
-    def _advance_frontier(
-        self,
-        sqlite: sqlite3.Connection,
-        space: KeySpace,
-        shard: int,
-        shard_count: int,
-        frontier_us: int,
-    ) -> None:
-        if not 0 <= shard < shard_count:
-            raise InputError(f"view {space.view!r}: there is no shard {shard} of {shard_count}")
-        if not TIME_MIN <= frontier_us < TIME_MAX:
-            raise InputError(
-                f"view {space.view!r}, shard {shard}: a published frontier is an instant as of "
-                f"which rows are read, found {frontier_us}; at the end of a bounded stream "
-                "publish the end that was declared for it"
-            )
-        other = sqlite.execute(
-            "SELECT shard_count FROM tidemill_frontiers WHERE space = ? AND shard_count <> ?",
-            (space.name, shard_count),
-        ).fetchone()
-        if other is not None:
-            raise StoreError(
-                f"online store {self.path}: view {space.view!r} was published with "
-                f"{other[0]} shards, and now with {shard_count}; the shard count of a view is "
-                "fixed: set it back, or publish into an empty store"
-            )
-        sqlite.execute(
-            "INSERT INTO tidemill_frontiers VALUES (?, ?, ?, ?) ON CONFLICT (space, shard) "
-            "DO UPDATE SET frontier = excluded.frontier WHERE excluded.frontier > frontier",
-            (space.name, shard, shard_count, frontier_us),
+    Raises:
+        InputError: There is no such shard, or the frontier is no instant to read as of.
+    """
+    if not 0 <= shard < shard_count:
+        raise InputError(f"view {space.view!r}: there is no shard {shard} of {shard_count}")
+    if not TIME_MIN <= frontier_us < TIME_MAX:
+        raise InputError(
+            f"view {space.view!r}, shard {shard}: a published frontier is an instant as of "
+            f"which rows are read, found {frontier_us}; at the end of a bounded stream "
+            "publish the end that was declared for it"
         )
 
-    def _frontiers(self, sqlite: sqlite3.Connection, space: KeySpace) -> Frontiers:
-        found = sqlite.execute(
-            "SELECT shard, shard_count, frontier FROM tidemill_frontiers WHERE space = ?",
-            (space.name,),
-        ).fetchall()
-        return Frontiers(
-            shard_count=found[0][1] if found else 0,
-            by_shard={shard: frontier for shard, _, frontier in found},
-        )
 
-    def _rows(
-        self, sqlite: sqlite3.Connection, space: KeySpace, keys: Sequence[bytes]
-    ) -> list[Row | None]:
-        found: dict[bytes, Row] = {}
-        for start in range(0, len(keys), _KEYS_A_QUERY):
-            some = keys[start : start + _KEYS_A_QUERY]
-            cursor = sqlite.execute(
-                "SELECT entity_key, event_timestamp, revision, valid_until, shard, cells "
-                f'FROM "{space.name}" WHERE entity_key IN ({",".join("?" * len(some))})',
-                some,
-            )
-            found.update((row[0], Row(*row)) for row in cursor)
-        return [found.get(key) for key in keys]
-
-    @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[sqlite3.Connection]:
-        with self._named_errors(), transaction(self.path, write=write) as sqlite:
-            yield sqlite
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"there is no online store at {self.path}; register the project to make it"
-            ) from error
-        except (OSError, sqlite3.Error) as error:
-            hint = (
-                "; the view's present definition is not registered there: register the project"
-                if "no such table" in str(error)
-                else ""
-            )
-            raise StoreError(f"online store {self.path}: {error}{hint}") from error
+def other_shard_count(store: str, space: KeySpace, stored: int, offered: int) -> str:
+    """Say that a view was published with another number of shards."""
+    return (
+        f"{store}: view {space.view!r} was published with {stored} shards, and now with "
+        f"{offered}; the shard count of a view is fixed: set it back, or publish into an empty "
+        "store"
+    )
 
 
-def _conflict(
-    path: str, space: KeySpace, stored: Row | None, key: bytes, valid_until: int, cells: bytes
-) -> ConflictingPublication:
+def conflict(store: str, space: KeySpace, stored: Row, offered: Row) -> ConflictingPublication:
+    """Return the error of a publication that contradicts the one that stands.
+
+    Args:
+        store: The database's name.
+        space: The key space.
+        stored: What stands.
+        offered: What was to be written.
+    """
     names = [name for name, _ in space.columns]
 
-    def show(until: int, data: bytes) -> str:
-        values = dict(zip(names, decode_row(space.dtypes, data), strict=True))
-        return f"{values} until {until}"
+    def show(row: Row) -> str:
+        values = dict(zip(names, decode_row(space.dtypes, row.cells), strict=True))
+        return f"{values} until {row.valid_until}"
 
-    # Within the transaction that found the conflict the row cannot have gone.
-    assert stored is not None
     return ConflictingPublication(
-        f"online store {path}, view {space.view!r}, {readable_key(key)}: two publications at "
+        f"{store}, view {space.view!r}, {readable_key(stored.key)}: two publications at "
         f"event_timestamp {stored.event_timestamp}, revision {stored.revision} differ: stored "
-        f"{show(stored.valid_until, stored.cells)}, offered {show(valid_until, cells)}; a "
-        "revision counts the events applied, so one of the two was computed from other events: "
-        "find its writer, then fill an empty store again"
+        f"{show(stored)}, offered {show(offered)}; a revision counts the events applied, so one "
+        "of the two was computed from other events: find its writer, then fill an empty store "
+        "again"
     )

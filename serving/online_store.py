@@ -2,7 +2,7 @@
 
 Plugged in by class path, ``online_store: {type: serving.online_store.OrderedSqliteOnlineStore,
 path: online.db, clock: wall}``; Feast's registry, SDK and servers work as they are. What is
-promised of writes stands at the top of `serving.online_database`, which does them: an older
+promised of writes stands at the top of `serving.online_database`: an older
 publication never overwrites a newer one, whatever the order of writes and the number of writers.
 
 What a read through Feast's SDK says (DESIGN: "Reading online"), judged by the declared clock and
@@ -52,8 +52,9 @@ from features.contract import TIME_MAX, ReadStatus
 from features.errors import InputError, StoreError
 from features.expressions import FLOAT64, INT64
 from features.feast_objects import DEFINITION_TAG, MAX_STALENESS_TAG, REVISION, VALID_UNTIL
-from serving.online_database import OnlineDatabase, Snapshot
+from serving.online_database import Snapshot
 from serving.online_rows import Clock, KeySpace, Row, Value, clock_us, decode_row, encode_row
+from serving.sqlite_database import SqliteDatabase
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND: Final = datetime.timedelta(microseconds=1)
@@ -219,10 +220,10 @@ class OrderedSqliteOnlineStore(OnlineStore):
             store.drop([key_space(config, table) for table in tables])
 
 
-def database(config: RepoConfig) -> OnlineDatabase:
+def database(config: RepoConfig) -> SqliteDatabase:
     """Return the online database that a Feast configuration names."""
     path = Path(config.online_store.path)
-    return OnlineDatabase(str(config.repo_path / path if config.repo_path else path))
+    return SqliteDatabase(str(config.repo_path / path if config.repo_path else path))
 
 
 def key_space(config: RepoConfig, table: FeatureView) -> KeySpace:

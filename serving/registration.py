@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from features.definitions import Project
 from features.feast_objects import feast_objects
-from serving.online_database import OnlineDatabase
+from serving.online_places import OnlinePlace, default_place, feast_section
 from serving.online_rows import Clock
 
 if TYPE_CHECKING:
@@ -23,12 +23,10 @@ REGISTRY: Final = "registry.db"
 """The registry's file below the root."""
 OFFLINE: Final = "offline"
 """The directory of offline publications below the root; one directory a view."""
-ONLINE: Final = "online.db"
-"""The online database's file below the root, unless another is named."""
 
 
 def repo_config(
-    project: Project, root: Path | str, *, clock: Clock, online_path: str = ONLINE
+    project: Project, root: Path | str, *, clock: Clock, place: OnlinePlace | None = None
 ) -> feast.RepoConfig:
     """Return the Feast configuration of a project below a root.
 
@@ -36,10 +34,10 @@ def repo_config(
         project: The definitions.
         root: Where everything is written.
         clock: What online reads judge age by.
-        online_path: The online database's file; a relative one is below the root.
+        place: Where the online store is; None is an SQLite file below the root.
 
     Returns:
-        A configuration with the ordered SQLite store online and Parquet files offline.
+        A configuration with an ordered store online and Parquet files offline.
     """
     import feast
 
@@ -49,18 +47,14 @@ def repo_config(
         provider="local",
         repo_path=root,
         registry={"registry_type": "file", "path": str(root / REGISTRY)},
-        online_store={
-            "type": "serving.online_store.OrderedSqliteOnlineStore",
-            "path": str(root / online_path),
-            "clock": clock,
-        },
+        online_store=feast_section(place or default_place(root), clock),
         offline_store={"type": "file"},
         entity_key_serialization_version=3,
     )
 
 
 def open_store(
-    project: Project, root: Path | str, *, clock: Clock, online_path: str = ONLINE
+    project: Project, root: Path | str, *, clock: Clock, place: OnlinePlace | None = None
 ) -> feast.FeatureStore:
     """Register a project and open its Feast store; doing it again changes nothing.
 
@@ -68,7 +62,7 @@ def open_store(
         project: The definitions.
         root: Where everything is written; made where it doesn't exist.
         clock: What online reads judge age by.
-        online_path: The online database's file; a relative one is below the root.
+        place: Where the online store is; None is an SQLite file below the root.
 
     Returns:
         The store, its views registered and their key spaces made.
@@ -81,18 +75,6 @@ def open_store(
 
     root = Path(root).absolute()
     root.mkdir(parents=True, exist_ok=True)
-    store = feast.FeatureStore(
-        config=repo_config(project, root, clock=clock, online_path=online_path)
-    )
+    store = feast.FeatureStore(config=repo_config(project, root, clock=clock, place=place))
     store.apply(feast_objects(project, str(root / OFFLINE)).all)
     return store
-
-
-def open_database(root: Path | str, online_path: str = ONLINE) -> OnlineDatabase:
-    """Return the online database below a root, without Feast; `open_store` makes it.
-
-    Args:
-        root: Where everything is written.
-        online_path: The online database's file; a relative one is below the root.
-    """
-    return OnlineDatabase(str(Path(root).absolute() / online_path))

@@ -40,7 +40,7 @@ from features import (
 from features.contract import DAY, HOUR, MINUTE, SECOND
 from pipelines.answers import AnswerJoiner, AnswerPart
 from pipelines.backfill import source_partitions
-from pipelines.configuration import Configuration, OnlineStore, Source, Splits, StreamOptions
+from pipelines.configuration import Configuration, Source, Splits, StreamOptions
 from pipelines.featurize import FeaturizeOptions, make_operator, operator_key, read_handoff
 from pipelines.infer import predictions
 from pipelines.log import Log
@@ -52,8 +52,9 @@ from pipelines.sequence import SequencedBatch, decode_batches
 from pipelines.sink import write_rows
 from pipelines.verify import instant
 from serving.inference import Stamps
+from serving.online_places import SqlitePlace, open_database
 from serving.publications import write_publications
-from serving.registration import open_database, open_store
+from serving.registration import open_store
 
 START = 1_767_225_600 * SECOND  # 2026-01-01
 EVALUATE_UNTIL = START + 2 * DAY
@@ -199,7 +200,7 @@ def configuration(folder: Path, root: Path, mode: str = "exact") -> Configuratio
             "quotes": Source("quotes", (str(folder / "quotes-*.csv"),), received="received_at"),
         },
         splits=Splits(START + DAY, EVALUATE_UNTIL, STREAM_UNTIL),
-        online_store=OnlineStore("sqlite", root / "online.db"),
+        online_store=SqlitePlace(root / "online.db"),
         stream=StreamOptions(mode=mode),
     )
 
@@ -238,8 +239,8 @@ class Server:
         self.joiner = AnswerJoiner(PROJECT, SHARDS, answer_within_us=30 * DAY)
         self.operators: dict[str, ShardOperator] = {}
         self.polls = 0
-        open_store(PROJECT, config.root, clock="replay", online_path=str(config.online_store.path))
-        self.database = open_database(config.root, str(config.online_store.path))
+        open_store(PROJECT, config.root, clock="replay", place=config.online_store)
+        self.database = open_database(config.online_store)
 
     def serve(self) -> None:
         """Serve everything."""

@@ -20,8 +20,9 @@ from pipelines.operator import Mode, Release
 from pipelines.publish import Publish, named_publications, newest_per_entity
 from pipelines.runners import run
 from serving import publications
+from serving.online_places import default_place, open_database
 from serving.online_rows import KeySpace, decode_cells, online_keys
-from serving.registration import open_database, open_store
+from serving.registration import open_store
 from tests.laws.driver import values_of
 from tests.pipelines.streaming_project import (
     ENGINES,
@@ -54,7 +55,7 @@ def publish(engine: str, root: Path, published: Published, keep_log: bool = True
         for view, shard, release in published
     ]
     pipeline, choice = pipeline_on(engine, streaming=False)
-    _ = pipeline | beam.Create(elements) | Publish(PROJECT, root, "online.db", 2, keep_log)
+    _ = pipeline | beam.Create(elements) | Publish(PROJECT, root, default_place(root), 2, keep_log)
     run(pipeline, choice)
 
 
@@ -73,7 +74,7 @@ def test_the_online_store_holds_each_entitys_newest_publication(
     random.Random(1).shuffle(shuffled)
     publish(engine, tmp_path, shuffled)
     expected = newest_publications(published)
-    database = open_database(tmp_path)
+    database = open_database(default_place(tmp_path))
     found = 0
     for index, view in enumerate(PROJECT.views):
         keys = sorted(key for v, key in expected if v == index)

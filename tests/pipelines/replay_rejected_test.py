@@ -28,12 +28,13 @@ from features import (
 from features.errors import InputError
 from features.expressions import FLOAT64, INT64, STRING, TIMESTAMP
 from features.rejected import Stage
-from pipelines.configuration import Configuration, OnlineStore, Source, Splits
+from pipelines.configuration import Configuration, Source, Splits
 from pipelines.ingest import ingest
 from pipelines.log import PARTITION, POSITION, RECEIVED, Log
 from pipelines.progress import QuietProgress
 from pipelines.replay_rejected import replay
 from pipelines.sink import write_rows
+from serving.online_places import SqlitePlace
 
 DAY_1 = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -122,7 +123,7 @@ def config(tmp_path: Path) -> Configuration:
         shards=1,
         sources=sources,
         splits=Splits(1, 2, 3),
-        online_store=OnlineStore("sqlite", tmp_path / "online.db"),
+        online_store=SqlitePlace(tmp_path / "online.db"),
     )
     ingest(found, QuietProgress())
     return found

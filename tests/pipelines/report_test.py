@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.contract import HOUR, MINUTE
-from pipelines.configuration import Configuration, OnlineStore, Splits
+from pipelines.configuration import Configuration, Splits
 from pipelines.evaluation import Effect, Evaluation, Runs, calibration, measure, roc_points
 from pipelines.log import Log
 from pipelines.report import write_report
@@ -28,6 +28,7 @@ from pipelines.report_pictures import (
     write_ms,
 )
 from pipelines.report_tables import verdict, write_span, write_time
+from serving.online_places import SqlitePlace
 from serving.saved_model import content_hash, file_hashes
 from tests.serving.trained_bundle import PROJECT, REQUEST, SCANS
 
@@ -166,7 +167,7 @@ def configuration(root: Path, project: Any = PROJECT) -> Configuration:
         shards=2,
         sources={},
         splits=Splits(START, STREAM - 24 * HOUR, STREAM + ROWS * STEP),
-        online_store=OnlineStore("sqlite", root / "online.db"),
+        online_store=SqlitePlace(root / "online.db"),
     )
 
 

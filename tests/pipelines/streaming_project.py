@@ -46,7 +46,6 @@ from pipelines.answers import (
 )
 from pipelines.configuration import (
     Configuration,
-    OnlineStore,
     Splits,
     StreamOptions,
     Training,
@@ -58,6 +57,7 @@ from pipelines.point_in_time import values_at
 from pipelines.poll import Poll, PollPart, request_parts, shard_poll
 from pipelines.runners import choose_engine, engine_options, make_runner
 from pipelines.sequence import decode_batches
+from serving.online_places import SqlitePlace
 from tests.strategies import to_batch
 
 Row = dict[str, Any]
@@ -432,7 +432,7 @@ def configuration(
         sources={},
         splits=Splits(stream_from_us - MINUTE, stream_from_us, stream_until_us),
         training=Training(),
-        online_store=OnlineStore("sqlite", root / "online.db"),
+        online_store=SqlitePlace(root / "online.db"),
         stream=StreamOptions(**stream_options),
     )
 

@@ -20,9 +20,11 @@ from feast.types import Float64, String
 from features.contract import TIME_MAX
 from features.errors import ConflictingPublication, InputError, StoreError
 from features.feast_objects import feast_objects
+from serving.online_database import Snapshot
+from serving.online_places import default_place, open_database
 from serving.online_rows import online_keys
 from serving.publications import feast_rows, online_rows, write_publications
-from serving.registration import open_database, open_store
+from serving.registration import open_store
 from tests.serving import parcels
 from tests.serving.parcels import (
     BY_COURIER,
@@ -54,6 +56,11 @@ def store(root: Path) -> feast.FeatureStore:
     return open_store(parcels.PARCELS, root, clock="replay")
 
 
+def _depot_seven(root: Path) -> list[Snapshot]:
+    keys = online_keys("depot", pa.array([7]))
+    return open_database(default_place(root)).read([(DEPOT_SPACE, keys)])
+
+
 def _stock_write(store: feast.FeatureStore, view: str, rows: list[Any]) -> None:
     store._get_provider().online_write_batch(
         store.config, store.get_feature_view(view), rows, progress=None
@@ -63,7 +70,7 @@ def _stock_write(store: feast.FeatureStore, view: str, rows: list[Any]) -> None:
 def _publish(root: Path, rows: pa.RecordBatch, frontier_us: int, shard: int = 0) -> None:
     view = BY_COURIER if "by_courier__idle" in rows.schema.names else BY_DEPOT
     write_publications(
-        open_database(root),
+        open_database(default_place(root)),
         "parcels",
         view,
         rows,
@@ -116,7 +123,7 @@ def test_both_paths_store_the_same_bytes(root: Path, store: feast.FeatureStore) 
     _stock_write(store, "by_courier", feast_rows(BY_COURIER, batch))
     fast = online_rows(BY_COURIER, batch, shard=None)
     keys = [row.key for row in fast]
-    (snapshot,) = open_database(root).read([(COURIER_SPACE, keys)])
+    (snapshot,) = open_database(default_place(root)).read([(COURIER_SPACE, keys)])
     assert snapshot.rows == fast
 
 
@@ -158,7 +165,9 @@ def test_write_without_the_technical_fields_is_revision_zero_for_ever(
 ) -> None:
     ((key, values, at, _),) = feast_rows(BY_DEPOT, depot_rows((7, 10, 5, 3)))
     _stock_write(store, "by_depot", [(key, {"scans_1d": values["scans_1d"]}, at, None)])
-    (snapshot,) = open_database(root).read([(DEPOT_SPACE, online_keys("depot", pa.array([7])))])
+    (snapshot,) = open_database(default_place(root)).read(
+        [(DEPOT_SPACE, online_keys("depot", pa.array([7])))]
+    )
     (row,) = snapshot.rows
     assert row is not None
     assert (row.revision, row.valid_until, row.shard) == (0, TIME_MAX, None)
@@ -167,7 +176,9 @@ def test_write_without_the_technical_fields_is_revision_zero_for_ever(
 def test_naive_event_timestamp_is_utc(root: Path, store: feast.FeatureStore) -> None:
     ((key, values, at, _),) = feast_rows(BY_DEPOT, depot_rows((7, 10, 5, 3)))
     _stock_write(store, "by_depot", [(key, values, at.replace(tzinfo=None), None)])
-    (snapshot,) = open_database(root).read([(DEPOT_SPACE, online_keys("depot", pa.array([7])))])
+    (snapshot,) = open_database(default_place(root)).read(
+        [(DEPOT_SPACE, online_keys("depot", pa.array([7])))]
+    )
     assert snapshot.rows == online_rows(BY_DEPOT, depot_rows((7, 10, 5, 3)), shard=None)
 
 
@@ -327,4 +338,6 @@ def test_teardown_removes_the_rows_of_the_project(root: Path, store: feast.Featu
     _publish(root, depot_rows((7, 1_000, 1, 8)), frontier_us=2_000)
     store.teardown()
     with pytest.raises(StoreError, match="no such table"):
-        open_database(root).read([(DEPOT_SPACE, online_keys("depot", pa.array([7])))])
+        open_database(default_place(root)).read(
+            [(DEPOT_SPACE, online_keys("depot", pa.array([7])))]
+        )

@@ -14,6 +14,7 @@ from features.errors import InputError, UnknownColumn
 from serving.online_database import OnlineDatabase
 from serving.publications import write_publications
 from serving.reader import FRONTIER, STATUS, OnlineReader, finish
+from serving.sqlite_database import SqliteDatabase
 from tests.serving import parcels
 from tests.serving.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 
@@ -22,7 +23,7 @@ MINUTE = 60 * 1_000_000
 
 @pytest.fixture
 def database(tmp_path: Path) -> OnlineDatabase:
-    made = OnlineDatabase(str(tmp_path / "online.db"))
+    made = SqliteDatabase(str(tmp_path / "online.db"))
     made.create([parcels.COURIER_SPACE, parcels.DEPOT_SPACE])
     return made
 

@@ -12,10 +12,11 @@ from google.protobuf.json_format import MessageToDict
 
 from features import FeatureView, count
 from features.errors import StoreError
+from serving.online_places import default_place, open_database
 from serving.online_rows import KeySpace
 from serving.online_store import key_space
 from serving.publications import write_publications
-from serving.registration import open_database, open_store, repo_config
+from serving.registration import open_store, repo_config
 from tests.serving import parcels
 from tests.serving.parcels import BY_COURIER, BY_DEPOT, DEPOT_SPACE, depot_rows
 
@@ -60,7 +61,7 @@ def test_everything_stands_below_the_root(tmp_path: Path, monkeypatch: pytest.Mo
 def test_registering_again_changes_nothing(tmp_path: Path) -> None:
     first = open_store(parcels.PARCELS, tmp_path, clock="wall")
     write_publications(
-        open_database(tmp_path),
+        open_database(default_place(tmp_path)),
         "parcels",
         BY_DEPOT,
         depot_rows((7, 10, 1, 5)),
@@ -72,7 +73,7 @@ def test_registering_again_changes_nothing(tmp_path: Path) -> None:
     before = _registered(first)
     assert "by_courier" in str(before)
     assert _registered(open_store(parcels.PARCELS, tmp_path, clock="wall")) == before
-    (snapshot,) = open_database(tmp_path).read([(DEPOT_SPACE, [])])
+    (snapshot,) = open_database(default_place(tmp_path)).read([(DEPOT_SPACE, [])])
     assert snapshot.frontiers.by_shard == {0: 20}
 
 
@@ -87,7 +88,7 @@ def test_registry_alone_gives_the_key_space_of_the_definitions(tmp_path: Path) -
 def test_changed_window_reads_none_of_the_old_numbers(tmp_path: Path) -> None:
     open_store(parcels.PARCELS, tmp_path, clock="replay")
     write_publications(
-        open_database(tmp_path),
+        open_database(default_place(tmp_path)),
         "parcels",
         BY_DEPOT,
         depot_rows((7, 10, 1, 5)),

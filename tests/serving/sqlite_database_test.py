@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from features.contract import TIME_MAX, TIME_MIN
 from features.errors import ConflictingPublication, InputError, StoreError
-from serving.online_database import OnlineDatabase
 from serving.online_rows import Row, encode_row, online_keys
+from serving.sqlite_database import SqliteDatabase
 from tests.serving.parcels import COURIER_SPACE, DEPOT_SPACE
 
 KEYS = 500
@@ -36,13 +36,13 @@ def _row(key: int, time: int, revision: int, value: int, valid_until: int = 10**
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> OnlineDatabase:
-    made = OnlineDatabase(str(tmp_path / "online.db"))
+def database(tmp_path: Path) -> SqliteDatabase:
+    made = SqliteDatabase(str(tmp_path / "online.db"))
     made.create([DEPOT_SPACE, COURIER_SPACE])
     return made
 
 
-def _standing(database: OnlineDatabase, keys: Sequence[int]) -> list[Row | None]:
+def _standing(database: SqliteDatabase, keys: Sequence[int]) -> list[Row | None]:
     return database.read([(DEPOT_SPACE, [_key(key) for key in keys])])[0].rows
 
 
@@ -56,7 +56,7 @@ def _standing(database: OnlineDatabase, keys: Sequence[int]) -> list[Row | None]
 def test_newest_stands_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, publications: list[tuple[int, int, int]], cut: int
 ) -> None:
-    database = OnlineDatabase(str(tmp_path_factory.mktemp("order") / "online.db"))
+    database = SqliteDatabase(str(tmp_path_factory.mktemp("order") / "online.db"))
     database.create([DEPOT_SPACE])
     rows = [_row(key, time, rev, 100 * time + rev) for key, time, rev in publications]
     database.write(DEPOT_SPACE, rows[:cut])
@@ -66,27 +66,27 @@ def test_newest_stands_in_any_order(
     database.close()
 
 
-def test_equal_publication_changes_nothing(database: OnlineDatabase) -> None:
+def test_equal_publication_changes_nothing(database: SqliteDatabase) -> None:
     assert database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)]) == 1
     assert database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)]) == 0
     assert _standing(database, [1]) == [_row(1, 10, 2, 7)]
 
 
-def test_correction_with_a_higher_revision_wins(database: OnlineDatabase) -> None:
+def test_correction_with_a_higher_revision_wins(database: SqliteDatabase) -> None:
     database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)])
     assert database.write(DEPOT_SPACE, [_row(1, 10, 3, 8)]) == 1
     assert database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)]) == 0
     assert _standing(database, [1]) == [_row(1, 10, 3, 8)]
 
 
-def test_newer_time_wins_whatever_the_revision(database: OnlineDatabase) -> None:
+def test_newer_time_wins_whatever_the_revision(database: SqliteDatabase) -> None:
     database.write(DEPOT_SPACE, [_row(1, 10, 9, 7), _row(1, 11, 1, 8), _row(1, 10, 99, 9)])
     assert _standing(database, [1]) == [_row(1, 11, 1, 8)]
 
 
 @pytest.mark.parametrize("other", [_row(2, 10, 2, 8), _row(2, 10, 2, 7, valid_until=5)])
 def test_conflict_is_reported_and_its_batch_is_not_written(
-    database: OnlineDatabase, other: Row
+    database: SqliteDatabase, other: Row
 ) -> None:
     database.write(DEPOT_SPACE, [_row(2, 10, 2, 7)])
     with pytest.raises(ConflictingPublication) as caught:
@@ -100,13 +100,13 @@ def test_conflict_is_reported_and_its_batch_is_not_written(
     assert database.write(DEPOT_SPACE, [_row(1, 99, 9, 9)]) == 1
 
 
-def test_conflict_within_one_batch_is_reported(database: OnlineDatabase) -> None:
+def test_conflict_within_one_batch_is_reported(database: SqliteDatabase) -> None:
     with pytest.raises(ConflictingPublication):
         database.write(DEPOT_SPACE, [_row(1, 10, 2, 7), _row(1, 10, 2, 8)])
     assert _standing(database, [1]) == [None]
 
 
-def test_cells_of_another_width_are_refused(database: OnlineDatabase) -> None:
+def test_cells_of_another_width_are_refused(database: SqliteDatabase) -> None:
     with pytest.raises(StoreError, match="CHECK constraint"):
         database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)._replace(cells=b"short")])
 
@@ -130,7 +130,7 @@ def _processes() -> ForkServerContext:
 
 
 def _write_all(path: str, writer: int, start_line: Barrier) -> None:
-    database = OnlineDatabase(path)
+    database = SqliteDatabase(path)
     rows = _race_publications(writer)
     start_line.wait()
     for start in range(0, len(rows), 100):
@@ -139,7 +139,7 @@ def _write_all(path: str, writer: int, start_line: Barrier) -> None:
     database.close()
 
 
-def _assert_race_won(database: OnlineDatabase) -> None:
+def _assert_race_won(database: SqliteDatabase) -> None:
     wanted: list[Row | None] = [_row(key, 4, 1, 4_001) for key in range(KEYS)]
     found = _standing(database, range(KEYS))
     wrong = sum(a != b for a, b in zip(found, wanted, strict=True))
@@ -148,7 +148,7 @@ def _assert_race_won(database: OnlineDatabase) -> None:
     assert frontiers.by_shard == {0: 5_400 + WRITERS - 1}
 
 
-def test_racing_threads_leave_no_wrong_key(database: OnlineDatabase) -> None:
+def test_racing_threads_leave_no_wrong_key(database: SqliteDatabase) -> None:
     start_line = threading.Barrier(WRITERS)
     threads = [
         threading.Thread(target=_write_all, args=(database.path, writer, start_line))
@@ -161,7 +161,7 @@ def test_racing_threads_leave_no_wrong_key(database: OnlineDatabase) -> None:
     _assert_race_won(database)
 
 
-def test_racing_processes_leave_no_wrong_key(database: OnlineDatabase) -> None:
+def test_racing_processes_leave_no_wrong_key(database: SqliteDatabase) -> None:
     processes = _processes()
     start_line = processes.Barrier(WRITERS)
     writers = [
@@ -176,7 +176,7 @@ def test_racing_processes_leave_no_wrong_key(database: OnlineDatabase) -> None:
     _assert_race_won(database)
 
 
-def test_forked_process_opens_its_own_connection(database: OnlineDatabase) -> None:
+def test_forked_process_opens_its_own_connection(database: SqliteDatabase) -> None:
     database.write(DEPOT_SPACE, [_row(1, 10, 1, 7)])
     fork = multiprocessing.get_context("fork")
     child = fork.Process(target=database.write, args=(DEPOT_SPACE, [_row(1, 20, 1, 8)]))
@@ -189,7 +189,7 @@ def test_forked_process_opens_its_own_connection(database: OnlineDatabase) -> No
 def _create(root: str, start_line: Barrier) -> None:
     for number in range(30):
         start_line.wait()
-        OnlineDatabase(f"{root}/{number}/online.db").create([DEPOT_SPACE, COURIER_SPACE])
+        SqliteDatabase(f"{root}/{number}/online.db").create([DEPOT_SPACE, COURIER_SPACE])
 
 
 def test_many_may_create_the_same_database_at_once(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_many_may_create_the_same_database_at_once(tmp_path: Path) -> None:
     assert [process.exitcode for process in creators] == [0] * 4
 
 
-def test_frontier_never_goes_back(database: OnlineDatabase) -> None:
+def test_frontier_never_goes_back(database: SqliteDatabase) -> None:
     for frontier in (100, 50, 100, TIME_MIN):
         database.write_frontier(DEPOT_SPACE, shard=1, shard_count=2, frontier_us=frontier)
     (snapshot,) = database.read([(DEPOT_SPACE, [])])
@@ -213,7 +213,7 @@ def test_frontier_never_goes_back(database: OnlineDatabase) -> None:
     assert snapshot.frontiers.shard_count == 2
 
 
-def test_rows_and_frontier_are_written_together_or_not_at_all(database: OnlineDatabase) -> None:
+def test_rows_and_frontier_are_written_together_or_not_at_all(database: SqliteDatabase) -> None:
     def publish(value: int, frontier_us: int) -> None:
         database.publish(
             DEPOT_SPACE, [_row(1, 10, 1, value)], shard=0, shard_count=1, frontier_us=frontier_us
@@ -231,7 +231,7 @@ def test_rows_and_frontier_are_written_together_or_not_at_all(database: OnlineDa
     assert snapshot.rows == [_row(1, 10, 1, 7)]
 
 
-def test_other_shard_count_is_refused(database: OnlineDatabase) -> None:
+def test_other_shard_count_is_refused(database: SqliteDatabase) -> None:
     database.write_frontier(DEPOT_SPACE, shard=0, shard_count=2, frontier_us=1)
     with pytest.raises(StoreError, match="published with 2 shards, and now with 3"):
         database.write_frontier(DEPOT_SPACE, shard=1, shard_count=3, frontier_us=1)
@@ -239,14 +239,14 @@ def test_other_shard_count_is_refused(database: OnlineDatabase) -> None:
         database.write_frontier(DEPOT_SPACE, shard=2, shard_count=2, frontier_us=1)
 
 
-def test_views_have_frontiers_of_their_own(database: OnlineDatabase) -> None:
+def test_views_have_frontiers_of_their_own(database: SqliteDatabase) -> None:
     database.write_frontier(DEPOT_SPACE, shard=0, shard_count=1, frontier_us=5)
     courier, depot = database.read([(COURIER_SPACE, []), (DEPOT_SPACE, [])])
     assert courier.frontiers.by_shard == {}
     assert depot.frontiers.by_shard == {0: 5}
 
 
-def test_many_keys_are_read_in_their_order(database: OnlineDatabase) -> None:
+def test_many_keys_are_read_in_their_order(database: SqliteDatabase) -> None:
     rows = [_row(key, 10, 1, key) for key in range(25_000)]
     database.write(DEPOT_SPACE, rows)
     keys = [*range(25_000), 10**6, 3]
@@ -256,14 +256,14 @@ def test_many_keys_are_read_in_their_order(database: OnlineDatabase) -> None:
 
 
 def test_missing_store_is_named(tmp_path: Path) -> None:
-    nowhere = OnlineDatabase(str(tmp_path / "absent.db"))
+    nowhere = SqliteDatabase(str(tmp_path / "absent.db"))
     with pytest.raises(StoreError, match=r"no online store at .*absent\.db; register"):
         nowhere.read([(DEPOT_SPACE, [])])
     assert not (tmp_path / "absent.db").exists()
 
 
 def test_unregistered_view_is_named(tmp_path: Path) -> None:
-    database = OnlineDatabase(str(tmp_path / "online.db"))
+    database = SqliteDatabase(str(tmp_path / "online.db"))
     database.create([COURIER_SPACE])
     with pytest.raises(StoreError, match=r"no such table: parcels__by_depot__.*register"):
         database.write(DEPOT_SPACE, [_row(1, 10, 1, 7)])
@@ -272,10 +272,10 @@ def test_unregistered_view_is_named(tmp_path: Path) -> None:
 def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "online.db").write_text("a text, not a database " * 100)
     with pytest.raises(StoreError, match=r"online\.db: file is not a database"):
-        OnlineDatabase(str(tmp_path / "online.db")).create([DEPOT_SPACE])
+        SqliteDatabase(str(tmp_path / "online.db")).create([DEPOT_SPACE])
 
 
-def test_store_that_was_removed_and_made_again_is_empty(database: OnlineDatabase) -> None:
+def test_store_that_was_removed_and_made_again_is_empty(database: SqliteDatabase) -> None:
     database.write(DEPOT_SPACE, [_row(1, 10, 1, 7)])
     for file in Path(database.path).parent.iterdir():
         file.unlink()
@@ -283,7 +283,7 @@ def test_store_that_was_removed_and_made_again_is_empty(database: OnlineDatabase
     assert _standing(database, [1]) == [None]
 
 
-def test_dropped_key_space_takes_its_frontiers_along(database: OnlineDatabase) -> None:
+def test_dropped_key_space_takes_its_frontiers_along(database: SqliteDatabase) -> None:
     database.publish(DEPOT_SPACE, [_row(1, 10, 1, 7)], shard=0, shard_count=1, frontier_us=20)
     database.drop([DEPOT_SPACE])
     database.create([DEPOT_SPACE])
@@ -292,6 +292,6 @@ def test_dropped_key_space_takes_its_frontiers_along(database: OnlineDatabase) -
     assert snapshot.frontiers.by_shard == {}
 
 
-def test_database_travels_to_workers(database: OnlineDatabase) -> None:
+def test_database_travels_to_workers(database: SqliteDatabase) -> None:
     database.write(DEPOT_SPACE, [_row(1, 10, 1, 7)])
     assert _standing(pickle.loads(pickle.dumps(database)), [1]) == [_row(1, 10, 1, 7)]
