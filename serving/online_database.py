@@ -20,7 +20,8 @@ from typing import NamedTuple, Protocol
 
 from features.contract import TIME_MAX, TIME_MIN
 from features.errors import ConflictingPublication, InputError
-from serving.online_rows import Frontiers, KeySpace, Row, decode_row, readable_key
+from serving.online_cells import decode_row
+from serving.online_rows import Frontiers, KeySpace, Row, readable_key
 
 
 class Snapshot(NamedTuple):

@@ -52,8 +52,9 @@ from features.contract import TIME_MAX, ReadStatus
 from features.errors import InputError, StoreError
 from features.expressions import FLOAT64, INT64
 from features.feast_objects import DEFINITION_TAG, MAX_STALENESS_TAG, REVISION, VALID_UNTIL
+from serving.online_cells import Value, decode_row, encode_row
 from serving.online_database import Snapshot
-from serving.online_rows import Clock, KeySpace, Row, Value, clock_us, decode_row, encode_row
+from serving.online_rows import Clock, KeySpace, Row, clock_us
 from serving.sqlite_database import SqliteDatabase
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

@@ -22,8 +22,9 @@ from features.definitions import FeatureView
 from features.errors import InputError
 from features.expressions import ARROW_TYPES, INT64
 from features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
+from serving.online_cells import encode_cells
 from serving.online_database import OnlineDatabase
-from serving.online_rows import KeySpace, Row, encode_cells, online_keys
+from serving.online_rows import KeySpace, Row, online_keys
 
 if TYPE_CHECKING:
     from serving.online_store import FeastRow

@@ -28,8 +28,9 @@ from features.contract import TIME_MAX, TIME_MIN, ReadStatus
 from features.definitions import FeatureColumn, FeatureView, Project
 from features.errors import InputError
 from features.expressions import ARROW_TYPES
+from serving.online_cells import decode_cells
 from serving.online_database import OnlineDatabase, Snapshot
-from serving.online_rows import Clock, KeySpace, clock_us, decode_cells, online_keys
+from serving.online_rows import Clock, KeySpace, clock_us, online_keys
 
 STATUS: Final = "tidemill_status"
 """Column of a reading: the `ReadStatus` by name (string)."""

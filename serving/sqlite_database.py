@@ -18,8 +18,9 @@ from operator import itemgetter
 from typing import Final
 
 from features.errors import StoreError
+from serving.online_cells import cells_width
 from serving.online_database import Snapshot, check_frontier, conflict, other_shard_count
-from serving.online_rows import Frontiers, KeySpace, Row, cells_width
+from serving.online_rows import Frontiers, KeySpace, Row
 from serving.sqlite_connections import close, create_file, transaction
 
 _FRONTIERS: Final = """

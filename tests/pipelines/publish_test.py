@@ -20,8 +20,9 @@ from pipelines.operator import Mode, Release
 from pipelines.publish import Publish, named_publications, newest_per_entity
 from pipelines.runners import run
 from serving import publications
+from serving.online_cells import decode_cells
 from serving.online_places import default_place, open_database
-from serving.online_rows import KeySpace, decode_cells, online_keys
+from serving.online_rows import KeySpace, online_keys
 from serving.registration import open_store
 from tests.laws.driver import values_of
 from tests.pipelines.streaming_project import (

@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from features.contract import TIME_MAX, TIME_MIN, ReadStatus
 from features.errors import InputError
-from serving.online_rows import (
-    Frontiers,
-    decode_cells,
-    decode_row,
-    encode_cells,
-    encode_row,
-    online_keys,
-    readable_key,
-)
+from serving.online_cells import decode_cells, decode_row, encode_cells, encode_row
+from serving.online_rows import Frontiers, online_keys, readable_key
 from tests.serving import parcels
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -12,7 +12,7 @@ import pytest
 from features.contract import LATEST_EVENT
 from features.errors import InputError
 from features.feast_objects import offline_path
-from serving.online_rows import decode_row
+from serving.online_cells import decode_row
 from serving.publications import (
     entity_keys,
     feast_rows,

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from features.contract import TIME_MAX, TIME_MIN
 from features.errors import ConflictingPublication, InputError, StoreError
-from serving.online_rows import Row, encode_row, online_keys
+from serving.online_cells import encode_row
+from serving.online_rows import Row, online_keys
 from serving.sqlite_database import SqliteDatabase
 from tests.serving.parcels import COURIER_SPACE, DEPOT_SPACE
 
