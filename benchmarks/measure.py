@@ -21,7 +21,16 @@ from typing import Any, Final
 
 import psutil
 
-_LIBRARIES: Final = ("apache-beam", "duckdb", "numba", "numpy", "polars", "pyarrow")
+_LIBRARIES: Final = (
+    "apache-beam",
+    "duckdb",
+    "feast",
+    "numba",
+    "numpy",
+    "polars",
+    "pyarrow",
+    "redis",
+)
 
 
 class AnswersDiffer(AssertionError):
