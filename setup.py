@@ -26,6 +26,7 @@ setup(
     install_requires=[
         "apache-beam>=2.77,<2.78",
         "click>=8.1",
+        "duckdb>=2.0",
         "feast[redis]>=0.67,<0.68",
         "jinja2>=3.1",
         "kafka-python>=3.0,<4",
@@ -37,6 +38,7 @@ setup(
         "pyyaml>=6.0",
         "rich>=13",
         "scikit-learn>=1.5",
+        "tenacity>=8.3,<10",
         "tensorflow>=2.21,<2.22",
         "tensorflow-metadata>=1.21,<1.22",
         "tensorflow-transform>=1.21,<1.22",
@@ -58,7 +60,7 @@ setup(
             "types-PyYAML",
             "xxhash>=3.4",
         ],
-        "bench": ["duckdb>=1.1", "polars>=1.9"],
+        "bench": ["polars>=1.9"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
     },
     entry_points={

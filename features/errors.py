@@ -17,6 +17,9 @@ TidemillError
 ├── BundleError (ValueError)          a bundle that cannot be used
 │   └── BundleMismatch
 ├── StoreError (RuntimeError)         the online store refused or lost something
+│   ├── StoreUnavailable              it cannot be written or read now: try again later
+│   ├── LostPublications              it stands behind what was already published
+│   ├── NoKeySpace                    it has no such key space: emptied, or never registered
 │   └── ConflictingPublication
 ├── EngineError (RuntimeError)        the Beam engine is missing or not the one asked for
 └── ProofError (AssertionError)       something served differs from its recomputation
@@ -97,6 +100,18 @@ class BundleMismatch(BundleError):
 
 class StoreError(TidemillError, RuntimeError):
     """The online store refused, lost or contradicted something."""
+
+
+class StoreUnavailable(StoreError):
+    """The online store does not do its work for now; the same call may succeed later."""
+
+
+class LostPublications(StoreError):
+    """The online store stands behind what was already published: it lost writes."""
+
+
+class NoKeySpace(StoreError):
+    """The online store has no such key space: it was emptied, or the view never registered."""
 
 
 class ConflictingPublication(StoreError):

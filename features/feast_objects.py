@@ -6,8 +6,13 @@ What stands where, so that the Feast registry alone tells a reader all it needs:
   ``Int64`` or ``Float64``, never less: the one cast to float32 is inside the model.
 * Every publication carries two more Int64 fields, `VALID_UNTIL` and `REVISION`; the feature
   service leaves them out.
-* Tags of a feature view carry its definition's hash and its staleness bound (`DEFINITION_TAG`,
-  `MAX_STALENESS_TAG`); a feature whose stored value is an anchor says so (`ANCHORED_TAG`).
+* Tags of a feature view carry its definition's hash, its staleness bound and how far back its
+  values look (`DEFINITION_TAG`, `MAX_STALENESS_TAG`, `REACH_TAG`); a feature whose stored value is
+  an anchor says so (`ANCHORED_TAG`), and so does one whose value without events is not null
+  (`EMPTY_TAG`).
+* Tags also carry the view's own name, the number of the version and the definition's canonical
+  form (`VIEW_TAG`, `VERSION_TAG`, `SPEC_TAG`): a version that is not promoted stands under another
+  name (`version_name`), and a plan compares definitions part by part.
 * ``ttl`` stays 0: windows end by themselves, and age is judged by the published frontier.
 
 Feast is imported inside the functions, so that the names here cost nothing to import.
@@ -16,12 +21,13 @@ Feast is imported inside the functions, so that the names here cost nothing to i
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
-from features.definitions import FeatureColumn, FeatureView, Project
+from features.bigquery_dataset import BigQueryDataset, newest_name
+from features.definitions import Entity, FeatureColumn, FeatureView, Project
 from features.errors import DefinitionError
 from features.expressions import INT64
 
@@ -37,10 +43,23 @@ REVISION: Final = "tidemill_revision"
 
 DEFINITION_TAG: Final = "tidemill_definition"
 """The hash of the definition that a feature view was generated from."""
+VIEW_TAG: Final = "tidemill_view"
+"""The view that a feature view is a version of; equal to its name where it is the promoted one."""
+VERSION_TAG: Final = "tidemill_version"
+"""Which version of the view it is: 1 for the first definition that was registered."""
+SPEC_TAG: Final = "tidemill_spec"
+"""The canonical form of the definition, as JSON (`features.definitions.FeatureView.spec`)."""
+ENTITY_TAG: Final = "tidemill_entity"
+"""The entity that a Feast entity stands for; equal to its name but while a change is pending."""
 MAX_STALENESS_TAG: Final = "tidemill_max_staleness_us"
 """How far the published frontier may lag behind a reader's clock, in microseconds."""
 ANCHORED_TAG: Final = "tidemill_anchored"
 """Marks a feature whose stored value is an anchor, to be finished with the reader's ``as_of``."""
+EMPTY_TAG: Final = "tidemill_empty"
+"""The value of a feature for an entity without events, where that is a number and not null."""
+REACH_TAG: Final = "tidemill_reach_us"
+"""No event further back than this (microseconds) is in any value of the view: the longest window
+and a hop. Without a publication as young as that, an entity has the empty values."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +96,29 @@ def service_name(project: Project) -> str:
     return project.name
 
 
+def version_name(view: FeatureView, version: int) -> str:
+    """Return the Feast name of a version that is not the promoted one.
+
+    Names of views hold no double underscore, so it is no other view's; Feast would take ``@`` in
+    a name for a version of its own kind, and SQL an offline store writes would break on a dot.
+    """
+    return f"{view.name}__v{version}"
+
+
 def offline_path(offline_root: str, view: FeatureView) -> str:
-    """Return where a view's offline Parquet stands: one directory a view below the root."""
-    return str(PurePath(offline_root) / view.name)
+    """Return where a view's offline Parquet stands: one directory a definition below the root."""
+    # As text: a path object would make gs:/bucket of gs://bucket.
+    return f"{offline_root.rstrip('/')}/{view.name}/{view.hash}"
 
 
-def feast_objects(project: Project, offline_root: str) -> FeastObjects:
+def feast_objects(project: Project, offline: str | BigQueryDataset) -> FeastObjects:
     """Generate the Feast objects of a project.
 
     Args:
         project: The definitions.
-        offline_root: Where the offline publications stand; a view's source is the Parquet below
-            it at `offline_path`. Feast takes a relative one from its repository's path.
+        offline: Where the offline publications stand. A path: a view's source is the Parquet
+            below it at `offline_path` (Feast takes a relative one from its repository's path). A
+            BigQuery dataset: it is the SQL view there with the highest revisions.
 
     Returns:
         Entities, feature views and the feature service, ready for ``FeatureStore.apply``.
@@ -97,30 +127,57 @@ def feast_objects(project: Project, offline_root: str) -> FeastObjects:
         DefinitionError: A feature has the name of the view's join key, or of a column that every
             publication carries.
     """
+    entities = {view.entity.name: feast_entity(view.entity) for view in project.views}
+    views = tuple(feast_view(view, entities[view.entity.name], offline) for view in project.views)
+    service = feast_service(project, dict(zip(project.views, views, strict=True)))
+    return FeastObjects(tuple(entities.values()), views, service)
+
+
+def feast_entity(entity: Entity, name: str | None = None) -> feast.Entity:
+    """Generate a Feast entity.
+
+    Args:
+        entity: The entity.
+        name: Its name in Feast; its own by default.
+    """
     import feast
 
-    entities = {
-        view.entity.name: feast.Entity(
-            name=view.entity.name,
-            join_keys=[view.entity.join_key],
-            value_type=feast.ValueType.INT64
-            if view.entity.dtype == INT64
-            else feast.ValueType.STRING,
-        )
-        for view in project.views
-    }
-    views = tuple(
-        _feast_view(view, entities[view.entity.name], offline_root) for view in project.views
+    return feast.Entity(
+        name=name or entity.name,
+        join_keys=[entity.join_key],
+        value_type=feast.ValueType.INT64 if entity.dtype == INT64 else feast.ValueType.STRING,
+        tags={ENTITY_TAG: entity.name},
     )
-    service = feast.FeatureService(
-        name=service_name(project),
-        features=[
-            feast_view[[field_name(column) for column in view.columns]]
-            for view, feast_view in zip(project.views, views, strict=True)
-        ],
+
+
+def feast_service(
+    project: Project, views: Mapping[FeatureView, feast.FeatureView], name: str | None = None
+) -> feast.FeatureService:
+    """Generate the feature service of a project: its feature vector, in order.
+
+    Args:
+        project: The definitions.
+        views: View to the Feast view that it is read from. One under another name is given the
+            view's own, so that full feature names are ``view__feature`` for every version.
+        name: Its name in Feast; `service_name` by default.
+    """
+    import feast
+
+    def projected(view: FeatureView) -> feast.FeatureView:
+        found = views[view]
+        named = found if found.name == view.name else found.with_name(view.name)
+        return named[[field_name(column) for column in view.columns]]
+
+    return feast.FeatureService(
+        name=name or service_name(project),
+        features=[projected(view) for view in project.views],
         tags={DEFINITION_TAG: project.hash},
     )
-    return FeastObjects(tuple(entities.values()), views, service)
+
+
+def source_name(feast_name: str) -> str:
+    """Return the name of the Feast data source of a Feast view."""
+    return f"{feast_name}_publications"
 
 
 def check_field_names(view: FeatureView) -> None:
@@ -139,7 +196,26 @@ def check_field_names(view: FeatureView) -> None:
             )
 
 
-def _feast_view(view: FeatureView, entity: feast.Entity, offline_root: str) -> feast.FeatureView:
+def feast_view(
+    view: FeatureView,
+    entity: feast.Entity,
+    offline: str | BigQueryDataset,
+    *,
+    name: str | None = None,
+    version: int = 1,
+) -> feast.FeatureView:
+    """Generate the Feast view of a definition.
+
+    Args:
+        view: The view.
+        entity: Its entity in Feast.
+        offline: As for `feast_objects`.
+        name: Its name in Feast; its own by default, which is the promoted version's.
+        version: Which version it is.
+
+    Raises:
+        DefinitionError: A feature takes a name that Feast or a publication needs.
+    """
     import feast
     from feast.types import Int64, String
 
@@ -148,17 +224,34 @@ def _feast_view(view: FeatureView, entity: feast.Entity, offline_root: str) -> f
         name=view.entity.join_key, dtype=Int64 if view.entity.dtype == INT64 else String
     )
     return feast.FeatureView(
-        name=view.name,
+        name=name or view.name,
         entities=[entity],
         schema=[key, *_fields(view.columns)],
         ttl=datetime.timedelta(0),
         online=True,
-        source=feast.FileSource(
-            name=f"{view.name}_publications",
-            path=offline_path(offline_root, view),
-            timestamp_field=EVENT_TIMESTAMP,
-        ),
-        tags={DEFINITION_TAG: view.hash, MAX_STALENESS_TAG: str(view.max_staleness_us)},
+        source=_source(source_name(name or view.name), view, offline),
+        tags={
+            VIEW_TAG: view.name,
+            VERSION_TAG: str(version),
+            DEFINITION_TAG: view.hash,
+            MAX_STALENESS_TAG: str(view.max_staleness_us),
+            REACH_TAG: str(view.longest_window_us + view.hop_us),
+            SPEC_TAG: json.dumps(view.spec(), sort_keys=True),
+        },
+    )
+
+
+def _source(
+    name: str, view: FeatureView, offline: str | BigQueryDataset
+) -> feast.data_source.DataSource:
+    import feast
+
+    if isinstance(offline, BigQueryDataset):
+        return feast.BigQuerySource(
+            name=name, table=newest_name(offline, view), timestamp_field=EVENT_TIMESTAMP
+        )
+    return feast.FileSource(
+        name=name, path=offline_path(offline, view), timestamp_field=EVENT_TIMESTAMP
     )
 
 
@@ -170,7 +263,10 @@ def _fields(columns: Sequence[FeatureColumn]) -> list[feast.Field]:
         feast.Field(
             name=field_name(column),
             dtype=Int64 if column.dtype == INT64 else Float64,
-            tags={ANCHORED_TAG: "true"} if column.anchored else {},
+            tags={
+                **({ANCHORED_TAG: "true"} if column.anchored else {}),
+                **({} if column.empty is None else {EMPTY_TAG: str(column.empty)}),
+            },
         )
         for column in columns
     ]

@@ -6,12 +6,22 @@ An `OnlinePlace` is plain data: it can be compared, pickled and printed, and it 
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from features.definitions import Project
+from features.errors import ConfigurationError
+from serving.feast_database import FeastDatabase
+from serving.feast_database import warning as feast_warning
 from serving.online_database import OnlineDatabase
 from serving.online_rows import Clock
+from serving.redis_place import RedisPlace
+from serving.registry_places import RegistryPlace
+from serving.registry_state import named_spaces
 from serving.sqlite_database import SqliteDatabase
 
 
@@ -26,7 +36,40 @@ class SqlitePlace:
     path: Path
 
 
-OnlinePlace = SqlitePlace
+@dataclass(frozen=True)
+class FeastPlace:
+    """Any other online store of Feast's, written by its generic path (`serving.feast_database`).
+
+    Attributes:
+        options: The ``online_store`` section of Feast's documentation, its ``type`` among it. A
+            secret stands in it as ``${NAME}``, to be read from the environment when it is used.
+        root: What Feast's relative paths are below.
+        registry: Where the registry is; None is a file below the root.
+    """
+
+    options: Mapping[str, Any]
+    root: Path
+    registry: RegistryPlace | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options.get("type"), str):
+            raise ConfigurationError(
+                "online_store: the options of a store of Feast's name its type, such as postgres; "
+                f"found {', '.join(map(str, self.options)) or 'none'}"
+            )
+        if named := _secrets("options", self.options):
+            raise ConfigurationError(
+                f"online_store: {', '.join(named)} holds a secret in plain text; write ${{NAME}} "
+                "there and set the environment variable NAME"
+            )
+
+    @property
+    def type(self) -> str:
+        """Which of Feast's stores it is."""
+        return str(self.options["type"])
+
+
+OnlinePlace = SqlitePlace | RedisPlace | FeastPlace
 """Any of the places."""
 
 ONLINE: Final = "online.db"
@@ -40,6 +83,12 @@ def default_place(root: Path | str) -> SqlitePlace:
 
 def open_database(place: OnlinePlace) -> OnlineDatabase:
     """Return the online database at a place; `serving.registration.open_store` makes it."""
+    if isinstance(place, FeastPlace):
+        return FeastDatabase(place)
+    if isinstance(place, RedisPlace):
+        from serving.redis_database import RedisDatabase  # imports the client
+
+        return RedisDatabase(place)
     return SqliteDatabase(str(place.path))
 
 
@@ -48,8 +97,19 @@ def feast_section(place: OnlinePlace, clock: Clock) -> dict[str, Any]:
 
     Args:
         place: Where the store is.
-        clock: What online reads judge age by.
+        clock: What online reads judge age by; Feast's own stores judge no age.
+
+    Returns:
+        The section. A secret of a `FeastPlace` stands in it as ``${NAME}`` (`expanded`).
     """
+    if isinstance(place, FeastPlace):
+        return dict(place.options)
+    if isinstance(place, RedisPlace):
+        return {
+            "type": "serving.online_store.OrderedRedisOnlineStore",
+            **place.options(),
+            "clock": clock,
+        }
     return {
         "type": "serving.online_store.OrderedSqliteOnlineStore",
         "path": str(place.path),
@@ -57,7 +117,64 @@ def feast_section(place: OnlinePlace, clock: Clock) -> dict[str, Any]:
     }
 
 
-def remove(place: OnlinePlace) -> None:
-    """Remove the online store of a run that starts again from nothing."""
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{place.path}{suffix}").unlink(missing_ok=True)
+def expanded(section: Any) -> Any:
+    """Put environment variables in place of every ``${NAME}`` of a section, as Feast does.
+
+    Raises:
+        ConfigurationError: A variable is not set.
+    """
+    if isinstance(section, Mapping):
+        return {key: expanded(value) for key, value in section.items()}
+    if isinstance(section, list):
+        return [expanded(value) for value in section]
+    if not isinstance(section, str):
+        return section
+    if lacking := [name for name in _VARIABLE.findall(section) if name not in os.environ]:
+        raise ConfigurationError(
+            f"online_store: the environment variable {', '.join(lacking)} is not set; it holds a "
+            "setting of the online store"
+        )
+    return _VARIABLE.sub(lambda found: os.environ[found[1]], section)
+
+
+def warning(place: OnlinePlace) -> str | None:
+    """Say what a store at this place cannot promise, in one line; None where it promises all."""
+    return feast_warning(place) if isinstance(place, FeastPlace) else None
+
+
+def remove(place: OnlinePlace, project: Project) -> None:
+    """Remove all that an online store holds of a project's views, of every definition.
+
+    Views of other projects stay, and so do Feast views that Tidemill did not generate.
+
+    Args:
+        place: Where the store is.
+        project: The project whose rows are removed.
+
+    Raises:
+        StoreError: The store refuses.
+    """
+    if isinstance(place, FeastPlace):
+        FeastDatabase(place).remove(project.name)
+        return
+    if isinstance(place, SqlitePlace) and not place.path.exists():
+        return
+    database = open_database(place)
+    database.drop(list(named_spaces(database, project.name)))
+    database.close()
+
+
+_VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
+_SECRET_KEY: Final = re.compile(r"password|passwd|secret|token|api_key|private_key", re.IGNORECASE)
+_SECRET_TEXT: Final = re.compile(r"password=(?!\$\{)|://[^/@\s]*:(?!\$\{)[^/@\s]+@", re.IGNORECASE)
+
+
+def _secrets(name: str, value: Any) -> list[str]:
+    """Name the settings that hold a secret in plain text."""
+    if isinstance(value, Mapping):
+        return [one for key in value for one in _secrets(f"{name}.{key}", value[key])]
+    if not isinstance(value, str):
+        return []
+    key = name.rpartition(".")[2]
+    plain = bool(_SECRET_KEY.search(key)) and not _VARIABLE.search(value)
+    return [name] if plain or _SECRET_TEXT.search(value) else []

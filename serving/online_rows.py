@@ -12,13 +12,15 @@ from __future__ import annotations
 import functools
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from features.contract import TIME_MIN, ReadStatus, read_status
+from features.contract import TIME_MIN, Int64Array, ReadStatus, read_status
 from features.definitions import FeatureView
 from features.errors import InputError
 from features.feast_objects import check_field_names, field_name
@@ -58,6 +60,21 @@ class KeySpace:
         """
         return _key_space(project, view)
 
+    @staticmethod
+    def named(name: str) -> KeySpace:
+        """Return the key space of a name, its columns unknown: enough to remove it.
+
+        Raises:
+            InputError: That is no key space's name.
+        """
+        project, _, rest = name.partition("__")
+        view, _, definition = rest.rpartition("__")  # a view of Feast's own may hold one itself
+        if not (project and view and definition):
+            raise InputError(
+                f"found {name!r}, expected the name of a key space: PROJECT__VIEW__DEFINITION"
+            )
+        return KeySpace(project, view, definition, columns=(), max_staleness_us=0)
+
     @property
     def name(self) -> str:
         """Its name in the store; names hold no double underscore, so it is unique."""
@@ -91,6 +108,85 @@ class Row(NamedTuple):
     valid_until: int
     shard: int | None
     cells: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class RowBatch:
+    """Publications of one view as a store takes them, column by column; each ``(rows,)``.
+
+    Attributes:
+        keys: Feast's serialized entity keys (`online_keys`).
+        event_timestamps: From when on each holds, microseconds UTC.
+        revisions: The number of events applied to the entity.
+        valid_until: Until when each holds with no further event, microseconds UTC.
+        shard: The shard that all of them are of; None where it is not known.
+        cells: Their values (`serving.online_cells`): bytes for each row, or where all are of one
+            width a matrix of uint8, ``(rows, width)``.
+    """
+
+    keys: list[bytes]
+    event_timestamps: Int64Array
+    revisions: Int64Array
+    valid_until: Int64Array
+    shard: int | None
+    cells: list[bytes] | npt.NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        columns = (self.event_timestamps, self.revisions, self.valid_until, self.cells)
+        if any(len(column) != len(self.keys) for column in columns):
+            raise InputError(
+                f"the columns of publications must have a value for each of {len(self.keys)} keys, "
+                f"found {', '.join(str(len(column)) for column in columns)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @staticmethod
+    def of(rows: Sequence[Row], shard: int | None) -> RowBatch:
+        """Return rows as columns.
+
+        Args:
+            rows: The rows, in any order.
+            shard: The shard that all of them are of; it also names that of no rows.
+
+        Raises:
+            InputError: A row is of another shard.
+        """
+        if other := [row for row in rows if row.shard != shard]:
+            raise InputError(
+                f"{readable_key(other[0].key)} is of shard {other[0].shard} in publications of "
+                f"shard {shard}"
+            )
+        return RowBatch(
+            keys=[row.key for row in rows],
+            event_timestamps=np.array([row.event_timestamp for row in rows], np.int64),
+            revisions=np.array([row.revision for row in rows], np.int64),
+            valid_until=np.array([row.valid_until for row in rows], np.int64),
+            shard=shard,
+            cells=[row.cells for row in rows],
+        )
+
+    def cells_of_rows(self) -> list[bytes]:
+        """Return the cells of each row."""
+        if isinstance(self.cells, list):
+            return self.cells
+        count, width = self.cells.shape
+        data = self.cells.tobytes()
+        return [data[at : at + width] for at in range(0, count * width, width)]
+
+    def rows(self) -> list[Row]:
+        """Return the publications one by one, as a read gives them."""
+        columns = zip(
+            self.keys,
+            self.event_timestamps.tolist(),
+            self.revisions.tolist(),
+            self.valid_until.tolist(),
+            [self.shard] * len(self),
+            self.cells_of_rows(),
+            strict=True,
+        )
+        return [Row(*row) for row in columns]
 
 
 @dataclass(frozen=True)

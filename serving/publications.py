@@ -2,7 +2,8 @@
 
 A batch of publications of one view (`schema`) is what the kernel emits. From it come
 
-* rows of the online database (`online_rows`, `write_publications`): the fast path, whole columns;
+* parcels for the online database (`online_rows`, `parcel_of`, `write_publications`): the fast
+  path, whole columns;
 * rows of Feast's generic write path (`feast_rows`), for any other online store. These carry the
   same values, but only `serving.online_store` keeps their order;
 * Parquet for the offline store (`offline_table`, `write_offline`).
@@ -10,6 +11,7 @@ A batch of publications of one view (`schema`) is what the kernel emits. From it
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,20 +24,23 @@ from features.definitions import FeatureView
 from features.errors import InputError
 from features.expressions import ARROW_TYPES, INT64
 from features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
-from serving.online_cells import encode_cells
-from serving.online_database import OnlineDatabase
-from serving.online_rows import KeySpace, Row, online_keys
+from serving.online_cells import cell_matrix
+from serving.online_database import OnlineDatabase, Parcel
+from serving.online_rows import KeySpace, RowBatch, online_keys
 
 if TYPE_CHECKING:
-    from serving.online_store import FeastRow
+    from serving.feast_rows import FeastRow
 
 ENTITY_KEY: Final = "entity_key"
 """The column of entity keys: UTF-8 of the key, an int64 key in decimal digits."""
 
 _VALID_UNTIL: Final = "valid_until"
 _REVISION: Final = "revision"
+_TECHNICAL: Final = 4
+"""How many columns come before those of the features."""
 
 
+@functools.lru_cache(maxsize=256)
 def schema(view: FeatureView) -> pa.Schema:
     """Return the Arrow schema of a view's publications.
 
@@ -61,13 +66,13 @@ def entity_keys(view: FeatureView, batch: pa.RecordBatch) -> pa.Array:
 
 def online_rows(
     view: FeatureView, publications: pa.RecordBatch | pa.Table, shard: int | None
-) -> list[Row]:
+) -> RowBatch:
     """Make the rows of the online database, column by column.
 
     Args:
         view: The view.
         publications: Publications of it, `schema`, ``(rows,)``.
-        shard: The shard they are of.
+        shard: The shard they are of; None where it is not known.
 
     Returns:
         A row for each.
@@ -76,22 +81,48 @@ def online_rows(
         InputError: The batch is not of the view's schema.
     """
     batch = _checked(view, publications)
-    if not batch.num_rows:
-        return []
-    cells = encode_cells(
-        [column.dtype for column in view.columns],
-        [batch.column(column.name) for column in view.columns],
+    return RowBatch(
+        keys=online_keys(view.entity.join_key, entity_keys(view, batch)),
+        event_timestamps=batch.column(EVENT_TIMESTAMP).to_numpy(),
+        revisions=batch.column(_REVISION).to_numpy(),
+        valid_until=batch.column(_VALID_UNTIL).to_numpy(),
+        shard=shard,
+        cells=cell_matrix(_dtypes(view), batch.columns[_TECHNICAL:]),
     )
-    columns = zip(
-        online_keys(view.entity.join_key, entity_keys(view, batch)),
-        batch.column(EVENT_TIMESTAMP).to_pylist(),
-        batch.column(_REVISION).to_pylist(),
-        batch.column(_VALID_UNTIL).to_pylist(),
-        [shard] * batch.num_rows,
-        cells,
-        strict=True,
+
+
+def parcel_of(
+    project: str,
+    view: FeatureView,
+    publications: pa.RecordBatch | pa.Table,
+    *,
+    shard: int,
+    shard_count: int,
+    since_us: int | None,
+    frontier_us: int,
+) -> Parcel:
+    """Make the parcel of what one or more successive advances of a shard published.
+
+    Args:
+        project: The project's name.
+        view: The view.
+        publications: Publications of it, `schema`, ``(rows,)``; none is fine.
+        shard: The shard.
+        shard_count: How many shards the view has.
+        since_us: The frontier before these advances; None where they published the whole shard.
+        frontier_us: The instant as of which the shard's rows are now the value.
+
+    Raises:
+        InputError: The batch is not of the view's schema, or there is no such shard.
+    """
+    return Parcel(
+        space=KeySpace.of(project, view),
+        rows=online_rows(view, publications, shard),
+        shard=shard,
+        shard_count=shard_count,
+        since_us=since_us,
+        frontier_us=frontier_us,
     )
-    return [Row(*row) for row in columns]
 
 
 def write_publications(
@@ -102,9 +133,10 @@ def write_publications(
     *,
     shard: int,
     shard_count: int,
+    since_us: int | None,
     frontier_us: int,
 ) -> int:
-    """Write what one advance of a shard published, and the frontier it reached, together.
+    """Write what advances of one shard published, and the frontier it reached, together.
 
     Args:
         database: The online database; the project must be registered there.
@@ -113,6 +145,7 @@ def write_publications(
         publications: Publications of it, `schema`, ``(rows,)``; none is fine.
         shard: The shard.
         shard_count: How many shards the view has.
+        since_us: The frontier before these advances; None where they published the whole shard.
         frontier_us: The instant as of which the shard's rows are now the value.
 
     Returns:
@@ -120,16 +153,21 @@ def write_publications(
 
     Raises:
         InputError: The batch is not of the view's schema.
+        LostPublications: The store stands behind ``since_us``; nothing is written.
         ConflictingPublication: A publication contradicts the one that stands; nothing is written.
         StoreError: The store is missing or refuses.
     """
-    return database.publish(
-        KeySpace.of(project, view),
-        online_rows(view, publications, shard),
+    parcel = parcel_of(
+        project,
+        view,
+        publications,
         shard=shard,
         shard_count=shard_count,
+        since_us=since_us,
         frontier_us=frontier_us,
     )
+    (written,) = database.publish([parcel])
+    return written
 
 
 def feast_rows(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> list[FeastRow]:
@@ -229,7 +267,7 @@ def write_offline(
 def _checked(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.RecordBatch:
     wanted = schema(view)
     found = publications.schema
-    if found.names != wanted.names or found.types != wanted.types:
+    if not found.equals(wanted) and (found.names != wanted.names or found.types != wanted.types):
         raise InputError(
             f"publications of view {view.name!r} must have the columns "
             f"{_show(wanted)}, found {_show(found)}"
@@ -239,7 +277,7 @@ def _checked(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.R
         batch = pa.RecordBatch.from_arrays(columns, schema=found)
     else:
         batch = publications
-    for name in wanted.names[:4]:
+    for name in wanted.names[:_TECHNICAL]:
         if batch.column(name).null_count:
             raise InputError(f"publications of view {view.name!r}: {name} is null in a row")
     times = batch.column(EVENT_TIMESTAMP).to_numpy()
@@ -250,6 +288,13 @@ def _checked(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.R
             f"{outside[0]} is not a time of the years 1 to 9999, which Feast can carry"
         )
     return batch
+
+
+@functools.lru_cache(maxsize=256)
+def _dtypes(view: FeatureView) -> tuple[str, ...]:
+    # As the schema: definitions are frozen and compared by identity, and their columns are made
+    # anew at each use, which for few rows takes longer than writing them.
+    return tuple(column.dtype for column in view.columns)
 
 
 def _show(found: pa.Schema) -> str:

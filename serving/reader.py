@@ -10,14 +10,20 @@ It reads what `serving.online_database` keeps and says of every row how far it c
   written, or the row should have been replaced before it. A never-seen entity of a view whose
   least frontier is stale says so too: its empty value is no knowledge either.
 
-Anchored features are finished here (`finish`) with the frontier as the ``as_of``.
+Anchored features are finished here (`finish`) with the frontier as the ``as_of``. A null inside a
+present row is the feature's value; the status says nothing of it.
+
+`OnlineReader.read` gives Arrow for many entities, `OnlineReader.read_one` plain values for one, as
+a prediction asks for them. Either reads all its views in one round trip, as of one instant of the
+store. A store without frontiers (`serving.feast_database`) refuses to be read like this.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +33,29 @@ import pyarrow.compute as pc
 from features.contract import TIME_MAX, TIME_MIN, ReadStatus
 from features.definitions import FeatureColumn, FeatureView, Project
 from features.errors import InputError
-from features.expressions import ARROW_TYPES
-from serving.online_cells import decode_cells
+from features.expressions import ARROW_TYPES, INT64
+from serving.online_cells import arrow_columns, decode_cells, decode_matrix, decode_row
 from serving.online_database import OnlineDatabase, Snapshot
-from serving.online_rows import Clock, KeySpace, clock_us, online_keys
+from serving.online_rows import Clock, KeySpace, Row, clock_us, online_keys
 
 STATUS: Final = "tidemill_status"
 """Column of a reading: the `ReadStatus` by name (string)."""
 FRONTIER: Final = "tidemill_frontier"
 """Column of a reading: the instant that the values are as of (int64, microseconds UTC)."""
+
+
+class Reading(NamedTuple):
+    """What the store says of one entity in one view.
+
+    Attributes:
+        values: Feature column name to value, anchored ones finished; int, float or None.
+        status: How far they can be trusted.
+        frontier_us: The instant that they are as of, microseconds UTC.
+    """
+
+    values: dict[str, int | float | None]
+    status: ReadStatus
+    frontier_us: int
 
 
 @dataclass(frozen=True)
@@ -68,53 +88,88 @@ class OnlineReader:
             InputError: The keys are of another type than the view's entity.
             StoreError: The store or a view's key space does not exist, or cannot be read.
         """
-        views = [self.project.view(name) for name in keys]
+        plans = [_plan(self.project, name) for name in keys]
         wanted = []
-        for view, column in zip(views, keys.values(), strict=True):
-            if column.type != ARROW_TYPES[view.entity.dtype]:
-                raise InputError(
-                    f"view {view.name!r}: keys of entity {view.entity.name!r} are "
-                    f"{view.entity.dtype}, found {column.type}"
-                )
-            serialized = online_keys(view.entity.join_key, column.drop_null())
-            wanted.append((KeySpace.of(self.project.name, view), serialized))
+        for plan, column in zip(plans, keys.values(), strict=True):
+            if column.type != plan.key_type:
+                raise _wrong_key(plan, str(column.type))
+            known = column.drop_null() if column.null_count else column
+            wanted.append((plan.space, online_keys(plan.join_key, known)))
         snapshots = self.database.read(wanted)
         return {
-            view.name: self._reading(view, space, column, snapshot)
-            for view, (space, _), column, snapshot in zip(
-                views, wanted, keys.values(), snapshots, strict=True
-            )
+            name: self._batch(plan, column, snapshot)
+            for (name, column), plan, snapshot in zip(keys.items(), plans, snapshots, strict=True)
         }
 
-    def _reading(
-        self, view: FeatureView, space: KeySpace, keys: pa.Array, snapshot: Snapshot
-    ) -> pa.RecordBatch:
-        now_us = clock_us(self.clock, snapshot.frontiers)
-        frontiers = snapshot.frontiers
-        least = frontiers.least
-        unseen = frontiers.status(least, TIME_MAX, now_us, space.max_staleness_us)
-        unseen = ReadStatus.NOT_FOUND if unseen is ReadStatus.PRESENT else unseen
+    def read_one(self, keys: Mapping[str, str | int | None]) -> dict[str, Reading]:
+        """Read views for one entity each; all views as of one instant of the store.
 
-        found = iter(snapshot.rows)
-        rows = [next(found) if valid else None for valid in pc.is_valid(keys).to_pylist()]
-        as_of = [least if row is None else frontiers.of(row.shard) for row in rows]
-        statuses = [
-            unseen
-            if row is None
-            else frontiers.status(frontier, row.valid_until, now_us, space.max_staleness_us)
-            for row, frontier in zip(rows, as_of, strict=True)
+        Args:
+            keys: View name to the entity's key, a text or a whole number as the view's entity is;
+                None is an unknown entity.
+
+        Returns:
+            View name to what the store says.
+
+        Raises:
+            UnknownColumn: The project has no such view.
+            InputError: A key is of another type than the view's entity.
+            StoreError: The store or a view's key space does not exist, or cannot be read.
+        """
+        plans = [_plan(self.project, name) for name in keys]
+        wanted = [
+            (plan.space, [] if key is None else [_one_key(plan, key)])
+            for plan, key in zip(plans, keys.values(), strict=True)
         ]
-        stored = decode_cells(space.dtypes, [row.cells for row in rows if row is not None])
-        present = np.array([row is not None for row in rows], np.bool_)
-        frontier = np.array(as_of, np.int64)
-        arrays = [
-            finish(column, _spread(column, values, present), frontier)
-            for column, values in zip(view.columns, stored, strict=True)
-        ]
+        snapshots = self.database.read(wanted)
+        return {
+            name: self._one(plan, snapshot)
+            for name, plan, snapshot in zip(keys, plans, snapshots, strict=True)
+        }
+
+    def _one(self, plan: _Plan, snapshot: Snapshot) -> Reading:
+        row = snapshot.rows[0] if snapshot.rows else None
+        ((status,), (frontier,)) = self._judged(plan, snapshot, [row])
+        stored = plan.empty if row is None else decode_row(plan.dtypes, row.cells)
+        values = dict(zip(plan.names, stored, strict=True))
+        for name in plan.anchored:
+            anchor = values[name]
+            known = anchor is not None and frontier > TIME_MIN
+            values[name] = frontier - anchor if known else None  # type: ignore[operator]
+        return Reading(values, status, frontier)  # type: ignore[arg-type]
+
+    def _batch(self, plan: _Plan, keys: pa.Array, snapshot: Snapshot) -> pa.RecordBatch:
+        rows: list[Row | None] = snapshot.rows
+        if keys.null_count:
+            found = iter(rows)
+            rows = [next(found) if valid else None for valid in pc.is_valid(keys).to_pylist()]
+        statuses, as_of = self._judged(plan, snapshot, rows)
+        present = [row.cells for row in rows if row is not None]
+        if len(present) == len(rows):
+            arrays = decode_cells(plan.dtypes, present)
+        else:
+            arrays = arrow_columns(plan.dtypes, *_with_empty_values(plan, rows, present))
+        for i in plan.anchored_places:
+            arrays[i] = finish(plan.view_columns[i], arrays[i], np.array(as_of, np.int64))
         return pa.RecordBatch.from_arrays(
-            [*arrays, pa.array([status.name for status in statuses]), pa.array(frontier)],
-            names=[*(column.name for column in view.columns), STATUS, FRONTIER],
+            [*arrays, _names(statuses), pa.array(as_of, pa.int64())], schema=plan.schema
         )
+
+    def _judged(
+        self, plan: _Plan, snapshot: Snapshot, rows: list[Row | None]
+    ) -> tuple[list[ReadStatus], list[int]]:
+        """Return the status of each row, and the instant that it is as of."""
+        frontiers, max_staleness_us = snapshot.frontiers, plan.space.max_staleness_us
+        now_us = clock_us(self.clock, frontiers)
+        statuses, as_of = [], []
+        for row in rows:
+            instant = frontiers.of(None if row is None else row.shard)
+            until = TIME_MAX if row is None else row.valid_until
+            status = frontiers.status(instant, until, now_us, max_staleness_us)
+            unseen = row is None and status is ReadStatus.PRESENT
+            statuses.append(ReadStatus.NOT_FOUND if unseen else status)
+            as_of.append(instant)
+        return statuses, as_of
 
 
 def finish(
@@ -138,13 +193,94 @@ def finish(
     return pc.subtract(known, values)
 
 
-def _spread(column: FeatureColumn, values: pa.Array, present: npt.NDArray[np.bool_]) -> pa.Array:
-    """Put the empty value between the stored ones, where an entity has no row."""
-    if present.all():
-        return values
-    places = pa.array(np.cumsum(present) - 1, mask=~present)
-    spread = values.take(places)
-    if column.empty is None:
-        return spread
-    empty = pa.scalar(column.empty).cast(values.type)
-    return pc.if_else(pa.array(present), spread, empty)
+@dataclass(frozen=True)
+class _Plan:
+    """All that reading a view needs of its definition, worked out once."""
+
+    view: FeatureView
+    view_columns: tuple[FeatureColumn, ...]
+    space: KeySpace
+    join_key: str
+    key_type: pa.DataType
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    empty: tuple[int | float | None, ...]
+    anchored: tuple[str, ...]
+    anchored_places: tuple[int, ...]
+    schema: pa.Schema
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(project: Project, name: str) -> _Plan:
+    # Definitions are frozen and compared by identity; working them out anew takes longer than
+    # reading a row.
+    view = project.view(name)
+    columns = tuple(view.columns)
+    dtypes = tuple(column.dtype for column in columns)
+    types = [ARROW_TYPES[dtype] for dtype in dtypes]
+    names = tuple(column.name for column in columns)
+    places = tuple(i for i, column in enumerate(columns) if column.anchored)
+    return _Plan(
+        view=view,
+        view_columns=columns,
+        space=KeySpace.of(project.name, view),
+        join_key=view.entity.join_key,
+        key_type=ARROW_TYPES[view.entity.dtype],
+        names=names,
+        dtypes=dtypes,
+        empty=tuple(column.empty for column in columns),
+        anchored=tuple(names[i] for i in places),
+        anchored_places=places,
+        schema=pa.schema(
+            [*zip(names, types, strict=True), (STATUS, pa.string()), (FRONTIER, pa.int64())]
+        ),
+    )
+
+
+@functools.cache
+def _name(status: ReadStatus) -> pa.Array:
+    return pa.array([status.name], pa.string())
+
+
+def _names(statuses: list[ReadStatus]) -> pa.Array:
+    if len(statuses) == 1:
+        return _name(statuses[0])
+    return pa.array([status.name for status in statuses], pa.string())
+
+
+def _one_key(plan: _Plan, key: str | int) -> bytes:
+    number = plan.view.entity.dtype == INT64
+    if type(key) is not (int if number else str):
+        raise _wrong_key(plan, repr(key))
+    try:
+        return online_keys(plan.join_key, pa.array([key], plan.key_type))[0]
+    except (OverflowError, pa.ArrowInvalid) as error:
+        raise _wrong_key(plan, repr(key)) from error
+
+
+def _wrong_key(plan: _Plan, found: str) -> InputError:
+    return InputError(
+        f"view {plan.view.name!r}: keys of entity {plan.view.entity.name!r} are "
+        f"{plan.view.entity.dtype}, found {found}"
+    )
+
+
+def _with_empty_values(
+    plan: _Plan, rows: list[Row | None], cells: list[bytes]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Decode rows, the empty value in place of those that are not there (`decode_matrix`)."""
+    columns = len(plan.names)
+    words, nulls = decode_matrix(columns, cells)
+    present = np.array([row is not None for row in rows], np.bool_)
+    spread = np.zeros((columns, len(rows)), np.int64)
+    absent = np.zeros((columns, len(rows)), np.bool_)
+    spread[:, present] = words
+    if nulls is not None:
+        absent[:, present] = nulls
+    for i, (empty, dtype) in enumerate(zip(plan.empty, plan.dtypes, strict=True)):
+        if empty is None:
+            absent[i, ~present] = True
+        else:
+            column = np.array([empty], np.int64 if dtype == INT64 else np.float64)
+            spread[i, ~present] = column.view(np.int64)
+    return spread, absent

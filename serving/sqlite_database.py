@@ -2,8 +2,8 @@
 
 What it adds to them:
 
-* The decision is one upsert with a condition. A batch, and the frontier that it reaches, become
-  visible together or not at all; after a conflict nothing of its batch is written.
+* The decision is one upsert with a condition. All parcels of a call, and the frontiers that they
+  reach, become visible together or not at all: after an error nothing of the call is written.
 * What was written outlives the death of any process. A power cut may take the last transactions
   (WAL with ``synchronous=NORMAL``): then publish again from state.
 """
@@ -15,12 +15,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
+from pathlib import Path
 from typing import Final
 
-from features.errors import StoreError
-from serving.online_cells import cells_width
-from serving.online_database import Snapshot, check_frontier, conflict, other_shard_count
-from serving.online_rows import Frontiers, KeySpace, Row
+from features.errors import NoKeySpace, StoreError, StoreUnavailable
+from serving.online_cells import cells_width, has_tail
+from serving.online_database import (
+    Parcel,
+    Snapshot,
+    conflict,
+    lost,
+    no_key_space,
+    offered_rows,
+    other_shard_count,
+)
+from serving.online_rows import Frontiers, KeySpace, Row, RowBatch
 from serving.sqlite_connections import close, create_file, transaction
 
 _FRONTIERS: Final = """
@@ -53,6 +62,11 @@ WHERE CASE
     ELSE tidemill_conflict(excluded.entity_key, excluded.valid_until, excluded.cells)
 END
 """
+
+_TRANSIENT: Final = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+)
+"""What another writer or the disk may mend: primary result codes."""
 
 _KEYS_A_QUERY: Final = 10_000
 """SQLite takes 32,766 parameters in one statement; this is well below."""
@@ -91,23 +105,35 @@ class SqliteDatabase:
                     "revision INTEGER NOT NULL, "
                     "valid_until INTEGER NOT NULL, "
                     "shard INTEGER, "
-                    "cells BLOB NOT NULL "
-                    f"CHECK (length(cells) = {cells_width(len(space.columns))})"
+                    "cells BLOB NOT NULL CHECK (length(cells) "
+                    f"{'>=' if has_tail(space.dtypes) else '='} {cells_width(len(space.columns))})"
                     ") WITHOUT ROWID"
                 )
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
-        """Remove key spaces with their rows and frontiers.
+        """Remove key spaces with their rows and frontiers; where there is no file, nothing.
 
         Raises:
             StoreError: The file cannot be written.
         """
+        if not Path(self.path).exists():
+            return
         with self._transaction(write=True) as sqlite:
             for space in spaces:
                 sqlite.execute(f'DROP TABLE IF EXISTS "{space.name}"')
                 sqlite.execute("DELETE FROM tidemill_frontiers WHERE space = ?", (space.name,))
 
-    def write(self, space: KeySpace, rows: Sequence[Row]) -> int:
+    def spaces(self) -> list[str]:
+        """Return the names of the key spaces that exist, in order.
+
+        Raises:
+            StoreError: The file does not exist or cannot be read.
+        """
+        with self._transaction(write=False) as sqlite:
+            tables = sqlite.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            return sorted(name for (name,) in tables if name.count("__") >= 2)
+
+    def write(self, space: KeySpace, rows: RowBatch) -> int:
         """Write publications whose frontier is not known here (a stock client's).
 
         Args:
@@ -119,59 +145,31 @@ class SqliteDatabase:
 
         Raises:
             ConflictingPublication: One contradicts the one that stands; nothing is written.
+            StoreUnavailable: The file is locked, or its disk is full.
             StoreError: The file cannot be written.
         """
-        with self._transaction(write=True) as sqlite:
+        with self._transaction([space], write=True) as sqlite:
             return self._upsert(sqlite, space, rows)
 
-    def publish(
-        self,
-        space: KeySpace,
-        rows: Sequence[Row],
-        *,
-        shard: int,
-        shard_count: int,
-        frontier_us: int,
-    ) -> int:
-        """Write the publications of one advance of a shard together with the frontier it reached.
+    def publish(self, parcels: Sequence[Parcel]) -> list[int]:
+        """Write parcels together with the frontiers that they reach, in one transaction.
 
         Args:
-            space: Their key space.
-            rows: The publications, in any order.
-            shard: The shard they are of.
-            shard_count: How many shards the view has.
-            frontier_us: The instant as of which the shard's rows are now the value.
+            parcels: What was published, in any order of shards and views.
 
         Returns:
-            How many of the publications stand now.
+            How many publications of each parcel stand now.
 
         Raises:
-            ConflictingPublication: One contradicts the one that stands; nothing is written.
-            StoreError: The file cannot be written, or the shard count is another one.
-            InputError: The frontier is past every time.
+            LostPublications: The store stands behind what a parcel builds on.
+            ConflictingPublication: A publication contradicts the one that stands.
+            StoreUnavailable: The file is locked, or its disk is full.
+            StoreError: The file cannot be written, a key space does not exist, or has another
+                shard count. After any of these nothing is written.
         """
-        with self._transaction(write=True) as sqlite:
-            written = self._upsert(sqlite, space, rows)
-            self._advance_frontier(sqlite, space, shard, shard_count, frontier_us)
-            return written
-
-    def write_frontier(
-        self, space: KeySpace, *, shard: int, shard_count: int, frontier_us: int
-    ) -> None:
-        """Publish a shard's frontier; one behind what stands changes nothing.
-
-        Args:
-            space: The key space.
-            shard: The shard.
-            shard_count: How many shards the view has.
-            frontier_us: The instant as of which the shard's rows are the value.
-
-        Raises:
-            StoreError: The file cannot be written, or the shard count is another one.
-            InputError: The frontier is past every time.
-        """
-        with self._transaction(write=True) as sqlite:
-            self._advance_frontier(sqlite, space, shard, shard_count, frontier_us)
+        spaces = [parcel.space for parcel in parcels]
+        with self._transaction(spaces, write=True) as sqlite:
+            return [self._publish(sqlite, parcel) for parcel in parcels]
 
     def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
         """Read keys of several key spaces, all as of one instant.
@@ -185,7 +183,7 @@ class SqliteDatabase:
         Raises:
             StoreError: The file or a key space does not exist or cannot be read.
         """
-        with self._transaction(write=False) as sqlite:
+        with self._transaction([space for space, _ in wanted], write=False) as sqlite:
             return [
                 Snapshot(self._frontiers(sqlite, space), self._rows(sqlite, space, keys))
                 for space, keys in wanted
@@ -195,7 +193,24 @@ class SqliteDatabase:
         """Close this thread's connection."""
         close(self.path)
 
-    def _upsert(self, sqlite: sqlite3.Connection, space: KeySpace, rows: Sequence[Row]) -> int:
+    def _publish(self, sqlite: sqlite3.Connection, parcel: Parcel) -> int:
+        space = parcel.space
+        frontiers = self._frontiers(sqlite, space)
+        if frontiers.shard_count not in (0, parcel.shard_count):
+            raise other_shard_count(self.name, space, frontiers.shard_count, parcel.shard_count)
+        stands = frontiers.by_shard.get(parcel.shard)
+        if parcel.since_us is not None and (stands is None or stands < parcel.since_us):
+            raise lost(self.name, parcel, stands)
+        written = self._upsert(sqlite, space, parcel.rows)
+        if stands is None or stands < parcel.frontier_us:
+            sqlite.execute(
+                "INSERT OR REPLACE INTO tidemill_frontiers VALUES (?, ?, ?, ?)",
+                (space.name, parcel.shard, parcel.shard_count, parcel.frontier_us),
+            )
+        return written
+
+    def _upsert(self, sqlite: sqlite3.Connection, space: KeySpace, batch: RowBatch) -> int:
+        batch = offered_rows(self.name, space, batch)
         conflicts: list[tuple[bytes, int, bytes]] = []
 
         def note(key: bytes, valid_until: int, cells: bytes) -> int:
@@ -203,10 +218,22 @@ class SqliteDatabase:
             return 0
 
         sqlite.create_function("tidemill_conflict", 3, note)
-        # In the order of keys, neighbours share pages; the order decides nothing else.
-        written = sqlite.executemany(
-            _UPSERT.format(name=space.name), sorted(rows, key=itemgetter(0))
-        ).rowcount
+        rows = zip(
+            batch.keys,
+            batch.event_timestamps.tolist(),
+            batch.revisions.tolist(),
+            batch.valid_until.tolist(),
+            [batch.shard] * len(batch),
+            batch.cells_of_rows(),
+            strict=True,
+        )
+        # In the order of keys, neighbours share pages; the order decides nothing else. Without a
+        # row the statement still finds out whether there is such a key space.
+        upsert = _UPSERT.format(name=space.name)
+        if not len(batch):
+            sqlite.execute(f"EXPLAIN {upsert}", (b"", 0, 0, 0, None, b""))
+            return 0
+        written = sqlite.executemany(upsert, sorted(rows, key=itemgetter(0))).rowcount
         if conflicts:
             key, valid_until, cells = conflicts[0]
             stored = self._rows(sqlite, space, [key])[0]
@@ -215,28 +242,7 @@ class SqliteDatabase:
             raise conflict(
                 self.name, space, stored, stored._replace(valid_until=valid_until, cells=cells)
             )
-        return max(written, 0)
-
-    def _advance_frontier(
-        self,
-        sqlite: sqlite3.Connection,
-        space: KeySpace,
-        shard: int,
-        shard_count: int,
-        frontier_us: int,
-    ) -> None:
-        check_frontier(space, shard, shard_count, frontier_us)
-        other = sqlite.execute(
-            "SELECT shard_count FROM tidemill_frontiers WHERE space = ? AND shard_count <> ?",
-            (space.name, shard_count),
-        ).fetchone()
-        if other is not None:
-            raise StoreError(other_shard_count(self.name, space, other[0], shard_count))
-        sqlite.execute(
-            "INSERT INTO tidemill_frontiers VALUES (?, ?, ?, ?) ON CONFLICT (space, shard) "
-            "DO UPDATE SET frontier = excluded.frontier WHERE excluded.frontier > frontier",
-            (space.name, shard, shard_count, frontier_us),
-        )
+        return written
 
     def _frontiers(self, sqlite: sqlite3.Connection, space: KeySpace) -> Frontiers:
         found = sqlite.execute(
@@ -263,22 +269,36 @@ class SqliteDatabase:
         return [found.get(key) for key in keys]
 
     @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[sqlite3.Connection]:
-        with self._named_errors(), transaction(self.path, write=write) as sqlite:
+    def _transaction(
+        self, spaces: Sequence[KeySpace] = (), *, write: bool
+    ) -> Iterator[sqlite3.Connection]:
+        with self._named_errors(spaces), transaction(self.path, write=write) as sqlite:
             yield sqlite
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _named_errors(self, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
-            raise StoreError(
+            raise NoKeySpace(
                 f"there is no online store at {self.path}; register the project to make it"
             ) from error
-        except (OSError, sqlite3.Error) as error:
-            hint = (
-                "; the view's present definition is not registered there: register the project"
-                if "no such table" in str(error)
-                else ""
+        except sqlite3.Error as error:
+            for space in spaces:
+                if str(error) == f"no such table: {space.name}":
+                    raise no_key_space(self.name, space) from error
+            raise self._sqlite_error(error) from error
+        except OSError as error:
+            raise StoreError(f"{self.name}: {error}") from error
+
+    def _sqlite_error(self, error: sqlite3.Error) -> StoreError:
+        # An error that the Python module finds by itself has no code.
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is not None and code & 0xFF in _TRANSIENT:
+            return StoreUnavailable(
+                f"{self.name}: {error}; nothing was written: try again, after making room on the "
+                "disk or ending the writer that keeps the lock"
             )
-            raise StoreError(f"{self.name}: {error}{hint}") from error
+        if str(error) == "no such table: tidemill_frontiers":
+            return NoKeySpace(f"{self.name}: there is no online store in it; register the project")
+        return StoreError(f"{self.name}: {error}")

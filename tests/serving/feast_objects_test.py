@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 
 import pytest
 from feast import ValueType
@@ -11,7 +12,19 @@ from feast.types import Float64, Int64, String
 from features import Entity, FeatureView, count, last_k, mean
 from features.errors import DefinitionError
 from features.expressions import col
-from features.feast_objects import ANCHORED_TAG, DEFINITION_TAG, MAX_STALENESS_TAG, feast_objects
+from features.feast_objects import (
+    ANCHORED_TAG,
+    DEFINITION_TAG,
+    MAX_STALENESS_TAG,
+    SPEC_TAG,
+    VERSION_TAG,
+    VIEW_TAG,
+    feast_entity,
+    feast_objects,
+    feast_service,
+    feast_view,
+    version_name,
+)
 from tests.serving import parcels
 
 OBJECTS = feast_objects(parcels.PARCELS, "/somewhere/offline")
@@ -42,10 +55,8 @@ def test_every_feature_column_is_a_field_of_its_own_dtype() -> None:
 def test_ttl_stays_zero_and_age_stands_in_tags() -> None:
     view = OBJECTS.feature_views[0]
     assert view.ttl == datetime.timedelta(0)
-    assert view.tags == {
-        DEFINITION_TAG: parcels.BY_COURIER.hash,
-        MAX_STALENESS_TAG: str(10 * 60 * 1_000_000),
-    }
+    assert view.tags[DEFINITION_TAG] == parcels.BY_COURIER.hash
+    assert view.tags[MAX_STALENESS_TAG] == str(10 * 60 * 1_000_000)
 
 
 def test_anchored_feature_says_so() -> None:
@@ -69,13 +80,34 @@ def test_service_holds_the_features_without_the_technical_fields() -> None:
     }
 
 
-def test_offline_source_is_a_directory_of_the_view() -> None:
+def test_offline_source_is_a_directory_of_the_definition() -> None:
     sources = [view.batch_source for view in OBJECTS.feature_views]
     assert [source.path for source in sources] == [
-        "/somewhere/offline/by_courier",
-        "/somewhere/offline/by_depot",
+        f"/somewhere/offline/by_courier/{parcels.BY_COURIER.hash}",
+        f"/somewhere/offline/by_depot/{parcels.BY_DEPOT.hash}",
     ]
     assert {source.timestamp_field for source in sources} == {"event_timestamp"}
+
+
+def test_version_stands_under_a_name_of_its_own_and_says_what_it_is() -> None:
+    by_depot = parcels.BY_DEPOT
+    version = feast_view(
+        by_depot,
+        feast_entity(by_depot.entity),
+        "offline",
+        name=version_name(by_depot, 2),
+        version=2,
+    )
+    assert (version.name, version.batch_source.name) == (
+        "by_depot__v2",
+        "by_depot__v2_publications",
+    )
+    assert (version.tags[VIEW_TAG], version.tags[VERSION_TAG]) == ("by_depot", "2")
+    assert version.tags[DEFINITION_TAG] == by_depot.hash
+    assert json.loads(version.tags[SPEC_TAG]) == by_depot.spec()
+    service = feast_service(parcels.project(by_depot), {by_depot: version})
+    (projection,) = service.feature_view_projections
+    assert (projection.name, projection.name_to_use()) == ("by_depot__v2", "by_depot")
 
 
 @pytest.mark.parametrize("name", ["courier", "event_timestamp", "tidemill_revision"])

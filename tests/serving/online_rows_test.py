@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from features.contract import TIME_MAX, TIME_MIN, ReadStatus
 from features.errors import InputError
-from serving.online_cells import decode_cells, decode_row, encode_cells, encode_row
+from serving.online_cells import cells_width, decode_cells, decode_row, encode_cells, encode_row
 from serving.online_rows import Frontiers, online_keys, readable_key
 from tests.serving import parcels
 
@@ -67,6 +68,40 @@ def test_cells_return_every_value_to_the_bit(rows: list[tuple[int | float | None
     for found, array in zip(decode_cells(dtypes, cells), arrays, strict=True):
         assert found.type == array.type
         assert [repr(v) for v in found.to_pylist()] == [repr(v) for v in array.to_pylist()]
+
+
+@given(
+    st.lists(
+        st.tuples(st.none() | FLOAT64, *(st.none() | st.binary(max_size=20) for _ in range(9))),
+        max_size=8,
+    )
+)
+def test_cells_with_a_tail_return_every_value(rows: list[tuple[float | bytes | None, ...]]) -> None:
+    dtypes = ["float64", *["STRING"] * 9]
+    for row in rows:
+        cells = encode_row(dtypes, row)
+        tail = sum(len(value) for value in row if isinstance(value, bytes))
+        assert len(cells) == cells_width(10) + tail
+        assert [repr(value) for value in decode_row(dtypes, cells)] == [repr(v) for v in row]
+
+
+def test_numbers_keep_bits_that_no_number_needs() -> None:
+    bits = [0x7FF80000DEADBEEF, 0xFFF0000000000001, 0x8000000000000000, 0x7FF0000000000000]
+    words = np.array(bits, np.uint64)
+    array = pa.Array.from_buffers(pa.float64(), 4, [None, pa.py_buffer(words)])
+    cells = encode_cells(["float64"], [array])
+    assert [int.from_bytes(row[:8], "little") for row in cells] == bits
+    (read,) = decode_cells(["float64"], cells)
+    assert np.array_equal(read.to_numpy().view(np.uint64), words)
+    for row in cells:
+        assert encode_row(["float64"], decode_row(["float64"], row)) == row
+
+
+def test_null_bytes_and_no_bytes_are_different() -> None:
+    assert decode_row(["STRING", "STRING"], encode_row(["STRING", "STRING"], [None, b""])) == [
+        None,
+        b"",
+    ]
 
 
 def test_null_and_zero_are_different_bytes() -> None:

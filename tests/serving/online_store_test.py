@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import random
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,15 @@ import pyarrow as pa
 import pytest
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.Value_pb2 import Value
-from feast.types import Float64, String
 
 from features.contract import TIME_MAX
 from features.errors import ConflictingPublication, InputError, StoreError
 from features.feast_objects import feast_objects
 from serving.online_database import Snapshot
-from serving.online_places import default_place, open_database
+from serving.online_places import OnlinePlace, open_database
 from serving.online_rows import online_keys
 from serving.publications import feast_rows, online_rows, write_publications
-from serving.registration import open_store
+from serving.registration import open_store, write_feature_store_yaml
 from tests.serving import parcels
 from tests.serving.parcels import (
     BY_COURIER,
@@ -34,6 +35,8 @@ from tests.serving.parcels import (
     courier_rows,
     depot_rows,
 )
+from tests.serving.redis_server import Certificate, RedisServer
+from tests.serving.stores import STORES, place_of
 
 EXTREMES: list[dict[str, Any]] = [
     {"entity_key": b"ann", "grams_1d": 2**63 - 1, "metres_1d": 1.7976931348623157e308},
@@ -46,19 +49,20 @@ NAMES = ["scans_1d", "grams_1d", "metres_1d", "last_metres_0", "last_metres_1", 
 REFS = [f"by_courier:{name}" for name in NAMES]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path
+@pytest.fixture(params=STORES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlinePlace]:
+    with place_of(request.param, tmp_path) as place:
+        yield place
 
 
 @pytest.fixture
-def store(root: Path) -> feast.FeatureStore:
-    return open_store(parcels.PARCELS, root, clock="replay")
+def store(place: OnlinePlace, tmp_path: Path) -> feast.FeatureStore:
+    return open_store(parcels.PARCELS, tmp_path, clock="replay", place=place)
 
 
-def _depot_seven(root: Path) -> list[Snapshot]:
+def _depot_seven(place: OnlinePlace) -> list[Snapshot]:
     keys = online_keys("depot", pa.array([7]))
-    return open_database(default_place(root)).read([(DEPOT_SPACE, keys)])
+    return open_database(place).read([(DEPOT_SPACE, keys)])
 
 
 def _stock_write(store: feast.FeatureStore, view: str, rows: list[Any]) -> None:
@@ -67,23 +71,24 @@ def _stock_write(store: feast.FeatureStore, view: str, rows: list[Any]) -> None:
     )
 
 
-def _publish(root: Path, rows: pa.RecordBatch, frontier_us: int, shard: int = 0) -> None:
+def _publish(place: OnlinePlace, rows: pa.RecordBatch, frontier_us: int, shard: int = 0) -> None:
     view = BY_COURIER if "by_courier__idle" in rows.schema.names else BY_DEPOT
     write_publications(
-        open_database(default_place(root)),
+        open_database(place),
         "parcels",
         view,
         rows,
         shard=shard,
         shard_count=2,
+        since_us=None,
         frontier_us=frontier_us,
     )
 
 
-def _frontier(root: Path, frontier_us: int) -> None:
+def _frontier(place: OnlinePlace, frontier_us: int) -> None:
     for shard in range(2):
-        _publish(root, courier_rows(), frontier_us, shard)
-        _publish(root, depot_rows(), frontier_us, shard)
+        _publish(place, courier_rows(), frontier_us, shard)
+        _publish(place, depot_rows(), frontier_us, shard)
 
 
 def _read(store: feast.FeatureStore, *couriers: str, refs: list[str] = REFS) -> Any:
@@ -104,13 +109,15 @@ def _bits(value: float | int | None) -> object:
 
 
 @pytest.mark.parametrize("path", ["fast", "stock"])
-def test_sdk_reads_every_value_to_the_bit(root: Path, store: feast.FeatureStore, path: str) -> None:
+def test_sdk_reads_every_value_to_the_bit(
+    place: OnlinePlace, store: feast.FeatureStore, path: str
+) -> None:
     batch = courier_rows(*EXTREMES)
     if path == "fast":
-        _publish(root, batch, frontier_us=1)
+        _publish(place, batch, frontier_us=1)
     else:
         _stock_write(store, "by_courier", feast_rows(BY_COURIER, batch))
-    _frontier(root, 5_000)
+    _frontier(place, 5_000)
     couriers = [row["entity_key"].decode() for row in EXTREMES]
     answer = _read(store, *couriers).to_dict()
     for name in NAMES:
@@ -118,16 +125,16 @@ def test_sdk_reads_every_value_to_the_bit(root: Path, store: feast.FeatureStore,
         assert [_bits(value) for value in answer[name]] == wanted, name
 
 
-def test_both_paths_store_the_same_bytes(root: Path, store: feast.FeatureStore) -> None:
+def test_both_paths_store_the_same_bytes(place: OnlinePlace, store: feast.FeatureStore) -> None:
     batch = courier_rows(*EXTREMES)
     _stock_write(store, "by_courier", feast_rows(BY_COURIER, batch))
-    fast = online_rows(BY_COURIER, batch, shard=None)
+    fast = online_rows(BY_COURIER, batch, shard=None).rows()
     keys = [row.key for row in fast]
-    (snapshot,) = open_database(default_place(root)).read([(COURIER_SPACE, keys)])
+    (snapshot,) = open_database(place).read([(COURIER_SPACE, keys)])
     assert snapshot.rows == fast
 
 
-def test_stock_dataframe_write_is_read_back(root: Path, store: feast.FeatureStore) -> None:
+def test_stock_dataframe_write_is_read_back(place: OnlinePlace, store: feast.FeatureStore) -> None:
     at = datetime.datetime(2024, 2, 29, 12, 0, 0, 123_456, tzinfo=datetime.UTC)
     # No null here: pandas makes float64 of an int64 column with nulls, and Feast's DataFrame path
     # passes through pandas, so 2**53 + 1 would be rounded before any store sees it.
@@ -141,7 +148,7 @@ def test_stock_dataframe_write_is_read_back(root: Path, store: feast.FeatureStor
         }
     ).to_pandas()
     store.write_to_online_store("by_depot", frame)
-    _frontier(root, 10**15 * 2)
+    _frontier(place, 10**15 * 2)
     answer = store.get_online_features(
         ["by_depot:scans_1d", "by_depot:tidemill_valid_until", "by_depot:tidemill_revision"],
         [{"depot": 8}, {"depot": 7}, {"depot": 8}],
@@ -161,25 +168,21 @@ def test_stock_dataframe_write_is_read_back(root: Path, store: feast.FeatureStor
 
 
 def test_write_without_the_technical_fields_is_revision_zero_for_ever(
-    root: Path, store: feast.FeatureStore
+    place: OnlinePlace, store: feast.FeatureStore
 ) -> None:
     ((key, values, at, _),) = feast_rows(BY_DEPOT, depot_rows((7, 10, 5, 3)))
     _stock_write(store, "by_depot", [(key, {"scans_1d": values["scans_1d"]}, at, None)])
-    (snapshot,) = open_database(default_place(root)).read(
-        [(DEPOT_SPACE, online_keys("depot", pa.array([7])))]
-    )
+    (snapshot,) = open_database(place).read([(DEPOT_SPACE, online_keys("depot", pa.array([7])))])
     (row,) = snapshot.rows
     assert row is not None
     assert (row.revision, row.valid_until, row.shard) == (0, TIME_MAX, None)
 
 
-def test_naive_event_timestamp_is_utc(root: Path, store: feast.FeatureStore) -> None:
+def test_naive_event_timestamp_is_utc(place: OnlinePlace, store: feast.FeatureStore) -> None:
     ((key, values, at, _),) = feast_rows(BY_DEPOT, depot_rows((7, 10, 5, 3)))
     _stock_write(store, "by_depot", [(key, values, at.replace(tzinfo=None), None)])
-    (snapshot,) = open_database(default_place(root)).read(
-        [(DEPOT_SPACE, online_keys("depot", pa.array([7])))]
-    )
-    assert snapshot.rows == online_rows(BY_DEPOT, depot_rows((7, 10, 5, 3)), shard=None)
+    (snapshot,) = open_database(place).read([(DEPOT_SPACE, online_keys("depot", pa.array([7])))])
+    assert snapshot.rows == online_rows(BY_DEPOT, depot_rows((7, 10, 5, 3)), None).rows()
 
 
 def test_row_that_lacks_a_feature_or_has_another_type_is_refused(
@@ -237,10 +240,10 @@ def test_conflict_through_feast_is_reported(store: feast.FeatureStore) -> None:
 
 
 def test_absent_row_is_not_found_and_null_in_a_row_is_present(
-    root: Path, store: feast.FeatureStore
+    place: OnlinePlace, store: feast.FeatureStore
 ) -> None:
-    _publish(root, courier_rows({"entity_key": b"ann", "scans_1d": 3}), frontier_us=1)
-    _frontier(root, 5_000)
+    _publish(place, courier_rows({"entity_key": b"ann", "scans_1d": 3}), frontier_us=1)
+    _frontier(place, 5_000)
     answer = _read(store, "nobody", "ann", "nobody")
     wanted = ["NOT_FOUND", "PRESENT", "NOT_FOUND"]
     assert _statuses(answer) == dict.fromkeys(NAMES, wanted)
@@ -261,23 +264,23 @@ def test_row_without_a_frontier_is_outside_max_age(store: feast.FeatureStore) ->
 
 
 def test_overrun_row_is_outside_max_age_and_its_numbers_are_withheld(
-    root: Path, store: feast.FeatureStore
+    place: OnlinePlace, store: feast.FeatureStore
 ) -> None:
     row = {"entity_key": b"ann", "valid_until": 5_000, "scans_1d": 3}
-    _publish(root, courier_rows(row), frontier_us=1)
-    _frontier(root, 4_999)
+    _publish(place, courier_rows(row), frontier_us=1)
+    _frontier(place, 4_999)
     assert _read(store, "ann").to_dict()["scans_1d"] == [3]
-    _frontier(root, 5_000)
+    _frontier(place, 5_000)
     answer = _read(store, "ann")
     assert _statuses(answer)["scans_1d"] == ["OUTSIDE_MAX_AGE"]
     assert answer.to_dict()["scans_1d"] == [None]
 
 
-def test_each_view_has_its_own_statuses(root: Path, store: feast.FeatureStore) -> None:
+def test_each_view_has_its_own_statuses(place: OnlinePlace, store: feast.FeatureStore) -> None:
     row = {"entity_key": b"ann", "valid_until": 3_000, "scans_1d": 3}
-    _publish(root, courier_rows(row), frontier_us=1)
-    _publish(root, depot_rows((7, 1_000, 1, 8)), frontier_us=1)
-    _frontier(root, 5_000)
+    _publish(place, courier_rows(row), frontier_us=1)
+    _publish(place, depot_rows((7, 1_000, 1, 8)), frontier_us=1)
+    _frontier(place, 5_000)
     answer = store.get_online_features(
         store.get_feature_service("parcels"),
         [{"courier": "ann", "depot": 7}, {"courier": "bob", "depot": 7}],
@@ -289,23 +292,25 @@ def test_each_view_has_its_own_statuses(root: Path, store: feast.FeatureStore) -
     assert answer.to_dict()["by_depot__scans_1d"] == [8, 8]
 
 
-def test_wall_clock_finds_a_stopped_stream(root: Path, store: feast.FeatureStore) -> None:
+def test_wall_clock_finds_a_stopped_stream(
+    place: OnlinePlace, store: feast.FeatureStore, tmp_path: Path
+) -> None:
     now_us = time.time_ns() // 1_000
     row = {"entity_key": b"ann", "valid_until": 2**61, "scans_1d": 3}
-    _publish(root, courier_rows(row), frontier_us=1)
-    live = open_store(parcels.PARCELS, root, clock="wall")
-    _frontier(root, now_us - 11 * 60 * 1_000_000)  # the view allows 10 minutes
+    _publish(place, courier_rows(row), frontier_us=1)
+    live = open_store(parcels.PARCELS, tmp_path, clock="wall", place=place)
+    _frontier(place, now_us - 11 * 60 * 1_000_000)  # the view allows 10 minutes
     assert _statuses(_read(live, "ann"))["scans_1d"] == ["OUTSIDE_MAX_AGE"]
     assert _statuses(_read(store, "ann"))["scans_1d"] == ["PRESENT"]
-    _frontier(root, now_us - 60 * 1_000_000)
+    _frontier(place, now_us - 60 * 1_000_000)
     assert _statuses(_read(live, "ann"))["scans_1d"] == ["PRESENT"]
 
 
-def test_async_twin_reads_the_same(root: Path, store: feast.FeatureStore) -> None:
+def test_async_twin_reads_the_same(place: OnlinePlace, store: feast.FeatureStore) -> None:
     fresh = {"entity_key": b"ann", "scans_1d": 3}
     overrun = {"entity_key": b"bob", "valid_until": 2_000, "scans_1d": 4}
-    _publish(root, courier_rows(fresh, overrun), frontier_us=1)
-    _frontier(root, 5_000)
+    _publish(place, courier_rows(fresh, overrun), frontier_us=1)
+    _frontier(place, 5_000)
     couriers = ["ann", "bob", "nobody"]
     rows = [{"courier": courier} for courier in couriers]
     twin = asyncio.run(store.get_online_features_async(REFS, rows))
@@ -313,31 +318,45 @@ def test_async_twin_reads_the_same(root: Path, store: feast.FeatureStore) -> Non
     assert _statuses(twin)["scans_1d"] == ["PRESENT", "OUTSIDE_MAX_AGE", "NOT_FOUND"]
 
 
-def test_anchored_feature_reads_as_its_anchor(root: Path, store: feast.FeatureStore) -> None:
-    _publish(root, courier_rows({"entity_key": b"ann", "idle": 777}), frontier_us=1)
-    _frontier(root, 5_000)
+def test_anchored_feature_reads_as_its_anchor(
+    place: OnlinePlace, store: feast.FeatureStore
+) -> None:
+    _publish(place, courier_rows({"entity_key": b"ann", "idle": 777}), frontier_us=1)
+    _frontier(place, 5_000)
     assert _read(store, "ann").to_dict()["idle"] == [777]
 
 
-def test_views_that_were_not_generated_are_refused(root: Path, store: feast.FeatureStore) -> None:
-    courier = store.get_entity("courier")
-    foreign = feast.FeatureView(
-        name="foreign",
-        entities=[courier],
-        schema=[feast.Field(name="x", dtype=Float64), feast.Field(name="s", dtype=String)],
-        source=feast.FileSource(path=str(root / "x.parquet"), timestamp_field="event_timestamp"),
-    )
-    with pytest.raises(
-        StoreError,
-        match=r"'foreign' lacks the tags tidemill_definition.* not Int64 or Float64 \(s: String\)",
-    ):
-        store.apply([courier, foreign])
-
-
-def test_teardown_removes_the_rows_of_the_project(root: Path, store: feast.FeatureStore) -> None:
-    _publish(root, depot_rows((7, 1_000, 1, 8)), frontier_us=2_000)
+def test_teardown_removes_the_rows_of_the_project(
+    place: OnlinePlace, store: feast.FeatureStore
+) -> None:
+    _publish(place, depot_rows((7, 1_000, 1, 8)), frontier_us=2_000)
     store.teardown()
-    with pytest.raises(StoreError, match="no such table"):
-        open_database(default_place(root)).read(
-            [(DEPOT_SPACE, online_keys("depot", pa.array([7])))]
-        )
+    with pytest.raises(StoreError, match="there is no key space parcels__by_depot__"):
+        open_database(place).read([(DEPOT_SPACE, online_keys("depot", pa.array([7])))])
+
+
+def test_redis_is_read_by_tls_and_as_an_acl_user_and_no_secret_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = Certificate.made_in(tmp_path, "redis")
+    users = ("default off", "features on >s3cret ~tm:* &* +@all -@admin")
+    monkeypatch.setenv("FEATURES_PASSWORD", "s3cret")
+    server = RedisServer(tmp_path / "redis", users=users, tls=certificate)
+    place = dataclasses.replace(server.place, username="features", password_env="FEATURES_PASSWORD")
+    server.start()
+    try:
+        open_store(parcels.PARCELS, tmp_path, clock="replay", place=place)
+        _publish(place, courier_rows({"entity_key": b"ann", "scans_1d": 3}), frontier_us=1)
+        _frontier(place, 5_000)
+        file = write_feature_store_yaml(parcels.PARCELS, tmp_path, clock="replay", place=place)
+        assert "s3cret" not in file.read_text()
+        opened = feast.FeatureStore(repo_path=str(tmp_path))
+        assert _read(opened, "ann").to_dict()["scans_1d"] == [3]
+        monkeypatch.setenv("FEATURES_PASSWORD", "wrong")
+        open_database(place).close()
+        with pytest.raises(StoreError) as refused:
+            _read(opened, "ann")
+        assert "s3cret" not in str(refused.value)
+        assert "refuses the user or the password" in str(refused.value)
+    finally:
+        server.kill()

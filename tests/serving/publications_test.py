@@ -51,7 +51,7 @@ def test_online_rows_carry_times_revision_shard_and_values() -> None:
         {"entity_key": "bé".encode(), "event_timestamp": 5, "revision": 3, "metres_1d": 0.1}
     )
     for form in (batch, pa.Table.from_batches([batch, batch.slice(0, 0)])):
-        (row,) = online_rows(BY_COURIER, form, shard=7)
+        (row,) = online_rows(BY_COURIER, form, shard=7).rows()
         assert row[1:5] == (5, 3, 10**15, 7)
         values = decode_row([c.dtype for c in BY_COURIER.columns], row.cells)
         assert values == [None, None, 0.1, None, None, None]
@@ -88,7 +88,7 @@ def test_null_key_is_refused() -> None:
 
 
 def test_no_publications_are_no_rows() -> None:
-    assert online_rows(BY_DEPOT, depot_rows(), shard=0) == []
+    assert online_rows(BY_DEPOT, depot_rows(), shard=0).rows() == []
     assert feast_rows(BY_DEPOT, depot_rows()) == []
 
 

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.contract import TIME_MIN
+from features.contract import TIME_MIN, ReadStatus
 from features.errors import InputError, UnknownColumn
-from serving.online_database import OnlineDatabase
-from serving.publications import write_publications
-from serving.reader import FRONTIER, STATUS, OnlineReader, finish
-from serving.sqlite_database import SqliteDatabase
+from serving.online_database import OnlineDatabase, Snapshot
+from serving.online_places import open_database
+from serving.publications import online_rows, write_publications
+from serving.reader import FRONTIER, STATUS, OnlineReader, Reading, finish
 from tests.serving import parcels
 from tests.serving.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
+from tests.serving.stores import STORES, place_of
 
 MINUTE = 60 * 1_000_000
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> OnlineDatabase:
-    made = SqliteDatabase(str(tmp_path / "online.db"))
-    made.create([parcels.COURIER_SPACE, parcels.DEPOT_SPACE])
-    return made
+@pytest.fixture(params=STORES)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlineDatabase]:
+    with place_of(request.param, tmp_path) as place:
+        made = open_database(place)
+        made.create([parcels.COURIER_SPACE, parcels.DEPOT_SPACE])
+        yield made
+        made.close()
 
 
 def _publish(
@@ -33,7 +38,14 @@ def _publish(
 ) -> None:
     view = BY_COURIER if "by_courier__idle" in rows.schema.names else BY_DEPOT
     write_publications(
-        database, "parcels", view, rows, shard=shard, shard_count=of, frontier_us=frontier_us
+        database,
+        "parcels",
+        view,
+        rows,
+        shard=shard,
+        shard_count=of,
+        since_us=None,
+        frontier_us=frontier_us,
     )
 
 
@@ -135,6 +147,54 @@ def test_several_views_are_read_at_once(database: OnlineDatabase) -> None:
     }
 
 
+def _as_reading(batch: pa.RecordBatch, at: int) -> Reading:
+    row = batch.slice(at, 1).to_pylist()[0]
+    status, frontier = row.pop(STATUS), row.pop(FRONTIER)
+    return Reading(row, ReadStatus[status], frontier)
+
+
+def test_one_entity_reads_as_it_does_in_a_batch(database: OnlineDatabase) -> None:
+    fresh = {"entity_key": b"ann", "scans_1d": 3, "metres_1d": -0.0, "idle": 1_000}
+    overrun = {"entity_key": b"bob", "valid_until": 4_000, "grams_1d": -(2**63)}
+    _publish(database, courier_rows(fresh, overrun), frontier_us=5_000)
+    _publish(database, depot_rows((7, 10, 1, 8)), frontier_us=9_000)
+    reader = OnlineReader(database, parcels.PARCELS, "replay")
+    couriers, depots = ["ann", "bob", "nobody", None], [7, -1, None, 7]
+    keys = {"by_courier": pa.array(couriers, pa.string()), "by_depot": pa.array(depots, pa.int64())}
+    batches = reader.read(keys)
+    for at, (courier, depot) in enumerate(zip(couriers, depots, strict=True)):
+        one = reader.read_one({"by_depot": depot, "by_courier": courier})
+        assert list(one) == ["by_depot", "by_courier"]
+        for view, reading in one.items():
+            assert repr(reading) == repr(_as_reading(batches[view], at))
+    ann = reader.read_one({"by_courier": "ann"})["by_courier"]
+    assert ann.values["by_courier__idle"] == 4_000
+    assert ann.status is ReadStatus.PRESENT
+
+
+def test_anchor_without_an_instant_is_null_for_one_entity(database: OnlineDatabase) -> None:
+    rows = online_rows(BY_COURIER, courier_rows({"entity_key": b"ann", "idle": 1_000}), None)
+    database.write(parcels.COURIER_SPACE, rows)
+    reader = OnlineReader(database, parcels.PARCELS, "replay")
+    reading = reader.read_one({"by_courier": "ann"})["by_courier"]
+    assert (reading.values["by_courier__idle"], reading.frontier_us) == (None, TIME_MIN)
+    assert reading.status is ReadStatus.OUTSIDE_MAX_AGE
+
+
+def test_all_views_are_one_call_to_the_database(database: OnlineDatabase) -> None:
+    calls: list[list[str]] = []
+
+    class Counted:
+        def read(self, wanted: Any) -> list[Snapshot]:
+            calls.append([space.view for space, _ in wanted])
+            return database.read(wanted)
+
+    reader = OnlineReader(Counted(), parcels.PARCELS, "replay")  # type: ignore[arg-type]
+    reader.read({"by_depot": pa.array([-4, 5]), "by_courier": pa.array(["ann", None])})
+    reader.read_one({"by_depot": -4, "by_courier": "ann"})
+    assert calls == [["by_depot", "by_courier"]] * 2
+
+
 def test_no_keys_are_no_rows(database: OnlineDatabase) -> None:
     assert _read(database).num_rows == 0
 
@@ -145,6 +205,11 @@ def test_wrong_view_and_wrong_key_type_are_refused(database: OnlineDatabase) -> 
         reader.read({"by_depo": pa.array([1])})
     with pytest.raises(InputError, match="keys of entity 'depot' are int64, found string"):
         reader.read({"by_depot": pa.array(["1"])})
+    for wrong in ("1", 1.0, True, 2**63):
+        with pytest.raises(InputError, match="keys of entity 'depot' are int64, found "):
+            reader.read_one({"by_depot": wrong})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="keys of entity 'courier' are string, found 1"):
+        reader.read_one({"by_courier": 1})
 
 
 def test_anchor_without_an_instant_is_null() -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from features import FeatureView, count
 from features.errors import StoreError
+from serving.feast_rows import key_space
 from serving.online_places import default_place, open_database
 from serving.online_rows import KeySpace
-from serving.online_store import key_space
 from serving.publications import write_publications
 from serving.registration import open_store, repo_config
 from tests.serving import parcels
@@ -67,6 +66,7 @@ def test_registering_again_changes_nothing(tmp_path: Path) -> None:
         depot_rows((7, 10, 1, 5)),
         shard=0,
         shard_count=1,
+        since_us=None,
         frontier_us=20,
     )
 
@@ -83,29 +83,6 @@ def test_registry_alone_gives_the_key_space_of_the_definitions(tmp_path: Path) -
     for view in (BY_COURIER, BY_DEPOT):
         registered = store.get_feature_view(view.name)
         assert key_space(config, registered) == KeySpace.of("parcels", view)
-
-
-def test_changed_window_reads_none_of_the_old_numbers(tmp_path: Path) -> None:
-    open_store(parcels.PARCELS, tmp_path, clock="replay")
-    write_publications(
-        open_database(default_place(tmp_path)),
-        "parcels",
-        BY_DEPOT,
-        depot_rows((7, 10, 1, 5)),
-        shard=0,
-        shard_count=1,
-        frontier_us=20,
-    )
-
-    def read(store: Any) -> list[int | None]:
-        answer = store.get_online_features(["by_depot:scans_1d"], [{"depot": 7}])
-        return list(answer.to_dict()["scans_1d"])
-
-    assert read(open_store(parcels.PARCELS, tmp_path, clock="replay")) == [5]
-    wider = FeatureView(
-        "by_depot", parcels.DEPOT, parcels.SCANS, hop="1h", features={"scans_1d": count(over="2d")}
-    )
-    assert read(open_store(parcels.project(wider), tmp_path, clock="replay")) == [None]
 
 
 def test_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:

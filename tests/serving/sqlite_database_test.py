@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import random
+import sqlite3
 import threading
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
@@ -13,13 +13,12 @@ from threading import Barrier
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from features.contract import TIME_MAX, TIME_MIN
-from features.errors import ConflictingPublication, InputError, StoreError
+from features.errors import LostPublications, StoreError, StoreUnavailable
+from serving import sqlite_connections
 from serving.online_cells import encode_row
-from serving.online_rows import Row, online_keys
+from serving.online_database import Parcel
+from serving.online_rows import KeySpace, Row, RowBatch, online_keys
 from serving.sqlite_database import SqliteDatabase
 from tests.serving.parcels import COURIER_SPACE, DEPOT_SPACE
 
@@ -43,73 +42,25 @@ def database(tmp_path: Path) -> SqliteDatabase:
     return made
 
 
+def _write(database: SqliteDatabase, *rows: Row) -> int:
+    return database.write(DEPOT_SPACE, RowBatch.of(rows, 0))
+
+
+def _publish(
+    database: SqliteDatabase,
+    *rows: Row,
+    frontier_us: int,
+    since_us: int | None = None,
+    shard: int = 0,
+    of: int = 1,
+    space: KeySpace = DEPOT_SPACE,
+) -> int:
+    batch = RowBatch.of([row._replace(shard=shard) for row in rows], shard)
+    return database.publish([Parcel(space, batch, shard, of, since_us, frontier_us)])[0]
+
+
 def _standing(database: SqliteDatabase, keys: Sequence[int]) -> list[Row | None]:
     return database.read([(DEPOT_SPACE, [_key(key) for key in keys])])[0].rows
-
-
-@settings(max_examples=40)
-@given(
-    publications=st.lists(
-        st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 3)), max_size=30
-    ).flatmap(lambda some: st.permutations(some + some[:5])),
-    cut=st.integers(0, 35),
-)
-def test_newest_stands_in_any_order(
-    tmp_path_factory: pytest.TempPathFactory, publications: list[tuple[int, int, int]], cut: int
-) -> None:
-    database = SqliteDatabase(str(tmp_path_factory.mktemp("order") / "online.db"))
-    database.create([DEPOT_SPACE])
-    rows = [_row(key, time, rev, 100 * time + rev) for key, time, rev in publications]
-    database.write(DEPOT_SPACE, rows[:cut])
-    database.write(DEPOT_SPACE, rows[cut:])
-    newest = [max((row for row in rows if row.key == _key(k)), default=None) for k in range(3)]
-    assert _standing(database, range(3)) == newest
-    database.close()
-
-
-def test_equal_publication_changes_nothing(database: SqliteDatabase) -> None:
-    assert database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)]) == 1
-    assert database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)]) == 0
-    assert _standing(database, [1]) == [_row(1, 10, 2, 7)]
-
-
-def test_correction_with_a_higher_revision_wins(database: SqliteDatabase) -> None:
-    database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)])
-    assert database.write(DEPOT_SPACE, [_row(1, 10, 3, 8)]) == 1
-    assert database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)]) == 0
-    assert _standing(database, [1]) == [_row(1, 10, 3, 8)]
-
-
-def test_newer_time_wins_whatever_the_revision(database: SqliteDatabase) -> None:
-    database.write(DEPOT_SPACE, [_row(1, 10, 9, 7), _row(1, 11, 1, 8), _row(1, 10, 99, 9)])
-    assert _standing(database, [1]) == [_row(1, 11, 1, 8)]
-
-
-@pytest.mark.parametrize("other", [_row(2, 10, 2, 8), _row(2, 10, 2, 7, valid_until=5)])
-def test_conflict_is_reported_and_its_batch_is_not_written(
-    database: SqliteDatabase, other: Row
-) -> None:
-    database.write(DEPOT_SPACE, [_row(2, 10, 2, 7)])
-    with pytest.raises(ConflictingPublication) as caught:
-        database.write(DEPOT_SPACE, [_row(1, 99, 9, 9), other])
-    message = str(caught.value)
-    for part in (database.path, "'by_depot'", "depot=2", "event_timestamp 10", "revision 2"):
-        assert part in message
-    assert f"stored {{'scans_1d': 7}} until {10**15}" in message
-    assert f"until {other.valid_until}" in message
-    assert _standing(database, [1]) == [None]
-    assert database.write(DEPOT_SPACE, [_row(1, 99, 9, 9)]) == 1
-
-
-def test_conflict_within_one_batch_is_reported(database: SqliteDatabase) -> None:
-    with pytest.raises(ConflictingPublication):
-        database.write(DEPOT_SPACE, [_row(1, 10, 2, 7), _row(1, 10, 2, 8)])
-    assert _standing(database, [1]) == [None]
-
-
-def test_cells_of_another_width_are_refused(database: SqliteDatabase) -> None:
-    with pytest.raises(StoreError, match="CHECK constraint"):
-        database.write(DEPOT_SPACE, [_row(1, 10, 2, 7)._replace(cells=b"short")])
 
 
 def _race_publications(writer: int) -> list[Row]:
@@ -135,8 +86,8 @@ def _write_all(path: str, writer: int, start_line: Barrier) -> None:
     rows = _race_publications(writer)
     start_line.wait()
     for start in range(0, len(rows), 100):
-        database.write(DEPOT_SPACE, rows[start : start + 100])
-        database.write_frontier(DEPOT_SPACE, shard=0, shard_count=1, frontier_us=writer + start)
+        _write(database, *rows[start : start + 100])
+        _publish(database, frontier_us=writer + start)
     database.close()
 
 
@@ -178,9 +129,9 @@ def test_racing_processes_leave_no_wrong_key(database: SqliteDatabase) -> None:
 
 
 def test_forked_process_opens_its_own_connection(database: SqliteDatabase) -> None:
-    database.write(DEPOT_SPACE, [_row(1, 10, 1, 7)])
+    _write(database, _row(1, 10, 1, 7))
     fork = multiprocessing.get_context("fork")
-    child = fork.Process(target=database.write, args=(DEPOT_SPACE, [_row(1, 20, 1, 8)]))
+    child = fork.Process(target=_write, args=(database, _row(1, 20, 1, 8)))
     child.start()
     child.join()
     assert child.exitcode == 0
@@ -206,50 +157,9 @@ def test_many_may_create_the_same_database_at_once(tmp_path: Path) -> None:
     assert [process.exitcode for process in creators] == [0] * 4
 
 
-def test_frontier_never_goes_back(database: SqliteDatabase) -> None:
-    for frontier in (100, 50, 100, TIME_MIN):
-        database.write_frontier(DEPOT_SPACE, shard=1, shard_count=2, frontier_us=frontier)
-    (snapshot,) = database.read([(DEPOT_SPACE, [])])
-    assert snapshot.frontiers.by_shard == {1: 100}
-    assert snapshot.frontiers.shard_count == 2
-
-
-def test_rows_and_frontier_are_written_together_or_not_at_all(database: SqliteDatabase) -> None:
-    def publish(value: int, frontier_us: int) -> None:
-        database.publish(
-            DEPOT_SPACE, [_row(1, 10, 1, value)], shard=0, shard_count=1, frontier_us=frontier_us
-        )
-
-    publish(7, 20)
-    with pytest.raises(ConflictingPublication):
-        publish(8, 30)
-    with pytest.raises(InputError, match="end that was declared"):
-        database.publish(
-            DEPOT_SPACE, [_row(1, 50, 1, 9)], shard=0, shard_count=1, frontier_us=TIME_MAX
-        )
-    (snapshot,) = database.read([(DEPOT_SPACE, [_key(1)])])
-    assert snapshot.frontiers.by_shard == {0: 20}
-    assert snapshot.rows == [_row(1, 10, 1, 7)]
-
-
-def test_other_shard_count_is_refused(database: SqliteDatabase) -> None:
-    database.write_frontier(DEPOT_SPACE, shard=0, shard_count=2, frontier_us=1)
-    with pytest.raises(StoreError, match="published with 2 shards, and now with 3"):
-        database.write_frontier(DEPOT_SPACE, shard=1, shard_count=3, frontier_us=1)
-    with pytest.raises(InputError, match="no shard 2 of 2"):
-        database.write_frontier(DEPOT_SPACE, shard=2, shard_count=2, frontier_us=1)
-
-
-def test_views_have_frontiers_of_their_own(database: SqliteDatabase) -> None:
-    database.write_frontier(DEPOT_SPACE, shard=0, shard_count=1, frontier_us=5)
-    courier, depot = database.read([(COURIER_SPACE, []), (DEPOT_SPACE, [])])
-    assert courier.frontiers.by_shard == {}
-    assert depot.frontiers.by_shard == {0: 5}
-
-
 def test_many_keys_are_read_in_their_order(database: SqliteDatabase) -> None:
     rows = [_row(key, 10, 1, key) for key in range(25_000)]
-    database.write(DEPOT_SPACE, rows)
+    _write(database, *rows)
     keys = [*range(25_000), 10**6, 3]
     random.Random(1).shuffle(keys)
     found = _standing(database, keys)
@@ -260,14 +170,15 @@ def test_missing_store_is_named(tmp_path: Path) -> None:
     nowhere = SqliteDatabase(str(tmp_path / "absent.db"))
     with pytest.raises(StoreError, match=r"no online store at .*absent\.db; register"):
         nowhere.read([(DEPOT_SPACE, [])])
+    nowhere.drop([DEPOT_SPACE])
     assert not (tmp_path / "absent.db").exists()
 
 
 def test_unregistered_view_is_named(tmp_path: Path) -> None:
     database = SqliteDatabase(str(tmp_path / "online.db"))
     database.create([COURIER_SPACE])
-    with pytest.raises(StoreError, match=r"no such table: parcels__by_depot__.*register"):
-        database.write(DEPOT_SPACE, [_row(1, 10, 1, 7)])
+    with pytest.raises(StoreError, match=r"there is no key space parcels__by_depot__.*register"):
+        _write(database, _row(1, 10, 1, 7))
 
 
 def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
@@ -277,22 +188,38 @@ def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 
 
 def test_store_that_was_removed_and_made_again_is_empty(database: SqliteDatabase) -> None:
-    database.write(DEPOT_SPACE, [_row(1, 10, 1, 7)])
+    _write(database, _row(1, 10, 1, 7))
     for file in Path(database.path).parent.iterdir():
         file.unlink()
     database.create([DEPOT_SPACE])
     assert _standing(database, [1]) == [None]
 
 
-def test_dropped_key_space_takes_its_frontiers_along(database: SqliteDatabase) -> None:
-    database.publish(DEPOT_SPACE, [_row(1, 10, 1, 7)], shard=0, shard_count=1, frontier_us=20)
-    database.drop([DEPOT_SPACE])
-    database.create([DEPOT_SPACE])
+def test_writer_that_keeps_the_lock_is_waited_for_and_then_named(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_connections, "BUSY_TIMEOUT_S", 0.1)
+    database.close()
+    other = sqlite3.connect(database.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match=r"online\.db: database is locked; nothing was wri"):
+        _publish(database, _row(1, 10, 1, 7), frontier_us=20)
+    other.execute("ROLLBACK")
+    other.close()
+    assert _publish(database, _row(1, 10, 1, 7), frontier_us=20) == 1
+
+
+def test_all_parcels_of_a_call_are_written_or_none(database: SqliteDatabase) -> None:
+    good = Parcel(DEPOT_SPACE, RowBatch.of([_row(1, 10, 1, 7)], 0), 0, 2, None, 20)
+    lost = Parcel(DEPOT_SPACE, RowBatch.of([], 1), 1, 2, 5, 20)
+    with pytest.raises(LostPublications):
+        database.publish([good, lost])
     (snapshot,) = database.read([(DEPOT_SPACE, [_key(1)])])
     assert snapshot.rows == [None]
     assert snapshot.frontiers.by_shard == {}
 
 
-def test_database_travels_to_workers(database: SqliteDatabase) -> None:
-    database.write(DEPOT_SPACE, [_row(1, 10, 1, 7)])
-    assert _standing(pickle.loads(pickle.dumps(database)), [1]) == [_row(1, 10, 1, 7)]
+def test_place_without_a_store_in_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "online.db").touch()
+    with pytest.raises(StoreError, match=r"no online store in it; register the project"):
+        SqliteDatabase(str(tmp_path / "online.db")).drop([DEPOT_SPACE])

@@ -1,0 +1,320 @@
+"""How a Feast feature view and its rows stand in an online database, and back.
+
+Any Feast view has a key space (`stored_view`):
+
+* One that `features.feast_objects` generated says by its tags which definition it is of; it is
+  **judged**: its rows are as old as the frontier that the stream published.
+* Any other one is **foreign**. Its key space is that of its name and schema, so a changed schema
+  starts empty. Nobody publishes a frontier for it, so its rows are never too old, as in Feast's own
+  stores. An Int64 field `REVISION` or `VALID_UNTIL` in its schema means what it means in ours.
+
+Values keep their bits: an Int64 or Float64 as its 8 bytes, any other type as the bytes of Feast's
+``Value`` message. A null is a null, whether it came as an empty ``Value`` or as ``null_val``; an
+empty list is no null.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from feast import FeatureView
+from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+from feast.repo_config import RepoConfig
+from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
+from feast.types import Array, FeastType, PrimitiveFeastType, Set, Struct
+from feast.value_type import ValueType
+
+from features.contract import TIME_MAX
+from features.errors import InputError, StoreError
+from features.expressions import FLOAT64, INT64
+from features.feast_objects import (
+    DEFINITION_TAG,
+    MAX_STALENESS_TAG,
+    REVISION,
+    VALID_UNTIL,
+    VIEW_TAG,
+)
+from serving.online_cells import Value, decode_row, encode_row
+from serving.online_rows import KeySpace, Row, RowBatch
+
+FeastRow = tuple[EntityKey, dict[str, ValueProto], datetime.datetime, datetime.datetime | None]
+"""What Feast's ``online_write_batch`` takes: key, values, event timestamp, created timestamp."""
+
+FeastReading = tuple[datetime.datetime | None, dict[str, ValueProto] | None]
+"""What Feast's ``online_read`` gives for a key: event timestamp and values, or twice None."""
+
+FOREIGN: Final = "schema-"
+"""What the definition of a foreign view's key space begins with."""
+
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MICROSECOND: Final = datetime.timedelta(microseconds=1)
+_TECHNICAL: Final = (VALID_UNTIL, REVISION)
+
+# Columns of 8 bytes have the name of their dtype in Tidemill, others that of Feast's ValueType.
+_NUMBERS: Final = {ValueType.INT64: INT64, ValueType.DOUBLE: FLOAT64}
+_PROTO_FIELD: Final = {
+    INT64: "int64_val",
+    FLOAT64: "double_val",
+    **{kind.name: field for kind, field in VALUE_TYPE_TO_PROTO_VALUE_MAP.items()},
+    # Feast's own map has no line for these; it writes them so.
+    ValueType.PDF_BYTES.name: "bytes_val",
+    ValueType.IMAGE_BYTES.name: "bytes_val",
+    ValueType.ZONED_TIMESTAMP.name: "zoned_timestamp_val",
+}
+
+
+@dataclass(frozen=True)
+class StoredView:
+    """How a Feast feature view stands in an online database.
+
+    Attributes:
+        space: Its key space.
+        technical: Which of `VALID_UNTIL` and `REVISION` it declares.
+        judged: Whether its rows have an age, which is that of a published frontier.
+    """
+
+    space: KeySpace
+    technical: tuple[str, ...]
+    judged: bool
+
+
+def stored_view(config: RepoConfig, table: FeatureView) -> StoredView:
+    """Return how a Feast feature view stands in the store, from its fields and its tags.
+
+    Raises:
+        StoreError: Its tags contradict themselves, or a field has a type that Feast has no value
+            for.
+    """
+    tags = [tag for tag in (DEFINITION_TAG, MAX_STALENESS_TAG) if tag in table.tags]
+    columns = tuple((field.name, _dtype(table, field)) for field in table.features)
+    if len(tags) == 1:
+        raise StoreError(
+            f"feature view {table.name!r} has the tag {tags[0]}, and not the other one of "
+            f"{DEFINITION_TAG} and {MAX_STALENESS_TAG}: take the view that features.feast_objects "
+            "generates, or remove the tag"
+        )
+    generated = bool(tags)
+    if not generated:
+        columns = tuple(sorted(columns))  # the order in which somebody declared them says nothing
+    if generated and (
+        strange := [name for name, dtype in columns if dtype not in (INT64, FLOAT64)]
+    ):
+        raise StoreError(
+            f"feature view {table.name!r} has the tags of a generated view, and fields that are "
+            f"not Int64 or Float64 ({', '.join(strange)}): take the view that "
+            "features.feast_objects generates, or remove the tags"
+        )
+    technical = tuple(name for name, _ in columns if name in _TECHNICAL)
+    if wrong := [name for name, dtype in columns if name in technical and dtype != INT64]:
+        raise StoreError(
+            f"feature view {table.name!r}: {', '.join(wrong)} must be Int64; rename the field or "
+            "change its type"
+        )
+    return StoredView(
+        space=KeySpace(
+            project=_without_seam(config.project),
+            view=table.tags.get(VIEW_TAG, table.name) if generated else _without_seam(table.name),
+            definition=table.tags[DEFINITION_TAG] if generated else _schema_hash(config, table),
+            columns=tuple(column for column in columns if column[0] not in technical),
+            max_staleness_us=int(table.tags[MAX_STALENESS_TAG]) if generated else TIME_MAX,
+        ),
+        technical=technical,
+        judged=generated,
+    )
+
+
+def key_space(config: RepoConfig, table: FeatureView) -> KeySpace:
+    """Return the key space of a Feast feature view (`stored_view`)."""
+    return stored_view(config, table).space
+
+
+def row_batch(config: RepoConfig, view: StoredView, data: Sequence[FeastRow]) -> RowBatch:
+    """Make rows of Feast's generic write path into those of an online database.
+
+    Args:
+        config: Feast's configuration.
+        view: The view.
+        data: The rows. A row is whole: it holds every feature of the view, a null where there is
+            no value. Without `REVISION` and `VALID_UNTIL` (absent or null) it counts as revision
+            0, valid for ever.
+
+    Returns:
+        The rows, of unknown shard.
+
+    Raises:
+        InputError: A row lacks a feature or has one too many, or a value is of another type.
+    """
+    rows = [_row(config, view, key, values, time) for key, values, time, _ in data]
+    return RowBatch.of(rows, None)
+
+
+def feast_reading(
+    view: StoredView, row: Row | None, features: Sequence[str] | None
+) -> FeastReading:
+    """Give a stored row in the form of Feast's ``online_read``.
+
+    Args:
+        view: The view.
+        row: The row, or None where there is none.
+        features: Which features are wanted; None for all.
+    """
+    if row is None:
+        return None, None
+    space = view.space
+    out = {
+        name: _proto(dtype, value)
+        for (name, dtype), value in zip(
+            space.columns, decode_row(space.dtypes, row.cells), strict=True
+        )
+        if features is None or name in features
+    }
+    for name, instant in ((VALID_UNTIL, row.valid_until), (REVISION, row.revision)):
+        if name in view.technical and (features is None or name in features):
+            out[name] = ValueProto(int64_val=instant)
+    return _EPOCH + row.event_timestamp * _MICROSECOND, out
+
+
+def feast_rows(view: StoredView, rows: RowBatch) -> list[FeastRow]:
+    """Give rows in the form of Feast's ``online_write_batch``: the inverse of `row_batch`.
+
+    Args:
+        view: The view.
+        rows: The rows.
+    """
+    out: list[FeastRow] = []
+    for row in rows.rows():
+        time, values = feast_reading(view, row, None)
+        assert time is not None
+        assert values is not None
+        out.append((deserialize_entity_key(row.key), values, time, None))
+    return out
+
+
+def online_key(config: RepoConfig, key: EntityKey) -> bytes:
+    """Serialize an entity key as Feast does."""
+    serialized: bytes = serialize_entity_key(
+        key, entity_key_serialization_version=config.entity_key_serialization_version
+    )
+    return serialized
+
+
+def _named(feast_type: FeastType) -> str | None:
+    try:
+        kind = feast_type.to_value_type()
+    except KeyError:  # a list of what Feast has no list of
+        return None
+    dtype = _NUMBERS.get(kind, kind.name)
+    return dtype if dtype in _PROTO_FIELD else None
+
+
+# By identity: Feast's own hash of a type takes longer than a read has for all of a view's.
+_PRIMITIVES: Final = {id(kind): _named(kind) for kind in PrimitiveFeastType}
+
+
+def _dtype(table: FeatureView, field: Any) -> str:
+    dtype = _PRIMITIVES.get(id(field.dtype)) or _named(field.dtype)
+    if dtype is None:
+        raise StoreError(
+            f"feature view {table.name!r}: Feast has no value for the type of {field.name!r}, "
+            f"{field.dtype}; choose another type"
+        )
+    return dtype
+
+
+def _without_seam(name: str) -> str:
+    # Between the parts of a key space's name stand two underscores (`KeySpace.named`), which no
+    # name of Tidemill's holds.
+    return name.replace("__", "_%5F")
+
+
+def _schema_hash(config: RepoConfig, table: FeatureView) -> str:
+    # With the names in it the key space's own name is unique, whatever a foreign view is called;
+    # by `FOREIGN` it is told from that of a generated view, whose definition is a bare hash.
+    names = [config.project, table.name]
+    for field in sorted(table.features, key=lambda field: field.name):
+        names += [field.name, _type_name(field.dtype)]
+    if '"' in "".join(names[:2]) or "\0" in "".join(names[:2]):
+        raise StoreError(f"feature view {table.name!r}: its name holds a quote or a NUL: rename it")
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(len(name.encode()).to_bytes(8, "little") + name.encode())
+    return FOREIGN + digest.hexdigest()[:16]
+
+
+def _type_name(dtype: Any) -> str:
+    # A registry keeps no order among the fields of a Struct.
+    if isinstance(dtype, Struct):
+        fields = sorted((name, _type_name(of)) for name, of in dtype.fields.items())
+        return f"Struct({', '.join(f'{name}: {of}' for name, of in fields)})"
+    if isinstance(dtype, Array | Set):
+        return f"{type(dtype).__name__}({_type_name(dtype.base_type)})"
+    return str(dtype)
+
+
+def _row(
+    config: RepoConfig,
+    view: StoredView,
+    key: EntityKey,
+    values: Mapping[str, ValueProto],
+    event_timestamp: datetime.datetime,
+) -> Row:
+    space = view.space
+    if lacking := [name for name, _ in space.columns if name not in values]:
+        raise InputError(
+            f"view {space.view!r}: a row for the online store lacks {', '.join(lacking)}; "
+            "a publication holds every feature of its view (null where it has no value)"
+        )
+    if len(values) > len(space.columns):
+        known = {name for name, _ in space.columns} | set(view.technical)
+        if unknown := [name for name in values if name not in known]:
+            raise InputError(
+                f"view {space.view!r}: a row for the online store holds {', '.join(unknown)}, "
+                "which the view does not have: register the view that has it, or leave it out"
+            )
+    revision = _python(space, REVISION, INT64, values.get(REVISION, ValueProto()))
+    until = _python(space, VALID_UNTIL, INT64, values.get(VALID_UNTIL, ValueProto()))
+    if event_timestamp.tzinfo is None:  # Feast: a naive time is UTC
+        event_timestamp = event_timestamp.replace(tzinfo=datetime.UTC)
+    return Row(
+        key=online_key(config, key),
+        event_timestamp=(event_timestamp - _EPOCH) // _MICROSECOND,
+        revision=0 if revision is None else int(revision),
+        valid_until=TIME_MAX if until is None else int(until),
+        shard=None,
+        cells=encode_row(
+            space.dtypes,
+            [_python(space, name, dtype, values[name]) for name, dtype in space.columns],
+        ),
+    )
+
+
+def _python(space: KeySpace, name: str, dtype: str, value: ValueProto) -> Value:
+    kind = value.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    if kind != _PROTO_FIELD[dtype]:
+        raise InputError(
+            f"view {space.view!r}: {name!r} is {dtype}, so its Feast value must be "
+            f"{_PROTO_FIELD[dtype]}, found {kind}"
+        )
+    if dtype in (INT64, FLOAT64):
+        number: int | float = getattr(value, kind)
+        return number
+    # Deterministic, or the entries of a map would stand in another order from time to time.
+    message: bytes = value.SerializeToString(deterministic=True)
+    return message
+
+
+def _proto(dtype: str, value: Value) -> ValueProto:
+    if isinstance(value, bytes):
+        return ValueProto.FromString(value)
+    proto = ValueProto()
+    if value is not None:
+        setattr(proto, _PROTO_FIELD[dtype], value)
+    return proto

@@ -1,0 +1,22 @@
+"""The ordered stores that a test runs against: an SQLite file and a real Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serving.online_places import OnlinePlace, default_place
+from tests.serving import redis_server
+
+STORES = ["sqlite", "redis"]
+
+
+@contextmanager
+def place_of(store: str, root: Path) -> Iterator[OnlinePlace]:
+    """Yield the place of an empty store; a Redis runs for as long."""
+    if store == "sqlite":
+        yield default_place(root)
+        return
+    with redis_server.running(root / "redis") as server:
+        yield server.place
