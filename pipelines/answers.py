@@ -82,6 +82,26 @@ class AnswerPart:
 
 
 @dataclass(frozen=True)
+class StopPart:
+    """Says that one (view, shard) has taken everything before a cut.
+
+    Attributes:
+        view: The view's place in the project.
+        shard: The shard.
+        number: The number of its last release before the cut.
+        groups: The groups of the requests that it has taken and will only answer after the cut.
+    """
+
+    view: int
+    shard: int
+    number: int
+    groups: tuple[int, ...]
+
+
+Part = RequestPart | AnswerPart | StopPart
+
+
+@dataclass(frozen=True)
 class Unanswered:
     """A request that will not be answered.
 
@@ -138,6 +158,7 @@ class AnswerJoiner:
         early: Answers that wait for their requests, by group.
         closed: The newest groups that are done with: True where answered, False where given up.
         waiting: By (view, shard): the frontiers of releases that overtook another, by number.
+        stops: By (view, shard): what it said at the cut where the run stops.
     """
 
     project: Project
@@ -148,6 +169,7 @@ class AnswerJoiner:
     early: dict[int, list[AnswerPart]] = field(default_factory=dict)
     closed: dict[int, bool] = field(default_factory=dict)
     waiting: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
+    stops: dict[tuple[int, int], StopPart] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         widths = [len(view.columns) for view in self.project.views]
@@ -163,6 +185,7 @@ class AnswerJoiner:
                 self.early,
                 self.closed,
                 self.waiting,
+                self.stops,
                 self.frontiers,
                 self.numbers,
             ),
@@ -176,13 +199,39 @@ class AnswerJoiner:
             self.early,
             self.closed,
             self.waiting,
+            self.stops,
             self.frontiers,
             self.numbers,
         ) = pickle.loads(state)
 
-    def receive(
-        self, parts: Iterable[RequestPart | AnswerPart]
-    ) -> tuple[list[pa.RecordBatch], list[Unanswered]]:
+    def go_on(self) -> None:
+        """Go on after the cut at which the state was written."""
+        self.stops = {}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether everything before the cut has come: no answer and no request is on its way.
+
+        Every request goes to one shard of each view. So those that the shards have taken and not
+        answered, and those whose answers came, are all there are.
+        """
+        return (
+            len(self.stops) == self.numbers.size
+            and all(self.numbers[at] == stop.number for at, stop in self.stops.items())
+            and not self.early
+            and all(
+                group in self.pending or group in self.closed
+                for stop in self.stops.values()
+                for group in stop.groups
+            )
+        )
+
+    @property
+    def requests_pending(self) -> int:
+        """How many requests wait for an answer."""
+        return sum(pending.rows.num_rows for pending in self.pending.values())
+
+    def receive(self, parts: Iterable[Part]) -> tuple[list[pa.RecordBatch], list[Unanswered]]:
         """Take parts, in any order.
 
         Returns:
@@ -201,6 +250,8 @@ class AnswerJoiner:
                 for waiting in self.early.pop(part.group, []):
                     self._fill(part.group, waiting)
                 touched[part.group] = None
+            elif isinstance(part, StopPart):
+                self.stops[part.view, part.shard] = part
             else:
                 self._reach(part)
                 if part.answers is not None and part.answers.num_rows:

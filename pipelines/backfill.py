@@ -8,7 +8,6 @@ an answer meet by the same joiner as in the stream.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,6 +35,13 @@ from pipelines.featurize import (
     encode_part,
     make_operator,
     operator_key,
+)
+from pipelines.handoff import (
+    RECORD,
+    STATES,
+    Handoff,
+    file_hashes,
+    remove_stops,
     write_handoff,
 )
 from pipelines.ingest import ingest
@@ -44,6 +50,7 @@ from pipelines.log import PARTITION, POSITION, RECEIVED, Log, one_batch
 from pipelines.options import batch_engine, pipeline_options
 from pipelines.poll import Poll, PollPart, shard_poll
 from pipelines.progress import Progress
+from pipelines.republish import bootstrap
 from pipelines.runners import make_runner, run
 from pipelines.sequence import (
     GROUP,
@@ -52,7 +59,7 @@ from pipelines.sequence import (
     decode_batches,
     sequenced_events_schema,
 )
-from pipelines.shard import BATCHES, REQUESTS, Shard
+from pipelines.shard import Shard, is_batches, is_request
 from pipelines.sink import WriteParquet
 from pipelines.validate import definition_of
 
@@ -211,8 +218,13 @@ def training_rows(
     return pa.RecordBatch.from_pydict(columns)
 
 
-def backfill(config: Configuration, progress: Progress) -> dict[str, Any]:
+def backfill(config: Configuration, progress: Progress, publish: bool = False) -> dict[str, Any]:
     """Ingest, compute the training table, and hand over the state as of the evaluation's end.
+
+    Args:
+        config: The configuration.
+        progress: Where progress is shown.
+        publish: Fill the online store from the handed-over state, too.
 
     Returns:
         Counts and figures by step.
@@ -223,6 +235,8 @@ def backfill(config: Configuration, progress: Progress) -> dict[str, Any]:
     summary: dict[str, Any] = {"sources": ingest(config, progress)}
     summary["training"] = point_in_time(config, progress)
     summary["handoff"] = hand_over(config, progress)
+    if publish:
+        summary["published"] = bootstrap(config, progress)
     return summary
 
 
@@ -260,12 +274,15 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
         )
         sharded = polls | Shard(project, config.shards)
         answers = (
-            sharded[BATCHES]
+            sharded
+            | "Batches" >> beam.Filter(is_batches)
             | "GroupByShard" >> beam.GroupByKey()
             | "PointInTime" >> beam.ParDo(_Answer(project))
         )
-        asked = sharded[REQUESTS] | "KeyByGroup" >> beam.Map(_by_group).with_output_types(
-            tuple[int, bytes]
+        asked = (
+            sharded
+            | "Requests" >> beam.Filter(is_request)
+            | "KeyByGroup" >> beam.Map(_by_group).with_output_types(tuple[int, bytes])
         )
         _ = (
             (answers, asked)
@@ -298,10 +315,15 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
     options = FeaturizeOptions(
         run="handoff", shards=config.shards, partitions=partitions, publish=False
     )
-    folder = root / "states"
+    folder = root / STATES
+    # The record goes first: without it the folder does not count, whatever else is in it. The
+    # cuts of a stream that began with other states mean nothing any more.
+    (folder / RECORD).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+    remove_stops(root)
     parts, positions = parts_before(log, project, partitions, as_of)
     events = 0
+    frontiers: dict[str, list[int]] = {view.name: [] for view in project.views}
     total = len(project.views) * config.shards
     with progress.stage("hand over state", total=total, unit="shards") as stage:
         plans = {view.name: make_plan(view) for view in project.views}
@@ -309,16 +331,25 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
             key = operator_key(project, view, shard, config.shards)
             operator = make_operator(project, key, options)
             operator.receive(_without_requests(decode_batches(data, operator.event_schema)))
+            # The releases of a stream count from 1; those made here were never seen by anyone.
+            operator.number = 0
             write_handoff(folder, operator)
             events += operator.counters.events
+            frontiers[operator.key.view].append(operator.state.frontier_us)
             stage.advance(1)
-    handoff = {
-        "as_of_us": as_of,
-        "positions": positions,
-        "views": {view.name: view.hash for view in project.views},
-        "shards": config.shards,
-    }
-    (folder / "handoff.json").write_text(json.dumps(handoff, indent=2))
+    handoff = Handoff(
+        kind="backfill",
+        as_of_us=as_of,
+        positions=positions,
+        views={view.name: view.hash for view in project.views},
+        shards=config.shards,
+        segment=0,
+        frontiers=frontiers,
+        began=None,
+        mode=None,
+        files=file_hashes(folder),
+    )
+    handoff.write(folder)
     return {"as_of_us": as_of, "shards": total, "events": events}
 
 

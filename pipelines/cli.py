@@ -23,6 +23,7 @@ import click
 if TYPE_CHECKING:
     from pipelines.configuration import Configuration
     from pipelines.progress import Progress
+    from serving.online_rows import Clock
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,6 +33,7 @@ nobody may write to."""
 
 _ENGINES: Final = ("fnapi", "prism")
 _MODES: Final = ("exact", "eager")
+_CLOCKS: Final = ("replay", "wall")
 
 _config = click.option(
     "--config",
@@ -76,6 +78,20 @@ def _load_as_made(path: Path, root: Path | None) -> Configuration:
     from pipelines.run_record import as_made
 
     return as_made(_load(path, root))
+
+
+def _instant_us(text: str) -> int:
+    from features import text_values
+    from features.expressions import TIMESTAMP
+
+    found = text_values.parse_one(text, TIMESTAMP, None)
+    if type(found) is not int:
+        raise click.BadParameter(
+            f"found {text!r}, expected a date and time with its offset such as "
+            "2026-02-20T00:00:00Z",
+            param_hint="'--until'",
+        )
+    return found
 
 
 def _progress(quiet: bool) -> Progress:
@@ -197,8 +213,11 @@ def validate(config_path: Path, root: Path | None, quiet: bool) -> None:
 
 
 @commands.command(short_help="Compute the features of all history.")
+@click.option(
+    "--publish", is_flag=True, help="Fill the online store and the offline log from history, too."
+)
 @_opened
-def backfill(config_path: Path, root: Path | None, quiet: bool) -> None:
+def backfill(config_path: Path, root: Path | None, quiet: bool, publish: bool) -> None:
     """Compute the features of every request in history, and the state that a stream starts from."""
     configuration = _load(config_path, root)
     from pipelines import backfill as stage
@@ -206,7 +225,7 @@ def backfill(config_path: Path, root: Path | None, quiet: bool) -> None:
 
     remember(configuration, sample=False)
     progress = _progress(quiet)
-    _run("backfill", configuration, lambda: stage.backfill(configuration, progress))
+    _run("backfill", configuration, lambda: stage.backfill(configuration, progress, publish))
 
 
 @commands.command(short_help="Train and evaluate a model; write a bundle.")
@@ -224,6 +243,13 @@ def train(config_path: Path, root: Path | None, quiet: bool) -> None:
 @_speed
 @_engine
 @click.option("--mode", type=click.Choice(_MODES), help="Wait for the frontier, or answer at once.")
+@click.option(
+    "--until",
+    metavar="TIME",
+    help="Stop before what was received from TIME on, such as 2026-02-20T00:00:00Z, and keep the "
+    "state to go on from.",
+)
+@click.option("--resume", is_flag=True, help="Go on from where the stream stopped or was killed.")
 @_opened
 def stream(
     config_path: Path,
@@ -232,8 +258,15 @@ def stream(
     speed: float | None,
     engine: str | None,
     mode: str | None,
+    until: str | None,
+    resume: bool,
 ) -> None:
-    """Answer requests on the stream: features, publications, predictions."""
+    """Answer requests on the stream: features, publications, predictions.
+
+    It starts over from the handed-over state: what an earlier run left is removed, also from the
+    online store. With --resume it goes on instead.
+    """
+    until_us = None if until is None else _instant_us(until)
     configuration = _load_as_made(config_path, root)
     from pipelines import stream as stage
 
@@ -241,8 +274,31 @@ def stream(
     _run(
         "stream",
         configuration,
-        lambda: stage.stream(configuration, progress, speed=speed, engine=engine, mode=mode),
+        lambda: stage.stream(
+            configuration,
+            progress,
+            speed=speed,
+            engine=engine,
+            mode=mode,
+            until_us=until_us,
+            resume=resume,
+        ),
     )
+
+
+@commands.command(short_help="Publish every entity again, from state.")
+@_opened
+def republish(config_path: Path, root: Path | None, quiet: bool) -> None:
+    """Fill the online store again from state, as of the last releases of the stream.
+
+    For a store that was emptied, or has lost writes. The stream may run meanwhile: what is newer in
+    the store stays.
+    """
+    configuration = _load_as_made(config_path, root)
+    from pipelines import republish as stage
+
+    progress = _progress(quiet)
+    _run("republish", configuration, lambda: stage.republish(configuration, progress))
 
 
 @commands.command(short_help="Prove what was served: recompute and compare.")
@@ -302,6 +358,85 @@ def explain(config_path: Path, root: Path | None, prediction_id: str) -> None:
     from pipelines.summary import print_tables
 
     print_tables(stage.explain(configuration, prediction_id).tables(), sys.stdout)
+
+
+@commands.command(short_help="Register the definitions; show the plan first.")
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would be done, and do nothing.")
+@click.option(
+    "--promote", is_flag=True, help="Let everybody read the code's definitions: views and service."
+)
+@click.option(
+    "--serve-unfilled",
+    is_flag=True,
+    help="With --promote: also where a definition has no values yet. Readers get NOT_FOUND, or "
+    "values that are not as old as they should be.",
+)
+@click.option(
+    "--clock",
+    type=click.Choice(_CLOCKS),
+    default="replay",
+    show_default=True,
+    help="What Feast's programs judge the age of values by: the published frontier, which goes "
+    "with replayed sources, or the wall clock.",
+)
+@_config
+@_root
+def apply(
+    config_path: Path,
+    root: Path | None,
+    plan_only: bool,
+    promote: bool,
+    serve_unfilled: bool,
+    clock: Clock,
+) -> None:
+    """Register the project's definitions, and show before what that does.
+
+    A view that is new is promoted at once; a changed one gets a pending version beside the
+    promoted one, which everybody goes on reading until --promote. The root then holds the
+    feature_store.yaml with which Feast's own programs read. Applying again changes nothing.
+    """
+    if (plan_only and promote) or (serve_unfilled and not promote):
+        raise click.UsageError("--plan stands alone, and --serve-unfilled needs --promote")
+    configuration = _load(config_path, root)
+    from pipelines import apply_command as stage
+    from pipelines.summary import print_tables
+
+    preview = stage.plan(configuration)
+    print_tables(stage.plan_tables(preview), sys.stdout)
+    click.echo("\n".join(stage.plan_verdict(preview)))
+    if plan_only:
+        return
+    done = stage.apply(
+        configuration, preview, promote=promote, unfilled_too=serve_unfilled, clock=clock
+    )
+    click.echo("\n".join(["done:", *(f"  {line}" for line in done)]))
+    for line in stage.next_steps(preview.plan, promoted=promote):
+        click.echo(f"next: {line}")
+
+
+@commands.command("clean-store", short_help="Drop key spaces that nobody refers to.")
+@click.option("--yes", is_flag=True, help="Drop them; without it they are only shown.")
+@_config
+@_root
+def clean_store(config_path: Path, root: Path | None, yes: bool) -> None:
+    """Drop the key spaces of the online store that no version in the registry refers to.
+
+    A reader or a stream of an old definition may still use one: look at how old it is.
+    """
+    configuration = _load(config_path, root)
+    from pipelines import apply_command as stage
+    from pipelines.summary import print_tables
+
+    found = stage.orphans(configuration)
+    if not found:
+        click.echo("every key space is referred to by a version in the registry")
+        return
+    print_tables(stage.orphan_tables(found), sys.stdout)
+    if not yes:
+        click.echo("--yes drops them, with their rows and frontiers")
+        return
+    for name in stage.clean(configuration, found):
+        click.echo(f"dropped {name}")
 
 
 @commands.command("replay-rejected", short_help="Mend rejected records, feed them in.")

@@ -5,8 +5,8 @@ another type than expected is a `ConfigurationError` that names file, line, key 
 known key. What a configuration promises once it is loaded:
 
 * The project is imported and is a `Project`; it has exactly the sources that it needs.
-* Every path is absolute. Relative ones started in the YAML file's folder, the online store's in
-  the root; what starts with ``package://`` stays as it is.
+* Every path is absolute. Relative ones started in the YAML file's folder, the online store's
+  and the registry's in the root; what starts with ``package://`` stays as it is.
 * Times and durations are UTC microseconds.
 
 There is no interpolation: neither environment variables nor ``~`` are substituted. The file is
@@ -31,7 +31,8 @@ splits:                         # train before, evaluate before, stream before
   stream_until: 2026-03-01T00:00:00Z
 sample: {train_until: ..., evaluate_until: ..., stream_until: ...}  # optional: of a quick look
 training: {epochs: 4, batch_size: 1024, learning_rate: 0.001, seeds: 5, seed: 1, rate_groups: []}
-online_store: {type: sqlite, path: online.db}
+online_store: {type: sqlite, path: online.db}  # `pipelines.online_section`
+registry: {type: file, path: registry.db}  # optional (`pipelines.registry_section`)
 stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within: 5m,
          gap_batches: 1000}
 ```
@@ -40,7 +41,7 @@ stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,15 +51,18 @@ from features.definitions import Project
 from features.errors import DefinitionError, nearest
 from features.expressions import TIMESTAMP
 from pipelines import input_files
+from pipelines.online_section import give_up_after_us, online_place
 from pipelines.project_import import import_attribute
+from pipelines.registry_section import registry_place
+from pipelines.store_writer import GIVE_UP_AFTER_US
 from pipelines.strict_yaml import Section, Value, read_file
-from serving.online_places import ONLINE, OnlinePlace, SqlitePlace, default_place
+from serving.online_places import FeastPlace, OnlinePlace
+from serving.registry_places import RegistryPlace
 
 FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
 ENGINES: Final = ("fnapi", "prism")
 """The engines that run a stream (`pipelines.runners.Engine`; the third refuses them)."""
 MODES: Final = ("exact", "eager")
-ONLINE_STORES: Final = ("sqlite",)
 
 _KEYS: Final = (
     "project",
@@ -69,6 +73,7 @@ _KEYS: Final = (
     "sample",
     "training",
     "online_store",
+    "registry",
     "stream",
 )
 _SOURCE_KEYS: Final = (
@@ -190,6 +195,8 @@ class Configuration:
             key of the file: a quick look sets it.
         training: How the model is trained.
         online_store: Where the newest features are served from.
+        give_up_after_us: How long the online store may be away before the stream fails.
+        registry: Where the definitions are registered; None is a file below the root.
         stream: How the stream runs.
     """
 
@@ -205,6 +212,8 @@ class Configuration:
     stream: StreamOptions = field(default_factory=StreamOptions)
     sample: Splits | None = None
     read_until_us: int | None = None
+    registry: RegistryPlace | None = None
+    give_up_after_us: int = GIVE_UP_AFTER_US
 
 
 def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
@@ -227,7 +236,10 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
     splits = _splits(top.required("splits"))
     sample = top.nullable("sample", _splits)
     training = top.optional("training", _training, Training())
-    online_store = _online_store(top, where)
+    registry = registry_place(top, where)
+    online_store = online_place(top, folder, where)
+    if isinstance(online_store, FeastPlace):
+        online_store = replace(online_store, registry=registry)
     stream = top.optional("stream", _stream, StreamOptions())
     shards = top.optional("shards", _count, 2)
     reference = top.required("project")
@@ -245,6 +257,8 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         splits=splits,
         training=training,
         online_store=online_store,
+        give_up_after_us=give_up_after_us(top),
+        registry=registry,
         stream=stream,
         sample=sample,
     )
@@ -367,14 +381,6 @@ def _check_rate_groups(value: Value, training: Training, project: Project) -> No
         if name not in known:
             groups = value.section().values["rate_groups"]
             raise groups.wrong(f"{name!r} is no model input; {nearest(name, known)}")
-
-
-def _online_store(top: Section, root: Path) -> OnlinePlace:
-    if "online_store" not in top.values:
-        return default_place(root)
-    section = top.values["online_store"].section(("type", "path"))
-    section.optional("type", lambda value: value.one_of(ONLINE_STORES), "sqlite")
-    return SqlitePlace(root / section.optional("path", Value.text, ONLINE))
 
 
 def _stream(value: Value) -> StreamOptions:

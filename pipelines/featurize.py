@@ -20,12 +20,13 @@ import json
 import os
 import pickle
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
@@ -33,13 +34,25 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
+from features.contract import TIME_MIN
 from features.definitions import Project
+from features.feast_objects import EVENT_TIMESTAMP
 from features.kernel.advance import Publish
 from features.kernel.plan import make_plan
-from pipelines.answers import AnswerJoiner, AnswerPart, RequestPart, Unanswered
+from pipelines.answers import (
+    AnswerJoiner,
+    AnswerPart,
+    Part,
+    RequestPart,
+    StopPart,
+    Unanswered,
+)
 from pipelines.coders import RecordBatchCoder
-from pipelines.operator import Inputs, Mode, OperatorKey, Release, ShardOperator
+from pipelines.handoff import read_handoff, read_joiner, write_handoff, write_joiner
+from pipelines.operator import Release, ShardOperator
+from pipelines.operator_key import Inputs, Mode, OperatorKey
 from pipelines.sequence import decode_batches
+from pipelines.store_holes import HOLES
 
 ANSWERS: Final = "answers"
 PUBLICATIONS: Final = "publications"
@@ -52,6 +65,8 @@ _SNAPSHOT_EVENTS: Final = 50_000
 _SNAPSHOT_TILES: Final = 4
 """A snapshot is written once the log has more events than both allow: its cost, which is that of
 the whole state, is then small beside theirs, and so is replaying the log after a restart."""
+_JOINER_LOG_BYTES: Final = 4 * 2**20
+"""The joining stage logs what came until that is more than this and twice the last snapshot."""
 _TOKEN_BYTES: Final = 12
 
 
@@ -68,6 +83,10 @@ class FeaturizeOptions:
         gap_batches: How many batches, or releases, may wait behind a gap.
         answer_within_us: How far a view may go past a request without answering it.
         handoff: A folder of handed-over states, or None to start empty.
+        stop: The folder that states are written to when the mark of a cut comes, or None where
+            the stream runs to its end.
+        overtaken: By (view, shard): the frontier that the online store shows already, where a run
+            that was killed has published past the handed-over state.
     """
 
     run: str
@@ -78,6 +97,8 @@ class FeaturizeOptions:
     gap_batches: int = 1_000
     answer_within_us: int = 300_000_000
     handoff: Path | None = None
+    stop: Path | None = None
+    overtaken: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 def operator_key(project: Project, view: int, shard: int, shards: int) -> str:
@@ -103,39 +124,6 @@ def make_operator(project: Project, key: str, options: FeaturizeOptions) -> Shar
         publish=Publish.NEWEST if options.publish else Publish.NOTHING,
         gap_batches=options.gap_batches,
     )
-
-
-def state_path(folder: Path, key: OperatorKey) -> Path:
-    """Return the file of a handed-over state."""
-    return folder / f"{key.view}-{key.shard:05d}-of-{key.shards:05d}.state"
-
-
-def write_handoff(folder: Path, operator: ShardOperator) -> None:
-    """Write an operator's whole state for another run to start from."""
-    path = state_path(folder, operator.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_bytes(pickle.dumps((operator.head(), operator.snapshot()), protocol=5))
-    unfinished.replace(path)
-
-
-def read_handoff(folder: Path, operator: ShardOperator) -> None:
-    """Start an operator from a handed-over state; it publishes every entity once.
-
-    Raises:
-        FileNotFoundError: There is no state for its key.
-    """
-    path = state_path(folder, operator.key)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{operator.key}: no handed-over state at {path}; run `tidemill backfill`, or start "
-            "the stream without a handoff"
-        )
-    head, snapshot = pickle.loads(path.read_bytes())
-    operator.restore(head, snapshot, [])
-    operator.publish_all_next = True
-    # The releases of a run count from 1; those of the handoff were never seen by anyone.
-    operator.number = 0
 
 
 class _Cache:
@@ -195,9 +183,11 @@ class _Operate(beam.DoFn):
         head: Any = beam.DoFn.StateParam(HEAD),
         log: Any = beam.DoFn.StateParam(LOG),
         snapshot: Any = beam.DoFn.StateParam(SNAPSHOT),
-    ) -> None:
+    ) -> Iterator[tuple[str, bytes]]:
         key, data = element
-        if key in self._bundle:
+        if key == ALL_REQUESTS:
+            yield element
+        elif key in self._bundle:
             self._bundle[key][3].append(data)
         else:
             self._bundle[key] = (head, log, snapshot, [data])
@@ -224,6 +214,18 @@ class _Operate(beam.DoFn):
             _OPERATORS.put((self._options.run, key), token, (operator, logged))
             if release is not None:
                 yield from self._emit(operator, release)
+            if self._options.stop is not None and operator.stopped:
+                yield self._stop(operator, self._options.stop)
+
+    def _stop(self, operator: ShardOperator, folder: Path) -> WindowedValue:
+        """Keep the state of an operator that has taken everything before a cut."""
+        write_handoff(folder, operator)
+        key = operator.key
+        part = StopPart(self._view(operator), key.shard, operator.number, operator.waiting_groups())
+        return _windowed((ALL_REQUESTS, encode_part(part)), operator.state.frontier_us)
+
+    def _view(self, operator: ShardOperator) -> int:
+        return [view.name for view in self._project.views].index(operator.key.view)
 
     def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[ShardOperator, int]:
         stored = head.read()
@@ -243,12 +245,18 @@ class _Operate(beam.DoFn):
 
     def _emit(self, operator: ShardOperator, release: Release) -> Iterator[Any]:
         key = operator.key
-        view = [v.name for v in self._project.views].index(key.view)
+        view = self._view(operator)
         part = AnswerPart(view, key.shard, release.number, release.frontier_us, release.answers)
         yield _windowed((ALL_REQUESTS, encode_part(part)), release.frontier_us)
         if self._options.publish:
-            packed = _pack(view, key.shard, release.frontier_us, release.publications)
-            yield beam.pvalue.TaggedOutput(PUBLICATIONS, _windowed(packed, release.frontier_us))
+            packed = [pack_publications(view, key.shard, release)]
+            shown = self._options.overtaken.get((key.view, key.shard))
+            has_hole = HOLES.operates(self._options.run, key.view, key.shard)
+            if has_hole or (shown is not None and _passes(release, shown)):
+                caught_up = shown is not None and shown <= release.frontier_us
+                packed.append(pack_everything(view, operator, shown if caught_up else None))
+            for data in packed:
+                yield beam.pvalue.TaggedOutput(PUBLICATIONS, _windowed(data, release.frontier_us))
         evidence = {
             "view": key.view,
             "shard": key.shard,
@@ -267,38 +275,69 @@ class _Operate(beam.DoFn):
         )
 
 
+class _Logged(NamedTuple):
+    """What the joining stage's log holds since the last snapshot.
+
+    Attributes:
+        entries: How many bundles.
+        size: Their bytes.
+        most: At how many bytes the next snapshot is due.
+    """
+
+    entries: int
+    size: int
+    most: int
+
+
 @beam.typehints.with_input_types(tuple[str, bytes])
 @beam.typehints.with_output_types(pa.RecordBatch)
 class _Join(beam.DoFn):
     """Joins the parts of answers; as `_Operate`, works once per bundle."""
 
-    PENDING = ReadModifyWriteStateSpec("pending", BytesCoder())
+    HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
+    LOG = BagStateSpec("log", BytesCoder())
+    SNAPSHOT = ReadModifyWriteStateSpec("snapshot", BytesCoder())
 
     def __init__(self, project: Project, options: FeaturizeOptions) -> None:
         self._project = project
         self._options = options
-        self._bundle: dict[str, tuple[Any, list[bytes]]] = {}
+        self._bundle: dict[str, tuple[Any, Any, Any, list[bytes]]] = {}
 
     def start_bundle(self) -> None:
         self._bundle = {}
 
     def process(
-        self, element: tuple[str, bytes], pending: Any = beam.DoFn.StateParam(PENDING)
+        self,
+        element: tuple[str, bytes],
+        head: Any = beam.DoFn.StateParam(HEAD),
+        log: Any = beam.DoFn.StateParam(LOG),
+        snapshot: Any = beam.DoFn.StateParam(SNAPSHOT),
     ) -> None:
         key, data = element
         if key in self._bundle:
-            self._bundle[key][1].append(data)
+            self._bundle[key][3].append(data)
         else:
-            self._bundle[key] = (pending, [data])
+            self._bundle[key] = (head, log, snapshot, [data])
 
     def finish_bundle(self) -> Iterator[Any]:
         bundle, self._bundle = self._bundle, {}
-        for key, (pending, elements) in bundle.items():
-            joiner = self._load(key, pending)
+        for key, (head, log, snapshot, elements) in bundle.items():
+            joiner, logged = self._load(key, head, log, snapshot)
             answered, unanswered = joiner.receive(decode_part(data) for data in elements)
+            entry = pickle.dumps(elements, protocol=5)
+            if logged.size + len(entry) > logged.most:
+                state = joiner.state()
+                log.clear()
+                snapshot.write(state)
+                logged = _Logged(0, 0, max(_JOINER_LOG_BYTES, 2 * len(state)))
+            else:
+                log.add(logged.entries.to_bytes(8, "big") + entry)
+                logged = _Logged(logged.entries + 1, logged.size + len(entry), logged.most)
+            if self._options.stop is not None and joiner.stopped:
+                write_joiner(self._options.stop, joiner)
             token = os.urandom(_TOKEN_BYTES)
-            pending.write(token + joiner.state())
-            _JOINERS.put((self._options.run, key), token, joiner)
+            head.write(token)
+            _JOINERS.put((self._options.run, key), token, (joiner, logged))
             time = self._project.request.request_time
             for batch in answered:
                 newest = batch.column(time).cast(pa.int64())[-1].as_py()
@@ -307,62 +346,132 @@ class _Join(beam.DoFn):
                 newest = lost.rows.column(time).cast(pa.int64())[-1].as_py()
                 yield beam.pvalue.TaggedOutput(UNANSWERED, _windowed(_plain(lost), newest))
 
-    def _load(self, key: str, pending: Any) -> AnswerJoiner:
+    def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[AnswerJoiner, _Logged]:
+        token = head.read()
+        if token is not None:
+            found = _JOINERS.take((self._options.run, key), token)
+            if found is not None:
+                return found  # type: ignore[no-any-return]
         joiner = AnswerJoiner(
             self._project,
             self._options.shards,
             self._options.answer_within_us,
             self._options.gap_batches,
         )
-        stored = pending.read()
-        if stored is not None:
-            found = _JOINERS.take((self._options.run, key), stored[:_TOKEN_BYTES])
-            if found is not None:
-                return found  # type: ignore[no-any-return]
-            joiner.restore(stored[_TOKEN_BYTES:])
-        return joiner
+        if token is None:
+            if self._options.handoff is not None:
+                read_joiner(self._options.handoff, joiner)
+                # From here on the engine's state is the truth, so it must hold the whole of it.
+                snapshot.write(joiner.state())
+            return joiner, _Logged(0, 0, _JOINER_LOG_BYTES)
+        state = snapshot.read()
+        if state is not None:
+            joiner.restore(state)
+        entries = sorted(log.read())
+        for entry in entries:
+            # What it answered was given out when the entry was written.
+            joiner.receive(decode_part(data) for data in pickle.loads(entry[8:]))
+        size = sum(len(entry) - 8 for entry in entries)
+        most = max(_JOINER_LOG_BYTES, 2 * len(state or b""))
+        return joiner, _Logged(len(entries), size, most)
 
 
 def _plain(lost: Unanswered) -> tuple[bytes, int, tuple[str, ...]]:
     return RecordBatchCoder().encode(lost.rows), lost.partition, lost.views
 
 
-def encode_part(part: RequestPart | AnswerPart) -> bytes:
+def encode_part(part: Part) -> bytes:
     """Write a part for the joining stage."""
     coder = RecordBatchCoder()
     if isinstance(part, RequestPart):
         return pickle.dumps((part.group, coder.encode(part.rows)), protocol=5)
+    if isinstance(part, StopPart):
+        return pickle.dumps((part.view, part.shard, part.number, part.groups), protocol=5)
     answers = part.answers
     rows = None if answers is None or answers.num_rows == 0 else coder.encode(answers)
     return pickle.dumps((part.view, part.shard, part.number, part.frontier_us, rows), protocol=5)
 
 
-def decode_part(data: bytes) -> RequestPart | AnswerPart:
+def decode_part(data: bytes) -> Part:
     """Read a part."""
     fields = pickle.loads(data)
     coder = RecordBatchCoder()
     if len(fields) == 2:
         return RequestPart(fields[0], coder.decode(fields[1]))
+    if len(fields) == 4:
+        return StopPart(*fields)
     view, shard, number, frontier, rows = fields
     return AnswerPart(view, shard, number, frontier, None if rows is None else coder.decode(rows))
 
 
-def _pack(view: int, shard: int, frontier_us: int, rows: pa.RecordBatch) -> bytes:
-    return pickle.dumps((view, shard, frontier_us, RecordBatchCoder().encode(rows)), protocol=5)
+class Published(NamedTuple):
+    """What a release published.
+
+    Attributes:
+        view: The view's place in the project.
+        shard: The shard.
+        since_us: See `pipelines.operator.Release`.
+        frontier_us: The frontier.
+        rows: Kernel publications.
+        is_news: False where the rows only repeat what releases have published, for the online
+            store: they are no part of the publications' log.
+    """
+
+    view: int
+    shard: int
+    since_us: int | None
+    frontier_us: int
+    rows: pa.RecordBatch
+    is_news: bool = True
 
 
-def unpack_publications(data: bytes) -> tuple[int, int, int, pa.RecordBatch]:
-    """Read a published element: view, shard, frontier and kernel publications."""
-    view, shard, frontier, rows = pickle.loads(data)
-    return view, shard, frontier, RecordBatchCoder().decode(rows)
+def pack_publications(view: int, shard: int, release: Release) -> bytes:
+    """Write what a release published as one element."""
+    return _pack(
+        Published(view, shard, release.since_us, release.frontier_us, release.publications)
+    )
+
+
+def _passes(release: Release, shown_us: int) -> bool:
+    """Tell whether a release is the one that reaches what the online store shows already."""
+    since = release.since_us
+    return (since is None or since < shown_us) and shown_us <= release.frontier_us
+
+
+def pack_everything(view: int, operator: ShardOperator, shown_us: int | None) -> bytes:
+    """Write every entity of a shard: the online store has lost writes, or shows ``shown_us``.
+
+    A run that was killed has published past the state that this one began with. A late event
+    that it applied at one frontier was applied at another one this time, so of the two
+    publications the one that knows less may be the newer. From here on the values are those of
+    this run, from the first instant at which no reader can have seen otherwise.
+    """
+    rows = operator.everything()
+    place = rows.schema.get_field_index(EVENT_TIMESTAMP)
+    at = np.maximum(rows.column(place).to_numpy(), TIME_MIN if shown_us is None else shown_us)
+    rows = rows.set_column(place, rows.schema.field(place), pa.array(at))
+    frontier = operator.state.frontier_us
+    return _pack(Published(view, operator.key.shard, None, frontier, rows, is_news=False))
+
+
+def _pack(published: Published) -> bytes:
+    rows = RecordBatchCoder().encode(published.rows)
+    return pickle.dumps(tuple(published._replace(rows=rows)), protocol=5)
+
+
+def unpack_publications(data: bytes) -> Published:
+    """Read a published element."""
+    published = Published(*pickle.loads(data))
+    return published._replace(rows=RecordBatchCoder().decode(published.rows))
 
 
 @dataclass(eq=False)
 class Featurize(beam.PTransform):
     """Sequenced batches to answers.
 
-    Input: two collections by name: ``batches``, pairs of an operator's key and the bytes of its
-    sequenced batches; and ``requests``, encoded request parts keyed by `ALL_REQUESTS`.
+    Input: pairs of an operator's key and the bytes of its sequenced batches; and, at the key
+    `ALL_REQUESTS`, encoded request parts. These only pass through the first stage: two inputs of
+    the second would cost a flatten, which engines run as a stage of its own between them.
     Output, by name: ``answers`` (answered record batches), ``publications``, ``releases`` (JSON
     texts) and ``unanswered``.
     """
@@ -373,10 +482,10 @@ class Featurize(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, pcolls: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
+    def expand(self, sharded: beam.PCollection) -> dict[str, beam.PCollection]:
         """Wire the two stages."""
         parts = (
-            pcolls["batches"]
+            sharded
             # Flink names a stage by its input: an input of its own keeps state across upgrades.
             | "KeyByOperator" >> beam.Map(_same).with_output_types(tuple[str, bytes])
             | "Operate"
@@ -385,8 +494,7 @@ class Featurize(beam.PTransform):
             )
         )
         joined = (
-            (parts[ANSWERS], pcolls["requests"])
-            | "Parts" >> beam.Flatten()
+            parts[ANSWERS]
             | "KeyAnswers" >> beam.Map(_same).with_output_types(tuple[str, bytes])
             | "Join"
             >> beam.ParDo(_Join(self.project, self.options)).with_outputs(UNANSWERED, main=ANSWERS)

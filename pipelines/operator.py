@@ -16,7 +16,6 @@ state the instant they are for.
 from __future__ import annotations
 
 import dataclasses
-import enum
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from features.contract import TIME_MIN, Int64Array
+from features.contract import TIME_MIN
 from features.errors import (
     BatchConflict,
     PartitionGap,
@@ -40,6 +39,7 @@ from features.kernel.encoding import decode, encode
 from features.kernel.plan import Plan
 from features.kernel.prepare import DIGEST, ID, ORDINAL, TIME, matrix_of
 from features.kernel.state import State
+from pipelines.operator_key import Inputs, Mode, OperatorKey
 from pipelines.sequence import (
     GROUP,
     REQUEST_ROWS,
@@ -51,50 +51,7 @@ from pipelines.sequence import (
     sequenced_events_schema,
 )
 
-SNAPSHOT_VERSION: Final = 1
-
-
-class Mode(enum.Enum):
-    """When rows go to the kernel."""
-
-    EXACT = "exact"
-    EAGER = "eager"
-
-
-@dataclass(frozen=True)
-class OperatorKey:
-    """Which part of the work an operator does; its state belongs to exactly this key.
-
-    Attributes:
-        view: The view's name.
-        hash: The view's hash.
-        shard: The shard.
-        shards: How many shards the view has.
-    """
-
-    view: str
-    hash: str
-    shard: int
-    shards: int
-
-    def __str__(self) -> str:
-        return f"{self.view} shard {self.shard} of {self.shards}"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What an operator depends on.
-
-    Attributes:
-        event_partitions: Partitions of the view's event stream.
-        request_partitions: Partitions of the request stream.
-        lateness_us: The event stream's allowed lateness: how far below its watermark a row may
-            still be accepted, and so how long rows are remembered.
-    """
-
-    event_partitions: int
-    request_partitions: int
-    lateness_us: int
+SNAPSHOT_VERSION: Final = 2
 
 
 @dataclass
@@ -128,6 +85,8 @@ class Release:
 
     Attributes:
         number: Counts the releases of an operator, from 1.
+        since_us: The frontier of the release before: the publications are the changes after it.
+            None where they are the whole shard: at the first release of an empty start.
         frontier_us: The frontier.
         positions: The next position of each partition, events' and then requests'.
         answers: Kernel answers with a ``group`` column, in the order of the requests.
@@ -136,6 +95,7 @@ class Release:
     """
 
     number: int
+    since_us: int | None
     frontier_us: int
     positions: tuple[int, ...]
     answers: pa.RecordBatch
@@ -179,7 +139,8 @@ class ShardOperator:
         self.ids_seen = PairSet()
         self.number = 0
         self.newest_us = TIME_MIN
-        self.publish_all_next = False
+        # Where the run stops, by partition: known once the mark of a cut has come.
+        self.stops_at: dict[int, int] = {}
         self.event_schema = sequenced_events_schema(self.plan)
 
     def receive(self, batches: Iterable[SequencedBatch]) -> tuple[Release | None, bytes | None]:
@@ -198,7 +159,10 @@ class ShardOperator:
             SequenceError: A batch is of a partition that the operator does not depend on.
         """
         for batch in batches:
-            self._sequence(self._index(batch), batch)
+            index = self._index(batch)
+            if batch.is_last:
+                self.stops_at[index] = batch.stop
+            self._sequence(index, batch)
         self._forget()
         if self.mode is Mode.EAGER:
             return self._release_eagerly()
@@ -350,11 +314,9 @@ class ShardOperator:
     def _release(
         self, events: pa.RecordBatch | None, requests: pa.RecordBatch | None, until: int
     ) -> tuple[Release, bytes]:
-        publish = self.publish
-        if self.publish_all_next and publish is Publish.NEWEST:
-            publish = Publish.ALL
-        self.publish_all_next = False
-        gone = advance(self.state, events, requests, until, publish)
+        before = self.state.frontier_us
+        since = None if before <= TIME_MIN else before
+        gone = advance(self.state, events, requests, until, self.publish)
         self.number += 1
         answers = gone.answers
         groups = pa.array([], pa.int64()) if requests is None else requests.column(GROUP)
@@ -363,6 +325,7 @@ class ShardOperator:
         )
         release = Release(
             number=self.number,
+            since_us=since,
             frontier_us=until,
             positions=tuple(self.expected),
             answers=answers,
@@ -371,6 +334,40 @@ class ShardOperator:
         )
         rows = b"" if events is None else events.serialize().to_pybytes()
         return release, until.to_bytes(8, "little", signed=True) + rows
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the mark of a cut has come from every partition, and everything before it."""
+        return len(self.stops_at) == len(self.expected) and all(
+            self.expected[index] == position for index, position in self.stops_at.items()
+        )
+
+    def go_on(self) -> None:
+        """Go on after the cut at which the state was written."""
+        self.stops_at = {}
+
+    def waiting_groups(self) -> tuple[int, ...]:
+        """Return the groups of the requests that wait for the frontier."""
+        rows = concat(self.requests)
+        return () if rows is None else tuple(np.unique(hashing.bits(rows.column(GROUP))).tolist())
+
+    def catch_up(self, batches: Iterable[SequencedBatch], until_us: int) -> None:
+        """Do releases again that evidence tells of, for their effect on the state.
+
+        Args:
+            batches: Everything from the operator's positions to those of the last of the releases;
+                requests without their rows.
+            until_us: The frontier that it reached. Watermarks decide nothing here.
+        """
+        for batch in batches:
+            self._sequence(self._index(batch), batch)
+        self._forget()
+        events, self.events = self._split(self.events, until_us)
+        advance(self.state, events, None, until_us, Publish.NOTHING)
+
+    def everything(self) -> pa.RecordBatch:
+        """Publish every entity as of the frontier; the state stays what it is."""
+        return advance(self.state, None, None, self.state.frontier_us, Publish.ALL).publications
 
     def replay(self, entry: bytes) -> int:
         """Do a logged release again, for its effect on the state; returns its number of events."""
@@ -399,7 +396,7 @@ class ShardOperator:
                 encode_batches(waiting),
                 self.number,
                 self.newest_us,
-                self.publish_all_next,
+                self.stops_at,
                 self.stalled,
                 self.counters,
                 self.state.counters,
@@ -454,7 +451,7 @@ class ShardOperator:
             waiting,
             self.number,
             self.newest_us,
-            self.publish_all_next,
+            self.stops_at,
             self.stalled,
             self.counters,
             # Replaying the log applies events again, but asks nothing: it does not see overflows.
@@ -470,7 +467,3 @@ class ShardOperator:
             self.events = [events.rows]
         self.requests = [] if requests.rows is None else [requests.rows]
         return logged
-
-    def positions(self) -> Int64Array:
-        """Return the next position of each partition, events' and then requests'."""
-        return np.array(self.expected, np.int64)

@@ -56,10 +56,12 @@ class Poll:
     Attributes:
         sent_us: The wall clock when it was read (for latency only).
         parts: One per partition.
+        is_last: The run stops here, though the stream goes on: nothing follows.
     """
 
     sent_us: int
     parts: tuple[PollPart, ...]
+    is_last: bool = False
 
     def encode(self) -> bytes:
         """Write a poll."""
@@ -75,12 +77,12 @@ class Poll:
             )
             for part in self.parts
         ]
-        return pickle.dumps((self.sent_us, parts), protocol=5)
+        return pickle.dumps((self.sent_us, self.is_last, parts), protocol=5)
 
     @staticmethod
     def decode(data: bytes) -> Poll:
         """Read a poll."""
-        sent, parts = pickle.loads(data)
+        sent, is_last, parts = pickle.loads(data)
         coder = RecordBatchCoder()
         return Poll(
             sent,
@@ -95,6 +97,7 @@ class Poll:
                 )
                 for source, partition, start, stop, watermark, rows in parts
             ),
+            is_last,
         )
 
 
@@ -154,6 +157,7 @@ def shard_poll(
                         part.watermark_us,
                         poll.sent_us,
                         split[shard],
+                        poll.is_last,
                     )
                 )
         for shard in range(shards):

@@ -41,7 +41,7 @@ from pipelines.proof_history import History
 from serving.online_places import open_database
 from serving.online_rows import Frontiers, KeySpace
 from serving.reader import finish
-from serving.registration import open_store
+from serving.registration import feast_name, open_store
 
 _BATCH: Final = 1_000
 
@@ -101,7 +101,9 @@ def check_store(
         findings: Where mismatches are noted.
     """
     place = config.online_store
-    store = open_store(config.project, config.root, clock="replay", place=place)
+    store = open_store(
+        config.project, config.root, clock="replay", place=place, registry=config.registry
+    )
     database = open_database(place)
     total = StoreCounts()
     with progress.stage("read the store back", None, "entities") as stage:
@@ -207,12 +209,14 @@ def read_through_feast(
     from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
     names = [field_name(column) for column in view.columns]
+    # While another definition is promoted, the code's stands under a name of its own.
+    registered = feast_name(store, view)
     values: list[list[int | float | None]] = [[] for _ in names]
     statuses: list[str] = []
     for start in range(0, len(keys), _BATCH):
         some = keys.slice(start, _BATCH).to_pylist()
         response = store.get_online_features(
-            features=[f"{view.name}:{name}" for name in names],
+            features=[f"{registered}:{name}" for name in names],
             entity_rows=[{view.entity.join_key: key} for key in some],
         ).proto
         by_name = dict(zip(response.metadata.feature_names.val, response.results, strict=True))

@@ -1,14 +1,16 @@
 """Publish: what the kernel published goes to the online store and to the offline log.
 
-Per bundle and (view, shard) there is one write: the newest publication of each entity, together
-with the newest frontier. The store orders writes by itself, so a repeated or delayed bundle does
-no harm.
+Per bundle there is one write: of each (view, shard) the newest publication of every entity,
+together with the newest frontier. The store orders writes by itself, so a repeated bundle does no
+harm. One that overtook the bundle before it is refused (`LostPublications`), as is one that comes
+to a store that has lost writes: its frontier would say that what is missing is there. What then
+happens, and when the store is away, stands in `pipelines.store_writer`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +24,11 @@ from features.definitions import FeatureView, Project
 from features.kernel.advance import NULLS, VALUES
 from features.kernel.prepare import KEY, matrix_of, nulls_of
 from pipelines.answers import column_arrays
-from pipelines.featurize import unpack_publications
+from pipelines.featurize import Published, unpack_publications
+from pipelines.sink import segment_prefix
+from pipelines.store_writer import GIVE_UP_AFTER_US, StoreWriter
 from serving import publications
+from serving.online_database import Parcel
 from serving.online_places import OnlinePlace, open_database
 
 
@@ -44,7 +49,10 @@ def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBa
 
 
 def newest_per_entity(kernel: pa.RecordBatch) -> pa.RecordBatch:
-    """Keep each entity's newest publication by (event_timestamp, revision)."""
+    """Keep each entity's newest publication by (event_timestamp, revision).
+
+    Where it came more than once it stays so: whether the two say the same is the store's to judge.
+    """
     if kernel.num_rows < 2:
         return kernel
     order = pc.sort_indices(
@@ -61,54 +69,118 @@ def newest_per_entity(kernel: pa.RecordBatch) -> pa.RecordBatch:
     last[:-1] = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1)).to_numpy(
         zero_copy_only=False
     )
-    return ordered.filter(pa.array(last))
+    ends = np.flatnonzero(last)
+    newest = ends[np.searchsorted(ends, np.arange(ordered.num_rows))]
+    times, revisions = (ordered.column(name).to_numpy() for name in ("event_timestamp", "revision"))
+    return ordered.filter(pa.array((times == times[newest]) & (revisions == revisions[newest])))
+
+
+def joined_releases(releases: Iterable[Published]) -> list[Published]:
+    """Join what releases of one (view, shard) published, in whatever order they come.
+
+    Each release goes on where the one before it ended, so those of a bundle are as a rule one
+    run; it goes on from where its first release did. A release of the whole shard starts one that
+    needs nothing before it, and what older releases published goes along. Where a release in
+    between is missing a run ends, so that the store can see that.
+
+    Args:
+        releases: The releases; at least one.
+
+    Returns:
+        The runs, each as one release, in their order.
+    """
+    # In eager mode a release may leave the frontier where it was: it comes after the one before.
+    ordered = sorted(
+        releases, key=lambda one: (one.frontier_us, one.since_us is not None, one.since_us or 0)
+    )
+    runs = [ordered[:1]]
+    for one in ordered[1:]:
+        if one.since_us is None:
+            runs = [[release for run in runs for release in run] + [one]]
+        elif one.since_us <= runs[-1][-1].frontier_us:
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    return [
+        run[-1]._replace(since_us=_since(run), rows=pa.concat_batches([one.rows for one in run]))
+        for run in runs
+    ]
+
+
+def _runs(releases: Iterable[Published]) -> list[Published]:
+    """Join the releases of each (view, shard)."""
+    of_shards: dict[tuple[int, int], list[Published]] = {}
+    for one in releases:
+        of_shards.setdefault((one.view, one.shard), []).append(one)
+    return [run for mine in of_shards.values() for run in joined_releases(mine)]
+
+
+def _since(run: list[Published]) -> int | None:
+    known = [one.since_us for one in run if one.since_us is not None]
+    return min(known) if len(known) == len(run) else None
 
 
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(str)
 class _Publish(beam.DoFn):
     def __init__(
-        self, project: Project, root: Path, place: OnlinePlace, shards: int, keep_log: bool
+        self,
+        project: Project,
+        root: Path,
+        place: OnlinePlace,
+        shards: int,
+        keep_log: bool,
+        segment: int,
+        run: str | None,
+        give_up_after_us: int,
     ) -> None:
         self._project = project
         self._root = root
         self._place = place
         self._shards = shards
         self._keep_log = keep_log
-        self._bundle: dict[tuple[int, int], tuple[int, list[pa.RecordBatch]]] = {}
+        self._prefix = segment_prefix(segment)
+        self._run = run
+        self._give_up_after_us = give_up_after_us
+        self._bundle: list[Published] = []
 
     def setup(self) -> None:
         self._database = open_database(self._place)
+        self._writer = StoreWriter(self._database, self._project, self._run, self._give_up_after_us)
 
     def teardown(self) -> None:
         self._database.close()
 
     def start_bundle(self) -> None:
-        self._bundle = {}
+        self._bundle = []
 
     def process(self, element: bytes) -> Iterator[str]:
-        view, shard, frontier, rows = unpack_publications(element)
-        newest, batches = self._bundle.get((view, shard), (frontier, []))
-        self._bundle[view, shard] = (max(newest, frontier), [*batches, rows])
+        self._bundle.append(unpack_publications(element))
         yield from ()
 
     def finish_bundle(self) -> None:
-        bundle, self._bundle = self._bundle, {}
-        for (index, shard), (frontier, batches) in bundle.items():
-            view = self._project.views[index]
-            everything = pa.concat_batches(batches)
-            named = named_publications(view, newest_per_entity(everything))
-            publications.write_publications(
-                self._database,
-                self._project.name,
-                view,
-                named,
-                shard=shard,
-                shard_count=self._shards,
-                frontier_us=frontier,
-            )
-            if self._keep_log and everything.num_rows:
-                self._write_log(view, shard, frontier, named_publications(view, everything))
+        bundle, self._bundle = self._bundle, []
+        runs = _runs(bundle)
+        if runs:
+            self._writer.write([self._parcel(run) for run in runs])
+        if self._keep_log:
+            for run in _runs([one for one in bundle if one.is_news]):
+                if run.rows.num_rows:
+                    view = self._project.views[run.view]
+                    named = named_publications(view, run.rows)
+                    self._write_log(view, run.shard, run.frontier_us, named)
+
+    def _parcel(self, run: Published) -> Parcel:
+        view = self._project.views[run.view]
+        return publications.parcel_of(
+            self._project.name,
+            view,
+            named_publications(view, newest_per_entity(run.rows)),
+            shard=run.shard,
+            shard_count=self._shards,
+            since_us=run.since_us,
+            frontier_us=run.frontier_us,
+        )
 
     def _write_log(
         self, view: FeatureView, shard: int, frontier: int, rows: pa.RecordBatch
@@ -120,7 +192,7 @@ class _Publish(beam.DoFn):
         names = (publications.ENTITY_KEY, "event_timestamp", "revision")
         rows = rows.take(pc.sort_indices(rows, [(name, "ascending") for name in names]))
         digest = hashlib.sha256(rows.serialize()).hexdigest()[:16]
-        path = folder / f"{frontier:020d}-{shard:05d}-{digest}.parquet"
+        path = folder / f"{self._prefix}{frontier:020d}-{shard:05d}-{digest}.parquet"
         unfinished = path.with_suffix(".unfinished")
         pq.write_table(pa.Table.from_batches([rows]), unfinished)
         unfinished.replace(path)
@@ -136,6 +208,10 @@ class Publish(beam.PTransform):
         place: Where the online store is.
         shards: How many shards each view has.
         keep_log: Keep every publication under ``root/publications`` too.
+        segment: The segment of the stream (`pipelines.handoff`) that publishes.
+        run: Names the run (`pipelines.featurize.FeaturizeOptions`) whose operators can publish a
+            whole shard again where the store has lost writes; None where there are none.
+        give_up_after_us: How long the store may be away before the bundle fails.
     """
 
     project: Project
@@ -143,6 +219,9 @@ class Publish(beam.PTransform):
     place: OnlinePlace
     shards: int
     keep_log: bool = True
+    segment: int = 0
+    run: str | None = None
+    give_up_after_us: int = GIVE_UP_AFTER_US
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -150,5 +229,14 @@ class Publish(beam.PTransform):
     def expand(self, published: beam.PCollection) -> beam.PCollection:
         """Wire the stage."""
         return published | "Publish" >> beam.ParDo(
-            _Publish(self.project, self.root, self.place, self.shards, self.keep_log)
+            _Publish(
+                self.project,
+                self.root,
+                self.place,
+                self.shards,
+                self.keep_log,
+                self.segment,
+                self.run,
+                self.give_up_after_us,
+            )
         )

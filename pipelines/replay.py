@@ -4,7 +4,8 @@ What is promised: rows come in the order in which they were received, across all
 poll never cuts between rows received at the same microsecond; and reading the same positions
 again gives the same polls. The watermark of a partition is the highest time it has shown, or the
 replay's own clock (the last instant of arrival that has been read whole), less the stream's
-out-of-orderness: a fetch that reached that instant found nothing more of the partition.
+out-of-orderness: a fetch that reached that instant found nothing more of the partition. A run may
+stop at a cut, an instant of arrival, without ending the stream: the next run reads on from there.
 
 `ReplayLog` decides, `Replay` wires it into a splittable DoFn whose restriction is a vector of
 positions; it refuses to be split, because its order is its meaning.
@@ -25,7 +26,7 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from features.contract import TIME_MIN, Int64Array
 from features.definitions import EventStream, Project, Request
@@ -49,6 +50,8 @@ class ReplayOptions:
         stop_us: Rows received from it on are not replayed; the final frontier.
         poll_rows: About how many rows a poll reads.
         speed: Times real time; None for as fast as possible.
+        ends: The stream ends there: nothing more is expected, every row is let go. Else this is a
+            cut: what waits goes on waiting, for the run that goes on from it.
     """
 
     root: Path
@@ -56,6 +59,7 @@ class ReplayOptions:
     stop_us: int
     poll_rows: int = 4_096
     speed: float | None = None
+    ends: bool = True
 
 
 class ReplayLog:
@@ -132,6 +136,22 @@ class ReplayLog:
             for received, stop, position in zip(self._received, self.stop, at, strict=True)
         )
         return self._poll(at, after, clock + 1, sent_us), after
+
+    def last_poll(self, at: Positions, sent_us: int) -> Poll:
+        """Return what follows the last row: the stream's end, or the mark of a cut."""
+        ends = self._options.ends
+        return self.final_poll(at, sent_us) if ends else self.stop_poll(at, sent_us)
+
+    def stop_poll(self, at: Positions, sent_us: int) -> Poll:
+        """Say that the run stops here. No watermark moves: that the run stops says nothing of time.
+
+        A frontier that moved here would let rows go that an uninterrupted run keeps waiting.
+        """
+        parts = tuple(
+            PollPart(definition.name, partition, position, position, TIME_MIN, None)
+            for (definition, partition), position in zip(self.sources, at, strict=True)
+        )
+        return Poll(sent_us, parts, is_last=True)
 
     def final_poll(self, at: Positions, sent_us: int) -> Poll:
         """Say that nothing more comes: every watermark is at the declared end, past every row."""
@@ -236,7 +256,7 @@ class _Read(beam.DoFn):
     ) -> Iterator[TimestampedValue]:
         positions, _ = tracker.current_restriction()
         end = time.monotonic() + _SLICE_SECONDS
-        while time.monotonic() < end:
+        while True:
             due = self._log.due_us(time.time() - self._began)
             now_us = time.time_ns() // 1_000
             found = self._log.next_poll(positions, due, now_us)
@@ -249,12 +269,16 @@ class _Read(beam.DoFn):
                 watermark.set_watermark(stamp)
             elif positions == self._log.stop:
                 if tracker.try_claim((positions, True)):
-                    last = self._log.final_poll(positions, now_us)
+                    last = self._log.last_poll(positions, now_us)
                     stamp = Timestamp(micros=last.parts[0].watermark_us)
+                    if last.is_last:
+                        stamp = watermark.current_watermark() or MIN_TIMESTAMP
                     yield TimestampedValue(last.encode(), stamp)
                     watermark.set_watermark(stamp)
                 return
             else:
+                break
+            if time.monotonic() >= end:
                 break
         tracker.defer_remainder(Duration(micros=0 if self._options.speed is None else _WAIT_US))
 

@@ -35,7 +35,9 @@ from features.kernel.prepare import (
 GROUP: Final = "group"
 """The column of a request that names the poll it came in: where its batch starts."""
 
-_HEADER: Final = struct.Struct("<?qqqqqq")
+_HEADER: Final = struct.Struct("<Bqqqqqq")
+_REQUEST: Final = 1
+_STOP: Final = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class SequencedBatch:
         watermark_us: The partition's watermark after these rows.
         sent_us: The wall clock when they were read (for latency only).
         rows: Prepared rows with an ``ordinal`` column that holds their positions; None for none.
+        is_last: The run stops here: nothing of the partition follows, though its stream goes on.
     """
 
     is_request: bool
@@ -59,6 +62,7 @@ class SequencedBatch:
     watermark_us: int
     sent_us: int
     rows: pa.RecordBatch | None
+    is_last: bool = False
 
 
 def sequenced_events_schema(plan: Plan) -> pa.Schema:
@@ -77,7 +81,7 @@ def encode_batches(batches: Iterable[SequencedBatch]) -> bytes:
         rows = b"" if batch.rows is None else batch.rows.serialize().to_pybytes()
         out.append(
             _HEADER.pack(
-                batch.is_request,
+                _REQUEST * batch.is_request | _STOP * batch.is_last,
                 batch.partition,
                 batch.start,
                 batch.stop,
@@ -95,7 +99,8 @@ def decode_batches(data: bytes, events: pa.Schema) -> Iterator[SequencedBatch]:
     buffer = pa.py_buffer(data)
     at = 0
     while at < len(data):
-        is_request, partition, start, stop, watermark, sent, size = _HEADER.unpack_from(data, at)
+        flags, partition, start, stop, watermark, sent, size = _HEADER.unpack_from(data, at)
+        is_request, is_last = bool(flags & _REQUEST), bool(flags & _STOP)
         at += _HEADER.size
         rows = None
         if size:
@@ -105,7 +110,7 @@ def decode_batches(data: bytes, events: pa.Schema) -> Iterator[SequencedBatch]:
                 REQUEST_ROWS if is_request else events,
             )
         at += size
-        yield SequencedBatch(is_request, partition, start, stop, watermark, sent, rows)
+        yield SequencedBatch(is_request, partition, start, stop, watermark, sent, rows, is_last)
 
 
 def split_by_shard(rows: pa.RecordBatch, shards: int) -> list[pa.RecordBatch | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
 
 import apache_beam as beam
 
@@ -12,9 +11,6 @@ from features.definitions import Project
 from features.kernel.plan import make_plan
 from pipelines.featurize import ALL_REQUESTS, encode_part, operator_key
 from pipelines.poll import Poll, request_parts, shard_poll
-
-BATCHES: Final = "batches"
-REQUESTS: Final = "requests"
 
 
 @beam.typehints.with_input_types(bytes)
@@ -27,17 +23,20 @@ class _Shard(beam.DoFn):
     def setup(self) -> None:
         self._plans = {view.name: make_plan(view) for view in self._project.views}
 
-    def process(self, element: bytes) -> Iterator[Any]:
+    def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
         poll = Poll.decode(element)
         for part in request_parts(self._project, poll):
-            yield beam.pvalue.TaggedOutput(REQUESTS, (ALL_REQUESTS, encode_part(part)))
+            yield ALL_REQUESTS, encode_part(part)
         for view, shard, data in shard_poll(self._project, self._plans, self._shards, poll):
             yield operator_key(self._project, view, shard, self._shards), data
 
 
 @dataclass(eq=False)
 class Shard(beam.PTransform):
-    """Encoded polls to the two inputs of `pipelines.featurize.Featurize`, by name.
+    """Encoded polls to what `pipelines.featurize.Featurize` takes.
+
+    Output: one element for each (view, shard), at its operator's key, and the requests of each
+    partition, at the key `ALL_REQUESTS`.
 
     Attributes:
         project: The project.
@@ -50,9 +49,16 @@ class Shard(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, polls: beam.PCollection) -> dict[str, beam.PCollection]:
+    def expand(self, polls: beam.PCollection) -> beam.PCollection:
         """Wire the stage."""
-        out = polls | "Shard" >> beam.ParDo(_Shard(self.project, self.shards)).with_outputs(
-            REQUESTS, main=BATCHES
-        )
-        return {BATCHES: out[BATCHES], REQUESTS: out[REQUESTS]}
+        return polls | "Shard" >> beam.ParDo(_Shard(self.project, self.shards))
+
+
+def is_request(element: tuple[str, bytes]) -> bool:
+    """Tell whether an element holds requests, and not batches of an operator."""
+    return element[0] == ALL_REQUESTS
+
+
+def is_batches(element: tuple[str, bytes]) -> bool:
+    """Tell whether an element holds batches of an operator."""
+    return element[0] != ALL_REQUESTS

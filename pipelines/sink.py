@@ -12,6 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+def segment_prefix(segment: int) -> str:
+    """Return how the names begin of the files that a segment of a stream writes.
+
+    A run that goes on after a kill removes what the segment that did not end had written.
+    """
+    return f"{segment:05d}-"
+
+
 def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
     """Write a table to ``folder/name.parquet``: first beside it, then in its place."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,16 +33,18 @@ def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(str)
 class _Write(beam.DoFn):
-    def __init__(self, folder: Path, named_by: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, named_by: tuple[str, ...], prefix: str) -> None:
         self._folder = folder
         self._named_by = named_by
+        self._prefix = prefix
 
     def process(self, element: pa.RecordBatch) -> Iterator[str]:
         if element.num_rows:
             first = [element.column(column)[0].as_py() for column in self._named_by]
             digest = hashlib.sha256(repr((first, element.num_rows)).encode()).hexdigest()[:16]
             name = "-".join([*(str(part) for part in first if isinstance(part, int)), digest])
-            yield str(write_rows(self._folder, pa.Table.from_batches([element]), name))
+            rows = pa.Table.from_batches([element])
+            yield str(write_rows(self._folder, rows, self._prefix + name))
 
 
 @dataclass(eq=False)
@@ -46,14 +56,16 @@ class WriteParquet(beam.PTransform):
     Attributes:
         folder: Where to.
         named_by: Columns that tell batches apart by their first row.
+        prefix: How the files' names begin.
     """
 
     folder: Path
     named_by: tuple[str, ...]
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         """Wire the stage."""
-        return batches | "Write" >> beam.ParDo(_Write(self.folder, self.named_by))
+        return batches | "Write" >> beam.ParDo(_Write(self.folder, self.named_by, self.prefix))

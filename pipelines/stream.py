@@ -2,17 +2,19 @@
 
 The same definitions, kernel and transform graph as in batch. The engine only carries batches: what
 is counted here at the end (requests in, predictions out, every release) does not rest on it.
+
+A stream may stop at a cut and go on from there, in segments (`pipelines.segments`).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import rejected
-from features.errors import SequenceError, StateMismatch
+from features.errors import SequenceError
 from features.kernel import hashing
 from pipelines.backfill import source_partitions
 from pipelines.coders import RecordBatchCoder
@@ -30,29 +32,45 @@ from pipelines.configuration import Configuration
 from pipelines.featurize import (
     ANSWERS,
     PUBLICATIONS,
-    RELEASES,
     UNANSWERED,
     Featurize,
     FeaturizeOptions,
 )
+from pipelines.featurize import RELEASES as FEATURIZED_RELEASES
+from pipelines.handoff import stop_folder
 from pipelines.infer import Infer
 from pipelines.log import POSITION, Log
 from pipelines.meter import METER
-from pipelines.operator import Mode
+from pipelines.operator_key import Mode
 from pipelines.options import pipeline_options, stream_engine
 from pipelines.progress import Progress
 from pipelines.publish import Publish
+from pipelines.releases import RELEASES, WriteReleases, read_releases
 from pipelines.replay import Replay, ReplayLog, ReplayOptions
-from pipelines.runners import make_runner, run
+from pipelines.republish import mend_store
+from pipelines.runners import make_runner
+from pipelines.runners import run as run_pipeline
+from pipelines.segments import (
+    PREDICTIONS,
+    REJECTED,
+    check_cut,
+    check_positions,
+    first_start,
+    keep,
+    next_start,
+    prepare,
+    received,
+    waiting,
+)
 from pipelines.shard import Shard
-from pipelines.sink import WriteParquet
+from pipelines.sink import WriteParquet, segment_prefix
+from pipelines.store_holes import HOLES
 from pipelines.train import current_bundle
-from pipelines.validate import POLLS, REJECTED, Validate
+from pipelines.validate import POLLS, Validate
+from pipelines.validate import REJECTED as INVALID
 from serving import online_places
-from serving.registration import open_store
 
 _WATCH_SECONDS: Final = 0.25
-_OUTPUTS: Final = ("predictions", "releases", "publications", "rejected_by_stream")
 
 
 def stream(
@@ -61,50 +79,62 @@ def stream(
     speed: float | None = None,
     engine: str | None = None,
     mode: str | None = None,
+    until_us: int | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Replay everything received between the evaluation's end and the stream's end.
+    """Replay everything received between the evaluation's end and the stream's end, or a part.
 
     Args:
         config: The configuration; its root holds log, handed-over state and bundle.
         progress: Where progress is shown.
         speed: Times real time; None for as fast as possible.
         engine: ``fnapi`` or ``prism``; None for the configured one.
-        mode: ``exact`` or ``eager``; None for the configured one.
+        mode: ``exact`` or ``eager``; None for the configured one, or what is gone on with.
+        until_us: Stop before what was received from this instant on, and keep the operators'
+            states; None to go on to the stream's end.
+        resume: Go on from the last cut instead of starting over.
 
     Returns:
-        Counts, figures, and the engine with the reason for it.
+        Counts since the stream began, figures, and the engine with the reason for it.
 
     Raises:
-        StateMismatch: The handed-over state is of other definitions.
+        StateMismatch: The states are of other definitions, or there is nothing to go on from.
+        InputError: ``until_us`` is not between the start and the stream's end.
         SequenceError: Requests got lost between log and predictions.
     """
     project, root = config.project, config.root
-    _check_handoff(config)
+    start = (next_start if resume else first_start)(config, mode)
+    if until_us is not None:
+        check_cut(config, start, until_us)
     bundle = current_bundle(root)
-    _clear(config)
-    # Registered here, once: workers only write.
-    open_store(project, root, clock="replay", place=config.online_store)
     choice = stream_engine(config, engine)
     options = ReplayOptions(
         root=root,
-        start_us=config.splits.evaluate_until_us,
-        stop_us=config.splits.stream_until_us,
+        start_us=start.handoff.as_of_us,
+        stop_us=config.splits.stream_until_us if until_us is None else until_us,
         poll_rows=config.stream.poll_rows,
         speed=speed if speed is not None else config.stream.speed,
+        ends=until_us is None,
     )
+    replayed = ReplayLog(project, options)
+    check_positions(start, replayed)
+    if (warning := online_places.warning(config.online_store)) is not None:
+        progress.say(warning)
     featurize = FeaturizeOptions(
         run=uuid.uuid4().hex,
         shards=config.shards,
         partitions=source_partitions(Log(root), project),
-        mode=Mode(mode or config.stream.mode),
+        mode=Mode(start.run.mode),
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,
-        handoff=root / "states",
+        handoff=start.folder,
+        stop=None if options.ends else stop_folder(root, start.segment),
+        overtaken=prepare(config, start, progress),
     )
-    replayed = ReplayLog(project, options)
-    requests = replayed.rows_of(project.request.name)
     began = time.perf_counter()
+    requests = replayed.rows_of(project.request.name)
     with (
+        HOLES.of(featurize.run),
         progress.stage("stream", total=requests, unit="requests") as stage,
         _watched(featurize.run, stage),
     ):
@@ -112,28 +142,38 @@ def stream(
         pipeline = beam.Pipeline(
             runner=make_runner(choice), options=pipeline_options(config, choice, "stream")
         )
-        wire(pipeline, config, options, featurize, bundle)
-        run(pipeline, choice)
+        wire(pipeline, config, options, featurize, bundle, start.segment)
+        run_pipeline(pipeline, choice)
     seconds = time.perf_counter() - began
+    rows = received(config, options.stop_us)
+    requests = rows.pop(project.request.name)
     summary = {
         "engine": choice.name,
         "why": choice.why,
-        "mode": featurize.mode.value,
+        "mode": start.run.mode,
         "speed": options.speed,
         "bundle": bundle.name,
+        "segment": start.segment,
         "requests": requests,
-        "events": replayed.rows - requests,
+        "waiting": 0 if featurize.stop is None else waiting(config, featurize.stop, choice.name),
+        "events": sum(rows.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
         **_outcome(config),
     }
-    if summary["doubled"] or summary["predictions"] + summary["unanswered"] != requests:
+    answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
+    if summary["doubled"] or answered != requests:
         raise SequenceError(
             f"{requests} requests went in, {summary['predictions']} predictions "
             f"({summary['doubled']} of them doubled) and {summary['unanswered']} rejected requests "
-            f"came out: the engine {choice.name!r} lost or doubled batches"
+            f"came out, and {summary['waiting']} wait: the engine {choice.name!r} lost or doubled "
+            "batches"
         )
-    return summary
+    if featurize.stop is None:
+        replace(start.run, ended=True).write(root)
+    else:
+        keep(config, start, options.stop_us, replayed, featurize.stop)
+    return {**summary, "store_mended_at_end": mend_store(config, progress)}
 
 
 def wire(
@@ -142,45 +182,34 @@ def wire(
     replay: ReplayOptions,
     featurize: FeaturizeOptions,
     bundle: Path,
+    segment: int,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
-    project, root = config.project, config.root
+    project, root, prefix = config.project, config.root, segment_prefix(segment)
     valid = pipeline | Replay(project, replay) | Validate(project)
     out = valid[POLLS] | Shard(project, config.shards) | Featurize(project, featurize)
     _ = (
         out[ANSWERS]
         | Infer(project, bundle, featurize.run)
-        | "Predictions" >> WriteParquet(root / "predictions", ("partition", "position"))
+        | "Predictions" >> WriteParquet(root / PREDICTIONS, ("partition", "position"), prefix)
     )
-    _ = out[PUBLICATIONS] | Publish(project, root, config.online_store, config.shards)
-    _ = out[RELEASES] | "Releases" >> beam.ParDo(_WriteLines(root / "releases"))
+    _ = out[PUBLICATIONS] | Publish(
+        project,
+        root,
+        config.online_store,
+        config.shards,
+        segment=segment,
+        run=featurize.run,
+        give_up_after_us=config.give_up_after_us,
+    )
+    _ = out[FEATURIZED_RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     _ = (
-        (valid[REJECTED], unanswered)
+        (valid[INVALID], unanswered)
         | "Rejected" >> beam.Flatten()
         | "WriteRejected"
-        >> WriteParquet(root / "rejected_by_stream", ("stage", "stream", "partition", "position"))
+        >> WriteParquet(root / REJECTED, ("stage", "stream", "partition", "position"), prefix)
     )
-
-
-class _WriteLines(beam.DoFn):
-    """Writes texts, one per line, to a file per bundle."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lines: list[str] = []
-
-    def start_bundle(self) -> None:
-        self._lines = []
-
-    def process(self, element: str) -> None:
-        self._lines.append(element)
-
-    def finish_bundle(self) -> None:
-        if self._lines:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
-            path.write_text("\n".join(self._lines) + "\n")
 
 
 class _Reject(beam.DoFn):
@@ -207,37 +236,6 @@ class _Reject(beam.DoFn):
         )
 
 
-def _check_handoff(config: Configuration) -> None:
-    path = config.root / "states" / "handoff.json"
-    if not path.exists():
-        raise StateMismatch(f"there is no handed-over state at {path}; run `tidemill backfill`")
-    handoff = json.loads(path.read_text())
-    for view in config.project.views:
-        made_for = handoff["views"].get(view.name)
-        if made_for != view.hash:
-            raise StateMismatch(
-                f"view {view.name!r}: the handed-over state was made for definition {made_for}, "
-                f"this is {view.hash}; run `tidemill backfill` again"
-            )
-    if handoff["shards"] != config.shards:
-        raise StateMismatch(
-            f"the handed-over state has {handoff['shards']} shards, the configuration says "
-            f"{config.shards}; run `tidemill backfill` again"
-        )
-    if handoff["as_of_us"] != config.splits.evaluate_until_us:
-        raise StateMismatch(
-            "the handed-over state ends at another instant than splits.evaluate_until; run "
-            "`tidemill backfill` again"
-        )
-
-
-def _clear(config: Configuration) -> None:
-    """Remove what an earlier run of the stream left."""
-    for name in _OUTPUTS:
-        shutil.rmtree(config.root / name, ignore_errors=True)
-    online_places.remove(config.online_store)
-
-
 @contextmanager
 def _watched(run_name: str, stage: Any) -> Iterator[None]:
     """Show a run's predictions while it goes on."""
@@ -258,19 +256,6 @@ def _watched(run_name: str, stage: Any) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-
-
-def read_releases(root: Path) -> list[dict[str, Any]]:
-    """Read the evidence of a run: one entry per release, by view, shard and number.
-
-    A release that the engine repeated stands once.
-    """
-    found: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for path in sorted((root / "releases").glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            found[entry["view"], entry["shard"], entry["number"]] = entry
-    return [found[key] for key in sorted(found)]
 
 
 def read_rejected(folder: Path) -> pa.Table:
@@ -295,12 +280,12 @@ def _outcome(config: Configuration) -> dict[str, Any]:
     frontiers: dict[str, int] = {}
     for (view, _), entry in last.items():
         frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
-    refused = read_rejected(root / "rejected_by_stream")
+    refused = read_rejected(root / REJECTED)
     by_source = refused.column("stream").to_pylist()
     unanswered = by_source.count(config.project.request.name)
     return {
-        "predictions": _rows(root / "predictions"),
-        "doubled": _doubled(root / "predictions"),
+        "predictions": _rows(root / PREDICTIONS),
+        "doubled": _doubled(root / PREDICTIONS),
         "unanswered": unanswered,
         "rejected": len(by_source),
         "publications": sum(entry["publications"] for entry in releases),
@@ -308,7 +293,7 @@ def _outcome(config: Configuration) -> dict[str, Any]:
         **seen,
         "overflows": sum(entry["kernel"]["overflows"] for entry in last.values()),
         "frontiers": frontiers,
-        "latency_ms": _latency(root / "predictions"),
+        "latency_ms": _latency(root / PREDICTIONS),
     }
 
 

@@ -5,7 +5,8 @@ value of another type than the one asked for: each is a `ConfigurationError`. Va
 they stand in the file: ``5`` is no text, ``"5"`` is no number, and neither environment variables
 (``${HOME}``) nor ``~`` are substituted. The file's text is parsed into nodes and never turned
 into Python objects, so YAML's own conversions (``NO`` as false, ``1:30`` as 90, ``1e-3`` as a
-text) play no part.
+text) play no part. Only a section that another program defines (`Value.foreign`) is read as that
+program would read it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 
@@ -172,6 +173,20 @@ class Value:
                 )
             values[name] = Value(self.file, f"{self.name}.{name}".lstrip("."), value)
         return Section(self, values)
+
+    def foreign(self) -> Any:
+        """Return what stands there, with YAML's own conversions: the options of another program.
+
+        Texts may hold ``${NAME}``; they are returned as they stand.
+
+        Raises:
+            ConfigurationError: A key of a mapping is no text, or stands twice.
+        """
+        if isinstance(self.node, yaml.MappingNode):
+            return {name: value.foreign() for name, value in self.section().values.items()}
+        if isinstance(self.node, yaml.SequenceNode):
+            return [value.foreign() for value in self._items("a list")]
+        return yaml.constructor.SafeConstructor().construct_document(self.node)
 
     def _items(self, expected: str) -> list[Value]:
         if not isinstance(self.node, yaml.SequenceNode):

@@ -23,14 +23,8 @@ from features.contract import DAY, HOUR, MINUTE, SECOND
 from features.errors import StateMismatch
 from features.kernel.encoding import decode, encode
 from features.kernel.plan import make_plan
-from pipelines.featurize import (
-    FeaturizeOptions,
-    make_operator,
-    operator_key,
-    read_handoff,
-    state_path,
-    write_handoff,
-)
+from pipelines.featurize import FeaturizeOptions, make_operator, operator_key
+from pipelines.handoff import read_handoff, state_path, write_handoff
 from pipelines.operator import Mode
 from pipelines.poll import Poll
 from tests.laws.driver import run_all

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ import pytest
 
 from features.contract import MINUTE, SECOND
 from features.errors import InputError
+from features.kernel.advance import advance
 from features.kernel.encoding import canonical_bytes
+from features.kernel.state import State
 from pipelines.backfill import (
     CHUNK_ROWS,
     answer_shard,
@@ -25,8 +26,10 @@ from pipelines.backfill import (
     source_partitions,
     spans,
 )
-from pipelines.featurize import encode_part, read_handoff
+from pipelines.featurize import encode_part
+from pipelines.handoff import read_handoff, read_record
 from pipelines.log import Log
+from pipelines.operator import Release, ShardOperator
 from pipelines.poll import Poll, request_parts
 from pipelines.progress import QuietProgress
 from pipelines.replay import ReplayLog, ReplayOptions
@@ -61,6 +64,13 @@ def run_log(stream: PlainStream, root: Path, start_us: int, poll_rows: int) -> N
     stream.run([log.final_poll(at, 0)])
 
 
+def bootstrapped(operator: ShardOperator) -> Release:
+    """What a bootstrap publishes of a handed-over operator."""
+    nothing = advance(State(operator.plan), None, None, START)
+    everything = operator.everything()
+    return Release(0, None, operator.state.frontier_us, (), nothing.answers, everything, 0)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_stream_from_a_handed_over_state_equals_one_that_never_stopped(
     seed: int, tmp_path: Path
@@ -79,9 +89,12 @@ def test_a_stream_from_a_handed_over_state_equals_one_that_never_stopped(
     cut = START + chance.randrange(0, 600 * SECOND)
     hand_over(configuration(tmp_path, PROJECT, cut, STOP), QuietProgress())
     rest = PlainStream(PROJECT, 2, PARTITIONS)
+    begun = []
     for view in range(len(PROJECT.views)):
         for shard in range(2):
-            read_handoff(tmp_path / "states", rest.operator(view, shard))
+            operator = rest.operator(view, shard)
+            read_handoff(tmp_path / "states", operator)
+            begun.append((view, shard, bootstrapped(operator)))
     run_log(rest, tmp_path, cut, chance.randint(1, 30))
 
     later = {
@@ -99,7 +112,7 @@ def test_a_stream_from_a_handed_over_state_equals_one_that_never_stopped(
         assert rest.operators[key].expected == operator.expected
         assert rest.operators[key].counters.late == 0
         assert rest.operators[key].counters.late_requests == 0
-    assert newest_publications(rest.releases) == newest_publications(whole.releases)
+    assert newest_publications([*begun, *rest.releases]) == newest_publications(whole.releases)
     numbers = [release.number for view, shard, release in rest.releases if (view, shard) == (0, 1)]
     assert numbers == list(range(1, len(numbers) + 1))
 
@@ -113,7 +126,7 @@ def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
     stale.parent.mkdir()
     stale.touch()
     counts = hand_over(configuration(tmp_path, PROJECT, cut, STOP, shards=3), QuietProgress())
-    handoff = json.loads((tmp_path / "states" / "handoff.json").read_text())
+    handoff = read_record(tmp_path / "states")
     before = {
         name: [
             sum(received < cut for received in part.received_us)
@@ -122,12 +135,13 @@ def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
         ]
         for name in PARTITIONS
     }
-    assert handoff == {
-        "as_of_us": cut,
-        "positions": before,
-        "views": {view.name: view.hash for view in PROJECT.views},
-        "shards": 3,
-    }
+    assert (handoff.kind, handoff.segment) == ("backfill", 0)
+    assert (handoff.began, handoff.mode) == (None, None)
+    assert (handoff.as_of_us, handoff.shards, handoff.positions) == (cut, 3, before)
+    assert handoff.views == {view.name: view.hash for view in PROJECT.views}
+    waits = {"cab": 10 * SECOND, "zone": 10 * SECOND, "weather": 5 * SECOND}
+    assert handoff.frontiers == {name: [cut - waited] * 3 for name, waited in waits.items()}
+    assert len(handoff.files) == 9
     assert counts["shards"] == 9
     assert counts["events"] == 2 * sum(before["trips"]) + sum(before["rain"])
     assert not stale.exists()

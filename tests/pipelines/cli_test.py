@@ -33,6 +33,7 @@ STAGES = {
     "backfill": ("backfill", "backfill"),
     "train": ("train", "train"),
     "stream": ("stream", "stream"),
+    "republish": ("republish", "republish"),
     "verify": ("verify", "verify"),
     "demo": ("demo", "demo"),
     "replay-rejected": ("replay_rejected", "replay"),
@@ -100,9 +101,12 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "backfill",
         "train",
         "stream",
+        "republish",
         "verify",
         "features",
         "explain",
+        "apply",
+        "clean-store",
         "replay-rejected",
     ]
     assert not any(line.endswith("...") for line in listed)
@@ -178,9 +182,20 @@ def test_config_root_and_quiet_are_passed_on(
 def test_stream_options_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:
     called = stage("stream", {})
     assert run("stream") == 0
-    assert called.options == {"speed": None, "engine": None, "mode": None}
+    nothing = {"speed": None, "engine": None, "mode": None, "until_us": None, "resume": False}
+    assert called.options == nothing
     assert run("stream", "--speed", "60", "--engine", "prism", "--mode", "eager") == 0
-    assert called.options == {"speed": 60.0, "engine": "prism", "mode": "eager"}
+    assert called.options == {**nothing, "speed": 60.0, "engine": "prism", "mode": "eager"}
+    assert run("stream", "--resume", "--until", "2026-03-05T01:00:00+01:00") == 0
+    assert called.options == {**nothing, "until_us": 1_772_668_800_000_000, "resume": True}
+
+
+def test_publish_is_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:
+    called = stage("backfill", {})
+    assert run("backfill") == 0
+    assert called.arguments[2:] == (False,)
+    assert run("backfill", "--publish") == 0
+    assert called.arguments[2:] == (True,)
 
 
 def test_mended_records_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:
@@ -349,6 +364,7 @@ def test_a_configuration_error_exits_with_1(
         ("no-such-command",),
         ("stream", "--speed", "0"),
         ("stream", "--engine", "flink"),
+        ("stream", "--until", "2026-03-05"),
         ("verify", "--sample", "-1"),
         ("explain",),
         ("init",),

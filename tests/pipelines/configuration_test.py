@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from features.contract import DAY, MINUTE
+from features.contract import DAY, MINUTE, SECOND
 from features.errors import ConfigurationError, EngineError
 from pipelines.configuration import Configuration, load
 from pipelines.options import pipeline_arguments, pipeline_options, stream_engine
+from serving.redis_place import RedisPlace, RedisTls
 
 PROJECT = """
 from features import Entity, EventStream, FeatureView, Project, Request, col, count
@@ -93,7 +95,7 @@ def test_a_whole_file_is_loaded(write: Write, tmp_path: Path) -> None:
             more="shards: 7\n"
             "training: {epochs: 9, batch_size: 64, learning_rate: 1e-3, seeds: 3, seed: 10,"
             " rate_groups: [customer]}\n"
-            "online_store: {type: sqlite, path: live/online.db}\n"
+            "online_store: {type: sqlite, path: live/online.db, give_up_after: 90s}\n"
             "stream: {engine: prism, mode: eager, poll_rows: 10, speed: 60, answer_within: 1m30s,"
             " gap_batches: 5}\n"
         )
@@ -120,10 +122,46 @@ def test_a_whole_file_is_loaded(write: Write, tmp_path: Path) -> None:
     assert found.training.learning_rate == 0.001  # which YAML 1.1 takes for a text
     assert found.training.seed_values == (10, 11, 12)
     assert found.online_store.path == tmp_path / "run" / "live" / "online.db"
+    assert found.give_up_after_us == 90 * SECOND
     stream = found.stream
     assert (stream.engine, stream.mode, stream.poll_rows) == ("prism", "eager", 10)
     assert (stream.speed, stream.gap_batches) == (60.0, 5)
     assert stream.answer_within_us == 90 * MINUTE // 60
+
+
+def test_a_redis_is_named_with_how_it_is_spoken_to(write: Write, tmp_path: Path) -> None:
+    found = load(write(more="online_store: {type: redis}\n"))
+    assert (found.online_store, found.give_up_after_us) == (RedisPlace(), 10 * MINUTE)
+    assert load(write()).give_up_after_us == 10 * MINUTE
+    for rest in ("type: redis", "type: feast, options: {type: postgres}"):
+        text = f"online_store: {{{rest}, give_up_after: 2h}}\n"
+        assert load(write(more=text)).give_up_after_us == 120 * MINUTE
+    text = """
+online_store:
+  type: redis
+  host: redis.example
+  port: 6380
+  db: 2
+  username: tidemill
+  password_env: REDIS_PASSWORD
+  tls: {ca: ca.crt, cert: own.crt, key: /keys/own.key}
+  timeout: 250ms
+"""
+    expected = RedisPlace(
+        host="redis.example",
+        port=6380,
+        db=2,
+        username="tidemill",
+        password_env="REDIS_PASSWORD",
+        tls=RedisTls(tmp_path / "ca.crt", tmp_path / "own.crt", Path("/keys/own.key")),
+        timeout_us=250_000,
+    )
+    assert load(write(more=text)).online_store == expected
+    in_a_file = text.replace("password_env: REDIS_PASSWORD", "password_file: secret")
+    found = load(write(more=in_a_file)).online_store
+    assert found == replace(expected, password_env=None, password_file=tmp_path / "secret")
+    trusting = load(write(more="online_store: {type: redis, tls: {}}\n")).online_store
+    assert trusting == RedisPlace(tls=RedisTls())
 
 
 def test_a_source_may_be_a_log_that_says_when_it_received_what(write: Write) -> None:
@@ -258,7 +296,21 @@ def test_a_mistake_is_an_error_that_names_the_place_and_the_mend(
         ("training: {seed: -1}", "found -1, expected a whole number, at least 0"),
         ("training: {rate_groups: [custmer]}", "'custmer' is no model input; did you mean"),
         ("training: fast", "training: found a text ('fast'), expected a mapping"),
-        ("online_store: {type: redis}", "found 'redis', expected one of sqlite"),
+        ("online_store: {type: mysql}", "found 'mysql', expected one of sqlite, redis, feast"),
+        ("online_store: {type: redis, path: a}", "unknown key 'path'; "),
+        ("online_store: {type: redis, hots: a}", "unknown key 'hots'; did you mean 'host'?"),
+        ("online_store: {type: redis, password: x}", "name that under password_env or password_"),
+        ("online_store: {type: redis, username: ann}", "online_store: user 'ann' has no password"),
+        ("online_store: {type: redis, port: 65536}", "online_store: found port 65536, expected 1"),
+        ("online_store: {type: redis, port: 0}", "online_store.port: found 0, expected a whole"),
+        ("online_store: {type: redis, timeout: 5}", "write digits and a unit"),
+        ("online_store: {type: redis, tls: {ca: a, cert: b}}", "a certificate goes with its key"),
+        ("online_store: {type: redis, tls: yes}", "expected a mapping"),
+        ("online_store: {give_up_after: 5}", "online_store.give_up_after: duration '5' is not"),
+        (
+            "online_store: {type: redis, password_env: A, password_file: b}",
+            "online_store: found password_env and password_file, expected one of the two",
+        ),
         ("shards: 1_0_0_0_0_0_0_0_0_0_0", "expected a whole number, at least 1"),
     ],
 )

@@ -27,11 +27,9 @@ from pipelines.featurize import (
     FeaturizeOptions,
     make_operator,
     operator_key,
-    read_handoff,
-    state_path,
     unpack_publications,
-    write_handoff,
 )
+from pipelines.handoff import read_handoff, state_path, write_handoff
 from pipelines.operator import Mode
 from pipelines.poll import Poll
 from pipelines.replay import Replay, ReplayOptions
@@ -85,11 +83,8 @@ def of_polls(engine: str, polls: list[Poll], made: FeaturizeOptions, between: An
     pipeline, choice = pipeline_on(engine, streaming=False)
     sharded = pipeline | beam.Create([poll.encode() for poll in polls]) | Shard(PROJECT, SHARDS)
     if between is not None:
-        sharded = {
-            name: pcoll
-            | f"Disturb {name}" >> beam.ParDo(between(name)).with_output_types(tuple[str, bytes])
-            for name, pcoll in sharded.items()
-        }
+        disturbed = beam.ParDo(between()).with_output_types(tuple[str, bytes])
+        sharded = sharded | "Disturb" >> disturbed
     collect(outputs(sharded | Featurize(PROJECT, made)))
     run(pipeline, choice)
 
@@ -130,8 +125,7 @@ def _number(entry: dict[str, Any]) -> int:
 class DoubleAndReorder(beam.DoFn):
     """Gives every element of a bundle twice, in another order."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
         self._elements: list[Any] = []
 
     def start_bundle(self) -> None:
@@ -152,9 +146,6 @@ class DropOne(beam.DoFn):
     """Loses one element of one operator; which one, the test says."""
 
     LOST: tuple[str, bytes] | None = None
-
-    def __init__(self, name: str) -> None:
-        self._name = name
 
     def process(self, element: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
         if element != DropOne.LOST:
@@ -237,14 +228,14 @@ def test_publications_are_what_plain_operators_publish(engine: str) -> None:
         newest(expected, view, release.publications)
     found: dict[Any, Any] = {}
     for data in sorted(collected(PUBLICATIONS), key=_frontier):
-        view, _, _, batch = unpack_publications(data)
-        newest(found, view, batch)
+        published = unpack_publications(data)
+        newest(found, published.view, published.rows)
     assert found == expected
     assert len(found) == 4 + 3 + 2
 
 
 def _frontier(data: bytes) -> int:
-    return unpack_publications(data)[2]
+    return unpack_publications(data).frontier_us
 
 
 def newest(store: dict[Any, Any], view: int, publications: Any) -> None:
@@ -382,15 +373,18 @@ def test_a_stale_operator_is_never_used(tmp_path: Path, monkeypatch: pytest.Monk
     assert answers() == expected_vectors(PROJECT, rows)
 
 
-@pytest.mark.parametrize("snapshot_events", [1, 10_000])
-def test_operators_are_rebuilt_from_snapshot_and_log(
-    snapshot_events: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("snapshot_events", "joiner_log_bytes"), [(1, 0), (10_000, 10_000), (10_000, 10_000_000)]
+)
+def test_operators_and_joiner_are_rebuilt_from_snapshot_and_log(
+    snapshot_events: int, joiner_log_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every bundle starts from state: from a snapshot, or from the log alone."""
+    """Every bundle starts from state: from a snapshot, from both, or from the log alone."""
     monkeypatch.setattr(featurize, "_OPERATORS", NeverThere())
     monkeypatch.setattr(featurize, "_JOINERS", NeverThere())
     monkeypatch.setattr(featurize, "_SNAPSHOT_EVENTS", snapshot_events)
     monkeypatch.setattr(featurize, "_SNAPSHOT_TILES", 0)
+    monkeypatch.setattr(featurize, "_JOINER_LOG_BYTES", joiner_log_bytes)
     rows = streamed(tmp_path, 10, options())
     assert answers() == expected_vectors(PROJECT, rows)
 
@@ -405,8 +399,7 @@ def test_a_handed_over_state_is_found_by_its_key(tmp_path: Path) -> None:
     assert state_path(tmp_path, operator.key).name == "cab-00001-of-00002.state"
     again = make_operator(PROJECT, key, options())
     read_handoff(tmp_path, again)
-    assert again.publish_all_next
-    assert again.number == 0
+    assert again.key == operator.key
     other = make_operator(PROJECT, operator_key(PROJECT, 0, 0, SHARDS), options())
     with pytest.raises(FileNotFoundError, match="cab shard 0 of 2: no handed-over state at"):
         read_handoff(tmp_path, other)

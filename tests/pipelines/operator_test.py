@@ -417,6 +417,7 @@ def test_releases_are_numbered_and_say_what_they_cover() -> None:
     )  # fmt: skip
     assert first is not None
     assert second is not None
+    assert (first.since_us, second.since_us) == (None, first.frontier_us)
     assert (first.number, first.frontier_us, first.positions, first.events) == (1, 9, (2, 0, 1), 1)
     assert (second.number, second.positions, second.events) == (2, (5, 1, 1), 5)
 

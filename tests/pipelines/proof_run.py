@@ -41,20 +41,22 @@ from features.contract import DAY, HOUR, MINUTE, SECOND
 from pipelines.answers import AnswerJoiner, AnswerPart
 from pipelines.backfill import source_partitions
 from pipelines.configuration import Configuration, Source, Splits, StreamOptions
-from pipelines.featurize import FeaturizeOptions, make_operator, operator_key, read_handoff
+from pipelines.featurize import FeaturizeOptions, make_operator, operator_key
+from pipelines.handoff import STATES, read_handoff, read_record
 from pipelines.infer import predictions
 from pipelines.log import Log
 from pipelines.operator import Mode, Release, ShardOperator
 from pipelines.poll import Poll, request_parts, shard_poll
+from pipelines.progress import QuietProgress
 from pipelines.publish import named_publications, newest_per_entity
 from pipelines.replay import ReplayLog, ReplayOptions
+from pipelines.republish import start_over
 from pipelines.sequence import SequencedBatch, decode_batches
 from pipelines.sink import write_rows
 from pipelines.verify import instant
 from serving.inference import Stamps
 from serving.online_places import SqlitePlace, open_database
 from serving.publications import write_publications
-from serving.registration import open_store
 
 START = 1_767_225_600 * SECOND  # 2026-01-01
 EVALUATE_UNTIL = START + 2 * DAY
@@ -239,7 +241,7 @@ class Server:
         self.joiner = AnswerJoiner(PROJECT, SHARDS, answer_within_us=30 * DAY)
         self.operators: dict[str, ShardOperator] = {}
         self.polls = 0
-        open_store(PROJECT, config.root, clock="replay", place=config.online_store)
+        start_over(config, read_record(config.root / STATES), QuietProgress())
         self.database = open_database(config.online_store)
 
     def serve(self) -> None:
@@ -312,6 +314,7 @@ class Server:
             named_publications(definition, newest_per_entity(release.publications)),
             shard=shard,
             shard_count=SHARDS,
+            since_us=release.since_us,
             frontier_us=release.frontier_us,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from dataclasses import replace
@@ -10,16 +11,20 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from features.contract import MINUTE
+from features.errors import ConflictingPublication, LostPublications
 from features.kernel.prepare import KEY
-from pipelines.featurize import _pack
+from pipelines.featurize import Published, pack_publications
 from pipelines.operator import Mode, Release
-from pipelines.publish import Publish, named_publications, newest_per_entity
+from pipelines.publish import Publish, joined_releases, named_publications, newest_per_entity
 from pipelines.runners import run
-from serving import publications
+from serving import online_places, publications
 from serving.online_cells import decode_cells
 from serving.online_places import default_place, open_database
 from serving.online_rows import KeySpace, online_keys
@@ -38,10 +43,10 @@ from tests.pipelines.streaming_project import (
     random_rows,
 )
 
-Published = list[tuple[int, int, Release]]
+Releases = list[tuple[int, int, Release]]
 
 
-def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Published:
+def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Releases:
     chance = random.Random(seed)
     arrived = arrivals(PROJECT, random_rows(seed), PARTITIONS, chance)
     stream = PlainStream(PROJECT, 2, PARTITIONS, mode=mode)
@@ -49,12 +54,9 @@ def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Published:
     return stream.releases
 
 
-def publish(engine: str, root: Path, published: Published, keep_log: bool = True) -> None:
+def publish(engine: str, root: Path, published: Releases, keep_log: bool = True) -> None:
     open_store(PROJECT, root, clock="replay")
-    elements = [
-        _pack(view, shard, release.frontier_us, release.publications)
-        for view, shard, release in published
-    ]
+    elements = [pack_publications(*one) for one in published]
     pipeline, choice = pipeline_on(engine, streaming=False)
     _ = pipeline | beam.Create(elements) | Publish(PROJECT, root, default_place(root), 2, keep_log)
     run(pipeline, choice)
@@ -127,8 +129,85 @@ def test_of_many_publications_of_an_entity_the_newest_is_kept() -> None:
         {KEY: "b", "event_timestamp": 6, "revision": 2},
         {KEY: "c", "event_timestamp": 1, "revision": 1},
     ]
+    assert newest_per_entity(rows.take([2, 4, 4, 1])).column("revision").to_pylist() == [3, 3]
     assert newest_per_entity(rows.slice(0, 1)).num_rows == 1
     assert newest_per_entity(rows.slice(0, 0)).num_rows == 0
+
+
+def _published(since: int | None, frontier: int) -> Published:
+    rows = pa.record_batch({"frontier": pa.array([frontier], pa.int64())})
+    return Published(0, 0, since, frontier, rows)
+
+
+def _runs(*releases: Published) -> list[tuple[int | None, int, list[int]]]:
+    runs = joined_releases(releases)
+    return [(run.since_us, run.frontier_us, run.rows.column(0).to_pylist()) for run in runs]
+
+
+@given(
+    steps=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    first=st.sampled_from([None, 5]),
+    data=st.data(),
+)
+def test_releases_that_go_on_from_each_other_are_one_run_in_any_order(
+    steps: list[int], first: int | None, data: st.DataObject
+) -> None:
+    """A step of 0 is a release in eager mode, which may leave the frontier where it was."""
+    frontiers = [5 + 1, *(5 + 1 + step for step in itertools.accumulate(steps))]
+    chain = [
+        _published(since, frontier)
+        for since, frontier in zip([first, *frontiers], frontiers, strict=False)
+    ]
+    again = data.draw(st.lists(st.sampled_from(chain), max_size=3))
+    ((since, frontier, rows),) = _runs(*data.draw(st.permutations(chain + again)))
+    assert (since, frontier) == (first, frontiers[-1])
+    assert rows == sorted([*frontiers, *(one.frontier_us for one in again)])
+
+
+def test_missing_release_ends_a_run() -> None:
+    third, fifth = _published(20, 30), _published(40, 50)
+    assert _runs(fifth, third) == [(20, 30, [30]), (40, 50, [50])]
+
+
+def test_release_of_the_whole_shard_needs_nothing_before_it() -> None:
+    third, whole, after, later = (
+        _published(20, 30),
+        _published(None, 50),
+        _published(50, 60),
+        _published(70, 80),
+    )
+    first = _published(0, 10)
+    assert _runs(later, whole, third, after, first) == [
+        (None, 60, [10, 30, 50, 60]),
+        (70, 80, [80]),
+    ]
+    assert _runs(third, _published(None, 30)) == [(None, 30, [30, 30])]
+
+
+def test_two_publications_of_a_bundle_that_contradict_each_other_are_an_error(
+    tmp_path: Path,
+) -> None:
+    (published,) = [p for p in releases(4, polls=1) if p[:2] == (0, 0)]
+    view, shard, release = published
+    rows = release.publications
+    place = rows.schema.get_field_index("valid_until")
+    other = rows.set_column(place, rows.schema.field(place), pc.add(rows.column(place), 1))
+    with pytest.raises(ConflictingPublication, match="two publications at event_timestamp"):
+        publish("fnapi", tmp_path, [published, (view, shard, replace(release, publications=other))])
+
+
+def test_a_store_that_has_lost_what_went_before_is_not_written_to(tmp_path: Path) -> None:
+    view, shard = 0, 0
+    published = [one for one in releases(6) if one[:2] == (view, shard)]
+    assert len(published) > 2
+    publish("fnapi", tmp_path, published[:2])
+    online_places.remove(default_place(tmp_path), PROJECT)
+    with pytest.raises(LostPublications, match=r"from frontier .* the store has no frontier"):
+        publish("fnapi", tmp_path, published[2:])
+    database = open_database(default_place(tmp_path))
+    (snapshot,) = database.read([(KeySpace.of(PROJECT.name, PROJECT.views[view]), [])])
+    assert snapshot.frontiers.by_shard == {}
+    database.close()
 
 
 @pytest.mark.parametrize("mode", Mode)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pipelines.configuration import Configuration
 from pipelines.featurize import decode_part
 from pipelines.point_in_time import columns_of, values_at
 from pipelines.progress import QuietProgress
-from pipelines.shard import BATCHES, REQUESTS, Shard
+from pipelines.shard import Shard, is_batches, is_request
 from pipelines.stream import read_rejected, read_releases, stream
 from tests.pipelines.streaming_project import (
     ENGINES,
@@ -151,45 +151,44 @@ def test_an_eager_stream_answers_every_request_too(
 
 
 class Lossy(beam.PTransform):
-    """`Shard`, and an engine that loses an element of one of its outputs."""
+    """`Shard`, and an engine that loses one of its elements of a kind."""
 
-    OUTPUT = BATCHES
+    OF_KIND = staticmethod(is_batches)
     NUMBER = 0
 
     def __init__(self, project: Any, shards: int) -> None:
         super().__init__()
         self._shard = Shard(project, shards)
 
-    def expand(self, polls: beam.PCollection) -> dict[str, beam.PCollection]:
-        out = self._shard.expand(polls)
-        lossy = out[Lossy.OUTPUT] | "Lose" >> beam.ParDo(LoseOne(Lossy.NUMBER)).with_output_types(
-            tuple[str, bytes]
-        )
-        return {**out, Lossy.OUTPUT: lossy}
+    def expand(self, polls: beam.PCollection) -> beam.PCollection:
+        lose = LoseOne(Lossy.NUMBER, Lossy.OF_KIND)
+        sharded = self._shard.expand(polls)
+        return sharded | "Lose" >> beam.ParDo(lose).with_output_types(tuple[str, bytes])
 
 
 class LoseOne(beam.DoFn):
-    """Loses the element of this number, counted in this process."""
+    """Loses the element of a kind that has this number, counted in this process."""
 
     SEEN = 0
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, of_kind: Callable[[tuple[str, bytes]], bool]) -> None:
         self._number = number
+        self._of_kind = of_kind
 
     def process(self, element: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
-        LoseOne.SEEN += 1
-        if self._number != LoseOne.SEEN:
+        LoseOne.SEEN += self._of_kind(element)
+        if not self._of_kind(element) or self._number != LoseOne.SEEN:
             yield element
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("output", [BATCHES, REQUESTS])
+@pytest.mark.parametrize("kind", [is_batches, is_request])
 def test_a_run_whose_engine_lost_an_element_fails(
-    engine: str, output: str, config: Configuration, monkeypatch: pytest.MonkeyPatch
+    engine: str, kind: Any, config: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lost rows of events or of requests: either way requests have no prediction."""
     monkeypatch.setattr(module, "Shard", Lossy)
-    monkeypatch.setattr(Lossy, "OUTPUT", output)
+    monkeypatch.setattr(Lossy, "OF_KIND", staticmethod(kind))
     monkeypatch.setattr(Lossy, "NUMBER", 3)
     LoseOne.SEEN = 0
     with pytest.raises(SequenceError, match=r"requests went in, .* lost or doubled batches"):
@@ -201,7 +200,7 @@ def test_a_gap_fails_the_job_and_says_where(
     engine: str, config: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "Shard", Lossy)
-    monkeypatch.setattr(Lossy, "OUTPUT", BATCHES)
+    monkeypatch.setattr(Lossy, "OF_KIND", staticmethod(is_batches))
     monkeypatch.setattr(Lossy, "NUMBER", 1)
     LoseOne.SEEN = 0
     hasty = replace(config, stream=replace(config.stream, gap_batches=1))
