@@ -18,7 +18,14 @@ from typing import Final
 
 from benchmarks.measure import FULL, QUICK, Effort, Report, table
 
-NAMES: Final = ("kernel", "backfill_peers", "row_wise_beam", "streaming")
+NAMES: Final = (
+    "kernel",
+    "backfill_peers",
+    "row_wise_beam",
+    "streaming",
+    "online_writes",
+    "online_reads",
+)
 RESULTS: Final = Path(__file__).parent / "results"
 
 

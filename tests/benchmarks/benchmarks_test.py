@@ -15,7 +15,10 @@ from benchmarks.backfill_kernel import kernel_answers
 from benchmarks.backfill_peers import check_equal
 from benchmarks.kernel import check_slicing
 from benchmarks.measure import AnswersDiffer, Effort, Run, Side, alternate, ratios, table
+from benchmarks.online_routes import AS_IT_COMES, WRITE, check_values, feast_route, our_route
+from benchmarks.online_workload import SHAPES, Deck, expected_values
 from benchmarks.workload import make_workload
+from tests.serving.redis_server import program
 
 
 @pytest.mark.timeout(900)  # each process compiles what is not compiled yet
@@ -23,6 +26,8 @@ from benchmarks.workload import make_workload
 def test_a_quick_run_compares_answers_and_writes_its_figures(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if name.startswith("online_"):
+        program("redis-server", "redis-server")
     assert main([name, "--quick", "--results", str(tmp_path)]) == 0
     report = json.loads((tmp_path / f"{name}.json").read_text())
     assert report["quick"]
@@ -94,6 +99,58 @@ def test_other_bits_in_slices_are_found() -> None:
     assert check_slicing([batch(b"12345678")], [batch(b"12345678")]) == 1
     with pytest.raises(AnswersDiffer, match="second law"):
         check_slicing([batch(b"12345678")], [batch(b"12345679")])
+
+
+def test_another_value_another_type_and_a_missing_column_of_a_store_are_found() -> None:
+    written: dict[str, list[int | float]] = {"card__sum_1h": [0.1, 2.0], "card__count_1h": [1, 2]}
+    assert check_values("a store", written, {**written, "card": ["a", "b"]}) == 4
+    for column, found in [
+        ("card__sum_1h", [0.1, 2.0000000000000004]),
+        ("card__sum_1h", [0.1, 2]),
+        ("card__count_1h", [1, None]),
+        ("card__count_1h", [1]),
+    ]:
+        with pytest.raises(AnswersDiffer, match=f"a store: .*{column}"):
+            check_values("a store", written, {**written, column: found})
+    with pytest.raises(AnswersDiffer, match="card__count_1h"):
+        check_values("a store", written, {"card__sum_1h": [0.1, 2.0]})
+
+
+def test_a_deal_that_was_never_written_is_found(tmp_path: Path) -> None:
+    route = our_route(SHAPES[1], 20, tmp_path, None)
+    route.fill()
+    assert route.check() == 20 * 32
+    route.deck.deal(1)
+    with pytest.raises(AnswersDiffer, match="ours: 1 of 20 values of card_home__home_count_1h"):
+        route.check()
+
+
+def test_cards_are_dealt_round_and_round_and_every_deal_has_new_values() -> None:
+    deck = Deck(10)
+    deals = [deck.deal(4) for _ in range(5)]
+    assert [deal.number for deal in deals] == [1, 2, 3, 4, 5]
+    assert sorted(np.concatenate([deal.cards for deal in deals])) == sorted([*range(10)] * 2)
+    assert all(deck.last_deal[deals[4].cards] == 5)
+    seen = [
+        value
+        for number in (1, 2)
+        for values in expected_values(SHAPES[0], np.arange(10), np.full(10, number)).values()
+        for value in values
+    ]
+    assert len(set(seen)) == 2 * 10 * 10
+
+
+def test_feasts_sqlite_store_is_as_durable_as_ours_unless_it_is_taken_as_it_comes(
+    tmp_path: Path,
+) -> None:
+    for name, settings in [(WRITE, ("wal", 1)), (WRITE + AS_IT_COMES, ("delete", 2))]:
+        sdk = feast_route(name, SHAPES[0], 10, tmp_path, None).sdk
+        connection = sdk.provider.online_store._get_conn(sdk.config)
+        found = [
+            connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+            for pragma in ("journal_mode", "synchronous")
+        ]
+        assert tuple(found) == settings
 
 
 def test_sides_run_in_turn_and_setup_is_not_their_work() -> None:

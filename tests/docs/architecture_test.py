@@ -12,7 +12,7 @@ from tests.docs.markdown import DOCS, ROOT, prose
 
 ROOMS = ("features", "serving", "pipelines")
 ARCHITECTURE = DOCS / "architecture.md"
-PAGES = (ARCHITECTURE, DOCS / "contract-of-time.md", DOCS / "aggregations.md")
+PAGES = tuple(sorted(DOCS.glob("*.md")))
 ADRS = tuple(sorted((DOCS / "adr").glob("*.md")))
 _NAMED = re.compile(r"`([\w/]+\.py)`")
 _LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")

@@ -13,7 +13,9 @@ from features.kernel.registry import FOLDS
 from tests.docs.markdown import DOCS, ROOT, blocks, session, table_names
 
 AGGREGATIONS = DOCS / "aggregations.md"
-DOCUMENTS = (DOCS / "contract-of-time.md", AGGREGATIONS, DOCS / "architecture.md")
+OFFLINE = DOCS / "offline-store.md"
+ONLINE = DOCS / "online-store.md"
+DOCUMENTS = (DOCS / "contract-of-time.md", AGGREGATIONS, DOCS / "architecture.md", OFFLINE, ONLINE)
 
 
 def failures(document: Path) -> list[str]:
