@@ -80,6 +80,7 @@ class FeaturizeOptions:
         partitions: Partitions of each source, the request's too.
         mode: ``exact`` or ``eager``.
         publish: Whether publications are made.
+        changes: Publish every change point, for the offline log, and not only the newest.
         gap_batches: How many batches, or releases, may wait behind a gap.
         answer_within_us: How far a view may go past a request without answering it.
         handoff: A folder of handed-over states, or None to start empty.
@@ -94,6 +95,7 @@ class FeaturizeOptions:
     partitions: dict[str, int]
     mode: Mode = Mode.EXACT
     publish: bool = True
+    changes: bool = False
     gap_batches: int = 1_000
     answer_within_us: int = 300_000_000
     handoff: Path | None = None
@@ -121,9 +123,15 @@ def make_operator(project: Project, key: str, options: FeaturizeOptions) -> Shar
             lateness_us=stream.tolerance_us - stream.out_of_orderness_us,
         ),
         mode=options.mode,
-        publish=Publish.NEWEST if options.publish else Publish.NOTHING,
+        publish=_published(options),
         gap_batches=options.gap_batches,
     )
+
+
+def _published(options: FeaturizeOptions) -> Publish:
+    if not options.publish:
+        return Publish.NOTHING
+    return Publish.EVERY if options.changes else Publish.NEWEST
 
 
 class _Cache:

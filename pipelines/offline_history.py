@@ -117,7 +117,9 @@ def log_shard(
     return rows
 
 
-def append_changes(project: Project, offline_root: Path, shards: int, run: Published) -> None:
+def append_changes(
+    project: Project, offline_root: Path, shards: int, run: Published, segment: int = 0
+) -> None:
     """Add what successive releases of a (view, shard) published to the offline log.
 
     They must have been made with `Publish.EVERY`: the log says afterwards that nothing is missing
@@ -128,6 +130,7 @@ def append_changes(project: Project, offline_root: Path, shards: int, run: Publi
         offline_root: Where offline logs stand.
         shards: How many shards each view has.
         run: Releases that join on, as one (`pipelines.publish.joined_releases`).
+        segment: The segment of the stream that they are of.
 
     Raises:
         LostPublications: The log ends before the run begins.
@@ -141,6 +144,7 @@ def append_changes(project: Project, offline_root: Path, shards: int, run: Publi
         shards=shards,
         since_us=TIME_MIN if run.since_us is None else run.since_us,
         until_us=run.frontier_us,
+        segment=segment,
     )
 
 

@@ -30,6 +30,7 @@ from pipelines.store_writer import GIVE_UP_AFTER_US, StoreWriter
 from serving import publications
 from serving.online_database import Parcel
 from serving.online_places import OnlinePlace, open_database
+from serving.registration import OFFLINE
 
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
@@ -130,6 +131,7 @@ class _Publish(beam.DoFn):
         place: OnlinePlace,
         shards: int,
         keep_log: bool,
+        changes: bool,
         segment: int,
         run: str | None,
         give_up_after_us: int,
@@ -139,6 +141,8 @@ class _Publish(beam.DoFn):
         self._place = place
         self._shards = shards
         self._keep_log = keep_log
+        self._changes = changes
+        self._segment = segment
         self._prefix = segment_prefix(segment)
         self._run = run
         self._give_up_after_us = give_up_after_us
@@ -163,8 +167,16 @@ class _Publish(beam.DoFn):
         runs = _runs(bundle)
         if runs:
             self._writer.write([self._parcel(run) for run in runs])
+        news = _runs([one for one in bundle if one.is_news])
+        if self._changes:
+            from pipelines.offline_history import append_changes
+
+            for run in news:
+                append_changes(
+                    self._project, self._root / OFFLINE, self._shards, run, self._segment
+                )
         if self._keep_log:
-            for run in _runs([one for one in bundle if one.is_news]):
+            for run in news:
                 if run.rows.num_rows:
                     view = self._project.views[run.view]
                     named = named_publications(view, run.rows)
@@ -208,6 +220,7 @@ class Publish(beam.PTransform):
         place: Where the online store is.
         shards: How many shards each view has.
         keep_log: Keep every publication under ``root/publications`` too.
+        changes: Whether the publications are every change point, and go on with the offline log.
         segment: The segment of the stream (`pipelines.handoff`) that publishes.
         run: Names the run (`pipelines.featurize.FeaturizeOptions`) whose operators can publish a
             whole shard again where the store has lost writes; None where there are none.
@@ -219,6 +232,7 @@ class Publish(beam.PTransform):
     place: OnlinePlace
     shards: int
     keep_log: bool = True
+    changes: bool = False
     segment: int = 0
     run: str | None = None
     give_up_after_us: int = GIVE_UP_AFTER_US
@@ -235,6 +249,7 @@ class Publish(beam.PTransform):
                 self.place,
                 self.shards,
                 self.keep_log,
+                self.changes,
                 self.segment,
                 self.run,
                 self.give_up_after_us,

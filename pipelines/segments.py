@@ -43,7 +43,8 @@ from pipelines.releases import RELEASES
 from pipelines.replay import ReplayLog
 from pipelines.republish import keeps_frontiers, shown_frontiers, start_over
 from pipelines.sink import segment_prefix
-from serving.registration import open_store
+from serving.offline_log import OfflineLog
+from serving.registration import OFFLINE, open_store
 
 PREDICTIONS: Final = "predictions"
 REJECTED: Final = "rejected_by_stream"
@@ -188,6 +189,28 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
     if keeps_frontiers(config):
         _check_store(start, shown)
     return shown
+
+
+def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> bool:
+    """Cut the offline log back to where the segment starts, and tell whether it goes on there.
+
+    It does where `tidemill backfill --publish` has written it up to the states that the stream
+    began with. The log of all views goes on, or of none.
+    """
+    logs = {view.name: OfflineLog.of(config.root / OFFLINE, view) for view in config.project.views}
+    segment = start.segment if start.resumes else 0
+    joins = {
+        name: log.cut_back(segment, start.handoff.frontiers[name]) for name, log in logs.items()
+    }
+    if all(joins.values()):
+        return True
+    if there := [name for name, log in logs.items() if log.directory.exists()]:
+        progress.say(
+            f"the offline log of {', '.join(there)} does not end where the stream goes on "
+            f"({', '.join(name for name, joins_on in joins.items() if not joins_on)}): the stream "
+            "adds nothing to it; `tidemill backfill --publish` writes it anew"
+        )
+    return False
 
 
 def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:

@@ -58,6 +58,7 @@ from pipelines.segments import (
     first_start,
     keep,
     next_start,
+    offline_goes_on,
     prepare,
     received,
     waiting,
@@ -130,6 +131,7 @@ def stream(
         handoff=start.folder,
         stop=None if options.ends else stop_folder(root, start.segment),
         overtaken=prepare(config, start, progress),
+        changes=offline_goes_on(config, start, progress),
     )
     began = time.perf_counter()
     requests = replayed.rows_of(project.request.name)
@@ -198,6 +200,7 @@ def wire(
         root,
         config.online_store,
         config.shards,
+        changes=featurize.changes,
         segment=segment,
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,

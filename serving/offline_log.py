@@ -21,8 +21,9 @@ import datetime
 import fcntl
 import hashlib
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -43,6 +44,7 @@ _REACHED: Final = "_reached"
 _DAY_US: Final = 86_400_000_000
 _LOCK: Final = ".lock"
 _MERGED: Final = "merged"
+_SEGMENT: Final = re.compile(r"\d{5}-\d{5}-of-\d{5}-")
 _ROW_GROUP_ROWS: Final = 131_072
 
 
@@ -171,6 +173,7 @@ class OfflineLog:
         shards: int,
         since_us: int,
         until_us: int,
+        segment: int = 0,
     ) -> None:
         """Write every change point that advances of a shard made, and then how far it reaches.
 
@@ -184,6 +187,7 @@ class OfflineLog:
             shards: How many shards the view has.
             since_us: As for `reach`.
             until_us: As for `reach`.
+            segment: The segment of the stream that appends; see `cut_back`.
 
         Raises:
             InputError: The batch is not of the view's schema.
@@ -196,7 +200,8 @@ class OfflineLog:
             digest = hashlib.sha256()
             for batch in rows.combine_chunks().to_batches():
                 digest.update(batch.serialize())
-            part = f"{_shard_name(shard, shards)}-{until_us:020d}-{digest.hexdigest()[:16]}"
+            name = f"{_shard_name(shard, shards)}-{until_us:020d}-{digest.hexdigest()[:16]}"
+            part = f"{_segment_prefix(segment)}{name}"
             self.write_table(view.entity.join_key, rows, part)
         self.reach(shard, shards, since_us=since_us, until_us=until_us)
 
@@ -220,16 +225,46 @@ class OfflineLog:
             stands = self._check(shard, shards, since_us)
             if stands is None or stands.last_us < until_us:
                 first = since_us if stands is None else stands.first_us
-                file = folder / _shard_name(shard, shards)
-                unfinished = file.with_suffix(".unfinished")
-                unfinished.write_text(f"{first} {until_us}")
-                unfinished.replace(file)
+                _write_span(folder / _shard_name(shard, shards), first, until_us)
+
+    def cut_back(self, segment: int, reached_us: Sequence[int]) -> bool:
+        """Take back what a stream has appended in a segment and in those after it.
+
+        For a segment that is done again, or a stream that starts over. Killed in between, the log
+        says that it reaches less far than its rows, and the next call goes on.
+
+        Args:
+            segment: The first segment to take back.
+            reached_us: How far each shard's log reached before.
+
+        Returns:
+            Whether the log then ends just there in every shard, so that a stream can go on with
+            it: not where there is none, where it ends elsewhere, or where rows of these segments
+            were merged with others.
+        """
+        spans, shards = self._spans(), len(reached_us)
+        for shard, last_us in enumerate(reached_us):
+            name = _shard_name(shard, shards)
+            if name in spans and spans[name].last_us > last_us:
+                _write_span(self.directory / _REACHED / name, spans[name].first_us, last_us)
+        for part in self.directory.glob(f"{_DATE}*/*-of-*.parquet"):
+            if _SEGMENT.match(part.name) and int(part.name[:5]) >= segment:
+                part.unlink()
+        spans = self._spans()
+        merged = [
+            part
+            for part in self.directory.glob(f"{_DATE}*/{_MERGED}.parquet")
+            if part.parent.name[len(_DATE) :] >= _date(min(reached_us))
+        ]
+        ends = {_shard_name(n, shards): last_us for n, last_us in enumerate(reached_us)}
+        return not merged and {name: span.last_us for name, span in spans.items()} == ends
 
     def merge(self, join_key: str, date: str) -> int:
         """Make one part of a day's parts: a stream leaves one for each release of a shard.
 
         What a join gives is the same before, between and after; killed in between, it leaves rows
-        that stand twice. Merge days that no release adds to any more. A join that has listed the
+        that stand twice. Merge days that no release adds to any more, of segments that have ended:
+        what was merged cannot be cut back. A join that has listed the
         files already, and opens one that is gone, fails and must be asked again.
 
         Args:
@@ -296,6 +331,16 @@ def _write_whole(file: Path, rows: pa.Table) -> None:
     unfinished = file.with_suffix(f".{uuid.uuid4().hex}.unfinished")
     pq.write_table(rows, unfinished, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
     unfinished.replace(file)
+
+
+def _write_span(file: Path, first_us: int, last_us: int) -> None:
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(f"{first_us} {last_us}")
+    unfinished.replace(file)
+
+
+def _segment_prefix(segment: int) -> str:
+    return f"{segment:05d}-"
 
 
 def _shard_name(shard: int, shards: int) -> str:
