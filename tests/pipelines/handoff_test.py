@@ -335,10 +335,11 @@ def test_segments_between_twenty_random_cuts_are_an_uninterrupted_stream(
     Every poll is one microsecond of arrival, so that a cut does not change how polls are cut.
     """
     arrived = late_arrivals(3)
-    whole = made(tmp_path / "whole", arrived, mode)
+    whole, cut = (made(tmp_path / name, arrived, mode) for name in ("whole", "cut"))
+    for config in (whole, cut):
+        # With an offline log to go on with: every change point is published.
+        bootstrap(config, QuietProgress())
     once = run(whole)
-    cut = made(tmp_path / "cut", arrived, mode)
-    bootstrap(cut, QuietProgress())
     with Reader(cut).reading() as reader:
         segments = in_segments(cut, random_cuts(7))
 
