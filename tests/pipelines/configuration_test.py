@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +40,7 @@ view = FeatureView(
 project = Project(name="little_shop", request=checkouts, views=[view])
 
 
+
 def tidy(batch):
     return batch
 """
@@ -64,6 +65,14 @@ splits:
 """
 
 Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def same_path() -> Iterator[None]:
+    """What is loaded here puts its folder on the path, and some folders hide modules."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture
