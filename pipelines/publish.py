@@ -167,7 +167,9 @@ class _Publish(beam.DoFn):
         runs = _runs(bundle)
         if runs:
             self._writer.write([self._parcel(run) for run in runs])
-        news = _runs([one for one in bundle if one.is_news])
+        news = runs
+        if not all(one.is_news for one in bundle):
+            news = _runs([one for one in bundle if one.is_news])
         if self._changes:
             from pipelines.offline_history import append_changes
 

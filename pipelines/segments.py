@@ -19,10 +19,9 @@ from typing import Final
 
 import numpy as np
 
-from features.contract import TIME_MIN, Int64Array
+from features.contract import TIME_MIN
 from features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from pipelines.answers import AnswerJoiner
-from pipelines.backfill import source_partitions
 from pipelines.configuration import Configuration
 from pipelines.handoff import (
     RUN,
@@ -37,7 +36,6 @@ from pipelines.handoff import (
     read_record,
     remove_stops,
 )
-from pipelines.log import RECEIVED, Log
 from pipelines.progress import Progress
 from pipelines.releases import RELEASES
 from pipelines.replay import ReplayLog
@@ -225,18 +223,11 @@ def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
                 )
 
 
-def received(config: Configuration, until_us: int) -> dict[str, int]:
-    """Count the rows of each source received since the stream began, before an instant."""
-    log, out = Log(config.root), {}
-    for name, partitions in source_partitions(log, config.project).items():
-        arrivals: list[Int64Array] = [
-            log.read(name, partition, [RECEIVED]).column(0).to_numpy()
-            for partition in range(partitions)
-        ]
-        ends = (until_us, config.splits.evaluate_until_us)
-        stop, start = (sum(int(np.searchsorted(a, end, "left")) for a in arrivals) for end in ends)
-        out[name] = stop - start
-    return out
+def received(config: Configuration, replayed: ReplayLog) -> dict[str, int]:
+    """Count the rows of each source received since the stream began, up to where a replay ends."""
+    begun = read_record(config.root / STATES).positions
+    stop = _by_source(replayed, replayed.stop)
+    return {name: sum(ends) - sum(begun[name]) for name, ends in stop.items()}
 
 
 def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:

@@ -147,7 +147,7 @@ def stream(
         wire(pipeline, config, options, featurize, bundle, start.segment)
         run_pipeline(pipeline, choice)
     seconds = time.perf_counter() - began
-    rows = received(config, options.stop_us)
+    rows = received(config, replayed)
     requests = rows.pop(project.request.name)
     summary = {
         "engine": choice.name,

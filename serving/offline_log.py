@@ -153,10 +153,10 @@ class OfflineLog:
             What all shards cover; a span without an instant while one has not reported; None where
             no writer ever said (rows that came by Feast's own write path).
         """
-        spans = {name[:5]: span for name, span in self._spans().items()}
+        spans = self._spans()
         if not spans:
             return None
-        shards = int(next(iter(self._spans()))[-5:])
+        shards = int(next(iter(spans))[-5:])
         if len(spans) < shards:
             return Reached(TIME_MAX, TIME_MIN)
         return Reached(

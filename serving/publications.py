@@ -184,33 +184,11 @@ def feast_rows(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> li
     Raises:
         InputError: The batch is not of the view's schema.
     """
-    import datetime
+    from serving import feast_rows as of_stored
 
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value
-
-    batch = _checked(view, publications)
-    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-
-    def protos(array: pa.Array) -> list[Value]:
-        kind = {"int64": "int64_val", "double": "double_val", "string": "string_val"}
-        name = kind[str(array.type)]
-        return [Value() if v is None else Value(**{name: v}) for v in array.to_pylist()]
-
-    named = {field_name(column): protos(batch.column(column.name)) for column in view.columns}
-    named[VALID_UNTIL] = protos(batch.column(_VALID_UNTIL))
-    named[REVISION] = protos(batch.column(_REVISION))
-    keys = protos(entity_keys(view, batch))
-    times = batch.column(EVENT_TIMESTAMP).to_pylist()
-    return [
-        (
-            EntityKey(join_keys=[view.entity.join_key], entity_values=[key]),
-            dict(zip(named, values, strict=True)),
-            epoch + datetime.timedelta(microseconds=time),
-            None,
-        )
-        for key, time, values in zip(keys, times, zip(*named.values(), strict=True), strict=True)
-    ]
+    # The rows are the same in every project's key space.
+    stored = of_stored.StoredView(KeySpace.of("", view), (VALID_UNTIL, REVISION), judged=True)
+    return of_stored.feast_rows(stored, online_rows(view, publications, None))
 
 
 def offline_table(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.Table:
