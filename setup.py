@@ -56,6 +56,7 @@ setup(
             "pytest-cov>=5.0",
             "psutil>=5.9",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.6",
             "types-PyYAML",
             "xxhash>=3.4",
