@@ -17,6 +17,9 @@ Flink has too; the subclass gives it a name of its own.
   process is gone, by whatever signal, the pipe closes and the guard terminates Prism.
 - The log file is deleted after a run that succeeded and kept after one that failed, and the error
   says where it is.
+- A job that failed says why. When a bundle fails, Prism 2.77 may find itself without work before it
+  has passed the bundle's error on, and then reports only that ("nothing in progress ..."); the
+  error itself always stands in its log first, and is taken from there.
 
 Prism 2.77 listens on all interfaces and asks for no password; on a shared network keep its port
 behind a firewall.
@@ -168,6 +171,15 @@ class PrismServer(JobServer):
             f"Prism did not serve within {_START_TIMEOUT_S:.0f} s; {self.last_words()}"
         )
 
+    def failed_bundle(self) -> str | None:
+        """Find in the log what the first bundle that failed said; None when none did."""
+        if self.log is None or not self.log.exists():
+            return None
+        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
+            if '"msg":"Bundle Failed."' in line:
+                return str(json.loads(line)["error"])
+        return None
+
     def last_words(self) -> str:
         """Say where the log is and how it ends, for an error message."""
         if self.log is None or not self.log.exists():
@@ -259,7 +271,13 @@ class PrismResult(PipelineResult):
             ) from error
         except BaseException as error:
             self._server.stop()
-            error.add_note(f"Prism's log is {self._server.log}")
+            where = f"Prism's log is {self._server.log}"
+            failure = self._server.failed_bundle()
+            if isinstance(error, RuntimeError) and failure and failure not in str(error):
+                why = RuntimeError(failure)
+                why.add_note(where)
+                raise why from error
+            error.add_note(where)
             raise
         self._server.stop()
         self._server.delete_log()

@@ -18,6 +18,7 @@ import pytest
 from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, PortableOptions
+from apache_beam.runners.portability.portable_runner import PipelineResult
 
 from pipelines.prism import OwnedPrismRunner, PrismFailed, PrismResult, PrismServer
 from pipelines.runners import find_prism
@@ -144,6 +145,24 @@ class TestRun:
         assert str(log) in "".join(caught.value.__notes__)
         assert "division by zero" in log.read_text()
         assert result.state == "FAILED"
+
+    def test_a_failure_is_told_also_where_prism_only_says_that_it_is_stuck(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Prism finds itself without work before it has passed the bundle's error on."""
+        told = PipelineResult.wait_until_finish
+
+        def stuck(result: PipelineResult, duration: int | None = None) -> str:
+            with pytest.raises(RuntimeError, match="division by zero"):
+                told(result, duration)
+            raise RuntimeError("job-001 failed: nothing in progress and no refreshes")
+
+        monkeypatch.setattr(PipelineResult, "wait_until_finish", stuck)
+        result = submit(divide, [1, 0])
+        with pytest.raises(RuntimeError, match="division by zero") as caught:
+            result.wait_until_finish()
+        assert str(result.log) in "".join(caught.value.__notes__)
+        assert "nothing in progress" in str(caught.value.__cause__)
 
     def test_a_cancelled_run_leaves_nothing(self) -> None:
         result = submit(wait_a_minute, [1])
