@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from features.bigquery_dataset import BigQueryDataset, log_name, newest_name
-from features.definitions import FeatureView
+from features.definitions import FeatureView, Project
 from features.expressions import FLOAT64, INT64, STRING
 from features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
 
@@ -33,12 +33,12 @@ def log_columns(view: FeatureView) -> dict[str, str]:
 
 
 def log_ddl(place: BigQueryDataset, view: FeatureView) -> str:
-    """Return the statement that makes a view's log."""
-    needed = {view.entity.join_key, EVENT_TIMESTAMP, REVISION, VALID_UNTIL}
-    columns = ",\n".join(
-        f"  `{name}` {kind}" + (" NOT NULL" if name in needed else "")
-        for name, kind in log_columns(view).items()
-    )
+    """Return the statement that makes a view's log.
+
+    No column is NOT NULL: columns of Parquet files may be null as far as their schema goes, and a
+    load that would make a required column nullable is refused.
+    """
+    columns = ",\n".join(f"  `{name}` {kind}" for name, kind in log_columns(view).items())
     return (
         f"CREATE TABLE IF NOT EXISTS `{log_name(place, view)}` (\n{columns}\n)\n"
         f"PARTITION BY DATE(`{EVENT_TIMESTAMP}`)\n"
@@ -56,4 +56,16 @@ def newest_ddl(place: BigQueryDataset, view: FeatureView) -> str:
         "WHERE TRUE\n"
         f"QUALIFY ROW_NUMBER() OVER (PARTITION BY `{view.entity.join_key}`, `{EVENT_TIMESTAMP}` "
         f"ORDER BY `{REVISION}` DESC) = 1"
+    )
+
+
+def project_ddl(place: BigQueryDataset, project: Project) -> str:
+    """Return the statements that make the tables and SQL views of a project, each with its end."""
+    return (
+        "\n\n".join(
+            f"{statement(place, view)};"
+            for view in project.views
+            for statement in (log_ddl, newest_ddl)
+        )
+        + "\n"
     )

@@ -14,6 +14,7 @@ What is promised here:
 
 from __future__ import annotations
 
+import datetime
 import enum
 import re
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ EARLIEST_EVENT: Final = -62_135_596_800_000_000
 LATEST_EVENT: Final = 253_402_300_799_999_999
 """9999-12-31T23:59:59.999999Z: an event time after it is out of range."""
 
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MICROSECOND: Final = datetime.timedelta(microseconds=1)
 _UNITS: Final = {
     "us": MICROSECOND,
     "ms": MILLISECOND,
@@ -96,6 +99,29 @@ def format_duration(duration_us: int) -> str:
         if duration_us and duration_us % _UNITS[unit] == 0:
             return f"{duration_us // _UNITS[unit]}{unit}"
     return f"{duration_us}us"
+
+
+def moment_of(time_us: int) -> datetime.datetime:
+    """Return a time as a datetime of UTC.
+
+    Raises:
+        OverflowError: No calendar has it (`EARLIEST_EVENT` to `LATEST_EVENT`).
+
+    >>> moment_of(90 * MINUTE).isoformat()
+    '1970-01-01T01:30:00+00:00'
+    """
+    return _EPOCH + time_us * _MICROSECOND
+
+
+def time_of(moment: datetime.datetime) -> int:
+    """Return the time of a datetime; one without a zone is UTC.
+
+    >>> time_of(moment_of(90 * MINUTE)) // MINUTE
+    90
+    """
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return (moment - _EPOCH) // _MICROSECOND
 
 
 def hop_index(time_us: int, hop_us: int) -> int:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from typing import Final
 
-from features.contract import TIME_MAX, TIME_MIN, format_duration
+from features.bigquery_dataset import BigQueryDataset
+from features.bigquery_tables import project_ddl
+from features.contract import TIME_MAX, TIME_MIN, format_duration, moment_of
 from pipelines.configuration import Configuration
 from pipelines.summary import Table
 from serving.definition_changes import Change
@@ -24,6 +26,9 @@ from serving.registration import (
 from serving.registry_places import default_registry, registry_lock
 from serving.registry_plan import Plan, Preview, Role, SpacePlan, ViewPlan, behind_us
 
+BIGQUERY_SQL: Final = "bigquery.sql"
+"""The file below the root with the statements that make the tables of BigQuery."""
+
 _SIGNS = {Change.ADDED: "+", Change.CHANGED: "~", Change.REMOVED: "-", Change.UNCHANGED: "="}
 _SECOND_US = 1_000_000
 
@@ -35,7 +40,11 @@ def plan(config: Configuration) -> Preview:
         StoreError: The registry or the online store cannot be read.
     """
     return plan_project(
-        config.project, config.root, place=config.online_store, registry=config.registry
+        config.project,
+        config.root,
+        place=config.online_store,
+        registry=config.registry,
+        offline=config.offline_store,
     )
 
 
@@ -43,6 +52,9 @@ def apply(
     config: Configuration, shown: Preview, *, promote: bool, unfilled_too: bool, clock: Clock
 ) -> list[str]:
     """Do what a plan says, and write the file that Feast's own programs read.
+
+    Where features of the past are read from BigQuery, the statements that make its tables are
+    written beside that file (`BIGQUERY_SQL`): Tidemill itself does not talk to BigQuery.
 
     Args:
         config: The configuration.
@@ -63,6 +75,7 @@ def apply(
         config.root,
         place=config.online_store,
         registry=config.registry,
+        offline=config.offline_store,
         promote=promote,
         unfilled_too=unfilled_too,
         shown=shown,
@@ -71,6 +84,8 @@ def apply(
     lines += [f"make key space {space.name}" for space in done.plan.spaces or () if _made(space)]
     if _wrote_feature_store_yaml(config, clock):
         lines.append(f"write {FEATURE_STORE_YAML}: clock {clock}")
+    if _wrote_bigquery_sql(config):
+        lines.append(f"write {BIGQUERY_SQL}: run it in BigQuery, which makes the tables")
     return lines or ["nothing to do"]
 
 
@@ -187,8 +202,23 @@ def _wrote_feature_store_yaml(config: Configuration, clock: Clock) -> bool:
             clock=clock,
             place=config.online_store,
             registry=config.registry,
+            offline=config.offline_store,
         )
         return target.read_bytes() != before
+
+
+def _wrote_bigquery_sql(config: Configuration) -> bool:
+    """Bring ``bigquery.sql`` up to date; tell whether it was not."""
+    if not isinstance(config.offline_store, BigQueryDataset):
+        return False
+    target = config.root / BIGQUERY_SQL
+    text = project_ddl(config.offline_store, config.project)
+    if target.exists() and target.read_text() == text:
+        return False
+    unfinished = target.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(target)
+    return True
 
 
 def _made(space: SpacePlan) -> bool:
@@ -273,8 +303,7 @@ def _state(space: SpacePlan, spaces: tuple[SpacePlan, ...]) -> str:
 def _as_of(least_us: int, now_us: int) -> str:
     if not TIME_MIN < least_us < TIME_MAX:
         return "-"
-    instant = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=least_us)
-    text = instant.strftime("%Y-%m-%dT%H:%M:%SZ")
+    text = moment_of(least_us).strftime("%Y-%m-%dT%H:%M:%SZ")
     age = now_us - least_us
     return f"{text} ({_rounded(age)} ago)" if age >= 0 else text
 

@@ -29,13 +29,8 @@ from features.kernel.prepare import DIGEST, TIME, matrix_of, nulls_of
 from features.kernel.state import State
 from pipelines.answers import AnswerJoiner, AnswerPart, feature_arrays
 from pipelines.configuration import Configuration
-from pipelines.featurize import (
-    FeaturizeOptions,
-    decode_part,
-    encode_part,
-    make_operator,
-    operator_key,
-)
+from pipelines.elements import decode_part, encode_part
+from pipelines.featurize import FeaturizeOptions, make_operator, operator_key
 from pipelines.handoff import (
     RECORD,
     STATES,

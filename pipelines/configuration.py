@@ -5,8 +5,8 @@ another type than expected is a `ConfigurationError` that names file, line, key 
 known key. What a configuration promises once it is loaded:
 
 * The project is imported and is a `Project`; it has exactly the sources that it needs.
-* Every path is absolute. Relative ones started in the YAML file's folder, the online store's
-  and the registry's in the root; what starts with ``package://`` stays as it is.
+* Every path is absolute. Relative ones started in the YAML file's folder, those of the stores and
+  the registry in the root; what starts with ``package://`` stays as it is.
 * Times and durations are UTC microseconds.
 
 There is no interpolation: neither environment variables nor ``~`` are substituted. The file is
@@ -32,6 +32,7 @@ splits:                         # train before, evaluate before, stream before
 sample: {train_until: ..., evaluate_until: ..., stream_until: ...}  # optional: of a quick look
 training: {epochs: 4, batch_size: 1024, learning_rate: 0.001, seeds: 5, seed: 1, rate_groups: []}
 online_store: {type: sqlite, path: online.db}  # `pipelines.online_section`
+offline_store: {type: parquet}  # optional (`pipelines.offline_section`)
 registry: {type: file, path: registry.db}  # optional (`pipelines.registry_section`)
 stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within: 5m,
          gap_batches: 1000}
@@ -51,11 +52,13 @@ from features.definitions import Project
 from features.errors import DefinitionError, nearest
 from features.expressions import TIMESTAMP
 from pipelines import input_files
+from pipelines.offline_section import offline_place
 from pipelines.online_section import give_up_after_us, online_place
 from pipelines.project_import import import_attribute
 from pipelines.registry_section import registry_place
 from pipelines.store_writer import GIVE_UP_AFTER_US
 from pipelines.strict_yaml import Section, Value, read_file
+from serving.offline_places import OfflinePlace, ParquetPlace
 from serving.online_places import FeastPlace, OnlinePlace
 from serving.registry_places import RegistryPlace
 
@@ -73,6 +76,7 @@ _KEYS: Final = (
     "sample",
     "training",
     "online_store",
+    "offline_store",
     "registry",
     "stream",
 )
@@ -196,6 +200,7 @@ class Configuration:
         training: How the model is trained.
         online_store: Where the newest features are served from.
         give_up_after_us: How long the online store may be away before the stream fails.
+        offline_store: Where features of the past are read from.
         registry: Where the definitions are registered; None is a file below the root.
         stream: How the stream runs.
     """
@@ -212,6 +217,7 @@ class Configuration:
     stream: StreamOptions = field(default_factory=StreamOptions)
     sample: Splits | None = None
     read_until_us: int | None = None
+    offline_store: OfflinePlace = field(default_factory=ParquetPlace)
     registry: RegistryPlace | None = None
     give_up_after_us: int = GIVE_UP_AFTER_US
 
@@ -240,6 +246,7 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
     online_store = online_place(top, folder, where)
     if isinstance(online_store, FeastPlace):
         online_store = replace(online_store, registry=registry)
+    offline_store = offline_place(top, where)
     stream = top.optional("stream", _stream, StreamOptions())
     shards = top.optional("shards", _count, 2)
     reference = top.required("project")
@@ -257,6 +264,7 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         splits=splits,
         training=training,
         online_store=online_store,
+        offline_store=offline_store,
         give_up_after_us=give_up_after_us(top),
         registry=registry,
         stream=stream,

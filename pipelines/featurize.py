@@ -14,6 +14,7 @@ bundle, another worker, a restart) rebuilds from state.
 
 from __future__ import annotations
 
+import abc
 import collections
 import dataclasses
 import json
@@ -26,7 +27,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
@@ -34,20 +34,17 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from features.contract import TIME_MIN
 from features.definitions import Project
-from features.feast_objects import EVENT_TIMESTAMP
 from features.kernel.advance import Publish
 from features.kernel.plan import make_plan
 from pipelines.answers import (
     AnswerJoiner,
     AnswerPart,
-    Part,
-    RequestPart,
     StopPart,
     Unanswered,
 )
 from pipelines.coders import RecordBatchCoder
+from pipelines.elements import decode_part, encode_part, pack_everything, pack_publications
 from pipelines.handoff import read_handoff, read_joiner, write_handoff, write_joiner
 from pipelines.operator import Release, ShardOperator
 from pipelines.operator_key import Inputs, Mode, OperatorKey
@@ -168,14 +165,17 @@ def _windowed(value: Any, time_us: int) -> WindowedValue:
     return WindowedValue(value, stamp, [GlobalWindow()])
 
 
-@beam.typehints.with_input_types(tuple[str, bytes])
-@beam.typehints.with_output_types(tuple[str, bytes])
-class _Operate(beam.DoFn):
-    """Runs shard operators; collects in ``process``, works once per key in ``finish_bundle``."""
+class _OncePerKey(beam.DoFn):
+    """Collects a bundle's elements by key in ``process``, works once per key when it ends.
+
+    Attributes:
+        PASSES: A key whose elements are only passed on.
+    """
 
     HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
     LOG = BagStateSpec("log", BytesCoder())
     SNAPSHOT = ReadModifyWriteStateSpec("snapshot", BytesCoder())
+    PASSES: str | None = None
 
     def __init__(self, project: Project, options: FeaturizeOptions) -> None:
         self._project = project
@@ -193,7 +193,7 @@ class _Operate(beam.DoFn):
         snapshot: Any = beam.DoFn.StateParam(SNAPSHOT),
     ) -> Iterator[tuple[str, bytes]]:
         key, data = element
-        if key == ALL_REQUESTS:
+        if key == self.PASSES:
             yield element
         elif key in self._bundle:
             self._bundle[key][3].append(data)
@@ -203,27 +203,46 @@ class _Operate(beam.DoFn):
     def finish_bundle(self) -> Iterator[Any]:
         bundle, self._bundle = self._bundle, {}
         for key, (head, log, snapshot, elements) in bundle.items():
-            operator, logged = self._load(key, head, log, snapshot)
-            batches = [
-                batch for data in elements for batch in decode_batches(data, operator.event_schema)
-            ]
-            release, entry = operator.receive(batches)
-            if entry is not None and release is not None:
-                most = max(_SNAPSHOT_EVENTS, _SNAPSHOT_TILES * operator.state.n_tiles)
-                if logged + release.events > most:
-                    log.clear()
-                    snapshot.write(operator.snapshot())
-                    logged = 0
-                else:
-                    log.add(entry)
-                    logged += release.events
-            token = os.urandom(_TOKEN_BYTES)
-            head.write(token + operator.head())
-            _OPERATORS.put((self._options.run, key), token, (operator, logged))
-            if release is not None:
-                yield from self._emit(operator, release)
-            if self._options.stop is not None and operator.stopped:
-                yield self._stop(operator, self._options.stop)
+            yield from self.work(key, elements, head, log, snapshot)
+
+    @abc.abstractmethod
+    def work(
+        self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
+    ) -> Iterator[Any]:
+        """Take what a bundle brought for a key; give what the stage puts out."""
+
+
+@beam.typehints.with_input_types(tuple[str, bytes])
+@beam.typehints.with_output_types(tuple[str, bytes])
+class _Operate(_OncePerKey):
+    """Runs shard operators."""
+
+    PASSES = ALL_REQUESTS
+
+    def work(
+        self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
+    ) -> Iterator[Any]:
+        operator, logged = self._load(key, head, log, snapshot)
+        batches = [
+            batch for data in elements for batch in decode_batches(data, operator.event_schema)
+        ]
+        release, entry = operator.receive(batches)
+        if entry is not None and release is not None:
+            most = max(_SNAPSHOT_EVENTS, _SNAPSHOT_TILES * operator.state.n_tiles)
+            if logged + release.events > most:
+                log.clear()
+                snapshot.write(operator.snapshot())
+                logged = 0
+            else:
+                log.add(entry)
+                logged += release.events
+        token = os.urandom(_TOKEN_BYTES)
+        head.write(token + operator.head())
+        _OPERATORS.put((self._options.run, key), token, (operator, logged))
+        if release is not None:
+            yield from self._emit(operator, release)
+        if self._options.stop is not None and operator.stopped:
+            yield self._stop(operator, self._options.stop)
 
     def _stop(self, operator: ShardOperator, folder: Path) -> WindowedValue:
         """Keep the state of an operator that has taken everything before a cut."""
@@ -299,60 +318,35 @@ class _Logged(NamedTuple):
 
 @beam.typehints.with_input_types(tuple[str, bytes])
 @beam.typehints.with_output_types(pa.RecordBatch)
-class _Join(beam.DoFn):
-    """Joins the parts of answers; as `_Operate`, works once per bundle."""
+class _Join(_OncePerKey):
+    """Joins the parts of answers."""
 
-    HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
-    LOG = BagStateSpec("log", BytesCoder())
-    SNAPSHOT = ReadModifyWriteStateSpec("snapshot", BytesCoder())
-
-    def __init__(self, project: Project, options: FeaturizeOptions) -> None:
-        self._project = project
-        self._options = options
-        self._bundle: dict[str, tuple[Any, Any, Any, list[bytes]]] = {}
-
-    def start_bundle(self) -> None:
-        self._bundle = {}
-
-    def process(
-        self,
-        element: tuple[str, bytes],
-        head: Any = beam.DoFn.StateParam(HEAD),
-        log: Any = beam.DoFn.StateParam(LOG),
-        snapshot: Any = beam.DoFn.StateParam(SNAPSHOT),
-    ) -> None:
-        key, data = element
-        if key in self._bundle:
-            self._bundle[key][3].append(data)
+    def work(
+        self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
+    ) -> Iterator[Any]:
+        joiner, logged = self._load(key, head, log, snapshot)
+        answered, unanswered = joiner.receive(decode_part(data) for data in elements)
+        entry = pickle.dumps(elements, protocol=5)
+        if logged.size + len(entry) > logged.most:
+            state = joiner.state()
+            log.clear()
+            snapshot.write(state)
+            logged = _Logged(0, 0, max(_JOINER_LOG_BYTES, 2 * len(state)))
         else:
-            self._bundle[key] = (head, log, snapshot, [data])
-
-    def finish_bundle(self) -> Iterator[Any]:
-        bundle, self._bundle = self._bundle, {}
-        for key, (head, log, snapshot, elements) in bundle.items():
-            joiner, logged = self._load(key, head, log, snapshot)
-            answered, unanswered = joiner.receive(decode_part(data) for data in elements)
-            entry = pickle.dumps(elements, protocol=5)
-            if logged.size + len(entry) > logged.most:
-                state = joiner.state()
-                log.clear()
-                snapshot.write(state)
-                logged = _Logged(0, 0, max(_JOINER_LOG_BYTES, 2 * len(state)))
-            else:
-                log.add(logged.entries.to_bytes(8, "big") + entry)
-                logged = _Logged(logged.entries + 1, logged.size + len(entry), logged.most)
-            if self._options.stop is not None and joiner.stopped:
-                write_joiner(self._options.stop, joiner)
-            token = os.urandom(_TOKEN_BYTES)
-            head.write(token)
-            _JOINERS.put((self._options.run, key), token, (joiner, logged))
-            time = self._project.request.request_time
-            for batch in answered:
-                newest = batch.column(time).cast(pa.int64())[-1].as_py()
-                yield _windowed(batch, newest)
-            for lost in unanswered:
-                newest = lost.rows.column(time).cast(pa.int64())[-1].as_py()
-                yield beam.pvalue.TaggedOutput(UNANSWERED, _windowed(_plain(lost), newest))
+            log.add(logged.entries.to_bytes(8, "big") + entry)
+            logged = _Logged(logged.entries + 1, logged.size + len(entry), logged.most)
+        if self._options.stop is not None and joiner.stopped:
+            write_joiner(self._options.stop, joiner)
+        token = os.urandom(_TOKEN_BYTES)
+        head.write(token)
+        _JOINERS.put((self._options.run, key), token, (joiner, logged))
+        time = self._project.request.request_time
+        for batch in answered:
+            newest = batch.column(time).cast(pa.int64())[-1].as_py()
+            yield _windowed(batch, newest)
+        for lost in unanswered:
+            newest = lost.rows.column(time).cast(pa.int64())[-1].as_py()
+            yield beam.pvalue.TaggedOutput(UNANSWERED, _windowed(_plain(lost), newest))
 
     def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[AnswerJoiner, _Logged]:
         token = head.read()
@@ -384,93 +378,14 @@ class _Join(beam.DoFn):
         return joiner, _Logged(len(entries), size, most)
 
 
-def _plain(lost: Unanswered) -> tuple[bytes, int, tuple[str, ...]]:
-    return RecordBatchCoder().encode(lost.rows), lost.partition, lost.views
-
-
-def encode_part(part: Part) -> bytes:
-    """Write a part for the joining stage."""
-    coder = RecordBatchCoder()
-    if isinstance(part, RequestPart):
-        return pickle.dumps((part.group, coder.encode(part.rows)), protocol=5)
-    if isinstance(part, StopPart):
-        return pickle.dumps((part.view, part.shard, part.number, part.groups), protocol=5)
-    answers = part.answers
-    rows = None if answers is None or answers.num_rows == 0 else coder.encode(answers)
-    return pickle.dumps((part.view, part.shard, part.number, part.frontier_us, rows), protocol=5)
-
-
-def decode_part(data: bytes) -> Part:
-    """Read a part."""
-    fields = pickle.loads(data)
-    coder = RecordBatchCoder()
-    if len(fields) == 2:
-        return RequestPart(fields[0], coder.decode(fields[1]))
-    if len(fields) == 4:
-        return StopPart(*fields)
-    view, shard, number, frontier, rows = fields
-    return AnswerPart(view, shard, number, frontier, None if rows is None else coder.decode(rows))
-
-
-class Published(NamedTuple):
-    """What a release published.
-
-    Attributes:
-        view: The view's place in the project.
-        shard: The shard.
-        since_us: See `pipelines.operator.Release`.
-        frontier_us: The frontier.
-        rows: Kernel publications.
-        is_news: False where the rows only repeat what releases have published, for the online
-            store: they are no part of the publications' log.
-    """
-
-    view: int
-    shard: int
-    since_us: int | None
-    frontier_us: int
-    rows: pa.RecordBatch
-    is_news: bool = True
-
-
-def pack_publications(view: int, shard: int, release: Release) -> bytes:
-    """Write what a release published as one element."""
-    return _pack(
-        Published(view, shard, release.since_us, release.frontier_us, release.publications)
-    )
-
-
 def _passes(release: Release, shown_us: int) -> bool:
     """Tell whether a release is the one that reaches what the online store shows already."""
     since = release.since_us
     return (since is None or since < shown_us) and shown_us <= release.frontier_us
 
 
-def pack_everything(view: int, operator: ShardOperator, shown_us: int | None) -> bytes:
-    """Write every entity of a shard: the online store has lost writes, or shows ``shown_us``.
-
-    A run that was killed has published past the state that this one began with. A late event
-    that it applied at one frontier was applied at another one this time, so of the two
-    publications the one that knows less may be the newer. From here on the values are those of
-    this run, from the first instant at which no reader can have seen otherwise.
-    """
-    rows = operator.everything()
-    place = rows.schema.get_field_index(EVENT_TIMESTAMP)
-    at = np.maximum(rows.column(place).to_numpy(), TIME_MIN if shown_us is None else shown_us)
-    rows = rows.set_column(place, rows.schema.field(place), pa.array(at))
-    frontier = operator.state.frontier_us
-    return _pack(Published(view, operator.key.shard, None, frontier, rows, is_news=False))
-
-
-def _pack(published: Published) -> bytes:
-    rows = RecordBatchCoder().encode(published.rows)
-    return pickle.dumps(tuple(published._replace(rows=rows)), protocol=5)
-
-
-def unpack_publications(data: bytes) -> Published:
-    """Read a published element."""
-    published = Published(*pickle.loads(data))
-    return published._replace(rows=RecordBatchCoder().decode(published.rows))
+def _plain(lost: Unanswered) -> tuple[bytes, int, tuple[str, ...]]:
+    return RecordBatchCoder().encode(lost.rows), lost.partition, lost.views
 
 
 @dataclass(eq=False)

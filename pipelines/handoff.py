@@ -9,7 +9,7 @@ and the joining stage's). What is promised:
 * The record names what the states are of: definitions, shards, positions, mode, and the hash of
   every file. Anything else is refused by name.
 * Every run of the stream between two of them is a *segment* with a number; what it writes has the
-  number in its name (`pipelines.sink.segment_prefix`), so what a killed run left can be told from
+  number in its name (`serving.segment_names`), so what a killed run left can be told from
   what counts.
 """
 

@@ -28,7 +28,7 @@ from features.kernel.dedupe import first_occurrences
 from features.kernel.plan import Plan, make_plan
 from features.kernel.prepare import DIGEST, TIME, matrix_of, prepare_events
 from features.kernel.state import State
-from pipelines.featurize import Published
+from pipelines.elements import Published
 from pipelines.log import Log
 from pipelines.publish import named_publications
 from pipelines.sequence import concat
@@ -67,7 +67,6 @@ def log_history(
     rows = {}
     for view in project.views:
         target = OfflineLog.of(offline_root, view)
-        # Whoever reads meanwhile reads the old log, or none for a moment, never a part of one.
         unfinished = OfflineLog(target.directory.with_name(f"{view.hash}.unfinished"))
         shutil.rmtree(unfinished.directory, ignore_errors=True)
         rows[view.name] = 0
@@ -83,8 +82,7 @@ def log_history(
             )
             if done is not None:
                 done(view.name, shard)
-        shutil.rmtree(target.directory, ignore_errors=True)
-        unfinished.directory.replace(target.directory)
+        target.take_over(unfinished)
     return rows
 
 

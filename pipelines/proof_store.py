@@ -102,7 +102,12 @@ def check_store(
     """
     place = config.online_store
     store = open_store(
-        config.project, config.root, clock="replay", place=place, registry=config.registry
+        config.project,
+        config.root,
+        clock="replay",
+        place=place,
+        registry=config.registry,
+        offline=config.offline_store,
     )
     database = open_database(place)
     total = StoreCounts()

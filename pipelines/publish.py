@@ -24,13 +24,13 @@ from features.definitions import FeatureView, Project
 from features.kernel.advance import NULLS, VALUES
 from features.kernel.prepare import KEY, matrix_of, nulls_of
 from pipelines.answers import column_arrays
-from pipelines.featurize import Published, unpack_publications
-from pipelines.sink import segment_prefix
+from pipelines.elements import Published, unpack_publications
 from pipelines.store_writer import GIVE_UP_AFTER_US, StoreWriter
 from serving import publications
 from serving.online_database import Parcel
 from serving.online_places import OnlinePlace, open_database
 from serving.registration import OFFLINE
+from serving.segment_names import segment_prefix
 
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from features.contract import DAY, HOUR, MINUTE, SECOND
+from features.contract import DAY, HOUR, MINUTE, SECOND, moment_of, time_of
 from features.rejected import Reason
 from pipelines.configuration import Configuration
 from pipelines.summary import Table, write_value
@@ -19,8 +19,7 @@ from serving.bundle import Bundle
 
 Summary = Mapping[str, Mapping[str, Any]]
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_YEAR_US: Final = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_LAST_YEAR_US: Final = time_of(datetime(9999, 1, 1, tzinfo=UTC))
 
 _COUNTS: Final = {
     "requests": "predictions that were asked for",
@@ -49,7 +48,7 @@ def write_time(time_us: int) -> str:
     """
     if not 0 <= time_us < _LAST_YEAR_US:
         return "before all time" if time_us < 0 else "the end of time"
-    return f"{_EPOCH + timedelta(microseconds=time_us):%Y-%m-%d %H:%M:%S}"
+    return f"{moment_of(time_us):%Y-%m-%d %H:%M:%S}"
 
 
 def write_span(span_us: float) -> str:

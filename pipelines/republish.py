@@ -86,7 +86,14 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
         )
     if (warning := online_places.warning(config.online_store)) is not None:
         progress.say(warning)
-    open_store(project, root, clock="replay", place=config.online_store, registry=config.registry)
+    open_store(
+        project,
+        root,
+        clock="replay",
+        place=config.online_store,
+        registry=config.registry,
+        offline=config.offline_store,
+    )
     return publish_states(config, folder, progress, releases)
 
 
@@ -144,7 +151,14 @@ def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
     check_handoff(folder, handoff, project, config.shards)
     if (warning := online_places.warning(config.online_store)) is not None:
         progress.say(warning)
-    open_store(project, root, clock="replay", place=config.online_store, registry=config.registry)
+    open_store(
+        project,
+        root,
+        clock="replay",
+        place=config.online_store,
+        registry=config.registry,
+        offline=config.offline_store,
+    )
     counts = publish_states(config, folder, progress, {})
     total = len(project.views) * config.shards
     with progress.stage("write the offline log", total=total, unit="shards") as stage:
@@ -173,7 +187,14 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     filled again: between these two steps its readers find nothing, and then older values.
     """
     place = config.online_store
-    open_store(config.project, config.root, clock="replay", place=place, registry=config.registry)
+    open_store(
+        config.project,
+        config.root,
+        clock="replay",
+        place=place,
+        registry=config.registry,
+        offline=config.offline_store,
+    )
     if keeps_frontiers(config):
         expected = {
             (view, shard): frontier

@@ -40,9 +40,9 @@ from pipelines.progress import Progress
 from pipelines.releases import RELEASES
 from pipelines.replay import ReplayLog
 from pipelines.republish import keeps_frontiers, shown_frontiers, start_over
-from pipelines.sink import segment_prefix
 from serving.offline_log import OfflineLog
 from serving.registration import OFFLINE, open_store
+from serving.segment_names import segment_prefix
 
 PREDICTIONS: Final = "predictions"
 REJECTED: Final = "rejected_by_stream"
@@ -181,7 +181,12 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
     remove_stops(root, keep=start.folder)
     # Registered here, once: workers only write.
     open_store(
-        config.project, root, clock="replay", place=config.online_store, registry=config.registry
+        config.project,
+        root,
+        clock="replay",
+        place=config.online_store,
+        registry=config.registry,
+        offline=config.offline_store,
     )
     shown = shown_frontiers(config)
     if keeps_frontiers(config):

@@ -9,7 +9,8 @@ import apache_beam as beam
 
 from features.definitions import Project
 from features.kernel.plan import make_plan
-from pipelines.featurize import ALL_REQUESTS, encode_part, operator_key
+from pipelines.elements import encode_part
+from pipelines.featurize import ALL_REQUESTS, operator_key
 from pipelines.poll import Poll, request_parts, shard_poll
 
 

@@ -12,14 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def segment_prefix(segment: int) -> str:
-    """Return how the names begin of the files that a segment of a stream writes.
-
-    A run that goes on after a kill removes what the segment that did not end had written.
-    """
-    return f"{segment:05d}-"
-
-
 def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
     """Write a table to ``folder/name.parquet``: first beside it, then in its place."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -64,12 +64,13 @@ from pipelines.segments import (
     waiting,
 )
 from pipelines.shard import Shard
-from pipelines.sink import WriteParquet, segment_prefix
+from pipelines.sink import WriteParquet
 from pipelines.store_holes import HOLES
 from pipelines.train import current_bundle
 from pipelines.validate import POLLS, Validate
 from pipelines.validate import REJECTED as INVALID
 from serving import online_places
+from serving.segment_names import segment_prefix
 
 _WATCH_SECONDS: Final = 0.25
 

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from features.contract import Int64Array
+from features.contract import Int64Array, moment_of
 from features.kernel import hashing
 from pipelines.configuration import Configuration
 from pipelines.progress import Progress
@@ -38,8 +37,6 @@ from pipelines.proof_features import (
 from pipelines.proof_history import History, read_history
 from pipelines.proof_oracle import check_with_oracle, sampled_rows
 from pipelines.proof_store import check_store
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
@@ -174,6 +171,6 @@ def _row(mismatch: Mismatch) -> dict[str, Any]:
 def instant(time_us: int) -> str:
     """Write an instant with microseconds, or as a number where no calendar has it."""
     try:
-        return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="microseconds")
+        return moment_of(time_us).isoformat(timespec="microseconds")
     except OverflowError:
         return str(time_us)

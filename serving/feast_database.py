@@ -36,7 +36,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from features.errors import StoreError, StoreUnavailable
-from features.feast_objects import DEFINITION_TAG
 from serving.online_database import Parcel, Snapshot, no_key_space
 from serving.online_rows import KeySpace, RowBatch
 
@@ -175,21 +174,6 @@ class FeastDatabase:
         for key in [key for key in _of_thread.opened if key[2] == repr(self.place)]:
             del _of_thread.opened[key]
 
-    def remove(self, project: str) -> None:
-        """Remove what the store holds of a project's registered versions, and make it anew.
-
-        Feast views that Tidemill did not generate stay.
-
-        Raises:
-            StoreUnavailable: The store cannot be reached.
-            StoreError: The store refuses.
-        """
-        opened = self._opened(project)
-        registered = opened.registry.list_feature_views()
-        tables = [table for table in registered if DEFINITION_TAG in table.tags]
-        for keep in (False, True):
-            self._update_tables(opened, tables, keep=keep)
-
     def _opened(self, project: str) -> _Opened:
         key = (os.getpid(), project, repr(self.place))
         opened = _of_thread.opened.get(key)
@@ -231,21 +215,16 @@ class FeastDatabase:
     def _update(self, spaces: Sequence[KeySpace], *, keep: bool) -> None:
         for space in spaces:
             opened = self._opened(space.project)
-            self._update_tables(opened, [self._view(opened, space)[0]], keep=keep)
-
-    def _update_tables(
-        self, opened: _Opened, tables: Sequence[feast.FeatureView], *, keep: bool
-    ) -> None:
-        names = ", ".join(table.name for table in tables)
-        with self._named_errors(f"{'make' if keep else 'remove'} {names}"):
-            opened.store.update(
-                config=opened.config,
-                tables_to_delete=[] if keep else tables,
-                tables_to_keep=tables if keep else [],
-                entities_to_delete=[],
-                entities_to_keep=[],
-                partial=True,
-            )
+            table, _ = self._view(opened, space)
+            with self._named_errors(f"{'make' if keep else 'remove'} {table.name}"):
+                opened.store.update(
+                    config=opened.config,
+                    tables_to_delete=[] if keep else [table],
+                    tables_to_keep=[table] if keep else [],
+                    entities_to_delete=[],
+                    entities_to_keep=[],
+                    partial=True,
+                )
 
     @contextmanager
     def _named_errors(self, doing: str) -> Iterator[None]:

@@ -16,9 +16,11 @@ empty list is no null.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 from feast import FeatureView
@@ -30,7 +32,7 @@ from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
 from feast.types import Array, FeastType, PrimitiveFeastType, Set, Struct
 from feast.value_type import ValueType
 
-from features.contract import TIME_MAX
+from features.contract import TIME_MAX, moment_of, time_of
 from features.errors import InputError, StoreError
 from features.expressions import FLOAT64, INT64
 from features.feast_objects import (
@@ -52,13 +54,11 @@ FeastReading = tuple[datetime.datetime | None, dict[str, ValueProto] | None]
 FOREIGN: Final = "schema-"
 """What the definition of a foreign view's key space begins with."""
 
-_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND: Final = datetime.timedelta(microseconds=1)
 _TECHNICAL: Final = (VALID_UNTIL, REVISION)
 
 # Columns of 8 bytes have the name of their dtype in Tidemill, others that of Feast's ValueType.
 _NUMBERS: Final = {ValueType.INT64: INT64, ValueType.DOUBLE: FLOAT64}
-_PROTO_FIELD: Final = {
+PROTO_FIELD: Final = {
     INT64: "int64_val",
     FLOAT64: "double_val",
     **{kind.name: field for kind, field in VALUE_TYPE_TO_PROTO_VALUE_MAP.items()},
@@ -67,6 +67,7 @@ _PROTO_FIELD: Final = {
     ValueType.IMAGE_BYTES.name: "bytes_val",
     ValueType.ZONED_TIMESTAMP.name: "zoned_timestamp_val",
 }
+"""Which field of Feast's ``Value`` holds a value, by dtype."""
 
 
 @dataclass(frozen=True)
@@ -91,38 +92,66 @@ def stored_view(config: RepoConfig, table: FeatureView) -> StoredView:
         StoreError: Its tags contradict themselves, or a field has a type that Feast has no value
             for.
     """
-    tags = [tag for tag in (DEFINITION_TAG, MAX_STALENESS_TAG) if tag in table.tags]
-    columns = tuple((field.name, _dtype(table, field)) for field in table.features)
-    if len(tags) == 1:
+    tags = table.tags
+    return _stored_view(
+        config.project,
+        table.name,
+        # The identity of a primitive type says which it is, at a tenth of the cost.
+        tuple(
+            [
+                (field.name, _PRIMITIVES.get(id(field.dtype)) or _type_of(field.dtype))
+                for field in table.features
+            ]
+        ),
+        tags.get(DEFINITION_TAG),
+        tags.get(MAX_STALENESS_TAG),
+        tags.get(VIEW_TAG),
+    )
+
+
+# A read asks for it again and again. Its arguments are all that a view says of itself to us, so
+# a view that was changed is another one here, whichever object it stands in.
+@functools.lru_cache(maxsize=1_024)
+def _stored_view(
+    project: str,
+    table: str,
+    fields: tuple[tuple[str, _Type], ...],
+    definition: str | None,
+    max_staleness: str | None,
+    view: str | None,
+) -> StoredView:
+    columns = tuple((name, _dtype(table, name, kind)) for name, kind in fields)
+    if (definition is None) != (max_staleness is None):
+        found = DEFINITION_TAG if max_staleness is None else MAX_STALENESS_TAG
         raise StoreError(
-            f"feature view {table.name!r} has the tag {tags[0]}, and not the other one of "
+            f"feature view {table!r} has the tag {found}, and not the other one of "
             f"{DEFINITION_TAG} and {MAX_STALENESS_TAG}: take the view that features.feast_objects "
             "generates, or remove the tag"
         )
-    generated = bool(tags)
+    generated = definition is not None
     if not generated:
         columns = tuple(sorted(columns))  # the order in which somebody declared them says nothing
     if generated and (
         strange := [name for name, dtype in columns if dtype not in (INT64, FLOAT64)]
     ):
         raise StoreError(
-            f"feature view {table.name!r} has the tags of a generated view, and fields that are "
+            f"feature view {table!r} has the tags of a generated view, and fields that are "
             f"not Int64 or Float64 ({', '.join(strange)}): take the view that "
             "features.feast_objects generates, or remove the tags"
         )
     technical = tuple(name for name, _ in columns if name in _TECHNICAL)
     if wrong := [name for name, dtype in columns if name in technical and dtype != INT64]:
         raise StoreError(
-            f"feature view {table.name!r}: {', '.join(wrong)} must be Int64; rename the field or "
+            f"feature view {table!r}: {', '.join(wrong)} must be Int64; rename the field or "
             "change its type"
         )
     return StoredView(
         space=KeySpace(
-            project=_without_seam(config.project),
-            view=table.tags.get(VIEW_TAG, table.name) if generated else _without_seam(table.name),
-            definition=table.tags[DEFINITION_TAG] if generated else _schema_hash(config, table),
+            project=_without_seam(project),
+            view=(table if view is None else view) if generated else _without_seam(table),
+            definition=_schema_hash(project, table, fields) if definition is None else definition,
             columns=tuple(column for column in columns if column[0] not in technical),
-            max_staleness_us=int(table.tags[MAX_STALENESS_TAG]) if generated else TIME_MAX,
+            max_staleness_us=TIME_MAX if max_staleness is None else int(max_staleness),
         ),
         technical=technical,
         judged=generated,
@@ -177,7 +206,7 @@ def feast_reading(
     for name, instant in ((VALID_UNTIL, row.valid_until), (REVISION, row.revision)):
         if name in view.technical and (features is None or name in features):
             out[name] = ValueProto(int64_val=instant)
-    return _EPOCH + row.event_timestamp * _MICROSECOND, out
+    return moment_of(row.event_timestamp), out
 
 
 def feast_rows(view: StoredView, rows: RowBatch) -> list[FeastRow]:
@@ -210,41 +239,7 @@ def _named(feast_type: FeastType) -> str | None:
     except KeyError:  # a list of what Feast has no list of
         return None
     dtype = _NUMBERS.get(kind, kind.name)
-    return dtype if dtype in _PROTO_FIELD else None
-
-
-# By identity: Feast's own hash of a type takes longer than a read has for all of a view's.
-_PRIMITIVES: Final = {id(kind): _named(kind) for kind in PrimitiveFeastType}
-
-
-def _dtype(table: FeatureView, field: Any) -> str:
-    dtype = _PRIMITIVES.get(id(field.dtype)) or _named(field.dtype)
-    if dtype is None:
-        raise StoreError(
-            f"feature view {table.name!r}: Feast has no value for the type of {field.name!r}, "
-            f"{field.dtype}; choose another type"
-        )
-    return dtype
-
-
-def _without_seam(name: str) -> str:
-    # Between the parts of a key space's name stand two underscores (`KeySpace.named`), which no
-    # name of Tidemill's holds.
-    return name.replace("__", "_%5F")
-
-
-def _schema_hash(config: RepoConfig, table: FeatureView) -> str:
-    # With the names in it the key space's own name is unique, whatever a foreign view is called;
-    # by `FOREIGN` it is told from that of a generated view, whose definition is a bare hash.
-    names = [config.project, table.name]
-    for field in sorted(table.features, key=lambda field: field.name):
-        names += [field.name, _type_name(field.dtype)]
-    if '"' in "".join(names[:2]) or "\0" in "".join(names[:2]):
-        raise StoreError(f"feature view {table.name!r}: its name holds a quote or a NUL: rename it")
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(len(name.encode()).to_bytes(8, "little") + name.encode())
-    return FOREIGN + digest.hexdigest()[:16]
+    return dtype if dtype in PROTO_FIELD else None
 
 
 def _type_name(dtype: Any) -> str:
@@ -255,6 +250,56 @@ def _type_name(dtype: Any) -> str:
     if isinstance(dtype, Array | Set):
         return f"{type(dtype).__name__}({_type_name(dtype.base_type)})"
     return str(dtype)
+
+
+@dataclass(frozen=True)
+class _Type:
+    """A type of Feast's.
+
+    Attributes:
+        name: What tells it from all others.
+        dtype: How its values stand in a cell; None where Feast has no value for it.
+    """
+
+    name: str
+    dtype: str | None
+
+
+def _type_of(feast_type: FeastType) -> _Type:
+    return _Type(_type_name(feast_type), _named(feast_type))
+
+
+# By identity: Feast's own hash of a type takes longer than a read has for all of a view's.
+_PRIMITIVES: Final = {id(kind): _type_of(kind) for kind in PrimitiveFeastType}
+
+
+def _dtype(table: str, name: str, kind: _Type) -> str:
+    if kind.dtype is None:
+        raise StoreError(
+            f"feature view {table!r}: Feast has no value for the type of {name!r}, "
+            f"{kind.name}; choose another type"
+        )
+    return kind.dtype
+
+
+def _without_seam(name: str) -> str:
+    # Between the parts of a key space's name stand two underscores (`KeySpace.named`), which no
+    # name of Tidemill's holds.
+    return name.replace("__", "_%5F")
+
+
+def _schema_hash(project: str, table: str, fields: Sequence[tuple[str, _Type]]) -> str:
+    # With the names in it the key space's own name is unique, whatever a foreign view is called;
+    # by `FOREIGN` it is told from that of a generated view, whose definition is a bare hash.
+    names = [project, table]
+    for name, kind in sorted(fields, key=itemgetter(0)):
+        names += [name, kind.name]
+    if '"' in project + table or "\0" in project + table:
+        raise StoreError(f"feature view {table!r}: its name holds a quote or a NUL: rename it")
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(len(name.encode()).to_bytes(8, "little") + name.encode())
+    return FOREIGN + digest.hexdigest()[:16]
 
 
 def _row(
@@ -279,11 +324,9 @@ def _row(
             )
     revision = _python(space, REVISION, INT64, values.get(REVISION, ValueProto()))
     until = _python(space, VALID_UNTIL, INT64, values.get(VALID_UNTIL, ValueProto()))
-    if event_timestamp.tzinfo is None:  # Feast: a naive time is UTC
-        event_timestamp = event_timestamp.replace(tzinfo=datetime.UTC)
     return Row(
         key=online_key(config, key),
-        event_timestamp=(event_timestamp - _EPOCH) // _MICROSECOND,
+        event_timestamp=time_of(event_timestamp),
         revision=0 if revision is None else int(revision),
         valid_until=TIME_MAX if until is None else int(until),
         shard=None,
@@ -298,10 +341,10 @@ def _python(space: KeySpace, name: str, dtype: str, value: ValueProto) -> Value:
     kind = value.WhichOneof("val")
     if kind is None or kind == "null_val":
         return None
-    if kind != _PROTO_FIELD[dtype]:
+    if kind != PROTO_FIELD[dtype]:
         raise InputError(
             f"view {space.view!r}: {name!r} is {dtype}, so its Feast value must be "
-            f"{_PROTO_FIELD[dtype]}, found {kind}"
+            f"{PROTO_FIELD[dtype]}, found {kind}"
         )
     if dtype in (INT64, FLOAT64):
         number: int | float = getattr(value, kind)
@@ -316,5 +359,5 @@ def _proto(dtype: str, value: Value) -> ValueProto:
         return ValueProto.FromString(value)
     proto = ValueProto()
     if value is not None:
-        setattr(proto, _PROTO_FIELD[dtype], value)
+        setattr(proto, PROTO_FIELD[dtype], value)
     return proto

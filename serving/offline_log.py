@@ -8,6 +8,9 @@ What is promised:
 * A part is written whole or not at all, and one of the same name replaces itself, so whoever
   repeats a write changes nothing. In a part there is one row per (entity, event_timestamp), the
   highest revision, sorted by both.
+* Parts may be merged at any time, also while a stream adds to the log and others read it: what a
+  join gives is the same before, between and after, and what a segment has added can still be taken
+  back (`serving.offline_merge`).
 * A shard's log reaches as far as its writer said *after* the rows stood. A writer whose rows do
   not join on is refused (`LostPublications`), as by the online store, so nothing that is missing
   is ever covered by what comes later.
@@ -21,9 +24,10 @@ import datetime
 import fcntl
 import hashlib
 import os
-import re
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -38,13 +42,15 @@ from features.definitions import FeatureView
 from features.errors import InputError, LostPublications, StoreError
 from features.feast_objects import EVENT_TIMESTAMP, REVISION, offline_path
 from serving.publications import offline_table
+from serving.segment_names import segment_of, segment_prefix
+
+MERGED: Final = "merged.parquet"
+"""How the name ends of a file that others were made one of (`serving.offline_merge`)."""
 
 _DATE: Final = "date="
 _REACHED: Final = "_reached"
 _DAY_US: Final = 86_400_000_000
 _LOCK: Final = ".lock"
-_MERGED: Final = "merged"
-_SEGMENT: Final = re.compile(r"\d{5}-\d{5}-of-\d{5}-")
 _ROW_GROUP_ROWS: Final = 131_072
 
 
@@ -89,8 +95,14 @@ class OfflineLog:
             The files.
 
         Raises:
-            InputError: The batch is not of the view's schema.
+            InputError: The batch is not of the view's schema, or the part's name is one of a
+                segment of a stream (`append` gives those), which may be taken back.
         """
+        if segment_of(part) is not None:
+            raise InputError(
+                f"{part!r} is the name of a part that segment {segment_of(part)} of a stream has "
+                "written; begin it with something else than digits"
+            )
         return self.write_table(view.entity.join_key, offline_table(view, publications), part)
 
     def write_table(self, join_key: str, table: pa.Table, part: str) -> list[Path]:
@@ -112,21 +124,30 @@ class OfflineLog:
         files = []
         for day in np.unique(days).tolist():
             rows = newest if days[0] == days[-1] == day else newest.filter(pa.array(days == day))
-            file = self.directory / f"{_DATE}{np.datetime64(day, 'D')}" / f"{part}.parquet"
-            _write_whole(file, rows)
+            file = self.day(str(np.datetime64(day, "D"))) / f"{part}.parquet"
+            write_whole(file, rows)
             files.append(file)
         return files
 
     def files(self, first_us: int, last_us: int) -> list[Path]:
         """Return the files that may hold rows of ``[first_us, last_us]``, by day and part.
 
-        Files directly in the directory belong to no day, and to every span.
+        Files directly in the directory belong to no day, and to every span. A merge may remove some
+        at any time: then the same question has another answer, of the same rows.
         """
+        found = self._list("*.parquet", first_us, last_us)
+        # Whoever lists a folder while a merge makes one file of others may see neither: the new
+        # one came too late, the others were gone already. A second look has the new one.
+        while not set(self._list(f"*{MERGED}", first_us, last_us)) <= set(found):
+            found = self._list("*.parquet", first_us, last_us)
+        return found
+
+    def _list(self, pattern: str, first_us: int, last_us: int) -> list[Path]:
         first, last = (_date(time) for time in (first_us, last_us))
-        found = sorted(self.directory.glob("*.parquet"))
-        for folder in sorted(self.directory.glob(f"{_DATE}*")):
+        found = sorted(self.directory.glob(pattern))
+        for folder in self._folders():
             if first <= folder.name.removeprefix(_DATE) <= last:
-                found += sorted(folder.glob("*.parquet"))
+                found += sorted(folder.glob(pattern))
         return found
 
     def schema(self) -> pa.Schema:
@@ -135,8 +156,11 @@ class OfflineLog:
         Raises:
             StoreError: There is none.
         """
-        for file in self._some_file():
-            return pq.read_schema(file)
+        while (file := next(self._some_file(), None)) is not None:
+            try:
+                return pq.read_schema(file)
+            except FileNotFoundError:  # merged with others since
+                continue
         raise StoreError(
             f"offline log {self.directory}: there is no file in it; write history with "
             "`tidemill backfill --publish`"
@@ -201,7 +225,7 @@ class OfflineLog:
             for batch in rows.combine_chunks().to_batches():
                 digest.update(batch.serialize())
             name = f"{_shard_name(shard, shards)}-{until_us:020d}-{digest.hexdigest()[:16]}"
-            part = f"{_segment_prefix(segment)}{name}"
+            part = f"{segment_prefix(segment)}{name}"
             self.write_table(view.entity.join_key, rows, part)
         self.reach(shard, shards, since_us=since_us, until_us=until_us)
 
@@ -239,52 +263,65 @@ class OfflineLog:
 
         Returns:
             Whether the log then ends just there in every shard, so that a stream can go on with
-            it: not where there is none, where it ends elsewhere, or where rows of these segments
-            were merged with others.
+            it: not where there is none, or where it ends elsewhere.
         """
+        if not self.directory.exists():
+            return False
+        with self.alone():
+            return self._cut_back(segment, reached_us)
+
+    def _cut_back(self, segment: int, reached_us: Sequence[int]) -> bool:
         spans, shards = self._spans(), len(reached_us)
         for shard, last_us in enumerate(reached_us):
             name = _shard_name(shard, shards)
             if name in spans and spans[name].last_us > last_us:
                 _write_span(self.directory / _REACHED / name, spans[name].first_us, last_us)
-        for part in self.directory.glob(f"{_DATE}*/*-of-*.parquet"):
-            if _SEGMENT.match(part.name) and int(part.name[:5]) >= segment:
+        for part in self.directory.glob(f"{_DATE}*/*.parquet"):
+            of = segment_of(part.name)
+            if of is not None and of >= segment:
                 part.unlink()
-        spans = self._spans()
-        merged = [
-            part
-            for part in self.directory.glob(f"{_DATE}*/{_MERGED}.parquet")
-            if part.parent.name[len(_DATE) :] >= _date(min(reached_us))
-        ]
         ends = {_shard_name(n, shards): last_us for n, last_us in enumerate(reached_us)}
-        return not merged and {name: span.last_us for name, span in spans.items()} == ends
+        return {name: span.last_us for name, span in self._spans().items()} == ends
 
-    def merge(self, join_key: str, date: str) -> int:
-        """Make one part of a day's parts: a stream leaves one for each release of a shard.
+    def day(self, date: str) -> Path:
+        """Return the folder of a day, ``YYYY-MM-DD``."""
+        return self.directory / f"{_DATE}{date}"
 
-        What a join gives is the same before, between and after; killed in between, it leaves rows
-        that stand twice. Merge days that no release adds to any more, of segments that have ended:
-        what was merged cannot be cut back. A join that has listed the
-        files already, and opens one that is gone, fails and must be asked again.
+    def days(self) -> list[str]:
+        """Return the days that there are rows of, ``YYYY-MM-DD``, in order."""
+        return sorted(folder.name.removeprefix(_DATE) for folder in self._folders())
 
-        Args:
-            join_key: The column of the entity's key.
-            date: The day, ``YYYY-MM-DD``; its rows are in memory together.
+    def ended_before(self) -> str | None:
+        """Return the day that the slowest shard has reached: those before it get no more rows.
 
         Returns:
-            How many files are gone.
+            ``YYYY-MM-DD``; None where no writer ever said.
         """
-        folder = self.directory / f"{_DATE}{date}"
-        parts = sorted(folder.glob("*.parquet"))
-        if len(parts) < 2:
-            return 0
-        merged = folder / f"{_MERGED}.parquet"
-        rows = pa.concat_tables([pq.read_table(part, partitioning=None) for part in parts])
-        _write_whole(merged, newest_rows(join_key, rows))
-        gone = [part for part in parts if part != merged]
-        for part in gone:
-            part.unlink()
-        return len(gone)
+        reached = self.reached()
+        return None if reached is None else _date(reached.last_us)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until nobody else removes files of the log, and keep them waiting.
+
+        Whoever adds to the log or reads it needs not wait; its directory's parent must be there.
+        """
+        # Beside the directory, since `take_over` replaces that as a whole.
+        with self.directory.with_name(f"{self.directory.name}{_LOCK}").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def take_over(self, other: OfflineLog) -> None:
+        """Put another log, beside this one and written to its end, in the place of this one.
+
+        Whoever reads meanwhile reads the old log, or none for a moment, never a part of one.
+        """
+        with self.alone():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            other.directory.replace(self.directory)
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.directory.glob(f"{_DATE}*"))
 
     def _spans(self) -> dict[str, Reached]:
         return {
@@ -325,7 +362,8 @@ def newest_rows(join_key: str, table: pa.Table) -> pa.Table:
     return table if last.all() else table.filter(pa.array(last))
 
 
-def _write_whole(file: Path, rows: pa.Table) -> None:
+def write_whole(file: Path, rows: pa.Table) -> None:
+    """Write a file of a log whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # A reader must never meet half a file, and two writers never share one.
     unfinished = file.with_suffix(f".{uuid.uuid4().hex}.unfinished")
@@ -337,10 +375,6 @@ def _write_span(file: Path, first_us: int, last_us: int) -> None:
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(f"{first_us} {last_us}")
     unfinished.replace(file)
-
-
-def _segment_prefix(segment: int) -> str:
-    return f"{segment:05d}-"
 
 
 def _shard_name(shard: int, shards: int) -> str:

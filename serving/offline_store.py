@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,7 +43,7 @@ from feast.saved_dataset import SavedDatasetStorage
 from feast.types import Float64, Int64, String
 from feast.utils import _get_requested_feature_views_to_features_dict
 
-from features.contract import EARLIEST_EVENT, LATEST_EVENT
+from features.contract import EARLIEST_EVENT, LATEST_EVENT, moment_of, time_of
 from features.errors import InputError, StoreError
 from features.feast_objects import (
     ANCHORED_TAG,
@@ -63,8 +62,6 @@ if TYPE_CHECKING:
     from feast.saved_dataset import ValidationReference
 
 _ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
-_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND: Final = datetime.timedelta(microseconds=1)
 
 
 class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
@@ -222,8 +219,8 @@ class ChangePointOfflineStore(OfflineStore):
             metadata=RetrievalMetadata(
                 features=feature_refs,
                 keys=[name for name in rows.column_names if name != time_name],
-                min_event_timestamp=_datetime(times_us.min()) if len(times_us) else None,
-                max_event_timestamp=_datetime(times_us.max()) if len(times_us) else None,
+                min_event_timestamp=moment_of(int(times_us.min())) if len(times_us) else None,
+                max_event_timestamp=moment_of(int(times_us.max())) if len(times_us) else None,
             ),
         )
 
@@ -241,7 +238,7 @@ class ChangePointOfflineStore(OfflineStore):
         """Take the newest publication of each entity, highest revision, with a time in a span."""
         log = OfflineLog(source_path(config.repo_path, data_source))
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
-        span = Span(_us(start_date), _us(end_date))
+        span = Span(time_of(start_date), time_of(end_date))
         engine = config.offline_store.engine
         return ChangePointRetrievalJob(
             lambda: latest(engine, log, columns, join_key_columns, span),
@@ -263,8 +260,8 @@ class ChangePointOfflineStore(OfflineStore):
         path = source_path(config.repo_path, data_source)
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(
-            EARLIEST_EVENT if start_date is None else _us(start_date),
-            LATEST_EVENT if end_date is None else _us(end_date),
+            EARLIEST_EVENT if start_date is None else time_of(start_date),
+            LATEST_EVENT if end_date is None else time_of(end_date),
         )
         engine = config.offline_store.engine
 
@@ -272,7 +269,7 @@ class ChangePointOfflineStore(OfflineStore):
             if not path.is_file():
                 return between(engine, OfflineLog(path), columns, span)
             times = pc.field(timestamp_field)
-            within = (times >= _datetime(span.first_us)) & (times <= _datetime(span.last_us))
+            within = (times >= moment_of(span.first_us)) & (times <= moment_of(span.last_us))
             return pq.read_table(path, columns=columns, filters=within)
 
         return ChangePointRetrievalJob(run, repo_path=config.repo_path)
@@ -453,13 +450,3 @@ def _exact_frame(table: pa.Table) -> pd.DataFrame:
         if pa.types.is_int64(column.type) and column.null_count:
             frame[name] = column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     return frame
-
-
-def _us(time: datetime.datetime) -> int:
-    if time.tzinfo is None:  # Feast: no zone is UTC
-        time = time.replace(tzinfo=datetime.UTC)
-    return (time - _EPOCH) // _MICROSECOND
-
-
-def _datetime(time_us: int | np.int64) -> datetime.datetime:
-    return _EPOCH + datetime.timedelta(microseconds=int(time_us))

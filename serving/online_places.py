@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from features.definitions import Project
 from features.errors import ConfigurationError
 from serving.feast_database import FeastDatabase
 from serving.feast_database import warning as feast_warning
@@ -21,7 +20,6 @@ from serving.online_database import OnlineDatabase
 from serving.online_rows import Clock
 from serving.redis_place import RedisPlace
 from serving.registry_places import RegistryPlace
-from serving.registry_state import named_spaces
 from serving.sqlite_database import SqliteDatabase
 
 
@@ -140,28 +138,6 @@ def expanded(section: Any) -> Any:
 def warning(place: OnlinePlace) -> str | None:
     """Say what a store at this place cannot promise, in one line; None where it promises all."""
     return feast_warning(place) if isinstance(place, FeastPlace) else None
-
-
-def remove(place: OnlinePlace, project: Project) -> None:
-    """Remove all that an online store holds of a project's views, of every definition.
-
-    Views of other projects stay, and so do Feast views that Tidemill did not generate.
-
-    Args:
-        place: Where the store is.
-        project: The project whose rows are removed.
-
-    Raises:
-        StoreError: The store refuses.
-    """
-    if isinstance(place, FeastPlace):
-        FeastDatabase(place).remove(project.name)
-        return
-    if isinstance(place, SqlitePlace) and not place.path.exists():
-        return
-    database = open_database(place)
-    database.drop(list(named_spaces(database, project.name)))
-    database.close()
 
 
 _VARIABLE: Final = re.compile(r"\$\{(\w+)\}")

@@ -6,18 +6,16 @@ A batch of publications of one view (`schema`) is what the kernel emits. From it
   path, whole columns;
 * rows of Feast's generic write path (`feast_rows`), for any other online store. These carry the
   same values, but only `serving.online_store` keeps their order;
-* Parquet for the offline store (`offline_table`, `write_offline`).
+* the table of the offline store (`offline_table`; `serving.offline_log` keeps it).
 """
 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from features.contract import EARLIEST_EVENT, LATEST_EVENT
 from features.definitions import FeatureView
@@ -214,32 +212,6 @@ def offline_table(view: FeatureView, publications: pa.RecordBatch | pa.Table) ->
         REVISION: batch.column(_REVISION),
     }
     return pa.table(columns)
-
-
-def write_offline(
-    view: FeatureView, publications: pa.RecordBatch | pa.Table, directory: str, part: str
-) -> str:
-    """Write publications as one Parquet file of a view's offline directory.
-
-    Args:
-        view: The view.
-        publications: Publications of it, `schema`, ``(rows,)``.
-        directory: The view's directory (`features.feast_objects.offline_path`).
-        part: The file's name without its ending; the same part is replaced.
-
-    Returns:
-        The file's path.
-
-    Raises:
-        InputError: The batch is not of the view's schema.
-    """
-    target = Path(directory) / f"{part}.parquet"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A reader of the directory must never meet half a file.
-    unfinished = target.with_suffix(".unfinished")
-    pq.write_table(offline_table(view, publications), unfinished)
-    unfinished.replace(target)
-    return str(target)
 
 
 def _checked(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.RecordBatch:

@@ -12,8 +12,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from features.bigquery_dataset import BigQueryDataset
 from features.definitions import FeatureView, Project
 from features.errors import ConfigurationError, StoreError
+from serving.offline_places import (
+    OfflinePlace,
+    ParquetPlace,
+    check_installed,
+    offline_section,
+)
 from serving.online_places import (
     FeastPlace,
     OnlinePlace,
@@ -50,8 +57,6 @@ if TYPE_CHECKING:
 
 FEATURE_STORE_YAML: Final = "feature_store.yaml"
 """The file below the root that Feast's own programs read (`write_feature_store_yaml`)."""
-OFFLINE_STORE: Final = "serving.offline_store.ChangePointOfflineStore"
-"""The offline store, as Feast imports it."""
 BATCH_ENGINE: Final = "serving.materialization.ChangePointComputeEngine"
 """What runs ``materialize``, as Feast imports it."""
 OFFLINE: Final = "offline"
@@ -65,6 +70,7 @@ def repo_config(
     clock: Clock,
     place: OnlinePlace | None = None,
     registry: RegistryPlace | None = None,
+    offline: OfflinePlace | None = None,
 ) -> feast.RepoConfig:
     """Return the Feast configuration of a project below a root.
 
@@ -74,14 +80,18 @@ def repo_config(
         clock: What online reads judge age by.
         place: Where the online store is; None is an SQLite file below the root.
         registry: Where the registry is; None is a file below the root.
+        offline: Where features of the past are read; None is the log below the root.
 
     Returns:
-        A configuration with an ordered store online and change-point logs offline.
+        A configuration with the places' stores.
 
     Raises:
-        ConfigurationError: An environment variable that a place names is not set.
+        ConfigurationError: An environment variable that a place names is not set, or what a place
+            is read with is not installed.
     """
-    return feast_config(project.name, root, clock=clock, place=place, registry=registry)
+    return feast_config(
+        project.name, root, clock=clock, place=place, registry=registry, offline=offline
+    )
 
 
 def feast_config(
@@ -91,13 +101,16 @@ def feast_config(
     clock: Clock,
     place: OnlinePlace | None = None,
     registry: RegistryPlace | None = None,
+    offline: OfflinePlace | None = None,
 ) -> feast.RepoConfig:
     """Return what `repo_config` returns for the project of that name."""
     import feast
     from feast.errors import FeastModuleImportError
 
     root = Path(root).absolute()
-    sections = _sections(project, root, clock, place)
+    offline = offline or ParquetPlace()
+    check_installed(offline)
+    sections = _sections(project, root, clock, place, offline)
     online_store = expanded(sections["online_store"])
     try:
         return feast.RepoConfig(
@@ -120,6 +133,7 @@ def write_feature_store_yaml(
     clock: Clock,
     place: OnlinePlace | None = None,
     registry: RegistryPlace | None = None,
+    offline: OfflinePlace | None = None,
 ) -> Path:
     """Write the ``feature_store.yaml`` that Feast's command line and servers read below a root.
 
@@ -132,6 +146,7 @@ def write_feature_store_yaml(
         clock: What online reads judge age by.
         place: Where the online store is; None is an SQLite file below the root.
         registry: Where the registry is; None is a file below the root.
+        offline: Where features of the past are read; None is the log below the root.
 
     Returns:
         The file's path.
@@ -140,7 +155,7 @@ def write_feature_store_yaml(
 
     root = Path(root).absolute()
     root.mkdir(parents=True, exist_ok=True)
-    sections = _sections(project.name, root, clock, place)
+    sections = _sections(project.name, root, clock, place, offline or ParquetPlace())
     sections["registry"] = yaml_section(registry or default_registry(root))
     target = root / FEATURE_STORE_YAML
     unfinished = target.with_suffix(".unfinished")
@@ -149,13 +164,15 @@ def write_feature_store_yaml(
     return target
 
 
-def _sections(project: str, root: Path, clock: Clock, place: OnlinePlace | None) -> dict[str, Any]:
+def _sections(
+    project: str, root: Path, clock: Clock, place: OnlinePlace | None, offline: OfflinePlace
+) -> dict[str, Any]:
     """Return every section but the registry's; secrets stand in it as ``${NAME}``."""
     return {
         "project": project,
         "provider": "local",
         "online_store": feast_section(place or default_place(root), clock),
-        "offline_store": {"type": OFFLINE_STORE},
+        "offline_store": offline_section(offline),
         "batch_engine": {"type": BATCH_ENGINE},
         "entity_key_serialization_version": 3,
     }
@@ -168,6 +185,7 @@ def open_store(
     clock: Clock,
     place: OnlinePlace | None = None,
     registry: RegistryPlace | None = None,
+    offline: OfflinePlace | None = None,
 ) -> feast.FeatureStore:
     """Register what is missing of a project and open its Feast store.
 
@@ -181,6 +199,7 @@ def open_store(
         clock: What online reads judge age by.
         place: Where the online store is; None is an SQLite file below the root.
         registry: Where the registry is; None is a file below the root.
+        offline: Where features of the past are read; None is the log below the root.
 
     Returns:
         The store, its views registered and their key spaces made.
@@ -193,10 +212,10 @@ def open_store(
     root.mkdir(parents=True, exist_ok=True)
     registry = registry or default_registry(root)
     with registry_lock(registry):
-        store = _opened(project, root, clock, place, registry)
+        store = _opened(project, root, clock, place, registry, offline)
         registered = read_registered(store)
         plan = make_plan(project, registered, {})
-        entries = added_entries(project, registered, plan, str(root / OFFLINE))
+        entries = added_entries(project, registered, plan, _source(root, offline))
         _carry_out(store, registered, entries)
     return store
 
@@ -207,6 +226,7 @@ def plan_project(
     *,
     place: OnlinePlace | None = None,
     registry: RegistryPlace | None = None,
+    offline: OfflinePlace | None = None,
 ) -> Preview:
     """Compare a project with registry and online store, and change nothing.
 
@@ -215,6 +235,7 @@ def plan_project(
         root: What the default places are below.
         place: Where the online store is; None is an SQLite file below the root.
         registry: Where the registry is; None is a file below the root.
+        offline: Where features of the past are read; None is the log below the root.
 
     Raises:
         DefinitionError: A feature's name cannot stand in a publication.
@@ -222,12 +243,14 @@ def plan_project(
     """
     root = Path(root).absolute()
     registry = registry or default_registry(root)
+    check_installed(offline or ParquetPlace())
+    source = _source(root, offline)
     spaces = _spaces(project, place or default_place(root))
     if not holds_project(registry, project.name):
-        return _preview(project, root, None, spaces)
+        return _preview(project, source, None, spaces)
     # An opened store refers to no key space before it is written to, so any clock will do.
-    store = _opened(project, root, "wall", place, registry)
-    return _preview(project, root, store, spaces)
+    store = _opened(project, root, "wall", place, registry, offline)
+    return _preview(project, source, store, spaces)
 
 
 def apply_project(
@@ -236,6 +259,7 @@ def apply_project(
     *,
     place: OnlinePlace | None = None,
     registry: RegistryPlace | None = None,
+    offline: OfflinePlace | None = None,
     promote: bool = False,
     unfilled_too: bool = False,
     shown: Preview | None = None,
@@ -247,6 +271,7 @@ def apply_project(
         root: Where everything is written; made where it doesn't exist.
         place: Where the online store is; None is an SQLite file below the root.
         registry: Where the registry is; None is a file below the root.
+        offline: Where features of the past are read; None is the log below the root.
         promote: Whether ``VIEW`` and the feature service become the code's.
         unfilled_too: Whether to promote what has no values to read yet.
         shown: What somebody agreed to; None does whatever is to be done.
@@ -263,8 +288,9 @@ def apply_project(
     root.mkdir(parents=True, exist_ok=True)
     registry = registry or default_registry(root)
     with registry_lock(registry):
-        store = _opened(project, root, "wall", place, registry)
-        preview = _preview(project, root, store, _spaces(project, place or default_place(root)))
+        store = _opened(project, root, "wall", place, registry, offline)
+        source = _source(root, offline)
+        preview = _preview(project, source, store, _spaces(project, place or default_place(root)))
         if shown is not None and not preview.same_decisions(shown):
             raise StoreError(
                 f"{registry.name}: somebody else registered project {project.name!r} after this "
@@ -279,7 +305,7 @@ def apply_project(
             )
         registered = read_registered(store)
         make_entries = promoted_entries if promote else added_entries
-        entries = make_entries(project, registered, plan, str(root / OFFLINE))
+        entries = make_entries(project, registered, plan, source)
         _carry_out(store, registered, entries)
     return preview
 
@@ -305,14 +331,21 @@ def _opened(
     clock: Clock,
     place: OnlinePlace | None,
     registry: RegistryPlace,
+    offline: OfflinePlace | None,
 ) -> feast.FeatureStore:
     import feast
 
-    config = repo_config(project, root, clock=clock, place=place, registry=registry)
+    config = repo_config(
+        project, root, clock=clock, place=place, registry=registry, offline=offline
+    )
     store = feast.FeatureStore(config=config)
     with named_errors(registry):
         store.registry  # noqa: B018 - opens it, so that what is wrong with it shows here
     return store
+
+
+def _source(root: Path, offline: OfflinePlace | None) -> str | BigQueryDataset:
+    return offline if isinstance(offline, BigQueryDataset) else str(root / OFFLINE)
 
 
 def _spaces(project: Project, place: OnlinePlace) -> dict[str, Frontiers] | None:
@@ -329,14 +362,14 @@ def _spaces(project: Project, place: OnlinePlace) -> dict[str, Frontiers] | None
 
 def _preview(
     project: Project,
-    root: Path,
+    source: str | BigQueryDataset,
     store: feast.FeatureStore | None,
     spaces: dict[str, Frontiers] | None,
 ) -> Preview:
     registered = Registered() if store is None else read_registered(store)
     plan = make_plan(project, registered, spaces)
     added, promoted = (
-        changed_entries(store, make_entries(project, registered, plan, str(root / OFFLINE)))
+        changed_entries(store, make_entries(project, registered, plan, source))
         for make_entries in (added_entries, promoted_entries)
     )
     return Preview(plan, added.lines(), promoted.lines())

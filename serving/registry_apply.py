@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from features.bigquery_dataset import BigQueryDataset
 from features.definitions import Project
 from features.errors import StoreError
 from features.feast_objects import (
@@ -65,7 +66,7 @@ def next_service_name(project: Project) -> str:
 
 
 def added_entries(
-    project: Project, registered: Registered, plan: Plan, offline_root: str
+    project: Project, registered: Registered, plan: Plan, offline: str | BigQueryDataset
 ) -> Entries:
     """Return what registering writes: all of the code's definitions, nothing taken away.
 
@@ -73,7 +74,7 @@ def added_entries(
         project: The code's definitions.
         registered: What is registered.
         plan: What differs.
-        offline_root: As for `features.feast_objects.feast_objects`.
+        offline: As for `features.feast_objects.feast_objects`.
     """
     entries = Entries()
     by_view = {view.view: view for view in plan.views}
@@ -88,7 +89,7 @@ def added_entries(
         views[view] = feast_view(
             view,
             entities[view.entity.name],
-            offline_root,
+            offline,
             name=planned.feast_name,
             version=planned.version,
         )
@@ -102,7 +103,7 @@ def added_entries(
 
 
 def promoted_entries(
-    project: Project, registered: Registered, plan: Plan, offline_root: str
+    project: Project, registered: Registered, plan: Plan, offline: str | BigQueryDataset
 ) -> Entries:
     """Return what promotion writes: the code's definitions, and no other version.
 
@@ -114,7 +115,7 @@ def promoted_entries(
         project: The code's definitions.
         registered: What is registered.
         plan: What differs.
-        offline_root: As for `features.feast_objects.feast_objects`.
+        offline: As for `features.feast_objects.feast_objects`.
     """
     entries = Entries()
     by_view = {view.view: view for view in plan.views}
@@ -126,11 +127,11 @@ def promoted_entries(
     for view in project.views:
         version = by_view[view.name].version
         entity = entities[view.entity.name]
-        views[view] = feast_view(view, entity, offline_root, version=version)
+        views[view] = feast_view(view, entity, offline, version=version)
         _want_view(entries, views[view])
         alias = version_name(view, version)
         if alias in names and plan.spaces is not None:
-            _want_view(entries, feast_view(view, entity, offline_root, name=alias, version=version))
+            _want_view(entries, feast_view(view, entity, offline, name=alias, version=version))
     entries.want("feature_service", feast_service(project, views))
     if (next_service := next_service_name(project)) in registered.services:
         entries.want("feature_service", feast_service(project, views, next_service))

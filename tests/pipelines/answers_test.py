@@ -23,7 +23,7 @@ from pipelines.answers import (
     nulls_of,
     partition_of,
 )
-from pipelines.featurize import decode_part, encode_part
+from pipelines.elements import decode_part, encode_part
 from pipelines.log import PARTITION, POSITION, SENT
 from pipelines.poll import request_parts
 from tests.pipelines.streaming_project import (

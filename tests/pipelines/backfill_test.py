@@ -26,7 +26,7 @@ from pipelines.backfill import (
     source_partitions,
     spans,
 )
-from pipelines.featurize import encode_part
+from pipelines.elements import encode_part
 from pipelines.handoff import read_handoff, read_record
 from pipelines.log import Log
 from pipelines.operator import Release, ShardOperator

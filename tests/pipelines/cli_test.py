@@ -107,6 +107,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "explain",
         "apply",
         "clean-store",
+        "merge-log",
         "replay-rejected",
     ]
     assert not any(line.endswith("...") for line in listed)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from features.bigquery_dataset import BigQueryDataset
 from features.contract import DAY, MINUTE, SECOND
 from features.errors import ConfigurationError, EngineError
 from pipelines.configuration import Configuration, load
 from pipelines.options import pipeline_arguments, pipeline_options, stream_engine
+from serving.offline_places import ParquetPlace
 from serving.redis_place import RedisPlace, RedisTls
 
 PROJECT = """
@@ -173,6 +175,21 @@ online_store:
     assert trusting == RedisPlace(tls=RedisTls())
 
 
+def test_features_of_the_past_are_read_from_the_log_or_from_bigquery(
+    write: Write, tmp_path: Path
+) -> None:
+    assert load(write()).offline_store == ParquetPlace()
+    for text in ("{}", "{type: parquet}", "{spill: null, threads: null}"):
+        assert load(write(more=f"offline_store: {text}\n")).offline_store == ParquetPlace()
+    text = "offline_store: {memory_limit: 1.5 GiB, threads: 4, spill: /scratch}\n"
+    expected = ParquetPlace("1.5 GiB", 4, Path("/scratch"))
+    assert load(write(more=text)).offline_store == expected
+    found = load(write(more="offline_store: {spill: scratch}\n")).offline_store
+    assert found == ParquetPlace(spill=tmp_path / "run" / "scratch")
+    text = "offline_store: {type: bigquery, project: some-project, dataset: features}\n"
+    assert load(write(more=text)).offline_store == BigQueryDataset("some-project", "features")
+
+
 def test_a_source_may_be_a_log_that_says_when_it_received_what(write: Write) -> None:
     files = "files: [events/orders-*.csv, package://some_package/orders.csv]"
     log = (files, f"{files}\n    received: received_at")
@@ -319,6 +336,23 @@ def test_a_mistake_is_an_error_that_names_the_place_and_the_mend(
         (
             "online_store: {type: redis, password_env: A, password_file: b}",
             "online_store: found password_env and password_file, expected one of the two",
+        ),
+        ("offline_store: {type: parket}", "found 'parket', expected one of parquet, bigquery"),
+        ("offline_store: {dataset: d}", "offline_store: unknown key 'dataset'; "),
+        ("offline_store: {threads: 0}", "offline_store.threads: found 0, expected a whole number"),
+        ("offline_store: {memory_limit: 2}", "memory_limit: found a number ('2'), expected a text"),
+        ("offline_store: {memory_limit: 2 TG}", "found the memory limit '2 TG', expected a number"),
+        ("offline_store: {type: bigquery, project: some-project}", "key 'dataset' is missing"),
+        ("offline_store: {type: bigquery, dataset: d}", "offline_store: key 'project' is missing"),
+        ("offline_store: {type: bigquery, projct: p}", "key 'projct'; did you mean 'project'?"),
+        ("offline_store: {type: bigquery, threads: 4}", "offline_store: unknown key 'threads'; "),
+        (
+            "offline_store: {type: bigquery, project: Some Project, dataset: d}",
+            "offline_store: BigQuery project 'Some Project': expected a name of the form",
+        ),
+        (
+            "offline_store: {type: bigquery, project: some-project, dataset: p.d}",
+            "offline_store: BigQuery dataset 'p.d': expected a name of the form",
         ),
         ("shards: 1_0_0_0_0_0_0_0_0_0_0", "expected a whole number, at least 1"),
     ],

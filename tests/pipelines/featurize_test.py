@@ -17,7 +17,8 @@ from apache_beam.testing import test_stream
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 
 from features.contract import MINUTE
-from pipelines import featurize
+from pipelines import featurize, replay
+from pipelines.elements import unpack_publications
 from pipelines.featurize import (
     ANSWERS,
     PUBLICATIONS,
@@ -27,7 +28,6 @@ from pipelines.featurize import (
     FeaturizeOptions,
     make_operator,
     operator_key,
-    unpack_publications,
 )
 from pipelines.handoff import read_handoff, state_path, write_handoff
 from pipelines.operator import Mode
@@ -101,9 +101,9 @@ def test_bounded_polls_give_the_answers_of_batch(engine: str) -> None:
 def test_an_unbounded_replay_gives_the_answers_of_batch(engine: str, tmp_path: Path) -> None:
     rows = random_rows(2, trips=300, hails=150)
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(2)))
-    replay = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=20, speed=None)
+    source = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=20, speed=None)
     pipeline, choice = pipeline_on(engine, streaming=True)
-    sharded = pipeline | Replay(PROJECT, replay) | Shard(PROJECT, SHARDS)
+    sharded = pipeline | Replay(PROJECT, source) | Shard(PROJECT, SHARDS)
     collect(outputs(sharded | Featurize(PROJECT, options())))
     run(pipeline, choice)
     assert answers() == expected_vectors(PROJECT, rows)
@@ -273,16 +273,19 @@ class FinishBundleWrites(beam.DoFn):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_state_written_in_finish_bundle_is_committed(engine: str, tmp_path: Path) -> None:
+def test_state_written_in_finish_bundle_is_committed(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An internal detail of Beam 2.77 that the operators rest on: a bundle sees the one before."""
     rows = random_rows(8, trips=300, hails=150)
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(2)))
-    # Faster than real time, but over some tenths of a second, so that there are many bundles.
-    replay = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, speed=1_000.0)
+    # The source gives way after every poll, and a bundle ends there.
+    monkeypatch.setattr(replay, "_SLICE_SECONDS", -1.0)
+    source = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=60)
     pipeline, choice = pipeline_on(engine, streaming=True)
     counted = (
         pipeline
-        | Replay(PROJECT, replay)
+        | Replay(PROJECT, source)
         | beam.Map(_keyed).with_output_types(tuple[str, int])
         | beam.ParDo(FinishBundleWrites())
     )

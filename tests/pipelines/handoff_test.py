@@ -23,13 +23,8 @@ from pipelines import stream as module
 from pipelines.answers import AnswerJoiner, Part, RequestPart, StopPart
 from pipelines.backfill import hand_over
 from pipelines.configuration import Configuration
-from pipelines.featurize import (
-    FeaturizeOptions,
-    decode_part,
-    encode_part,
-    make_operator,
-    operator_key,
-)
+from pipelines.elements import decode_part, encode_part
+from pipelines.featurize import FeaturizeOptions, make_operator, operator_key
 from pipelines.handoff import RECORD, STATES, STOPS, last_states, read_handoff, read_record
 from pipelines.log import RECEIVED
 from pipelines.operator_key import Mode

@@ -22,7 +22,7 @@ from features.errors import LostPublications
 from features.feast_objects import REVISION, VALID_UNTIL
 from features.kernel.advance import Publish
 from pipelines import offline_history
-from pipelines.featurize import Published
+from pipelines.elements import Published
 from pipelines.log import Log
 from pipelines.offline_history import append_changes, log_history
 from pipelines.operator import ShardOperator

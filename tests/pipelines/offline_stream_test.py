@@ -19,10 +19,11 @@ from pipelines import stream as stream_module
 from pipelines.backfill import backfill
 from pipelines.configuration import Configuration
 from pipelines.log import RECEIVED, Log
+from pipelines.merge_log import merge_log
 from pipelines.offline_history import log_history
 from pipelines.progress import QuietProgress
 from pipelines.releases import read_releases
-from pipelines.segments import first_start, offline_goes_on
+from pipelines.segments import first_start, next_start, offline_goes_on
 from pipelines.stream import stream
 from serving.offline_log import OfflineLog, newest_rows
 from serving.registration import OFFLINE
@@ -189,6 +190,31 @@ def test_what_a_killed_segment_appended_is_taken_back(config: Configuration) -> 
     assert all(ends(config)[name] >= reached[name] for name in reached)
     run(config, resume=True)
     assert same_but_late(config, whole)
+
+
+def test_merging_between_segments_changes_nothing(config: Configuration) -> None:
+    """The stream goes on with a log that was merged, and starts over with it."""
+    config = replace(config, stream=replace(config.stream, poll_rows=500))
+    run(config, until_us=CUT)
+    cut = logged(config.root / OFFLINE)
+    merged(config)
+    assert logged(config.root / OFFLINE) == cut
+    heard = Heard()
+    assert offline_goes_on(config, next_start(config, None), heard), heard.lines
+    assert logged(config.root / OFFLINE) == cut
+    run(config, resume=True)
+    longer = logged(config.root / OFFLINE)
+    assert all(len(longer[name]) > len(cut[name]) for name in cut)
+    merged(config)
+    assert logged(config.root / OFFLINE) == longer
+    run(config, until_us=CUT)
+    assert same_but_late(config, cut)
+
+
+def merged(config: Configuration) -> None:
+    """Merge every day, also those that get more rows."""
+    for one in merge_log(config, QuietProgress(), before="9999-12-31"):
+        assert one.files_before > one.files_after > 0
 
 
 def test_stream_adds_nothing_to_a_log_that_ends_elsewhere_and_says_so(

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from features.contract import MINUTE
 from features.errors import ConflictingPublication, LostPublications
 from features.kernel.prepare import KEY
-from pipelines.featurize import Published, pack_publications
+from pipelines.elements import Published, pack_publications
 from pipelines.operator import Mode, Release
 from pipelines.publish import Publish, joined_releases, named_publications, newest_per_entity
 from pipelines.runners import run
-from serving import online_places, publications
+from serving import publications
 from serving.online_cells import decode_cells
 from serving.online_places import default_place, open_database
 from serving.online_rows import KeySpace, online_keys
@@ -201,7 +201,9 @@ def test_a_store_that_has_lost_what_went_before_is_not_written_to(tmp_path: Path
     published = [one for one in releases(6) if one[:2] == (view, shard)]
     assert len(published) > 2
     publish("fnapi", tmp_path, published[:2])
-    online_places.remove(default_place(tmp_path), PROJECT)
+    database = open_database(default_place(tmp_path))
+    database.drop([KeySpace.of(PROJECT.name, each) for each in PROJECT.views])
+    database.close()
     with pytest.raises(LostPublications, match=r"from frontier .* the store has no frontier"):
         publish("fnapi", tmp_path, published[2:])
     database = open_database(default_place(tmp_path))

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import feast
 import pyarrow as pa
 import pytest
 
+from features.bigquery_dataset import BigQueryDataset, newest_name
 from features.contract import HOUR, MINUTE
 from features.errors import LostPublications, StateMismatch
 from features.kernel import hashing
@@ -34,7 +36,7 @@ from pipelines.verify import verify
 from serving.offline_log import OfflineLog
 from serving.online_places import SqlitePlace, open_database
 from serving.online_rows import KeySpace, Row, online_keys
-from serving.registration import OFFLINE
+from serving.registration import OFFLINE, repo_config
 from tests.pipelines.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
@@ -323,3 +325,27 @@ def test_what_a_killed_stream_published_can_be_published_again(ready: Configurat
     republish(ready, QuietProgress())
     run(ready, resume=True)
     assert mismatches(ready) == 0
+
+
+def test_every_stage_leaves_the_offline_store_where_the_configuration_says(
+    ready: Configuration,
+) -> None:
+    place = BigQueryDataset("some-project", "features")
+    config = replace(ready, offline_store=place)
+    tables = {view.name: newest_name(place, view) for view in PROJECT.views}
+    middle = (EVALUATE_UNTIL + STREAM_UNTIL) // 2
+
+    def stages() -> Iterator[object]:
+        yield bootstrap(config, QuietProgress())
+        yield run(config, until_us=middle)
+        yield run(config, resume=True)
+        yield republish(config, QuietProgress())
+        yield mismatches(config)
+
+    for done in stages():
+        store = feast.FeatureStore(config=repo_config(PROJECT, config.root, clock="replay"))
+        found = {view.name: view.batch_source.table for view in store.list_feature_views()}
+        assert found == tables, done
+    # The log is written as Parquet all the same.
+    for view in PROJECT.views:
+        assert OfflineLog.of(config.root / OFFLINE, view).reached()

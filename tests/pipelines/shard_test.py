@@ -8,7 +8,8 @@ import apache_beam as beam
 import pytest
 
 from features.contract import MINUTE
-from pipelines.featurize import ALL_REQUESTS, decode_part, operator_key
+from pipelines.elements import decode_part
+from pipelines.featurize import ALL_REQUESTS, operator_key
 from pipelines.poll import Poll, request_parts, shard_poll
 from pipelines.runners import run
 from pipelines.shard import Shard, is_batches

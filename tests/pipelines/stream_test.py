@@ -23,11 +23,13 @@ from pipelines import stream as module
 from pipelines.answers import AnswerPart, RequestPart
 from pipelines.backfill import hand_over
 from pipelines.configuration import Configuration
-from pipelines.featurize import decode_part
+from pipelines.elements import decode_part
 from pipelines.point_in_time import columns_of, values_at
 from pipelines.progress import QuietProgress
+from pipelines.releases import RELEASES, read_releases
+from pipelines.segments import PREDICTIONS, REJECTED
 from pipelines.shard import Shard, is_batches, is_request
-from pipelines.stream import read_rejected, read_releases, stream
+from pipelines.stream import read_rejected, stream
 from tests.pipelines.streaming_project import (
     ENGINES,
     Row,
@@ -134,9 +136,17 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
 
 
 def test_what_an_earlier_run_left_is_removed(config: Configuration) -> None:
+    """How many releases a run makes depends on when the engine cuts its bundles; the rest not."""
     first = stream(config, QuietProgress(), engine="fnapi")
+    outputs = (PREDICTIONS, RELEASES, REJECTED)
+    for name in outputs:
+        (config.root / name).mkdir(exist_ok=True)
+        (config.root / name / "left.by.an.earlier.run").touch()
     again = stream(config, QuietProgress(), engine="fnapi")
-    counts = ("requests", "predictions", "publications", "releases", "frontiers", "duplicates")
+    assert not [*config.root.rglob("left.by.an.earlier.run")]
+    assert len(read_releases(config.root)) == again["releases"]
+    assert len(predictions(config.root)) == again["predictions"]
+    counts = ("requests", "predictions", "frontiers", "duplicates", "rejected")
     assert {name: again[name] for name in counts} == {name: first[name] for name in counts}
 
 

@@ -88,11 +88,11 @@ def registered(project: Project, root: Path) -> feast.FeatureStore:
 def test_log_is_partitioned_by_day_and_clustered_by_key() -> None:
     assert log_ddl(PLACE, BY_DEPOT) == (
         f"CREATE TABLE IF NOT EXISTS `some-project.features.by_depot__{BY_DEPOT.hash}__log` (\n"
-        "  `depot` INT64 NOT NULL,\n"
-        "  `event_timestamp` TIMESTAMP NOT NULL,\n"
+        "  `depot` INT64,\n"
+        "  `event_timestamp` TIMESTAMP,\n"
         "  `scans_1d` INT64,\n"
-        "  `tidemill_valid_until` INT64 NOT NULL,\n"
-        "  `tidemill_revision` INT64 NOT NULL\n"
+        "  `tidemill_valid_until` INT64,\n"
+        "  `tidemill_revision` INT64\n"
         ")\n"
         "PARTITION BY DATE(`event_timestamp`)\n"
         "CLUSTER BY `depot`"

@@ -148,19 +148,51 @@ def test_log_of_a_view_stands_below_the_root_by_definition(tmp_path: Path) -> No
     assert other != one
 
 
-def test_parts_of_a_day_become_one_and_say_the_same(log: OfflineLog) -> None:
-    for part, row in enumerate([(7, 10, 1, 5), (7, 10, 2, 6), (8, 3, 1, 1), (7, DAY + 1, 3, 7)]):
-        log.write(BY_DEPOT, depot_rows(row), f"p{part}")
-    assert log.merge("depot", "1970-01-01") == 3
-    assert _files(log) == ["date=1970-01-01/merged.parquet", "date=1970-01-02/p3.parquet"]
+def test_part_with_the_name_of_a_segments_is_refused(log: OfflineLog) -> None:
+    """`cut_back` would take it for one that a stream has added."""
+    with pytest.raises(InputError, match="segment 12 of a stream"):
+        log.write(BY_DEPOT, depot_rows((7, 1, 1, 1)), "00012-mine")
 
-    def rows() -> list[tuple[int, int]]:
-        table = pq.read_table(log.files(0, 10)[0], partitioning=None)
-        return list(zip(table["depot"].to_pylist(), table["scans_1d"].to_pylist(), strict=True))
 
-    assert rows() == [(7, 6), (8, 1)]
-    log.write(BY_DEPOT, depot_rows((7, 10, 3, 9)), "late")
-    assert log.merge("depot", "1970-01-01") == 1
-    assert rows() == [(7, 9), (8, 1)]
-    assert log.merge("depot", "1970-01-01") == 0
-    assert log.merge("depot", "1999-01-01") == 0
+def test_cut_back_takes_what_segments_have_added_and_nothing_else(log: OfflineLog) -> None:
+    log.write(BY_DEPOT, depot_rows((7, 5, 1, 1)), "history-00000-of-00001-000000")
+    log.write(BY_DEPOT, depot_rows((7, 6, 1, 1)), "written-0123")
+    log.reach(0, 1, since_us=TIME_MIN, until_us=10)
+    for segment in range(3):
+        log.append(
+            BY_DEPOT,
+            depot_rows((7, 10 * segment + 15, 1, 1)),
+            shard=0,
+            shards=1,
+            since_us=10 * segment + 10,
+            until_us=10 * segment + 20,
+            segment=segment,
+        )
+    assert log.cut_back(2, [30])
+    assert [file.name[:7] for file in log.files(0, 99)] == [
+        "00000-0",
+        "00001-0",
+        "history",
+        "written",
+    ]
+    assert not log.cut_back(1, [35]), "the log ends at 30"
+    assert log.cut_back(0, [10])
+    assert [file.name[:7] for file in log.files(0, 99)] == ["history", "written"]
+    assert log.reached() == Reached(TIME_MIN, 10)
+
+
+def test_days_before_that_of_the_slowest_shard_get_no_more_rows(log: OfflineLog) -> None:
+    assert log.ended_before() is None
+    log.reach(0, 2, since_us=0, until_us=9 * DAY)
+    assert str(log.ended_before()) < "1970", "a shard that has not reported can add to any day"
+    log.reach(1, 2, since_us=0, until_us=3 * DAY + 1)
+    assert log.ended_before() == "1970-01-04"
+
+
+def test_log_takes_the_place_of_another(log: OfflineLog) -> None:
+    log.write(BY_DEPOT, depot_rows((7, 1, 1, 1)), "old")
+    other = OfflineLog(log.directory.with_name("beside"))
+    other.write(BY_DEPOT, depot_rows((7, DAY, 1, 1)), "new")
+    log.take_over(other)
+    assert _files(log) == ["date=1970-01-02/new.parquet"]
+    assert not other.directory.exists()

@@ -6,12 +6,11 @@ import datetime
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from features.contract import LATEST_EVENT
 from features.errors import InputError
-from features.feast_objects import offline_path
+from serving.offline_log import OfflineLog
 from serving.online_cells import decode_row
 from serving.publications import (
     entity_keys,
@@ -19,7 +18,6 @@ from serving.publications import (
     offline_table,
     online_rows,
     schema,
-    write_offline,
 )
 from serving.registration import OFFLINE, open_store
 from tests.serving import parcels
@@ -106,19 +104,12 @@ def test_offline_table_has_the_join_key_and_times_in_utc() -> None:
     ]
 
 
-def test_same_part_is_replaced(tmp_path: Path) -> None:
-    for scans in (1, 2):
-        write_offline(BY_DEPOT, depot_rows((7, 10, 1, scans)), str(tmp_path / "v"), "part-0")
-    assert [file.name for file in (tmp_path / "v").iterdir()] == ["part-0.parquet"]
-    assert pq.read_table(tmp_path / "v").column("scans_1d").to_pylist() == [2]
-
-
 def test_feast_joins_the_offline_publications(tmp_path: Path) -> None:
     store = open_store(parcels.PARCELS, tmp_path, clock="wall")
-    directory = offline_path(str(tmp_path / OFFLINE), BY_DEPOT)
+    log = OfflineLog.of(tmp_path / OFFLINE, BY_DEPOT)
     minute = 60 * 1_000_000
-    write_offline(BY_DEPOT, depot_rows((7, minute, 1, 10), (7, 3 * minute, 2, 20)), directory, "a")
-    write_offline(BY_DEPOT, depot_rows((7, 2 * minute, 2, 15), (8, minute, 1, 80)), directory, "b")
+    log.write(BY_DEPOT, depot_rows((7, minute, 1, 10), (7, 3 * minute, 2, 20)), "a")
+    log.write(BY_DEPOT, depot_rows((7, 2 * minute, 2, 15), (8, minute, 1, 80)), "b")
     asked = pa.table(
         {
             "depot": [7, 7, 7, 8],
