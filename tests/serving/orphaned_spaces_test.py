@@ -17,7 +17,6 @@ from serving.online_places import (
     OnlinePlace,
     default_place,
     open_database,
-    remove,
 )
 from serving.online_rows import KeySpace
 from serving.orphaned_spaces import drop_orphans, find_orphans
@@ -25,6 +24,7 @@ from serving.publications import write_publications
 from serving.redis_place import RedisPlace
 from serving.registration import open_store, plan_project, repo_config
 from serving.registry_places import FileRegistry, RegistryPlace
+from serving.registry_state import named_spaces
 from tests.serving import every_type, parcels, versions
 from tests.serving.every_type import KEYS
 from tests.serving.parcels import BY_COURIER, BY_DEPOT
@@ -110,8 +110,9 @@ def test_rows_of_foreign_views_are_nobodys_orphans(
     assert read_ann() == [2**63 - 1]
 
     # Nor those of a run that starts from nothing.
-    remove(online, NEW)
-    assert open_database(online).spaces() == [foreign]
+    database = open_database(online)
+    database.drop(list(named_spaces(database, NEW.name)))
+    assert database.spaces() == [foreign]
     assert read_ann() == [2**63 - 1]
     # Not even where the registry at hand does not know it.
     other = FileRegistry(root / "other.db")

@@ -17,12 +17,12 @@ import pytest
 from features.errors import ConfigurationError, StoreError, StoreUnavailable
 from serving.online_cells import encode_row
 from serving.online_database import Parcel
-from serving.online_places import feast_section, open_database, remove
+from serving.online_places import feast_section, open_database
 from serving.online_rows import KeySpace, Row, RowBatch, online_keys
 from serving.redis_connections import exchange
 from serving.redis_database import RedisDatabase
 from serving.redis_place import RedisPlace, RedisTls
-from tests.serving import parcels
+from serving.registry_state import named_spaces
 from tests.serving.parcels import COURIER_SPACE, DEPOT_SPACE
 from tests.serving.redis_server import Certificate, RedisServer, free_port, running
 
@@ -239,11 +239,11 @@ def test_databases_of_a_redis_are_apart(server: RedisServer) -> None:
     assert (_standing(one), _standing(other)) == (_row(1, 10), _row(1, 20))
 
 
-def test_only_a_projects_own_key_spaces_are_removed(server: RedisServer) -> None:
+def test_only_a_projects_own_key_spaces_are_dropped(server: RedisServer) -> None:
     database = open_database(server.place)
     neighbour = dataclasses.replace(DEPOT_SPACE, project="parcels2")
     database.create([DEPOT_SPACE, COURIER_SPACE, neighbour])
-    remove(server.place, parcels.PARCELS)
+    database.drop(list(named_spaces(database, DEPOT_SPACE.project)))
     assert database.spaces() == [neighbour.name]
 
 
