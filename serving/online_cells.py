@@ -40,6 +40,11 @@ def cells_width(columns: int) -> int:
     return 8 * columns + (columns + 7) // 8
 
 
+def is_number(dtype: str) -> bool:
+    """Tell whether a column's 8 bytes are its value; otherwise they say where it stands."""
+    return dtype in _STRUCT
+
+
 def has_tail(dtypes: Sequence[str]) -> bool:
     """Tell whether cells of these columns are longer than `cells_width`, or may be."""
     return any(dtype not in _STRUCT for dtype in dtypes)
@@ -159,16 +164,41 @@ def encode_row(dtypes: Sequence[str], values: Sequence[Value]) -> bytes:
     return bytes(out + tail)
 
 
-def decode_row(dtypes: Sequence[str], cells: bytes) -> list[Value]:
+def decode_row(dtypes: Sequence[str], cells: bytes) -> Sequence[Value]:
     """Decode one row into Python values: the inverse of `encode_row`."""
-    columns = len(dtypes)
-    width = cells_width(columns)
-    layout, numbers_only = _layout(tuple(dtypes))
-    words = layout.unpack_from(cells)
-    nulls = int.from_bytes(cells[8 * columns : width], "little")
+    layout, width, numbers_only = _layout(tuple(dtypes))
+    return _values(dtypes, layout, width, numbers_only, cells)
+
+
+def decode_columns(dtypes: Sequence[str], cells: Sequence[bytes]) -> Sequence[Sequence[Value]]:
+    """Decode many rows into Python values, column by column.
+
+    Args:
+        dtypes: One a column.
+        cells: The cells of each row, ``(rows,)``.
+
+    Returns:
+        The values of each column, ``(columns,)`` of ``(rows,)``.
+    """
+    if not cells:
+        return [()] * len(dtypes)
+    layout, width, numbers_only = _layout(tuple(dtypes))
+    return list(
+        zip(
+            *[_values(dtypes, layout, width, numbers_only, row) for row in cells],
+            strict=True,
+        )
+    )
+
+
+def _values(
+    dtypes: Sequence[str], layout: struct.Struct, width: int, numbers_only: bool, cells: bytes
+) -> Sequence[Value]:
+    words: tuple[int | float, ...] = layout.unpack_from(cells)
+    nulls = int.from_bytes(cells[8 * len(dtypes) : width], "little")
     if numbers_only:
         if not nulls:
-            return list(words)
+            return words
         return [None if nulls >> i & 1 else word for i, word in enumerate(words)]
     out: list[Value] = []
     for i, (dtype, word) in enumerate(zip(dtypes, words, strict=True)):
@@ -177,12 +207,13 @@ def decode_row(dtypes: Sequence[str], cells: bytes) -> list[Value]:
         elif dtype in _STRUCT:
             out.append(word)
         else:
-            start, length = width + (word & _LARGEST_TAIL), word >> 32
+            place = int(word)
+            start, length = width + (place & _LARGEST_TAIL), place >> 32
             out.append(cells[start : start + length])
     return out
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(dtypes: tuple[str, ...]) -> tuple[struct.Struct, bool]:
+def _layout(dtypes: tuple[str, ...]) -> tuple[struct.Struct, int, bool]:
     words = struct.Struct("<" + "".join(_STRUCT.get(dtype, "Q") for dtype in dtypes))
-    return words, not has_tail(dtypes)
+    return words, cells_width(len(dtypes)), not has_tail(dtypes)

@@ -75,12 +75,12 @@ class KeySpace:
             )
         return KeySpace(project, view, definition, columns=(), max_staleness_us=0)
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """Its name in the store; names hold no double underscore, so it is unique."""
         return f"{self.project}__{self.view}__{self.definition}"
 
-    @property
+    @functools.cached_property
     def dtypes(self) -> tuple[str, ...]:
         """The dtype of each value, in order."""
         return tuple(dtype for _, dtype in self.columns)

@@ -39,19 +39,21 @@ absent                    ``NOT_FOUND``            null
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from feast import Entity, FeatureView, utils
 from feast.infra.online_stores.online_store import OnlineStore
-from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
+from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from pydantic import StrictInt, StrictStr
 
 from features.contract import ReadStatus
+from serving.feast_responses import Asked, add_to_response, name_features
 from serving.feast_rows import (
     FeastReading,
     FeastRow,
@@ -66,8 +68,6 @@ from serving.online_database import OnlineDatabase, Snapshot
 from serving.online_places import OnlinePlace, SqlitePlace, open_database
 from serving.online_rows import Clock, clock_us
 from serving.redis_place import RedisPlace, RedisTls
-
-_OUTSIDE_MAX_AGE: Final = FieldStatus.OUTSIDE_MAX_AGE
 
 
 class OrderedOnlineStore(OnlineStore):
@@ -155,31 +155,19 @@ class OrderedOnlineStore(OnlineStore):
             for view, (entities, _, _) in zip(views, unique, strict=True)
         ]
         snapshots = database(config).read(wanted)
+        clock = config.online_store.clock
         for (table, features), (_, places, length), view, snapshot in zip(
             grouped_refs, unique, views, snapshots, strict=True
         ):
-            before = len(online_features_response.results)
-            utils._populate_response_from_feature_data(
-                features,
-                [feast_reading(view, row, features) for row in snapshot.rows],
-                places,
+            asked = Asked(table, features, places, length)
+            name_features(
                 online_features_response,
-                full_feature_names,
-                table,
-                length,
-                include_feature_view_version_metadata,
+                asked,
+                full_feature_names=full_feature_names,
+                with_versions=include_feature_view_version_metadata,
             )
-            statuses = judge(view, snapshot, config.online_store.clock)
-            stale = [
-                place
-                for status, destinations in zip(statuses, places, strict=True)
-                if status is ReadStatus.OUTSIDE_MAX_AGE
-                for place in destinations
-            ]
-            for vector in online_features_response.results[before:] if stale else ():
-                for place in stale:
-                    vector.statuses[place] = _OUTSIDE_MAX_AGE
-                    vector.values[place].Clear()
+            statuses = judge(view, snapshot, clock)
+            add_to_response(online_features_response, asked, view, snapshot, statuses)
 
     async def _read_features_per_fv_async(self, *arguments: Any) -> None:
         await asyncio.to_thread(self._read_features_per_fv, *arguments)
@@ -231,7 +219,7 @@ class OrderedSqliteOnlineStoreConfig(FeastConfigBaseModel):
 
     def place(self, repository: Path | None) -> OnlinePlace:
         """Return the place that the section names."""
-        return SqlitePlace((repository or Path()) / self.path)
+        return _sqlite_place(repository, self.path)
 
 
 class OrderedSqliteOnlineStore(OrderedOnlineStore):
@@ -291,26 +279,55 @@ class OrderedRedisOnlineStoreConfig(FeastConfigBaseModel):
 
     def place(self, repository: Path | None) -> OnlinePlace:
         """Return the place that the section names; relative paths are below the repository's."""
-        below = repository or Path()
-
-        def path(name: str | None) -> Path | None:
-            return None if name is None else below / name
-
         tls = self.tls
-        return RedisPlace(
-            host=self.host,
-            port=self.port,
-            db=self.db,
-            username=self.username,
-            password_env=self.password_env,
-            password_file=path(self.password_file),
-            tls=RedisTls(path(tls.ca), path(tls.cert), path(tls.key)) if tls else None,
-            timeout_us=self.timeout_us,
+        return _redis_place(
+            repository,
+            self.host,
+            self.port,
+            self.db,
+            self.username,
+            self.password_env,
+            self.password_file,
+            (tls.ca, tls.cert, tls.key) if tls else None,
+            self.timeout_us,
         )
 
 
 class OrderedRedisOnlineStore(OrderedOnlineStore):
     """The ordered online store in a Redis."""
+
+
+# Every read asks for its place, and a path takes longer to make than a row to find.
+@functools.lru_cache(maxsize=64)
+def _sqlite_place(repository: Path | None, path: str) -> SqlitePlace:
+    return SqlitePlace((repository or Path()) / path)
+
+
+@functools.lru_cache(maxsize=64)
+def _redis_place(
+    repository: Path | None,
+    host: str,
+    port: int,
+    db: int,
+    username: str | None,
+    password_env: str | None,
+    password_file: str | None,
+    tls: tuple[str | None, str | None, str | None] | None,
+    timeout_us: int,
+) -> RedisPlace:
+    def path(name: str | None) -> Path | None:
+        return None if name is None else (repository or Path()) / name
+
+    return RedisPlace(
+        host=host,
+        port=port,
+        db=db,
+        username=username,
+        password_env=password_env,
+        password_file=path(password_file),
+        tls=None if tls is None else RedisTls(*map(path, tls)),
+        timeout_us=timeout_us,
+    )
 
 
 def database(config: RepoConfig) -> OnlineDatabase:

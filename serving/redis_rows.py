@@ -20,6 +20,7 @@ Lua has no integers of 64 bits, and compares strings by the server's locale.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from typing import Final
@@ -49,7 +50,12 @@ def frontiers_key(space: KeySpace) -> str:
 
 def row_prefix(space: KeySpace) -> bytes:
     """Return what the keys of a key space's rows begin with."""
-    return b"tm:" + hashlib.blake2b(space.name.encode(), digest_size=8).digest()
+    return _prefix(space.name)
+
+
+@functools.lru_cache(maxsize=1_024)
+def _prefix(name: str) -> bytes:
+    return b"tm:" + hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
 def encode_instant(time_us: int) -> bytes:
