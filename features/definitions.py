@@ -7,6 +7,7 @@ whose hash is stamped on state, bundles and predictions.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -313,7 +314,7 @@ class FeatureView:
     @property
     def hash(self) -> str:
         """SHA-256 of the canonical form, 16 hexadecimal digits."""
-        return spec_hash(self.spec())
+        return _hash_of(self, zones.tzdata_version())
 
 
 @dataclass(frozen=True, eq=False)
@@ -557,7 +558,14 @@ class Project:
     @property
     def hash(self) -> str:
         """The feature-spec hash: SHA-256 of the canonical form, 16 hexadecimal digits."""
-        return spec_hash(self.spec())
+        return _hash_of(self, zones.tzdata_version())
+
+
+# Asked for with every batch, and the canonical form of a view takes a millisecond. Not kept in the
+# definition: it would travel with it to a worker that may have another edition of the zones.
+@functools.lru_cache(maxsize=1_024)
+def _hash_of(definition: FeatureView | Project, tzdata_version: str) -> str:
+    return spec_hash(definition.spec())
 
 
 def spec_hash(spec: Any) -> str:

@@ -23,6 +23,7 @@ _STEP_SECONDS = 86_400
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
+@functools.cache
 def tzdata_version() -> str:
     """Return the version of the pinned ``tzdata`` package (part of the feature-spec hash)."""
     return importlib.metadata.version("tzdata")
