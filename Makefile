@@ -5,7 +5,8 @@
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
 #   make clean   remove what these leave, but not .venv and .tidemill, which take minutes
 #
-# ARGS goes to the program: make demo ARGS=--sample, make test ARGS="-k leakage".
+# ARGS goes to the program: make demo ARGS=--sample, make test ARGS="-n 0 -k leakage" (-n 0: in one
+# process, which is quicker for a few tests).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -28,7 +29,8 @@ demo: venv
 	$(BIN)/tidemill demo $(ARGS)
 
 test: lint prism
-	$(BIN)/python -m pytest --cov=features --cov=serving --cov=pipelines --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile \
+	  --cov=features --cov=serving --cov=pipelines --cov-report=term $(ARGS)
 
 bench: venv prism
 	$(BIN)/python -m benchmarks $(ARGS)

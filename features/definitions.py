@@ -314,7 +314,7 @@ class FeatureView:
     @property
     def hash(self) -> str:
         """SHA-256 of the canonical form, 16 hexadecimal digits."""
-        return _hash_of(self, zones.tzdata_version())
+        return _hash_of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -558,13 +558,13 @@ class Project:
     @property
     def hash(self) -> str:
         """The feature-spec hash: SHA-256 of the canonical form, 16 hexadecimal digits."""
-        return _hash_of(self, zones.tzdata_version())
+        return _hash_of(self)
 
 
 # Asked for with every batch, and the canonical form of a view takes a millisecond. Not kept in the
 # definition: it would travel with it to a worker that may have another edition of the zones.
 @functools.lru_cache(maxsize=1_024)
-def _hash_of(definition: FeatureView | Project, tzdata_version: str) -> str:
+def _hash_of(definition: FeatureView | Project) -> str:
     return spec_hash(definition.spec())
 
 

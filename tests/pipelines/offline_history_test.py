@@ -176,7 +176,8 @@ def test_history_replaces_history_and_what_followed(tmp_path: Path) -> None:
     write_history(tmp_path, rows, 3, end)
     assert log_rows(tmp_path) == first
     assert log.reached() == Reached(TIME_MIN, end)
-    assert sorted(f.name for f in log.directory.parent.iterdir()) == [CAB.hash]
+    names = [path.name for path in log.directory.parent.iterdir()]
+    assert sorted(names) == [CAB.hash, f"{CAB.hash}.lock"]
 
 
 def test_history_ends_at_positions_and_an_instant(tmp_path: Path) -> None:

@@ -215,7 +215,9 @@ def test_a_store_that_has_lost_what_went_before_is_not_written_to(tmp_path: Path
 @pytest.mark.parametrize("mode", Mode)
 def test_the_offline_log_holds_every_publication(mode: Mode, tmp_path: Path) -> None:
     """In eager mode several releases stand at one frontier: none replaces another."""
-    published = releases(3, mode)
+    published = releases(3, mode, polls=3)
+    frontiers = {(view, shard, release.frontier_us) for view, shard, release in published}
+    assert (len(frontiers) < len(published)) == (mode is Mode.EAGER)
     for one in published:
         publish("fnapi", tmp_path, [one])
     for index, view in enumerate(PROJECT.views):

@@ -194,9 +194,15 @@ def test_a_second_run_starts_over_from_the_handoff(ready: Configuration) -> None
 # Republication.
 
 
-@pytest.mark.parametrize("mode", ["exact", "eager"])
-@pytest.mark.parametrize("damage", [delete, roll_back])
-@pytest.mark.parametrize("step_rows", [1, 262_144])
+@pytest.mark.parametrize(
+    ("mode", "damage", "step_rows"),
+    [
+        ("exact", delete, 1),
+        ("exact", roll_back, 262_144),
+        ("eager", delete, 262_144),
+        ("eager", roll_back, 1),
+    ],
+)
 def test_a_damaged_store_gets_the_very_rows_that_the_stream_published(
     mode: str,
     damage: Callable[[Configuration, Path], None],
@@ -287,7 +293,7 @@ def start_and_kill(config: Configuration, engine: str, how: str) -> None:
         start_new_session=True,
     ) as process:
         begun = max(shown_frontiers(config).values())
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while max(shown_frontiers(config).values()) < begun + HOUR:
             assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
             assert time.monotonic() < deadline

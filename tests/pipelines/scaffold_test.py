@@ -210,5 +210,5 @@ def test_what_is_written_is_formatted_and_lints(written: Path) -> None:
             + ["."],
             cwd=written,
             check=True,
-            timeout=60,
+            timeout=240,
         )

@@ -26,7 +26,7 @@ from redis.retry import Retry
 from serving.redis_place import RedisPlace, RedisTls
 
 HOST = "127.0.0.1"
-_START_S = 20.0
+_START_S = 60.0
 
 
 def program(name: str, package: str) -> str:

@@ -134,7 +134,7 @@ def test_two_at_once_lose_nothing(root: Path, place: RegistryPlace) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0] * len(processes)
     views = read_registered(client(root, place)).views
     assert sorted(view.version for view in views) == [1, *windows]
@@ -150,7 +150,7 @@ def test_first_registration_of_two_at_once(root: Path, place: RegistryPlace) -> 
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0] * len(processes)
     assert registered_names(client(root, place)) == {"by_courier", "by_depot"}
 

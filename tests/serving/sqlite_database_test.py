@@ -146,7 +146,7 @@ def _create(root: str, start_line: Barrier) -> None:
 
 def test_many_may_create_the_same_database_at_once(tmp_path: Path) -> None:
     processes = _processes()
-    start_line = processes.Barrier(4, timeout=60)
+    start_line = processes.Barrier(4, timeout=240)
     creators = [
         processes.Process(target=_create, args=(str(tmp_path), start_line)) for _ in range(4)
     ]

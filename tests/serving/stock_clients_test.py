@@ -192,7 +192,7 @@ def _feast_serve(served: Served) -> Iterator[None]:
 
 
 def _wait_until_it_answers(served: Served, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 300
     while True:
         try:
             urllib.request.urlopen(f"{served.url}/health", timeout=5).close()
