@@ -29,7 +29,7 @@ demo: venv
 	$(BIN)/tidemill demo $(ARGS)
 
 test: lint prism
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile \
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder \
 	  --cov=features --cov=serving --cov=pipelines --cov-report=term $(ARGS)
 
 bench: venv prism

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ def main(ending: str, sign: str) -> None:
         sign: A file that the step creates when it runs. A Prism whose program dies before that
             panics by itself; the one that outlives its program is the one with a running job.
     """
+    # A job in the background of a shell ignores it, and so would everything that the job starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     pipeline = beam.Pipeline(runner=OwnedPrismRunner(find_prism()), options=PipelineOptions([]))
     pipeline | beam.Create([sign]) | beam.Map(go_on)
     result = pipeline.run()
