@@ -13,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 import pytest
 from apache_beam.coders import BytesCoder, VarIntCoder
+from apache_beam.runners.worker import statecache
 from apache_beam.testing import test_stream
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 
@@ -279,6 +280,8 @@ def test_state_written_in_finish_bundle_is_committed(
     """An internal detail of Beam 2.77 that the operators rest on: a bundle sees the one before."""
     rows = random_rows(8, trips=300, hails=150)
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(2)))
+    weighed: list[Any] = []
+    monkeypatch.setattr(statecache, "get_deep_size", lambda *values: weighed.append(values) or 1)
     # The source gives way after every poll, and a bundle ends there.
     monkeypatch.setattr(replay, "_SLICE_SECONDS", -1.0)
     source = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=60)
@@ -292,6 +295,7 @@ def test_state_written_in_finish_bundle_is_committed(
     collect({"counted": counted})
     run(pipeline, choice)
     found = sorted(collected("counted"))
+    assert not weighed, "Beam's state cache is on: see pipelines.runners.STATE_CACHE_MB"
     assert [before for _, before, _ in found] == list(range(len(found)))
     assert [bag for _, _, bag in found] == [list(range(n + 1)) for n in range(len(found))]
     assert len(found) > 1, "there was one bundle only: nothing is shown"
