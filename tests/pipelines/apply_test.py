@@ -23,9 +23,9 @@ from pipelines.proof_store import read_through_feast
 from pipelines.summary import print_tables
 from serving.online_places import default_place, open_database
 from serving.online_rows import KeySpace
-from serving.publications import write_publications
 from serving.registration import apply_project, open_store
 from serving.registry_places import FileRegistry, SqlRegistry
+from tests.serving import parcels
 from tests.serving.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 
 NOW = 1_750_000_000_000_000
@@ -119,16 +119,9 @@ def tidemill(*arguments: Any, fails: int = 0) -> str:
 
 def publish(config: Configuration, view: Any, rows: Any, *, frontier_us: int) -> None:
     for shard in range(2):
-        write_publications(
-            open_database(config.online_store),
-            "parcels",
-            view,
-            rows.slice(0, 0) if shard else rows,
-            shard=shard,
-            shard_count=2,
-            since_us=None,
-            frontier_us=frontier_us,
-        )
+        mine = rows.slice(0, 0) if shard else rows
+        database = open_database(config.online_store)
+        parcels.publish(database, view, mine, shard=shard, shards=2, frontier_us=frontier_us)
 
 
 def plan_text(config: Configuration, capsys: pytest.CaptureFixture[str]) -> str:

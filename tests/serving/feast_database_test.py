@@ -28,7 +28,6 @@ from serving.reader import OnlineReader
 from serving.registration import open_store, repo_config, write_feature_store_yaml
 from tests.serving import every_type, parcels, redis_server
 from tests.serving.parcels import (
-    BY_COURIER,
     BY_DEPOT,
     COURIER_SPACE,
     DEPOT_SPACE,
@@ -60,17 +59,8 @@ def store(place: FeastPlace, tmp_path: Path) -> feast.FeatureStore:
 
 
 def _publish(place: FeastPlace, rows: pa.RecordBatch, frontier_us: int = 5_000) -> int:
-    view = BY_COURIER if "by_courier__idle" in rows.schema.names else BY_DEPOT
-    return write_publications(
-        open_database(place),
-        "parcels",
-        view,
-        rows,
-        shard=0,
-        shard_count=1,
-        since_us=None,
-        frontier_us=frontier_us,
-    )
+    view = parcels.view_of(rows)
+    return parcels.publish(open_database(place), view, rows, frontier_us=frontier_us)
 
 
 def _scans(store: feast.FeatureStore, depot: int) -> tuple[Any, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,19 @@ from features.feast_objects import DEFINITION_TAG, MAX_STALENESS_TAG, feast_obje
 from serving.feast_rows import stored_view
 from serving.online_places import OnlinePlace, open_database
 from serving.online_store import OrderedOnlineStore
-from serving.publications import write_publications
 from serving.registration import open_store
-from tests.serving import every_type, parcels
+from tests.serving import every_type, parcels, stores
 from tests.serving.parcels import BY_COURIER, BY_DEPOT, DEPOT, SCANS, courier_rows, depot_rows
-from tests.serving.stores import STORES, place_of
 
 _WIDER = FeatureView("by_depot", DEPOT, SCANS, hop="1h", features={"scans_1d": count(over="2d")})
 
 
-@pytest.fixture(params=STORES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlinePlace]:
-    with place_of(request.param, tmp_path) as place:
-        yield place
+place = stores.place
 
 
 @pytest.fixture
 def store(place: OnlinePlace, tmp_path: Path) -> feast.FeatureStore:
     return open_store(parcels.PARCELS, tmp_path, clock="replay", place=place)
-
-
-def _publish(place: OnlinePlace, view: FeatureView, rows: Any) -> None:
-    write_publications(
-        open_database(place),
-        "parcels",
-        view,
-        rows,
-        shard=0,
-        shard_count=1,
-        since_us=None,
-        frontier_us=5_000,
-    )
 
 
 def _both_ways(
@@ -68,8 +49,8 @@ def test_message_is_that_of_feasts_own_step(
 ) -> None:
     fuller = {"scans_1d": 2**53 + 1, "metres_1d": -0.0, "event_timestamp": -1_500_001}
     rows = [{"entity_key": b"ann", **fuller}, {"entity_key": b"bob"}]
-    _publish(place, BY_COURIER, courier_rows(*rows))
-    _publish(place, BY_DEPOT, depot_rows((7, 1_234_567, 3, 8)))
+    parcels.publish(open_database(place), BY_COURIER, courier_rows(*rows))
+    parcels.publish(open_database(place), BY_DEPOT, depot_rows((7, 1_234_567, 3, 8)))
     fields = ["scans_1d", "tidemill_revision", "tidemill_valid_until"]
     couriers = ["nobody", "bob", "ann", "bob"]
     ours, theirs = _both_ways(
@@ -115,12 +96,12 @@ def test_changed_definition_is_read_in_the_process_that_read_the_one_before(
     def read() -> Any:
         return store.get_online_features(["by_depot:scans_1d"], [{"depot": 7}]).to_dict()
 
-    _publish(place, BY_DEPOT, depot_rows((7, 1_000, 1, 8)))
+    parcels.publish(open_database(place), BY_DEPOT, depot_rows((7, 1_000, 1, 8)))
     assert read()["scans_1d"] == [8]
     # The same name and the same fields; another definition.
     store.apply(feast_objects(parcels.project(BY_COURIER, _WIDER), str(tmp_path)).all)
     assert read()["scans_1d"] == [None]
-    _publish(place, _WIDER, depot_rows((7, 1_000, 1, 15)))
+    parcels.publish(open_database(place), _WIDER, depot_rows((7, 1_000, 1, 15)))
     assert read()["scans_1d"] == [15]
     store.apply(feast_objects(parcels.PARCELS, str(tmp_path)).all)
     assert read()["scans_1d"] == [8]

@@ -8,7 +8,6 @@ import datetime
 import random
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from features.feast_objects import feast_objects
 from serving.online_database import Snapshot
 from serving.online_places import OnlinePlace, open_database
 from serving.online_rows import online_keys
-from serving.publications import feast_rows, online_rows, write_publications
+from serving.publications import feast_rows, online_rows
 from serving.registration import open_store, write_feature_store_yaml
-from tests.serving import parcels
+from tests.serving import parcels, stores
 from tests.serving.parcels import (
     BY_COURIER,
     BY_DEPOT,
@@ -36,7 +35,6 @@ from tests.serving.parcels import (
     depot_rows,
 )
 from tests.serving.redis_server import Certificate, RedisServer
-from tests.serving.stores import STORES, place_of
 
 EXTREMES: list[dict[str, Any]] = [
     {"entity_key": b"ann", "grams_1d": 2**63 - 1, "metres_1d": 1.7976931348623157e308},
@@ -49,10 +47,7 @@ NAMES = ["scans_1d", "grams_1d", "metres_1d", "last_metres_0", "last_metres_1", 
 REFS = [f"by_courier:{name}" for name in NAMES]
 
 
-@pytest.fixture(params=STORES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlinePlace]:
-    with place_of(request.param, tmp_path) as place:
-        yield place
+place = stores.place
 
 
 @pytest.fixture
@@ -72,16 +67,9 @@ def _stock_write(store: feast.FeatureStore, view: str, rows: list[Any]) -> None:
 
 
 def _publish(place: OnlinePlace, rows: pa.RecordBatch, frontier_us: int, shard: int = 0) -> None:
-    view = BY_COURIER if "by_courier__idle" in rows.schema.names else BY_DEPOT
-    write_publications(
-        open_database(place),
-        "parcels",
-        view,
-        rows,
-        shard=shard,
-        shard_count=2,
-        since_us=None,
-        frontier_us=frontier_us,
+    database = open_database(place)
+    parcels.publish(
+        database, parcels.view_of(rows), rows, shard=shard, shards=2, frontier_us=frontier_us
     )
 
 

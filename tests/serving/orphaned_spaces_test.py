@@ -20,16 +20,14 @@ from serving.online_places import (
 )
 from serving.online_rows import KeySpace
 from serving.orphaned_spaces import drop_orphans, find_orphans
-from serving.publications import write_publications
 from serving.redis_place import RedisPlace
 from serving.registration import open_store, plan_project, repo_config
 from serving.registry_places import FileRegistry, RegistryPlace
 from serving.registry_state import named_spaces
-from tests.serving import every_type, parcels, versions
+from tests.serving import every_type, parcels, stores, versions
 from tests.serving.every_type import KEYS
 from tests.serving.parcels import BY_COURIER, BY_DEPOT
 from tests.serving.redis_server import running
-from tests.serving.stores import STORES, place_of
 from tests.serving.versions import (
     NEW,
     OLD,
@@ -44,6 +42,7 @@ from tests.serving.versions import (
 )
 
 place, root = versions.place, versions.root
+online = stores.place
 
 
 @pytest.fixture
@@ -76,12 +75,6 @@ def test_cleaning_by_an_empty_registry_is_refused(root: Path, place: RegistryPla
     other = FileRegistry(root / "other.db")
     with pytest.raises(StoreError, match=r"other\.db holds no view of project 'parcels'"):
         find_orphans(OLD, root, registry=other)
-
-
-@pytest.fixture(params=STORES)
-def online(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlinePlace]:
-    with place_of(request.param, tmp_path) as found:
-        yield found
 
 
 @pytest.mark.parametrize("name", ["small", "by_depot__v3", "every type, ours"])
@@ -172,32 +165,14 @@ def test_store_that_keeps_rows_by_name_reads_versions_by_theirs(
 
 
 def _publish_by_name(online: FeastPlace, view: FeatureView, scans: int) -> None:
-    write_publications(
-        open_database(online),
-        "parcels",
-        view,
-        parcels.depot_rows((7, 1_000, 1, scans)),
-        shard=0,
-        shard_count=1,
-        since_us=None,
-        frontier_us=5_000,
-    )
+    parcels.publish(open_database(online), view, parcels.depot_rows((7, 1_000, 1, scans)))
 
 
 def test_versions_and_cleaning_on_redis(
     root: Path, place: RegistryPlace, redis: RedisPlace
 ) -> None:
     def published(view: FeatureView, scans: int) -> None:
-        write_publications(
-            open_database(redis),
-            "parcels",
-            view,
-            parcels.depot_rows((7, 1_000, 1, scans)),
-            shard=0,
-            shard_count=1,
-            since_us=None,
-            frontier_us=5_000,
-        )
+        parcels.publish(open_database(redis), view, parcels.depot_rows((7, 1_000, 1, scans)))
 
     old, new = parcels.project(BY_DEPOT), parcels.project(WIDER)
     apply(old, root, place, online=redis)

@@ -19,8 +19,9 @@ from features import (
     sum,
     time_since_last,
 )
+from serving.online_database import OnlineDatabase
 from serving.online_rows import KeySpace
-from serving.publications import schema
+from serving.publications import schema, write_publications
 
 SCANS = EventStream(
     "scans",
@@ -101,4 +102,31 @@ def depot_rows(*rows: tuple[int, int, int, int]) -> pa.RecordBatch:
             for depot, time, revision, scans in rows
         ],
         schema=schema(BY_DEPOT),
+    )
+
+
+def view_of(rows: pa.RecordBatch) -> FeatureView:
+    """Which of the two views publications are of."""
+    return BY_COURIER if "by_courier__idle" in rows.schema.names else BY_DEPOT
+
+
+def publish(
+    database: OnlineDatabase,
+    view: FeatureView,
+    rows: pa.RecordBatch,
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    frontier_us: int = 5_000,
+) -> int:
+    """Publish rows as all that a shard of a view holds."""
+    return write_publications(
+        database,
+        "parcels",
+        view,
+        rows,
+        shard=shard,
+        shard_count=shards,
+        since_us=None,
+        frontier_us=frontier_us,
     )

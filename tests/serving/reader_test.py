@@ -15,10 +15,10 @@ from features.contract import TIME_MIN, ReadStatus
 from features.errors import InputError, UnknownColumn
 from serving.online_database import OnlineDatabase, Snapshot
 from serving.online_places import open_database
-from serving.publications import online_rows, write_publications
+from serving.publications import online_rows
 from serving.reader import FRONTIER, STATUS, OnlineReader, Reading, finish
 from tests.serving import parcels
-from tests.serving.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
+from tests.serving.parcels import BY_COURIER, courier_rows, depot_rows
 from tests.serving.stores import STORES, place_of
 
 MINUTE = 60 * 1_000_000
@@ -36,16 +36,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlineD
 def _publish(
     database: OnlineDatabase, rows: pa.RecordBatch, frontier_us: int, shard: int = 0, of: int = 1
 ) -> None:
-    view = BY_COURIER if "by_courier__idle" in rows.schema.names else BY_DEPOT
-    write_publications(
-        database,
-        "parcels",
-        view,
-        rows,
-        shard=shard,
-        shard_count=of,
-        since_us=None,
-        frontier_us=frontier_us,
+    parcels.publish(
+        database, parcels.view_of(rows), rows, shard=shard, shards=of, frontier_us=frontier_us
     )
 
 

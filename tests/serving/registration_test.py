@@ -14,7 +14,6 @@ from features.errors import StoreError
 from serving.feast_rows import key_space
 from serving.online_places import default_place, open_database
 from serving.online_rows import KeySpace
-from serving.publications import write_publications
 from serving.registration import open_store, repo_config
 from tests.serving import parcels
 from tests.serving.parcels import BY_COURIER, BY_DEPOT, DEPOT_SPACE, depot_rows
@@ -59,16 +58,8 @@ def test_everything_stands_below_the_root(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_registering_again_changes_nothing(tmp_path: Path) -> None:
     first = open_store(parcels.PARCELS, tmp_path, clock="wall")
-    write_publications(
-        open_database(default_place(tmp_path)),
-        "parcels",
-        BY_DEPOT,
-        depot_rows((7, 10, 1, 5)),
-        shard=0,
-        shard_count=1,
-        since_us=None,
-        frontier_us=20,
-    )
+    database = open_database(default_place(tmp_path))
+    parcels.publish(database, BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
 
     before = _registered(first)
     assert "by_courier" in str(before)

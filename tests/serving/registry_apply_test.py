@@ -16,7 +16,6 @@ from features.feast_objects import DEFINITION_TAG, feast_objects, offline_path
 from serving.online_places import default_place, open_database
 from serving.online_rows import KeySpace
 from serving.orphaned_spaces import drop_orphans, find_orphans
-from serving.publications import write_publications
 from serving.reader import OnlineReader
 from serving.registration import (
     OFFLINE,
@@ -136,16 +135,9 @@ def test_promotion_of_what_is_not_filled_is_refused(
     publish(root, BY_DEPOT, 5)
     apply(NEW, root, place)
     if published:
-        write_publications(
-            open_database(default_place(root)),
-            "parcels",
-            WIDER,
-            parcels.depot_rows((7, 10, 1, 8)),
-            shard=0,
-            shard_count=2,
-            since_us=None,
-            frontier_us=20,
-        )
+        database = open_database(default_place(root))
+        rows = parcels.depot_rows((7, 10, 1, 8))
+        parcels.publish(database, WIDER, rows, shards=2, frontier_us=20)
     before = contents(client(root, place))
     lacking = "no frontier of shard 1 of 2" if published else "nothing was published to it"
     with pytest.raises(StoreError, match=rf"not promoted.*'by_depot'.*{lacking}.*--publish"):

@@ -26,7 +26,6 @@ from feast.protos.feast.types.Value_pb2 import Value
 import serving
 from features.feast_objects import VALID_UNTIL
 from serving.online_places import OnlinePlace, open_database
-from serving.publications import write_publications
 from serving.registration import open_store, write_feature_store_yaml
 from tests.serving import every_type, parcels
 from tests.serving.every_type import KEYS
@@ -98,16 +97,7 @@ class Served:
 
     def publish(self, *rows: dict[str, Any], frontier_us: int) -> None:
         database = open_database(self.place)
-        write_publications(
-            database,
-            "parcels",
-            BY_COURIER,
-            courier_rows(*rows),
-            shard=0,
-            shard_count=1,
-            since_us=None,
-            frontier_us=frontier_us,
-        )
+        parcels.publish(database, BY_COURIER, courier_rows(*rows), frontier_us=frontier_us)
         database.close()
 
     def ask(self, features: list[str], **entities: list[str]) -> dict[str, dict[str, Any]]:

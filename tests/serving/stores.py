@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from serving.online_places import OnlinePlace, default_place
 from tests.serving import redis_server
 
@@ -20,3 +22,10 @@ def place_of(store: str, root: Path) -> Iterator[OnlinePlace]:
         return
     with redis_server.running(root / "redis") as server:
         yield server.place
+
+
+@pytest.fixture(params=STORES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlinePlace]:
+    """One of the stores, for a test."""
+    with place_of(request.param, tmp_path) as found:
+        yield found

@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToDict
 
 from features import FeatureView, Project, count
 from serving.online_places import OnlinePlace, default_place, open_database
-from serving.publications import schema, write_publications
+from serving.publications import schema
 from serving.registration import (
     apply_project,
     repo_config,
@@ -100,16 +100,9 @@ def publish(
     row = {"entity_key": b"7", "event_timestamp": 1_000, "valid_until": 10**15, "revision": 1}
     row |= dict(zip(columns, numbers, strict=True))
     for shard in range(shards):
-        write_publications(
-            open_database(default_place(root)),
-            "parcels",
-            view,
-            pa.RecordBatch.from_pylist([row] if shard == 0 else [], schema=schema(view)),
-            shard=shard,
-            shard_count=shards,
-            since_us=None,
-            frontier_us=frontier_us,
-        )
+        rows = pa.RecordBatch.from_pylist([row] if shard == 0 else [], schema=schema(view))
+        database = open_database(default_place(root))
+        parcels.publish(database, view, rows, shard=shard, shards=shards, frontier_us=frontier_us)
 
 
 def publish_courier(root: Path) -> None:
