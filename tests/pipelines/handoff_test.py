@@ -321,9 +321,9 @@ def test_nobody_has_stopped_before_the_last_element_came(
 # Stop and go on.
 
 
-@pytest.mark.parametrize(("mode", "cuts"), [("exact", CUTS), ("eager", 6)])
-def test_segments_between_random_cuts_are_an_uninterrupted_stream(
-    mode: str, cuts: int, tmp_path: Path, poll_by_poll: None
+@pytest.mark.parametrize("mode", ["exact", "eager"])
+def test_segments_between_twenty_random_cuts_are_an_uninterrupted_stream(
+    mode: str, tmp_path: Path, poll_by_poll: None
 ) -> None:
     """Late and out of order, with rejected rows: every output is the same, and no reader goes back.
 
@@ -336,9 +336,9 @@ def test_segments_between_random_cuts_are_an_uninterrupted_stream(
         bootstrap(config, QuietProgress())
     once = run(whole)
     with Reader(cut).reading() as reader:
-        segments = in_segments(cut, random_cuts(7, cuts))
+        segments = in_segments(cut, random_cuts(7))
 
-    assert len(segments) == cuts + 1
+    assert len(segments) == CUTS + 1
     assert once["late"] > 0
     assert once["rejected"] > 0
     if mode == "exact":
@@ -350,7 +350,7 @@ def test_segments_between_random_cuts_are_an_uninterrupted_stream(
     assert store(cut) == store(whole)
     assert publications_log(cut) == publications_log(whole)
     assert reader.faults == []
-    assert reader.reads > 2 * cuts
+    assert reader.reads > 50
     same = ("requests", "predictions", "unanswered", "rejected", "events", "releases", "late")
     assert {name: segments[-1][name] for name in same} == {name: once[name] for name in same}
 
