@@ -31,6 +31,7 @@ from features.feast_objects import field_name
 from features.kernel import hashing
 from pipelines.answers import UInt8Array
 from pipelines.configuration import Configuration
+from pipelines.configured_store import open_configured
 from pipelines.log import RECEIVED
 from pipelines.point_in_time import values_at
 from pipelines.progress import Progress, Stage
@@ -41,7 +42,7 @@ from pipelines.proof_history import History
 from serving.online_places import open_database
 from serving.online_rows import Frontiers, KeySpace
 from serving.reader import finish
-from serving.registration import feast_name, open_store
+from serving.registration import feast_name
 
 _BATCH: Final = 1_000
 
@@ -101,14 +102,7 @@ def check_store(
         findings: Where mismatches are noted.
     """
     place = config.online_store
-    store = open_store(
-        config.project,
-        config.root,
-        clock="replay",
-        place=place,
-        registry=config.registry,
-        offline=config.offline_store,
-    )
+    store = open_configured(config)
     database = open_database(place)
     total = StoreCounts()
     with progress.stage("read the store back", None, "entities") as stage:

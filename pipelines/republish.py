@@ -27,6 +27,7 @@ from features.definitions import FeatureView, Project
 from features.errors import NoKeySpace, StateMismatch
 from features.kernel import hashing
 from pipelines.configuration import Configuration
+from pipelines.configured_store import open_configured
 from pipelines.featurize import FeaturizeOptions, make_operator, operator_key
 from pipelines.handoff import (
     STATES,
@@ -52,7 +53,7 @@ from serving.online_database import OnlineDatabase
 from serving.online_places import FeastPlace, open_database
 from serving.online_rows import KeySpace
 from serving.publications import online_rows, parcel_of
-from serving.registration import OFFLINE, open_store
+from serving.registration import OFFLINE
 
 CHUNK_ROWS: Final = 10_000
 """Rows that go to the store in one call."""
@@ -86,14 +87,7 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
         )
     if (warning := online_places.warning(config.online_store)) is not None:
         progress.say(warning)
-    open_store(
-        project,
-        root,
-        clock="replay",
-        place=config.online_store,
-        registry=config.registry,
-        offline=config.offline_store,
-    )
+    open_configured(config)
     return publish_states(config, folder, progress, releases)
 
 
@@ -151,14 +145,7 @@ def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
     check_handoff(folder, handoff, project, config.shards)
     if (warning := online_places.warning(config.online_store)) is not None:
         progress.say(warning)
-    open_store(
-        project,
-        root,
-        clock="replay",
-        place=config.online_store,
-        registry=config.registry,
-        offline=config.offline_store,
-    )
+    open_configured(config)
     counts = publish_states(config, folder, progress, {})
     total = len(project.views) * config.shards
     with progress.stage("write the offline log", total=total, unit="shards") as stage:
@@ -187,14 +174,7 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     filled again: between these two steps its readers find nothing, and then older values.
     """
     place = config.online_store
-    open_store(
-        config.project,
-        config.root,
-        clock="replay",
-        place=place,
-        registry=config.registry,
-        offline=config.offline_store,
-    )
+    open_configured(config)
     if keeps_frontiers(config):
         expected = {
             (view, shard): frontier

@@ -23,6 +23,7 @@ from features.contract import TIME_MIN
 from features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from pipelines.answers import AnswerJoiner
 from pipelines.configuration import Configuration
+from pipelines.configured_store import open_configured
 from pipelines.handoff import (
     RUN,
     STATES,
@@ -41,7 +42,7 @@ from pipelines.releases import RELEASES
 from pipelines.replay import ReplayLog
 from pipelines.republish import keeps_frontiers, shown_frontiers, start_over
 from serving.offline_log import OfflineLog
-from serving.registration import OFFLINE, open_store
+from serving.registration import OFFLINE
 from serving.segment_names import segment_prefix
 
 PREDICTIONS: Final = "predictions"
@@ -180,14 +181,7 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
             path.unlink()
     remove_stops(root, keep=start.folder)
     # Registered here, once: workers only write.
-    open_store(
-        config.project,
-        root,
-        clock="replay",
-        place=config.online_store,
-        registry=config.registry,
-        offline=config.offline_store,
-    )
+    open_configured(config)
     shown = shown_frontiers(config)
     if keeps_frontiers(config):
         _check_store(start, shown)
