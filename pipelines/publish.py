@@ -9,7 +9,6 @@ happens, and when the store is away, stands in `pipelines.store_writer`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +89,7 @@ def joined_releases(releases: Iterable[Published]) -> list[Published]:
     Returns:
         The runs, each as one release, in their order.
     """
-    # In eager mode a release may leave the frontier where it was: it comes after the one before.
+    # In eager mode one that only answers may leave the frontier where it was: it comes after.
     ordered = sorted(
         releases, key=lambda one: (one.frontier_us, one.since_us is not None, one.since_us or 0)
     )
@@ -201,12 +200,8 @@ class _Publish(beam.DoFn):
     ) -> None:
         folder = self._root / "publications" / view.name
         folder.mkdir(parents=True, exist_ok=True)
-        # Several bundles may stand at one frontier (eager mode); a repeated one replaces itself,
-        # also if a restart in between has changed the order of its entities.
-        names = (publications.ENTITY_KEY, "event_timestamp", "revision")
-        rows = rows.take(pc.sort_indices(rows, [(name, "ascending") for name in names]))
-        digest = hashlib.sha256(rows.serialize()).hexdigest()[:16]
-        path = folder / f"{self._prefix}{frontier:020d}-{shard:05d}-{digest}.parquet"
+        # A shard publishes at a frontier once, so a bundle that is repeated replaces itself.
+        path = folder / f"{self._prefix}{frontier:020d}-{shard:05d}.parquet"
         unfinished = path.with_suffix(".unfinished")
         pq.write_table(pa.Table.from_batches([rows]), unfinished)
         unfinished.replace(path)

@@ -448,10 +448,35 @@ def test_an_eager_answer_states_its_instant() -> None:
             "a from 4 to 30 revision 1 is 1 sum 1; b from 6 to 30 revision 1 is 1 sum 2"
         ),
         "frontier 9; a@9 is 1 sum 1",
-        "frontier 9; a@8 as of 9 is 2 sum 5; a from 9 to 30 revision 2 is 2 sum 5",
+        "frontier 10; a@8 as of 10 is 2 sum 5; a from 9 to 30 revision 2 is 2 sum 5",
         "nothing",
     ]
     assert operator.counters.late == 1
+
+
+def test_an_eager_release_that_publishes_moves_the_frontier() -> None:
+    """So a store that has lost it stands behind, and is found out."""
+    assert play(
+        make_operator(mode=Mode.EAGER),
+        """
+        events 0 [0,1) <0: a@8=1
+
+        events 0 [1,2) <0: a@3=2
+        requests 0 [0,1) <0: b@9
+
+        requests 0 [1,2) <0: b@10
+
+        events 0 [2,3) <0: a@9=4
+
+        events 0 [3,4) <0: a@4=8
+        """,
+    ) == [
+        "frontier 9; a from 9 to 30 revision 1 is 1 sum 1",
+        "frontier 10; b@9 as of 10 is 0 sum 0; a from 9 to 30 revision 2 is 2 sum 3",
+        "frontier 10; b@10 is 0 sum 0",
+        "frontier 11; a from 10 to 30 revision 3 is 3 sum 7",
+        "frontier 12; a from 11 to 30 revision 4 is 4 sum 15",
+    ]
 
 
 def test_an_eager_operator_still_keeps_the_order_of_a_partition() -> None:
@@ -464,7 +489,7 @@ def test_an_eager_operator_still_keeps_the_order_of_a_partition() -> None:
         events 0 [0,1) <0: a@3=1
         requests 0 [0,1) <0: a@8
         """,
-    ) == ["frontier 8; a@8 is 0 sum 0", "frontier 8; a from 8 to 30 revision 2 is 2 sum 5"]
+    ) == ["frontier 8; a@8 is 0 sum 0", "frontier 9; a from 8 to 30 revision 2 is 2 sum 5"]
 
 
 # Restarts.
