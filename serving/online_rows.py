@@ -254,16 +254,34 @@ def online_keys(join_key: str, keys: pa.Array) -> list[bytes]:
     """
     if keys.null_count:
         raise InputError(f"a key of {join_key!r} is null; a publication is always of an entity")
-    name = join_key.encode()
-    prefix = struct.pack("<III", 1, _STRING, len(name)) + name
     if pa.types.is_string(keys.type):
-        prefix += struct.pack("<I", _STRING)
+        prefix = _key_prefix(join_key, _STRING)
         encoded = [key.encode() for key in keys.to_pylist()]
         return [prefix + len(key).to_bytes(4, "little") + key for key in encoded]
     if pa.types.is_int64(keys.type):
-        prefix += struct.pack("<II", _INT64, 8)
+        prefix = _key_prefix(join_key, _INT64)
         return [prefix + key.to_bytes(8, "little", signed=True) for key in keys.to_pylist()]
     raise InputError(f"keys of {join_key!r} must be string or int64, found {keys.type}")
+
+
+def online_key(join_key: str, key: str | int) -> bytes:
+    """Serialize one entity key, as `online_keys` does many.
+
+    Raises:
+        OverflowError: A number is no int64.
+        UnicodeEncodeError: A text is no Unicode text.
+    """
+    if isinstance(key, str):
+        text = key.encode()
+        return _key_prefix(join_key, _STRING) + len(text).to_bytes(4, "little") + text
+    return _key_prefix(join_key, _INT64) + key.to_bytes(8, "little", signed=True)
+
+
+@functools.lru_cache(maxsize=1_024)
+def _key_prefix(join_key: str, kind: int) -> bytes:
+    name = join_key.encode()
+    head = struct.pack("<III", 1, _STRING, len(name)) + name + struct.pack("<I", kind)
+    return head if kind == _STRING else head + struct.pack("<I", 8)
 
 
 def readable_key(key: bytes) -> str:

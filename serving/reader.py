@@ -36,7 +36,7 @@ from features.errors import InputError
 from features.expressions import ARROW_TYPES, INT64
 from serving.online_cells import arrow_columns, decode_cells, decode_matrix, decode_row
 from serving.online_database import OnlineDatabase, Snapshot
-from serving.online_rows import Clock, KeySpace, Row, clock_us, online_keys
+from serving.online_rows import Clock, KeySpace, Row, clock_us, online_key, online_keys
 
 STATUS: Final = "tidemill_status"
 """Column of a reading: the `ReadStatus` by name (string)."""
@@ -253,8 +253,8 @@ def _one_key(plan: _Plan, key: str | int) -> bytes:
     if type(key) is not (int if number else str):
         raise _wrong_key(plan, repr(key))
     try:
-        return online_keys(plan.join_key, pa.array([key], plan.key_type))[0]
-    except (OverflowError, pa.ArrowInvalid) as error:
+        return online_key(plan.join_key, key)
+    except (OverflowError, UnicodeEncodeError) as error:
         raise _wrong_key(plan, repr(key)) from error
 
 

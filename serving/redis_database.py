@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -370,13 +369,8 @@ class RedisDatabase:
         return self._exchange([with_source(command) for command in commands], spaces)
 
     def _exchange(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
-        with self._named_errors(spaces):
-            return exchange(self.place, commands)
-
-    @contextmanager
-    def _named_errors(self, spaces: Sequence[KeySpace]) -> Iterator[None]:
         try:
-            yield
+            return exchange(self.place, commands)
         except RedisError as error:
             raise explained(self.place, _named(spaces), error) from error
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from features.contract import TIME_MAX, TIME_MIN, ReadStatus
 from features.errors import InputError
 from serving.online_cells import cells_width, decode_cells, decode_row, encode_cells, encode_row
-from serving.online_rows import Frontiers, online_keys, readable_key
+from serving.online_rows import Frontiers, online_key, online_keys, readable_key
 from tests.serving import parcels
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -38,6 +38,7 @@ def test_keys_are_the_bytes_that_feast_serializes(keys: list[str | int]) -> None
             for key in some
         ]
         assert online_keys("courier", pa.array(some, dtype)) == theirs
+        assert [online_key("courier", key) for key in some] == theirs
 
 
 def test_null_key_is_no_key() -> None:
