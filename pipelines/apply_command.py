@@ -25,6 +25,7 @@ from serving.registration import (
 )
 from serving.registry_places import default_registry, registry_lock
 from serving.registry_plan import Plan, Preview, Role, SpacePlan, ViewPlan, behind_us
+from serving.whole_files import written_whole
 
 BIGQUERY_SQL: Final = "bigquery.sql"
 """The file below the root with the statements that make the tables of BigQuery."""
@@ -215,9 +216,8 @@ def _wrote_bigquery_sql(config: Configuration) -> bool:
     text = project_ddl(config.offline_store, config.project)
     if target.exists() and target.read_text() == text:
         return False
-    unfinished = target.with_suffix(".unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(target)
+    with written_whole(target) as unfinished:
+        unfinished.write_text(text)
     return True
 
 

@@ -30,6 +30,7 @@ from features.errors import StateMismatch
 from pipelines.answers import AnswerJoiner
 from pipelines.operator import ShardOperator
 from pipelines.operator_key import OperatorKey
+from serving.whole_files import written_whole
 
 RECORD: Final = "handoff.json"
 """The file that makes a folder of states count."""
@@ -87,10 +88,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_bytes(data)
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 def state_path(folder: Path, key: OperatorKey) -> Path:

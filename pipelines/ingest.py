@@ -38,6 +38,7 @@ from pipelines.readers import Counts, StreamBatch, read_stream
 from pipelines.runners import make_runner, run
 from pipelines.sink import WriteParquet
 from pipelines.validate import definition_of, required_of
+from serving.whole_files import written_whole
 
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
@@ -270,8 +271,8 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
 
 
 def _write_counts(row: dict[str, Any], folder: str) -> None:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, f"{row['source']}.json").write_text(json.dumps(row))
+    with written_whole(Path(folder, f"{row['source']}.json")) as unfinished:
+        unfinished.write_text(json.dumps(row))
 
 
 def read_counts(folder: Path) -> list[dict[str, Any]]:

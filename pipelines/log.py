@@ -19,6 +19,7 @@ from features.contract import Int64Array
 from features.definitions import EventStream, Request
 from features.errors import InputError
 from features.expressions import ARROW_TYPES
+from serving.whole_files import written_whole
 
 POSITION: Final = "_position"
 RECEIVED: Final = "_received"
@@ -103,8 +104,6 @@ class Log:
             table: The declared columns, in order of arrival, ``(rows,)``.
             received_us: int64, ``(rows,)``: when each row arrived, ascending.
         """
-        path = self.path(definition.name, partition)
-        path.parent.mkdir(parents=True, exist_ok=True)
         schema = log_schema(definition)
         whole = pa.table(
             [
@@ -114,10 +113,12 @@ class Log:
             ],
             schema=schema,
         )
-        unfinished = path.with_suffix(".unfinished")
-        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with (
+            written_whole(self.path(definition.name, partition)) as unfinished,
+            pa.OSFile(str(unfinished), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as writer,
+        ):
             writer.write_table(whole, max_chunksize=_BATCH_ROWS)
-        unfinished.replace(path)
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:

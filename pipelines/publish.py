@@ -30,6 +30,7 @@ from serving.online_database import Parcel
 from serving.online_places import OnlinePlace, open_database
 from serving.registration import OFFLINE
 from serving.segment_names import segment_prefix
+from serving.whole_files import written_whole
 
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
@@ -199,12 +200,10 @@ class _Publish(beam.DoFn):
         self, view: FeatureView, shard: int, frontier: int, rows: pa.RecordBatch
     ) -> None:
         folder = self._root / "publications" / view.name
-        folder.mkdir(parents=True, exist_ok=True)
         # A shard publishes at a frontier once, so a bundle that is repeated replaces itself.
         path = folder / f"{self._prefix}{frontier:020d}-{shard:05d}.parquet"
-        unfinished = path.with_suffix(".unfinished")
-        pq.write_table(pa.Table.from_batches([rows]), unfinished)
-        unfinished.replace(path)
+        with written_whole(path) as unfinished:
+            pq.write_table(pa.Table.from_batches([rows]), unfinished)
 
 
 @dataclass(eq=False)

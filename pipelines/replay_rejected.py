@@ -54,6 +54,7 @@ from pipelines.progress import Progress
 from pipelines.readers import read
 from pipelines.sink import write_rows
 from pipelines.validate import definition_of, required_of
+from serving.whole_files import written_whole
 
 _KEYS: Final = ("record", "stream", "payload")
 _Record = Mapping[str, Any]
@@ -144,16 +145,14 @@ def _as_text(payload: bytes) -> str:
 
 def _write_kept_apart(path: Path, text: str, progress: Progress) -> Path:
     """Write a text, whole or not at all; keep what else stood there beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_bytes() != text.encode():
         number = 1
         while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():
             number += 1
         path.replace(kept)
         progress.say(f"{path.name} stood there with other content: it is now {kept.name}")
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_bytes(text.encode())
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(text.encode())
     return path
 
 

@@ -46,6 +46,7 @@ from pipelines.report_tables import (
 from pipelines.summary import Table, figure_tables, write_value
 from pipelines.train import current_bundle
 from serving.bundle import Bundle
+from serving.whole_files import written_whole
 
 REPORT: Final = "report.html"
 EVALUATED: Final = "evaluation split"
@@ -65,10 +66,8 @@ def write_report(config: Configuration, summary: Mapping[str, Any]) -> Path:
         The file.
     """
     path = config.root / REPORT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(render_report(config, summary), encoding="utf-8")
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(render_report(config, summary), encoding="utf-8")
     return path
 
 

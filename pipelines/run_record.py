@@ -12,6 +12,7 @@ from typing import Final
 
 from features.errors import ConfigurationError
 from pipelines.configuration import Configuration
+from serving.whole_files import written_whole
 
 _RUN: Final = "run.json"
 
@@ -34,8 +35,8 @@ def sampled(config: Configuration) -> Configuration:
 
 def remember(config: Configuration, sample: bool) -> None:
     """Write down in the root whether it holds a sample."""
-    config.root.mkdir(parents=True, exist_ok=True)
-    (config.root / _RUN).write_text(json.dumps({"sample": sample}) + "\n")
+    with written_whole(config.root / _RUN) as unfinished:
+        unfinished.write_text(json.dumps({"sample": sample}) + "\n")
 
 
 def as_made(config: Configuration) -> Configuration:

@@ -11,14 +11,14 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.whole_files import written_whole
+
 
 def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
-    """Write a table to ``folder/name.parquet``: first beside it, then in its place."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a table to ``folder/name.parquet``, whole or not at all."""
     path = folder / f"{name}.parquet"
-    unfinished = folder / f"{name}.unfinished"
-    pq.write_table(rows, unfinished)
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        pq.write_table(rows, unfinished)
     return path
 
 

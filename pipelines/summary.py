@@ -10,7 +10,6 @@ import fcntl
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from features.errors import InputError, StateError
+from serving.whole_files import written_whole
 
 SUMMARY: Final = "summary.json"
 _LISTED: Final = 8
@@ -87,7 +87,8 @@ def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
         if stage in _ORDER:
             for later in _ORDER[_ORDER.index(stage) + 1 :]:
                 summary.pop(later, None)
-        _replace(root / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        with written_whole(root / SUMMARY, durable=True) as unfinished:
+            unfinished.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 @contextmanager
@@ -98,21 +99,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # which also unlocks
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _check(value: Any, name: str) -> None:

@@ -11,6 +11,7 @@ from features.errors import BundleError
 from pipelines.configuration import Configuration
 from pipelines.progress import Progress, Stage
 from pipelines.training import TrainingPlan, train_bundle
+from serving.whole_files import written_whole
 
 CURRENT: Final = "current"
 """The file in ``root/bundles`` that names the live bundle's version."""
@@ -76,7 +77,6 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
             on_step=shown.step,
         )
     pointer = config.root / "bundles" / CURRENT
-    unfinished = pointer.with_suffix(".unfinished")
-    unfinished.write_text(bundle.version + "\n")
-    unfinished.replace(pointer)
+    with written_whole(pointer) as unfinished:
+        unfinished.write_text(bundle.version + "\n")
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}

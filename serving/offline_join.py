@@ -209,10 +209,6 @@ def _newest_before(
     # What is older than the reach can only say "empty", but holds its own technical fields.
     oldest = TIME_MIN if set(names) & set(_TECHNICAL) else int(times_us.min()) - view.reach_us
     span = Span(oldest, int(times_us.max()))
-    if not view.log.files(span.first_us, span.last_us):
-        kinds = {feature.name: feature.dtype for feature in view.features}
-        nothing = {name: pa.nulls(len(keys), kinds.get(name, pa.int64())) for name in columns}
-        return pa.table(nothing)
     rows = pa.table({"row": pa.array(np.arange(len(keys))), "key": keys, "time": times_us})
     query = f"""
         SELECT r."row", {", ".join(f"l.{_quoted(name)}" for name in columns)}
@@ -225,6 +221,10 @@ def _newest_before(
         ) l ON r.key = l.{_quoted(view.join_key)} AND r.place >= l.place
     """
     found = _run(engine, query, view.log, span, rows)
+    if found is None:
+        kinds = {feature.name: feature.dtype for feature in view.features}
+        nothing = {name: pa.nulls(len(keys), kinds.get(name, pa.int64())) for name in columns}
+        return pa.table(nothing)
     _check_columns(view, found)
     order = np.empty(len(keys), np.int64)
     order[found.column("row").to_numpy()] = np.arange(len(keys))
@@ -243,17 +243,21 @@ def _scan(columns: Sequence[str]) -> str:
 def _run_over(
     engine: Engine, log: OfflineLog, query: str, span: Span, columns: Sequence[str]
 ) -> pa.Table:
-    if log.files(span.first_us, span.last_us):
-        return _run(engine, query, log, span)
+    found = _run(engine, query, log, span)
+    if found is not None:
+        return found
     schema = log.schema()
     return pa.schema([schema.field(name) for name in columns]).empty_table()
 
 
 def _run(
     engine: Engine, query: str, log: OfflineLog, span: Span, rows: pa.Table | None = None
-) -> pa.Table:
+) -> pa.Table | None:
+    """Run a query over the files of a span; None where there are none."""
     while True:
         files = log.files(span.first_us, span.last_us)
+        if not files:
+            return None
         parameters = {"files": [str(file) for file in files], **span.parameters()}
         with engine.connection() as connection:
             if rows is not None:

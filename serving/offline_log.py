@@ -25,7 +25,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from features.errors import InputError, LostPublications, StoreError
 from features.feast_objects import EVENT_TIMESTAMP, REVISION, offline_path
 from serving.publications import offline_table
 from serving.segment_names import segment_of, segment_prefix
+from serving.whole_files import written_whole
 
 MERGED: Final = "merged.parquet"
 """How the name ends of a file that others were made one of (`serving.offline_merge`)."""
@@ -125,7 +125,7 @@ class OfflineLog:
         for day in np.unique(days).tolist():
             rows = newest if days[0] == days[-1] == day else newest.filter(pa.array(days == day))
             file = self.day(str(np.datetime64(day, "D"))) / f"{part}.parquet"
-            write_whole(file, rows)
+            write_part(file, rows)
             files.append(file)
         return files
 
@@ -201,8 +201,8 @@ class OfflineLog:
     ) -> None:
         """Write every change point that advances of a shard made, and then how far it reaches.
 
-        A repeated call replaces its own files. Several may end at one instant (eager mode), so a
-        part is named by its content too.
+        A repeated call replaces its own files. An engine that does releases again may put others
+        of them into one call, so a part is named by its content too.
 
         Args:
             view: The view.
@@ -362,19 +362,15 @@ def newest_rows(join_key: str, table: pa.Table) -> pa.Table:
     return table if last.all() else table.filter(pa.array(last))
 
 
-def write_whole(file: Path, rows: pa.Table) -> None:
-    """Write a file of a log whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # A reader must never meet half a file, and two writers never share one.
-    unfinished = file.with_suffix(f".{uuid.uuid4().hex}.unfinished")
-    pq.write_table(rows, unfinished, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
-    unfinished.replace(file)
+def write_part(file: Path, rows: pa.Table, *, durable: bool = False) -> None:
+    """Write a file of a log whole or not at all (`serving.whole_files`)."""
+    with written_whole(file, durable=durable) as unfinished:
+        pq.write_table(rows, unfinished, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
 
 
 def _write_span(file: Path, first_us: int, last_us: int) -> None:
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(f"{first_us} {last_us}")
-    unfinished.replace(file)
+    with written_whole(file) as unfinished:
+        unfinished.write_text(f"{first_us} {last_us}")
 
 
 def _shard_name(shard: int, shards: int) -> str:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import InputError, StoreError
-from serving.offline_log import MERGED, OfflineLog, newest_rows, write_whole
+from serving.offline_log import MERGED, OfflineLog, newest_rows, write_part
 from serving.segment_names import segment_of, segment_prefix
 
 
@@ -72,9 +72,8 @@ def merge_day(log: OfflineLog, join_key: str, date: str) -> Merge:
         by_merged = _parts_by_merged(folder)
         for merged, parts in by_merged.items():
             if len(parts) > 1:
-                write_whole(merged, newest_rows(join_key, _read_alike(parts)))
                 # Once the parts are gone, nothing else says what they said.
-                _wait_for_disk(merged)
+                write_part(merged, newest_rows(join_key, _read_alike(parts)), durable=True)
                 _wait_for_disk(folder)
                 for part in parts:
                     if part != merged:
@@ -118,8 +117,8 @@ def _read_alike(parts: Sequence[Path]) -> pa.Table:
     return pa.concat_tables([table.select(names) for table in tables])
 
 
-def _wait_for_disk(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
+def _wait_for_disk(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:

@@ -57,6 +57,7 @@ from features.feast_objects import (
 from serving.entity_rows import EntityRows, entity_table, keys_of, microseconds, time_column
 from serving.offline_join import Engine, LoggedFeature, LoggedView, Span, between, join, latest
 from serving.offline_log import OfflineLog
+from serving.whole_files import written_whole
 
 if TYPE_CHECKING:
     from feast.saved_dataset import ValidationReference
@@ -149,10 +150,8 @@ class ChangePointRetrievalJob(RetrievalJob):
         target = source_path(self._repo_path, storage.to_data_source())
         if target.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(target))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f"{target.name}.unfinished")
-        pq.write_table(self.to_arrow(timeout=timeout), unfinished)
-        unfinished.replace(target)
+        with written_whole(target) as unfinished:
+            pq.write_table(self.to_arrow(timeout=timeout), unfinished)
 
 
 class ChangePointOfflineStore(OfflineStore):

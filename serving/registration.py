@@ -51,6 +51,7 @@ from serving.registry_places import (
 )
 from serving.registry_plan import Preview, make_plan
 from serving.registry_state import Registered, read_registered, read_spaces
+from serving.whole_files import written_whole
 
 if TYPE_CHECKING:
     import feast
@@ -158,9 +159,8 @@ def write_feature_store_yaml(
     sections = _sections(project.name, root, clock, place, offline or ParquetPlace())
     sections["registry"] = yaml_section(registry or default_registry(root))
     target = root / FEATURE_STORE_YAML
-    unfinished = target.with_suffix(".unfinished")
-    unfinished.write_text(yaml.safe_dump(sections, sort_keys=False))
-    unfinished.replace(target)
+    with written_whole(target) as unfinished:
+        unfinished.write_text(yaml.safe_dump(sections, sort_keys=False))
     return target
 
 

@@ -7,14 +7,13 @@ reader sees the registry before it or after it.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import uuid
-from pathlib import Path
 
 from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.utils import _utc_now
+
+from serving.whole_files import written_whole
 
 
 class AtomicFileRegistryStore(FileRegistryStore):
@@ -23,17 +22,5 @@ class AtomicFileRegistryStore(FileRegistryStore):
     def _write_registry(self, registry_proto: Registry) -> None:
         registry_proto.version_id = str(uuid.uuid4())
         registry_proto.last_updated.FromDatetime(_utc_now())
-        target: Path = self._filepath
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        unfinished = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(registry_proto.SerializeToString())
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.chmod(0o644)
-            unfinished.replace(target)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+        with written_whole(self._filepath, durable=True) as unfinished:
+            unfinished.write_bytes(registry_proto.SerializeToString())

@@ -61,10 +61,17 @@ def test_an_empty_batch_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_half_a_file_is_never_seen(tmp_path: Path) -> None:
-    """It is written beside its place; what an earlier attempt left there does not matter."""
-    (tmp_path / "rows.unfinished").write_bytes(b"half a file")
+def test_half_a_file_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(tmp_path, pa.table({"a": [1]}), "rows")
     assert path == tmp_path / "rows.parquet"
+
+    def fail(_: pa.Table, where: Path) -> None:
+        where.write_bytes(b"half a file")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", fail)
+        with pytest.raises(OSError, match="no space left"):
+            write_rows(tmp_path, pa.table({"a": [2]}), "rows")
     assert [p.name for p in tmp_path.iterdir()] == ["rows.parquet"]
     assert pq.read_table(path).to_pydict() == {"a": [1]}

@@ -1,0 +1,39 @@
+"""Files that are written whole or not at all.
+
+Whoever reads meets the file before the write or after it, never half of it; two writers of one
+file never share anything, and the later one stands. A writer that is killed leaves
+``NAME.*.unfinished`` beside the file, which nobody reads.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Replace a file by what the block writes; after an error the file is what it was.
+
+    Args:
+        path: The file; its folder is made if it is not there.
+        durable: Force what was written to the disk first, so that a power cut, too, leaves the
+            file before it or after it.
+
+    Yields:
+        The path to write to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
+    try:
+        yield unfinished
+        if durable:
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
