@@ -3,18 +3,22 @@
 Written as Beam's guides write it, with dict rows. The source is one element that becomes all rows,
 so that they keep their order; answers go into a list of this process (on Prism the worker is this
 process too).
+
+Beam's FnApiRunner comes with a cache of state whose bookkeeping costs such a pipeline about as much
+as its own work; `pipelines.runners` turns it off. So there are two peers on that engine.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.coders import PickleCoder
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 
 from benchmarks.row_wise_features import NAMES, Row, answer, pay, rows_of
@@ -24,6 +28,9 @@ from pipelines import runners
 # What the DoFns of this process read and write; the worker of either engine runs in it.
 _SOURCE: dict[str, Workload] = {}
 _ANSWERS: list[tuple[int, tuple[Any, ...]]] = []
+
+_FNAPI_CACHE_MB: Final = 100
+"""What Beam 2.77's FnApiRunner has; its worker on other engines has none unless asked to."""
 
 
 def _read_rows(name: str) -> Iterator[Row]:
@@ -57,7 +64,7 @@ def _collect(answered: tuple[int, tuple[Any, ...]]) -> None:
 
 
 def run_row_wise(workload: Workload, engine: str) -> pa.Table:
-    """Run the pipeline over a workload.
+    """Run the pipeline over a workload, with what Beam's engines come with.
 
     Args:
         workload: Events and requests.
@@ -66,12 +73,21 @@ def run_row_wise(workload: Workload, engine: str) -> pa.Table:
     Returns:
         The twelve features, and ``request``: the row of each; in the order of the requests.
     """
+    return _run(workload, engine, _FNAPI_CACHE_MB)
+
+
+def run_row_wise_uncached(workload: Workload, engine: str) -> pa.Table:
+    """Run it without the cache of state, as the project runs its own; as for `run_row_wise`."""
+    return _run(workload, engine, 0)
+
+
+def _run(workload: Workload, engine: str, fnapi_cache_mb: int) -> pa.Table:
     _SOURCE["rows"] = workload
     _ANSWERS.clear()
     choice = runners.choose_engine(engine, streaming=False)
-    pipeline = beam.Pipeline(
-        runner=runners.make_runner(choice), options=PipelineOptions(runners.engine_options(choice))
-    )
+    runner = runners.make_runner(choice)
+    worker_handlers.STATE_CACHE_SIZE_MB = fnapi_cache_mb  # the next `make_runner` sets it anew
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(runners.engine_options(choice)))
     (
         pipeline
         | "Name" >> beam.Create(["rows"], reshuffle=False)

@@ -18,7 +18,7 @@ from benchmarks.backfill_peers import check_equal
 from benchmarks.columnar_streaming import run_columnar
 from benchmarks.kernel import SLICE_ROWS, OneView, cut
 from benchmarks.measure import Effort, Figure, Side, alternate, rates, ratios
-from benchmarks.row_wise_pipeline import run_row_wise
+from benchmarks.row_wise_pipeline import run_row_wise, run_row_wise_uncached
 from benchmarks.workload import TWELVE, Workload, make_workload
 from features.kernel.advance import advance
 from features.kernel.state import State
@@ -27,11 +27,17 @@ StreamingSide = Callable[[Workload, str], pa.Table]
 """Runs the twelve features over a workload on an engine; returns them as `kernel_answers` does."""
 
 ROW_WISE: Final = "row-wise"
+UNCACHED: Final = "row-wise, no state cache"
 KERNEL: Final = "kernel alone, in slices"
 COLUMNAR: Final = "columnar"
-SIDES: Final[dict[str, StreamingSide]] = {COLUMNAR: run_columnar, ROW_WISE: run_row_wise}
-"""The sides, in the order of a pair. Those that are not `ROW_WISE` are compared with it."""
-ENGINES: Final = ("fnapi", "prism")
+_SIDES: Final[dict[str, StreamingSide]] = {COLUMNAR: run_columnar, ROW_WISE: run_row_wise}
+SIDES: Final[dict[str, dict[str, StreamingSide]]] = {
+    "fnapi": {**_SIDES, UNCACHED: run_row_wise_uncached},
+    "prism": _SIDES,
+}
+"""The sides of each engine, in the order of a pair. Prism comes without a cache of state."""
+_PEERS: Final = (ROW_WISE, UNCACHED)
+"""The sides that the others are compared with."""
 
 
 def measure_engine(
@@ -47,7 +53,7 @@ def measure_engine(
 
     Returns:
         Rates of each side and of the kernel alone; how many times faster each side is than the
-        row-wise one, and what part of the kernel's rate it reaches.
+        row-wise ones, and what part of the kernel's rate it reaches.
 
     Raises:
         AnswersDiffer: A side's answers are not the kernel's.
@@ -81,8 +87,9 @@ def measure_engine(
     for name, of_side in runs.items():
         out += rates(f"{label}: {name}", of_side, "rows/s")
     for name in sides:
-        if name != ROW_WISE:
-            out += ratios(f"{label}: {name} / {ROW_WISE}", runs[name], runs[ROW_WISE])
+        for peer in _PEERS:
+            if peer in sides and name not in _PEERS:
+                out += ratios(f"{label}: {name} / {peer}", runs[name], runs[peer])
         out += ratios(f"{label}: {name} / {KERNEL}", runs[name], runs[KERNEL])
     return out
 
@@ -90,4 +97,8 @@ def measure_engine(
 def run(quick: bool, effort: Effort) -> list[Figure]:
     """Run the benchmark."""
     rows = 3_000 if quick else 1_000_000
-    return [figure for engine in ENGINES for figure in measure_engine(engine, rows, SIDES, effort)]
+    return [
+        figure
+        for engine, sides in SIDES.items()
+        for figure in measure_engine(engine, rows, sides, effort)
+    ]
