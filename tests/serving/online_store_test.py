@@ -20,10 +20,12 @@ from feast.protos.feast.types.Value_pb2 import Value
 from features.contract import TIME_MAX
 from features.errors import ConflictingPublication, InputError, StoreError
 from features.feast_objects import feast_objects
+from serving import redis_database, sqlite_database
 from serving.online_database import Snapshot
 from serving.online_places import OnlinePlace, open_database
 from serving.online_rows import online_keys
 from serving.publications import feast_rows, online_rows
+from serving.reader import OnlineReader
 from serving.registration import open_store, write_feature_store_yaml
 from tests.serving import parcels, stores
 from tests.serving.parcels import (
@@ -278,6 +280,44 @@ def test_each_view_has_its_own_statuses(place: OnlinePlace, store: feast.Feature
     assert statuses["by_courier__scans_1d"] == ["OUTSIDE_MAX_AGE", "NOT_FOUND"]
     assert statuses["by_depot__scans_1d"] == ["PRESENT", "PRESENT"]
     assert answer.to_dict()["by_depot__scans_1d"] == [8, 8]
+
+
+def test_all_views_of_a_read_are_one_round_trip(
+    place: OnlinePlace, store: feast.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the SDK, and by the direct reader for many entities and for one."""
+    _publish(place, courier_rows({"entity_key": b"ann"}), 10_000)
+    _publish(place, depot_rows((7, 1_000, 1, 4)), 10_000)
+    service = store.get_feature_service("parcels")
+    both = [{"courier": name, "depot": 7} for name in ("ann", "bob", "cat")]
+    reader = OnlineReader(open_database(place), parcels.PARCELS, "replay")
+    reads = {
+        "SDK": lambda: store.get_online_features(service, both, full_feature_names=True),
+        "SDK, one": lambda: store.get_online_features(service, both[:1], full_feature_names=True),
+        "many": lambda: reader.read(
+            {"by_courier": pa.array(["ann", "bob"]), "by_depot": pa.array([7, 8, 9])}
+        ),
+        "one": lambda: reader.read_one({"by_courier": "ann", "by_depot": 7}),
+    }
+    for read in reads.values():
+        read()  # connects, and makes known the script that reads
+    trips: list[int] = []
+    exchange, transaction = redis_database.exchange, sqlite_database.transaction
+
+    def exchanged(where: Any, commands: Any) -> list[Any]:
+        trips.append(len(commands))
+        return exchange(where, commands)
+
+    def transacted(path: str, *, write: bool) -> Any:
+        trips.append(1)
+        return transaction(path, write=write)
+
+    monkeypatch.setattr(redis_database, "exchange", exchanged)
+    monkeypatch.setattr(sqlite_database, "transaction", transacted)
+    for name, read in reads.items():
+        trips.clear()
+        read()
+        assert trips == [1], name
 
 
 def test_wall_clock_finds_a_stopped_stream(
