@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from hypothesis import strategies as st
 from features.contract import MINUTE
 from features.errors import ConflictingPublication, LostPublications
 from features.kernel.prepare import KEY
+from pipelines import publish as module
 from pipelines.elements import Published, pack_publications
 from pipelines.operator import Mode, Release
 from pipelines.publish import Publish, joined_releases, named_publications, newest_per_entity
 from pipelines.runners import run
 from serving import publications
 from serving.online_cells import decode_cells
-from serving.online_places import default_place, open_database
+from serving.online_database import Parcel
+from serving.online_places import OnlinePlace, default_place, open_database
 from serving.online_rows import KeySpace, online_keys
 from serving.registration import open_store
 from tests.laws.driver import values_of
@@ -132,6 +135,45 @@ def test_of_many_publications_of_an_entity_the_newest_is_kept() -> None:
     assert newest_per_entity(rows.take([2, 4, 4, 1])).column("revision").to_pylist() == [3, 3]
     assert newest_per_entity(rows.slice(0, 1)).num_rows == 1
     assert newest_per_entity(rows.slice(0, 0)).num_rows == 0
+
+
+def test_a_bundle_is_one_write_with_each_entity_once_a_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = releases(1)
+    bundles: list[int] = []
+    writes: list[list[Parcel]] = []
+    finish_bundle = module._Publish.finish_bundle
+
+    class Counted:
+        def __init__(self, place: OnlinePlace) -> None:
+            self._database = open_database(place)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._database, name)
+
+        def publish(self, parcels: Sequence[Parcel]) -> list[int]:
+            writes.append(list(parcels))
+            return self._database.publish(parcels)
+
+    def counted(self: Any) -> None:
+        if self._bundle:
+            bundles.append(len(self._bundle))
+        finish_bundle(self)
+
+    monkeypatch.setattr(module, "open_database", Counted)
+    monkeypatch.setattr(module._Publish, "finish_bundle", counted)
+    publish("fnapi", tmp_path, published)
+    assert sum(bundles) == len(published)
+    assert max(bundles) > len(PROJECT.views) * 2, "several releases of a shard in one bundle"
+    assert len(writes) == len(bundles)
+    for parcels in writes:
+        shards = [(parcel.space.view, parcel.shard) for parcel in parcels]
+        assert len(set(shards)) == len(shards)
+        for parcel in parcels:
+            assert len(set(parcel.rows.keys)) == len(parcel.rows)
+    rows = sum(len(parcel.rows) for parcels in writes for parcel in parcels)
+    assert 0 < rows < sum(release.publications.num_rows for _, _, release in published)
 
 
 def _published(since: int | None, frontier: int) -> Published:
