@@ -14,7 +14,6 @@ What is promised:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +73,6 @@ def merge_day(log: OfflineLog, join_key: str, date: str) -> Merge:
             if len(parts) > 1:
                 # Once the parts are gone, nothing else says what they said.
                 write_part(merged, newest_rows(join_key, _read_alike(parts)), durable=True)
-                _wait_for_disk(folder)
                 for part in parts:
                     if part != merged:
                         part.unlink()
@@ -115,11 +113,3 @@ def _read_alike(parts: Sequence[Path]) -> pa.Table:
     names = tables[0].column_names
     # Feast's own write path (`written-...`) may order columns its way.
     return pa.concat_tables([table.select(names) for table in tables])
-
-
-def _wait_for_disk(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

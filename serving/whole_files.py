@@ -16,12 +16,12 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Replace a file by what the block writes; after an error the file is what it was.
+    """Replace a file by what the block writes; after an error there the file is what it was.
 
     Args:
         path: The file; its folder is made if it is not there.
-        durable: Force what was written to the disk first, so that a power cut, too, leaves the
-            file before it or after it.
+        durable: Wait for the disk: a power cut, too, leaves the file before the write or after
+            it, and after it once this has returned.
 
     Yields:
         The path to write to.
@@ -31,9 +31,18 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     try:
         yield unfinished
         if durable:
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
+            _wait_for_disk(unfinished)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    if durable:
+        _wait_for_disk(path.parent)
+
+
+def _wait_for_disk(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
