@@ -301,12 +301,13 @@ class ShardOperator:
         self.events, self.requests = [], []
         if events is None and requests is None:
             return None, None
-        until = max(self.newest_us, self.state.frontier_us)
+        least = self.state.frontier_us
         if events is not None and events.num_rows:
             self.newest_us = max(self.newest_us, int(hashing.bits(events.column(TIME)).max()) + 1)
             # By the frontier a store is found out that has lost a release (`Release.since_us`), so
             # one that publishes never leaves it where it was.
-            until = max(self.newest_us, self.state.frontier_us + 1)
+            least += 1
+        until = max(self.newest_us, least)
         if requests is not None:
             as_of = np.maximum(hashing.bits(requests.column(TIME)), until)
             until = max(until, int(as_of.max()))

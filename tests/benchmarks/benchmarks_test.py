@@ -62,6 +62,8 @@ def test_a_quick_run_compares_answers_and_writes_its_figures(name: str, reports:
     assert compared
     assert all(figure["value"] > 0 for figure in compared)
     assert all(figure["name"] and figure["unit"] for figure in report["figures"])
+    printed = table([report])
+    assert all(figure["name"] in printed for figure in report["figures"])
 
 
 def test_a_benchmark_prints_what_it_writes(reports: Reports) -> None:
