@@ -38,7 +38,7 @@ bench: venv prism
 lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(ROOMS)
+	$(BIN)/mypy -p tidemill
 	$(BIN)/lint-imports
 
 venv: $(INSTALLED)
@@ -114,4 +114,4 @@ lock:
 clean:
 	rm -rf build dist demo .coverage coverage.xml .hypothesis .import_linter_cache \
 	  .mypy_cache .pytest_cache .ruff_cache
-	find $(ROOMS) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find tidemill $(ROOMS) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

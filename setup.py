@@ -14,14 +14,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(
-        include=["features*", "serving*", "pipelines*", "examples*"],
-    ),
+    # tidemill/features and its neighbours are links to the folders of the same name.
+    packages=find_packages(include=["tidemill", "tidemill.*"]),
     package_data={
-        "features": ["py.typed"],
-        "serving": ["py.typed"],
-        "pipelines": ["py.typed", "templates/**/*"],
-        "examples": ["**/*.yaml"],
+        "tidemill": ["py.typed"],
+        "tidemill.pipelines": ["templates/**/*"],
+        "tidemill.examples": ["**/*.yaml"],
     },
     install_requires=[
         "apache-beam>=2.77,<2.78",
@@ -65,7 +63,7 @@ setup(
         "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
     },
     entry_points={
-        "console_scripts": ["tidemill = pipelines.cli:main"],
-        "tidemill.projects": ["flights = examples.flights"],
+        "console_scripts": ["tidemill = tidemill.pipelines.commands.cli:main"],
+        "tidemill.projects": ["flights = tidemill.examples.flights"],
     },
 )

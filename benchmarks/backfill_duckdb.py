@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from benchmarks.workload import HOP_US, LARGE, QUANTILE
-from features.contract import DAY, HOUR
+from tidemill.features.contract import DAY, HOUR
 
 # The order of ids is turned into a number once, for the last value.
 _ROWS: Final = f"""

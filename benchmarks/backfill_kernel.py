@@ -19,11 +19,11 @@ import pyarrow as pa
 from numpy.lib.format import open_memmap
 
 from benchmarks.workload import FIVE, REQUEST, TWELVE, Workload, make_view
-from features.contract import Int64Array
-from features.kernel.advance import advance
-from features.kernel.plan import make_plan
-from features.kernel.prepare import matrix_of, prepare_events, prepare_requests
-from features.kernel.state import State
+from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.advance import advance
+from tidemill.features.kernel.plan import make_plan
+from tidemill.features.kernel.prepare import matrix_of, prepare_events, prepare_requests
+from tidemill.features.kernel.tiles.state import State
 
 ROWS_PER_SHARD: Final = 1_000_000
 VARIANTS: Final = {"five": FIVE, "twelve": TWELVE}

@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from benchmarks.workload import HOP_US, LARGE, QUANTILE
-from features.contract import DAY, HOUR
+from tidemill.features.contract import DAY, HOUR
 
 _AMOUNT: Final = pl.col("amount")
 _TIME: Final = pl.col("t")

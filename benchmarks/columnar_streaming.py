@@ -13,16 +13,16 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from benchmarks.workload import PAYMENTS, REQUEST, SPAN_US, START_US, TWELVE, Workload, make_view
-from features import Project
-from features.contract import HOUR
-from features.kernel import hashing
-from features.kernel.prepare import matrix_of, nulls_of
-from pipelines import runners
-from pipelines.answers import feature_arrays
-from pipelines.featurize import ANSWERS, Featurize, FeaturizeOptions
-from pipelines.log import POSITION, Log
-from pipelines.replay import Replay, ReplayOptions
-from pipelines.shard import Shard
+from tidemill import Project
+from tidemill.features.contract import HOUR
+from tidemill.features.kernel import hashing
+from tidemill.features.kernel.prepare import matrix_of, nulls_of
+from tidemill.pipelines.engines import choosing
+from tidemill.pipelines.io.log import POSITION, Log
+from tidemill.pipelines.io.replay import Replay, ReplayOptions
+from tidemill.pipelines.stream.answer_join import feature_arrays
+from tidemill.pipelines.stream.featurize import ANSWERS, Featurize, FeaturizeOptions
+from tidemill.pipelines.stream.shard import Shard
 
 POLL_ROWS: Final = 65_536
 
@@ -58,7 +58,7 @@ def run_columnar(workload: Workload, engine: str) -> pa.Table:
         The twelve features, and ``request``: the row of each; in the order of the requests.
     """
     project = Project("payments", REQUEST, [make_view(TWELVE)])
-    choice = runners.choose_engine(engine, streaming=True)
+    choice = choosing.choose_engine(engine, streaming=True)
     replay = ReplayOptions(
         root=_log_of(workload),
         start_us=START_US - HOUR,
@@ -73,12 +73,13 @@ def run_columnar(workload: Workload, engine: str) -> pa.Table:
     )
     _ANSWERS.clear()
     pipeline = beam.Pipeline(
-        runner=runners.make_runner(choice), options=PipelineOptions(runners.engine_options(choice))
+        runner=choosing.make_runner(choice),
+        options=PipelineOptions(choosing.engine_options(choice)),
     )
     sharded = pipeline | Replay(project, replay) | Shard(project, 1)
     answered = (sharded | Featurize(project, featurize))[ANSWERS]
     _ = answered | "Collect" >> beam.Map(_collect)
-    runners.run(pipeline, choice)
+    choosing.run(pipeline, choice)
     whole = pa.Table.from_batches(_ANSWERS).combine_chunks()
     batch = whole.to_batches()[0]
     positions = hashing.bits(batch.column(POSITION))

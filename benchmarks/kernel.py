@@ -42,14 +42,14 @@ from benchmarks.workload import (
     make_workload,
     numbered,
 )
-from features.aggregations import Aggregation
-from features.contract import DAY
-from features.kernel.advance import Publish, advance
-from features.kernel.dedupe import first_occurrences
-from features.kernel.hashing import digest_rows
-from features.kernel.plan import Plan, make_plan
-from features.kernel.prepare import REQUESTS_SCHEMA, prepare_events, prepare_requests
-from features.kernel.state import State
+from tidemill.features.contract import DAY
+from tidemill.features.definitions.aggregations import Aggregation
+from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.dedupe import first_occurrences
+from tidemill.features.kernel.hashing import digest_rows
+from tidemill.features.kernel.plan import Plan, make_plan
+from tidemill.features.kernel.prepare import REQUESTS_SCHEMA, prepare_events, prepare_requests
+from tidemill.features.kernel.tiles.state import State
 
 SLICE_ROWS: Final = 16_384
 ROWS_A_DAY: Final = 300_000

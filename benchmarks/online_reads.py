@@ -6,8 +6,8 @@ be used:
 
 * Feast's SDK over Feast's own store, and over the ordered store by our plug-in: ``to_dict()`` of
   ``get_online_features``. The SQLite file of Feast's store is as it comes.
-* the direct reader (`serving.reader`): a batch of Arrow for each view, and for one card also plain
-  Python values. Statuses and frontiers are among what it gives.
+* the direct reader (`serving.online.reader`): a batch of Arrow for each view, and for one card also
+  plain Python values. Statuses and frontiers are among what it gives.
 
 A run lasts as long as other benchmarks' runs. p50 and p99 are those of the reads of a run; a ratio
 is formed between the p50 of runs of one pair. Before anything is timed, all ways read the same
@@ -39,8 +39,8 @@ from benchmarks.online_routes import (
     server_of,
 )
 from benchmarks.online_workload import SHAPES, Shape, card_keys, expected_values
-from serving.online_places import open_database
-from serving.reader import OnlineReader
+from tidemill.serving.online.reader import OnlineReader
+from tidemill.serving.stores.online_places import open_database
 
 CARDS_A_READ: Final = (1, 10, 100)
 

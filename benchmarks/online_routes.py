@@ -39,14 +39,14 @@ from benchmarks.online_workload import (
     time_us,
 )
 from benchmarks.workload import CARD
-from features.expressions import INT64
-from features.feast_objects import EVENT_TIMESTAMP, feast_entity, field_name
-from serving.online_database import OnlineDatabase
-from serving.online_places import OnlinePlace, default_place, open_database
-from serving.publications import parcel_of, schema
-from serving.redis_place import RedisPlace
-from serving.registration import open_store
-from serving.sqlite_connections import create_file, transaction
+from tidemill.features.definitions.expressions import INT64
+from tidemill.features.feast_objects import EVENT_TIMESTAMP, feast_entity, field_name
+from tidemill.serving.online.database import OnlineDatabase
+from tidemill.serving.online.publications import parcel_of, schema
+from tidemill.serving.online.sqlite.connections import create_file, transaction
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.online_places import OnlinePlace, default_place, open_database
+from tidemill.serving.stores.redis_place import RedisPlace
 
 if TYPE_CHECKING:
     import feast
@@ -174,7 +174,7 @@ def server_of(store: str, root: Path) -> Iterator[RedisPlace | None]:
     if store == SQLITE:
         yield None
         return
-    from tests.serving import redis_server
+    from tests.support import redis_server
 
     with redis_server.running(root / "redis") as server:
         yield server.place

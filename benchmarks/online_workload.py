@@ -17,12 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from benchmarks.workload import CARD, FIVE, HOP, PAYMENTS, REQUEST, START_US, numbered
-from features import FeatureView, Project, col, count, mean
-from features.aggregations import Aggregation
-from features.contract import DAY, SECOND, Int64Array
-from features.expressions import INT64
-from features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
-from serving.publications import ENTITY_KEY, schema
+from tidemill import FeatureView, Project, col, count, mean
+from tidemill.features.contract import DAY, SECOND, Int64Array
+from tidemill.features.definitions.aggregations import Aggregation
+from tidemill.features.definitions.expressions import INT64
+from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
+from tidemill.serving.online.publications import ENTITY_KEY, schema
 
 VALID_UNTIL_US: Final = START_US + 3_650 * DAY
 """No row is overrun, however long a benchmark writes."""

@@ -39,7 +39,7 @@ from benchmarks.online_routes import (
     server_of,
 )
 from benchmarks.online_workload import SHAPES, Shape
-from serving.redis_place import RedisPlace
+from tidemill.serving.stores.redis_place import RedisPlace
 
 _CALLS: Final = {1: 100, 100: 10, 1_000: 2}
 """By cards a call: how many calls are one piece of work, so that it is long enough to time."""

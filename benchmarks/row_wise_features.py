@@ -20,7 +20,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from benchmarks.workload import HOP_US, LARGE, QUANTILE, Workload
-from features.contract import DAY, HOUR
+from tidemill.features.contract import DAY, HOUR
 
 Row = dict[str, Any]
 

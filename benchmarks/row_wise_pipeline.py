@@ -5,7 +5,7 @@ so that they keep their order; answers go into a list of this process (on Prism 
 process too).
 
 Beam's FnApiRunner comes with a cache of state whose bookkeeping costs such a pipeline about as much
-as its own work; `pipelines.runners` turns it off. So there are two peers on that engine.
+as its own work; `pipelines.engines.choosing` turns it off. So there are two peers on that engine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 
 from benchmarks.row_wise_features import NAMES, Row, answer, pay, rows_of
 from benchmarks.workload import Workload
-from pipelines import runners
+from tidemill.pipelines.engines import choosing
 
 # What the DoFns of this process read and write; the worker of either engine runs in it.
 _SOURCE: dict[str, Workload] = {}
@@ -84,10 +84,12 @@ def run_row_wise_uncached(workload: Workload, engine: str) -> pa.Table:
 def _run(workload: Workload, engine: str, fnapi_cache_mb: int) -> pa.Table:
     _SOURCE["rows"] = workload
     _ANSWERS.clear()
-    choice = runners.choose_engine(engine, streaming=False)
-    runner = runners.make_runner(choice)
+    choice = choosing.choose_engine(engine, streaming=False)
+    runner = choosing.make_runner(choice)
     worker_handlers.STATE_CACHE_SIZE_MB = fnapi_cache_mb  # the next `make_runner` sets it anew
-    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(runners.engine_options(choice)))
+    pipeline = beam.Pipeline(
+        runner=runner, options=PipelineOptions(choosing.engine_options(choice))
+    )
     (
         pipeline
         | "Name" >> beam.Create(["rows"], reshuffle=False)
@@ -96,7 +98,7 @@ def _run(workload: Workload, engine: str, fnapi_cache_mb: int) -> pa.Table:
         | "Features" >> beam.ParDo(FeaturesOfCard())
         | "Collect" >> beam.Map(_collect)
     )
-    runners.run(pipeline, choice)
+    choosing.run(pipeline, choice)
     answered = sorted(_ANSWERS)
     columns = {"request": pa.array([ordinal for ordinal, _ in answered], pa.int64())}
     for index, name in enumerate(NAMES):

@@ -20,8 +20,8 @@ from benchmarks.kernel import SLICE_ROWS, OneView, cut
 from benchmarks.measure import Effort, Figure, Side, alternate, rates, ratios
 from benchmarks.row_wise_pipeline import run_row_wise, run_row_wise_uncached
 from benchmarks.workload import TWELVE, Workload, make_workload
-from features.kernel.advance import advance
-from features.kernel.state import State
+from tidemill.features.kernel.advance import advance
+from tidemill.features.kernel.tiles.state import State
 
 StreamingSide = Callable[[Workload, str], pa.Table]
 """Runs the twelve features over a workload on an engine; returns them as `kernel_answers` does."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features import (
+from tidemill import (
     Entity,
     EventStream,
     FeatureView,
@@ -31,10 +31,10 @@ from features import (
     sum,
     variance,
 )
-from features.aggregations import Aggregation
-from features.contract import DAY, HOUR, MINUTE, Int64Array
-from features.expressions import ARROW_TYPES, Schema
-from features.kernel.hashing import shard_of
+from tidemill.features.contract import DAY, HOUR, MINUTE, Int64Array
+from tidemill.features.definitions.aggregations import Aggregation
+from tidemill.features.definitions.expressions import ARROW_TYPES, Schema
+from tidemill.features.kernel.hashing import shard_of
 
 HOP: Final = "5m"
 HOP_US: Final = 5 * MINUTE

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from features.definitions import FeatureView
-from features.errors import ConfigurationError
+from tidemill.features.definitions.views import FeatureView
+from tidemill.features.errors import ConfigurationError
 
 # What may stand between backticks in every place that Feast writes a name to.
 _PROJECT: Final = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")

@@ -16,8 +16,8 @@ import zoneinfo
 
 import numpy as np
 
-from features.contract import HOUR, SECOND, BoolArray, Int64Array
-from features.errors import DefinitionError
+from tidemill.features.contract import HOUR, SECOND, BoolArray, Int64Array
+from tidemill.features.errors import DefinitionError
 
 _STEP_SECONDS = 86_400
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

@@ -29,9 +29,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from examples.flights.zones import has_zone, to_utc
-from features.contract import DAY, HOUR, MINUTE, BoolArray, Int64Array
-from features.errors import InputError
+from tidemill.examples.flights.zones import has_zone, to_utc
+from tidemill.features.contract import DAY, HOUR, MINUTE, BoolArray, Int64Array
+from tidemill.features.errors import InputError
 
 REQUEST_LEAD_MINUTES: Final = 15
 """A prediction is wanted this long before the scheduled departure."""

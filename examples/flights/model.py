@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from features.preprocessing import categories, fill, missing
+from tidemill.features.models.preprocessing import categories, fill, missing
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from features.preprocessing import ModelSpec
+    from tidemill.features.models.preprocessing import ModelSpec
 
 CATEGORIES: Final = ("origin", "dest", "carrier")
 """Inputs that are words: each becomes an id of its vocabulary."""

@@ -7,8 +7,7 @@ the destination, the weather) and how the same aircraft fared on its last flight
 
 from __future__ import annotations
 
-from examples.flights.model import build_model, preprocess
-from features import (
+from tidemill import (
     Entity,
     EventStream,
     FeatureView,
@@ -29,6 +28,7 @@ from features import (
     sum,
     time_since_last,
 )
+from tidemill.examples.flights.model import build_model, preprocess
 
 NEW_YORK = "America/New_York"
 """The zone of all three origins: EWR, JFK and LGA."""

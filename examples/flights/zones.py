@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from features.contract import BoolArray, Int64Array
-from features.errors import ConfigurationError
-from features.zones import localize
+from tidemill.features.contract import BoolArray, Int64Array
+from tidemill.features.errors import ConfigurationError
+from tidemill.features.zones import localize
 
 MISSING_AIRPORTS: Final[Mapping[str, str]] = {
     "BQN": "America/Puerto_Rico",

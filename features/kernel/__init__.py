@@ -16,10 +16,10 @@ import numba
 def _cache_dir() -> str:
     here = Path(__file__).parent
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(here.glob("*.py")):
+    for source in sorted(here.rglob("*.py")):
         digest.update(source.read_bytes())
     # What the compiled functions take their constants from.
-    for name in ("aggregations.py", "contract.py"):
+    for name in ("definitions/aggregations.py", "contract.py"):
         digest.update((here.parent / name).read_bytes())
     name = digest.hexdigest()[:16]
     beside = here / "__pycache__"

@@ -20,30 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.contract import TIME_MIN, Int64Array
-from features.errors import InputError
-from features.kernel import (  # noqa: F401 - folds register themselves
-    distinct,
-    folds,
-    hashing,
-    layout,
-    picks,
-    quantiles,
-    sums,
-    wheel,
-)
-from features.kernel.exact import WIDE_SQUARE, WIDE_SUM
-from features.kernel.finish import release_answers
-from features.kernel.layout import (
-    Q_CHANGED,
-    Q_ENTITY,
-    Q_REQUEST,
-    Q_REVISION,
-    Q_TAILS,
-    Q_VALID_UNTIL,
-)
-from features.kernel.plan import MASKS_PER_WORD, Plan, PlannedPartial
-from features.kernel.prepare import (
+from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.errors import InputError
+from tidemill.features.kernel import hashing
+from tidemill.features.kernel.exact.accumulators import WIDE_SQUARE, WIDE_SUM
+from tidemill.features.kernel.folds.finish import release_answers
+from tidemill.features.kernel.plan import MASKS_PER_WORD, Plan, PlannedPartial
+from tidemill.features.kernel.prepare import (
     CELLS,
     ID,
     KEY,
@@ -53,8 +36,17 @@ from features.kernel.prepare import (
     fixed_binary,
     matrix_of,
 )
-from features.kernel.registry import OWNS_WIDE_SQUARE, OWNS_WIDE_SUM
-from features.kernel.state import LENGTH, State, resolve
+from tidemill.features.kernel.registry import OWNS_WIDE_SQUARE, OWNS_WIDE_SUM
+from tidemill.features.kernel.tiles import layout, wheel
+from tidemill.features.kernel.tiles.layout import (
+    Q_CHANGED,
+    Q_ENTITY,
+    Q_REQUEST,
+    Q_REVISION,
+    Q_TAILS,
+    Q_VALID_UNTIL,
+)
+from tidemill.features.kernel.tiles.state import LENGTH, State, resolve
 
 CHUNK_ROWS: Final = 262_144
 """Rows handled at once: enough to make calls cheap, few enough to keep tiles of a long history

@@ -11,7 +11,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from features.contract import TIME_MIN, BoolArray, Int64Array
+from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 
 UInt64Array = npt.NDArray[np.uint64]
 

@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.contract import Int64Array
-from features.errors import StateError, StateMismatch, StateVersionError
-from features.kernel import arena, hashing
-from features.kernel.exact import (
+from tidemill.features.contract import Int64Array
+from tidemill.features.errors import StateError, StateMismatch, StateVersionError
+from tidemill.features.kernel import hashing
+from tidemill.features.kernel.exact.accumulators import (
     SQUARE_LIMBS,
     SUM_LIMBS,
     WIDE_SQUARE,
@@ -35,16 +35,16 @@ from features.kernel.exact import (
     normalise,
     wide_to_compact,
 )
-from features.kernel.owned import REGISTER_CLASS, REGISTERS, SPILLED, id_class
-from features.kernel.plan import Plan
-from features.kernel.registry import (
+from tidemill.features.kernel.plan import Plan
+from tidemill.features.kernel.registry import (
     OWNS_ID,
     OWNS_PICKS,
     OWNS_SKETCH,
     OWNS_WIDE_SQUARE,
     OWNS_WIDE_SUM,
 )
-from features.kernel.state import (
+from tidemill.features.kernel.tiles import arena
+from tidemill.features.kernel.tiles.state import (
     BASE,
     CHANGED,
     CLASS,
@@ -55,7 +55,8 @@ from features.kernel.state import (
     State,
     resolve,
 )
-from features.kernel.wheel import settle
+from tidemill.features.kernel.tiles.tile_blocks import REGISTER_CLASS, REGISTERS, SPILLED, id_class
+from tidemill.features.kernel.tiles.wheel import settle
 
 MAGIC: Final = b"TIDEMILL-STATE"
 VERSION: Final = 1

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from features.aggregations import Mask, Partial
-from features.contract import Int64Array
-from features.definitions import FeatureColumn, FeatureView
-from features.errors import DefinitionError
-from features.expressions import Expression
-from features.kernel.registry import FINISHES, FOLDS, Finish, Fold
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions.aggregations import Mask, Partial
+from tidemill.features.definitions.expressions import Expression
+from tidemill.features.definitions.views import FeatureColumn, FeatureView
+from tidemill.features.errors import DefinitionError
+from tidemill.features.kernel.registry import FINISHES, FOLDS, Finish, Fold
 
 MASKS_PER_WORD: Final = 64
 TILE_HEADER: Final = 2
@@ -183,7 +183,7 @@ def make_plan(view: FeatureView) -> Plan:
             if partial.fold not in FOLDS:
                 raise DefinitionError(
                     f"feature {view.name}.{name}: the kernel has no fold {partial.fold!r}; "
-                    "register it in features/kernel/folds.py"
+                    "register it in features/kernel/folds/counts_and_extremes.py"
                 )
             key = _key(partial.spec())
             partials.setdefault(key, partial)
@@ -221,7 +221,7 @@ def make_plan(view: FeatureView) -> Plan:
         if aggregation.finish not in FINISHES:
             raise DefinitionError(
                 f"feature {view.name}.{name}: the kernel has no finish {aggregation.finish!r}; "
-                "register it in features/kernel/finish.py"
+                "register it in features/kernel/folds/finish.py"
             )
         window = windows.index(aggregation.window_us)
         takes = []

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.aggregations import Mask
-from features.contract import BoolArray, Int64Array
-from features.definitions import FeatureView, Request
-from features.errors import InputError
-from features.expressions import Expression
-from features.kernel import hashing
-from features.kernel.plan import MASKS_PER_WORD, Plan
+from tidemill.features.contract import BoolArray, Int64Array
+from tidemill.features.definitions.aggregations import Mask
+from tidemill.features.definitions.expressions import Expression
+from tidemill.features.definitions.views import FeatureView, Request
+from tidemill.features.errors import InputError
+from tidemill.features.kernel import hashing
+from tidemill.features.kernel.plan import MASKS_PER_WORD, Plan
 
 KEY: Final = "key"
 TIME: Final = "time"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from features.errors import DuplicateName
+from tidemill.features.errors import DuplicateName
 
 OWNS_NOTHING: Final = 0
 OWNS_WIDE_SUM: Final = 1
@@ -28,7 +28,8 @@ class Fold:
 
     Attributes:
         name: Its name in `Partial.fold`.
-        run: The compiled function; see `features.kernel.folds` for what it takes.
+        run: The compiled function; see `features.kernel.folds.counts_and_extremes` for what it
+            takes.
         identity: The words of the empty partial.
         owns: Which kind of arena block its words refer to (``OWNS_...``).
         answer_words: Words of an answer; 0 means ``2 * size`` (value and presence per element).
@@ -53,7 +54,7 @@ class Finish:
 
     Attributes:
         name: Its name in `Aggregation.finish`.
-        run: The compiled function; see `features.kernel.finish` for what it takes.
+        run: The compiled function; see `features.kernel.folds.finish` for what it takes.
     """
 
     name: str

@@ -23,7 +23,7 @@ from benchmarks.measure import AnswersDiffer, Effort, Run, Side, alternate, rati
 from benchmarks.online_routes import AS_IT_COMES, WRITE, check_values, feast_route, our_route
 from benchmarks.online_workload import SHAPES, Deck, expected_values
 from benchmarks.workload import make_workload
-from tests.serving.redis_server import program
+from tests.support.redis_server import program
 
 ROOT = Path(__file__).parents[2]
 APART = "backfill_peers"

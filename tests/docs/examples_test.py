@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from features.aggregations import REGISTRY
-from features.kernel import advance  # noqa: F401 - registers all folds
-from features.kernel.registry import FOLDS
-from tests.docs.markdown import DOCS, ROOT, blocks, session, table_names
+from tests.support.markdown import DOCS, ROOT, blocks, session, table_names
+from tidemill.features.definitions.aggregations import REGISTRY
+from tidemill.features.kernel import advance  # noqa: F401 - registers all folds
+from tidemill.features.kernel.registry import FOLDS
 
 AGGREGATIONS = DOCS / "aggregations.md"
 OFFLINE = DOCS / "offline-store.md"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.docs.markdown import DOCS, ROOT, blocks
+from tests.support.markdown import DOCS, ROOT, blocks
 
 ROW = "| `bit_or` | int64 | int64 | 0 | 0 | never |"
 
@@ -16,7 +16,7 @@ ROW = "| `bit_or` | int64 | int64 | 0 | 0 | never |"
 @pytest.mark.timeout(900)
 def test_the_example_aggregations_obey_the_laws_and_equal_the_oracle() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.docs.new_aggregations"],
+        [sys.executable, "-m", "tests.support.new_aggregations"],
         cwd=ROOT,
         capture_output=True,
         text=True,

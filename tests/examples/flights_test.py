@@ -17,14 +17,14 @@ import pyarrow.csv
 import pytest
 import yaml
 
-from examples.flights import ingest, model
-from examples.flights.project import late, project, requests
-from examples.flights.zones import MISSING_AIRPORTS, airport_zones, data_folder
-from features import EventStream, Request
-from features.contract import HOUR, MINUTE
-from features.errors import InputError
-from features.expressions import ARROW_TYPES
-from features.preprocessing import ModelSpec
+from tidemill import EventStream, Request
+from tidemill.examples.flights import ingest, model
+from tidemill.examples.flights.project import late, project, requests
+from tidemill.examples.flights.zones import MISSING_AIRPORTS, airport_zones, data_folder
+from tidemill.features.contract import HOUR, MINUTE
+from tidemill.features.definitions.expressions import ARROW_TYPES
+from tidemill.features.errors import InputError
+from tidemill.features.models.preprocessing import ModelSpec
 
 
 def read_texts(file: Any) -> pa.RecordBatch:

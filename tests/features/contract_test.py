@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from features.contract import (
+from tidemill.features.contract import (
     DAY,
     EARLIEST_EVENT,
     HOUR,
@@ -29,7 +29,7 @@ from features.contract import (
     read_status,
     window_tail,
 )
-from features.errors import DefinitionError
+from tidemill.features.errors import DefinitionError
 
 times = st.integers(EARLIEST_EVENT, LATEST_EVENT) | st.integers(-50, 50)
 hops = st.integers(1, 10) | st.sampled_from((MINUTE, HOUR, DAY))

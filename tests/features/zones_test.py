@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from features import zones
-from features.contract import DAY, EARLIEST_EVENT, HOUR, LATEST_EVENT, MINUTE, SECOND
-from features.errors import DefinitionError
+from tidemill.features import zones
+from tidemill.features.contract import DAY, EARLIEST_EVENT, HOUR, LATEST_EVENT, MINUTE, SECOND
+from tidemill.features.errors import DefinitionError
 
 NAMES = sorted(
     importlib.resources.files("tzdata").joinpath("zones").read_text(encoding="utf-8").split()

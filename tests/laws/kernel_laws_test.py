@@ -12,15 +12,15 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features import FeatureView
-from features.contract import TIME_MIN
-from features.kernel.advance import Publish, advance
-from features.kernel.encoding import canonical_bytes, decode, encode
-from features.kernel.plan import make_plan
-from features.kernel.state import State
-from features.oracle import Oracle
-from tests import strategies
-from tests.laws.driver import Asked, Row, asked, prepared, run_all, time_of, values_of
+from tests.support import strategies
+from tests.support.driver import Asked, Row, asked, prepared, run_all, time_of, values_of
+from tidemill import FeatureView
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.encoding import canonical_bytes, decode, encode
+from tidemill.features.kernel.plan import make_plan
+from tidemill.features.kernel.tiles.state import State
+from tidemill.features.oracle.values import Oracle
 
 LAW = settings(
     max_examples=150,

@@ -2,7 +2,7 @@
 
 Random definitions and rows; the log is dealt to partitions, cut into random polls and sharded;
 elements come shuffled, doubled or not at all. No engine here, so that many cases are tried; the
-same deliveries on real engines are in `tests/pipelines/featurize_test.py`.
+same deliveries on real engines are in `tests/pipelines/stream/featurize_test.py`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,8 @@ import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
-from features import FeatureView, Project, Request
-from features.contract import format_duration
-from features.errors import PartitionGap
-from features.kernel.encoding import canonical_bytes
-from features.oracle import Oracle
-from pipelines.operator import Mode
-from pipelines.poll import Poll, request_parts
-from tests import strategies
-from tests.pipelines.streaming_project import (
+from tests.support import strategies
+from tests.support.streaming_project import (
     Arrived,
     Element,
     PlainStream,
@@ -35,6 +28,13 @@ from tests.pipelines.streaming_project import (
     random_polls,
     vectors_of,
 )
+from tidemill import FeatureView, Project, Request
+from tidemill.features.contract import format_duration
+from tidemill.features.errors import PartitionGap
+from tidemill.features.kernel.encoding import canonical_bytes
+from tidemill.features.oracle.values import Oracle
+from tidemill.pipelines.io.poll import Poll, request_parts
+from tidemill.pipelines.stream.operator import Mode
 
 LAW = settings(
     max_examples=60,

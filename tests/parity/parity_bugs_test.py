@@ -17,18 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import features
-from features import Entity, EventStream, FeatureView, Project, Request, col, count, first, last
-from features.contract import DAY, HOUR, MINUTE, SECOND
-from features.errors import StateMismatch
-from features.kernel.encoding import decode, encode
-from features.kernel.plan import make_plan
-from pipelines.featurize import FeaturizeOptions, make_operator, operator_key
-from pipelines.handoff import read_handoff, state_path, write_handoff
-from pipelines.operator import Mode
-from pipelines.poll import Poll
-from tests.laws.driver import run_all
-from tests.pipelines.streaming_project import (
+import tidemill
+from tests.support.driver import run_all
+from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
     Arrived,
@@ -43,6 +34,15 @@ from tests.pipelines.streaming_project import (
     random_rows,
     vectors_of,
 )
+from tidemill import Entity, EventStream, FeatureView, Project, Request, col, count, first, last
+from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND
+from tidemill.features.errors import StateMismatch
+from tidemill.features.kernel.encoding import decode, encode
+from tidemill.features.kernel.plan import make_plan
+from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.recovery.handoff import read_handoff, state_path, write_handoff
+from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.operator import Mode
 
 START = 1_600_000_000 * SECOND // DAY * DAY
 PAYMENTS = EventStream(
@@ -58,7 +58,7 @@ USER = FeatureView(
     hop="1h",
     features={
         "payments_1d": count(over="1d"),
-        "spent_1d": features.sum(col("amount"), over="1d"),
+        "spent_1d": tidemill.sum(col("amount"), over="1d"),
         "first_1d": first(col("amount"), over="1d"),
         "last_1d": last(col("amount"), over="1d"),
     },
@@ -248,7 +248,7 @@ def test_3409_old_state_is_not_used_under_a_changed_definition(tmp_path: Path) -
             USER,
             features={
                 **USER.features,
-                "spent_1d": features.sum(col("amount"), over="1d", where=col("amount") > 0),
+                "spent_1d": tidemill.sum(col("amount"), over="1d", where=col("amount") > 0),
             },
         ),
     ],

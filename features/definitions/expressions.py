@@ -1,0 +1,541 @@
+"""Column expressions: what a feature aggregates, filters on, or reads at request time.
+
+An expression is a small tree of frozen nodes. Its dtype is inferred against a schema when it is
+defined, so a misspelt column or a comparison of a text with a number is an error at import time.
+It is evaluated over whole Arrow batches.
+
+Semantics (SQL's, made total):
+
+* Arithmetic and comparisons with a null are null; ``&``, ``|``, ``~`` are Kleene's.
+* ``int64`` with ``float64`` is computed in float64; ``/`` is always float64.
+* A non-finite float result is null, and so is an int64 overflow; ``-0.0`` becomes ``0.0``.
+* Times are UTC microseconds; the difference of two times is int64 microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features import zones
+from tidemill.features.contract import DAY, HOUR, Int64Array
+from tidemill.features.errors import DefinitionError, UnknownColumn, WrongType, nearest
+
+INT64: Final = "int64"
+FLOAT64: Final = "float64"
+STRING: Final = "string"
+BOOL: Final = "bool"
+TIMESTAMP: Final = "timestamp"
+DTYPES: Final = (INT64, FLOAT64, STRING, BOOL, TIMESTAMP)
+NUMERIC: Final = (INT64, FLOAT64)
+
+ARROW_TYPES: Final[Mapping[str, pa.DataType]] = {
+    INT64: pa.int64(),
+    FLOAT64: pa.float64(),
+    STRING: pa.string(),
+    BOOL: pa.bool_(),
+    TIMESTAMP: pa.timestamp("us", tz="UTC"),
+}
+"""How each dtype stands in an Arrow batch."""
+
+Schema = Mapping[str, str]
+"""Column name to dtype (one of `DTYPES`)."""
+
+Scalar = int | float | str | bool
+
+
+class Expression:
+    """A column expression; build one from `col` with operators and methods."""
+
+    def dtype(self, schema: Schema) -> str:
+        """Infer the dtype against a schema; raises `DefinitionError` where it cannot be."""
+        raise TypeError(f"{type(self).__name__} infers no dtype")
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Evaluate over a batch; returns an Arrow array of the inferred dtype, ``(rows,)``."""
+        raise TypeError(f"{type(self).__name__} evaluates nothing")
+
+    def columns(self) -> frozenset[str]:
+        """Return the names of the columns that are read."""
+        return frozenset().union(*(child.columns() for child in self.children()))
+
+    def children(self) -> tuple[Expression, ...]:
+        """Return the direct operands."""
+        return ()
+
+    def spec(self) -> list[Any]:
+        """Return a canonical JSON value (part of the feature-spec hash)."""
+        raise TypeError(f"{type(self).__name__} has no spec")
+
+    # Comparisons build expressions, so expressions are compared by their spec instead.
+    __hash__ = object.__hash__
+
+    def same(self, other: Expression) -> bool:
+        """Tell whether two expressions are the same tree."""
+        return self.spec() == other.spec()
+
+    def __bool__(self) -> bool:
+        raise DefinitionError(
+            "an expression has no truth value; write & | ~ instead of and, or, not, "
+            "and put comparisons in parentheses"
+        )
+
+    def __add__(self, other: Expression | Scalar) -> Expression:
+        return Arithmetic("+", self, wrap(other))
+
+    def __radd__(self, other: Scalar) -> Expression:
+        return Arithmetic("+", wrap(other), self)
+
+    def __sub__(self, other: Expression | Scalar) -> Expression:
+        return Arithmetic("-", self, wrap(other))
+
+    def __rsub__(self, other: Scalar) -> Expression:
+        return Arithmetic("-", wrap(other), self)
+
+    def __mul__(self, other: Expression | Scalar) -> Expression:
+        return Arithmetic("*", self, wrap(other))
+
+    def __rmul__(self, other: Scalar) -> Expression:
+        return Arithmetic("*", wrap(other), self)
+
+    def __truediv__(self, other: Expression | Scalar) -> Expression:
+        return Arithmetic("/", self, wrap(other))
+
+    def __rtruediv__(self, other: Scalar) -> Expression:
+        return Arithmetic("/", wrap(other), self)
+
+    def __neg__(self) -> Expression:
+        return Arithmetic("-", Literal(0), self)
+
+    def __eq__(self, other: object) -> Expression:  # type: ignore[override]
+        return Comparison("==", self, wrap(other))
+
+    def __ne__(self, other: object) -> Expression:  # type: ignore[override]
+        return Comparison("!=", self, wrap(other))
+
+    def __lt__(self, other: Expression | Scalar) -> Expression:
+        return Comparison("<", self, wrap(other))
+
+    def __le__(self, other: Expression | Scalar) -> Expression:
+        return Comparison("<=", self, wrap(other))
+
+    def __gt__(self, other: Expression | Scalar) -> Expression:
+        return Comparison(">", self, wrap(other))
+
+    def __ge__(self, other: Expression | Scalar) -> Expression:
+        return Comparison(">=", self, wrap(other))
+
+    def __and__(self, other: Expression | bool) -> Expression:
+        return Logic("and", self, wrap(other))
+
+    def __or__(self, other: Expression | bool) -> Expression:
+        return Logic("or", self, wrap(other))
+
+    def __invert__(self) -> Expression:
+        return Not(self)
+
+    def is_null(self) -> Expression:
+        """True where the value is null; never null itself."""
+        return IsNull(self)
+
+    def fill_null(self, value: Scalar) -> Expression:
+        """The value, or ``value`` where it is null."""
+        return FillNull(self, Literal(value))
+
+    def is_in(self, values: Sequence[Scalar]) -> Expression:
+        """True where the value equals one of ``values``; null where it is null."""
+        return IsIn(self, tuple(values))
+
+    def hour_of_day(self, zone: str) -> Expression:
+        """The local hour, 0 to 23, of a time in an IANA zone."""
+        return LocalField("hour_of_day", self, zone)
+
+    def day_of_week(self, zone: str) -> Expression:
+        """The local day of the week of a time in an IANA zone: Monday is 0, Sunday 6."""
+        return LocalField("day_of_week", self, zone)
+
+
+def col(name: str) -> Expression:
+    """Name a column of the stream or request that the expression is used with."""
+    return Column(name)
+
+
+def wrap(value: object) -> Expression:
+    """Return an expression as it is and a plain value as a literal.
+
+    Raises:
+        WrongType: The value is neither.
+    """
+    if isinstance(value, Expression):
+        return value
+    if isinstance(value, bool | int | float | str):
+        return Literal(value)
+    raise WrongType(
+        f"an expression takes numbers, texts and booleans, found {value!r} "
+        f"({type(value).__name__}); for null write .is_null() or .fill_null(...)"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Column(Expression):
+    """A column by name."""
+
+    name: str
+
+    def dtype(self, schema: Schema) -> str:
+        """Return the declared dtype."""
+        if self.name not in schema:
+            raise UnknownColumn(
+                f"column {self.name!r} is not in the schema; {nearest(self.name, schema)}"
+            )
+        return schema[self.name]
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return the column."""
+        array = batch.column(self.name)
+        return _tidy(array) if pa.types.is_float64(array.type) else array
+
+    def columns(self) -> frozenset[str]:
+        """Return its own name."""
+        return frozenset([self.name])
+
+    def spec(self) -> list[Any]:
+        """Return ``["col", name]``."""
+        return ["col", self.name]
+
+
+@dataclass(frozen=True, eq=False)
+class Literal(Expression):
+    """A constant."""
+
+    value: Scalar
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, float) and not np.isfinite(self.value):
+            raise DefinitionError(f"literal {self.value!r} is not finite")
+        if isinstance(self.value, float):
+            object.__setattr__(self, "value", self.value + 0.0)  # -0.0 becomes 0.0
+        if type(self.value) is int and not -(2**63) <= self.value < 2**63:
+            raise DefinitionError(f"literal {self.value!r} does not fit int64")
+
+    def dtype(self, schema: Schema) -> str:
+        """Return the dtype of the constant."""
+        return {bool: BOOL, int: INT64, float: FLOAT64, str: STRING}[type(self.value)]
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return the constant, repeated."""
+        return pa.repeat(pa.scalar(self.value, ARROW_TYPES[self.dtype({})]), batch.num_rows)
+
+    def spec(self) -> list[Any]:
+        """Return ``["lit", dtype, value]`` (floats as hexadecimal text)."""
+        value = self.value.hex() if isinstance(self.value, float) else self.value
+        return ["lit", self.dtype({}), value]
+
+
+def _tidy(array: pa.Array) -> pa.Array:
+    """Make non-finite floats null and -0.0 positive."""
+    if array.null_count == 0:
+        values = array.to_numpy(zero_copy_only=False)
+        finite = np.isfinite(values)
+        if finite.all():
+            return pa.array(values + 0.0)
+        return pa.array(values + 0.0, mask=~finite)
+    array = pc.if_else(pc.is_finite(array), array, pa.scalar(None, pa.float64()))
+    return pc.add(array, 0.0)
+
+
+def _numeric_pair(left: pa.Array, right: pa.Array) -> tuple[pa.Array, pa.Array]:
+    if left.type != right.type and {left.type, right.type} == {pa.int64(), pa.float64()}:
+        return (
+            left.cast(pa.float64(), safe=False),
+            right.cast(pa.float64(), safe=False),
+        )
+    return left, right
+
+
+def _int64_or_null(op: str, left: pa.Array, right: pa.Array) -> pa.Array:
+    checked = {"+": pc.add_checked, "-": pc.subtract_checked, "*": pc.multiply_checked}[op]
+    try:
+        return checked(left, right)
+    except pa.ArrowInvalid:
+        # Only a batch that overflows pays for this: exact Python integers, null where too big.
+        python = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[op]
+        pairs = zip(left.to_pylist(), right.to_pylist(), strict=True)
+        exact = [None if a is None or b is None else python(a, b) for a, b in pairs]
+        fits = [v if v is not None and -(2**63) <= v < 2**63 else None for v in exact]
+        return pa.array(fits, pa.int64())
+
+
+@dataclass(frozen=True, eq=False)
+class Arithmetic(Expression):
+    """``left op right`` for ``+ - * /``."""
+
+    op: str
+    left: Expression
+    right: Expression
+
+    def children(self) -> tuple[Expression, ...]:
+        """Return both operands."""
+        return (self.left, self.right)
+
+    def dtype(self, schema: Schema) -> str:
+        """Infer: int64 with int64 is int64 (but for ``/``), time - time is int64, else float64."""
+        left, right = self.left.dtype(schema), self.right.dtype(schema)
+        if self.op == "-" and left == right == TIMESTAMP:
+            return INT64
+        if left not in NUMERIC or right not in NUMERIC:
+            raise WrongType(
+                f"{self.op!r} takes two numbers (or, for '-', two times), found {left} and {right}"
+            )
+        return INT64 if self.op != "/" and left == right == INT64 else FLOAT64
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Compute with nulls where a side is null or the result is not representable."""
+        left, right = self.left.evaluate(batch), self.right.evaluate(batch)
+        if pa.types.is_timestamp(left.type):
+            left, right = left.cast(pa.int64()), right.cast(pa.int64())
+        left, right = _numeric_pair(left, right)
+        if left.type == pa.int64() and self.op != "/":
+            return _int64_or_null(self.op, left, right)
+        left = left.cast(pa.float64(), safe=False)
+        right = right.cast(pa.float64(), safe=False)
+        plain = {"+": pc.add, "-": pc.subtract, "*": pc.multiply, "/": pc.divide}[self.op]
+        return _tidy(plain(left, right))
+
+    def spec(self) -> list[Any]:
+        """Return ``[op, left, right]``."""
+        return [self.op, self.left.spec(), self.right.spec()]
+
+
+_COMPARE: Final = {
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Expression):
+    """``left op right`` for ``== != < <= > >=``; texts compare by their UTF-8 bytes."""
+
+    op: str
+    left: Expression
+    right: Expression
+
+    def children(self) -> tuple[Expression, ...]:
+        """Return both operands."""
+        return (self.left, self.right)
+
+    def dtype(self, schema: Schema) -> str:
+        """Return bool when the sides are comparable."""
+        left, right = self.left.dtype(schema), self.right.dtype(schema)
+        if left != right and not (left in NUMERIC and right in NUMERIC):
+            raise WrongType(f"{self.op!r} cannot compare {left} with {right}")
+        if left == BOOL and self.op not in ("==", "!="):
+            raise WrongType(f"{self.op!r} does not order booleans; use == or !=")
+        return BOOL
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Compare; null where a side is null."""
+        left, right = _numeric_pair(self.left.evaluate(batch), self.right.evaluate(batch))
+        return _COMPARE[self.op](left, right)
+
+    def spec(self) -> list[Any]:
+        """Return ``[op, left, right]``."""
+        return [self.op, self.left.spec(), self.right.spec()]
+
+
+def _require(expression: Expression, wanted: Sequence[str], schema: Schema, what: str) -> None:
+    found = expression.dtype(schema)
+    if found not in wanted:
+        raise WrongType(f"{what} takes {' or '.join(wanted)}, found {found}")
+
+
+@dataclass(frozen=True, eq=False)
+class Logic(Expression):
+    """Kleene ``and`` / ``or``."""
+
+    op: str
+    left: Expression
+    right: Expression
+
+    def children(self) -> tuple[Expression, ...]:
+        """Return both operands."""
+        return (self.left, self.right)
+
+    def dtype(self, schema: Schema) -> str:
+        """Return bool when both sides are."""
+        symbol = "&" if self.op == "and" else "|"
+        for side in self.children():
+            _require(side, (BOOL,), schema, f"{symbol!r}")
+        return BOOL
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Combine; null where the outcome is unknown."""
+        combine = pc.and_kleene if self.op == "and" else pc.or_kleene
+        return combine(self.left.evaluate(batch), self.right.evaluate(batch))
+
+    def spec(self) -> list[Any]:
+        """Return ``[op, left, right]``."""
+        return [self.op, self.left.spec(), self.right.spec()]
+
+
+@dataclass(frozen=True, eq=False)
+class Not(Expression):
+    """Boolean negation; null stays null."""
+
+    operand: Expression
+
+    def children(self) -> tuple[Expression, ...]:
+        """Return the operand."""
+        return (self.operand,)
+
+    def dtype(self, schema: Schema) -> str:
+        """Return bool when the operand is."""
+        _require(self.operand, (BOOL,), schema, "'~'")
+        return BOOL
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Negate."""
+        return pc.invert(self.operand.evaluate(batch))
+
+    def spec(self) -> list[Any]:
+        """Return ``["not", operand]``."""
+        return ["not", self.operand.spec()]
+
+
+@dataclass(frozen=True, eq=False)
+class IsNull(Expression):
+    """True where the operand is null."""
+
+    operand: Expression
+
+    def children(self) -> tuple[Expression, ...]:
+        """Return the operand."""
+        return (self.operand,)
+
+    def dtype(self, schema: Schema) -> str:
+        """Return bool."""
+        self.operand.dtype(schema)
+        return BOOL
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Test."""
+        return pc.is_null(self.operand.evaluate(batch))
+
+    def spec(self) -> list[Any]:
+        """Return ``["is_null", operand]``."""
+        return ["is_null", self.operand.spec()]
+
+
+@dataclass(frozen=True, eq=False)
+class FillNull(Expression):
+    """The operand, or a constant where it is null."""
+
+    operand: Expression
+    value: Literal
+
+    def children(self) -> tuple[Expression, ...]:
+        """Return the operand."""
+        return (self.operand,)
+
+    def dtype(self, schema: Schema) -> str:
+        """Return the operand's dtype; the constant must have it (an int may fill a float64)."""
+        found, fill = self.operand.dtype(schema), self.value.dtype(schema)
+        if found != fill and (found, fill) != (FLOAT64, INT64):
+            raise WrongType(f"fill_null: cannot fill {found} with {self.value.value!r} ({fill})")
+        return found
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Fill."""
+        array = self.operand.evaluate(batch)
+        return pc.fill_null(array, pa.scalar(self.value.value).cast(array.type, safe=False))
+
+    def spec(self) -> list[Any]:
+        """Return ``["fill_null", operand, literal]``."""
+        return ["fill_null", self.operand.spec(), self.value.spec()]
+
+
+@dataclass(frozen=True, eq=False)
+class IsIn(Expression):
+    """True where the operand equals one of the values; null where it is null."""
+
+    operand: Expression
+    values: tuple[Scalar, ...]
+
+    def children(self) -> tuple[Expression, ...]:
+        """Return the operand."""
+        return (self.operand,)
+
+    def dtype(self, schema: Schema) -> str:
+        """Return bool when every value has the operand's dtype."""
+        found = self.operand.dtype(schema)
+        for value in self.values:
+            if Literal(value).dtype(schema) != found:
+                raise WrongType(f"is_in: {value!r} is not of the column's dtype {found}")
+        return BOOL
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Test membership."""
+        array = self.operand.evaluate(batch)
+        found = pc.is_in(
+            array, value_set=pa.array([Literal(v).value for v in self.values], array.type)
+        )
+        return pc.if_else(pc.is_null(array), pa.scalar(None, pa.bool_()), found)
+
+    def spec(self) -> list[Any]:
+        """Return ``["is_in", operand, literals]``."""
+        return ["is_in", self.operand.spec(), [Literal(v).spec() for v in self.values]]
+
+
+def _filled(array: pa.Array) -> Int64Array:
+    """Return times with some valid one in place of nulls, so that no far year is looked up."""
+    if array.null_count == 0:
+        return array.cast(pa.int64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    known = array.drop_null().cast(pa.int64())
+    fill = known[0].as_py() if len(known) else 0
+    filled: Int64Array = array.cast(pa.int64()).fill_null(fill).to_numpy(zero_copy_only=False)
+    return filled
+
+
+@dataclass(frozen=True, eq=False)
+class LocalField(Expression):
+    """The local hour of day or day of week of a time in a zone."""
+
+    field: str
+    operand: Expression
+    zone: str
+
+    def __post_init__(self) -> None:
+        zones.zone(self.zone)
+
+    def children(self) -> tuple[Expression, ...]:
+        """Return the operand."""
+        return (self.operand,)
+
+    def dtype(self, schema: Schema) -> str:
+        """Return int64 when the operand is a time."""
+        _require(self.operand, (TIMESTAMP,), schema, self.field)
+        return INT64
+
+    def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
+        """Compute from the pinned zone tables."""
+        array = self.operand.evaluate(batch)
+        valid = pc.is_valid(array).to_numpy(zero_copy_only=False)
+        utc = _filled(array)
+        local = utc + zones.utc_offsets(utc, self.zone)
+        # 1970-01-01 was a Thursday, day 3 of a week that starts on Monday.
+        value = local // HOUR % 24 if self.field == "hour_of_day" else (local // DAY + 3) % 7
+        return pa.array(value, pa.int64(), mask=~valid)
+
+    def spec(self) -> list[Any]:
+        """Return ``[field, operand, zone]``."""
+        return [self.field, self.operand.spec(), self.zone]

@@ -1,0 +1,1 @@
+"""Exact sums: accumulators over multi-word integers, and the one rounding at the end."""

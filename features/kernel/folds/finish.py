@@ -1,0 +1,488 @@
+"""Finish functions: merged answers become values, rounded once.
+
+Every finish is one compiled function over all queries of a batch, with the same arguments:
+
+    run(a, a_ask, a_asks, b, b_ask, b_asks, c, c_ask, c_asks, queries, blocks,
+        param, width, is_float, column, values, nulls) -> overflows
+
+* ``a``, ``b``, ``c``: the answers of the feature's partials, in the order in which the
+  aggregation names them (missing ones are empty); the answer to query ``q`` is row
+  ``q * asks + ask``.
+* ``values[q, column : column + width]`` and ``nulls[...]`` receive the 64-bit patterns and which
+  of them are null; nulls have the pattern 0.
+* Returned is the number of values that are null because a total does not fit its dtype.
+"""
+
+# numba is Any to mypy, and so is what a compiled function returns to another.
+# mypy: disable-error-code="no-any-return"
+
+from __future__ import annotations
+
+import math
+
+import numba as nb
+import numpy as np
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.exact.accumulators import (
+    SQUARE_LIMBS,
+    SUM_LIMBS,
+    WIDE_SQUARE,
+    WIDE_SUM,
+    wide_add_compact,
+)
+from tidemill.features.kernel.exact.rounding import (
+    mean_to_float,
+    sum_to_float,
+    sum_to_int,
+    variance_to_float,
+    wide_mean_to_float,
+    wide_sum_to_float,
+    wide_sum_to_int,
+    wide_variance_to_float,
+)
+from tidemill.features.kernel.exact.wide_ints import float_to_bits
+from tidemill.features.kernel.folds.counts_and_extremes import UInt8Array
+from tidemill.features.kernel.registry import finish
+from tidemill.features.kernel.tiles import arena
+from tidemill.features.kernel.tiles.layout import Q_AS_OF, Q_REQUEST
+from tidemill.features.kernel.tiles.tile_blocks import SPILLED
+
+
+@nb.njit(cache=True)
+def _put(values: Int64Array, nulls: UInt8Array, q: int, column: int, null: bool, word: int) -> None:
+    values[q, column] = 0 if null else word
+    nulls[q, column] = 1 if null else 0
+
+
+@finish("count")
+@nb.njit(cache=True)
+def finish_count(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Take the count as it is."""
+    for q in range(queries.shape[0]):
+        _put(values, nulls, q, column, False, a[q * a_asks + a_ask, 0])
+    return 0
+
+
+@finish("sum")
+@nb.njit(cache=True)
+def finish_sum(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Round the exact sum once."""
+    overflows = 0
+    for q in range(queries.shape[0]):
+        o = q * a_asks + a_ask
+        wide = a[o, 0] == SPILLED
+        if is_float:
+            if wide:
+                value, over = wide_sum_to_float(blocks, a[o, 1])
+            else:
+                value, over = sum_to_float(a, o, 0)
+            word = float_to_bits(value)
+        elif wide:
+            word, over = wide_sum_to_int(blocks, a[o, 1])
+        else:
+            word, over = sum_to_int(a, o, 0)
+        overflows += over
+        _put(values, nulls, q, column, over, word)
+    return overflows
+
+
+@finish("mean")
+@nb.njit(cache=True)
+def finish_mean(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Divide the exact sum by the count and round once."""
+    overflows = 0
+    for q in range(queries.shape[0]):
+        o = q * a_asks + a_ask
+        n = b[q * b_asks + b_ask, 0]
+        value, over = 0.0, False
+        if n:
+            if a[o, 0] == SPILLED:
+                value, over = wide_mean_to_float(blocks, a[o, 1], n)
+            else:
+                value, over = mean_to_float(a, o, 0, n)
+            overflows += over
+        _put(values, nulls, q, column, n == 0 or over, float_to_bits(value))
+    return overflows
+
+
+@nb.njit(cache=True)
+def _variance(
+    a: Int64Array,
+    ao: int,
+    b: Int64Array,
+    bo: int,
+    n: int,
+    ddof: int,
+    blocks: Int64Array,
+    wide: Int64Array,
+) -> tuple[float, bool]:
+    """Return the rounded variance and whether it overflowed; ``wide`` is scratch."""
+    if a[ao, 0] != SPILLED and b[bo, 0] != SPILLED:
+        return variance_to_float(a, ao, 0, b, bo, 0, n, ddof)
+    sums, sum_at = blocks, a[ao, 1]
+    if a[ao, 0] != SPILLED:
+        wide[:WIDE_SUM] = 0
+        wide_add_compact(wide, 0, a, ao, 0, SUM_LIMBS)
+        sums, sum_at = wide, 0
+    squares, square_at = blocks, b[bo, 1]
+    if b[bo, 0] != SPILLED:
+        wide[WIDE_SUM : WIDE_SUM + WIDE_SQUARE] = 0
+        wide_add_compact(wide, WIDE_SUM, b, bo, 0, SQUARE_LIMBS)
+        squares, square_at = wide, WIDE_SUM
+    return wide_variance_to_float(sums, sum_at, squares, square_at, n, ddof)
+
+
+@nb.njit(cache=True)
+def _finish_variance(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    ddof: int,
+    root: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    overflows = 0
+    wide = np.empty(WIDE_SUM + WIDE_SQUARE, np.int64)
+    for q in range(queries.shape[0]):
+        n = c[q * c_asks + c_ask, 0]
+        value, over = 0.0, False
+        if n > ddof:
+            value, over = _variance(
+                a, q * a_asks + a_ask, b, q * b_asks + b_ask, n, ddof, blocks, wide
+            )
+            overflows += over
+            if root and not over:
+                value = math.sqrt(value)
+        _put(values, nulls, q, column, n <= ddof or over, float_to_bits(value))
+    return overflows
+
+
+@finish("variance")
+@nb.njit(cache=True)
+def finish_variance(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Round the exact variance once."""
+    return _finish_variance(
+        a,
+        a_ask,
+        a_asks,
+        b,
+        b_ask,
+        b_asks,
+        c,
+        c_ask,
+        c_asks,
+        queries,
+        blocks,
+        int(param),
+        False,
+        column,
+        values,
+        nulls,
+    )
+
+
+@finish("std")
+@nb.njit(cache=True)
+def finish_std(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Take the root of the rounded exact variance."""
+    return _finish_variance(
+        a,
+        a_ask,
+        a_asks,
+        b,
+        b_ask,
+        b_asks,
+        c,
+        c_ask,
+        c_asks,
+        queries,
+        blocks,
+        int(param),
+        True,
+        column,
+        values,
+        nulls,
+    )
+
+
+@finish("extreme")
+@nb.njit(cache=True)
+def finish_extreme(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Take the extreme where there are rows."""
+    for q in range(queries.shape[0]):
+        n = b[q * b_asks + b_ask, 0]
+        _put(values, nulls, q, column, n == 0, a[q * a_asks + a_ask, 0])
+    return 0
+
+
+@finish("pick")
+@nb.njit(cache=True)
+def finish_pick(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Take the picked value where there is one."""
+    for q in range(queries.shape[0]):
+        o = q * a_asks + a_ask
+        _put(values, nulls, q, column, a[o, 0] == 0, a[o, 1])
+    return 0
+
+
+@finish("estimate")
+@nb.njit(cache=True)
+def finish_estimate(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Take the estimate where there is one."""
+    for q in range(queries.shape[0]):
+        o = q * a_asks + a_ask
+        _put(values, nulls, q, column, a[o, 0] == 0, a[o, 1])
+    return 0
+
+
+@finish("pick_k")
+@nb.njit(cache=True)
+def finish_pick_k(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Take the picked values, the newest first."""
+    for q in range(queries.shape[0]):
+        o = q * a_asks + a_ask
+        for k in range(width):
+            _put(values, nulls, q, column + k, a[o, width + k] == 0, a[o, k])
+    return 0
+
+
+@finish("ratio")
+@nb.njit(cache=True)
+def finish_ratio(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Divide two counts (exact below 2**53, and rounded once)."""
+    for q in range(queries.shape[0]):
+        n = b[q * b_asks + b_ask, 0]
+        value = float(a[q * a_asks + a_ask, 0]) / float(n) if n else 0.0
+        _put(values, nulls, q, column, n == 0, float_to_bits(value))
+    return 0
+
+
+@finish("since")
+@nb.njit(cache=True)
+def finish_since(
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Give the time since the anchor, or to a publication the anchor itself."""
+    for q in range(queries.shape[0]):
+        n = b[q * b_asks + b_ask, 0]
+        anchor = a[q * a_asks + a_ask, 0]
+        word = anchor if queries[q, Q_REQUEST] == -1 else queries[q, Q_AS_OF] - anchor
+        _put(values, nulls, q, column, n == 0, word)
+    return 0
+
+
+@nb.njit(cache=True)
+def release_answers(
+    out: Int64Array, words: int, blocks: Int64Array, block_meta: Int64Array
+) -> None:
+    """Give back the wide blocks that answers of an exact sum took."""
+    for o in range(out.shape[0]):
+        if out[o, 0] == SPILLED:
+            arena.release(blocks, block_meta, out[o, 1], arena.class_of(words))

@@ -1,0 +1,451 @@
+"""Where things go in time: grouping a batch's rows by entity, laying out tiles, asking queries.
+
+These functions decide structure only: which tile an event falls in, which run of tiles a query
+covers, at which instants something is published. The folds then do the arithmetic.
+
+An event at ``e`` counts from its change point ``c`` on: ``e + 1``, or the frontier if it was late.
+A query as of ``t`` sees it when ``c <= t``. So a batch is ordered by change point and ``as_of``,
+events first where they are equal, and that one rule gives every clause of the contract of time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numba as nb
+import numpy as np
+
+from tidemill.features.contract import TIME_MAX, TIME_MIN, Int64Array
+from tidemill.features.kernel.exact.wide_ints import prefetch, row_address
+from tidemill.features.kernel.tiles.state import CHANGED, HOP, LENGTH, NOBODY, REVISION, ROWS, START
+from tidemill.features.kernel.tiles.tile_pool import lower_bound, make_tiles
+
+PUBLISH_NOTHING: Final = 0
+PUBLISH_NEWEST: Final = 1
+PUBLISH_EVERY: Final = 2
+PUBLISH_ALL: Final = 3
+
+# Columns of the query matrix.
+Q_AS_OF: Final = 0
+Q_HEAD: Final = 1  # row of the newest tile it sees; its windows end there
+Q_REQUEST: Final = 2  # index of the request, or -1 for a publication
+Q_ENTITY: Final = 3
+Q_CHANGED: Final = 4  # a publication's event_timestamp
+Q_REVISION: Final = 5
+Q_VALID_UNTIL: Final = 6
+Q_TAILS: Final = 7  # then, per window, the row of the oldest tile it sees
+
+
+@nb.njit(cache=True)
+def group_rows(
+    event_entity: Int64Array,
+    event_order: Int64Array,
+    event_change: Int64Array,
+    request_entity: Int64Array,
+    request_order: Int64Array,
+    request_as_of: Int64Array,
+    due: Int64Array,
+    stamps: Int64Array,
+    batch_number: int,
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Merge events and requests by time and group them by entity, keeping the order.
+
+    Args:
+        event_entity: int64: the entity of each event.
+        event_order: int64: the events to take, by change point.
+        event_change: int64: the change point of each event.
+        request_entity: int64: the entity of each request, NOBODY where there is none (skipped).
+        request_order: int64: the requests to take, by as_of.
+        request_as_of: int64: the instant of each request.
+        due: int64: entities to make a group for even without rows.
+        stamps: int64, per entity: scratch.
+        batch_number: A number that was never used with these stamps.
+
+    Returns:
+        The groups' entities; where each group starts in the codes (one longer); the codes: an
+        event's index, or ``~index`` of a request.
+    """
+    n = event_order.shape[0] + request_order.shape[0]
+    local_of = np.empty(n, np.int64)
+    codes = np.empty(n, np.int64)
+    group_entity = np.empty(n + due.shape[0], np.int64)
+    count = np.zeros(n + due.shape[0] + 1, np.int64)
+    groups = 0
+    rows = 0
+    i = 0
+    j = 0
+    shift = batch_number << 32
+    while i < event_order.shape[0] or j < request_order.shape[0]:
+        if j >= request_order.shape[0] or (
+            i < event_order.shape[0]
+            and event_change[event_order[i]] <= request_as_of[request_order[j]]
+        ):
+            code = event_order[i]
+            entity = event_entity[code]
+            i += 1
+        else:
+            code = ~request_order[j]
+            entity = request_entity[request_order[j]]
+            j += 1
+            if entity == NOBODY:
+                continue
+        stamp = stamps[entity]
+        if stamp >> 32 != batch_number:
+            stamp = shift | groups
+            stamps[entity] = stamp
+            group_entity[groups] = entity
+            groups += 1
+        local = stamp & 0xFFFFFFFF
+        local_of[rows] = local
+        codes[rows] = code
+        count[local + 1] += 1
+        rows += 1
+    for k in range(due.shape[0]):
+        entity = due[k]
+        if stamps[entity] >> 32 != batch_number:
+            stamps[entity] = shift | groups
+            group_entity[groups] = entity
+            groups += 1
+    for g in range(groups):
+        count[g + 1] += count[g]
+    starts = count[: groups + 1].copy()
+    fill = starts.copy()
+    grouped = np.empty(rows, np.int64)
+    for r in range(rows):
+        local = local_of[r]
+        grouped[fill[local]] = codes[r]
+        fill[local] += 1
+    return group_entity[:groups], starts, grouped
+
+
+@nb.njit(cache=True, inline="always")
+def _ask(
+    queries: Int64Array,
+    q: int,
+    as_of: int,
+    request: int,
+    entities: Int64Array,
+    entity: int,
+    tiles: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+) -> None:
+    """Write a query: which rows each window covers as of ``as_of``."""
+    low = entities[entity, START]
+    high = low + entities[entity, LENGTH]
+    queries[q, Q_AS_OF] = as_of
+    queries[q, Q_REQUEST] = request
+    queries[q, Q_ENTITY] = entity
+    # Tiles past the hop of the last covered microsecond hold only events that come later.
+    head = lower_bound(tiles, low, high, (as_of - 1) // hop_us + 1) - 1
+    queries[q, Q_HEAD] = head
+    high = head + 1
+    for w in range(window_hops.shape[0]):
+        # floor((t - n * h) / h) is floor(t / h) - n.
+        high = lower_bound(tiles, low, high, as_of // hop_us - window_hops[w])
+        queries[q, Q_TAILS + w] = high
+
+
+@nb.njit(cache=True)
+def _last_boundary(
+    entities: Int64Array,
+    entity: int,
+    tiles: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+    until: int,
+) -> int:
+    """Return the latest boundary at or before ``until`` at which a tile left a window."""
+    low = entities[entity, START]
+    end = low + entities[entity, LENGTH]
+    last = TIME_MIN
+    for w in range(window_hops.shape[0]):
+        at = lower_bound(tiles, low, end, until // hop_us - window_hops[w])
+        if at > low:
+            last = max(last, (tiles[at - 1, HOP] + 1 + window_hops[w]) * hop_us)
+    return last
+
+
+@nb.njit(cache=True)
+def lay_out(
+    group: int,
+    group_entity: Int64Array,
+    group_start: Int64Array,
+    codes: Int64Array,
+    event_time: Int64Array,
+    event_change: Int64Array,
+    request_as_of: Int64Array,
+    entities: Int64Array,
+    tiles: Int64Array,
+    tile_meta: Int64Array,
+    template: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+    publish: int,
+    tracks: bool,
+    since: int,
+    until: int,
+    step_row: Int64Array,
+    step_at: Int64Array,
+    queries: Int64Array,
+    filled: Int64Array,
+) -> int:
+    """Lay out groups one after the other, from ``group`` on.
+
+    Args:
+        group: The first group to lay out.
+        group_entity: The groups' entities, as `group_rows` returned them.
+        group_start: Where each group starts in the codes.
+        codes: The groups' events and requests.
+        event_time: int64: the time of each event.
+        event_change: int64: its change point.
+        request_as_of: int64: the instant of each request.
+        entities: The state's entities.
+        tiles: The state's tiles.
+        tile_meta: The bookkeeping of their pool.
+        template: An empty tile.
+        hop_us: The hop.
+        window_hops: The windows, in hops, ascending.
+        publish: ``PUBLISH_...``.
+        tracks: Keep each entity's last change point.
+        since: Change points in ``(since, until]`` belong to this batch, but for events: theirs
+            all do.
+        until: The frontier after this batch.
+        step_row: Receives, per step, the event's index, or -1 for a query.
+        step_at: Receives, per step, the event's tile row (-1: expired), or the query's index.
+        queries: Receives the queries (columns ``Q_...``).
+        filled: int64, ``(3,)``: steps and queries written, events that had expired on arrival;
+            kept from call to call.
+
+    Returns:
+        The next group to lay out: less than the number of groups when something ran out of room
+        (the pool of tiles, the steps or the queries), which the caller then grows.
+    """
+    most = 0
+    for g in range(group, group_entity.shape[0]):
+        most = max(most, group_start[g + 1] - group_start[g])
+    hops = np.empty(most, np.int64)
+    points = np.empty(0, np.int64)
+    for g in range(group, group_entity.shape[0]):
+        if g + 16 < group_entity.shape[0]:
+            prefetch(row_address(entities, group_entity[g + 16], 0))
+        if g + 8 < group_entity.shape[0]:
+            ahead = group_entity[g + 8]
+            newest = entities[ahead, START] + entities[ahead, LENGTH] - 1
+            prefetch(row_address(tiles, newest, 0))
+        entity = group_entity[g]
+        low, high = group_start[g], group_start[g + 1]
+        # The events' hops.
+        n_events = 0
+        n_hops = 0
+        ascending = True
+        for r in range(low, high):
+            code = codes[r]
+            if code >= 0:
+                n_events += 1
+                hop = event_time[code] // hop_us
+                tail = event_change[code] // hop_us - window_hops[-1]
+                if hop >= tail:
+                    ascending = ascending and (n_hops == 0 or hop >= hops[n_hops - 1])
+                    hops[n_hops] = hop
+                    n_hops += 1
+        if not ascending:
+            hops[:n_hops] = np.sort(hops[:n_hops])
+        publications = 0
+        if publish == PUBLISH_NEWEST or publish == PUBLISH_ALL:
+            publications = 1
+        elif publish == PUBLISH_EVERY:
+            tiles_then = entities[entity, LENGTH] + n_hops
+            publications = n_events + tiles_then * window_hops.shape[0]
+        rows = high - low
+        if (
+            filled[0] + rows + publications > step_row.shape[0]
+            or filled[1] + rows - n_events + publications > queries.shape[0]
+        ):
+            return g
+        if n_hops and not make_tiles(entities, entity, tiles, tile_meta, template, hops[:n_hops]):
+            return g
+        start = entities[entity, START]
+        end = start + entities[entity, LENGTH]
+        # The instants at which this batch changes the entity's value.
+        n_points = 0
+        if publish == PUBLISH_EVERY:
+            if publications > points.shape[0]:
+                points = np.empty(2 * publications, np.int64)
+            for r in range(low, high):
+                if codes[r] >= 0:
+                    points[n_points] = event_change[codes[r]]
+                    n_points += 1
+            for w in range(window_hops.shape[0]):
+                for row in range(start, end):
+                    boundary = (tiles[row, HOP] + 1 + window_hops[w]) * hop_us
+                    if boundary > until:
+                        break
+                    if boundary > since:
+                        points[n_points] = boundary
+                        n_points += 1
+            points[:n_points] = np.sort(points[:n_points])
+        point = 0
+        at = start
+        for r in range(low, high):
+            code = codes[r]
+            key = event_change[code] if code >= 0 else request_as_of[~code]
+            while point < n_points and points[point] < key:
+                point = _publish_at(
+                    points,
+                    point,
+                    n_points,
+                    entities,
+                    entity,
+                    tiles,
+                    hop_us,
+                    window_hops,
+                    step_row,
+                    step_at,
+                    queries,
+                    filled,
+                )
+            step = filled[0]
+            filled[0] += 1
+            if code >= 0:
+                entities[entity, REVISION] += 1
+                step_row[step] = code
+                hop = event_time[code] // hop_us
+                if hop < event_change[code] // hop_us - window_hops[-1]:
+                    step_at[step] = -1
+                    filled[2] += 1
+                else:
+                    if tiles[at, HOP] != hop:
+                        at = lower_bound(tiles, start, end, hop)
+                    step_at[step] = at
+                entities[entity, CHANGED] = max(entities[entity, CHANGED], event_change[code])
+            else:
+                _ask(queries, filled[1], key, ~code, entities, entity, tiles, hop_us, window_hops)
+                step_row[step] = -1
+                step_at[step] = filled[1]
+                filled[1] += 1
+        while point < n_points:
+            point = _publish_at(
+                points,
+                point,
+                n_points,
+                entities,
+                entity,
+                tiles,
+                hop_us,
+                window_hops,
+                step_row,
+                step_at,
+                queries,
+                filled,
+            )
+        if tracks:
+            boundary = _last_boundary(entities, entity, tiles, hop_us, window_hops, until)
+            if boundary > since:
+                entities[entity, CHANGED] = max(entities[entity, CHANGED], boundary)
+            changes = n_events > 0 or boundary > since
+            if publish == PUBLISH_ALL or (publish == PUBLISH_NEWEST and changes):
+                _publish(
+                    until,
+                    entities[entity, CHANGED],
+                    entities,
+                    entity,
+                    tiles,
+                    hop_us,
+                    window_hops,
+                    step_row,
+                    step_at,
+                    queries,
+                    filled,
+                )
+    return group_entity.shape[0]
+
+
+@nb.njit(cache=True)
+def _publish(
+    as_of: int,
+    changed: int,
+    entities: Int64Array,
+    entity: int,
+    tiles: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+    step_row: Int64Array,
+    step_at: Int64Array,
+    queries: Int64Array,
+    filled: Int64Array,
+) -> None:
+    """Add a query step whose answer is published with ``changed`` as its event_timestamp."""
+    q = filled[1]
+    _ask(queries, q, as_of, -1, entities, entity, tiles, hop_us, window_hops)
+    queries[q, Q_CHANGED] = changed
+    queries[q, Q_REVISION] = entities[entity, REVISION]
+    step_row[filled[0]] = -1
+    step_at[filled[0]] = q
+    filled[0] += 1
+    filled[1] += 1
+
+
+@nb.njit(cache=True)
+def _publish_at(
+    points: Int64Array,
+    point: int,
+    n_points: int,
+    entities: Int64Array,
+    entity: int,
+    tiles: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+    step_row: Int64Array,
+    step_at: Int64Array,
+    queries: Int64Array,
+    filled: Int64Array,
+) -> int:
+    """Publish at a change point; returns the next distinct one."""
+    instant = points[point]
+    entities[entity, CHANGED] = instant
+    _publish(
+        instant,
+        instant,
+        entities,
+        entity,
+        tiles,
+        hop_us,
+        window_hops,
+        step_row,
+        step_at,
+        queries,
+        filled,
+    )
+    while point < n_points and points[point] == instant:
+        point += 1
+    return point
+
+
+@nb.njit(cache=True)
+def mark_presence(
+    step_row: Int64Array,
+    step_at: Int64Array,
+    queries: Int64Array,
+    tiles: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+) -> None:
+    """Count rows into tiles, and find until when each publication holds.
+
+    A publication holds until the first boundary at which a tile *with rows* leaves a window; a
+    tile that the batch has laid out but not yet reached does not count.
+    """
+    for i in range(step_row.shape[0]):
+        at = step_at[i]
+        if step_row[i] >= 0:
+            if at >= 0:
+                tiles[at, ROWS] += 1
+        elif queries[at, Q_REQUEST] == -1:
+            until = TIME_MAX
+            for w in range(window_hops.shape[0]):
+                for row in range(queries[at, Q_TAILS + w], queries[at, Q_HEAD] + 1):
+                    if tiles[row, ROWS]:
+                        until = min(until, (tiles[row, HOP] + 1 + window_hops[w]) * hop_us)
+                        break
+            queries[at, Q_VALID_UNTIL] = until

@@ -1,0 +1,73 @@
+"""What tiles own in the arena: wide sums, ids, picks, sketches, sets.
+
+A tile's words refer to arena blocks; these functions know the classes of the blocks, and give them
+back when a tile goes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numba as nb
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.exact.accumulators import WIDE_SQUARE, WIDE_SUM
+from tidemill.features.kernel.registry import (
+    OWNS_ID,
+    OWNS_PICKS,
+    OWNS_SET,
+    OWNS_SKETCH,
+    OWNS_WIDE_SQUARE,
+    OWNS_WIDE_SUM,
+)
+from tidemill.features.kernel.tiles import arena
+
+SPILLED: Final = -(2**63)
+"""First word of an accumulator that has moved to a wide block in the arena."""
+REGISTERS: Final = -1
+"""Count of a distinct set that has become HyperLogLog registers."""
+REGISTER_CLASS: Final = 8
+
+
+@nb.njit(cache=True)
+def id_class(length: int) -> int:
+    """Return the class of a block that holds an id of ``length`` bytes and its length."""
+    return arena.class_of(1 + ((length + 7) >> 3))
+
+
+@nb.njit(cache=True)
+def release_id(blocks: Int64Array, block_meta: Int64Array, block: int) -> None:
+    """Give back the block of an id; -1 owns none."""
+    if block >= 0:
+        arena.release(blocks, block_meta, block, id_class(blocks[block]))
+
+
+@nb.njit(cache=True)
+def release_tile(
+    tiles: Int64Array,
+    row: int,
+    blocks: Int64Array,
+    block_meta: Int64Array,
+    references: Int64Array,
+) -> None:
+    """Give back the arena blocks that a tile owns."""
+    for k in range(references.shape[0]):
+        kind, base, size = references[k, 0], references[k, 1], references[k, 2]
+        if kind == OWNS_WIDE_SUM or kind == OWNS_WIDE_SQUARE:
+            if tiles[row, base] == SPILLED:
+                words = WIDE_SUM if kind == OWNS_WIDE_SUM else WIDE_SQUARE
+                arena.release(blocks, block_meta, tiles[row, base + 1], arena.class_of(words))
+        elif kind == OWNS_ID:
+            release_id(blocks, block_meta, tiles[row, base + 1])
+        elif kind == OWNS_PICKS:
+            if tiles[row, base] > 0:
+                block = tiles[row, base + 1]
+                for pick in range(tiles[row, base]):
+                    release_id(blocks, block_meta, blocks[block + 3 * pick + 1])
+                arena.release(blocks, block_meta, block, arena.class_of(3 * size))
+        elif kind == OWNS_SKETCH or kind == OWNS_SET:
+            n = tiles[row, base]
+            if n == REGISTERS:
+                arena.release(blocks, block_meta, tiles[row, base + 1], REGISTER_CLASS)
+            elif n > 1:
+                arena.release(blocks, block_meta, tiles[row, base + 1], arena.class_of(n))

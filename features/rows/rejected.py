@@ -1,0 +1,154 @@
+"""Rejected records: input that cannot be used, with its reason and its untouched payload.
+
+What is promised here: a bad record is never an exception past the reader and is never dropped
+without a trace. It becomes one row of a batch of `SCHEMA`, which says at which stage and why it
+was refused, where it stood, and what it was, so that it can be mended and fed in again.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.errors import InputError
+
+SCHEMA: Final = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("stream", pa.string()),
+        ("partition", pa.int64()),
+        ("position", pa.int64()),
+        ("origin", pa.string()),
+        ("payload", pa.binary()),
+    ]
+)
+"""The columns of rejected records; none of them is ever null.
+
+* stage: where it was refused (`Stage`). reason: a code (`Reason`). detail: a sentence that says
+  what was found, where, and what was expected.
+* stream, partition, position: its place in its log. origin: the same for a reader's eyes, such as
+  ``"orders.csv:1234"`` (a file and the line on which the record starts, counted from 1).
+* payload: the bytes as they came; of a csv file the line without its newline.
+"""
+
+
+class Stage(enum.StrEnum):
+    """Where a record was refused."""
+
+    READ = "read"
+    TRANSFORM = "transform"
+    VALIDATE = "validate"
+    ACCEPT = "accept"
+    ANSWER = "answer"
+
+
+class Reason(enum.StrEnum):
+    """Why a record was refused: a short code and, as `meaning`, one line about it."""
+
+    meaning: str
+
+    def __new__(cls, code: str, meaning: str) -> Reason:
+        """Make a member that equals its code."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    BROKEN_CSV_LINE = "broken_csv_line", "the csv line has a wrong number of cells or broken quotes"
+    BROKEN_JSON = "broken_json", "the line is not one JSON object"
+    INVALID_UTF8 = "invalid_utf8", "the bytes are not UTF-8"
+    TRANSFORM = "transform", "the source's own transform refused the row"
+    MISSING_COLUMN = "missing_column", "the input lacks a declared column"
+    WRONG_TYPE = "wrong_type", "the value is not of the declared dtype"
+    NULL_TIME = "null_time", "the time is null"
+    NULL_ID = "null_id", "the id is null"
+    NULL_KEY = "null_key", "a key is null"
+    NAN = "nan", "the number is NaN"
+    INFINITY = "infinity", "the number is infinite or too large for a float64"
+    TIME_OUT_OF_RANGE = "time_out_of_range", "the time lies outside the years 1 to 9999"
+    NAIVE_TIME = "naive_time", "the time has no offset from UTC and its source declares no zone"
+    NONEXISTENT_LOCAL_TIME = "nonexistent_local_time", "clocks skipped this local time"
+    TOO_LATE = "too_late", "the event came later than its stream still accepts"
+    AHEAD = "ahead", "the time lies too far past the record's receipt"
+    NO_ANSWER = "no_answer", "a view's part of the answer did not come in time"
+
+
+def batch(
+    stage: Stage | str,
+    *,
+    stream: str,
+    partition: int,
+    positions: Int64Array,
+    reasons: Sequence[str],
+    details: Sequence[str],
+    origins: Sequence[str],
+    payloads: Sequence[bytes],
+) -> pa.RecordBatch:
+    """Build the rejected records of one partition from columns.
+
+    Args:
+        stage: Where they were refused.
+        stream: The stream's (or request's) name.
+        partition: The partition that they stand in.
+        positions: int64, ``(rows,)``: their places in the partition.
+        reasons: ``(rows,)``: codes, as a rule members of `Reason`.
+        details: ``(rows,)``: one sentence each.
+        origins: ``(rows,)``: where each came from.
+        payloads: ``(rows,)``: the bytes as they came.
+
+    Returns:
+        A batch of `SCHEMA`, ``(rows,)``.
+
+    Raises:
+        InputError: The columns differ in length.
+    """
+    rows = len(positions)
+    columns = {"reasons": reasons, "details": details, "origins": origins, "payloads": payloads}
+    for name, column in columns.items():
+        if len(column) != rows:
+            raise InputError(
+                f"rejected records of {stream!r}: {len(column)} {name} for {rows} positions; "
+                "give one of each for every record"
+            )
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.repeat(pa.scalar(str(stage), pa.string()), rows),
+            pa.array([str(reason) for reason in reasons], pa.string()),
+            pa.array(details, pa.string()),
+            pa.repeat(pa.scalar(stream, pa.string()), rows),
+            pa.repeat(pa.scalar(partition, pa.int64()), rows),
+            pa.array(np.asarray(positions, np.int64), pa.int64()),
+            pa.array(origins, pa.string()),
+            pa.array(payloads, pa.binary()),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def none() -> pa.RecordBatch:
+    """Return a batch of `SCHEMA` without rows."""
+    return pa.RecordBatch.from_pylist([], schema=SCHEMA)
+
+
+def concat(batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
+    """Return the rows of several batches of `SCHEMA` as one.
+
+    Raises:
+        InputError: A batch has other columns.
+    """
+    found = list(batches)
+    for one in found:
+        if not one.schema.equals(SCHEMA):
+            raise InputError(
+                f"rejected records have the columns {', '.join(SCHEMA.names)} in fixed types, "
+                f"found {one.schema.to_string()}; build them with "
+                "tidemill.features.rows.rejected.batch"
+            )
+    return pa.concat_batches(found) if found else none()

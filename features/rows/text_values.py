@@ -1,0 +1,221 @@
+"""What a text says: a column of texts becomes int64, float64, bool or timestamp values.
+
+What is promised here, for one text:
+
+* int64: ASCII digits with an optional sign, in range. ``1.0`` is none, nor is ``0x1F``.
+* float64: Python's float syntax (``1``, ``.5``, ``-1.5e-3``) in ASCII and without underscores,
+  rounded correctly. ``nan``, ``inf`` and what overflows are refused by those names.
+* bool: ``true`` and ``false`` in any case, ``1`` and ``0``.
+* timestamp: an ISO 8601 date and time, with ``T`` or a space, seconds and up to six decimals
+  optional, then ``Z`` or an offset (``+05:30``, ``+0530``, ``+05``). Without one, it is a time of
+  the given zone: the first of the two instants where it is repeated, none where clocks skipped it.
+* White space is not stripped.
+
+`parse_one` says this for one text. `parse` does the same for a column at once: a regular expression
+finds the texts that Arrow surely parses the same way, and only the others (odd or wrong ones) are
+taken one by one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features import zones
+from tidemill.features.contract import MINUTE, BoolArray, Int64Array
+from tidemill.features.definitions.expressions import ARROW_TYPES, BOOL, FLOAT64, INT64, TIMESTAMP
+from tidemill.features.rows.rejected import Reason
+
+_EPOCH: Final = datetime.datetime(1970, 1, 1)  # noqa: DTZ001 - a wall-clock origin
+
+# What Arrow surely parses as the rules say.
+_PLAIN_NUMBER: Final = {
+    INT64: r"\A-?[0-9]{1,18}\z",
+    FLOAT64: r"\A-?[0-9]{1,17}(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?\z",
+}
+_PLAIN_YEAR: Final = r"(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
+_PLAIN_LOCAL: Final = (
+    rf"\A{_PLAIN_YEAR}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+    r"[T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?"
+)
+_PLAIN_OFFSET: Final = r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_EVERY_MONTH_HAS_IT: Final = r"\A[0-9]{4}-[0-9]{2}-([01][0-9]|2[0-8])"
+
+_INT: Final = re.compile(r"([+-]?)0*([0-9]+)", re.ASCII)
+_FLOAT: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+_NAN: Final = re.compile(r"[+-]?nan", re.ASCII | re.IGNORECASE)
+_INFINITY: Final = re.compile(r"[+-]?inf(inity)?", re.ASCII | re.IGNORECASE)
+_TIME: Final = re.compile(
+    r"(?P<year>[0-9]{4,9})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"
+    r"[T ](?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})"
+    r"(:(?P<second>[0-9]{2})(\.(?P<decimals>[0-9]{1,6}))?)?"
+    r"(?P<offset>Z|(?P<sign>[+-])(?P<hours>[01][0-9]|2[0-3])(:?(?P<minutes>[0-5][0-9]))?)?",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """What a column of texts says.
+
+    Attributes:
+        values: int64, float64 or bool, ``(rows,)``; a time in microseconds UTC (it may lie outside
+            the years 1 to 9999); anything where not valid. Writable.
+        valid: bool, ``(rows,)``: there is a value; false for a null. Writable.
+        refused: Row to the reason why it has none.
+    """
+
+    values: npt.NDArray[Any]
+    valid: BoolArray
+    refused: dict[int, Reason]
+
+
+def parse(text: pa.Array, dtype: str, zone: str | None) -> Parsed:
+    """Parse a column of texts by the rules of this module.
+
+    Args:
+        text: string, ``(rows,)``; well-formed UTF-8, nulls allowed.
+        dtype: ``int64``, ``float64``, ``bool`` or ``timestamp``.
+        zone: The IANA zone of times without an offset; None where there is none.
+
+    Returns:
+        The values, and why a text has none.
+    """
+    refused: dict[int, Reason] = {}
+    values: npt.NDArray[Any]
+    if dtype == TIMESTAMP:
+        values, plain, skipped = _plain_times(text, zone)
+        refused = dict.fromkeys(skipped, Reason.NONEXISTENT_LOCAL_TIME)
+    elif dtype == BOOL:
+        lower = pc.ascii_lower(text)
+        values = _flags(pc.is_in(lower, value_set=pa.array(["true", "1"])))
+        plain = values | _flags(pc.is_in(lower, value_set=pa.array(["false", "0"])))
+    else:
+        plain = _matches(text, _PLAIN_NUMBER[dtype])
+        values = _scatter(_take(text, plain).cast(ARROW_TYPES[dtype]), plain)
+    valid = plain.copy()
+    for row in np.flatnonzero(~plain & _flags(pc.is_valid(text))).tolist():
+        outcome = parse_one(text[row].as_py(), dtype, zone)
+        if isinstance(outcome, Reason):
+            refused[row] = outcome
+        else:
+            values[row], valid[row] = outcome, True
+    for row in refused:
+        valid[row] = False
+    return Parsed(values, valid, refused)
+
+
+def parse_one(text: str, dtype: str, zone: str | None) -> int | float | bool | Reason:
+    """Parse one text by the rules of this module; returns the value, or the reason for none."""
+    if dtype == TIMESTAMP:
+        return _parse_time(text, zone)
+    return {INT64: _parse_int, FLOAT64: _parse_float, BOOL: _parse_bool}[dtype](text)
+
+
+def _parse_int(text: str) -> int | Reason:
+    match = _INT.fullmatch(text)
+    if match is None or len(match[2]) > 19:
+        return Reason.WRONG_TYPE
+    value = int(match[1] + match[2])
+    return value if -(2**63) <= value < 2**63 else Reason.WRONG_TYPE
+
+
+def _parse_float(text: str) -> float | Reason:
+    if _FLOAT.fullmatch(text):
+        value = float(text)
+        return Reason.INFINITY if math.isinf(value) else value
+    if _NAN.fullmatch(text):
+        return Reason.NAN
+    return Reason.INFINITY if _INFINITY.fullmatch(text) else Reason.WRONG_TYPE
+
+
+def _parse_bool(text: str) -> bool | Reason:
+    lower = text.lower() if text.isascii() else text
+    return {"true": True, "1": True, "false": False, "0": False}.get(lower, Reason.WRONG_TYPE)
+
+
+def _parse_time(text: str, zone: str | None) -> int | Reason:
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return Reason.WRONG_TYPE
+    # A year that no datetime has is judged in a year with the same leap days.
+    year = int(match["year"])
+    stand_in = year if 1 <= year <= 9999 else 2000 + year % 400
+    second = int(match["second"] or 0)
+    decimals = int((match["decimals"] or "").ljust(6, "0"))
+    clock = (int(match["hour"]), int(match["minute"]), second, decimals)
+    try:
+        moment = datetime.datetime(  # noqa: DTZ001 - local, or UTC before its offset is taken off
+            stand_in, int(match["month"]), int(match["day"]), *clock
+        )
+    except ValueError:
+        return Reason.WRONG_TYPE
+    if not match["offset"] and zone is None:
+        return Reason.NAIVE_TIME
+    if stand_in != year:
+        return Reason.TIME_OUT_OF_RANGE
+    local = (moment - _EPOCH) // datetime.timedelta(microseconds=1)
+    if match["offset"]:
+        minutes = 60 * int(match["hours"] or 0) + int(match["minutes"] or 0)
+        return local - (-1 if match["sign"] == "-" else 1) * minutes * MINUTE
+    assert zone is not None  # a time without an offset and a zone was refused above
+    utc, exists = zones.localize(np.array([local], np.int64), zone)
+    return int(utc[0]) if exists[0] else Reason.NONEXISTENT_LOCAL_TIME
+
+
+def _plain_times(text: pa.Array, zone: str | None) -> tuple[Int64Array, BoolArray, list[int]]:
+    """Parse what Arrow can.
+
+    Returns microseconds UTC, which rows were parsed, and which of those clocks skipped.
+    """
+    plain = _matches(text, _PLAIN_LOCAL + _PLAIN_OFFSET + r"\z")
+    values, plain = _arrow_times(text, plain, ARROW_TYPES[TIMESTAMP])
+    if zone is None or plain.all():
+        return values, plain, []
+    naive = _matches(text, _PLAIN_LOCAL + r"\z")
+    local, naive = _arrow_times(text, naive, pa.timestamp("us"))
+    rows = np.flatnonzero(naive)
+    values[rows], exists = zones.localize(local[rows], zone)
+    return values, plain | naive, rows[~exists].tolist()
+
+
+def _arrow_times(
+    text: pa.Array, plain: BoolArray, kind: pa.DataType
+) -> tuple[Int64Array, BoolArray]:
+    try:
+        return _scatter(_take(text, plain).cast(kind).cast(pa.int64()), plain), plain
+    except pa.ArrowInvalid:
+        # Some row has a day that its month lacks; days 29 to 31 then take the slow way.
+        plain = plain & _matches(text, _EVERY_MONTH_HAS_IT)
+        return _scatter(_take(text, plain).cast(kind).cast(pa.int64()), plain), plain
+
+
+def _matches(text: pa.Array, pattern: str) -> BoolArray:
+    return _flags(pc.match_substring_regex(text, pattern))
+
+
+def _flags(array: pa.Array) -> BoolArray:
+    flags: BoolArray = array.fill_null(False).to_numpy(zero_copy_only=False)
+    return flags
+
+
+def _take(array: pa.Array, rows: BoolArray) -> pa.Array:
+    return array if rows.all() else array.filter(pa.array(rows))
+
+
+def _scatter(array: pa.Array, rows: BoolArray) -> npt.NDArray[Any]:
+    """Return the values at the rows that they were taken from, 0 elsewhere; writable."""
+    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    if len(values) == len(rows):
+        return values.copy()
+    spread = np.zeros(len(rows), values.dtype)
+    spread[rows] = values
+    return spread

@@ -1,0 +1,74 @@
+"""`tidemill init`: a small working project to start from.
+
+What is promised here: the project works as it is (its events come with it), it is the same
+wherever it is written, nothing that exists is overwritten, and a project stands there whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from tidemill.features.errors import ConfigurationError
+from tidemill.pipelines.commands.scaffold_events import shop_events
+
+_FILES: Final = {
+    "README.md": "README.md.template",
+    "model.py": "model.py.template",
+    "project.py": "project.py.template",
+    "tidemill.yaml": "tidemill.yaml.template",
+    ".gitignore": "gitignore.template",
+}
+_PROJECT_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_NAME: Final = "PROJECT_NAME"
+_ROWS: Final = "ROW_COUNT"
+
+
+def write_project(name: str, parent: Path) -> Path:
+    """Write a project.
+
+    Args:
+        name: The project's name: lower-case letters, digits and single underscores.
+        parent: The directory to write it into; made if it is missing.
+
+    Returns:
+        The project's directory, ``parent/name``.
+
+    Raises:
+        ConfigurationError: The name cannot be a project's, or the directory exists.
+    """
+    if not _PROJECT_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"a project cannot be called {name!r}: its name is lower-case letters, digits and "
+            f"single underscores and starts with a letter, such as my_shop"
+        )
+    folder = parent / name
+    if folder.exists() or folder.is_symlink():
+        raise ConfigurationError(
+            f"{folder} exists already; nothing was written. Take another name, another --path, or "
+            "remove it"
+        )
+    events = shop_events()
+    rows = sum(text.count("\n") - 1 for text in events.values())
+    templates = importlib.resources.files("tidemill.pipelines").joinpath("templates", "project")
+    parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}-"))
+    try:
+        for file_name, template in _FILES.items():
+            text = templates.joinpath(template).read_text(encoding="utf-8")
+            text = text.replace(_NAME, name).replace(_ROWS, f"{rows:,}")
+            (scratch / file_name).write_text(text, encoding="utf-8")
+        (scratch / "events").mkdir()
+        for file_name, text in events.items():
+            (scratch / "events" / file_name).write_text(text, encoding="utf-8", newline="")
+        scratch.chmod(0o755)  # a temporary directory is its owner's alone
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch)
+        raise
+    return folder

@@ -1,0 +1,409 @@
+"""Configuration: the YAML file says where things are; the project says what they are.
+
+`load` is strict (`pipelines.config.strict_yaml`): an unknown key, a key that stands twice, a value
+of another type than expected is a `ConfigurationError` that names file, line, key and the nearest
+known key. What a configuration promises once it is loaded:
+
+* The project is imported and is a `Project`; it has exactly the sources that it needs.
+* Every path is absolute. Relative ones started in the YAML file's folder, those of the stores and
+  the registry in the root; what starts with ``package://`` stays as it is.
+* Times and durations are UTC microseconds.
+
+There is no interpolation: neither environment variables nor ``~`` are substituted. The file is
+the whole truth; the command line overrides what a command names (``--root``, ``--speed``...).
+
+```yaml
+project: project:project        # module:attribute; modules beside this file are found
+root: ./run                     # where everything is written
+shards: 2                       # optional; fixed number of shards of each view
+sources:                        # one for each event stream and one for the request, by name
+  orders:
+    files: [events/orders-*.csv]  # paths, globs, or package://NAME/PATH in an installed package
+    format: csv                 # optional: csv, jsonl or parquet; by default by extension
+    nulls: ["", NA]             # optional: texts that mean null; by default the empty csv cell
+    zone: Europe/Berlin         # optional: of times without an offset
+    transform: ingest:orders    # optional: raw RecordBatch -> RecordBatch, before validation
+    partitions: 1               # optional: partitions of the replay log made from it
+    received: received_at       # optional, instead of partitions: the files are a log
+splits:                         # train before, evaluate before, stream before
+  train_until: 2026-02-01T00:00:00Z
+  evaluate_until: 2026-02-15T00:00:00Z
+  stream_until: 2026-03-01T00:00:00Z
+sample: {train_until: ..., evaluate_until: ..., stream_until: ...}  # optional: of a quick look
+training: {epochs: 4, batch_size: 1024, learning_rate: 0.001, seeds: 5, seed: 1, rate_groups: []}
+online_store: {type: sqlite, path: online.db}  # `pipelines.config.online_section`
+offline_store: {type: parquet}  # optional (`pipelines.config.offline_section`)
+registry: {type: file, path: registry.db}  # optional (`pipelines.config.registry_section`)
+stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within: 5m,
+         gap_batches: 1000}
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from tidemill.features import zones
+from tidemill.features.contract import MINUTE
+from tidemill.features.definitions.expressions import TIMESTAMP
+from tidemill.features.definitions.views import Project
+from tidemill.features.errors import DefinitionError, nearest
+from tidemill.pipelines.config.offline_section import offline_place
+from tidemill.pipelines.config.online_section import give_up_after_us, online_place
+from tidemill.pipelines.config.project_import import import_attribute
+from tidemill.pipelines.config.registry_section import registry_place
+from tidemill.pipelines.config.strict_yaml import Section, Value, read_file
+from tidemill.pipelines.io.files import input_files
+from tidemill.pipelines.publish.store_writer import GIVE_UP_AFTER_US
+from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
+from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
+from tidemill.serving.stores.registry_places import RegistryPlace
+
+FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
+ENGINES: Final = ("fnapi", "prism")
+"""The engines that run a stream (`pipelines.engines.choosing.Engine`; the third refuses them)."""
+MODES: Final = ("exact", "eager")
+
+_KEYS: Final = (
+    "project",
+    "root",
+    "shards",
+    "sources",
+    "splits",
+    "sample",
+    "training",
+    "online_store",
+    "offline_store",
+    "registry",
+    "stream",
+)
+_SOURCE_KEYS: Final = (
+    "files",
+    "format",
+    "nulls",
+    "zone",
+    "transform",
+    "partitions",
+    "received",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of an event stream or of the requests are.
+
+    Attributes:
+        name: The stream's or the request's name.
+        files: Patterns (`pipelines.io.files.input_files.find_files`): absolute, or ``package://``.
+        format: ``csv``, ``jsonl`` or ``parquet``; None goes by each file's extension.
+        nulls: Texts that mean null; None is the format's default.
+        zone: The IANA zone of times without an offset; None refuses them.
+        transform: Works on raw batches before they are validated.
+        partitions: Partitions of the replay log made from it.
+        received: The timestamp column that says when the log received a row: each file is a
+            partition in order of arrival, and what is too late or ahead is rejected. None is
+            history read as a table, without an order of arrival.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    format: str | None = None
+    nulls: tuple[str, ...] | None = None
+    zone: str | None = None
+    transform: Callable[[Any], Any] | None = None
+    partitions: int = 1
+    received: str | None = None
+
+    def find_files(self) -> list[Path]:
+        """Return the files that the patterns name now.
+
+        Raises:
+            ConfigurationError: A pattern names none.
+        """
+        return input_files.find_files(self.files)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Where training, evaluation and the stream end (UTC microseconds), each where one begins."""
+
+    train_until_us: int
+    evaluate_until_us: int
+    stream_until_us: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the model is trained.
+
+    Attributes:
+        epochs: Passes over the training split.
+        batch_size: Rows of a step.
+        learning_rate: Given to the project's ``model`` function.
+        seeds: How many trainings are judged; the first makes the bundle.
+        seed: The first seed; the others follow it.
+        rate_groups: Model inputs that the rate baseline groups by, the coarsest first.
+    """
+
+    epochs: int = 4
+    batch_size: int = 1024
+    learning_rate: float = 0.001
+    seeds: int = 5
+    seed: int = 1
+    rate_groups: tuple[str, ...] = ()
+
+    @property
+    def seed_values(self) -> tuple[int, ...]:
+        """The seeds, ``seed`` first."""
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How the stream runs.
+
+    Attributes:
+        engine: ``fnapi`` or ``prism``; None leaves it to
+            `pipelines.engines.choosing.choose_engine`.
+        mode: ``exact`` or ``eager``.
+        poll_rows: Rows that one poll of a source reads at most.
+        speed: How many times faster than real time a replay runs; None is as fast as it can.
+        answer_within_us: How long a request waits for its parts, in microseconds.
+        gap_batches: How many batches a gap in a partition may stay open.
+    """
+
+    engine: str | None = None
+    mode: str = "exact"
+    poll_rows: int = 4096
+    speed: float | None = None
+    answer_within_us: int = 5 * MINUTE
+    gap_batches: int = 1000
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A loaded YAML file.
+
+    Attributes:
+        path: The file, absolute.
+        project_name: The project's ``module:attribute``.
+        project: The project.
+        root: Where everything is written, absolute.
+        shards: The fixed number of shards of each view.
+        sources: By the name of the stream or the request.
+        splits: Where training, evaluation and stream end.
+        sample: The splits of a quick look at the same data; None where there is none.
+        read_until_us: Nothing that was received from here on is read; None reads everything. No
+            key of the file: a quick look sets it.
+        training: How the model is trained.
+        online_store: Where the newest features are served from.
+        give_up_after_us: How long the online store may be away before the stream fails.
+        offline_store: Where features of the past are read from.
+        registry: Where the definitions are registered; None is a file below the root.
+        stream: How the stream runs.
+    """
+
+    path: Path
+    project_name: str
+    project: Project
+    root: Path
+    shards: int
+    sources: Mapping[str, Source]
+    splits: Splits
+    online_store: OnlinePlace
+    training: Training = field(default_factory=Training)
+    stream: StreamOptions = field(default_factory=StreamOptions)
+    sample: Splits | None = None
+    read_until_us: int | None = None
+    offline_store: OfflinePlace = field(default_factory=ParquetPlace)
+    registry: RegistryPlace | None = None
+    give_up_after_us: int = GIVE_UP_AFTER_US
+
+
+def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
+    """Load a YAML file and import its project.
+
+    Args:
+        path: The file; relative to the working directory.
+        root: Overrides the file's ``root``; relative to the working directory.
+
+    Raises:
+        ConfigurationError: The file or what it refers to cannot be used.
+    """
+    path = Path(path)
+    top = read_file(path).section(_KEYS)
+    folder = path.absolute().parent
+    # The project comes last: what is wrong with the file itself shows without its imports.
+    where = folder / top.required("root").text()
+    where = Path(root).absolute() if root is not None else where
+    sources = _sections(top.required("sources"))
+    splits = _splits(top.required("splits"))
+    sample = top.nullable("sample", _splits)
+    training = top.optional("training", _training, Training())
+    registry = registry_place(top, where)
+    online_store = online_place(top, folder, where)
+    if isinstance(online_store, FeastPlace):
+        online_store = replace(online_store, registry=registry)
+    offline_store = offline_place(top, where)
+    stream = top.optional("stream", _stream, StreamOptions())
+    shards = top.optional("shards", _count, 2)
+    reference = top.required("project")
+    project = _project(reference, folder)
+    _check_names(top.required("sources"), sources, project)
+    if "training" in top.values:
+        _check_rate_groups(top.values["training"], training, project)
+    return Configuration(
+        path=path.absolute(),
+        project_name=reference.text(),
+        project=project,
+        root=where,
+        shards=shards,
+        sources={name: _source(project, name, part, folder) for name, part in sources.items()},
+        splits=splits,
+        training=training,
+        online_store=online_store,
+        offline_store=offline_store,
+        give_up_after_us=give_up_after_us(top),
+        registry=registry,
+        stream=stream,
+        sample=sample,
+    )
+
+
+def _count(value: Value) -> int:
+    return value.whole(least=1)
+
+
+def _project(value: Value, folder: Path) -> Project:
+    project = import_attribute(value, folder)
+    if not isinstance(project, Project):
+        raise value.wrong(
+            f"{value.text()} is a {type(project).__name__}, expected a features.Project"
+        )
+    return project
+
+
+def _sections(value: Value) -> dict[str, Section]:
+    return {name: source.section(_SOURCE_KEYS) for name, source in value.section().values.items()}
+
+
+def _check_names(value: Value, sources: Mapping[str, Section], project: Project) -> None:
+    needed = [*(stream.name for stream in project.streams), project.request.name]
+    for name, section in sources.items():
+        if name not in needed:
+            raise section.value.wrong(
+                f"project {project.name!r} has neither a stream nor a request {name!r}; "
+                f"{nearest(name, needed)}"
+            )
+    if missing := [name for name in needed if name not in sources]:
+        raise value.wrong(
+            f"no source for {', '.join(map(repr, missing))}; project {project.name!r} needs one "
+            f"for each of {', '.join(needed)}"
+        )
+
+
+def _source(project: Project, name: str, section: Section, folder: Path) -> Source:
+    files = section.required("files")
+    patterns = files.texts()
+    if not patterns or "" in patterns:
+        raise files.wrong("expected at least one file, such as [events/*.csv], and none empty")
+    if {"partitions", "received"} <= section.values.keys():
+        raise section.values["partitions"].wrong(
+            "a source with 'received' is a log, whose files are its partitions; remove one of the "
+            "two keys"
+        )
+    return Source(
+        name=name,
+        files=tuple(
+            pattern if pattern.startswith(input_files.PACKAGE) else str(folder / pattern)
+            for pattern in patterns
+        ),
+        format=section.nullable("format", lambda value: value.one_of(FORMATS)),
+        nulls=section.nullable("nulls", Value.texts),
+        zone=section.nullable("zone", _zone),
+        transform=section.nullable("transform", lambda value: _transform(value, folder)),
+        partitions=section.optional("partitions", _count, 1),
+        received=section.nullable("received", lambda value: _received(value, project, name)),
+    )
+
+
+def _received(value: Value, project: Project, name: str) -> str:
+    definition = project.request if name == project.request.name else project.stream(name)
+    times = [column for column, dtype in definition.schema.items() if dtype == TIMESTAMP]
+    column = value.text()
+    if column not in times:
+        raise value.wrong(f"{name!r} has no timestamp column {column!r}; {nearest(column, times)}")
+    return column
+
+
+def _zone(value: Value) -> str:
+    name = value.text()
+    try:
+        zones.zone(name)
+    except DefinitionError as error:
+        raise value.wrong(str(error)) from None
+    return name
+
+
+def _transform(value: Value, folder: Path) -> Callable[[Any], Any]:
+    transform = import_attribute(value, folder)
+    if not callable(transform):
+        raise value.wrong(
+            f"{value.text()} is a {type(transform).__name__}, expected a function from a "
+            "RecordBatch to a RecordBatch"
+        )
+    found: Callable[[Any], Any] = transform
+    return found
+
+
+def _splits(value: Value) -> Splits:
+    names = ("train_until", "evaluate_until", "stream_until")
+    section = value.section(names)
+    times = [section.required(name).instant_us() for name in names]
+    for before, name in ((0, "evaluate_until"), (1, "stream_until")):
+        if times[before + 1] <= times[before]:
+            raise section.values[name].wrong(f"must be after {names[before]}")
+    return Splits(*times)
+
+
+def _training(value: Value) -> Training:
+    default = Training()
+    section = value.section(
+        ("epochs", "batch_size", "learning_rate", "seeds", "seed", "rate_groups")
+    )
+    return Training(
+        epochs=section.optional("epochs", _count, default.epochs),
+        batch_size=section.optional("batch_size", _count, default.batch_size),
+        learning_rate=section.optional("learning_rate", Value.positive, default.learning_rate),
+        seeds=section.optional("seeds", _count, default.seeds),
+        seed=section.optional("seed", Value.whole, default.seed),
+        rate_groups=section.optional("rate_groups", Value.texts, default.rate_groups),
+    )
+
+
+def _check_rate_groups(value: Value, training: Training, project: Project) -> None:
+    known = [*project.request.inputs, *(column.name for column in project.columns)]
+    for name in training.rate_groups:
+        if name not in known:
+            groups = value.section().values["rate_groups"]
+            raise groups.wrong(f"{name!r} is no model input; {nearest(name, known)}")
+
+
+def _stream(value: Value) -> StreamOptions:
+    default = StreamOptions()
+    section = value.section(
+        ("engine", "mode", "poll_rows", "speed", "answer_within", "gap_batches")
+    )
+    return StreamOptions(
+        engine=section.nullable("engine", lambda engine: engine.one_of(ENGINES)),
+        mode=section.optional("mode", lambda mode: mode.one_of(MODES), default.mode),
+        poll_rows=section.optional("poll_rows", _count, default.poll_rows),
+        speed=section.nullable("speed", Value.positive),
+        answer_within_us=section.optional(
+            "answer_within", Value.duration_us, default.answer_within_us
+        ),
+        gap_batches=section.optional("gap_batches", _count, default.gap_batches),
+    )

@@ -1,0 +1,59 @@
+"""The ``offline_store`` section of the YAML file: where features of the past are read from.
+
+```yaml
+offline_store: {type: parquet}   # the default: the change-point log below the root
+offline_store: {type: parquet, memory_limit: 2GB, threads: 4, spill: /scratch}
+offline_store: {type: bigquery, project: some-project, dataset: features}
+```
+
+It says what Feast reads. What is written is the log below the root in any case; BigQuery is loaded
+from it (docs/offline-store.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from tidemill.features.bigquery_dataset import BigQueryDataset
+from tidemill.features.errors import ConfigurationError
+from tidemill.pipelines.config.strict_yaml import Section, Value
+from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
+
+OFFLINE_STORES: Final = ("parquet", "bigquery")
+
+
+def offline_place(top: Section, root: Path) -> OfflinePlace:
+    """Read the section.
+
+    Args:
+        top: The whole file.
+        root: What relative paths are below.
+
+    Raises:
+        ConfigurationError: The section says something else than an offline store.
+    """
+    if "offline_store" not in top.values:
+        return ParquetPlace()
+    value = top.values["offline_store"]
+    kind = value.section().optional("type", lambda name: name.one_of(OFFLINE_STORES), "parquet")
+    try:
+        return _bigquery(value) if kind == "bigquery" else _parquet(value, root)
+    except ConfigurationError as error:
+        if str(error).startswith(f"{value.file}:"):
+            raise
+        raise value.wrong(str(error).removeprefix("offline_store: ")) from error
+
+
+def _parquet(value: Value, root: Path) -> ParquetPlace:
+    section = value.section(("type", "memory_limit", "threads", "spill"))
+    return ParquetPlace(
+        memory_limit=section.nullable("memory_limit", Value.text),
+        threads=section.nullable("threads", lambda threads: threads.whole(least=1)),
+        spill=section.nullable("spill", lambda path: root / path.text()),
+    )
+
+
+def _bigquery(value: Value) -> BigQueryDataset:
+    section = value.section(("type", "project", "dataset"))
+    return BigQueryDataset(section.required("project").text(), section.required("dataset").text())

@@ -1,0 +1,137 @@
+"""The ``online_store`` section of the YAML file: where the newest features are served from.
+
+```yaml
+online_store: {type: sqlite, path: online.db}              # the default; below the root
+online_store: {type: redis, host: redis.example, port: 6379, db: 0, timeout: 5s}
+online_store:
+  type: redis
+  host: redis.example
+  username: tidemill                # an ACL user; without it Redis's default user
+  password_env: REDIS_PASSWORD      # the environment variable that holds the password, or
+  # password_file: redis-password   # the file that does
+  tls: {ca: ca.crt, cert: own.crt, key: own.key}   # `tls: {}` trusts the system's authorities
+online_store: {type: feast, options: {type: postgres, host: db.example}}   # any other of Feast's
+```
+
+A password never stands in the file. The files of a Redis start in the YAML file's folder, whatever
+the root of a run is. With any of them ``give_up_after: 10m`` says how long the store may be away
+before the stream fails (`pipelines.publish.store_writer`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from tidemill.features.errors import ConfigurationError
+from tidemill.pipelines.config.strict_yaml import Section, Value
+from tidemill.pipelines.publish.store_writer import GIVE_UP_AFTER_US
+from tidemill.serving.stores.online_places import (
+    ONLINE,
+    FeastPlace,
+    OnlinePlace,
+    SqlitePlace,
+    default_place,
+)
+from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
+
+ONLINE_STORES: Final = ("sqlite", "redis", "feast")
+
+_REDIS_KEYS: Final = (
+    "type",
+    "host",
+    "port",
+    "db",
+    "username",
+    "password_env",
+    "password_file",
+    "tls",
+    "timeout",
+    "give_up_after",
+)
+
+
+def online_place(top: Section, folder: Path, root: Path) -> OnlinePlace:
+    """Read the section.
+
+    Args:
+        top: The whole file.
+        folder: The YAML file's folder.
+        root: Where the run writes.
+
+    Raises:
+        ConfigurationError: The section says something else than an online store, or holds a
+            password.
+    """
+    if "online_store" not in top.values:
+        return default_place(root)
+    value = top.values["online_store"]
+    kind = value.section().optional("type", lambda name: name.one_of(ONLINE_STORES), "sqlite")
+    if kind == "feast":
+        return _feast_place(value.section(("type", "options", "give_up_after")), root)
+    if kind == "redis":
+        return _redis_place(value, folder)
+    section = value.section(("type", "path", "give_up_after"))
+    return SqlitePlace(root / section.optional("path", Value.text, ONLINE))
+
+
+def give_up_after_us(top: Section) -> int:
+    """Read how long the store may be away.
+
+    Args:
+        top: The whole file; its section has been read by `online_place`.
+
+    Raises:
+        ConfigurationError: It is no duration above zero.
+    """
+    if "online_store" not in top.values:
+        return GIVE_UP_AFTER_US
+    section = top.values["online_store"].section()
+    return section.optional("give_up_after", Value.duration_us, GIVE_UP_AFTER_US)
+
+
+def _feast_place(section: Section, root: Path) -> FeastPlace:
+    options = section.required("options")
+    options.section()  # a mapping, or an error that says so
+    try:
+        return FeastPlace(options.foreign(), root)
+    except ConfigurationError as error:
+        raise options.wrong(str(error).removeprefix("online_store: ")) from error
+
+
+def _redis_place(value: Value, folder: Path) -> RedisPlace:
+    if "password" in value.section().values:
+        raise (
+            value.section()
+            .values["password"]
+            .wrong(
+                "a password does not stand in this file: put it into an environment variable or a "
+                "file, and name that under password_env or password_file"
+            )
+        )
+    section = value.section(_REDIS_KEYS)
+    default = RedisPlace()
+
+    def file(path: Value) -> Path:
+        return folder / path.text()
+
+    def tls(files: Value) -> RedisTls:
+        found = files.section(("ca", "cert", "key"))
+        return RedisTls(*(found.nullable(name, file) for name in ("ca", "cert", "key")))
+
+    try:
+        return RedisPlace(
+            host=section.optional("host", Value.text, default.host),
+            port=section.optional("port", lambda port: port.whole(least=1), default.port),
+            db=section.optional("db", Value.whole, default.db),
+            username=section.nullable("username", Value.text),
+            password_env=section.nullable("password_env", Value.text),
+            password_file=section.nullable("password_file", file),
+            tls=section.nullable("tls", tls),
+            timeout_us=section.optional("timeout", Value.duration_us, default.timeout_us),
+        )
+    except ConfigurationError as error:
+        if str(error).startswith(f"{value.file}:"):
+            raise
+        message = str(error).removeprefix("online_store: ").removeprefix("online_store.")
+        raise value.wrong(message) from error

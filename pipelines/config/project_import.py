@@ -1,0 +1,111 @@
+"""From ``module:attribute`` in the YAML file to the object that is meant.
+
+What is promised here: a module beside the YAML file is found whatever the working directory (its
+folder is put first on ``sys.path`` and stays there); what is found is the file that stands there,
+not a module of the same name from elsewhere; the working directory is never changed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from tidemill.features.errors import nearest
+from tidemill.pipelines.config.strict_yaml import Value
+
+_REFERENCE: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+
+_folders: set[Path] = set()
+"""Folders whose modules this process has imported from. Their modules may make way for those of
+another project that have the same names (each project has a ``project.py``); others may not."""
+
+
+def import_attribute(value: Value, folder: Path) -> Any:
+    """Import what a value of the YAML file refers to.
+
+    Args:
+        value: Says ``module:attribute``.
+        folder: The YAML file's folder.
+
+    Returns:
+        The attribute.
+
+    Raises:
+        ConfigurationError: The reference is malformed, the module cannot be imported (with the
+            reason and, where it is the module's own, file and line), it is another of the same
+            name, or it has no such attribute.
+    """
+    reference = value.text()
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise value.wrong(f"found {reference!r}, expected module:attribute such as project:project")
+    name, attribute = match.groups()
+    folder = folder.absolute()
+    _make_first(folder)
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        raise value.wrong(
+            f"module {name!r} cannot be imported{_place(error, folder)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    top = name.partition(".")[0]
+    home = _home(sys.modules[top])
+    if _holds(folder, top) and not (home and home.samefile(folder)):
+        raise value.wrong(
+            f"module {top!r} beside the YAML file is hidden by another of that name from "
+            f"{home or 'Python itself'}; rename the one beside the YAML file"
+        )
+    if not hasattr(module, attribute):
+        raise value.wrong(
+            f"module {name!r} has no {attribute!r}; "
+            f"{nearest(attribute, [n for n in vars(module) if not n.startswith('_')])}"
+        )
+    return getattr(module, attribute)
+
+
+def _make_first(folder: Path) -> None:
+    """Put a folder first on the path, and forget other projects' modules that it has too."""
+    text = str(folder)
+    if text in sys.path:
+        sys.path.remove(text)
+    sys.path.insert(0, text)
+    importlib.invalidate_caches()  # the files may be younger than the last look at the folder
+    others = _folders - {folder}
+    stale = {
+        name
+        for name, module in sys.modules.items()
+        if "." not in name and _home(module) in others and _holds(folder, name)
+    }
+    for name in [name for name in sys.modules if name.partition(".")[0] in stale]:
+        del sys.modules[name]
+    _folders.add(folder)
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()
+
+
+def _home(module: ModuleType) -> Path | None:
+    """Return the folder that a top-level module was found in; None where it has no file."""
+    file = getattr(module, "__file__", None)
+    if not file:
+        return None
+    # Not resolved: the files may be links into a store of versions, as in a mounted folder.
+    path = Path(file).absolute()
+    return path.parent.parent if hasattr(module, "__path__") else path.parent
+
+
+def _place(error: Exception, folder: Path) -> str:
+    """Say where in the user's own files an error was raised."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({Path(error.filename).name}, line {error.lineno})"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).absolute().is_relative_to(folder):
+            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return ""

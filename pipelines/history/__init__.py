@@ -1,0 +1,1 @@
+"""Batch over history: the training table, the handed-over states, the offline log."""

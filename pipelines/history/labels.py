@@ -1,0 +1,109 @@
+"""Labels: what became of each request, joined by key within the horizon.
+
+A label belongs to a request when ``request_time < label time <= request_time + horizon``; of
+several the first by (time, id). None by then is unlabelled, not negative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions.views import Label, Request
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labels of some requests.
+
+    Attributes:
+        values: float64, ``(requests,)``: the label; null where there is none.
+        times: timestamp[us, UTC], ``(requests,)``: when it arrived; null where there is none.
+    """
+
+    values: pa.Array
+    times: pa.Array
+
+
+def find_labels(label: Label, request: Request, requests: pa.Table, events: pa.Table) -> Labelled:
+    """Find the label of each request.
+
+    Args:
+        label: The label's definition.
+        request: The request's definition.
+        requests: Validated requests, ``(requests,)``.
+        events: Validated rows of the label's stream, ``(events,)``, in any order.
+
+    Returns:
+        The labels, in the order of the requests.
+    """
+    stream = label.stream
+    values = pa.chunked_array(
+        [label.value.evaluate(batch) for batch in events.to_batches()] or [pa.array([], pa.bool_())]
+    )
+    known = pa.table(
+        {
+            **{mine: events.column(theirs) for mine, theirs in label.on.items()},
+            "_id": events.column(stream.event_id).cast(pa.string()),
+            "_at": events.column(stream.event_time).cast(pa.int64()),
+            "_value": values.cast(pa.float64()) if len(values) else pa.array([], pa.float64()),
+        }
+    ).filter(pc.is_valid(pc.field("_value")))
+    asked = pa.table(
+        {
+            **{mine: requests.column(mine) for mine in label.on},
+            "_row": pa.array(np.arange(len(requests))),
+            "_asked": requests.column(request.request_time).cast(pa.int64()),
+        }
+    )
+    pairs = asked.join(known, keys=list(label.on), join_type="inner")
+    after = pc.greater(pairs["_at"], pairs["_asked"])
+    within = pc.less_equal(pairs["_at"], pc.add(pairs["_asked"], label.horizon_us))
+    pairs = pairs.filter(pc.and_(after, within)).sort_by(
+        [(name, "ascending") for name in ("_row", "_at", "_id", "_value")]
+    )
+    rows: Int64Array = pairs["_row"].to_numpy()
+    first = np.flatnonzero(np.diff(rows, prepend=-1))
+    missing = np.ones(len(requests), np.bool_)
+    missing[rows[first]] = False
+    found = np.zeros(len(requests))
+    found[rows[first]] = pairs["_value"].to_numpy()[first]
+    times = np.zeros(len(requests), np.int64)
+    times[rows[first]] = pairs["_at"].to_numpy()[first]
+    return Labelled(
+        pa.array(found, mask=missing),
+        pa.array(times, pa.int64(), mask=missing).cast(pa.timestamp("us", tz="UTC")),
+    )
+
+
+def leaks(label: Label, request: Request, requests: pa.Table, events: pa.Table) -> int:
+    """Count the label's events that do not come after the request they belong to.
+
+    Args:
+        label: The label's definition.
+        request: The request's definition.
+        requests: Validated requests.
+        events: Validated rows of the label's stream.
+
+    Returns:
+        Pairs of a request and an event of its own label at or before its request time. More than
+        0 means that features could see the future they are to predict.
+    """
+    asked = pa.table(
+        {
+            **{mine: requests.column(mine) for mine in label.on},
+            "_asked": requests.column(request.request_time).cast(pa.int64()),
+        }
+    )
+    known = pa.table(
+        {
+            **{mine: events.column(theirs) for mine, theirs in label.on.items()},
+            "_at": events.column(label.stream.event_time).cast(pa.int64()),
+        }
+    )
+    pairs = asked.join(known, keys=list(label.on), join_type="inner")
+    return int(pc.sum(pc.less_equal(pairs["_at"], pairs["_asked"])).as_py() or 0)

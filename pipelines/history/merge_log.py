@@ -1,0 +1,90 @@
+"""Merge-log: a few files in the place of the many that a stream leaves in the offline log.
+
+Safe at any time, also beside a running stream and readers (`serving.offline.merge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.run.summary import Table
+from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.offline.merge import merge_day, planned_merge
+from tidemill.serving.registry.registration import OFFLINE
+
+
+class MergedLog(NamedTuple):
+    """What became of the log of a view.
+
+    Attributes:
+        view: The view.
+        before: The days before this one were merged, ``YYYY-MM-DD``; None for all of them.
+        days: How many they were; None where the view has no log.
+        files_before: How many files they had.
+        files_after: How many they have now.
+    """
+
+    view: str
+    before: str | None
+    days: int | None
+    files_before: int
+    files_after: int
+
+
+def merge_log(
+    config: Configuration, progress: Progress, *, before: str | None = None, dry_run: bool = False
+) -> list[MergedLog]:
+    """Merge the days of each view's log, of the definition that the code has.
+
+    Args:
+        config: The configuration.
+        progress: Where progress is shown.
+        before: The days before this one, ``YYYY-MM-DD``; None for those that get no more rows.
+        dry_run: Only tell what would become of them.
+
+    Returns:
+        What became of each view's log.
+
+    Raises:
+        StoreError: A file of a log is not a whole one.
+        InputError: A file of a log has other columns than the others.
+    """
+    out = []
+    for view in config.project.views:
+        log = OfflineLog.of(config.root / OFFLINE, view)
+        until = log.ended_before() if before is None else before
+        days = [day for day in log.days() if until is None or day < until]
+        files_before = files_after = 0
+        name = f"{'look at' if dry_run else 'merge'} the offline log of {view.name}"
+        with progress.stage(name, total=len(days), unit="days") as stage:
+            for day in days:
+                join_key = view.entity.join_key
+                merge = planned_merge(log, day) if dry_run else merge_day(log, join_key, day)
+                files_before += merge.before
+                files_after += merge.after
+                stage.note(day)
+                stage.advance(1)
+        known = len(days) if log.directory.exists() else None
+        out.append(MergedLog(view.name, until, known, files_before, files_after))
+    return out
+
+
+def merged_tables(merged: Sequence[MergedLog], *, dry_run: bool) -> list[Table]:
+    """Return what became of logs as a table."""
+    columns = ("view", "days before", "days", "files", "would be" if dry_run else "are now")
+    rows = [
+        (one.view, "no log", "", "", "")
+        if one.days is None
+        else (
+            one.view,
+            one.before or "all",
+            f"{one.days:,}",
+            f"{one.files_before:,}",
+            f"{one.files_after:,}",
+        )
+        for one in merged
+    ]
+    return [Table("offline log", columns, rows, frozenset([2, 3, 4]))]

@@ -1,0 +1,197 @@
+"""The change-point log of history: every publication there ever was, for Feast to join with.
+
+The one kernel, shard by shard: all of a shard's events in order, cut into slices, and of each
+slice every change point (`Publish.EVERY`) written before the next one is begun. So what is in
+memory is a shard's prepared events and one slice's publications, and the values are those that
+batch computes. The log is read once for each shard.
+
+In history nothing is late. Where the log of accepted events goes on as a stream, history ends at
+the frontier that the stream goes on from, and `append_changes` adds what its releases publish; an
+event that came late counts there from the frontier at which it was applied.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.kernel import hashing
+from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.dedupe import first_occurrences
+from tidemill.features.kernel.plan import Plan, make_plan
+from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of, prepare_events
+from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.publish.publish import named_publications
+from tidemill.pipelines.stream.sequence import concat
+from tidemill.pipelines.stream.wire_format import Published
+from tidemill.serving.offline.log import OfflineLog
+
+SLICE_EVENTS: Final = 65_536
+"""Events whose publications are in memory together; each makes one and, later, at most one more
+for each window of the view."""
+
+
+def log_history(
+    project: Project,
+    log: Log,
+    offline_root: Path,
+    *,
+    shards: int,
+    until_us: Mapping[str, int],
+    positions: Mapping[str, Sequence[int]] | None = None,
+    done: Callable[[str, int], None] | None = None,
+) -> dict[str, int]:
+    """Write the change-point log of all history, in place of what stood there.
+
+    Args:
+        project: The definitions.
+        log: The log of accepted events.
+        offline_root: Where offline logs stand.
+        shards: How many shards each view has.
+        until_us: View to the instant up to which its log shall reach; the stream goes on there.
+        positions: Source to the position at which history ends in each partition; None for the
+            whole log. Events behind it are the stream's, late or not.
+        done: Called with view and shard when one is written.
+
+    Returns:
+        View to the number of its change points.
+    """
+    rows = {}
+    for view in project.views:
+        target = OfflineLog.of(offline_root, view)
+        unfinished = OfflineLog(target.directory.with_name(f"{view.hash}.unfinished"))
+        shutil.rmtree(unfinished.directory, ignore_errors=True)
+        rows[view.name] = 0
+        for shard in range(shards):
+            rows[view.name] += log_shard(
+                view,
+                log,
+                unfinished,
+                shard=shard,
+                shards=shards,
+                until_us=until_us[view.name],
+                positions=None if positions is None else positions[view.stream.name],
+            )
+            if done is not None:
+                done(view.name, shard)
+        target.take_over(unfinished)
+    return rows
+
+
+def log_shard(
+    view: FeatureView,
+    log: Log,
+    target: OfflineLog,
+    *,
+    shard: int,
+    shards: int,
+    until_us: int,
+    positions: Sequence[int] | None = None,
+) -> int:
+    """Write the change-point log of one shard of one view; arguments as for `log_history`.
+
+    Returns:
+        The number of change points.
+    """
+    plan = make_plan(view)
+    events = _shard_events(view, plan, log, shard, shards, until_us, positions)
+    state = State(plan)
+    rows = 0
+    for number, (batch, until) in enumerate(_slices(events, until_us)):
+        published = advance(state, batch, None, until, Publish.EVERY).publications
+        if published.num_rows:
+            part = f"history-{shard:05d}-of-{shards:05d}-{number:06d}"
+            target.write(view, named_publications(view, published), part)
+            rows += published.num_rows
+    target.reach(shard, shards, since_us=TIME_MIN, until_us=until_us)
+    return rows
+
+
+def append_changes(
+    project: Project, offline_root: Path, shards: int, run: Published, segment: int = 0
+) -> None:
+    """Add what successive releases of a (view, shard) published to the offline log.
+
+    They must have been made with `Publish.EVERY`: the log says afterwards that nothing is missing
+    between where the releases began and their last frontier. A repeated run replaces itself.
+
+    Args:
+        project: The definitions.
+        offline_root: Where offline logs stand.
+        shards: How many shards each view has.
+        run: Releases that join on, as one (`pipelines.publish.publish.joined_releases`).
+        segment: The segment of the stream that they are of.
+
+    Raises:
+        LostPublications: The log ends before the run begins.
+        StoreError: The log has another number of shards.
+    """
+    view = project.views[run.view]
+    OfflineLog.of(offline_root, view).append(
+        view,
+        named_publications(view, run.rows),
+        shard=run.shard,
+        shards=shards,
+        since_us=TIME_MIN if run.since_us is None else run.since_us,
+        until_us=run.frontier_us,
+        segment=segment,
+    )
+
+
+def _shard_events(
+    view: FeatureView,
+    plan: Plan,
+    log: Log,
+    shard: int,
+    shards: int,
+    until_us: int,
+    positions: Sequence[int] | None,
+) -> pa.RecordBatch | None:
+    """Read a shard's events, prepared, each once and by time."""
+    stream = view.stream
+    found: list[pa.RecordBatch] = []
+    for partition in range(log.partitions(stream.name)):
+        reader = log.open(stream.name, partition)
+        first = 0
+        for index in range(reader.num_record_batches):
+            batch = reader.get_batch(index)
+            room = batch.num_rows if positions is None else positions[partition] - first
+            first += batch.num_rows
+            rows = batch.slice(0, max(room, 0)).select(list(stream.schema))
+            times = hashing.bits(rows.column(stream.event_time))
+            shard_of = hashing.shard_of(hashing.key_bytes(rows.column(view.key)), shards)
+            mine = pa.array((shard_of == shard) & (times < until_us))
+            found.append(prepare_events(plan, view, rows.filter(mine)))
+    events = concat(found)
+    if events is None:
+        return None
+    kept = first_occurrences(matrix_of(events.column(DIGEST)).view(np.uint64))
+    times = hashing.bits(events.column(TIME))[kept]
+    return events.take(pa.array(kept[np.argsort(times, kind="stable")]))
+
+
+def _slices(
+    events: pa.RecordBatch | None, until_us: int
+) -> Iterator[tuple[pa.RecordBatch | None, int]]:
+    """Cut events between distinct times, each slice with its frontier; the last ends at the end."""
+    if events is not None:
+        times: Int64Array = hashing.bits(events.column(TIME))
+        first = 0
+        while len(times) - first > SLICE_EVENTS:
+            cut = int(np.searchsorted(times, times[first + SLICE_EVENTS], "left"))
+            if cut == first:
+                cut = int(np.searchsorted(times, times[first], "right"))
+            if cut == len(times):
+                break
+            yield events.slice(first, cut - first), int(times[cut])
+            first = cut
+        events = events.slice(first)
+    yield events, until_us

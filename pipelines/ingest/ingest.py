@@ -1,0 +1,289 @@
+"""Ingest: raw files to the accepted log and rejected records, on Beam.
+
+A source with a ``received`` column is a log: its files are partitions, their order is the order of
+arrival, and rows that come too late or lie ahead are rejected there, once. A source without one is
+history read as a table: it has no order of arrival, so nothing in it is late; its log is sorted by
+time and id.
+
+Rejected records that were mended (`pipelines.ingest.repaired_records`) stand in the log after the
+rows of the files, and are counted as mended: ``read = kept + dropped + rejected + mended``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions.expressions import ARROW_TYPES
+from tidemill.features.definitions.views import EventStream, Project, Request
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.config.configuration import Configuration, Source
+from tidemill.pipelines.engines.choosing import make_runner, run
+from tidemill.pipelines.engines.options import batch_engine, pipeline_options
+from tidemill.pipelines.ingest.repaired_records import Mending
+from tidemill.pipelines.ingest.validate import definition_of, required_of
+from tidemill.pipelines.io.files.input_files import find_files
+from tidemill.pipelines.io.files.readers import Counts, StreamBatch, read_stream
+from tidemill.pipelines.io.log import Log, one_batch
+from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.run.progress import Progress
+from tidemill.serving.files.atomic_write import written_whole
+
+REJECTED: Final = "rejected"
+COUNTS: Final = "counts"
+
+
+def read_source(project: Project, source: Source, root: Path) -> Iterator[StreamBatch]:
+    """Read, transform, validate and accept the rows of a source.
+
+    Args:
+        project: The project.
+        source: Where its files are.
+        root: The folder that relative paths start from.
+    """
+    definition = definition_of(project, source.name)
+    yield from read_stream(
+        definition,
+        find_files(source.files, root),
+        required=required_of(project, definition),
+        format=source.format,
+        nulls=source.nulls,
+        zone=source.zone,
+        transform=source.transform,
+        received=source.received,
+    )
+
+
+@dataclass(frozen=True)
+class LogPartition:
+    """A partition of a source's log, ready to be written.
+
+    Attributes:
+        partition: Its number.
+        rows: The declared columns, in order of arrival.
+        received_us: int64, ``(rows,)``: when each arrived.
+    """
+
+    partition: int
+    rows: pa.Table
+    received_us: Int64Array
+
+
+def log_partitions(
+    definition: EventStream | Request,
+    source: Source,
+    batches: Iterable[StreamBatch],
+    until_us: int | None = None,
+    mended: Iterable[tuple[pa.Table, Int64Array]] = (),
+) -> Iterator[LogPartition]:
+    """Put a source's accepted rows in order of arrival, by partition.
+
+    Args:
+        definition: The stream or request.
+        source: With a ``received`` column, files are partitions in order of arrival; without,
+            the rows are sorted by time and id and dealt to ``source.partitions`` by their id.
+        batches: The accepted rows.
+        until_us: Rows received from then on are left out; None keeps all.
+        mended: Partitions to come after them: rows, and when each arrived.
+    """
+    parts = list(_ordered(definition, source, batches))
+    parts += [LogPartition(number, *part) for number, part in enumerate(mended, start=len(parts))]
+    for part in parts:
+        if until_us is None:
+            yield part
+        else:
+            stop = int(np.searchsorted(part.received_us, until_us, "left"))
+            yield LogPartition(part.partition, part.rows.slice(0, stop), part.received_us[:stop])
+
+
+def _ordered(
+    definition: EventStream | Request, source: Source, batches: Iterable[StreamBatch]
+) -> Iterator[LogPartition]:
+    schema = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
+    batches = list(batches)
+    kept = [batch for batch in batches if batch.batch.num_rows]
+    if source.received is not None:
+        # A file of which every row was rejected is a partition too.
+        for partition in range(max((b.partition for b in batches), default=0) + 1):
+            rows = pa.Table.from_batches(
+                [b.batch for b in kept if b.partition == partition], schema=schema
+            )
+            received = rows.column(source.received).cast(pa.int64()).to_numpy()
+            if len(received):
+                received = np.maximum.accumulate(received)
+            yield LogPartition(partition, rows, received)
+        return
+    table = pa.Table.from_batches([b.batch for b in kept], schema=schema)
+    order = pc.sort_indices(
+        table,
+        sort_keys=[(definition.time_column, "ascending"), (definition.id_column, "ascending")],
+    )
+    table = table.take(order)
+    ids = hashing.key_bytes(one_batch(table.select([definition.id_column])).column(0))
+    dealt = hashing.shard_of(ids, source.partitions)
+    for partition in range(source.partitions):
+        rows = table.filter(pa.array(dealt == partition))
+        times = rows.column(definition.time_column).cast(pa.int64()).to_numpy()
+        yield LogPartition(partition, rows, times)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceRead:
+    """A source, read whole.
+
+    Attributes:
+        parts: The partitions of its log, mended records included.
+        rejected: Its rejected records.
+        counts: What became of the rows of its files.
+        mended: How many rejected rows stand in the log as mended.
+    """
+
+    parts: list[LogPartition]
+    rejected: list[pa.RecordBatch]
+    counts: Counts
+    mended: int
+
+
+def read_log(config: Configuration, name: str) -> SourceRead:
+    """Read a source's files, and its mended records, into the partitions of its log.
+
+    Args:
+        config: The configuration.
+        name: The stream's or the request's name.
+    """
+    source = config.sources[name]
+    definition = definition_of(config.project, name)
+    mending = Mending(config.root, name)
+    counts = Counts()
+    kept: list[StreamBatch] = []
+    refused: list[pa.RecordBatch] = []
+    for batch in read_source(config.project, source, config.path.parent):
+        counts += batch.counts
+        kept.append(batch)
+        refused.append(mending.take(batch.rejected))
+    settled = mending.settle(definition, source, required_of(config.project, definition), kept)
+    refused.append(settled.rejected)
+    parts = log_partitions(definition, source, kept, config.read_until_us, settled.parts)
+    return SourceRead(
+        list(parts), [batch for batch in refused if batch.num_rows], counts, settled.mended
+    )
+
+
+@beam.typehints.with_input_types(str)
+@beam.typehints.with_output_types(dict)
+class _Ingest(beam.DoFn):
+    """Reads one source whole; writes its log, emits its rejected records and its counts."""
+
+    def __init__(self, config: Configuration, write_log: bool) -> None:
+        self._config = config
+        self._write_log = write_log
+
+    def process(self, name: str) -> Iterator[Any]:
+        found = read_log(self._config, name)
+        reasons: Counter[str] = Counter()
+        for batch in found.rejected:
+            reasons.update(batch.column("reason").to_pylist())
+            yield beam.pvalue.TaggedOutput(REJECTED, batch)
+        row = {
+            "source": name,
+            "read": found.counts.read,
+            "dropped": found.counts.dropped,
+            "kept": found.counts.kept,
+            "mended": found.mended,
+            "rejected": sum(reasons.values()),
+            "reasons": dict(reasons),
+        }
+        if self._write_log:
+            log, definition = Log(self._config.root), definition_of(self._config.project, name)
+            for part in found.parts:
+                log.write(definition, part.partition, part.rows, part.received_us)
+            row["logged"] = sum(part.rows.num_rows for part in found.parts)
+        yield row
+
+
+@dataclass(eq=False)
+class Ingest(beam.PTransform):
+    """Names of sources to their logs on disk; gives ``counts`` and ``rejected`` batches.
+
+    Attributes:
+        config: The configuration.
+        write_log: Write the logs; else only validate.
+    """
+
+    config: Configuration
+    write_log: bool = True
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, names: beam.PCollection) -> dict[str, beam.PCollection]:
+        """Wire the stage."""
+        out = names | "Ingest" >> beam.ParDo(_Ingest(self.config, self.write_log)).with_outputs(
+            REJECTED, main=COUNTS
+        )
+        return {COUNTS: out[COUNTS], REJECTED: out[REJECTED]}
+
+
+def ingest(config: Configuration, progress: Progress, write_log: bool = True) -> dict[str, Any]:
+    """Read all sources into the log and the rejected records.
+
+    Returns:
+        Counts by source: read, kept, dropped, rejected, mended, and rejected by reason.
+    """
+    if write_log:
+        shutil.rmtree(config.root / "log", ignore_errors=True)
+    # Only these: what was exported from there to be mended is a person's work.
+    for stale in (config.root / "rejected").glob("*.parquet"):
+        stale.unlink()
+    choice = batch_engine()
+    collected = config.root / "scratch" / "ingest"
+    shutil.rmtree(collected, ignore_errors=True)
+    with progress.stage("ingest", total=len(config.sources), unit="sources") as stage:
+        stage.note(choice.why)
+        pipeline = beam.Pipeline(
+            runner=make_runner(choice), options=pipeline_options(config, choice, "ingest")
+        )
+        out = (
+            pipeline
+            | beam.Create(sorted(config.sources))
+            | beam.Reshuffle()
+            | Ingest(config, write_log)
+        )
+        _ = out[REJECTED] | "Rejected" >> WriteParquet(
+            config.root / "rejected", ("stage", "stream", "partition", "position")
+        )
+        _ = out[COUNTS] | "Counts" >> beam.Map(_write_counts, str(collected))
+        run(pipeline, choice)
+        counts = read_counts(collected)
+        stage.advance(len(counts))
+    return {row.pop("source"): row for row in counts}
+
+
+def _write_counts(row: dict[str, Any], folder: str) -> None:
+    with written_whole(Path(folder, f"{row['source']}.json")) as unfinished:
+        unfinished.write_text(json.dumps(row))
+
+
+def read_counts(folder: Path) -> list[dict[str, Any]]:
+    """Read the counts that a run left, by source."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any]:
+    """Read and validate all sources; write rejected records, and nothing else.
+
+    Returns:
+        Counts by source, as `ingest`.
+    """
+    return ingest(config, progress, write_log=False)

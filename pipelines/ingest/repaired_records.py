@@ -1,0 +1,397 @@
+"""Mended records: rejected ones whose payload somebody put right, kept beside the source's files.
+
+What is promised here:
+
+* A mended record is kept as what it is, a payload, in ``root/mended/<source>/<number>.parquet``
+  (one file for each replay), never as a row. Every ingest reads it again as its source's format
+  says, through the same transform and validation as the source's files; so it survives the log's
+  being rebuilt, and follows a change of the schema or the transform as the files do.
+* It stands in for one rejected record (`record_id`), and counts as long as the source's files
+  still hold that record. Once they are mended themselves, it is out of use.
+* In the log, each replay's rows are a partition of their own after those of the files. So whatever
+  is mended later, the positions of all rows that were there stay what they are.
+* A row that stands in the log already is not added again.
+
+A record of a table is history: nothing in it is late, and it takes its place by its own time. One
+of a log with a time of receipt comes at the log's end, where it is fed in: it is too late where
+its time lies further below the highest time that its partition had accepted by then than its
+stream allows, it is ahead by the time of receipt in its payload, and it arrives with the
+partition's last row. That is decided from what the log held at the replay, which is kept with the
+record; so an ingest of the same files, or of longer ones, decides the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.definitions.expressions import ARROW_TYPES
+from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.kernel import hashing
+from tidemill.features.kernel.dedupe import first_occurrences
+from tidemill.features.rows import rejected
+from tidemill.features.rows.rejected import Reason, Stage
+from tidemill.pipelines.config.configuration import Source
+from tidemill.pipelines.io.acceptance import judge_arrivals
+from tidemill.pipelines.io.files import csv_lines, json_lines
+from tidemill.pipelines.io.files.readers import RawBatch, StreamBatch, judge, nulled
+from tidemill.pipelines.io.sinks import write_rows
+
+_SCHEMA: Final = pa.schema(
+    [
+        ("record", pa.string()),
+        ("origin", pa.string()),
+        ("payload", pa.binary()),
+        ("format", pa.string()),
+        ("columns", pa.binary()),
+        ("highest_us", pa.int64()),
+        ("received_us", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A mended record.
+
+    Attributes:
+        record: The rejected record that it stands in for (`record_id`).
+        origin: Where it was mended, such as ``"orders.jsonl:3"``.
+        payload: The mended bytes: a csv line without its newline, or a JSON object (also for
+            Parquet).
+        format: ``csv``, ``jsonl`` or ``parquet``: its source's.
+        columns: The columns of the file that the record is from, as they are read.
+        highest_us: The highest time that its partition had accepted at the replay; `TIME_MIN` for
+            a table.
+        received_us: When the last row of its partition had arrived by the replay; likewise.
+    """
+
+    record: str
+    origin: str
+    payload: bytes
+    format: str
+    columns: pa.Schema
+    highest_us: int = TIME_MIN
+    received_us: int = TIME_MIN
+
+
+def record_id(record: Mapping[str, Any]) -> str:
+    """Return the 16 hex digits that name a rejected record (a row of `rows.rejected.SCHEMA`).
+
+    It depends on the record's place in its source and on its bytes, and on nothing else.
+    """
+    place = [record["stream"], record["partition"], record["position"], record["payload"].hex()]
+    return hashlib.sha256(json.dumps(place).encode("ascii")).hexdigest()[:16]
+
+
+def read_mended(root: Path, source: str) -> list[list[Mended]]:
+    """Read a source's mended records, replay by replay; one mended again counts there only."""
+    replays = []
+    for path in sorted((root / "mended" / source).glob("*.parquet")):
+        rows = pq.read_table(path, schema=_SCHEMA).to_pylist()
+        replays.append(
+            [
+                Mended(**row | {"columns": pa.ipc.read_schema(pa.py_buffer(row["columns"]))})
+                for row in rows
+            ]
+        )
+    newest = {one.record: number for number, replay in enumerate(replays) for one in replay}
+    return [
+        [one for one in replay if newest[one.record] == number]
+        for number, replay in enumerate(replays)
+    ]
+
+
+def write_mended(root: Path, source: str, mended: Sequence[Mended]) -> None:
+    """Add the mended records of one replay."""
+    folder = root / "mended" / source
+    number = len(list(folder.glob("*.parquet")))
+    rows = [vars(one) | {"columns": one.columns.serialize().to_pybytes()} for one in mended]
+    write_rows(folder, pa.Table.from_pylist(rows, schema=_SCHEMA), f"{number:05d}")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of mended records.
+
+    Attributes:
+        rows: The accepted rows, in the declared columns and types, ``(accepted,)``.
+        accepted: int64, ``(accepted,)``: which of the records they are, ascending.
+        refused: The records that are no good yet: stage, reason and detail.
+
+    The others are no events of the stream: its transform dropped them.
+    """
+
+    rows: pa.RecordBatch
+    accepted: Int64Array
+    refused: dict[int, tuple[str, str, str]]
+
+
+def judge_mended(
+    definition: EventStream | Request,
+    source: Source,
+    required: Collection[str],
+    mended: Sequence[Mended],
+) -> Outcome:
+    """Read, transform, validate and accept mended records, each on its own.
+
+    Args:
+        definition: What they must become.
+        source: The source that they are of.
+        required: The columns in which no row may be null.
+        mended: The records.
+
+    Raises:
+        InputError: The transform failed.
+    """
+    refused: dict[int, tuple[str, str, str]] = {}
+    raw: dict[pa.Schema, list[tuple[int, pa.RecordBatch]]] = {}
+    for index, one in enumerate(mended):
+        try:
+            row = _raw_row(one, source)
+        except _Unreadable as unreadable:
+            refused[index] = Stage.READ, unreadable.args[0], unreadable.args[1]
+        else:
+            raw.setdefault(row.schema, []).append((index, row))
+    empty = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
+    rows = [pa.RecordBatch.from_pylist([], schema=empty)]
+    accepted: list[int] = []
+    for numbered in raw.values():
+        batch = pa.concat_batches([row for _, row in numbered])
+        indices = np.array([index for index, _ in numbered], np.int64)
+        judged = judge(
+            definition, _as_read(batch, indices, mended), required, source.zone, source.transform
+        )
+        refused |= {
+            row["position"]: (row["stage"], row["reason"], row["detail"])
+            for row in judged.rejected.to_pylist()
+        }
+        accepted += judged.positions.tolist()
+        rows.append(judged.batch)
+    order = np.argsort(np.array(accepted, np.int64))
+    table = pa.concat_batches(rows).take(pa.array(order))
+    places = np.array(accepted, np.int64)[order]
+    if source.received is not None:
+        for row, index in enumerate(places.tolist()):
+            found = judge_arrivals(
+                definition, table.slice(row, 1), source.received, mended[index].highest_us
+            )
+            if found.refusals:
+                refused[index] = (Stage.ACCEPT, *found.refusals[0])
+        good = np.array([index not in refused for index in places.tolist()], np.bool_)
+        table, places = table.take(pa.array(np.flatnonzero(good))), places[good]
+    return Outcome(table, places, refused)
+
+
+def _as_read(batch: pa.RecordBatch, indices: Int64Array, mended: Sequence[Mended]) -> RawBatch:
+    return RawBatch(
+        batch,
+        0,
+        indices,
+        lambda rows: [mended[index].origin for index in indices[rows].tolist()],
+        lambda rows: [mended[index].payload for index in indices[rows].tolist()],
+        rejected.none(),
+    )
+
+
+class _Unreadable(Exception):
+    """A payload is no row: the reason and the detail."""
+
+
+def _raw_row(one: Mended, source: Source) -> pa.RecordBatch:
+    """Read a payload as its source's reader would, in the columns of its file."""
+    if one.format == "csv":
+        header = io.StringIO()
+        csv.writer(header, lineterminator="\n").writerow(one.columns.names)
+        file = io.BytesIO(header.getvalue().encode() + one.payload)
+        nulls = ("",) if source.nulls is None else source.nulls
+        blocks = list(csv_lines.read_blocks(file, one.origin, nulls=nulls))
+        return _only(blocks, Reason.BROKEN_CSV_LINE, "csv rows, expected one").batch
+    lines = list(json_lines.read_lines(io.BytesIO(one.payload), keys=one.columns.names))
+    batch = _only(lines, Reason.BROKEN_JSON, "lines, expected one JSON object in one line").batch
+    if one.format == "parquet":
+        batch = _typed(batch, one.columns, required=source.transform is not None)
+    return nulled(batch, source.nulls or ())
+
+
+def _only(
+    found: Sequence[csv_lines.Block] | Sequence[json_lines.Lines], reason: Reason, expected: str
+) -> csv_lines.Block | json_lines.Lines:
+    rows = sum(len(part.lines) for part in found)
+    if rows != 1:
+        raise _Unreadable(reason, f"found {rows} {expected}")
+    if found[0].faults:
+        raise _Unreadable(*found[0].faults[0])
+    return found[0]
+
+
+def _typed(batch: pa.RecordBatch, schema: pa.Schema, required: bool) -> pa.RecordBatch:
+    """Turn the texts of one row into the types of its Parquet file, where they can be.
+
+    Where not, the text stays for the validation to read; a transform knows the file's types only,
+    so for it they are required.
+    """
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for field_ in schema:
+        text = columns[field_.name]
+        try:
+            if pa.types.is_nested(field_.type):
+                columns[field_.name] = pa.array(
+                    [None if text[0].as_py() is None else json.loads(text[0].as_py())], field_.type
+                )
+            else:
+                columns[field_.name] = text.cast(field_.type)
+        except (pa.ArrowException, TypeError, ValueError):
+            if required:
+                detail = (
+                    f"column {field_.name!r}: found {text[0].as_py()!r}, expected {field_.type} "
+                    "as in its file"
+                )
+                raise _Unreadable(Reason.WRONG_TYPE, detail) from None
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def fresh_rows(rows: pa.RecordBatch, others: pa.Table) -> Int64Array:
+    """Return which rows stand neither among others nor further up: int64 indices, ascending.
+
+    Args:
+        rows: ``(rows,)``.
+        others: ``(others,)``, in the same columns.
+    """
+    known = [hashing.digest_rows(batch) for batch in others.combine_chunks().to_batches()]
+    known.append(np.zeros((0, 2), np.uint64))
+    before = sum(map(len, known))
+    first = first_occurrences(np.concatenate([*known, hashing.digest_rows(rows)]))
+    return first[first >= before] - before
+
+
+def restated(
+    records: Sequence[Mapping[str, Any]],
+    mended: Sequence[Mended],
+    refused: Mapping[int, tuple[str, str, str]],
+) -> list[dict[str, Any]]:
+    """Return rejected records that were mended in vain, with what is wrong now.
+
+    Their payloads stay those that came; the detail names the place of the mended ones.
+
+    Args:
+        records: Rows of `features.rows.rejected.SCHEMA`.
+        mended: What each was mended to.
+        refused: As in `Outcome`.
+    """
+    return [
+        {
+            **records[index],
+            "stage": str(stage),
+            "reason": str(reason),
+            "detail": f"as mended in {mended[index].origin}: {detail}",
+        }
+        for index, (stage, reason, detail) in sorted(refused.items())
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """What an ingest makes of a source's mended records.
+
+    Attributes:
+        parts: Partitions for the log: the declared columns, in order of arrival, and when each
+            row arrived (int64 microseconds).
+        rejected: The records that are no good any more (`features.rows.rejected.SCHEMA`).
+        mended: How many rejected records are settled.
+    """
+
+    parts: list[tuple[pa.Table, Int64Array]]
+    rejected: pa.RecordBatch
+    mended: int
+
+
+@dataclass
+class Mending:
+    """Takes a source's mended records through an ingest.
+
+    Attributes:
+        root: The run's folder.
+        source: The source's name.
+    """
+
+    root: Path
+    source: str
+    _records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._replays = read_mended(self.root, self.source)
+        self._known = {one.record for replay in self._replays for one in replay}
+
+    def take(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Take those that are mended out of a batch of rejected records."""
+        if not self._known or batch.num_rows == 0:
+            return batch
+        left = []
+        for row, record in enumerate(batch.to_pylist()):
+            if (name := record_id(record)) in self._known:
+                self._records[name] = record
+            else:
+                left.append(row)
+        return batch.take(pa.array(left, pa.int64()))
+
+    def settle(
+        self,
+        definition: EventStream | Request,
+        source: Source,
+        required: Collection[str],
+        batches: Sequence[StreamBatch],
+    ) -> Settled:
+        """Judge what was taken, once all of the source's files were read.
+
+        Args:
+            definition: As for `judge_mended`.
+            source: As for `judge_mended`.
+            required: As for `judge_mended`.
+            batches: The rows that the files gave.
+        """
+        parts: list[tuple[pa.Table, Int64Array]] = []
+        wrong: list[dict[str, Any]] = []
+        if not self._records:
+            return Settled(parts, rejected.none(), 0)
+        schema = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
+        there = pa.Table.from_batches([b.batch for b in batches], schema=schema)
+        for replay in self._replays:
+            used = [one for one in replay if one.record in self._records]
+            outcome = judge_mended(definition, source, required, used)
+            records = [self._records[one.record] for one in used]
+            wrong += restated(records, used, outcome.refused)
+            fresh = fresh_rows(outcome.rows, there)
+            if len(fresh):
+                rows = pa.Table.from_batches([outcome.rows.take(pa.array(fresh))])
+                there = pa.concat_tables([there, rows])
+                ends = [used[index].received_us for index in outcome.accepted[fresh].tolist()]
+                parts.append(_in_order(definition, source, rows, np.array(ends, np.int64)))
+        batch = pa.RecordBatch.from_pylist(wrong, schema=rejected.SCHEMA)
+        return Settled(parts, batch, len(self._records) - len(wrong))
+
+
+def _in_order(
+    definition: EventStream | Request, source: Source, rows: pa.Table, ends_us: Int64Array
+) -> tuple[pa.Table, Int64Array]:
+    """Sort rows by arrival, time and id."""
+    at = rows.column(source.received or definition.time_column).cast(pa.int64()).to_numpy()
+    received = np.maximum(at, ends_us)
+    keys = rows.select([definition.time_column, definition.id_column])
+    order = pc.sort_indices(
+        keys.append_column("", pa.array(received)),
+        sort_keys=[(name, "ascending") for name in ("", *keys.column_names)],
+    )
+    return rows.take(order), received[order.to_numpy()]

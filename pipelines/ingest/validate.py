@@ -1,0 +1,118 @@
+"""Validate: polls to polls of valid rows, and rejected records.
+
+`validated_poll` decides, `Validate` wires. A poll keeps its positions and watermarks whatever
+becomes of its rows: a row that is rejected leaves a hole, not a gap.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import apache_beam as beam
+import pyarrow as pa
+
+from tidemill.features.definitions.views import EventStream, Project, Request
+from tidemill.features.kernel import hashing
+from tidemill.features.rows import rejected
+from tidemill.features.rows.validation import validate
+from tidemill.pipelines.io.log import POSITION, RECEIVED
+from tidemill.pipelines.io.poll import Poll, PollPart
+
+POLLS: Final = "polls"
+REJECTED: Final = "rejected"
+
+
+def definition_of(project: Project, source: str) -> EventStream | Request:
+    """Return the event stream or the request of a name."""
+    return project.request if source == project.request.name else project.stream(source)
+
+
+def required_of(project: Project, definition: EventStream | Request) -> tuple[str, ...]:
+    """Return the columns of a source in which no row may be null."""
+    if isinstance(definition, Request):
+        return definition.required
+    return project.required_columns(definition)
+
+
+def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBatch]]:
+    """Judge the rows of a poll against the declared schemas.
+
+    Args:
+        project: The project.
+        poll: What a source read: any columns, ``_position`` and ``_received``.
+
+    Returns:
+        The poll with the rows that are valid, and the others as rejected records
+        (`features.rows.rejected.SCHEMA`) whose payload is the row as JSON.
+    """
+    parts: list[PollPart] = []
+    refused: list[pa.RecordBatch] = []
+    for part in poll.parts:
+        if part.rows is None:
+            parts.append(part)
+            continue
+        definition = definition_of(project, part.source)
+        found = validate(definition, part.rows, required=required_of(project, definition))
+        kept = pa.array(found.kept)
+        rows = pa.RecordBatch.from_arrays(
+            [
+                *found.batch.columns,
+                part.rows.column(POSITION).take(kept),
+                part.rows.column(RECEIVED).take(kept),
+            ],
+            names=[*found.batch.schema.names, POSITION, RECEIVED],
+        )
+        parts.append(replace(part, rows=rows if rows.num_rows else None))
+        if len(found.rejected_rows):
+            bad = part.rows.take(pa.array(found.rejected_rows))
+            positions = hashing.bits(bad.column(POSITION))
+            refused.append(
+                rejected.batch(
+                    rejected.Stage.VALIDATE,
+                    stream=part.source,
+                    partition=part.partition,
+                    positions=positions,
+                    reasons=found.reasons,
+                    details=found.details,
+                    origins=[f"{part.source}/{part.partition}:{at}" for at in positions.tolist()],
+                    payloads=[json.dumps(row, default=str).encode() for row in bad.to_pylist()],
+                )
+            )
+    return replace(poll, parts=tuple(parts)), refused
+
+
+@beam.typehints.with_input_types(bytes)
+@beam.typehints.with_output_types(bytes)
+class _Validate(beam.DoFn):
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    def process(self, element: bytes) -> Iterator[Any]:
+        poll, refused = validated_poll(self._project, Poll.decode(element))
+        yield poll.encode()
+        for batch in refused:
+            yield beam.pvalue.TaggedOutput(REJECTED, batch)
+
+
+@dataclass(eq=False)
+class Validate(beam.PTransform):
+    """Encoded polls to ``polls`` of valid rows and ``rejected`` record batches.
+
+    Attributes:
+        project: The project.
+    """
+
+    project: Project
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, polls: beam.PCollection) -> dict[str, beam.PCollection]:
+        """Wire the stage."""
+        out = polls | "Validate" >> beam.ParDo(_Validate(self.project)).with_outputs(
+            REJECTED, main=POLLS
+        )
+        return {POLLS: out[POLLS], REJECTED: out[REJECTED]}

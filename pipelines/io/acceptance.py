@@ -1,0 +1,108 @@
+"""Acceptance: which rows of a log's partition count, decided once, in order of arrival.
+
+What is promised here: the decision is `features.contract.accept`, a function of the log alone,
+whatever the batches that the log is read in. It comes after validation and transform, so that a
+row that was rejected earlier, or is no event, moves no watermark; and so that what is accepted
+here is the log that training, replay and proof all read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MIN, accept, format_duration
+from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.kernel import hashing
+from tidemill.features.rows.rejected import Reason
+
+Refusals = dict[int, tuple[Reason, str]]
+"""Rows that are refused, by their indices: the reason, and a sentence about it."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is refused of a partition's next rows.
+
+    Attributes:
+        refusals: Rows to reason and detail.
+        highest_us: The highest accepted time after them.
+    """
+
+    refusals: Refusals
+    highest_us: int
+
+
+def judge_arrivals(
+    definition: EventStream | Request, rows: pa.RecordBatch, received: str, highest_us: int
+) -> Judgement:
+    """Judge the next valid rows of a partition, in order of arrival.
+
+    Args:
+        definition: Bounds how late and how far ahead a row may come.
+        rows: The declared columns, ``(rows,)``.
+        received: The column that says when the log received a row. A row where it is null is
+            refused too: nobody can say whether it lies ahead.
+        highest_us: The highest accepted time before them (`TIME_MIN` at the start).
+    """
+    arrived = rows.column(received)
+    known = np.flatnonzero(hashing.validity(arrived))
+    times_us = hashing.bits(rows.column(definition.time_column))[known]
+    received_us = hashing.bits(arrived)[known]
+    outcome = accept(
+        times_us, received_us, highest_us, definition.tolerance_us, definition.max_ahead_us
+    )
+    counted = np.where(outcome.accepted, times_us, TIME_MIN)
+    highest = np.maximum.accumulate(np.concatenate([[highest_us], counted]))
+    refusals: Refusals = {}
+    for row in np.flatnonzero(~hashing.validity(arrived)).tolist():
+        detail = f"column {received!r}: found null, expected the time at which the log received it"
+        refusals[row] = (Reason.NULL_TIME, detail)
+    for place in np.flatnonzero(~outcome.accepted).tolist():
+        if outcome.ahead[place]:
+            bound = int(received_us[place]) + definition.max_ahead_us
+            why = (
+                f"expected at most {_shown(bound)}: {format_duration(definition.max_ahead_us)} "
+                f"(max_ahead) past its receipt at {_shown(received_us[place])}"
+            )
+            reason = Reason.AHEAD
+        else:
+            bound = int(highest[place]) - definition.tolerance_us
+            why = (
+                f"expected at least {_shown(bound)}: {format_duration(definition.tolerance_us)} "
+                "(out_of_orderness + allowed_lateness) below the highest accepted time"
+            )
+            reason = Reason.TOO_LATE
+        so_far = f"; the highest accepted time before it is {_shown(highest[place])}"
+        found = f"column {definition.time_column!r}: found {_shown(times_us[place])}"
+        refusals[int(known[place])] = (reason, f"{found}, {why}{so_far}")
+    return Judgement(refusals, outcome.highest_us)
+
+
+@dataclass
+class Gate:
+    """Judges the rows of a source batch by batch, and remembers each partition's highest time.
+
+    Attributes:
+        definition: As for `judge_arrivals`.
+        received: As for `judge_arrivals`.
+    """
+
+    definition: EventStream | Request
+    received: str
+
+    def __post_init__(self) -> None:
+        self._highest_us: dict[int, int] = {}
+
+    def refuse(self, partition: int, rows: pa.RecordBatch) -> Refusals:
+        """Return the rows that are refused of a partition's next ones."""
+        highest_us = self._highest_us.get(partition, TIME_MIN)
+        judgement = judge_arrivals(self.definition, rows, self.received, highest_us)
+        self._highest_us[partition] = judgement.highest_us
+        return judgement.refusals
+
+
+def _shown(time_us: int | np.int64) -> str:
+    return "none" if time_us <= TIME_MIN else f"{np.datetime64(int(time_us), 'us')}Z"

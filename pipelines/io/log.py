@@ -1,0 +1,132 @@
+"""The log of a source on disk: every accepted row, in order of arrival, by partition.
+
+A partition is one Arrow IPC file: the declared columns, then ``_position`` (int64: the row's place
+in the partition, ascending) and ``_received`` (int64 microseconds: when it arrived; for a table
+without an order of arrival, its own time). The log is what training, replay and proof all read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions.expressions import ARROW_TYPES
+from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.errors import InputError
+from tidemill.serving.files.atomic_write import written_whole
+
+POSITION: Final = "_position"
+RECEIVED: Final = "_received"
+PARTITION: Final = "_partition"
+SENT: Final = "_sent"
+"""When a poll read the row, by the wall clock (for latency only)."""
+_BATCH_ROWS: Final = 65_536
+
+
+def log_schema(definition: EventStream | Request) -> pa.Schema:
+    """Return the schema of a source's log."""
+    return pa.schema(
+        [
+            *(pa.field(name, ARROW_TYPES[dtype]) for name, dtype in definition.schema.items()),
+            pa.field(POSITION, pa.int64()),
+            pa.field(RECEIVED, pa.int64()),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Log:
+    """The logs of a run.
+
+    Attributes:
+        root: The run's folder; logs stand in ``root/log/<source>/<partition>.arrow``.
+    """
+
+    root: Path
+
+    def path(self, source: str, partition: int) -> Path:
+        """Return the file of a partition."""
+        return self.root / "log" / source / f"{partition:05d}.arrow"
+
+    def partitions(self, source: str) -> int:
+        """Return how many partitions a source has.
+
+        Raises:
+            InputError: There is no log of the source.
+        """
+        found = len(list((self.root / "log" / source).glob("*.arrow")))
+        if not found:
+            raise InputError(
+                f"there is no log of {source!r} in {self.root / 'log'}; run `tidemill backfill`"
+            )
+        return found
+
+    def open(self, source: str, partition: int) -> pa.ipc.RecordBatchFileReader:
+        """Open a partition, memory-mapped."""
+        path = self.path(source, partition)
+        if not path.exists():
+            raise InputError(f"there is no partition {partition} of {source!r}: {path} is missing")
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+
+    def read(
+        self, source: str, partition: int | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Read a partition, or all of them one after the other with a ``_partition`` column."""
+        if partition is not None:
+            table = self.open(source, partition).read_all()
+            return table if columns is None else table.select(list(columns))
+        parts = []
+        for number in range(self.partitions(source)):
+            table = self.read(source, number, columns)
+            parts.append(
+                table.append_column(PARTITION, pa.array(np.full(len(table), number), pa.int64()))
+            )
+        return pa.concat_tables(parts)
+
+    def write(
+        self,
+        definition: EventStream | Request,
+        partition: int,
+        table: pa.Table,
+        received_us: Int64Array,
+    ) -> None:
+        """Write a partition; its rows get the positions 0, 1, ... in their order.
+
+        Args:
+            definition: The source.
+            partition: The partition's number.
+            table: The declared columns, in order of arrival, ``(rows,)``.
+            received_us: int64, ``(rows,)``: when each row arrived, ascending.
+        """
+        schema = log_schema(definition)
+        whole = pa.table(
+            [
+                *(table.column(name) for name in definition.schema),
+                pa.array(np.arange(len(table)), pa.int64()),
+                pa.array(received_us, pa.int64()),
+            ],
+            schema=schema,
+        )
+        with (
+            written_whole(self.path(definition.name, partition)) as unfinished,
+            pa.OSFile(str(unfinished), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as writer,
+        ):
+            writer.write_table(whole, max_chunksize=_BATCH_ROWS)
+
+
+def one_batch(table: pa.Table) -> pa.RecordBatch:
+    """Return a table as one record batch (also when it is empty)."""
+    combined = table.combine_chunks()
+    batches = combined.to_batches()
+    if len(batches) == 1:
+        return batches[0]
+    return pa.RecordBatch.from_arrays(
+        [pa.array([], field.type) for field in table.schema], schema=table.schema
+    )

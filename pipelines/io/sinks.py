@@ -1,0 +1,63 @@
+"""Sink: record batches to Parquet files, whole or not at all, and the same ones if repeated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill.serving.files.atomic_write import written_whole
+
+
+def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
+    """Write a table to ``folder/name.parquet``, whole or not at all."""
+    path = folder / f"{name}.parquet"
+    with written_whole(path) as unfinished:
+        pq.write_table(rows, unfinished)
+    return path
+
+
+@beam.typehints.with_input_types(pa.RecordBatch)
+@beam.typehints.with_output_types(str)
+class _Write(beam.DoFn):
+    def __init__(self, folder: Path, named_by: tuple[str, ...], prefix: str) -> None:
+        self._folder = folder
+        self._named_by = named_by
+        self._prefix = prefix
+
+    def process(self, element: pa.RecordBatch) -> Iterator[str]:
+        if element.num_rows:
+            first = [element.column(column)[0].as_py() for column in self._named_by]
+            digest = hashlib.sha256(repr((first, element.num_rows)).encode()).hexdigest()[:16]
+            name = "-".join([*(str(part) for part in first if isinstance(part, int)), digest])
+            rows = pa.Table.from_batches([element])
+            yield str(write_rows(self._folder, rows, self._prefix + name))
+
+
+@dataclass(eq=False)
+class WriteParquet(beam.PTransform):
+    """Record batches to one Parquet file each; gives the files' paths.
+
+    A file is named by its first row, so a batch that the engine repeats replaces itself.
+
+    Attributes:
+        folder: Where to.
+        named_by: Columns that tell batches apart by their first row.
+        prefix: How the files' names begin.
+    """
+
+    folder: Path
+    named_by: tuple[str, ...]
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        """Wire the stage."""
+        return batches | "Write" >> beam.ParDo(_Write(self.folder, self.named_by, self.prefix))

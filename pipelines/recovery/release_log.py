@@ -1,0 +1,57 @@
+"""Releases on disk: the evidence that a stream leaves of every step of its operators."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import apache_beam as beam
+
+from tidemill.pipelines.recovery.handoff import write_text
+
+RELEASES: Final = "releases"
+"""The folder of the evidence below a root."""
+
+
+class WriteReleases(beam.DoFn):
+    """Writes releases (JSON texts), one per line, to a file per bundle: whole or not at all.
+
+    Args:
+        folder: Where to.
+        prefix: How the files' names begin.
+    """
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder = folder
+        self._prefix = prefix
+        self._lines: list[str] = []
+
+    def start_bundle(self) -> None:
+        """Begin a file."""
+        self._lines = []
+
+    def process(self, element: str) -> None:
+        """Take a release."""
+        self._lines.append(element)
+
+    def finish_bundle(self) -> None:
+        """Write the file."""
+        if self._lines:
+            name = f"{self._prefix}{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
+            write_text(self._folder / name, "\n".join(self._lines) + "\n")
+
+
+def read_releases(root: Path) -> list[dict[str, Any]]:
+    """Read the evidence of a stream: one entry per release, by view, shard and number.
+
+    A release that the engine repeated stands once.
+    """
+    found: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for path in sorted((root / RELEASES).glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            found[entry["view"], entry["shard"], entry["number"]] = entry
+    return [found[key] for key in sorted(found)]

@@ -1,0 +1,414 @@
+"""Whole shards to the online store: bootstrap from handed-over states, and republication.
+
+What is promised:
+
+* Every entity that a state knows is written, and then the shard's frontier. Until it stands, what
+  is read says that its age is not known; so a run that was killed in between is simply done again.
+* The store orders the rows by itself, so this is safe beside a stream that writes: what the store
+  has already is left alone, what is newer there stays.
+* A republication gives the rows that the stream itself published, byte for byte, late events too.
+  A late event's publication holds from the frontier at which it was applied, so the releases
+  are done again as the evidence tells of them; where nothing was late, many at once.
+* A shard at a time is in memory, and its rows go out in chunks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
+from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.errors import NoKeySpace, StateMismatch
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configured_store import open_configured
+from tidemill.pipelines.history.offline_history import log_history
+from tidemill.pipelines.ingest.validate import validated_poll
+from tidemill.pipelines.io.log import POSITION, Log, one_batch
+from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.publish.publish import named_publications
+from tidemill.pipelines.publish.store_writer import patiently
+from tidemill.pipelines.recovery.handoff import (
+    STATES,
+    Handoff,
+    StreamRun,
+    check_handoff,
+    last_states,
+    read_handoff,
+    read_record,
+)
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
+from tidemill.serving.online.database import OnlineDatabase
+from tidemill.serving.online.publications import online_rows, parcel_of
+from tidemill.serving.online.rows import KeySpace
+from tidemill.serving.registry.registration import OFFLINE
+from tidemill.serving.stores import online_places
+from tidemill.serving.stores.online_places import FeastPlace, open_database
+
+CHUNK_ROWS: Final = 10_000
+"""Rows that go to the store in one call."""
+STEP_ROWS: Final = 262_144
+"""About how many rows of the log are read at once."""
+
+Positions = Mapping[str, list[int]]
+
+
+def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
+    """Publish every entity again, as of the last release of each shard.
+
+    Key spaces that are not there are made. A stream may run meanwhile.
+
+    Returns:
+        Counts.
+
+    Raises:
+        StateMismatch: There are no states, or they are not those that the stream began with.
+        StoreError: The store refuses.
+    """
+    project, root = config.project, config.root
+    folder, handoff = last_states(root)
+    check_handoff(folder, handoff, project, config.shards)
+    releases = _releases_by_shard(root)
+    began = StreamRun.read(root)
+    if releases and (began is None or began.began != read_record(root / STATES).id):
+        raise StateMismatch(
+            f"the releases in {root} are not of a stream that began with the states in "
+            f"{root / STATES}: a backfill has replaced them since; run `tidemill stream`"
+        )
+    if (warning := online_places.warning(config.online_store)) is not None:
+        progress.say(warning)
+    open_configured(config)
+    return publish_states(config, folder, progress, releases)
+
+
+def mend_store(config: Configuration, progress: Progress) -> bool:
+    """Publish everything again if the store stands behind the last releases of a run.
+
+    It does where it lost writes so late that no release came after that.
+
+    Returns:
+        Whether it did.
+
+    Raises:
+        StoreUnavailable: The store is away for longer than `Configuration.give_up_after_us`.
+        StoreError: The store refuses.
+    """
+    if not keeps_frontiers(config):
+        return False
+
+    def mended() -> bool:
+        try:
+            shown = shown_frontiers(config)
+        except NoKeySpace:
+            shown = {}
+        released: dict[tuple[str, int], int] = {}
+        for entry in read_releases(config.root):
+            key = (entry["view"], entry["shard"])
+            released[key] = max(released.get(key, TIME_MIN), entry["frontier_us"])
+        if all(shown.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
+            return False
+        progress.say(
+            "the online store has lost writes since the last releases; all is published again"
+        )
+        republish(config, progress)
+        return True
+
+    name = open_database(config.online_store).name
+    return patiently(mended, name, config.give_up_after_us)
+
+
+def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
+    """Publish all history as of the states that a backfill has handed over; again is no harm.
+
+    Online every entity's newest publication, offline every change point up to there.
+
+    Returns:
+        Counts.
+
+    Raises:
+        StateMismatch: There are no states, or they are of other definitions.
+        StoreError: The store refuses.
+    """
+    project, root = config.project, config.root
+    folder = root / STATES
+    handoff = read_record(folder)
+    check_handoff(folder, handoff, project, config.shards)
+    if (warning := online_places.warning(config.online_store)) is not None:
+        progress.say(warning)
+    open_configured(config)
+    counts = publish_states(config, folder, progress, {})
+    total = len(project.views) * config.shards
+    with progress.stage("write the offline log", total=total, unit="shards") as stage:
+
+        def done(view: str, _: int) -> None:
+            stage.note(view)
+            stage.advance(1)
+
+        rows = log_history(
+            project,
+            Log(root),
+            root / OFFLINE,
+            shards=config.shards,
+            until_us={view: min(frontiers) for view, frontiers in handoff.frontiers.items()},
+            positions=handoff.positions,
+            done=done,
+        )
+    return {**counts, "change_points": sum(rows.values())}
+
+
+def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> None:
+    """Bring the online store to where a stream begins: filled from the backfill, and no further.
+
+    A store that a bootstrap has filled, and nobody has written to since, is left as it is. One
+    that an earlier run has moved on from there, or another backfill has filled, is emptied and
+    filled again: between these two steps its readers find nothing, and then older values.
+    """
+    place = config.online_store
+    open_configured(config)
+    if keeps_frontiers(config):
+        expected = {
+            (view, shard): frontier
+            for view, frontiers in handoff.frontiers.items()
+            for shard, frontier in enumerate(frontiers)
+        }
+        if shown_frontiers(config) == expected:
+            return
+    spaces = [KeySpace.of(config.project.name, view) for view in config.project.views]
+    database = open_database(place)
+    database.drop(spaces)
+    database.create(spaces)
+    database.close()
+    publish_states(config, config.root / STATES, progress, {})
+
+
+def keeps_frontiers(config: Configuration) -> bool:
+    """Tell whether the online store can say how far it has come: Feast's own stores cannot."""
+    return not isinstance(config.online_store, FeastPlace)
+
+
+def shown_frontiers(config: Configuration) -> dict[tuple[str, int], int]:
+    """Return the frontier that readers of the online store see, by view and shard.
+
+    Without frontiers there is nothing to see.
+
+    Raises:
+        StoreError: The store cannot be read.
+    """
+    if not keeps_frontiers(config):
+        return {}
+    views = config.project.views
+    database = open_database(config.online_store)
+    snapshots = database.read([(KeySpace.of(config.project.name, view), []) for view in views])
+    database.close()
+    return {
+        (view.name, shard): frontier
+        for view, snapshot in zip(views, snapshots, strict=True)
+        for shard, frontier in snapshot.frontiers.by_shard.items()
+    }
+
+
+def publish_states(
+    config: Configuration,
+    folder: Path,
+    progress: Progress,
+    releases: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """Publish every entity of every shard, as of the last of its releases.
+
+    Args:
+        config: The configuration; the project is registered.
+        folder: The states to begin with.
+        progress: Where progress is shown.
+        releases: By view and shard: the evidence of what the stream did, maybe from before these
+            states on. A shard without any is published as of its state.
+
+    Returns:
+        Counts.
+    """
+    project, log = config.project, Log(config.root)
+    names = {*(stream.name for stream in project.streams), project.request.name}
+    options = FeaturizeOptions(
+        run="publish",
+        shards=config.shards,
+        partitions={name: log.partitions(name) for name in names},
+        publish=False,
+    )
+    database = open_database(config.online_store)
+    entities = written = 0
+    total = len(project.views) * config.shards
+    with progress.stage("publish every entity", total=total, unit="shards") as stage:
+        for index, view in enumerate(project.views):
+            stage.note(view.name)
+            for shard in range(config.shards):
+                key = operator_key(project, index, shard, config.shards)
+                operator = make_operator(project, key, options)
+                read_handoff(folder, operator)
+                bring_forward(project, view, log, operator, releases.get((view.name, shard), ()))
+                entities += operator.state.n_entities
+                written += publish_shard(database, project, view, operator)
+                stage.advance(1)
+    database.close()
+    return {"entities": entities, "written": written, "shards": total}
+
+
+def publish_shard(
+    database: OnlineDatabase, project: Project, view: FeatureView, operator: ShardOperator
+) -> int:
+    """Write all entities of an operator, and last the frontier that they are as of.
+
+    Returns:
+        How many rows stand now; the others were there already, or newer ones.
+    """
+    shard, everything = operator.key.shard, operator.everything()
+    space = KeySpace.of(project.name, view)
+    written = 0
+    last = max(everything.num_rows - 1, 0) // CHUNK_ROWS * CHUNK_ROWS
+    for start in range(0, last, CHUNK_ROWS):
+        some = named_publications(view, everything.slice(start, CHUNK_ROWS))
+        written += database.write(space, online_rows(view, some, shard))
+    parcel = parcel_of(
+        project.name,
+        view,
+        named_publications(view, everything.slice(last)),
+        shard=shard,
+        shard_count=operator.key.shards,
+        since_us=None,
+        frontier_us=operator.state.frontier_us,
+    )
+    return written + sum(database.publish([parcel]))
+
+
+def _releases_by_shard(root: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    out: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for entry in read_releases(root):
+        out[entry["view"], entry["shard"]].append(entry)
+    return out
+
+
+def bring_forward(
+    project: Project,
+    view: FeatureView,
+    log: Log,
+    operator: ShardOperator,
+    releases: Iterable[Mapping[str, Any]],
+) -> None:
+    """Do the releases again that come after an operator's state.
+
+    Args:
+        project: The project.
+        view: The operator's view.
+        log: Where the events are.
+        operator: The operator; brought to the last release.
+        releases: Evidence, by number.
+
+    Raises:
+        StateMismatch: A release is missing.
+    """
+    ahead = [entry for entry in releases if entry["number"] > operator.number]
+    numbers = [entry["number"] for entry in ahead]
+    if numbers != list(range(operator.number + 1, operator.number + 1 + len(ahead))):
+        raise StateMismatch(
+            f"{operator.key}: the evidence has releases {numbers[:3]}... after "
+            f"{operator.number}, with gaps; nobody can say what was published: run "
+            "`tidemill stream` again"
+        )
+    if not ahead:
+        return
+    positions = np.array([entry["positions"] for entry in ahead], np.int64)
+    frontiers = np.array([entry["frontier_us"] for entry in ahead], np.int64)
+    for end in _step_ends(view, log, operator, positions, frontiers):
+        batches = list(_batches(project, view, log, operator, positions[end].tolist()))
+        operator.catch_up(batches, int(frontiers[end]))
+    operator.number = numbers[-1]
+
+
+def _step_ends(
+    view: FeatureView,
+    log: Log,
+    operator: ShardOperator,
+    positions: Int64Array,
+    frontiers: Int64Array,
+) -> list[int]:
+    """Tell after which releases to stop: all between can be done at once without a difference.
+
+    An event's change point is the instant after it or, where that lies behind, the frontier that
+    stood when it was applied. Releases done together stand behind the first one's frontier; so
+    one that applies a late event must be the first of its step.
+    """
+    first_of_step = np.zeros(len(frontiers) + 1, np.bool_)
+    first_of_step[-1] = True
+    before = np.concatenate([[operator.state.frontier_us], frontiers])
+    for partition in range(operator.inputs.event_partitions):
+        start, stop = operator.expected[partition], int(positions[-1, partition])
+        rows = log.read(view.stream.name, partition, [view.stream.event_time, view.key])
+        mine = rows.slice(start, stop - start)
+        times = hashing.bits(one_batch(mine.select([view.stream.event_time])).column(0))
+        applied = np.searchsorted(positions[:, partition], np.arange(start, stop), "right")
+        late = (times + 1 < before[applied]) & _of_shard(operator, mine.column(view.key))
+        first_of_step[applied[late]] = True
+    taken = positions[:, : operator.inputs.event_partitions].sum(axis=1).tolist()
+    since = sum(operator.expected[: operator.inputs.event_partitions])
+    for release in range(1, len(frontiers)):
+        if taken[release] - since > STEP_ROWS:
+            first_of_step[release] = True
+        if first_of_step[release]:
+            since = taken[release - 1]
+    return [int(at) - 1 for at in np.flatnonzero(first_of_step) if at > 0]
+
+
+def _of_shard(operator: ShardOperator, keys: pa.Array | pa.ChunkedArray) -> BoolArray:
+    if isinstance(keys, pa.ChunkedArray):
+        keys = keys.combine_chunks()
+    shards = hashing.shard_of(hashing.key_bytes(keys), operator.key.shards)
+    found: BoolArray = shards == operator.key.shard
+    return found
+
+
+def _batches(
+    project: Project,
+    view: FeatureView,
+    log: Log,
+    operator: ShardOperator,
+    until: Sequence[int],
+) -> Iterator[SequencedBatch]:
+    """Read an operator's events up to some positions, and pass over the requests."""
+    events = operator.inputs.event_partitions
+    for index, stop in enumerate(until):
+        is_request = index >= events
+        partition = index - events if is_request else index
+        start = operator.expected[index]
+        rows = None
+        if not is_request and stop > start:
+            logged = one_batch(log.read(view.stream.name, partition).slice(start, stop - start))
+            mine = logged.filter(pa.array(_of_shard(operator, logged.column(view.key))))
+            rows = _event_rows(
+                project,
+                view,
+                operator,
+                PollPart(view.stream.name, partition, start, stop, TIME_MIN, mine),
+            )
+        # Watermarks are not in the evidence. The one that stands lets nothing be forgotten early.
+        watermark = operator.watermarks[index]
+        yield SequencedBatch(is_request, partition, start, stop, watermark, 0, rows)
+
+
+def _event_rows(
+    project: Project, view: FeatureView, operator: ShardOperator, part: PollPart
+) -> pa.RecordBatch | None:
+    """Prepare rows of the log for the operator: judged again, as the stream did."""
+    (judged,) = validated_poll(project, Poll(0, (part,)))[0].parts
+    if judged.rows is None:
+        return None
+    positions = hashing.bits(judged.rows.column(POSITION))
+    declared = judged.rows.select(list(view.stream.schema))
+    return event_rows(operator.plan, view, declared, positions)

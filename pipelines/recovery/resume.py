@@ -1,0 +1,278 @@
+"""Segments: how a run of the stream begins, goes on from a cut, and stops at one.
+
+A stream runs in segments, one or many. What is promised:
+
+* The outputs of all segments together are those of a stream that never stopped.
+* A segment counts once the states at its end do (`pipelines.recovery.handoff`). One that was killed
+  is done again from the cut before it; the files that it wrote are removed first. What it published
+  stays in the online store, whose order takes care of it (`pipelines.stream.featurize`,
+  ``overtaken``).
+* A stream that starts over removes everything of the one before, its rows in the store too.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configured_store import open_configured
+from tidemill.pipelines.io.replay import ReplayLog
+from tidemill.pipelines.recovery.handoff import (
+    RUN,
+    STATES,
+    Handoff,
+    StreamRun,
+    check_handoff,
+    file_hashes,
+    last_states,
+    missing_files,
+    read_joiner,
+    read_record,
+    remove_stops,
+)
+from tidemill.pipelines.recovery.release_log import RELEASES
+from tidemill.pipelines.recovery.republish import keeps_frontiers, shown_frontiers, start_over
+from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.serving.files.segment_names import segment_prefix
+from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.registry.registration import OFFLINE
+
+PREDICTIONS: Final = "predictions"
+REJECTED: Final = "rejected_by_stream"
+_OUTPUTS: Final = (PREDICTIONS, RELEASES, "publications", REJECTED)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a segment starts from.
+
+    Attributes:
+        folder: The states.
+        handoff: What they are of.
+        run: How the stream is run.
+        resumes: Whether it goes on from a cut, or from a run that was killed before its first one.
+    """
+
+    folder: Path
+    handoff: Handoff
+    run: StreamRun
+    resumes: bool
+
+    @property
+    def segment(self) -> int:
+        """The number of the segment."""
+        return self.handoff.segment + 1
+
+
+def first_start(config: Configuration, mode: str | None) -> Start:
+    """Return the start of a stream that begins with the states of a backfill.
+
+    Raises:
+        StateMismatch: There are none, or they are of other definitions.
+    """
+    folder = config.root / STATES
+    handoff = _checked(config, folder, read_record(folder))
+    run = StreamRun(handoff.id, mode or config.stream.mode, ended=False)
+    return Start(folder, handoff, run, resumes=False)
+
+
+def next_start(config: Configuration, mode: str | None) -> Start:
+    """Return the start of a stream that goes on.
+
+    Raises:
+        StateMismatch: There is nothing to go on from, or it is of something else.
+    """
+    root = config.root
+    run = StreamRun.read(root)
+    if run is None or run.began != read_record(root / STATES).id:
+        raise StateMismatch(
+            f"there is no stream in {root} to go on with, or a backfill has replaced the states "
+            "that it began with; run `tidemill stream` without --resume"
+        )
+    if run.ended:
+        raise StateMismatch(
+            f"the stream in {root} has ended: nothing is left to go on with; run "
+            "`tidemill stream` without --resume to start over"
+        )
+    if mode is not None and mode != run.mode:
+        raise StateMismatch(
+            f"the stream was begun in mode {run.mode!r}, and its states are of that mode: go on "
+            "with it, or start over"
+        )
+    folder, handoff = last_states(root)
+    return Start(folder, _checked(config, folder, handoff), run, resumes=True)
+
+
+def _checked(config: Configuration, folder: Path, handoff: Handoff) -> Handoff:
+    check_handoff(folder, handoff, config.project, config.shards)
+    if read_record(config.root / STATES).as_of_us != config.splits.evaluate_until_us:
+        raise StateMismatch(
+            "the handed-over state ends at another instant than splits.evaluate_until; run "
+            "`tidemill backfill` again"
+        )
+    return handoff
+
+
+def check_cut(config: Configuration, start: Start, until_us: int) -> None:
+    """Refuse a cut before the start or after the stream's end.
+
+    Raises:
+        InputError: It is one.
+    """
+    begin, end = start.handoff.as_of_us, config.splits.stream_until_us
+    if not begin <= until_us <= end:
+        raise InputError(
+            f"the stream cannot stop at {until_us}: it starts at {begin} and ends at {end} "
+            "(splits.stream_until), in microseconds UTC; choose an instant between them"
+        )
+
+
+def check_positions(start: Start, replayed: ReplayLog) -> None:
+    """Refuse a log that is not the one that the states were made of.
+
+    Raises:
+        StateMismatch: It is another one.
+    """
+    found = _by_source(replayed, replayed.start)
+    if found != dict(start.handoff.positions):
+        raise StateMismatch(
+            f"{start.folder}: the states end at positions {start.handoff.positions}, the log has "
+            f"{found} at that instant: it was written anew; run `tidemill backfill` again"
+        )
+
+
+def _by_source(replayed: ReplayLog, positions: Iterable[int]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for (definition, _), position in zip(replayed.sources, positions, strict=True):
+        found.setdefault(definition.name, []).append(position)
+    return found
+
+
+def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tuple[str, int], int]:
+    """Bring files and online store to where the segment starts.
+
+    Returns:
+        By (view, shard): the frontier that readers of the store see already, where the stream
+        goes on; it may be past the states'.
+
+    Raises:
+        StoreError: The store refuses, or has lost what was published before the cut.
+    """
+    root = config.root
+    if not start.resumes:
+        # A run that is killed before the store is filled has not begun.
+        (root / RUN).unlink(missing_ok=True)
+        for name in _OUTPUTS:
+            shutil.rmtree(root / name, ignore_errors=True)
+        remove_stops(root)
+        start_over(config, start.handoff, progress)
+        start.run.write(root)
+        return {}
+    for name in _OUTPUTS:
+        for path in (root / name).glob(f"**/{segment_prefix(start.segment)}*"):
+            path.unlink()
+    remove_stops(root, keep=start.folder)
+    # Registered here, once: workers only write.
+    open_configured(config)
+    shown = shown_frontiers(config)
+    if keeps_frontiers(config):
+        _check_store(start, shown)
+    return shown
+
+
+def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> bool:
+    """Cut the offline log back to where the segment starts, and tell whether it goes on there.
+
+    It does where `tidemill backfill --publish` has written it up to the states that the stream
+    began with. The log of all views goes on, or of none.
+    """
+    logs = {view.name: OfflineLog.of(config.root / OFFLINE, view) for view in config.project.views}
+    segment = start.segment if start.resumes else 0
+    joins = {
+        name: log.cut_back(segment, start.handoff.frontiers[name]) for name, log in logs.items()
+    }
+    if all(joins.values()):
+        return True
+    if there := [name for name, log in logs.items() if log.directory.exists()]:
+        progress.say(
+            f"the offline log of {', '.join(there)} does not end where the stream goes on "
+            f"({', '.join(name for name, joins_on in joins.items() if not joins_on)}): the stream "
+            "adds nothing to it; `tidemill backfill --publish` writes it anew"
+        )
+    return False
+
+
+def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
+    for view, frontiers in start.handoff.frontiers.items():
+        for shard, frontier in enumerate(frontiers):
+            stands = shown.get((view, shard), TIME_MIN)
+            if stands < frontier:
+                raise LostPublications(
+                    f"online store, view {view!r}, shard {shard}: it stands at frontier {stands}, "
+                    f"and the stream goes on from {frontier}: it has lost what was published in "
+                    "between; run `tidemill republish`, then go on"
+                )
+
+
+def received(config: Configuration, replayed: ReplayLog) -> dict[str, int]:
+    """Count the rows of each source received since the stream began, up to where a replay ends."""
+    begun = read_record(config.root / STATES).positions
+    stop = _by_source(replayed, replayed.stop)
+    return {name: sum(ends) - sum(begun[name]) for name, ends in stop.items()}
+
+
+def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:
+    joiner = AnswerJoiner(config.project, config.shards, config.stream.answer_within_us)
+    read_joiner(folder, joiner)
+    return joiner
+
+
+def waiting(config: Configuration, folder: Path, engine: str) -> int:
+    """Count the requests that wait at a cut; every state must be there.
+
+    Raises:
+        SequenceError: One is missing.
+    """
+    missing = missing_files(folder, config.project, config.shards)
+    if missing:
+        raise SequenceError(
+            f"the states at the cut are not all there ({', '.join(missing[:3])} and "
+            f"{max(len(missing) - 3, 0)} more are missing in {folder}): the engine {engine!r} lost "
+            "batches before the cut"
+        )
+    return _joiner(config, folder).requests_pending
+
+
+def keep(
+    config: Configuration, start: Start, until_us: int, replayed: ReplayLog, folder: Path
+) -> None:
+    """Make the states at a cut count; the ones before are not needed any more."""
+    # A shard that has released nothing since it began stands where it began.
+    released = _joiner(config, folder).frontiers
+    frontiers = {
+        view.name: np.maximum(start.handoff.frontiers[view.name], released[index]).tolist()
+        for index, view in enumerate(config.project.views)
+    }
+    handoff = Handoff(
+        kind="stop",
+        as_of_us=until_us,
+        positions=_by_source(replayed, replayed.stop),
+        views={view.name: view.hash for view in config.project.views},
+        shards=config.shards,
+        segment=start.segment,
+        frontiers=frontiers,
+        began=start.run.began,
+        mode=start.run.mode,
+        files=file_hashes(folder),
+    )
+    handoff.write(folder)
+    remove_stops(config.root, keep=folder)

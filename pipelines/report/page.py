@@ -1,0 +1,350 @@
+"""The report of a run: ``root/report.html``, one file that says what was found and how to read it.
+
+What is promised here: the file refers to nothing outside itself, so that it reads offline and
+years later; it shows figures that the stages and the bundle gave, and measures only the streamed
+predictions against their labels; and what is missing (a stage that has not run, a project without
+a label) is said in its place. Any text of the user's data is escaped.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+from markupsafe import Markup, escape
+
+from tidemill.features.errors import BundleError, InputError
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.report.pictures import (
+    QUANTILES,
+    Curve,
+    draw_calibration,
+    draw_latency,
+    draw_roc,
+    write_ms,
+)
+from tidemill.pipelines.report.scores import STREAMED, Outcome, Served, judge, read_served
+from tidemill.pipelines.report.tables import (
+    count_table,
+    frontier_table,
+    listed,
+    mapping,
+    number,
+    proof_table,
+    reason_table,
+    source_table,
+    stage_table,
+    verdict,
+    write_time,
+)
+from tidemill.pipelines.run.summary import Table, figure_tables, write_value
+from tidemill.pipelines.training.evaluation import Evaluation, Metrics, Runs
+from tidemill.pipelines.training.train import current_bundle
+from tidemill.serving.bundles.bundle import Bundle
+from tidemill.serving.files.atomic_write import written_whole
+
+REPORT: Final = "report.html"
+EVALUATED: Final = "evaluation split"
+_SHOWN_EFFECTS: Final = 15
+_METRICS: Final = ("log_loss", "auc", "brier")
+
+
+def write_report(config: Configuration, summary: Mapping[str, Any]) -> Path:
+    """Write the report of a run.
+
+    Args:
+        config: The configuration; its root holds bundle, log and predictions.
+        summary: The figures of each stage by its name, as `pipelines.run.summary.read_summary`
+            gives them; other entries are left alone.
+
+    Returns:
+        The file.
+    """
+    path = config.root / REPORT
+    with written_whole(path) as unfinished:
+        unfinished.write_text(render_report(config, summary), encoding="utf-8")
+    return path
+
+
+def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
+    """Return the report as an HTML document; arguments as of `write_report`."""
+    stages = {name: found for name, found in summary.items() if isinstance(found, Mapping)}
+    stream, verify = mapping(stages, "stream"), mapping(stages, "verify")
+    backfill = mapping(stages, "backfill")
+    bundle, no_bundle = _bundle(config.root)
+    evaluation = None if bundle is None else Evaluation.from_json(bundle.evaluation)
+    served = read_served(config.root)
+    outcome, no_outcome = _outcome(config, served)
+    found = verdict(verify)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["code"] = _code
+    return environment.get_template("report.html").render(
+        project=config.project.name,
+        verdict=found,
+        first_mismatches=listed(verify, "first_mismatches", "first"),
+        tiles=_tiles(stream, served, outcome),
+        facts=_facts(config, stream, bundle, served),
+        no_bundle=no_bundle,
+        evaluation=None if evaluation is None else _evaluation_table(evaluation),
+        beats=None if evaluation is None else evaluation.beats_baselines,
+        outcome=outcome,
+        no_outcome=no_outcome,
+        horizon="" if config.project.label is None else config.project.label.horizon,
+        scores=_score_table(evaluation, outcome),
+        **_curves(evaluation, outcome),
+        effects=[] if evaluation is None else _bars(evaluation),
+        other_effects=0 if evaluation is None else len(evaluation.effects) - _SHOWN_EFFECTS,
+        stages=stage_table(stages, bundle),
+        counts=count_table(stream),
+        latency=_latency(served),
+        quantiles={q: write_ms(took) for q, took in _quantiles(served).items()},
+        speed=_speed(stream),
+        frontiers=frontier_table(stream, config),
+        sources=source_table(backfill),
+        reasons=reason_table(backfill),
+        proof=proof_table(verify),
+        late=listed(verify, "first_late"),
+        everything=list(_everything(stages)),
+    )
+
+
+def _code(text: str) -> Markup:
+    """Escape a text and set what it has in backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _template(name: str) -> str:
+    folder = importlib.resources.files("tidemill.pipelines").joinpath("templates", "report")
+    return folder.joinpath(name).read_text(encoding="utf-8")
+
+
+def _bundle(root: Path) -> tuple[Bundle | None, str]:
+    """Return the live bundle, or why there is none."""
+    try:
+        return Bundle.load(current_bundle(root)), ""
+    except BundleError as error:
+        return None, str(error)
+
+
+def _outcome(config: Configuration, served: Served | None) -> tuple[Outcome | None, str]:
+    """Return what became of the predictions, or why that is not known."""
+    if served is None:
+        return None, "There are no predictions yet; run `tidemill stream`."
+    if config.project.label is None:
+        return None, "This project has no label, so its predictions cannot be judged."
+    try:
+        return judge(config.project, config.root, served), ""
+    except InputError as error:
+        return None, str(error)
+
+
+# --- headline ------------------------------------------------------------------------------------
+
+
+def _tiles(
+    stream: Mapping[str, Any], served: Served | None, outcome: Outcome | None
+) -> list[tuple[str, str]]:
+    """Return the few figures that a reader looks for first, each with its name."""
+    tiles = []
+    if served is not None:
+        tiles.append((f"{served.rows.num_rows:,}", "predictions"))
+    if outcome is not None and outcome.metrics is not None:
+        tiles.append((f"{outcome.metrics.auc:.3f}", f"AUC, {STREAMED}"))
+        tiles.append((f"{outcome.metrics.log_loss:.3f}", f"log loss, {STREAMED}"))
+    if rate := number(stream, "rows_per_s"):
+        tiles.append((f"{rate:,.0f}", "rows/s through the stream"))
+    latency = _quantiles(served)
+    if latency:
+        tiles.append((write_ms(latency[50]), "median latency of the replay"))
+    return tiles
+
+
+def _facts(
+    config: Configuration,
+    stream: Mapping[str, Any],
+    bundle: Bundle | None,
+    served: Served | None,
+) -> list[tuple[str, str]]:
+    """Return what ran, on what and when."""
+    splits = config.splits
+    facts = [
+        ("Training split", f"requests before {write_time(splits.train_until_us)} UTC"),
+        ("Evaluation split", _period(splits.train_until_us, splits.evaluate_until_us)),
+        ("Streamed period", _period(splits.evaluate_until_us, splits.stream_until_us)),
+    ]
+    if engine := stream.get("engine"):
+        why = f": {stream['why']}" if stream.get("why") else ""
+        facts.append(("Engine", f"{engine}{why}"))
+    if mode := stream.get("mode"):
+        facts.append(("Mode", str(mode)))
+    stamps = {} if served is None else served.stamps
+    made = "" if bundle is None else f", made {bundle.created_at}"
+    if bundle is not None:
+        facts.append(("Bundle", bundle.version + made))
+        facts.append(("Feature-spec hash", bundle.feature_spec_hash))
+    if (versions := stamps.get("bundle_version")) and (
+        bundle is None or versions != (bundle.version,)
+    ):
+        facts.append(("Predicted with", f"bundle {', '.join(versions)}"))
+    if stamps.get("tensorflow"):
+        facts.append(("TensorFlow", ", ".join(stamps["tensorflow"])))
+    if stamps.get("device"):
+        xla = " with XLA" if stamps.get("xla") == ("True",) else ""
+        facts.append(("Device", ", ".join(stamps["device"]) + xla))
+    return facts
+
+
+def _period(start_us: int, stop_us: int) -> str:
+    return f"{write_time(start_us)} to {write_time(stop_us)} UTC"
+
+
+# --- quality -------------------------------------------------------------------------------------
+
+
+def _evaluation_table(evaluation: Evaluation) -> Table:
+    """Return the model beside its baselines, over seeds."""
+    rows = [_runs_row(evaluation.model, "the model")]
+    for baseline, found in zip(evaluation.baselines, evaluation.verdicts(), strict=True):
+        margins = f"by {found.log_loss_margin:.4f} log loss, {found.auc_margin:.4f} AUC"
+        rows.append(_runs_row(baseline, f"{'yes' if found.beats else 'no'}, {margins}"))
+    return Table(
+        "",
+        ("scores of", "seeds", "log loss", "AUC", "Brier", "beaten by the model?"),
+        rows,
+        frozenset((1, 2, 3, 4)),
+    )
+
+
+def _runs_row(runs: Runs, beaten: str) -> tuple[str, ...]:
+    figures = (
+        f"{runs.mean(m):.4f} ± {runs.spread(m):.4f}" if len(runs.metrics) > 1 else
+        f"{runs.mean(m):.4f}"
+        for m in _METRICS
+    )  # fmt: skip
+    return (runs.name, write_value(len(runs.seeds) or None), *figures, beaten)
+
+
+def _score_table(evaluation: Evaluation | None, outcome: Outcome | None) -> Table | None:
+    """Return the bundle's model on the evaluation split and on the streamed period."""
+    rows = []
+    if evaluation is not None:
+        chosen = evaluation.model.seeds.index(evaluation.chosen_seed)
+        rows.append(_metrics_row(EVALUATED, evaluation.model.metrics[chosen]))
+    if outcome is not None and outcome.metrics is not None:
+        rows.append(_metrics_row(STREAMED, outcome.metrics))
+    if not rows:
+        return None
+    columns = ("scores on", "labelled rows", "label is 1", "log loss", "AUC", "Brier")
+    return Table("", columns, rows, frozenset(range(1, len(columns))))
+
+
+def _metrics_row(name: str, metrics: Metrics) -> tuple[str, ...]:
+    figures = (f"{getattr(metrics, m):.4f}" for m in _METRICS)
+    return (name, f"{metrics.rows:,}", f"{metrics.positive_rate:.1%}", *figures)
+
+
+def _curves(evaluation: Evaluation | None, outcome: Outcome | None) -> dict[str, Any]:
+    """Return the pictures of calibration and ROC, and the calibration in numbers."""
+    curves = []
+    if outcome is not None and outcome.curve is not None:
+        curves.append(outcome.curve)
+    if evaluation is not None:
+        curves.append(Curve(EVALUATED, evaluation.calibration, evaluation.roc))
+    with_bins = [curve for curve in curves if curve.calibration]
+    with_roc = [curve for curve in curves if curve.roc]
+    return {
+        "calibration": draw_calibration(with_bins) if with_bins else "",
+        "roc": draw_roc(with_roc) if with_roc else "",
+        "bins": _bin_table(with_bins) if with_bins else None,
+    }
+
+
+def _bin_table(curves: Sequence[Curve]) -> Table:
+    rows = [
+        (
+            curve.name,
+            f"{b.low:.0%} to {b.high:.0%}",
+            f"{b.rows:,}",
+            f"{b.mean_score:.1%}",
+            f"{b.rate:.1%}",
+        )
+        for curve in curves
+        for b in curve.calibration
+    ]
+    columns = ("scores on", "predicted between", "rows", "predicted on average", "happened")
+    return Table("", columns, rows, frozenset((1, 2, 3, 4)))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the chart of effects.
+
+    Attributes:
+        name: The model input.
+        value: Its effect, written out.
+        percent: The bar's length, of 100; 0 for an effect that is none.
+    """
+
+    name: str
+    value: str
+    percent: float
+
+
+def _bars(evaluation: Evaluation) -> list[Bar]:
+    shown = evaluation.effects[:_SHOWN_EFFECTS]
+    most = max((effect.log_loss_increase for effect in shown), default=0.0)
+    return [
+        Bar(
+            effect.name,
+            f"{effect.log_loss_increase:+.5f}",
+            round(max(effect.log_loss_increase, 0.0) / most * 100, 2) if most > 0 else 0.0,
+        )
+        for effect in shown
+    ]
+
+
+# --- throughput and freshness --------------------------------------------------------------------
+
+
+def _quantiles(served: Served | None) -> dict[int, float]:
+    """Return quantiles of the latency in milliseconds; empty where it is not known."""
+    import numpy as np
+
+    took = () if served is None else served.latency_ms()
+    return {q: float(np.percentile(took, q)) for q in QUANTILES} if len(took) else {}
+
+
+def _latency(served: Served | None) -> str:
+    """Return the picture of the latency; empty where it is not known."""
+    took = None if served is None else served.latency_ms()
+    return "" if took is None or not len(took) else draw_latency(took)
+
+
+def _speed(stream: Mapping[str, Any]) -> str:
+    """Say how fast the log was replayed, as far as the stream tells."""
+    if "speed" not in stream:
+        return ""
+    speed = number(stream, "speed")
+    if speed is None:
+        return (
+            "This replay ran as fast as it could, so rows waited for one another: read the "
+            "latency as that of a stream under full load."
+        )
+    return f"This replay ran at {speed:g} times real time."
+
+
+def _everything(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield all figures of all stages, but those of the evaluation: they stand above."""
+    for stage, figures in stages.items():
+        yield from figure_tables(stage, {k: v for k, v in figures.items() if k != "evaluation"})

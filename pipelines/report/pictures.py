@@ -1,0 +1,270 @@
+"""The report's pictures: inline SVG that takes its colours from the page.
+
+What is promised here: a picture refers to nothing outside itself, has no id in common with another
+one on the page, follows the page's light and dark colours, and has a text for those who cannot see
+it. The same figures give the same bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from tidemill.pipelines.training.evaluation import CalibrationBin, FloatArray
+
+# Colours that nothing else draws with stand for the page's own; `_inline` puts those in.
+INK: Final = "#010203"
+MUTED: Final = "#010204"
+LINES: Final = "#010205"
+FIRST: Final = "#010206"
+SECOND: Final = "#010207"
+_PAGE_COLOURS: Final = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINES: "var(--lines)",
+    FIRST: "var(--first)",
+    SECOND: "var(--second)",
+}
+
+_STYLES: Final = (
+    {"color": FIRST, "linestyle": "-", "marker": "o"},
+    {"color": SECOND, "linestyle": "--", "marker": "s"},
+)
+_WIDTH_INCHES: Final = 5.2
+_LATENCY_POINTS: Final = 400
+_WIDE: Final = 20.0
+"""From this ratio of the longest to the shortest latency on, the axis is logarithmic."""
+_LEAST_LATENCY_MS: Final = 0.01
+QUANTILES: Final = (50, 90, 99)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is drawn of one set of scores.
+
+    Attributes:
+        name: What they are, for the legend.
+        calibration: Scores and what happened, by bin.
+        roc: (false positive rate, true positive rate) pairs; empty where there are none.
+    """
+
+    name: str
+    calibration: tuple[CalibrationBin, ...]
+    roc: tuple[tuple[float, float], ...]
+
+
+def draw_calibration(curves: Sequence[Curve]) -> str:
+    """Draw what was predicted against what happened, above the first curve's rows by bin.
+
+    Args:
+        curves: One or two; the first one's rows are counted below.
+
+    Returns:
+        An ``svg`` element.
+    """
+    first = curves[0]
+    told = "; ".join(
+        f"predicted {b.mean_score:.0%}, happened {b.rate:.0%} in {b.rows:,} rows"
+        for b in first.calibration
+    )
+    with _figure("calibration", 5.0, f"Calibration, {first.name}: {told}") as (figure, done):
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
+        for curve, style in zip(curves, _STYLES, strict=False):
+            upper.plot(
+                [b.mean_score for b in curve.calibration],
+                [b.rate for b in curve.calibration],
+                label=curve.name,
+                markersize=5,
+                **style,
+            )
+        upper.set_ylabel("share that happened")
+        upper.set(xlim=(0, 1), ylim=(0, 1))
+        upper.legend(loc="upper left", frameon=False)
+        lower.bar(
+            [(b.low + b.high) / 2 for b in first.calibration],
+            [b.rows for b in first.calibration],
+            width=[(b.high - b.low) * 0.9 for b in first.calibration],
+            color=FIRST,
+        )
+        most = max(b.rows for b in first.calibration)
+        for b in first.calibration:
+            place = ((b.low + b.high) / 2, b.rows)
+            lower.annotate(
+                short_count(b.rows), place, (0, 2), textcoords="offset points", ha="center",
+                fontsize=9,
+            )  # fmt: skip
+        lower.set_ylim(0, most * 1.35)
+        lower.set_yticks([])
+        lower.set_ylabel("rows")
+        lower.set_xlabel("predicted probability")
+        for axes in (upper, lower):
+            axes.xaxis.set_major_formatter(_percent)
+        upper.yaxis.set_major_formatter(_percent)
+    return done()
+
+
+def draw_roc(curves: Sequence[Curve]) -> str:
+    """Draw ROC curves.
+
+    Args:
+        curves: One or two, with points.
+
+    Returns:
+        An ``svg`` element.
+    """
+    names = " and ".join(curve.name for curve in curves)
+    with _figure("roc", 5.0, f"ROC curve, {names}") as (figure, done):
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
+        for curve, style in zip(curves, _STYLES, strict=False):
+            plain = {**style, "marker": ""}
+            axes.plot(*zip(*curve.roc, strict=True), label=curve.name, **plain)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.set_xlabel("false alarms: share of what did not happen")
+        axes.set_ylabel("hits: share of what happened")
+        axes.xaxis.set_major_formatter(_percent)
+        axes.yaxis.set_major_formatter(_percent)
+        axes.legend(loc="lower right", frameon=False)
+    return done()
+
+
+def draw_latency(latency_ms: FloatArray) -> str:
+    """Draw the share of predictions that took at most so long, with the quantiles.
+
+    Args:
+        latency_ms: ``(predictions,)``, at least one, in milliseconds.
+
+    Returns:
+        An ``svg`` element.
+    """
+    shown = np.sort(np.maximum(np.asarray(latency_ms, np.float64), _LEAST_LATENCY_MS))
+    shares = np.arange(1, len(shown) + 1) / len(shown)
+    drawn = np.unique(np.linspace(0, len(shown) - 1, _LATENCY_POINTS).astype(np.int64))
+    marks = [(q, float(np.percentile(shown, q))) for q in QUANTILES]
+    told = ", ".join(f"p{q} {write_ms(at)}" for q, at in marks)
+    wide = shown[-1] > _WIDE * shown[0]
+    low, high = (shown[0], shown[-1] * 1.15) if wide else (0.0, shown[-1] * 1.1)
+    with _figure("latency", 3.4, f"Latency of {len(shown):,} predictions: {told}") as (
+        figure,
+        done,
+    ):
+        axes = figure.subplots()
+        axes.plot(
+            [low, *shown[drawn], high], [0, *shares[drawn], 1], color=FIRST, drawstyle="steps-post"
+        )
+        if wide:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set(xlim=(low, high), ylim=(0, 1.08))
+        for quantile, at in marks:
+            axes.plot([at], [quantile / 100], color=SECOND, marker="o", markersize=6)
+            # Labels stand below and right of the curve, or left of it where the room ends.
+            right = (np.log(at / low) < np.log(high / low) * 0.7) if wide else at < high * 0.7
+            axes.annotate(
+                f"p{quantile}", (at, quantile / 100), (8 if right else -8, -4),
+                textcoords="offset points", ha="left" if right else "right",
+                va="top" if right else "center",
+            )  # fmt: skip
+        axes.xaxis.set_major_formatter(lambda value, _place: write_ms(value))
+        axes.yaxis.set_major_formatter(_percent)
+        axes.set_xlabel("time from reading a request to its prediction")
+        axes.set_ylabel("share of predictions")
+    return done()
+
+
+def write_ms(value_ms: float) -> str:
+    """Write a time given in milliseconds in the unit that suits it.
+
+    >>> write_ms(0.42), write_ms(37), write_ms(1234), write_ms(180_000)
+    ('0.42 ms', '37 ms', '1.23 s', '3 min')
+    """
+    if value_ms < 1_000:
+        return f"{value_ms:.3g} ms"
+    if value_ms < 120_000:
+        return f"{value_ms / 1_000:.3g} s"
+    return f"{value_ms / 60_000:.3g} min"
+
+
+def short_count(count: int) -> str:
+    """Write a count in at most four characters or so.
+
+    >>> short_count(87), short_count(4_321), short_count(28_212), short_count(1_250_000)
+    ('87', '4.3k', '28k', '1.2M')
+    """
+    for size, unit in ((1_000_000, "M"), (1_000, "k")):
+        if count >= size:
+            value = count / size
+            return f"{value:.1f}{unit}" if value < 10 else f"{value:.0f}{unit}"
+    return str(count)
+
+
+def _percent(value: float, _place: int | None = None) -> str:
+    return f"{value * 100:.3g}%"
+
+
+@contextmanager
+def _figure(name: str, height_inches: float, told: str) -> Iterator[tuple[Any, Callable[[], str]]]:
+    """Give a figure in the report's style, and a function that returns it as an element."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,  # its ids are hashes: those of two pictures differ by it
+        "font.size": 11,
+        "axes.edgecolor": LINES,
+        "axes.labelcolor": MUTED,
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.facecolor": "none",
+        "grid.color": LINES,
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 2,
+        "text.color": INK,
+        "xtick.color": LINES,
+        "ytick.color": LINES,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
+    }
+    written: list[str] = []
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure, lambda: _inline(written[0], name, told)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        written.append(file.getvalue())
+
+
+def _inline(document: str, name: str, told: str) -> str:
+    """Turn matplotlib's SVG document into an element of an HTML page."""
+    box = re.search(r'viewBox="([^"]*)"', document)
+    assert box is not None  # every drawing of matplotlib has one
+    inside = document[document.index(">", box.end()) + 1 : document.rindex("</svg>")]
+    inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
+    # This style would hold for the whole page; report.css says the same of pictures alone.
+    inside = re.sub(r"<style.*?</style>", "", inside, flags=re.DOTALL)
+    # Groups are numbered alike in every picture, and nothing refers to them.
+    inside = re.sub(r'<g id="[^"]*"', "<g", inside)
+    inside = re.sub(r"font-family: [^;\"]*;? ?", "", inside)
+    inside = re.sub(r' transform="rotate\(-0 [^"]*"', "", inside)
+    inside = inside.replace("xlink:href", "href")
+    inside = re.sub(r"\s*\n\s*", "\n", inside)
+    for colour, of_page in _PAGE_COLOURS.items():
+        inside = inside.replace(colour, of_page)
+    return (
+        f'<svg class="picture" viewBox="{box[1]}" role="img" aria-labelledby="picture-{name}">'
+        f'<title id="picture-{name}">{html.escape(told)}</title>{inside}</svg>'
+    )

@@ -1,0 +1,152 @@
+"""What the streamed predictions were worth: their scores beside the labels that came later.
+
+Predictions carry no label. Each is led back to its request in the log by partition and position,
+and from there to its label by the rule that training uses (`pipelines.history.labels`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions.views import Project
+from tidemill.features.errors import InputError
+from tidemill.pipelines.history.labels import find_labels
+from tidemill.pipelines.io.log import POSITION, Log
+from tidemill.pipelines.report.pictures import Curve
+from tidemill.pipelines.training.evaluation import Metrics, calibration, measure, roc_points
+
+STREAMED: Final = "streamed period"
+
+_NEEDED: Final = ("request_time", "partition", "position", "score")
+_STAMPS: Final = ("bundle_version", "tensorflow", "device", "xla")
+_CLOCKS: Final = ("sent_us", "created_us")
+
+
+@dataclass(frozen=True)
+class Served:
+    """The predictions of a stream, as far as a report needs them.
+
+    Attributes:
+        rows: ``request_time``, ``partition``, ``position`` and ``score``, and the two clocks
+            ``sent_us`` and ``created_us`` where the predictions have them.
+        stamps: Each distinct value of bundle version, TensorFlow version, device and XLA flag, as
+            text, sorted.
+    """
+
+    rows: pa.Table
+    stamps: dict[str, tuple[str, ...]]
+
+    def latency_ms(self) -> npt.NDArray[np.float64]:
+        """Return the wall time from the poll that read each request to its score.
+
+        Returns:
+            float64, ``(predictions,)``, in milliseconds; empty if the predictions lack the clocks.
+        """
+        if not set(_CLOCKS) <= set(self.rows.column_names):
+            return np.empty(0)
+        sent, created = (self.rows[name].to_numpy() for name in _CLOCKS)
+        took: npt.NDArray[np.float64] = (created - sent) / 1_000
+        return took
+
+
+def read_served(root: Path) -> Served | None:
+    """Read the predictions of the last stream.
+
+    Args:
+        root: The run's folder.
+
+    Returns:
+        None before the first prediction.
+    """
+    parts = []
+    for path in sorted((root / "predictions").glob("*.parquet")):
+        names = set(pq.read_schema(path).names)
+        wanted = [*_NEEDED, *(name for name in (*_STAMPS, *_CLOCKS) if name in names)]
+        parts.append(pq.read_table(path, columns=wanted))
+    if not any(len(part) for part in parts):
+        return None
+    table = pa.concat_tables(parts)
+    stamps = {
+        name: tuple(sorted(str(value) for value in table[name].unique().to_pylist()))
+        for name in _STAMPS
+        if name in table.column_names
+    }
+    return Served(table.drop_columns(list(stamps)), stamps)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the predictions.
+
+    Attributes:
+        predictions: How many there are.
+        labelled: How many of them have a label.
+        strangers: How many belong to no request in the log; they can have no label.
+        metrics: What the labelled ones are worth; None where that cannot be measured.
+        curve: Their calibration and ROC curve; None likewise.
+        why_not: Why it cannot be measured, in a sentence; empty where it can.
+    """
+
+    predictions: int
+    labelled: int
+    strangers: int
+    metrics: Metrics | None = None
+    curve: Curve | None = None
+    why_not: str = ""
+
+    @property
+    def unlabelled_share(self) -> float:
+        """The share of the predictions without a label."""
+        return 1 - self.labelled / self.predictions
+
+
+def judge(project: Project, root: Path, served: Served) -> Outcome:
+    """Compare predictions with the labels that arrived in the log.
+
+    Args:
+        project: The project; has a label.
+        root: The run's folder.
+        served: Its predictions.
+
+    Raises:
+        InputError: There is no log of the requests or of the label's stream.
+    """
+    label, request = project.label, project.request
+    assert label is not None
+    log = Log(root)
+    partitions: Int64Array = served.rows["partition"].to_numpy()
+    positions: Int64Array = served.rows["position"].to_numpy()
+    scores = served.rows["score"].to_numpy().astype(np.float64)
+    columns = [*dict.fromkeys([*label.on, request.request_time]), POSITION]
+    found, kept = [], []
+    for partition in range(log.partitions(request.name)):
+        asked = log.read(request.name, partition, columns)
+        known: Int64Array = asked[POSITION].to_numpy()
+        rows = np.flatnonzero(partitions == partition)
+        place = np.searchsorted(known, positions[rows])
+        there = place < len(known)
+        there[there] = known[place[there]] == positions[rows][there]
+        found.append(asked.take(pa.array(place[there])))
+        kept.append(scores[rows[there]])
+    requests = pa.concat_tables(found)
+    labels = find_labels(label, request, requests, log.read(label.stream.name)).values
+    labelled = labels.is_valid().to_numpy(zero_copy_only=False)
+    truth = labels.filter(pa.array(labelled)).to_numpy(zero_copy_only=False)
+    given = np.concatenate(kept)[labelled]
+    counts = (len(scores), len(truth), len(scores) - len(requests))
+    if not len(truth):
+        return Outcome(*counts, why_not="None of these predictions has a label yet.")
+    try:
+        metrics = measure(truth, given)
+    except InputError as error:
+        return Outcome(*counts, why_not=f"These scores cannot be measured: {error}.")
+    curve = Curve(STREAMED, calibration(truth, given), roc_points(truth, given))
+    return Outcome(*counts, metrics, curve)

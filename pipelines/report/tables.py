@@ -1,0 +1,355 @@
+"""The report's tables: what the summary of a run says, for a reader who sees it for the first time.
+
+The summary is read tolerantly: a stage that has not run, or a figure that it did not give, leaves
+its place out or a dash in it. Nothing is computed twice: what a stage counted is what is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND, moment_of, time_of
+from tidemill.features.rows.rejected import Reason
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.run.summary import Table, write_value
+from tidemill.serving.bundles.bundle import Bundle
+
+Summary = Mapping[str, Mapping[str, Any]]
+
+_LAST_YEAR_US: Final = time_of(datetime(9999, 1, 1, tzinfo=UTC))
+
+_COUNTS: Final = {
+    "requests": "predictions that were asked for",
+    "predictions": "requests that were answered",
+    "unanswered": "requests that a view did not answer in time; they are rejected records",
+    "events": "events that were read",
+    "rejected": "records that could not be used",
+    "late": "accepted events that came behind the frontier; they count for every later answer",
+    "late_requests": "requests that came behind the frontier, answered as of the frontier",
+    "duplicates": "events that came again, equal in every column; they count once",
+    "conflicts": "events with the id of another one and other content; each counts",
+    "repeats": "rows that the engine delivered again; they were cut",
+    "early": "batches that came before their turn; they waited",
+    "overflows": "window totals too large for a number; their value is null",
+    "publications": "rows sent to the feature store, one for each change of an entity's features",
+    "releases": "steps by which the stream moved on; each prediction names the ones it used",
+}
+"""The stream's counts, in the order shown, and what they count."""
+
+
+def write_time(time_us: int) -> str:
+    """Write an instant, UTC, to the second.
+
+    >>> write_time(1_385_856_000_000_000)
+    '2013-12-01 00:00:00'
+    """
+    if not 0 <= time_us < _LAST_YEAR_US:
+        return "before all time" if time_us < 0 else "the end of time"
+    return f"{moment_of(time_us):%Y-%m-%d %H:%M:%S}"
+
+
+def write_span(span_us: float) -> str:
+    """Write a span of time in its two largest units.
+
+    >>> write_span(90_061_000_000), write_span(754_300_000), write_span(2_340_000)
+    ('1 d 1 h', '12 min 34 s', '2.34 s')
+    """
+    if span_us < MINUTE:
+        return f"{span_us / SECOND:.3g} s"
+    for large, small, names in (
+        (DAY, HOUR, ("d", "h")),
+        (HOUR, MINUTE, ("h", "min")),
+        (MINUTE, SECOND, ("min", "s")),
+    ):
+        if span_us >= large:
+            whole, rest = divmod(int(span_us), large)
+            return f"{whole:,} {names[0]} {rest // small} {names[1]}"
+    raise AssertionError(span_us)  # a minute or more has a unit
+
+
+def write_rate(work: float | None, seconds: float | None, unit: str) -> str:
+    """Write how much was done per second, a dash where either is unknown."""
+    if not work or not seconds:
+        return "-"
+    return (
+        f"{work / seconds:,.0f} {unit}/s"
+        if work >= 10 * seconds
+        else f"{work / seconds:.2g} {unit}/s"
+    )
+
+
+def number(figures: Mapping[str, Any], *path: str) -> float | None:
+    """Return a number of a stage's figures, None where there is none at that place."""
+    found: Any = figures
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def mapping(figures: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a mapping inside a stage's figures, an empty one where there is none."""
+    found = figures.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+# --- the proof -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison that the proof made.
+
+    Attributes:
+        name: What it is called.
+        how: What was compared with what.
+        of: What it was done for, such as ``"1,000 requests"``; may be empty.
+        values: How many values were compared.
+        mismatches: How many differed; None where that is not known.
+    """
+
+    name: str
+    how: str
+    of: str
+    values: float
+    mismatches: float | None
+
+
+def proof_checks(verify: Mapping[str, Any]) -> list[Check]:
+    """Return what `verify` compared: every value used first, then each further comparison."""
+    checks = []
+    values = number(verify, "values")
+    if values is not None:
+        wrong = number(verify, "feature_mismatches")
+        checks.append(
+            Check(
+                "Values used",
+                "every feature value of every prediction, against batch over the whole history",
+                _of(number(verify, "predictions"), "predictions"),
+                values,
+                number(verify, "mismatches") if wrong is None else wrong,
+            )
+        )
+    if late := _late(verify):
+        how = "differ by events that came late, against batch over what had arrived by then"
+        checks.append(Check("Of them late", how, "", late, 0))
+    for part, name, how, unit in (
+        ("oracle", "Oracle", "a sample, against slow and plain code of its own", "requests"),
+        (
+            "store",
+            "Feature store",
+            "read back by the store's own client, against batch",
+            "entities",
+        ),
+    ):
+        figures = _part(verify, part)
+        if (compared := number(figures, "values")) is not None:
+            of = _of(number(figures, unit), unit)
+            checks.append(Check(name, how, of, compared, number(figures, "mismatches")))
+    return checks
+
+
+def _part(verify: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """Return the figures of a part of the proof: a mapping, or all keys that start with it."""
+    start = f"{part}_"
+    flat = {key.removeprefix(start): v for key, v in verify.items() if key.startswith(start)}
+    return {**flat, **mapping(verify, part)}
+
+
+def _late(verify: Mapping[str, Any]) -> float | None:
+    found = number(verify, "late_values")
+    return number(verify, "late") if found is None else found
+
+
+def _of(count: float | None, unit: str) -> str:
+    return "" if count is None else f"{count:,} {unit}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the proof says as a whole.
+
+    Attributes:
+        tone: ``good``, ``bad`` or ``none`` (nothing was proven).
+        line: The verdict.
+        more: A sentence about it.
+    """
+
+    tone: str
+    line: str
+    more: str
+
+
+def verdict(verify: Mapping[str, Any]) -> Verdict:
+    """Judge the proof: good only if something was compared and nothing differed anywhere."""
+    checks = proof_checks(verify)
+    total, values = number(verify, "mismatches"), number(verify, "values")
+    if total is None or values is None:
+        return Verdict("none", "Not proven yet", "Run `tidemill verify` to compare every value.")
+    line = f"{total:,} mismatches in {values:,} values"
+    wrong = [check for check in checks if check.mismatches]
+    if wrong or total:
+        where = ", ".join(f"{check.name} ({check.mismatches:,})" for check in wrong)
+        more = "What was served differs from its recomputation"
+        return Verdict("bad", line, f"{more}: {where}." if where else f"{more}.")
+    if not values or any(check.mismatches is None for check in checks):
+        return Verdict("none", line, "This proves nothing: too little was compared.")
+    return Verdict(
+        "good",
+        line,
+        "Every feature value that a prediction used was computed again from the original history "
+        "and is the same, bit for bit.",
+    )
+
+
+def proof_table(verify: Mapping[str, Any]) -> Table | None:
+    """Return the table of all comparisons; None before the first proof."""
+    rows = [
+        (c.name, c.of, write_value(c.values), write_value(c.mismatches), c.how)
+        for c in proof_checks(verify)
+    ]
+    columns = ("check", "of", "values", "mismatches", "what was compared")
+    return Table("", columns, rows, frozenset((1, 2, 3))) if rows else None
+
+
+def listed(verify: Mapping[str, Any], *names: str) -> Table | None:
+    """Return a list of findings, such as the first mismatches, as a table.
+
+    Args:
+        verify: The proof's figures.
+        names: Where the list may stand; the first that is there is taken.
+
+    Returns:
+        One row per finding, one column per key; None if there are none.
+    """
+    found: Any = next((verify[name] for name in names if verify.get(name)), [])
+    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+        return None
+    items = [item if isinstance(item, Mapping) else {"finding": item} for item in found]
+    keys = list(dict.fromkeys(key for item in items for key in item))
+    filled = [key for key in keys if any(item.get(key) not in (None, "") for item in items)]
+    rows = [
+        tuple("-" if item.get(key) in (None, "") else str(item[key]) for key in filled)
+        for item in items
+    ]
+    return Table("", [key.replace("_", " ") for key in filled], rows)
+
+
+# --- throughput, freshness, counts ---------------------------------------------------------------
+
+
+def stage_table(summary: Summary, bundle: Bundle | None) -> Table | None:
+    """Return what each stage did, how long it took and how fast it was; None before the first."""
+    rows = list(_stages(summary, bundle))
+    if not rows:
+        return None
+    return Table("", ("stage", "took", "rate", "what it did"), rows, frozenset((1, 2)))
+
+
+def _stages(summary: Summary, bundle: Bundle | None) -> Iterator[tuple[str, str, str, str]]:
+    if figures := summary.get("backfill"):
+        read = sum(number(s, "read") or 0 for s in _sources(figures).values())
+        requests = number(figures, "training", "requests")
+        did = f"read {read:,} rows"
+        if requests is not None:
+            did += f", computed the features of {requests:,} requests"
+        yield "backfill", *_pace(read, number(figures, "seconds"), "rows"), did
+    if figures := summary.get("train"):
+        did, work = "trained and evaluated the model", None
+        training = mapping(bundle.manifest, "training") if bundle is not None else {}
+        rows = number(training, "rows", "train")
+        epochs, runs = number(training, "epochs"), _trainings(bundle)
+        if rows and epochs and runs:
+            work = rows * epochs * runs
+            did = f"{runs} trainings of {epochs} passes over {rows:,} rows, and their evaluation"
+        yield "train", *_pace(work, number(figures, "seconds"), "rows"), did
+    if figures := summary.get("stream"):
+        events, requests = number(figures, "events"), number(figures, "requests")
+        did = f"{write_value(events)} events and {write_value(requests)} requests"
+        took, rate = _pace((events or 0) + (requests or 0), number(figures, "seconds"), "rows")
+        if given := number(figures, "rows_per_s"):
+            rate = f"{given:,.0f} rows/s"
+        yield "stream", took, rate, did
+    if figures := summary.get("verify"):
+        values = number(figures, "values")
+        did = f"compared {write_value(values)} values"
+        yield "verify", *_pace(values, number(figures, "seconds"), "values"), did
+
+
+def _pace(work: float | None, seconds: float | None, unit: str) -> tuple[str, str]:
+    took = "-" if seconds is None else write_span(seconds * SECOND)
+    return took, write_rate(work, seconds, unit)
+
+
+def _trainings(bundle: Bundle | None) -> int:
+    """Count the models that were trained: one per seed, with and without windowed features."""
+    if bundle is None:
+        return 0
+    evaluation = bundle.evaluation
+    return sum(len(runs["seeds"]) for runs in (evaluation["model"], *evaluation["baselines"]))
+
+
+def count_table(stream: Mapping[str, Any]) -> Table | None:
+    """Return what the stream counted; None before its first run."""
+    rows = [
+        (name.replace("_", " "), write_value(_total(stream[name])), meaning)
+        for name, meaning in _COUNTS.items()
+        if stream.get(name) is not None
+    ]
+    return (
+        Table("", ("count", "how many", "what it counts"), rows, frozenset([1])) if rows else None
+    )
+
+
+def _total(count: Any) -> Any:
+    """Return a count, or the sum of counts that are told apart (by reason, by view)."""
+    return sum(count.values()) if isinstance(count, Mapping) else count
+
+
+def _sources(backfill: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    sources = mapping(backfill, "sources")
+    return {name: found for name, found in sources.items() if isinstance(found, Mapping)}
+
+
+def source_table(backfill: Mapping[str, Any]) -> Table | None:
+    """Return what was read of each source and what was kept; None before the first backfill."""
+    sources = _sources(backfill)
+    if not sources:
+        return None
+    columns = ("read", "kept", "dropped", "rejected")
+    rows = [
+        (name, *(write_value(found.get(column, 0)) for column in columns))
+        for name, found in sources.items()
+    ]
+    return Table("", ("source", *columns), rows, frozenset((1, 2, 3, 4)))
+
+
+def reason_table(backfill: Mapping[str, Any]) -> Table | None:
+    """Return why records were rejected, the most frequent first; None if none were."""
+    counted = [
+        (source, code, count)
+        for source, found in _sources(backfill).items()
+        for code, count in mapping(found, "reasons").items()
+    ]
+    counted.sort(key=lambda entry: (-entry[2], entry[:2]))
+    meanings = {str(reason): reason.meaning for reason in Reason}
+    rows = [(s, code, meanings.get(code, ""), write_value(count)) for s, code, count in counted]
+    if not rows:
+        return None
+    return Table("", ("source", "reason", "what it means", "records"), rows, frozenset([3]))
+
+
+def frontier_table(stream: Mapping[str, Any], config: Configuration) -> Table | None:
+    """Return how far each view had got when the stream ended; None if it did not say."""
+    frontiers = mapping(stream, "frontiers")
+    if not frontiers:
+        return None
+    end = config.splits.stream_until_us
+    rows = []
+    for name, frontier in frontiers.items():
+        behind = "nothing" if frontier >= end else write_span(end - frontier)
+        rows.append((name, write_time(frontier), behind))
+    columns = ("view", "frontier (UTC)", "short of the end of the period")
+    return Table("", columns, rows, frozenset((1, 2)))

@@ -1,0 +1,47 @@
+"""What a root was made with: the whole data, or the configuration's sample.
+
+The commands that work on a root (train, stream, verify, ...) must take the splits it was made with,
+or they would look for requests that were never read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Final
+
+from tidemill.features.errors import ConfigurationError
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.serving.files.atomic_write import written_whole
+
+_RUN: Final = "run.json"
+
+
+def sampled(config: Configuration) -> Configuration:
+    """Return the configuration of a small run: its own splits, and nothing received after them.
+
+    Raises:
+        ConfigurationError: The configuration names no sample.
+    """
+    if config.sample is None:
+        raise ConfigurationError(
+            f"{config.path}: --sample needs a `sample` block with its own train_until, "
+            "evaluate_until and stream_until"
+        )
+    return dataclasses.replace(
+        config, splits=config.sample, read_until_us=config.sample.stream_until_us
+    )
+
+
+def remember(config: Configuration, sample: bool) -> None:
+    """Write down in the root whether it holds a sample."""
+    with written_whole(config.root / _RUN) as unfinished:
+        unfinished.write_text(json.dumps({"sample": sample}) + "\n")
+
+
+def as_made(config: Configuration) -> Configuration:
+    """Return the configuration that the root was made with: the sample's where it holds one."""
+    path = config.root / _RUN
+    if path.exists() and json.loads(path.read_text())["sample"]:
+        return sampled(config)
+    return config

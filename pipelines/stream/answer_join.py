@@ -1,0 +1,430 @@
+"""Where the parts of an answer meet: a request asks several views, each answers in its own shard.
+
+What is promised: a request is answered once, when every view has answered it, whatever the order
+in which the parts come and however often the engine repeats the requests; a missing part is never
+filled in. A request whose view has gone past it by ``answer_within`` without an answer becomes a
+rejected record that names the view. A view has gone past a request when every release up to there
+has come: one that overtook another says nothing of what the other answers.
+
+This is a plain object; `pipelines.stream.featurize` wires it into a stateful stage.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.definitions.views import FeatureColumn, Project
+from tidemill.features.errors import BatchConflict
+from tidemill.features.kernel import hashing
+from tidemill.features.kernel.advance import NULLS, VALUES
+from tidemill.features.kernel.prepare import (
+    ORDINAL,
+    bytes_column,
+    fixed_binary,
+    matrix_of,
+    nulls_of,
+)
+from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
+from tidemill.pipelines.stream.sequence import GROUP
+
+UInt8Array = npt.NDArray[np.uint8]
+
+AS_OF: Final = "_as_of"
+RELEASE: Final = "_release"
+SHARD: Final = "_shard"
+_POSITION_BITS: Final = 44
+_REMEMBERED: Final = 4_096
+"""Groups that are remembered after they are closed, to know repeats of them."""
+
+
+def group_of(partition: int, start: int) -> int:
+    """Name the poll of a request partition by where it starts."""
+    return partition << _POSITION_BITS | start
+
+
+def partition_of(group: int) -> int:
+    """Return the partition of a group."""
+    return group >> _POSITION_BITS
+
+
+@dataclass(frozen=True)
+class RequestPart:
+    """The requests of one poll of one partition.
+
+    Attributes:
+        group: Its name.
+        rows: The declared columns, ``_position``, ``_received`` and ``_sent``, in log order.
+    """
+
+    group: int
+    rows: pa.RecordBatch
+
+
+@dataclass(frozen=True)
+class AnswerPart:
+    """What one release of one (view, shard) answered.
+
+    Attributes:
+        view: The view's place in the project.
+        shard: The shard.
+        number: The release's number; 0 where answers do not come by releases.
+        frontier_us: Its frontier.
+        answers: Kernel answers with a ``group`` column; None for none.
+    """
+
+    view: int
+    shard: int
+    number: int
+    frontier_us: int
+    answers: pa.RecordBatch | None
+
+
+@dataclass(frozen=True)
+class StopPart:
+    """Says that one (view, shard) has taken everything before a cut.
+
+    Attributes:
+        view: The view's place in the project.
+        shard: The shard.
+        number: The number of its last release before the cut.
+        groups: The groups of the requests that it has taken and will only answer after the cut.
+    """
+
+    view: int
+    shard: int
+    number: int
+    groups: tuple[int, ...]
+
+
+Part = RequestPart | AnswerPart | StopPart
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A request that will not be answered.
+
+    Attributes:
+        rows: The requests, as in `RequestPart`.
+        partition: Their partition.
+        views: For each of them, the views that did not answer.
+    """
+
+    rows: pa.RecordBatch
+    partition: int
+    views: tuple[str, ...]
+
+
+@dataclass
+class _Pending:
+    """The requests of one group, and what has been answered of them."""
+
+    rows: pa.RecordBatch
+    values: Int64Array
+    nulls: UInt8Array
+    as_of: Int64Array
+    release: Int64Array
+    shard: Int64Array
+    missing: list[int]
+
+
+def answered_schema(project: Project) -> list[str]:
+    """Return the column names of an answered batch, in order."""
+    return [
+        *project.request.schema,
+        POSITION,
+        RECEIVED,
+        SENT,
+        PARTITION,
+        AS_OF,
+        RELEASE,
+        SHARD,
+        VALUES,
+        NULLS,
+    ]
+
+
+@dataclass
+class AnswerJoiner:
+    """Joins the parts of answers.
+
+    Attributes:
+        project: The project.
+        shards: How many shards each view has.
+        answer_within_us: How far a view may go past a request without answering it.
+        gap_releases: How many later releases may wait for a missing one before it counts as lost.
+        pending: Requests that wait for answers, by group.
+        early: Answers that wait for their requests, by group.
+        closed: The newest groups that are done with: True where answered, False where given up.
+        waiting: By (view, shard): the frontiers of releases that overtook another, by number.
+        stops: By (view, shard): what it said at the cut where the run stops.
+    """
+
+    project: Project
+    shards: int
+    answer_within_us: int
+    gap_releases: int = 1_000
+    pending: dict[int, _Pending] = field(default_factory=dict)
+    early: dict[int, list[AnswerPart]] = field(default_factory=dict)
+    closed: dict[int, bool] = field(default_factory=dict)
+    waiting: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
+    stops: dict[tuple[int, int], StopPart] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        widths = [len(view.columns) for view in self.project.views]
+        self._offsets = np.concatenate([[0], np.cumsum(widths)]).tolist()
+        self.frontiers = np.full((len(widths), self.shards), TIME_MIN, np.int64)
+        self.numbers = np.zeros((len(widths), self.shards), np.int64)
+
+    def state(self) -> bytes:
+        """Write what has come and waits."""
+        return pickle.dumps(
+            (
+                self.pending,
+                self.early,
+                self.closed,
+                self.waiting,
+                self.stops,
+                self.frontiers,
+                self.numbers,
+            ),
+            protocol=5,
+        )
+
+    def restore(self, state: bytes) -> None:
+        """Read back a `state`."""
+        (
+            self.pending,
+            self.early,
+            self.closed,
+            self.waiting,
+            self.stops,
+            self.frontiers,
+            self.numbers,
+        ) = pickle.loads(state)
+
+    def go_on(self) -> None:
+        """Go on after the cut at which the state was written."""
+        self.stops = {}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether everything before the cut has come: no answer and no request is on its way.
+
+        Every request goes to one shard of each view. So those that the shards have taken and not
+        answered, and those whose answers came, are all there are.
+        """
+        return (
+            len(self.stops) == self.numbers.size
+            and all(self.numbers[at] == stop.number for at, stop in self.stops.items())
+            and not self.early
+            and all(
+                group in self.pending or group in self.closed
+                for stop in self.stops.values()
+                for group in stop.groups
+            )
+        )
+
+    @property
+    def requests_pending(self) -> int:
+        """How many requests wait for an answer."""
+        return sum(pending.rows.num_rows for pending in self.pending.values())
+
+    def receive(self, parts: Iterable[Part]) -> tuple[list[pa.RecordBatch], list[Unanswered]]:
+        """Take parts, in any order.
+
+        Returns:
+            Answered batches (`answered_schema`): values and nulls over all views' columns; one
+            ``_as_of``, ``_release`` and ``_shard`` word per view. And what will not be answered.
+
+        Raises:
+            BatchConflict: A request was answered twice by a view, or came twice and differently.
+        """
+        touched: dict[int, None] = {}
+        for part in parts:
+            if isinstance(part, RequestPart):
+                if self._is_repeat(part):
+                    continue
+                self._open(part)
+                for waiting in self.early.pop(part.group, []):
+                    self._fill(part.group, waiting)
+                touched[part.group] = None
+            elif isinstance(part, StopPart):
+                self.stops[part.view, part.shard] = part
+            else:
+                self._reach(part)
+                if part.answers is not None and part.answers.num_rows:
+                    groups = hashing.bits(part.answers.column(GROUP))
+                    for group in np.unique(groups).tolist():
+                        mine = part
+                        if not (groups == group).all():
+                            rows = part.answers.filter(pa.array(groups == group))
+                            mine = AnswerPart(
+                                part.view, part.shard, part.number, part.frontier_us, rows
+                            )
+                        if group in self.pending:
+                            self._fill(group, mine)
+                            touched[group] = None
+                        elif group not in self.closed:
+                            self.early.setdefault(group, []).append(mine)
+                        elif self.closed[group]:
+                            raise self._answered_twice(group, mine)
+        answered = [self._close(group) for group in touched if not any(self.pending[group].missing)]
+        return answered, self._give_up()
+
+    def _is_repeat(self, part: RequestPart) -> bool:
+        """Tell whether these requests have come before."""
+        if part.group in self.closed:
+            return True
+        if part.group not in self.pending:
+            return False
+        # When they were read may differ; what was read may not.
+        names = [name for name in part.rows.schema.names if name != SENT]
+        if not part.rows.select(names).equals(self.pending[part.group].rows.select(names)):
+            raise BatchConflict(
+                f"the requests of group {part.group} (partition {partition_of(part.group)}) came "
+                "twice with different rows; the source does not read its log the same way twice"
+            )
+        return True
+
+    def _reach(self, part: AnswerPart) -> None:
+        """Move a shard's frontier on, as far as its releases have come without a gap."""
+        at = (part.view, part.shard)
+        if part.number <= self.numbers[at]:
+            return
+        waiting = self.waiting.setdefault(at, {})
+        waiting[part.number] = part.frontier_us
+        if len(waiting) > self.gap_releases:
+            # The ones before are lost, and with them what they answered: it will be given up.
+            self.numbers[at] = min(waiting) - 1
+        while int(self.numbers[at]) + 1 in waiting:
+            self.numbers[at] += 1
+            self.frontiers[at] = max(self.frontiers[at], waiting.pop(int(self.numbers[at])))
+
+    def _open(self, part: RequestPart) -> None:
+        rows, views = part.rows.num_rows, len(self.project.views)
+        self.pending[part.group] = _Pending(
+            rows=part.rows,
+            values=np.zeros((rows, self._offsets[-1]), np.int64),
+            nulls=np.zeros((rows, self._offsets[-1]), np.uint8),
+            as_of=np.zeros((rows, views), np.int64),
+            release=np.zeros((rows, views), np.int64),
+            shard=np.full((rows, views), -1, np.int64),
+            missing=[rows] * views,
+        )
+
+    def _fill(self, group: int, part: AnswerPart) -> None:
+        pending, answers = self.pending[group], part.answers
+        assert answers is not None  # only parts with answers are kept
+        place = np.searchsorted(
+            hashing.bits(pending.rows.column(POSITION)), hashing.bits(answers.column(ORDINAL))
+        )
+        if (pending.shard[place, part.view] != -1).any():
+            raise self._answered_twice(group, part)
+        low, high = self._offsets[part.view], self._offsets[part.view + 1]
+        pending.values[place, low:high] = matrix_of(answers.column(VALUES))
+        pending.nulls[place, low:high] = nulls_of(answers.column(NULLS))
+        pending.as_of[place, part.view] = hashing.bits(answers.column("as_of"))
+        pending.release[place, part.view] = part.number
+        pending.shard[place, part.view] = part.shard
+        pending.missing[part.view] -= len(place)
+
+    def _answered_twice(self, group: int, part: AnswerPart) -> BatchConflict:
+        return BatchConflict(
+            f"view {self.project.views[part.view].name!r} answered a request of group {group} "
+            f"twice (release {part.number} of shard {part.shard}); the engine repeated a release "
+            "whose state was saved: restart from the last checkpoint"
+        )
+
+    def _close(self, group: int) -> pa.RecordBatch:
+        self._remember(group, answered=True)
+        return self._answered(self.pending.pop(group), group)
+
+    def _remember(self, group: int, answered: bool) -> None:
+        self.closed[group] = answered
+        if len(self.closed) > _REMEMBERED:
+            del self.closed[next(iter(self.closed))]
+
+    def _answered(self, pending: _Pending, group: int) -> pa.RecordBatch:
+        rows = pending.rows
+        return pa.RecordBatch.from_arrays(
+            [
+                *rows.columns,
+                pa.array(np.full(rows.num_rows, partition_of(group)), pa.int64()),
+                fixed_binary(pending.as_of),
+                fixed_binary(pending.release),
+                fixed_binary(pending.shard),
+                fixed_binary(pending.values),
+                bytes_column(pending.nulls),
+            ],
+            names=answered_schema(self.project),
+        )
+
+    def _give_up(self) -> list[Unanswered]:
+        """Find requests that some view has gone past without answering."""
+        out = []
+        slowest = self.frontiers.min(axis=1)
+        for group, pending in list(self.pending.items()):
+            if not any(pending.missing):
+                continue
+            times = hashing.bits(pending.rows.column(self.project.request.request_time))
+            latest = int(times.max()) + self.answer_within_us
+            silent = [
+                view
+                for view, missing in enumerate(pending.missing)
+                if missing and slowest[view] > latest
+            ]
+            if silent:
+                names = tuple(self.project.views[view].name for view in silent)
+                out.append(Unanswered(pending.rows, partition_of(group), names))
+                self._remember(group, answered=False)
+                del self.pending[group]
+        return out
+
+    def drain(self) -> list[Unanswered]:
+        """Give up everything that is still pending, naming the views that did not answer."""
+        out = []
+        for group, pending in self.pending.items():
+            names = tuple(
+                view.name
+                for view, missing in zip(self.project.views, pending.missing, strict=True)
+                if missing
+            )
+            out.append(Unanswered(pending.rows, partition_of(group), names))
+            self._remember(group, answered=False)
+        self.pending.clear()
+        return out
+
+
+def feature_arrays(project: Project, values: Int64Array, nulls: UInt8Array) -> dict[str, pa.Array]:
+    """Name the columns of a feature matrix.
+
+    Args:
+        project: The project.
+        values: int64 patterns, ``(rows, columns)``, over all views' columns in order.
+        nulls: uint8, ``(rows, columns)``: 1 = null.
+
+    Returns:
+        int64 or float64 arrays, ``(rows,)``, by `FeatureColumn.name`.
+    """
+    return column_arrays(project.columns, values, nulls)
+
+
+def column_arrays(
+    columns: Sequence[FeatureColumn], values: Int64Array, nulls: UInt8Array
+) -> dict[str, pa.Array]:
+    """Name the columns of a matrix of some feature columns; see `feature_arrays`."""
+    out: dict[str, pa.Array] = {}
+    by_column = np.ascontiguousarray(values.T)
+    for index, column in enumerate(columns):
+        words = by_column[index]
+        data = words.view(np.float64) if column.dtype == "float64" else words
+        out[column.name] = pa.array(data, mask=nulls[:, index].astype(np.bool_))
+    return out

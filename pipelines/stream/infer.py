@@ -1,0 +1,121 @@
+"""Infer: answered requests to predictions with a bundle.
+
+`predictions` is the plain function; the transform loads one scorer per process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.definitions.views import Project
+from tidemill.features.kernel.advance import NULLS, VALUES
+from tidemill.features.kernel.prepare import matrix_of, nulls_of
+from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
+from tidemill.pipelines.run.meter import METER
+from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD, feature_arrays
+from tidemill.serving.bundles.bundle import Bundle
+from tidemill.serving.bundles.inference import Scorer, shared_scorer
+
+
+def model_columns(project: Project, answered: pa.RecordBatch) -> dict[str, pa.Array]:
+    """Return the model's inputs by name: the request's own, then the feature columns."""
+    requests = answered.select(list(project.request.schema))
+    inputs = {name: e.evaluate(requests) for name, e in project.request.inputs.items()}
+    features = feature_arrays(
+        project, matrix_of(answered.column(VALUES)), nulls_of(answered.column(NULLS))
+    )
+    return {**inputs, **features}
+
+
+def predictions(
+    project: Project, scorer: Scorer, answered: pa.RecordBatch, created_us: int
+) -> pa.RecordBatch:
+    """Score answered requests.
+
+    Args:
+        project: The project.
+        scorer: A bundle's scorer.
+        answered: Answered requests (`pipelines.stream.answer_join.answered_schema`), ``(rows,)``.
+        created_us: The wall clock, for the predictions' stamps.
+
+    Returns:
+        One prediction per request, ``(rows,)``: ids and times, the instant and release that each
+        view answered from, the values used, the score and what its bytes depend on.
+    """
+    rows = answered.num_rows
+    request = project.request
+    columns = model_columns(project, answered)
+    scores = scorer.score(pa.RecordBatch.from_pydict(columns))
+    stamps = scorer.stamps
+    out: dict[str, pa.Array] = {
+        "request_id": answered.column(request.request_id).cast(pa.string()),
+        "request_time": answered.column(request.request_time),
+        "partition": answered.column(PARTITION),
+        "position": answered.column(POSITION),
+    }
+    for prefix, column in (("as_of", AS_OF), ("release", RELEASE), ("shard", SHARD)):
+        words = matrix_of(answered.column(column))
+        for index, view in enumerate(project.views):
+            out[f"{prefix}__{view.name}"] = pa.array(np.ascontiguousarray(words[:, index]))
+    out |= columns
+    out["score"] = pa.array(scores)
+    for name, text in (
+        ("bundle_version", stamps.bundle),
+        ("transform_hash", stamps.transform),
+        ("spec_hash", stamps.features),
+        ("device", stamps.device),
+        ("tensorflow", stamps.tensorflow),
+    ):
+        out[name] = pa.repeat(pa.scalar(text), rows)
+    out["xla"] = pa.repeat(pa.scalar(stamps.xla), rows)
+    out["padded_rows"] = pa.array(scorer.padded_rows(rows).astype(np.int64))
+    out["received_us"] = answered.column(RECEIVED)
+    out["sent_us"] = answered.column(SENT)
+    out["created_us"] = pa.repeat(pa.scalar(created_us, pa.int64()), rows)
+    return pa.RecordBatch.from_pydict(out)
+
+
+@beam.typehints.with_input_types(pa.RecordBatch)
+@beam.typehints.with_output_types(pa.RecordBatch)
+class _Infer(beam.DoFn):
+    def __init__(self, project: Project, bundle: Path, run: str) -> None:
+        self._project = project
+        self._bundle = bundle
+        self._run = run
+
+    def setup(self) -> None:
+        self._scorer = shared_scorer(Bundle.load(self._bundle, self._project))
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        made = predictions(self._project, self._scorer, element, time.time_ns() // 1_000)
+        METER.add(self._run, "predictions", made.num_rows)
+        yield made
+
+
+@dataclass(eq=False)
+class Infer(beam.PTransform):
+    """Answered record batches to predictions.
+
+    Attributes:
+        project: The project.
+        bundle: The bundle's folder.
+        run: Names the run, for its meter.
+    """
+
+    project: Project
+    bundle: Path
+    run: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, answered: beam.PCollection) -> beam.PCollection:
+        """Wire the stage."""
+        return answered | "Infer" >> beam.ParDo(_Infer(self.project, self.bundle, self.run))

@@ -1,0 +1,473 @@
+"""The exact operator of one (view, shard), as a plain object: sequenced batches in, releases out.
+
+What is promised, on any engine that is at-least-once:
+
+* A batch that comes early waits; rows before the expected position are cut as repeats; a gap that
+  stays open fails the job with the partition and the positions. So each row counts exactly once.
+* The **frontier** is the least watermark over *all* partitions that the view depends on, events
+  and requests; until each has reported it is minus infinity. Rows wait until their time is below
+  it and then go to the kernel in the order of the contract.
+* Every release says which positions it covers, so what was seen can be proven later.
+
+No clock and no timer is used. ``eager`` hands rows to the kernel as they come instead; its answers
+state the instant they are for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.errors import (
+    BatchConflict,
+    PartitionGap,
+    SequenceError,
+    StateMismatch,
+    StateVersionError,
+)
+from tidemill.features.kernel import hashing
+from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.dedupe import PairSet
+from tidemill.features.kernel.encoding import decode, encode
+from tidemill.features.kernel.plan import Plan
+from tidemill.features.kernel.prepare import DIGEST, ID, ORDINAL, TIME, matrix_of
+from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
+from tidemill.pipelines.stream.sequence import (
+    GROUP,
+    REQUEST_ROWS,
+    SequencedBatch,
+    concat,
+    decode_batches,
+    encode_batches,
+    keep,
+    sequenced_events_schema,
+)
+
+SNAPSHOT_VERSION: Final = 2
+
+
+@dataclass
+class OperatorCounters:
+    """What an operator saw.
+
+    Attributes:
+        events: Event rows taken.
+        requests: Request rows taken.
+        repeats: Batches that had come before, whole or in part.
+        early: Batches that had to wait for an earlier one.
+        duplicates: Event rows equal to an earlier one.
+        conflicts: Event rows with an earlier row's id and something else.
+        late: Event rows behind the frontier.
+        late_requests: Request rows behind the frontier.
+    """
+
+    events: int = 0
+    requests: int = 0
+    repeats: int = 0
+    early: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    late: int = 0
+    late_requests: int = 0
+
+
+@dataclass(frozen=True)
+class Release:
+    """What one step of the frontier let go.
+
+    Attributes:
+        number: Counts the releases of an operator, from 1.
+        since_us: The frontier of the release before: the publications are the changes after it.
+            None where they are the whole shard: at the first release of an empty start.
+        frontier_us: The frontier.
+        positions: The next position of each partition, events' and then requests'.
+        answers: Kernel answers with a ``group`` column, in the order of the requests.
+        publications: Kernel publications.
+        events: How many events it applied.
+    """
+
+    number: int
+    since_us: int | None
+    frontier_us: int
+    positions: tuple[int, ...]
+    answers: pa.RecordBatch
+    publications: pa.RecordBatch
+    events: int
+
+
+@dataclass
+class ShardOperator:
+    """The operator of one (view, shard).
+
+    Attributes:
+        key: What it does.
+        plan: The view's plan.
+        inputs: What it depends on.
+        mode: When rows go to the kernel.
+        publish: What is published.
+        gap_batches: How many batches may come behind a gap before it fails the job.
+    """
+
+    key: OperatorKey
+    plan: Plan
+    inputs: Inputs
+    mode: Mode = Mode.EXACT
+    publish: Publish = Publish.NEWEST
+    gap_batches: int = 1_000
+    counters: OperatorCounters = field(default_factory=OperatorCounters)
+
+    def __post_init__(self) -> None:
+        partitions = self.inputs.event_partitions + self.inputs.request_partitions
+        self.state = State(self.plan)
+        self.expected = [0] * partitions
+        self.watermarks = [TIME_MIN] * partitions
+        self.held: list[dict[tuple[int, int], SequencedBatch]] = [{} for _ in range(partitions)]
+        # Batches that came behind a gap since it opened: more than are held, since empty ones of
+        # an idle partition all stand at one position.
+        self.stalled = [0] * partitions
+        self.events: list[pa.RecordBatch] = []
+        self.requests: list[pa.RecordBatch] = []
+        self.rows_seen = PairSet()
+        self.ids_seen = PairSet()
+        self.number = 0
+        self.newest_us = TIME_MIN
+        # Where the run stops, by partition: known once the mark of a cut has come.
+        self.stops_at: dict[int, int] = {}
+        self.event_schema = sequenced_events_schema(self.plan)
+
+    def receive(self, batches: Iterable[SequencedBatch]) -> tuple[Release | None, bytes | None]:
+        """Take batches, in any order, and release what they allow.
+
+        Args:
+            batches: Batches of any of the partitions.
+
+        Returns:
+            The release, if there was one, and its entry for the change log (`replay`), if it
+            changed the kernel's state.
+
+        Raises:
+            PartitionGap: Rows between two positions never came.
+            BatchConflict: Two batches claim the same positions with different rows.
+            SequenceError: A batch is of a partition that the operator does not depend on.
+        """
+        for batch in batches:
+            index = self._index(batch)
+            if batch.is_last:
+                self.stops_at[index] = batch.stop
+            self._sequence(index, batch)
+        self._forget()
+        if self.mode is Mode.EAGER:
+            return self._release_eagerly()
+        frontier = min(self.watermarks)
+        if frontier <= self.state.frontier_us:
+            return None, None
+        events, self.events = self._split(self.events, frontier)
+        requests, self.requests = self._split(self.requests, frontier)
+        return self._release(events, requests, frontier)
+
+    def _index(self, batch: SequencedBatch) -> int:
+        inputs = self.inputs
+        what, partitions = (
+            ("request", inputs.request_partitions)
+            if batch.is_request
+            else ("event", inputs.event_partitions)
+        )
+        if not 0 <= batch.partition < partitions:
+            raise SequenceError(
+                f"{self.key}: a batch of {what} partition {batch.partition} came, but there are "
+                f"{partitions} {what} partitions; start from a handoff that knows all of them"
+            )
+        return batch.partition + (inputs.event_partitions if batch.is_request else 0)
+
+    def _sequence(self, index: int, batch: SequencedBatch) -> None:
+        expected = self.expected[index]
+        if batch.start > expected:
+            self._hold(index, batch)
+            return
+        self._take(index, batch)
+        held = self.held[index]
+        while held:
+            reachable = [span for span in held if span[0] <= self.expected[index]]
+            if not reachable:
+                return
+            self._take(index, held.pop(min(reachable)))
+
+    def _hold(self, index: int, batch: SequencedBatch) -> None:
+        held = self.held[index]
+        span = (batch.start, batch.stop)
+        other = held.get(span)
+        if other is None:
+            held[span] = batch
+            self.counters.early += 1
+        else:
+            rows = batch.rows
+            if rows is not None and other.rows is not None and not rows.equals(other.rows):
+                raise BatchConflict(
+                    f"{self.key}: two batches claim positions {span} of {self._name(index)} with "
+                    "different rows; the source does not read its log the same way twice"
+                )
+            self.counters.repeats += 1
+            # An empty batch never replaces a full one, nor an older watermark a newer one.
+            held[span] = dataclasses.replace(
+                other,
+                rows=rows if other.rows is None else other.rows,
+                watermark_us=max(batch.watermark_us, other.watermark_us),
+            )
+        self.stalled[index] += 1
+        if self.stalled[index] > self.gap_batches:
+            nearest = min(held)
+            raise PartitionGap(
+                f"{self.key}: positions {self.expected[index]} to {nearest[0]} of "
+                f"{self._name(index)} never came, and {self.stalled[index]} batches came behind "
+                f"them (gap_batches is {self.gap_batches}); the engine lost them: restart from the "
+                "last checkpoint or from a handoff"
+            )
+
+    def _name(self, index: int) -> str:
+        events = self.inputs.event_partitions
+        if index < events:
+            return f"event partition {index}"
+        return f"request partition {index - events}"
+
+    def _take(self, index: int, batch: SequencedBatch) -> None:
+        """Take a batch whose start is not after the expected position."""
+        expected = self.expected[index]
+        if batch.stop < expected or (batch.start < expected and batch.stop == expected):
+            self.counters.repeats += 1
+            return
+        rows = batch.rows
+        if rows is not None and batch.start < expected:
+            self.counters.repeats += 1
+            rows = keep(rows, hashing.bits(rows.column(ORDINAL)) >= expected)
+        if batch.stop > expected:
+            self.stalled[index] = 0
+        self.expected[index] = batch.stop
+        self.watermarks[index] = max(self.watermarks[index], batch.watermark_us)
+        if rows is None or rows.num_rows == 0:
+            return
+        if batch.is_request:
+            self.counters.requests += rows.num_rows
+            behind = hashing.bits(rows.column(TIME)) < self.state.frontier_us
+            self.counters.late_requests += int(behind.sum())
+            self.requests.append(rows)
+        else:
+            self.counters.events += rows.num_rows
+            rows = self._new_rows(rows)
+            behind = hashing.bits(rows.column(TIME)) < self.state.frontier_us
+            self.counters.late += int(behind.sum())
+            self.events.append(rows)
+
+    def _new_rows(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Drop the rows that are equal to earlier ones; count ids that are not what they were."""
+        new, same_id = self._remember(rows)
+        self.counters.duplicates += int((~new).sum())
+        self.counters.conflicts += int((new & same_id).sum())
+        return keep(rows, new)
+
+    def _remember(self, rows: pa.RecordBatch) -> tuple[Any, Any]:
+        times = hashing.bits(rows.column(TIME))
+        new = self.rows_seen.add(matrix_of(rows.column(DIGEST)).view(np.uint64), times)
+        ids = rows.column(ID)
+        pairs = np.stack([hashing.hash_column(ids), hashing.hash_column(ids, seed=1)], axis=1)
+        return new, ~self.ids_seen.add(pairs, times)
+
+    def _forget(self) -> None:
+        """Forget rows that the stream can no longer accept again."""
+        oldest = min(self.watermarks[: self.inputs.event_partitions]) - self.inputs.lateness_us
+        self.rows_seen.forget_before(oldest)
+        self.ids_seen.forget_before(oldest)
+
+    def _split(
+        self, waiting: list[pa.RecordBatch], frontier: int
+    ) -> tuple[pa.RecordBatch | None, list[pa.RecordBatch]]:
+        rows = concat(waiting)
+        if rows is None:
+            return None, []
+        ready = hashing.bits(rows.column(TIME)) < frontier
+        if ready.all():
+            return rows, []
+        return keep(rows, ready), [keep(rows, ~ready)]
+
+    def _release_eagerly(self) -> tuple[Release | None, bytes | None]:
+        events, requests = concat(self.events), concat(self.requests)
+        self.events, self.requests = [], []
+        if events is None and requests is None:
+            return None, None
+        least = self.state.frontier_us
+        if events is not None and events.num_rows:
+            self.newest_us = max(self.newest_us, int(hashing.bits(events.column(TIME)).max()) + 1)
+            # By the frontier a store is found out that has lost a release (`Release.since_us`), so
+            # one that publishes never leaves it where it was.
+            least += 1
+        until = max(self.newest_us, least)
+        if requests is not None:
+            as_of = np.maximum(hashing.bits(requests.column(TIME)), until)
+            until = max(until, int(as_of.max()))
+            place = requests.schema.get_field_index(TIME)
+            requests = requests.set_column(place, REQUEST_ROWS.field(TIME), pa.array(as_of))
+        return self._release(events, requests, until)
+
+    def _release(
+        self, events: pa.RecordBatch | None, requests: pa.RecordBatch | None, until: int
+    ) -> tuple[Release, bytes]:
+        before = self.state.frontier_us
+        since = None if before <= TIME_MIN else before
+        gone = advance(self.state, events, requests, until, self.publish)
+        self.number += 1
+        answers = gone.answers
+        groups = pa.array([], pa.int64()) if requests is None else requests.column(GROUP)
+        answers = pa.RecordBatch.from_arrays(
+            [*answers.columns, groups], names=[*answers.schema.names, GROUP]
+        )
+        release = Release(
+            number=self.number,
+            since_us=since,
+            frontier_us=until,
+            positions=tuple(self.expected),
+            answers=answers,
+            publications=gone.publications,
+            events=0 if events is None else events.num_rows,
+        )
+        rows = b"" if events is None else events.serialize().to_pybytes()
+        return release, until.to_bytes(8, "little", signed=True) + rows
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the mark of a cut has come from every partition, and everything before it."""
+        return len(self.stops_at) == len(self.expected) and all(
+            self.expected[index] == position for index, position in self.stops_at.items()
+        )
+
+    def go_on(self) -> None:
+        """Go on after the cut at which the state was written."""
+        self.stops_at = {}
+
+    def waiting_groups(self) -> tuple[int, ...]:
+        """Return the groups of the requests that wait for the frontier."""
+        rows = concat(self.requests)
+        return () if rows is None else tuple(np.unique(hashing.bits(rows.column(GROUP))).tolist())
+
+    def catch_up(self, batches: Iterable[SequencedBatch], until_us: int) -> None:
+        """Do releases again that evidence tells of, for their effect on the state.
+
+        Args:
+            batches: Everything from the operator's positions to those of the last of the releases;
+                requests without their rows.
+            until_us: The frontier that it reached. Watermarks decide nothing here.
+        """
+        for batch in batches:
+            self._sequence(self._index(batch), batch)
+        self._forget()
+        events, self.events = self._split(self.events, until_us)
+        advance(self.state, events, None, until_us, Publish.NOTHING)
+
+    def everything(self) -> pa.RecordBatch:
+        """Publish every entity as of the frontier; the state stays what it is."""
+        return advance(self.state, None, None, self.state.frontier_us, Publish.ALL).publications
+
+    def replay(self, entry: bytes) -> int:
+        """Do a logged release again, for its effect on the state; returns its number of events."""
+        until = int.from_bytes(entry[:8], "little", signed=True)
+        events = None
+        if len(entry) > 8:
+            events = pa.ipc.read_record_batch(pa.py_buffer(entry[8:]), self.event_schema)
+            self._remember(events)
+        advance(self.state, events, None, until, Publish.NOTHING)
+        return 0 if events is None else int(events.num_rows)
+
+    def head(self) -> bytes:
+        """Write what changes with every batch and stays small: positions, watermarks, waiting."""
+        waiting = [
+            SequencedBatch(is_request, 0, 0, 0, 0, 0, concat(rows))
+            for is_request, rows in ((False, self.events), (True, self.requests))
+        ]
+        held = [[encode_batches([batch]) for batch in held.values()] for held in self.held]
+        return pickle.dumps(
+            (
+                SNAPSHOT_VERSION,
+                self.key,
+                self.expected,
+                self.watermarks,
+                held,
+                encode_batches(waiting),
+                self.number,
+                self.newest_us,
+                self.stops_at,
+                self.stalled,
+                self.counters,
+                self.state.counters,
+            ),
+            protocol=5,
+        )
+
+    def snapshot(self) -> bytes:
+        """Write the rest: the kernel's state and the remembered rows."""
+        return pickle.dumps(
+            (encode(self.state), self.rows_seen.entries(), self.ids_seen.entries()), protocol=5
+        )
+
+    def restore(self, head: bytes, snapshot: bytes | None, entries: Iterable[bytes]) -> int:
+        """Read back a head, a snapshot (None: the empty state) and the log since the snapshot.
+
+        Returns:
+            The number of events in the log.
+
+        Raises:
+            StateMismatch: The state belongs to another key.
+            StateVersionError: The state has a version that is not read.
+        """
+        content = pickle.loads(head)
+        if content[0] != SNAPSHOT_VERSION:
+            raise StateVersionError(
+                f"{self.key}: the operator's state has version {content[0]}, this code reads "
+                f"{SNAPSHOT_VERSION}; start it from a handoff"
+            )
+        if content[1] != self.key:
+            raise StateMismatch(
+                f"{self.key}: the state belongs to {content[1]} (definition {content[1].hash}, "
+                f"here {self.key.hash}); start it from a handoff"
+            )
+        if len(content[2]) != len(self.expected):
+            raise StateMismatch(
+                f"{self.key}: the state knows {len(content[2])} partitions of events and "
+                f"requests, here are {len(self.expected)}; start it from a handoff"
+            )
+        if snapshot is not None:
+            state, rows, ids = pickle.loads(snapshot)
+            self.state = decode(state, self.plan)
+            self.rows_seen.add(*rows)
+            self.ids_seen.add(*ids)
+        logged = sum(self.replay(entry) for entry in entries)
+        (
+            _,
+            _,
+            self.expected,
+            self.watermarks,
+            held,
+            waiting,
+            self.number,
+            self.newest_us,
+            self.stops_at,
+            self.stalled,
+            self.counters,
+            # Replaying the log applies events again, but asks nothing: it does not see overflows.
+            self.state.counters,
+        ) = content
+        for index, batches in enumerate(held):
+            for data in batches:
+                (batch,) = decode_batches(data, self.event_schema)
+                self.held[index][(batch.start, batch.stop)] = batch
+        events, requests = decode_batches(waiting, self.event_schema)
+        if events.rows is not None:
+            self._remember(events.rows)
+            self.events = [events.rows]
+        self.requests = [] if requests.rows is None else [requests.rows]
+        return logged

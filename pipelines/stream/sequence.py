@@ -1,0 +1,171 @@
+"""Sequenced batches: the stream carries its own order.
+
+Beam promises no order between bundles, so every batch says where in its partition it stands:
+``[start, stop)``. Successive batches of a partition join without a gap. A batch also carries the
+partition's watermark after it: before that time, nothing more is expected of the partition.
+
+One element of the stream goes to one (view, shard) and carries one batch per partition that was
+read in the same poll, empty ones too. Its bytes are a header per batch and the Arrow rows.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.kernel import hashing
+from tidemill.features.kernel.plan import Plan
+from tidemill.features.kernel.prepare import (
+    KEY,
+    ORDINAL,
+    REQUESTS_SCHEMA,
+    events_schema,
+    prepare_events,
+    prepare_requests,
+)
+
+GROUP: Final = "group"
+"""The column of a request that names the poll it came in: where its batch starts."""
+
+_HEADER: Final = struct.Struct("<Bqqqqqq")
+_REQUEST: Final = 1
+_STOP: Final = 2
+
+
+@dataclass(frozen=True)
+class SequencedBatch:
+    """Rows of a partition with their place.
+
+    Attributes:
+        is_request: True for requests, False for events.
+        partition: The number of the partition within its source.
+        start: The first position.
+        stop: The position after the last.
+        watermark_us: The partition's watermark after these rows.
+        sent_us: The wall clock when they were read (for latency only).
+        rows: Prepared rows with an ``ordinal`` column that holds their positions; None for none.
+        is_last: The run stops here: nothing of the partition follows, though its stream goes on.
+    """
+
+    is_request: bool
+    partition: int
+    start: int
+    stop: int
+    watermark_us: int
+    sent_us: int
+    rows: pa.RecordBatch | None
+    is_last: bool = False
+
+
+def sequenced_events_schema(plan: Plan) -> pa.Schema:
+    """Return the schema of the event rows in a sequenced batch."""
+    return events_schema(plan).append(pa.field(ORDINAL, pa.int64()))
+
+
+REQUEST_ROWS: Final = REQUESTS_SCHEMA.append(pa.field(GROUP, pa.int64()))
+"""The schema of the request rows in a sequenced batch."""
+
+
+def encode_batches(batches: Iterable[SequencedBatch]) -> bytes:
+    """Write batches, one after the other."""
+    out = []
+    for batch in batches:
+        rows = b"" if batch.rows is None else batch.rows.serialize().to_pybytes()
+        out.append(
+            _HEADER.pack(
+                _REQUEST * batch.is_request | _STOP * batch.is_last,
+                batch.partition,
+                batch.start,
+                batch.stop,
+                batch.watermark_us,
+                batch.sent_us,
+                len(rows),
+            )
+        )
+        out.append(rows)
+    return b"".join(out)
+
+
+def decode_batches(data: bytes, events: pa.Schema) -> Iterator[SequencedBatch]:
+    """Read batches; ``events`` is the schema of event rows."""
+    buffer = pa.py_buffer(data)
+    at = 0
+    while at < len(data):
+        flags, partition, start, stop, watermark, sent, size = _HEADER.unpack_from(data, at)
+        is_request, is_last = bool(flags & _REQUEST), bool(flags & _STOP)
+        at += _HEADER.size
+        rows = None
+        if size:
+            # Arrow wants its buffers aligned: a header of odd size must not shift them.
+            rows = pa.ipc.read_record_batch(
+                pa.py_buffer(buffer.slice(at, size).to_pybytes()),
+                REQUEST_ROWS if is_request else events,
+            )
+        at += size
+        yield SequencedBatch(is_request, partition, start, stop, watermark, sent, rows, is_last)
+
+
+def split_by_shard(rows: pa.RecordBatch, shards: int) -> list[pa.RecordBatch | None]:
+    """Split prepared rows by the shard of their key, keeping the order within each."""
+    if rows.num_rows == 0:
+        return [None] * shards
+    if shards == 1:
+        return [rows]
+    shard = hashing.shard_of(rows.column(KEY), shards)
+    order = np.argsort(shard, kind="stable")
+    taken = rows.take(pa.array(order))
+    ends = np.searchsorted(shard[order], np.arange(shards + 1))
+    return [
+        taken.slice(ends[s], ends[s + 1] - ends[s]) if ends[s + 1] > ends[s] else None
+        for s in range(shards)
+    ]
+
+
+def event_rows(
+    plan: Plan,
+    view: FeatureView,
+    batch: pa.RecordBatch,
+    positions: Int64Array,
+    digests: np.ndarray[tuple[int, ...], np.dtype[np.uint64]] | None = None,
+) -> pa.RecordBatch:
+    """Prepare validated event rows for a view, with their positions."""
+    prepared = prepare_events(plan, view, batch, digests)
+    return pa.RecordBatch.from_arrays(
+        [*prepared.columns, pa.array(positions, pa.int64())], schema=sequenced_events_schema(plan)
+    )
+
+
+def request_rows(
+    project: Project,
+    view: FeatureView,
+    batch: pa.RecordBatch,
+    positions: Int64Array,
+    groups: Int64Array,
+) -> pa.RecordBatch:
+    """Prepare validated requests for a view, with their positions and the poll they came in."""
+    prepared = prepare_requests(view, project.request, batch, positions)
+    return pa.RecordBatch.from_arrays(
+        [*prepared.columns, pa.array(groups, pa.int64())], schema=REQUEST_ROWS
+    )
+
+
+def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch | None:
+    """Put batches of one schema one after the other; None for none."""
+    if not batches:
+        return None
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def keep(
+    batch: pa.RecordBatch, mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+) -> pa.RecordBatch:
+    """Keep the rows where ``mask`` is true."""
+    return batch if mask.all() else pc.filter(batch, pa.array(mask))

@@ -1,0 +1,324 @@
+"""Stream: replay the log from the handed-over state; features, publications, predictions.
+
+The same definitions, kernel and transform graph as in batch. The engine only carries batches: what
+is counted here at the end (requests in, predictions out, every release) does not rest on it.
+
+A stream may stop at a cut and go on from there, in segments (`pipelines.recovery.resume`).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill.features.errors import SequenceError
+from tidemill.features.kernel import hashing
+from tidemill.features.rows import rejected
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.engines.choosing import make_runner
+from tidemill.pipelines.engines.choosing import run as run_pipeline
+from tidemill.pipelines.engines.options import pipeline_options, stream_engine
+from tidemill.pipelines.history.backfill import source_partitions
+from tidemill.pipelines.ingest.validate import POLLS, Validate
+from tidemill.pipelines.ingest.validate import REJECTED as INVALID
+from tidemill.pipelines.io.coders import RecordBatchCoder
+from tidemill.pipelines.io.log import POSITION, Log
+from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
+from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.publish.publish import Publish
+from tidemill.pipelines.recovery.handoff import stop_folder
+from tidemill.pipelines.recovery.release_log import RELEASES, WriteReleases, read_releases
+from tidemill.pipelines.recovery.republish import mend_store
+from tidemill.pipelines.recovery.resume import (
+    PREDICTIONS,
+    REJECTED,
+    check_cut,
+    check_positions,
+    first_start,
+    keep,
+    next_start,
+    offline_goes_on,
+    prepare,
+    received,
+    waiting,
+)
+from tidemill.pipelines.run.meter import METER
+from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.stream.featurize import (
+    ANSWERS,
+    PUBLICATIONS,
+    UNANSWERED,
+    Featurize,
+    FeaturizeOptions,
+)
+from tidemill.pipelines.stream.featurize import RELEASES as FEATURIZED_RELEASES
+from tidemill.pipelines.stream.infer import Infer
+from tidemill.pipelines.stream.lost_writes import HOLES
+from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.shard import Shard
+from tidemill.pipelines.training.train import current_bundle
+from tidemill.serving.files.segment_names import segment_prefix
+from tidemill.serving.stores import online_places
+
+_WATCH_SECONDS: Final = 0.25
+
+
+def stream(
+    config: Configuration,
+    progress: Progress,
+    speed: float | None = None,
+    engine: str | None = None,
+    mode: str | None = None,
+    until_us: int | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Replay everything received between the evaluation's end and the stream's end, or a part.
+
+    Args:
+        config: The configuration; its root holds log, handed-over state and bundle.
+        progress: Where progress is shown.
+        speed: Times real time; None for as fast as possible.
+        engine: ``fnapi`` or ``prism``; None for the configured one.
+        mode: ``exact`` or ``eager``; None for the configured one, or what is gone on with.
+        until_us: Stop before what was received from this instant on, and keep the operators'
+            states; None to go on to the stream's end.
+        resume: Go on from the last cut instead of starting over.
+
+    Returns:
+        Counts since the stream began, figures, and the engine with the reason for it.
+
+    Raises:
+        StateMismatch: The states are of other definitions, or there is nothing to go on from.
+        InputError: ``until_us`` is not between the start and the stream's end.
+        SequenceError: Requests got lost between log and predictions.
+    """
+    project, root = config.project, config.root
+    start = (next_start if resume else first_start)(config, mode)
+    if until_us is not None:
+        check_cut(config, start, until_us)
+    bundle = current_bundle(root)
+    choice = stream_engine(config, engine)
+    options = ReplayOptions(
+        root=root,
+        start_us=start.handoff.as_of_us,
+        stop_us=config.splits.stream_until_us if until_us is None else until_us,
+        poll_rows=config.stream.poll_rows,
+        speed=speed if speed is not None else config.stream.speed,
+        ends=until_us is None,
+    )
+    replayed = ReplayLog(project, options)
+    check_positions(start, replayed)
+    if (warning := online_places.warning(config.online_store)) is not None:
+        progress.say(warning)
+    featurize = FeaturizeOptions(
+        run=uuid.uuid4().hex,
+        shards=config.shards,
+        partitions=source_partitions(Log(root), project),
+        mode=Mode(start.run.mode),
+        gap_batches=config.stream.gap_batches,
+        answer_within_us=config.stream.answer_within_us,
+        handoff=start.folder,
+        stop=None if options.ends else stop_folder(root, start.segment),
+        overtaken=prepare(config, start, progress),
+        changes=offline_goes_on(config, start, progress),
+    )
+    began = time.perf_counter()
+    requests = replayed.rows_of(project.request.name)
+    with (
+        HOLES.of(featurize.run),
+        progress.stage("stream", total=requests, unit="requests") as stage,
+        _watched(featurize.run, stage),
+    ):
+        stage.note(choice.why)
+        pipeline = beam.Pipeline(
+            runner=make_runner(choice), options=pipeline_options(config, choice, "stream")
+        )
+        wire(pipeline, config, options, featurize, bundle, start.segment)
+        run_pipeline(pipeline, choice)
+    seconds = time.perf_counter() - began
+    rows = received(config, replayed)
+    requests = rows.pop(project.request.name)
+    summary = {
+        "engine": choice.name,
+        "why": choice.why,
+        "mode": start.run.mode,
+        "speed": options.speed,
+        "bundle": bundle.name,
+        "segment": start.segment,
+        "requests": requests,
+        "waiting": 0 if featurize.stop is None else waiting(config, featurize.stop, choice.name),
+        "events": sum(rows.values()),
+        "seconds": seconds,
+        "rows_per_s": replayed.rows / seconds,
+        **_outcome(config),
+    }
+    answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
+    if summary["doubled"] or answered != requests:
+        raise SequenceError(
+            f"{requests} requests went in, {summary['predictions']} predictions "
+            f"({summary['doubled']} of them doubled) and {summary['unanswered']} rejected requests "
+            f"came out, and {summary['waiting']} wait: the engine {choice.name!r} lost or doubled "
+            "batches"
+        )
+    if featurize.stop is None:
+        replace(start.run, ended=True).write(root)
+    else:
+        keep(config, start, options.stop_us, replayed, featurize.stop)
+    return {**summary, "store_mended_at_end": mend_store(config, progress)}
+
+
+def wire(
+    pipeline: beam.Pipeline,
+    config: Configuration,
+    replay: ReplayOptions,
+    featurize: FeaturizeOptions,
+    bundle: Path,
+    segment: int,
+) -> None:
+    """Wire source, sharding, features, publications, inference and sinks."""
+    project, root, prefix = config.project, config.root, segment_prefix(segment)
+    valid = pipeline | Replay(project, replay) | Validate(project)
+    out = valid[POLLS] | Shard(project, config.shards) | Featurize(project, featurize)
+    _ = (
+        out[ANSWERS]
+        | Infer(project, bundle, featurize.run)
+        | "Predictions" >> WriteParquet(root / PREDICTIONS, ("partition", "position"), prefix)
+    )
+    _ = out[PUBLICATIONS] | Publish(
+        project,
+        root,
+        config.online_store,
+        config.shards,
+        changes=featurize.changes,
+        segment=segment,
+        run=featurize.run,
+        give_up_after_us=config.give_up_after_us,
+    )
+    _ = out[FEATURIZED_RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / RELEASES, prefix))
+    unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
+    _ = (
+        (valid[INVALID], unanswered)
+        | "Rejected" >> beam.Flatten()
+        | "WriteRejected"
+        >> WriteParquet(root / REJECTED, ("stage", "stream", "partition", "position"), prefix)
+    )
+
+
+class _Reject(beam.DoFn):
+    """Turns requests that were not answered into rejected records."""
+
+    def __init__(self, request: str) -> None:
+        self._request = request
+
+    def process(self, element: tuple[bytes, int, tuple[str, ...]]) -> Iterator[pa.RecordBatch]:
+        rows, partition, views = element
+        batch = RecordBatchCoder().decode(rows)
+        positions = hashing.bits(batch.column(POSITION))
+        payloads = [json.dumps(row, default=str).encode() for row in batch.to_pylist()]
+        count = batch.num_rows
+        yield rejected.batch(
+            rejected.Stage.ANSWER,
+            stream=self._request,
+            partition=partition,
+            positions=positions,
+            reasons=[rejected.Reason.NO_ANSWER] * count,
+            details=[f"views {', '.join(views)} did not answer in time"] * count,
+            origins=[f"{self._request}/{partition}:{at}" for at in positions.tolist()],
+            payloads=payloads,
+        )
+
+
+@contextmanager
+def _watched(run_name: str, stage: Any) -> Iterator[None]:
+    """Show a run's predictions while it goes on."""
+    done = threading.Event()
+
+    def watch() -> None:
+        shown = 0
+        while not done.wait(_WATCH_SECONDS):
+            seen = METER.read(run_name, "predictions")
+            stage.advance(seen - shown)
+            shown = seen
+        stage.advance(METER.read(run_name, "predictions") - shown)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def read_rejected(folder: Path) -> pa.Table:
+    """Read the rejected records in a folder."""
+    paths = sorted(folder.glob("*.parquet"))
+    return pa.concat_tables([rejected.SCHEMA.empty_table(), *map(pq.read_table, paths)])
+
+
+def _rows(folder: Path) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in folder.glob("**/*.parquet"))
+
+
+def _outcome(config: Configuration) -> dict[str, Any]:
+    """Count what a run left on disk."""
+    root = config.root
+    releases = read_releases(root)
+    last = {(entry["view"], entry["shard"]): entry for entry in releases}
+    seen = {
+        name: sum(entry["seen"][name] for entry in last.values())
+        for name in ("late", "late_requests", "duplicates", "conflicts", "repeats", "early")
+    }
+    frontiers: dict[str, int] = {}
+    for (view, _), entry in last.items():
+        frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
+    refused = read_rejected(root / REJECTED)
+    by_source = refused.column("stream").to_pylist()
+    unanswered = by_source.count(config.project.request.name)
+    return {
+        "predictions": _rows(root / PREDICTIONS),
+        "doubled": _doubled(root / PREDICTIONS),
+        "unanswered": unanswered,
+        "rejected": len(by_source),
+        "publications": sum(entry["publications"] for entry in releases),
+        "releases": len(releases),
+        **seen,
+        "overflows": sum(entry["kernel"]["overflows"] for entry in last.values()),
+        "frontiers": frontiers,
+        "latency_ms": _latency(root / PREDICTIONS),
+    }
+
+
+def _read(folder: Path, columns: list[str]) -> pa.Table | None:
+    """Read columns of all Parquet files in a folder; None when there is none."""
+    parts = [pq.read_table(path, columns=columns) for path in folder.glob("*.parquet")]
+    return pa.concat_tables(parts) if parts else None
+
+
+def _doubled(folder: Path) -> int:
+    """Count the predictions that are not the first for their request."""
+    places = _read(folder, ["partition", "position"])
+    if places is None:
+        return 0
+    return int(places.num_rows - places.group_by(["partition", "position"]).aggregate([]).num_rows)
+
+
+def _latency(folder: Path) -> dict[str, float]:
+    """Return quantiles of the wall time from a poll to its predictions, in milliseconds."""
+    table = _read(folder, ["sent_us", "created_us"])
+    if table is None:
+        return {}
+    took = (table["created_us"].to_numpy() - table["sent_us"].to_numpy()) / 1_000
+    return {f"p{q}": float(np.percentile(took, q)) for q in (50, 90, 99)}

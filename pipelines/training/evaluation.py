@@ -1,0 +1,376 @@
+"""How good a model is, beside what it must beat.
+
+Losses, areas and Brier scores are scikit-learn's. A model is judged over several seeds, each
+against every run of every baseline; nothing here chooses among seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from sklearn import metrics as sklearn_metrics
+
+from tidemill.features.errors import InputError, nearest
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+RATE_PRIOR_ROWS: Final = 20.0
+"""How many rows of its coarser group a group's rate starts from."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a set of scores is worth.
+
+    Attributes:
+        rows: How many were scored.
+        positive_rate: The share of them whose label is 1.
+        log_loss: Mean negative log likelihood, natural logarithm; less is better.
+        auc: Area under the ROC curve; more is better, 0.5 is chance.
+        brier: Mean squared error of the probability; less is better.
+    """
+
+    rows: int
+    positive_rate: float
+    log_loss: float
+    auc: float
+    brier: float
+
+
+def measure(labels: FloatArray, scores: FloatArray) -> Metrics:
+    """Measure scores.
+
+    Args:
+        labels: ``(rows,)``: 0 and 1, both of them present.
+        scores: ``(rows,)``: probabilities.
+
+    Raises:
+        InputError: The lengths differ, a score is no probability, or the labels are not 0 and 1.
+    """
+    labels, scores = _checked(labels, scores)
+    if (positive := float(labels.mean())) in (0.0, 1.0):
+        raise InputError(
+            f"all {len(labels)} rows to measure have the label {positive:g}; no area under a ROC "
+            "curve can be computed: take a longer split"
+        )
+    return Metrics(
+        rows=len(labels),
+        positive_rate=positive,
+        log_loss=float(sklearn_metrics.log_loss(labels, scores, labels=[0.0, 1.0])),
+        auc=float(sklearn_metrics.roc_auc_score(labels, scores)),
+        brier=float(sklearn_metrics.brier_score_loss(labels, scores)),
+    )
+
+
+def _checked(
+    labels: FloatArray, scores: FloatArray
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    labels64 = np.asarray(labels, np.float64)
+    scores64 = np.asarray(scores, np.float64)
+    if len(labels) != len(scores64) or len(labels64) == 0:
+        raise InputError(
+            f"{len(labels64)} labels and {len(scores64)} scores; need as many, and some"
+        )
+    if not np.isin(labels64, (0.0, 1.0)).all():
+        odd = labels64[~np.isin(labels64, (0.0, 1.0))][0]
+        raise InputError(f"labels must be 0 or 1, found {odd:g}; give the label a condition")
+    if not ((scores64 >= 0.0) & (scores64 <= 1.0)).all():
+        odd = scores64[~((scores64 >= 0.0) & (scores64 <= 1.0))][0]
+        raise InputError(
+            f"scores must be probabilities, found {odd:g}; end the model in a sigmoid, and fill "
+            "nulls in preprocessing_fn"
+        )
+    return labels64, scores64
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Rows with scores in ``[low, high)`` (the last bin holds 1 too).
+
+    Attributes:
+        low: Where the bin begins.
+        high: Where it ends.
+        rows: How many rows are in it, at least one.
+        mean_score: What the model said of them.
+        rate: The share of them whose label is 1.
+    """
+
+    low: float
+    high: float
+    rows: int
+    mean_score: float
+    rate: float
+
+
+def calibration(
+    labels: FloatArray, scores: FloatArray, bins: int = 10
+) -> tuple[CalibrationBin, ...]:
+    """Compare scores with what happened, in bins of equal width; empty ones are left out.
+
+    Args:
+        labels: ``(rows,)``: 0 and 1.
+        scores: ``(rows,)``: probabilities.
+        bins: How many bins.
+    """
+    labels, scores = _checked(labels, scores)
+    index = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    rows = np.bincount(index, minlength=bins)
+    score_sums = np.bincount(index, scores, bins)
+    label_sums = np.bincount(index, labels, bins)
+    return tuple(
+        CalibrationBin(
+            low=i / bins,
+            high=(i + 1) / bins,
+            rows=int(rows[i]),
+            mean_score=float(score_sums[i] / rows[i]),
+            rate=float(label_sums[i] / rows[i]),
+        )
+        for i in range(bins)
+        if rows[i]
+    )
+
+
+def roc_points(
+    labels: FloatArray, scores: FloatArray, points: int = 200
+) -> tuple[tuple[float, float], ...]:
+    """Return (false positive rate, true positive rate) pairs along the ROC curve, to draw it."""
+    labels, scores = _checked(labels, scores)
+    false_rate, true_rate, _ = sklearn_metrics.roc_curve(labels, scores)
+    pick = np.unique(np.linspace(0, len(false_rate) - 1, points).round().astype(np.int64))
+    return tuple((float(false_rate[i]), float(true_rate[i])) for i in pick)
+
+
+def rate_scores(
+    groups: Sequence[str], train: pa.Table, labels: FloatArray, evaluate: pa.Table
+) -> npt.NDArray[np.float64]:
+    """Score rows by the rate of their group in the training split: a baseline with no model.
+
+    The rate of ``("carrier", "hour")`` starts from `RATE_PRIOR_ROWS` rows of the carrier's rate,
+    and that from as many rows of the overall rate; so a small group leans on the coarser one, and
+    a group never seen takes the coarser rate as it is. Nulls are a group.
+
+    Args:
+        groups: Columns, the coarsest first; none gives the overall rate.
+        train: The training split; has the columns.
+        labels: ``(train rows,)``: its labels, 0 and 1.
+        evaluate: The rows to score; has the columns.
+
+    Returns:
+        float64, ``(evaluate rows,)``.
+
+    Raises:
+        InputError: A column is missing, or there are no training rows.
+    """
+    labels = np.asarray(labels, np.float64)
+    if len(labels) == 0 or len(labels) != train.num_rows:
+        raise InputError(f"{train.num_rows} training rows with {len(labels)} labels; need as many")
+    rates = np.array([labels.mean()])
+    train_group = np.zeros(train.num_rows, np.int64)
+    group = np.zeros(evaluate.num_rows, np.int64)
+    scores = np.full(evaluate.num_rows, rates[0])
+    for name in groups:
+        for table in (train, evaluate):
+            if name not in table.column_names:
+                raise InputError(
+                    f"rate baseline: no column {name!r}; {nearest(name, table.column_names)}"
+                )
+        values = pc.unique(train[name])
+        codes = _codes(train[name], values)
+        # One number per pair of coarser group and value that the training split has.
+        pairs, train_next = np.unique(train_group * len(values) + codes, return_inverse=True)
+        rows = np.bincount(train_next)
+        prior = rates[pairs // len(values)]
+        rates = (np.bincount(train_next, labels) + RATE_PRIOR_ROWS * prior) / (
+            rows + RATE_PRIOR_ROWS
+        )
+        codes = _codes(evaluate[name], values)
+        wanted = group * len(values) + codes
+        place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+        seen = (group >= 0) & (codes >= 0) & (pairs[place] == wanted)
+        scores[seen] = rates[place[seen]]
+        group = np.where(seen, place, -1)
+        train_group = train_next
+    return scores
+
+
+def _codes(column: pa.ChunkedArray, values: pa.Array) -> npt.NDArray[np.int64]:
+    """Return each row's place among ``values`` (null finds null), or -1."""
+    codes: npt.NDArray[np.int64] = (
+        pc.fill_null(pc.index_in(column, value_set=values), -1)
+        .to_numpy(zero_copy_only=False)
+        .astype(np.int64)
+    )
+    return codes
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How much a column matters: the increase in log loss when it is shuffled."""
+
+    name: str
+    log_loss_increase: float
+
+
+def permutation_effects(
+    predict: Callable[[pa.Table], FloatArray],
+    columns: pa.Table,
+    labels: FloatArray,
+    names: Sequence[str],
+    *,
+    sample_rows: int = 5000,
+    seed: int = 0,
+    on_column: Callable[[int, int], None] | None = None,
+) -> tuple[Effect, ...]:
+    """Measure each column's effect by shuffling it (Breiman, "Random Forests", 2001, section 10).
+
+    Columns that carry the same information share it: each alone may look small.
+
+    Args:
+        predict: From model inputs to probabilities, ``(rows,)``.
+        columns: The model inputs.
+        labels: ``(rows,)``: 0 and 1.
+        names: The columns to shuffle.
+        sample_rows: How many rows to take, at most.
+        seed: Of the sample and of the shuffles.
+        on_column: Told (columns done, columns) after each.
+
+    Returns:
+        One effect per name, the largest first.
+    """
+    random = np.random.default_rng(seed)
+    rows = min(sample_rows, columns.num_rows)
+    chosen = np.sort(random.choice(columns.num_rows, rows, replace=False))
+    sample = columns.take(pa.array(chosen))
+    truth = np.asarray(labels, np.float64)[chosen]
+
+    def loss(table: pa.Table) -> float:
+        checked = _checked(truth, predict(table))
+        return float(sklearn_metrics.log_loss(*checked, labels=[0.0, 1.0]))
+
+    base = loss(sample)
+    effects = []
+    for done, name in enumerate(names, start=1):
+        index = sample.schema.get_field_index(name)
+        shuffled = sample[name].take(pa.array(random.permutation(rows)))
+        effects.append(Effect(name, loss(sample.set_column(index, name, shuffled)) - base))
+        if on_column is not None:
+            on_column(done, len(names))
+    return tuple(sorted(effects, key=lambda e: (-e.log_loss_increase, e.name)))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One kind of model, trained once per seed (a baseline without randomness: once).
+
+    Attributes:
+        name: What it is.
+        seeds: The seeds, as declared; empty where there is no randomness.
+        metrics: One per seed, in order (one in all where there are no seeds).
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    metrics: tuple[Metrics, ...]
+
+    def values(self, metric: str) -> npt.NDArray[np.float64]:
+        """Return a metric over the runs, float64 ``(runs,)``."""
+        return np.array([getattr(m, metric) for m in self.metrics], np.float64)
+
+    def mean(self, metric: str) -> float:
+        """Return a metric's mean over the runs."""
+        return float(self.values(metric).mean())
+
+    def spread(self, metric: str) -> float:
+        """Return a metric's standard deviation (ddof 1) over the runs; 0 for one run."""
+        return float(self.values(metric).std(ddof=1)) if len(self.metrics) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether every run of a model beats every run of a baseline.
+
+    Attributes:
+        baseline: The baseline's name.
+        log_loss_margin: The baseline's least log loss minus the model's greatest.
+        auc_margin: The model's least area minus the baseline's greatest.
+    """
+
+    baseline: str
+    log_loss_margin: float
+    auc_margin: float
+
+    @property
+    def beats(self) -> bool:
+        """Whether both margins are above zero."""
+        return self.log_loss_margin > 0 and self.auc_margin > 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model beside its baselines on the evaluation split.
+
+    Attributes:
+        model: The model with windowed features, once per seed.
+        baselines: What it must beat.
+        chosen_seed: Whose model is in the bundle: the first declared, never the best.
+        calibration: Of the chosen model.
+        roc: Of the chosen model, points to draw.
+        effects: Of the chosen model's inputs, the largest first.
+    """
+
+    model: Runs
+    baselines: tuple[Runs, ...]
+    chosen_seed: int
+    calibration: tuple[CalibrationBin, ...]
+    roc: tuple[tuple[float, float], ...]
+    effects: tuple[Effect, ...]
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Compare the model with each baseline, worst run against best run."""
+        return tuple(
+            Verdict(
+                baseline=b.name,
+                log_loss_margin=float(
+                    b.values("log_loss").min() - self.model.values("log_loss").max()
+                ),
+                auc_margin=float(self.model.values("auc").min() - b.values("auc").max()),
+            )
+            for b in self.baselines
+        )
+
+    @property
+    def beats_baselines(self) -> bool:
+        """Whether every seed beats every baseline on log loss and on AUC."""
+        return all(verdict.beats for verdict in self.verdicts())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value that `from_json` reads."""
+        content = asdict(self)
+        content["verdicts"] = [{**asdict(v), "beats": v.beats} for v in self.verdicts()]
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
+        """Read what `to_json` gave (the verdicts follow from the rest)."""
+        return cls(
+            model=_runs(content["model"]),
+            baselines=tuple(_runs(b) for b in content["baselines"]),
+            chosen_seed=content["chosen_seed"],
+            calibration=tuple(CalibrationBin(**b) for b in content["calibration"]),
+            roc=tuple((x, y) for x, y in content["roc"]),
+            effects=tuple(Effect(**e) for e in content["effects"]),
+        )
+
+
+def _runs(content: Mapping[str, Any]) -> Runs:
+    return Runs(
+        content["name"],
+        tuple(content["seeds"]),
+        tuple(Metrics(**m) for m in content["metrics"]),
+    )

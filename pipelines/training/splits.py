@@ -1,0 +1,139 @@
+"""Splitting a training table in time.
+
+What is promised: a row is in the training split only if its label's horizon had passed at the
+split (``request_time + horizon <= train_until``), so that no label from after the split leaks in;
+the evaluation split begins where the training split ends; and every row that is in neither is
+counted, with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+
+from tidemill.features.definitions.views import Project
+from tidemill.features.errors import DefinitionError, InputError, nearest
+from tidemill.features.models.preprocessing import model_inputs
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Where the rows of a training table went; they add up to ``rows``.
+
+    Attributes:
+        rows: Rows in the table.
+        train: In the training split, labelled.
+        train_unlabelled: Would be in it, and have no label: dropped.
+        straddling: Requests before the split whose horizon ends after it: dropped.
+        evaluate: In the evaluation split, labelled.
+        evaluate_unlabelled: Would be in it, and have no label: dropped.
+        after: Requests whose horizon ends after the evaluation split.
+    """
+
+    rows: int
+    train: int
+    train_unlabelled: int
+    straddling: int
+    evaluate: int
+    evaluate_unlabelled: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled rows, in order of request time and id.
+
+    Attributes:
+        columns: The model inputs by name.
+        labels: float32, ``(rows,)``: 0 and 1.
+    """
+
+    columns: pa.Table
+    labels: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The two splits of a table, and what was left out."""
+
+    train: Split
+    evaluate: Split
+    counts: SplitCounts
+
+
+def split_table(
+    project: Project, table: Path, train_until_us: int, evaluate_until_us: int
+) -> Splits:
+    """Read a training table and split it in time.
+
+    Args:
+        project: Whose model inputs and label to read.
+        table: A directory of Parquet files.
+        train_until_us: Where the training split ends and the evaluation split begins (UTC,
+            microseconds).
+        evaluate_until_us: Where the evaluation split ends.
+
+    Raises:
+        DefinitionError: The project has no label.
+        InputError: A column is missing, a label is neither 0 nor 1, or a split is empty or
+            ends before it begins.
+    """
+    if project.label is None:
+        raise DefinitionError(f"project {project.name!r} has no label; training needs one")
+    if evaluate_until_us <= train_until_us:
+        raise InputError("evaluate_until must be after train_until: evaluation follows training")
+    names = [i.name for i in model_inputs(project)]
+    wanted = ["request_id", "request_time", "label", *names]
+    dataset = pyarrow.dataset.dataset(str(table), format="parquet")
+    for name in wanted:
+        if name not in dataset.schema.names:
+            raise InputError(
+                f"training table {table}: no column {name!r}; "
+                f"{nearest(name, dataset.schema.names)}; backfill it again"
+            )
+    rows = dataset.to_table(columns=wanted)
+    # The order of files and shards must not reach the model.
+    rows = rows.sort_by([("request_time", "ascending"), ("request_id", "ascending")])
+    times = rows["request_time"].cast(pa.int64()).to_numpy()
+    known = times + project.label.horizon_us
+    labelled = pc.is_valid(rows["label"]).to_numpy()
+    in_train = known <= train_until_us
+    in_evaluate = (times >= train_until_us) & (known <= evaluate_until_us)
+    counts = SplitCounts(
+        rows=rows.num_rows,
+        train=int((in_train & labelled).sum()),
+        train_unlabelled=int((in_train & ~labelled).sum()),
+        straddling=int((~in_train & (times < train_until_us)).sum()),
+        evaluate=int((in_evaluate & labelled).sum()),
+        evaluate_unlabelled=int((in_evaluate & ~labelled).sum()),
+        after=int(((times >= train_until_us) & ~in_evaluate).sum()),
+    )
+    for what, found in (("training", counts.train), ("evaluation", counts.evaluate)):
+        if not found:
+            raise InputError(
+                f"training table {table}: the {what} split is empty ({counts}); move "
+                "train_until or evaluate_until, or backfill more history"
+            )
+    return Splits(
+        train=_take(rows, in_train & labelled, names, table),
+        evaluate=_take(rows, in_evaluate & labelled, names, table),
+        counts=counts,
+    )
+
+
+def _take(rows: pa.Table, mask: npt.NDArray[np.bool_], names: list[str], table: Path) -> Split:
+    part = rows.filter(pa.array(mask))
+    labels = part["label"].cast(pa.float64()).to_numpy()
+    odd = labels[~np.isin(labels, (0.0, 1.0))]
+    if len(odd):
+        raise InputError(
+            f"training table {table}: column 'label' must be 0 or 1, found {odd[0]:g}; define the "
+            "label by a condition, such as col('delay') > 15"
+        )
+    return Split(part.select(names), labels.astype(np.float32))

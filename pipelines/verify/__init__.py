@@ -1,0 +1,1 @@
+"""The proof: everything that was served, recomputed from the raw files and compared bit for bit."""

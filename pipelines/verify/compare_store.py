@@ -1,0 +1,289 @@
+"""The proof of the online store: every entity read back through Feast's own SDK, against batch.
+
+What an entity must read as, with the published frontier as the clock:
+
+* ``PRESENT`` with the batch value as of the frontier of its shard, from the events received before
+  the stream's end. An anchored feature is finished on both sides (`serving.online.reader.finish`).
+* ``OUTSIDE_MAX_AGE`` without values, where its shard trails the others by more than the view's
+  ``max_staleness``.
+* ``NOT_FOUND`` only where it has no event before the frontier: what was handed over is published
+  when the stream begins, and everything else when its first event counts. Windows that ran empty
+  are published too.
+
+The frontier in the store must be the one that the releases reached: rows that were published to
+it and did not arrive would otherwise hide behind an older one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features.contract import EARLIEST_EVENT, TIME_MIN, Int64Array, ReadStatus
+from tidemill.features.definitions.expressions import ARROW_TYPES
+from tidemill.features.definitions.views import FeatureView
+from tidemill.features.feast_objects import field_name
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configured_store import open_configured
+from tidemill.pipelines.history.point_in_time import values_at
+from tidemill.pipelines.io.log import RECEIVED
+from tidemill.pipelines.run.progress import Progress, Stage
+from tidemill.pipelines.stream.answer_join import UInt8Array
+from tidemill.pipelines.verify.compare_predictions import Findings, Mismatch, differ, patterns
+from tidemill.pipelines.verify.diagnosis import written
+from tidemill.pipelines.verify.raw_history import History
+from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.serving.online.reader import finish
+from tidemill.serving.online.rows import Frontiers, KeySpace
+from tidemill.serving.registry.registration import feast_name
+from tidemill.serving.stores.online_places import open_database
+
+_BATCH: Final = 1_000
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What Feast's SDK returned for some entities of a view.
+
+    Attributes:
+        columns: Stored values by place of the view's columns, each ``(entities,)``.
+        statuses: The status of each entity: the worst of its fields.
+    """
+
+    columns: list[pa.Array]
+    statuses: list[str]
+
+
+@dataclass(frozen=True)
+class StoreCounts:
+    """What was compared.
+
+    Attributes:
+        entities: Entities read, over all views.
+        values: Values compared.
+        not_found: Entities that rightly have no row.
+        outside_max_age: Entities whose shard rightly counts as stale.
+    """
+
+    entities: int = 0
+    values: int = 0
+    not_found: int = 0
+    outside_max_age: int = 0
+
+    def __add__(self, other: StoreCounts) -> StoreCounts:
+        return StoreCounts(
+            self.entities + other.entities,
+            self.values + other.values,
+            self.not_found + other.not_found,
+            self.outside_max_age + other.outside_max_age,
+        )
+
+
+def check_store(
+    config: Configuration,
+    history: History,
+    evidence: Evidence,
+    progress: Progress,
+    findings: Findings,
+) -> StoreCounts:
+    """Read every entity of every view back and compare.
+
+    Args:
+        config: The configuration.
+        history: The original history.
+        evidence: The releases.
+        progress: Where progress is shown.
+        findings: Where mismatches are noted.
+    """
+    place = config.online_store
+    store = open_configured(config)
+    database = open_database(place)
+    total = StoreCounts()
+    with progress.stage("read the store back", None, "entities") as stage:
+        for view in config.project.views:
+            stage.note(view.name)
+            (snapshot,) = database.read([(KeySpace.of(config.project.name, view), [])])
+            _check_frontiers(config, evidence, view, snapshot.frontiers, findings)
+            total += _check_view(config, history, store, view, snapshot.frontiers, findings, stage)
+    database.close()
+    return total
+
+
+def _check_frontiers(
+    config: Configuration,
+    evidence: Evidence,
+    view: FeatureView,
+    frontiers: Frontiers,
+    findings: Findings,
+) -> None:
+    for shard in range(config.shards):
+        stored = frontiers.by_shard.get(shard)
+        released = evidence.last_frontiers.get((view.name, shard))
+        if stored != released or stored is None:
+            findings.add(
+                Mismatch(
+                    "store", f"shard {shard}", view.name, "frontier", stored, str(stored),
+                    str(released), "the last publications of the shard are not in the store",
+                )
+            )  # fmt: skip
+
+
+def _check_view(
+    config: Configuration,
+    history: History,
+    store: Any,
+    view: FeatureView,
+    frontiers: Frontiers,
+    findings: Findings,
+    stage: Stage,
+) -> StoreCounts:
+    source = history.of(view)
+    received = source.words(RECEIVED) < config.splits.stream_until_us
+    rows = source.rows.filter(pa.array(received))
+    keys = pc.unique(rows.column(view.key))
+    if isinstance(keys, pa.ChunkedArray):
+        keys = keys.combine_chunks()
+    shards = hashing.shard_of(hashing.key_bytes(keys), config.shards)
+    instants = np.array([frontiers.of(shard) for shard in shards.tolist()], np.int64)
+    # A shard that published no frontier has no instant; its status says so.
+    right = values_at(view, rows, keys, np.maximum(instants, EARLIEST_EVENT))
+    expected = _expected_statuses(view, frontiers, rows, keys, instants)
+    stage.note(f"{view.name}: {len(keys):,} entities")
+    reading = read_through_feast(store, view, keys, stage)
+    finished = [
+        finish(column, values, instants)
+        for column, values in zip(view.columns, reading.columns, strict=True)
+    ]
+    seen = patterns(finished) if len(keys) else right
+    _compare(view, keys, instants, expected, reading.statuses, seen, right, findings)
+    present = [status == ReadStatus.PRESENT.name for status in expected]
+    return StoreCounts(
+        entities=len(keys),
+        values=sum(present) * len(view.columns),
+        not_found=expected.count(ReadStatus.NOT_FOUND.name),
+        outside_max_age=expected.count(ReadStatus.OUTSIDE_MAX_AGE.name),
+    )
+
+
+def _expected_statuses(
+    view: FeatureView, frontiers: Frontiers, rows: pa.Table, keys: pa.Array, instants: Int64Array
+) -> list[str]:
+    times = rows.column(view.stream.event_time).cast(pa.int64())
+    first = rows.select([view.key]).append_column("time", times)
+    first = first.group_by(view.key).aggregate([("time", "min")])
+    earliest = dict(zip(first[view.key].to_pylist(), first["time_min"].to_pylist(), strict=True))
+    now = frontiers.highest
+    out = []
+    for key, frontier in zip(keys.to_pylist(), instants.tolist(), strict=True):
+        if earliest[key] >= frontier:
+            out.append(ReadStatus.NOT_FOUND.name)
+        elif frontier <= TIME_MIN or now - frontier > view.max_staleness_us:
+            out.append(ReadStatus.OUTSIDE_MAX_AGE.name)
+        else:
+            out.append(ReadStatus.PRESENT.name)
+    return out
+
+
+def read_through_feast(
+    store: Any, view: FeatureView, keys: pa.Array, stage: Stage | None = None
+) -> Reading:
+    """Read entities by Feast's ``FeatureStore.get_online_features``, in batches.
+
+    Args:
+        store: A ``feast.FeatureStore`` (`serving.registry.registration.open_store`).
+        view: The view.
+        keys: Entity keys, ``(rows,)``, without nulls.
+        stage: Where progress is shown.
+
+    Returns:
+        The stored values (anchors are not finished; null where the status is not ``PRESENT``)
+        and the statuses.
+    """
+    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+
+    names = [field_name(column) for column in view.columns]
+    # While another definition is promoted, the code's stands under a name of its own.
+    registered = feast_name(store, view)
+    values: list[list[int | float | None]] = [[] for _ in names]
+    statuses: list[str] = []
+    for start in range(0, len(keys), _BATCH):
+        some = keys.slice(start, _BATCH).to_pylist()
+        response = store.get_online_features(
+            features=[f"{registered}:{name}" for name in names],
+            entity_rows=[{view.entity.join_key: key} for key in some],
+        ).proto
+        by_name = dict(zip(response.metadata.feature_names.val, response.results, strict=True))
+        vectors = [by_name[name] for name in names]
+        for place, vector in enumerate(vectors):
+            values[place] += [_plain(value) for value in vector.values]
+        for row in range(len(some)):
+            found = {FieldStatus.Name(vector.statuses[row]) for vector in vectors}
+            statuses.append(found.pop() if len(found) == 1 else "/".join(sorted(found)))
+        if stage is not None:
+            stage.advance(len(some))
+    return Reading(
+        [
+            pa.array(column, ARROW_TYPES[definition.dtype])
+            for column, definition in zip(values, view.columns, strict=True)
+        ],
+        statuses,
+    )
+
+
+def _plain(value: Any) -> int | float | None:
+    kind = value.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    number: int | float = getattr(value, kind)
+    return number
+
+
+def _compare(
+    view: FeatureView,
+    keys: pa.Array,
+    instants: Int64Array,
+    expected: Sequence[str],
+    statuses: Sequence[str],
+    seen: tuple[Int64Array, UInt8Array],
+    right: tuple[Int64Array, UInt8Array],
+    findings: Findings,
+) -> None:
+    different = differ(seen, right)
+    for row, (should, status) in enumerate(zip(expected, statuses, strict=True)):
+        key, frontier = str(keys[row].as_py()), int(instants[row])
+        if should != status:
+            # As many mismatches as there are values: none of them can be relied on.
+            findings.add(
+                Mismatch(
+                    "store", key, view.name, "status", frontier, status, should,
+                    _status_cause(should, status),
+                ),
+                len(view.columns),
+            )  # fmt: skip
+        elif should == ReadStatus.PRESENT.name and different[row].any():
+            for column in np.flatnonzero(different[row]).tolist():
+                definition = view.columns[column]
+                dtype = definition.dtype
+                findings.add(
+                    Mismatch(
+                        "store", key, view.name, definition.name, frontier,
+                        written(seen, row, column, dtype), written(right, row, column, dtype),
+                        "the row that stands is not the newest publication of the entity",
+                    )
+                )  # fmt: skip
+
+
+def _status_cause(should: str, status: str) -> str:
+    if status == ReadStatus.NOT_FOUND.name:
+        return "the entity has events before the frontier and no row in the store"
+    if should == ReadStatus.NOT_FOUND.name:
+        return "the entity has a row in the store and no event before the frontier"
+    if status == ReadStatus.OUTSIDE_MAX_AGE.name:
+        return "the row that stands is older than the frontier: it should have been replaced"
+    return "the status is not what frontier, clock and max_staleness say"

@@ -1,0 +1,198 @@
+"""Causes: for a value that is wrong, what must have happened for it to be what it is.
+
+Hypotheses are tried by recomputing the values that each would give
+(`pipelines.verify.counterfactuals`); one that gives what was seen, bit for bit, names the cause and
+the events:
+
+* **same instant**: an event at the request's own instant was counted;
+* **lost**: the events that one release took in were not counted;
+* **stale**: those of several releases in a row were not counted: older state was used;
+* **doubled**: the events that one release took in were counted twice;
+* **flipped bit**: nothing else fits, and one bit differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from tidemill.features.contract import Int64Array
+from tidemill.pipelines.stream.answer_join import UInt8Array
+from tidemill.pipelines.verify.compare_predictions import (
+    Findings,
+    Mismatch,
+    Served,
+    ViewVerdict,
+    differ,
+)
+from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
+from tidemill.pipelines.verify.release_evidence import Evidence
+
+_RELEASES_TRIED: Final = 24
+"""How many of the newest releases that took in events of the entity are tried."""
+_IDS_NAMED: Final = 5
+
+EARLY: Final = (
+    "answered before the frontier had passed: equal to what was seen by then, but the events that "
+    "came after were not late"
+)
+UNKNOWN: Final = "unknown: no lost, stale, doubled or too new event explains it"
+
+
+def note_wrong_values(
+    verdict: ViewVerdict, evidence: Evidence, served: Served, findings: Findings, listed: int
+) -> None:
+    """Count a view's wrong values and say of the first ones how they came about.
+
+    Args:
+        verdict: What was found about the view.
+        evidence: The releases.
+        served: The predictions.
+        findings: Where they are noted.
+        listed: How many mismatches are listed at most.
+    """
+    wrong_rows = np.flatnonzero(verdict.wrong.any(axis=1)).tolist()
+    ids = served.predictions.column("request_id")
+    columns = verdict.view.columns
+    for row in wrong_rows:
+        wrong = np.flatnonzero(verdict.wrong[row]).tolist()
+        room = listed - len(findings.listed)
+        cause = cause_of(verdict, evidence, row) if room > 0 else ""
+        for column in wrong[: max(room, 0)]:
+            dtype = columns[column].dtype
+            findings.add(
+                Mismatch(
+                    "value",
+                    ids[row].as_py(),
+                    verdict.view.name,
+                    columns[column].name,
+                    int(verdict.as_of_us[row]),
+                    written(verdict.seen, row, column, dtype),
+                    written(verdict.complete, row, column, dtype),
+                    cause,
+                )
+            )
+        findings.count += len(wrong) - len(wrong[: max(room, 0)])
+
+
+def written(matrix: tuple[Int64Array, UInt8Array], row: int, column: int, dtype: str) -> str:
+    """Write a value in full: the shortest text that reads as the same float64."""
+    values, nulls = matrix
+    if nulls[row, column]:
+        return "null"
+    word = values[row, column : column + 1]
+    return repr(float(word.view(np.float64)[0])) if dtype == "float64" else str(int(word[0]))
+
+
+def cause_of(verdict: ViewVerdict, evidence: Evidence, row: int) -> str:
+    """Return what explains the wrong values of a row."""
+    if verdict.early[row]:
+        return EARLY
+    hypotheses = list(_hypotheses(verdict, evidence, row))
+    values, nulls = values_of_cases(verdict.events, [case for _, case in hypotheses])
+    wrong = verdict.wrong[row]
+    seen = verdict.seen[0][row : row + 1], verdict.seen[1][row : row + 1]
+    fits = ~differ(seen, (values, nulls))[:, wrong].any(axis=1)
+    for place in np.flatnonzero(fits).tolist():
+        return hypotheses[place][0]
+    if _one_bit(verdict, row):
+        return "flipped bit: the value seen differs in one bit"
+    return UNKNOWN
+
+
+def _one_bit(verdict: ViewVerdict, row: int) -> bool:
+    columns = np.flatnonzero(verdict.wrong[row])
+    if len(columns) != 1 or verdict.seen[1][row, columns[0]]:
+        return False
+    words = (verdict.seen[0][row, columns[0]], verdict.complete[0][row, columns[0]])
+    return (int(words[0]) ^ int(words[1])).bit_count() == 1
+
+
+def _hypotheses(verdict: ViewVerdict, evidence: Evidence, row: int) -> Iterator[tuple[str, Case]]:
+    as_of = int(verdict.as_of_us[row])
+    known = verdict.known_events(row, evidence)
+    now = verdict.events_at_its_instant(row, evidence)
+    named = f"same instant: {_named(verdict, now)} at the request's own instant was counted"
+    if not len(now):
+        named = "same instant: computed for an instant 1 us later"
+    yield named, Case(np.concatenate([known, now]), as_of + 1)
+    shard, number = int(verdict.shards[row]), int(verdict.releases[row])
+    taken_in, applied = _by_release(verdict, evidence, known, shard, number)
+    for what, groups in (("taken in", taken_in), ("applied", applied)):
+        for run in _runs(groups):
+            lost = np.concatenate([rows for _, rows in run])
+            yield _lost(verdict, what, run, lost, shard), Case(np.setdiff1d(known, lost), as_of)
+    for release, rows in taken_in:
+        yield (
+            f"doubled: {_named(verdict, rows)} of release {release} of shard {shard} counted twice",
+            Case(known, as_of, twice=rows),
+        )
+
+
+Groups = list[tuple[int, Int64Array]]
+"""Events by release, in order."""
+
+
+def _runs(groups: Groups) -> Iterator[Groups]:
+    """Yield every run of successive groups, the short ones first."""
+    for length in range(1, len(groups) + 1):
+        for first in range(len(groups) - length + 1):
+            yield groups[first : first + length]
+
+
+def _lost(verdict: ViewVerdict, what: str, run: Groups, lost: Int64Array, shard: int) -> str:
+    if len(run) == 1:
+        return (
+            f"lost: {_named(verdict, lost)}, {what} by release {run[0][0]} of shard {shard}, "
+            "not counted"
+        )
+    return (
+        f"stale: {_named(verdict, lost)}, {what} by releases {run[0][0]} to {run[-1][0]} of "
+        f"shard {shard}, not counted: an older state was used"
+    )
+
+
+def _by_release(
+    verdict: ViewVerdict, evidence: Evidence, rows: Int64Array, shard: int, number: int
+) -> tuple[Groups, Groups]:
+    """Group events by the release that took them in, and by the one that applied them.
+
+    A batch is lost on the way in; an old state lacks what was applied since. An event is applied
+    once it is taken in and the frontier has passed it. What was handed over is release 0.
+    """
+    steps = evidence.steps(verdict.view, shard, number)
+    taken = np.full(len(rows), -1, np.int64)
+    for place in reversed(range(len(steps))):
+        taken[np.isin(rows, verdict.events.below(rows, steps[place][2]))] = place
+    frontiers = np.array([frontier for _, frontier, _ in steps], np.int64)
+    passed = np.searchsorted(frontiers, verdict.events.times[rows], "right")
+    applied = np.where(taken < 0, -1, np.maximum(taken, passed))
+    return tuple(
+        [
+            (steps[place][0], rows[by == place])
+            for place in np.unique(by).tolist()
+            if 0 <= place < len(steps)
+        ][-_RELEASES_TRIED:]
+        for by in (taken, applied)
+    )  # type: ignore[return-value]
+
+
+def _named(verdict: ViewVerdict, rows: Int64Array) -> str:
+    ids = verdict.events.ids(rows[:_IDS_NAMED])
+    more = f" and {len(rows) - _IDS_NAMED} more" if len(rows) > _IDS_NAMED else ""
+    what = "event" if len(rows) == 1 else "events"
+    places = [
+        f"{verdict.view.stream.name}/{verdict.events.partitions[row]}:"
+        f"{verdict.events.positions[row]}"
+        for row in rows[:1].tolist()
+    ]
+    where = f" (from {places[0]})" if places else ""
+    return f"{what} {', '.join(ids)}{more}{where}"
+
+
+def late_events(verdict: ViewVerdict, evidence: Evidence, row: int) -> list[str]:
+    """Return the ids of the events that explain a row's late values."""
+    between = np.setdiff1d(verdict.window(row), verdict.known_events(row, evidence))
+    return verdict.events.ids(between)

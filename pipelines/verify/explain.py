@@ -1,0 +1,207 @@
+"""Explain: what one prediction was made of.
+
+Each value as it was served, beside the oracle's, with the events that the oracle counted. The
+events are those of the log, so that the answer comes at once; that the log is what the source
+files say is proven by `tidemill verify`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features.definitions.views import FeatureView
+from tidemill.features.errors import InputError, nearest
+from tidemill.features.oracle.values import Explanation as Made
+from tidemill.features.oracle.values import FeatureValue, Oracle
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.run.summary import Table
+from tidemill.pipelines.verify.compare_oracle import plain_rows, same
+from tidemill.pipelines.verify.compare_predictions import read_predictions
+from tidemill.pipelines.verify.raw_history import EventsByKey, logged_history
+from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.pipelines.verify.verify import evidence_of, instant
+
+_LISTED: Final = 10
+"""Of a feature's events the newest so many are printed."""
+_STAMPS: Final = (
+    "bundle_version",
+    "transform_hash",
+    "spec_hash",
+    "padded_rows",
+    "device",
+    "tensorflow",
+    "xla",
+)
+
+
+@dataclass(frozen=True)
+class ExplainedValue:
+    """One value of a prediction.
+
+    Attributes:
+        view: The view.
+        column: The feature column.
+        served: What the prediction used.
+        recomputed: What the oracle makes of all events.
+        verdict: ``equal``; ``late`` if it is what the oracle makes of what had been seen;
+            ``differs``.
+        events: (event time in microseconds, event id) of every event that counts, in order.
+    """
+
+    view: str
+    column: str
+    served: FeatureValue
+    recomputed: FeatureValue
+    verdict: str
+    events: tuple[tuple[int, str | int], ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a prediction was made of.
+
+    Attributes:
+        stamps: What it says of itself: ids, times, score, bundle, and by view the instant, the
+            release and the shard that its values are from.
+        values: Its values, in the order of the feature vector.
+    """
+
+    stamps: dict[str, str]
+    values: tuple[ExplainedValue, ...]
+
+    def tables(self) -> list[Table]:
+        """Return it for a reader: stamps, values, and the newest events of each feature."""
+        events = []
+        for value in self.values:
+            for time_us, id in reversed(value.events[-_LISTED:]):
+                events.append((value.column, instant(time_us), str(id)))
+            if len(value.events) > _LISTED:
+                older = len(value.events) - _LISTED
+                events.append((value.column, f"and {older} older", ""))
+        return [
+            Table("prediction", ("stamp", "value"), list(self.stamps.items())),
+            Table(
+                "values",
+                ("feature", "served", "recomputed", "", "events"),
+                [
+                    (
+                        value.column,
+                        _written(value.served),
+                        _written(value.recomputed),
+                        value.verdict,
+                        str(len(value.events)),
+                    )
+                    for value in self.values
+                ],
+                frozenset([1, 2, 4]),
+            ),
+            Table("events", ("feature", "event time", "event"), events),
+        ]
+
+
+def _written(value: FeatureValue) -> str:
+    return "-" if value is None else repr(value)
+
+
+def explain(config: Configuration, request_id: str) -> Explanation:
+    """Explain a prediction.
+
+    Args:
+        config: The configuration.
+        request_id: The id of its request.
+
+    Raises:
+        InputError: There is no such prediction, or more than one.
+    """
+    project = config.project
+    predictions = read_predictions(config)
+    mine = predictions.filter(pc.equal(predictions["request_id"], request_id))
+    if len(mine) != 1:
+        known = predictions["request_id"].to_pylist()
+        hint = nearest(request_id, known[:1000]) if not len(mine) else "run `tidemill verify`"
+        raise InputError(
+            f"{len(mine)} predictions in {config.root / 'predictions'} have the id "
+            f"{request_id!r}; {hint}"
+        )
+    history = logged_history(config)
+    evidence = evidence_of(config, history)
+    prediction: dict[str, Any] = mine.to_pylist()[0]
+    place = (history.requests.words("_partition") == prediction["partition"]) & (
+        history.requests.words("_position") == prediction["position"]
+    )
+    request = history.requests.rows.filter(pa.array(place)).to_pylist()
+    if not request:
+        raise InputError(
+            f"the request of prediction {request_id!r} is not in the log "
+            f"(partition {prediction['partition']}, position {prediction['position']}); the log "
+            "was made again since: run `tidemill stream`"
+        )
+    values: list[ExplainedValue] = []
+    for view in project.views:
+        key = request[0][project.request.key_column(view.entity)]
+        events = EventsByKey(view, history.of(view))
+        values += _explain_view(view, events, evidence, prediction, key)
+    return Explanation(_stamps(config, prediction), tuple(values))
+
+
+def _explain_view(
+    view: FeatureView,
+    events: EventsByKey,
+    evidence: Evidence,
+    prediction: dict[str, Any],
+    key: str | int | None,
+) -> list[ExplainedValue]:
+    as_of = prediction[f"as_of__{view.name}"]
+    window = events.window(key, as_of)
+    made = Oracle(view, plain_rows(view, events.rows, window)).explain(key, as_of)
+    recomputed = _values(made)
+    positions = evidence.positions(
+        view, prediction[f"shard__{view.name}"], prediction[f"release__{view.name}"]
+    )
+    as_seen = recomputed
+    if positions is not None and len(known := events.below(window, positions)) < len(window):
+        seen_then = plain_rows(view, events.rows, np.sort(known))
+        as_seen = Oracle(view, seen_then).values(key, as_of)
+    out = []
+    for column in view.columns:
+        served, right = prediction[column.name], recomputed[column.name]
+        verdict = "differs"
+        if same(served, right):
+            verdict = "equal"
+        elif same(served, as_seen[column.name]):
+            verdict = "late"
+        out.append(
+            ExplainedValue(
+                view.name, column.name, served, right, verdict, made[column.feature].events
+            )
+        )
+    return out
+
+
+def _values(made: dict[str, Made]) -> dict[str, FeatureValue]:
+    return {name: value for part in made.values() for name, value in part.values.items()}
+
+
+def _stamps(config: Configuration, prediction: dict[str, Any]) -> dict[str, str]:
+    stamps = {
+        "request": prediction["request_id"],
+        "request time": prediction["request_time"].isoformat(timespec="microseconds"),
+        "score": repr(prediction["score"]),
+        "place in the log": f"{prediction['partition']}:{prediction['position']}",
+        "received": instant(prediction["received_us"]),
+        "scored (wall clock)": instant(prediction["created_us"]),
+    }
+    stamps |= {name.replace("_", " "): str(prediction[name]) for name in _STAMPS}
+    for view in config.project.views:
+        stamps[view.name] = (
+            f"as of {instant(prediction[f'as_of__{view.name}'])}, release "
+            f"{prediction[f'release__{view.name}']} of shard {prediction[f'shard__{view.name}']}"
+        )
+    for name in config.project.request.inputs:
+        stamps[f"input {name}"] = str(prediction[name])
+    return stamps

@@ -1,0 +1,170 @@
+"""Evidence: the releases that a stream left, looked up by view, shard and number."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.errors import InputError
+from tidemill.pipelines.run.summary import read_summary
+from tidemill.pipelines.verify.raw_history import Positions
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a stream says of its own steps.
+
+    Attributes:
+        releases: By view, shard and number: the frontier and the next position of each event
+            partition.
+        conflicts: Releases of which the evidence says two different things.
+        gaps: Releases without evidence between others of their shard.
+        handoff_us: View to the frontier of the state that the stream started from; without one it
+            is `TIME_MIN`.
+        handoff: Source to the positions of that state.
+        exact: Whether the stream waited for its frontier; else it answered eagerly.
+    """
+
+    releases: Mapping[tuple[str, int, int], tuple[int, Positions]]
+    conflicts: tuple[tuple[str, int, int], ...]
+    gaps: tuple[tuple[str, int, int], ...]
+    handoff_us: Mapping[str, int]
+    handoff: Mapping[str, Positions]
+    exact: bool
+
+    def positions(self, view: FeatureView, shard: int, number: int) -> Positions | None:
+        """Return the event positions of a release; None where there is no evidence of it."""
+        found = self.releases.get((view.name, shard, number))
+        if found is None:
+            return None
+        return found[1]
+
+    def frontier_before(self, view: str, shard: int, number: int) -> int:
+        """Return the frontier that stood before a release."""
+        found = self.releases.get((view, shard, number - 1))
+        return self.handoff_us.get(view, TIME_MIN) if found is None else found[0]
+
+    def frontiers(self, view: str, shards: Int64Array, numbers: Int64Array) -> FrontierColumns:
+        """Return the frontiers of many releases and of those before them.
+
+        Args:
+            view: The view.
+            shards: int64, ``(rows,)``.
+            numbers: int64, ``(rows,)``.
+        """
+        pairs, inverse = np.unique(np.stack([shards, numbers], 1), axis=0, return_inverse=True)
+        distinct: list[list[int]] = [pair.tolist() for pair in pairs]
+        found = [self.releases.get((view, shard, number)) for shard, number in distinct]
+        known = np.array([release is not None for release in found], np.bool_)
+        own = np.array([TIME_MIN if f is None else f[0] for f in found], np.int64)
+        before = np.array([self.frontier_before(view, s, n) for s, n in distinct], np.int64)
+        rows = inverse.ravel()
+        return FrontierColumns(known[rows], own[rows], before[rows])
+
+    @functools.cached_property
+    def last_frontiers(self) -> dict[tuple[str, int], int]:
+        """The highest frontier of each view and shard."""
+        out: dict[tuple[str, int], int] = {}
+        for (view, shard, _), (frontier, _) in self.releases.items():
+            out[view, shard] = max(out.get((view, shard), frontier), frontier)
+        return out
+
+    def steps(self, view: FeatureView, shard: int, number: int) -> list[tuple[int, int, Positions]]:
+        """Return what a shard had seen, step by step, up to a release.
+
+        Returns:
+            (release, frontier, event positions), in order; the handed-over state is release 0.
+        """
+        first = self.handoff.get(view.stream.name)
+        steps = [] if first is None else [(0, self.handoff_us[view.name], first)]
+        steps += sorted(
+            (n, frontier, positions)
+            for (name, s, n), (frontier, positions) in self.releases.items()
+            if name == view.name and s == shard and n <= number
+        )
+        return steps
+
+
+@dataclass(frozen=True, eq=False)
+class FrontierColumns:
+    """Frontiers of many releases.
+
+    Attributes:
+        known: bool, ``(rows,)``: there is evidence of the release.
+        own: int64, ``(rows,)``: its frontier.
+        before: int64, ``(rows,)``: the frontier that stood before it.
+    """
+
+    known: np.ndarray[Any, np.dtype[np.bool_]]
+    own: Int64Array
+    before: Int64Array
+
+
+def read_evidence(
+    root: Path, project: Project, partitions: Mapping[str, int], mode: str
+) -> Evidence:
+    """Read what a stream left below a root.
+
+    Args:
+        root: The run's folder.
+        project: The project.
+        partitions: Stream to its number of partitions.
+        mode: ``exact`` or ``eager``, where the summary of the run does not say which.
+
+    Raises:
+        InputError: There is no evidence.
+    """
+    paths = sorted((root / "releases").glob("*.jsonl"))
+    if not paths:
+        raise InputError(
+            f"there are no releases in {root / 'releases'}: nothing says what the stream had "
+            "seen; run `tidemill stream` first"
+        )
+    releases: dict[tuple[str, int, int], tuple[int, Positions]] = {}
+    conflicts = []
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            key = entry["view"], entry["shard"], entry["number"]
+            events = partitions[project.view(entry["view"]).stream.name]
+            value = entry["frontier_us"], tuple(entry["positions"][:events])
+            if releases.setdefault(key, value) != value:
+                conflicts.append(key)
+    handoff_us: dict[str, int] = {}
+    handoff: dict[str, Positions] = {}
+    path = root / "states" / "handoff.json"
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for view in project.views:
+            # What was received later may lie this far below; the frontier waits for it.
+            waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
+            handoff_us[view.name] = stored["as_of_us"] - waits
+        handoff = {name: tuple(positions) for name, positions in stored["positions"].items()}
+    mode = read_summary(root).get("stream", {}).get("mode", mode)
+    return Evidence(
+        releases, tuple(conflicts), _gaps(releases), handoff_us, handoff, mode == "exact"
+    )
+
+
+def _gaps(
+    releases: Mapping[tuple[str, int, int], object],
+) -> tuple[tuple[str, int, int], ...]:
+    first: dict[tuple[str, int], int] = {}
+    last: dict[tuple[str, int], int] = {}
+    for view, shard, number in releases:
+        first[view, shard] = min(first.get((view, shard), number), number)
+        last[view, shard] = max(last.get((view, shard), number), number)
+    return tuple(
+        (view, shard, number)
+        for (view, shard), begin in first.items()
+        for number in range(begin, last[view, shard])
+        if (view, shard, number) not in releases
+    )

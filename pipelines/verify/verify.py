@@ -1,0 +1,176 @@
+"""Verify: prove what was served. Everything is recomputed from the original files and compared.
+
+What is promised: nothing that the stream wrote is believed but what it says it served: predictions,
+releases and the online store are the accused, the raw source files are the witness. Each value is
+compared bit for bit; nothing is rounded and nothing is skipped.
+
+* `pipelines.verify.compare_predictions`: the values that predictions used, as complete and as seen;
+* `pipelines.verify.diagnosis`: how a wrong value came about;
+* `pipelines.verify.compare_oracle`: a sample in plain Python, without the kernel;
+* `pipelines.verify.compare_store`: the online store through Feast's own SDK.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tidemill.features.contract import Int64Array, moment_of
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.verify.compare_oracle import check_with_oracle, sampled_rows
+from tidemill.pipelines.verify.compare_predictions import (
+    LISTED,
+    Findings,
+    Mismatch,
+    Served,
+    ViewVerdict,
+    compare,
+    read_predictions,
+    serve_beside_requests,
+)
+from tidemill.pipelines.verify.compare_store import check_store
+from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
+from tidemill.pipelines.verify.raw_history import History, read_history
+from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
+
+
+def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
+    """Recompute what was served, and compare.
+
+    Args:
+        config: The configuration; its root holds predictions, releases and the online store.
+        progress: Where progress is shown.
+        sample: How many requests the plain-Python oracle recomputes.
+
+    Returns:
+        JSON values: ``mismatches``: all of them; ``values``: values compared, predictions times
+        features; and what they are made of, with the first mismatches in full.
+
+    Raises:
+        InputError: There is nothing to verify, or it was made by other definitions.
+    """
+    began = time.perf_counter()
+    history = read_history(config, progress)
+    evidence = evidence_of(config, history)
+    features, oracle, store = Findings(), Findings(), Findings()
+    _check_evidence(evidence, features)
+    predictions = read_predictions(config)
+    served = serve_beside_requests(config, history, predictions, features)
+    asked = hashing.bits(served.requests.column(config.project.request.request_time))
+    rows = sampled_rows(asked, sample)
+    late: list[dict[str, Any]] = []
+    late_values = oracle_values = 0
+    verdicts = list(compare(config, history, evidence, served, progress, features))
+    expected = len(rows) * len(config.project.columns)
+    with progress.stage("check a sample with the oracle", expected, "values") as stage:
+        for verdict in verdicts:
+            stage.note(verdict.view.name)
+            note_wrong_values(verdict, evidence, served, features, LISTED)
+            late_values += int(verdict.late.sum())
+            late += _late_rows(verdict, evidence, served, LISTED - len(late))
+            oracle_values += check_with_oracle(verdict, evidence, served, rows, oracle, stage)
+    stored = check_store(config, history, evidence, progress, store)
+    everything = Findings()
+    for findings in (features, oracle, store):
+        everything.merge(findings)
+    return {
+        "sources": _source_counts(config, history),
+        "requests": served.expected + served.unanswered,
+        "rejected_requests": served.unanswered,
+        "predictions": served.count,
+        "features": len(config.project.columns),
+        "values": served.count * len(config.project.columns),
+        "feature_mismatches": features.count,
+        "late_values": late_values,
+        "oracle_requests": len(rows),
+        "oracle_values": oracle_values,
+        "oracle_mismatches": oracle.count,
+        "store_entities": stored.entities,
+        "store_values": stored.values,
+        "store_not_found": stored.not_found,
+        "store_outside_max_age": stored.outside_max_age,
+        "store_mismatches": store.count,
+        "mismatches": everything.count,
+        "seconds": round(time.perf_counter() - began, 3),
+        "first_late": late,
+        "first_mismatches": [_row(mismatch) for mismatch in everything.listed],
+    }
+
+
+def _check_evidence(evidence: Evidence, findings: Findings) -> None:
+    faults = (
+        (evidence.gaps, "no evidence", "the engine lost it: every step leaves evidence"),
+        (evidence.conflicts, "two that differ", "the engine repeated it with another outcome"),
+    )
+    for releases, seen, cause in faults:
+        for view, shard, number in releases:
+            id = f"release {number} of shard {shard}"
+            findings.add(Mismatch("release", id, view, seen=seen, expected="one", cause=cause))
+
+
+def evidence_of(config: Configuration, history: History) -> Evidence:
+    """Read the releases of a run."""
+    return read_evidence(
+        config.root,
+        config.project,
+        {name: source.partitions for name, source in history.sources.items()},
+        config.stream.mode,
+    )
+
+
+def _source_counts(config: Configuration, history: History) -> dict[str, Mapping[str, int]]:
+    splits = config.splits
+    return {
+        name: {
+            "read": source.counts.read,
+            "accepted": source.counts.kept,
+            "dropped": source.counts.dropped,
+            "rejected": source.counts.rejected,
+            "streamed": len(source.received_in(splits.evaluate_until_us, splits.stream_until_us)),
+        }
+        for name, source in history.sources.items()
+    }
+
+
+def _late_rows(
+    verdict: ViewVerdict, evidence: Evidence, served: Served, room: int
+) -> list[dict[str, Any]]:
+    """Name the events that explain the first late values."""
+    rows: Int64Array = np.flatnonzero(verdict.late.any(axis=1))[: max(room, 0)]
+    ids = served.predictions.column("request_id")
+    return [
+        {
+            "request": ids[row].as_py(),
+            "view": verdict.view.name,
+            "as_of": instant(int(verdict.as_of_us[row])),
+            "values": int(verdict.late[row].sum()),
+            "late_events": ", ".join(late_events(verdict, evidence, row)),
+        }
+        for row in rows.tolist()
+    ]
+
+
+def _row(mismatch: Mismatch) -> dict[str, Any]:
+    return {
+        "what": mismatch.what,
+        "id": mismatch.id,
+        "view": mismatch.view,
+        "feature": mismatch.feature,
+        "as_of": "" if mismatch.as_of_us is None else instant(mismatch.as_of_us),
+        "seen": mismatch.seen,
+        "expected": mismatch.expected,
+        "cause": mismatch.cause,
+    }
+
+
+def instant(time_us: int) -> str:
+    """Write an instant with microseconds, or as a number where no calendar has it."""
+    try:
+        return moment_of(time_us).isoformat(timespec="microseconds")
+    except OverflowError:
+        return str(time_us)

@@ -1,0 +1,319 @@
+"""Bundles: all that a prediction needs beside the features, versioned as one directory.
+
+```
+VERSION/
+├── manifest.json     what it is: versions, hashes, inputs, training; the hash of every other file
+├── spec.json         the project's canonical form (`Project.spec`) that it was trained for
+├── evaluation.json   how good it is, beside its baselines
+├── statistics.json   what the inputs looked like in the training split
+├── transform/        the analysed transform graph (tf.Transform's layout)
+└── model/            the SavedModel: cast, transform graph and Keras model in one
+```
+
+What is promised: a directory of that name is there as a whole or not at all; a bundle whose bytes
+are not the ones written is refused; and so is one that was trained for other definitions than the
+ones at hand, by the name of the view, feature and property that differ.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tidemill.features.definitions.views import Project
+from tidemill.features.errors import BundleError, BundleMismatch
+from tidemill.features.models.preprocessing import ModelInput
+from tidemill.serving.bundles.saved_model import (
+    MAX_ROWS,
+    MIN_ROWS,
+    TransformGraph,
+    content_hash,
+    file_hashes,
+    load_tensorflow,
+    save_model,
+)
+
+FORMAT: Final = 1
+"""Version of the directory's layout and of the manifest."""
+MANIFEST: Final = "manifest.json"
+
+# They say who wrote the bundle and when, not what it is.
+_NOT_CONTENT: Final = ("version", "created_at")
+_SOFTWARE: Final = ("tensorflow", "tensorflow-transform", "keras")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, its files checked.
+
+    Attributes:
+        directory: Where it is.
+        manifest: The parsed ``manifest.json``.
+    """
+
+    directory: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def version(self) -> str:
+        """The content hash, 16 hexadecimal digits."""
+        return str(self.manifest["version"])
+
+    @property
+    def created_at(self) -> str:
+        """When it was made, as its maker said."""
+        return str(self.manifest["created_at"])
+
+    @property
+    def feature_spec_hash(self) -> str:
+        """`Project.hash` of the definitions that it was trained for."""
+        return str(self.manifest["feature_spec_hash"])
+
+    @property
+    def transform_hash(self) -> str:
+        """The transform graph's hash."""
+        return str(self.manifest["transform_hash"])
+
+    @property
+    def inputs(self) -> tuple[ModelInput, ...]:
+        """The model inputs, in order."""
+        return tuple(ModelInput(i["name"], i["dtype"]) for i in self.manifest["inputs"])
+
+    @property
+    def model_directory(self) -> Path:
+        """The SavedModel."""
+        return self.directory / "model"
+
+    @property
+    def transform_graph(self) -> TransformGraph:
+        """The transform graph on its own, for use in batch."""
+        return TransformGraph.read(self.directory / "transform")
+
+    @property
+    def evaluation(self) -> Any:
+        """The parsed ``evaluation.json``."""
+        return json.loads((self.directory / "evaluation.json").read_text())
+
+    @property
+    def statistics(self) -> Any:
+        """The parsed ``statistics.json``."""
+        return json.loads((self.directory / "statistics.json").read_text())
+
+    @classmethod
+    def load(cls, directory: Path | str, project: Project | None = None) -> Bundle:
+        """Open a bundle and check it.
+
+        Args:
+            directory: Where it is.
+            project: The definitions it is to be used with; None checks the files alone.
+
+        Raises:
+            BundleError: It is no bundle, of another format, or its files are not those written.
+            BundleMismatch: It was trained for other definitions.
+        """
+        directory = Path(directory)
+        path = directory / MANIFEST
+        if not path.is_file():
+            raise BundleError(f"{directory} is no bundle: there is no {MANIFEST}; train one first")
+        try:
+            manifest = json.loads(path.read_text())
+        except ValueError as error:
+            raise BundleError(f"{path} is not JSON: {error}") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            found = manifest.get("format") if isinstance(manifest, dict) else manifest
+            raise BundleError(
+                f"{path} has format {found!r}; this program reads format {FORMAT}: train again, "
+                "or use the program that wrote it"
+            )
+        bundle = cls(directory, manifest)
+        bundle._check_files()
+        if project is not None:
+            bundle.check_project(project)
+        return bundle
+
+    def _check_files(self) -> None:
+        written: dict[str, str] = self.manifest["files"]
+        found = file_hashes(self.directory)
+        found.pop(MANIFEST, None)
+        for what, names in (
+            ("lacks", sorted(written.keys() - found.keys())),
+            ("has a file too many:", sorted(found.keys() - written.keys())),
+            ("has changed:", sorted(n for n in written if found.get(n, written[n]) != written[n])),
+        ):
+            if names:
+                raise BundleError(
+                    f"bundle {self.directory} {what} {names[0]!r}"
+                    f"{f' and {len(names) - 1} more' if names[1:] else ''}; its files are not "
+                    "those that were written: copy it again or train again"
+                )
+        if (computed := _version(self.manifest)) != self.version:
+            raise BundleError(
+                f"bundle {self.directory}: {MANIFEST} was changed after it was written: its "
+                f"content has version {computed}, it says {self.version}"
+            )
+
+    def check_project(self, project: Project) -> None:
+        """Check that the bundle was trained for a project's definitions as they are now.
+
+        Raises:
+            BundleMismatch: It was not; the message names every difference.
+        """
+        if self.feature_spec_hash == project.hash:
+            return
+        trained = json.loads((self.directory / "spec.json").read_text())
+        differences = list(spec_differences(trained, project.spec()))
+        shown = "".join(f"\n  - {line}" for line in differences[:20])
+        if len(differences) > 20:
+            shown += f"\n  - and {len(differences) - 20} more"
+        raise BundleMismatch(
+            f"bundle {self.version} ({self.directory}) was trained for other definitions "
+            f"(feature-spec hash {self.feature_spec_hash}) than those at hand ({project.hash}):"
+            f"{shown}\ntrain again, or go back to the definitions it was trained for"
+        )
+
+
+def write_bundle(
+    root: Path,
+    *,
+    project: Project,
+    graph: TransformGraph,
+    model: Any,
+    created_at: str,
+    training: Mapping[str, Any],
+    evaluation: Any,
+    statistics: Any,
+) -> Bundle:
+    """Write a bundle below ``root``, in a directory named by its version.
+
+    It is written beside its place and renamed into it. A bundle of the same content that is there
+    already stays as it is.
+
+    Args:
+        root: The directory of bundles; made if need be.
+        project: What it was trained for.
+        graph: The analysed transform graph.
+        model: The trained keras.Model over its outputs.
+        created_at: When, as the caller says; no part of the version.
+        training: How it was trained (JSON).
+        evaluation: How good it is (JSON).
+        statistics: What the inputs looked like (JSON).
+
+    Returns:
+        The bundle.
+
+    Raises:
+        DefinitionError: The model does not end in one number per row.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    load_tensorflow()
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
+    try:
+        shutil.copytree(graph.directory, scratch / "transform")
+        save_model(graph, model, scratch / "model")
+        _write_json(scratch / "spec.json", project.spec())
+        _write_json(scratch / "evaluation.json", evaluation)
+        _write_json(scratch / "statistics.json", statistics)
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "created_at": created_at,
+            "project": project.name,
+            "feature_spec_hash": project.hash,
+            "transform_hash": graph.hash,
+            "inputs": [{"name": i.name, "kind": i.kind, "dtype": i.dtype} for i in graph.inputs],
+            "transformed": {
+                "numeric": dict(graph.numeric),
+                "vocabularies": dict(graph.vocabularies),
+            },
+            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
+            "padding": {"least_rows": MIN_ROWS, "most_rows": MAX_ROWS},
+            "training": dict(training),
+            "files": file_hashes(scratch),
+        }
+        manifest["version"] = _version(manifest)
+        _write_json(scratch / MANIFEST, manifest)
+        scratch.chmod(0o755)
+        place = root / manifest["version"]
+        if not place.exists():
+            scratch.rename(place)
+    finally:
+        if scratch.exists():
+            shutil.rmtree(scratch)
+    return Bundle.load(place, project)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _version(manifest: Mapping[str, Any]) -> str:
+    return content_hash({k: v for k, v in manifest.items() if k not in _NOT_CONTENT})
+
+
+def spec_differences(trained: Any, current: Any) -> Iterator[str]:
+    """Say in which properties two canonical forms of a project differ, by name.
+
+    Args:
+        trained: `Project.spec` as stored.
+        current: `Project.spec` at hand.
+
+    Yields:
+        One line per difference, such as ``view 'aircraft', feature 'late_rate', over: trained
+        with "7d", now "1d"``.
+    """
+    as_stored = json.loads(json.dumps(current))
+    yield from _differences(_named(trained), _named(as_stored), "")
+
+
+def _named(spec: Any) -> Any:
+    """Turn lists of named things into mappings, so that they are compared by name."""
+    if not isinstance(spec, dict):
+        return spec
+    out = {}
+    for key, value in spec.items():
+        if key == "views":
+            value = {f"view {v['view']!r}": _named(v) for v in value}
+        elif key in ("features", "inputs"):
+            kind = key.removesuffix("s")
+            value = {f"{kind} {name!r}": item for name, item in value}
+        else:
+            value = _named(value)
+        out[key] = value
+    return out
+
+
+_GROUPS: Final = ("views", "features", "inputs")
+
+
+def _differences(trained: Any, current: Any, where: str) -> Iterator[str]:
+    if not (isinstance(trained, dict) and isinstance(current, dict)):
+        if trained != current:
+            yield f"{where}: trained with {_short(trained)}, now {_short(current)}"
+        return
+    for key in [*trained, *(k for k in current if k not in trained)]:
+        if key in _GROUPS and trained.keys() == current.keys():
+            yield from _order(list(trained[key]), list(current[key]), where or "the project")
+        # The groups only hold named things; their own names say nothing.
+        place = where if key in _GROUPS else f"{where}, {key}" if where else str(key)
+        if key not in current:
+            yield f"{place}: gone, trained with {_short(trained[key])}"
+        elif key not in trained:
+            yield f"{place}: new, {_short(current[key])}"
+        else:
+            yield from _differences(trained[key], current[key], place)
+
+
+def _order(trained: list[str], current: list[str], where: str) -> Iterator[str]:
+    # The order of views and features is the order of the feature vector.
+    if trained != current and sorted(trained) == sorted(current):
+        yield f"{where}: trained with the order {', '.join(trained)}, now {', '.join(current)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."

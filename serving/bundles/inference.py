@@ -1,0 +1,218 @@
+"""The inference engine: a bundle's SavedModel, loaded once, called in few shapes.
+
+What is promised: with equal stamps, equal inputs give equal bytes, whoever asks and however many
+ask at once. TensorFlow's bytes depend on the shape of a batch (a plain Keras model's scores for
+a batch of 1 and one of 1,024 differ in the last bits of most rows), so batches are padded, by
+repeating their last row, to a power of two of at least 8 rows, and the padded shape is one of the
+stamps.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tidemill.features.errors import InputError
+from tidemill.features.models.preprocessing import ModelInput, input_column
+from tidemill.serving.bundles.bundle import Bundle
+from tidemill.serving.bundles.saved_model import (
+    MAX_ROWS,
+    Blocks,
+    Layout,
+    load_tensorflow,
+    padded_rows,
+)
+
+Columns: TypeAlias = "pa.RecordBatch | pa.Table | Mapping[str, Any]"
+"""Model inputs by name: Arrow, or numpy arrays (masked where an int64 or bool is null)."""
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """What a score's bytes depend on beside its inputs and its padded shape.
+
+    Attributes:
+        bundle: The bundle's version.
+        transform: The transform graph's hash.
+        features: The feature-spec hash.
+        device: ``CPU`` with the machine's architecture, or ``GPU`` with the device's name.
+        tensorflow: TensorFlow's version.
+        xla: Whether TensorFlow compiles what it can with XLA by itself in this process.
+    """
+
+    bundle: str
+    transform: str
+    features: str
+    device: str
+    tensorflow: str
+    xla: bool
+
+
+class Scorer:
+    """Scores batches with a bundle; safe to call from many threads at once.
+
+    Args:
+        bundle: The bundle. A GPU is used where TensorFlow finds one.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        tf = load_tensorflow()
+        self.bundle = bundle
+        self._layout = Layout.of(bundle.inputs)
+        # Keras 3 loads no SavedModels; TensorFlow does. The loaded object owns the variables.
+        self._loaded = tf.saved_model.load(str(bundle.model_directory))
+        self._score = self._loaded.signatures["serving_default"]
+        self._transform = self._loaded.signatures["transform"]
+        self.stamps = Stamps(
+            bundle=bundle.version,
+            transform=bundle.transform_hash,
+            features=bundle.feature_spec_hash,
+            device=_device_kind(),
+            tensorflow=tf.__version__,
+            xla=_xla_by_itself(),
+        )
+
+    def score(self, columns: Columns) -> npt.NDArray[np.float32]:
+        """Score a batch.
+
+        Args:
+            columns: Every model input by name in its declared type (int64, float64, bool or
+                string; nullable); further columns are ignored.
+
+        Returns:
+            float32, ``(rows,)``.
+
+        Raises:
+            InputError: A column is missing, of another type or of another length.
+        """
+        batch = self._batch(columns)
+        scores = np.empty(batch.num_rows, np.float32)
+        for start, stop, blocks in self._calls(batch):
+            scores[start:stop] = self._score(**blocks)["score"].numpy()[: stop - start]
+        return scores
+
+    def transform(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
+        """Return what the model inside the bundle sees of a batch.
+
+        Args:
+            columns: As for `score`; at least one row.
+
+        Returns:
+            The transformed columns by name: float32 ``(rows, k)`` or int64 ``(rows,)``.
+
+        Raises:
+            InputError: As for `score`.
+        """
+        parts: dict[str, list[npt.NDArray[Any]]] = {}
+        for start, stop, blocks in self._calls(self._batch(columns)):
+            for name, tensor in self._transform(**blocks).items():
+                parts.setdefault(name, []).append(tensor.numpy()[: stop - start])
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    @staticmethod
+    def padded_rows(rows: int) -> npt.NDArray[np.int32]:
+        """Return, for each row of a batch, the rows of the padded call that scores it.
+
+        Args:
+            rows: How many rows the batch has.
+
+        Returns:
+            int32, ``(rows,)``.
+        """
+        out = np.full(rows, MAX_ROWS, np.int32)
+        if remainder := rows % MAX_ROWS:
+            out[rows - remainder :] = padded_rows(remainder)
+        return out
+
+    def _batch(self, columns: Columns) -> pa.RecordBatch:
+        if isinstance(columns, pa.RecordBatch):
+            return columns
+        inputs = self.bundle.inputs
+        if isinstance(columns, pa.Table):
+            arrays = [input_column(columns, wanted) for wanted in inputs]
+        else:
+            arrays = _from_mapping(columns, inputs)
+        return pa.RecordBatch.from_arrays(arrays, names=[wanted.name for wanted in inputs])
+
+    def _calls(self, batch: pa.RecordBatch) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Yield (from, to, tensors) for each call that a batch needs."""
+        if batch.num_rows == 0:
+            for wanted in self.bundle.inputs:
+                input_column(batch, wanted)
+            return
+        for start in range(0, batch.num_rows, MAX_ROWS):
+            part = batch.slice(start, MAX_ROWS)
+            blocks = self._layout.pack(part, padded_rows(part.num_rows))
+            yield start, start + part.num_rows, _tensors(blocks)
+
+
+_shared: dict[str, Scorer] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_scorer(bundle: Bundle) -> Scorer:
+    """Return this process's one scorer for a bundle, loading it if need be.
+
+    The newest bundle asked for is kept, and the one before it for those still using it.
+    """
+    with _shared_lock:
+        scorer = _shared.pop(bundle.version, None) or Scorer(bundle)
+        _shared[bundle.version] = scorer
+        while len(_shared) > 2:
+            del _shared[next(iter(_shared))]
+        return scorer
+
+
+def _tensors(blocks: Blocks) -> dict[str, Any]:
+    tf = load_tensorflow()
+    return {
+        name: tf.constant(block, tf.string if name == "text" else block.dtype)
+        for name, block in blocks.items()
+    }
+
+
+def _from_mapping(columns: Mapping[str, Any], inputs: tuple[ModelInput, ...]) -> list[pa.Array]:
+    arrays: list[pa.Array] = []
+    schema_names = [name for name in columns if name in {wanted.name for wanted in inputs}]
+    for name in schema_names:
+        values = columns[name]
+        if isinstance(values, pa.Array):
+            arrays.append(values)
+            continue
+        values = np.ma.asanyarray(values) if np.ma.isMaskedArray(values) else np.asarray(values)
+        if values.ndim != 1:
+            raise InputError(
+                f"model input {name!r} must have the shape (rows,), found {values.shape}"
+            )
+        try:
+            mask = np.ma.getmaskarray(values) if np.ma.isMaskedArray(values) else None
+            arrays.append(pa.array(np.ma.getdata(values), mask=mask, from_pandas=True))
+        except pa.ArrowException as error:
+            raise InputError(f"model input {name!r} is no column of one type: {error}") from error
+    lengths = {name: len(array) for name, array in zip(schema_names, arrays, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"model inputs have different numbers of rows: {lengths}")
+    batch = pa.RecordBatch.from_arrays(arrays, names=schema_names)
+    return [input_column(batch, wanted) for wanted in inputs]
+
+
+def _device_kind() -> str:
+    tf = load_tensorflow()
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"CPU {platform.machine()}"
+    details = tf.config.experimental.get_device_details(gpus[0])
+    return f"GPU {details.get('device_name', 'unknown')}"
+
+
+def _xla_by_itself() -> bool:
+    tf = load_tensorflow()
+    return bool(tf.config.optimizer.get_jit()) or "auto_jit" in os.environ.get("TF_XLA_FLAGS", "")

@@ -1,0 +1,305 @@
+"""The SavedModel that serves: cast, transform graph and Keras model behind one signature.
+
+What is promised: the numbers that a model was trained on are the numbers it sees when it serves.
+Features arrive as float64 and int64, exactly as the kernel computed them; the one cast to float32
+happens inside. The inputs come in four blocks rather than one tensor per column, because a call
+costs per tensor, not per number:
+
+=========  =======  =======================  ==================================================
+tensor     dtype    shape                    holds
+=========  =======  =======================  ==================================================
+float64    float64  ``(rows, floats)``       the float64 inputs; NaN is null
+int64      int64    ``(rows, integers)``     the int64 and bool inputs; anything where null
+null       bool     ``(rows, integers)``     where those are null (float64 cannot hold every
+                                             int64, so NaN is no way to say it)
+text       string   ``(rows, texts)``        the texts; ``""`` is null
+=========  =======  =======================  ==================================================
+
+Within a block the columns stand in the order of the model's inputs. ``serving_default`` returns
+``score``, float32 ``(rows,)``; ``transform`` returns the transformed tensors by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features.definitions.expressions import FLOAT64, STRING
+from tidemill.features.errors import BundleError, DefinitionError
+from tidemill.features.models.preprocessing import (
+    SMALLEST_NORMAL,
+    ModelInput,
+    ModelSpec,
+    input_column,
+)
+
+GRAPH_FILE: Final = "transform.json"
+"""Beside tf.Transform's own files: the graph's inputs and outputs."""
+MIN_ROWS: Final = 8
+"""Below this TensorFlow's kernels take other code paths, and most scores differ in last bits."""
+MAX_ROWS: Final = 4096
+"""More rows than this are several calls."""
+
+
+def padded_rows(rows: int) -> int:
+    """Return the rows of the call that up to `MAX_ROWS` rows are padded to: a power of two.
+
+    TensorFlow's bytes depend on the shape of a batch: with few shapes, few stamps differ.
+
+    >>> [padded_rows(rows) for rows in (1, 8, 9, 1000)]
+    [8, 8, 16, 1024]
+    """
+    return max(MIN_ROWS, 1 << (rows - 1).bit_length())
+
+
+# What TensorFlow's C++ code says on every start: information and warnings, the line that explains
+# why they stand on stderr, and, on a machine without any NVIDIA device, that CUDA found none.
+_CHATTER: Final = re.compile(rb"[IW]\d{4} |WARNING: All log messages before absl::InitializeLog|$")
+_NO_GPU: Final = b"failed call to cuInit"
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Hold back what is written to file descriptor 2, and let through all but known chatter."""
+    has_nvidia = Path("/dev/nvidiactl").exists()
+    sys.stderr.flush()
+    real = os.dup(2)
+    python_stderr = sys.stderr
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        # Python's own messages (a progress bar, say) still go straight to the terminal.
+        sys.stderr = os.fdopen(os.dup(real), "w", buffering=1)
+        try:
+            yield
+        finally:
+            sys.stderr.close()
+            sys.stderr = python_stderr
+            os.dup2(real, 2)
+            os.close(real)
+            held.seek(0)
+            for line in held.read().splitlines(keepends=True):
+                if _CHATTER.match(line.rstrip()) or (_NO_GPU in line and not has_nvidia):
+                    continue
+                os.write(2, line)
+
+
+@functools.cache
+def load_tensorflow() -> Any:
+    """Import TensorFlow without its start-up chatter, and return the module.
+
+    Errors are still printed. ``TF_CPP_MIN_LOG_LEVEL`` keeps its value if it is set.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "tensorflow" in sys.modules:
+        import tensorflow as tf
+    else:
+        with _quiet_start():
+            import tensorflow as tf
+
+            # Devices are looked for at their first use; that is when CUDA speaks.
+            tf.config.list_physical_devices()
+    return tf
+
+
+@dataclass(frozen=True)
+class TransformGraph:
+    """An analysed transform graph in a directory (tf.Transform's layout plus `GRAPH_FILE`).
+
+    Attributes:
+        directory: Where it is.
+        inputs: Its inputs in order.
+        numeric: Output name to ``k``, float32 ``(rows, k)``.
+        vocabularies: Output name to number of ids, int64 ``(rows,)``.
+    """
+
+    directory: Path
+    inputs: tuple[ModelInput, ...]
+    numeric: Mapping[str, int]
+    vocabularies: Mapping[str, int]
+
+    def save(self) -> None:
+        """Write `GRAPH_FILE`."""
+        content = {
+            "inputs": [asdict(i) for i in self.inputs],
+            "numeric": dict(self.numeric),
+            "vocabularies": dict(self.vocabularies),
+        }
+        (self.directory / GRAPH_FILE).write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> TransformGraph:
+        """Read a saved graph's description.
+
+        Raises:
+            BundleError: The directory holds none.
+        """
+        path = directory / GRAPH_FILE
+        if not path.is_file():
+            raise BundleError(f"{directory} holds no transform graph: there is no {GRAPH_FILE}")
+        content = json.loads(path.read_text())
+        inputs = tuple(ModelInput(**i) for i in content["inputs"])
+        return cls(directory, inputs, content["numeric"], content["vocabularies"])
+
+    def model_spec(self, learning_rate: float, seed: int) -> ModelSpec:
+        """Return what a model for its outputs is built from."""
+        return ModelSpec(dict(self.numeric), dict(self.vocabularies), learning_rate, seed)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the names and bytes of all its files, 16 hexadecimal digits."""
+        return content_hash(file_hashes(self.directory))
+
+    def load(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Load the graph as a function over tensors.
+
+        Returns:
+            From input name to tensor (float32 or string, ``(rows,)``) to output name to tensor.
+            It has an attribute ``resources`` to be tracked by whatever is saved with it.
+        """
+        tf = load_tensorflow()
+        loaded = tf.saved_model.load(str(self.directory / "transform_fn"))
+        shapes: dict[str, list[int | None]] = {n: [None, k] for n, k in self.numeric.items()}
+        shapes |= {name: [None] for name in self.vocabularies}
+
+        def transform(columns: Mapping[str, Any]) -> dict[str, Any]:
+            # Lookup tables lose their static shape on the way through a SavedModel.
+            outputs = loaded.transform_fn(dict(columns))
+            return {name: tf.ensure_shape(outputs[name], shape) for name, shape in shapes.items()}
+
+        transform.resources = loaded  # type: ignore[attr-defined]
+        return transform
+
+
+def file_hashes(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 (hexadecimal) of every file below a directory, by relative path."""
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def content_hash(content: Any) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a canonical JSON value."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+Blocks = dict[str, npt.NDArray[Any]]
+"""The four tensors of the signature, by name (see the module)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which input stands in which block, in which column."""
+
+    floats: tuple[ModelInput, ...]
+    integers: tuple[ModelInput, ...]
+    texts: tuple[ModelInput, ...]
+
+    @classmethod
+    def of(cls, inputs: Sequence[ModelInput]) -> Layout:
+        """Return the layout of a model's inputs."""
+        return cls(
+            tuple(i for i in inputs if i.dtype == FLOAT64),
+            tuple(i for i in inputs if i.dtype not in (FLOAT64, STRING)),
+            tuple(i for i in inputs if i.dtype == STRING),
+        )
+
+    def pack(self, columns: pa.RecordBatch, rows: int) -> Blocks:
+        """Pack columns into blocks, padded to ``rows`` rows by repeating the last one.
+
+        Args:
+            columns: At least one row; every input by name in its declared type.
+            rows: How many rows the blocks get; at least the batch's.
+
+        Raises:
+            InputError: A column is missing or of another type.
+        """
+        blocks: Blocks = {
+            "float64": np.empty((rows, len(self.floats)), np.float64),
+            "int64": np.empty((rows, len(self.integers)), np.int64),
+            "null": np.zeros((rows, len(self.integers)), np.bool_),
+            "text": np.empty((rows, len(self.texts)), np.object_),
+        }
+        filled = columns.num_rows
+        for j, wanted in enumerate(self.floats):
+            values = input_column(columns, wanted).to_numpy(zero_copy_only=False)
+            blocks["float64"][:filled, j] = values
+        for j, wanted in enumerate(self.integers):
+            column = input_column(columns, wanted)
+            if column.null_count:
+                blocks["null"][:filled, j] = pc.is_null(column).to_numpy(zero_copy_only=False)
+                column = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0)
+            blocks["int64"][:filled, j] = column.to_numpy(zero_copy_only=False)
+        for j, wanted in enumerate(self.texts):
+            texts = pc.fill_null(input_column(columns, wanted), "")
+            blocks["text"][:filled, j] = texts.to_numpy(zero_copy_only=False)
+        for block in blocks.values():
+            block[filled:] = block[filled - 1]
+        return blocks
+
+
+def save_model(graph: TransformGraph, model: Any, directory: Path) -> None:
+    """Save cast, transform graph and model as one SavedModel.
+
+    Args:
+        graph: The analysed transform graph.
+        model: A keras.Model over a dict of its outputs, with one output per row.
+        directory: Where to; must not exist.
+
+    Raises:
+        DefinitionError: The model gives more or less than one number per row.
+    """
+    tf = load_tensorflow()
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or tuple(shape[1:]) not in ((), (1,)):
+        raise DefinitionError(
+            f"the project's model must end in one sigmoid, shape (rows, 1); found {shape}"
+        )
+    layout = Layout.of(graph.inputs)
+    floats, integers, texts = layout.floats, layout.integers, layout.texts
+    transform = graph.load()
+    signature = [
+        tf.TensorSpec((None, len(floats)), tf.float64, "float64"),
+        tf.TensorSpec((None, len(integers)), tf.int64, "int64"),
+        tf.TensorSpec((None, len(integers)), tf.bool, "null"),
+        tf.TensorSpec((None, len(texts)), tf.string, "text"),
+    ]
+
+    def transformed(float64: Any, int64: Any, null: Any, text: Any) -> dict[str, Any]:
+        normal = tf.where(tf.abs(float64) < SMALLEST_NORMAL, tf.zeros((), tf.float64), float64)
+        numbers = tf.cast(normal, tf.float32)
+        whole = tf.where(null, tf.constant(np.nan, tf.float32), tf.cast(int64, tf.float32))
+        columns = {i.name: numbers[:, j] for j, i in enumerate(floats)}
+        columns |= {i.name: whole[:, j] for j, i in enumerate(integers)}
+        columns |= {i.name: text[:, j] for j, i in enumerate(texts)}
+        return transform(columns)
+
+    def score(float64: Any, int64: Any, null: Any, text: Any) -> dict[str, Any]:
+        scores = model(transformed(float64, int64, null, text), training=False)
+        return {"score": tf.cast(tf.reshape(scores, [-1]), tf.float32)}
+
+    module = tf.Module()
+    module.transform = transform.resources  # type: ignore[attr-defined]
+    # The values alone: the optimizer's slots have no place in what serves.
+    module.weights = [variable.value for variable in model.variables]
+    module.score = tf.function(score, input_signature=signature)
+    module.transformed = tf.function(transformed, input_signature=signature)
+    signatures = {"serving_default": module.score, "transform": module.transformed}
+    tf.saved_model.save(module, str(directory), signatures=signatures)

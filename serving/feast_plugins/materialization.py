@@ -1,0 +1,85 @@
+"""Feast's plug-in for ``materialize``: publications from the offline log to the online store.
+
+Plugged in by class path, as ``type`` of ``batch_engine``.
+Feast's own engine takes every row through pandas, where an int64 column with a null is float64:
+numbers beyond 2**53 come out as others (a sum, or the newest values of a column). Here Arrow
+columns become rows of the store as they are, so what is materialized is what was published. A row's
+shard is not known from the log; its age is judged by the least frontier of the view.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pyarrow as pa
+from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.local.compute import LocalComputeEngine
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+
+from tidemill.features.feast_objects import DEFINITION_TAG, REVISION, VALID_UNTIL
+from tidemill.serving.feast_plugins.online_store import OrderedOnlineStore, database
+from tidemill.serving.online.cells import cell_matrix
+from tidemill.serving.online.feast_rows import StoredView, feast_rows, stored_view
+from tidemill.serving.online.rows import RowBatch, online_keys
+
+
+class ChangePointComputeEngineConfig(FeastConfigBaseModel):
+    """The ``batch_engine`` section of a Feast configuration.
+
+    Attributes:
+        type: The class path.
+    """
+
+    type: Literal["tidemill.serving.feast_plugins.materialization.ChangePointComputeEngine"] = (
+        "tidemill.serving.feast_plugins.materialization.ChangePointComputeEngine"
+    )
+
+
+class ChangePointComputeEngine(LocalComputeEngine):
+    """Materializes views that `features.feast_objects` generated; Feast's way for all others."""
+
+    def _materialize_one(
+        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
+    ) -> LocalMaterializationJob:
+        table = task.feature_view
+        if DEFINITION_TAG not in table.tags:
+            return super()._materialize_one(registry, task, **kwargs)
+        config: RepoConfig = self.repo_config
+        view = stored_view(config, table)
+        join_key = table.entity_columns[0].name
+        time = table.batch_source.timestamp_field
+        names = [name for name, _ in view.space.columns]
+        job = self.offline_store.pull_latest_from_table_or_query(
+            config=config,
+            data_source=table.batch_source,
+            join_key_columns=[join_key],
+            feature_name_columns=[*names, VALID_UNTIL, REVISION],
+            timestamp_field=time,
+            created_timestamp_column=None,
+            start_date=task.start_time,
+            end_date=task.end_time,
+        )
+        rows = _rows(view, join_key, time, job.to_arrow())
+        if isinstance(self.online_store, OrderedOnlineStore):
+            database(config).write(view.space, rows)
+        else:
+            data = feast_rows(view, rows)
+            self.online_store.online_write_batch(config, table, data, lambda _: None)
+        return LocalMaterializationJob(
+            job_id=f"{table.name}-{task.start_time}-{task.end_time}",
+            status=MaterializationJobStatus.SUCCEEDED,
+        )
+
+
+def _rows(view: StoredView, join_key: str, time: str, found: pa.Table) -> RowBatch:
+    columns = {name: found.column(name).combine_chunks() for name in found.column_names}
+    return RowBatch(
+        keys=online_keys(join_key, columns[join_key]),
+        event_timestamps=columns[time].cast(pa.int64()).to_numpy(),
+        revisions=columns[REVISION].to_numpy(),
+        valid_until=columns[VALID_UNTIL].to_numpy(),
+        shard=None,
+        cells=cell_matrix(view.space.dtypes, [columns[name] for name, _ in view.space.columns]),
+    )

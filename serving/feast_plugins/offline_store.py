@@ -1,0 +1,466 @@
+"""Feast's plug-in for the change-point log: point-in-time joins that give what batch computes.
+
+Plugged in by class path; ``offline_store: {type:
+tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore}``. It reads the views that
+`features.feast_objects` generated, with files as their source; the registry alone tells it what it
+needs. What is promised of a join stands at the top of `serving.offline.join`; what Feast asks of an
+offline store beyond that:
+
+* ``get_historical_features``: entity rows as a pandas frame, an Arrow table, or an SQL query for
+  duckdb whose result they are. Their own columns come back as they are. A time without a zone is
+  UTC, and one between two microseconds reads as the earlier. Rows must be given: a span of time
+  alone (``start_date``, ``end_date``) does not say at which instants.
+* ``to_df`` keeps the bits of int64 columns with nulls, as pandas' ``Int64`` (Feast would make
+  them float64, and lose those beyond 2**53).
+* ``materialize`` (`pull_latest`, ``pull_all``) takes publications as they stand: anchors are not
+  finished, as in the online store.
+* ``write_to_offline_store`` and ``push`` add a part to the log; the same rows again replace it.
+  They say nothing about how far the log reaches.
+* Feature logging is not taken: every prediction carries the values that it used.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from feast import FeatureView, FileSource, OnDemandFeatureView
+from feast.data_source import DataSource
+from feast.errors import (
+    SavedDatasetLocationAlreadyExists,
+)
+from feast.feature_logging import LoggingConfig, LoggingSource
+from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.saved_dataset import SavedDatasetStorage
+from feast.types import Float64, Int64, String
+from feast.utils import _get_requested_feature_views_to_features_dict
+
+from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, moment_of, time_of
+from tidemill.features.errors import InputError, StoreError
+from tidemill.features.feast_objects import (
+    ANCHORED_TAG,
+    DEFINITION_TAG,
+    EMPTY_TAG,
+    EVENT_TIMESTAMP,
+    REACH_TAG,
+    REVISION,
+    VALID_UNTIL,
+)
+from tidemill.serving.feast_plugins.entity_rows import (
+    EntityRows,
+    entity_table,
+    keys_of,
+    microseconds,
+    time_column,
+)
+from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.offline.join import (
+    Engine,
+    LoggedFeature,
+    LoggedView,
+    Span,
+    between,
+    join,
+    latest,
+)
+from tidemill.serving.offline.log import OfflineLog
+
+if TYPE_CHECKING:
+    from feast.saved_dataset import ValidationReference
+
+_ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
+
+
+class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
+    """The ``offline_store`` section of a Feast configuration.
+
+    Attributes:
+        type: The class path.
+        memory_limit: What duckdb may take, in its words (``2GB``); the rest goes to disk. Four
+            fifths of the machine's memory where it is not said.
+        threads: How many threads duckdb runs; one a core where it is not said.
+        spill: The directory for what does not fit; the machine's temporary one by default.
+    """
+
+    type: Literal["tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore"] = (
+        "tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore"
+    )
+    memory_limit: str | None = None
+    threads: int | None = None
+    spill: str | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """How duckdb runs."""
+        return Engine(self.memory_limit, self.threads, None if not self.spill else Path(self.spill))
+
+
+class ChangePointRetrievalJob(RetrievalJob):
+    """A query that runs when its result is asked for."""
+
+    def __init__(
+        self,
+        run: Callable[[], pa.Table],
+        *,
+        repo_path: Path | None,
+        full_feature_names: bool = False,
+        on_demand_feature_views: list[OnDemandFeatureView] | None = None,
+        metadata: RetrievalMetadata | None = None,
+    ) -> None:
+        self._run = run
+        self._repo_path = repo_path
+        self._full_feature_names = full_feature_names
+        self._on_demand_feature_views = on_demand_feature_views or []
+        self._metadata = metadata
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether features are called ``view__feature``."""
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """What Feast computes of the result."""
+        return self._on_demand_feature_views
+
+    @property
+    def metadata(self) -> RetrievalMetadata | None:
+        """What was asked for; None for a whole log."""
+        return self._metadata
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        return self._run()
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return _exact_frame(self._run())
+
+    def to_df(
+        self,
+        validation_reference: ValidationReference | None = None,
+        timeout: int | None = None,
+    ) -> pd.DataFrame:
+        """Return the result as a frame; an int64 column with nulls is of pandas' ``Int64``."""
+        return _exact_frame(self.to_arrow(validation_reference, timeout))
+
+    def persist(
+        self,
+        storage: SavedDatasetStorage,
+        allow_overwrite: bool = False,
+        timeout: int | None = None,
+    ) -> None:
+        """Write the result as one Parquet file, where a saved dataset is to stand.
+
+        Raises:
+            SavedDatasetLocationAlreadyExists: There is one, and it may not be overwritten.
+        """
+        target = source_path(self._repo_path, storage.to_data_source())
+        if target.exists() and not allow_overwrite:
+            raise SavedDatasetLocationAlreadyExists(location=str(target))
+        with written_whole(target) as unfinished:
+            pq.write_table(self.to_arrow(timeout=timeout), unfinished)
+
+
+class ChangePointOfflineStore(OfflineStore):
+    """The offline store of change-point logs; see the top of this module."""
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: EntityRows | None,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        **span: Any,
+    ) -> ChangePointRetrievalJob:
+        """Join features to entity rows, each as of its own instant.
+
+        Raises:
+            InputError: There are no entity rows, a column of theirs is missing or of a type that
+                is not that of the key, or it has the name of a feature.
+            StoreError: A view was not generated by `features.feast_objects`.
+        """
+        if entity_df is None:
+            raise InputError(
+                "get_historical_features needs entity rows: a span of time alone "
+                f"({', '.join(sorted(span))}) does not say at which instants values are wanted"
+            )
+        engine = config.offline_store.engine
+        rows = entity_table(engine, entity_df)
+        time_name = time_column(rows)
+        times_us = microseconds(rows, time_name)
+        odfvs = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        by_view, _ = _get_requested_feature_views_to_features_dict(
+            feature_refs, feature_views, odfvs
+        )
+        lookups = []
+        for feature_view, names in by_view.items():
+            view = logged_view(config, feature_view, names)
+            key_column = feature_view.projection.join_key_map.get(view.join_key, view.join_key)
+            keys = keys_of(rows, key_column, _ARROW[feature_view.entity_columns[0].dtype])
+            prefix = feature_view.projection.name_alias or feature_view.name
+            outputs = [f"{prefix}__{name}" if full_feature_names else name for name in names]
+            if clash := set(outputs) & set(rows.column_names):
+                raise InputError(
+                    f"the entity rows have a column {sorted(clash)[0]!r}, and so has the result; "
+                    "rename it, or ask with full_feature_names"
+                )
+            lookups.append((view, keys, outputs))
+
+        def run() -> pa.Table:
+            table = rows
+            for view, keys, outputs in lookups:
+                columns = join(engine, view, keys, times_us)
+                for output, column in zip(outputs, columns, strict=True):
+                    table = table.append_column(output, column)
+            return table
+
+        return ChangePointRetrievalJob(
+            run,
+            repo_path=config.repo_path,
+            full_feature_names=full_feature_names,
+            on_demand_feature_views=odfvs,
+            metadata=RetrievalMetadata(
+                features=feature_refs,
+                keys=[name for name in rows.column_names if name != time_name],
+                min_event_timestamp=moment_of(int(times_us.min())) if len(times_us) else None,
+                max_event_timestamp=moment_of(int(times_us.max())) if len(times_us) else None,
+            ),
+        )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,  # noqa: ARG004 - Feast names it
+        start_date: datetime.datetime,
+        end_date: datetime.datetime,
+    ) -> ChangePointRetrievalJob:
+        """Take the newest publication of each entity, highest revision, with a time in a span."""
+        log = OfflineLog(source_path(config.repo_path, data_source))
+        columns = [*join_key_columns, *feature_name_columns, timestamp_field]
+        span = Span(time_of(start_date), time_of(end_date))
+        engine = config.offline_store.engine
+        return ChangePointRetrievalJob(
+            lambda: latest(engine, log, columns, join_key_columns, span),
+            repo_path=config.repo_path,
+        )
+
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,  # noqa: ARG004 - Feast names it
+        start_date: datetime.datetime | None = None,
+        end_date: datetime.datetime | None = None,
+    ) -> ChangePointRetrievalJob:
+        """Take every row with a time in a span, of a log or of a saved dataset's one file."""
+        path = source_path(config.repo_path, data_source)
+        columns = [*join_key_columns, *feature_name_columns, timestamp_field]
+        span = Span(
+            EARLIEST_EVENT if start_date is None else time_of(start_date),
+            LATEST_EVENT if end_date is None else time_of(end_date),
+        )
+        engine = config.offline_store.engine
+
+        def run() -> pa.Table:
+            if not path.is_file():
+                return between(engine, OfflineLog(path), columns, span)
+            times = pc.field(timestamp_field)
+            within = (times >= moment_of(span.first_us)) & (times <= moment_of(span.last_us))
+            return pq.read_table(path, columns=columns, filters=within)
+
+        return ChangePointRetrievalJob(run, repo_path=config.repo_path)
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig,
+        feature_view: FeatureView,
+        table: pa.Table,
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Add rows to a view's log, as one part that the same rows replace.
+
+        Raises:
+            InputError: The columns are not those of the log, or a value is not of its type.
+            StoreError: The view was not generated by `features.feast_objects`.
+        """
+        names = [field.name for field in feature_view.features]
+        view = logged_view(config, feature_view, names)
+        rows = _log_rows(view, _ARROW[feature_view.entity_columns[0].dtype], table)
+        digest = hashlib.sha256()
+        for batch in rows.combine_chunks().to_batches():
+            digest.update(batch.serialize())
+        view.log.write_table(view.join_key, rows, f"written-{digest.hexdigest()[:16]}")
+        if progress is not None:
+            progress(len(table))
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,
+    ) -> None:
+        """Refuse: what was served stands in the predictions.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "ChangePointOfflineStore takes no feature logs: every prediction carries the values "
+            "that it used, and `tidemill verify` recomputes them"
+        )
+
+    def get_table_column_names_and_types_from_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> Iterable[tuple[str, str]]:
+        """Return the columns of a log's files."""
+        schema = OfflineLog(source_path(config.repo_path, data_source)).schema()
+        return [(field.name, str(field.type)) for field in schema]
+
+
+def source_path(repo_path: Path | None, source: DataSource) -> Path:
+    """Return where a source's files stand.
+
+    Raises:
+        StoreError: It is not a source of files on this machine.
+    """
+    if not isinstance(source, FileSource) or "://" in source.path:
+        raise StoreError(
+            f"data source {source.name!r} is {type(source).__name__} {getattr(source, 'path', '')}"
+            "; ChangePointOfflineStore reads local Parquet files (feast.FileSource)"
+        )
+    path: str = source.path
+    return Path(repo_path or "") / path
+
+
+def logged_view(config: RepoConfig, feature_view: FeatureView, names: list[str]) -> LoggedView:
+    """Describe a Feast feature view, from its fields, its tags and its source.
+
+    Args:
+        config: The Feast configuration.
+        feature_view: The view.
+        names: The features wanted of it.
+
+    Raises:
+        StoreError: The view was not generated by `features.feast_objects`, or the code that
+            registered it knew no offline log.
+    """
+    lacking = [tag for tag in (DEFINITION_TAG, REACH_TAG) if tag not in feature_view.tags]
+    if lacking:
+        raise StoreError(
+            f"feature view {feature_view.name!r} lacks the tags {', '.join(lacking)}; "
+            "ChangePointOfflineStore reads the views that Tidemill generates. Register the "
+            "project again with `tidemill apply`, or keep other views in a Feast project with a "
+            "store of Feast's"
+        )
+    return LoggedView(
+        name=feature_view.name,
+        log=OfflineLog(source_path(config.repo_path, feature_view.batch_source)),
+        join_key=feature_view.entity_columns[0].name,
+        features=tuple(logged_features(feature_view, names)),
+        reach_us=int(feature_view.tags[REACH_TAG]),
+    )
+
+
+def logged_features(feature_view: FeatureView, names: list[str]) -> list[LoggedFeature]:
+    """Describe features of a Feast feature view, from its fields and their tags."""
+    fields = {field.name: field for field in feature_view.features}
+    features = []
+    for name in names:
+        tags, kind = fields[name].tags, _ARROW[fields[name].dtype]
+        empty = pa.scalar(tags[EMPTY_TAG]).cast(kind).as_py() if EMPTY_TAG in tags else None
+        features.append(LoggedFeature(name, kind, empty, ANCHORED_TAG in tags))
+    return features
+
+
+def finish_history(
+    found: pa.Table, feature_views: Sequence[FeatureView], event_timestamp: str = EVENT_TIMESTAMP
+) -> pa.Table:
+    """Finish what another offline store of Feast's joined from change points (BigQuery's).
+
+    Such a store gives null to an entity without a publication, and anchors as they are. With the
+    revision it is known which nulls are values.
+
+    Args:
+        found: The result of ``get_historical_features(..., full_feature_names=True)``, ``(rows,)``;
+            `REVISION` of every view was asked for.
+        feature_views: The views, as the registry has them.
+        event_timestamp: The column of the rows' instants.
+
+    Returns:
+        The same columns, with the values that batch computes, ``(rows,)``.
+
+    Raises:
+        InputError: The revision of a view is not in the result.
+    """
+    times = pa.array(microseconds(found, event_timestamp), pa.int64())
+    for view in feature_views:
+        prefix = f"{view.projection.name_alias or view.name}__"
+        if f"{prefix}{REVISION}" not in found.column_names:
+            raise InputError(
+                f"view {view.name!r}: the result has no column {prefix}{REVISION}; ask for "
+                f"'{view.name}:{REVISION}' too, with full_feature_names, since without it a null "
+                "that was published looks like no publication"
+            )
+        absent = pc.is_null(found.column(f"{prefix}{REVISION}")).combine_chunks()
+        names = [field.name for field in view.features if field.name not in (REVISION, VALID_UNTIL)]
+        for feature in logged_features(view, names):
+            place = found.schema.get_field_index(f"{prefix}{feature.name}")
+            if place >= 0:
+                stored = found.column(place).combine_chunks().cast(feature.dtype)
+                column = feature.finish(stored, absent, times)
+                found = found.set_column(place, f"{prefix}{feature.name}", column)
+    return found
+
+
+def _log_rows(view: LoggedView, key: pa.DataType, table: pa.Table) -> pa.Table:
+    wanted = {
+        view.join_key: key,
+        EVENT_TIMESTAMP: pa.timestamp("us", tz="UTC"),
+        **{feature.name: feature.dtype for feature in view.features},
+    }
+    if set(table.column_names) != set(wanted):
+        raise InputError(
+            f"view {view.name!r}: rows for the offline log must have the columns "
+            f"{', '.join(wanted)}, found {', '.join(table.column_names)}"
+        )
+    columns = {}
+    for name, kind in wanted.items():
+        column = table.column(name)
+        if pa.types.is_timestamp(kind) and column.type.tz is None:  # Feast: no zone is UTC
+            column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
+        try:
+            columns[name] = column.cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(f"view {view.name!r}: column {name!r}: {error}") from None
+    for name in (view.join_key, EVENT_TIMESTAMP, VALID_UNTIL, REVISION):
+        if columns[name].null_count:
+            raise InputError(f"view {view.name!r}: {name} is null in a row for the offline log")
+    return pa.table(columns)
+
+
+def _exact_frame(table: pa.Table) -> pd.DataFrame:
+    frame = table.to_pandas(integer_object_nulls=False)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_int64(column.type) and column.null_count:
+            frame[name] = column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    return frame

@@ -1,0 +1,366 @@
+"""Feast's plug-in for the ordered online stores.
+
+Plugged in by class path; Feast's registry, SDK and servers work as they are:
+
+* ``online_store: {type: tidemill.serving.feast_plugins.online_store.OrderedSqliteOnlineStore, path:
+  online.db}``
+* ``online_store: {type: tidemill.serving.feast_plugins.online_store.OrderedRedisOnlineStore, host:
+  localhost}``
+
+What is promised of writes stands at the top of `serving.online.database`: an older publication
+never overwrites a newer one, whatever the order of writes and the number of writers.
+
+What a read through Feast's SDK says (DESIGN: "Reading online"), judged by the declared clock and
+the frontier that the stream published for the row's view and shard:
+
+========================  =======================  ===================================
+the row                   status                   value
+========================  =======================  ===================================
+fresh                     ``PRESENT``              the value as of the frontier
+fresh, the value is null  ``PRESENT``              null: the feature's value is null
+stale, or overrun         ``OUTSIDE_MAX_AGE``      null
+absent                    ``NOT_FOUND``            null
+========================  =======================  ===================================
+
+* A row is stale when its frontier lags behind the clock by more than the view's ``max_staleness``
+  and overrun when its ``valid_until`` is not past its frontier. A row whose frontier was never
+  written is stale: nobody says as of when it holds. Its numbers are withheld because
+  ``to_dict()`` and ``to_df()`` show no statuses; `serving.online.reader` gives numbers and status
+  both.
+* With ``clock: replay`` the clock is the highest frontier published for the view, so only a shard
+  that trails the others is stale.
+* All views of a request are read in one round trip, as of one instant of the store.
+* An anchored feature (time since last event) reads as its anchor; `serving.online.reader.finish`
+  makes the value of it.
+* A stock client writes through Feast's generic path. Its row must hold every feature of the view;
+  without the two technical fields (absent or null) it counts as revision 0, valid for ever. Its
+  shard is unknown, so it is read as of the view's least frontier.
+* A view that Tidemill did not generate (`serving.online.feast_rows`: a foreign one) may have fields
+  of any Feast type. Its rows are written in order like all others, and have no age: present or
+  absent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from feast import Entity, FeatureView, utils
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from pydantic import StrictInt, StrictStr
+
+from tidemill.features.contract import ReadStatus
+from tidemill.serving.feast_plugins.feast_responses import Asked, add_to_response, name_features
+from tidemill.serving.online.database import OnlineDatabase, Snapshot
+from tidemill.serving.online.feast_rows import (
+    FeastReading,
+    FeastRow,
+    StoredView,
+    feast_reading,
+    key_space,
+    online_key,
+    row_batch,
+    stored_view,
+)
+from tidemill.serving.online.rows import Clock, clock_us
+from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace, open_database
+from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
+
+
+class OrderedOnlineStore(OnlineStore):
+    """An online store that keeps the order of publications; see the top of this module.
+
+    What is Feast's stands here, once for all databases; which one it is, the configuration knows.
+    """
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Write publications in Feast's form.
+
+        Raises:
+            ConflictingPublication: One contradicts the one that stands.
+            InputError: A row lacks a feature, or a value is not of the declared type.
+        """
+        view = stored_view(config, table)
+        rows = row_batch(config, view, data)
+        database(config).write(view.space, rows)
+        if progress is not None:
+            progress(len(rows))
+
+    async def online_write_batch_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Do as `online_write_batch`, in a thread."""
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[FeastReading]:
+        """Read rows whatever their age, by Feast's contract: it has no place for a status."""
+        view = stored_view(config, table)
+        keys = [online_key(config, key) for key in entity_keys]
+        (snapshot,) = database(config).read([(view.space, keys)])
+        return [feast_reading(view, row, requested_features) for row in snapshot.rows]
+
+    async def online_read_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[FeastReading]:
+        """Do as `online_read`, in a thread."""
+        return await asyncio.to_thread(
+            self.online_read, config, table, entity_keys, requested_features
+        )
+
+    def _read_features_per_fv(
+        self,
+        config: RepoConfig,
+        grouped_refs: list[tuple[FeatureView, list[str]]],
+        join_key_values: dict[str, list[ValueProto]],
+        entity_name_to_join_key_map: dict[str, str],
+        online_features_response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,
+        include_feature_view_version_metadata: bool,
+    ) -> None:
+        # The step of get_online_features that Feast gives to stores to override: all views in
+        # one snapshot, and the statuses that the stock step does not know.
+        unique = [
+            utils._get_unique_entities(table, join_key_values, entity_name_to_join_key_map)
+            for table, _ in grouped_refs
+        ]
+        views = [stored_view(config, table) for table, _ in grouped_refs]
+        wanted = [
+            (
+                view.space,
+                [online_key(config, key) for key in utils._get_entity_key_protos(entities)],
+            )
+            for view, (entities, _, _) in zip(views, unique, strict=True)
+        ]
+        snapshots = database(config).read(wanted)
+        clock = config.online_store.clock
+        for (table, features), (_, places, length), view, snapshot in zip(
+            grouped_refs, unique, views, snapshots, strict=True
+        ):
+            asked = Asked(table, features, places, length)
+            name_features(
+                online_features_response,
+                asked,
+                full_feature_names=full_feature_names,
+                with_versions=include_feature_view_version_metadata,
+            )
+            statuses = judge(view, snapshot, clock)
+            add_to_response(online_features_response, asked, view, snapshot, statuses)
+
+    async def _read_features_per_fv_async(self, *arguments: Any) -> None:
+        await asyncio.to_thread(self._read_features_per_fv, *arguments)
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+        partial: bool,
+    ) -> None:
+        """Make the key spaces of the views that are kept.
+
+        A changed definition gets a new, empty key space. The rows of a generated view stay, also
+        when Feast deletes it: a reader may use that definition until `tidemill clean-store` removes
+        the key spaces that no version in the registry has. Those of a foreign view go with it.
+
+        Raises:
+            StoreError: The store cannot hold a view, or cannot be written.
+        """
+        store = database(config)
+        store.create([key_space(config, table) for table in tables_to_keep])
+        deleted = [stored_view(config, table) for table in tables_to_delete]
+        store.drop([view.space for view in deleted if not view.judged])
+
+    def teardown(
+        self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
+    ) -> None:
+        """Remove the key spaces of these views; the database stays, others may live in it."""
+        database(config).drop([key_space(config, table) for table in tables])
+
+
+class OrderedSqliteOnlineStoreConfig(FeastConfigBaseModel):
+    """The ``online_store`` section of a Feast configuration for an SQLite file.
+
+    Attributes:
+        type: The class path.
+        path: The database's file; a relative one is below the repository's path.
+        clock: What age is judged by: ``wall`` live, ``replay`` for the published frontier.
+    """
+
+    type: Literal["tidemill.serving.feast_plugins.online_store.OrderedSqliteOnlineStore"] = (
+        "tidemill.serving.feast_plugins.online_store.OrderedSqliteOnlineStore"
+    )
+    path: StrictStr = "online.db"
+    clock: Clock = "wall"
+
+    def place(self, repository: Path | None) -> OnlinePlace:
+        """Return the place that the section names."""
+        return _sqlite_place(repository, self.path)
+
+
+class OrderedSqliteOnlineStore(OrderedOnlineStore):
+    """The ordered online store in an SQLite file."""
+
+    def teardown(
+        self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
+    ) -> None:
+        """Remove the key spaces of these views; there are none where there is no file."""
+        place = config.online_store.place(config.repo_path)
+        if place.path.exists():
+            super().teardown(config, tables, entities)
+
+
+class RedisTlsConfig(FeastConfigBaseModel):
+    """TLS to a Redis (`serving.stores.redis_place.RedisTls`): paths of PEM files.
+
+    Attributes:
+        ca: The authorities that are trusted; None trusts the system's.
+        cert: Our own certificate, where the server asks for one.
+        key: Its key.
+    """
+
+    ca: StrictStr | None = None
+    cert: StrictStr | None = None
+    key: StrictStr | None = None
+
+
+class OrderedRedisOnlineStoreConfig(FeastConfigBaseModel):
+    """The ``online_store`` section of a Feast configuration for a Redis.
+
+    Attributes:
+        type: The class path.
+        host: The host's name or address.
+        port: The port.
+        db: The number of the database.
+        username: The ACL user; None is Redis's default user.
+        password_env: The environment variable that holds the password.
+        password_file: The file that holds the password.
+        tls: How to speak TLS; None speaks plainly.
+        timeout_us: How long to wait for a connection and for each answer, in microseconds.
+        clock: What age is judged by: ``wall`` live, ``replay`` for the published frontier.
+    """
+
+    type: Literal["tidemill.serving.feast_plugins.online_store.OrderedRedisOnlineStore"] = (
+        "tidemill.serving.feast_plugins.online_store.OrderedRedisOnlineStore"
+    )
+    host: StrictStr = "localhost"
+    port: StrictInt = 6379
+    db: StrictInt = 0
+    username: StrictStr | None = None
+    password_env: StrictStr | None = None
+    password_file: StrictStr | None = None
+    tls: RedisTlsConfig | None = None
+    timeout_us: StrictInt = 5_000_000
+    clock: Clock = "wall"
+
+    def place(self, repository: Path | None) -> OnlinePlace:
+        """Return the place that the section names; relative paths are below the repository's."""
+        tls = self.tls
+        return _redis_place(
+            repository,
+            self.host,
+            self.port,
+            self.db,
+            self.username,
+            self.password_env,
+            self.password_file,
+            (tls.ca, tls.cert, tls.key) if tls else None,
+            self.timeout_us,
+        )
+
+
+class OrderedRedisOnlineStore(OrderedOnlineStore):
+    """The ordered online store in a Redis."""
+
+
+# Every read asks for its place, and a path takes longer to make than a row to find.
+@functools.lru_cache(maxsize=64)
+def _sqlite_place(repository: Path | None, path: str) -> SqlitePlace:
+    return SqlitePlace((repository or Path()) / path)
+
+
+@functools.lru_cache(maxsize=64)
+def _redis_place(
+    repository: Path | None,
+    host: str,
+    port: int,
+    db: int,
+    username: str | None,
+    password_env: str | None,
+    password_file: str | None,
+    tls: tuple[str | None, str | None, str | None] | None,
+    timeout_us: int,
+) -> RedisPlace:
+    def path(name: str | None) -> Path | None:
+        return None if name is None else (repository or Path()) / name
+
+    return RedisPlace(
+        host=host,
+        port=port,
+        db=db,
+        username=username,
+        password_env=password_env,
+        password_file=path(password_file),
+        tls=None if tls is None else RedisTls(*map(path, tls)),
+        timeout_us=timeout_us,
+    )
+
+
+def database(config: RepoConfig) -> OnlineDatabase:
+    """Return the online database that a Feast configuration names."""
+    return open_database(config.online_store.place(config.repo_path))
+
+
+def judge(view: StoredView, snapshot: Snapshot, clock: Clock) -> list[ReadStatus]:
+    """Judge every row of a snapshot by a declared clock.
+
+    Args:
+        view: The rows' view. Those of a foreign one have no age.
+        snapshot: What was read of it.
+        clock: The declared clock.
+
+    Returns:
+        A status for each row, ``NOT_FOUND`` for each that is absent.
+    """
+    if not view.judged:
+        return [
+            ReadStatus.NOT_FOUND if row is None else ReadStatus.PRESENT for row in snapshot.rows
+        ]
+    frontiers = snapshot.frontiers
+    now_us = clock_us(clock, frontiers)
+    return [
+        ReadStatus.NOT_FOUND
+        if row is None
+        else frontiers.status(
+            frontiers.of(row.shard), row.valid_until, now_us, view.space.max_staleness_us
+        )
+        for row in snapshot.rows
+    ]

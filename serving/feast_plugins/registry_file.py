@@ -1,0 +1,26 @@
+"""Feast's registry in a file, replaced as a whole.
+
+Feast writes its registry file in place, so a writer that is killed leaves half of it, and a reader
+at that moment reads none. Here a write is a new file, forced to the disk and then renamed: a
+reader sees the registry before it or after it.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from feast.infra.registry.file import FileRegistryStore
+from feast.protos.feast.core.Registry_pb2 import Registry
+from feast.utils import _utc_now
+
+from tidemill.serving.files.atomic_write import written_whole
+
+
+class AtomicFileRegistryStore(FileRegistryStore):
+    """The registry's file; whoever reads with Feast alone reads it as Feast's own."""
+
+    def _write_registry(self, registry_proto: Registry) -> None:
+        registry_proto.version_id = str(uuid.uuid4())
+        registry_proto.last_updated.FromDatetime(_utc_now())
+        with written_whole(self._filepath, durable=True) as unfinished:
+            unfinished.write_bytes(registry_proto.SerializeToString())

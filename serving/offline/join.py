@@ -1,0 +1,335 @@
+"""The point-in-time join over change-point logs, on duckdb: Arrow in, Arrow out.
+
+Values are piecewise constant, so the value of an entity at ``t`` is its newest publication at or
+before ``t``: an as-of join. What is promised beyond that:
+
+* Of publications at one instant the highest revision is the value.
+* An entity without a publication has the view's declared empty values; so has a null key.
+* An anchored feature is finished for the row's own instant, as a request at that instant sees it.
+* Rows come back in the order in which they were given, each once, whatever they hold.
+* No row reads past a publication's `VALID_UNTIL`, nor outside the span in which the log is
+  complete: that is an error that names the instant (`StoreError`), never an old number.
+
+What it costs: only days up to the latest instant asked for are read, and none before the earliest
+one less the view's reach: what is older can only say "empty" (`features.feast_objects.REACH_TAG`).
+Who asks for the two technical fields themselves, which such rows do hold, reads the log from its
+beginning. Only publications of entities asked for are sorted, and duckdb spills to disk what does
+not fit its memory limit; the rows asked for and their values are in memory.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, TIME_MIN, Int64Array, moment_of
+from tidemill.features.errors import InputError, StoreError
+from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL
+from tidemill.serving.offline.log import OfflineLog
+
+_TECHNICAL: Final = (VALID_UNTIL, REVISION)
+# An instant and a revision as one number, in their order.
+_SHIFT: Final = "18446744073709551616::HUGEINT"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How duckdb runs.
+
+    Attributes:
+        memory_limit: In duckdb's words, such as ``2GB``; None is four fifths of the machine's.
+        threads: How many; None is one a core.
+        spill: Where what does not fit is put; None is the machine's temporary directory.
+    """
+
+    memory_limit: str | None = None
+    threads: int | None = None
+    spill: Path | None = None
+
+    @contextmanager
+    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Open a database in memory, for one query or a few."""
+        with tempfile.TemporaryDirectory(prefix="tidemill-join-", dir=self.spill) as folder:
+            config: dict[str, str | bool | int | float | list[str]] = {"temp_directory": folder}
+            if self.memory_limit is not None:
+                config["memory_limit"] = self.memory_limit
+            if self.threads is not None:
+                config["threads"] = self.threads
+            with duckdb.connect(config=config) as connection:
+                connection.execute("SET TimeZone = 'UTC'")
+                yield connection
+
+
+@dataclass(frozen=True)
+class LoggedFeature:
+    """A feature as the registry describes it.
+
+    Attributes:
+        name: Its column in the log.
+        dtype: int64 or float64.
+        empty: The value of an entity without publications.
+        anchored: Whether the log holds its anchor.
+    """
+
+    name: str
+    dtype: pa.DataType
+    empty: int | float | None
+    anchored: bool
+
+    def finish(self, stored: pa.Array, absent: pa.Array, times_us: pa.Array) -> pa.Array:
+        """Make the values that a request sees of the stored ones.
+
+        Args:
+            stored: Of `dtype`, ``(rows,)``.
+            absent: bool, ``(rows,)``: where there is no publication.
+            times_us: int64, ``(rows,)``: the instants that they are for.
+        """
+        values = pc.subtract(times_us, stored) if self.anchored else stored
+        if self.empty is None:
+            return values
+        return pc.if_else(absent, pa.scalar(self.empty, self.dtype), values)
+
+
+@dataclass(frozen=True)
+class LoggedView:
+    """A view's log, and what is to be read of it.
+
+    Attributes:
+        name: The view's name, for errors.
+        log: Its log.
+        join_key: The log's column of the entity's key.
+        features: What is wanted.
+        reach_us: See `features.feast_objects.REACH_TAG`.
+    """
+
+    name: str
+    log: OfflineLog
+    join_key: str
+    features: tuple[LoggedFeature, ...]
+    reach_us: int
+
+
+def join(engine: Engine, view: LoggedView, keys: pa.Array, times_us: Int64Array) -> list[pa.Array]:
+    """Look up the values of entities at instants.
+
+    Args:
+        engine: How to run.
+        view: The view, and the features wanted.
+        keys: string or int64, as in the log, ``(rows,)``; null for none.
+        times_us: int64, ``(rows,)``: the instants.
+
+    Returns:
+        A column for each feature, ``(rows,)``.
+
+    Raises:
+        StoreError: There is no log, an instant lies where it is not complete, or a publication
+            was not followed by the one that was due.
+        InputError: The log's files are not of the view.
+    """
+    if len(times_us) == 0:
+        return [pa.array([], feature.dtype) for feature in view.features]
+    if not view.log.directory.is_dir():
+        raise StoreError(
+            f"view {view.name!r}: there is no offline log at {view.log.directory}; write the "
+            "history with `tidemill backfill --publish`"
+        )
+    _check_span(view, times_us)
+    found = _newest_before(engine, view, keys, times_us)
+    absent = pc.is_null(found.column(VALID_UNTIL)).combine_chunks()
+    _check_validity(view, keys, times_us, found.column(VALID_UNTIL))
+    times = pa.array(times_us, pa.int64())
+    return [
+        feature.finish(found.column(feature.name).combine_chunks(), absent, times)
+        for feature in view.features
+    ]
+
+
+def latest(
+    engine: Engine, log: OfflineLog, columns: Sequence[str], join_keys: Sequence[str], span: Span
+) -> pa.Table:
+    """Return the newest publication of every entity with an event_timestamp in a span.
+
+    Args:
+        engine: How to run.
+        log: The log.
+        columns: What is wanted of it.
+        join_keys: The columns of the entity's key.
+        span: The span.
+    """
+    _check_log(log, columns)
+    chosen = ", ".join(map(_quoted, columns))
+    keys = ", ".join(map(_quoted, join_keys))
+    query = f"""
+        SELECT {chosen} FROM ({_scan(columns)})
+        QUALIFY row_number() OVER (
+            PARTITION BY {keys} ORDER BY {EVENT_TIMESTAMP} DESC, {REVISION} DESC) = 1
+    """
+    return _run_over(engine, log, query, span, columns)
+
+
+def between(engine: Engine, log: OfflineLog, columns: Sequence[str], span: Span) -> pa.Table:
+    """Return every publication with an event_timestamp in a span; arguments as for `latest`."""
+    _check_log(log, columns)
+    chosen = ", ".join(map(_quoted, columns))
+    return _run_over(engine, log, f"SELECT {chosen} FROM ({_scan(columns)})", span, columns)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Instants, both ends included.
+
+    Attributes:
+        first_us: The first.
+        last_us: The last.
+    """
+
+    first_us: int
+    last_us: int
+
+    def parameters(self) -> dict[str, datetime.datetime]:
+        """Return them as duckdb compares them with event timestamps."""
+        return {"first": _datetime(self.first_us), "last": _datetime(self.last_us)}
+
+
+def _newest_before(
+    engine: Engine, view: LoggedView, keys: pa.Array, times_us: Int64Array
+) -> pa.Table:
+    names = [feature.name for feature in view.features]
+    columns = list(dict.fromkeys([*names, VALID_UNTIL]))
+    # What is older than the reach can only say "empty", but holds its own technical fields.
+    oldest = TIME_MIN if set(names) & set(_TECHNICAL) else int(times_us.min()) - view.reach_us
+    span = Span(oldest, int(times_us.max()))
+    rows = pa.table({"row": pa.array(np.arange(len(keys))), "key": keys, "time": times_us})
+    query = f"""
+        SELECT r."row", {", ".join(f"l.{_quoted(name)}" for name in columns)}
+        FROM (
+            SELECT "row", key, time::HUGEINT * {_SHIFT} + 9223372036854775807 AS place FROM rows
+        ) r ASOF LEFT JOIN (
+            SELECT *, epoch_us({EVENT_TIMESTAMP})::HUGEINT * {_SHIFT} + {REVISION} AS place
+            FROM ({_scan([view.join_key, *columns])})
+            WHERE {_quoted(view.join_key)} IN (SELECT key FROM rows)
+        ) l ON r.key = l.{_quoted(view.join_key)} AND r.place >= l.place
+    """
+    found = _run(engine, query, view.log, span, rows)
+    if found is None:
+        kinds = {feature.name: feature.dtype for feature in view.features}
+        nothing = {name: pa.nulls(len(keys), kinds.get(name, pa.int64())) for name in columns}
+        return pa.table(nothing)
+    _check_columns(view, found)
+    order = np.empty(len(keys), np.int64)
+    order[found.column("row").to_numpy()] = np.arange(len(keys))
+    return found.take(pa.array(order))
+
+
+def _scan(columns: Sequence[str]) -> str:
+    wanted = dict.fromkeys([*columns, EVENT_TIMESTAMP, REVISION])
+    return (
+        f"SELECT {', '.join(map(_quoted, wanted))} "
+        "FROM read_parquet($files, hive_partitioning = false) "
+        f"WHERE {EVENT_TIMESTAMP} BETWEEN $first AND $last"
+    )
+
+
+def _run_over(
+    engine: Engine, log: OfflineLog, query: str, span: Span, columns: Sequence[str]
+) -> pa.Table:
+    found = _run(engine, query, log, span)
+    if found is not None:
+        return found
+    schema = log.schema()
+    return pa.schema([schema.field(name) for name in columns]).empty_table()
+
+
+def _run(
+    engine: Engine, query: str, log: OfflineLog, span: Span, rows: pa.Table | None = None
+) -> pa.Table | None:
+    """Run a query over the files of a span; None where there are none."""
+    while True:
+        files = log.files(span.first_us, span.last_us)
+        if not files:
+            return None
+        parameters = {"files": [str(file) for file in files], **span.parameters()}
+        with engine.connection() as connection:
+            if rows is not None:
+                connection.register("rows", rows)
+            try:
+                return connection.sql(query, params=parameters).to_arrow_table()
+            except duckdb.IOException:
+                # A merge has put one file in the place of some of these: the log says the same.
+                if all(file.exists() for file in files):
+                    raise
+
+
+def _check_log(log: OfflineLog, columns: Sequence[str]) -> None:
+    found = log.schema().names
+    wanted = dict.fromkeys([*columns, EVENT_TIMESTAMP, REVISION])
+    if lacking := [name for name in wanted if name not in found]:
+        raise StoreError(
+            f"offline log {log.directory}: its files have no column {', '.join(lacking)} (found "
+            f"{', '.join(found)}); they are not a change-point log of this view"
+        )
+
+
+def _check_span(view: LoggedView, times_us: Int64Array) -> None:
+    reached = view.log.reached()
+    if reached is None:
+        return
+    first, last = int(times_us.min()), int(times_us.max())
+    if first < reached.first_us or last > reached.last_us:
+        raise StoreError(
+            f"view {view.name!r}: rows ask for instants from {_show(first)} to {_show(last)}, and "
+            f"the offline log {view.log.directory} is complete from {_show(reached.first_us)} to "
+            f"{_show(reached.last_us)}; leave the other rows out, or write the history with "
+            "`tidemill backfill --publish`"
+        )
+
+
+def _check_validity(
+    view: LoggedView, keys: pa.Array, times_us: Int64Array, until: pa.ChunkedArray
+) -> None:
+    overrun = pc.fill_null(pc.less_equal(until, pa.array(times_us)), False).to_numpy()
+    if overrun.any():
+        row = int(np.flatnonzero(overrun)[0])
+        raise StoreError(
+            f"view {view.name!r}: the newest publication of entity {keys[row].as_py()!r} at "
+            f"{_show(int(times_us[row]))} holds until {_show(until[row].as_py())} only, and what "
+            f"was due then is not in the offline log {view.log.directory} "
+            f"({int(overrun.sum())} rows); write the history with `tidemill backfill --publish`"
+        )
+
+
+def _check_columns(view: LoggedView, found: pa.Table) -> None:
+    for feature in view.features:
+        kind = found.schema.field(feature.name).type
+        if kind != feature.dtype:
+            raise InputError(
+                f"view {view.name!r}: column {feature.name!r} of the offline log "
+                f"{view.log.directory} is {kind}, expected {feature.dtype}; the files there are "
+                "not of this view"
+            )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _datetime(time_us: int) -> datetime.datetime:
+    # Beyond the calendar there are no publications.
+    bounded = min(max(time_us, EARLIEST_EVENT), LATEST_EVENT)
+    return moment_of(bounded)
+
+
+def _show(time_us: int) -> str:
+    if not EARLIEST_EVENT <= time_us <= LATEST_EVENT:
+        return "the beginning" if time_us < 0 else "the end of time"
+    return _datetime(time_us).isoformat()

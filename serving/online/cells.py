@@ -1,0 +1,220 @@
+"""The cells of a row: all its values as one string of bytes.
+
+8 bytes little-endian for each column in order, then a bitmap of the nulls, column ``i`` at bit
+``i % 8`` of byte ``i // 8``, then the tail. A null's 8 bytes are zeros; those of a value are
+
+* of an ``int64`` or ``float64`` column the number's own bits, NaN payloads and -0.0 included;
+* of a column of any other type where its bytes stand in the tail (offset and length, unsigned 32
+  bits each). The bytes are the caller's: `serving.online.feast_rows` stores Feast's ``Value``
+  message.
+
+Views that `features.feast_objects` generates have numbers only, so their cells have a fixed width
+and no tail, and whole columns are encoded at once. Equal values are equal bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tidemill.features.definitions.expressions import ARROW_TYPES, FLOAT64, INT64
+from tidemill.features.errors import InputError
+
+Value = int | float | bytes | None
+"""A number, the bytes of a value of another type, or a null."""
+
+_NUMPY: Final = {INT64: np.dtype("<i8"), FLOAT64: np.dtype("<f8")}
+_STRUCT: Final = {INT64: "q", FLOAT64: "d"}
+_PLACE: Final = struct.Struct("<II")
+_LARGEST_TAIL: Final = 2**32 - 1
+_INVERTED: Final = bytes(255 - byte for byte in range(256))
+
+
+def cells_width(columns: int) -> int:
+    """Return the number of bytes of a row's cells without its tail."""
+    return 8 * columns + (columns + 7) // 8
+
+
+def is_number(dtype: str) -> bool:
+    """Tell whether a column's 8 bytes are its value; otherwise they say where it stands."""
+    return dtype in _STRUCT
+
+
+def has_tail(dtypes: Sequence[str]) -> bool:
+    """Tell whether cells of these columns are longer than `cells_width`, or may be."""
+    return any(dtype not in _STRUCT for dtype in dtypes)
+
+
+def cell_matrix(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> npt.NDArray[np.uint8]:
+    """Encode whole columns.
+
+    Args:
+        dtypes: ``int64`` or ``float64``, one a column.
+        arrays: Arrow arrays of these types, each ``(rows,)``.
+
+    Returns:
+        The cells of each row, ``(rows, cells_width(columns))``.
+    """
+    rows = len(arrays[0])
+    words = 8 * len(dtypes)
+    out = np.zeros((rows, cells_width(len(dtypes))), np.uint8)
+    for i, (dtype, array) in enumerate(zip(dtypes, arrays, strict=True)):
+        filled = array.fill_null(0) if array.null_count else array
+        values = np.ascontiguousarray(filled.to_numpy(zero_copy_only=False), _NUMPY[dtype])
+        out[:, 8 * i : 8 * i + 8] = values.view(np.uint8).reshape(rows, 8)
+        if array.null_count:
+            null = array.is_null().to_numpy(zero_copy_only=False).astype(np.uint8)
+            out[:, words + i // 8] |= null << np.uint8(i % 8)
+    return out
+
+
+def encode_cells(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> list[bytes]:
+    """Encode whole columns: `cell_matrix`, a string of bytes for each row."""
+    matrix = cell_matrix(dtypes, arrays)
+    width, data = matrix.shape[1], matrix.tobytes()
+    return [data[at : at + width] for at in range(0, len(data), width)]
+
+
+def decode_matrix(
+    columns: int, cells: Sequence[bytes]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+    """Decode the cells of many rows of ``int64`` and ``float64`` into words.
+
+    Args:
+        columns: How many columns they have.
+        cells: The cells of each row, ``(rows,)``.
+
+    Returns:
+        The 8 bytes of each value as an int64, ``(columns, rows)``, each column contiguous; and
+        which are null, ``(columns, rows)``, or None where none is.
+    """
+    data = np.frombuffer(b"".join(cells), np.uint8).reshape(len(cells), cells_width(columns))
+    words = np.ascontiguousarray(data[:, : 8 * columns]).view("<i8").T.copy()
+    flags = data[:, 8 * columns :]
+    if not flags.any():
+        return words, None
+    bits = np.unpackbits(flags, axis=1, count=columns, bitorder="little")
+    return words, np.ascontiguousarray(bits.T).view(np.bool_)
+
+
+def arrow_columns(
+    dtypes: Sequence[str],
+    words: npt.NDArray[np.int64],
+    nulls: npt.NDArray[np.bool_] | None,
+) -> list[pa.Array]:
+    """Make Arrow arrays of what `decode_matrix` gives, without another copy of the values.
+
+    Args:
+        dtypes: ``int64`` or ``float64``, one a column.
+        words: The values' bytes, ``(columns, rows)``, each column contiguous.
+        nulls: Which are null, ``(columns, rows)``; None where none is.
+    """
+    bitmap = None if nulls is None else np.packbits(~nulls.ravel(), bitorder="little")
+    return _slices(dtypes, words.shape[1], words, bitmap)
+
+
+def decode_cells(dtypes: Sequence[str], cells: Sequence[bytes]) -> list[pa.Array]:
+    """Decode the cells of many rows of ``int64`` and ``float64``: the inverse of `encode_cells`."""
+    if len(cells) != 1:
+        return arrow_columns(dtypes, *decode_matrix(len(dtypes), cells))
+    # One row's cells are Arrow's buffers as they stand: words, then a bit for each column.
+    (row,) = cells
+    nulls = row[8 * len(dtypes) :]
+    return _slices(dtypes, 1, row, nulls.translate(_INVERTED) if any(nulls) else None)
+
+
+def _slices(dtypes: Sequence[str], rows: int, words: Any, bitmap: Any) -> list[pa.Array]:
+    buffers = [None if bitmap is None else pa.py_buffer(bitmap), pa.py_buffer(words)]
+    # One array of all columns for each type, and slices of it: half the calls into Arrow.
+    whole = {
+        dtype: pa.Array.from_buffers(ARROW_TYPES[dtype], len(dtypes) * rows, buffers)
+        for dtype in set(dtypes)
+    }
+    return [whole[dtype].slice(rows * i, rows) for i, dtype in enumerate(dtypes)]
+
+
+def encode_row(dtypes: Sequence[str], values: Sequence[Value]) -> bytes:
+    """Encode one row; of numbers, the bytes are those of `encode_cells`.
+
+    Args:
+        dtypes: One a column; any but ``int64`` and ``float64`` is one whose values are bytes.
+        values: The values, in the order of the columns.
+
+    Raises:
+        InputError: The tail would be longer than 4 GiB.
+    """
+    columns = len(dtypes)
+    out = bytearray(cells_width(columns))
+    tail = bytearray()
+    for i, (dtype, value) in enumerate(zip(dtypes, values, strict=True)):
+        if value is None:
+            out[8 * columns + i // 8] |= 1 << i % 8
+        elif isinstance(value, bytes):
+            if len(tail) + len(value) > _LARGEST_TAIL:
+                raise InputError(f"a row's values take more than {_LARGEST_TAIL} bytes")
+            _PLACE.pack_into(out, 8 * i, len(tail), len(value))
+            tail += value
+        else:
+            struct.pack_into(f"<{_STRUCT[dtype]}", out, 8 * i, value)
+    return bytes(out + tail)
+
+
+def decode_row(dtypes: Sequence[str], cells: bytes) -> Sequence[Value]:
+    """Decode one row into Python values: the inverse of `encode_row`."""
+    layout, width, numbers_only = _layout(tuple(dtypes))
+    return _values(dtypes, layout, width, numbers_only, cells)
+
+
+def decode_columns(dtypes: Sequence[str], cells: Sequence[bytes]) -> Sequence[Sequence[Value]]:
+    """Decode many rows into Python values, column by column.
+
+    Args:
+        dtypes: One a column.
+        cells: The cells of each row, ``(rows,)``.
+
+    Returns:
+        The values of each column, ``(columns,)`` of ``(rows,)``.
+    """
+    if not cells:
+        return [()] * len(dtypes)
+    layout, width, numbers_only = _layout(tuple(dtypes))
+    return list(
+        zip(
+            *[_values(dtypes, layout, width, numbers_only, row) for row in cells],
+            strict=True,
+        )
+    )
+
+
+def _values(
+    dtypes: Sequence[str], layout: struct.Struct, width: int, numbers_only: bool, cells: bytes
+) -> Sequence[Value]:
+    words: tuple[int | float, ...] = layout.unpack_from(cells)
+    nulls = int.from_bytes(cells[8 * len(dtypes) : width], "little")
+    if numbers_only:
+        if not nulls:
+            return words
+        return [None if nulls >> i & 1 else word for i, word in enumerate(words)]
+    out: list[Value] = []
+    for i, (dtype, word) in enumerate(zip(dtypes, words, strict=True)):
+        if nulls >> i & 1:
+            out.append(None)
+        elif dtype in _STRUCT:
+            out.append(word)
+        else:
+            place = int(word)
+            start, length = width + (place & _LARGEST_TAIL), place >> 32
+            out.append(cells[start : start + length])
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(dtypes: tuple[str, ...]) -> tuple[struct.Struct, int, bool]:
+    words = struct.Struct("<" + "".join(_STRUCT.get(dtype, "Q") for dtype in dtypes))
+    return words, cells_width(len(dtypes)), not has_tail(dtypes)

@@ -1,0 +1,262 @@
+"""Any other online store of Feast's (Postgres, DynamoDB, Bigtable, ...), by its generic write path.
+
+`FeastDatabase` writes publications through the store's own ``online_write_batch``, so whatever
+Feast reads from there it reads. The store decides alone which of two writes stands, and it has
+no place for a frontier. So of what `serving.online.database` promises these fall away, and the
+program says so when it starts (`LOST_GUARANTEES`):
+
+* **order**: a late or repeated write may put an older value in place of a newer one. Feast's SQLite
+  takes whatever comes last; its Redis compares timestamps, but reads first and writes after. This
+  class keeps the newest of the rows of one call, and nobody orders the calls of several writers;
+* **corrections**: a higher revision at the same event timestamp may be dropped (Redis) or may be
+  overwritten by the lower one that comes after it (SQLite); two writers that contradict each
+  other are not found out;
+* **atomicity**: a reader may see half of a call, and views of different instants;
+* **statuses**: there is no frontier, so nothing is ever ``OUTSIDE_MAX_AGE``: a stopped stream's
+  last values read as fresh. The direct reader and `tidemill verify` need frontiers, and refuse.
+  Of an entity that was never seen a store says what it likes: Feast's SQLite ``NOT_FOUND``, its
+  Redis ``PRESENT`` with nulls;
+* **lost writes**: a store that was started again from an old dump is not noticed.
+
+A changed definition keeps the rows of the old one all the same: it is registered under another
+name until it is promoted (`serving.registry.registration`). Promoted, it writes over them.
+
+Feast is imported when the database is first used.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tidemill.features.errors import StoreError, StoreUnavailable
+from tidemill.serving.online.database import Parcel, Snapshot, no_key_space
+from tidemill.serving.online.rows import KeySpace, RowBatch
+
+if TYPE_CHECKING:
+    import feast
+    from feast.infra.online_stores.online_store import OnlineStore
+
+    from tidemill.serving.online.feast_rows import StoredView
+    from tidemill.serving.stores.online_places import FeastPlace
+
+LOST_GUARANTEES: Final = (
+    "an older publication may overwrite a newer one (repeats, several writers)",
+    "a correction at the same event timestamp may be lost, a contradiction is not reported",
+    "rows of one release do not become visible together, nor those of several views",
+    "no frontier is kept: a read never says OUTSIDE_MAX_AGE, so a stopped stream reads as fresh",
+    "what a never-seen entity reads as is the store's own: Redis calls it PRESENT, with nulls",
+    "the direct reader, `tidemill features` and `tidemill verify` need frontiers, and refuse",
+    "a store that lost writes is not noticed",
+    "a promoted definition writes over the rows of the one before it",
+)
+"""What does not hold for a store of Feast's that Tidemill has no database for."""
+
+_TRANSIENT: Final = {"ConnectionError", "TimeoutError"}
+"""Classes that clients of stores name so, whatever they derive from; `OSError` is one too."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    config: feast.RepoConfig
+    registry: feast.FeatureStore
+    store: OnlineStore
+    views: dict[str, tuple[feast.FeatureView, StoredView]]
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.opened: dict[tuple[int, str, str], _Opened] = {}
+
+
+_of_thread = _OfThread()
+
+
+@dataclass(frozen=True)
+class FeastDatabase:
+    """A store of Feast's as an online database (`serving.online.database.OnlineDatabase`).
+
+    Its views are those of the project's registry: `serving.registry.registration.open_store` comes
+    first.
+
+    Attributes:
+        place: Which store, and below which root the registry stands.
+    """
+
+    place: FeastPlace
+
+    @property
+    def name(self) -> str:
+        """What error messages call it."""
+        return f"Feast's online store of type {self.place.type!r}"
+
+    def create(self, spaces: Sequence[KeySpace]) -> None:
+        """Make what the store needs for views.
+
+        Raises:
+            StoreError: A view is not registered, or the store refuses.
+        """
+        self._update(spaces, keep=True)
+
+    def drop(self, spaces: Sequence[KeySpace]) -> None:
+        """Remove what the store holds of views.
+
+        Raises:
+            StoreError: A view is not registered, or the store refuses.
+        """
+        self._update(spaces, keep=False)
+
+    def spaces(self) -> list[str]:
+        """Refuse: Feast's stores cannot say what they hold.
+
+        Raises:
+            StoreError: Always.
+        """
+        raise StoreError(f"{self.name} cannot list its key spaces; {_INSTEAD}")
+
+    def write(self, space: KeySpace, rows: RowBatch) -> int:
+        """Write the newest publication of each entity of these.
+
+        Args:
+            space: The view they are of.
+            rows: The publications, in any order.
+
+        Returns:
+            How many were written; which of them stand, only the store knows.
+
+        Raises:
+            StoreUnavailable: The store cannot be reached.
+            StoreError: The view is not registered in this definition, or the store refuses.
+        """
+        from tidemill.serving.online.feast_rows import feast_rows
+
+        if not len(rows):
+            return 0
+        opened = self._opened(space.project)
+        table, view = self._view(opened, space)
+        newest = _newest(rows)
+        with self._named_errors(f"write {len(newest)} rows of view {space.view!r}"):
+            opened.store.online_write_batch(opened.config, table, feast_rows(view, newest), None)
+        return len(newest)
+
+    def publish(self, parcels: Sequence[Parcel]) -> list[int]:
+        """Write parcels in their order; their frontiers are not kept.
+
+        Args:
+            parcels: What was published.
+
+        Returns:
+            How many rows of each were written.
+
+        Raises:
+            StoreUnavailable: The store cannot be reached.
+            StoreError: A view is not registered in this definition, or the store refuses.
+        """
+        return [self.write(parcel.space, parcel.rows) for parcel in parcels]
+
+    def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
+        """Refuse: a row without a frontier has no instant, so nobody can say how old it is.
+
+        Raises:
+            StoreError: Always.
+        """
+        raise StoreError(
+            f"{self.name} keeps no frontiers, so it cannot be read as of an instant; {_INSTEAD}"
+        )
+
+    def close(self) -> None:
+        """Let go of what this thread holds open."""
+        for key in [key for key in _of_thread.opened if key[2] == repr(self.place)]:
+            del _of_thread.opened[key]
+
+    def _opened(self, project: str) -> _Opened:
+        key = (os.getpid(), project, repr(self.place))
+        opened = _of_thread.opened.get(key)
+        if opened is None:
+            import feast
+            from feast.infra.online_stores.helpers import get_online_store_from_config
+
+            from tidemill.serving.registry.registration import feast_config
+
+            config = feast_config(
+                project,
+                self.place.root,
+                clock="wall",
+                place=self.place,
+                registry=self.place.registry,
+            )
+            opened = _Opened(
+                config=config,
+                registry=feast.FeatureStore(config=config),
+                store=get_online_store_from_config(config.online_store),
+                views={},
+            )
+            _of_thread.opened[key] = opened
+        return opened
+
+    def _view(self, opened: _Opened, space: KeySpace) -> tuple[feast.FeatureView, StoredView]:
+        found = opened.views.get(space.name)
+        if found is None:
+            from tidemill.serving.online.feast_rows import stored_view
+
+            for table in opened.registry.list_feature_views():
+                view = stored_view(opened.config, table)
+                if view.space == space:
+                    found = opened.views[space.name] = (table, view)
+        if found is None:
+            raise no_key_space(self.name, space)
+        return found
+
+    def _update(self, spaces: Sequence[KeySpace], *, keep: bool) -> None:
+        for space in spaces:
+            opened = self._opened(space.project)
+            table, _ = self._view(opened, space)
+            with self._named_errors(f"{'make' if keep else 'remove'} {table.name}"):
+                opened.store.update(
+                    config=opened.config,
+                    tables_to_delete=[] if keep else [table],
+                    tables_to_keep=[table] if keep else [],
+                    entities_to_delete=[],
+                    entities_to_keep=[],
+                    partial=True,
+                )
+
+    @contextmanager
+    def _named_errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            names = {kind.__name__ for kind in type(error).__mro__}
+            transient = isinstance(error, OSError) or bool(names & _TRANSIENT)
+            raise (StoreUnavailable if transient else StoreError)(
+                f"{self.name} could not {doing}: {type(error).__name__}: {error}"
+            ) from error
+
+
+_INSTEAD: Final = (
+    "read through Feast's SDK (FeatureStore.get_online_features), or keep the features in a store "
+    "of type sqlite or redis"
+)
+
+
+def warning(place: FeastPlace) -> str:
+    """Say which guarantees fall away for a store of Feast's."""
+    return (
+        f"online store: Feast's own {place.type!r} through its generic write path; "
+        "these guarantees fall away: " + "; ".join(LOST_GUARANTEES)
+    )
+
+
+def _newest(rows: RowBatch) -> RowBatch:
+    order = np.lexsort((rows.revisions, rows.event_timestamps)).tolist()
+    standing = {rows.keys[at]: at for at in order}
+    if len(standing) == len(rows):
+        return rows
+    every = rows.rows()
+    return RowBatch.of([every[at] for at in sorted(standing.values())], rows.shard)

@@ -1,0 +1,363 @@
+"""How a Feast feature view and its rows stand in an online database, and back.
+
+Any Feast view has a key space (`stored_view`):
+
+* One that `features.feast_objects` generated says by its tags which definition it is of; it is
+  **judged**: its rows are as old as the frontier that the stream published.
+* Any other one is **foreign**. Its key space is that of its name and schema, so a changed schema
+  starts empty. Nobody publishes a frontier for it, so its rows are never too old, as in Feast's own
+  stores. An Int64 field `REVISION` or `VALID_UNTIL` in its schema means what it means in ours.
+
+Values keep their bits: an Int64 or Float64 as its 8 bytes, any other type as the bytes of Feast's
+``Value`` message. A null is a null, whether it came as an empty ``Value`` or as ``null_val``; an
+empty list is no null.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Final
+
+from feast import FeatureView
+from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+from feast.repo_config import RepoConfig
+from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
+from feast.types import Array, FeastType, PrimitiveFeastType, Set, Struct
+from feast.value_type import ValueType
+
+from tidemill.features.contract import TIME_MAX, moment_of, time_of
+from tidemill.features.definitions.expressions import FLOAT64, INT64
+from tidemill.features.errors import InputError, StoreError
+from tidemill.features.feast_objects import (
+    DEFINITION_TAG,
+    MAX_STALENESS_TAG,
+    REVISION,
+    VALID_UNTIL,
+    VIEW_TAG,
+)
+from tidemill.serving.online.cells import Value, decode_row, encode_row
+from tidemill.serving.online.rows import KeySpace, Row, RowBatch
+
+FeastRow = tuple[EntityKey, dict[str, ValueProto], datetime.datetime, datetime.datetime | None]
+"""What Feast's ``online_write_batch`` takes: key, values, event timestamp, created timestamp."""
+
+FeastReading = tuple[datetime.datetime | None, dict[str, ValueProto] | None]
+"""What Feast's ``online_read`` gives for a key: event timestamp and values, or twice None."""
+
+FOREIGN: Final = "schema-"
+"""What the definition of a foreign view's key space begins with."""
+
+_TECHNICAL: Final = (VALID_UNTIL, REVISION)
+
+# Columns of 8 bytes have the name of their dtype in Tidemill, others that of Feast's ValueType.
+_NUMBERS: Final = {ValueType.INT64: INT64, ValueType.DOUBLE: FLOAT64}
+PROTO_FIELD: Final = {
+    INT64: "int64_val",
+    FLOAT64: "double_val",
+    **{kind.name: field for kind, field in VALUE_TYPE_TO_PROTO_VALUE_MAP.items()},
+    # Feast's own map has no line for these; it writes them so.
+    ValueType.PDF_BYTES.name: "bytes_val",
+    ValueType.IMAGE_BYTES.name: "bytes_val",
+    ValueType.ZONED_TIMESTAMP.name: "zoned_timestamp_val",
+}
+"""Which field of Feast's ``Value`` holds a value, by dtype."""
+
+
+@dataclass(frozen=True)
+class StoredView:
+    """How a Feast feature view stands in an online database.
+
+    Attributes:
+        space: Its key space.
+        technical: Which of `VALID_UNTIL` and `REVISION` it declares.
+        judged: Whether its rows have an age, which is that of a published frontier.
+    """
+
+    space: KeySpace
+    technical: tuple[str, ...]
+    judged: bool
+
+
+def stored_view(config: RepoConfig, table: FeatureView) -> StoredView:
+    """Return how a Feast feature view stands in the store, from its fields and its tags.
+
+    Raises:
+        StoreError: Its tags contradict themselves, or a field has a type that Feast has no value
+            for.
+    """
+    tags = table.tags
+    return _stored_view(
+        config.project,
+        table.name,
+        # The identity of a primitive type says which it is, at a tenth of the cost.
+        tuple(
+            [
+                (field.name, _PRIMITIVES.get(id(field.dtype)) or _type_of(field.dtype))
+                for field in table.features
+            ]
+        ),
+        tags.get(DEFINITION_TAG),
+        tags.get(MAX_STALENESS_TAG),
+        tags.get(VIEW_TAG),
+    )
+
+
+# A read asks for it again and again. Its arguments are all that a view says of itself to us, so
+# a view that was changed is another one here, whichever object it stands in.
+@functools.lru_cache(maxsize=1_024)
+def _stored_view(
+    project: str,
+    table: str,
+    fields: tuple[tuple[str, _Type], ...],
+    definition: str | None,
+    max_staleness: str | None,
+    view: str | None,
+) -> StoredView:
+    columns = tuple((name, _dtype(table, name, kind)) for name, kind in fields)
+    if (definition is None) != (max_staleness is None):
+        found = DEFINITION_TAG if max_staleness is None else MAX_STALENESS_TAG
+        raise StoreError(
+            f"feature view {table!r} has the tag {found}, and not the other one of "
+            f"{DEFINITION_TAG} and {MAX_STALENESS_TAG}: take the view that "
+            "tidemill.features.feast_objects generates, or remove the tag"
+        )
+    generated = definition is not None
+    if not generated:
+        columns = tuple(sorted(columns))  # the order in which somebody declared them says nothing
+    if generated and (
+        strange := [name for name, dtype in columns if dtype not in (INT64, FLOAT64)]
+    ):
+        raise StoreError(
+            f"feature view {table!r} has the tags of a generated view, and fields that are "
+            f"not Int64 or Float64 ({', '.join(strange)}): take the view that "
+            "tidemill.features.feast_objects generates, or remove the tags"
+        )
+    technical = tuple(name for name, _ in columns if name in _TECHNICAL)
+    if wrong := [name for name, dtype in columns if name in technical and dtype != INT64]:
+        raise StoreError(
+            f"feature view {table!r}: {', '.join(wrong)} must be Int64; rename the field or "
+            "change its type"
+        )
+    return StoredView(
+        space=KeySpace(
+            project=_without_seam(project),
+            view=(table if view is None else view) if generated else _without_seam(table),
+            definition=_schema_hash(project, table, fields) if definition is None else definition,
+            columns=tuple(column for column in columns if column[0] not in technical),
+            max_staleness_us=TIME_MAX if max_staleness is None else int(max_staleness),
+        ),
+        technical=technical,
+        judged=generated,
+    )
+
+
+def key_space(config: RepoConfig, table: FeatureView) -> KeySpace:
+    """Return the key space of a Feast feature view (`stored_view`)."""
+    return stored_view(config, table).space
+
+
+def row_batch(config: RepoConfig, view: StoredView, data: Sequence[FeastRow]) -> RowBatch:
+    """Make rows of Feast's generic write path into those of an online database.
+
+    Args:
+        config: Feast's configuration.
+        view: The view.
+        data: The rows. A row is whole: it holds every feature of the view, a null where there is
+            no value. Without `REVISION` and `VALID_UNTIL` (absent or null) it counts as revision
+            0, valid for ever.
+
+    Returns:
+        The rows, of unknown shard.
+
+    Raises:
+        InputError: A row lacks a feature or has one too many, or a value is of another type.
+    """
+    rows = [_row(config, view, key, values, time) for key, values, time, _ in data]
+    return RowBatch.of(rows, None)
+
+
+def feast_reading(
+    view: StoredView, row: Row | None, features: Sequence[str] | None
+) -> FeastReading:
+    """Give a stored row in the form of Feast's ``online_read``.
+
+    Args:
+        view: The view.
+        row: The row, or None where there is none.
+        features: Which features are wanted; None for all.
+    """
+    if row is None:
+        return None, None
+    space = view.space
+    out = {
+        name: _proto(dtype, value)
+        for (name, dtype), value in zip(
+            space.columns, decode_row(space.dtypes, row.cells), strict=True
+        )
+        if features is None or name in features
+    }
+    for name, instant in ((VALID_UNTIL, row.valid_until), (REVISION, row.revision)):
+        if name in view.technical and (features is None or name in features):
+            out[name] = ValueProto(int64_val=instant)
+    return moment_of(row.event_timestamp), out
+
+
+def feast_rows(view: StoredView, rows: RowBatch) -> list[FeastRow]:
+    """Give rows in the form of Feast's ``online_write_batch``: the inverse of `row_batch`.
+
+    Args:
+        view: The view.
+        rows: The rows.
+    """
+    out: list[FeastRow] = []
+    for row in rows.rows():
+        time, values = feast_reading(view, row, None)
+        assert time is not None
+        assert values is not None
+        out.append((deserialize_entity_key(row.key), values, time, None))
+    return out
+
+
+def online_key(config: RepoConfig, key: EntityKey) -> bytes:
+    """Serialize an entity key as Feast does."""
+    serialized: bytes = serialize_entity_key(
+        key, entity_key_serialization_version=config.entity_key_serialization_version
+    )
+    return serialized
+
+
+def _named(feast_type: FeastType) -> str | None:
+    try:
+        kind = feast_type.to_value_type()
+    except KeyError:  # a list of what Feast has no list of
+        return None
+    dtype = _NUMBERS.get(kind, kind.name)
+    return dtype if dtype in PROTO_FIELD else None
+
+
+def _type_name(dtype: Any) -> str:
+    # A registry keeps no order among the fields of a Struct.
+    if isinstance(dtype, Struct):
+        fields = sorted((name, _type_name(of)) for name, of in dtype.fields.items())
+        return f"Struct({', '.join(f'{name}: {of}' for name, of in fields)})"
+    if isinstance(dtype, Array | Set):
+        return f"{type(dtype).__name__}({_type_name(dtype.base_type)})"
+    return str(dtype)
+
+
+@dataclass(frozen=True)
+class _Type:
+    """A type of Feast's.
+
+    Attributes:
+        name: What tells it from all others.
+        dtype: How its values stand in a cell; None where Feast has no value for it.
+    """
+
+    name: str
+    dtype: str | None
+
+
+def _type_of(feast_type: FeastType) -> _Type:
+    return _Type(_type_name(feast_type), _named(feast_type))
+
+
+# By identity: Feast's own hash of a type takes longer than a read has for all of a view's.
+_PRIMITIVES: Final = {id(kind): _type_of(kind) for kind in PrimitiveFeastType}
+
+
+def _dtype(table: str, name: str, kind: _Type) -> str:
+    if kind.dtype is None:
+        raise StoreError(
+            f"feature view {table!r}: Feast has no value for the type of {name!r}, "
+            f"{kind.name}; choose another type"
+        )
+    return kind.dtype
+
+
+def _without_seam(name: str) -> str:
+    # Between the parts of a key space's name stand two underscores (`KeySpace.named`), which no
+    # name of Tidemill's holds.
+    return name.replace("__", "_%5F")
+
+
+def _schema_hash(project: str, table: str, fields: Sequence[tuple[str, _Type]]) -> str:
+    # With the names in it the key space's own name is unique, whatever a foreign view is called;
+    # by `FOREIGN` it is told from that of a generated view, whose definition is a bare hash.
+    names = [project, table]
+    for name, kind in sorted(fields, key=itemgetter(0)):
+        names += [name, kind.name]
+    if '"' in project + table or "\0" in project + table:
+        raise StoreError(f"feature view {table!r}: its name holds a quote or a NUL: rename it")
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(len(name.encode()).to_bytes(8, "little") + name.encode())
+    return FOREIGN + digest.hexdigest()[:16]
+
+
+def _row(
+    config: RepoConfig,
+    view: StoredView,
+    key: EntityKey,
+    values: Mapping[str, ValueProto],
+    event_timestamp: datetime.datetime,
+) -> Row:
+    space = view.space
+    if lacking := [name for name, _ in space.columns if name not in values]:
+        raise InputError(
+            f"view {space.view!r}: a row for the online store lacks {', '.join(lacking)}; "
+            "a publication holds every feature of its view (null where it has no value)"
+        )
+    if len(values) > len(space.columns):
+        known = {name for name, _ in space.columns} | set(view.technical)
+        if unknown := [name for name in values if name not in known]:
+            raise InputError(
+                f"view {space.view!r}: a row for the online store holds {', '.join(unknown)}, "
+                "which the view does not have: register the view that has it, or leave it out"
+            )
+    revision = _python(space, REVISION, INT64, values.get(REVISION, ValueProto()))
+    until = _python(space, VALID_UNTIL, INT64, values.get(VALID_UNTIL, ValueProto()))
+    return Row(
+        key=online_key(config, key),
+        event_timestamp=time_of(event_timestamp),
+        revision=0 if revision is None else int(revision),
+        valid_until=TIME_MAX if until is None else int(until),
+        shard=None,
+        cells=encode_row(
+            space.dtypes,
+            [_python(space, name, dtype, values[name]) for name, dtype in space.columns],
+        ),
+    )
+
+
+def _python(space: KeySpace, name: str, dtype: str, value: ValueProto) -> Value:
+    kind = value.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    if kind != PROTO_FIELD[dtype]:
+        raise InputError(
+            f"view {space.view!r}: {name!r} is {dtype}, so its Feast value must be "
+            f"{PROTO_FIELD[dtype]}, found {kind}"
+        )
+    if dtype in (INT64, FLOAT64):
+        number: int | float = getattr(value, kind)
+        return number
+    # Deterministic, or the entries of a map would stand in another order from time to time.
+    message: bytes = value.SerializeToString(deterministic=True)
+    return message
+
+
+def _proto(dtype: str, value: Value) -> ValueProto:
+    if isinstance(value, bytes):
+        return ValueProto.FromString(value)
+    proto = ValueProto()
+    if value is not None:
+        setattr(proto, PROTO_FIELD[dtype], value)
+    return proto

@@ -1,0 +1,286 @@
+"""The direct reader: values, status and frontier of entities, without Feast and without pandas.
+
+It reads what `serving.online.database` keeps and says of every row how far it can be trusted:
+
+* ``PRESENT``: the value as of the frontier of the row's shard;
+* ``NOT_FOUND``: the entity was never seen (or its key is null): the view's empty value, as of the
+  frontier that all shards of the view have reached;
+* ``OUTSIDE_MAX_AGE``: the numbers are there, as of the frontier that stands beside them, but the
+  frontier lags behind the declared clock by more than the view's ``max_staleness``, or was never
+  written, or the row should have been replaced before it. A never-seen entity of a view whose
+  least frontier is stale says so too: its empty value is no knowledge either.
+
+Anchored features are finished here (`finish`) with the frontier as the ``as_of``. A null inside a
+present row is the feature's value; the status says nothing of it.
+
+`OnlineReader.read` gives Arrow for many entities, `OnlineReader.read_one` plain values for one, as
+a prediction asks for them. Either reads all its views in one round trip, as of one instant of the
+store. A store without frontiers (`serving.online.feast_database`) refuses to be read like this.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features.contract import TIME_MAX, TIME_MIN, ReadStatus
+from tidemill.features.definitions.expressions import ARROW_TYPES, INT64
+from tidemill.features.definitions.views import FeatureColumn, FeatureView, Project
+from tidemill.features.errors import InputError
+from tidemill.serving.online.cells import arrow_columns, decode_cells, decode_matrix, decode_row
+from tidemill.serving.online.database import OnlineDatabase, Snapshot
+from tidemill.serving.online.rows import Clock, KeySpace, Row, clock_us, online_key, online_keys
+
+STATUS: Final = "tidemill_status"
+"""Column of a reading: the `ReadStatus` by name (string)."""
+FRONTIER: Final = "tidemill_frontier"
+"""Column of a reading: the instant that the values are as of (int64, microseconds UTC)."""
+
+
+class Reading(NamedTuple):
+    """What the store says of one entity in one view.
+
+    Attributes:
+        values: Feature column name to value, anchored ones finished; int, float or None.
+        status: How far they can be trusted.
+        frontier_us: The instant that they are as of, microseconds UTC.
+    """
+
+    values: dict[str, int | float | None]
+    status: ReadStatus
+    frontier_us: int
+
+
+@dataclass(frozen=True)
+class OnlineReader:
+    """Reads a project's features from the online database.
+
+    Attributes:
+        database: The online database.
+        project: The definitions.
+        clock: What age is judged by.
+    """
+
+    database: OnlineDatabase
+    project: Project
+    clock: Clock
+
+    def read(self, keys: Mapping[str, pa.Array]) -> dict[str, pa.RecordBatch]:
+        """Read views for entities; all views as of one instant of the store.
+
+        Args:
+            keys: View name to entity keys, string or int64 as the view's entity is, ``(rows,)``;
+                a null key is an unknown entity.
+
+        Returns:
+            View name to a batch, ``(rows,)``: every feature column by `FeatureColumn.name`
+            (anchored ones finished), `STATUS` and `FRONTIER`.
+
+        Raises:
+            UnknownColumn: The project has no such view.
+            InputError: The keys are of another type than the view's entity.
+            StoreError: The store or a view's key space does not exist, or cannot be read.
+        """
+        plans = [_plan(self.project, name) for name in keys]
+        wanted = []
+        for plan, column in zip(plans, keys.values(), strict=True):
+            if column.type != plan.key_type:
+                raise _wrong_key(plan, str(column.type))
+            known = column.drop_null() if column.null_count else column
+            wanted.append((plan.space, online_keys(plan.join_key, known)))
+        snapshots = self.database.read(wanted)
+        return {
+            name: self._batch(plan, column, snapshot)
+            for (name, column), plan, snapshot in zip(keys.items(), plans, snapshots, strict=True)
+        }
+
+    def read_one(self, keys: Mapping[str, str | int | None]) -> dict[str, Reading]:
+        """Read views for one entity each; all views as of one instant of the store.
+
+        Args:
+            keys: View name to the entity's key, a text or a whole number as the view's entity is;
+                None is an unknown entity.
+
+        Returns:
+            View name to what the store says.
+
+        Raises:
+            UnknownColumn: The project has no such view.
+            InputError: A key is of another type than the view's entity.
+            StoreError: The store or a view's key space does not exist, or cannot be read.
+        """
+        plans = [_plan(self.project, name) for name in keys]
+        wanted = [
+            (plan.space, [] if key is None else [_one_key(plan, key)])
+            for plan, key in zip(plans, keys.values(), strict=True)
+        ]
+        snapshots = self.database.read(wanted)
+        return {
+            name: self._one(plan, snapshot)
+            for name, plan, snapshot in zip(keys, plans, snapshots, strict=True)
+        }
+
+    def _one(self, plan: _Plan, snapshot: Snapshot) -> Reading:
+        row = snapshot.rows[0] if snapshot.rows else None
+        ((status,), (frontier,)) = self._judged(plan, snapshot, [row])
+        stored = plan.empty if row is None else decode_row(plan.dtypes, row.cells)
+        values = dict(zip(plan.names, stored, strict=True))
+        for name in plan.anchored:
+            anchor = values[name]
+            known = anchor is not None and frontier > TIME_MIN
+            values[name] = frontier - anchor if known else None  # type: ignore[operator]
+        return Reading(values, status, frontier)  # type: ignore[arg-type]
+
+    def _batch(self, plan: _Plan, keys: pa.Array, snapshot: Snapshot) -> pa.RecordBatch:
+        rows: list[Row | None] = snapshot.rows
+        if keys.null_count:
+            found = iter(rows)
+            rows = [next(found) if valid else None for valid in pc.is_valid(keys).to_pylist()]
+        statuses, as_of = self._judged(plan, snapshot, rows)
+        present = [row.cells for row in rows if row is not None]
+        if len(present) == len(rows):
+            arrays = decode_cells(plan.dtypes, present)
+        else:
+            arrays = arrow_columns(plan.dtypes, *_with_empty_values(plan, rows, present))
+        for i in plan.anchored_places:
+            arrays[i] = finish(plan.view_columns[i], arrays[i], np.array(as_of, np.int64))
+        return pa.RecordBatch.from_arrays(
+            [*arrays, _names(statuses), pa.array(as_of, pa.int64())], schema=plan.schema
+        )
+
+    def _judged(
+        self, plan: _Plan, snapshot: Snapshot, rows: list[Row | None]
+    ) -> tuple[list[ReadStatus], list[int]]:
+        """Return the status of each row, and the instant that it is as of."""
+        frontiers, max_staleness_us = snapshot.frontiers, plan.space.max_staleness_us
+        now_us = clock_us(self.clock, frontiers)
+        statuses, as_of = [], []
+        for row in rows:
+            instant = frontiers.of(None if row is None else row.shard)
+            until = TIME_MAX if row is None else row.valid_until
+            status = frontiers.status(instant, until, now_us, max_staleness_us)
+            unseen = row is None and status is ReadStatus.PRESENT
+            statuses.append(ReadStatus.NOT_FOUND if unseen else status)
+            as_of.append(instant)
+        return statuses, as_of
+
+
+def finish(
+    column: FeatureColumn, values: pa.Array, as_of_us: npt.NDArray[np.int64] | int
+) -> pa.Array:
+    """Finish a stored column: an anchor becomes the time since it, anything else stays.
+
+    Args:
+        column: Which feature column it is.
+        values: Stored values, int64 or float64, ``(rows,)``.
+        as_of_us: The instants the values are for, int64 microseconds, ``(rows,)`` or one for all.
+
+    Returns:
+        The values as a request would see them, ``(rows,)``. An anchor without an instant
+        (`TIME_MIN`: no frontier was ever written) is null.
+    """
+    if not column.anchored:
+        return values
+    instants = np.broadcast_to(np.asarray(as_of_us, np.int64), len(values))
+    known = pa.array(instants, mask=instants <= TIME_MIN)
+    return pc.subtract(known, values)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that reading a view needs of its definition, worked out once."""
+
+    view: FeatureView
+    view_columns: tuple[FeatureColumn, ...]
+    space: KeySpace
+    join_key: str
+    key_type: pa.DataType
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    empty: tuple[int | float | None, ...]
+    anchored: tuple[str, ...]
+    anchored_places: tuple[int, ...]
+    schema: pa.Schema
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(project: Project, name: str) -> _Plan:
+    # Definitions are frozen and compared by identity; working them out anew takes longer than
+    # reading a row.
+    view = project.view(name)
+    columns = tuple(view.columns)
+    dtypes = tuple(column.dtype for column in columns)
+    types = [ARROW_TYPES[dtype] for dtype in dtypes]
+    names = tuple(column.name for column in columns)
+    places = tuple(i for i, column in enumerate(columns) if column.anchored)
+    return _Plan(
+        view=view,
+        view_columns=columns,
+        space=KeySpace.of(project.name, view),
+        join_key=view.entity.join_key,
+        key_type=ARROW_TYPES[view.entity.dtype],
+        names=names,
+        dtypes=dtypes,
+        empty=tuple(column.empty for column in columns),
+        anchored=tuple(names[i] for i in places),
+        anchored_places=places,
+        schema=pa.schema(
+            [*zip(names, types, strict=True), (STATUS, pa.string()), (FRONTIER, pa.int64())]
+        ),
+    )
+
+
+@functools.cache
+def _name(status: ReadStatus) -> pa.Array:
+    return pa.array([status.name], pa.string())
+
+
+def _names(statuses: list[ReadStatus]) -> pa.Array:
+    if len(statuses) == 1:
+        return _name(statuses[0])
+    return pa.array([status.name for status in statuses], pa.string())
+
+
+def _one_key(plan: _Plan, key: str | int) -> bytes:
+    number = plan.view.entity.dtype == INT64
+    if type(key) is not (int if number else str):
+        raise _wrong_key(plan, repr(key))
+    try:
+        return online_key(plan.join_key, key)
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise _wrong_key(plan, repr(key)) from error
+
+
+def _wrong_key(plan: _Plan, found: str) -> InputError:
+    return InputError(
+        f"view {plan.view.name!r}: keys of entity {plan.view.entity.name!r} are "
+        f"{plan.view.entity.dtype}, found {found}"
+    )
+
+
+def _with_empty_values(
+    plan: _Plan, rows: list[Row | None], cells: list[bytes]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Decode rows, the empty value in place of those that are not there (`decode_matrix`)."""
+    columns = len(plan.names)
+    words, nulls = decode_matrix(columns, cells)
+    present = np.array([row is not None for row in rows], np.bool_)
+    spread = np.zeros((columns, len(rows)), np.int64)
+    absent = np.zeros((columns, len(rows)), np.bool_)
+    spread[:, present] = words
+    if nulls is not None:
+        absent[:, present] = nulls
+    for i, (empty, dtype) in enumerate(zip(plan.empty, plan.dtypes, strict=True)):
+        if empty is None:
+            absent[i, ~present] = True
+        else:
+            column = np.array([empty], np.int64 if dtype == INT64 else np.float64)
+            spread[i, ~present] = column.view(np.int64)
+    return spread, absent

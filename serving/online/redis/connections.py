@@ -1,0 +1,121 @@
+"""Connections to Redis for many threads and processes: one a thread and place.
+
+* A connection is neither shared by threads nor used across a fork.
+* Commands go out together and their answers come back together: one round trip.
+* A connection that the server has closed in the meantime (idle for long, or started again) is
+  opened once more, and everything is sent again: every caller's commands do no harm twice.
+* The client library's own retries are off: who waits, and how long, is decided above.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.retry import Retry
+
+from tidemill.serving.stores.redis_place import RedisPlace
+
+Command = Sequence[str | bytes | int]
+"""A command with its arguments."""
+
+_US_PER_S: Final = 1_000_000
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.by_place: dict[RedisPlace, tuple[Any, int]] = {}
+
+
+_connections = _OfThread()
+
+
+def exchange(place: RedisPlace, commands: Sequence[Command]) -> list[Any]:
+    """Send commands in one round trip.
+
+    Args:
+        place: The Redis.
+        commands: The commands; sent twice where the connection broke.
+
+    Returns:
+        The answer to each: bytes, int, None, a list, or the `ResponseError` that it was.
+
+    Raises:
+        redis.exceptions.RedisError: There is no connection, or it broke or timed out.
+        StoreError: The password is not where the place says.
+    """
+    while True:
+        connection, is_new = _connection(place)
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            return [_answer(connection) for _ in commands]
+        except RedisConnectionError:
+            close(place)
+            if is_new:
+                raise
+        except BaseException:
+            # Answers that were not read would be taken for those of the next commands.
+            close(place)
+            raise
+
+
+def close(place: RedisPlace) -> None:
+    """Close this thread's connection to a place, if there is one."""
+    connection, _ = _connections.by_place.pop(place, (None, 0))
+    if connection is not None:
+        # In a forked process this closes the copy and leaves the parent's connection alone.
+        connection.disconnect()
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _connection(place: RedisPlace) -> tuple[Any, bool]:
+    known, pid = _connections.by_place.get(place, (None, 0))
+    if known is not None and pid == os.getpid():
+        return known, False
+    close(place)
+    made = _open(place)
+    made.connect()
+    # A server that wants a password says so of a short command; a long one it takes for an attack.
+    made.send_command("PING")
+    made.read_response()
+    _connections.by_place[place] = (made, os.getpid())
+    return made, True
+
+
+def _open(place: RedisPlace) -> Any:
+    options: dict[str, Any] = {
+        "host": place.host,
+        "port": place.port,
+        "db": place.db,
+        "username": place.username,
+        "password": place.password(),
+        "socket_timeout": place.timeout_us / _US_PER_S,
+        "socket_connect_timeout": place.timeout_us / _US_PER_S,
+        "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "driver_info": None,
+    }
+    if place.tls is None:
+        return Connection(**options)
+    tls = place.tls
+    return SSLConnection(
+        **options,
+        ssl_cert_reqs="required",
+        ssl_check_hostname=True,
+        ssl_ca_certs=None if tls.ca is None else str(tls.ca),
+        ssl_certfile=None if tls.cert is None else str(tls.cert),
+        ssl_keyfile=None if tls.key is None else str(tls.key),
+    )

@@ -1,0 +1,406 @@
+"""The online database in Redis; the promises stand in `serving.online.database`.
+
+What it adds to them:
+
+* One script decides about a row and writes it (`serving.online.redis.scripts`); all parcels of a
+  call go out in one round trip. Up to `CHUNK_ROWS` rows of a parcel and its frontier become visible
+  together or not at all. Of a longer parcel the rows come first, in chunks, and the frontier with
+  the last; after a conflict the chunks without it stand, and the frontier stays where it was.
+* A Redis that forgot its scripts is told them again. One that was emptied has no key spaces, and
+  one that lost its last writes stands behind what comes next: both are said, and neither is
+  written to (`serving.online.database`).
+* How much a crash of the server itself may lose is its own setting (``appendonly``): then publish
+  again from state.
+* A server that may evict keys (``maxmemory-policy allkeys-...``) is refused: an evicted row would
+  read as that of an entity that was never seen. So is a node of a Redis Cluster, which cannot
+  write several keys in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
+
+from tidemill.features.errors import StoreError
+from tidemill.serving.online.database import (
+    Parcel,
+    Snapshot,
+    conflict,
+    lost,
+    no_key_space,
+    offered_rows,
+    other_shard_count,
+)
+from tidemill.serving.online.redis.connections import Command, close, exchange
+from tidemill.serving.online.redis.errors import explained
+from tidemill.serving.online.redis.rows import (
+    SPACES,
+    decode_instant,
+    decode_row,
+    encode_instant,
+    encode_rows,
+    frontiers_key,
+    row_prefix,
+    space_key,
+)
+from tidemill.serving.online.redis.scripts import (
+    ROWS_A_LIST,
+    read_command,
+    with_source,
+    write_command,
+)
+from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
+from tidemill.serving.stores.redis_place import RedisPlace
+
+CHUNK_ROWS: Final = ROWS_A_LIST
+"""How many rows one run of the script takes: other clients wait for it, for about a millisecond."""
+
+_CHUNKS_A_ROUND: Final = 64
+_KEYS_A_SCAN: Final = 1_000
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Rows of one key space that one run of the script takes.
+
+    Attributes:
+        number: The number of their parcel.
+        space: Their key space.
+        parcel: What they are of; None for a stock client's rows.
+        keys: Entity keys.
+        values: Their rows in Redis.
+        is_last: Whether the parcel's frontier comes with them.
+    """
+
+    number: int
+    space: KeySpace
+    parcel: Parcel | None
+    keys: list[bytes]
+    values: list[bytes]
+    is_last: bool
+
+    def command(self) -> Command:
+        """Return the call of the script."""
+        prefix = row_prefix(self.space)
+        parcel = self.parcel
+        header: tuple[str | bytes | int, ...] = ("", "", "", "")
+        if parcel is not None:
+            header = (
+                parcel.shard,
+                parcel.shard_count,
+                b"" if parcel.since_us is None else encode_instant(parcel.since_us),
+                encode_instant(parcel.frontier_us) if self.is_last else b"",
+            )
+        keys = [space_key(self.space), frontiers_key(self.space)]
+        return write_command([*keys, *(prefix + key for key in self.keys)], [*header, *self.values])
+
+
+@dataclass(frozen=True)
+class RedisDatabase:
+    """The online database in a Redis (`serving.online.database.OnlineDatabase`).
+
+    Attributes:
+        place: Where it is.
+    """
+
+    place: RedisPlace
+
+    @property
+    def name(self) -> str:
+        """What error messages call it."""
+        return self.place.name
+
+    def create(self, spaces: Sequence[KeySpace]) -> None:
+        """Make key spaces where they don't exist yet; finish removing those that are half gone.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached, or cannot be written for now.
+            StoreError: Redis refuses, may evict rows, or is part of a cluster.
+        """
+        self._check_server()
+        if not spaces:
+            return
+        records = self._run([("HGETALL", space_key(space)) for space in spaces], spaces)
+        self.drop([s for s, record in zip(spaces, records, strict=True) if _is_half_gone(record)])
+        commands: list[Command] = []
+        for space in spaces:
+            record: dict[str, str | bytes] = {
+                "id": row_prefix(space),
+                "project": space.project,
+                "view": space.view,
+                "definition": space.definition,
+                "columns": json.dumps(space.columns),
+            }
+            pairs = [part for pair in record.items() for part in pair]
+            commands.append(("SADD", SPACES, space.name))
+            commands.append(("HSET", space_key(space), *pairs))
+        self._run(commands, spaces)
+
+    def drop(self, spaces: Sequence[KeySpace]) -> None:
+        """Remove key spaces with their rows and frontiers; it looks at every key of the Redis.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached, or cannot be written for now.
+            StoreError: Redis refuses.
+        """
+        for space in spaces:
+            # From here on nobody writes to it, so no row comes behind the one that looks for them.
+            # Only commands that a full Redis takes: it may be the reason for removing something.
+            self._run([("HDEL", space_key(space), "id")], [space])
+            pattern = b"".join(
+                b"\\" + bytes([byte]) if byte in b"*?[]\\" else bytes([byte])
+                for byte in row_prefix(space)
+            )
+            cursor = b"0"
+            while True:
+                ((cursor, keys),) = self._run(
+                    [("SCAN", cursor, "MATCH", pattern + b"*", "COUNT", _KEYS_A_SCAN)], [space]
+                )
+                if keys:
+                    self._run([("UNLINK", *keys)], [space])
+                if cursor == b"0":
+                    break
+            self._run(
+                [
+                    ("DEL", frontiers_key(space)),
+                    ("DEL", space_key(space)),
+                    ("SREM", SPACES, space.name),
+                ],
+                [space],
+            )
+
+    def spaces(self) -> list[str]:
+        """Return the names of the key spaces that exist, in order.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached, or cannot be read for now.
+            StoreError: Redis refuses.
+        """
+        (names,) = self._run([("SMEMBERS", SPACES)], ())
+        return sorted(name.decode() for name in names)
+
+    def write(self, space: KeySpace, rows: RowBatch) -> int:
+        """Write publications whose frontier is not known here (a stock client's).
+
+        Args:
+            space: Their key space.
+            rows: The publications, in any order.
+
+        Returns:
+            How many of them stand now; the others were older than, or equal to, what stood.
+
+        Raises:
+            ConflictingPublication: One contradicts the one that stands; of its chunk nothing is
+                written.
+            StoreUnavailable: Redis cannot be reached, or cannot be written for now.
+            StoreError: Redis refuses, or there is no such key space.
+        """
+        written = [0]
+        self._write(self._chunks(0, space, None, rows), written)
+        return written[0]
+
+    def publish(self, parcels: Sequence[Parcel]) -> list[int]:
+        """Write parcels together with the frontiers that they reach, in one round trip.
+
+        Args:
+            parcels: What was published; of one shard, in their order.
+
+        Returns:
+            How many publications of each parcel stand now.
+
+        Raises:
+            LostPublications: The store stands behind what a parcel builds on; nothing of that
+                parcel is written.
+            ConflictingPublication: A publication contradicts the one that stands; of its chunk
+                nothing is written, and the frontier stays.
+            StoreUnavailable: Redis cannot be reached, or cannot be written for now.
+            StoreError: Redis refuses, a key space does not exist, or has another shard count.
+        """
+        written = [0] * len(parcels)
+        for wave in _waves(parcels):
+            chunks = [
+                chunk
+                for number in wave
+                for chunk in self._chunks(
+                    number, parcels[number].space, parcels[number], parcels[number].rows
+                )
+            ]
+            # No frontier may become visible before all of its rows have.
+            self._write([chunk for chunk in chunks if not chunk.is_last], written)
+            self._write([chunk for chunk in chunks if chunk.is_last], written)
+        return written
+
+    def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
+        """Read keys of several key spaces, all as of one instant, in one round trip.
+
+        Args:
+            wanted: Key spaces, each with the keys to look up.
+
+        Returns:
+            A snapshot for each, its rows in the order of the keys.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached, or cannot be read for now.
+            StoreError: Redis refuses, or a key space does not exist.
+        """
+        names: list[str | bytes] = []
+        for space, keys in wanted:
+            prefix = row_prefix(space)
+            names += [space_key(space), frontiers_key(space), *[prefix + key for key in keys]]
+        command = read_command(names, [len(keys) for _, keys in wanted])
+        (reply,) = self._call([command], [space for space, _ in wanted])
+        if isinstance(reply, ResponseError):
+            raise explained(self.place, _named([space for space, _ in wanted]), reply) from reply
+        answers = iter(reply)
+        return [self._snapshot(space, keys, answers) for space, keys in wanted]
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        close(self.place)
+
+    def _snapshot(self, space: KeySpace, keys: Sequence[bytes], answers: Iterator[Any]) -> Snapshot:
+        space_id, shard_count = next(answers)
+        if space_id is None:
+            raise no_key_space(self.name, space)
+        pairs = iter(next(answers))
+        rows: list[Row | None] = []
+        for start in range(0, len(keys), ROWS_A_LIST):
+            some = keys[start : start + ROWS_A_LIST]
+            rows += [
+                None if data is None else decode_row(key, data)
+                for key, data in zip(some, next(answers), strict=True)
+            ]
+        frontiers = Frontiers(
+            shard_count=0 if shard_count is None else int(shard_count),
+            by_shard={
+                int(shard): decode_instant(data) for shard, data in zip(pairs, pairs, strict=True)
+            },
+        )
+        return Snapshot(frontiers, rows)
+
+    def _chunks(
+        self, number: int, space: KeySpace, parcel: Parcel | None, rows: RowBatch
+    ) -> list[_Chunk]:
+        rows = offered_rows(self.name, space, rows)
+        keys, values = rows.keys, encode_rows(rows)
+        return [
+            _Chunk(
+                number=number,
+                space=space,
+                parcel=parcel,
+                keys=keys[start : start + CHUNK_ROWS],
+                values=values[start : start + CHUNK_ROWS],
+                is_last=start + CHUNK_ROWS >= len(keys),
+            )
+            for start in range(0, max(len(keys), 1), CHUNK_ROWS)
+        ]
+
+    def _write(self, chunks: Sequence[_Chunk], written: list[int]) -> None:
+        """Write chunks in their order; add the rows that stand to those of their parcels."""
+        for start in range(0, len(chunks), _CHUNKS_A_ROUND):
+            some = chunks[start : start + _CHUNKS_A_ROUND]
+            replies = self._call(
+                [chunk.command() for chunk in some], [chunk.space for chunk in some]
+            )
+            for chunk, reply in zip(some, replies, strict=True):
+                if isinstance(reply, ResponseError):
+                    raise explained(self.place, _named([chunk.space]), reply) from reply
+                if isinstance(reply, list):
+                    raise self._refusal(chunk, *reply)
+                written[chunk.number] += reply
+
+    def _refusal(self, chunk: _Chunk, kind: bytes, *found: Any) -> StoreError:
+        """Return the error of a refusal of the script."""
+        space, parcel = chunk.space, chunk.parcel
+        if kind == b"conflict":
+            row = found[0] - 1
+            key = chunk.keys[row]
+            return conflict(
+                self.name, space, decode_row(key, found[1]), decode_row(key, chunk.values[row])
+            )
+        if kind == b"shards" and parcel is not None:
+            return other_shard_count(self.name, space, int(found[0]), parcel.shard_count)
+        if kind == b"lost" and parcel is not None:
+            stands = None if found[0] is None else decode_instant(found[0])
+            return lost(self.name, parcel, stands)
+        assert kind == b"space", kind
+        return no_key_space(self.name, space)
+
+    def _check_server(self) -> None:
+        (reply,) = self._exchange([("INFO", "all")], ())
+        if isinstance(reply, NoPermissionError):
+            warnings.warn(
+                f"{self.name}: the user may not ask for INFO, so whether Redis may evict rows is "
+                "not known: let its maxmemory-policy be noeviction",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return
+        if isinstance(reply, ResponseError):
+            raise explained(self.place, _named(()), reply) from reply
+        info = dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
+        policy = info.get("maxmemory_policy", "")
+        if policy.startswith("allkeys"):
+            raise StoreError(
+                f"{self.name}: its maxmemory-policy is {policy}, so Redis may evict rows, whose "
+                "entities would read as never seen; set it to noeviction (CONFIG SET "
+                "maxmemory-policy noeviction, and in redis.conf)"
+            )
+        if info.get("cluster_enabled") == "1":
+            raise StoreError(
+                f"{self.name}: it is a node of a Redis Cluster, which cannot write several keys "
+                "in one step; name a Redis that is not part of a cluster"
+            )
+
+    def _run(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
+        """Send commands; the first error among their answers is raised."""
+        replies = self._exchange(commands, spaces)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise explained(self.place, _named(spaces), reply) from reply
+        return replies
+
+    def _call(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
+        """Call scripts in one round trip, and a second one where the server has forgotten them."""
+        replies = self._exchange(commands, spaces)
+        if not any(isinstance(reply, NoScriptError) for reply in replies):
+            return replies
+        # All again, in their order: what was written already does no harm.
+        return self._exchange([with_source(command) for command in commands], spaces)
+
+    def _exchange(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
+        try:
+            return exchange(self.place, commands)
+        except RedisError as error:
+            raise explained(self.place, _named(spaces), error) from error
+
+
+def _is_half_gone(record: Sequence[bytes]) -> bool:
+    """Tell whether a key space's record (names and values in turn) is that of an unended `drop`."""
+    return bool(record) and b"id" not in record[::2]
+
+
+def _named(spaces: Sequence[KeySpace]) -> str:
+    """Say which key spaces a call is about."""
+    names = sorted({space.name for space in spaces})
+    if not names:
+        return "all key spaces"
+    return f"key space{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _waves(parcels: Sequence[Parcel]) -> list[list[int]]:
+    """Put successive parcels of one shard into successive waves: one builds on the other."""
+    seen: dict[tuple[str, int], int] = {}
+    waves: list[list[int]] = []
+    for number, parcel in enumerate(parcels):
+        wave = seen.get((parcel.space.name, parcel.shard), -1) + 1
+        seen[parcel.space.name, parcel.shard] = wave
+        if wave == len(waves):
+            waves.append([])
+        waves[wave].append(number)
+    return waves

@@ -1,0 +1,301 @@
+"""How a publication stands in an online store: its key space, its key, its cells, its age.
+
+* A **key space** is one version of one view: project, view and the hash of the definition. A
+  changed definition is another key space, so old numbers never answer for new definitions.
+* The **key** is Feast's own entity key, serialization version 3, so Feast's SDK finds it.
+* The **cells** of a row are all its values as one string of bytes (`serving.online.cells`).
+* The **frontiers** of a key space say, shard by shard, as of which instant its rows are the value.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MIN, Int64Array, ReadStatus, read_status
+from tidemill.features.definitions.views import FeatureView
+from tidemill.features.errors import InputError
+from tidemill.features.feast_objects import check_field_names, field_name
+
+Clock = Literal["wall", "replay"]
+"""What a reader's clock is: the wall clock live, the published frontier in a replay."""
+
+# Feast's ValueType numbers: they are part of the key's bytes.
+_STRING: Final = 2
+_INT64: Final = 4
+
+
+@dataclass(frozen=True)
+class KeySpace:
+    """One version of one view in an online store.
+
+    Attributes:
+        project: The project's name.
+        view: The view's name.
+        definition: The hash of the view's definition.
+        columns: Feast field name and dtype of each value, in the order of the cells.
+        max_staleness_us: How far the frontier may lag behind a reader's clock.
+    """
+
+    project: str
+    view: str
+    definition: str
+    columns: tuple[tuple[str, str], ...]
+    max_staleness_us: int
+
+    @staticmethod
+    def of(project: str, view: FeatureView) -> KeySpace:
+        """Return the key space of a view's present definition.
+
+        Raises:
+            DefinitionError: A feature's name is one that every publication carries.
+        """
+        return _key_space(project, view)
+
+    @staticmethod
+    def named(name: str) -> KeySpace:
+        """Return the key space of a name, its columns unknown: enough to remove it.
+
+        Raises:
+            InputError: That is no key space's name.
+        """
+        project, _, rest = name.partition("__")
+        view, _, definition = rest.rpartition("__")  # a view of Feast's own may hold one itself
+        if not (project and view and definition):
+            raise InputError(
+                f"found {name!r}, expected the name of a key space: PROJECT__VIEW__DEFINITION"
+            )
+        return KeySpace(project, view, definition, columns=(), max_staleness_us=0)
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Its name in the store; names hold no double underscore, so it is unique."""
+        return f"{self.project}__{self.view}__{self.definition}"
+
+    @functools.cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtype of each value, in order."""
+        return tuple(dtype for _, dtype in self.columns)
+
+
+@functools.lru_cache(maxsize=256)
+def _key_space(project: str, view: FeatureView) -> KeySpace:
+    # Definitions are frozen and compared by identity; hashing one anew takes most of a millisecond.
+    check_field_names(view)
+    return KeySpace(
+        project=project,
+        view=view.name,
+        definition=view.hash,
+        columns=tuple((field_name(column), column.dtype) for column in view.columns),
+        max_staleness_us=view.max_staleness_us,
+    )
+
+
+class Row(NamedTuple):
+    """One publication as an online store keeps it; times in microseconds, UTC."""
+
+    key: bytes
+    event_timestamp: int
+    revision: int
+    valid_until: int
+    shard: int | None
+    cells: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class RowBatch:
+    """Publications of one view as a store takes them, column by column; each ``(rows,)``.
+
+    Attributes:
+        keys: Feast's serialized entity keys (`online_keys`).
+        event_timestamps: From when on each holds, microseconds UTC.
+        revisions: The number of events applied to the entity.
+        valid_until: Until when each holds with no further event, microseconds UTC.
+        shard: The shard that all of them are of; None where it is not known.
+        cells: Their values (`serving.online.cells`): bytes for each row, or where all are of one
+            width a matrix of uint8, ``(rows, width)``.
+    """
+
+    keys: list[bytes]
+    event_timestamps: Int64Array
+    revisions: Int64Array
+    valid_until: Int64Array
+    shard: int | None
+    cells: list[bytes] | npt.NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        columns = (self.event_timestamps, self.revisions, self.valid_until, self.cells)
+        if any(len(column) != len(self.keys) for column in columns):
+            raise InputError(
+                f"the columns of publications must have a value for each of {len(self.keys)} keys, "
+                f"found {', '.join(str(len(column)) for column in columns)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @staticmethod
+    def of(rows: Sequence[Row], shard: int | None) -> RowBatch:
+        """Return rows as columns.
+
+        Args:
+            rows: The rows, in any order.
+            shard: The shard that all of them are of; it also names that of no rows.
+
+        Raises:
+            InputError: A row is of another shard.
+        """
+        if other := [row for row in rows if row.shard != shard]:
+            raise InputError(
+                f"{readable_key(other[0].key)} is of shard {other[0].shard} in publications of "
+                f"shard {shard}"
+            )
+        return RowBatch(
+            keys=[row.key for row in rows],
+            event_timestamps=np.array([row.event_timestamp for row in rows], np.int64),
+            revisions=np.array([row.revision for row in rows], np.int64),
+            valid_until=np.array([row.valid_until for row in rows], np.int64),
+            shard=shard,
+            cells=[row.cells for row in rows],
+        )
+
+    def cells_of_rows(self) -> list[bytes]:
+        """Return the cells of each row."""
+        if isinstance(self.cells, list):
+            return self.cells
+        count, width = self.cells.shape
+        data = self.cells.tobytes()
+        return [data[at : at + width] for at in range(0, count * width, width)]
+
+    def rows(self) -> list[Row]:
+        """Return the publications one by one, as a read gives them."""
+        columns = zip(
+            self.keys,
+            self.event_timestamps.tolist(),
+            self.revisions.tolist(),
+            self.valid_until.tolist(),
+            [self.shard] * len(self),
+            self.cells_of_rows(),
+            strict=True,
+        )
+        return [Row(*row) for row in columns]
+
+
+@dataclass(frozen=True)
+class Frontiers:
+    """The published frontiers of a key space.
+
+    Attributes:
+        shard_count: How many shards the view has; 0 where nothing was published yet.
+        by_shard: Shard to frontier, in microseconds.
+    """
+
+    shard_count: int
+    by_shard: Mapping[int, int]
+
+    @property
+    def highest(self) -> int:
+        """The highest frontier: the clock of a replay. `TIME_MIN` where there is none."""
+        return max(self.by_shard.values(), default=TIME_MIN)
+
+    @property
+    def least(self) -> int:
+        """The frontier that every shard has reached; `TIME_MIN` while one has published none."""
+        if len(self.by_shard) < self.shard_count:
+            return TIME_MIN
+        return min(self.by_shard.values(), default=TIME_MIN)
+
+    def of(self, shard: int | None) -> int:
+        """Return a shard's frontier; a row of unknown shard has the least."""
+        return self.least if shard is None else self.by_shard.get(shard, TIME_MIN)
+
+    def status(
+        self, frontier_us: int, valid_until_us: int, clock_us: int, max_staleness_us: int
+    ) -> ReadStatus:
+        """Judge a row by `features.contract.read_status`; without a frontier it has no age."""
+        if frontier_us <= TIME_MIN:
+            return ReadStatus.OUTSIDE_MAX_AGE
+        return read_status(clock_us, frontier_us, valid_until_us, max_staleness_us)
+
+
+def clock_us(clock: Clock, frontiers: Frontiers) -> int:
+    """Return the declared clock, in microseconds; no reader asks for the time elsewhere.
+
+    Args:
+        clock: Which clock was declared.
+        frontiers: The published frontiers of the view that is read.
+
+    Returns:
+        The wall clock, or in a replay the highest frontier published for the view.
+    """
+    return time.time_ns() // 1_000 if clock == "wall" else frontiers.highest
+
+
+def online_keys(join_key: str, keys: pa.Array) -> list[bytes]:
+    """Serialize entity keys as Feast does (``serialize_entity_key``, version 3).
+
+    Args:
+        join_key: The name of the join key.
+        keys: string or int64, ``(rows,)``, without nulls.
+
+    Returns:
+        One key a row.
+
+    Raises:
+        InputError: A key is null, or of another type.
+    """
+    if keys.null_count:
+        raise InputError(f"a key of {join_key!r} is null; a publication is always of an entity")
+    if pa.types.is_string(keys.type):
+        prefix = _key_prefix(join_key, _STRING)
+        encoded = [key.encode() for key in keys.to_pylist()]
+        return [prefix + len(key).to_bytes(4, "little") + key for key in encoded]
+    if pa.types.is_int64(keys.type):
+        prefix = _key_prefix(join_key, _INT64)
+        return [prefix + key.to_bytes(8, "little", signed=True) for key in keys.to_pylist()]
+    raise InputError(f"keys of {join_key!r} must be string or int64, found {keys.type}")
+
+
+def online_key(join_key: str, key: str | int) -> bytes:
+    """Serialize one entity key, as `online_keys` does many.
+
+    Raises:
+        OverflowError: A number is no int64.
+        UnicodeEncodeError: A text is no Unicode text.
+    """
+    if isinstance(key, str):
+        text = key.encode()
+        return _key_prefix(join_key, _STRING) + len(text).to_bytes(4, "little") + text
+    return _key_prefix(join_key, _INT64) + key.to_bytes(8, "little", signed=True)
+
+
+@functools.lru_cache(maxsize=1_024)
+def _key_prefix(join_key: str, kind: int) -> bytes:
+    name = join_key.encode()
+    head = struct.pack("<III", 1, _STRING, len(name)) + name + struct.pack("<I", kind)
+    return head if kind == _STRING else head + struct.pack("<I", 8)
+
+
+def readable_key(key: bytes) -> str:
+    """Write a key for an error message: join key and value, or hexadecimal digits.
+
+    >>> readable_key(online_keys("tail", pa.array(["N14228"]))[0])
+    "tail='N14228'"
+    """
+    (count,) = struct.unpack_from("<I", key)
+    if count != 1:
+        return key.hex()
+    (length,) = struct.unpack_from("<I", key, 8)
+    name, rest = key[12 : 12 + length].decode(), key[12 + length :]
+    (kind,), value = struct.unpack_from("<I", rest), rest[8:]
+    if kind == _INT64:
+        return f"{name}={int.from_bytes(value, 'little', signed=True)}"
+    return f"{name}={value.decode()!r}" if kind == _STRING else key.hex()

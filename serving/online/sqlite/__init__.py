@@ -1,0 +1,1 @@
+"""The online database in an SQLite file."""

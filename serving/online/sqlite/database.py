@@ -1,0 +1,304 @@
+"""The online database in one SQLite file; the promises stand in `serving.online.database`.
+
+What it adds to them:
+
+* The decision is one upsert with a condition. All parcels of a call, and the frontiers that they
+  reach, become visible together or not at all: after an error nothing of the call is written.
+* What was written outlives the death of any process. A power cut may take the last transactions
+  (WAL with ``synchronous=NORMAL``): then publish again from state.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Final
+
+from tidemill.features.errors import NoKeySpace, StoreError, StoreUnavailable
+from tidemill.serving.online.cells import cells_width, has_tail
+from tidemill.serving.online.database import (
+    Parcel,
+    Snapshot,
+    conflict,
+    lost,
+    no_key_space,
+    offered_rows,
+    other_shard_count,
+)
+from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
+from tidemill.serving.online.sqlite.connections import close, create_file, transaction
+
+_FRONTIERS: Final = """
+CREATE TABLE IF NOT EXISTS tidemill_frontiers (
+    space TEXT NOT NULL,
+    shard INTEGER NOT NULL,
+    shard_count INTEGER NOT NULL,
+    frontier INTEGER NOT NULL,
+    PRIMARY KEY (space, shard)
+) WITHOUT ROWID
+"""
+
+# CASE is lazy, so the function that notes a conflict is called for a conflict only.
+_UPSERT: Final = """
+INSERT INTO "{name}" AS old (entity_key, event_timestamp, revision, valid_until, shard, cells)
+VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (entity_key) DO UPDATE SET
+    event_timestamp = excluded.event_timestamp,
+    revision = excluded.revision,
+    valid_until = excluded.valid_until,
+    shard = excluded.shard,
+    cells = excluded.cells
+WHERE CASE
+    WHEN excluded.event_timestamp <> old.event_timestamp
+        THEN excluded.event_timestamp > old.event_timestamp
+    WHEN excluded.revision <> old.revision
+        THEN excluded.revision > old.revision
+    WHEN excluded.cells = old.cells AND excluded.valid_until = old.valid_until
+        THEN 0
+    ELSE tidemill_conflict(excluded.entity_key, excluded.valid_until, excluded.cells)
+END
+"""
+
+_TRANSIENT: Final = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+)
+"""What another writer or the disk may mend: primary result codes."""
+
+_KEYS_A_QUERY: Final = 10_000
+"""SQLite takes 32,766 parameters in one statement; this is well below."""
+
+
+@dataclass(frozen=True)
+class SqliteDatabase:
+    """The online database in a file (`serving.online.database.OnlineDatabase`).
+
+    Attributes:
+        path: Where the file is.
+    """
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        """What error messages call it."""
+        return f"online store {self.path}"
+
+    def create(self, spaces: Sequence[KeySpace]) -> None:
+        """Make key spaces, and the file itself, where they don't exist yet.
+
+        Raises:
+            StoreError: The file cannot be written.
+        """
+        with self._named_errors():
+            create_file(self.path)
+        with self._transaction(write=True) as sqlite:
+            sqlite.execute(_FRONTIERS)
+            for space in spaces:
+                sqlite.execute(
+                    f'CREATE TABLE IF NOT EXISTS "{space.name}" ('
+                    "entity_key BLOB NOT NULL PRIMARY KEY, "
+                    "event_timestamp INTEGER NOT NULL, "
+                    "revision INTEGER NOT NULL, "
+                    "valid_until INTEGER NOT NULL, "
+                    "shard INTEGER, "
+                    "cells BLOB NOT NULL CHECK (length(cells) "
+                    f"{'>=' if has_tail(space.dtypes) else '='} {cells_width(len(space.columns))})"
+                    ") WITHOUT ROWID"
+                )
+
+    def drop(self, spaces: Sequence[KeySpace]) -> None:
+        """Remove key spaces with their rows and frontiers; where there is no file, nothing.
+
+        Raises:
+            StoreError: The file cannot be written.
+        """
+        if not Path(self.path).exists():
+            return
+        with self._transaction(write=True) as sqlite:
+            for space in spaces:
+                sqlite.execute(f'DROP TABLE IF EXISTS "{space.name}"')
+                sqlite.execute("DELETE FROM tidemill_frontiers WHERE space = ?", (space.name,))
+
+    def spaces(self) -> list[str]:
+        """Return the names of the key spaces that exist, in order.
+
+        Raises:
+            StoreError: The file does not exist or cannot be read.
+        """
+        with self._transaction(write=False) as sqlite:
+            tables = sqlite.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            return sorted(name for (name,) in tables if name.count("__") >= 2)
+
+    def write(self, space: KeySpace, rows: RowBatch) -> int:
+        """Write publications whose frontier is not known here (a stock client's).
+
+        Args:
+            space: Their key space.
+            rows: The publications, in any order.
+
+        Returns:
+            How many of them stand now; the others were older than, or equal to, what stood.
+
+        Raises:
+            ConflictingPublication: One contradicts the one that stands; nothing is written.
+            StoreUnavailable: The file is locked, or its disk is full.
+            StoreError: The file cannot be written.
+        """
+        with self._transaction([space], write=True) as sqlite:
+            return self._upsert(sqlite, space, rows)
+
+    def publish(self, parcels: Sequence[Parcel]) -> list[int]:
+        """Write parcels together with the frontiers that they reach, in one transaction.
+
+        Args:
+            parcels: What was published, in any order of shards and views.
+
+        Returns:
+            How many publications of each parcel stand now.
+
+        Raises:
+            LostPublications: The store stands behind what a parcel builds on.
+            ConflictingPublication: A publication contradicts the one that stands.
+            StoreUnavailable: The file is locked, or its disk is full.
+            StoreError: The file cannot be written, a key space does not exist, or has another
+                shard count. After any of these nothing is written.
+        """
+        spaces = [parcel.space for parcel in parcels]
+        with self._transaction(spaces, write=True) as sqlite:
+            return [self._publish(sqlite, parcel) for parcel in parcels]
+
+    def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
+        """Read keys of several key spaces, all as of one instant.
+
+        Args:
+            wanted: Key spaces, each with the keys to look up.
+
+        Returns:
+            A snapshot for each, its rows in the order of the keys.
+
+        Raises:
+            StoreError: The file or a key space does not exist or cannot be read.
+        """
+        with self._transaction([space for space, _ in wanted], write=False) as sqlite:
+            return [
+                Snapshot(self._frontiers(sqlite, space), self._rows(sqlite, space, keys))
+                for space, keys in wanted
+            ]
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        close(self.path)
+
+    def _publish(self, sqlite: sqlite3.Connection, parcel: Parcel) -> int:
+        space = parcel.space
+        frontiers = self._frontiers(sqlite, space)
+        if frontiers.shard_count not in (0, parcel.shard_count):
+            raise other_shard_count(self.name, space, frontiers.shard_count, parcel.shard_count)
+        stands = frontiers.by_shard.get(parcel.shard)
+        if parcel.since_us is not None and (stands is None or stands < parcel.since_us):
+            raise lost(self.name, parcel, stands)
+        written = self._upsert(sqlite, space, parcel.rows)
+        if stands is None or stands < parcel.frontier_us:
+            sqlite.execute(
+                "INSERT OR REPLACE INTO tidemill_frontiers VALUES (?, ?, ?, ?)",
+                (space.name, parcel.shard, parcel.shard_count, parcel.frontier_us),
+            )
+        return written
+
+    def _upsert(self, sqlite: sqlite3.Connection, space: KeySpace, batch: RowBatch) -> int:
+        batch = offered_rows(self.name, space, batch)
+        conflicts: list[tuple[bytes, int, bytes]] = []
+
+        def note(key: bytes, valid_until: int, cells: bytes) -> int:
+            conflicts.append((key, valid_until, cells))
+            return 0
+
+        sqlite.create_function("tidemill_conflict", 3, note)
+        rows = zip(
+            batch.keys,
+            batch.event_timestamps.tolist(),
+            batch.revisions.tolist(),
+            batch.valid_until.tolist(),
+            [batch.shard] * len(batch),
+            batch.cells_of_rows(),
+            strict=True,
+        )
+        # In the order of keys, neighbours share pages; the order decides nothing else. Without a
+        # row the statement still finds out whether there is such a key space.
+        upsert = _UPSERT.format(name=space.name)
+        if not len(batch):
+            sqlite.execute(f"EXPLAIN {upsert}", (b"", 0, 0, 0, None, b""))
+            return 0
+        written = sqlite.executemany(upsert, sorted(rows, key=itemgetter(0))).rowcount
+        if conflicts:
+            key, valid_until, cells = conflicts[0]
+            stored = self._rows(sqlite, space, [key])[0]
+            # Within the transaction that found the conflict the row cannot have gone.
+            assert stored is not None
+            raise conflict(
+                self.name, space, stored, stored._replace(valid_until=valid_until, cells=cells)
+            )
+        return written
+
+    def _frontiers(self, sqlite: sqlite3.Connection, space: KeySpace) -> Frontiers:
+        found = sqlite.execute(
+            "SELECT shard, shard_count, frontier FROM tidemill_frontiers WHERE space = ?",
+            (space.name,),
+        ).fetchall()
+        return Frontiers(
+            shard_count=found[0][1] if found else 0,
+            by_shard={shard: frontier for shard, _, frontier in found},
+        )
+
+    def _rows(
+        self, sqlite: sqlite3.Connection, space: KeySpace, keys: Sequence[bytes]
+    ) -> list[Row | None]:
+        found: dict[bytes, Row] = {}
+        for start in range(0, len(keys), _KEYS_A_QUERY):
+            some = keys[start : start + _KEYS_A_QUERY]
+            cursor = sqlite.execute(
+                "SELECT entity_key, event_timestamp, revision, valid_until, shard, cells "
+                f'FROM "{space.name}" WHERE entity_key IN ({",".join("?" * len(some))})',
+                some,
+            )
+            found.update((row[0], Row(*row)) for row in cursor)
+        return [found.get(key) for key in keys]
+
+    @contextmanager
+    def _transaction(
+        self, spaces: Sequence[KeySpace] = (), *, write: bool
+    ) -> Iterator[sqlite3.Connection]:
+        with self._named_errors(spaces), transaction(self.path, write=write) as sqlite:
+            yield sqlite
+
+    @contextmanager
+    def _named_errors(self, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise NoKeySpace(
+                f"there is no online store at {self.path}; register the project to make it"
+            ) from error
+        except sqlite3.Error as error:
+            for space in spaces:
+                if str(error) == f"no such table: {space.name}":
+                    raise no_key_space(self.name, space) from error
+            raise self._sqlite_error(error) from error
+        except OSError as error:
+            raise StoreError(f"{self.name}: {error}") from error
+
+    def _sqlite_error(self, error: sqlite3.Error) -> StoreError:
+        # An error that the Python module finds by itself has no code.
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is not None and code & 0xFF in _TRANSIENT:
+            return StoreUnavailable(
+                f"{self.name}: {error}; nothing was written: try again, after making room on the "
+                "disk or ending the writer that keeps the lock"
+            )
+        if str(error) == "no such table: tidemill_frontiers":
+            return NoKeySpace(f"{self.name}: there is no online store in it; register the project")
+        return StoreError(f"{self.name}: {error}")

@@ -1,0 +1,320 @@
+"""Registering: the plan carried out, with one write of the registry.
+
+The order is: key spaces first, then the registry. A process that is killed in between leaves empty
+key spaces that nobody refers to, and the next run goes on from there. The registry is written at
+once: a file is replaced as a whole (`serving.feast_plugins.registry_file`), an SQL registry changes
+    in one
+transaction, so nobody meets a feature service whose views are not there yet.
+
+`FeatureStore.apply` is not used: it keeps the old order of features where only the order changed,
+writes an SQL registry object by object, and cannot remove one thing and add another at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from tidemill.features.bigquery_dataset import BigQueryDataset
+from tidemill.features.definitions.views import Project
+from tidemill.features.errors import StoreError
+from tidemill.features.feast_objects import (
+    feast_entity,
+    feast_service,
+    feast_view,
+    service_name,
+    source_name,
+    version_name,
+)
+from tidemill.serving.registry.definition_changes import Change
+from tidemill.serving.registry.plan import Plan, entity_name
+from tidemill.serving.registry.state import Registered, RegisteredView
+
+if TYPE_CHECKING:
+    import feast
+
+_KINDS: Final = ("entity", "data_source", "feature_view", "feature_service")
+_UNIMPORTANT: Final = ("createdTimestamp", "lastUpdatedTimestamp", "dataSourceClassType", "meta")
+
+
+@dataclass
+class Entries:
+    """What the registry shall hold: objects by kind and name, and what shall not be there."""
+
+    wanted: dict[tuple[str, str], Any] = field(default_factory=dict)
+    unwanted: set[tuple[str, str]] = field(default_factory=set)
+
+    def want(self, kind: str, thing: Any) -> None:
+        """Add an object of Feast's."""
+        self.wanted[kind, thing.name] = thing
+
+    def lines(self) -> tuple[str, ...]:
+        """Say what is written and what is removed, a line for each but the data sources."""
+        written = [("write", *key) for key in self.wanted]
+        removed = [("remove", *key) for key in sorted(self.unwanted)]
+        return tuple(
+            f"{what} {kind.replace('_', ' ')} {name}"
+            for what, kind, name in (*written, *removed)
+            if kind != "data_source"
+        )
+
+
+def next_service_name(project: Project) -> str:
+    """Return the name of the feature service of the definitions that were registered last."""
+    return f"{service_name(project)}__next"
+
+
+def added_entries(
+    project: Project, registered: Registered, plan: Plan, offline: str | BigQueryDataset
+) -> Entries:
+    """Return what registering writes: all of the code's definitions, nothing taken away.
+
+    Args:
+        project: The code's definitions.
+        registered: What is registered.
+        plan: What differs.
+        offline: As for `features.feast_objects.feast_objects`.
+    """
+    entries = Entries()
+    by_view = {view.view: view for view in plan.views}
+    entities = {}
+    for view in project.views:
+        name = entity_name(view.entity, registered)
+        entities[view.entity.name] = feast_entity(view.entity, name)
+        entries.want("entity", entities[view.entity.name])
+    views = {}
+    for view in project.views:
+        planned = by_view[view.name]
+        views[view] = feast_view(
+            view,
+            entities[view.entity.name],
+            offline,
+            name=planned.feast_name,
+            version=planned.version,
+        )
+        _want_view(entries, views[view])
+    if plan.service is not Change.CHANGED:
+        entries.want("feature_service", feast_service(project, views))
+    next_service = next_service_name(project)
+    if plan.service is Change.CHANGED or plan.to_promote or next_service in registered.services:
+        entries.want("feature_service", feast_service(project, views, next_service))
+    return entries
+
+
+def promoted_entries(
+    project: Project, registered: Registered, plan: Plan, offline: str | BigQueryDataset
+) -> Entries:
+    """Return what promotion writes: the code's definitions, and no other version.
+
+    A version that was pending keeps the name that it had beside ``VIEW``, for those who read it
+    there, until another one is promoted; not in a store that keeps rows by name, where the two
+    would be two tables and one of them would not be fed any more.
+
+    Args:
+        project: The code's definitions.
+        registered: What is registered.
+        plan: What differs.
+        offline: As for `features.feast_objects.feast_objects`.
+    """
+    entries = Entries()
+    by_view = {view.view: view for view in plan.views}
+    names = {version.feast_name for version in registered.views}
+    entities = {view.entity.name: feast_entity(view.entity) for view in project.views}
+    for entity in entities.values():
+        entries.want("entity", entity)
+    views = {}
+    for view in project.views:
+        version = by_view[view.name].version
+        entity = entities[view.entity.name]
+        views[view] = feast_view(view, entity, offline, version=version)
+        _want_view(entries, views[view])
+        alias = version_name(view, version)
+        if alias in names and plan.spaces is not None:
+            _want_view(entries, feast_view(view, entity, offline, name=alias, version=version))
+    entries.want("feature_service", feast_service(project, views))
+    if (next_service := next_service_name(project)) in registered.services:
+        entries.want("feature_service", feast_service(project, views, next_service))
+    for feast_name in names:
+        if ("feature_view", feast_name) not in entries.wanted:
+            entries.unwanted.add(("feature_view", feast_name))
+            entries.unwanted.add(("data_source", source_name(feast_name)))
+    for found in registered.entities.values():
+        in_use = found.feast_name in registered.entities_in_use
+        if found.entity and not in_use and ("entity", found.feast_name) not in entries.wanted:
+            entries.unwanted.add(("entity", found.feast_name))
+    return entries
+
+
+def _want_view(entries: Entries, view: feast.FeatureView) -> None:
+    entries.want("data_source", view.batch_source)
+    entries.want("feature_view", view)
+
+
+def changed_entries(store: feast.FeatureStore | None, entries: Entries) -> Entries:
+    """Leave out what stands in the registry already, and what is not there to be removed.
+
+    Feast refuses a feature service whose features are not exactly those of its views, tags among
+    them. So services that somebody else made of a view that is written are written with it.
+
+    Args:
+        store: The store; None where there is no registry yet.
+        entries: What the registry shall hold.
+    """
+    registered = {} if store is None else _registered_objects(store)
+    changed = Entries(
+        wanted={
+            key: thing
+            for key, thing in entries.wanted.items()
+            if key not in registered or _content(registered[key]) != _content(thing)
+        },
+        unwanted=entries.unwanted & registered.keys(),
+    )
+    for (kind, name), thing in registered.items():
+        if kind == "feature_service" and (kind, name) not in {*entries.wanted, *entries.unwanted}:
+            followed = _followed(thing, changed)
+            if _content(followed) != _content(thing):
+                changed.want(kind, followed)
+    return changed
+
+
+def _followed(service: feast.FeatureService, entries: Entries) -> feast.FeatureService:
+    """Return a service whose features are those of the views as they are going to be written."""
+    followed = type(service).from_proto(service.to_proto())
+    for projection in followed.feature_view_projections:
+        if view := entries.wanted.get(("feature_view", projection.name)):
+            fields = {field.name: field for field in view.features}
+            projection.features = [fields.get(f.name, f) for f in projection.features]
+    return followed
+
+
+def make_spaces(store: feast.FeatureStore, entries: Entries, registered: Registered) -> None:
+    """Make the key spaces (tables) of every version that is or will be registered.
+
+    Raises:
+        StoreError: The online store cannot be written.
+    """
+    registry = store.registry
+    kept: dict[str, Any] = {
+        version.feast_name: registry.get_feature_view(version.feast_name, store.project)
+        for version in registered.views
+        if ("feature_view", version.feast_name) not in entries.unwanted
+    }
+    kept |= {name: view for (kind, name), view in entries.wanted.items() if kind == "feature_view"}
+    store._get_provider().update_infra(
+        project=store.project,
+        tables_to_delete=[],
+        tables_to_keep=list(kept.values()),
+        entities_to_delete=[],
+        entities_to_keep=[thing for (kind, _), thing in entries.wanted.items() if kind == "entity"],
+        partial=True,
+    )
+
+
+def write_entries(store: feast.FeatureStore, entries: Entries) -> None:
+    """Write to the registry what `changed_entries` left, all of it at once or nothing.
+
+    Args:
+        store: The store.
+        entries: What to write and what to remove.
+
+    Raises:
+        StoreError: The registry cannot be written.
+    """
+    if not entries.wanted and not entries.unwanted:
+        return
+    project = store.project
+    with _one_write(store) as registry:
+        before = _registered_objects(store)
+        for kind in _KINDS:
+            for (of, name), thing in entries.wanted.items():
+                if of != kind:
+                    continue
+                if kind == "feature_view" and (kind, name) in before:
+                    # Feast would update it in place, and keep the order of its features.
+                    thing.created_timestamp = before[kind, name].created_timestamp
+                    registry.delete_feature_view(name, project, commit=False)
+                getattr(registry, f"apply_{kind}")(thing, project, commit=False)
+        for kind in reversed(_KINDS):
+            for of, name in sorted(entries.unwanted):
+                if of == kind:
+                    getattr(registry, f"delete_{kind}")(name, project, commit=False)
+        registry.commit()
+    store.refresh_registry()
+
+
+def _registered_objects(store: feast.FeatureStore) -> dict[tuple[str, str], Any]:
+    registry, project = store.registry, store.project
+    lists = {
+        "entity": registry.list_entities,
+        "data_source": registry.list_data_sources,
+        "feature_view": registry.list_feature_views,
+        "feature_service": registry.list_feature_services,
+    }
+    return {
+        (kind, thing.name): thing
+        for kind, listed in lists.items()
+        for thing in listed(project, allow_cache=False)
+    }
+
+
+def _content(thing: Any) -> Any:
+    """Return what an object says, without when it was written and by which registry."""
+    from google.protobuf.json_format import MessageToDict
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: plain(v) for k, v in node.items() if k not in (*_UNIMPORTANT, "project")}
+        return [plain(item) for item in node] if isinstance(node, list) else node
+
+    # Through Feast's own form once, so that both sides lack and have the same defaults.
+    return plain(MessageToDict(type(thing).from_proto(thing.to_proto()).to_proto()))
+
+
+@contextlib.contextmanager
+def _one_write(store: feast.FeatureStore) -> Iterator[Any]:
+    """Yield a registry whose changes become visible at once, at its ``commit()`` or at the end."""
+    from feast.infra.registry.sql import SqlRegistry
+
+    registry = store.registry
+    if not isinstance(registry, SqlRegistry):
+        yield registry
+        return
+    import sqlalchemy
+
+    engines = registry.write_engine, registry.read_engine
+    try:
+        with engines[0].connect() as connection:
+            if connection.dialect.name == "sqlite":
+                # Its driver begins late, and would end the transaction with the first savepoint.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            registry.write_engine = registry.read_engine = _OneTransaction(connection)
+            yield registry
+            connection.commit()
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise StoreError(f"the registry cannot be written: {error}") from error
+    finally:
+        registry.write_engine, registry.read_engine = engines
+
+
+@dataclass(frozen=True)
+class _OneTransaction:
+    """Stands in for an engine: every transaction begun on it is part of the one of a connection.
+
+    Feast's SQL registry opens a transaction for each object, and has no other place to say that
+    several belong together.
+    """
+
+    connection: Any
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Any]:
+        """Yield the connection; who opened it commits, or rolls back on an error."""
+        yield self.connection
+
+
+def find_version(registered: Registered, view: str, definition: str) -> RegisteredView | None:
+    """Return the version of a view with a definition, the promoted one first."""
+    versions = registered.versions(view)
+    return next((version for version in versions if version.definition == definition), None)

@@ -1,0 +1,170 @@
+"""What differs between two definitions of a view, in the words in which they were written.
+
+Both sides are canonical forms (`features.definitions.views.FeatureView.spec`): the registered one
+is read from the registry, where the code that wrote it is long gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from tidemill.features.contract import format_duration
+from tidemill.features.definitions.views import FeatureView
+from tidemill.features.feast_objects import field_name
+
+_WORDS: Final = {
+    "over": "window",
+    "column": "expression",
+    "tolerance": "out_of_orderness + allowed_lateness",
+    "version": "spec version",
+}
+_INFIX: Final = ("+", "-", "*", "/", "==", "!=", "<", "<=", ">", ">=", "and", "or")
+
+
+class Change(Enum):
+    """What becomes of a thing."""
+
+    ADDED = "added"
+    CHANGED = "changed"
+    REMOVED = "removed"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True)
+class FeatureChange:
+    """What becomes of a feature.
+
+    Attributes:
+        feature: Its name within the view.
+        change: What becomes of it.
+        details: What it is or, where it is changed, what of it: ``window 1d -> 2d``.
+    """
+
+    feature: str
+    change: Change
+    details: tuple[str, ...]
+
+
+def feature_changes(
+    old: Mapping[str, Any], old_dtypes: Mapping[str, str], view: FeatureView
+) -> tuple[FeatureChange, ...]:
+    """Compare the features of a registered definition with those of the code.
+
+    Args:
+        old: The registered canonical form.
+        old_dtypes: The registered Feast types by the features' Feast names.
+        view: The code's definition.
+
+    Returns:
+        The features that differ: the code's in order, then those that are gone.
+    """
+    before: dict[str, Mapping[str, Any]] = dict(old["features"])
+    after = {name: aggregation.spec() for name, aggregation in view.features.items()}
+    was = [name for name in before if name in after]
+    now = [name for name in after if name in before]
+    dtypes = {column.feature: (field_name(column), column.dtype) for column in view.columns}
+    out = []
+    for name, spec in after.items():
+        if name not in before:
+            out.append(FeatureChange(name, Change.ADDED, tuple(_written(spec))))
+            continue
+        details = list(_differences(before[name], spec))
+        field, dtype = dtypes[name]
+        if field in old_dtypes and old_dtypes[field].lower() != dtype:
+            details.append(f"dtype {old_dtypes[field].lower()} -> {dtype}")
+        if was.index(name) != now.index(name):
+            details.append(f"position {was.index(name) + 1} -> {now.index(name) + 1}")
+        if details:
+            out.append(FeatureChange(name, Change.CHANGED, tuple(details)))
+    gone = [name for name in before if name not in after]
+    out += [FeatureChange(name, Change.REMOVED, tuple(_written(before[name]))) for name in gone]
+    return tuple(out)
+
+
+def view_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """Compare everything of two canonical forms but the features.
+
+    Args:
+        old: The registered canonical form.
+        new: The code's.
+
+    Returns:
+        What differs, such as ``hop 1h -> 2h``.
+    """
+    parts = [{k: v for k, v in spec.items() if k != "features"} for spec in (old, new)]
+    return tuple(_differences(*parts))
+
+
+def every_feature(view: FeatureView, change: Change) -> tuple[FeatureChange, ...]:
+    """Return the features of a view that is added."""
+    return tuple(
+        FeatureChange(name, change, tuple(_written(aggregation.spec())))
+        for name, aggregation in view.features.items()
+    )
+
+
+def write_expression(spec: Any) -> str:
+    """Write the canonical form of an expression as a user would.
+
+    >>> write_expression(["and", [">", ["col", "grams"], ["lit", "int64", 3]], ["col", "heavy"]])
+    '((grams > 3) and heavy)'
+    """
+    if not isinstance(spec, Sequence) or isinstance(spec, str) or not spec:
+        return _plain(spec)
+    head, *rest = spec
+    if head == "col":
+        return str(rest[0])
+    if head == "lit":
+        dtype, value = rest
+        return repr(value) if dtype == "string" else _plain(value)
+    operands = [write_expression(operand) for operand in rest]
+    if head in _INFIX and len(operands) == 2:
+        return f"({operands[0]} {head} {operands[1]})"
+    return f"{head}({', '.join(operands)})"
+
+
+def _written(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the parts of an aggregation, its name first."""
+    for name, value in spec.items():
+        text = write_expression(value)
+        yield text if name == "aggregation" else f"{_word(name)} {text}"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    before, after = dict(_flat(old)), dict(_flat(new))
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name) != after.get(name):
+            yield f"{_word(name)} {_value(name, before)} -> {_value(name, after)}"
+
+
+def _flat(spec: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in spec.items():
+        if isinstance(value, Mapping):
+            # An entity's or a stream's own name stands in it under the kind's: entity.entity.
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def _word(name: str) -> str:
+    *above, last = name.split(".")
+    word = last.removesuffix("_us")
+    if above and above[-1] == word:
+        return ".".join(above)
+    return ".".join([*above, _WORDS.get(word, word)])
+
+
+def _value(name: str, values: Mapping[str, Any]) -> str:
+    if name not in values:
+        return "none"
+    value = values[name]
+    return format_duration(value) if name.endswith("_us") else write_expression(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str) and value.removeprefix("-").startswith("0x"):
+        return repr(float.fromhex(value))
+    return "null" if value is None else str(value)

@@ -1,0 +1,116 @@
+"""Cleaning up: key spaces that no version in the registry refers to.
+
+What is promised here: a key space of a promoted, removed-but-promoted, pending or superseded
+version is never dropped, nor one of the code's definitions, nor another project's. An empty
+registry refers to nothing and proves nothing, so nothing is dropped by it. Finding changes
+nothing; dropping looks again, under the lock that registering takes.
+
+A key space holds the values of a reader or a stream that goes by its definition
+(`serving.online.reader`): its frontier says whether a stream still feeds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidemill.features.definitions.views import Project
+from tidemill.features.errors import StoreError
+from tidemill.serving.online.rows import Frontiers, KeySpace
+from tidemill.serving.registry.plan import Role
+from tidemill.serving.registry.registration import plan_project
+from tidemill.serving.registry.state import space_of
+from tidemill.serving.stores.online_places import (
+    FeastPlace,
+    OnlinePlace,
+    default_place,
+    open_database,
+)
+from tidemill.serving.stores.registry_places import RegistryPlace, default_registry, registry_lock
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A key space that no version refers to.
+
+    Attributes:
+        space: The key space, by its name only.
+        frontiers: What was published to it.
+    """
+
+    space: KeySpace
+    frontiers: Frontiers
+
+
+def find_orphans(
+    project: Project,
+    root: Path | str,
+    *,
+    place: OnlinePlace | None = None,
+    registry: RegistryPlace | None = None,
+) -> list[Orphan]:
+    """Find the project's key spaces that no version in the registry refers to.
+
+    Args:
+        project: The definitions; their key spaces are kept in any case.
+        root: What the default places are below.
+        place: Where the online store is; None is an SQLite file below the root.
+        registry: Where the registry is; None is a file below the root.
+
+    Raises:
+        StoreError: The registry holds no version of any of the project's views, so it cannot say
+            which key spaces are in use; the store keeps no key spaces; or either cannot be read.
+    """
+    place = place or default_place(root)
+    if isinstance(place, FeastPlace):
+        raise StoreError(
+            f"the online store is Feast's own {place.type!r}, which keeps rows by the view's name "
+            "and not by its definition: there is nothing to clean up"
+        )
+    plan = plan_project(project, root, place=place, registry=registry).plan
+    if not any(view.is_registered for view in plan.views) and not plan.superseded:
+        raise StoreError(
+            f"{(registry or default_registry(root)).name} holds no view of project "
+            f"{project.name!r}, so it cannot say which key spaces are in use; name the registry "
+            "that the project is registered in, or register it: `tidemill apply`"
+        )
+    return [
+        Orphan(space_of(project.name, space.view, space.definition), space.frontiers)
+        for space in plan.spaces or ()
+        if space.role is Role.ORPHANED
+    ]
+
+
+def drop_orphans(
+    project: Project,
+    root: Path | str,
+    agreed: Sequence[Orphan],
+    *,
+    place: OnlinePlace | None = None,
+    registry: RegistryPlace | None = None,
+) -> list[str]:
+    """Drop key spaces, of those that somebody agreed to, that still no version refers to.
+
+    Args:
+        project: The definitions.
+        root: What the default places are below.
+        agreed: The key spaces to drop.
+        place: Where the online store is; None is an SQLite file below the root.
+        registry: Where the registry is; None is a file below the root.
+
+    Returns:
+        The names of the key spaces that were dropped.
+
+    Raises:
+        StoreError: As for `find_orphans`, or the store cannot be written.
+    """
+    names = {orphan.space.name for orphan in agreed}
+    with registry_lock(registry or default_registry(root)):
+        still = find_orphans(project, root, place=place, registry=registry)
+        spaces = [orphan.space for orphan in still if orphan.space.name in names]
+        if spaces:
+            database = open_database(place or default_place(root))
+            database.drop(spaces)
+            database.close()
+    return [space.name for space in spaces]

@@ -1,0 +1,406 @@
+"""The plan: what registering a project would do, compared before anything is done.
+
+The rules, which `serving.registry.apply` carries out:
+
+* Registering adds. A view that is new is promoted at once, since nobody reads it; a changed one
+  stands beside the promoted version as a pending one, in a key space of its own. Nothing that
+  anybody may read changes: neither the promoted version, nor the project's feature service, nor a
+  view that the code no longer has.
+* Promotion makes the registry what the code says: ``VIEW`` and the feature service become the
+  code's, all other versions and the removed views go. Key spaces stay.
+* In an empty registry everything is promoted at once.
+
+Nothing here reads or writes; Feast is not imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from tidemill.features.contract import TIME_MIN, format_duration
+from tidemill.features.definitions.views import Entity, FeatureView, Project, spec_hash
+from tidemill.features.feast_objects import field_name, service_name, version_name
+from tidemill.serving.online.rows import Frontiers
+from tidemill.serving.registry.definition_changes import (
+    Change,
+    FeatureChange,
+    every_feature,
+    feature_changes,
+    view_changes,
+)
+from tidemill.serving.registry.state import Registered, RegisteredView, ServicePart, space_name
+
+NO_FRONTIERS = Frontiers(0, {})
+
+
+class Role(Enum):
+    """Who refers to a key space."""
+
+    PROMOTED = "promoted"
+    PENDING = "pending"
+    REMOVED = "promoted, no longer in the code"
+    SUPERSEDED = "superseded"
+    ORPHANED = "orphaned"
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """What becomes of a view.
+
+    Attributes:
+        view: Its name.
+        change: The code's definition against the promoted one.
+        definition: The hash of the code's definition; of the promoted one where the code has none.
+        version: The code's version: its number where it is registered, else the next one.
+        feast_name: Under which Feast name the code's definition stands once it is registered.
+        is_registered: Whether it stands there already.
+        in_service: Whether the project's feature service holds this definition now.
+        promoted: What is promoted now; None for a view that is new.
+        details: What differs of the view itself.
+        features: What differs of its features.
+    """
+
+    view: str
+    change: Change
+    definition: str
+    version: int
+    feast_name: str
+    is_registered: bool
+    in_service: bool
+    promoted: RegisteredView | None
+    details: tuple[str, ...]
+    features: tuple[FeatureChange, ...]
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the code's definition stands, or will stand, beside another promoted one."""
+        return self.change is Change.CHANGED
+
+
+@dataclass(frozen=True)
+class EntityPlan:
+    """What becomes of an entity.
+
+    Attributes:
+        entity: Its name.
+        change: The code's against the registered one.
+        feast_name: Under which Feast name pending versions use it.
+        details: What differs.
+    """
+
+    entity: str
+    change: Change
+    feast_name: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpacePlan:
+    """A key space in the online store.
+
+    Attributes:
+        name: Its name.
+        view: The view it is of.
+        definition: The definition it is of.
+        role: Who refers to it.
+        exists: Whether it is there; if not, registering makes it.
+        frontiers: What was published to it.
+    """
+
+    name: str
+    view: str
+    definition: str
+    role: Role
+    exists: bool
+    frontiers: Frontiers
+
+    @property
+    def unfilled(self) -> str | None:
+        """What it lacks to be read; None where every shard has published a frontier."""
+        frontiers = self.frontiers
+        if not frontiers.shard_count:
+            return "nothing was published to it"
+        missing = [s for s in range(frontiers.shard_count) if s not in frontiers.by_shard]
+        if missing:
+            shards = ", ".join(map(str, missing))
+            return f"no frontier of shard {shards} of {frontiers.shard_count}"
+        return None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What registering, and what promoting, would do.
+
+    Attributes:
+        project: The project's name.
+        views: The code's views in order, then those that it no longer has.
+        entities: The code's entities, then those that it no longer has.
+        service: What becomes of the project's feature service.
+        service_details: What differs of it.
+        spaces: The project's key spaces; None where the online store does not keep any (a store
+            of Feast's own).
+        superseded: Versions that are neither promoted nor the code's.
+    """
+
+    project: str
+    views: tuple[ViewPlan, ...]
+    entities: tuple[EntityPlan, ...]
+    service: Change
+    service_details: tuple[str, ...]
+    spaces: tuple[SpacePlan, ...] | None
+    superseded: tuple[RegisteredView, ...]
+
+    @property
+    def to_promote(self) -> tuple[str, ...]:
+        """What promotion would change, by name; empty where the code is what is promoted."""
+        return (
+            *(v.view for v in self.views if v.change in (Change.CHANGED, Change.REMOVED)),
+            *([f"feature service {self.project}"] if self.service is Change.CHANGED else []),
+            *(version.feast_name for version in self.superseded),
+        )
+
+    @property
+    def unfilled(self) -> tuple[str, ...]:
+        """Why promotion would show nothing or old numbers: view by view, what its space lacks."""
+        return tuple(self._unfilled())
+
+    def _unfilled(self) -> Iterator[str]:
+        by_key = {(space.view, space.definition): space for space in self.spaces or ()}
+        for view in self.views:
+            served = view.change is Change.UNCHANGED and view.in_service
+            if view.change is Change.REMOVED or served:
+                continue
+            if self.spaces is None:
+                if view.change is Change.CHANGED:
+                    yield (
+                        f"view {view.view!r}: this online store keeps rows by the view's name, so "
+                        "rows of the old definition would answer for the new one"
+                    )
+                continue
+            space = by_key[view.view, view.definition]
+            if lacking := space.unfilled:
+                yield f"view {view.view!r}, key space {space.name}: {lacking}"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A plan, and the entries of the registry that it comes to.
+
+    Attributes:
+        plan: The plan.
+        registers: What registering writes to the registry, a line each.
+        promotes: What promoting writes to it and removes from it, a line each.
+    """
+
+    plan: Plan
+    registers: tuple[str, ...]
+    promotes: tuple[str, ...]
+
+    def same_decisions(self, other: Preview) -> bool:
+        """Tell whether another preview does the same, whatever was published in between."""
+        spaces = dataclasses.replace(self.plan, spaces=None)
+        return (spaces, self.registers, self.promotes) == (
+            dataclasses.replace(other.plan, spaces=None),
+            other.registers,
+            other.promotes,
+        )
+
+
+def make_plan(
+    project: Project, registered: Registered, spaces: Mapping[str, Frontiers] | None
+) -> Plan:
+    """Compare a project with what is registered and with what stands in the online store.
+
+    Args:
+        project: The code's definitions.
+        registered: What is registered.
+        spaces: The project's key spaces by name (`registry_state.read_spaces`); None where the
+            online store does not keep any.
+    """
+    parts = service_parts(project)
+    before = registered.services.get(service_name(project))
+    served = {(view, definition) for view, definition, _ in before or ()}
+    views = [_view_plan(view, registered, served) for view in project.views]
+    kept = {view.name for view in project.views}
+    views += [
+        _removed(version)
+        for version in registered.views
+        if version.is_promoted and version.view not in kept
+    ]
+    service = Change.ADDED if before is None else Change.CHANGED
+    service = Change.UNCHANGED if before == parts else service
+    current = {(view.view, view.definition) for view in views}
+    return Plan(
+        project=project.name,
+        views=tuple(views),
+        entities=tuple(_entity_plans(project, registered)),
+        service=service,
+        service_details=tuple(_service_details(before or (), parts)),
+        spaces=None if spaces is None else tuple(_space_plans(project, registered, views, spaces)),
+        superseded=tuple(
+            version
+            for version in registered.views
+            if not version.is_promoted
+            and (version.view, version.definition) not in current
+            and not _is_alias(version, registered)
+        ),
+    )
+
+
+def service_parts(project: Project) -> tuple[ServicePart, ...]:
+    """Return what the project's feature service is made of."""
+    return tuple(
+        (view.name, view.hash, tuple(field_name(column) for column in view.columns))
+        for view in project.views
+    )
+
+
+def entity_name(entity: Entity, registered: Registered) -> str:
+    """Return the Feast name under which pending versions use an entity.
+
+    It is the entity's own but where the registered one has another key: that one stays as long as
+    the promoted views use it.
+    """
+    found = registered.entities.get(entity.name)
+    if found is None or (found.join_key, found.dtype) == (entity.join_key, entity.dtype):
+        return entity.name
+    return f"{entity.name}__{spec_hash(entity.spec())[:8]}"
+
+
+def _view_plan(
+    view: FeatureView, registered: Registered, served: Collection[tuple[str, str]]
+) -> ViewPlan:
+    versions = registered.versions(view.name)
+    promoted = registered.promoted(view.name)
+    same = next((v for v in versions if v.definition == view.hash), None)
+    following = max((v.version for v in versions), default=0) + 1
+    version = following if same is None else same.version
+    details: tuple[str, ...] = ()
+    features: tuple[FeatureChange, ...] = ()
+    if promoted is None:
+        change, features = Change.ADDED, every_feature(view, Change.ADDED)
+    elif promoted.definition == view.hash:
+        change = Change.UNCHANGED
+        if promoted.max_staleness_us != view.max_staleness_us:
+            was = format_duration(promoted.max_staleness_us)
+            now = format_duration(view.max_staleness_us)
+            details = (f"max_staleness {was} -> {now}, at once: it judges reads, not values",)
+    else:
+        change = Change.CHANGED
+        if promoted.spec is None:
+            details = ("registered without its canonical form: what differs is not known",)
+        else:
+            details = view_changes(promoted.spec, view.spec())
+            features = feature_changes(promoted.spec, promoted.dtypes, view)
+    return ViewPlan(
+        view=view.name,
+        change=change,
+        definition=view.hash,
+        version=version,
+        feast_name=version_name(view, version) if change is Change.CHANGED else view.name,
+        is_registered=same is not None,
+        in_service=(view.name, view.hash) in served,
+        promoted=promoted,
+        details=details,
+        features=features,
+    )
+
+
+def _removed(version: RegisteredView) -> ViewPlan:
+    return ViewPlan(
+        view=version.view,
+        change=Change.REMOVED,
+        definition=version.definition,
+        version=version.version,
+        feast_name=version.feast_name,
+        is_registered=True,
+        in_service=False,
+        promoted=version,
+        details=(),
+        features=(),
+    )
+
+
+def _is_alias(version: RegisteredView, registered: Registered) -> bool:
+    """Tell whether a version is the promoted one under the name that it had while pending."""
+    promoted = registered.promoted(version.view)
+    return promoted is not None and promoted.definition == version.definition
+
+
+def _entity_plans(project: Project, registered: Registered) -> Iterator[EntityPlan]:
+    entities = {view.entity.name: view.entity for view in project.views}
+    for name, entity in entities.items():
+        found = registered.entities.get(name)
+        feast_name = entity_name(entity, registered)
+        if found is None:
+            yield EntityPlan(name, Change.ADDED, feast_name)
+        elif feast_name == name:
+            yield EntityPlan(name, Change.UNCHANGED, feast_name)
+        else:
+            pairs = {"join_key": (found.join_key, entity.join_key)}
+            pairs["dtype"] = (found.dtype, entity.dtype)
+            details = (f"{what} {was} -> {now}" for what, (was, now) in pairs.items() if was != now)
+            yield EntityPlan(name, Change.CHANGED, feast_name, tuple(details))
+    for found in registered.entities.values():
+        if found.entity == found.feast_name and found.entity not in entities:
+            yield EntityPlan(found.entity, Change.REMOVED, found.feast_name)
+
+
+def _service_details(
+    before: tuple[ServicePart, ...], after: tuple[ServicePart, ...]
+) -> Iterator[str]:
+    was = {f"{view}:{name}" for view, _, names in before for name in names}
+    now = {f"{view}:{name}" for view, _, names in after for name in names}
+    if gained := len(now - was):
+        yield f"features added: {gained}"
+    if lost := len(was - now):
+        yield f"features removed: {lost}"
+    definitions = {view: definition for view, definition, _ in before}
+    other = [view for view, definition, _ in after if definitions.get(view, "") != definition]
+    if changed := [view for view in other if view in definitions]:
+        yield f"other definitions of {', '.join(changed)}"
+
+
+def _space_plans(
+    project: Project,
+    registered: Registered,
+    views: list[ViewPlan],
+    spaces: Mapping[str, Frontiers],
+) -> Iterator[SpacePlan]:
+    roles: dict[tuple[str, str], Role] = {}
+    for view in views:
+        key = (view.view, view.definition)
+        roles[key] = Role.PENDING if view.change is Change.CHANGED else Role.PROMOTED
+        if view.change is Change.REMOVED:
+            roles[key] = Role.REMOVED
+    for version in registered.views:
+        role = Role.PROMOTED if version.is_promoted else Role.SUPERSEDED
+        roles.setdefault((version.view, version.definition), role)
+    order = list(Role)
+    for view_name, definition in sorted(
+        roles, key=lambda key: (key[0], order.index(roles[key]), key)
+    ):
+        name = space_name(project.name, view_name, definition)
+        yield SpacePlan(
+            name,
+            view_name,
+            definition,
+            roles[view_name, definition],
+            name in spaces,
+            spaces.get(name, NO_FRONTIERS),
+        )
+    named = {space_name(project.name, *key) for key in roles}
+    for name in sorted(set(spaces) - named):
+        _, view_name, definition = name.rsplit("__", 2)
+        if view_name not in registered.foreign_views:
+            yield SpacePlan(name, view_name, definition, Role.ORPHANED, True, spaces[name])
+
+
+def behind_us(space: SpacePlan, spaces: tuple[SpacePlan, ...]) -> int:
+    """Return by how much a key space's least frontier trails the newest one of its view."""
+    newest = max(other.frontiers.highest for other in spaces if other.view == space.view)
+    least = space.frontiers.least
+    return 0 if least <= TIME_MIN else newest - least

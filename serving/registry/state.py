@@ -1,0 +1,209 @@
+"""What is registered of a project, and what stands in its online store: the plan's one side.
+
+Names in the registry: the Feast view ``VIEW`` is the promoted version of a view, and
+``VIEW__vN`` (`features.feast_objects.version_name`) is version N: pending, or the promoted one
+under the name that it had before. Feast views that Tidemill did not generate are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tidemill.features.feast_objects import (
+    DEFINITION_TAG,
+    ENTITY_TAG,
+    MAX_STALENESS_TAG,
+    SPEC_TAG,
+    VERSION_TAG,
+    VIEW_TAG,
+)
+from tidemill.serving.online.database import OnlineDatabase
+from tidemill.serving.online.rows import Frontiers, KeySpace
+
+if TYPE_CHECKING:
+    import feast
+
+ServicePart = tuple[str, str, tuple[str, ...]]
+"""A view of a feature service: the view's name, its definition, the Feast names of its features."""
+
+
+@dataclass(frozen=True)
+class RegisteredView:
+    """A version of a view as it stands in the registry.
+
+    Attributes:
+        feast_name: Its name in Feast.
+        view: The view's name.
+        version: Which version it is.
+        definition: The hash of its definition.
+        spec: The definition's canonical form; None where it was registered without one.
+        max_staleness_us: How far its frontier may lag behind a reader's clock.
+        dtypes: Feast type of each feature by its Feast name, in order.
+    """
+
+    feast_name: str
+    view: str
+    version: int
+    definition: str
+    spec: Mapping[str, Any] | None
+    max_staleness_us: int
+    dtypes: Mapping[str, str]
+
+    @property
+    def is_promoted(self) -> bool:
+        """Whether it is what stock clients read under the view's name."""
+        return self.feast_name == self.view
+
+
+@dataclass(frozen=True)
+class RegisteredEntity:
+    """An entity as it stands in the registry.
+
+    Attributes:
+        feast_name: Its name in Feast.
+        entity: The entity's name; None for one that Tidemill did not generate.
+        join_key: The name of its key.
+        dtype: ``string``, ``int64``, or another type of Feast's in lower case.
+    """
+
+    feast_name: str
+    entity: str | None
+    join_key: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What is registered of a project.
+
+    Attributes:
+        views: The versions of its views, in order of name and version.
+        entities: Every entity of the Feast project, by Feast name.
+        services: The feature services that Tidemill generated, by name: what each is made of.
+        foreign_views: Feast views that it did not generate.
+        entities_in_use: Feast names of the entities that those have.
+    """
+
+    views: tuple[RegisteredView, ...] = ()
+    entities: Mapping[str, RegisteredEntity] = field(default_factory=dict)
+    services: Mapping[str, tuple[ServicePart, ...]] = field(default_factory=dict)
+    foreign_views: tuple[str, ...] = ()
+    entities_in_use: frozenset[str] = frozenset()
+
+    def promoted(self, view: str) -> RegisteredView | None:
+        """Return the promoted version of a view, if there is one."""
+        return next((v for v in self.views if v.view == view and v.is_promoted), None)
+
+    def versions(self, view: str) -> list[RegisteredView]:
+        """Return the versions of a view, the promoted one first."""
+        found = [version for version in self.views if version.view == view]
+        return sorted(found, key=lambda version: (not version.is_promoted, version.version))
+
+
+def read_registered(store: feast.FeatureStore) -> Registered:
+    """Read what is registered of a store's project, from the registry itself and not a cache.
+
+    Args:
+        store: The store.
+    """
+    registry, project = store.registry, store.project
+    every = [
+        *registry.list_feature_views(project, allow_cache=False),
+        *registry.list_stream_feature_views(project, allow_cache=False),
+    ]
+    ours = [_registered_view(view) for view in every if DEFINITION_TAG in view.tags]
+    foreign = [view for view in every if DEFINITION_TAG not in view.tags]
+    by_name = {view.feast_name: view for view in ours}
+    return Registered(
+        views=tuple(sorted(ours, key=lambda view: (view.view, view.version, view.feast_name))),
+        entities={
+            entity.name: _registered_entity(entity)
+            for entity in registry.list_entities(project, allow_cache=False)
+        },
+        services={
+            service.name: _parts(service, by_name)
+            for service in registry.list_feature_services(project, allow_cache=False)
+            if DEFINITION_TAG in service.tags
+        },
+        foreign_views=tuple(sorted(view.name for view in foreign)),
+        entities_in_use=frozenset(name for view in foreign for name in view.entities),
+    )
+
+
+def _registered_view(view: feast.FeatureView) -> RegisteredView:
+    tags = view.tags
+    return RegisteredView(
+        feast_name=view.name,
+        view=tags.get(VIEW_TAG, view.name),
+        version=int(tags.get(VERSION_TAG, 1)),
+        definition=tags[DEFINITION_TAG],
+        spec=json.loads(tags[SPEC_TAG]) if SPEC_TAG in tags else None,
+        max_staleness_us=int(tags[MAX_STALENESS_TAG]),
+        dtypes={field.name: str(field.dtype) for field in view.features},
+    )
+
+
+def _registered_entity(entity: feast.Entity) -> RegisteredEntity:
+    return RegisteredEntity(
+        feast_name=entity.name,
+        entity=entity.tags.get(ENTITY_TAG),
+        join_key=entity.join_key,
+        dtype=entity.value_type.name.lower(),
+    )
+
+
+def _parts(
+    service: feast.FeatureService, by_name: Mapping[str, RegisteredView]
+) -> tuple[ServicePart, ...]:
+    def part(projection: Any) -> ServicePart:
+        found = by_name.get(projection.name)
+        names = tuple(feature.name for feature in projection.features)
+        if found is None:
+            return projection.name, "", names
+        return found.view, found.definition, names
+
+    return tuple(part(projection) for projection in service.feature_view_projections)
+
+
+def space_name(project: str, view: str, definition: str) -> str:
+    """Return the name of the key space of a definition (`KeySpace.name`)."""
+    return space_of(project, view, definition).name
+
+
+def space_of(project: str, view: str, definition: str) -> KeySpace:
+    """Return a key space by its name only: to read its frontiers or to drop it, not its rows."""
+    return KeySpace(project, view, definition, columns=(), max_staleness_us=0)
+
+
+def read_spaces(database: OnlineDatabase, project: str) -> dict[str, Frontiers]:
+    """Return the key spaces of a project that exist, by name, with their frontiers.
+
+    Args:
+        database: The online database; one that doesn't exist yet has no key spaces.
+        project: The project's name.
+
+    Raises:
+        StoreError: The database cannot be read.
+    """
+    found = list(named_spaces(database, project))
+    snapshots = database.read([(space, []) for space in found]) if found else []
+    return {
+        space.name: snapshot.frontiers for space, snapshot in zip(found, snapshots, strict=True)
+    }
+
+
+def named_spaces(database: OnlineDatabase, project: str) -> Iterator[KeySpace]:
+    """Yield the key spaces of a project's views that exist.
+
+    Names of projects and views hold no double underscore, so a name is taken apart in one way.
+    Those of Feast views that Tidemill did not generate look otherwise, and are left out
+    (`serving.online.feast_rows.FOREIGN`).
+    """
+    pattern = re.compile(rf"{re.escape(project)}__([a-z](?:_?[a-z0-9]+)*_?)__([0-9a-f]{{16}})")
+    for name in database.spaces():
+        if parts := pattern.fullmatch(name):
+            yield space_of(project, parts[1], parts[2])

@@ -1,0 +1,77 @@
+"""Where features of the past are read: what the configuration says, and Feast's section of it.
+
+Whatever the place is, what is written is the change-point log as Parquet below the root
+(`serving.offline.log`). Loading it into BigQuery is not done here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tidemill.features.bigquery_dataset import BigQueryDataset
+from tidemill.features.errors import ConfigurationError
+
+_MEMORY: Final = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ParquetPlace:
+    """The log itself, read by `serving.feast_plugins.offline_store`.
+
+    Attributes:
+        memory_limit: What duckdb may take, such as ``2GB``; None is four fifths of the machine's.
+        threads: How many threads duckdb runs; None is one a core.
+        spill: The directory, absolute, for what does not fit; None is the machine's temporary one.
+    """
+
+    memory_limit: str | None = None
+    threads: int | None = None
+    spill: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_limit is not None and not _MEMORY.fullmatch(self.memory_limit):
+            raise ConfigurationError(
+                f"offline_store: found the memory limit {self.memory_limit!r}, expected a number "
+                "and a unit such as 2GB (KB, MB, GB, TB, KiB, MiB, GiB or TiB)"
+            )
+
+
+OfflinePlace = ParquetPlace | BigQueryDataset
+"""Any of the places."""
+
+
+def offline_section(place: OfflinePlace) -> dict[str, Any]:
+    """Return the ``offline_store`` section of the Feast configuration for a place."""
+    if isinstance(place, BigQueryDataset):
+        return {"type": "bigquery", "project_id": place.project, "dataset": place.dataset}
+    options = {
+        "memory_limit": place.memory_limit,
+        "threads": place.threads,
+        "spill": None if place.spill is None else str(place.spill),
+    }
+    return {
+        "type": "tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore",
+        **{name: value for name, value in options.items() if value is not None},
+    }
+
+
+def check_installed(place: OfflinePlace) -> None:
+    """Check that what a place is read with is installed.
+
+    Raises:
+        ConfigurationError: It is BigQuery, and Google's clients are missing.
+    """
+    if not isinstance(place, BigQueryDataset):
+        return
+    from feast.errors import FeastExtrasDependencyImportError
+
+    try:
+        import feast.infra.offline_stores.bigquery  # noqa: F401
+    except FeastExtrasDependencyImportError as error:
+        raise ConfigurationError(
+            f"offline_store: BigQuery is read with Google's clients ({error.__context__}); they "
+            "come with the extra gcp: pip install 'tidemill[gcp]'"
+        ) from error

@@ -1,0 +1,156 @@
+"""Where an online store is: what the configuration says, the database and the Feast section of it.
+
+An `OnlinePlace` is plain data: it can be compared, pickled and printed, and it holds no secret
+(a password is named by the environment variable that has it).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tidemill.features.errors import ConfigurationError
+from tidemill.serving.online.database import OnlineDatabase
+from tidemill.serving.online.feast_database import FeastDatabase
+from tidemill.serving.online.feast_database import warning as feast_warning
+from tidemill.serving.online.rows import Clock
+from tidemill.serving.online.sqlite.database import SqliteDatabase
+from tidemill.serving.stores.redis_place import RedisPlace
+from tidemill.serving.stores.registry_places import RegistryPlace
+
+
+@dataclass(frozen=True)
+class SqlitePlace:
+    """An SQLite file.
+
+    Attributes:
+        path: The database's file, absolute.
+    """
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class FeastPlace:
+    """Any other online store of Feast's, written by its generic path (`online.feast_database`).
+
+    Attributes:
+        options: The ``online_store`` section of Feast's documentation, its ``type`` among it. A
+            secret stands in it as ``${NAME}``, to be read from the environment when it is used.
+        root: What Feast's relative paths are below.
+        registry: Where the registry is; None is a file below the root.
+    """
+
+    options: Mapping[str, Any]
+    root: Path
+    registry: RegistryPlace | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options.get("type"), str):
+            raise ConfigurationError(
+                "online_store: the options of a store of Feast's name its type, such as postgres; "
+                f"found {', '.join(map(str, self.options)) or 'none'}"
+            )
+        if named := _secrets("options", self.options):
+            raise ConfigurationError(
+                f"online_store: {', '.join(named)} holds a secret in plain text; write ${{NAME}} "
+                "there and set the environment variable NAME"
+            )
+
+    @property
+    def type(self) -> str:
+        """Which of Feast's stores it is."""
+        return str(self.options["type"])
+
+
+OnlinePlace = SqlitePlace | RedisPlace | FeastPlace
+"""Any of the places."""
+
+ONLINE: Final = "online.db"
+"""The SQLite file below a run's root, where no other place is named."""
+
+
+def default_place(root: Path | str) -> SqlitePlace:
+    """Return the place of the online store where none is named: a file below the root."""
+    return SqlitePlace(Path(root).absolute() / ONLINE)
+
+
+def open_database(place: OnlinePlace) -> OnlineDatabase:
+    """Return the online database at a place; `registry.registration.open_store` makes it."""
+    if isinstance(place, FeastPlace):
+        return FeastDatabase(place)
+    if isinstance(place, RedisPlace):
+        from tidemill.serving.online.redis.database import RedisDatabase  # imports the client
+
+        return RedisDatabase(place)
+    return SqliteDatabase(str(place.path))
+
+
+def feast_section(place: OnlinePlace, clock: Clock) -> dict[str, Any]:
+    """Return the ``online_store`` section of the Feast configuration for a place.
+
+    Args:
+        place: Where the store is.
+        clock: What online reads judge age by; Feast's own stores judge no age.
+
+    Returns:
+        The section. A secret of a `FeastPlace` stands in it as ``${NAME}`` (`expanded`).
+    """
+    if isinstance(place, FeastPlace):
+        return dict(place.options)
+    if isinstance(place, RedisPlace):
+        return {
+            "type": "tidemill.serving.feast_plugins.online_store.OrderedRedisOnlineStore",
+            **place.options(),
+            "clock": clock,
+        }
+    return {
+        "type": "tidemill.serving.feast_plugins.online_store.OrderedSqliteOnlineStore",
+        "path": str(place.path),
+        "clock": clock,
+    }
+
+
+def expanded(section: Any) -> Any:
+    """Put environment variables in place of every ``${NAME}`` of a section, as Feast does.
+
+    Raises:
+        ConfigurationError: A variable is not set.
+    """
+    if isinstance(section, Mapping):
+        return {key: expanded(value) for key, value in section.items()}
+    if isinstance(section, list):
+        return [expanded(value) for value in section]
+    if not isinstance(section, str):
+        return section
+    if lacking := [name for name in _VARIABLE.findall(section) if name not in os.environ]:
+        raise ConfigurationError(
+            f"online_store: the environment variable {', '.join(lacking)} is not set; it holds a "
+            "setting of the online store"
+        )
+    return _VARIABLE.sub(lambda found: os.environ[found[1]], section)
+
+
+def warning(place: OnlinePlace) -> str | None:
+    """Say what a store at this place cannot promise, in one line; None where it promises all."""
+    return feast_warning(place) if isinstance(place, FeastPlace) else None
+
+
+_VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
+_SECRET_KEY: Final = re.compile(r"password|passwd|secret|token|api_key|private_key", re.IGNORECASE)
+_SECRET_TEXT: Final = re.compile(r"password=(?!\$\{)|://[^/@\s]*:(?!\$\{)[^/@\s]+@", re.IGNORECASE)
+
+
+def _secrets(name: str, value: Any) -> list[str]:
+    """Name the settings that hold a secret in plain text."""
+    if isinstance(value, Mapping):
+        return [one for key in value for one in _secrets(f"{name}.{key}", value[key])]
+    if not isinstance(value, str):
+        return []
+    key = name.rpartition(".")[2]
+    plain = bool(_SECRET_KEY.search(key)) and not _VARIABLE.search(value)
+    return [name] if plain or _SECRET_TEXT.search(value) else []

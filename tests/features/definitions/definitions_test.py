@@ -1,0 +1,412 @@
+"""Definitions: a mistake shows when it is defined, with the name of the thing and the mend."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import strategies
+from tidemill import (
+    Entity,
+    EventStream,
+    FeatureView,
+    Label,
+    Project,
+    Request,
+    col,
+    count,
+    last,
+    last_k,
+    mean,
+    rate,
+    time_since_last,
+)
+from tidemill.features.contract import DAY, HOUR, MINUTE
+from tidemill.features.definitions.views import spec_hash
+from tidemill.features.errors import DefinitionError, DuplicateName, UnknownColumn, WrongType
+
+SCHEMA = {
+    "at": "timestamp",
+    "id": "string",
+    "origin": "string",
+    "number": "int64",
+    "delay": "float64",
+    "cancelled": "bool",
+}
+
+
+def stream(**changes: Any) -> EventStream:
+    given = {"name": "arrivals", "schema": SCHEMA, "event_time": "at", "event_id": "id"}
+    return EventStream(**(given | changes))
+
+
+def view(**changes: Any) -> FeatureView:
+    given: dict[str, Any] = {
+        "name": "airport",
+        "entity": Entity("origin"),
+        "stream": ARRIVALS,
+        "hop": "5m",
+        "features": {"arrivals": count(over="1h")},
+    }
+    return FeatureView(**(given | changes))
+
+
+def request(**changes: Any) -> Request:
+    given: dict[str, Any] = {
+        "name": "departures",
+        "schema": SCHEMA,
+        "request_time": "at",
+        "request_id": "id",
+    }
+    return Request(**(given | changes))
+
+
+def label(**changes: Any) -> Label:
+    given: dict[str, Any] = {
+        "name": "late",
+        "stream": ARRIVALS,
+        "value": col("delay") > 15,
+        "on": {"id": "id"},
+        "horizon": "1d",
+    }
+    return Label(**(given | changes))
+
+
+def project(**changes: Any) -> Project:
+    given: dict[str, Any] = {"name": "flights", "request": request(), "views": [view()]}
+    return Project(**(given | changes))
+
+
+ARRIVALS = stream()
+
+MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
+    # Streams
+    (lambda: stream(name="Arrivals"), DefinitionError, "stream name 'Arrivals' must be lower-case"),
+    (lambda: stream(name="a__b"), DefinitionError, "single underscores"),
+    (lambda: stream(name=7), DefinitionError, "stream name 7"),
+    (lambda: stream(schema={}), DefinitionError, "stream 'arrivals': the schema has no columns"),
+    (
+        lambda: stream(schema=SCHEMA | {"delay": "float"}),
+        WrongType,
+        "stream 'arrivals': column 'delay' has dtype 'float'; did you mean 'float64'",
+    ),
+    (
+        lambda: stream(event_time="att"),
+        UnknownColumn,
+        "stream 'arrivals': event_time 'att' is not in the schema; did you mean 'at'",
+    ),
+    (lambda: stream(event_time="id"), WrongType, "event_time 'id' must be timestamp, found string"),
+    (lambda: stream(event_id="delay"), WrongType, "event_id 'delay' must be string or int64"),
+    (
+        lambda: stream(out_of_orderness="5"),
+        DefinitionError,
+        "stream 'arrivals': out_of_orderness '5' is not a duration",
+    ),
+    (lambda: stream(allowed_lateness=5), DefinitionError, "allowed_lateness .* write the unit"),
+    (lambda: stream(max_ahead="soon"), DefinitionError, "max_ahead 'soon'"),
+    # Entities
+    (lambda: Entity("tail number"), DefinitionError, "entity name 'tail number'"),
+    (
+        lambda: Entity("tail", dtype="float64"),
+        WrongType,
+        "entity 'tail': a key is string or int64, found 'float64'",
+    ),
+    # Views
+    (lambda: view(name="9"), DefinitionError, "view name '9'"),
+    (
+        lambda: view(key="orgin"),
+        UnknownColumn,
+        "view 'airport': key of entity 'origin' 'orgin' is not .* did you mean 'origin'",
+    ),
+    (lambda: view(key="number"), WrongType, "'number' must be string, found int64"),
+    (lambda: view(hop="0s"), DefinitionError, "view 'airport': the hop must be longer than zero"),
+    (lambda: view(hop="often"), DefinitionError, "view 'airport': hop 'often' is not a duration"),
+    (lambda: view(max_staleness="old"), DefinitionError, "view 'airport': max_staleness 'old'"),
+    (lambda: view(features={}), DefinitionError, "view 'airport' has no features"),
+    (lambda: view(features={"A": count(over="1h")}), DefinitionError, "feature name 'A'"),
+    (
+        lambda: view(features={"n": col("delay")}),
+        WrongType,
+        r"feature airport\.n must be an aggregation such as count\(over='1d'\), found Column",
+    ),
+    (
+        lambda: view(features={"n": mean(col("dely"), over="1h")}),
+        UnknownColumn,
+        r"feature airport\.n on stream 'arrivals': column 'dely' .* did you mean 'delay'",
+    ),
+    (
+        lambda: view(features={"n": mean(col("id"), over="1h")}),
+        WrongType,
+        r"feature airport\.n on stream 'arrivals': mean takes int64 or float64, found string",
+    ),
+    (
+        lambda: view(features={"n": count(over="1h", where=col("delay"))}),
+        WrongType,
+        "'where' must be bool, found float64",
+    ),
+    (
+        lambda: view(features={"n": count(over="7m")}),
+        DefinitionError,
+        r"feature airport\.n: the window 7m is not a multiple of the hop 5m; choose a hop",
+    ),
+    (
+        lambda: view(
+            features={
+                "d": last_k(col("delay"), k=2, over="1h"),
+                "d_0": last(col("delay"), over="1h"),
+            }
+        ),
+        DuplicateName,
+        "'airport__d_0' would be the name of two feature columns; rename",
+    ),
+    # Requests
+    (lambda: request(name="X"), DefinitionError, "request name 'X'"),
+    (
+        lambda: request(schema={}),
+        DefinitionError,
+        "request 'departures': the schema has no columns",
+    ),
+    (lambda: request(request_time="when"), UnknownColumn, "request_time 'when' is not in"),
+    (lambda: request(request_id="cancelled"), WrongType, "request_id 'cancelled' must be string"),
+    (
+        lambda: request(inputs={"hour": "at"}),
+        WrongType,
+        r"request 'departures': input 'hour' must be an expression such as col\('hour'\)",
+    ),
+    (
+        lambda: request(inputs={"hour": col("att").hour_of_day("UTC")}),
+        UnknownColumn,
+        "request 'departures': input 'hour': column 'att' .* did you mean 'at'",
+    ),
+    (lambda: request(inputs={"Hour": col("number")}), DefinitionError, "input name 'Hour'"),
+    (lambda: request(allowed_lateness="x"), DefinitionError, "'departures': allowed_lateness"),
+    # Labels
+    (lambda: label(name=""), DefinitionError, "label name ''"),
+    (
+        lambda: label(value=col("dely") > 15),
+        UnknownColumn,
+        "label 'late' on stream 'arrivals': column 'dely'",
+    ),
+    (lambda: label(on={}), DefinitionError, "label 'late': 'on' must join at least one column"),
+    (lambda: label(on={"id": "idd"}), UnknownColumn, "label 'late': join column 'idd'"),
+    (lambda: label(on={"id": "delay"}), WrongType, "join column 'delay' must be string or int64"),
+    (lambda: label(horizon="0s"), DefinitionError, "label 'late': the horizon must be longer"),
+    # Projects
+    (lambda: project(name="My project"), DefinitionError, "project name 'My project'"),
+    (lambda: project(views=[]), DefinitionError, "project 'flights' has no feature views"),
+    (lambda: project(views=[view(), view()]), DuplicateName, "view 'airport' is defined twice"),
+    (
+        lambda: project(
+            views=[view(), view(name="b", entity=Entity("origin", dtype="int64"), key="number")]
+        ),
+        DuplicateName,
+        "entity 'origin' is defined twice; share one object",
+    ),
+    (
+        lambda: project(views=[view(), view(name="b", stream=stream())]),
+        DuplicateName,
+        "stream 'arrivals' is defined twice; share one object",
+    ),
+    (
+        lambda: project(request=request(name="arrivals")),
+        DuplicateName,
+        "'arrivals' names a stream and the request",
+    ),
+    (
+        lambda: project(request=request(keys={"orgin": "origin"})),
+        UnknownColumn,
+        r"request\.keys names entity 'orgin'; did you mean 'origin'",
+    ),
+    (
+        lambda: project(request=request(keys={"origin": "dest"})),
+        UnknownColumn,
+        "request column for the key of entity 'origin' 'dest'",
+    ),
+    (
+        lambda: project(request=request(keys={"origin": "number"})),
+        WrongType,
+        "'number' must be string, found int64",
+    ),
+    (
+        lambda: project(label=label(on={"flight": "id"})),
+        UnknownColumn,
+        "project 'flights': label join column 'flight'",
+    ),
+    (lambda: project(label=label(on={"number": "id"})), WrongType, "'number' must be string"),
+]
+
+
+@pytest.mark.parametrize(
+    ("define", "error", "says"), MISTAKES, ids=[says[:40] for _, _, says in MISTAKES]
+)
+def test_a_mistake_is_refused_by_name_with_its_mend(
+    define: Callable[[], Any], error: type[DefinitionError], says: str
+) -> None:
+    with pytest.raises(error, match=says) as caught:
+        define()
+    assert type(caught.value) is error
+
+
+def test_durations_are_microseconds() -> None:
+    late = stream(out_of_orderness="5m", allowed_lateness="1h", max_ahead="2d")
+    assert late.out_of_orderness_us == 5 * MINUTE
+    assert late.tolerance_us == HOUR + 5 * MINUTE
+    assert late.max_ahead_us == 2 * DAY
+    asked = request(out_of_orderness="5m", allowed_lateness="1h", max_ahead="2d")
+    assert asked.tolerance_us == late.tolerance_us
+    assert asked.max_ahead_us == late.max_ahead_us
+    assert view(hop="5m", max_staleness="1h").max_staleness_us == HOUR
+    assert label(horizon="1d").horizon_us == DAY
+
+
+def test_required_columns_are_time_id_and_the_keys_of_the_streams_views() -> None:
+    number = Entity("flight", join_key="number", dtype="int64")
+    whole = project(views=[view(), view(name="b"), view(name="c", entity=number)])
+    assert ARRIVALS.required == ("at", "id")
+    assert whole.required_columns(ARRIVALS) == ("at", "id", "origin", "number")
+    assert request().required == ("at", "id")
+    by_id = project(views=[view(entity=Entity("id"))])
+    assert by_id.required_columns(ARRIVALS) == ("at", "id")
+
+
+def test_an_entitys_key_is_its_name_unless_it_is_said() -> None:
+    assert Entity("origin").join_key == "origin"
+    assert view(entity=Entity("airport", join_key="origin")).key == "origin"
+    assert view(entity=Entity("airport"), key="origin").key == "origin"
+    asked = request(keys={"airport": "origin"})
+    assert asked.key_column(Entity("airport")) == "origin"
+    assert asked.key_column(Entity("tail", join_key="id")) == "id"
+
+
+def test_columns_are_named_by_view_feature_and_index() -> None:
+    made = view(
+        features={
+            "n": count(over="1h"),
+            "d": last_k(col("delay"), k=2, over="1h"),
+            "since": time_since_last(over="1h"),
+        }
+    )
+    assert [column.name for column in made.columns] == [
+        "airport__n",
+        "airport__d_0",
+        "airport__d_1",
+        "airport__since",
+    ]
+    assert dataclasses.asdict(made.columns[0]) == {
+        "name": "airport__n",
+        "view": "airport",
+        "feature": "n",
+        "index": 0,
+        "dtype": "int64",
+        "empty": 0,
+        "anchored": False,
+    }
+    assert made.columns[2].index == 1
+    assert made.columns[2].empty is None
+    assert made.columns[3].anchored
+    assert made.longest_window_us == HOUR
+
+
+def test_the_streams_of_a_project_are_each_there_once_and_the_labels_last() -> None:
+    landings = stream(name="landings")
+    whole = project(views=[view(), view(name="b")], label=label(stream=landings))
+    assert whole.streams == (ARRIVALS, landings)
+    assert whole.stream("landings") is landings
+    assert whole.view("b") is whole.views[1]
+    with pytest.raises(UnknownColumn, match="no event stream 'landing'; did you mean 'landings'"):
+        whole.stream("landing")
+    with pytest.raises(UnknownColumn, match="no feature view 'airprt'; did you mean 'airport'"):
+        whole.view("airprt")
+
+
+def test_definitions_are_frozen() -> None:
+    for thing in (ARRIVALS, Entity("e"), view(), request(), label(), project()):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            thing.name = "other"  # type: ignore[misc]
+
+
+# The canonical form and its hash
+
+CHANGES: list[Callable[[], FeatureView]] = [
+    view,
+    lambda: view(name="b"),
+    lambda: view(hop="10m"),
+    lambda: view(key="id"),
+    lambda: view(entity=Entity("other", join_key="origin")),
+    lambda: view(entity=Entity("origin", join_key="id"), key="origin"),
+    lambda: view(stream=stream(out_of_orderness="1s")),
+    lambda: view(stream=stream(allowed_lateness="1s", max_ahead="2d")),
+    lambda: view(stream=stream(schema=SCHEMA | {"more": "bool"})),
+    lambda: view(features={"arrivals": count(over="2h")}),
+    lambda: view(features={"other": count(over="1h")}),
+    lambda: view(features={"arrivals": count(over="1h", where=col("delay") > 15)}),
+    lambda: view(features={"arrivals": count(over="1h", where=col("delay") > 15.0)}),
+    lambda: view(features={"arrivals": count(col("delay"), over="1h")}),
+    lambda: view(features={"arrivals": rate(col("delay") > 15, over="1h")}),
+    lambda: view(features={"a": count(over="1h"), "b": count(over="2h")}),
+    lambda: view(features={"b": count(over="2h"), "a": count(over="1h")}),
+]
+
+
+def test_whatever_changes_a_feature_vector_changes_the_hash() -> None:
+    hashes = [make().hash for make in CHANGES]
+    assert len(set(hashes)) == len(hashes)
+    assert hashes == [make().hash for make in CHANGES]
+
+
+def test_other_words_for_the_same_have_the_same_hash() -> None:
+    turned = dict(reversed(SCHEMA.items()))
+    same = view(
+        stream=stream(schema=turned),
+        key="origin",
+        hop="300s",
+        features={"arrivals": count(over="60m")},
+    )
+    assert same.hash == view().hash
+    # How old an answer may be is the reader's matter, not the value's.
+    assert view(max_staleness="1d").hash == view().hash
+
+
+def test_a_projects_hash_covers_request_views_and_label() -> None:
+    made = [
+        project(),
+        project(name="other"),
+        project(request=request(inputs={"n": col("number")})),
+        project(request=request(allowed_lateness="1m")),
+        project(views=[view(hop="10m")]),
+        project(label=label()),
+        project(label=label(horizon="2d")),
+        project(label=label(value=col("delay"))),
+    ]
+    assert len({one.hash for one in made}) == len(made)
+    # Preprocessing and the model are stamped by themselves.
+    assert project(model=len, preprocessing_fn=len).hash == project().hash
+
+
+@given(st.data())
+def test_every_definition_has_a_json_form_and_a_hash_of_16_digits(data: st.DataObject) -> None:
+    made = data.draw(strategies.views())
+    assert json.loads(json.dumps(made.spec())) == made.spec()
+    assert len(made.hash) == 16
+    assert made.hash == spec_hash(made.spec())
+    assert len({column.name for column in made.columns}) == len(made.columns)
+
+
+def test_the_hash_is_the_same_in_another_process() -> None:
+    code = "from tests.features.definitions.definitions_test import project; print(project().hash)"
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert other.stdout.strip() == project().hash

@@ -1,0 +1,79 @@
+"""The whole loop through the command line, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+TIDEMILL = Path(sys.executable).parent / "tidemill"
+
+
+def tidemill(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TIDEMILL, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+
+
+def last_line(run: subprocess.CompletedProcess[str]) -> str:
+    return run.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.timeout(900)
+def test_the_demo_sample_ends_with_zero_mismatches(tmp_path: Path) -> None:
+    run = tidemill("demo", "--sample", "--seeds", "2", folder=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert last_line(run).startswith("0 mismatches in ")
+    assert int(last_line(run).split()[3].replace(",", "")) > 50_000
+    assert "of them rejected" in run.stdout
+    assert "by the plain-Python oracle" in run.stdout
+    root = tmp_path / "demo"
+    assert (root / "report.html").stat().st_size > 10_000
+    summary = json.loads((root / "summary.json").read_text())
+    assert summary["stream"]["predictions"] == summary["stream"]["requests"] > 1_000
+    assert summary["verify"]["mismatches"] == 0
+    # The stream is not what the proof read: damage a prediction and it must be found.
+    path = sorted((root / "predictions").glob("*.parquet"))[0]
+    table = pq.read_table(path)
+    column = next(name for name in table.column_names if "__" in name and "mean" in name)
+    values = table.column(column).to_pylist()
+    values[0] = 1e9 if values[0] is None else values[0] + 1
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, [values]), path)
+    again = tidemill("verify", "--config", str(_flights()), "--root", str(root), folder=tmp_path)
+    assert again.returncode == 1, again.stdout + again.stderr
+    assert not last_line(again).startswith("0 mismatches in ")
+    found = json.loads((root / "summary.json").read_text())["verify"]
+    # The oracle's sample may hold the damaged prediction too.
+    assert found["feature_mismatches"] == 1
+    assert found["mismatches"] == 1 + found["oracle_mismatches"] <= 2
+
+
+def _flights() -> Path:
+    import tidemill.examples.flights
+
+    return Path(tidemill.examples.flights.__file__).parent / "tidemill.yaml"
+
+
+@pytest.mark.timeout(900)
+def test_a_new_project_runs_end_to_end(tmp_path: Path) -> None:
+    made = tidemill("init", "shop", folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "shop"
+    for command in ("validate", "backfill", "train", "stream"):
+        run = tidemill(command, folder=folder)
+        assert run.returncode == 0, f"{command}: {run.stdout}{run.stderr}"
+    proof = tidemill("verify", folder=folder)
+    assert proof.returncode == 0, proof.stdout + proof.stderr
+    assert last_line(proof).startswith("0 mismatches in ")

@@ -1,0 +1,272 @@
+"""Backfill: the training table is the batch values, and the stream goes on from what it leaves."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.streaming_project import (
+    PARTITIONS,
+    PROJECT,
+    START,
+    PlainStream,
+    Row,
+    arrivals,
+    configuration,
+    elements_of,
+    expected_vectors,
+    newest_publications,
+    poll_part,
+    random_rows,
+    vectors_of,
+    without_leaks,
+    write_log,
+)
+from tidemill.features.contract import MINUTE, SECOND
+from tidemill.features.errors import InputError
+from tidemill.features.kernel.advance import advance
+from tidemill.features.kernel.encoding import canonical_bytes
+from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.history.backfill import (
+    CHUNK_ROWS,
+    answer_shard,
+    hand_over,
+    join_answers,
+    parts_before,
+    point_in_time,
+    source_partitions,
+    spans,
+)
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.poll import Poll, request_parts
+from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
+from tidemill.pipelines.recovery.handoff import read_handoff, read_record
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.wire_format import encode_part
+
+STOP = START + 11 * MINUTE
+
+
+def run_log(stream: PlainStream, root: Path, start_us: int, poll_rows: int) -> None:
+    """Replay a log from an instant of receipt to its end."""
+    log = ReplayLog(PROJECT, ReplayOptions(root, start_us, STOP, poll_rows))
+    at = log.start
+    while (found := log.next_poll(at, STOP, 0)) is not None:
+        poll, at = found
+        stream.run([poll])
+    stream.run([log.final_poll(at, 0)])
+
+
+def bootstrapped(operator: ShardOperator) -> Release:
+    """What a bootstrap publishes of a handed-over operator."""
+    nothing = advance(State(operator.plan), None, None, START)
+    everything = operator.everything()
+    return Release(0, None, operator.state.frontier_us, (), nothing.answers, everything, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_stream_from_a_handed_over_state_equals_one_that_never_stopped(
+    seed: int, tmp_path: Path
+) -> None:
+    """Cut anywhere: the answers, the state, and what the online store holds in the end.
+
+    A row may be received after the cut and lie before it: the stream still waits for it.
+    """
+    chance = random.Random(seed)
+    rows = random_rows(seed, trips=100, hails=50)
+    arrived = arrivals(PROJECT, rows, PARTITIONS, chance)
+    write_log(tmp_path, PROJECT, arrived)
+    whole = PlainStream(PROJECT, 2, PARTITIONS)
+    run_log(whole, tmp_path, START - MINUTE, chance.randint(1, 30))
+
+    cut = START + chance.randrange(0, 600 * SECOND)
+    hand_over(configuration(tmp_path, PROJECT, cut, STOP), QuietProgress())
+    rest = PlainStream(PROJECT, 2, PARTITIONS)
+    begun = []
+    for view in range(len(PROJECT.views)):
+        for shard in range(2):
+            operator = rest.operator(view, shard)
+            read_handoff(tmp_path / "states", operator)
+            begun.append((view, shard, bootstrapped(operator)))
+    run_log(rest, tmp_path, cut, chance.randint(1, 30))
+
+    later = {
+        row["hail"]
+        for part in arrived
+        if part.source == "hails"
+        for row, received in zip(part.rows, part.received_us, strict=True)
+        if received >= cut
+    }
+    expected = vectors_of(PROJECT, whole.answered)
+    assert expected == expected_vectors(PROJECT, rows)
+    assert vectors_of(PROJECT, rest.answered) == {name: expected[name] for name in later}
+    for key, operator in whole.operators.items():
+        assert canonical_bytes(rest.operators[key].state) == canonical_bytes(operator.state)
+        assert rest.operators[key].expected == operator.expected
+        assert rest.operators[key].counters.late == 0
+        assert rest.operators[key].counters.late_requests == 0
+    assert newest_publications([*begun, *rest.releases]) == newest_publications(whole.releases)
+    numbers = [release.number for view, shard, release in rest.releases if (view, shard) == (0, 1)]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
+    rows = random_rows(1)
+    arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(1))
+    write_log(tmp_path, PROJECT, arrived)
+    cut = START + 5 * MINUTE
+    stale = tmp_path / "states" / "cab-00000-of-00009.state"
+    stale.parent.mkdir()
+    stale.touch()
+    counts = hand_over(configuration(tmp_path, PROJECT, cut, STOP, shards=3), QuietProgress())
+    handoff = read_record(tmp_path / "states")
+    before = {
+        name: [
+            sum(received < cut for received in part.received_us)
+            for part in arrived
+            if part.source == name
+        ]
+        for name in PARTITIONS
+    }
+    assert (handoff.kind, handoff.segment) == ("backfill", 0)
+    assert (handoff.began, handoff.mode) == (None, None)
+    assert (handoff.as_of_us, handoff.shards, handoff.positions) == (cut, 3, before)
+    assert handoff.views == {view.name: view.hash for view in PROJECT.views}
+    waits = {"cab": 10 * SECOND, "zone": 10 * SECOND, "weather": 5 * SECOND}
+    assert handoff.frontiers == {name: [cut - waited] * 3 for name, waited in waits.items()}
+    assert len(handoff.files) == 9
+    assert counts["shards"] == 9
+    assert counts["events"] == 2 * sum(before["trips"]) + sum(before["rain"])
+    assert not stale.exists()
+
+
+def test_the_rows_before_an_instant_end_where_the_stream_begins(tmp_path: Path) -> None:
+    write_log(tmp_path, PROJECT, arrivals(PROJECT, random_rows(1), PARTITIONS, random.Random(1)))
+    cut = START + 4 * MINUTE
+    log = Log(tmp_path)
+    assert source_partitions(log, PROJECT) == PARTITIONS
+    parts, _ = parts_before(log, PROJECT, PARTITIONS, cut)
+    replay = ReplayLog(PROJECT, ReplayOptions(tmp_path, cut, STOP))
+    assert tuple(part.stop for part in parts) == replay.start
+    # A row that is received later may lie as far below as its stream says.
+    assert {part.source: cut - part.watermark_us for part in parts} == {
+        "trips": 10 * SECOND,
+        "rain": 0,
+        "hails": 5 * SECOND,
+    }
+
+
+def training_table(root: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted((root / "features").glob("*.parquet"))
+    table = pa.concat_tables([pq.read_table(path) for path in paths])
+    return {row["request_id"]: row for row in table.to_pylist()}
+
+
+@pytest.fixture
+def backfilled(tmp_path: Path) -> tuple[dict[str, list[Row]], dict[str, dict[str, Any]]]:
+    rows = without_leaks(random_rows(3))
+    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
+    counts = point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress())
+    assert counts == {"requests": 60, "rows": 60, "label_leaks": 0}
+    return rows, training_table(tmp_path)
+
+
+def test_the_training_table_holds_the_batch_values(
+    backfilled: tuple[dict[str, list[Row]], dict[str, dict[str, Any]]],
+) -> None:
+    rows, table = backfilled
+    expected = expected_vectors(PROJECT, rows)
+    assert sorted(table) == sorted(expected)
+    for name, (words, _) in expected.items():
+        for column, word in zip(PROJECT.columns, words, strict=True):
+            value = table[name][column.name]
+            if isinstance(value, float):
+                value = int(np.array([value]).view(np.int64)[0])
+            assert value == word, (name, column.name)
+    riders = {row["hail"]: row["riders"] for row in rows["hails"]}
+    assert {name: row["riders"] for name, row in table.items()} == riders
+
+
+def test_the_training_table_holds_the_labels(
+    backfilled: tuple[dict[str, list[Row]], dict[str, dict[str, Any]]],
+) -> None:
+    rows, table = backfilled
+    labelled = 0
+    for asked in rows["hails"]:
+        cards = [
+            (trip["at"], trip["card"])
+            for trip in rows["trips"]
+            if trip["trip"] == asked["hail"]
+            and trip["card"] is not None
+            and asked["at"] < trip["at"] <= asked["at"] + 2 * MINUTE
+        ]
+        found = table[asked["hail"]]
+        if cards:
+            labelled += 1
+            assert found["label"] == float(min(cards)[1])
+        else:
+            assert (found["label"], found["label_time"]) == (None, None)
+    assert labelled > 3
+
+
+def test_a_label_event_before_its_own_request_stops_the_backfill(tmp_path: Path) -> None:
+    rows = without_leaks(random_rows(3))
+    rows["trips"].append({**rows["trips"][0], "trip": "h7", "at": START - SECOND})
+    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
+    with pytest.raises(InputError, match="'paid_by_card': 1 of its events do not come after"):
+        point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress())
+
+
+def whole_poll(rows: dict[str, list[Row]], seed: int) -> Poll:
+    arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(seed))
+    parts = [poll_part(PROJECT, part, 0, len(part.rows), STOP) for part in arrived]
+    return Poll(0, tuple(parts))
+
+
+def test_a_shard_goes_through_the_kernel_once_in_any_order() -> None:
+    rows = random_rows(4)
+    poll = whole_poll(rows, 4)
+    elements = elements_of(PROJECT, 2, [poll])
+    by_group: dict[int, list[bytes]] = {}
+    for part in request_parts(PROJECT, poll):
+        by_group.setdefault(part.group, []).append(encode_part(part))
+    for view, shard, data in elements:
+        for group, answer in answer_shard(PROJECT, view, shard, [data]):
+            by_group[group].append(encode_part(answer))
+    answered = [join_answers(PROJECT, 2, parts) for parts in by_group.values()]
+    assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
+
+
+def test_a_part_that_the_engine_lost_is_named() -> None:
+    poll = whole_poll(random_rows(5), 5)
+    asked = next(iter(request_parts(PROJECT, poll)))
+    parts = [encode_part(asked)]
+    for view, shard, data in elements_of(PROJECT, 2, [poll]):
+        for group, part in answer_shard(PROJECT, view, shard, [data]):
+            if group == asked.group and (view, shard) != (1, 0):
+                parts.append(encode_part(part))
+    with pytest.raises(InputError, match=r"lost parts of the answers of views \['zone'\]"):
+        join_answers(PROJECT, 2, parts)
+
+
+def test_a_shard_without_requests_answers_nothing() -> None:
+    rows = {**random_rows(6), "hails": []}
+    for view, shard, data in elements_of(PROJECT, 2, [whole_poll(rows, 6)]):
+        assert list(answer_shard(PROJECT, view, shard, [data])) == []
+
+
+def test_spans_cover_every_row_of_every_partition_once(tmp_path: Path) -> None:
+    arrived = arrivals(PROJECT, random_rows(7), PARTITIONS, random.Random(7))
+    write_log(tmp_path, PROJECT, arrived)
+    found = spans(Log(tmp_path), PROJECT)
+    assert sorted(found) == sorted(
+        (part.source, part.partition, 0, len(part.rows)) for part in arrived
+    )
+    assert max(len(part.rows) for part in arrived) < CHUNK_ROWS

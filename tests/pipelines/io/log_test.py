@@ -1,0 +1,91 @@
+"""The log on disk: accepted rows by partition, with their places and when they arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.support.strategies import to_batch
+from tests.support.streaming_project import RAIN, REQUEST, START, TRIPS
+from tidemill.features.errors import InputError
+from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, log_schema, one_batch
+
+
+def readings(*numbers: int) -> pa.Table:
+    rows = [{"at": START + n, "reading": n, "zone": 1, "mm": n / 2} for n in numbers]
+    return pa.Table.from_batches([to_batch(RAIN.schema, rows)])
+
+
+def received(*numbers: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    return np.array([START + n for n in numbers], np.int64)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Log:
+    log = Log(tmp_path)
+    log.write(RAIN, 0, readings(5, 3), received(6, 6))
+    log.write(RAIN, 1, readings(4), received(9))
+    return log
+
+
+def test_rows_get_their_places_in_order_of_arrival(log: Log) -> None:
+    table = log.read("rain", 0)
+    assert table.schema.equals(log_schema(RAIN))
+    assert table.column("reading").to_pylist() == [5, 3]
+    assert table.column(POSITION).to_pylist() == [0, 1]
+    assert table.column(RECEIVED).to_pylist() == [START + 6, START + 6]
+
+
+def test_all_partitions_stand_one_after_the_other(log: Log) -> None:
+    assert log.partitions("rain") == 2
+    table = log.read("rain")
+    assert table.column("reading").to_pylist() == [5, 3, 4]
+    assert table.column(PARTITION).to_pylist() == [0, 0, 1]
+    assert table.column(POSITION).to_pylist() == [0, 1, 0]
+
+
+def test_columns_can_be_chosen(log: Log) -> None:
+    assert log.read("rain", 1, ["mm"]).to_pydict() == {"mm": [2.0]}
+    assert log.read("rain", columns=["mm"]).column_names == ["mm", PARTITION]
+
+
+def test_a_partition_is_replaced_whole(log: Log) -> None:
+    before = log.read("rain", 0)
+    log.write(RAIN, 0, readings(8), received(8))
+    assert log.read("rain", 0).column("reading").to_pylist() == [8]
+    # A reader that has the old file open goes on with it.
+    assert before.column("reading").to_pylist() == [5, 3]
+    assert list((log.root / "log" / "rain").glob("*.unfinished")) == []
+
+
+def test_a_partition_may_be_empty(log: Log) -> None:
+    log.write(TRIPS, 0, to_table(TRIPS.schema), received())
+    table = log.read("trips", 0)
+    assert (len(table), table.schema.names) == (0, log_schema(TRIPS).names)
+
+
+def to_table(schema: Mapping[str, str]) -> pa.Table:
+    return pa.Table.from_batches([to_batch(schema, [])])
+
+
+def test_a_source_without_a_log_is_an_error_that_names_it(log: Log) -> None:
+    with pytest.raises(InputError, match=r"no log of 'hails'.*run `tidemill backfill`"):
+        log.partitions("hails")
+    with pytest.raises(InputError, match="no partition 7 of 'rain'"):
+        log.read("rain", 7)
+
+
+def test_requests_have_a_log_like_events(log: Log) -> None:
+    log.write(REQUEST, 0, to_table(REQUEST.schema), received())
+    assert log.partitions("hails") == 1
+
+
+def test_a_table_is_one_batch_also_when_it_is_empty_or_in_pieces() -> None:
+    assert one_batch(readings()).num_rows == 0
+    assert one_batch(readings()).schema.equals(readings().schema)
+    pieces = pa.concat_tables([readings(1), readings(2, 3)])
+    assert one_batch(pieces).column("reading").to_pylist() == [1, 2, 3]

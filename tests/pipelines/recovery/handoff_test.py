@@ -1,0 +1,577 @@
+"""Stop and go on: the segments of a stream are together one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.proof_run import FakeScorer
+from tests.support.streaming_project import (
+    PARTITIONS,
+    PROJECT,
+    START,
+    Arrived,
+    PlainStream,
+    arrivals,
+    configuration,
+    definition_of,
+    elements_of,
+    random_rows,
+    write_log,
+)
+from tidemill.features.contract import MINUTE, SECOND, TIME_MIN
+from tidemill.features.errors import InputError, SequenceError, StateMismatch
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.backfill import hand_over
+from tidemill.pipelines.ingest.validate import validated_poll
+from tidemill.pipelines.io import replay
+from tidemill.pipelines.io.log import RECEIVED
+from tidemill.pipelines.io.poll import Poll, request_parts
+from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
+from tidemill.pipelines.publish.publish import named_publications
+from tidemill.pipelines.recovery.handoff import (
+    RECORD,
+    STATES,
+    STOPS,
+    last_states,
+    read_handoff,
+    read_record,
+)
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.republish import bootstrap, shown_frontiers
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream import infer
+from tidemill.pipelines.stream.answer_join import AnswerJoiner, Part, RequestPart, StopPart
+from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.wire_format import decode_part, encode_part
+from tidemill.pipelines.stream_run import stream as module
+from tidemill.pipelines.stream_run.stream import read_rejected, stream
+from tidemill.serving.online.publications import online_rows
+from tidemill.serving.online.rows import KeySpace, Row, online_keys
+from tidemill.serving.stores.online_places import open_database
+
+BEGIN = START + 2 * MINUTE
+STOP = START + 11 * MINUTE
+SHARDS = 2
+CUTS = 20
+WALL_CLOCK = ("sent_us", "created_us")
+
+
+def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
+    """A log in which some trips and requests come behind the frontier, and some are rejected."""
+    chance = random.Random(seed)
+    rows = random_rows(seed, trips, hails)
+    streamed = [row for row in rows["trips"] if row["at"] >= BEGIN]
+    rows["trips"] += [
+        {**row, "trip": f"no cab {number}", "cab": None}
+        for number, row in enumerate(chance.sample(streamed, 4))
+    ]
+    out = []
+    for part in arrivals(PROJECT, rows, PARTITIONS, chance):
+        time = definition_of(PROJECT, part.source).time_column
+        # Within what a source accepts: out-of-orderness and lateness.
+        most = {"trips": 40 * SECOND, "rain": 0, "hails": 30 * SECOND}[part.source]
+        received = [
+            row[time] + chance.randint(0, most) if chance.random() < 0.4 else at
+            for row, at in zip(part.rows, part.received_us, strict=True)
+        ]
+        order = sorted(range(len(received)), key=lambda i: (received[i], i))
+        out.append(
+            Arrived(
+                part.source,
+                part.partition,
+                [part.rows[i] for i in order],
+                [received[i] for i in order],
+            )
+        )
+    return out
+
+
+@pytest.fixture(autouse=True)
+def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score without a model: this is about everything before it."""
+    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
+    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
+    monkeypatch.setattr(module, "current_bundle", lambda _: Path("b1"))
+
+
+@pytest.fixture
+def poll_by_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every poll is a bundle, and so a release: late values depend on how releases are cut."""
+    monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
+
+
+def made(root: Path, arrived: list[Arrived], mode: str = "exact", poll_rows: int = 1) -> Any:
+    write_log(root, PROJECT, arrived)
+    config = configuration(root, PROJECT, BEGIN, STOP, SHARDS, mode=mode, poll_rows=poll_rows)
+    hand_over(config, QuietProgress())
+    return config
+
+
+def run(config: Configuration, **options: Any) -> dict[str, Any]:
+    return stream(config, QuietProgress(), **{"engine": "fnapi", **options})
+
+
+def random_cuts(seed: int, count: int = CUTS) -> list[int]:
+    chance = random.Random(seed)
+    return sorted(chance.randrange(BEGIN, STOP) for _ in range(count))
+
+
+def in_segments(config: Configuration, cuts: list[int], **options: Any) -> list[dict[str, Any]]:
+    """Run a stream that stops at every cut and goes on."""
+    out = []
+    for number, cut in enumerate([*cuts, None]):
+        out.append(run(config, until_us=cut, resume=number > 0, **options))
+    return out
+
+
+# What a stream leaves.
+
+
+def table(folder: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+
+
+def predictions(config: Configuration, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    found = table(config.root / "predictions").drop_columns([*WALL_CLOCK, *without])
+    return found.sort_by([("partition", "ascending"), ("position", "ascending")]).to_pylist()
+
+
+def rejected(config: Configuration) -> list[str]:
+    folder = config.root / "rejected_by_stream"
+    return sorted(map(repr, read_rejected(folder).to_pylist()))
+
+
+def publications_log(config: Configuration) -> dict[str, list[str]]:
+    """Every row, as often as it stands there."""
+    folder = config.root / "publications"
+    return {
+        view.name: sorted(map(repr, table(folder / view.name).to_pylist()))
+        for view in PROJECT.views
+        if (folder / view.name).exists()
+    }
+
+
+def spaces() -> list[tuple[KeySpace, list[bytes]]]:
+    """Every key space, with all keys."""
+    keys = {
+        "cab": pa.array(["a", "b", "ç", ""]),
+        "zone": pa.array([1, 2, -3]),
+        "weather": pa.array([1, 2]),
+    }
+    return [
+        (
+            KeySpace.of(PROJECT.name, view),
+            online_keys(view.entity.join_key, keys[view.name]),
+        )
+        for view in PROJECT.views
+    ]
+
+
+def store(config: Configuration) -> list[tuple[Any, list[Row | None]]]:
+    database = open_database(config.online_store)
+    snapshots = database.read(spaces())
+    database.close()
+    return [(dict(one.frontiers.by_shard), one.rows) for one in snapshots]
+
+
+def state_differences(config: Configuration) -> list[str]:
+    """Compare the rows of the store with what the states at the last cut publish."""
+    folder, _ = last_states(config.root)
+    options = FeaturizeOptions(run="test", shards=SHARDS, partitions=PARTITIONS)
+    expected: dict[tuple[int, bytes], Row] = {}
+    for view in range(len(PROJECT.views)):
+        for shard in range(SHARDS):
+            operator = make_operator(PROJECT, operator_key(PROJECT, view, shard, SHARDS), options)
+            read_handoff(folder, operator)
+            named = named_publications(PROJECT.views[view], operator.everything())
+            rows = online_rows(PROJECT.views[view], named, shard).rows()
+            expected |= {(view, row.key): row for row in rows}
+    found = {
+        (view, row.key): row
+        for view, (_, rows) in enumerate(store(config))
+        for row in rows
+        if row is not None
+    }
+    assert found.keys() == expected.keys()
+    return [
+        f"{at}: {found[at]} is not {row}"
+        for at, row in expected.items()
+        # The instant from which on it holds may be a later one, after a run that was killed.
+        if found[at]._replace(event_timestamp=0) != row._replace(event_timestamp=0)
+    ]
+
+
+@dataclass
+class Reader:
+    """Reads a store over and over while a stream writes, and notes whatever goes back."""
+
+    config: Configuration
+    reads: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def reading(self) -> Iterator[Reader]:
+        done = threading.Event()
+        reader = threading.Thread(target=self._read, args=(done,))
+        reader.start()
+        try:
+            yield self
+        finally:
+            done.set()
+            reader.join()
+
+    def _read(self, done: threading.Event) -> None:
+        newest: dict[Any, Any] = {}
+        database = open_database(self.config.online_store)
+        wanted = spaces()
+        while not done.wait(0.01):
+            for (space, keys), snapshot in zip(wanted, database.read(wanted), strict=True):
+                seen: dict[Any, Any] = {
+                    (space.view, "frontier", shard): frontier
+                    for shard, frontier in snapshot.frontiers.by_shard.items()
+                }
+                for key, row in zip(keys, snapshot.rows, strict=True):
+                    if row is not None:
+                        seen[space.view, key] = (row.event_timestamp, row.revision)
+                for at, value in newest.items():
+                    if at[0] == space.view and (at not in seen or seen[at] < value):
+                        self.faults.append(f"{at}: {seen.get(at)} after {value}")
+                newest |= seen
+            self.reads += 1
+        database.close()
+
+
+# The mark of a cut, in any order.
+
+
+def newest_request_us(part: Part) -> int:
+    """When the last request of a part came; nothing else is a request."""
+    if not isinstance(part, RequestPart):
+        return 0
+    return max(part.rows.column(RECEIVED).to_pylist())
+
+
+@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.EAGER])
+@pytest.mark.parametrize("seed", range(6))
+def test_nobody_has_stopped_before_the_last_element_came(
+    seed: int, mode: Mode, tmp_path: Path
+) -> None:
+    """Elements and parts come in any order, some twice; the mark may be the first of them."""
+    chance = random.Random(seed)
+    arrived = late_arrivals(seed)
+    write_log(tmp_path, PROJECT, arrived)
+    # Just after a request that no view has answered: nobody but the operators knows of it.
+    cut = 1 + chance.choice(
+        [
+            received
+            for part in arrived
+            if part.source == PROJECT.request.name
+            for row, received in zip(part.rows, part.received_us, strict=True)
+            if received - row["at"] < 2 * SECOND
+        ]
+    )
+    log = ReplayLog(PROJECT, ReplayOptions(tmp_path, START - MINUTE, cut, 3, ends=False))
+    polls, at = [], log.start
+    while (found := log.next_poll(at, cut, 0)) is not None:
+        poll, at = found
+        polls.append(poll)
+    polls.append(log.last_poll(at, 0))
+    polls = [validated_poll(PROJECT, Poll.decode(poll.encode()))[0] for poll in polls]
+
+    plain = PlainStream(PROJECT, SHARDS, PARTITIONS, mode)
+    elements = elements_of(PROJECT, SHARDS, polls)
+    parts: list[Part] = [part for poll in polls for part in request_parts(PROJECT, poll)]
+    ends = [
+        [
+            position
+            for name in (view.stream.name, PROJECT.request.name)
+            for (source, _), position in zip(log.sources, at, strict=True)
+            if source.name == name
+        ]
+        for view in PROJECT.views
+    ]
+    for shuffled in (elements, elements[::3]):
+        chance.shuffle(shuffled)
+        for view, shard, data in shuffled:
+            parts += plain.operate([(view, shard, data)])
+            operator = plain.operator(view, shard)
+            assert not operator.stopped or operator.expected == ends[view]
+    for (view, shard), operator in plain.operators.items():
+        assert operator.stopped
+        parts.append(StopPart(view, shard, operator.number, operator.waiting_groups()))
+    parts = [decode_part(encode_part(part)) for part in parts]
+    chance.shuffle(parts)
+    if seed % 2:
+        parts.sort(key=newest_request_us)
+    for part in parts:
+        assert not plain.joiner.stopped
+        plain.join([part])
+    assert plain.joiner.stopped
+    again = AnswerJoiner(PROJECT, SHARDS, 0)
+    again.restore(plain.joiner.state())
+    again.go_on()
+    assert not again.stopped
+
+
+# Stop and go on.
+
+
+@pytest.mark.parametrize("mode", ["exact", "eager"])
+def test_segments_between_twenty_random_cuts_are_an_uninterrupted_stream(
+    mode: str, tmp_path: Path, poll_by_poll: None
+) -> None:
+    """Late and out of order, with rejected rows: every output is the same, and no reader goes back.
+
+    Every poll is one microsecond of arrival, so that a cut does not change how polls are cut.
+    """
+    arrived = late_arrivals(3)
+    whole, cut = (made(tmp_path / name, arrived, mode) for name in ("whole", "cut"))
+    for config in (whole, cut):
+        # With an offline log to go on with: every change point is published.
+        bootstrap(config, QuietProgress())
+    once = run(whole)
+    with Reader(cut).reading() as reader:
+        segments = in_segments(cut, random_cuts(7))
+
+    assert len(segments) == CUTS + 1
+    assert once["late"] > 0
+    assert once["rejected"] > 0
+    if mode == "exact":
+        assert once["late_requests"] > 0
+        assert sum(segment["waiting"] > 0 for segment in segments) >= 3
+    assert predictions(cut) == predictions(whole)
+    assert read_releases(cut.root) == read_releases(whole.root)
+    assert rejected(cut) == rejected(whole)
+    assert store(cut) == store(whole)
+    assert publications_log(cut) == publications_log(whole)
+    assert reader.faults == []
+    assert reader.reads > 50
+    same = ("requests", "predictions", "unanswered", "rejected", "events", "releases", "late")
+    assert {name: segments[-1][name] for name in same} == {name: once[name] for name in same}
+
+
+def test_segments_on_prism_are_an_uninterrupted_stream(tmp_path: Path) -> None:
+    """Nothing is late, so no value depends on how the engine cuts bundles; releases do."""
+    arrived = arrivals(PROJECT, random_rows(5, 70, 36), PARTITIONS, random.Random(5))
+    whole, cut = (made(tmp_path / name, arrived, poll_rows=3) for name in ("whole", "cut"))
+    run(whole)
+    bootstrap(cut, QuietProgress())
+    with Reader(cut).reading() as reader:
+        segments = in_segments(cut, random_cuts(5, count=3), engine="prism")
+    assert {segment["engine"] for segment in segments} == {"prism"}
+    releases = tuple(f"release__{view.name}" for view in PROJECT.views)
+    assert predictions(cut, releases) == predictions(whole, releases)
+    assert store(cut) == store(whole)
+    assert reader.faults == []
+    check_evidence(cut)
+
+
+def check_evidence(config: Configuration) -> None:
+    """Releases of a shard are numbered without gaps, and never go back."""
+    last: dict[tuple[str, int], dict[str, Any]] = {}
+    for entry in read_releases(config.root):
+        at = entry["view"], entry["shard"]
+        before = last.get(at, {"number": 0, "frontier_us": TIME_MIN, "positions": []})
+        assert entry["number"] == before["number"] + 1
+        assert entry["frontier_us"] >= before["frontier_us"]
+        pairs = zip(before["positions"], entry["positions"], strict=False)
+        assert all(old <= new for old, new in pairs)
+        last[at] = entry
+    assert len(last) == len(PROJECT.views) * SHARDS
+
+
+def test_a_cut_counts_when_everything_is_there(tmp_path: Path) -> None:
+    config = made(tmp_path, late_arrivals(3), poll_rows=20)
+    first, second = BEGIN + 2 * MINUTE, BEGIN + 4 * MINUTE
+    run(config, until_us=first)
+    folder, handoff = last_states(config.root)
+    assert (folder.name, handoff.kind, handoff.segment) == ("00001", "stop", 1)
+    assert (handoff.as_of_us, handoff.mode) == (first, "exact")
+    assert handoff.began == read_record(config.root / STATES).id
+    assert len(handoff.files) == len(PROJECT.views) * SHARDS + 1
+    run(config, until_us=second, resume=True)
+    # Only the last cut is kept.
+    assert [path.name for path in (config.root / STOPS).iterdir()] == ["00002"]
+
+
+def test_nothing_moves_where_nothing_came_between_two_cuts(
+    tmp_path: Path, poll_by_poll: None
+) -> None:
+    config = made(tmp_path, late_arrivals(3))
+    cut = BEGIN + 3 * MINUTE
+    run(config, until_us=cut)
+    before = store(config), predictions(config), read_releases(config.root)
+    again = run(config, until_us=cut, resume=True)
+    assert again["segment"] == 2
+    assert (store(config), predictions(config), read_releases(config.root)) == before
+
+
+# A run that was killed.
+
+
+def kill(config: Configuration) -> None:
+    """Leave what a run leaves that was killed just before its cut would have counted."""
+    folder, _ = last_states(config.root)
+    (folder / RECORD).unlink()
+
+
+def test_what_a_killed_segment_wrote_is_not_doubled(tmp_path: Path, poll_by_poll: None) -> None:
+    arrived = late_arrivals(3)
+    whole, killed = made(tmp_path / "whole", arrived), made(tmp_path / "killed", arrived)
+    run(whole)
+    run(killed, until_us=BEGIN + 2 * MINUTE)
+    kept = last_states(killed.root)[0]
+    shutil.copytree(kept, tmp_path / "kept")
+    run(killed, until_us=BEGIN + 5 * MINUTE, resume=True)
+    # The second cut removed the first one: bring back how it stood while it was not complete.
+    kill(killed)
+    shutil.copytree(tmp_path / "kept", kept)
+    with Reader(killed).reading() as reader:
+        run(killed, resume=True)
+    assert predictions(killed) == predictions(whole)
+    assert rejected(killed) == rejected(whole)
+    assert read_releases(killed.root) == read_releases(whole.root)
+    assert publications_log(killed) == publications_log(whole)
+    assert store(killed)[0][0] == store(whole)[0][0]
+    assert reader.faults == []
+
+
+def two_late_events() -> tuple[list[Arrived], int]:
+    """Two events of one cab, both so late that the frontier has passed them, seconds apart.
+
+    Returns:
+        The log, and an instant between the arrivals of the two.
+    """
+    at = BEGIN + 3 * MINUTE
+    seconds = [(-30, -30, "a"), (13, 13, "b"), (2, 14, "a"), (1, 15, "a"), (16, 16, "b")]
+    trips = [
+        {"at": at + time * SECOND, "trip": f"t{received}", "cab": cab, "zone": 1,
+         "fare": 10.0 + received, "card": True}
+        for time, received, cab in seconds
+    ]  # fmt: skip
+    received = [at + second * SECOND for _, second, _ in seconds]
+    empty = [Arrived(name, n, [], []) for name, n in (("rain", 0), ("hails", 0), ("hails", 1))]
+    return [
+        Arrived("trips", 0, trips, received),
+        Arrived("trips", 1, [], []),
+        *empty,
+    ], at + 14_500_000
+
+
+def test_a_stream_that_catches_up_with_its_store_corrects_what_the_killed_run_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The killed run gave its late event a frontier that this one, with other bundles, does not.
+
+    So the publication that knows both events is the older one, and would never win.
+    """
+    arrived, killed_at = two_late_events()
+    config = made(tmp_path, arrived)
+    run(config, until_us=BEGIN + 2 * MINUTE)
+    shutil.copytree(last_states(config.root)[0], tmp_path / "kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "_SLICE_SECONDS", 0.0)
+        assert run(config, until_us=killed_at, resume=True)["late"] > 0
+    kill(config)
+    shutil.copytree(tmp_path / "kept", config.root / STOPS / "00001")
+    shown = shown_frontiers(config)
+    with Reader(config).reading() as reader:
+        all_at_once = replace(config, stream=replace(config.stream, poll_rows=1_000))
+        assert run(all_at_once, until_us=killed_at + MINUTE, resume=True)["late"] == 0
+    assert shown_frontiers(config)["cab", 0] > shown["cab", 0]
+    assert state_differences(config) == []
+    assert reader.faults == []
+    # What only repeats, for the store, is not in the log of publications.
+    assert all(len(rows) == len(set(rows)) for rows in publications_log(config).values())
+    check_evidence(config)
+
+
+# What is refused.
+
+
+def damage(config: Configuration) -> None:
+    path = next(last_states(config.root)[0].glob("cab-*"))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lose(config: Configuration) -> None:
+    next(last_states(config.root)[0].glob("cab-*")).unlink()
+
+
+def hand_over_anew(config: Configuration) -> None:
+    write_log(config.root, PROJECT, late_arrivals(4))
+    hand_over(config, QuietProgress())
+
+
+def write_the_log_anew(config: Configuration) -> None:
+    write_log(config.root, PROJECT, late_arrivals(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (damage, {}, "is not what was written"),
+        (lose, {}, "is missing"),
+        (hand_over_anew, {}, "no stream in .* to go on with"),
+        (write_the_log_anew, {}, "written anew"),
+        (lambda _: None, {"mode": "eager"}, "begun in mode 'exact'"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused(
+    change: Callable[[Configuration], None],
+    options: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    config = made(tmp_path, late_arrivals(3), poll_rows=50)
+    run(config, until_us=BEGIN + MINUTE)
+    left = predictions(config)
+    change(config)
+    with pytest.raises(StateMismatch, match=message):
+        run(config, resume=True, **options)
+    assert predictions(config) == left
+
+
+def test_a_stream_that_has_ended_or_never_began_is_not_gone_on_with(tmp_path: Path) -> None:
+    config = made(tmp_path, late_arrivals(3), poll_rows=200)
+    with pytest.raises(StateMismatch, match=r"no stream in .* to go on with"):
+        run(config, resume=True)
+    run(config)
+    with pytest.raises(StateMismatch, match="has ended"):
+        run(config, resume=True)
+
+
+@pytest.mark.parametrize("until", [BEGIN - 1, STOP + 1])
+def test_a_cut_lies_between_start_and_end(until: int, tmp_path: Path) -> None:
+    config = made(tmp_path, late_arrivals(3))
+    with pytest.raises(InputError, match="cannot stop at"):
+        run(config, until_us=until)
+
+
+def test_a_cut_without_all_states_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = made(tmp_path, late_arrivals(3), poll_rows=50)
+    monkeypatch.setattr("tidemill.pipelines.stream.featurize.write_joiner", lambda *_: None)
+    with pytest.raises(SequenceError, match=r"not all there \(answers.state"):
+        run(config, until_us=BEGIN + MINUTE)
+    assert last_states(config.root)[1].kind == "backfill"
+
+
+def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(json.dumps({"as_of_us": 1, "positions": {}}))
+    with pytest.raises(StateMismatch, match="written by another version"):
+        read_record(tmp_path)

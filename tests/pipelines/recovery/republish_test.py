@@ -1,0 +1,346 @@
+"""Whole shards published from state: bootstrap, republication, and a stream that was killed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import feast
+import pyarrow as pa
+import pytest
+
+from tests.support.proof_run import (
+    EVALUATE_UNTIL,
+    PROJECT,
+    STREAM_UNTIL,
+    FakeScorer,
+    configuration,
+    write_sources,
+)
+from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
+from tidemill.features.contract import HOUR, MINUTE
+from tidemill.features.errors import LostPublications, StateMismatch
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.backfill import backfill
+from tidemill.pipelines.io import replay
+from tidemill.pipelines.io.log import RECEIVED, Log
+from tidemill.pipelines.recovery import republish as module
+from tidemill.pipelines.recovery.handoff import STATES, STOPS, StreamRun, read_record
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.republish import bootstrap, republish, shown_frontiers
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream import infer
+from tidemill.pipelines.stream_run import stream as stream_module
+from tidemill.pipelines.stream_run.stream import stream
+from tidemill.pipelines.verify.verify import verify
+from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.online.rows import KeySpace, Row, online_keys
+from tidemill.serving.registry.registration import OFFLINE, repo_config
+from tidemill.serving.stores.online_places import SqlitePlace, open_database
+
+ROOT = Path(__file__).parents[3]
+SAMPLE = 20
+
+
+@pytest.fixture(scope="module")
+def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
+    folder = tmp_path_factory.mktemp("republish")
+    write_sources(folder)
+    config = configuration(folder, folder / "run")
+    backfill(config, QuietProgress(), publish=True)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
+    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
+    monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+    # Every poll is a bundle: with few of them nothing would be late.
+    monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
+
+
+def copy_of(config: Configuration, root: Path, mode: str = "exact") -> Configuration:
+    shutil.copytree(config.root, root)
+    copied = configuration(config.path.parent, root, mode)
+    return replace(copied, stream=replace(copied.stream, poll_rows=15))
+
+
+@pytest.fixture
+def ready(backfilled: Configuration, tmp_path: Path) -> Configuration:
+    """A run of one's own that is ready to stream."""
+    return copy_of(backfilled, tmp_path / "run")
+
+
+def run(config: Configuration, **options: Any) -> dict[str, Any]:
+    return stream(config, QuietProgress(), **{"engine": "fnapi", **options})
+
+
+def mismatches(config: Configuration) -> int:
+    figures = verify(config, QuietProgress(), sample=SAMPLE)
+    assert figures["first_mismatches"] == []
+    assert figures["store_values"] > 0
+    return int(figures["mismatches"])
+
+
+def rows(config: Configuration) -> dict[tuple[str, bytes], Row]:
+    """Every row of the store."""
+    keys = {"by_driver": pa.array([f"d{n}" for n in range(6)]), "by_zone": pa.array(range(4))}
+    out = {}
+    database = open_database(config.online_store)
+    for view in PROJECT.views:
+        wanted = online_keys(view.entity.join_key, keys[view.name])
+        (found,) = database.read([(KeySpace.of(PROJECT.name, view), wanted)])
+        out |= {(view.name, row.key): row for row in found.rows if row is not None}
+    database.close()
+    return out
+
+
+def everything(config: Configuration) -> tuple[dict[tuple[str, bytes], Row], Any]:
+    return rows(config), shown_frontiers(config)
+
+
+def store_files(config: Configuration) -> list[Path]:
+    place = config.online_store
+    assert isinstance(place, SqlitePlace)
+    return sorted(place.path.parent.glob(f"{place.path.name}*"))
+
+
+def delete(config: Configuration, old: Path) -> None:
+    for path in store_files(config):
+        path.unlink()
+
+
+def roll_back(config: Configuration, old: Path) -> None:
+    delete(config, old)
+    for path in old.iterdir():
+        shutil.copy(path, config.root)
+
+
+# Bootstrap.
+
+
+def test_a_bootstrap_publishes_every_entity_as_of_the_handoff(ready: Configuration) -> None:
+    handoff = read_record(ready.root / STATES)
+    frontiers = {
+        (view, shard): frontier
+        for view, mine in handoff.frontiers.items()
+        for shard, frontier in enumerate(mine)
+    }
+    before = everything(ready)
+    assert len(before[0]) == 10
+    assert before[1] == frontiers
+    assert max(row.event_timestamp for row in before[0].values()) <= max(frontiers.values())
+    counts = bootstrap(ready, QuietProgress())
+    assert everything(ready) == before
+    assert (counts["entities"], counts["written"]) == (10, 0)
+    assert counts["change_points"] > 400
+
+
+def test_a_shard_goes_out_in_chunks_and_its_frontier_last(
+    ready: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(ready)
+    delete(ready, ready.root)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 2)
+    counts = bootstrap(ready, QuietProgress())
+    assert counts["written"] == 10
+    assert everything(ready) == before
+
+
+def test_a_stream_takes_over_from_a_bootstrapped_store_and_does_not_fill_it_again(
+    ready: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("the store is filled already")
+
+    monkeypatch.setattr(module, "publish_states", never)
+    run(ready)
+    assert mismatches(ready) == 0
+
+
+def test_a_store_that_lost_the_bootstrap_is_found_out_when_the_stream_goes_on(
+    ready: Configuration,
+) -> None:
+    run(ready, until_us=EVALUATE_UNTIL + HOUR)
+    delete(ready, ready.root)
+    with pytest.raises(
+        LostPublications, match=r"it stands at frontier .* run `tidemill republish`"
+    ):
+        run(ready, resume=True)
+    republish(ready, QuietProgress())
+    run(ready, resume=True)
+    assert mismatches(ready) == 0
+
+
+def test_a_second_run_starts_over_from_the_handoff(ready: Configuration) -> None:
+    run(ready)
+    once = everything(ready)
+    run(ready, until_us=EVALUATE_UNTIL + HOUR)
+    assert max(shown_frontiers(ready).values()) <= EVALUATE_UNTIL + HOUR
+    run(ready, resume=True)
+    assert everything(ready)[1] == once[1]
+    assert mismatches(ready) == 0
+
+
+# Republication.
+
+
+@pytest.mark.parametrize("mode", ["exact", "eager"])
+def test_a_damaged_store_gets_the_very_rows_that_the_stream_published(
+    mode: str, backfilled: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late events too: with the instant from which on the stream let them count."""
+    config = copy_of(backfilled, tmp_path / "run", mode)
+    run(config, until_us=EVALUATE_UNTIL + 7 * HOUR)
+    old = tmp_path / "old"
+    old.mkdir()
+    for path in store_files(config):
+        shutil.copy(path, old)
+    assert run(config, resume=True)["late"] > 0
+    before = everything(config)
+    for damage, step_rows in itertools.product((delete, roll_back), (1, 40, 262_144)):
+        monkeypatch.setattr(module, "STEP_ROWS", step_rows)
+        damage(config, old)
+        assert not store_files(config) or everything(config) != before
+        assert republish(config, QuietProgress())["entities"] == 10
+        assert everything(config) == before
+        assert republish(config, QuietProgress())["written"] == 0
+    assert mismatches(config) == 0
+
+
+def test_a_late_event_counts_from_the_instant_at_which_the_stream_let_it(
+    ready: Configuration,
+) -> None:
+    """Its release is done again by itself: with the ones before it, it would not be late."""
+    times, received = (
+        hashing.bits(Log(ready.root).read("rides", 0).combine_chunks().column(name).chunk(0))
+        for name in ("ended_at", RECEIVED)
+    )
+    late = (received > EVALUATE_UNTIL) & (received - times > 8 * MINUTE)
+    run(
+        replace(ready, stream=replace(ready.stream, poll_rows=1)),
+        until_us=int(received[late][0]) + 1,
+    )
+    before = everything(ready)
+    let_in = [row.event_timestamp for row in before[0].values()]
+    assert any(at - 1 not in times and at % (5 * MINUTE) for at in let_in)
+    # As if the run had been killed: the states that count are those of the backfill.
+    shutil.rmtree(ready.root / STOPS)
+    delete(ready, ready.root)
+    republish(ready, QuietProgress())
+    assert everything(ready) == before
+
+
+def test_releases_of_another_backfill_are_not_published(ready: Configuration) -> None:
+    run(ready, until_us=EVALUATE_UNTIL + HOUR)
+    began = StreamRun.read(ready.root)
+    assert began is not None
+    StreamRun("of another", began.mode, began.ended).write(ready.root)
+    with pytest.raises(StateMismatch, match="a backfill has replaced them"):
+        republish(ready, QuietProgress())
+
+
+def test_a_release_without_evidence_is_not_guessed(ready: Configuration) -> None:
+    run(ready)
+    path = next((ready.root / "releases").glob("*.jsonl"))
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    for entry in entries:
+        entry["number"] += entry["number"] > 0
+    path.write_text("\n".join(map(json.dumps, entries)) + "\n")
+    with pytest.raises(StateMismatch, match="with gaps"):
+        republish(ready, QuietProgress())
+
+
+# A stream that was killed.
+
+
+def offline_files(config: Configuration) -> set[Path]:
+    found = set((config.root / OFFLINE).rglob("*.parquet"))
+    assert len(found) > 5
+    return found
+
+
+def start_and_kill(config: Configuration, engine: str, how: str) -> None:
+    """Run the stream in a process of its own, and kill it in the middle."""
+    program = [sys.executable, "-m", "tests.support.killed_stream"]
+    folder = str(config.path.parent)
+    with subprocess.Popen(
+        [*program, folder, str(config.root), engine, how, "6000"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        begun = max(shown_frontiers(config).values())
+        deadline = time.monotonic() + 300
+        while max(shown_frontiers(config).values()) < begun + HOUR:
+            assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("engine", "how"), [("fnapi", "resume"), ("prism", "start over"), ("prism", "resume")]
+)
+def test_a_stream_that_was_killed_goes_on_from_its_last_cut(
+    engine: str, how: str, ready: Configuration
+) -> None:
+    if how == "resume":
+        run(ready, until_us=EVALUATE_UNTIL + 3 * HOUR, engine=engine)
+    history = offline_files(ready)
+    start_and_kill(ready, engine, how)
+    if engine == "prism":  # the other one carries all to the end at once
+        assert max(shown_frontiers(ready).values()) < STREAM_UNTIL
+    figures = run(ready, resume=True, engine=engine)
+    assert figures["predictions"] == figures["requests"] > 100
+    assert (figures["doubled"], figures["segment"]) == (0, 2 if how == "resume" else 1)
+    assert offline_files(ready) > history
+    last = {(one["view"], one["shard"]): one["frontier_us"] for one in read_releases(ready.root)}
+    for view in PROJECT.views:
+        reached = OfflineLog.of(ready.root / OFFLINE, view).reached()
+        assert reached is not None
+        assert reached.last_us == min(at for (name, _), at in last.items() if name == view.name)
+    assert mismatches(ready) == 0
+
+
+def test_what_a_killed_stream_published_can_be_published_again(ready: Configuration) -> None:
+    start_and_kill(ready, "fnapi", "start over")
+    delete(ready, ready.root)
+    republish(ready, QuietProgress())
+    run(ready, resume=True)
+    assert mismatches(ready) == 0
+
+
+def test_every_stage_leaves_the_offline_store_where_the_configuration_says(
+    ready: Configuration,
+) -> None:
+    place = BigQueryDataset("some-project", "features")
+    config = replace(ready, offline_store=place)
+    tables = {view.name: newest_name(place, view) for view in PROJECT.views}
+    middle = (EVALUATE_UNTIL + STREAM_UNTIL) // 2
+
+    def stages() -> Iterator[object]:
+        yield bootstrap(config, QuietProgress())
+        yield run(config, until_us=middle)
+        yield run(config, resume=True)
+        yield republish(config, QuietProgress())
+        yield mismatches(config)
+
+    for done in stages():
+        store = feast.FeatureStore(config=repo_config(PROJECT, config.root, clock="replay"))
+        found = {view.name: view.batch_source.table for view in store.list_feature_views()}
+        assert found == tables, done
+    # The log is written as Parquet all the same.
+    for view in PROJECT.views:
+        assert OfflineLog.of(config.root / OFFLINE, view).reached()

@@ -1,0 +1,294 @@
+"""Where the parts of an answer meet: any order, each once, and nothing filled in."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.streaming_project import (
+    PARTITIONS,
+    PROJECT,
+    PlainStream,
+    Row,
+    arrivals,
+    elements_of,
+    end_of,
+    expected_vectors,
+    random_polls,
+    random_rows,
+    unanswered_ids,
+    vectors_of,
+)
+from tidemill.features.contract import MINUTE
+from tidemill.features.errors import BatchConflict
+from tidemill.pipelines.io.log import PARTITION, POSITION, SENT
+from tidemill.pipelines.io.poll import request_parts
+from tidemill.pipelines.stream.answer_join import (
+    AnswerJoiner,
+    AnswerPart,
+    RequestPart,
+    answered_schema,
+    column_arrays,
+    group_of,
+    nulls_of,
+    partition_of,
+)
+from tidemill.pipelines.stream.wire_format import decode_part, encode_part
+
+SHARDS = 2
+Part = RequestPart | AnswerPart
+
+
+def parts_of(seed: int, polls: int = 8) -> tuple[dict[str, list[Row]], list[Part]]:
+    """All parts of a small run, in the order in which a well-behaved engine brings them."""
+    chance = random.Random(seed)
+    rows = random_rows(seed, trips=40, hails=20)
+    arrived = arrivals(PROJECT, rows, PARTITIONS, chance)
+    stream = PlainStream(PROJECT, SHARDS, PARTITIONS)
+    parts: list[Part] = []
+    for poll in random_polls(PROJECT, arrived, end_of(rows) + MINUTE, polls, chance):
+        parts += request_parts(PROJECT, poll)
+        parts += stream.operate(elements_of(PROJECT, SHARDS, [poll]))
+    return rows, parts
+
+
+def joiner(answer_within_us: int = 2**61, gap_releases: int = 1_000) -> AnswerJoiner:
+    return AnswerJoiner(PROJECT, SHARDS, answer_within_us, gap_releases)
+
+
+def is_answer_of(part: Part, view: int) -> bool:
+    return (
+        isinstance(part, AnswerPart)
+        and part.view == view
+        and part.answers is not None
+        and part.answers.num_rows > 0
+    )
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.booleans(), st.randoms(use_true_random=False))
+def test_parts_may_come_in_any_order_and_in_any_bundles(
+    seed: int, bundle: int, restart: bool, chance: random.Random
+) -> None:
+    """Nothing is answered twice, given up or missing, though releases overtake each other."""
+    rows, parts = parts_of(seed)
+    chance.shuffle(parts)
+    joining = joiner(answer_within_us=0)
+    answered = []
+    for first in range(0, len(parts), bundle):
+        if restart:
+            state = joining.state()
+            joining = joiner(answer_within_us=0)
+            joining.restore(state)
+        done, given_up = joining.receive(parts[first : first + bundle])
+        assert not given_up
+        answered += done
+    assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
+    assert not joining.pending
+    assert not joining.early
+    assert not joining.drain()
+
+
+def test_an_answered_batch_has_the_requests_as_they_came() -> None:
+    _, parts = parts_of(1)
+    answered, _ = joiner().receive(parts)
+    asked = {part.group: part.rows for part in parts if isinstance(part, RequestPart)}
+    for batch in answered:
+        assert batch.schema.names == answered_schema(PROJECT)
+        partition = batch.column(PARTITION)[0].as_py()
+        (rows,) = [
+            rows
+            for group, rows in asked.items()
+            if partition_of(group) == partition
+            and rows.column(POSITION)[0] == batch.column(POSITION)[0]
+        ]
+        assert batch.select(rows.schema.names).equals(rows)
+
+
+def test_requests_that_the_engine_repeats_are_answered_once() -> None:
+    """While they wait, and after they were answered; when they were read does not matter."""
+    rows, parts = parts_of(2)
+    again: list[Part] = []
+    for part in parts:
+        again.append(part)
+        if isinstance(part, RequestPart):
+            at = part.rows.schema.get_field_index(SENT)
+            later = pa.array([77] * part.rows.num_rows, pa.int64())
+            again.append(RequestPart(part.group, part.rows.set_column(at, SENT, later)))
+    again += [part for part in parts if isinstance(part, RequestPart)]
+    joining = joiner(answer_within_us=0)
+    answered = []
+    for part in again:
+        done, given_up = joining.receive([part])
+        answered += done
+        assert not given_up
+    assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
+    assert not joining.pending
+
+
+def test_requests_that_come_twice_with_other_rows_are_a_conflict() -> None:
+    _, parts = parts_of(3)
+    part = next(p for p in parts if isinstance(p, RequestPart) and p.rows.num_rows > 1)
+    joining = joiner()
+    joining.receive([part])
+    with pytest.raises(BatchConflict, match="came twice with different rows"):
+        joining.receive([RequestPart(part.group, part.rows.slice(1))])
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_request_that_is_answered_twice_is_refused(closed: bool) -> None:
+    _, parts = parts_of(4)
+    again = next(part for part in parts if is_answer_of(part, 1))
+    joining = joiner()
+    if closed:
+        joining.receive(parts)
+    else:
+        joining.receive([p for p in parts if isinstance(p, RequestPart)])
+        joining.receive([again])
+    with pytest.raises(BatchConflict, match="view 'zone' answered a request of group"):
+        joining.receive([again])
+
+
+def test_a_missing_part_is_given_up_once_its_view_has_gone_past_it() -> None:
+    """Here the part came, but without its answers: the view is named, nothing is filled in."""
+    rows, parts = parts_of(5)
+    lost = next(index for index, part in enumerate(parts) if is_answer_of(part, 2))
+    part = parts[lost]
+    assert isinstance(part, AnswerPart)
+    parts[lost] = replace(part, answers=None)
+    joining = joiner(answer_within_us=0)
+    answered, given_up = [], []
+    for each in parts:
+        done, lost_now = joining.receive([each])
+        answered += done
+        given_up += lost_now
+    assert given_up
+    assert {views for unanswered in given_up for views in unanswered.views} == {"weather"}
+    names = [name for unanswered in given_up for name in unanswered_ids(unanswered.rows)]
+    found = vectors_of(PROJECT, answered)
+    assert sorted([*names, *found]) == sorted(row["hail"] for row in rows["hails"])
+    expected = expected_vectors(PROJECT, rows)
+    assert found == {name: expected[name] for name in found}
+    assert {unanswered.partition for unanswered in given_up} <= {0, 1}
+
+
+def test_a_request_is_not_given_up_before_answer_within() -> None:
+    rows, parts = parts_of(5)
+    parts = [part for part in parts if not is_answer_of(part, 2)]
+    last = max(row["at"] for row in rows["hails"])
+    patient = joiner(answer_within_us=end_of(rows) + 2 * MINUTE - last)
+    assert patient.receive(parts)[1] == []
+
+
+def test_a_release_that_overtakes_another_gives_nothing_up() -> None:
+    """What the earlier one answers is still on its way."""
+    _, parts = parts_of(6)
+    of_weather = [p for p in parts if isinstance(p, AnswerPart) and p.view == 2]
+    first = {shard: next(p for p in of_weather if p.shard == shard) for shard in range(SHARDS)}
+    assert any(is_answer_of(p, 2) for p in of_weather)
+    joining = joiner(answer_within_us=0)
+    others = [part for part in parts if all(part is not p for p in first.values())]
+    answered, given_up = joining.receive(others)
+    assert given_up == []
+    more, given_up = joining.receive(first.values())
+    assert given_up == []
+    assert not joining.pending
+    assert answered or more
+
+
+def test_a_release_that_never_comes_counts_as_lost_when_enough_later_ones_wait() -> None:
+    _, parts = parts_of(7, polls=30)
+    lost = next(part for part in parts if is_answer_of(part, 0))
+    assert isinstance(lost, AnswerPart)
+    later = [
+        p
+        for p in parts
+        if isinstance(p, AnswerPart)
+        and (p.view, p.shard) == (0, lost.shard)
+        and p.number > lost.number
+    ]
+    assert len(later) > 3
+    rest = [part for part in parts if part is not lost]
+    patient, hasty = joiner(0, gap_releases=len(later)), joiner(0, gap_releases=2)
+    assert patient.receive(rest)[1] == []
+    assert patient.pending
+    given_up = hasty.receive(rest)[1]
+    assert given_up
+    assert {view for unanswered in given_up for view in unanswered.views} == {"cab"}
+
+
+def test_an_answer_after_its_request_was_given_up_is_dropped() -> None:
+    _, parts = parts_of(8)
+    late = next(part for part in parts if is_answer_of(part, 0))
+    assert isinstance(late, AnswerPart)
+    empty = replace(late, answers=None)
+    joining = joiner(answer_within_us=0)
+    _, given_up = joining.receive([empty if part is late else part for part in parts])
+    assert given_up
+    assert joining.receive([late]) == ([], [])
+    assert not joining.early
+
+
+def test_a_drain_gives_up_all_that_waits_and_names_the_views() -> None:
+    rows, parts = parts_of(9)
+    joining = joiner()
+    answered, _ = joining.receive(
+        [part for part in parts if not is_answer_of(part, 0) and not is_answer_of(part, 2)]
+    )
+    assert answered == []
+    drained = joining.drain()
+    assert {part.views for part in drained} == {("cab", "weather")}
+    names = [name for part in drained for name in unanswered_ids(part.rows)]
+    assert sorted(names) == sorted(row["hail"] for row in rows["hails"])
+    assert joining.drain() == []
+
+
+def test_parts_travel_as_bytes() -> None:
+    _, parts = parts_of(10)
+    for part in parts:
+        again = decode_part(encode_part(part))
+        assert type(again) is type(part)
+        if isinstance(part, RequestPart):
+            assert isinstance(again, RequestPart)
+            assert again.group == part.group
+            assert again.rows.equals(part.rows)
+        else:
+            assert isinstance(again, AnswerPart)
+            assert again.frontier_us == part.frontier_us
+            if part.answers is None or part.answers.num_rows == 0:
+                assert again.answers is None
+            else:
+                assert again.answers is not None
+                assert again.answers.equals(part.answers)
+
+
+def test_a_group_names_its_partition() -> None:
+    assert partition_of(group_of(3, 123_456_789_012)) == 3
+    assert group_of(0, 17) == 17
+    assert group_of(1, 0) != group_of(0, 1)
+
+
+def test_columns_of_a_matrix_have_their_names_types_and_nulls() -> None:
+    view = PROJECT.view("cab")
+    values = np.array([[3, 0, 0, 5]], np.int64)
+    values[0, 1:2].view(np.float64)[0] = 2.5
+    arrays = column_arrays(view.columns, values, np.array([[0, 0, 1, 0]], np.uint8))
+    assert {name: array.to_pylist() for name, array in arrays.items()} == {
+        "cab__trips_2m": [3],
+        "cab__fares_5m": [2.5],
+        "cab__last_fare_5m": [None],
+        "cab__quiet_5m": [5],
+    }
+    assert [str(array.type) for array in arrays.values()] == ["int64", "double", "double", "int64"]
+
+
+def test_null_flags_of_a_slice_are_its_own() -> None:
+    flags = pa.array([b"\0\1", b"\1\0", b"\1\1"], pa.binary(2))
+    assert nulls_of(flags.slice(1, 2)).tolist() == [[1, 0], [1, 1]]
+    assert nulls_of(flags.slice(0, 0)).shape == (0, 2)

@@ -1,0 +1,424 @@
+"""Featurize on real engines: the same answers as batch, bit for bit, whatever the engine does."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.coders import BytesCoder, VarIntCoder
+from apache_beam.runners.worker import statecache
+from apache_beam.testing import test_stream
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
+
+from tests.support.streaming_project import (
+    ENGINES,
+    PARTITIONS,
+    PROJECT,
+    START,
+    PlainStream,
+    Row,
+    Vector,
+    arrivals,
+    collect,
+    collected,
+    elements_of,
+    end_of,
+    expected_vectors,
+    pipeline_on,
+    random_polls,
+    random_rows,
+    vectors_of,
+    write_log,
+)
+from tidemill.features.contract import MINUTE
+from tidemill.pipelines.engines.choosing import run
+from tidemill.pipelines.io import replay
+from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.io.replay import Replay, ReplayOptions
+from tidemill.pipelines.recovery.handoff import read_handoff, state_path, write_handoff
+from tidemill.pipelines.stream import featurize
+from tidemill.pipelines.stream.featurize import (
+    ANSWERS,
+    PUBLICATIONS,
+    RELEASES,
+    UNANSWERED,
+    Featurize,
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
+from tidemill.pipelines.stream.operator import Mode
+from tidemill.pipelines.stream.shard import Shard
+from tidemill.pipelines.stream.wire_format import unpack_publications
+
+SHARDS = 2
+
+
+def options(**other: Any) -> FeaturizeOptions:
+    return FeaturizeOptions(run=uuid.uuid4().hex, shards=SHARDS, partitions=PARTITIONS, **other)
+
+
+def a_run(seed: int, polls: int = 12) -> tuple[dict[str, list[Row]], list[Poll]]:
+    chance = random.Random(seed)
+    rows = random_rows(seed)
+    arrived = arrivals(PROJECT, rows, PARTITIONS, chance)
+    return rows, random_polls(PROJECT, arrived, end_of(rows), polls, chance)
+
+
+def outputs(out: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
+    return {name: out[name] for name in (ANSWERS, PUBLICATIONS, RELEASES, UNANSWERED)}
+
+
+def answers() -> dict[Any, Vector]:
+    return vectors_of(PROJECT, collected(ANSWERS))
+
+
+def of_polls(engine: str, polls: list[Poll], made: FeaturizeOptions, between: Any = None) -> None:
+    """Run polls through a bounded pipeline; ``between`` disturbs what goes to the operators."""
+    pipeline, choice = pipeline_on(engine, streaming=False)
+    sharded = pipeline | beam.Create([poll.encode() for poll in polls]) | Shard(PROJECT, SHARDS)
+    if between is not None:
+        disturbed = beam.ParDo(between()).with_output_types(tuple[str, bytes])
+        sharded = sharded | "Disturb" >> disturbed
+    collect(outputs(sharded | Featurize(PROJECT, made)))
+    run(pipeline, choice)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bounded_polls_give_the_answers_of_batch(engine: str) -> None:
+    rows, polls = a_run(1)
+    of_polls(engine, polls, options())
+    assert answers() == expected_vectors(PROJECT, rows)
+    assert collected(UNANSWERED) == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_unbounded_replay_gives_the_answers_of_batch(engine: str, tmp_path: Path) -> None:
+    rows = random_rows(2, trips=300, hails=150)
+    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(2)))
+    source = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=20, speed=None)
+    pipeline, choice = pipeline_on(engine, streaming=True)
+    sharded = pipeline | Replay(PROJECT, source) | Shard(PROJECT, SHARDS)
+    collect(outputs(sharded | Featurize(PROJECT, options())))
+    run(pipeline, choice)
+    assert answers() == expected_vectors(PROJECT, rows)
+    assert collected(UNANSWERED) == []
+    seen = newest_counters()
+    assert sum(entry["late"] + entry["late_requests"] for entry in seen.values()) == 0
+    assert sum(entry["requests"] for entry in seen.values()) == 150 * len(PROJECT.views)
+
+
+def newest_counters() -> dict[tuple[str, int], dict[str, int]]:
+    releases = sorted((json.loads(text) for text in collected(RELEASES)), key=_number)
+    return {(entry["view"], entry["shard"]): entry["seen"] for entry in releases}
+
+
+def _number(entry: dict[str, Any]) -> int:
+    return int(entry["number"])
+
+
+class DoubleAndReorder(beam.DoFn):
+    """Gives every element of a bundle twice, in another order."""
+
+    def __init__(self) -> None:
+        self._elements: list[Any] = []
+
+    def start_bundle(self) -> None:
+        self._elements = []
+
+    def process(self, element: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        self._elements.append(element)
+        yield from ()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        doubled = self._elements * 2
+        random.Random(len(doubled)).shuffle(doubled)
+        for element in doubled:
+            yield featurize._windowed(element, START)
+
+
+class DropOne(beam.DoFn):
+    """Loses one element of one operator; which one, the test says."""
+
+    LOST: tuple[str, bytes] | None = None
+
+    def process(self, element: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        if element != DropOne.LOST:
+            yield element
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_that_doubles_and_reorders_changes_no_answer(engine: str) -> None:
+    rows, polls = a_run(3)
+    of_polls(engine, polls, options(), DoubleAndReorder)
+    assert answers() == expected_vectors(PROJECT, rows)
+    assert collected(UNANSWERED) == []
+    assert sum(entry["repeats"] for entry in newest_counters().values()) > 0
+
+
+def lose_one(polls: list[Poll]) -> None:
+    """Have `DropOne` lose the zone's shard 1 of the third poll."""
+    plain = elements_of(PROJECT, SHARDS, [polls[2]])
+    (data,) = [data for view, shard, data in plain if (view, shard) == (1, 1)]
+    DropOne.LOST = (operator_key(PROJECT, 1, 1, SHARDS), data)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_that_loses_an_element_fails_the_job(engine: str) -> None:
+    _, polls = a_run(4)
+    lose_one(polls)
+    with pytest.raises(Exception, match=r"zone shard 1 of 2: positions .* never came"):
+        of_polls(engine, polls, options(gap_batches=3), DropOne)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_waits_behind_a_lost_element_is_never_answered_wrongly(engine: str) -> None:
+    """With a generous gap the job ends, and the requests have no answer: nothing is filled in."""
+    rows, polls = a_run(4)
+    lose_one(polls)
+    of_polls(engine, polls, options(gap_batches=1_000), DropOne)
+    found, expected = answers(), expected_vectors(PROJECT, rows)
+    assert len(found) < len(expected)
+    assert found == {name: expected[name] for name in found}
+    assert newest_counters().get(("zone", 1), {"early": 1})["early"] > 0
+
+
+def test_test_stream_wires_polls_to_answers() -> None:
+    """On the one engine that has TestStream: answers come as the polls do, not at the end."""
+    rows, polls = a_run(5, polls=6)
+    source = test_stream.TestStream(coder=BytesCoder())
+    for poll in polls:
+        source.add_elements([poll.encode()])
+    source.advance_watermark_to_infinity()
+    pipeline, choice = pipeline_on("bundle", streaming=True)
+    sharded = pipeline | source | Shard(PROJECT, SHARDS)
+    collect(outputs(sharded | Featurize(PROJECT, options())))
+    run(pipeline, choice)
+    assert answers() == expected_vectors(PROJECT, rows)
+    numbers = [json.loads(text)["number"] for text in collected(RELEASES)]
+    assert max(numbers) > 1, "all polls came in one bundle"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_eager_answers_state_the_instant_they_are_for(engine: str) -> None:
+    """One poll holds all: every event is applied when the answers are made."""
+    rows, polls = a_run(6, polls=1)
+    of_polls(engine, polls, options(mode=Mode.EAGER))
+    found = answers()
+    as_of = {name: instants for name, (_, instants) in found.items()}
+    assert found == expected_vectors(PROJECT, rows, as_of)
+    # A shard has its own instant: at least past its newest event and at least the request's.
+    assert all(min(as_of[row["hail"]]) >= row["at"] for row in rows["hails"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_publications_are_what_plain_operators_publish(engine: str) -> None:
+    """The newest per entity; how releases are cut is the engine's."""
+    _, polls = a_run(7)
+    of_polls(engine, polls, options())
+    plain = PlainStream(PROJECT, SHARDS, PARTITIONS)
+    plain.run(polls)
+    expected: dict[Any, Any] = {}
+    for view, _, release in plain.releases:
+        newest(expected, view, release.publications)
+    found: dict[Any, Any] = {}
+    for data in sorted(collected(PUBLICATIONS), key=_frontier):
+        published = unpack_publications(data)
+        newest(found, published.view, published.rows)
+    assert found == expected
+    assert len(found) == 4 + 3 + 2
+
+
+def _frontier(data: bytes) -> int:
+    return unpack_publications(data).frontier_us
+
+
+def newest(store: dict[Any, Any], view: int, publications: Any) -> None:
+    """Keep the newest publication of each entity."""
+    for row in publications.to_pylist():
+        at = (row["event_timestamp"], row["revision"])
+        known = store.get((view, row["key"]))
+        if known is None or at >= known[:2]:
+            store[view, row["key"]] = (*at, row["valid_until"], row["values"], row["nulls"])
+
+
+class FinishBundleWrites(beam.DoFn):
+    """Counts a key's bundles in state that is only written in finish_bundle."""
+
+    COUNT = ReadModifyWriteStateSpec("count", VarIntCoder())
+    BAG = BagStateSpec("bag", VarIntCoder())
+
+    def start_bundle(self) -> None:
+        self._cells: dict[str, Any] = {}
+
+    def process(
+        self,
+        element: tuple[str, int],
+        count: Any = beam.DoFn.StateParam(COUNT),
+        bag: Any = beam.DoFn.StateParam(BAG),
+    ) -> None:
+        self._cells[element[0]] = (count, bag)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for key, (count, bag) in self._cells.items():
+            before = count.read() or 0
+            count.write(before + 1)
+            bag.add(before)
+            yield featurize._windowed((key, before, sorted(bag.read())), START)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_state_written_in_finish_bundle_is_committed(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An internal detail of Beam 2.77 that the operators rest on: a bundle sees the one before."""
+    rows = random_rows(8, trips=300, hails=150)
+    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(2)))
+    weighed: list[Any] = []
+    monkeypatch.setattr(statecache, "get_deep_size", lambda *values: weighed.append(values) or 1)
+    # The source gives way after every poll, and a bundle ends there.
+    monkeypatch.setattr(replay, "_SLICE_SECONDS", -1.0)
+    source = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=60)
+    pipeline, choice = pipeline_on(engine, streaming=True)
+    counted = (
+        pipeline
+        | Replay(PROJECT, source)
+        | beam.Map(_keyed).with_output_types(tuple[str, int])
+        | beam.ParDo(FinishBundleWrites())
+    )
+    collect({"counted": counted})
+    run(pipeline, choice)
+    found = sorted(collected("counted"))
+    assert not weighed, (
+        "Beam's state cache is on: see tidemill.pipelines.engines.choosing.STATE_CACHE_MB"
+    )
+    assert [before for _, before, _ in found] == list(range(len(found)))
+    assert [bag for _, _, bag in found] == [list(range(n + 1)) for n in range(len(found))]
+    assert len(found) > 1, "there was one bundle only: nothing is shown"
+
+
+def _keyed(poll: bytes) -> tuple[str, int]:
+    return "key", len(poll)
+
+
+# The cache of decoded operators.
+
+
+def test_an_entry_is_taken_only_under_its_token() -> None:
+    cache = featurize._Cache(most=2)
+    cache.put(("run", "a"), b"1", "first")
+    assert cache.take(("run", "a"), b"2") is None
+    # A stale entry is gone: whoever asked rebuilds from state and puts his own back.
+    assert cache.take(("run", "a"), b"1") is None
+    cache.put(("run", "a"), b"3", "second")
+    assert cache.take(("other", "a"), b"3") is None
+    assert cache.take(("run", "a"), b"3") == "second"
+    assert cache.take(("run", "a"), b"3") is None
+
+
+def test_the_cache_forgets_what_was_used_longest_ago() -> None:
+    cache = featurize._Cache(most=2)
+    for name in ("a", "b"):
+        cache.put(("run", name), b"1", name)
+    cache.put(("run", "a"), b"2", "a again")
+    cache.put(("run", "c"), b"1", "c")
+    assert cache.take(("run", "b"), b"1") is None
+    assert cache.take(("run", "a"), b"2") == "a again"
+    assert cache.take(("run", "c"), b"1") == "c"
+
+
+class Poisoned(featurize._Cache):
+    """A cache whose entries are of an older bundle, as after a bundle that failed."""
+
+    def __init__(self) -> None:
+        super().__init__(most=100)
+        self.older: dict[Any, tuple[bytes, bytes]] = {}
+        self.offered = 0
+
+    def put(self, key: tuple[str, str], token: bytes, value: Any) -> None:
+        before = self.older.get(key)
+        self.older[key] = (token, pickle.dumps(value))
+        if before is not None:
+            self.offered += 1
+            super().put(key, before[0], pickle.loads(before[1]))
+
+
+class NeverThere(featurize._Cache):
+    """A cache that has nothing, as on another worker."""
+
+    def __init__(self) -> None:
+        super().__init__(most=1)
+
+    def put(self, key: tuple[str, str], token: bytes, value: Any) -> None:
+        """Keep nothing."""
+
+
+def streamed(tmp_path: Path, seed: int, made: FeaturizeOptions) -> dict[str, list[Row]]:
+    """Run polls as a stream of many bundles."""
+    rows, polls = a_run(seed)
+    source = test_stream.TestStream(coder=BytesCoder())
+    for poll in polls:
+        source.add_elements([poll.encode()])
+    source.advance_watermark_to_infinity()
+    pipeline, choice = pipeline_on("bundle", streaming=True)
+    collect(outputs(pipeline | source | Shard(PROJECT, SHARDS) | Featurize(PROJECT, made)))
+    run(pipeline, choice)
+    return rows
+
+
+def test_a_stale_operator_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    operators, joiners = Poisoned(), Poisoned()
+    monkeypatch.setattr(featurize, "_OPERATORS", operators)
+    monkeypatch.setattr(featurize, "_JOINERS", joiners)
+    rows = streamed(tmp_path, 9, options())
+    assert operators.offered > 0
+    assert joiners.offered > 0
+    assert answers() == expected_vectors(PROJECT, rows)
+
+
+@pytest.mark.parametrize(
+    ("snapshot_events", "joiner_log_bytes"), [(1, 0), (10_000, 10_000), (10_000, 10_000_000)]
+)
+def test_operators_and_joiner_are_rebuilt_from_snapshot_and_log(
+    snapshot_events: int, joiner_log_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every bundle starts from state: from a snapshot, from both, or from the log alone."""
+    monkeypatch.setattr(featurize, "_OPERATORS", NeverThere())
+    monkeypatch.setattr(featurize, "_JOINERS", NeverThere())
+    monkeypatch.setattr(featurize, "_SNAPSHOT_EVENTS", snapshot_events)
+    monkeypatch.setattr(featurize, "_SNAPSHOT_TILES", 0)
+    monkeypatch.setattr(featurize, "_JOINER_LOG_BYTES", joiner_log_bytes)
+    rows = streamed(tmp_path, 10, options())
+    assert answers() == expected_vectors(PROJECT, rows)
+
+
+# Handing over.
+
+
+def test_a_handed_over_state_is_found_by_its_key(tmp_path: Path) -> None:
+    key = operator_key(PROJECT, 0, 1, SHARDS)
+    operator = make_operator(PROJECT, key, options())
+    write_handoff(tmp_path, operator)
+    assert state_path(tmp_path, operator.key).name == "cab-00001-of-00002.state"
+    again = make_operator(PROJECT, key, options())
+    read_handoff(tmp_path, again)
+    assert again.key == operator.key
+    other = make_operator(PROJECT, operator_key(PROJECT, 0, 0, SHARDS), options())
+    with pytest.raises(FileNotFoundError, match="cab shard 0 of 2: no handed-over state at"):
+        read_handoff(tmp_path, other)
+
+
+def test_operators_know_their_partitions_and_lateness() -> None:
+    operator = make_operator(PROJECT, operator_key(PROJECT, 2, 1, 4), options(publish=False))
+    assert (operator.inputs.event_partitions, operator.inputs.request_partitions) == (1, 2)
+    assert operator.inputs.lateness_us == 0
+    assert (operator.key.view, operator.key.shard, operator.key.shards) == ("weather", 1, 4)
+    trips = make_operator(PROJECT, operator_key(PROJECT, 0, 0, 1), options())
+    assert trips.inputs.lateness_us == 30_000_000

@@ -1,0 +1,644 @@
+"""The operator of one (view, shard): golden transcripts of batches in, releases out.
+
+The language is that of `tests.support.transcript`; the view counts clicks, and sums their
+numbers, over 20 us with a hop of 10 us.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.streaming_project import (
+    PARTITIONS,
+    PROJECT,
+    PlainStream,
+    arrivals,
+    elements_of,
+    end_of,
+    random_polls,
+    random_rows,
+)
+from tests.support.transcript import Player, make_operator, parse, play
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.errors import (
+    BatchConflict,
+    PartitionGap,
+    SequenceError,
+    StateMismatch,
+    StateVersionError,
+)
+from tidemill.features.kernel.encoding import encode
+from tidemill.pipelines.stream.operator import (
+    SNAPSHOT_VERSION,
+    Mode,
+    OperatorKey,
+    Release,
+    ShardOperator,
+)
+from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+
+
+def test_rows_are_released_when_the_frontier_has_passed_them() -> None:
+    assert play(
+        make_operator(),
+        """
+        events 0 [0,2) <10: a@3=1 b@5=2
+        requests 0 [0,1) <9: a@8
+
+        events 0 [2,3) <25: a@12=4
+        requests 0 [1,4) <25: a@12 a@13 b@20
+
+        events 0 [3,3) <60
+        requests 0 [4,4) <60
+        """,
+    ) == [
+        (
+            "frontier 9; a@8 is 1 sum 1; "
+            "a from 4 to 30 revision 1 is 1 sum 1; b from 6 to 30 revision 1 is 1 sum 2"
+        ),
+        (
+            "frontier 25; a@12 is 1 sum 1; a@13 is 2 sum 5; b@20 is 1 sum 2; "
+            "a from 13 to 30 revision 2 is 2 sum 5"
+        ),
+        (
+            "frontier 60; b from 30 to ever revision 1 is 0 sum 0; "
+            "a from 40 to ever revision 2 is 0 sum 0"
+        ),
+    ]
+
+
+def test_the_row_at_the_watermark_waits() -> None:
+    assert play(
+        make_operator(),
+        """
+        events 0 [0,1) <10: a@10=1
+        requests 0 [0,1) <10: a@10
+
+        events 0 [1,1) <12
+        requests 0 [1,2) <12: a@11
+        """,
+    ) == [
+        "frontier 10",
+        "frontier 12; a@10 is 0 sum 0; a@11 is 1 sum 1; a from 11 to 40 revision 1 is 1 sum 1",
+    ]
+
+
+def test_an_early_batch_waits_for_the_one_before_it() -> None:
+    operator = make_operator()
+    assert play(
+        operator,
+        """
+        events 0 [2,3) <25: a@12=4
+        requests 0 [0,1) <25: a@13
+
+        events 0 [0,2) <10: a@3=1 b@5=2
+        """,
+    ) == [
+        "nothing",
+        (
+            "frontier 25; a@13 is 2 sum 5; "
+            "a from 13 to 30 revision 2 is 2 sum 5; b from 6 to 30 revision 1 is 1 sum 2"
+        ),
+    ]
+    assert operator.counters.early == 1
+
+
+def test_repeats_are_cut_whole_and_in_part() -> None:
+    operator = make_operator()
+    assert play(
+        operator,
+        """
+        events 0 [0,2) <10: a@3=1 b@5=2
+        requests 0 [0,0) <10
+
+        events 0 [0,2) <10: a@3=1 b@5=2
+
+        events 0 [1,3) <12: b@5=2 a@11=4
+        requests 0 [0,1) <12: a@11
+        """,
+    ) == [
+        "frontier 10; a from 4 to 30 revision 1 is 1 sum 1; b from 6 to 30 revision 1 is 1 sum 2",
+        "nothing",
+        "frontier 12; a@11 is 1 sum 1; a from 12 to 30 revision 2 is 2 sum 5",
+    ]
+    assert (operator.counters.repeats, operator.counters.events) == (2, 3)
+    # It is the place that was cut, not the row: nothing was a duplicate.
+    assert operator.counters.duplicates == 0
+
+
+def test_a_repeated_early_batch_waits_once() -> None:
+    operator = make_operator()
+    play(
+        operator,
+        """
+        events 0 [2,3) <25: a@12=4
+        events 0 [2,3) <25: a@12=4
+        """,
+    )
+    assert (operator.counters.early, operator.counters.repeats) == (1, 1)
+    assert play(
+        operator,
+        """
+        events 0 [0,2) <10: a@3=1 b@5=2
+        requests 0 [0,1) <25: a@13
+        """,
+    ) == [
+        (
+            "frontier 25; a@13 is 2 sum 5; "
+            "a from 13 to 30 revision 2 is 2 sum 5; b from 6 to 30 revision 1 is 1 sum 2"
+        )
+    ]
+
+
+def test_early_batches_that_overlap_count_each_row_once() -> None:
+    assert play(
+        make_operator(),
+        """
+        events 0 [1,4) <9: a@4=2 a@5=4 a@6=8
+        events 0 [1,2) <5: a@4=2
+        events 0 [3,5) <9: a@6=8 a@8=16
+        requests 0 [0,1) <20: a@9
+
+        events 0 [0,1) <4: a@3=1
+        events 0 [5,5) <20
+        """,
+    ) == [
+        "nothing",
+        "frontier 20; a@9 is 5 sum 31; a from 9 to 30 revision 5 is 5 sum 31",
+    ]
+
+
+def test_an_empty_batch_moves_the_watermark() -> None:
+    assert play(
+        make_operator(),
+        """
+        events 0 [0,0) <10
+        requests 0 [0,0) <5
+
+        requests 0 [0,0) <10
+
+        events 0 [0,0) <11
+        """,
+    ) == ["frontier 5", "frontier 10", "nothing"]
+
+
+@pytest.mark.parametrize("empty_first", [True, False])
+def test_an_empty_batch_does_not_replace_a_full_one_that_waits(empty_first: bool) -> None:
+    full, empty = "events 0 [1,2) <20: a@12=4", "events 0 [1,2) <20"
+    first, second = (empty, full) if empty_first else (full, empty)
+    assert play(
+        make_operator(),
+        f"""
+        {first}
+        {second}
+        requests 0 [0,1) <20: a@14
+
+        events 0 [0,1) <4: a@3=1
+        """,
+    ) == ["nothing", "frontier 20; a@14 is 2 sum 5; a from 13 to 30 revision 2 is 2 sum 5"]
+
+
+def test_of_empty_batches_that_wait_at_one_place_the_newest_watermark_counts() -> None:
+    assert play(
+        make_operator(),
+        """
+        events 0 [1,1) <50
+        events 0 [1,1) <30
+        requests 0 [0,0) <60
+
+        events 0 [0,1) <4: a@3=1
+        """,
+    ) == ["nothing", "frontier 50; a from 30 to ever revision 1 is 0 sum 0"]
+
+
+def test_an_older_watermark_never_takes_the_frontier_back() -> None:
+    operator = make_operator()
+    assert play(
+        operator,
+        """
+        events 0 [0,0) <20
+        requests 0 [0,0) <20
+
+        events 0 [0,1) <12: a@15=1
+        requests 0 [0,1) <30: a@25
+        """,
+    ) == ["frontier 20", "nothing"]
+    assert operator.watermarks == [20, 30]
+
+
+def test_a_gap_that_stays_open_fails_and_names_partition_from_and_to() -> None:
+    operator = make_operator(2, gap_batches=2)
+    play(
+        operator,
+        """
+        events 1 [0,3) <5: a@1=1 a@2=1 a@3=1
+
+        events 1 [7,8) <9: a@8=1
+
+        events 1 [8,9) <10: a@9=1
+        """,
+    )
+    with pytest.raises(PartitionGap, match=r"positions 3 to 7 of event partition 1 never came"):
+        operator.receive([parse("events 1 [9,10) <11: a@10=1")])
+
+
+def test_a_gap_before_an_idle_partition_fails_too() -> None:
+    """Its empty batches all stand at one position: it is not what waits that is counted."""
+    operator = make_operator(gap_batches=3)
+    for watermark in (10, 11, 12):
+        operator.receive([parse(f"requests 0 [2,2) <{watermark}")])
+    with pytest.raises(PartitionGap, match=r"positions 0 to 2 of request partition 0"):
+        operator.receive([parse("requests 0 [2,2) <13")])
+
+
+def test_batches_that_wait_behind_a_gap_that_closes_are_forgiven() -> None:
+    operator = make_operator(gap_batches=2)
+    for start in range(0, 40, 4):
+        for at in (start + 2, start + 3, start, start + 1):
+            operator.receive([parse(f"events 0 [{at},{at + 1}) <{at}: a@{at}=1")])
+    assert operator.expected == [40, 0]
+
+
+def test_two_batches_that_claim_one_place_with_different_rows_are_a_conflict() -> None:
+    operator = make_operator()
+    operator.receive([parse("events 0 [1,2) <20: a@12=4")])
+    with pytest.raises(BatchConflict, match=r"\(1, 2\) of event partition 0"):
+        operator.receive([parse("events 0 [1,2) <20: a@12=5")])
+
+
+def test_a_partition_that_has_not_reported_holds_the_frontier() -> None:
+    assert play(
+        make_operator(2, 2),
+        """
+        events 0 [0,1) <10: a@3=1
+        requests 0 [0,1) <10: a@4
+
+        events 1 [0,0) <10
+
+        requests 1 [0,0) <8
+        """,
+    ) == [
+        "nothing",
+        "nothing",
+        "frontier 8; a@4 is 1 sum 1; a from 4 to 30 revision 1 is 1 sum 1",
+    ]
+
+
+def test_the_slowest_partition_is_the_frontier() -> None:
+    operator = make_operator(2)
+    assert play(
+        operator,
+        """
+        events 0 [0,1) <100: a@3=1
+        events 1 [0,1) <7: a@5=2
+        requests 0 [0,1) <50: a@20
+
+        events 1 [1,1) <21
+        """,
+    ) == [
+        "frontier 7; a from 6 to 30 revision 2 is 2 sum 3",
+        "frontier 21; a@20 is 2 sum 3",
+    ]
+
+
+def test_a_partition_that_nobody_knows_is_refused() -> None:
+    operator = make_operator(2)
+    with pytest.raises(SequenceError, match="event partition 2 came, but there are 2 event part"):
+        operator.receive([parse("events 2 [0,0) <10")])
+    with pytest.raises(SequenceError, match="request partition 1 came"):
+        operator.receive([parse("requests 1 [0,0) <10")])
+
+
+def test_a_late_event_counts_for_later_answers_and_holds_from_the_frontier() -> None:
+    operator = make_operator()
+    assert play(
+        operator,
+        """
+        events 0 [0,1) <10: a@3=1
+        requests 0 [0,1) <10: a@9
+
+        events 0 [1,2) <10: a@4=8
+
+        events 0 [2,2) <12
+        requests 0 [1,2) <12: a@10
+        """,
+    ) == [
+        "frontier 10; a@9 is 1 sum 1; a from 4 to 30 revision 1 is 1 sum 1",
+        "nothing",
+        "frontier 12; a@10 is 2 sum 9; a from 10 to 30 revision 2 is 2 sum 9",
+    ]
+    assert (operator.counters.late, operator.state.counters.late) == (1, 1)
+
+
+def test_a_late_event_corrects_a_publication_at_the_same_instant() -> None:
+    """The second publication has the same event_timestamp and a higher revision."""
+    assert play(
+        make_operator(),
+        """
+        events 0 [0,1) <10: a@9=1
+        requests 0 [0,0) <10
+
+        events 0 [1,2) <11: a@4=8
+        requests 0 [0,0) <11
+        """,
+    ) == [
+        "frontier 10; a from 10 to 30 revision 1 is 1 sum 1",
+        "frontier 11; a from 10 to 30 revision 2 is 2 sum 9",
+    ]
+
+
+def test_a_late_request_is_answered_as_of_the_frontier() -> None:
+    operator = make_operator()
+    assert play(
+        operator,
+        """
+        events 0 [0,2) <10: a@3=1 a@8=2
+        requests 0 [0,0) <10
+
+        events 0 [2,2) <11
+        requests 0 [0,2) <11: a@5 a@10
+        """,
+    ) == [
+        "frontier 10; a from 9 to 30 revision 2 is 2 sum 3",
+        "frontier 11; a@5 as of 10 is 2 sum 3; a@10 is 2 sum 3",
+    ]
+    assert operator.counters.late_requests == 1
+
+
+def test_equal_rows_count_once_and_equal_ids_are_conflicts() -> None:
+    operator = make_operator(2)
+    assert play(
+        operator,
+        """
+        events 0 [0,3) <9: a@3=1#x a@3=1#x a@3=7#x
+        events 1 [0,2) <9: a@3=1#x b@4=1#x
+        requests 0 [0,1) <9: a@8
+        """,
+    ) == [
+        (
+            "frontier 9; a@8 is 2 sum 8; "
+            "a from 4 to 30 revision 2 is 2 sum 8; b from 5 to 30 revision 1 is 1 sum 1"
+        )
+    ]
+    counters = operator.counters
+    assert (counters.events, counters.duplicates, counters.conflicts) == (5, 2, 2)
+
+
+def test_a_duplicate_is_known_as_long_as_its_stream_may_accept_it_again() -> None:
+    """Also after the row has left the kernel's windows, and after a restart."""
+    operator = make_operator()
+    play(
+        operator,
+        """
+        events 0 [0,1) <90: a@85=1
+        requests 0 [0,0) <90
+        """,
+    )
+    operator = restored(operator)
+    assert play(
+        operator,
+        """
+        events 0 [1,2) <91: a@85=1
+        requests 0 [0,1) <91: a@90
+        """,
+    ) == ["frontier 91; a@90 is 1 sum 1"]
+    assert operator.counters.duplicates == 1
+
+
+def test_releases_are_numbered_and_say_what_they_cover() -> None:
+    operator = make_operator(2)
+    first, _ = operator.receive(
+        [parse("events 0 [0,2) <10: a@3=1 b@12=2"), parse("events 1 [0,0) <10"),
+         parse("requests 0 [0,1) <9: a@8")]
+    )  # fmt: skip
+    second, _ = operator.receive(
+        [parse("events 0 [2,5) <30: a@12=1 a@13=1 a@14=1"), parse("events 1 [0,1) <30: a@20=2"),
+         parse("requests 0 [1,1) <30")]
+    )  # fmt: skip
+    assert first is not None
+    assert second is not None
+    assert (first.since_us, second.since_us) == (None, first.frontier_us)
+    assert (first.number, first.frontier_us, first.positions, first.events) == (1, 9, (2, 0, 1), 1)
+    assert (second.number, second.positions, second.events) == (2, (5, 1, 1), 5)
+
+
+# Eager: rows go to the kernel as they come, and answers state the instant they are for.
+
+
+def test_an_eager_answer_states_its_instant() -> None:
+    """It is at least 1 us past the newest event applied, and never goes back."""
+    operator = make_operator(mode=Mode.EAGER)
+    assert play(
+        operator,
+        """
+        events 0 [0,2) <5: a@3=1 b@5=2
+        requests 0 [0,1) <0: a@4
+
+        requests 0 [1,2) <0: a@9
+
+        events 0 [2,3) <5: a@7=4
+        requests 0 [2,3) <0: a@8
+
+        events 0 [3,3) <99
+        requests 0 [3,3) <99
+        """,
+    ) == [
+        (
+            "frontier 6; a@4 as of 6 is 1 sum 1; "
+            "a from 4 to 30 revision 1 is 1 sum 1; b from 6 to 30 revision 1 is 1 sum 2"
+        ),
+        "frontier 9; a@9 is 1 sum 1",
+        "frontier 10; a@8 as of 10 is 2 sum 5; a from 9 to 30 revision 2 is 2 sum 5",
+        "nothing",
+    ]
+    assert operator.counters.late == 1
+
+
+def test_an_eager_release_that_publishes_moves_the_frontier() -> None:
+    """So a store that has lost it stands behind, and is found out."""
+    assert play(
+        make_operator(mode=Mode.EAGER),
+        """
+        events 0 [0,1) <0: a@8=1
+
+        events 0 [1,2) <0: a@3=2
+        requests 0 [0,1) <0: b@9
+
+        requests 0 [1,2) <0: b@10
+
+        events 0 [2,3) <0: a@9=4
+
+        events 0 [3,4) <0: a@4=8
+        """,
+    ) == [
+        "frontier 9; a from 9 to 30 revision 1 is 1 sum 1",
+        "frontier 10; b@9 as of 10 is 0 sum 0; a from 9 to 30 revision 2 is 2 sum 3",
+        "frontier 10; b@10 is 0 sum 0",
+        "frontier 11; a from 10 to 30 revision 3 is 3 sum 7",
+        "frontier 12; a from 11 to 30 revision 4 is 4 sum 15",
+    ]
+
+
+def test_an_eager_operator_still_keeps_the_order_of_a_partition() -> None:
+    assert play(
+        make_operator(mode=Mode.EAGER),
+        """
+        events 0 [1,2) <0: a@7=4
+        requests 0 [0,1) <0: a@8
+
+        events 0 [0,1) <0: a@3=1
+        requests 0 [0,1) <0: a@8
+        """,
+    ) == ["frontier 8; a@8 is 0 sum 0", "frontier 9; a from 8 to 30 revision 2 is 2 sum 5"]
+
+
+# Restarts.
+
+
+def restored(operator: ShardOperator) -> ShardOperator:
+    again = make_operator(
+        operator.inputs.event_partitions, operator.inputs.request_partitions, mode=operator.mode
+    )
+    again.restore(operator.head(), operator.snapshot(), [])
+    return again  # type: ignore[no-any-return]
+
+
+def test_what_waits_survives_a_restart() -> None:
+    operator = make_operator()
+    first = Player(operator)
+    assert first.play(
+        """
+            events 0 [0,2) <10: a@3=1 a@12=2
+            events 0 [4,5) <30: a@20=16
+            requests 0 [0,2) <10: a@8 a@15
+            """
+    ) == ["frontier 10; a@8 is 1 sum 1; a from 4 to 30 revision 1 is 1 sum 1"]
+    second = Player(restored(operator), first.asked)
+    assert second.play(
+        """
+            events 0 [2,4) <16: a@13=4 a@14=8
+            requests 0 [2,2) <40
+            """
+    ) == ["frontier 30; a@15 is 4 sum 15; a from 30 to 40 revision 5 is 4 sum 30"]
+
+
+def test_overflows_are_counted_across_a_restart_from_the_log() -> None:
+    """Replaying the log applies events but answers nothing, so it sees no overflow by itself."""
+    operator = make_operator()
+    batches = [
+        parse(f"events 0 [0,2) <10: a@3={2**63 - 1} a@4=1"),
+        parse("requests 0 [0,1) <10: a@8"),
+    ]
+    release, entry = operator.receive(batches)
+    assert release is not None
+    assert entry is not None
+    assert operator.state.counters.overflows > 0
+    again = make_operator()
+    again.restore(operator.head(), None, [entry])
+    assert again.state.counters == operator.state.counters
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"view": "other"},
+        {"hash": "0" * 16},
+        {"shard": 1},
+        {"shards": 2},
+    ],
+)
+def test_state_of_another_key_is_refused(other: dict[str, object]) -> None:
+    operator = make_operator()
+    again = make_operator()
+    again.key = dataclasses.replace(again.key, **other)
+    with pytest.raises(StateMismatch, match="belongs to user shard 0 of 1"):
+        again.restore(operator.head(), operator.snapshot(), [])
+
+
+def test_state_of_another_number_of_partitions_is_refused() -> None:
+    operator = make_operator(2, 1)
+    with pytest.raises(StateMismatch, match="knows 3 partitions of events and requests, here are"):
+        make_operator(1, 1).restore(operator.head(), operator.snapshot(), [])
+
+
+def test_state_of_another_version_is_refused_by_name() -> None:
+    operator = make_operator()
+    content = pickle.loads(operator.head())
+    newer = pickle.dumps((SNAPSHOT_VERSION + 1, *content[1:]))
+    with pytest.raises(StateVersionError, match=f"has version {SNAPSHOT_VERSION + 1}, this code"):
+        make_operator().restore(newer, operator.snapshot(), [])
+
+
+def test_a_key_says_what_it_is() -> None:
+    assert str(OperatorKey("user", "abc", 1, 4)) == "user shard 1 of 4"
+
+
+def _text(release: Release | None) -> object:
+    if release is None:
+        return None
+    # A snapshot numbers entities anew: their order may change, that of one entity's rows may not.
+    published = sorted(release.publications.to_pylist(), key=lambda row: str(row["key"]))
+    return (
+        release.number,
+        release.frontier_us,
+        release.positions,
+        release.events,
+        release.answers.serialize().to_pybytes(),
+        published,
+    )
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(Mode),
+    st.integers(0, 2),
+    st.randoms(use_true_random=False),
+)
+def test_an_operator_that_is_restarted_anywhere_equals_one_that_is_not(
+    seed: int, mode: Mode, view: int, chance: random.Random
+) -> None:
+    """From a head, a snapshot now and then, and the log since: the same releases and state.
+
+    Batches come out of order and more than once, so that some wait when it is restarted.
+    """
+    rows = random_rows(seed, trips=40, hails=20)
+    arrived = arrivals(PROJECT, rows, PARTITIONS, chance)
+    polls = random_polls(PROJECT, arrived, end_of(rows), 10, chance)
+    stream = PlainStream(PROJECT, 1, PARTITIONS, mode=mode)
+    whole = stream.operator(view, 0)
+    elements = [data for v, _, data in elements_of(PROJECT, 1, polls) if v == view]
+    elements += chance.sample(elements, 3)
+    chance.shuffle(elements)
+
+    def fresh() -> ShardOperator:
+        return PlainStream(PROJECT, 1, PARTITIONS, mode=mode).operator(view, 0)
+
+    broken = fresh()
+    snapshot: bytes | None = None
+    log: list[bytes] = []
+    head = broken.head()
+    for data in elements:
+        batches: list[SequencedBatch] = list(decode_batches(data, whole.event_schema))
+        expected, _ = whole.receive(batches)
+        if chance.random() < 0.6:
+            broken = fresh()
+            assert broken.restore(head, snapshot, log) >= 0
+        found, entry = broken.receive(batches)
+        assert _text(found) == _text(expected)
+        if entry is not None:
+            log.append(entry)
+        if chance.random() < 0.2:
+            snapshot, log = broken.snapshot(), []
+        head = broken.head()
+    assert encode(broken.state) == encode(whole.state)
+    assert broken.counters == whole.counters
+    assert broken.expected == whole.expected
+    assert mode is Mode.EAGER or whole.state.frontier_us == end_of(rows)
+    assert whole.state.frontier_us > TIME_MIN

@@ -1,0 +1,133 @@
+"""Sequenced batches: they travel as bytes, and are split by shard without losing their order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.support.strategies import to_batch
+from tests.support.streaming_project import PROJECT, START, random_rows
+from tests.support.transcript import PLAN as TINY_PLAN
+from tests.support.transcript import STREAM, VIEW, parse
+from tidemill.features.kernel.hashing import shard_of
+from tidemill.features.kernel.plan import make_plan
+from tidemill.pipelines.stream.sequence import (
+    REQUEST_ROWS,
+    SequencedBatch,
+    concat,
+    decode_batches,
+    encode_batches,
+    event_rows,
+    keep,
+    request_rows,
+    sequenced_events_schema,
+    split_by_shard,
+)
+
+EVENTS = sequenced_events_schema(TINY_PLAN)
+
+
+def test_batches_come_back_as_they_were() -> None:
+    batches = [
+        parse("events 3 [5,7) <10: a@3=1 b@5=-2"),
+        parse("events 0 [0,0) <-4"),
+        parse("requests 1 [4,5) <12: a@8"),
+        SequencedBatch(False, 2, 0, 9, -(2**62), 77, None),
+    ]
+    again = list(decode_batches(encode_batches(batches), EVENTS))
+    assert [(b.is_request, b.partition, b.start, b.stop, b.watermark_us, b.sent_us) for b in again
+            ] == [(False, 3, 5, 7, 10, 0), (False, 0, 0, 0, -4, 0), (True, 1, 4, 5, 12, 0),
+                  (False, 2, 0, 9, -(2**62), 77)]  # fmt: skip
+    for batch, found in zip(batches, again, strict=True):
+        if batch.rows is None:
+            assert found.rows is None
+        else:
+            assert found.rows is not None
+            assert found.rows.equals(batch.rows)
+
+
+def test_a_slice_travels_alone() -> None:
+    """Only the rows of the slice, and none of what stands beside them."""
+    whole = parse("events 0 [0,300) <10: " + " ".join(f"k{n}@{n}={n}" for n in range(300)))
+    assert whole.rows is not None
+    small = SequencedBatch(False, 0, 7, 9, 10, 0, whole.rows.slice(7, 2))
+    data = encode_batches([small])
+    (again,) = decode_batches(data, EVENTS)
+    assert again.rows is not None
+    assert again.rows.column("key").to_pylist() == ["k7", "k8"]
+    assert len(data) < len(encode_batches([whole])) / 10
+
+
+def test_nothing_is_no_batches() -> None:
+    assert encode_batches([]) == b""
+    assert list(decode_batches(b"", EVENTS)) == []
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_rows_go_to_the_shard_of_their_key_in_their_order(shards: int) -> None:
+    keys = [f"k{n % 17}" for n in range(200)]
+    batch = parse("events 0 [0,200) <10: " + " ".join(f"{k}@{n}=1" for n, k in enumerate(keys)))
+    assert batch.rows is not None
+    split = split_by_shard(batch.rows, shards)
+    assert len(split) == shards
+    found: list[int] = []
+    for shard, rows in enumerate(split):
+        if rows is None:
+            continue
+        assert rows.num_rows > 0
+        assert set(shard_of(rows.column("key"), shards).tolist()) == {shard}
+        positions = rows.column("ordinal").to_pylist()
+        assert positions == sorted(positions)
+        found += positions
+    assert sorted(found) == list(range(200))
+
+
+def test_no_rows_are_nothing_for_every_shard() -> None:
+    rows = parse("requests 0 [0,1) <10: a@1").rows
+    assert rows is not None
+    assert split_by_shard(rows.slice(0, 0), 3) == [None, None, None]
+
+
+def test_a_request_without_a_key_goes_to_shard_0() -> None:
+    request, view = PROJECT.request, PROJECT.view("cab")
+    asked = [{"at": START, "hail": "h", "cab": None, "zone": None, "riders": 1}]
+    positions, groups = np.array([7]), np.array([3])
+    rows = request_rows(PROJECT, view, to_batch(request.schema, asked), positions, groups)
+    assert rows.schema.equals(REQUEST_ROWS)
+    assert rows.to_pylist() == [{"key": None, "time": START, "ordinal": 7, "group": 3}]
+    split = split_by_shard(rows, 4)
+    assert split[0] is not None
+    assert split[1:] == [None, None, None]
+
+
+def test_event_rows_carry_their_positions_and_their_digests() -> None:
+    made = [{"at": n, "id": f"i{n}", "key": "a", "n": n} for n in (4, 9)]
+    batch = to_batch(STREAM.schema, made)
+    positions = np.array([5, 6])
+    rows = event_rows(TINY_PLAN, VIEW, batch, positions)
+    assert rows.schema.equals(EVENTS)
+    assert rows.column("ordinal").to_pylist() == [5, 6]
+    given = np.array([[1, 2], [3, 4]], np.uint64)
+    digests = event_rows(TINY_PLAN, VIEW, batch, positions, given).column("digest")
+    assert digests[1].as_py() == (3).to_bytes(8, "little") + (4).to_bytes(8, "little")
+
+
+def test_an_int64_key_is_its_decimal_digits() -> None:
+    view = PROJECT.view("zone")
+    rows = random_rows(1, trips=3)["trips"][:1]
+    rows[0]["zone"] = -3
+    batch = to_batch(view.stream.schema, rows)
+    prepared = event_rows(make_plan(view), view, batch, np.array([0]))
+    assert prepared.column("key").to_pylist() == ["-3"]
+
+
+def test_batches_are_put_one_after_the_other() -> None:
+    one, two = pa.record_batch({"a": [1, 2]}), pa.record_batch({"a": [3]})
+    assert concat([]) is None
+    assert concat([one]) is one
+    both = concat([one, two])
+    assert both is not None
+    assert both.column("a").to_pylist() == [1, 2, 3]
+    assert keep(one, np.array([True, True])) is one
+    assert keep(one, np.array([False, True])).column("a").to_pylist() == [2]

@@ -1,0 +1,245 @@
+"""The offline log as a stream goes on with it where `backfill --publish` has ended it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.proof_run import (
+    EVALUATE_UNTIL,
+    PROJECT,
+    STREAM_UNTIL,
+    FakeScorer,
+    configuration,
+    write_sources,
+)
+from tidemill.features.contract import HOUR
+from tidemill.features.definitions.views import FeatureView
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.backfill import backfill
+from tidemill.pipelines.history.merge_log import merge_log
+from tidemill.pipelines.history.offline_history import log_history
+from tidemill.pipelines.io.log import RECEIVED, Log
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.resume import first_start, next_start, offline_goes_on
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream import infer
+from tidemill.pipelines.stream_run import stream as stream_module
+from tidemill.pipelines.stream_run.stream import stream
+from tidemill.serving.offline.log import OfflineLog, newest_rows
+from tidemill.serving.registry.registration import OFFLINE
+
+CUT = EVALUATE_UNTIL + (STREAM_UNTIL - EVALUATE_UNTIL) // 2
+
+
+class Heard(QuietProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
+    folder = tmp_path_factory.mktemp("offline_stream")
+    write_sources(folder)
+    config = configuration(folder, folder / "run")
+    backfill(config, QuietProgress(), publish=True)
+    return config
+
+
+@pytest.fixture
+def config(
+    backfilled: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Configuration:
+    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
+    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
+    monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+    shutil.copytree(backfilled.root, tmp_path / "run")
+    copied = configuration(backfilled.path.parent, tmp_path / "run", "exact")
+    # One poll a segment: every frontier but the first and the cuts is behind all of it.
+    return replace(copied, stream=replace(copied.stream, poll_rows=100_000))
+
+
+def run(config: Configuration, **options: Any) -> dict[str, Any]:
+    return stream(config, QuietProgress(), **{"engine": "fnapi", **options})
+
+
+def logged(root: Path) -> dict[str, pa.Table]:
+    """The log of each view: one row per (entity, event_timestamp)."""
+    out = {}
+    for view in PROJECT.views:
+        log = OfflineLog.of(root, view)
+        parts = [pq.read_table(part, partitioning=None) for part in log.directory.glob("date=*/*")]
+        out[view.name] = newest_rows(view.entity.join_key, pa.concat_tables(parts))
+    return out
+
+
+def ends(config: Configuration) -> dict[str, int]:
+    out = {}
+    for view in PROJECT.views:
+        reached = OfflineLog.of(config.root / OFFLINE, view).reached()
+        assert reached is not None
+        out[view.name] = reached.last_us
+    return out
+
+
+@pytest.mark.parametrize("engine", ["fnapi", "prism"])
+def test_stream_logs_every_change_up_to_its_last_release(
+    engine: str, config: Configuration, tmp_path: Path
+) -> None:
+    """Just what the kernel makes of all history, but for cards of which an event came late."""
+    run(config, engine=engine)
+    last = {(one["view"], one["shard"]): one for one in read_releases(config.root)}
+    frontiers, positions = {}, {}
+    for view in PROJECT.views:
+        mine = [one for (name, _), one in last.items() if name == view.name]
+        frontiers[view.name] = min(one["frontier_us"] for one in mine)
+        # Those of the events' partitions come first.
+        positions[view.stream.name] = mine[0]["positions"]
+    assert ends(config) == frontiers
+    log_history(
+        PROJECT,
+        Log(config.root),
+        tmp_path / "all",
+        shards=config.shards,
+        until_us=frontiers,
+        positions=positions,
+    )
+    found, expected = logged(config.root / OFFLINE), logged(tmp_path / "all")
+    for view in PROJECT.views:
+        keys = late_keys(config, view)
+        assert of_others(found[view.name], view, keys).equals(
+            of_others(expected[view.name], view, keys)
+        )
+
+
+def of_others(rows: pa.Table, view: FeatureView, keys: set[Any]) -> pa.Table:
+    column = rows[view.entity.join_key]
+    others = rows.filter(pc.invert(pc.is_in(column, pa.array(keys, column.type))))
+    assert others.num_rows
+    return others.combine_chunks()
+
+
+def late_keys(config: Configuration, view: FeatureView) -> set[Any]:
+    """The keys of events that one of the few frontiers of these runs may have passed."""
+    stream, log = view.stream, Log(config.root)
+    out = set()
+    for partition in range(log.partitions(stream.name)):
+        for row in log.read(stream.name, partition).to_pylist():
+            at = int(row[stream.event_time].timestamp() * 1_000_000)
+            for cut in (EVALUATE_UNTIL, CUT, CUT + 1):
+                if at < cut - stream.out_of_orderness_us and cut <= row[RECEIVED]:
+                    out.add(row[view.key])
+    return out
+
+
+def test_log_of_segments_and_of_a_stream_that_starts_over_is_that_of_one_run(
+    config: Configuration,
+) -> None:
+    run(config)
+    whole = logged(config.root / OFFLINE)
+    run(config, until_us=CUT)
+    part = logged(config.root / OFFLINE)
+    assert all(len(part[name]) < len(whole[name]) for name in whole), "it started over"
+    run(config, resume=True)
+    assert same_but_late(config, whole)
+
+
+def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
+    """When a late event counts depends on how the run was cut into polls."""
+    found = logged(config.root / OFFLINE)
+    return all(
+        of_others(found[view.name], view, late_keys(config, view)).equals(
+            of_others(whole[view.name], view, late_keys(config, view))
+        )
+        for view in PROJECT.views
+    )
+
+
+def test_what_a_killed_segment_appended_is_taken_back(config: Configuration) -> None:
+    run(config, until_us=CUT)
+    before, reached = logged(config.root / OFFLINE), ends(config)
+    shutil.copytree(config.root, config.root.with_name("before"))
+    run(config, resume=True)
+    whole = logged(config.root / OFFLINE)
+    # As if it had been killed at its end: everything else is as it was at the cut.
+    for path in config.root.iterdir():
+        if path.name != OFFLINE and not path.name.startswith("online.db"):
+            old = config.root.with_name("before") / path.name
+            if path.is_dir():
+                shutil.rmtree(path)
+                shutil.copytree(old, path)
+            else:
+                shutil.copy(old, path)
+    run(config, resume=True, until_us=CUT + 1)
+    taken_back = logged(config.root / OFFLINE)
+    assert all(len(taken_back[name]) < len(whole[name]) for name in whole)
+    assert all(len(taken_back[name]) >= len(before[name]) for name in before)
+    assert all(ends(config)[name] >= reached[name] for name in reached)
+    run(config, resume=True)
+    assert same_but_late(config, whole)
+
+
+def test_merging_between_segments_changes_nothing(config: Configuration) -> None:
+    """The stream goes on with a log that was merged, and starts over with it."""
+    config = replace(config, stream=replace(config.stream, poll_rows=500))
+    run(config, until_us=CUT)
+    cut = logged(config.root / OFFLINE)
+    merged(config)
+    assert logged(config.root / OFFLINE) == cut
+    heard = Heard()
+    assert offline_goes_on(config, next_start(config, None), heard), heard.lines
+    assert logged(config.root / OFFLINE) == cut
+    run(config, resume=True)
+    longer = logged(config.root / OFFLINE)
+    assert all(len(longer[name]) > len(cut[name]) for name in cut)
+    merged(config)
+    assert logged(config.root / OFFLINE) == longer
+    run(config, until_us=CUT)
+    assert same_but_late(config, cut)
+
+
+def merged(config: Configuration) -> None:
+    """Merge every day, also those that get more rows."""
+    for one in merge_log(config, QuietProgress(), before="9999-12-31"):
+        assert one.files_before > one.files_after > 0
+
+
+def test_stream_adds_nothing_to_a_log_that_ends_elsewhere_and_says_so(
+    config: Configuration,
+) -> None:
+    start = first_start(config, None)
+    assert offline_goes_on(config, start, QuietProgress())
+    view = PROJECT.views[0]
+    log = OfflineLog.of(config.root / OFFLINE, view)
+    for shard in range(config.shards):
+        (log.directory / "_reached" / f"{shard:05d}-of-{config.shards:05d}").unlink()
+        log.reach(shard, config.shards, since_us=0, until_us=EVALUATE_UNTIL - 24 * HOUR)
+    heard = Heard()
+    assert not offline_goes_on(config, start, heard)
+    assert "does not end where the stream goes on" in heard.lines[0]
+    assert view.name in heard.lines[0]
+    before = logged(config.root / OFFLINE)
+    run(config)
+    assert logged(config.root / OFFLINE) == before
+
+
+def test_without_an_offline_log_none_is_begun(config: Configuration) -> None:
+    shutil.rmtree(config.root / OFFLINE)
+    heard = Heard()
+    assert not offline_goes_on(config, first_start(config, None), heard)
+    assert heard.lines == []
+    run(config)
+    assert not (config.root / OFFLINE).exists()

@@ -1,0 +1,282 @@
+"""The stream as a whole: every request is accounted for, on each engine, or the run fails."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.strategies import to_batch
+from tests.support.streaming_project import ENGINES, Row, arrivals, configuration, write_log
+from tests.support.trained_bundle import DEPOT, PROJECT, REQUEST, SCANS, START, bundle, with_window
+from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.features.errors import BundleError, SequenceError, StateMismatch
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.backfill import hand_over
+from tidemill.pipelines.history.point_in_time import columns_of, values_at
+from tidemill.pipelines.recovery.release_log import RELEASES, read_releases
+from tidemill.pipelines.recovery.resume import PREDICTIONS, REJECTED
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream import featurize
+from tidemill.pipelines.stream.answer_join import AnswerPart, RequestPart
+from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
+from tidemill.pipelines.stream.wire_format import decode_part
+from tidemill.pipelines.stream_run import stream as module
+from tidemill.pipelines.stream_run.stream import read_rejected, stream
+
+CUT = START + 4 * HOUR
+STOP = START + 8 * HOUR
+PARTITIONS = {"scans": 2, "pickups": 2}
+
+
+def random_rows(seed: int) -> dict[str, list[Row]]:
+    chance = random.Random(seed)
+    depots = ("north", "süd", "west")
+
+    def time() -> int:
+        return START + chance.randrange(8 * 3_600) * SECOND
+
+    scans = [
+        {"at": time(), "scan": f"s{n}", "parcel": f"p{n}", "depot": chance.choice(depots),
+         "minutes": chance.uniform(0, 30)}
+        for n in range(400)
+    ]  # fmt: skip
+    pickups = [
+        {"at": time(), "parcel": f"r{n}", "depot": chance.choice((*depots, None)),
+         "grams": chance.randrange(1_000), "metres": chance.uniform(0, 9), "fragile": True}
+        for n in range(300)
+    ]  # fmt: skip
+    return {"scans": scans, "pickups": pickups}
+
+
+@pytest.fixture
+def rows() -> dict[str, list[Row]]:
+    return random_rows(1)
+
+
+@pytest.fixture
+def config(tmp_path: Path, rows: dict[str, list[Row]]) -> Configuration:
+    """A root with a log, a live bundle and a handed-over state."""
+    trained = bundle().directory
+    shutil.copytree(trained, tmp_path / "bundles" / trained.name)
+    (tmp_path / "bundles" / "current").write_text(trained.name)
+    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
+    made = configuration(tmp_path, PROJECT, CUT, STOP, poll_rows=60)
+    hand_over(made, QuietProgress())
+    return made
+
+
+def predictions(root: Path) -> dict[str, dict[str, Any]]:
+    tables = [pq.read_table(path) for path in sorted((root / "predictions").glob("*.parquet"))]
+    out: dict[str, dict[str, Any]] = {}
+    for row in pa.concat_tables(tables).to_pylist():
+        assert row["request_id"] not in out
+        out[row["request_id"]] = row
+    return out
+
+
+def asked_after_the_cut(rows: dict[str, list[Row]]) -> list[Row]:
+    return [row for row in rows["pickups"] if row["at"] >= CUT]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_request_is_answered_with_the_batch_values(
+    engine: str, config: Configuration, rows: dict[str, list[Row]]
+) -> None:
+    summary = stream(config, QuietProgress(), engine=engine)
+    asked = asked_after_the_cut(rows)
+    assert (summary["requests"], summary["predictions"]) == (len(asked), len(asked))
+    assert (summary["unanswered"], summary["rejected"], summary["late"]) == (0, 0, 0)
+    assert summary["engine"] == engine
+    assert summary["events"] == sum(row["at"] >= CUT for row in rows["scans"])
+    found = predictions(config.root)
+    times = np.array([row["at"] for row in asked], np.int64)
+    keys = to_batch(REQUEST.schema, asked).column("depot")
+    values, nulls = values_at(DEPOT, to_batch(SCANS.schema, rows["scans"]), keys, times)
+    named = columns_of(DEPOT, values, nulls)
+    for index, row in enumerate(asked):
+        mine = found[row["parcel"]]
+        assert mine["as_of__depot"] == row["at"]
+        assert mine["bundle_version"] == summary["bundle"]
+        assert 0.0 < mine["score"] < 1.0
+        for name, column in named.items():
+            assert mine[name] == column[index].as_py()
+
+
+def test_every_answer_names_a_release_that_is_there(config: Configuration) -> None:
+    stream(config, QuietProgress(), engine="fnapi")
+    releases = {
+        (entry["view"], entry["shard"], entry["number"]): entry
+        for entry in read_releases(config.root)
+    }
+    for _, shard, number in releases:
+        assert ("depot", shard, number - 1) in releases or number == 1
+    for row in predictions(config.root).values():
+        entry = releases["depot", row["shard__depot"], row["release__depot"]]
+        assert entry["frontier_us"] >= row["as_of__depot"]
+        # Its own partition's position has passed it; event partitions come first.
+        assert entry["positions"][2 + row["partition"]] > row["position"]
+    assert sum(entry["answers"] for entry in releases.values()) == len(predictions(config.root))
+
+
+def test_what_an_earlier_run_left_is_removed(config: Configuration) -> None:
+    """How many releases a run makes depends on when the engine cuts its bundles; the rest not."""
+    first = stream(config, QuietProgress(), engine="fnapi")
+    outputs = (PREDICTIONS, RELEASES, REJECTED)
+    for name in outputs:
+        (config.root / name).mkdir(exist_ok=True)
+        (config.root / name / "left.by.an.earlier.run").touch()
+    again = stream(config, QuietProgress(), engine="fnapi")
+    assert not [*config.root.rglob("left.by.an.earlier.run")]
+    assert len(read_releases(config.root)) == again["releases"]
+    assert len(predictions(config.root)) == again["predictions"]
+    counts = ("requests", "predictions", "frontiers", "duplicates", "rejected")
+    assert {name: again[name] for name in counts} == {name: first[name] for name in counts}
+
+
+def test_an_eager_stream_answers_every_request_too(
+    config: Configuration, rows: dict[str, list[Row]]
+) -> None:
+    summary = stream(config, QuietProgress(), engine="fnapi", mode="eager")
+    assert summary["mode"] == "eager"
+    assert summary["predictions"] == len(asked_after_the_cut(rows))
+    at = {row["parcel"]: row["at"] for row in rows["pickups"]}
+    assert all(row["as_of__depot"] >= at[name] for name, row in predictions(config.root).items())
+
+
+class Lossy(beam.PTransform):
+    """`Shard`, and an engine that loses one of its elements of a kind."""
+
+    OF_KIND = staticmethod(is_batches)
+    NUMBER = 0
+
+    def __init__(self, project: Any, shards: int) -> None:
+        super().__init__()
+        self._shard = Shard(project, shards)
+
+    def expand(self, polls: beam.PCollection) -> beam.PCollection:
+        lose = LoseOne(Lossy.NUMBER, Lossy.OF_KIND)
+        sharded = self._shard.expand(polls)
+        return sharded | "Lose" >> beam.ParDo(lose).with_output_types(tuple[str, bytes])
+
+
+class LoseOne(beam.DoFn):
+    """Loses the element of a kind that has this number, counted in this process."""
+
+    SEEN = 0
+
+    def __init__(self, number: int, of_kind: Callable[[tuple[str, bytes]], bool]) -> None:
+        self._number = number
+        self._of_kind = of_kind
+
+    def process(self, element: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        LoseOne.SEEN += self._of_kind(element)
+        if not self._of_kind(element) or self._number != LoseOne.SEEN:
+            yield element
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", [is_batches, is_request])
+def test_a_run_whose_engine_lost_an_element_fails(
+    engine: str, kind: Any, config: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lost rows of events or of requests: either way requests have no prediction."""
+    monkeypatch.setattr(module, "Shard", Lossy)
+    monkeypatch.setattr(Lossy, "OF_KIND", staticmethod(kind))
+    monkeypatch.setattr(Lossy, "NUMBER", 3)
+    LoseOne.SEEN = 0
+    with pytest.raises(SequenceError, match=r"requests went in, .* lost or doubled batches"):
+        stream(config, QuietProgress(), engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gap_fails_the_job_and_says_where(
+    engine: str, config: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Shard", Lossy)
+    monkeypatch.setattr(Lossy, "OF_KIND", staticmethod(is_batches))
+    monkeypatch.setattr(Lossy, "NUMBER", 1)
+    LoseOne.SEEN = 0
+    hasty = replace(config, stream=replace(config.stream, gap_batches=1))
+    with pytest.raises(Exception, match=r"depot shard 0 of 2: positions .* never came"):
+        stream(hasty, QuietProgress(), engine=engine)
+
+
+def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
+    config: Configuration, rows: dict[str, list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first releases reach the joining stage without their answers."""
+
+    def without_answers(data: bytes) -> RequestPart | AnswerPart:
+        part = decode_part(data)
+        if isinstance(part, AnswerPart) and part.number <= 2:
+            return replace(part, answers=None)
+        return part
+
+    monkeypatch.setattr(featurize, "decode_part", without_answers)
+    patient = replace(config, stream=replace(config.stream, answer_within_us=MINUTE))
+    summary = stream(patient, QuietProgress(), engine="fnapi")
+    assert summary["unanswered"] > 0
+    assert summary["predictions"] + summary["unanswered"] == len(asked_after_the_cut(rows))
+    records = read_rejected(config.root / "rejected_by_stream").to_pylist()
+    assert len(records) == summary["unanswered"]
+    answered = predictions(config.root) if summary["predictions"] else {}
+    for record in records:
+        assert (record["stage"], record["reason"]) == ("answer", "no_answer")
+        assert record["detail"] == "views depot did not answer in time"
+        assert record["origin"] == f"pickups/{record['partition']}:{record['position']}"
+        assert json.loads(record["payload"])["parcel"] not in answered
+
+
+# What a stream does not start from.
+
+
+def test_a_stream_needs_a_handed_over_state(config: Configuration) -> None:
+    shutil.rmtree(config.root / "states")
+    with pytest.raises(StateMismatch, match=r"no handed-over state .* run `tidemill backfill`"):
+        stream(config, QuietProgress())
+
+
+def test_a_stream_needs_a_bundle(config: Configuration) -> None:
+    (config.root / "bundles" / "current").unlink()
+    with pytest.raises(BundleError, match="no live bundle"):
+        stream(config, QuietProgress())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"project": with_window("2d")}, "'depot': the handed-over state was made for definition"),
+        ({"shards": 3}, "has 2 shards, the configuration says 3"),
+    ],
+)
+def test_a_state_of_other_definitions_or_shards_is_refused(
+    change: dict[str, Any], message: str, config: Configuration
+) -> None:
+    with pytest.raises(StateMismatch, match=message):
+        stream(replace(config, **change), QuietProgress())
+
+
+def test_a_state_of_another_instant_is_refused(config: Configuration) -> None:
+    splits = replace(config.splits, evaluate_until_us=CUT + 1)
+    with pytest.raises(StateMismatch, match=r"ends at another instant than splits\.evaluate_until"):
+        stream(replace(config, splits=splits), QuietProgress())
+
+
+def test_a_release_that_the_engine_repeated_stands_once(tmp_path: Path) -> None:
+    folder = tmp_path / "releases"
+    folder.mkdir()
+    lines = [json.dumps({"view": "a", "shard": 0, "number": n}) for n in (2, 1, 10, 2)]
+    (folder / "0.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "1.jsonl").write_text(lines[0] + "\n")
+    assert [entry["number"] for entry in read_releases(tmp_path)] == [1, 2, 10]

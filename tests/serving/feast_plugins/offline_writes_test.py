@@ -1,0 +1,223 @@
+"""What else Feast asks of an offline store: saving, writing, materializing."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import feast
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast.errors import SavedDatasetLocationAlreadyExists
+from feast.feature_logging import LoggingConfig
+from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
+
+from tests.support import parcels
+from tests.support.offline_project import END, PINGS, PROJECT, START, VIEWS, history
+from tests.support.parcels import BY_DEPOT, depot_rows
+from tests.support.strategies import to_batch
+from tests.support.streaming_project import Arrived, write_log
+from tidemill.features.contract import DAY, HOUR, MINUTE, TIME_MAX, TIME_MIN
+from tidemill.features.definitions.views import FeatureView
+from tidemill.features.errors import InputError, StoreError
+from tidemill.features.feast_objects import REVISION, VALID_UNTIL, feast_objects
+from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.plan import make_plan
+from tidemill.features.kernel.prepare import prepare_events
+from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.history.offline_history import log_history
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.publish.publish import named_publications, newest_per_entity
+from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.online.publications import online_rows
+from tidemill.serving.online.rows import KeySpace
+from tidemill.serving.registry.registration import OFFLINE, open_store, repo_config
+from tidemill.serving.stores.online_places import default_place, open_database
+
+UTC = datetime.UTC
+
+
+def at(time_us: int) -> datetime.datetime:
+    return datetime.datetime(1970, 1, 1, tzinfo=UTC) + datetime.timedelta(microseconds=time_us)
+
+
+def times(*instants_us: int) -> pa.Array:
+    return pa.array(instants_us, pa.timestamp("us", tz="UTC"))
+
+
+@pytest.fixture
+def depots(tmp_path: Path) -> feast.FeatureStore:
+    return open_store(parcels.PARCELS, tmp_path, clock="wall")
+
+
+def write(root: Path, view: FeatureView, rows: pa.RecordBatch, part: str = "p") -> OfflineLog:
+    log = OfflineLog.of(root / OFFLINE, view)
+    log.write(view, rows, part)
+    return log
+
+
+def ask(store: feast.FeatureStore, rows: Any, *features: str) -> pa.Table:
+    return store.get_historical_features(rows, features=list(features)).to_arrow()
+
+
+def test_saved_dataset_is_what_was_joined(depots: feast.FeatureStore, tmp_path: Path) -> None:
+    write(tmp_path, BY_DEPOT, depot_rows((7, 10, 1, 5), (8, 10, 1, 6)))
+    rows = pa.table({"depot": [8, 7], "event_timestamp": times(10, 12)})
+    job = depots.get_historical_features(rows, ["by_depot:scans_1d"])
+    storage = SavedDatasetFileStorage(path=str(tmp_path / "saved.parquet"))
+    dataset = depots.create_saved_dataset(job, name="saved", storage=storage)
+    found = dataset.to_arrow().sort_by("depot").select(["depot", "scans_1d"])
+    assert found.to_pylist() == [{"depot": 7, "scans_1d": 5}, {"depot": 8, "scans_1d": 6}]
+    with pytest.raises(SavedDatasetLocationAlreadyExists):
+        job.persist(storage)
+    job.persist(storage, allow_overwrite=True)
+
+
+def test_rows_written_through_feast_join_the_log_once(
+    depots: feast.FeatureStore, tmp_path: Path
+) -> None:
+    log = write(tmp_path, BY_DEPOT, depot_rows((7, 10, 1, 5)))
+    frame = pd.DataFrame({
+        "depot": [7, 9], "event_timestamp": [at(10), at(11)], "scans_1d": [50, 1],
+        VALID_UNTIL: [TIME_MAX] * 2, REVISION: [2, 1],
+    })  # fmt: skip
+    for _ in range(2):
+        depots.write_to_offline_store("by_depot", frame)
+    assert len(log.files(TIME_MIN, TIME_MAX)) == 2
+    rows = pa.table({"depot": [7, 9], "event_timestamp": times(12, 12)})
+    assert ask(depots, rows, "by_depot:scans_1d").column("scans_1d").to_pylist() == [50, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scans_1d": [0.5]}, "'scans_1d'.*truncated"),
+        ({"depot": [None]}, "depot is null"),
+        ({REVISION: [None]}, "tidemill_revision is null"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_no_publications_are_refused(
+    depots: feast.FeatureStore, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    write(tmp_path, BY_DEPOT, depot_rows((7, 10, 1, 5)))
+    row = {
+        "depot": [7],
+        "event_timestamp": [at(10)],
+        "scans_1d": [5],
+        VALID_UNTIL: [1],
+        REVISION: [1],
+    }
+    with pytest.raises(InputError, match=message):
+        depots.write_to_offline_store("by_depot", pd.DataFrame({**row, **change}))
+
+
+def test_feature_logging_is_refused(depots: feast.FeatureStore, tmp_path: Path) -> None:
+    service = feast.FeatureService(
+        name="logged",
+        features=[depots.get_feature_view("by_depot")],
+        logging_config=LoggingConfig(
+            destination=FileLoggingDestination(path=str(tmp_path / "logs"))
+        ),
+    )
+    depots.apply(service)
+    with pytest.raises(NotImplementedError, match="takes no feature logs"):
+        depots.write_logged_features(pa.table({"n": [1]}), service)
+
+
+def test_remote_files_are_refused(tmp_path: Path) -> None:
+    store = feast.FeatureStore(config=repo_config(parcels.PARCELS, tmp_path, clock="wall"))
+    store.apply(feast_objects(parcels.PARCELS, "gs://bucket/offline").all)
+    with pytest.raises(
+        StoreError, match=r"gs://bucket/offline/by_depot/.*reads local Parquet files"
+    ):
+        ask(store, pa.table({"depot": [7], "event_timestamp": times(1)}), "by_depot:scans_1d")
+
+
+def test_materialize_writes_what_is_published(tmp_path: Path) -> None:
+    rows = history(seed=1, pings=4_000)
+    write_log(tmp_path, PROJECT, [Arrived("pings", 0, rows, sorted(row["at"] for row in rows))])
+    end = {view.name: END for view in VIEWS}
+    log_history(PROJECT, Log(tmp_path), tmp_path / OFFLINE, shards=2, until_us=end)
+    until = START + 4 * DAY + 3 * HOUR + 17 * MINUTE
+    open_store(PROJECT, tmp_path, clock="replay").materialize(at(START - DAY), at(until))
+    database = open_database(default_place(tmp_path))
+    past = [row for row in rows if row["at"] < until]
+    for view in VIEWS:
+        plan = make_plan(view)
+        kept = list({row["ping"]: row for row in past}.values())
+        events = prepare_events(plan, view, to_batch(PINGS.schema, kept))
+        published = advance(State(plan), events, None, until, Publish.EVERY).publications
+        wanted = online_rows(
+            view, named_publications(view, newest_per_entity(published)), None
+        ).rows()
+        (snapshot,) = database.read([(KeySpace.of("fleet", view), [row.key for row in wanted])])
+        assert list(snapshot.rows) == wanted
+
+
+def test_materializing_again_changes_nothing_and_never_goes_back(
+    depots: feast.FeatureStore, tmp_path: Path
+) -> None:
+    for part, row in enumerate([(7, 20, 3, 7), (7, 10, 1, 5), (7, 20, 2, 6)]):
+        write(tmp_path, BY_DEPOT, depot_rows(row), f"p{part}")
+    database = open_database(default_place(tmp_path))
+
+    def stands() -> list[Any]:
+        (snapshot,) = database.read(
+            [(parcels.DEPOT_SPACE, online_rows(BY_DEPOT, depot_rows((7, 1, 1, 1)), None).keys)]
+        )
+        return [
+            None if row is None else (row.event_timestamp, row.revision) for row in snapshot.rows
+        ]
+
+    for last, expected in ((15, (10, 1)), (25, (20, 3)), (25, (20, 3)), (15, (20, 3))):
+        depots.materialize(at(0), at(last), feature_views=["by_depot"])
+        assert stands() == [expected]
+
+
+def test_materialize_writes_to_stores_of_feast_too_with_every_bit(tmp_path: Path) -> None:
+    big = 2**53 + 1
+    rows = parcels.courier_rows(
+        {"entity_key": b"bea", "event_timestamp": 10, "grams_1d": big},
+        {"entity_key": b"cid", "event_timestamp": 10, "grams_1d": None},
+    )
+    write(tmp_path, parcels.BY_COURIER, rows)
+    ours = repo_config(parcels.PARCELS, tmp_path, clock="wall")
+    stock = feast.FeatureStore(
+        config=feast.RepoConfig(
+            project="parcels",
+            provider="local",
+            repo_path=tmp_path,
+            registry=str(tmp_path / "stock.db"),
+            online_store={"type": "sqlite", "path": str(tmp_path / "stock_online.db")},
+            offline_store=ours.offline_config,
+            batch_engine=ours.batch_engine_config,
+            entity_key_serialization_version=3,
+        )
+    )
+    stock.apply(feast_objects(parcels.PARCELS, str(tmp_path / OFFLINE)).all)
+    stock.materialize(at(0), at(20), feature_views=["by_courier"])
+    answer = stock.get_online_features(
+        ["by_courier:grams_1d", f"by_courier:{REVISION}"], [{"courier": c} for c in ("bea", "cid")]
+    ).to_dict()
+    assert answer["grams_1d"] == [big, None]
+    assert answer[REVISION] == [1, 1]
+
+
+def test_materialize_of_files_that_are_no_log_is_refused(
+    depots: feast.FeatureStore, tmp_path: Path
+) -> None:
+    table = pa.table({"depot": [7], "event_timestamp": times(1), "n": [1]})
+    (tmp_path / "foreign").mkdir()
+    pq.write_table(table, tmp_path / "foreign" / "f.parquet")
+    foreign = feast.FeatureView(
+        name="foreign",
+        entities=[depots.get_entity("depot")],
+        schema=[feast.Field(name="n", dtype=feast.types.Int64)],
+        source=feast.FileSource(path=str(tmp_path / "foreign"), timestamp_field="event_timestamp"),
+    )
+    depots.apply(foreign)
+    with pytest.raises(StoreError, match=r"no column tidemill_revision .*not a change-point log"):
+        depots.materialize(at(0), at(20), feature_views=["foreign"])

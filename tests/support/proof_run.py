@@ -1,0 +1,411 @@
+"""A small run for the tests of the proof: rides of drivers, served by plain functions.
+
+Everything is the real thing but the engine and the model: `Server` carries each poll to the
+operators and the joiner by hand, and leaves what the stream leaves. Its methods are the places
+where an engine or a cache could go wrong; the mutants override one each.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill import (
+    Entity,
+    EventStream,
+    FeatureView,
+    Project,
+    Request,
+    col,
+    count,
+    distinct_count,
+    last_k,
+    max,
+    mean,
+    quantile,
+    rate,
+    sum,
+    time_since_last,
+)
+from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND
+from tidemill.pipelines.config.configuration import Configuration, Source, Splits, StreamOptions
+from tidemill.pipelines.history.backfill import source_partitions
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.poll import Poll, request_parts, shard_poll
+from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
+from tidemill.pipelines.io.sinks import write_rows
+from tidemill.pipelines.publish.publish import named_publications, newest_per_entity
+from tidemill.pipelines.recovery.handoff import STATES, read_handoff, read_record
+from tidemill.pipelines.recovery.republish import start_over
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream.answer_join import AnswerJoiner, AnswerPart
+from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.infer import predictions
+from tidemill.pipelines.stream.operator import Mode, Release, ShardOperator
+from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.verify.verify import instant
+from tidemill.serving.bundles.inference import Stamps
+from tidemill.serving.online.publications import write_publications
+from tidemill.serving.stores.online_places import SqlitePlace, open_database
+
+START = 1_767_225_600 * SECOND  # 2026-01-01
+EVALUATE_UNTIL = START + 2 * DAY
+STREAM_UNTIL = START + 3 * DAY
+SHARDS = 2
+
+RIDES = EventStream(
+    "rides",
+    schema={
+        "ride": "string",
+        "ended_at": "timestamp",
+        "received_at": "timestamp",
+        "driver": "string",
+        "zone": "int64",
+        "fare": "float64",
+        "minutes": "int64",
+    },
+    event_time="ended_at",
+    event_id="ride",
+    out_of_orderness="1m",
+    allowed_lateness="2h",
+)
+BY_DRIVER = FeatureView(
+    "by_driver",
+    entity=Entity("driver"),
+    stream=RIDES,
+    hop="5m",
+    features={
+        "rides_6h": count(over="6h"),
+        "fares_6h": sum(col("fare"), over="6h"),
+        "mean_fare_1d": mean(col("fare"), over="1d"),
+        "last_minutes": last_k(col("minutes"), k=2, over="1d"),
+        "fare_p90_1d": quantile(col("fare"), 0.9, over="1d"),
+        "idle": time_since_last(over="1d"),
+    },
+)
+BY_ZONE = FeatureView(
+    "by_zone",
+    entity=Entity("zone", dtype="int64"),
+    stream=RIDES,
+    hop="1h",
+    features={
+        "rides_1d": count(over="1d", where=col("zone") > 0),
+        "longest_6h": max(col("minutes"), over="6h"),
+        "drivers_1d": distinct_count(col("driver"), over="1d"),
+        "dear_rate_1d": rate(col("fare") > 20.0, over="1d"),
+    },
+)
+QUOTES = Request(
+    "quotes",
+    schema={
+        "quote": "string",
+        "asked_at": "timestamp",
+        "received_at": "timestamp",
+        "driver": "string",
+        "zone": "int64",
+        "km": "float64",
+    },
+    request_time="asked_at",
+    request_id="quote",
+    inputs={"km": col("km")},
+    out_of_orderness="30s",
+    allowed_lateness="1h",
+)
+PROJECT = Project("rides_project", request=QUOTES, views=[BY_DRIVER, BY_ZONE])
+FEATURES = len(PROJECT.columns)
+
+
+def write_sources(folder: Path) -> None:
+    """Write three days of rides, some of them late, and the quotes of the last two."""
+    chance = random.Random(7)
+    rides: list[dict[str, Any]] = []
+    for number in range(700):
+        ended = START + chance.randrange(3 * DAY)
+        delay = chance.randrange(50 * SECOND)
+        if number % 12 == 0:
+            delay = chance.randrange(5 * MINUTE, HOUR)
+        row: dict[str, Any] = {
+            "ride": f"r{number:03}",
+            "ended_at": ended,
+            "received_at": ended + delay,
+            "driver": f"d{chance.randrange(6)}",
+            "zone": chance.randrange(4),
+            "fare": round(chance.uniform(4, 40), 2) if number % 9 else None,
+            "minutes": chance.randrange(3, 70),
+        }
+        rides.append(row)
+    rides += [dict(row) for row in rides[:30]]  # duplicates count once
+    rides.sort(key=lambda row: row["received_at"])
+    quotes: list[dict[str, Any]] = []
+    for number in range(400):
+        # Some quotes are asked at the very microsecond at which a ride of the driver ended, some
+        # after one that is still on its way.
+        ride = chance.choice(rides)
+        asked = START + DAY + chance.randrange(2 * DAY)
+        driver, zone = chance.choice([*(f"d{n}" for n in range(6)), "new", None]), ride["zone"]
+        if number % 4 == 0:
+            asked, driver = ride["ended_at"], ride["driver"]
+        elif number % 4 == 1:
+            under_way = [
+                r for r in rides if 15 * SECOND < r["received_at"] - r["ended_at"] < MINUTE
+            ]
+            ride = chance.choice(under_way)
+            asked, driver, zone = ride["ended_at"] + 10 * SECOND, ride["driver"], ride["zone"]
+        delay = chance.randrange(2 * MINUTE, 30 * MINUTE) if number % 10 in (3, 6) else SECOND
+        quotes.append(
+            {
+                "quote": f"q{number:03}",
+                "asked_at": asked,
+                "received_at": asked + delay,
+                "driver": driver,
+                "zone": zone,
+                "km": 1.5,
+            }
+        )
+    # One quote was asked before the stream began and came just after.
+    quotes[0] |= {"asked_at": EVALUATE_UNTIL - 45 * SECOND, "received_at": EVALUATE_UNTIL + 1}
+    quotes.sort(key=lambda row: row["received_at"])
+    sources: dict[str, list[dict[str, Any]]] = {
+        "rides": rides,
+        "quotes-0": quotes[::2],
+        "quotes-1": quotes[1::2],
+    }
+    for name, rows in sources.items():
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            for row in rows:
+                times = {k: instant(row[k]) for k in row if k.endswith("_at")}
+                writer.writerow({**row, **times})
+
+
+def configuration(folder: Path, root: Path, mode: str = "exact") -> Configuration:
+    """Return the configuration of the run whose sources stand in ``folder``."""
+    return Configuration(
+        path=folder / "tidemill.yaml",
+        project_name="tests.support.proof_run:PROJECT",
+        project=PROJECT,
+        root=root,
+        shards=SHARDS,
+        sources={
+            "rides": Source("rides", (str(folder / "rides.csv"),), received="received_at"),
+            "quotes": Source("quotes", (str(folder / "quotes-*.csv"),), received="received_at"),
+        },
+        splits=Splits(START + DAY, EVALUATE_UNTIL, STREAM_UNTIL),
+        online_store=SqlitePlace(root / "online.db"),
+        stream=StreamOptions(mode=mode),
+    )
+
+
+class FakeScorer:
+    """Stands in for a bundle's scorer: the proof is about features, whatever the score."""
+
+    stamps = Stamps("b1", "t1", PROJECT.hash, "CPU", "2.21", False)
+
+    def score(self, columns: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return np.zeros(columns.num_rows, np.float32)
+
+    def padded_rows(self, rows: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.full(rows, 8)
+
+
+@dataclass
+class Server:
+    """Serves the stream's period.
+
+    Attributes:
+        config: The configuration; its root holds the log and the handed-over state.
+    """
+
+    config: Configuration
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.options = FeaturizeOptions(
+            run="test",
+            shards=SHARDS,
+            partitions=source_partitions(Log(config.root), PROJECT),
+            mode=Mode(config.stream.mode),
+            handoff=config.root / "states",
+        )
+        self.joiner = AnswerJoiner(PROJECT, SHARDS, answer_within_us=30 * DAY)
+        self.operators: dict[str, ShardOperator] = {}
+        self.polls = 0
+        start_over(config, read_record(config.root / STATES), QuietProgress())
+        self.database = open_database(config.online_store)
+
+    def serve(self) -> None:
+        """Serve everything."""
+        config = self.config
+        replay = ReplayLog(
+            PROJECT, ReplayOptions(config.root, EVALUATE_UNTIL, STREAM_UNTIL, poll_rows=15)
+        )
+        at = replay.start
+        while (found := replay.next_poll(at, STREAM_UNTIL, 0)) is not None:
+            poll, at = found
+            self.feed(poll)
+        self.feed(replay.final_poll(at, 0))
+        assert not self.joiner.drain()
+        self.database.close()
+
+    def feed(self, poll: Poll) -> None:
+        """Carry a poll through."""
+        self.polls += 1
+        parts: list[Any] = list(request_parts(PROJECT, poll))
+        plans = {
+            view.name: self.operator(index, 0).plan for index, view in enumerate(PROJECT.views)
+        }
+        for view, shard, data in shard_poll(PROJECT, plans, SHARDS, poll):
+            operator = self.operator(view, shard)
+            batches = list(decode_batches(data, operator.event_schema))
+            operator = self.cached(view, shard, operator)
+            release, _ = operator.receive(self.delivered(view, shard, batches))
+            if release is not None:
+                parts.append(
+                    AnswerPart(view, shard, release.number, release.frontier_us, release.answers)
+                )
+                self.publish(view, shard, release)
+                self.witness(view, shard, release)
+        answered, _ = self.joiner.receive(parts)
+        for batch in answered:
+            rows = predictions(PROJECT, FakeScorer(), batch, 0)  # type: ignore[arg-type]
+            name = f"{rows.column('partition')[0]}-{rows.column('position')[0]}"
+            write_rows(self.config.root / "predictions", pa.Table.from_batches([rows]), name)
+
+    def operator(self, view: int, shard: int) -> ShardOperator:
+        """Return the operator of a view and shard, from the handed-over state at first."""
+        key = operator_key(PROJECT, view, shard, SHARDS)
+        if key not in self.operators:
+            self.operators[key] = self.made(make_operator(PROJECT, key, self.options))
+            read_handoff(self.config.root / "states", self.operators[key])
+        return self.operators[key]
+
+    def made(self, operator: ShardOperator) -> ShardOperator:
+        """Return the operator to use; a mutant has its own."""
+        return operator
+
+    def cached(self, view: int, shard: int, operator: ShardOperator) -> ShardOperator:
+        """Return what the cache of decoded operators gives; a mutant gives an old one."""
+        return operator
+
+    def delivered(
+        self, view: int, shard: int, batches: list[SequencedBatch]
+    ) -> Iterable[SequencedBatch]:
+        """Return what the engine delivers; a mutant loses some."""
+        return batches
+
+    def publish(self, view: int, shard: int, release: Release) -> None:
+        """Write a release's publications and its frontier to the store."""
+        definition = PROJECT.views[view]
+        write_publications(
+            self.database,
+            PROJECT.name,
+            definition,
+            named_publications(definition, newest_per_entity(release.publications)),
+            shard=shard,
+            shard_count=SHARDS,
+            since_us=release.since_us,
+            frontier_us=release.frontier_us,
+        )
+
+    def witness(self, view: int, shard: int, release: Release) -> None:
+        """Write the evidence of a release."""
+        folder = self.config.root / "releases"
+        folder.mkdir(exist_ok=True)
+        entry = {
+            "view": PROJECT.views[view].name,
+            "shard": shard,
+            "number": release.number,
+            "frontier_us": release.frontier_us,
+            "positions": list(release.positions),
+        }
+        with (folder / f"{view}-{shard}.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class DropsABatch(Server):
+    """Loses the rows of one batch of one shard, and tells nobody."""
+
+    dropped = 0
+
+    def delivered(
+        self, view: int, shard: int, batches: list[SequencedBatch]
+    ) -> Iterator[SequencedBatch]:
+        for batch in batches:
+            if self.polls == 4 and view == 0 and not batch.is_request and batch.rows is not None:
+                self.dropped += batch.rows.num_rows
+                batch = dataclasses.replace(batch, rows=None)
+            yield batch
+
+
+class DoesNotWaitForStragglers(Server):
+    """Takes the highest time it has seen for its watermark, whatever the stream declares."""
+
+    def delivered(
+        self, view: int, shard: int, batches: list[SequencedBatch]
+    ) -> Iterator[SequencedBatch]:
+        for batch in batches:
+            source = QUOTES if batch.is_request else RIDES
+            watermark = min(batch.watermark_us + source.out_of_orderness_us, STREAM_UNTIL)
+            yield dataclasses.replace(batch, watermark_us=watermark)
+
+
+class _SeesItsOwnInstant(ShardOperator):
+    def _release(
+        self, events: pa.RecordBatch | None, requests: pa.RecordBatch | None, until: int
+    ) -> tuple[Release, bytes]:
+        def shifted(rows: pa.RecordBatch, column: str, by_us: int) -> pa.RecordBatch:
+            place = rows.schema.get_field_index(column)
+            times = rows.column(place).to_numpy() + by_us
+            return rows.set_column(place, rows.schema.field(place), pa.array(times))
+
+        if requests is not None:
+            requests = shifted(requests, "time", 1)
+        release, entry = super()._release(events, requests, until)
+        return dataclasses.replace(release, answers=shifted(release.answers, "as_of", -1)), entry
+
+
+class CountsTheRequestsOwnInstant(Server):
+    """Counts ``event_time <= request_time`` where the contract says ``<``."""
+
+    def made(self, operator: ShardOperator) -> ShardOperator:
+        fields = {f.name: getattr(operator, f.name) for f in dataclasses.fields(operator)}
+        return _SeesItsOwnInstant(**fields)
+
+
+class ReusesAStaleOperator(Server):
+    """Takes an operator out of its cache whose token is three bundles old."""
+
+    old: bytes = b""
+
+    def cached(self, view: int, shard: int, operator: ShardOperator) -> ShardOperator:
+        if (view, shard) != (0, 1):
+            return operator
+        if self.polls == 4:
+            self.old = operator.snapshot()
+        if self.polls == 7:
+            stale = make_operator(PROJECT, operator_key(PROJECT, view, shard, SHARDS), self.options)
+            stale.restore(operator.head(), self.old, [])
+            stale.expected, stale.watermarks = operator.expected, operator.watermarks
+            self.operators[operator_key(PROJECT, view, shard, SHARDS)] = stale
+            return stale
+        return operator
+
+
+def rewrite_predictions(root: Path, change: Any) -> None:
+    """Rewrite all predictions as ``change`` of their table, in one file."""
+    paths = sorted((root / "predictions").glob("*.parquet"))
+    table = pa.concat_tables([pq.read_table(path) for path in paths])
+    for path in paths:
+        path.unlink()
+    write_rows(root / "predictions", change(table), "all")

@@ -1,0 +1,144 @@
+"""A project in two versions, its registries, and what a stock client reads of them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import feast
+import pyarrow as pa
+import pytest
+import sqlalchemy
+from google.protobuf.json_format import MessageToDict
+
+from tests.support import parcels
+from tests.support.parcels import BY_COURIER
+from tidemill import FeatureView, Project, count
+from tidemill.serving.online.publications import schema
+from tidemill.serving.registry.registration import apply_project, repo_config
+from tidemill.serving.stores.online_places import OnlinePlace, default_place, open_database
+from tidemill.serving.stores.registry_places import FileRegistry, RegistryPlace, SqlRegistry
+
+POSTGRESQL = os.environ.get("TIDEMILL_TEST_POSTGRESQL")
+"""The SQLAlchemy URL of a PostgreSQL server whose user may make databases: tests run on it too."""
+
+
+@pytest.fixture(params=["file", "sql", *(["postgresql"] if POSTGRESQL else [])])
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RegistryPlace]:
+    if request.param == "file":
+        yield FileRegistry(tmp_path / "registry.db")
+    elif request.param == "sql":
+        yield SqlRegistry(url=f"sqlite:///{tmp_path / 'registry-sql.db'}")
+    else:
+        assert POSTGRESQL is not None
+        server = sqlalchemy.create_engine(
+            POSTGRESQL, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+        )
+        database = f"tidemill_{uuid.uuid4().hex}"
+        with server.connect() as connection:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE {database}"))
+        url = server.url.set(database=database).render_as_string(hide_password=False)
+        monkeypatch.setenv("TIDEMILL_TEST_REGISTRY", url)
+        yield SqlRegistry(url_env="TIDEMILL_TEST_REGISTRY")
+        with server.connect() as connection:
+            connection.execute(sqlalchemy.text(f"DROP DATABASE {database} WITH (FORCE)"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def depot(**features: Any) -> FeatureView:
+    """The depot view with these features; by default the same feature over two days."""
+    return FeatureView(
+        "by_depot",
+        parcels.DEPOT,
+        parcels.SCANS,
+        hop="1h",
+        features=features or {"scans_1d": count(over="2d")},
+    )
+
+
+WIDER = depot()
+OLD, NEW = parcels.PARCELS, parcels.project(BY_COURIER, WIDER)
+
+
+def apply(
+    project: Project,
+    root: Path,
+    place: RegistryPlace,
+    online: OnlinePlace | None = None,
+    **options: Any,
+) -> Any:
+    return apply_project(project, root, place=online, registry=place, **options)
+
+
+def promote(project: Project, root: Path, place: RegistryPlace) -> None:
+    apply(project, root, place, promote=True, unfilled_too=True)
+
+
+def client(root: Path, place: RegistryPlace, project: Project = OLD) -> feast.FeatureStore:
+    """What a stock client has: Feast's SDK and a configuration, no definitions."""
+    config = repo_config(project, root, clock="replay", registry=place)
+    return feast.FeatureStore(config=config)
+
+
+def publish(
+    root: Path, view: FeatureView, *numbers: Any, shards: int = 1, frontier_us: int = 5_000
+) -> None:
+    """Publish one row of the view for its entity 7, its features these numbers; all shards."""
+    columns = [column.name for column in view.columns]
+    row = {"entity_key": b"7", "event_timestamp": 1_000, "valid_until": 10**15, "revision": 1}
+    row |= dict(zip(columns, numbers, strict=True))
+    for shard in range(shards):
+        rows = pa.RecordBatch.from_pylist([row] if shard == 0 else [], schema=schema(view))
+        database = open_database(default_place(root))
+        parcels.publish(database, view, rows, shard=shard, shards=shards, frontier_us=frontier_us)
+
+
+def publish_courier(root: Path) -> None:
+    publish(root, BY_COURIER, *([None] * len(BY_COURIER.columns)))
+
+
+def read(store: feast.FeatureStore, *refs: str, keys: dict[str, Any] | None = None) -> list[Any]:
+    answer = store.get_online_features(list(refs), [keys or {"depot": 7}], full_feature_names=True)
+    found = answer.to_dict()
+    return [found[ref.replace(":", "__")][0] for ref in refs]
+
+
+def read_service(store: feast.FeatureStore, name: str, keys: dict[str, Any]) -> dict[str, Any]:
+    service = store.get_feature_service(name)
+    found = store.get_online_features(service, [keys], full_feature_names=True).to_dict()
+    return {key: values[0] for key, values in found.items() if key not in keys}
+
+
+def registered_names(store: feast.FeatureStore) -> set[str]:
+    return {view.name for view in store.list_feature_views()}
+
+
+def contents(store: feast.FeatureStore) -> Any:
+    """Everything in the registry but times and what Feast counts for itself."""
+
+    def timeless(node: Any) -> Any:
+        if isinstance(node, dict):
+            touched = ("meta", "versionId", "lastUpdated", "dataSourceClassType", "infra")
+            return {
+                k: timeless(v)
+                for k, v in node.items()
+                if k not in touched and k != "featureViewVersionHistory"
+            }
+        return [timeless(v) for v in node] if isinstance(node, list) else node
+
+    found = timeless(MessageToDict(store.registry.proto()))
+    for key in ("entities", "featureViews", "featureServices", "dataSources"):
+        found.get(key, []).sort(key=repr)
+    found.pop("registrySchemaVersion", None)
+    found.pop("projects", None)
+    found.pop("projectMetadata", None)
+    return found
