@@ -28,6 +28,7 @@ from serving.publications import feast_rows, online_rows
 from serving.reader import OnlineReader
 from serving.registration import open_store, write_feature_store_yaml
 from tests.serving import parcels, stores
+from tests.serving.certificates import Certificate
 from tests.serving.parcels import (
     BY_COURIER,
     BY_DEPOT,
@@ -36,7 +37,7 @@ from tests.serving.parcels import (
     courier_rows,
     depot_rows,
 )
-from tests.serving.redis_server import Certificate, RedisServer
+from tests.serving.redis_server import RedisServer
 
 EXTREMES: list[dict[str, Any]] = [
     {"entity_key": b"ann", "grams_1d": 2**63 - 1, "metres_1d": 1.7976931348623157e308},

@@ -23,8 +23,9 @@ from serving.redis_connections import exchange
 from serving.redis_database import RedisDatabase
 from serving.redis_place import RedisPlace, RedisTls
 from serving.registry_state import named_spaces
+from tests.serving.certificates import Certificate
 from tests.serving.parcels import COURIER_SPACE, DEPOT_SPACE
-from tests.serving.redis_server import Certificate, RedisServer, free_port, running
+from tests.serving.redis_server import RedisServer, free_port, running
 
 SECRET = "s3cret-of-the-test"
 
@@ -89,7 +90,7 @@ def test_tls_is_spoken_and_the_certificate_checked(tmp_path: Path) -> None:
 
 
 def test_certificate_for_another_host_is_refused(tmp_path: Path) -> None:
-    own = Certificate.made_in(tmp_path, "own", host="redis.example")
+    own = Certificate.made_in(tmp_path, "own", hosts=("redis.example",))
     with (
         running(tmp_path / "redis", tls=own) as server,
         pytest.raises(StoreError, match=r"TLS handshake failed \(.*IP address mismatch"),
