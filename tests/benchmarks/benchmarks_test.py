@@ -23,7 +23,6 @@ from benchmarks.measure import AnswersDiffer, Effort, Run, Side, alternate, rati
 from benchmarks.online_routes import AS_IT_COMES, WRITE, check_values, feast_route, our_route
 from benchmarks.online_workload import SHAPES, Deck, expected_values
 from benchmarks.workload import make_workload
-from tests.support.redis_server import program
 
 ROOT = Path(__file__).parents[2]
 APART = "backfill_peers"
@@ -39,7 +38,6 @@ class Reports(NamedTuple):
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     """Run all but one in one process: importing takes longer than they do."""
-    program("redis-server", "redis-server")
     results = tmp_path_factory.mktemp("results")
     printed = io.StringIO()
     with redirect_stdout(printed):

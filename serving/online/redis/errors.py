@@ -67,8 +67,8 @@ _LASTING: Final = {
     "name a Redis that is not part of a cluster",
 }
 
-# What Redis 7.0 says of a command within a script, where later ones say NOPERM.
-_NOPERM_WITHIN: Final = "The user executing the script can't"
+# What Redis 7.0 and Valkey 9 say of a command within a script, where other releases say NOPERM.
+_NOPERM_WITHIN: Final = ("The user executing the script can't", "ACL failure in script")
 
 # Older servers wrap the error of a command within a script: "... -READONLY You can't write".
 _CODE: Final = re.compile(rf"(?:^|[-\s])({'|'.join([*_PASSING, *_LASTING])})\b")

@@ -65,5 +65,5 @@ def test_batches_join_in_order_and_none_is_empty() -> None:
 
 
 def test_another_schema_cannot_pass_for_rejected_records() -> None:
-    with pytest.raises(InputError, match=r"features\.rejected\.batch"):
+    with pytest.raises(InputError, match=r"features\.rows\.rejected\.batch"):
         rejected.concat([some().drop_columns(["payload"])])

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from tests.support import parcels
 from tests.support.markdown import ROOT
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
+from tests.support.postgresql_server import PostgresqlServer
 from tidemill.features.contract import DAY, HOUR
 from tidemill.pipelines.commands import apply
 from tidemill.pipelines.commands.cli import commands
@@ -242,6 +243,27 @@ def test_applied_root_names_the_places_of_the_configuration(
     assert str(folder / "run" / "other.db") in text
     publish(load(first), BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
     assert stock_client(folder, folder / "run") == ["replay", "PRESENT", "5"]
+
+
+def test_project_is_registered_changed_and_promoted_in_postgresql(
+    folder: Path, postgresql: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "registry: {type: sql, path_env: PARCELS_REGISTRY}"
+    first, second = written(folder, "parcels_first", line), written(folder, "parcels_second", line)
+    with postgresql.database() as url:
+        monkeypatch.setenv("PARCELS_REGISTRY", url)
+        tidemill("apply", "--config", first)
+        publish(load(first), BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
+        assert stock_client(folder, folder / "run") == ["replay", "PRESENT", "5"]
+        assert "pending as by_depot__v2" in tidemill("apply", "--plan", "--config", second)
+        tidemill("apply", "--config", second)
+        assert stock_client(folder, folder / "run") == ["replay", "PRESENT", "5"]
+        refused = tidemill("apply", "--promote", "--config", second, fails=1)
+        assert "nothing was published to it" in refused
+        tidemill("apply", "--promote", "--serve-unfilled", "--config", second)
+        assert "would do nothing" in tidemill("apply", "--plan", "--config", second)
+        assert stock_client(folder, folder / "run") == ["replay", "NOT_FOUND", "None"]
+    assert not list((folder / "run").glob("registry*"))
 
 
 def test_unfilled_is_promoted_only_where_it_is_asked_for(folder: Path) -> None:

@@ -18,6 +18,7 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.Value_pb2 import Value
 
 from tests.support import parcels, stores
+from tests.support.certificates import Certificate
 from tests.support.parcels import (
     BY_COURIER,
     BY_DEPOT,
@@ -26,7 +27,7 @@ from tests.support.parcels import (
     courier_rows,
     depot_rows,
 )
-from tests.support.redis_server import Certificate, RedisServer
+from tests.support.redis_server import RedisServer
 from tidemill.features.contract import TIME_MAX
 from tidemill.features.errors import ConflictingPublication, InputError, StoreError
 from tidemill.features.feast_objects import feast_objects

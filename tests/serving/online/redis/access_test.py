@@ -14,8 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tests.support.certificates import Certificate
 from tests.support.parcels import COURIER_SPACE, DEPOT_SPACE
-from tests.support.redis_server import Certificate, RedisServer, free_port, running
+from tests.support.redis_server import RedisServer, free_port, running
 from tidemill.features.errors import ConfigurationError, StoreError, StoreUnavailable
 from tidemill.serving.online.cells import encode_row
 from tidemill.serving.online.database import Parcel
@@ -89,7 +90,7 @@ def test_tls_is_spoken_and_the_certificate_checked(tmp_path: Path) -> None:
 
 
 def test_certificate_for_another_host_is_refused(tmp_path: Path) -> None:
-    own = Certificate.made_in(tmp_path, "own", host="redis.example")
+    own = Certificate.made_in(tmp_path, "own", hosts=("redis.example",))
     with (
         running(tmp_path / "redis", tls=own) as server,
         pytest.raises(StoreError, match=r"TLS handshake failed \(.*IP address mismatch"),

