@@ -52,12 +52,15 @@ from tidemill.features.definitions.expressions import TIMESTAMP
 from tidemill.features.definitions.views import Project
 from tidemill.features.errors import DefinitionError, nearest
 from tidemill.pipelines.config.offline_section import offline_place
-from tidemill.pipelines.config.online_section import give_up_after_us, online_place
+from tidemill.pipelines.config.online_section import (
+    GIVE_UP_AFTER_US,
+    give_up_after_us,
+    online_place,
+)
 from tidemill.pipelines.config.project_import import import_attribute
 from tidemill.pipelines.config.registry_section import registry_place
 from tidemill.pipelines.config.strict_yaml import Section, Value, read_file
 from tidemill.pipelines.io.files import input_files
-from tidemill.pipelines.publish.store_writer import GIVE_UP_AFTER_US
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 from tidemill.serving.stores.registry_places import RegistryPlace

@@ -23,9 +23,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from tidemill.features.contract import MINUTE
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.strict_yaml import Section, Value
-from tidemill.pipelines.publish.store_writer import GIVE_UP_AFTER_US
 from tidemill.serving.stores.online_places import (
     ONLINE,
     FeastPlace,
@@ -135,3 +135,7 @@ def _redis_place(value: Value, folder: Path) -> RedisPlace:
             raise
         message = str(error).removeprefix("online_store: ").removeprefix("online_store.")
         raise value.wrong(message) from error
+
+
+GIVE_UP_AFTER_US: Final = 10 * MINUTE
+"""How long a store may be away before the run fails."""

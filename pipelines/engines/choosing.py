@@ -28,6 +28,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidemill.pipelines.engines.prism import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
+
 if TYPE_CHECKING:
     from apache_beam import Pipeline
     from apache_beam.runners.runner import PipelineResult, PipelineRunner
@@ -36,12 +38,6 @@ PRISM_VARIABLE = "TIDEMILL_PRISM"
 PRISM_PATH = Path(".tidemill") / "bin" / "prism"
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Ten years. The client's default of 300 s ends a stream with DEADLINE_EXCEEDED, and Prism with it.
-JOB_SERVER_TIMEOUT_S = 10 * 365 * 24 * 3600
-
-# With dynamic splits of a source Prism 2.77 lets one key be in two bundles at once, and its state
-# loses rows: no error, state DONE. So they are off, in every run, bounded or not.
-NO_SDF_SPLIT = "prism_disable_sdf_split"
 
 # Beam's workers cache state, and weigh every value that they put there: `objsize` walks the globals
 # of all loaded modules for each, tens of milliseconds beside TensorFlow. Our stages keep what they

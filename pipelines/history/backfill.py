@@ -7,7 +7,6 @@ an answer meet by the same joiner as in the stream.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tidemill.features.contract import TIME_MAX, Int64Array
+from tidemill.features.contract import TIME_MAX
 from tidemill.features.definitions.views import Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
@@ -30,27 +29,17 @@ from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import make_runner, run
 from tidemill.pipelines.engines.options import batch_engine, pipeline_options
+from tidemill.pipelines.history.bootstrap import bootstrap
+from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.labels import find_labels, leaks
 from tidemill.pipelines.ingest.ingest import ingest
-from tidemill.pipelines.ingest.validate import definition_of
-from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, one_batch
-from tidemill.pipelines.io.poll import Poll, PollPart, shard_poll
+from tidemill.pipelines.io.log import PARTITION, POSITION, Log, one_batch
+from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import WriteParquet
-from tidemill.pipelines.recovery.handoff import (
-    RECORD,
-    STATES,
-    Handoff,
-    file_hashes,
-    remove_stops,
-    write_handoff,
-)
-from tidemill.pipelines.recovery.republish import bootstrap
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner, AnswerPart, feature_arrays
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.sequence import (
     GROUP,
-    SequencedBatch,
     concat,
     decode_batches,
     sequenced_events_schema,
@@ -299,82 +288,3 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
 def _by_group(element: tuple[str, bytes]) -> tuple[int, bytes]:
     part = decode_part(element[1])
     return part.group, element[1]  # type: ignore[union-attr]
-
-
-def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Write every operator's state of all that was received before the stream begins."""
-    project, root = config.project, config.root
-    as_of = config.splits.evaluate_until_us
-    log = Log(root)
-    partitions = source_partitions(log, project)
-    options = FeaturizeOptions(
-        run="handoff", shards=config.shards, partitions=partitions, publish=False
-    )
-    folder = root / STATES
-    # The record goes first: without it the folder does not count, whatever else is in it. The
-    # cuts of a stream that began with other states mean nothing any more.
-    (folder / RECORD).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    remove_stops(root)
-    parts, positions = parts_before(log, project, partitions, as_of)
-    events = 0
-    frontiers: dict[str, list[int]] = {view.name: [] for view in project.views}
-    total = len(project.views) * config.shards
-    with progress.stage("hand over state", total=total, unit="shards") as stage:
-        plans = {view.name: make_plan(view) for view in project.views}
-        for view, shard, data in shard_poll(project, plans, config.shards, Poll(0, tuple(parts))):
-            key = operator_key(project, view, shard, config.shards)
-            operator = make_operator(project, key, options)
-            operator.receive(_without_requests(decode_batches(data, operator.event_schema)))
-            # The releases of a stream count from 1; those made here were never seen by anyone.
-            operator.number = 0
-            write_handoff(folder, operator)
-            events += operator.counters.events
-            frontiers[operator.key.view].append(operator.state.frontier_us)
-            stage.advance(1)
-    handoff = Handoff(
-        kind="backfill",
-        as_of_us=as_of,
-        positions=positions,
-        views={view.name: view.hash for view in project.views},
-        shards=config.shards,
-        segment=0,
-        frontiers=frontiers,
-        began=None,
-        mode=None,
-        files=file_hashes(folder),
-    )
-    handoff.write(folder)
-    return {"as_of_us": as_of, "shards": total, "events": events}
-
-
-def _without_requests(batches: Iterable[SequencedBatch]) -> Iterator[SequencedBatch]:
-    """Keep the places and watermarks of requests, not the requests: they are answered already."""
-    for batch in batches:
-        yield dataclasses.replace(batch, rows=None) if batch.is_request else batch
-
-
-def source_partitions(log: Log, project: Project) -> dict[str, int]:
-    """Count the partitions of each source."""
-    names = [*(stream.name for stream in project.streams), project.request.name]
-    return {name: log.partitions(name) for name in names}
-
-
-def parts_before(
-    log: Log, project: Project, partitions: dict[str, int], as_of: int
-) -> tuple[list[PollPart], dict[str, list[int]]]:
-    """Return every partition's rows received before an instant, and where they end."""
-    parts = []
-    positions: dict[str, list[int]] = {}
-    for name, count in partitions.items():
-        # Rows received later may still lie this far below: the stream goes on waiting for them.
-        definition = definition_of(project, name)
-        for partition in range(count):
-            table = log.read(name, partition)
-            received: Int64Array = table.column(RECEIVED).to_numpy()
-            stop = int(np.searchsorted(received, as_of, "left"))
-            rows = one_batch(table.slice(0, stop)) if stop else None
-            watermark = as_of - definition.out_of_orderness_us
-            parts.append(PollPart(name, partition, 0, stop, watermark, rows))
-            positions.setdefault(name, []).append(stop)
-    return parts, positions

@@ -34,7 +34,7 @@ from tidemill.pipelines.engines.options import batch_engine, pipeline_options
 from tidemill.pipelines.ingest.repaired_records import Mending
 from tidemill.pipelines.ingest.validate import definition_of, required_of
 from tidemill.pipelines.io.files.input_files import find_files
-from tidemill.pipelines.io.files.readers import Counts, StreamBatch, read_stream
+from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run.progress import Progress

@@ -46,7 +46,8 @@ from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.config.configuration import Source
 from tidemill.pipelines.io.acceptance import judge_arrivals
 from tidemill.pipelines.io.files import csv_lines, json_lines
-from tidemill.pipelines.io.files.readers import RawBatch, StreamBatch, judge, nulled
+from tidemill.pipelines.io.files.judged_rows import StreamBatch, judge
+from tidemill.pipelines.io.files.readers import RawBatch, nulled
 from tidemill.pipelines.io.sinks import write_rows
 
 _SCHEMA: Final = pa.schema(

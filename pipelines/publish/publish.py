@@ -9,21 +9,19 @@ happens, and when the store is away, stands in `pipelines.publish.store_writer`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tidemill.features.definitions.views import FeatureView, Project
-from tidemill.features.kernel.advance import NULLS, VALUES
-from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
-from tidemill.pipelines.publish.store_writer import GIVE_UP_AFTER_US, StoreWriter
-from tidemill.pipelines.stream.answer_join import column_arrays
+from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
+from tidemill.pipelines.publish.newest_rows import joined_by_shard, newest_per_entity
+from tidemill.pipelines.publish.store_writer import StoreWriter
+from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
 from tidemill.serving.files.atomic_write import written_whole
 from tidemill.serving.files.segment_names import segment_prefix
@@ -31,94 +29,6 @@ from tidemill.serving.online import publications
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.registry.registration import OFFLINE
 from tidemill.serving.stores.online_places import OnlinePlace, open_database
-
-
-def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
-    """Name the columns of kernel publications: `serving.online.publications.schema`."""
-    values, nulls = matrix_of(kernel.column(VALUES)), nulls_of(kernel.column(NULLS))
-    arrays = column_arrays(view.columns, values, nulls)
-    return pa.RecordBatch.from_arrays(
-        [
-            kernel.column(KEY).cast(pa.binary()),
-            kernel.column("event_timestamp"),
-            kernel.column("valid_until"),
-            kernel.column("revision"),
-            *(arrays[column.name] for column in view.columns),
-        ],
-        schema=publications.schema(view),
-    )
-
-
-def newest_per_entity(kernel: pa.RecordBatch) -> pa.RecordBatch:
-    """Keep each entity's newest publication by (event_timestamp, revision).
-
-    Where it came more than once it stays so: whether the two say the same is the store's to judge.
-    """
-    if kernel.num_rows < 2:
-        return kernel
-    order = pc.sort_indices(
-        kernel,
-        sort_keys=[
-            (KEY, "ascending"),
-            ("event_timestamp", "ascending"),
-            ("revision", "ascending"),
-        ],
-    )
-    ordered = kernel.take(order)
-    keys = ordered.column(KEY)
-    last = np.ones(ordered.num_rows, np.bool_)
-    last[:-1] = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1)).to_numpy(
-        zero_copy_only=False
-    )
-    ends = np.flatnonzero(last)
-    newest = ends[np.searchsorted(ends, np.arange(ordered.num_rows))]
-    times, revisions = (ordered.column(name).to_numpy() for name in ("event_timestamp", "revision"))
-    return ordered.filter(pa.array((times == times[newest]) & (revisions == revisions[newest])))
-
-
-def joined_releases(releases: Iterable[Published]) -> list[Published]:
-    """Join what releases of one (view, shard) published, in whatever order they come.
-
-    Each release goes on where the one before it ended, so those of a bundle are as a rule one
-    run; it goes on from where its first release did. A release of the whole shard starts one that
-    needs nothing before it, and what older releases published goes along. Where a release in
-    between is missing a run ends, so that the store can see that.
-
-    Args:
-        releases: The releases; at least one.
-
-    Returns:
-        The runs, each as one release, in their order.
-    """
-    # In eager mode one that only answers may leave the frontier where it was: it comes after.
-    ordered = sorted(
-        releases, key=lambda one: (one.frontier_us, one.since_us is not None, one.since_us or 0)
-    )
-    runs = [ordered[:1]]
-    for one in ordered[1:]:
-        if one.since_us is None:
-            runs = [[release for run in runs for release in run] + [one]]
-        elif one.since_us <= runs[-1][-1].frontier_us:
-            runs[-1].append(one)
-        else:
-            runs.append([one])
-    return [
-        run[-1]._replace(since_us=_since(run), rows=pa.concat_batches([one.rows for one in run]))
-        for run in runs
-    ]
-
-
-def _runs(releases: Iterable[Published]) -> list[Published]:
-    """Join the releases of each (view, shard)."""
-    of_shards: dict[tuple[int, int], list[Published]] = {}
-    for one in releases:
-        of_shards.setdefault((one.view, one.shard), []).append(one)
-    return [run for mine in of_shards.values() for run in joined_releases(mine)]
-
-
-def _since(run: list[Published]) -> int | None:
-    known = [one.since_us for one in run if one.since_us is not None]
-    return min(known) if len(known) == len(run) else None
 
 
 @beam.typehints.with_input_types(bytes)
@@ -164,14 +74,14 @@ class _Publish(beam.DoFn):
 
     def finish_bundle(self) -> None:
         bundle, self._bundle = self._bundle, []
-        runs = _runs(bundle)
+        runs = joined_by_shard(bundle)
         if runs:
             self._writer.write([self._parcel(run) for run in runs])
         news = runs
         if not all(one.is_news for one in bundle):
-            news = _runs([one for one in bundle if one.is_news])
+            news = joined_by_shard([one for one in bundle if one.is_news])
         if self._changes:
-            from tidemill.pipelines.history.offline_history import append_changes
+            from tidemill.pipelines.publish.changes import append_changes
 
             for run in news:
                 append_changes(

@@ -25,15 +25,14 @@ from typing import Final, TypeVar
 
 import tenacity
 
-from tidemill.features.contract import MINUTE, SECOND
+from tidemill.features.contract import SECOND
 from tidemill.features.definitions.views import Project
 from tidemill.features.errors import LostPublications, NoKeySpace, StoreError, StoreUnavailable
+from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
 from tidemill.pipelines.stream.lost_writes import HOLES
 from tidemill.serving.online.database import OnlineDatabase, Parcel
 from tidemill.serving.online.rows import KeySpace
 
-GIVE_UP_AFTER_US: Final = 10 * MINUTE
-"""How long a store may be away before the run fails."""
 SAY_EVERY_S: Final = 10.0
 """How often a store's failure is logged, at most."""
 

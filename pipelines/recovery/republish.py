@@ -1,4 +1,4 @@
-"""Whole shards to the online store: bootstrap from handed-over states, and republication.
+"""Whole shards to the online store, from state.
 
 What is promised:
 
@@ -28,11 +28,9 @@ from tidemill.features.errors import NoKeySpace, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.config.configured_store import open_configured
-from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.log import POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
-from tidemill.pipelines.publish.publish import named_publications
 from tidemill.pipelines.publish.store_writer import patiently
 from tidemill.pipelines.recovery.handoff import (
     STATES,
@@ -47,11 +45,11 @@ from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.publications import online_rows, parcel_of
 from tidemill.serving.online.rows import KeySpace
-from tidemill.serving.registry.registration import OFFLINE
 from tidemill.serving.stores import online_places
 from tidemill.serving.stores.online_places import FeastPlace, open_database
 
@@ -125,45 +123,6 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
 
     name = open_database(config.online_store).name
     return patiently(mended, name, config.give_up_after_us)
-
-
-def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Publish all history as of the states that a backfill has handed over; again is no harm.
-
-    Online every entity's newest publication, offline every change point up to there.
-
-    Returns:
-        Counts.
-
-    Raises:
-        StateMismatch: There are no states, or they are of other definitions.
-        StoreError: The store refuses.
-    """
-    project, root = config.project, config.root
-    folder = root / STATES
-    handoff = read_record(folder)
-    check_handoff(folder, handoff, project, config.shards)
-    if (warning := online_places.warning(config.online_store)) is not None:
-        progress.say(warning)
-    open_configured(config)
-    counts = publish_states(config, folder, progress, {})
-    total = len(project.views) * config.shards
-    with progress.stage("write the offline log", total=total, unit="shards") as stage:
-
-        def done(view: str, _: int) -> None:
-            stage.note(view)
-            stage.advance(1)
-
-        rows = log_history(
-            project,
-            Log(root),
-            root / OFFLINE,
-            shards=config.shards,
-            until_us={view: min(frontiers) for view, frontiers in handoff.frontiers.items()},
-            positions=handoff.positions,
-            done=done,
-        )
-    return {**counts, "change_points": sum(rows.values())}
 
 
 def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> None:

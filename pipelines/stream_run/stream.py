@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tidemill.features.errors import SequenceError
 from tidemill.features.kernel import hashing
@@ -30,7 +28,6 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
-from tidemill.pipelines.history.backfill import source_partitions
 from tidemill.pipelines.ingest.validate import POLLS, Validate
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.io.coders import RecordBatchCoder
@@ -39,7 +36,8 @@ from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.recovery.handoff import stop_folder
-from tidemill.pipelines.recovery.release_log import RELEASES, WriteReleases, read_releases
+from tidemill.pipelines.recovery.log_parts import source_partitions
+from tidemill.pipelines.recovery.release_log import RELEASES, WriteReleases
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
     PREDICTIONS,
@@ -68,6 +66,7 @@ from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.lost_writes import HOLES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
+from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.pipelines.training.train import current_bundle
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.stores import online_places
@@ -162,7 +161,7 @@ def stream(
         "events": sum(rows.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
-        **_outcome(config),
+        **count_outcome(config),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
     if summary["doubled"] or answered != requests:
@@ -260,65 +259,3 @@ def _watched(run_name: str, stage: Any) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-
-
-def read_rejected(folder: Path) -> pa.Table:
-    """Read the rejected records in a folder."""
-    paths = sorted(folder.glob("*.parquet"))
-    return pa.concat_tables([rejected.SCHEMA.empty_table(), *map(pq.read_table, paths)])
-
-
-def _rows(folder: Path) -> int:
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob("**/*.parquet"))
-
-
-def _outcome(config: Configuration) -> dict[str, Any]:
-    """Count what a run left on disk."""
-    root = config.root
-    releases = read_releases(root)
-    last = {(entry["view"], entry["shard"]): entry for entry in releases}
-    seen = {
-        name: sum(entry["seen"][name] for entry in last.values())
-        for name in ("late", "late_requests", "duplicates", "conflicts", "repeats", "early")
-    }
-    frontiers: dict[str, int] = {}
-    for (view, _), entry in last.items():
-        frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
-    refused = read_rejected(root / REJECTED)
-    by_source = refused.column("stream").to_pylist()
-    unanswered = by_source.count(config.project.request.name)
-    return {
-        "predictions": _rows(root / PREDICTIONS),
-        "doubled": _doubled(root / PREDICTIONS),
-        "unanswered": unanswered,
-        "rejected": len(by_source),
-        "publications": sum(entry["publications"] for entry in releases),
-        "releases": len(releases),
-        **seen,
-        "overflows": sum(entry["kernel"]["overflows"] for entry in last.values()),
-        "frontiers": frontiers,
-        "latency_ms": _latency(root / PREDICTIONS),
-    }
-
-
-def _read(folder: Path, columns: list[str]) -> pa.Table | None:
-    """Read columns of all Parquet files in a folder; None when there is none."""
-    parts = [pq.read_table(path, columns=columns) for path in folder.glob("*.parquet")]
-    return pa.concat_tables(parts) if parts else None
-
-
-def _doubled(folder: Path) -> int:
-    """Count the predictions that are not the first for their request."""
-    places = _read(folder, ["partition", "position"])
-    if places is None:
-        return 0
-    return int(places.num_rows - places.group_by(["partition", "position"]).aggregate([]).num_rows)
-
-
-def _latency(folder: Path) -> dict[str, float]:
-    """Return quantiles of the wall time from a poll to its predictions, in milliseconds."""
-    table = _read(folder, ["sent_us", "created_us"])
-    if table is None:
-        return {}
-    took = (table["created_us"].to_numpy() - table["sent_us"].to_numpy()) / 1_000
-    return {f"p{q}": float(np.percentile(took, q)) for q in (50, 90, 99)}

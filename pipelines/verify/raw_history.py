@@ -19,7 +19,7 @@ from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.ingest import read_log
 from tidemill.pipelines.ingest.validate import definition_of
-from tidemill.pipelines.io.files.readers import Counts
+from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, log_schema, one_batch
 from tidemill.pipelines.run.progress import Progress
 

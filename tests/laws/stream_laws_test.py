@@ -33,8 +33,9 @@ from tidemill.features.contract import format_duration
 from tidemill.features.errors import PartitionGap
 from tidemill.features.kernel.encoding import canonical_bytes
 from tidemill.features.oracle.values import Oracle
-from tidemill.pipelines.io.poll import Poll, request_parts
+from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.stream.operator import Mode
+from tidemill.pipelines.stream.shard import request_parts
 
 LAW = settings(
     max_examples=60,

@@ -39,20 +39,22 @@ from tidemill import (
 )
 from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND
 from tidemill.pipelines.config.configuration import Configuration, Source, Splits, StreamOptions
-from tidemill.pipelines.history.backfill import source_partitions
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.io.poll import Poll, request_parts, shard_poll
+from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import write_rows
-from tidemill.pipelines.publish.publish import named_publications, newest_per_entity
+from tidemill.pipelines.publish.newest_rows import newest_per_entity
 from tidemill.pipelines.recovery.handoff import STATES, read_handoff, read_record
+from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.republish import start_over
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner, AnswerPart
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.stream.operator import Mode, Release, ShardOperator
+from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.verify.verify import instant
 from tidemill.serving.bundles.inference import Stamps
 from tidemill.serving.online.publications import write_publications

@@ -41,7 +41,7 @@ from tidemill.pipelines.config.configuration import Configuration, Splits, Strea
 from tidemill.pipelines.engines.choosing import choose_engine, engine_options, make_runner
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import POSITION, RECEIVED, Log
-from tidemill.pipelines.io.poll import Poll, PollPart, request_parts, shard_poll
+from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.stream.answer_join import (
     AS_OF,
     AnswerJoiner,
@@ -53,6 +53,7 @@ from tidemill.pipelines.stream.answer_join import (
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator import Mode, Release, ShardOperator
 from tidemill.pipelines.stream.sequence import decode_batches
+from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.serving.stores.online_places import SqlitePlace
 
 Row = dict[str, Any]

@@ -19,7 +19,7 @@ from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.commands.scaffold_events import shop_events
 from tidemill.pipelines.config.configuration import Configuration, load
-from tidemill.pipelines.io.files.readers import Counts, read_stream
+from tidemill.pipelines.io.files.judged_rows import Counts, read_stream
 
 
 @pytest.fixture(scope="module")

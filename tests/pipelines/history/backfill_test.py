@@ -36,19 +36,19 @@ from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.history.backfill import (
     CHUNK_ROWS,
     answer_shard,
-    hand_over,
     join_answers,
-    parts_before,
     point_in_time,
-    source_partitions,
     spans,
 )
+from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.io.poll import Poll, request_parts
+from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.recovery.handoff import read_handoff, read_record
+from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.wire_format import encode_part
 
 STOP = START + 11 * MINUTE

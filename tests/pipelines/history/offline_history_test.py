@@ -42,11 +42,12 @@ from tidemill.features.errors import LostPublications
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.features.kernel.advance import Publish
 from tidemill.pipelines.history import offline_history
-from tidemill.pipelines.history.offline_history import append_changes, log_history
+from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.publish.publish import joined_releases
+from tidemill.pipelines.publish.changes import append_changes
+from tidemill.pipelines.publish.newest_rows import joined_releases
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.wire_format import Published
 from tidemill.serving.offline.log import OfflineLog, Reached

@@ -20,7 +20,7 @@ from tidemill.features.definitions.expressions import INT64, STRING, TIMESTAMP
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.io.acceptance import Gate, judge_arrivals
-from tidemill.pipelines.io.files.readers import Counts, StreamBatch, read_stream
+from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
 
 SCHEMA = {"at": TIMESTAMP, "got": TIMESTAMP, "id": STRING, "n": INT64}
 STREAM = EventStream(

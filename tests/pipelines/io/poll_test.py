@@ -18,13 +18,14 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.io.log import POSITION, RECEIVED, SENT
-from tidemill.pipelines.io.poll import Poll, PollPart, request_parts, rows_of, shard_poll
+from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.stream.answer_join import group_of
 from tidemill.pipelines.stream.sequence import (
     SequencedBatch,
     decode_batches,
     sequenced_events_schema,
 )
+from tidemill.pipelines.stream.shard import request_parts, rows_of, shard_poll
 
 PLANS = {view.name: make_plan(view) for view in PROJECT.views}
 

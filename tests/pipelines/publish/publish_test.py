@@ -36,13 +36,10 @@ from tidemill.features.errors import ConflictingPublication, LostPublications
 from tidemill.features.kernel.prepare import KEY
 from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.publish import publish as module
-from tidemill.pipelines.publish.publish import (
-    Publish,
-    joined_releases,
-    named_publications,
-    newest_per_entity,
-)
+from tidemill.pipelines.publish.newest_rows import joined_releases, newest_per_entity
+from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.stream.operator import Mode, Release
+from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.wire_format import Published, pack_publications
 from tidemill.serving.online import publications
 from tidemill.serving.online.cells import decode_cells

@@ -33,13 +33,13 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import MINUTE, SECOND, TIME_MIN
 from tidemill.features.errors import InputError, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.backfill import hand_over
+from tidemill.pipelines.history.bootstrap import bootstrap
+from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED
-from tidemill.pipelines.io.poll import Poll, request_parts
+from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.publish.publish import named_publications
 from tidemill.pipelines.recovery.handoff import (
     RECORD,
     STATES,
@@ -49,15 +49,18 @@ from tidemill.pipelines.recovery.handoff import (
     read_record,
 )
 from tidemill.pipelines.recovery.release_log import read_releases
-from tidemill.pipelines.recovery.republish import bootstrap, shown_frontiers
+from tidemill.pipelines.recovery.republish import shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.answer_join import AnswerJoiner, Part, RequestPart, StopPart
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.publications import named_publications
+from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.pipelines.stream_run import stream as module
-from tidemill.pipelines.stream_run.stream import read_rejected, stream
+from tidemill.pipelines.stream_run.outcome import read_rejected
+from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.online.publications import online_rows
 from tidemill.serving.online.rows import KeySpace, Row, online_keys
 from tidemill.serving.stores.online_places import open_database

@@ -32,12 +32,13 @@ from tidemill.features.errors import LostPublications, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
+from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED, Log
 from tidemill.pipelines.recovery import republish as module
 from tidemill.pipelines.recovery.handoff import STATES, STOPS, StreamRun, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
-from tidemill.pipelines.recovery.republish import bootstrap, republish, shown_frontiers
+from tidemill.pipelines.recovery.republish import republish, shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream_run import stream as stream_module

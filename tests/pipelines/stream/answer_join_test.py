@@ -28,7 +28,6 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import MINUTE
 from tidemill.features.errors import BatchConflict
 from tidemill.pipelines.io.log import PARTITION, POSITION, SENT
-from tidemill.pipelines.io.poll import request_parts
 from tidemill.pipelines.stream.answer_join import (
     AnswerJoiner,
     AnswerPart,
@@ -39,6 +38,7 @@ from tidemill.pipelines.stream.answer_join import (
     nulls_of,
     partition_of,
 )
+from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 
 SHARDS = 2

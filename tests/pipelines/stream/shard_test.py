@@ -22,9 +22,9 @@ from tests.support.streaming_project import (
 )
 from tidemill.features.contract import MINUTE
 from tidemill.pipelines.engines.choosing import run
-from tidemill.pipelines.io.poll import Poll, request_parts, shard_poll
+from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.stream.featurize import ALL_REQUESTS, operator_key
-from tidemill.pipelines.stream.shard import Shard, is_batches
+from tidemill.pipelines.stream.shard import Shard, is_batches, request_parts, shard_poll
 from tidemill.pipelines.stream.wire_format import decode_part
 
 

@@ -22,7 +22,7 @@ from tests.support.trained_bundle import DEPOT, PROJECT, REQUEST, SCANS, START, 
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import BundleError, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.backfill import hand_over
+from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.recovery.release_log import RELEASES, read_releases
 from tidemill.pipelines.recovery.resume import PREDICTIONS, REJECTED
@@ -32,7 +32,8 @@ from tidemill.pipelines.stream.answer_join import AnswerPart, RequestPart
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part
 from tidemill.pipelines.stream_run import stream as module
-from tidemill.pipelines.stream_run.stream import read_rejected, stream
+from tidemill.pipelines.stream_run.outcome import read_rejected
+from tidemill.pipelines.stream_run.stream import stream
 
 CUT = START + 4 * HOUR
 STOP = START + 8 * HOUR

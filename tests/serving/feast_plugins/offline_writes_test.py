@@ -30,7 +30,8 @@ from tidemill.features.kernel.prepare import prepare_events
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.publish.publish import named_publications, newest_per_entity
+from tidemill.pipelines.publish.newest_rows import newest_per_entity
+from tidemill.pipelines.stream.publications import named_publications
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.publications import online_rows
 from tidemill.serving.online.rows import KeySpace

@@ -24,7 +24,8 @@ from tidemill.features.errors import ConfigurationError, InputError
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.io.files.input_files import find_files, short_names
-from tidemill.pipelines.io.files.readers import Counts, RawBatch, StreamBatch, read, read_stream
+from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
+from tidemill.pipelines.io.files.readers import RawBatch, read
 
 SCHEMA = {"at": TIMESTAMP, "id": STRING, "key": STRING, "n": INT64, "x": FLOAT64, "ok": BOOL}
 STREAM = EventStream("events", schema=SCHEMA, event_time="at", event_id="id")

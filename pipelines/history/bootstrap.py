@@ -1,0 +1,54 @@
+"""Bootstrap: the online store and the offline log filled from history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configured_store import open_configured
+from tidemill.pipelines.history.offline_history import log_history
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.handoff import STATES, check_handoff, read_record
+from tidemill.pipelines.recovery.republish import publish_states
+from tidemill.pipelines.run.progress import Progress
+from tidemill.serving.registry.registration import OFFLINE
+from tidemill.serving.stores import online_places
+
+
+def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
+    """Publish all history as of the states that a backfill has handed over; again is no harm.
+
+    Online every entity's newest publication, offline every change point up to there.
+
+    Returns:
+        Counts.
+
+    Raises:
+        StateMismatch: There are no states, or they are of other definitions.
+        StoreError: The store refuses.
+    """
+    project, root = config.project, config.root
+    folder = root / STATES
+    handoff = read_record(folder)
+    check_handoff(folder, handoff, project, config.shards)
+    if (warning := online_places.warning(config.online_store)) is not None:
+        progress.say(warning)
+    open_configured(config)
+    counts = publish_states(config, folder, progress, {})
+    total = len(project.views) * config.shards
+    with progress.stage("write the offline log", total=total, unit="shards") as stage:
+
+        def done(view: str, _: int) -> None:
+            stage.note(view)
+            stage.advance(1)
+
+        rows = log_history(
+            project,
+            Log(root),
+            root / OFFLINE,
+            shards=config.shards,
+            until_us={view: min(frontiers) for view, frontiers in handoff.frontiers.items()},
+            positions=handoff.positions,
+            done=done,
+        )
+    return {**counts, "change_points": sum(rows.values())}

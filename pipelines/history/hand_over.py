@@ -1,0 +1,79 @@
+"""The states that a stream starts from, made in batch from the accepted log."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tidemill.features.kernel.plan import make_plan
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.recovery.handoff import (
+    RECORD,
+    STATES,
+    Handoff,
+    file_hashes,
+    remove_stops,
+    write_handoff,
+)
+from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
+from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.stream.shard import shard_poll
+
+
+def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
+    """Write every operator's state of all that was received before the stream begins."""
+    project, root = config.project, config.root
+    as_of = config.splits.evaluate_until_us
+    log = Log(root)
+    partitions = source_partitions(log, project)
+    options = FeaturizeOptions(
+        run="handoff", shards=config.shards, partitions=partitions, publish=False
+    )
+    folder = root / STATES
+    # The record goes first: without it the folder does not count, whatever else is in it. The
+    # cuts of a stream that began with other states mean nothing any more.
+    (folder / RECORD).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    remove_stops(root)
+    parts, positions = parts_before(log, project, partitions, as_of)
+    events = 0
+    frontiers: dict[str, list[int]] = {view.name: [] for view in project.views}
+    total = len(project.views) * config.shards
+    with progress.stage("hand over state", total=total, unit="shards") as stage:
+        plans = {view.name: make_plan(view) for view in project.views}
+        for view, shard, data in shard_poll(project, plans, config.shards, Poll(0, tuple(parts))):
+            key = operator_key(project, view, shard, config.shards)
+            operator = make_operator(project, key, options)
+            operator.receive(_without_requests(decode_batches(data, operator.event_schema)))
+            # The releases of a stream count from 1; those made here were never seen by anyone.
+            operator.number = 0
+            write_handoff(folder, operator)
+            events += operator.counters.events
+            frontiers[operator.key.view].append(operator.state.frontier_us)
+            stage.advance(1)
+    handoff = Handoff(
+        kind="backfill",
+        as_of_us=as_of,
+        positions=positions,
+        views={view.name: view.hash for view in project.views},
+        shards=config.shards,
+        segment=0,
+        frontiers=frontiers,
+        began=None,
+        mode=None,
+        files=file_hashes(folder),
+    )
+    handoff.write(folder)
+    return {"as_of_us": as_of, "shards": total, "events": events}
+
+
+def _without_requests(batches: Iterable[SequencedBatch]) -> Iterator[SequencedBatch]:
+    """Keep the places and watermarks of requests, not the requests: they are answered already."""
+    for batch in batches:
+        yield dataclasses.replace(batch, rows=None) if batch.is_request else batch

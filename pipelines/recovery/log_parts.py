@@ -1,0 +1,37 @@
+"""The accepted log in parts, as a source would have polled it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions.views import Project
+from tidemill.pipelines.ingest.validate import definition_of
+from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
+from tidemill.pipelines.io.poll import PollPart
+
+
+def source_partitions(log: Log, project: Project) -> dict[str, int]:
+    """Count the partitions of each source."""
+    names = [*(stream.name for stream in project.streams), project.request.name]
+    return {name: log.partitions(name) for name in names}
+
+
+def parts_before(
+    log: Log, project: Project, partitions: dict[str, int], as_of: int
+) -> tuple[list[PollPart], dict[str, list[int]]]:
+    """Return every partition's rows received before an instant, and where they end."""
+    parts = []
+    positions: dict[str, list[int]] = {}
+    for name, count in partitions.items():
+        # Rows received later may still lie this far below: the stream goes on waiting for them.
+        definition = definition_of(project, name)
+        for partition in range(count):
+            table = log.read(name, partition)
+            received: Int64Array = table.column(RECEIVED).to_numpy()
+            stop = int(np.searchsorted(received, as_of, "left"))
+            rows = one_batch(table.slice(0, stop)) if stop else None
+            watermark = as_of - definition.out_of_orderness_us
+            parts.append(PollPart(name, partition, 0, stop, watermark, rows))
+            positions.setdefault(name, []).append(stop)
+    return parts, positions

@@ -1,0 +1,27 @@
+"""Publications of the kernel with the names of a view's columns."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from tidemill.features.definitions.views import FeatureView
+from tidemill.features.kernel.advance import NULLS, VALUES
+from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
+from tidemill.pipelines.stream.answer_join import column_arrays
+from tidemill.serving.online import publications
+
+
+def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
+    """Name the columns of kernel publications: `serving.online.publications.schema`."""
+    values, nulls = matrix_of(kernel.column(VALUES)), nulls_of(kernel.column(NULLS))
+    arrays = column_arrays(view.columns, values, nulls)
+    return pa.RecordBatch.from_arrays(
+        [
+            kernel.column(KEY).cast(pa.binary()),
+            kernel.column("event_timestamp"),
+            kernel.column("valid_until"),
+            kernel.column("revision"),
+            *(arrays[column.name] for column in view.columns),
+        ],
+        schema=publications.schema(view),
+    )

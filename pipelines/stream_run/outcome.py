@@ -1,0 +1,77 @@
+"""What a run of the stream left on disk, counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill.features.rows import rejected
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.resume import PREDICTIONS, REJECTED
+
+
+def read_rejected(folder: Path) -> pa.Table:
+    """Read the rejected records in a folder."""
+    paths = sorted(folder.glob("*.parquet"))
+    return pa.concat_tables([rejected.SCHEMA.empty_table(), *map(pq.read_table, paths)])
+
+
+def _rows(folder: Path) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in folder.glob("**/*.parquet"))
+
+
+def count_outcome(config: Configuration) -> dict[str, Any]:
+    """Count what a run left on disk."""
+    root = config.root
+    releases = read_releases(root)
+    last = {(entry["view"], entry["shard"]): entry for entry in releases}
+    seen = {
+        name: sum(entry["seen"][name] for entry in last.values())
+        for name in ("late", "late_requests", "duplicates", "conflicts", "repeats", "early")
+    }
+    frontiers: dict[str, int] = {}
+    for (view, _), entry in last.items():
+        frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
+    refused = read_rejected(root / REJECTED)
+    by_source = refused.column("stream").to_pylist()
+    unanswered = by_source.count(config.project.request.name)
+    return {
+        "predictions": _rows(root / PREDICTIONS),
+        "doubled": _doubled(root / PREDICTIONS),
+        "unanswered": unanswered,
+        "rejected": len(by_source),
+        "publications": sum(entry["publications"] for entry in releases),
+        "releases": len(releases),
+        **seen,
+        "overflows": sum(entry["kernel"]["overflows"] for entry in last.values()),
+        "frontiers": frontiers,
+        "latency_ms": _latency(root / PREDICTIONS),
+    }
+
+
+def _read(folder: Path, columns: list[str]) -> pa.Table | None:
+    """Read columns of all Parquet files in a folder; None when there is none."""
+    parts = [pq.read_table(path, columns=columns) for path in folder.glob("*.parquet")]
+    return pa.concat_tables(parts) if parts else None
+
+
+def _doubled(folder: Path) -> int:
+    """Count the predictions that are not the first for their request."""
+    places = _read(folder, ["partition", "position"])
+    if places is None:
+        return 0
+    return int(places.num_rows - places.group_by(["partition", "position"]).aggregate([]).num_rows)
+
+
+def _latency(folder: Path) -> dict[str, float]:
+    """Return quantiles of the wall time from a poll to its predictions, in milliseconds."""
+    table = _read(folder, ["sent_us", "created_us"])
+    if table is None:
+        return {}
+    took = (table["created_us"].to_numpy() - table["sent_us"].to_numpy()) / 1_000
+    return {f"p{q}": float(np.percentile(took, q)) for q in (50, 90, 99)}
