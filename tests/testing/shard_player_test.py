@@ -189,6 +189,21 @@ def test_what_waits_survives_a_restart(snapshot: bool) -> None:
     assert answers(found) == {"1": (2, 2.0)}
 
 
+def test_a_restart_without_a_checkpoint_goes_on_from_now() -> None:
+    shop = player()
+    rows = shop.events([order(clock(10))], watermark=clock(10, 5))
+    shop.receive(rows, shop.requests(watermark=clock(10, 5)))
+    before = shop.operator
+    shop.restart()
+    assert shop.operator is not before
+    assert shop.receive(rows) is None
+    found = shop.receive(
+        shop.events(watermark=clock(11)),
+        shop.requests([basket(clock(10, 7), 1, shop="a")], watermark=clock(11)),
+    )
+    assert answers(found) == {"1": (1, 1.0)}
+
+
 @settings(max_examples=15)
 @given(st.randoms(use_true_random=False), st.integers(1, 3))
 def test_any_delivery_with_repeats_and_restarts_answers_as_features_at_does(

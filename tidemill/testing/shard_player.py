@@ -90,10 +90,7 @@ class Released:
 
 def _shown(time: Any) -> str:
     if isinstance(time, int):
-        try:
-            time = moment_of(time)
-        except OverflowError:
-            return str(time)
+        time = moment_of(time)
     return str(time.isoformat()).replace("+00:00", "Z")
 
 
