@@ -34,7 +34,7 @@ demo: $(RUN)
 
 test: lint prism
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder \
-	  --cov=features --cov=serving --cov=pipelines --cov-report=term $(ARGS)
+	  --cov=features --cov=serving --cov=pipelines --cov=tidemill/testing --cov-report=term $(ARGS)
 
 bench: venv prism
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -21,6 +21,7 @@ _FILES: Final = {
     "README.md": "README.md.template",
     "model.py": "model.py.template",
     "project.py": "project.py.template",
+    "project_test.py": "project_test.py.template",
     "tidemill.yaml": "tidemill.yaml.template",
     ".gitignore": "gitignore.template",
 }

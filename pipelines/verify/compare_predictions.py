@@ -34,8 +34,8 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import UInt8Array, group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
-from tidemill.pipelines.verify.raw_history import EventsByKey, History
 from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.pipelines.verify.source_history import EventsByKey, History
 
 LISTED: Final = 20
 """How many mismatches are kept with all they say; the others are counted."""

@@ -37,8 +37,8 @@ from tidemill.pipelines.run.progress import Progress, Stage
 from tidemill.pipelines.stream.answer_join import UInt8Array
 from tidemill.pipelines.verify.compare_predictions import Findings, Mismatch, differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
-from tidemill.pipelines.verify.raw_history import History
 from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.pipelines.verify.source_history import History
 from tidemill.serving.online.reader import finish
 from tidemill.serving.online.rows import Frontiers, KeySpace
 from tidemill.serving.registry.registration import feast_name

@@ -20,7 +20,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions.expressions import INT64
 from tidemill.features.definitions.views import Entity, FeatureView
 from tidemill.pipelines.history.point_in_time import values_at
-from tidemill.pipelines.verify.raw_history import EventsByKey
+from tidemill.pipelines.verify.source_history import EventsByKey
 
 _CASE: Final = "_case"
 _COPY: Final = "_copy"

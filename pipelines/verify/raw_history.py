@@ -7,72 +7,18 @@ does, so a row has the partition and the position that it has in the log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import Int64Array, window_tail
-from tidemill.features.definitions.views import EventStream, FeatureView, Project, Request
-from tidemill.features.kernel import hashing
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions.views import EventStream, Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.ingest import read_log
 from tidemill.pipelines.ingest.validate import definition_of
 from tidemill.pipelines.io.files.judged_rows import Counts
-from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, log_schema, one_batch
+from tidemill.pipelines.io.log import PARTITION, Log, log_schema
 from tidemill.pipelines.run.progress import Progress
-
-Positions = tuple[int, ...]
-"""The next position of each partition of a source: rows below it were seen."""
-
-
-@dataclass(frozen=True, eq=False)
-class SourceHistory:
-    """All accepted rows of a source.
-
-    Attributes:
-        definition: The stream or the request.
-        rows: The declared columns, ``_position``, ``_received`` and ``_partition``, ``(rows,)``.
-        partitions: How many partitions it has.
-        counts: What became of the rows that were read.
-    """
-
-    definition: EventStream | Request
-    rows: pa.Table
-    partitions: int
-    counts: Counts
-
-    def words(self, column: str) -> Int64Array:
-        """Return an int64 or timestamp column as int64, ``(rows,)``."""
-        return hashing.bits(one_batch(self.rows.select([column])).column(0))
-
-    def received_in(self, start_us: int, stop_us: int) -> pa.Table:
-        """Return the rows received from ``start_us`` on and before ``stop_us``."""
-        received = self.words(RECEIVED)
-        return self.rows.filter(pa.array((received >= start_us) & (received < stop_us)))
-
-
-@dataclass(frozen=True)
-class History:
-    """The original history of a project.
-
-    Attributes:
-        project: The project.
-        sources: By name of the stream or request.
-    """
-
-    project: Project
-    sources: Mapping[str, SourceHistory]
-
-    @property
-    def requests(self) -> SourceHistory:
-        """The requests."""
-        return self.sources[self.project.request.name]
-
-    def of(self, view: FeatureView) -> SourceHistory:
-        """Return the history of a view's stream."""
-        return self.sources[view.stream.name]
+from tidemill.pipelines.verify.source_history import History, SourceHistory
 
 
 def read_history(config: Configuration, progress: Progress) -> History:
@@ -137,59 +83,3 @@ def _schema(definition: EventStream | Request) -> pa.Schema:
 
 def _concat(definition: EventStream | Request, parts: list[pa.Table]) -> pa.Table:
     return pa.concat_tables([_schema(definition).empty_table(), *parts]).combine_chunks()
-
-
-class EventsByKey:
-    """The events of a view, found by entity and time.
-
-    Args:
-        view: The view.
-        source: The history of its stream.
-    """
-
-    def __init__(self, view: FeatureView, source: SourceHistory) -> None:
-        self.view = view
-        self.rows = source.rows
-        self.times = source.words(view.stream.event_time)
-        self.partitions = source.words(PARTITION)
-        self.positions = source.words(POSITION)
-        encoded = one_batch(self.rows.select([view.key])).column(0).dictionary_encode()
-        self._code = {key: code for code, key in enumerate(encoded.dictionary.to_pylist())}
-        codes = encoded.indices.to_numpy(zero_copy_only=False)
-        self._order = np.lexsort((self.times, codes))
-        self._starts = np.searchsorted(codes[self._order], np.arange(len(self._code) + 1))
-
-    def window(self, key: object, as_of_us: int) -> Int64Array:
-        """Return the rows that any window of the view can hold as of an instant.
-
-        Those at the instant itself are among them: they must not count, and may have.
-
-        Args:
-            key: The entity's key; unknown or null has none.
-            as_of_us: The instant.
-
-        Returns:
-            int64: places in ``rows``, by event time.
-        """
-        code = self._code.get(key)
-        if code is None:
-            return np.zeros(0, np.int64)
-        mine = self._order[self._starts[code] : self._starts[code + 1]]
-        times = self.times[mine]
-        tail = window_tail(as_of_us, self.view.longest_window_us, self.view.hop_us)
-        found: Int64Array = mine[
-            np.searchsorted(times, tail, "left") : np.searchsorted(times, as_of_us, "right")
-        ]
-        return found
-
-    def below(self, rows: Int64Array, positions: Positions) -> Int64Array:
-        """Keep the rows that stand below a position vector (partitions beyond it: none)."""
-        limits = np.zeros(max(len(positions), int(self.partitions.max(initial=0)) + 1), np.int64)
-        limits[: len(positions)] = positions
-        kept: Int64Array = rows[self.positions[rows] < limits[self.partitions[rows]]]
-        return kept
-
-    def ids(self, rows: Int64Array) -> list[str]:
-        """Return the ids of some rows."""
-        column = self.rows.column(self.view.stream.event_id)
-        return [str(id) for id in column.take(pa.array(rows)).to_pylist()]

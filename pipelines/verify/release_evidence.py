@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions.views import FeatureView, Project
 from tidemill.features.errors import InputError
 from tidemill.pipelines.run.summary import read_summary
-from tidemill.pipelines.verify.raw_history import Positions
+from tidemill.pipelines.verify.source_history import Positions
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,23 @@ class FrontierColumns:
     before: Int64Array
 
 
+def release_entries(root: Path) -> Iterator[dict[str, Any]]:
+    """Read the releases below a root, as they were written: a release may stand there twice.
+
+    Raises:
+        InputError: There are none.
+    """
+    paths = sorted((root / "releases").glob("*.jsonl"))
+    if not paths:
+        raise InputError(
+            f"there are no releases in {root / 'releases'}: nothing says what the stream had "
+            "seen; run `tidemill stream` first"
+        )
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+
+
 def read_evidence(
     root: Path, project: Project, partitions: Mapping[str, int], mode: str
 ) -> Evidence:
@@ -122,22 +139,14 @@ def read_evidence(
     Raises:
         InputError: There is no evidence.
     """
-    paths = sorted((root / "releases").glob("*.jsonl"))
-    if not paths:
-        raise InputError(
-            f"there are no releases in {root / 'releases'}: nothing says what the stream had "
-            "seen; run `tidemill stream` first"
-        )
     releases: dict[tuple[str, int, int], tuple[int, Positions]] = {}
     conflicts = []
-    for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            key = entry["view"], entry["shard"], entry["number"]
-            events = partitions[project.view(entry["view"]).stream.name]
-            value = entry["frontier_us"], tuple(entry["positions"][:events])
-            if releases.setdefault(key, value) != value:
-                conflicts.append(key)
+    for entry in release_entries(root):
+        key = entry["view"], entry["shard"], entry["number"]
+        events = partitions[project.view(entry["view"]).stream.name]
+        value = entry["frontier_us"], tuple(entry["positions"][:events])
+        if releases.setdefault(key, value) != value:
+            conflicts.append(key)
     handoff_us: dict[str, int] = {}
     handoff: dict[str, Positions] = {}
     path = root / "states" / "handoff.json"

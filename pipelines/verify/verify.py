@@ -35,8 +35,9 @@ from tidemill.pipelines.verify.compare_predictions import (
 )
 from tidemill.pipelines.verify.compare_store import check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
-from tidemill.pipelines.verify.raw_history import History, read_history
+from tidemill.pipelines.verify.raw_history import read_history
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
+from tidemill.pipelines.verify.source_history import History
 
 
 def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import doctest
+import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.markdown import DOCS, ROOT, blocks, session, table_names
+from tests.support.recorded import record
 from tidemill.features.definitions.aggregations import REGISTRY
 from tidemill.features.kernel import advance  # noqa: F401 - registers all folds
 from tidemill.features.kernel.registry import FOLDS
@@ -15,13 +19,21 @@ from tidemill.features.kernel.registry import FOLDS
 AGGREGATIONS = DOCS / "aggregations.md"
 OFFLINE = DOCS / "offline-store.md"
 ONLINE = DOCS / "online-store.md"
-DOCUMENTS = (DOCS / "contract-of-time.md", AGGREGATIONS, DOCS / "architecture.md", OFFLINE, ONLINE)
+TESTING = DOCS / "testing.md"
+DOCUMENTS = (
+    DOCS / "contract-of-time.md",
+    AGGREGATIONS,
+    DOCS / "architecture.md",
+    OFFLINE,
+    ONLINE,
+    TESTING,
+)
 
 
-def failures(document: Path) -> list[str]:
-    """Run a document's sessions, one after the other in one namespace."""
+def failures(document: Path, names: Mapping[str, Any] | None = None) -> list[str]:
+    """Run a document's sessions, one after the other in one namespace that has these names."""
     test = doctest.DocTestParser().get_doctest(
-        session(document), {}, document.name, str(document), 0
+        session(document), dict(names or {}), document.name, str(document), 0
     )
     report: list[str] = []
     doctest.DocTestRunner().run(test, out=report.append)
@@ -29,8 +41,10 @@ def failures(document: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_sessions_answer_what_the_document_says(document: Path) -> None:
-    assert failures(document) == []
+def test_sessions_answer_what_the_document_says(document: Path, tmp_path: Path) -> None:
+    # The page on testing has a run recorded where a user would have one.
+    names = {"record": functools.partial(record, tmp_path / "run")} if document == TESTING else {}
+    assert failures(document, names) == []
 
 
 def test_a_session_that_answers_something_else_is_found(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ and 1, watermark 10, and two rows (key, time, number; the id is ``a@3`` unless `
 
 Out, one line a block: the frontier, then each answer and each publication with the view's values
 (how many events, and their sum).
+
+It is a short way to write what `tidemill.testing.shard_player` takes and gives.
 """
 
 from __future__ import annotations
@@ -17,20 +19,11 @@ from typing import Any, Final
 import pyarrow as pa
 
 import tidemill
-from tests.support.driver import values_of
-from tests.support.strategies import to_batch
 from tidemill import Entity, EventStream, FeatureView, Project, Request, col, count
-from tidemill.features.contract import TIME_MAX
 from tidemill.features.kernel.plan import make_plan
-from tidemill.pipelines.stream.answer_join import group_of
-from tidemill.pipelines.stream.operator import Inputs, OperatorKey, Release, ShardOperator
-from tidemill.pipelines.stream.sequence import (
-    SequencedBatch,
-    decode_batches,
-    encode_batches,
-    event_rows,
-)
-from tidemill.pipelines.stream.sequence import request_rows as prepare
+from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.sequence import SequencedBatch
+from tidemill.testing.shard_player import event_batch, released, request_batch, shard_operator
 
 STREAM: Final = EventStream(
     "clicks",
@@ -61,10 +54,10 @@ _ROW: Final = re.compile(r"(\w+)@(-?\d+)(?:=(-?\d+))?(?:#(\w+))?")
 
 def make_operator(event_partitions: int = 1, request_partitions: int = 1, **options: Any) -> Any:
     """Make an operator of the tiny view."""
-    return ShardOperator(
-        key=OperatorKey("user", VIEW.hash, 0, 1),
-        plan=PLAN,
-        inputs=Inputs(event_partitions, request_partitions, lateness_us=10),
+    return shard_operator(
+        VIEW,
+        event_partitions=event_partitions,
+        request_partitions=request_partitions,
         **options,
     )
 
@@ -78,22 +71,18 @@ def parse(line: str) -> SequencedBatch:
     parts = [_ROW.fullmatch(part) for part in text.split()]
     rows = [part.groups() for part in parts if part is not None]
     assert len(rows) == len(parts), line
-    positions = list(range(stop - len(rows), stop))
-    batch: pa.RecordBatch | None = None
-    if rows and kind == "events":
+    if kind == "events":
         made = [
             {"at": int(at), "id": name or f"{key}@{at}", "key": key, "n": int(n)}
             for key, at, n, name in rows
         ]
-        batch = event_rows(PLAN, VIEW, to_batch(STREAM.schema, made), positions)  # type: ignore[arg-type]
-    elif rows:
-        asked = [{"at": int(at), "id": i, "key": key} for i, (key, at, _, _) in enumerate(rows)]
-        groups = [group_of(partition, start)] * len(rows)
-        batch = prepare(PROJECT, VIEW, to_batch(REQUEST.schema, asked), positions, groups)  # type: ignore[arg-type]
-    made_batch = SequencedBatch(kind == "requests", partition, start, stop, watermark, 0, batch)
-    events = make_operator().event_schema
-    (again,) = decode_batches(encode_batches([made_batch]), events)
-    return again
+        return event_batch(
+            VIEW, made, watermark=watermark, start=start, stop=stop, partition=partition
+        )
+    asked = [{"at": int(at), "id": i, "key": key} for i, (key, at, _, _) in enumerate(rows)]
+    return request_batch(
+        VIEW, REQUEST, asked, watermark=watermark, start=start, stop=stop, partition=partition
+    )
 
 
 @dataclass
@@ -121,23 +110,26 @@ class Player:
 
     def write(self, release: Release) -> str:
         """Write a release down."""
-        out = [f"frontier {release.frontier_us}"]
-        answers = release.answers
-        for i, values in enumerate(values_of(PLAN, answers)):
-            group = answers.column("group")[i].as_py()
-            name = self.asked[group >> 44, answers.column("ordinal")[i].as_py()]
-            as_of = answers.column("as_of")[i].as_py()
-            at = "" if name.endswith(f"@{as_of}") else f" as of {as_of}"
-            out.append(f"{name}{at} is {_values(values)}")
-        published = release.publications
-        for i, values in enumerate(values_of(PLAN, published)):
-            key, at, until, revision = (
-                published.column(c)[i].as_py()
-                for c in ("key", "event_timestamp", "valid_until", "revision")
-            )
-            end = "ever" if until == TIME_MAX else until
-            out.append(f"{key} from {at} to {end} revision {revision} is {_values(values)}")
+        named = released(VIEW, release)
+        out = [f"frontier {named.frontier_us}"]
+        for row in _in_microseconds(named.answers):
+            name = self.asked[row["partition"], row["position"]]
+            at = "" if name.endswith(f"@{row['as_of']}") else f" as of {row['as_of']}"
+            out.append(f"{name}{at} is {_values(row)}")
+        for row in _in_microseconds(named.publications):
+            end = "ever" if row["valid_until"] is None else row["valid_until"]
+            span = f"from {row['event_timestamp']} to {end} revision {row['revision']}"
+            out.append(f"{row['key']} {span} is {_values(row)}")
         return "; ".join(out)
+
+
+def _in_microseconds(table: pa.Table) -> list[dict[str, Any]]:
+    columns = {
+        name: column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    rows: list[dict[str, Any]] = pa.table(columns).to_pylist()
+    return rows
 
 
 def _values(values: dict[str, Any]) -> str:

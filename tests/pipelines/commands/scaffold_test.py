@@ -74,6 +74,7 @@ def test_no_placeholder_is_left(written: Path) -> None:
         "events/settlements.csv",
         "model.py",
         "project.py",
+        "project_test.py",
         "tidemill.yaml",
     ]
     for name in names:
@@ -200,6 +201,16 @@ def test_a_name_that_no_project_can_have_is_refused(name: str, tmp_path: Path) -
     with pytest.raises(ConfigurationError, match="a project cannot be called"):
         write_project(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tests_of_the_project_pass(written: Path) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(written)]
+    subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "project_test.py"],
+        cwd=written,
+        check=True,
+        timeout=240,
+    )
 
 
 def test_what_is_written_is_formatted_and_lints(written: Path) -> None:
