@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.plan import Plan
 from tidemill.pipelines.io.coders import RecordBatchCoder

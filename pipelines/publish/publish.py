@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
 from tidemill.pipelines.publish.store_writer import GIVE_UP_AFTER_US, StoreWriter

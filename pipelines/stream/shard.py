@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.io.poll import Poll, request_parts, shard_poll
 from tidemill.pipelines.stream.featurize import ALL_REQUESTS, operator_key

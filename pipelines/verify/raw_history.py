@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array, window_tail
-from tidemill.features.definitions.views import EventStream, FeatureView, Project, Request
+from tidemill.features.definitions import EventStream, FeatureView, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.ingest import read_log
