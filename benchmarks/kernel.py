@@ -43,7 +43,7 @@ from benchmarks.workload import (
     numbered,
 )
 from tidemill.features.contract import DAY
-from tidemill.features.definitions.aggregations import Aggregation
+from tidemill.features.definitions import Aggregation
 from tidemill.features.kernel.advance import Publish, advance
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.hashing import digest_rows

@@ -39,7 +39,7 @@ from benchmarks.online_workload import (
     time_us,
 )
 from benchmarks.workload import CARD
-from tidemill.features.definitions.expressions import INT64
+from tidemill.features.definitions import INT64
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, feast_entity, field_name
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.publications import parcel_of, schema

@@ -19,8 +19,7 @@ import pyarrow as pa
 from benchmarks.workload import CARD, FIVE, HOP, PAYMENTS, REQUEST, START_US, numbered
 from tidemill import FeatureView, Project, col, count, mean
 from tidemill.features.contract import DAY, SECOND, Int64Array
-from tidemill.features.definitions.aggregations import Aggregation
-from tidemill.features.definitions.expressions import INT64
+from tidemill.features.definitions import INT64, Aggregation
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
 from tidemill.serving.online.publications import ENTITY_KEY, schema
 

@@ -32,8 +32,7 @@ from tidemill import (
     variance,
 )
 from tidemill.features.contract import DAY, HOUR, MINUTE, Int64Array
-from tidemill.features.definitions.aggregations import Aggregation
-from tidemill.features.definitions.expressions import ARROW_TYPES, Schema
+from tidemill.features.definitions import ARROW_TYPES, Aggregation, Schema
 from tidemill.features.kernel.hashing import shard_of
 
 HOP: Final = "5m"

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import ConfigurationError
 
 # What may stand between backticks in every place that Feast writes a name to.

@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
-from tidemill.features.definitions.expressions import INT64
-from tidemill.features.definitions.views import Entity, FeatureColumn, FeatureView, Project
+from tidemill.features.definitions import INT64, Entity, FeatureColumn, FeatureView, Project
 from tidemill.features.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ VIEW_TAG: Final = "tidemill_view"
 VERSION_TAG: Final = "tidemill_version"
 """Which version of the view it is: 1 for the first definition that was registered."""
 SPEC_TAG: Final = "tidemill_spec"
-"""The canonical form of the definition, as JSON (`features.definitions.views.FeatureView.spec`)."""
+"""The canonical form of the definition, as JSON (`FeatureView.spec`)."""
 ENTITY_TAG: Final = "tidemill_entity"
 """The entity that a Feast entity stands for; equal to its name but while a change is pending."""
 MAX_STALENESS_TAG: Final = "tidemill_max_staleness_us"

@@ -10,10 +10,17 @@ Each name is loaded at its first use, so that ``tidemill --help`` answers at onc
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tidemill.features.definitions.aggregations import (
+    from tidemill.features.definitions import (
+        Entity,
+        EventStream,
+        FeatureView,
+        Label,
+        Project,
+        Request,
+        col,
         count,
         distinct_count,
         first,
@@ -28,15 +35,6 @@ if TYPE_CHECKING:
         sum,
         time_since_last,
         variance,
-    )
-    from tidemill.features.definitions.expressions import col
-    from tidemill.features.definitions.views import (
-        Entity,
-        EventStream,
-        FeatureView,
-        Label,
-        Project,
-        Request,
     )
 
 __all__ = [
@@ -63,17 +61,12 @@ __all__ = [
     "variance",
 ]
 
-_MODULES: Final = ("aggregations", "expressions", "views")
-
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for module in _MODULES:
-            defined = importlib.import_module(f"tidemill.features.definitions.{module}")
-            if name in vars(defined):
-                globals()[name] = vars(defined)[name]
-                return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(importlib.import_module("tidemill.features.definitions"), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -18,16 +18,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final
 
 from tidemill.features.contract import format_duration, parse_duration
-from tidemill.features.definitions.expressions import (
+from tidemill.features.definitions.expressions import Column, Expression, wrap
+from tidemill.features.definitions.partials import Mask, Partial
+from tidemill.features.definitions.schema import (
     BOOL,
     FLOAT64,
     INT64,
     NUMERIC,
     STRING,
     TIMESTAMP,
-    Expression,
     Schema,
-    wrap,
 )
 from tidemill.features.errors import DefinitionError, DuplicateName, WrongType
 
@@ -37,43 +37,6 @@ DISTINCT_REGISTER_BITS: Final = 11
 """HyperLogLog precision: 2**11 registers, a standard error of 1.04 / sqrt(2048) = 2.3 %."""
 QUANTILE_MANTISSA_BITS: Final = 7
 """DDSketch buckets per octave: 2**7, a relative error of at most 1/256 (0.39 %)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Mask:
-    """Which rows a partial takes: ``where`` is true, and ``not_null`` is not null."""
-
-    where: Expression | None = None
-    not_null: Expression | None = None
-
-    def spec(self) -> list[Any]:
-        """Return a canonical JSON value."""
-        return [
-            None if self.where is None else self.where.spec(),
-            None if self.not_null is None else self.not_null.spec(),
-        ]
-
-
-@dataclass(frozen=True, eq=False)
-class Partial:
-    """One monoid of a tile: a kernel fold over one input under one mask.
-
-    Attributes:
-        fold: The name of the kernel fold.
-        mask: The rows it takes.
-        value: What it takes of a row; None where the row itself is enough.
-        size: A size the fold needs to know (``k`` of last-k), else 0.
-    """
-
-    fold: str
-    mask: Mask
-    value: Expression | None = None
-    size: int = 0
-
-    def spec(self) -> list[Any]:
-        """Return a canonical JSON value; equal specs share one partial."""
-        value = None if self.value is None else self.value.spec()
-        return [self.fold, self.mask.spec(), value, self.size]
 
 
 REGISTRY: dict[str, type[Aggregation]] = {}
@@ -445,8 +408,6 @@ class TimeSinceLast(Aggregation):
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the greatest event time and the count that tells whether there is one."""
-        from tidemill.features.definitions.expressions import Column
-
         return (
             Partial("max_int", self._mask(), Column(event_time)),
             Partial("count", self._mask()),

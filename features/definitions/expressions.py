@@ -2,51 +2,40 @@
 
 An expression is a small tree of frozen nodes. Its dtype is inferred against a schema when it is
 defined, so a misspelt column or a comparison of a text with a number is an error at import time.
-It is evaluated over whole Arrow batches.
-
-Semantics (SQL's, made total):
-
-* Arithmetic and comparisons with a null are null; ``&``, ``|``, ``~`` are Kleene's.
-* ``int64`` with ``float64`` is computed in float64; ``/`` is always float64.
-* A non-finite float result is null, and so is an int64 overflow; ``-0.0`` becomes ``0.0``.
-* Times are UTC microseconds; the difference of two times is int64 microseconds.
+It is evaluated over whole Arrow batches (`evaluation` says what nulls and overflows give).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features import zones
-from tidemill.features.contract import DAY, HOUR, Int64Array
+from tidemill.features.definitions.evaluation import (
+    arithmetic,
+    compare,
+    fill_null,
+    finite,
+    is_in,
+    local_field,
+)
+from tidemill.features.definitions.schema import (
+    ARROW_TYPES,
+    BOOL,
+    FLOAT64,
+    INT64,
+    NUMERIC,
+    STRING,
+    TIMESTAMP,
+    Scalar,
+    Schema,
+)
 from tidemill.features.errors import DefinitionError, UnknownColumn, WrongType, nearest
-
-INT64: Final = "int64"
-FLOAT64: Final = "float64"
-STRING: Final = "string"
-BOOL: Final = "bool"
-TIMESTAMP: Final = "timestamp"
-DTYPES: Final = (INT64, FLOAT64, STRING, BOOL, TIMESTAMP)
-NUMERIC: Final = (INT64, FLOAT64)
-
-ARROW_TYPES: Final[Mapping[str, pa.DataType]] = {
-    INT64: pa.int64(),
-    FLOAT64: pa.float64(),
-    STRING: pa.string(),
-    BOOL: pa.bool_(),
-    TIMESTAMP: pa.timestamp("us", tz="UTC"),
-}
-"""How each dtype stands in an Arrow batch."""
-
-Schema = Mapping[str, str]
-"""Column name to dtype (one of `DTYPES`)."""
-
-Scalar = int | float | str | bool
 
 
 class Expression:
@@ -198,7 +187,7 @@ class Column(Expression):
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the column."""
         array = batch.column(self.name)
-        return _tidy(array) if pa.types.is_float64(array.type) else array
+        return finite(array) if pa.types.is_float64(array.type) else array
 
     def columns(self) -> frozenset[str]:
         """Return its own name."""
@@ -237,40 +226,6 @@ class Literal(Expression):
         return ["lit", self.dtype({}), value]
 
 
-def _tidy(array: pa.Array) -> pa.Array:
-    """Make non-finite floats null and -0.0 positive."""
-    if array.null_count == 0:
-        values = array.to_numpy(zero_copy_only=False)
-        finite = np.isfinite(values)
-        if finite.all():
-            return pa.array(values + 0.0)
-        return pa.array(values + 0.0, mask=~finite)
-    array = pc.if_else(pc.is_finite(array), array, pa.scalar(None, pa.float64()))
-    return pc.add(array, 0.0)
-
-
-def _numeric_pair(left: pa.Array, right: pa.Array) -> tuple[pa.Array, pa.Array]:
-    if left.type != right.type and {left.type, right.type} == {pa.int64(), pa.float64()}:
-        return (
-            left.cast(pa.float64(), safe=False),
-            right.cast(pa.float64(), safe=False),
-        )
-    return left, right
-
-
-def _int64_or_null(op: str, left: pa.Array, right: pa.Array) -> pa.Array:
-    checked = {"+": pc.add_checked, "-": pc.subtract_checked, "*": pc.multiply_checked}[op]
-    try:
-        return checked(left, right)
-    except pa.ArrowInvalid:
-        # Only a batch that overflows pays for this: exact Python integers, null where too big.
-        python = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[op]
-        pairs = zip(left.to_pylist(), right.to_pylist(), strict=True)
-        exact = [None if a is None or b is None else python(a, b) for a, b in pairs]
-        fits = [v if v is not None and -(2**63) <= v < 2**63 else None for v in exact]
-        return pa.array(fits, pa.int64())
-
-
 @dataclass(frozen=True, eq=False)
 class Arithmetic(Expression):
     """``left op right`` for ``+ - * /``."""
@@ -296,30 +251,11 @@ class Arithmetic(Expression):
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Compute with nulls where a side is null or the result is not representable."""
-        left, right = self.left.evaluate(batch), self.right.evaluate(batch)
-        if pa.types.is_timestamp(left.type):
-            left, right = left.cast(pa.int64()), right.cast(pa.int64())
-        left, right = _numeric_pair(left, right)
-        if left.type == pa.int64() and self.op != "/":
-            return _int64_or_null(self.op, left, right)
-        left = left.cast(pa.float64(), safe=False)
-        right = right.cast(pa.float64(), safe=False)
-        plain = {"+": pc.add, "-": pc.subtract, "*": pc.multiply, "/": pc.divide}[self.op]
-        return _tidy(plain(left, right))
+        return arithmetic(self.op, self.left.evaluate(batch), self.right.evaluate(batch))
 
     def spec(self) -> list[Any]:
         """Return ``[op, left, right]``."""
         return [self.op, self.left.spec(), self.right.spec()]
-
-
-_COMPARE: Final = {
-    "==": pc.equal,
-    "!=": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,8 +281,7 @@ class Comparison(Expression):
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Compare; null where a side is null."""
-        left, right = _numeric_pair(self.left.evaluate(batch), self.right.evaluate(batch))
-        return _COMPARE[self.op](left, right)
+        return compare(self.op, self.left.evaluate(batch), self.right.evaluate(batch))
 
     def spec(self) -> list[Any]:
         """Return ``[op, left, right]``."""
@@ -456,8 +391,7 @@ class FillNull(Expression):
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Fill."""
-        array = self.operand.evaluate(batch)
-        return pc.fill_null(array, pa.scalar(self.value.value).cast(array.type, safe=False))
+        return fill_null(self.operand.evaluate(batch), self.value.value)
 
     def spec(self) -> list[Any]:
         """Return ``["fill_null", operand, literal]``."""
@@ -485,25 +419,11 @@ class IsIn(Expression):
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Test membership."""
-        array = self.operand.evaluate(batch)
-        found = pc.is_in(
-            array, value_set=pa.array([Literal(v).value for v in self.values], array.type)
-        )
-        return pc.if_else(pc.is_null(array), pa.scalar(None, pa.bool_()), found)
+        return is_in(self.operand.evaluate(batch), [Literal(v).value for v in self.values])
 
     def spec(self) -> list[Any]:
         """Return ``["is_in", operand, literals]``."""
         return ["is_in", self.operand.spec(), [Literal(v).spec() for v in self.values]]
-
-
-def _filled(array: pa.Array) -> Int64Array:
-    """Return times with some valid one in place of nulls, so that no far year is looked up."""
-    if array.null_count == 0:
-        return array.cast(pa.int64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-    known = array.drop_null().cast(pa.int64())
-    fill = known[0].as_py() if len(known) else 0
-    filled: Int64Array = array.cast(pa.int64()).fill_null(fill).to_numpy(zero_copy_only=False)
-    return filled
 
 
 @dataclass(frozen=True, eq=False)
@@ -528,13 +448,7 @@ class LocalField(Expression):
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Compute from the pinned zone tables."""
-        array = self.operand.evaluate(batch)
-        valid = pc.is_valid(array).to_numpy(zero_copy_only=False)
-        utc = _filled(array)
-        local = utc + zones.utc_offsets(utc, self.zone)
-        # 1970-01-01 was a Thursday, day 3 of a week that starts on Monday.
-        value = local // HOUR % 24 if self.field == "hour_of_day" else (local // DAY + 3) % 7
-        return pa.array(value, pa.int64(), mask=~valid)
+        return local_field(self.field, self.operand.evaluate(batch), self.zone)
 
     def spec(self) -> list[Any]:
         """Return ``[field, operand, zone]``."""

@@ -14,9 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.aggregations import Mask, Partial
-from tidemill.features.definitions.expressions import Expression
-from tidemill.features.definitions.views import FeatureColumn, FeatureView
+from tidemill.features.definitions import Expression, FeatureColumn, FeatureView, Mask, Partial
 from tidemill.features.errors import DefinitionError
 from tidemill.features.kernel.registry import FINISHES, FOLDS, Finish, Fold
 

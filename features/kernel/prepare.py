@@ -14,9 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import BoolArray, Int64Array
-from tidemill.features.definitions.aggregations import Mask
-from tidemill.features.definitions.expressions import Expression
-from tidemill.features.definitions.views import FeatureView, Request
+from tidemill.features.definitions import Expression, FeatureView, Mask, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.plan import MASKS_PER_WORD, Plan

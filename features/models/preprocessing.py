@@ -33,8 +33,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.definitions.expressions import ARROW_TYPES, BOOL, FLOAT64, INT64, STRING
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, STRING, Project
 from tidemill.features.errors import InputError, WrongType, nearest
 
 NUMERIC_KIND: Final = "numeric"

@@ -1,8 +1,8 @@
 """The oracle's expressions: one row at a time, in plain Python.
 
-The same trees as `features.definitions.expressions` evaluates over Arrow batches, written again
-from the documented semantics and from nothing else: no Arrow, no numpy, no code shared with the
-columnar evaluation. Slow and obvious on purpose.
+The same trees as `features.definitions.expressions` builds, evaluated again from the documented
+semantics and from nothing else: no Arrow, no numpy, no code shared with the columnar evaluation.
+Slow and obvious on purpose.
 
 A row is a mapping from column to a plain value: int64 as int, float64 as float, string as str,
 bool as bool, timestamp as int (microseconds, UTC), null as None.
@@ -19,7 +19,7 @@ import zoneinfo
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from tidemill.features.definitions.expressions import (
+from tidemill.features.definitions import (
     BOOL,
     FLOAT64,
     INT64,

@@ -31,9 +31,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final
 
-from tidemill.features.definitions.aggregations import Aggregation
-from tidemill.features.definitions.expressions import FLOAT64
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FLOAT64, Aggregation, FeatureView
 from tidemill.features.errors import DefinitionError, InputError
 from tidemill.features.oracle import sketches
 from tidemill.features.oracle.expressions import Value, evaluate, read

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 
 from tidemill.features import zones
 from tidemill.features.contract import MINUTE, BoolArray, Int64Array
-from tidemill.features.definitions.expressions import ARROW_TYPES, BOOL, FLOAT64, INT64, TIMESTAMP
+from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, TIMESTAMP
 from tidemill.features.rows.rejected import Reason
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1)  # noqa: DTZ001 - a wall-clock origin

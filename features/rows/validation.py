@@ -45,15 +45,16 @@ from tidemill.features.contract import (
     BoolArray,
     Int64Array,
 )
-from tidemill.features.definitions.expressions import (
+from tidemill.features.definitions import (
     ARROW_TYPES,
     BOOL,
     FLOAT64,
     INT64,
     STRING,
     TIMESTAMP,
+    EventStream,
+    Request,
 )
-from tidemill.features.definitions.views import EventStream, Request
 from tidemill.features.errors import InputError, UnknownColumn, nearest
 from tidemill.features.rows import text_values
 from tidemill.features.rows.rejected import Reason

@@ -83,7 +83,7 @@ def _load_as_made(path: Path, root: Path | None) -> Configuration:
 
 
 def _instant_us(text: str) -> int:
-    from tidemill.features.definitions.expressions import TIMESTAMP
+    from tidemill.features.definitions import TIMESTAMP
     from tidemill.features.rows import text_values
 
     found = text_values.parse_one(text, TIMESTAMP, None)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from tidemill.features.definitions.expressions import INT64
+from tidemill.features.definitions import INT64
 from tidemill.features.errors import InputError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.serving.online.reader import OnlineReader

@@ -48,8 +48,7 @@ from typing import Any, Final
 
 from tidemill.features import zones
 from tidemill.features.contract import MINUTE
-from tidemill.features.definitions.expressions import TIMESTAMP
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import TIMESTAMP, Project
 from tidemill.features.errors import DefinitionError, nearest
 from tidemill.pipelines.config.offline_section import offline_place
 from tidemill.pipelines.config.online_section import (

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 import yaml
 
 from tidemill.features.contract import parse_duration
-from tidemill.features.definitions.expressions import TIMESTAMP
+from tidemill.features.definitions import TIMESTAMP
 from tidemill.features.errors import ConfigurationError, DefinitionError, nearest
 from tidemill.features.rows import text_values
 

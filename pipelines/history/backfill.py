@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tidemill.features.contract import TIME_MAX
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.views import Label, Request
+from tidemill.features.definitions import Label, Request
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
 from tidemill.features.kernel.dedupe import first_occurrences

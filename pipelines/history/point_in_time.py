@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES, Publish, advance
 from tidemill.features.kernel.dedupe import first_occurrences

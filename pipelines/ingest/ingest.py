@@ -25,8 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.expressions import ARROW_TYPES
-from tidemill.features.definitions.views import EventStream, Project, Request
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration, Source
 from tidemill.pipelines.engines.choosing import make_runner, run

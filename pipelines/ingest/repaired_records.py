@@ -37,8 +37,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions.expressions import ARROW_TYPES
-from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.rows import rejected

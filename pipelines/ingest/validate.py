@@ -14,7 +14,7 @@ from typing import Any, Final
 import apache_beam as beam
 import pyarrow as pa
 
-from tidemill.features.definitions.views import EventStream, Project, Request
+from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.validation import validate

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, accept, format_duration
-from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.definitions import EventStream, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.rows.rejected import Reason
 

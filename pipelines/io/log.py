@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.expressions import ARROW_TYPES
-from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.errors import InputError
 from tidemill.serving.files.atomic_write import written_whole
 

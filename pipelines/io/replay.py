@@ -29,7 +29,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions.views import EventStream, Project, Request
+from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tidemill.features.contract import TIME_MIN
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.wire_format import Published
 from tidemill.serving.offline.log import OfflineLog

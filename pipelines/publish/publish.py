@@ -17,7 +17,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
 from tidemill.pipelines.publish.newest_rows import joined_by_shard, newest_per_entity
 from tidemill.pipelines.publish.store_writer import StoreWriter

@@ -26,7 +26,7 @@ from typing import Final, TypeVar
 import tenacity
 
 from tidemill.features.contract import SECOND
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import LostPublications, NoKeySpace, StoreError, StoreUnavailable
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
 from tidemill.pipelines.stream.lost_writes import HOLES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.pipelines.ingest.validate import definition_of
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import PollPart

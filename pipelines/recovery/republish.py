@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
-from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import NoKeySpace, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration

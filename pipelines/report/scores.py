@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.pipelines.history.labels import find_labels
 from tidemill.pipelines.io.log import POSITION, Log

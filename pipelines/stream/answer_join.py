@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions.views import FeatureColumn, Project
+from tidemill.features.definitions import FeatureColumn, Project
 from tidemill.features.errors import BatchConflict
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES

@@ -35,7 +35,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.kernel.advance import Publish
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.io.coders import RecordBatchCoder

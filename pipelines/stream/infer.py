@@ -14,7 +14,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
 from tidemill.pipelines.stream.answer_join import column_arrays

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.prepare import (

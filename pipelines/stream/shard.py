@@ -9,7 +9,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.plan import Plan, make_plan
 from tidemill.pipelines.io.log import POSITION, RECEIVED, SENT

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError, InputError, nearest
 from tidemill.features.models.preprocessing import model_inputs
 

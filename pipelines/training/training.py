@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError, InputError
 from tidemill.features.models.preprocessing import (
     NUMERIC_KIND,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array, window_tail
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.run.progress import Stage
 from tidemill.pipelines.stream.answer_join import column_arrays

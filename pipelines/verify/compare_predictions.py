@@ -24,8 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tidemill.features.contract import BoolArray, Int64Array
-from tidemill.features.definitions.expressions import ARROW_TYPES
-from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.definitions import ARROW_TYPES, FeatureView, Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration

@@ -25,8 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import EARLIEST_EVENT, TIME_MIN, Int64Array, ReadStatus
-from tidemill.features.definitions.expressions import ARROW_TYPES
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import ARROW_TYPES, FeatureView
 from tidemill.features.feast_objects import field_name
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration

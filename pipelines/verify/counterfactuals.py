@@ -17,8 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.expressions import INT64
-from tidemill.features.definitions.views import Entity, FeatureView
+from tidemill.features.definitions import INT64, Entity, FeatureView
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.verify.source_history import EventsByKey
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, nearest
 from tidemill.features.oracle.values import Explanation as Made
 from tidemill.features.oracle.values import FeatureValue, Oracle

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.definitions import EventStream, Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.ingest import read_log
 from tidemill.pipelines.ingest.validate import definition_of

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import InputError
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.verify.source_history import Positions

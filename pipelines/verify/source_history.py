@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array, window_tail
-from tidemill.features.definitions.views import EventStream, FeatureView, Project, Request
+from tidemill.features.definitions import EventStream, FeatureView, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, BundleMismatch
 from tidemill.features.models.preprocessing import ModelInput
 from tidemill.serving.bundles.saved_model import (

@@ -39,7 +39,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.definitions.expressions import FLOAT64, STRING
+from tidemill.features.definitions import FLOAT64, STRING
 from tidemill.features.errors import BundleError, DefinitionError
 from tidemill.features.models.preprocessing import (
     SMALLEST_NORMAL,

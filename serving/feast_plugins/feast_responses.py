@@ -19,7 +19,7 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnline
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidemill.features.contract import SECOND, ReadStatus
-from tidemill.features.definitions.expressions import INT64
+from tidemill.features.definitions import INT64
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.serving.online.cells import Value, decode_columns, is_number
 from tidemill.serving.online.database import Snapshot

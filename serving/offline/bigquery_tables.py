@@ -11,8 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset, log_name, newest_name
-from tidemill.features.definitions.expressions import FLOAT64, INT64, STRING
-from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.definitions import FLOAT64, INT64, STRING, FeatureView, Project
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
 
 _TYPES: Final = {INT64: "INT64", FLOAT64: "FLOAT64", STRING: "STRING"}

@@ -37,7 +37,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tidemill.features.contract import TIME_MAX, TIME_MIN, Int64Array
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, LostPublications, StoreError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, offline_path
 from tidemill.serving.files.atomic_write import written_whole

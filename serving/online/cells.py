@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tidemill.features.definitions.expressions import ARROW_TYPES, FLOAT64, INT64
+from tidemill.features.definitions import ARROW_TYPES, FLOAT64, INT64
 from tidemill.features.errors import InputError
 
 Value = int | float | bytes | None

@@ -33,7 +33,7 @@ from feast.types import Array, FeastType, PrimitiveFeastType, Set, Struct
 from feast.value_type import ValueType
 
 from tidemill.features.contract import TIME_MAX, moment_of, time_of
-from tidemill.features.definitions.expressions import FLOAT64, INT64
+from tidemill.features.definitions import FLOAT64, INT64
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import (
     DEFINITION_TAG,

@@ -31,8 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import TIME_MAX, TIME_MIN, ReadStatus
-from tidemill.features.definitions.expressions import ARROW_TYPES, INT64
-from tidemill.features.definitions.views import FeatureColumn, FeatureView, Project
+from tidemill.features.definitions import ARROW_TYPES, INT64, FeatureColumn, FeatureView, Project
 from tidemill.features.errors import InputError
 from tidemill.serving.online.cells import arrow_columns, decode_cells, decode_matrix, decode_row
 from tidemill.serving.online.database import OnlineDatabase, Snapshot

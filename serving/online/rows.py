@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, Int64Array, ReadStatus, read_status
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError
 from tidemill.features.feast_objects import check_field_names, field_name
 

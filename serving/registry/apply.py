@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import (
     feast_entity,

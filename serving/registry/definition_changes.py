@@ -1,6 +1,6 @@
 """What differs between two definitions of a view, in the words in which they were written.
 
-Both sides are canonical forms (`features.definitions.views.FeatureView.spec`): the registered one
+Both sides are canonical forms (`FeatureView.spec`): the registered one
 is read from the registry, where the code that wrote it is long gone.
 """
 
@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, Final
 
 from tidemill.features.contract import format_duration
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.feast_objects import field_name
 
 _WORDS: Final = {

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidemill.features.definitions.views import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import StoreError
 from tidemill.serving.online.rows import Frontiers, KeySpace
 from tidemill.serving.registry.plan import Role

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tidemill.features.contract import TIME_MIN, format_duration
-from tidemill.features.definitions.views import Entity, FeatureView, Project, spec_hash
+from tidemill.features.definitions import Entity, FeatureView, Project, spec_hash
 from tidemill.features.feast_objects import field_name, service_name, version_name
 from tidemill.serving.online.rows import Frontiers
 from tidemill.serving.registry.definition_changes import (

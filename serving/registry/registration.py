@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
-from tidemill.features.definitions.views import FeatureView, Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import ConfigurationError, StoreError
 from tidemill.serving.files.atomic_write import written_whole
 from tidemill.serving.online.rows import Clock, Frontiers

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.markdown import DOCS, ROOT, blocks, session, table_names
 from tests.support.recorded import record
-from tidemill.features.definitions.aggregations import REGISTRY
+from tidemill.features.definitions import REGISTRY
 from tidemill.features.kernel import advance  # noqa: F401 - registers all folds
 from tidemill.features.kernel.registry import FOLDS
 

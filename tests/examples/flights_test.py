@@ -22,7 +22,7 @@ from tidemill.examples.flights import ingest, model
 from tidemill.examples.flights.project import late, project, requests
 from tidemill.examples.flights.zones import MISSING_AIRPORTS, airport_zones, data_folder
 from tidemill.features.contract import HOUR, MINUTE
-from tidemill.features.definitions.expressions import ARROW_TYPES
+from tidemill.features.definitions import ARROW_TYPES
 from tidemill.features.errors import InputError
 from tidemill.features.models.preprocessing import ModelSpec
 

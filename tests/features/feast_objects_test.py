@@ -11,7 +11,7 @@ from feast.types import Float64, Int64, String
 
 from tests.support import parcels
 from tidemill import Entity, FeatureView, count, last_k, mean
-from tidemill.features.definitions.expressions import col
+from tidemill.features.definitions import col
 from tidemill.features.errors import DefinitionError
 from tidemill.features.feast_objects import (
     ANCHORED_TAG,

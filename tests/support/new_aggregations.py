@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.markdown import DOCS, ROOT, blocks
-from tidemill.features.definitions.aggregations import REGISTRY
+from tidemill.features.definitions import REGISTRY
 from tidemill.features.kernel import advance  # noqa: F401 - registers all folds
 from tidemill.features.kernel.registry import FINISHES, FOLDS
 

@@ -27,15 +27,16 @@ from tidemill.features.contract import (
     SECOND,
     format_duration,
 )
-from tidemill.features.definitions.aggregations import REGISTRY, Aggregation
-from tidemill.features.definitions.expressions import (
+from tidemill.features.definitions import (
     ARROW_TYPES,
     BOOL,
     DTYPES,
     FLOAT64,
     INT64,
+    REGISTRY,
     STRING,
     TIMESTAMP,
+    Aggregation,
     Arithmetic,
     Column,
     Comparison,
@@ -209,7 +210,7 @@ def aggregations(
 ) -> Aggregation:
     """An aggregation of any registered class (or of those named) over one of some windows.
 
-    The classes are found in `features.definitions.aggregations.REGISTRY`, so a new one is drawn at
+    The classes are found in `features.definitions.REGISTRY`, so a new one is drawn at
     once; its arguments are filled by name, else by type.
     """
     cls = REGISTRY[draw(st.sampled_from(sorted(REGISTRY) if names is None else sorted(names)))]

@@ -15,8 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array, moment_of
-from tidemill.features.definitions.expressions import ARROW_TYPES, TIMESTAMP
-from tidemill.features.definitions.views import Entity, EventStream, FeatureView, Project, Request
+from tidemill.features.definitions import (
+    ARROW_TYPES,
+    TIMESTAMP,
+    Entity,
+    EventStream,
+    FeatureView,
+    Project,
+    Request,
+)
 from tidemill.features.errors import InputError, ProofError, nearest
 from tidemill.features.kernel import hashing
 from tidemill.features.oracle.values import FeatureValue, Oracle

@@ -24,8 +24,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.expressions import ARROW_TYPES, TIMESTAMP
-from tidemill.features.definitions.views import EventStream, FeatureView, Project, Request
+from tidemill.features.definitions import (
+    ARROW_TYPES,
+    TIMESTAMP,
+    EventStream,
+    FeatureView,
+    Project,
+    Request,
+)
 from tidemill.features.errors import InputError, nearest
 from tidemill.features.kernel import hashing
 from tidemill.features.rows.validation import validate

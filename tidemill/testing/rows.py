@@ -23,8 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.expressions import ARROW_TYPES, TIMESTAMP
-from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.definitions import ARROW_TYPES, TIMESTAMP, EventStream, Request
 from tidemill.features.errors import InputError, nearest
 from tidemill.features.kernel import hashing
 from tidemill.features.rows.validation import Validated, validate

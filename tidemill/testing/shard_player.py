@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MAX, moment_of
-from tidemill.features.definitions.expressions import ARROW_TYPES, TIMESTAMP
-from tidemill.features.definitions.views import FeatureView, Request
+from tidemill.features.definitions import ARROW_TYPES, TIMESTAMP, FeatureView, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES, Publish

@@ -17,7 +17,7 @@ import numba as nb
 import numpy as np
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions.aggregations import QUANTILE_MANTISSA_BITS
+from tidemill.features.definitions import QUANTILE_MANTISSA_BITS
 from tidemill.features.kernel.exact.wide_ints import bits_to_float, float_to_bits
 from tidemill.features.kernel.folds.counts_and_extremes import Float64Array, Int32Array, UInt8Array
 from tidemill.features.kernel.registry import OWNS_SKETCH, fold

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import BoolArray, Int64Array
-from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import InputError
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason, Stage

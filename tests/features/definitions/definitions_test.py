@@ -30,7 +30,7 @@ from tidemill import (
     time_since_last,
 )
 from tidemill.features.contract import DAY, HOUR, MINUTE
-from tidemill.features.definitions.views import spec_hash
+from tidemill.features.definitions import spec_hash
 from tidemill.features.errors import DefinitionError, DuplicateName, UnknownColumn, WrongType
 
 SCHEMA = {

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support import strategies
 from tidemill import col
-from tidemill.features.definitions.expressions import (
+from tidemill.features.definitions import (
     ARROW_TYPES,
     BOOL,
     FLOAT64,

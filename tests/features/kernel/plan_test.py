@@ -9,7 +9,7 @@ import pytest
 
 import tidemill
 from tidemill import Entity, EventStream, FeatureView, col, count, last_k, mean, quantile
-from tidemill.features.definitions.aggregations import REGISTRY
+from tidemill.features.definitions import REGISTRY
 from tidemill.features.errors import DefinitionError
 from tidemill.features.kernel.plan import TILE_HEADER, make_plan
 from tidemill.features.kernel.registry import FINISHES, FOLDS

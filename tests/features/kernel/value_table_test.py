@@ -17,13 +17,14 @@ import pytest
 from tests.support.driver import run_all, values_of
 from tidemill import Entity, EventStream, FeatureView, col
 from tidemill.features.contract import EARLIEST_EVENT, HOUR, LATEST_EVENT
-from tidemill.features.definitions.aggregations import REGISTRY, Aggregation
-from tidemill.features.definitions.expressions import (
+from tidemill.features.definitions import (
     BOOL,
     FLOAT64,
     INT64,
+    REGISTRY,
     STRING,
     TIMESTAMP,
+    Aggregation,
     Expression,
 )
 from tidemill.features.oracle.values import Oracle

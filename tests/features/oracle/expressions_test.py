@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.strategies import Row, expressions, schemas, to_batch, values
 from tidemill import col
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT
-from tidemill.features.definitions.expressions import DTYPES, Expression, Literal
+from tidemill.features.definitions import DTYPES, Expression, Literal
 from tidemill.features.errors import DefinitionError, InputError
 from tidemill.features.oracle.expressions import evaluate
 

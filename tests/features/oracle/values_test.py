@@ -38,7 +38,7 @@ from tidemill import (
     variance,
 )
 from tidemill.features.contract import MINUTE, SECOND
-from tidemill.features.definitions.aggregations import REGISTRY, Aggregation
+from tidemill.features.definitions import REGISTRY, Aggregation
 from tidemill.features.errors import DefinitionError, InputError
 from tidemill.features.oracle.values import RULES, Oracle
 

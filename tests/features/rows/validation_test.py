@@ -18,14 +18,7 @@ from hypothesis import strategies as st
 from tests.support import strategies
 from tidemill import EventStream, Request
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT
-from tidemill.features.definitions.expressions import (
-    ARROW_TYPES,
-    BOOL,
-    FLOAT64,
-    INT64,
-    STRING,
-    TIMESTAMP,
-)
+from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.features.errors import DefinitionError, InputError, UnknownColumn
 from tidemill.features.rows import text_values
 from tidemill.features.rows.rejected import Reason

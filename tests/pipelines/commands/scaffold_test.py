@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from tidemill.features.definitions.views import EventStream, Request
+from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import ConfigurationError
 from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.commands.scaffold import write_project

@@ -37,7 +37,7 @@ from tests.support.streaming_project import (
     write_log,
 )
 from tidemill.features.contract import DAY, MINUTE, SECOND, TIME_MIN, Int64Array
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import LostPublications
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.features.kernel.advance import Publish

@@ -37,14 +37,7 @@ from tidemill import (
     std,
 )
 from tidemill import sum as sum_of
-from tidemill.features.definitions.expressions import (
-    ARROW_TYPES,
-    BOOL,
-    FLOAT64,
-    INT64,
-    STRING,
-    TIMESTAMP,
-)
+from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.ingest.ingest import ingest

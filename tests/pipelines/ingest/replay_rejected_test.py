@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tidemill import Entity, EventStream, FeatureView, Project, Request, col, count
-from tidemill.features.definitions.expressions import FLOAT64, INT64, STRING, TIMESTAMP
+from tidemill.features.definitions import FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.features.errors import InputError
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Stage

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tidemill import EventStream, Request
 from tidemill.features.contract import TIME_MIN
-from tidemill.features.definitions.expressions import INT64, STRING, TIMESTAMP
+from tidemill.features.definitions import INT64, STRING, TIMESTAMP
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.io.acceptance import Gate, judge_arrivals

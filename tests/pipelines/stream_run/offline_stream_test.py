@@ -21,7 +21,7 @@ from tests.support.proof_run import (
     write_sources,
 )
 from tidemill.features.contract import HOUR
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.merge_log import merge_log

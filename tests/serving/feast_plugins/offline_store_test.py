@@ -34,7 +34,7 @@ from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 from tests.support.strategies import to_batch
 from tests.support.streaming_project import Arrived, write_log
 from tidemill.features.contract import DAY, HOUR, MINUTE, TIME_MAX
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL, feast_objects
 from tidemill.pipelines.history.offline_history import log_history

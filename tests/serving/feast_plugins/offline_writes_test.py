@@ -21,7 +21,7 @@ from tests.support.parcels import BY_DEPOT, depot_rows
 from tests.support.strategies import to_batch
 from tests.support.streaming_project import Arrived, write_log
 from tidemill.features.contract import DAY, HOUR, MINUTE, TIME_MAX, TIME_MIN
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL, feast_objects
 from tidemill.features.kernel.advance import Publish, advance

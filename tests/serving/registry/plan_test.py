@@ -9,7 +9,7 @@ import pytest
 from tests.support import parcels
 from tests.support.parcels import BY_COURIER, BY_DEPOT
 from tidemill import Entity, EventStream, FeatureView, col, count, last_k, max, mean, quantile, sum
-from tidemill.features.definitions.aggregations import Aggregation
+from tidemill.features.definitions import Aggregation
 from tidemill.features.feast_objects import field_name
 from tidemill.serving.online.rows import Frontiers
 from tidemill.serving.registry.definition_changes import (

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from tidemill import EventStream
-from tidemill.features.definitions.expressions import BOOL, FLOAT64, INT64, STRING, TIMESTAMP
+from tidemill.features.definitions import BOOL, FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.features.errors import ConfigurationError, InputError
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason

@@ -1,0 +1,133 @@
+"""The project: request, views, label and the user's two functions, tied together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill.features import zones
+from tidemill.features.definitions.arguments import check_name, check_unique
+from tidemill.features.definitions.canonical import SPEC_VERSION, hash_of
+from tidemill.features.definitions.labels import Label
+from tidemill.features.definitions.requests import Request
+from tidemill.features.definitions.schema import check_column
+from tidemill.features.definitions.streams import EventStream
+from tidemill.features.definitions.views import Entity, FeatureColumn, FeatureView
+from tidemill.features.errors import DefinitionError, DuplicateName, UnknownColumn, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class Project:
+    """Everything a user defines: what is asked, with which features, for which model.
+
+    Attributes:
+        name: Its name; the Feast project too.
+        request: The request.
+        views: The feature views, in the order of the feature vector.
+        label: What to learn; None for a project that only serves features.
+        preprocessing_fn: A tf.Transform ``preprocessing_fn`` over the model inputs.
+        model: A function that returns a compiled Keras model for the transformed inputs.
+    """
+
+    name: str
+    request: Request
+    views: tuple[FeatureView, ...] | list[FeatureView]
+    label: Label | None = None
+    preprocessing_fn: Callable[..., Any] | None = None
+    model: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "project")
+        object.__setattr__(self, "views", tuple(self.views))
+        what = f"project {self.name!r}"
+        if not self.views:
+            raise DefinitionError(f"{what} has no feature views")
+        check_unique((view.name for view in self.views), f"{what}: view")
+        _same_by_name([view.entity for view in self.views], f"{what}: entity")
+        _same_by_name([*self.streams], f"{what}: stream")
+        if self.request.name in {stream.name for stream in self.streams}:
+            raise DuplicateName(f"{what}: {self.request.name!r} names a stream and the request")
+        entities = {view.entity.name: view.entity for view in self.views}
+        for name in self.request.keys:
+            if name not in entities:
+                raise UnknownColumn(
+                    f"{what}: request.keys names entity {name!r}; {nearest(name, entities)}"
+                )
+        for entity in entities.values():
+            check_column(
+                self.request.schema,
+                self.request.key_column(entity),
+                (entity.dtype,),
+                f"{what}: request column for the key of entity {entity.name!r}",
+            )
+        if self.label is not None:
+            for mine, theirs in self.label.on.items():
+                dtype = self.label.stream.schema[theirs]
+                check_column(self.request.schema, mine, (dtype,), f"{what}: label join column")
+        names = [*self.request.inputs, *(column.name for column in self.columns)]
+        check_unique(names, f"{what}: model input")
+
+    @property
+    def streams(self) -> tuple[EventStream, ...]:
+        """The event streams, each once: the views' in order, then the label's."""
+        out: dict[int, EventStream] = {id(view.stream): view.stream for view in self.views}
+        if self.label is not None:
+            out.setdefault(id(self.label.stream), self.label.stream)
+        return tuple(out.values())
+
+    @property
+    def columns(self) -> tuple[FeatureColumn, ...]:
+        """All feature columns, view by view."""
+        return tuple(column for view in self.views for column in view.columns)
+
+    def view(self, name: str) -> FeatureView:
+        """Return a view by name.
+
+        Raises:
+            UnknownColumn: There is no such view.
+        """
+        views = {view.name: view for view in self.views}
+        if name not in views:
+            raise UnknownColumn(f"no feature view {name!r}; {nearest(name, views)}")
+        return views[name]
+
+    def stream(self, name: str) -> EventStream:
+        """Return a stream by name.
+
+        Raises:
+            UnknownColumn: There is no such stream.
+        """
+        streams = {stream.name: stream for stream in self.streams}
+        if name not in streams:
+            raise UnknownColumn(f"no event stream {name!r}; {nearest(name, streams)}")
+        return streams[name]
+
+    def required_columns(self, stream: EventStream) -> tuple[str, ...]:
+        """Columns of a stream that no row may lack: time, id and the keys of its views."""
+        keys = [view.key for view in self.views if view.stream is stream]
+        return tuple(dict.fromkeys([*stream.required, *keys]))
+
+    def spec(self) -> dict[str, Any]:
+        """Return a canonical JSON value of what determines a feature vector and its label."""
+        return {
+            "version": SPEC_VERSION,
+            "tzdata": zones.tzdata_version(),
+            "project": self.name,
+            "request": self.request.spec(),
+            "views": [view.spec() for view in self.views],
+            "label": None if self.label is None else self.label.spec(),
+        }
+
+    @property
+    def hash(self) -> str:
+        """The feature-spec hash: SHA-256 of the canonical form, 16 hexadecimal digits."""
+        return hash_of(self)
+
+
+def _same_by_name(things: Iterable[Entity] | Iterable[EventStream], what: str) -> None:
+    seen: dict[str, Entity | EventStream] = {}
+    for thing in things:
+        other = seen.setdefault(thing.name, thing)
+        if other is not thing and (isinstance(thing, EventStream) or other.spec() != thing.spec()):
+            raise DuplicateName(f"{what} {thing.name!r} is defined twice; share one object")

@@ -1,0 +1,100 @@
+"""Requests: the moment a prediction is wanted, and the inputs that it brings itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidemill.features.definitions.arguments import check_name
+from tidemill.features.definitions.expressions import Expression
+from tidemill.features.definitions.schema import (
+    KEY_DTYPES,
+    TIMESTAMP,
+    Schema,
+    check_column,
+    check_schema,
+)
+from tidemill.features.definitions.streams import Arriving
+from tidemill.features.definitions.views import Entity
+from tidemill.features.errors import DefinitionError, WrongType
+
+
+@dataclass(frozen=True, eq=False)
+class Request(Arriving):
+    """The moment a prediction is wanted.
+
+    Attributes:
+        name: Its name (the request stream's).
+        schema: Column to dtype.
+        request_time: The timestamp column that says when.
+        request_id: The column that names a request (string or int64), unique.
+        keys: Entity name to the request column that holds its key; join keys by default.
+        inputs: Model inputs that the request itself brings: name to an expression over its
+            columns.
+        out_of_orderness: As for streams.
+        allowed_lateness: As for streams; a late request is answered as of the frontier.
+        max_ahead: As for streams.
+    """
+
+    name: str
+    schema: Schema
+    request_time: str
+    request_id: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Expression] = field(default_factory=dict)
+    out_of_orderness: str = "0s"
+    allowed_lateness: str = "0s"
+    max_ahead: str = "1d"
+
+    def __post_init__(self) -> None:
+        what = f"request {self.name!r}"
+        check_name(self.name, "request")
+        check_schema(self.schema, what)
+        check_column(self.schema, self.request_time, (TIMESTAMP,), f"{what}: request_time")
+        check_column(self.schema, self.request_id, KEY_DTYPES, f"{what}: request_id")
+        for name, expression in self.inputs.items():
+            check_name(name, f"{what}: input")
+            if not isinstance(expression, Expression):
+                raise WrongType(
+                    f"{what}: input {name!r} must be an expression such as col({name!r}), "
+                    f"found {type(expression).__name__}"
+                )
+            try:
+                expression.dtype(self.schema)
+            except DefinitionError as error:
+                raise type(error)(f"{what}: input {name!r}: {error}") from None
+        self.check_bounds(what)
+
+    @property
+    def time_column(self) -> str:
+        """The column of its time."""
+        return self.request_time
+
+    @property
+    def id_column(self) -> str:
+        """The column of its id."""
+        return self.request_id
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns that no row may lack: time and id (a key may be null)."""
+        return (self.request_time, self.request_id)
+
+    def key_column(self, entity: Entity) -> str:
+        """Return the request column that holds an entity's key."""
+        return self.keys.get(entity.name, entity.join_key)
+
+    def spec(self) -> dict[str, Any]:
+        """Return a canonical JSON value."""
+        return {
+            "request": self.name,
+            "schema": dict(sorted(self.schema.items())),
+            "request_time": self.request_time,
+            "request_id": self.request_id,
+            "keys": dict(sorted(self.keys.items())),
+            "inputs": [[name, e.spec()] for name, e in self.inputs.items()],
+            "out_of_orderness_us": self.out_of_orderness_us,
+            "tolerance_us": self.tolerance_us,
+            "max_ahead_us": self.max_ahead_us,
+        }

@@ -1,0 +1,103 @@
+"""Event streams: a named source of events, and how far out of order they may arrive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill.features.contract import parse_duration
+from tidemill.features.definitions.arguments import check_name
+from tidemill.features.definitions.schema import (
+    KEY_DTYPES,
+    TIMESTAMP,
+    Schema,
+    check_column,
+    check_schema,
+)
+
+
+class Arriving:
+    """How far out of order the rows of a stream may arrive; for streams and requests."""
+
+    out_of_orderness: str
+    allowed_lateness: str
+    max_ahead: str
+
+    @property
+    def out_of_orderness_us(self) -> int:
+        """The bound in microseconds."""
+        return parse_duration(self.out_of_orderness)
+
+    @property
+    def tolerance_us(self) -> int:
+        """``out_of_orderness + allowed_lateness`` in microseconds."""
+        return self.out_of_orderness_us + parse_duration(self.allowed_lateness)
+
+    @property
+    def max_ahead_us(self) -> int:
+        """The bound in microseconds."""
+        return parse_duration(self.max_ahead)
+
+    def check_bounds(self, what: str) -> None:
+        """Check that the three bounds are durations."""
+        for name in ("out_of_orderness", "allowed_lateness", "max_ahead"):
+            parse_duration(getattr(self, name), f"{what}: {name}")
+
+
+@dataclass(frozen=True, eq=False)
+class EventStream(Arriving):
+    """A named source of events.
+
+    Attributes:
+        name: Its name.
+        schema: Column to dtype (``int64 float64 string bool timestamp``).
+        event_time: The timestamp column that says when an event happened.
+        event_id: The column that names an event (string or int64).
+        out_of_orderness: How far below the highest time seen in its partition an event is still
+            expected: the partition's watermark trails by it.
+        allowed_lateness: How much further below an event is still accepted (late), not rejected.
+        max_ahead: How far past its receipt an event's time may lie.
+    """
+
+    name: str
+    schema: Schema
+    event_time: str
+    event_id: str
+    out_of_orderness: str = "0s"
+    allowed_lateness: str = "0s"
+    max_ahead: str = "1d"
+
+    def __post_init__(self) -> None:
+        what = f"stream {self.name!r}"
+        check_name(self.name, "stream")
+        check_schema(self.schema, what)
+        check_column(self.schema, self.event_time, (TIMESTAMP,), f"{what}: event_time")
+        check_column(self.schema, self.event_id, KEY_DTYPES, f"{what}: event_id")
+        self.check_bounds(what)
+
+    @property
+    def time_column(self) -> str:
+        """The column of its time."""
+        return self.event_time
+
+    @property
+    def id_column(self) -> str:
+        """The column of its id."""
+        return self.event_id
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns that no row may lack: time and id (views add their keys)."""
+        return (self.event_time, self.event_id)
+
+    def spec(self) -> dict[str, Any]:
+        """Return a canonical JSON value."""
+        return {
+            "stream": self.name,
+            "schema": dict(sorted(self.schema.items())),
+            "event_time": self.event_time,
+            "event_id": self.event_id,
+            "out_of_orderness_us": self.out_of_orderness_us,
+            "tolerance_us": self.tolerance_us,
+            "max_ahead_us": self.max_ahead_us,
+        }
