@@ -175,7 +175,7 @@ def demo(
     if seeds is not None:
         training = dataclasses.replace(configuration.training, seeds=seeds)
         configuration = dataclasses.replace(configuration, training=training)
-    from tidemill.pipelines.commands import demo as stage
+    from tidemill.pipelines.commands import whole_loop as stage
     from tidemill.pipelines.run.summary import print_tables
 
     figures = stage.demo(configuration, _progress(quiet), sample=sample, speed=speed, engine=engine)
@@ -339,7 +339,7 @@ def features(config_path: Path, root: Path | None, view: str, keys: tuple[str, .
     VIEW is a feature view's name, KEY an entity's key.
     """
     configuration = _load_as_made(config_path, root)
-    from tidemill.pipelines.commands.features import read_features
+    from tidemill.pipelines.verify.read_features import read_features
     from tidemill.pipelines.run.summary import columns_as_rows, print_tables
 
     table = read_features(configuration, view, keys)
@@ -400,7 +400,7 @@ def apply(
     if (plan_only and promote) or (serve_unfilled and not promote):
         raise click.UsageError("--plan stands alone, and --serve-unfilled needs --promote")
     configuration = _load(config_path, root)
-    from tidemill.pipelines.commands import apply as stage
+    from tidemill.pipelines.commands import apply_plan as stage
     from tidemill.pipelines.run.summary import print_tables
 
     preview = stage.plan(configuration)
@@ -426,7 +426,7 @@ def clean_store(config_path: Path, root: Path | None, yes: bool) -> None:
     A reader or a stream of an old definition may still use one: look at how old it is.
     """
     configuration = _load(config_path, root)
-    from tidemill.pipelines.commands import apply as stage
+    from tidemill.pipelines.commands import apply_plan as stage
     from tidemill.pipelines.run.summary import print_tables
 
     found = stage.orphans(configuration)

@@ -36,9 +36,9 @@ STAGES = {
     "stream": ("stream_run.stream", "stream"),
     "republish": ("recovery.republish", "republish"),
     "verify": ("verify.verify", "verify"),
-    "demo": ("commands.demo", "demo"),
+    "demo": ("commands.whole_loop", "demo"),
     "replay-rejected": ("ingest.replay_rejected", "replay"),
-    "features": ("commands.features", "read_features"),
+    "features": ("verify.read_features", "read_features"),
     "explain": ("verify.explain", "explain"),
 }
 
