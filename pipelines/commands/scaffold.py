@@ -1,8 +1,8 @@
 """`tidemill init`: a small working project to start from.
 
-What is promised here: the project works as it is (its events come with it), it is the same
-wherever it is written, nothing that exists is overwritten, and a project stands there whole or
-not at all.
+What is promised here: the project works as it is (its events, those of a made-up shop, come with
+it from ``templates/project/data``), it is the same wherever it is written, nothing that exists is
+overwritten, and a project stands there whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import ConfigurationError
-from tidemill.pipelines.commands.scaffold_events import shop_events
 
 _FILES: Final = {
     "README.md": "README.md.template",
@@ -53,9 +52,9 @@ def write_project(name: str, parent: Path) -> Path:
             f"{folder} exists already; nothing was written. Take another name, another --path, or "
             "remove it"
         )
-    events = shop_events()
-    rows = sum(text.count("\n") - 1 for text in events.values())
     templates = importlib.resources.files("tidemill.pipelines").joinpath("templates", "project")
+    events = {item.name: item.read_bytes() for item in templates.joinpath("data").iterdir()}
+    rows = sum(content.count(b"\n") - 1 for content in events.values())
     parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}-"))
     try:
@@ -64,8 +63,8 @@ def write_project(name: str, parent: Path) -> Path:
             text = text.replace(_NAME, name).replace(_ROWS, f"{rows:,}")
             (scratch / file_name).write_text(text, encoding="utf-8")
         (scratch / "events").mkdir()
-        for file_name, text in events.items():
-            (scratch / "events" / file_name).write_text(text, encoding="utf-8", newline="")
+        for file_name, content in events.items():
+            (scratch / "events" / file_name).write_bytes(content)
         scratch.chmod(0o755)  # a temporary directory is its owner's alone
         scratch.rename(folder)
     except BaseException:
