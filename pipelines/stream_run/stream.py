@@ -21,7 +21,6 @@ from typing import Any, Final
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tidemill.features.errors import SequenceError
 from tidemill.features.kernel import hashing
@@ -69,10 +68,12 @@ from tidemill.pipelines.stream.lost_writes import HOLES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.training.train import current_bundle
+from tidemill.serving.files.read_files import read_table, row_count
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.stores import online_places
 
 _WATCH_SECONDS: Final = 0.25
+_MEND: Final = "run `tidemill stream` again"
 
 
 def stream(
@@ -265,11 +266,11 @@ def _watched(run_name: str, stage: Any) -> Iterator[None]:
 def read_rejected(folder: Path) -> pa.Table:
     """Read the rejected records in a folder."""
     paths = sorted(folder.glob("*.parquet"))
-    return pa.concat_tables([rejected.SCHEMA.empty_table(), *map(pq.read_table, paths)])
+    return pa.concat_tables([rejected.SCHEMA.empty_table(), *(read_table(p, _MEND) for p in paths)])
 
 
 def _rows(folder: Path) -> int:
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob("**/*.parquet"))
+    return sum(row_count(path, _MEND) for path in folder.glob("**/*.parquet"))
 
 
 def _outcome(config: Configuration) -> dict[str, Any]:
@@ -303,7 +304,7 @@ def _outcome(config: Configuration) -> dict[str, Any]:
 
 def _read(folder: Path, columns: list[str]) -> pa.Table | None:
     """Read columns of all Parquet files in a folder; None when there is none."""
-    parts = [pq.read_table(path, columns=columns) for path in folder.glob("*.parquet")]
+    parts = [read_table(path, _MEND, columns=columns) for path in folder.glob("*.parquet")]
     return pa.concat_tables(parts) if parts else None
 
 

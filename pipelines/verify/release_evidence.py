@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tidemill.features.definitions.views import FeatureView, Project
 from tidemill.features.errors import InputError
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.verify.raw_history import Positions
+from tidemill.serving.files.read_files import read_json, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -130,24 +130,33 @@ def read_evidence(
         )
     releases: dict[tuple[str, int, int], tuple[int, Positions]] = {}
     conflicts = []
+
+    def take(entry: Any) -> tuple[tuple[str, int, int], tuple[int, Positions]]:
+        events = partitions[project.view(entry["view"]).stream.name]
+        positions = tuple(map(int, entry["positions"][:events]))
+        key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
+        return key, (int(entry["frontier_us"]), positions)
+
     for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            key = entry["view"], entry["shard"], entry["number"]
-            events = partitions[project.view(entry["view"]).stream.name]
-            value = entry["frontier_us"], tuple(entry["positions"][:events])
+        for key, value in read_json_lines(path, take, "run `tidemill stream` again"):
             if releases.setdefault(key, value) != value:
                 conflicts.append(key)
     handoff_us: dict[str, int] = {}
     handoff: dict[str, Positions] = {}
     path = root / "states" / "handoff.json"
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        as_of_us, handoff = read_json(
+            path,
+            lambda stored: (
+                int(stored["as_of_us"]),
+                {name: tuple(map(int, places)) for name, places in stored["positions"].items()},
+            ),
+            "run `tidemill backfill` again, and the stream from its beginning",
+        )
         for view in project.views:
             # What was received later may lie this far below; the frontier waits for it.
             waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
-            handoff_us[view.name] = stored["as_of_us"] - waits
-        handoff = {name: tuple(positions) for name, positions in stored["positions"].items()}
+            handoff_us[view.name] = as_of_us - waits
     mode = read_summary(root).get("stream", {}).get("mode", mode)
     return Evidence(
         releases, tuple(conflicts), _gaps(releases), handoff_us, handoff, mode == "exact"
