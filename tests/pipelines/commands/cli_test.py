@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 
 from tidemill.features.errors import InputError
-from tidemill.pipelines.commands.cli import commands, main
+from tidemill.pipelines.commands.cli import COMMANDS, main
 from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.config.installed_projects import GROUP, installed_project
@@ -113,7 +113,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
     assert not any(line.endswith("...") for line in listed)
 
 
-@pytest.mark.parametrize("command", sorted(commands.commands))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     assert f"Usage: tidemill {command}" in capsys.readouterr().out

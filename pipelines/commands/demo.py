@@ -1,0 +1,62 @@
+"""`tidemill demo`: the whole loop on an installed project."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from tidemill.pipelines.commands import options, stages
+
+DEMO_ROOT: Final = Path("demo")
+"""Where `tidemill demo` writes, in the working directory: its YAML file may be in a package that
+nobody may write to."""
+
+
+@click.command(short_help="Run the whole loop on an installed project.")
+@click.argument("name", required=False)
+@click.option("--sample", is_flag=True, help="Only a few days: a quick look.")
+@options.speed
+@options.engine
+@click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=DEMO_ROOT,
+    show_default=True,
+    help="Where everything is written.",
+)
+@click.option("--seeds", metavar="N", type=click.IntRange(min=1), help="How many trainings.")
+@options.quiet
+def demo(
+    name: str | None,
+    sample: bool,
+    speed: float | None,
+    engine: str | None,
+    root: Path,
+    seeds: int | None,
+    quiet: bool,
+) -> None:
+    """Run the whole loop on an installed project: from raw events to proven predictions.
+
+    NAME is the project's; it can be left out where only one is installed. The last line is
+    `N mismatches in M values`; the exit status is 1 unless N is 0.
+    """
+    from tidemill.pipelines.config.installed_projects import installed_project
+
+    configuration = stages.load(installed_project(name), root)
+    if seeds is not None:
+        training = dataclasses.replace(configuration.training, seeds=seeds)
+        configuration = dataclasses.replace(configuration, training=training)
+    from tidemill.pipelines.commands import whole_loop as stage
+    from tidemill.pipelines.run.summary import print_tables
+
+    figures = stage.demo(
+        configuration, stages.progress(quiet), sample=sample, speed=speed, engine=engine
+    )
+    print_tables([stage.overview(figures)], sys.stdout)
+    click.echo(f"every figure: {root / 'summary.json'}; pictures: {figures['report']}")
+    stages.end_with_verdict(figures["verify"])

@@ -1,0 +1,28 @@
+"""`tidemill features`: read entities from the online store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from tidemill.pipelines.commands import options, stages
+
+
+@click.command(short_help="Read features from the online store.")
+@click.argument("view")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@options.config
+@options.root
+def features(config_path: Path, root: Path | None, view: str, keys: tuple[str, ...]) -> None:
+    """Read the features of some entities from the online store, with their status.
+
+    VIEW is a feature view's name, KEY an entity's key.
+    """
+    configuration = stages.load_as_made(config_path, root)
+    from tidemill.pipelines.run.summary import columns_as_rows, print_tables
+    from tidemill.pipelines.verify.read_features import read_features
+
+    table = read_features(configuration, view, keys)
+    print_tables([columns_as_rows(table.to_pydict())], sys.stdout)
