@@ -17,7 +17,7 @@ from tidemill.serving.files.file_errors import file_error, named_in_text
 COLUMNS: Final = 100
 LINES: Final = 3
 _CUT: Final = " [...] "
-_TAIL: Final = 120
+_TAIL: Final = 100
 
 
 def explanation(error: BaseException, root: Path | None) -> str | None:

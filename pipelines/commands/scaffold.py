@@ -11,10 +11,13 @@ import importlib.resources
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import ConfigurationError
+from tidemill.serving.files.file_errors import named_for
 
 _FILES: Final = {
     "README.md": "README.md.template",
@@ -40,6 +43,7 @@ def write_project(name: str, parent: Path) -> Path:
 
     Raises:
         ConfigurationError: The name cannot be a project's, or the directory exists.
+        FileError: The place cannot be written.
     """
     if not _PROJECT_NAME.fullmatch(name):
         raise ConfigurationError(
@@ -55,8 +59,17 @@ def write_project(name: str, parent: Path) -> Path:
     templates = importlib.resources.files("tidemill.pipelines").joinpath("templates", "project")
     events = {item.name: item.read_bytes() for item in templates.joinpath("data").iterdir()}
     rows = sum(content.count(b"\n") - 1 for content in events.values())
-    parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}-"))
+    with named_for(folder):
+        _write(folder, templates, name, events, rows)
+    return folder
+
+
+def _write(
+    folder: Path, templates: Traversable, name: str, events: Mapping[str, bytes], rows: int
+) -> None:
+    """Write the files beside their place, and put them there together."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
     try:
         for file_name, template in _FILES.items():
             text = templates.joinpath(template).read_text(encoding="utf-8")
@@ -70,4 +83,3 @@ def write_project(name: str, parent: Path) -> Path:
     except BaseException:
         shutil.rmtree(scratch)
         raise
-    return folder

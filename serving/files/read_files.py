@@ -60,7 +60,7 @@ def reading(path: Path, mend: str) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: BaseException, mend: str) -> DamagedFile:
-    why = " ".join(str(error).split()) or type(error).__name__
+    why = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
     if isinstance(error, KeyError):
         why = f"there is no {why}"
     size = f"{path.stat().st_size:,} bytes" if path.is_file() else "no file"
@@ -88,9 +88,12 @@ def read_json(path: Path, take: Callable[[Any], T], mend: str) -> T:
 
 
 def read_json_lines(path: Path, take: Callable[[Any], T], mend: str) -> list[T]:
-    """Read a file with one JSON value a line; as `read_json`, line by line."""
+    """Read a file with one JSON value a line, at least one; as `read_json`, line by line."""
     with reading(path, mend):
-        return [take(json.loads(line)) for line in path.read_bytes().decode("utf-8").splitlines()]
+        found = [take(json.loads(line)) for line in path.read_bytes().decode("utf-8").splitlines()]
+        if not found:
+            raise ValueError("there is no line in it")
+        return found
 
 
 def read_table(path: Path, mend: str, **options: Any) -> pa.Table:
