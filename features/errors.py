@@ -21,9 +21,21 @@ TidemillError
 │   ├── LostPublications              it stands behind what was already published
 │   ├── NoKeySpace                    it has no such key space: emptied, or never registered
 │   └── ConflictingPublication
-├── EngineError (RuntimeError)        the Beam engine is missing or not the one asked for
-└── ProofError (AssertionError)       something served differs from its recomputation
+├── FileError (OSError)               a file or folder that cannot be read or written
+│   ├── NoSpace                       the disk, a quota or a limit of the process is full
+│   ├── NoAccess (PermissionError)    it is read-only, or not this user's
+│   ├── NoSuchFile (FileNotFoundError)  it is not there
+│   └── DamagedFile (ValueError)      its bytes are not those that were written
+├── EngineError (RuntimeError)        the Beam engine failed
+│   ├── UnknownEngine (ValueError)    no engine has the name that was asked for
+│   ├── PrismMissing                  Prism was asked for, and there is no binary to run
+│   ├── PrismFailed                   Prism's process did not start, or ended before the job
+│   └── WrongEngine                   another engine ran than the one that was chosen
+└── ProofError (AssertionError)       a value differs from its recomputation
 ```
+
+`tests/features/errors_test.py` compares this drawing with the classes, and looks for the line that
+raises each of them.
 
 Bad *records* are never exceptions past the reader: they become rejected records.
 """
@@ -118,12 +130,48 @@ class ConflictingPublication(StoreError):
     """Two publications carry the same (event_timestamp, revision) and different bytes."""
 
 
+class FileError(TidemillError, OSError):
+    """A file or folder cannot be read or written; ``errno`` says why, where the system did."""
+
+
+class NoSpace(FileError):
+    """The disk, a quota or a limit of the process leaves no room to write."""
+
+
+class NoAccess(FileError, PermissionError):
+    """A file or folder is read-only, or this user has no right to it."""
+
+
+class NoSuchFile(FileError, FileNotFoundError):
+    """A file or folder is not there."""
+
+
+class DamagedFile(FileError, ValueError):
+    """The bytes of a file are not those that were written."""
+
+
 class EngineError(TidemillError, RuntimeError):
-    """The Beam engine is missing, or is not the one that was asked for."""
+    """The Beam engine failed."""
+
+
+class UnknownEngine(EngineError, ValueError):
+    """An engine was asked for that does not exist here."""
+
+
+class PrismMissing(EngineError):
+    """Prism was asked for, and there is no binary to run."""
+
+
+class PrismFailed(EngineError):
+    """Prism's process did not start, or ended before the job did."""
+
+
+class WrongEngine(EngineError):
+    """A pipeline ran on another engine than the one chosen for it."""
 
 
 class ProofError(TidemillError, AssertionError):
-    """A served value differs from its recomputation."""
+    """A value differs from its recomputation."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,316 +1,70 @@
-"""Apply and clean-store: the plan of a registration as tables, and what comes of it.
-
-What a plan means stands in `serving.registry.plan`; here it is written for a reader.
-"""
+"""`tidemill apply`: register the definitions, the plan first."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from typing import Final
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from tidemill.features.bigquery_dataset import BigQueryDataset
-from tidemill.features.contract import TIME_MAX, TIME_MIN, format_duration, moment_of
-from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.run.summary import Table
-from tidemill.serving.files.atomic_write import written_whole
-from tidemill.serving.offline.bigquery_tables import project_ddl
-from tidemill.serving.online.rows import Clock
-from tidemill.serving.registry.definition_changes import Change
-from tidemill.serving.registry.orphaned_spaces import Orphan, drop_orphans, find_orphans
-from tidemill.serving.registry.plan import Plan, Preview, Role, SpacePlan, ViewPlan, behind_us
-from tidemill.serving.registry.registration import (
-    FEATURE_STORE_YAML,
-    apply_project,
-    plan_project,
-    write_feature_store_yaml,
+import click
+
+from tidemill.pipelines.commands import options, stages
+
+if TYPE_CHECKING:
+    from tidemill.serving.online.rows import Clock
+
+_CLOCKS: Final = ("replay", "wall")
+
+
+@click.command(short_help="Register the definitions; show the plan first.")
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would be done, and do nothing.")
+@click.option(
+    "--promote", is_flag=True, help="Let everybody read the code's definitions: views and service."
 )
-from tidemill.serving.stores.registry_places import default_registry, registry_lock
-
-BIGQUERY_SQL: Final = "bigquery.sql"
-"""The file below the root with the statements that make the tables of BigQuery."""
-
-_SIGNS = {Change.ADDED: "+", Change.CHANGED: "~", Change.REMOVED: "-", Change.UNCHANGED: "="}
-_SECOND_US = 1_000_000
-
-
-def plan(config: Configuration) -> Preview:
-    """Compare the project with its registry and online store; nothing is changed.
-
-    Raises:
-        StoreError: The registry or the online store cannot be read.
-    """
-    return plan_project(
-        config.project,
-        config.root,
-        place=config.online_store,
-        registry=config.registry,
-        offline=config.offline_store,
-    )
-
-
+@click.option(
+    "--serve-unfilled",
+    is_flag=True,
+    help="With --promote: also where a definition has no values yet. Readers get NOT_FOUND, or "
+    "values that are not as old as they should be.",
+)
+@click.option(
+    "--clock",
+    type=click.Choice(_CLOCKS),
+    default="replay",
+    show_default=True,
+    help="What Feast's programs judge the age of values by: the published frontier, which goes "
+    "with replayed sources, or the wall clock.",
+)
+@options.config
+@options.root
 def apply(
-    config: Configuration, shown: Preview, *, promote: bool, unfilled_too: bool, clock: Clock
-) -> list[str]:
-    """Do what a plan says, and write the file that Feast's own programs read.
+    config_path: Path,
+    root: Path | None,
+    plan_only: bool,
+    promote: bool,
+    serve_unfilled: bool,
+    clock: Clock,
+) -> None:
+    """Register the project's definitions, and show before what that does.
 
-    Where features of the past are read from BigQuery, the statements that make its tables are
-    written beside that file (`BIGQUERY_SQL`): Tidemill itself does not talk to BigQuery.
-
-    Args:
-        config: The configuration.
-        shown: The plan that was shown.
-        promote: Whether the code's definitions become the promoted ones.
-        unfilled_too: Whether to promote what has no values to read yet.
-        clock: What those programs judge age by.
-
-    Returns:
-        What was done, in lines.
-
-    Raises:
-        StoreError: The registry or the store refuses, is not as it was shown, or a definition that
-            is to be promoted is not filled.
+    A view that is new is promoted at once; a changed one gets a pending version beside the
+    promoted one, which everybody goes on reading until --promote. The root then holds the
+    feature_store.yaml with which Feast's own programs read. Applying again changes nothing.
     """
-    done = apply_project(
-        config.project,
-        config.root,
-        place=config.online_store,
-        registry=config.registry,
-        offline=config.offline_store,
-        promote=promote,
-        unfilled_too=unfilled_too,
-        shown=shown,
+    if (plan_only and promote) or (serve_unfilled and not promote):
+        raise click.UsageError("--plan stands alone, and --serve-unfilled needs --promote")
+    configuration = stages.load(config_path, root)
+    from tidemill.pipelines.commands import apply_plan as stage
+    from tidemill.pipelines.run.summary import print_tables
+
+    preview = stage.plan(configuration)
+    print_tables(stage.plan_tables(preview), sys.stdout)
+    click.echo("\n".join(stage.plan_verdict(preview)))
+    if plan_only:
+        return
+    done = stage.apply(
+        configuration, preview, promote=promote, unfilled_too=serve_unfilled, clock=clock
     )
-    lines = list(done.promotes if promote else done.registers)
-    lines += [f"make key space {space.name}" for space in done.plan.spaces or () if _made(space)]
-    if _wrote_feature_store_yaml(config, clock):
-        lines.append(f"write {FEATURE_STORE_YAML}: clock {clock}")
-    if _wrote_bigquery_sql(config):
-        lines.append(f"write {BIGQUERY_SQL}: run it in BigQuery, which makes the tables")
-    return lines or ["nothing to do"]
-
-
-def next_steps(done: Plan, *, promoted: bool) -> Iterator[str]:
-    """Yield what is left for somebody to do after registering, in lines."""
-    for view in done.views:
-        if view.change is Change.ADDED and not view.in_service and done.service is Change.CHANGED:
-            yield f"{view.view} is new: fill it with `tidemill backfill --publish`"
-        if view.change is Change.CHANGED and not promoted:
-            yield (
-                f"{view.view} has version {view.version} pending as {view.feast_name}: fill it "
-                "with `tidemill backfill --publish`"
-            )
-    if done.to_promote and not promoted:
-        yield "then let everybody read the new definitions with `tidemill apply --promote`"
-
-
-def plan_tables(preview: Preview, *, now_us: int | None = None) -> list[Table]:
-    """Return a plan as tables.
-
-    Args:
-        preview: The plan.
-        now_us: What ages are measured from; None is the wall clock.
-    """
-    made = preview.plan
-    now = time.time_ns() // 1_000 if now_us is None else now_us
-    tables = [
-        Table(
-            f"project {made.project}",
-            ("", "what", "version", "definition", "what becomes of it"),
-            [
-                *map(_view_row, made.views),
-                *_superseded_rows(made),
-                *_entity_rows(made),
-                *_service_rows(made),
-            ],
-            frozenset([2]),
-        )
-    ]
-    if rows := [row for view in made.views for row in _change_rows(view)]:
-        tables.append(Table("changes", ("", "view", "feature", "difference"), rows))
-    if made.spaces is not None:
-        rows = [_space_row(space, made.spaces, now) for space in made.spaces]
-        columns = ("key space", "referred to as", "shards", "as of", "state")
-        tables.append(Table("online store", columns, rows))
-    return tables
-
-
-def plan_verdict(preview: Preview) -> list[str]:
-    """Return what a plan comes to, in lines."""
-    made = preview.plan
-    made_spaces = [f"make key space {s.name}" for s in made.spaces or () if _made(s)]
-    doing = [*preview.registers, *made_spaces]
-    lines = ["`tidemill apply` would:", *(f"  {line}" for line in doing)]
-    if not doing:
-        lines = ["`tidemill apply` would do nothing: everything is registered"]
-    if made.to_promote:
-        lines.append(f"`tidemill apply --promote` would switch {', '.join(made.to_promote)}:")
-        lines += [f"  {line}" for line in preview.promotes]
-    if made.to_promote and made.unfilled:
-        lines.append("and is refused for now: fill with `tidemill backfill --publish`:")
-        lines += [f"  {line}" for line in made.unfilled]
-    return lines
-
-
-def orphan_tables(orphans: list[Orphan], *, now_us: int | None = None) -> list[Table]:
-    """Return the key spaces that nobody refers to, as a table.
-
-    Args:
-        orphans: The key spaces.
-        now_us: What ages are measured from; None is the wall clock.
-    """
-    now = time.time_ns() // 1_000 if now_us is None else now_us
-    rows = [
-        (orphan.space.name, orphan.space.view, _as_of(orphan.frontiers.least, now))
-        for orphan in orphans
-    ]
-    return [Table("key spaces that no version refers to", ("key space", "view", "as of"), rows)]
-
-
-def orphans(config: Configuration) -> list[Orphan]:
-    """Find the key spaces that no version in the registry refers to.
-
-    Raises:
-        StoreError: The registry or the store cannot be read, or the registry is empty.
-    """
-    return find_orphans(
-        config.project, config.root, place=config.online_store, registry=config.registry
-    )
-
-
-def clean(config: Configuration, found: list[Orphan]) -> list[str]:
-    """Drop key spaces that still nobody refers to.
-
-    Returns:
-        The names of those that were dropped.
-
-    Raises:
-        StoreError: The registry or the store refuses.
-    """
-    return drop_orphans(
-        config.project, config.root, found, place=config.online_store, registry=config.registry
-    )
-
-
-def _wrote_feature_store_yaml(config: Configuration, clock: Clock) -> bool:
-    """Bring ``feature_store.yaml`` up to date; tell whether it was not."""
-    target = config.root / FEATURE_STORE_YAML
-    with registry_lock(config.registry or default_registry(config.root)):
-        before = target.read_bytes() if target.exists() else None
-        write_feature_store_yaml(
-            config.project,
-            config.root,
-            clock=clock,
-            place=config.online_store,
-            registry=config.registry,
-            offline=config.offline_store,
-        )
-        return target.read_bytes() != before
-
-
-def _wrote_bigquery_sql(config: Configuration) -> bool:
-    """Bring ``bigquery.sql`` up to date; tell whether it was not."""
-    if not isinstance(config.offline_store, BigQueryDataset):
-        return False
-    target = config.root / BIGQUERY_SQL
-    text = project_ddl(config.offline_store, config.project)
-    if target.exists() and target.read_text() == text:
-        return False
-    with written_whole(target) as unfinished:
-        unfinished.write_text(text)
-    return True
-
-
-def _made(space: SpacePlan) -> bool:
-    return not space.exists and space.role is not Role.ORPHANED
-
-
-def _view_row(view: ViewPlan) -> tuple[str, ...]:
-    what = {
-        Change.ADDED: "new: promoted at once",
-        Change.CHANGED: f"pending as {view.feast_name}; promoted is "
-        f"{'' if view.promoted is None else view.promoted.definition}",
-        Change.REMOVED: "not in the code: stays until promotion",
-        Change.UNCHANGED: "promoted",
-    }[view.change]
-    return (
-        _SIGNS[view.change],
-        f"view {view.view}",
-        str(view.version),
-        view.definition,
-        what,
-    )
-
-
-def _superseded_rows(made: Plan) -> Iterator[tuple[str, ...]]:
-    for version in made.superseded:
-        what = f"pending as {version.feast_name}, not in the code: stays until promotion"
-        view, number = f"view {version.view}", str(version.version)
-        yield _SIGNS[Change.REMOVED], view, number, version.definition, what
-
-
-def _entity_rows(made: Plan) -> Iterator[tuple[str, ...]]:
-    for entity in made.entities:
-        if entity.change is Change.UNCHANGED:
-            continue
-        what = {
-            Change.ADDED: "new",
-            Change.CHANGED: f"{'; '.join(entity.details)}: pending as {entity.feast_name}",
-            Change.REMOVED: "not in the code: stays until promotion",
-        }[entity.change]
-        yield _SIGNS[entity.change], f"entity {entity.entity}", "", "", what
-
-
-def _service_rows(made: Plan) -> Iterator[tuple[str, ...]]:
-    what = {
-        Change.ADDED: "new",
-        Change.CHANGED: f"{'; '.join(made.service_details) or 'other order'}: on promotion",
-        Change.UNCHANGED: "the code's features",
-    }[made.service]
-    yield _SIGNS[made.service], f"feature service {made.project}", "", "", what
-
-
-def _change_rows(view: ViewPlan) -> Iterator[tuple[str, ...]]:
-    sign = _SIGNS[Change.CHANGED]
-    for detail in view.details:
-        yield sign, view.view, "", detail
-    for feature in view.features:
-        yield _SIGNS[feature.change], view.view, feature.feature, ", ".join(feature.details)
-
-
-def _space_row(space: SpacePlan, spaces: tuple[SpacePlan, ...], now_us: int) -> tuple[str, ...]:
-    frontiers = space.frontiers
-    shards = f"{len(frontiers.by_shard)} of {frontiers.shard_count or '?'}"
-    return (
-        space.name,
-        space.role.value,
-        shards if space.exists else "",
-        _as_of(frontiers.least, now_us) if space.exists else "",
-        _state(space, spaces),
-    )
-
-
-def _state(space: SpacePlan, spaces: tuple[SpacePlan, ...]) -> str:
-    if not space.exists:
-        return "will be made, empty: fill it with `tidemill backfill --publish`"
-    if lacking := space.unfilled:
-        return lacking
-    behind = behind_us(space, spaces)
-    trails = f", {_rounded(behind)} behind the newest of the view" if behind else ""
-    return f"filled{trails}"
-
-
-def _as_of(least_us: int, now_us: int) -> str:
-    if not TIME_MIN < least_us < TIME_MAX:
-        return "-"
-    text = moment_of(least_us).strftime("%Y-%m-%dT%H:%M:%SZ")
-    age = now_us - least_us
-    return f"{text} ({_rounded(age)} ago)" if age >= 0 else text
-
-
-def _rounded(duration_us: int) -> str:
-    """Write a duration in whole units, from the largest that it holds twice."""
-    for unit_us in (86_400 * _SECOND_US, 3_600 * _SECOND_US, 60 * _SECOND_US, _SECOND_US):
-        if duration_us >= 2 * unit_us:
-            return format_duration(duration_us // unit_us * unit_us)
-    return f"{duration_us / _SECOND_US:.1f}s"
+    click.echo("\n".join(["done:", *(f"  {line}" for line in done)]))
+    for line in stage.next_steps(preview.plan, promoted=promote):
+        click.echo(f"next: {line}")

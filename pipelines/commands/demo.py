@@ -1,121 +1,62 @@
-"""Demo: the whole loop, from raw files to proven predictions, on one machine without servers."""
+"""`tidemill demo`: the whole loop on an installed project."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Final
 
-from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.backfill import backfill
-from tidemill.pipelines.report.page import write_report
-from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.run.run_record import remember, sampled
-from tidemill.pipelines.run.summary import Table, write_summary
-from tidemill.pipelines.stream_run.stream import stream
-from tidemill.pipelines.training.evaluation import Evaluation, Runs
-from tidemill.pipelines.training.train import train
-from tidemill.pipelines.verify.verify import verify
+import click
+
+from tidemill.pipelines.commands import options, stages
+
+DEMO_ROOT: Final = Path("demo")
+"""Where `tidemill demo` writes, in the working directory: its YAML file may be in a package that
+nobody may write to."""
 
 
+@click.command(short_help="Run the whole loop on an installed project.")
+@click.argument("name", required=False)
+@click.option("--sample", is_flag=True, help="Only a few days: a quick look.")
+@options.speed
+@options.engine
+@click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=DEMO_ROOT,
+    show_default=True,
+    help="Where everything is written.",
+)
+@click.option("--seeds", metavar="N", type=click.IntRange(min=1), help="How many trainings.")
+@options.quiet
 def demo(
-    config: Configuration,
-    progress: Progress,
-    sample: bool = False,
-    speed: float | None = None,
-    engine: str | None = None,
-) -> dict[str, Any]:
-    """Backfill, train, stream, verify, report.
+    name: str | None,
+    sample: bool,
+    speed: float | None,
+    engine: str | None,
+    root: Path,
+    seeds: int | None,
+    quiet: bool,
+) -> None:
+    """Run the whole loop on an installed project: from raw events to proven predictions.
 
-    Args:
-        config: The configuration.
-        progress: Where progress is shown.
-        sample: Use the configuration's sample.
-        speed: Times real time for the stream; None for as fast as possible.
-        engine: The stream's engine; None for the configured one.
-
-    Returns:
-        What each step returned, and the seconds it took.
+    NAME is the project's; it can be left out where only one is installed. The last line is
+    `N mismatches in M values`; the exit status is 1 unless N is 0.
     """
-    remember(config, sample)
-    if sample:
-        config = sampled(config)
-    summary: dict[str, Any] = {}
-    steps: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
-        ("backfill", lambda: backfill(config, progress)),
-        ("train", lambda: train(config, progress)),
-        ("stream", lambda: stream(config, progress, speed=speed, engine=engine)),
-        ("verify", lambda: verify(config, progress)),
+    from tidemill.pipelines.config.installed_projects import installed_project
+
+    configuration = stages.load(installed_project(name), root)
+    if seeds is not None:
+        training = dataclasses.replace(configuration.training, seeds=seeds)
+        configuration = dataclasses.replace(configuration, training=training)
+    from tidemill.pipelines.commands import whole_loop as stage
+    from tidemill.pipelines.run.summary import print_tables
+
+    figures = stage.demo(
+        configuration, stages.progress(quiet), sample=sample, speed=speed, engine=engine
     )
-    for name, step in steps:
-        began = time.perf_counter()
-        result = step()
-        summary[name] = {**result, "seconds": round(time.perf_counter() - began, 3)}
-        write_summary(config.root, name, summary[name])
-    summary["report"] = str(write_report(config, summary))
-    return summary
-
-
-def overview(summary: Mapping[str, Any]) -> Table:
-    """Return the run on one screen: what each step took, and what went in and out."""
-    sources = summary["backfill"]["sources"].values()
-    read = sum(source["read"] for source in sources)
-    refused = sum(source["rejected"] for source in sources)
-    stream_, proof = summary["stream"], summary["verify"]
-    evaluation = Evaluation.from_json(summary["train"]["evaluation"])
-    rows = [
-        ("backfill", f"{read:,} rows read, {refused:,} of them rejected"),
-        ("", f"{summary['backfill']['training']['rows']:,} requests with their features"),
-        *(
-            ("train" if runs is evaluation.model else "", _quality(runs))
-            for runs in (evaluation.model, *evaluation.baselines)
-        ),
-        ("", f"beats both baselines: {'yes' if evaluation.beats_baselines else 'no'}"),
-        ("stream", stream_["why"]),
-        (
-            "",
-            (
-                f"{stream_['events']:,} events and {stream_['requests']:,} requests in, "
-                f"{stream_['rejected']:,} rejected"
-            ),
-        ),
-        (
-            "",
-            (
-                f"{stream_['predictions']:,} predictions and {stream_['publications']:,} "
-                "publications out"
-            ),
-        ),
-        (
-            "verify",
-            (
-                f"{proof['feature_mismatches']:,} mismatches in {proof['values']:,} values "
-                f"({proof['predictions']:,} predictions x {proof['features']} features)"
-            ),
-        ),
-        (
-            "",
-            (
-                f"{proof['oracle_mismatches']:,} in {proof['oracle_values']:,} by the plain-Python "
-                "oracle"
-            ),
-        ),
-        (
-            "",
-            (
-                f"{proof['store_mismatches']:,} in {proof['store_values']:,} read back from the "
-                f"store ({proof['store_entities']:,} entities)"
-            ),
-        ),
-    ]
-    return Table(
-        "summary",
-        ("step", "seconds", "what came of it"),
-        [(step, f"{summary[step]['seconds']:,.1f}" if step else "", text) for step, text in rows],
-        frozenset([1]),
-    )
-
-
-def _quality(runs: Runs) -> str:
-    seeds = f", mean of {len(runs.seeds)} seeds" if len(runs.seeds) > 1 else ""
-    return f"{runs.name}: log loss {runs.mean('log_loss'):.4f}, AUC {runs.mean('auc'):.4f}{seeds}"
+    print_tables([stage.overview(figures)], sys.stdout)
+    click.echo(f"every figure: {root / 'summary.json'}; pictures: {figures['report']}")
+    stages.end_with_verdict(figures["verify"])

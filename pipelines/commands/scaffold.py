@@ -1,8 +1,8 @@
 """`tidemill init`: a small working project to start from.
 
-What is promised here: the project works as it is (its events come with it), it is the same
-wherever it is written, nothing that exists is overwritten, and a project stands there whole or
-not at all.
+What is promised here: the project works as it is (its events, those of a made-up shop, come with
+it from ``templates/project/data``), it is the same wherever it is written, nothing that exists is
+overwritten, and a project stands there whole or not at all.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import importlib.resources
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import ConfigurationError
-from tidemill.pipelines.commands.scaffold_events import shop_events
+from tidemill.serving.files.file_errors import named_for
 
 _FILES: Final = {
     "README.md": "README.md.template",
@@ -42,6 +44,7 @@ def write_project(name: str, parent: Path) -> Path:
 
     Raises:
         ConfigurationError: The name cannot be a project's, or the directory exists.
+        FileError: The place cannot be written.
     """
     if not _PROJECT_NAME.fullmatch(name):
         raise ConfigurationError(
@@ -54,22 +57,30 @@ def write_project(name: str, parent: Path) -> Path:
             f"{folder} exists already; nothing was written. Take another name, another --path, or "
             "remove it"
         )
-    events = shop_events()
-    rows = sum(text.count("\n") - 1 for text in events.values())
     templates = importlib.resources.files("tidemill.pipelines").joinpath("templates", "project")
-    parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}-"))
+    events = {item.name: item.read_bytes() for item in templates.joinpath("data").iterdir()}
+    rows = sum(content.count(b"\n") - 1 for content in events.values())
+    with named_for(folder):
+        _write(folder, templates, name, events, rows)
+    return folder
+
+
+def _write(
+    folder: Path, templates: Traversable, name: str, events: Mapping[str, bytes], rows: int
+) -> None:
+    """Write the files beside their place, and put them there together."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
     try:
         for file_name, template in _FILES.items():
             text = templates.joinpath(template).read_text(encoding="utf-8")
             text = text.replace(_NAME, name).replace(_ROWS, f"{rows:,}")
             (scratch / file_name).write_text(text, encoding="utf-8")
         (scratch / "events").mkdir()
-        for file_name, text in events.items():
-            (scratch / "events" / file_name).write_text(text, encoding="utf-8", newline="")
+        for file_name, content in events.items():
+            (scratch / "events" / file_name).write_bytes(content)
         scratch.chmod(0o755)  # a temporary directory is its owner's alone
         scratch.rename(folder)
     except BaseException:
         shutil.rmtree(scratch)
         raise
-    return folder

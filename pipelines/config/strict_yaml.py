@@ -27,6 +27,9 @@ from tidemill.features.rows import text_values
 
 T = TypeVar("T")
 
+MOST_DEEP: Final = 50
+"""How deep mappings and lists may be nested in one another."""
+
 _WHOLE: Final = re.compile(r"-?(0|[1-9][0-9_]{0,17})")
 _NUMBER: Final = re.compile(r"-?([0-9][0-9_]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 _VARIABLE: Final = re.compile(r"\$\{[^}]*\}")
@@ -235,6 +238,27 @@ class Section:
         return None if self.values[key].is_null else read(self.values[key])
 
 
+class _Loader(yaml.SafeLoader):
+    """Stops at what is nested deeper than any configuration is, before Python's own stack ends."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MOST_DEEP:
+            raise yaml.composer.ComposerError(
+                None,
+                None,
+                f"it is nested more than {MOST_DEEP} deep; no configuration is",
+                self.peek_event().start_mark,  # type: ignore[no-untyped-call]
+            )
+        try:
+            node: yaml.Node | None = super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+        return node
+
+
 def read_file(path: Path) -> Value:
     """Parse a YAML file.
 
@@ -246,7 +270,7 @@ def read_file(path: Path) -> Value:
 
     Raises:
         ConfigurationError: It is not there, cannot be read, is not UTF-8 or no YAML, is empty, or
-            holds more than one document.
+            holds more than one document, or is nested deeper than `MOST_DEEP`.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -264,7 +288,7 @@ def read_file(path: Path) -> Value:
             "save the file as UTF-8"
         ) from error
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)

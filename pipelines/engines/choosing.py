@@ -28,6 +28,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidemill.features.errors import PrismMissing, UnknownEngine, WrongEngine
+from tidemill.pipelines.engines.failures import original
 from tidemill.pipelines.engines.prism import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
 
 if TYPE_CHECKING:
@@ -43,18 +45,6 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 # of all loaded modules for each, tens of milliseconds beside TensorFlow. Our stages keep what they
 # decoded from state themselves and read it back only when they have lost it.
 STATE_CACHE_MB = 0
-
-
-class UnknownEngine(ValueError):
-    """An engine was asked for that does not exist here."""
-
-
-class PrismMissing(RuntimeError):
-    """Prism was asked for, and there is no binary to run."""
-
-
-class WrongEngine(RuntimeError):
-    """A pipeline ran on another engine than the one chosen for it."""
 
 
 class Engine(Enum):
@@ -219,10 +209,18 @@ def make_runner(choice: EngineChoice) -> PipelineRunner:
         from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 
         return BundleBasedDirectRunner()
+    from apache_beam.runners.worker import sdk_worker
+
     from tidemill.pipelines.engines.prism import OwnedPrismRunner
 
+    # Beam's worker logs the traceback of a step that failed, and prints it besides: once will do.
+    vars(sdk_worker)["print"] = _say_nothing
     assert choice.prism is not None  # EngineChoice has checked it
     return OwnedPrismRunner(choice.prism)
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """Stand in for ``print`` where the same text is logged too."""
 
 
 def engine_options(choice: EngineChoice) -> list[str]:
@@ -273,10 +271,17 @@ def run(pipeline: Pipeline, choice: EngineChoice) -> PipelineResult:
 
     Raises:
         WrongEngine: The pipeline ran on another engine.
-        RuntimeError: The pipeline failed; the message holds the error of the step that did.
+        TidemillError: A step raised it, or met what the operating system refused.
+        RuntimeError: A step failed for another reason; the message holds its error.
     """
-    result = pipeline.run()
-    result.wait_until_finish()
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except Exception as error:
+        known = original(error)
+        if known is None or known is error:
+            raise
+        raise known from error
     ran_on = engine_of(result)
     if ran_on != choice.name:
         raise WrongEngine(

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidemill.features.errors import EngineError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import (
     EngineChoice,
-    PrismMissing,
-    UnknownEngine,
     choose_engine,
     engine_options,
 )
@@ -43,12 +40,10 @@ def stream_engine(configuration: Configuration, engine: str | None = None) -> En
         The choice, with the sentence to print.
 
     Raises:
-        EngineError: The engine is unknown, or Prism and not built.
+        UnknownEngine: There is no such engine.
+        PrismMissing: It is Prism, and Prism is not built.
     """
-    try:
-        return choose_engine(engine or configuration.stream.engine, streaming=True)
-    except (UnknownEngine, PrismMissing) as error:
-        raise EngineError(str(error)) from error
+    return choose_engine(engine or configuration.stream.engine, streaming=True)
 
 
 def pipeline_arguments(

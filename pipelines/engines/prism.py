@@ -48,13 +48,11 @@ from apache_beam.runners.portability.portable_runner import PipelineResult
 from apache_beam.runners.portability.prism_runner import PrismRunner
 from apache_beam.runners.runner import PipelineState
 
+from tidemill.features.errors import PrismFailed
+
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 2_000
-
-
-class PrismFailed(RuntimeError):
-    """Prism's process did not start, or ended before the job did."""
 
 
 class PrismServer(JobServer):

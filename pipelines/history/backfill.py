@@ -15,7 +15,6 @@ from typing import Any, Final
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tidemill.features.contract import TIME_MAX
 from tidemill.features.definitions import Project
@@ -46,6 +45,7 @@ from tidemill.pipelines.stream.sequence import (
 )
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
+from tidemill.serving.files.read_files import row_count
 
 CHUNK_ROWS: Final = 65_536
 """Rows of a partition that are read, and requests that are joined, together."""
@@ -277,7 +277,8 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
         )
         run(pipeline, choice)
         rows = sum(
-            pq.read_metadata(path).num_rows for path in (root / "features").glob("*.parquet")
+            row_count(path, "run `tidemill backfill` again")
+            for path in (root / "features").glob("*.parquet")
         )
         stage.advance(rows)
     if rows != requests:

@@ -38,6 +38,7 @@ from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run.progress import Progress
 from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.read_files import read_json
 
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
@@ -276,7 +277,7 @@ def _write_counts(row: dict[str, Any], folder: str) -> None:
 
 def read_counts(folder: Path) -> list[dict[str, Any]]:
     """Read the counts that a run left, by source."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [read_json(path, dict, "run again") for path in sorted(folder.glob("*.json"))]
 
 
 def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any]:

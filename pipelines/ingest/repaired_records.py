@@ -48,6 +48,7 @@ from tidemill.pipelines.io.files import csv_lines, json_lines
 from tidemill.pipelines.io.files.judged_rows import StreamBatch, judge
 from tidemill.pipelines.io.files.readers import RawBatch, nulled
 from tidemill.pipelines.io.sinks import write_rows
+from tidemill.serving.files.read_files import reading
 
 _SCHEMA: Final = pa.schema(
     [
@@ -100,13 +101,14 @@ def read_mended(root: Path, source: str) -> list[list[Mended]]:
     """Read a source's mended records, replay by replay; one mended again counts there only."""
     replays = []
     for path in sorted((root / "mended" / source).glob("*.parquet")):
-        rows = pq.read_table(path, schema=_SCHEMA).to_pylist()
-        replays.append(
-            [
-                Mended(**row | {"columns": pa.ipc.read_schema(pa.py_buffer(row["columns"]))})
-                for row in rows
-            ]
-        )
+        with reading(path, "remove it, and replay the mended records again"):
+            rows = pq.read_table(path, schema=_SCHEMA).to_pylist()
+            replays.append(
+                [
+                    Mended(**row | {"columns": pa.ipc.read_schema(pa.py_buffer(row["columns"]))})
+                    for row in rows
+                ]
+            )
     newest = {one.record: number for number, replay in enumerate(replays) for one in replay}
     return [
         [one for one in replay if newest[one.record] == number]

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import InputError, nearest
@@ -55,6 +54,7 @@ from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run.progress import Progress
 from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.read_files import read_table, reading
 
 _KEYS: Final = ("record", "stream", "payload")
 _Record = Mapping[str, Any]
@@ -87,13 +87,20 @@ def replay(config: Configuration, progress: Progress, mended: Path | None) -> di
 def _read_rejected(config: Configuration) -> dict[str, _Record]:
     """Return the rejected records that can be mended, by their ids, in order of their place."""
     paths = (config.root / "rejected").glob("*.parquet")
-    records = [record for path in paths for record in pq.read_table(path).to_pylist()]
+    records = [record for path in paths for record in _read_records(path)]
     records.sort(key=lambda record: (record["stream"], record["partition"], record["position"]))
     return {
         record_id(record): record
         for record in records
         if record["stage"] != Stage.ANSWER and record["stream"] in config.sources
     }
+
+
+def _read_records(path: Path) -> list[_Record]:
+    """Read a file of rejected records."""
+    again = "run `tidemill backfill` again, which rejects the same records"
+    records: list[_Record] = read_table(path, again, schema=rejected.SCHEMA).to_pylist()
+    return records
 
 
 # Out
@@ -251,7 +258,7 @@ def _update_rejected(
 ) -> None:
     """Take records out of ``root/rejected`` and write others there anew, file by file."""
     for path in sorted((config.root / "rejected").glob("*.parquet")):
-        records = pq.read_table(path).to_pylist()
+        records = _read_records(path)
         left = [
             still.get(key, record)
             for record in records
@@ -265,7 +272,9 @@ def _update_rejected(
 
 def _read_lines(path: Path, config: Configuration) -> list[_Line]:
     lines: dict[str, _Line] = {}
-    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+    with reading(path, "name the file that was exported and mended"):
+        texts = path.read_bytes().splitlines()
+    for number, text in enumerate(texts, start=1):
         where = f"{path.name}:{number}"
         if not text.strip():
             continue

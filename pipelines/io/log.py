@@ -19,6 +19,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.errors import InputError
 from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.read_files import reading
 
 POSITION: Final = "_position"
 RECEIVED: Final = "_received"
@@ -26,6 +27,7 @@ PARTITION: Final = "_partition"
 SENT: Final = "_sent"
 """When a poll read the row, by the wall clock (for latency only)."""
 _BATCH_ROWS: Final = 65_536
+_MEND: Final = "run `tidemill backfill` again, which writes the log anew"
 
 
 def log_schema(definition: EventStream | Request) -> pa.Schema:
@@ -71,15 +73,18 @@ class Log:
         path = self.path(source, partition)
         if not path.exists():
             raise InputError(f"there is no partition {partition} of {source!r}: {path} is missing")
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        with reading(path, _MEND):
+            return pa.ipc.open_file(pa.memory_map(str(path)))
 
     def read(
         self, source: str, partition: int | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
         """Read a partition, or all of them one after the other with a ``_partition`` column."""
         if partition is not None:
-            table = self.open(source, partition).read_all()
-            return table if columns is None else table.select(list(columns))
+            reader = self.open(source, partition)
+            with reading(self.path(source, partition), _MEND):
+                table = reader.read_all()
+                return table if columns is None else table.select(list(columns))
         parts = []
         for number in range(self.partitions(source)):
             table = self.read(source, number, columns)

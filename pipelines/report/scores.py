@@ -22,6 +22,7 @@ from tidemill.pipelines.history.labels import find_labels
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.report.pictures import Curve
 from tidemill.pipelines.training.evaluation import Metrics, calibration, measure, roc_points
+from tidemill.serving.files.read_files import reading
 
 STREAMED: Final = "streamed period"
 
@@ -68,9 +69,10 @@ def read_served(root: Path) -> Served | None:
     """
     parts = []
     for path in sorted((root / "predictions").glob("*.parquet")):
-        names = set(pq.read_schema(path).names)
-        wanted = [*_NEEDED, *(name for name in (*_STAMPS, *_CLOCKS) if name in names)]
-        parts.append(pq.read_table(path, columns=wanted))
+        with reading(path, "run `tidemill stream` again"):
+            names = set(pq.read_schema(path).names)
+            wanted = [*_NEEDED, *(name for name in (*_STAMPS, *_CLOCKS) if name in names)]
+            parts.append(pq.read_table(path, columns=wanted))
     if not any(len(part) for part in parts):
         return None
     table = pa.concat_tables(parts)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Final
+from typing import Any, Final
 
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.read_files import read_json
 
 _RUN: Final = "run.json"
+_MEND: Final = (
+    'write {"sample": false} into it if the root holds all data, true if `demo --sample` made it'
+)
 
 
 def sampled(config: Configuration) -> Configuration:
@@ -42,6 +46,12 @@ def remember(config: Configuration, sample: bool) -> None:
 def as_made(config: Configuration) -> Configuration:
     """Return the configuration that the root was made with: the sample's where it holds one."""
     path = config.root / _RUN
-    if path.exists() and json.loads(path.read_text())["sample"]:
-        return sampled(config)
-    return config
+    if not path.exists():
+        return config
+    return sampled(config) if read_json(path, _is_sample, _MEND) else config
+
+
+def _is_sample(stored: Any) -> bool:
+    if not isinstance(stored["sample"], bool):
+        raise TypeError(f"'sample' is {stored['sample']!r}, expected true or false")
+    return bool(stored["sample"])

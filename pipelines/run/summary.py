@@ -18,6 +18,7 @@ from typing import Any, Final, TextIO
 
 from tidemill.features.errors import InputError, StateError
 from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.read_files import reading
 
 SUMMARY: Final = "summary.json"
 _LISTED: Final = 8
@@ -56,9 +57,11 @@ def read_summary(root: Path) -> dict[str, dict[str, Any]]:
     path = root / SUMMARY
     if not path.exists():
         return {}
+    with reading(path, "remove it and run again"):
+        text = path.read_bytes()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise StateError(f"{path} is no JSON ({error}); remove it and run again") from error
     if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
         raise StateError(f"{path} must map stages to their figures; remove it and run again")

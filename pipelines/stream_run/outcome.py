@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tidemill.features.rows import rejected
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.resume import PREDICTIONS, REJECTED
+from tidemill.serving.files.read_files import read_table, row_count
+
+_MEND: Final = "run `tidemill stream` again"
 
 
 def read_rejected(folder: Path) -> pa.Table:
     """Read the rejected records in a folder."""
     paths = sorted(folder.glob("*.parquet"))
-    return pa.concat_tables([rejected.SCHEMA.empty_table(), *map(pq.read_table, paths)])
+    return pa.concat_tables([rejected.SCHEMA.empty_table(), *(read_table(p, _MEND) for p in paths)])
 
 
 def _rows(folder: Path) -> int:
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob("**/*.parquet"))
+    return sum(row_count(path, _MEND) for path in folder.glob("**/*.parquet"))
 
 
 def count_outcome(config: Configuration) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def count_outcome(config: Configuration) -> dict[str, Any]:
 
 def _read(folder: Path, columns: list[str]) -> pa.Table | None:
     """Read columns of all Parquet files in a folder; None when there is none."""
-    parts = [pq.read_table(path, columns=columns) for path in folder.glob("*.parquet")]
+    parts = [read_table(path, _MEND, columns=columns) for path in folder.glob("*.parquet")]
     return pa.concat_tables(parts) if parts else None
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
+import pyarrow.parquet as pq
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError, InputError, nearest
 from tidemill.features.models.preprocessing import model_inputs
+from tidemill.serving.files.read_files import reading
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ def split_table(
 
     Raises:
         DefinitionError: The project has no label.
-        InputError: A column is missing, a label is neither 0 nor 1, or a split is empty or
-            ends before it begins.
+        DamagedFile: A file of the table is not what was written.
+        InputError: There is no table, a column is missing, a label is neither 0 nor 1, or a split
+            is empty or ends before it begins.
     """
     if project.label is None:
         raise DefinitionError(f"project {project.name!r} has no label; training needs one")
@@ -90,14 +92,22 @@ def split_table(
         raise InputError("evaluate_until must be after train_until: evaluation follows training")
     names = [i.name for i in model_inputs(project)]
     wanted = ["request_id", "request_time", "label", *names]
-    dataset = pyarrow.dataset.dataset(str(table), format="parquet")
-    for name in wanted:
-        if name not in dataset.schema.names:
-            raise InputError(
-                f"training table {table}: no column {name!r}; "
-                f"{nearest(name, dataset.schema.names)}; backfill it again"
-            )
-    rows = dataset.to_table(columns=wanted)
+    files = sorted(table.glob("*.parquet"))
+    if not files:
+        raise InputError(f"there is no training table in {table}; run `tidemill backfill` first")
+    parts = []
+    for file in files:
+        with reading(file, "run `tidemill backfill` again"):
+            names_there = pq.read_schema(file).names
+            for name in wanted:
+                if name not in names_there:
+                    raise InputError(
+                        f"training table {table}: no column {name!r} in {file.name}; "
+                        f"{nearest(name, names_there)}; backfill it again"
+                    )
+            parts.append(pq.read_table(file, columns=wanted))
+    with reading(table, "run `tidemill backfill` again"):
+        rows = pa.concat_tables(parts)
     # The order of files and shards must not reach the model.
     rows = rows.sort_by([("request_time", "ascending"), ("request_id", "ascending")])
     times = rows["request_time"].cast(pa.int64()).to_numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -12,9 +13,11 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.progress import Progress, Stage
 from tidemill.pipelines.training.training import TrainingPlan, train_bundle
 from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.read_files import reading
 
 CURRENT: Final = "current"
 """The file in ``root/bundles`` that names the live bundle's version."""
+_VERSION: Final = re.compile("[0-9a-f]{16}")
 
 
 def current_bundle(root: Path) -> Path:
@@ -22,11 +25,16 @@ def current_bundle(root: Path) -> Path:
 
     Raises:
         BundleError: There is none yet.
+        DamagedFile: The file does not hold a bundle's version.
     """
     pointer = root / "bundles" / CURRENT
     if not pointer.exists():
         raise BundleError(f"there is no live bundle in {root / 'bundles'}; run `tidemill train`")
-    return root / "bundles" / pointer.read_text().strip()
+    with reading(pointer, "run `tidemill train` again"):
+        version = pointer.read_bytes().decode("ascii").strip()
+        if not _VERSION.fullmatch(version):
+            raise ValueError(f"found {version[:40]!r}, expected the 16 hex digits of a bundle")
+    return root / "bundles" / version
 
 
 class _Shown:

@@ -21,7 +21,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import ARROW_TYPES, FeatureView, Project
@@ -35,9 +34,11 @@ from tidemill.pipelines.stream.answer_join import UInt8Array, group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.source_history import EventsByKey, History
+from tidemill.serving.files.read_files import read_table, reading
 
 LISTED: Final = 20
 """How many mismatches are kept with all they say; the others are counted."""
+_MEND: Final = "run `tidemill stream` again"
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,19 @@ def read_predictions(config: Configuration) -> pa.Table:
         raise InputError(
             f"there are no predictions in {config.root / 'predictions'}; run `tidemill stream`"
         )
-    return pa.concat_tables([pq.read_table(path) for path in paths])
+    needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
+    for view in config.project.views:
+        needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
+    tables = []
+    for path in paths:
+        tables.append(read_table(path, _MEND))
+        if lacking := sorted(needed - set(tables[-1].column_names)):
+            raise InputError(
+                f"{path}: there is no column {lacking[0]!r}; it was made by other definitions: "
+                "run `tidemill stream` again"
+            )
+    with reading(config.root / "predictions", _MEND):
+        return pa.concat_tables(tables)
 
 
 def serve_beside_requests(
@@ -232,7 +245,7 @@ def _rejected_places(root: Path, request: str) -> Int64Array:
     """Return the places of the requests that the stream rejected instead of answering."""
     places = [np.zeros(0, np.int64)]
     for path in sorted((root / "rejected_by_stream").glob("*.parquet")):
-        table = pq.read_table(path)
+        table = read_table(path, _MEND)
         mine = table.filter(pc.equal(table["stream"], request))
         places.append(_places(mine, "partition", "position"))
     return np.concatenate(places)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import InputError
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.verify.source_history import Positions
+from tidemill.serving.files.read_files import read_json, read_json_lines
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,16 @@ class FrontierColumns:
     before: Int64Array
 
 
-def release_entries(root: Path) -> Iterator[dict[str, Any]]:
-    """Read the releases below a root, as they were written: a release may stand there twice.
+def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
+    """Read the releases below a root in the order of their files.
+
+    Args:
+        root: The run's folder.
+        take: Takes what the caller needs out of a release. The engine may have repeated one.
 
     Raises:
         InputError: There are none.
+        DamagedFile: A file does not hold what the stream wrote.
     """
     paths = sorted((root / "releases").glob("*.jsonl"))
     if not paths:
@@ -121,8 +128,7 @@ def release_entries(root: Path) -> Iterator[dict[str, Any]]:
             "seen; run `tidemill stream` first"
         )
     for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
+        yield from read_json_lines(path, take, "run `tidemill stream` again")
 
 
 def read_evidence(
@@ -141,22 +147,32 @@ def read_evidence(
     """
     releases: dict[tuple[str, int, int], tuple[int, Positions]] = {}
     conflicts = []
-    for entry in release_entries(root):
-        key = entry["view"], entry["shard"], entry["number"]
+
+    def take(entry: Any) -> tuple[tuple[str, int, int], tuple[int, Positions]]:
         events = partitions[project.view(entry["view"]).stream.name]
-        value = entry["frontier_us"], tuple(entry["positions"][:events])
+        positions = tuple(map(int, entry["positions"][:events]))
+        key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
+        return key, (int(entry["frontier_us"]), positions)
+
+    for key, value in read_release_lines(root, take):
         if releases.setdefault(key, value) != value:
             conflicts.append(key)
     handoff_us: dict[str, int] = {}
     handoff: dict[str, Positions] = {}
     path = root / "states" / "handoff.json"
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        as_of_us, handoff = read_json(
+            path,
+            lambda stored: (
+                int(stored["as_of_us"]),
+                {name: tuple(map(int, places)) for name, places in stored["positions"].items()},
+            ),
+            "run `tidemill backfill` again, and the stream from its beginning",
+        )
         for view in project.views:
             # What was received later may lie this far below; the frontier waits for it.
             waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
-            handoff_us[view.name] = stored["as_of_us"] - waits
-        handoff = {name: tuple(positions) for name, positions in stored["positions"].items()}
+            handoff_us[view.name] = as_of_us - waits
     mode = read_summary(root).get("stream", {}).get("mode", mode)
     return Evidence(
         releases, tuple(conflicts), _gaps(releases), handoff_us, handoff, mode == "exact"

@@ -38,6 +38,7 @@ from tidemill.serving.bundles.saved_model import (
     load_tensorflow,
     save_model,
 )
+from tidemill.serving.files.read_files import read_json, reading
 
 FORMAT: Final = 1
 """Version of the directory's layout and of the manifest."""
@@ -45,6 +46,7 @@ MANIFEST: Final = "manifest.json"
 
 # They say who wrote the bundle and when, not what it is.
 _NOT_CONTENT: Final = ("version", "created_at")
+_AGAIN: Final = "copy the bundle again or run `tidemill train` again"
 _SOFTWARE: Final = ("tensorflow", "tensorflow-transform", "keras")
 
 
@@ -98,12 +100,12 @@ class Bundle:
     @property
     def evaluation(self) -> Any:
         """The parsed ``evaluation.json``."""
-        return json.loads((self.directory / "evaluation.json").read_text())
+        return read_json(self.directory / "evaluation.json", _as_it_is, _AGAIN)
 
     @property
     def statistics(self) -> Any:
         """The parsed ``statistics.json``."""
-        return json.loads((self.directory / "statistics.json").read_text())
+        return read_json(self.directory / "statistics.json", _as_it_is, _AGAIN)
 
     @classmethod
     def load(cls, directory: Path | str, project: Project | None = None) -> Bundle:
@@ -122,9 +124,11 @@ class Bundle:
         if not path.is_file():
             raise BundleError(f"{directory} is no bundle: there is no {MANIFEST}; train one first")
         try:
-            manifest = json.loads(path.read_text())
-        except ValueError as error:
-            raise BundleError(f"{path} is not JSON: {error}") from error
+            with reading(path, _AGAIN):
+                text = path.read_bytes()
+            manifest = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{path} is not JSON: {error}; {_AGAIN}") from error
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             found = manifest.get("format") if isinstance(manifest, dict) else manifest
             raise BundleError(
@@ -138,7 +142,10 @@ class Bundle:
         return bundle
 
     def _check_files(self) -> None:
-        written: dict[str, str] = self.manifest["files"]
+        with reading(self.directory / MANIFEST, _AGAIN):
+            written: dict[str, str] = dict(self.manifest["files"])
+            _ = self.version, self.created_at, self.feature_spec_hash, self.transform_hash
+            _ = self.inputs
         found = file_hashes(self.directory)
         found.pop(MANIFEST, None)
         for what, names in (
@@ -166,7 +173,7 @@ class Bundle:
         """
         if self.feature_spec_hash == project.hash:
             return
-        trained = json.loads((self.directory / "spec.json").read_text())
+        trained = read_json(self.directory / "spec.json", _as_it_is, _AGAIN)
         differences = list(spec_differences(trained, project.spec()))
         shown = "".join(f"\n  - {line}" for line in differences[:20])
         if len(differences) > 20:
@@ -245,6 +252,10 @@ def write_bundle(
         if scratch.exists():
             shutil.rmtree(scratch)
     return Bundle.load(place, project)
+
+
+def _as_it_is(content: Any) -> Any:
+    return content
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -47,6 +47,7 @@ from tidemill.features.models.preprocessing import (
     ModelSpec,
     input_column,
 )
+from tidemill.serving.files.read_files import read_json
 
 GRAPH_FILE: Final = "transform.json"
 """Beside tf.Transform's own files: the graph's inputs and outputs."""
@@ -151,9 +152,12 @@ class TransformGraph:
         path = directory / GRAPH_FILE
         if not path.is_file():
             raise BundleError(f"{directory} holds no transform graph: there is no {GRAPH_FILE}")
-        content = json.loads(path.read_text())
-        inputs = tuple(ModelInput(**i) for i in content["inputs"])
-        return cls(directory, inputs, content["numeric"], content["vocabularies"])
+
+        def take(content: Any) -> TransformGraph:
+            inputs = tuple(ModelInput(**i) for i in content["inputs"])
+            return cls(directory, inputs, content["numeric"], content["vocabularies"])
+
+        return read_json(path, take, "copy the bundle again or run `tidemill train` again")
 
     def model_spec(self, learning_rate: float, seed: int) -> ModelSpec:
         """Return what a model for its outputs is built from."""

@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and the names of a stream's segments."""
+"""Files: written whole or not at all, read back whole or refused by name; segments of a stream."""

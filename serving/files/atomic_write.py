@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tidemill.serving.files.file_errors import named_for
+
 
 @contextmanager
 def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
@@ -25,19 +27,23 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     Yields:
         The path to write to.
+
+    Raises:
+        FileError: The disk is full, the folder read-only, ...; the error names the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
-    try:
-        yield unfinished
+    with named_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
+        try:
+            yield unfinished
+            if durable:
+                _wait_for_disk(unfinished)
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
         if durable:
-            _wait_for_disk(unfinished)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    if durable:
-        _wait_for_disk(path.parent)
+            _wait_for_disk(path.parent)
 
 
 def _wait_for_disk(path: Path) -> None:

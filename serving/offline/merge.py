@@ -98,10 +98,13 @@ def _read_alike(parts: Sequence[Path]) -> pa.Table:
     for part in parts:
         try:
             tables.append(pq.read_table(part, partitioning=None))
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system refuses; Arrow's own have no number
+            why = " ".join(str(error).replace(str(part), part.name).split())[:120]
             raise StoreError(
-                f"offline log: {part} is not a whole Parquet file ({error}), so its day is not "
-                "merged; write the log again with `tidemill backfill --publish`"
+                f"offline log: {part} is not a whole Parquet file ({why}), so its day is "
+                "not merged; write the log again with `tidemill backfill --publish`"
             ) from error
         first, found = tables[0].schema, tables[-1].schema
         if {(f.name, f.type) for f in found} != {(f.name, f.type) for f in first}:

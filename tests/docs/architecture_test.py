@@ -1,8 +1,10 @@
-"""docs/architecture.md names every module of the three rooms, and none that is not there."""
+"""docs/architecture.md draws the layers that are checked, and names no file that is not there."""
 
 from __future__ import annotations
 
+import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,33 +19,45 @@ _NAMED = re.compile(r"`([\w/]+\.py)`")
 _LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")
 
 
-def sections(text: str) -> dict[str, str]:
-    """The section of each room, by room."""
-    parts = re.split(r"^## ", text, flags=re.MULTILINE)
-    found = {room: part for part in parts for room in ROOMS if part.startswith(f"{room}/: ")}
-    assert set(found) == set(ROOMS)
-    return found
-
-
-def modules(room: str) -> set[str]:
-    """The modules of a room, relative to it."""
-    found = (ROOT / room).rglob("*.py")
-    return {str(path.relative_to(ROOT / room)) for path in found if path.name != "__init__.py"}
-
-
 def headings(document: Path) -> set[str]:
     """The anchors of a document's headings, as they are made on the web."""
     found = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
+def contracts() -> dict[str, list[set[str]]]:
+    """The layers that `lint-imports` holds, from the top, by the package that they stand in."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    return {
+        contract["containers"][0]: [set(layer.split(" | ")) for layer in contract["layers"]]
+        for contract in settings["contracts"]
+        if contract["type"] == "layers"
+    }
+
+
+def drawn_layers() -> dict[str, list[set[str]]]:
+    """The layers as the page draws them; what stands after two spaces is a remark."""
+    found = re.findall(
+        r"<!-- layers: (\S+) -->\n```\n(.*?)```", ARCHITECTURE.read_text(), re.DOTALL
+    )
+    return {
+        package: [set(re.split(r"\s{2,}", line)[0].split(" | ")) for line in lines.splitlines()]
+        for package, lines in found
+    }
+
+
+def test_the_page_draws_the_layers_that_are_checked() -> None:
+    assert drawn_layers() == contracts()
+
+
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_module_of_a_room_stands_in_its_section_once(room: str) -> None:
-    rows = sections(prose(ARCHITECTURE))[room].split("\n| what | modules |\n")[1].splitlines()
-    named = [name for row in rows for name in _NAMED.findall(row.split(" | ")[-1])]
-    assert sorted(modules(room) - set(named)) == [], f"name these in {ARCHITECTURE.name}"
-    assert sorted(set(named) - modules(room)) == [], "these are named and do not exist"
-    assert sorted(name for name in set(named) if named.count(name) > 1) == []
+def test_every_package_says_what_it_promises(room: str) -> None:
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / room).rglob("__init__.py")
+        if not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []
 
 
 @pytest.mark.parametrize("document", [*PAGES, *ADRS], ids=lambda document: document.name)

@@ -40,7 +40,7 @@ from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, one_batch
 from tidemill.pipelines.stream.answer_join import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
-from tidemill.pipelines.verify.release_evidence import release_entries
+from tidemill.pipelines.verify.release_evidence import read_release_lines
 from tidemill.pipelines.verify.source_history import EventsByKey, Positions, SourceHistory
 from tidemill.testing.feature_values import required_columns
 from tidemill.testing.rows import REJECTED, CheckedRows
@@ -267,10 +267,12 @@ def _places(rows: pa.Table | pa.RecordBatch, partition: str, position: str) -> I
 
 def _releases(root: Path) -> _Releases:
     """Return the positions of each release, by view, shard and number."""
-    return {
-        (entry["view"], entry["shard"], entry["number"]): tuple(entry["positions"])
-        for entry in release_entries(root)
-    }
+
+    def take(entry: Any) -> tuple[tuple[str, int, int], Positions]:
+        key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
+        return key, tuple(map(int, entry["positions"]))
+
+    return dict(read_release_lines(root, take))
 
 
 def _seen(

@@ -19,7 +19,7 @@ from tests.support.markdown import ROOT
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 from tests.support.postgresql_server import PostgresqlServer
 from tidemill.features.contract import DAY, HOUR
-from tidemill.pipelines.commands import apply
+from tidemill.pipelines.commands import apply_plan as apply
 from tidemill.pipelines.commands.cli import commands
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.run.summary import print_tables

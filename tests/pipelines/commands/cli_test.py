@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 
 from tidemill.features.errors import InputError
-from tidemill.pipelines.commands.cli import commands, main
+from tidemill.pipelines.commands.cli import COMMANDS, main
 from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.config.installed_projects import GROUP, installed_project
@@ -36,9 +36,9 @@ STAGES = {
     "stream": ("stream_run.stream", "stream"),
     "republish": ("recovery.republish", "republish"),
     "verify": ("verify.verify", "verify"),
-    "demo": ("commands.demo", "demo"),
+    "demo": ("commands.whole_loop", "demo"),
     "replay-rejected": ("ingest.replay_rejected", "replay"),
-    "features": ("commands.features", "read_features"),
+    "features": ("verify.read_features", "read_features"),
     "explain": ("verify.explain", "explain"),
 }
 
@@ -113,7 +113,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
     assert not any(line.endswith("...") for line in listed)
 
 
-@pytest.mark.parametrize("command", sorted(commands.commands))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     assert f"Usage: tidemill {command}" in capsys.readouterr().out

@@ -21,13 +21,11 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
+from tidemill.features.errors import PrismMissing, UnknownEngine, WrongEngine
 from tidemill.pipelines.engines import choosing
 from tidemill.pipelines.engines.choosing import (
     Engine,
     EngineChoice,
-    PrismMissing,
-    UnknownEngine,
-    WrongEngine,
     choose_engine,
     engine_of,
     engine_options,

@@ -20,8 +20,9 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, PortableOptions
 from apache_beam.runners.portability.portable_runner import PipelineResult
 
+from tidemill.features.errors import PrismFailed
 from tidemill.pipelines.engines.choosing import find_prism
-from tidemill.pipelines.engines.prism import OwnedPrismRunner, PrismFailed, PrismResult, PrismServer
+from tidemill.pipelines.engines.prism import OwnedPrismRunner, PrismResult, PrismServer
 
 # Where Prism goes before the job has ended, Beam's own threads die of it, and say so later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -30,7 +30,6 @@ from tests.support.proof_run import (
 )
 from tidemill.features.errors import InputError
 from tidemill.features.rows import rejected
-from tidemill.pipelines.commands.features import read_features
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.log import Log
@@ -40,6 +39,7 @@ from tidemill.pipelines.verify import compare_predictions
 from tidemill.pipelines.verify import verify as proof_of_it_all
 from tidemill.pipelines.verify.compare_predictions import read_predictions
 from tidemill.pipelines.verify.diagnosis import EARLY
+from tidemill.pipelines.verify.read_features import read_features
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.online.reader import FRONTIER, STATUS
 from tidemill.serving.online.rows import KeySpace, online_keys

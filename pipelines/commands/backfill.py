@@ -1,0 +1,27 @@
+"""`tidemill backfill`: the features of all history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tidemill.pipelines.commands import options, stages
+
+
+@click.command(short_help="Compute the features of all history.")
+@click.option(
+    "--publish", is_flag=True, help="Fill the online store and the offline log from history, too."
+)
+@options.opened
+def backfill(config_path: Path, root: Path | None, quiet: bool, publish: bool) -> None:
+    """Compute the features of every request in history, and the state that a stream starts from."""
+    configuration = stages.load(config_path, root)
+    from tidemill.pipelines.history import backfill as stage
+    from tidemill.pipelines.run.run_record import remember
+
+    remember(configuration, sample=False)
+    progress = stages.progress(quiet)
+    stages.run_stage(
+        "backfill", configuration, lambda: stage.backfill(configuration, progress, publish)
+    )

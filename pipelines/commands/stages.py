@@ -1,0 +1,63 @@
+"""What most commands do around the stage that they call: load, show progress, print figures."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tidemill.pipelines.commands.session import Session
+
+if TYPE_CHECKING:
+    from tidemill.pipelines.config.configuration import Configuration
+    from tidemill.pipelines.run.progress import Progress
+
+
+def load(path: Path, root: Path | None) -> Configuration:
+    """Load the configuration that the options name."""
+    from tidemill.pipelines.config.configuration import load as load_file
+
+    configuration = load_file(path, root=root)
+    session = click.get_current_context().find_object(Session)
+    if session is not None:
+        session.root = configuration.root
+    return configuration
+
+
+def load_as_made(path: Path, root: Path | None) -> Configuration:
+    """Load the configuration for a command that works on what a root holds already."""
+    from tidemill.pipelines.run.run_record import as_made
+
+    return as_made(load(path, root))
+
+
+def progress(quiet: bool) -> Progress:
+    """Return the progress that suits standard error."""
+    from tidemill.pipelines.run.progress import make_progress
+
+    return make_progress(sys.stderr, quiet=quiet)
+
+
+def run_stage(
+    stage: str, configuration: Configuration, work: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Run a stage, put its figures into the run's summary, and print them."""
+    from tidemill.pipelines.run.summary import figure_tables, print_tables, write_summary
+
+    began = time.perf_counter()
+    figures = {**work(), "seconds": round(time.perf_counter() - began, 3)}
+    write_summary(configuration.root, stage, figures)
+    print_tables(figure_tables(stage, figures), sys.stdout)
+    return figures
+
+
+def end_with_verdict(figures: dict[str, Any]) -> None:
+    """Print what `verify` found as the last line, and fail on a mismatch."""
+    mismatches, values = figures["mismatches"], figures["values"]
+    click.echo(f"{mismatches:,} mismatches in {values:,} values")
+    if mismatches != 0:
+        sys.exit(1)

@@ -1,0 +1,20 @@
+"""`tidemill train`: a model from the training table, as a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tidemill.pipelines.commands import options, stages
+
+
+@click.command(short_help="Train and evaluate a model; write a bundle.")
+@options.opened
+def train(config_path: Path, root: Path | None, quiet: bool) -> None:
+    """Train a model on the backfilled features, evaluate it, and write a bundle."""
+    configuration = stages.load_as_made(config_path, root)
+    from tidemill.pipelines.training import train as stage
+
+    progress = stages.progress(quiet)
+    stages.run_stage("train", configuration, lambda: stage.train(configuration, progress))

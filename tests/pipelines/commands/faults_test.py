@@ -1,0 +1,485 @@
+"""Every command beside every fault that a user can cause: one paragraph, no traceback.
+
+The commands run in this process, on copies of one small root that a backfill has made and whose
+stream plain functions have served. Only signals and a broken pipe need a process of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support import hostile_places, trained_bundle
+from tests.support.killed_stream import score_without_a_model
+from tests.support.markdown import ROOT
+from tests.support.proof_run import Server, configuration, write_sources
+from tidemill.pipelines.commands.cli import COMMANDS, main
+from tidemill.pipelines.commands.explained import COLUMNS, LINES
+
+RIDES_YAML = """\
+project: tests.support.proof_run:PROJECT
+root: {root}
+shards: 2
+sources:
+  rides: {{files: [rides.csv], received: received_at}}
+  quotes: {{files: [quotes-*.csv], received: received_at}}
+splits:
+  train_until: 2026-01-02T00:00:00Z
+  evaluate_until: 2026-01-03T00:00:00Z
+  stream_until: 2026-01-04T00:00:00Z
+stream: {{engine: fnapi}}
+"""
+PARCELS_YAML = """\
+project: tests.support.trained_bundle:PROJECT
+root: run
+sources:
+  scans: {files: [scans.csv]}
+  pickups: {files: [pickups.csv]}
+splits:
+  train_until: 2020-09-26T00:00:00Z
+  evaluate_until: 2020-09-29T00:00:00Z
+  stream_until: 2020-09-30T00:00:00Z
+training: {epochs: 1, seeds: 1}
+"""
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    def is_explained(self, *names: str) -> None:
+        """Check that it failed with one paragraph of at most three lines that names something."""
+        said = f"status {self.status}\n{self.out}\n{self.err}"
+        assert self.status == 1, said
+        assert "Traceback" not in self.err, said
+        assert self.err.startswith("error: "), said
+        assert self.err.count("\n") == 1, said
+        assert len(self.err.rstrip()) <= LINES * COLUMNS, said
+        for name in names:
+            assert name in self.err, said
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process."""
+
+    def run(*arguments: str) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        printed = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return Ended(left.value.code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a project whose root holds everything that the commands leave."""
+    folder = tmp_path_factory.mktemp("rides")
+    write_sources(folder)
+    yaml = folder / "tidemill.yaml"
+    yaml.write_text(RIDES_YAML.format(root="run"))
+    for command in (["backfill", "--publish"], ["apply"]):
+        with pytest.raises(SystemExit) as left:
+            main([*command, "--config", str(yaml), *(["--quiet"] if len(command) > 1 else [])])
+        assert left.value.code == 0
+    Server(configuration(folder, folder / "run")).serve()
+    (folder / "run" / "bundles").mkdir()
+    (folder / "run" / "bundles" / "current").write_text("0123456789abcdef\n")
+    return folder
+
+
+@pytest.fixture
+def project(served: Path, tmp_path: Path) -> Path:
+    """A copy of it of one's own."""
+    return shutil.copytree(served, tmp_path / "rides")
+
+
+def arguments(command: str, project: Path, root: Path | None = None) -> list[str]:
+    """A command line that works on a project, as quiet as it can be."""
+    given = {
+        "features": ["by_driver", "d1"],
+        "explain": ["q000"],
+        "verify": ["--sample", "1"],
+    }.get(command, [])
+    places = ["--config", str(project / "tidemill.yaml")]
+    if root is not None:
+        places += ["--root", str(root)]
+    loud = ("features", "explain", "apply", "clean-store")
+    return [command, *given, *places, *([] if command in loud else ["--quiet"])]
+
+
+# Full disks, read-only folders
+
+WRITING = {
+    # What a command removes first is gone already: what it frees must not help it.
+    "validate": ["rejected", "scratch"],
+    "backfill": ["log", "features", "states", "offline", "rejected", "scratch", "online.db"],
+    "stream": ["predictions", "releases", "rejected_by_stream", "online.db"],
+    "republish": ["online.db"],
+    "verify": [],
+    "apply": ["feature_store.yaml", "registry.db"],
+    "replay-rejected": [],
+    "merge-log": [],
+}
+READING = ("features", "explain", "clean-store")
+
+
+@pytest.mark.parametrize("fault", ["full disk", "read-only folder"])
+@pytest.mark.parametrize("command", [*WRITING, *READING])
+def test_a_place_that_cannot_be_written_is_named(
+    command: str,
+    fault: str,
+    project: Path,
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if command == "stream":
+        without_a_model(monkeypatch)
+    if command == "replay-rejected":
+        reject_one(project, run)
+    for name in WRITING.get(command, []):
+        for path in (project / "run").glob(f"{name}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    hostile = hostile_places.full_disk if fault == "full disk" else hostile_places.read_only
+    with hostile(project / "run", tmp_path / "place") as place:
+        ended = run(*arguments(command, project, place))
+    if command in READING and ended.status == 0:
+        assert ended.err == ""
+        return
+    ended.is_explained(str(place))
+
+
+def reject_one(project: Path, run: Run) -> None:
+    """Have the project reject a record, so that there is something to export."""
+    rides = project / "rides.csv"
+    lines = rides.read_text().splitlines(keepends=True)
+    lines[5] = lines[5].replace(",d", ",d", 1).replace(lines[5].split(",")[4], "nowhere", 1)
+    rides.write_text("".join(lines))
+    assert run(*arguments("validate", project)).status == 0
+    assert list((project / "run" / "rejected").glob("*.parquet"))
+
+
+def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the stream score without a bundle until the test ends."""
+    from tidemill.pipelines.stream import infer
+    from tidemill.pipelines.stream_run import stream
+
+    for module, name in ((infer, "shared_scorer"), (stream, "current_bundle")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(infer.Bundle, "load", infer.Bundle.load)
+    score_without_a_model()
+
+
+def test_a_limit_on_the_size_of_files_is_named(project: Path, tmp_path: Path, run: Run) -> None:
+    with hostile_places.limited_files(None, tmp_path / "place") as place:
+        run(*arguments("backfill", project, place)).is_explained(str(place), "ulimit -f")
+
+
+@pytest.mark.parametrize("fault", ["full disk", "read-only folder"])
+def test_a_project_cannot_be_written_there(fault: str, tmp_path: Path, run: Run) -> None:
+    hostile = hostile_places.full_disk if fault == "full disk" else hostile_places.read_only
+    with hostile(None, tmp_path / "place") as place:
+        run("init", "shop", "--path", str(place)).is_explained(str(place))
+        assert [path.name for path in place.iterdir() if path.name != "filler"] == []
+
+
+def test_a_root_below_a_file_is_named(project: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for command in ("validate", "backfill"):
+        ended = run(*arguments(command, project, tmp_path / "file" / "run"))
+        ended.is_explained(str(tmp_path / "file"))
+
+
+# Damaged files
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a flipped byte": lambda content: content[:-2] + bytes([content[-2] ^ 0x55]) + content[-1:],
+    "other JSON": lambda content: b'["something", "else"]\n',
+    "no text": lambda content: b"\xff\xfe\x00\x80" * 9,
+}
+READ = {
+    "run.json": ("verify", "features", "explain", "republish", "stream", "replay-rejected"),
+    "bundles/current": ("stream",),
+    "releases/*.jsonl": ("verify", "explain"),
+    "predictions/*.parquet": ("verify", "explain"),
+    "log/rides/00000.arrow": ("explain", "stream"),
+    "log/quotes/00001.arrow": ("explain",),
+    "states/handoff.json": ("verify",),
+    "summary.json": ("verify",),
+    "rejected/*.parquet": ("replay-rejected",),
+    "registry.db": ("apply", "clean-store"),
+    "online.db": ("features", "verify"),
+    "offline/*/*/*/*.parquet": ("merge-log",),
+}
+
+
+SOUND = {
+    ("registry.db", "apply", "empty"),  # a registry that nothing was registered in
+    ("registry.db", "clean-store", "a flipped byte"),  # the time of the last update
+    ("registry.db", "apply", "a flipped byte"),
+    ("online.db", "features", "a flipped byte"),  # the end of a page that nobody uses
+    ("online.db", "verify", "a flipped byte"),
+    ("online.db", "verify", "empty"),  # an empty database: `verify` counts what is missing in it
+}
+"""Bytes that are not those that were written, and still mean something."""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "command"), [(pattern, command) for pattern in READ for command in READ[pattern]]
+)
+def test_a_damaged_file_is_named(
+    pattern: str,
+    command: str,
+    project: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if command == "stream" and not pattern.startswith("bundles"):
+        without_a_model(monkeypatch)
+    if pattern.startswith("rejected"):
+        reject_one(project, run)
+    path = min((project / "run").glob(pattern))
+    whole = path.read_bytes()
+    for damage, change in DAMAGES.items():
+        if (pattern, command, damage) in SOUND:
+            continue
+        for beside in path.parent.glob(f"{path.name}-*"):
+            beside.unlink()  # SQLite mends a database from its log
+        path.write_bytes(change(whole))
+        assert path.read_bytes() != whole
+        named = "bundles" if path.name == "current" else path.name.partition(".")[0]
+        run(*arguments(command, project)).is_explained(named)
+        path.write_bytes(whole)
+
+
+DELETED = {
+    "bundles/current": ("stream", "tidemill train"),
+    "releases": ("verify", "tidemill stream"),
+    "predictions": ("explain", "tidemill stream"),
+    "log": ("explain", "tidemill backfill"),
+    "log/rides/00000.arrow": ("explain", "tidemill backfill"),
+    "online.db": ("features", "register"),
+    "states": ("stream", "tidemill backfill"),
+}
+
+
+@pytest.mark.parametrize("what", DELETED)
+def test_what_is_not_there_is_named_with_what_makes_it(
+    what: str, project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, mend = DELETED[what]
+    if command == "stream" and what != "bundles/current":
+        without_a_model(monkeypatch)
+    path = project / "run" / what
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run(*arguments(command, project)).is_explained(mend)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a project that can be trained: its root holds a training table and no more."""
+    folder = tmp_path_factory.mktemp("parcels")
+    (folder / "tidemill.yaml").write_text(PARCELS_YAML)
+    (folder / "run" / "features").mkdir(parents=True)
+    whole = trained_bundle.rows()
+    pq.write_table(whole.slice(2_500), folder / "run" / "features" / "a.parquet")
+    pq.write_table(whole.slice(0, 2_500), folder / "run" / "features" / "b.parquet")
+    return folder
+
+
+def test_a_training_table_that_is_missing_or_damaged_is_named(
+    table: Path, tmp_path: Path, run: Run
+) -> None:
+    project = shutil.copytree(table, tmp_path / "parcels")
+    file = project / "run" / "features" / "b.parquet"
+    whole = file.read_bytes()
+    for change in DAMAGES.values():
+        file.write_bytes(change(whole))
+        run(*arguments("train", project)).is_explained("b.parquet", "tidemill backfill")
+    shutil.rmtree(project / "run")
+    run(*arguments("train", project)).is_explained("features", "tidemill backfill")
+
+
+@pytest.mark.parametrize("fault", ["full disk", "read-only folder"])
+def test_training_names_a_place_that_cannot_be_written(
+    fault: str, table: Path, tmp_path: Path, run: Run
+) -> None:
+    hostile = hostile_places.full_disk if fault == "full disk" else hostile_places.read_only
+    with hostile(table / "run", tmp_path / "place") as place:
+        run(*arguments("train", table, place)).is_explained(str(place))
+
+
+# The configuration
+
+
+def test_yaml_nested_twenty_thousand_deep_is_refused(tmp_path: Path, run: Run) -> None:
+    yaml = tmp_path / "tidemill.yaml"
+    for text in ("a: " + "[" * 20_000, "a: " + "{b: " * 20_000):
+        yaml.write_text("root: run\n" + text)
+        run("validate", "--config", str(yaml)).is_explained("tidemill.yaml:2", "50 deep")
+
+
+def test_a_source_that_this_user_may_not_read_is_named(
+    project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project / "rides.csv"
+    opened = Path.open
+
+    def refuse(self: Path, *given: Any, **named: Any) -> Any:
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    run(*arguments("validate", project)).is_explained("rides.csv", "no right")
+
+
+# Without --quiet, with --debug
+
+
+def test_nothing_of_beam_stands_before_an_explained_error(
+    project: Path, tmp_path: Path, run: Run
+) -> None:
+    with hostile_places.full_disk(None, tmp_path / "place") as place:
+        ended = run("backfill", "--config", str(project / "tidemill.yaml"), "--root", str(place))
+    assert ended.status == 1
+    assert "Traceback" not in ended.err
+    lines = ended.err.splitlines()
+    assert lines[-1].startswith("error: ")
+    assert all(": started" in line or ": failed after" in line for line in lines[:-1]), ended.err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_debug_shows_the_traceback_of_an_explained_error(
+    before: bool, project: Path, run: Run
+) -> None:
+    (project / "run" / "run.json").write_text("{")
+    command = arguments("verify", project)
+    ended = run(*(["--debug", *command] if before else [*command, "--debug"]))
+    assert ended.status == 1
+    assert "Traceback (most recent call last)" in ended.err
+    assert "JSONDecodeError" in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: ")
+
+
+def test_every_command_takes_debug(run: Run) -> None:
+    for command in COMMANDS:
+        assert "--debug" in run(command, "--help").out
+
+
+def test_memory_that_has_run_out_is_explained(
+    project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 9.31 GiB")
+
+    monkeypatch.setattr("tidemill.pipelines.verify.verify.verify", fail)
+    run(*arguments("verify", project)).is_explained("no memory", "9.31 GiB")
+
+
+# Signals and pipes
+
+ALONE = """
+import sys, time, types
+scaffold = types.ModuleType("tidemill.pipelines.commands.scaffold")
+def write_project(name, parent):
+    print("it runs", flush=True)
+    time.sleep({seconds})
+    return parent / name
+scaffold.write_project = write_project
+sys.modules[scaffold.__name__] = scaffold
+from tidemill.pipelines.commands.cli import main
+main(["init", "shop"])
+"""
+"""`tidemill init` with a stand-in for what it calls: the command that starts the quickest."""
+
+
+def started(seconds: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ALONE.format(seconds=seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [
+        (signal.SIGINT, 130, "interrupted; what was finished is kept"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM; what was finished is kept"),
+    ],
+)
+def test_a_signal_ends_the_command_with_one_line(
+    number: signal.Signals, status: int, line: str
+) -> None:
+    process = started(seconds=600)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "it runs\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == status
+    assert (out, err.splitlines()) == ("", [line])
+
+
+def test_a_reader_that_has_gone_ends_the_command_quietly() -> None:
+    process = started(seconds=1)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "it runs\n"
+    process.stdout.close()
+    err = process.stderr.read()
+    process.wait(60)
+    assert (process.returncode, err) == (141, "")
+
+
+def test_a_signal_that_an_engine_has_wrapped_still_counts(
+    project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beam makes a RuntimeError of what is raised inside a step."""
+
+    def step(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise RuntimeError("KeyboardInterrupt [while running 'Infer']") from None
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("tidemill.pipelines.verify.verify.verify", step)
+    try:
+        ended = run(*arguments("verify", project))
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert ended.status == 143
+    assert ended.err == "stopped by SIGTERM; what was finished is kept\n"
