@@ -13,7 +13,7 @@ from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.contract import TIME_MAX, TIME_MIN, format_duration, moment_of
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.summary import Table
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.offline.bigquery_tables import project_ddl
 from tidemill.serving.online.rows import Clock
 from tidemill.serving.registry.definition_changes import Change
@@ -216,8 +216,7 @@ def _wrote_bigquery_sql(config: Configuration) -> bool:
     text = project_ddl(config.offline_store, config.project)
     if target.exists() and target.read_text() == text:
         return False
-    with written_whole(target) as unfinished:
-        unfinished.write_text(text)
+    write_text(target, text)
     return True
 
 

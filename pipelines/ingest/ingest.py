@@ -38,7 +38,7 @@ from tidemill.pipelines.io.files.readers import Counts, StreamBatch, read_stream
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run.progress import Progress
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
@@ -271,7 +271,7 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
 
 
 def _write_counts(row: dict[str, Any], folder: str) -> None:
-    with written_whole(Path(folder, f"{row['source']}.json")) as unfinished:
+    with atomic_write(Path(folder, f"{row['source']}.json")) as unfinished:
         unfinished.write_text(json.dumps(row))
 
 

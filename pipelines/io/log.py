@@ -19,7 +19,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions.expressions import ARROW_TYPES
 from tidemill.features.definitions.views import EventStream, Request
 from tidemill.features.errors import InputError
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 
 POSITION: Final = "_position"
 RECEIVED: Final = "_received"
@@ -114,7 +114,7 @@ class Log:
             schema=schema,
         )
         with (
-            written_whole(self.path(definition.name, partition)) as unfinished,
+            atomic_write(self.path(definition.name, partition)) as unfinished,
             pa.OSFile(str(unfinished), "wb") as sink,
             pa.ipc.new_file(sink, schema) as writer,
         ):

@@ -25,7 +25,7 @@ from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
 from tidemill.pipelines.publish.store_writer import GIVE_UP_AFTER_US, StoreWriter
 from tidemill.pipelines.stream.answer_join import column_arrays
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online import publications
 from tidemill.serving.online.database import Parcel
@@ -202,7 +202,7 @@ class _Publish(beam.DoFn):
         folder = self._root / "publications" / view.name
         # A shard publishes at a frontier once, so a bundle that is repeated replaces itself.
         path = folder / f"{self._prefix}{frontier:020d}-{shard:05d}.parquet"
-        with written_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             pq.write_table(pa.Table.from_batches([rows]), unfinished)
 
 

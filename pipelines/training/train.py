@@ -11,7 +11,7 @@ from tidemill.features.errors import BundleError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.progress import Progress, Stage
 from tidemill.pipelines.training.training import TrainingPlan, train_bundle
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 
 CURRENT: Final = "current"
 """The file in ``root/bundles`` that names the live bundle's version."""
@@ -77,6 +77,6 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
             on_step=shown.step,
         )
     pointer = config.root / "bundles" / CURRENT
-    with written_whole(pointer) as unfinished:
+    with atomic_write(pointer) as unfinished:
         unfinished.write_text(bundle.version + "\n")
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}

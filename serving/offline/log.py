@@ -40,7 +40,7 @@ from tidemill.features.contract import TIME_MAX, TIME_MIN, Int64Array
 from tidemill.features.definitions.views import FeatureView
 from tidemill.features.errors import InputError, LostPublications, StoreError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, offline_path
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write, write_text
 from tidemill.serving.files.segment_names import segment_of, segment_prefix
 from tidemill.serving.online.publications import offline_table
 
@@ -364,13 +364,12 @@ def newest_rows(join_key: str, table: pa.Table) -> pa.Table:
 
 def write_part(file: Path, rows: pa.Table, *, durable: bool = False) -> None:
     """Write a file of a log whole or not at all (`serving.files.atomic_write`)."""
-    with written_whole(file, durable=durable) as unfinished:
+    with atomic_write(file, durable=durable) as unfinished:
         pq.write_table(rows, unfinished, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
 
 
 def _write_span(file: Path, first_us: int, last_us: int) -> None:
-    with written_whole(file) as unfinished:
-        unfinished.write_text(f"{first_us} {last_us}")
+    write_text(file, f"{first_us} {last_us}")
 
 
 def _shard_name(shard: int, shards: int) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.definitions.views import FeatureView, Project
 from tidemill.features.errors import ConfigurationError, StoreError
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.online.rows import Clock, Frontiers
 from tidemill.serving.registry.apply import (
     Entries,
@@ -159,8 +159,7 @@ def write_feature_store_yaml(
     sections = _sections(project.name, root, clock, place, offline or ParquetPlace())
     sections["registry"] = yaml_section(registry or default_registry(root))
     target = root / FEATURE_STORE_YAML
-    with written_whole(target) as unfinished:
-        unfinished.write_text(yaml.safe_dump(sections, sort_keys=False))
+    write_text(target, yaml.safe_dump(sections, sort_keys=False))
     return target
 
 
