@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tidemill.pipelines.config.configuration import Configuration
     from tidemill.pipelines.run.progress import Progress
-    from tidemill.serving.online.rows import Clock
+    from tidemill.serving.stores.online_places import Clock
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

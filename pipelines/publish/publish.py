@@ -28,9 +28,10 @@ from tidemill.pipelines.stream.wire_format import Published, unpack_publications
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online import publications
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
-from tidemill.serving.registry.registration import OFFLINE
-from tidemill.serving.stores.online_places import OnlinePlace, open_database
+from tidemill.serving.stores.online_places import OnlinePlace
+from tidemill.serving.stores.places import OFFLINE
 
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:

@@ -27,7 +27,6 @@ from tidemill.features.definitions.views import FeatureView, Project
 from tidemill.features.errors import NoKeySpace, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.configured_store import open_configured
 from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.log import POSITION, Log, one_batch
@@ -48,12 +47,13 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
+from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.publications import online_rows, parcel_of
 from tidemill.serving.online.rows import KeySpace
-from tidemill.serving.registry.registration import OFFLINE
-from tidemill.serving.stores import online_places
-from tidemill.serving.stores.online_places import FeastPlace, open_database
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.online_places import FeastPlace
+from tidemill.serving.stores.places import OFFLINE
 
 CHUNK_ROWS: Final = 10_000
 """Rows that go to the store in one call."""
@@ -85,9 +85,9 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
             f"the releases in {root} are not of a stream that began with the states in "
             f"{root / STATES}: a backfill has replaced them since; run `tidemill stream`"
         )
-    if (warning := online_places.warning(config.online_store)) is not None:
+    if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
-    open_configured(config)
+    open_store(config.project, config.places, clock="replay")
     return publish_states(config, folder, progress, releases)
 
 
@@ -143,9 +143,9 @@ def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
     folder = root / STATES
     handoff = read_record(folder)
     check_handoff(folder, handoff, project, config.shards)
-    if (warning := online_places.warning(config.online_store)) is not None:
+    if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
-    open_configured(config)
+    open_store(config.project, config.places, clock="replay")
     counts = publish_states(config, folder, progress, {})
     total = len(project.views) * config.shards
     with progress.stage("write the offline log", total=total, unit="shards") as stage:
@@ -174,7 +174,7 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     filled again: between these two steps its readers find nothing, and then older values.
     """
     place = config.online_store
-    open_configured(config)
+    open_store(config.project, config.places, clock="replay")
     if keeps_frontiers(config):
         expected = {
             (view, shard): frontier

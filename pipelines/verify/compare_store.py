@@ -30,7 +30,6 @@ from tidemill.features.definitions.views import FeatureView
 from tidemill.features.feast_objects import field_name
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.configured_store import open_configured
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.run.progress import Progress, Stage
@@ -39,10 +38,10 @@ from tidemill.pipelines.verify.compare_predictions import Findings, Mismatch, di
 from tidemill.pipelines.verify.diagnosis import written
 from tidemill.pipelines.verify.raw_history import History
 from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import finish
 from tidemill.serving.online.rows import Frontiers, KeySpace
-from tidemill.serving.registry.registration import feast_name
-from tidemill.serving.stores.online_places import open_database
+from tidemill.serving.registry.registration import feast_name, open_store
 
 _BATCH: Final = 1_000
 
@@ -102,7 +101,7 @@ def check_store(
         findings: Where mismatches are noted.
     """
     place = config.online_store
-    store = open_configured(config)
+    store = open_store(config.project, config.places, clock="replay")
     database = open_database(place)
     total = StoreCounts()
     with progress.stage("read the store back", None, "entities") as stage:

@@ -58,6 +58,7 @@ from pydantic import StrictInt, StrictStr
 
 from tidemill.features.contract import ReadStatus
 from tidemill.serving.feast_plugins.feast_responses import Asked, add_to_response, name_features
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
 from tidemill.serving.online.feast_rows import (
     FeastReading,
@@ -69,8 +70,8 @@ from tidemill.serving.online.feast_rows import (
     row_batch,
     stored_view,
 )
-from tidemill.serving.online.rows import Clock, clock_us
-from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace, open_database
+from tidemill.serving.online.rows import clock_us
+from tidemill.serving.stores.online_places import Clock, OnlinePlace, SqlitePlace
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 

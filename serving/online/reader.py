@@ -36,7 +36,8 @@ from tidemill.features.definitions.views import FeatureColumn, FeatureView, Proj
 from tidemill.features.errors import InputError
 from tidemill.serving.online.cells import arrow_columns, decode_cells, decode_matrix, decode_row
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
-from tidemill.serving.online.rows import Clock, KeySpace, Row, clock_us, online_key, online_keys
+from tidemill.serving.online.rows import KeySpace, Row, clock_us, online_key, online_keys
+from tidemill.serving.stores.online_places import Clock
 
 STATUS: Final = "tidemill_status"
 """Column of a reading: the `ReadStatus` by name (string)."""

@@ -21,7 +21,8 @@ from tidemill.serving.online.publications import (
     online_rows,
     schema,
 )
-from tidemill.serving.registry.registration import OFFLINE, open_store
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 UTC = datetime.UTC
 
@@ -105,7 +106,7 @@ def test_offline_table_has_the_join_key_and_times_in_utc() -> None:
 
 
 def test_feast_joins_the_offline_publications(tmp_path: Path) -> None:
-    store = open_store(parcels.PARCELS, tmp_path, clock="wall")
+    store = open_store(parcels.PARCELS, StorePlaces.below(tmp_path), clock="wall")
     log = OfflineLog.of(tmp_path / OFFLINE, BY_DEPOT)
     minute = 60 * 1_000_000
     log.write(BY_DEPOT, depot_rows((7, minute, 1, 10), (7, 3 * minute, 2, 20)), "a")

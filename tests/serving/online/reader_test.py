@@ -16,10 +16,10 @@ from tests.support.parcels import BY_COURIER, courier_rows, depot_rows
 from tests.support.stores import STORES, place_of
 from tidemill.features.contract import TIME_MIN, ReadStatus
 from tidemill.features.errors import InputError, UnknownColumn
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
 from tidemill.serving.online.publications import online_rows
 from tidemill.serving.online.reader import FRONTIER, STATUS, OnlineReader, Reading, finish
-from tidemill.serving.stores.online_places import open_database
 
 MINUTE = 60 * 1_000_000
 
