@@ -13,9 +13,9 @@ from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.contract import TIME_MAX, TIME_MIN, format_duration, moment_of
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.summary import Table
+from tidemill.serving.definition_changes import Change
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.offline.bigquery_tables import project_ddl
-from tidemill.serving.registry.definition_changes import Change
 from tidemill.serving.registry.orphaned_spaces import Orphan, drop_orphans, find_orphans
 from tidemill.serving.registry.plan import Plan, Preview, Role, SpacePlan, ViewPlan, behind_us
 from tidemill.serving.registry.registration import apply_project, plan_project

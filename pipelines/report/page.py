@@ -44,8 +44,8 @@ from tidemill.pipelines.report.tables import (
 )
 from tidemill.pipelines.run.summary import Table, figure_tables, write_value
 from tidemill.pipelines.training.evaluation import Evaluation, Metrics, Runs
-from tidemill.pipelines.training.train import current_bundle
 from tidemill.serving.bundles.bundle import Bundle
+from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.atomic_write import atomic_write
 
 REPORT: Final = "report.html"

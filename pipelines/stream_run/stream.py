@@ -68,7 +68,7 @@ from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.lost_writes import HOLES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
-from tidemill.pipelines.training.train import current_bundle
+from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import missing_guarantees
 

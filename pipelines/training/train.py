@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from tidemill.features.errors import BundleError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.progress import Progress, Stage
 from tidemill.pipelines.training.training import TrainingPlan, train_bundle
-from tidemill.serving.files.atomic_write import atomic_write
-
-CURRENT: Final = "current"
-"""The file in ``root/bundles`` that names the live bundle's version."""
-
-
-def current_bundle(root: Path) -> Path:
-    """Return the folder of the live bundle.
-
-    Raises:
-        BundleError: There is none yet.
-    """
-    pointer = root / "bundles" / CURRENT
-    if not pointer.exists():
-        raise BundleError(f"there is no live bundle in {root / 'bundles'}; run `tidemill train`")
-    return root / "bundles" / pointer.read_text().strip()
+from tidemill.serving.bundles.current import BUNDLES, make_current
 
 
 class _Shown:
@@ -72,11 +55,9 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
             config.root / "features",
             plan,
             work=config.root / "scratch",
-            bundles=config.root / "bundles",
+            bundles=config.root / BUNDLES,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             on_step=shown.step,
         )
-    pointer = config.root / "bundles" / CURRENT
-    with atomic_write(pointer) as unfinished:
-        unfinished.write_text(bundle.version + "\n")
+    make_current(config.root, bundle.version)
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}

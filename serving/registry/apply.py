@@ -28,7 +28,7 @@ from tidemill.features.feast_objects import (
     source_name,
     version_name,
 )
-from tidemill.serving.registry.definition_changes import Change
+from tidemill.serving.definition_changes import Change
 from tidemill.serving.registry.plan import Plan, entity_name
 from tidemill.serving.registry.state import Registered, RegisteredView
 

@@ -23,14 +23,14 @@ from enum import Enum
 from tidemill.features.contract import TIME_MIN, format_duration
 from tidemill.features.definitions.views import Entity, FeatureView, Project, spec_hash
 from tidemill.features.feast_objects import field_name, service_name, version_name
-from tidemill.serving.online.rows import Frontiers
-from tidemill.serving.registry.definition_changes import (
+from tidemill.serving.definition_changes import (
     Change,
     FeatureChange,
     every_feature,
     feature_changes,
     view_changes,
 )
+from tidemill.serving.online.rows import Frontiers
 from tidemill.serving.registry.state import Registered, RegisteredView, ServicePart, space_name
 
 NO_FRONTIERS = Frontiers(0, {})
