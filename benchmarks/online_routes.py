@@ -43,8 +43,9 @@ from tidemill.features.definitions.expressions import INT64
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, feast_entity, field_name
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.publications import parcel_of, schema
+from tidemill.serving.online.parcels import parcel_of
 from tidemill.serving.online.sqlite.connections import create_file, transaction
+from tidemill.serving.publications import schema
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.online_places import OnlinePlace, default_place
 from tidemill.serving.stores.places import StorePlaces

@@ -25,17 +25,18 @@ from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
 from tidemill.pipelines.publish.store_writer import GIVE_UP_AFTER_US, StoreWriter
 from tidemill.pipelines.stream.answer_join import column_arrays
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
+from tidemill.serving import publications
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.segment_names import segment_prefix
-from tidemill.serving.online import publications
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
+from tidemill.serving.online.parcels import parcel_of
 from tidemill.serving.stores.online_places import OnlinePlace
 from tidemill.serving.stores.places import OFFLINE
 
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
-    """Name the columns of kernel publications: `serving.online.publications.schema`."""
+    """Name the columns of kernel publications: `serving.publications.schema`."""
     values, nulls = matrix_of(kernel.column(VALUES)), nulls_of(kernel.column(NULLS))
     arrays = column_arrays(view.columns, values, nulls)
     return pa.RecordBatch.from_arrays(
@@ -187,7 +188,7 @@ class _Publish(beam.DoFn):
 
     def _parcel(self, run: Published) -> Parcel:
         view = self._project.views[run.view]
-        return publications.parcel_of(
+        return parcel_of(
             self._project.name,
             view,
             named_publications(view, newest_per_entity(run.rows)),

@@ -49,7 +49,7 @@ from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.publications import online_rows, parcel_of
+from tidemill.serving.online.parcels import online_rows, parcel_of
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.online_places import FeastPlace

@@ -15,7 +15,7 @@ What is promised:
   not join on is refused (`LostPublications`), as by the online store, so nothing that is missing
   is ever covered by what comes later.
 
-The columns are those of `serving.online.publications.offline_table`, whatever wrote the rows.
+The columns are those of `serving.offline.offline_table`, whatever wrote the rows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tidemill.features.errors import InputError, LostPublications, StoreError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, offline_path
 from tidemill.serving.files.atomic_write import atomic_write, write_text
 from tidemill.serving.files.segment_names import segment_of, segment_prefix
-from tidemill.serving.online.publications import offline_table
+from tidemill.serving.offline.offline_table import offline_table
 
 MERGED: Final = "merged.parquet"
 """How the name ends of a file that others were made one of (`serving.offline.merge`)."""
@@ -88,7 +88,7 @@ class OfflineLog:
 
         Args:
             view: The view.
-            publications: Publications of it (`serving.online.publications.schema`), ``(rows,)``.
+            publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
             part: The part's name; the same part is replaced.
 
         Returns:
@@ -110,7 +110,7 @@ class OfflineLog:
 
         Args:
             join_key: The column of the entity's key.
-            table: As `serving.online.publications.offline_table` makes it, ``(rows,)``.
+            table: As `serving.offline.offline_table` makes it, ``(rows,)``.
             part: The part's name.
 
         Raises:
@@ -206,7 +206,7 @@ class OfflineLog:
 
         Args:
             view: The view.
-            publications: Publications of it (`serving.online.publications.schema`), ``(rows,)``.
+            publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
             shard: The shard.
             shards: How many shards the view has.
             since_us: As for `reach`.

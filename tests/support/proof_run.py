@@ -56,7 +56,7 @@ from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.verify.verify import instant
 from tidemill.serving.bundles.inference import Stamps
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.publications import write_publications
+from tidemill.serving.online.parcels import write_publications
 from tidemill.serving.stores.online_places import SqlitePlace
 
 START = 1_767_225_600 * SECOND  # 2026-01-01

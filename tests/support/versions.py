@@ -18,7 +18,7 @@ from tests.support import parcels
 from tests.support.parcels import BY_COURIER
 from tidemill import FeatureView, Project, count
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.publications import schema
+from tidemill.serving.publications import schema
 from tidemill.serving.registry.registration import apply_project
 from tidemill.serving.stores.feast_config import repo_config
 from tidemill.serving.stores.online_places import OnlinePlace, default_place

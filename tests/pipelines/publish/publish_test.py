@@ -44,7 +44,7 @@ from tidemill.pipelines.publish.publish import (
 )
 from tidemill.pipelines.stream.operator import Mode, Release
 from tidemill.pipelines.stream.wire_format import Published, pack_publications
-from tidemill.serving.online import publications
+from tidemill.serving import publications
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.cells import decode_cells
 from tidemill.serving.online.database import Parcel

@@ -33,7 +33,7 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.publish import named_publications, newest_per_entity
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.publications import online_rows
+from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.feast_config import repo_config

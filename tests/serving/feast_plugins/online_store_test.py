@@ -32,7 +32,7 @@ from tidemill.features.errors import ConflictingPublication, InputError, StoreEr
 from tidemill.features.feast_objects import feast_objects
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Snapshot
-from tidemill.serving.online.publications import feast_rows, online_rows
+from tidemill.serving.online.parcels import feast_rows, online_rows
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.redis import database as redis_database
 from tidemill.serving.online.rows import online_keys

@@ -26,7 +26,7 @@ from tidemill.features.errors import InputError, StoreError
 from tidemill.serving.offline import merge as offline_merge
 from tidemill.serving.offline.log import OfflineLog, newest_rows
 from tidemill.serving.offline.merge import Merge, merge_day, planned_merge
-from tidemill.serving.online.publications import offline_table
+from tidemill.serving.offline.offline_table import offline_table
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.places import OFFLINE, StorePlaces
 

@@ -30,7 +30,7 @@ from tidemill.features.errors import ConfigurationError, StoreError, StoreUnavai
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.feast_database import LOST_GUARANTEES, FeastDatabase
-from tidemill.serving.online.publications import online_rows, write_publications
+from tidemill.serving.online.parcels import online_rows, write_publications
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store

@@ -1,48 +1,19 @@
-"""Publications in Arrow, as rows of a store, and as Parquet for the offline store."""
+"""Publications as rows of the online database, and of Feast's generic write path."""
 
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from tests.support import parcels
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 from tidemill.features.contract import LATEST_EVENT
 from tidemill.features.errors import InputError
-from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.cells import decode_row
-from tidemill.serving.online.publications import (
-    entity_keys,
-    feast_rows,
-    offline_table,
-    online_rows,
-    schema,
-)
-from tidemill.serving.registry.registration import open_store
-from tidemill.serving.stores.places import OFFLINE, StorePlaces
+from tidemill.serving.online.parcels import feast_rows, online_rows
 
 UTC = datetime.UTC
-
-
-def test_schema_has_the_feature_columns_by_name_and_dtype() -> None:
-    assert schema(BY_DEPOT) == pa.schema(
-        [
-            pa.field("entity_key", pa.binary(), nullable=False),
-            pa.field("event_timestamp", pa.int64(), nullable=False),
-            pa.field("valid_until", pa.int64(), nullable=False),
-            pa.field("revision", pa.int64(), nullable=False),
-            pa.field("by_depot__scans_1d", pa.int64()),
-        ]
-    )
-
-
-def test_int64_keys_come_from_decimal_text() -> None:
-    keys = [-(2**63), 0, 2**63 - 1]
-    batch = depot_rows(*((key, 1, 1, 1) for key in keys))
-    assert entity_keys(BY_DEPOT, batch) == pa.array(keys, pa.int64())
 
 
 def test_online_rows_carry_times_revision_shard_and_values() -> None:
@@ -89,36 +60,3 @@ def test_null_key_is_refused() -> None:
 def test_no_publications_are_no_rows() -> None:
     assert online_rows(BY_DEPOT, depot_rows(), shard=0).rows() == []
     assert feast_rows(BY_DEPOT, depot_rows()) == []
-
-
-def test_offline_table_has_the_join_key_and_times_in_utc() -> None:
-    table = offline_table(BY_DEPOT, depot_rows((7, 1_500_000, 2, 9)))
-    assert table.schema.field("event_timestamp").type == pa.timestamp("us", tz="UTC")
-    assert table.to_pylist() == [
-        {
-            "depot": 7,
-            "event_timestamp": datetime.datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC),
-            "scans_1d": 9,
-            "tidemill_valid_until": 10**15,
-            "tidemill_revision": 2,
-        }
-    ]
-
-
-def test_feast_joins_the_offline_publications(tmp_path: Path) -> None:
-    store = open_store(parcels.PARCELS, StorePlaces.below(tmp_path), clock="wall")
-    log = OfflineLog.of(tmp_path / OFFLINE, BY_DEPOT)
-    minute = 60 * 1_000_000
-    log.write(BY_DEPOT, depot_rows((7, minute, 1, 10), (7, 3 * minute, 2, 20)), "a")
-    log.write(BY_DEPOT, depot_rows((7, 2 * minute, 2, 15), (8, minute, 1, 80)), "b")
-    asked = pa.table(
-        {
-            "depot": [7, 7, 7, 8],
-            "event_timestamp": pa.array(
-                [minute, 5 * minute // 2, 3 * minute, 9 * minute], pa.timestamp("us", tz="UTC")
-            ),
-        }
-    ).to_pandas()
-    joined = store.get_historical_features(asked, features=["by_depot:scans_1d"]).to_df()
-    joined = joined.sort_values(["depot", "event_timestamp"])
-    assert joined["scans_1d"].tolist() == [10, 15, 20, 80]

@@ -18,7 +18,7 @@ from tidemill.features.contract import TIME_MIN, ReadStatus
 from tidemill.features.errors import InputError, UnknownColumn
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
-from tidemill.serving.online.publications import online_rows
+from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.reader import FRONTIER, STATUS, OnlineReader, Reading, finish
 
 MINUTE = 60 * 1_000_000

@@ -90,7 +90,7 @@ def test_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_workers_write_and_read_without_feast() -> None:
     code = (
-        "import sys, tidemill.serving.online.publications, tidemill.serving.online.reader\n"
+        "import sys, tidemill.serving.online.parcels, tidemill.serving.online.reader\n"
         "import tidemill.serving.registry.registration\n"
         "print([name for name in ('feast', 'pandas', 'apache_beam') if name in sys.modules])"
     )
