@@ -17,7 +17,14 @@ from tidemill.serving.definition_changes import Change
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.offline.bigquery_tables import project_ddl
 from tidemill.serving.registry.orphaned_spaces import Orphan, drop_orphans, find_orphans
-from tidemill.serving.registry.plan import Plan, Preview, Role, SpacePlan, ViewPlan, behind_us
+from tidemill.serving.registry.plan import (
+    Preview,
+    RegistrationPlan,
+    Role,
+    SpacePlan,
+    ViewPlan,
+    behind_us,
+)
 from tidemill.serving.registry.registration import apply_project, plan_project
 from tidemill.serving.stores.class_paths import renamed_classes
 from tidemill.serving.stores.feast_config import FEATURE_STORE_YAML, write_feature_store_yaml
@@ -77,7 +84,7 @@ def apply(
     return lines or ["nothing to do"]
 
 
-def next_steps(done: Plan, *, promoted: bool) -> Iterator[str]:
+def next_steps(done: RegistrationPlan, *, promoted: bool) -> Iterator[str]:
     """Yield what is left for somebody to do after registering, in lines."""
     for view in done.views:
         if view.change is Change.ADDED and not view.in_service and done.service is Change.CHANGED:
@@ -223,14 +230,14 @@ def _view_row(view: ViewPlan) -> tuple[str, ...]:
     )
 
 
-def _superseded_rows(made: Plan) -> Iterator[tuple[str, ...]]:
+def _superseded_rows(made: RegistrationPlan) -> Iterator[tuple[str, ...]]:
     for version in made.superseded:
         what = f"pending as {version.feast_name}, not in the code: stays until promotion"
         view, number = f"view {version.view}", str(version.version)
         yield _SIGNS[Change.REMOVED], view, number, version.definition, what
 
 
-def _entity_rows(made: Plan) -> Iterator[tuple[str, ...]]:
+def _entity_rows(made: RegistrationPlan) -> Iterator[tuple[str, ...]]:
     for entity in made.entities:
         if entity.change is Change.UNCHANGED:
             continue
@@ -242,7 +249,7 @@ def _entity_rows(made: Plan) -> Iterator[tuple[str, ...]]:
         yield _SIGNS[entity.change], f"entity {entity.entity}", "", "", what
 
 
-def _service_rows(made: Plan) -> Iterator[tuple[str, ...]]:
+def _service_rows(made: RegistrationPlan) -> Iterator[tuple[str, ...]]:
     what = {
         Change.ADDED: "new",
         Change.CHANGED: f"{'; '.join(made.service_details) or 'other order'}: on promotion",

@@ -3,7 +3,8 @@
 What an entity must read as, with the published frontier as the clock:
 
 * ``PRESENT`` with the batch value as of the frontier of its shard, from the events received before
-  the stream's end. An anchored feature is finished on both sides (`serving.online.reader.finish`).
+  the stream's end. An anchored feature is finished on both sides
+  (`serving.online.reader.finish_anchored`).
 * ``OUTSIDE_MAX_AGE`` without values, where its shard trails the others by more than the view's
   ``max_staleness``.
 * ``NOT_FOUND`` only where it has no event before the frontier: what was handed over is published
@@ -39,7 +40,7 @@ from tidemill.pipelines.verify.diagnosis import written
 from tidemill.pipelines.verify.raw_history import History
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.reader import finish
+from tidemill.serving.online.reader import finish_anchored
 from tidemill.serving.online.rows import Frontiers, KeySpace
 from tidemill.serving.registry.registration import feast_name, open_store
 
@@ -156,7 +157,7 @@ def _check_view(
     stage.note(f"{view.name}: {len(keys):,} entities")
     reading = read_through_feast(store, view, keys, stage)
     finished = [
-        finish(column, values, instants)
+        finish_anchored(column, values, instants)
         for column, values in zip(view.columns, reading.columns, strict=True)
     ]
     seen = patterns(finished) if len(keys) else right

@@ -64,7 +64,7 @@ from tidemill.serving.feast_plugins.entity_rows import (
 )
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.offline.join import (
-    Engine,
+    JoinEngine,
     LoggedFeature,
     LoggedView,
     Span,
@@ -99,9 +99,11 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
     spill: str | None = None
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> JoinEngine:
         """How duckdb runs."""
-        return Engine(self.memory_limit, self.threads, None if not self.spill else Path(self.spill))
+        return JoinEngine(
+            self.memory_limit, self.threads, None if not self.spill else Path(self.spill)
+        )
 
 
 class ChangePointRetrievalJob(RetrievalJob):

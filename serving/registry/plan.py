@@ -131,7 +131,7 @@ class SpacePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RegistrationPlan:
     """What registering, and what promoting, would do.
 
     Attributes:
@@ -195,7 +195,7 @@ class Preview:
         promotes: What promoting writes to it and removes from it, a line each.
     """
 
-    plan: Plan
+    plan: RegistrationPlan
     registers: tuple[str, ...]
     promotes: tuple[str, ...]
 
@@ -211,7 +211,7 @@ class Preview:
 
 def make_plan(
     project: Project, registered: Registered, spaces: Mapping[str, Frontiers] | None
-) -> Plan:
+) -> RegistrationPlan:
     """Compare a project with what is registered and with what stands in the online store.
 
     Args:
@@ -233,7 +233,7 @@ def make_plan(
     service = Change.ADDED if before is None else Change.CHANGED
     service = Change.UNCHANGED if before == parts else service
     current = {(view.view, view.definition) for view in views}
-    return Plan(
+    return RegistrationPlan(
         project=project.name,
         views=tuple(views),
         entities=tuple(_entity_plans(project, registered)),

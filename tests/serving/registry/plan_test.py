@@ -13,7 +13,7 @@ from tidemill.serving.definition_changes import (
     FeatureChange,
 )
 from tidemill.serving.online.rows import Frontiers
-from tidemill.serving.registry.plan import Plan, Role, make_plan, service_parts
+from tidemill.serving.registry.plan import RegistrationPlan, Role, make_plan, service_parts
 from tidemill.serving.registry.state import Registered, RegisteredEntity, RegisteredView, space_name
 
 
@@ -29,7 +29,7 @@ def registered(*views: FeatureView, pending: tuple[RegisteredView, ...] = ()) ->
     )
 
 
-def plan(*views: FeatureView, before: Registered, **spaces: Frontiers) -> Plan:
+def plan(*views: FeatureView, before: Registered, **spaces: Frontiers) -> RegistrationPlan:
     return make_plan(parcels.project(*views), before, spaces)
 
 
