@@ -228,6 +228,23 @@ def test_applied_root_is_read_by_feast_in_another_process(folder: Path) -> None:
     assert "nothing to do" in tidemill("apply", "--clock", "wall", "--config", first)
 
 
+def test_former_class_paths_are_rewritten_and_named(folder: Path) -> None:
+    first, target = written(folder, "parcels_first"), folder / "run" / "feature_store.yaml"
+    tidemill("apply", "--config", first)
+    present = target.read_text()
+    target.write_text(present.replace("tidemill.serving.feast_plugins.", "serving."))
+    lines = tidemill("apply", "--config", first).partition("done:\n")[2].splitlines()
+    assert lines[0] == "  write feature_store.yaml: clock replay"
+    assert [line.split(", ")[1].split(" becomes ")[0] for line in lines[1:]] == [
+        "serving.online_store.OrderedSqliteOnlineStore",
+        "serving.offline_store.ChangePointOfflineStore",
+        "serving.materialization.ChangePointComputeEngine",
+        "serving.registry_file.AtomicFileRegistryStore",
+    ]
+    assert all("becomes tidemill.serving.feast_plugins." in line for line in lines[1:])
+    assert target.read_text() == present
+
+
 def test_applied_root_names_the_places_of_the_configuration(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
