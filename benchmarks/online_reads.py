@@ -39,8 +39,8 @@ from benchmarks.online_routes import (
     server_of,
 )
 from benchmarks.online_workload import SHAPES, Shape, card_keys, expected_values
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import OnlineReader
-from tidemill.serving.stores.online_places import open_database
 
 CARDS_A_READ: Final = (1, 10, 100)
 

@@ -41,11 +41,14 @@ from benchmarks.online_workload import (
 from benchmarks.workload import CARD
 from tidemill.features.definitions import INT64
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, feast_entity, field_name
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.publications import parcel_of, schema
+from tidemill.serving.online.parcels import parcel_of
 from tidemill.serving.online.sqlite.connections import create_file, transaction
+from tidemill.serving.publications import schema
 from tidemill.serving.registry.registration import open_store
-from tidemill.serving.stores.online_places import OnlinePlace, default_place, open_database
+from tidemill.serving.stores.online_places import OnlinePlace, default_place
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.redis_place import RedisPlace
 
 if TYPE_CHECKING:
@@ -184,7 +187,7 @@ def our_route(shape: Shape, cards: int, root: Path, server: RedisPlace | None) -
     """Return the way through the online database; ``server`` None is an SQLite file below root."""
     project = shape.project("ours")
     place: OnlinePlace = server or default_place(root / "ours")
-    sdk = open_store(project, root / "ours", clock="replay", place=place)
+    sdk = open_store(project, StorePlaces.below(root / "ours", online=place), clock="replay")
     database = open_database(place)
     written_until_us: list[int | None] = [None]
 
@@ -213,7 +216,7 @@ def plug_in_route(shape: Shape, cards: int, root: Path, server: RedisPlace | Non
     """Return Feast's own way into the ordered store."""
     project = shape.project("plugged")
     place: OnlinePlace = server or default_place(root / "plugged")
-    sdk = open_store(project, root / "plugged", clock="replay", place=place)
+    sdk = open_store(project, StorePlaces.below(root / "plugged", online=place), clock="replay")
 
     def before_read(last_deal: int) -> None:
         # A stock client publishes no frontier, and without one a row has no age and is withheld.

@@ -21,7 +21,7 @@ from tidemill import FeatureView, Project, col, count, mean
 from tidemill.features.contract import DAY, SECOND, Int64Array
 from tidemill.features.definitions import INT64, Aggregation
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
-from tidemill.serving.online.publications import ENTITY_KEY, schema
+from tidemill.serving.publications import ENTITY_KEY, schema
 
 VALID_UNTIL_US: Final = START_US + 3_650 * DAY
 """No row is overrun, however long a benchmark writes."""

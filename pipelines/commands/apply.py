@@ -11,7 +11,7 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 if TYPE_CHECKING:
-    from tidemill.serving.online.rows import Clock
+    from tidemill.serving.stores.online_places import Clock
 
 _CLOCKS: Final = ("replay", "wall")
 

@@ -13,19 +13,23 @@ from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.contract import TIME_MAX, TIME_MIN, format_duration, moment_of
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.summary import Table
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.definition_changes import Change
+from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.offline.bigquery_tables import project_ddl
-from tidemill.serving.online.rows import Clock
-from tidemill.serving.registry.definition_changes import Change
 from tidemill.serving.registry.orphaned_spaces import Orphan, drop_orphans, find_orphans
-from tidemill.serving.registry.plan import Plan, Preview, Role, SpacePlan, ViewPlan, behind_us
-from tidemill.serving.registry.registration import (
-    FEATURE_STORE_YAML,
-    apply_project,
-    plan_project,
-    write_feature_store_yaml,
+from tidemill.serving.registry.plan import (
+    Preview,
+    RegistrationPlan,
+    Role,
+    SpacePlan,
+    ViewPlan,
+    behind_us,
 )
-from tidemill.serving.stores.registry_places import default_registry, registry_lock
+from tidemill.serving.registry.registration import apply_project, plan_project
+from tidemill.serving.stores.class_paths import renamed_classes
+from tidemill.serving.stores.feast_config import FEATURE_STORE_YAML, write_feature_store_yaml
+from tidemill.serving.stores.online_places import Clock
+from tidemill.serving.stores.registry_places import registry_lock
 
 BIGQUERY_SQL: Final = "bigquery.sql"
 """The file below the root with the statements that make the tables of BigQuery."""
@@ -40,13 +44,7 @@ def plan(config: Configuration) -> Preview:
     Raises:
         StoreError: The registry or the online store cannot be read.
     """
-    return plan_project(
-        config.project,
-        config.root,
-        place=config.online_store,
-        registry=config.registry,
-        offline=config.offline_store,
-    )
+    return plan_project(config.project, config.places)
 
 
 def apply(
@@ -73,24 +71,20 @@ def apply(
     """
     done = apply_project(
         config.project,
-        config.root,
-        place=config.online_store,
-        registry=config.registry,
-        offline=config.offline_store,
+        config.places,
         promote=promote,
         unfilled_too=unfilled_too,
         shown=shown,
     )
     lines = list(done.promotes if promote else done.registers)
     lines += [f"make key space {space.name}" for space in done.plan.spaces or () if _made(space)]
-    if _wrote_feature_store_yaml(config, clock):
-        lines.append(f"write {FEATURE_STORE_YAML}: clock {clock}")
+    lines += _write_feature_store_yaml(config, clock)
     if _wrote_bigquery_sql(config):
         lines.append(f"write {BIGQUERY_SQL}: run it in BigQuery, which makes the tables")
     return lines or ["nothing to do"]
 
 
-def next_steps(done: Plan, *, promoted: bool) -> Iterator[str]:
+def next_steps(done: RegistrationPlan, *, promoted: bool) -> Iterator[str]:
     """Yield what is left for somebody to do after registering, in lines."""
     for view in done.views:
         if view.change is Change.ADDED and not view.in_service and done.service is Change.CHANGED:
@@ -173,9 +167,7 @@ def orphans(config: Configuration) -> list[Orphan]:
     Raises:
         StoreError: The registry or the store cannot be read, or the registry is empty.
     """
-    return find_orphans(
-        config.project, config.root, place=config.online_store, registry=config.registry
-    )
+    return find_orphans(config.project, config.places)
 
 
 def clean(config: Configuration, found: list[Orphan]) -> list[str]:
@@ -187,25 +179,22 @@ def clean(config: Configuration, found: list[Orphan]) -> list[str]:
     Raises:
         StoreError: The registry or the store refuses.
     """
-    return drop_orphans(
-        config.project, config.root, found, place=config.online_store, registry=config.registry
-    )
+    return drop_orphans(config.project, config.places, found)
 
 
-def _wrote_feature_store_yaml(config: Configuration, clock: Clock) -> bool:
-    """Bring ``feature_store.yaml`` up to date; tell whether it was not."""
+def _write_feature_store_yaml(config: Configuration, clock: Clock) -> list[str]:
+    """Bring ``feature_store.yaml`` up to date; return what of it was not, in lines."""
     target = config.root / FEATURE_STORE_YAML
-    with registry_lock(config.registry or default_registry(config.root)):
-        before = target.read_bytes() if target.exists() else None
-        write_feature_store_yaml(
-            config.project,
-            config.root,
-            clock=clock,
-            place=config.online_store,
-            registry=config.registry,
-            offline=config.offline_store,
-        )
-        return target.read_bytes() != before
+    with registry_lock(config.places.registry):
+        before = target.read_bytes() if target.exists() else b""
+        write_feature_store_yaml(config.project.name, config.places, clock=clock)
+        if target.read_bytes() == before:
+            return []
+    renamed = renamed_classes(before.decode(errors="replace"))
+    return [
+        f"write {FEATURE_STORE_YAML}: clock {clock}",
+        *(f"in {FEATURE_STORE_YAML}, {old} becomes {new}" for old, new in renamed.items()),
+    ]
 
 
 def _wrote_bigquery_sql(config: Configuration) -> bool:
@@ -216,8 +205,7 @@ def _wrote_bigquery_sql(config: Configuration) -> bool:
     text = project_ddl(config.offline_store, config.project)
     if target.exists() and target.read_text() == text:
         return False
-    with written_whole(target) as unfinished:
-        unfinished.write_text(text)
+    write_text(target, text)
     return True
 
 
@@ -242,14 +230,14 @@ def _view_row(view: ViewPlan) -> tuple[str, ...]:
     )
 
 
-def _superseded_rows(made: Plan) -> Iterator[tuple[str, ...]]:
+def _superseded_rows(made: RegistrationPlan) -> Iterator[tuple[str, ...]]:
     for version in made.superseded:
         what = f"pending as {version.feast_name}, not in the code: stays until promotion"
         view, number = f"view {version.view}", str(version.version)
         yield _SIGNS[Change.REMOVED], view, number, version.definition, what
 
 
-def _entity_rows(made: Plan) -> Iterator[tuple[str, ...]]:
+def _entity_rows(made: RegistrationPlan) -> Iterator[tuple[str, ...]]:
     for entity in made.entities:
         if entity.change is Change.UNCHANGED:
             continue
@@ -261,7 +249,7 @@ def _entity_rows(made: Plan) -> Iterator[tuple[str, ...]]:
         yield _SIGNS[entity.change], f"entity {entity.entity}", "", "", what
 
 
-def _service_rows(made: Plan) -> Iterator[tuple[str, ...]]:
+def _service_rows(made: RegistrationPlan) -> Iterator[tuple[str, ...]]:
     what = {
         Change.ADDED: "new",
         Change.CHANGED: f"{'; '.join(made.service_details) or 'other order'}: on promotion",

@@ -62,6 +62,7 @@ from tidemill.pipelines.config.strict_yaml import Section, Value, read_file
 from tidemill.pipelines.io.files import input_files
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace
 
 FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
@@ -223,6 +224,16 @@ class Configuration:
     offline_store: OfflinePlace = field(default_factory=ParquetPlace)
     registry: RegistryPlace | None = None
     give_up_after_us: int = GIVE_UP_AFTER_US
+
+    @property
+    def places(self) -> StorePlaces:
+        """Where the project's stores are: every stage opens them there."""
+        return StorePlaces.below(
+            self.root,
+            online=self.online_store,
+            registry=self.registry,
+            offline=self.offline_store,
+        )
 
 
 def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.configured_store import open_configured
 from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import STATES, check_handoff, read_record
 from tidemill.pipelines.recovery.republish import publish_states
 from tidemill.pipelines.run.progress import Progress
-from tidemill.serving.registry.registration import OFFLINE
-from tidemill.serving.stores import online_places
+from tidemill.serving.online.backends import missing_guarantees
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.places import OFFLINE
 
 
 def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
@@ -31,9 +31,9 @@ def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
     folder = root / STATES
     handoff = read_record(folder)
     check_handoff(folder, handoff, project, config.shards)
-    if (warning := online_places.warning(config.online_store)) is not None:
+    if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
-    open_configured(config)
+    open_store(config.project, config.places, clock="replay")
     counts = publish_states(config, folder, progress, {})
     total = len(project.views) * config.shards
     with progress.stage("write the offline log", total=total, unit="shards") as stage:

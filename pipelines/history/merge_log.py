@@ -13,7 +13,7 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.summary import Table
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.offline.merge import merge_day, planned_merge
-from tidemill.serving.registry.registration import OFFLINE
+from tidemill.serving.stores.places import OFFLINE
 
 
 class MergedLog(NamedTuple):

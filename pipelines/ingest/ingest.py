@@ -37,7 +37,7 @@ from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_st
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run.progress import Progress
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import read_json
 
 REJECTED: Final = "rejected"
@@ -271,7 +271,7 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
 
 
 def _write_counts(row: dict[str, Any], folder: str) -> None:
-    with written_whole(Path(folder, f"{row['source']}.json")) as unfinished:
+    with atomic_write(Path(folder, f"{row['source']}.json")) as unfinished:
         unfinished.write_text(json.dumps(row))
 
 

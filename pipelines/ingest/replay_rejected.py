@@ -53,7 +53,7 @@ from tidemill.pipelines.io.files.readers import read
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run.progress import Progress
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import read_table, reading
 
 _KEYS: Final = ("record", "stream", "payload")
@@ -158,7 +158,7 @@ def _write_kept_apart(path: Path, text: str, progress: Progress) -> Path:
             number += 1
         path.replace(kept)
         progress.say(f"{path.name} stood there with other content: it is now {kept.name}")
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_bytes(text.encode())
     return path
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.errors import InputError
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading
 
 POSITION: Final = "_position"
@@ -118,7 +118,7 @@ class Log:
             schema=schema,
         )
         with (
-            written_whole(self.path(definition.name, partition)) as unfinished,
+            atomic_write(self.path(definition.name, partition)) as unfinished,
             pa.OSFile(str(unfinished), "wb") as sink,
             pa.ipc.new_file(sink, schema) as writer,
         ):

@@ -11,13 +11,13 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 
 
 def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
     """Write a table to ``folder/name.parquet``, whole or not at all."""
     path = folder / f"{name}.parquet"
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         pq.write_table(rows, unfinished)
     return path
 

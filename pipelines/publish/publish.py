@@ -23,12 +23,13 @@ from tidemill.pipelines.publish.newest_rows import joined_by_shard, newest_per_e
 from tidemill.pipelines.publish.store_writer import StoreWriter
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.segment_names import segment_prefix
-from tidemill.serving.online import publications
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
-from tidemill.serving.registry.registration import OFFLINE
-from tidemill.serving.stores.online_places import OnlinePlace, open_database
+from tidemill.serving.online.parcels import parcel_of
+from tidemill.serving.stores.online_places import OnlinePlace
+from tidemill.serving.stores.places import OFFLINE
 
 
 @beam.typehints.with_input_types(bytes)
@@ -96,7 +97,7 @@ class _Publish(beam.DoFn):
 
     def _parcel(self, run: Published) -> Parcel:
         view = self._project.views[run.view]
-        return publications.parcel_of(
+        return parcel_of(
             self._project.name,
             view,
             named_publications(view, newest_per_entity(run.rows)),
@@ -112,7 +113,7 @@ class _Publish(beam.DoFn):
         folder = self._root / "publications" / view.name
         # A shard publishes at a frontier once, so a bundle that is repeated replaces itself.
         path = folder / f"{self._prefix}{frontier:020d}-{shard:05d}.parquet"
-        with written_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             pq.write_table(pa.Table.from_batches([rows]), unfinished)
 
 

@@ -30,7 +30,7 @@ from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import OperatorKey
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write, write_text
 
 RECORD: Final = "handoff.json"
 """The file that makes a folder of states count."""
@@ -82,13 +82,8 @@ class Handoff:
         write_text(folder / RECORD, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    _write_whole(path, text.encode())
-
-
 def _write_whole(path: Path, data: bytes) -> None:
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_bytes(data)
 
 

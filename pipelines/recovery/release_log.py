@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import apache_beam as beam
 
-from tidemill.pipelines.recovery.handoff import write_text
+from tidemill.serving.files.atomic_write import write_text
 
 RELEASES: Final = "releases"
 """The folder of the evidence below a root."""

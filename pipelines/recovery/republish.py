@@ -27,7 +27,6 @@ from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import NoKeySpace, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.configured_store import open_configured
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.log import POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
@@ -47,11 +46,12 @@ from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator,
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
+from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.publications import online_rows, parcel_of
+from tidemill.serving.online.parcels import online_rows, parcel_of
 from tidemill.serving.online.rows import KeySpace
-from tidemill.serving.stores import online_places
-from tidemill.serving.stores.online_places import FeastPlace, open_database
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.online_places import FeastPlace
 
 CHUNK_ROWS: Final = 10_000
 """Rows that go to the store in one call."""
@@ -83,9 +83,9 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
             f"the releases in {root} are not of a stream that began with the states in "
             f"{root / STATES}: a backfill has replaced them since; run `tidemill stream`"
         )
-    if (warning := online_places.warning(config.online_store)) is not None:
+    if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
-    open_configured(config)
+    open_store(config.project, config.places, clock="replay")
     return publish_states(config, folder, progress, releases)
 
 
@@ -133,7 +133,7 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     filled again: between these two steps its readers find nothing, and then older values.
     """
     place = config.online_store
-    open_configured(config)
+    open_store(config.project, config.places, clock="replay")
     if keeps_frontiers(config):
         expected = {
             (view, shard): frontier

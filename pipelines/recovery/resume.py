@@ -23,7 +23,6 @@ import numpy as np
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.configured_store import open_configured
 from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.recovery.handoff import (
     RUN,
@@ -44,7 +43,8 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.offline.log import OfflineLog
-from tidemill.serving.registry.registration import OFFLINE
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.places import OFFLINE
 
 PREDICTIONS: Final = "predictions"
 REJECTED: Final = "rejected_by_stream"
@@ -182,7 +182,7 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
             path.unlink()
     remove_stops(root, keep=start.folder)
     # Registered here, once: workers only write.
-    open_configured(config)
+    open_store(config.project, config.places, clock="replay")
     shown = shown_frontiers(config)
     if keeps_frontiers(config):
         _check_store(start, shown)

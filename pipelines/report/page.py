@@ -44,9 +44,9 @@ from tidemill.pipelines.report.tables import (
 )
 from tidemill.pipelines.run.summary import Table, figure_tables, write_value
 from tidemill.pipelines.training.evaluation import Evaluation, Metrics, Runs
-from tidemill.pipelines.training.train import current_bundle
 from tidemill.serving.bundles.bundle import Bundle
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.bundles.current import current_bundle
+from tidemill.serving.files.atomic_write import atomic_write
 
 REPORT: Final = "report.html"
 EVALUATED: Final = "evaluation split"
@@ -66,7 +66,7 @@ def write_report(config: Configuration, summary: Mapping[str, Any]) -> Path:
         The file.
     """
     path = config.root / REPORT
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(render_report(config, summary), encoding="utf-8")
     return path
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import read_json
 
 _RUN: Final = "run.json"
@@ -39,7 +39,7 @@ def sampled(config: Configuration) -> Configuration:
 
 def remember(config: Configuration, sample: bool) -> None:
     """Write down in the root whether it holds a sample."""
-    with written_whole(config.root / _RUN) as unfinished:
+    with atomic_write(config.root / _RUN) as unfinished:
         unfinished.write_text(json.dumps({"sample": sample}) + "\n")
 
 

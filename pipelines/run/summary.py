@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from tidemill.features.errors import InputError, StateError
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading
 
 SUMMARY: Final = "summary.json"
@@ -90,7 +90,7 @@ def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
         if stage in _ORDER:
             for later in _ORDER[_ORDER.index(stage) + 1 :]:
                 summary.pop(later, None)
-        with written_whole(root / SUMMARY, durable=True) as unfinished:
+        with atomic_write(root / SUMMARY, durable=True) as unfinished:
             unfinished.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", "utf-8")
 
 

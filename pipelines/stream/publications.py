@@ -8,11 +8,11 @@ from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
 from tidemill.pipelines.stream.answer_join import column_arrays
-from tidemill.serving.online import publications
+from tidemill.serving import publications
 
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
-    """Name the columns of kernel publications: `serving.online.publications.schema`."""
+    """Name the columns of kernel publications: `serving.publications.schema`."""
     values, nulls = matrix_of(kernel.column(VALUES)), nulls_of(kernel.column(NULLS))
     arrays = column_arrays(view.columns, values, nulls)
     return pa.RecordBatch.from_arrays(

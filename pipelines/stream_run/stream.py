@@ -67,9 +67,9 @@ from tidemill.pipelines.stream.lost_writes import HOLES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream_run.outcome import count_outcome
-from tidemill.pipelines.training.train import current_bundle
+from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.segment_names import segment_prefix
-from tidemill.serving.stores import online_places
+from tidemill.serving.online.backends import missing_guarantees
 
 _WATCH_SECONDS: Final = 0.25
 
@@ -119,7 +119,7 @@ def stream(
     )
     replayed = ReplayLog(project, options)
     check_positions(start, replayed)
-    if (warning := online_places.warning(config.online_store)) is not None:
+    if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     featurize = FeaturizeOptions(
         run=uuid.uuid4().hex,

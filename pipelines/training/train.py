@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from tidemill.features.errors import BundleError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.progress import Progress, Stage
 from tidemill.pipelines.training.training import TrainingPlan, train_bundle
-from tidemill.serving.files.atomic_write import written_whole
-from tidemill.serving.files.read_files import reading
-
-CURRENT: Final = "current"
-"""The file in ``root/bundles`` that names the live bundle's version."""
-_VERSION: Final = re.compile("[0-9a-f]{16}")
-
-
-def current_bundle(root: Path) -> Path:
-    """Return the folder of the live bundle.
-
-    Raises:
-        BundleError: There is none yet.
-        DamagedFile: The file does not hold a bundle's version.
-    """
-    pointer = root / "bundles" / CURRENT
-    if not pointer.exists():
-        raise BundleError(f"there is no live bundle in {root / 'bundles'}; run `tidemill train`")
-    with reading(pointer, "run `tidemill train` again"):
-        version = pointer.read_bytes().decode("ascii").strip()
-        if not _VERSION.fullmatch(version):
-            raise ValueError(f"found {version[:40]!r}, expected the 16 hex digits of a bundle")
-    return root / "bundles" / version
+from tidemill.serving.bundles.current import BUNDLES, make_current
 
 
 class _Shown:
@@ -80,11 +55,9 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
             config.root / "features",
             plan,
             work=config.root / "scratch",
-            bundles=config.root / "bundles",
+            bundles=config.root / BUNDLES,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             on_step=shown.step,
         )
-    pointer = config.root / "bundles" / CURRENT
-    with written_whole(pointer) as unfinished:
-        unfinished.write_text(bundle.version + "\n")
+    make_current(config.root, bundle.version)
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}

@@ -3,7 +3,8 @@
 What an entity must read as, with the published frontier as the clock:
 
 * ``PRESENT`` with the batch value as of the frontier of its shard, from the events received before
-  the stream's end. An anchored feature is finished on both sides (`serving.online.reader.finish`).
+  the stream's end. An anchored feature is finished on both sides
+  (`serving.online.reader.finish_anchored`).
 * ``OUTSIDE_MAX_AGE`` without values, where its shard trails the others by more than the view's
   ``max_staleness``.
 * ``NOT_FOUND`` only where it has no event before the frontier: what was handed over is published
@@ -29,7 +30,6 @@ from tidemill.features.definitions import ARROW_TYPES, FeatureView
 from tidemill.features.feast_objects import field_name
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.configured_store import open_configured
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.run.progress import Progress, Stage
@@ -38,10 +38,10 @@ from tidemill.pipelines.verify.compare_predictions import Findings, Mismatch, di
 from tidemill.pipelines.verify.diagnosis import written
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.source_history import History
-from tidemill.serving.online.reader import finish
+from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.reader import finish_anchored
 from tidemill.serving.online.rows import Frontiers, KeySpace
-from tidemill.serving.registry.registration import feast_name
-from tidemill.serving.stores.online_places import open_database
+from tidemill.serving.registry.registration import feast_name, open_store
 
 _BATCH: Final = 1_000
 
@@ -101,7 +101,7 @@ def check_store(
         findings: Where mismatches are noted.
     """
     place = config.online_store
-    store = open_configured(config)
+    store = open_store(config.project, config.places, clock="replay")
     database = open_database(place)
     total = StoreCounts()
     with progress.stage("read the store back", None, "entities") as stage:
@@ -156,7 +156,7 @@ def _check_view(
     stage.note(f"{view.name}: {len(keys):,} entities")
     reading = read_through_feast(store, view, keys, stage)
     finished = [
-        finish(column, values, instants)
+        finish_anchored(column, values, instants)
         for column, values in zip(view.columns, reading.columns, strict=True)
     ]
     seen = patterns(finished) if len(keys) else right

@@ -15,8 +15,8 @@ import pyarrow as pa
 from tidemill.features.definitions import INT64
 from tidemill.features.errors import InputError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import OnlineReader
-from tidemill.serving.stores.online_places import open_database
 
 
 def read_features(config: Configuration, view: str, keys: Sequence[str]) -> pa.Table:

@@ -21,7 +21,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +38,7 @@ from tidemill.serving.bundles.saved_model import (
     load_tensorflow,
     save_model,
 )
+from tidemill.serving.definition_changes import project_changes
 from tidemill.serving.files.read_files import read_json, reading
 
 FORMAT: Final = 1
@@ -174,14 +175,15 @@ class Bundle:
         if self.feature_spec_hash == project.hash:
             return
         trained = read_json(self.directory / "spec.json", _as_it_is, _AGAIN)
-        differences = list(spec_differences(trained, project.spec()))
+        differences = list(project_changes(trained, project))
         shown = "".join(f"\n  - {line}" for line in differences[:20])
         if len(differences) > 20:
             shown += f"\n  - and {len(differences) - 20} more"
         raise BundleMismatch(
             f"bundle {self.version} ({self.directory}) was trained for other definitions "
-            f"(feature-spec hash {self.feature_spec_hash}) than those at hand ({project.hash}):"
-            f"{shown}\ntrain again, or go back to the definitions it was trained for"
+            f"(feature-spec hash {self.feature_spec_hash}) than those at hand ({project.hash}); "
+            f"trained -> at hand:{shown}\n"
+            "train again, or go back to the definitions it was trained for"
         )
 
 
@@ -264,67 +266,3 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _version(manifest: Mapping[str, Any]) -> str:
     return content_hash({k: v for k, v in manifest.items() if k not in _NOT_CONTENT})
-
-
-def spec_differences(trained: Any, current: Any) -> Iterator[str]:
-    """Say in which properties two canonical forms of a project differ, by name.
-
-    Args:
-        trained: `Project.spec` as stored.
-        current: `Project.spec` at hand.
-
-    Yields:
-        One line per difference, such as ``view 'aircraft', feature 'late_rate', over: trained
-        with "7d", now "1d"``.
-    """
-    as_stored = json.loads(json.dumps(current))
-    yield from _differences(_named(trained), _named(as_stored), "")
-
-
-def _named(spec: Any) -> Any:
-    """Turn lists of named things into mappings, so that they are compared by name."""
-    if not isinstance(spec, dict):
-        return spec
-    out = {}
-    for key, value in spec.items():
-        if key == "views":
-            value = {f"view {v['view']!r}": _named(v) for v in value}
-        elif key in ("features", "inputs"):
-            kind = key.removesuffix("s")
-            value = {f"{kind} {name!r}": item for name, item in value}
-        else:
-            value = _named(value)
-        out[key] = value
-    return out
-
-
-_GROUPS: Final = ("views", "features", "inputs")
-
-
-def _differences(trained: Any, current: Any, where: str) -> Iterator[str]:
-    if not (isinstance(trained, dict) and isinstance(current, dict)):
-        if trained != current:
-            yield f"{where}: trained with {_short(trained)}, now {_short(current)}"
-        return
-    for key in [*trained, *(k for k in current if k not in trained)]:
-        if key in _GROUPS and trained.keys() == current.keys():
-            yield from _order(list(trained[key]), list(current[key]), where or "the project")
-        # The groups only hold named things; their own names say nothing.
-        place = where if key in _GROUPS else f"{where}, {key}" if where else str(key)
-        if key not in current:
-            yield f"{place}: gone, trained with {_short(trained[key])}"
-        elif key not in trained:
-            yield f"{place}: new, {_short(current[key])}"
-        else:
-            yield from _differences(trained[key], current[key], place)
-
-
-def _order(trained: list[str], current: list[str], where: str) -> Iterator[str]:
-    # The order of views and features is the order of the feature vector.
-    if trained != current and sorted(trained) == sorted(current):
-        yield f"{where}: trained with the order {', '.join(trained)}, now {', '.join(current)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:117]}..."

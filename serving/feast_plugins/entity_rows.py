@@ -14,12 +14,12 @@ from feast.errors import EntityTimestampInferenceException, FeastEntityDFMissing
 from tidemill.features.contract import Int64Array
 from tidemill.features.errors import InputError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP
-from tidemill.serving.offline.join import Engine
+from tidemill.serving.offline.join import JoinEngine
 
 EntityRows: TypeAlias = pd.DataFrame | pa.Table | str
 
 
-def entity_table(engine: Engine, entity_df: EntityRows) -> pa.Table:
+def entity_table(engine: JoinEngine, entity_df: EntityRows) -> pa.Table:
     """Return entity rows as an Arrow table; a query is run by duckdb."""
     if isinstance(entity_df, str):
         with engine.connection() as connection:

@@ -62,9 +62,9 @@ from tidemill.serving.feast_plugins.entity_rows import (
     microseconds,
     time_column,
 )
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.offline.join import (
-    Engine,
+    JoinEngine,
     LoggedFeature,
     LoggedView,
     Span,
@@ -99,9 +99,11 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
     spill: str | None = None
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> JoinEngine:
         """How duckdb runs."""
-        return Engine(self.memory_limit, self.threads, None if not self.spill else Path(self.spill))
+        return JoinEngine(
+            self.memory_limit, self.threads, None if not self.spill else Path(self.spill)
+        )
 
 
 class ChangePointRetrievalJob(RetrievalJob):
@@ -165,7 +167,7 @@ class ChangePointRetrievalJob(RetrievalJob):
         target = source_path(self._repo_path, storage.to_data_source())
         if target.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(target))
-        with written_whole(target) as unfinished:
+        with atomic_write(target) as unfinished:
             pq.write_table(self.to_arrow(timeout=timeout), unfinished)
 
 

@@ -30,8 +30,8 @@ absent                    ``NOT_FOUND``            null
 * With ``clock: replay`` the clock is the highest frontier published for the view, so only a shard
   that trails the others is stale.
 * All views of a request are read in one round trip, as of one instant of the store.
-* An anchored feature (time since last event) reads as its anchor; `serving.online.reader.finish`
-  makes the value of it.
+* An anchored feature (time since last event) reads as its anchor;
+  `serving.online.reader.finish_anchored` makes the value of it.
 * A stock client writes through Feast's generic path. Its row must hold every feature of the view;
   without the two technical fields (absent or null) it counts as revision 0, valid for ever. Its
   shard is unknown, so it is read as of the view's least frontier.
@@ -58,19 +58,20 @@ from pydantic import StrictInt, StrictStr
 
 from tidemill.features.contract import ReadStatus
 from tidemill.serving.feast_plugins.feast_responses import Asked, add_to_response, name_features
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
 from tidemill.serving.online.feast_rows import (
     FeastReading,
     FeastRow,
     StoredView,
+    feast_key,
     feast_reading,
     key_space,
-    online_key,
     row_batch,
     stored_view,
 )
-from tidemill.serving.online.rows import Clock, clock_us
-from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace, open_database
+from tidemill.serving.online.rows import clock_us
+from tidemill.serving.stores.online_places import Clock, OnlinePlace, SqlitePlace
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 
@@ -118,7 +119,7 @@ class OrderedOnlineStore(OnlineStore):
     ) -> list[FeastReading]:
         """Read rows whatever their age, by Feast's contract: it has no place for a status."""
         view = stored_view(config, table)
-        keys = [online_key(config, key) for key in entity_keys]
+        keys = [feast_key(config, key) for key in entity_keys]
         (snapshot,) = database(config).read([(view.space, keys)])
         return [feast_reading(view, row, requested_features) for row in snapshot.rows]
 
@@ -154,7 +155,7 @@ class OrderedOnlineStore(OnlineStore):
         wanted = [
             (
                 view.space,
-                [online_key(config, key) for key in utils._get_entity_key_protos(entities)],
+                [feast_key(config, key) for key in utils._get_entity_key_protos(entities)],
             )
             for view, (entities, _, _) in zip(views, unique, strict=True)
         ]
@@ -170,7 +171,7 @@ class OrderedOnlineStore(OnlineStore):
                 full_feature_names=full_feature_names,
                 with_versions=include_feature_view_version_metadata,
             )
-            statuses = judge(view, snapshot, clock)
+            statuses = row_statuses(view, snapshot, clock)
             add_to_response(online_features_response, asked, view, snapshot, statuses)
 
     async def _read_features_per_fv_async(self, *arguments: Any) -> None:
@@ -339,7 +340,7 @@ def database(config: RepoConfig) -> OnlineDatabase:
     return open_database(config.online_store.place(config.repo_path))
 
 
-def judge(view: StoredView, snapshot: Snapshot, clock: Clock) -> list[ReadStatus]:
+def row_statuses(view: StoredView, snapshot: Snapshot, clock: Clock) -> list[ReadStatus]:
     """Judge every row of a snapshot by a declared clock.
 
     Args:

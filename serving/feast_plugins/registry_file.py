@@ -13,7 +13,7 @@ from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.utils import _utc_now
 
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 
 
 class AtomicFileRegistryStore(FileRegistryStore):
@@ -22,5 +22,5 @@ class AtomicFileRegistryStore(FileRegistryStore):
     def _write_registry(self, registry_proto: Registry) -> None:
         registry_proto.version_id = str(uuid.uuid4())
         registry_proto.last_updated.FromDatetime(_utc_now())
-        with written_whole(self._filepath, durable=True) as unfinished:
+        with atomic_write(self._filepath, durable=True) as unfinished:
             unfinished.write_bytes(registry_proto.SerializeToString())

@@ -1,1 +1,8 @@
 """Files: written whole or not at all, read back whole or refused by name; segments of a stream."""
+
+from __future__ import annotations
+
+from tidemill.serving.files.atomic_write import atomic_write, write_text
+from tidemill.serving.files.segment_names import segment_of, segment_prefix
+
+__all__ = ["atomic_write", "segment_of", "segment_prefix", "write_text"]

@@ -17,7 +17,7 @@ from tidemill.serving.files.file_errors import named_for
 
 
 @contextmanager
-def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Replace a file by what the block writes; after an error there the file is what it was.
 
     Args:
@@ -44,6 +44,12 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
             raise
         if durable:
             _wait_for_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, as UTF-8."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_bytes(text.encode())
 
 
 def _wait_for_disk(path: Path) -> None:

@@ -43,7 +43,7 @@ _SHIFT: Final = "18446744073709551616::HUGEINT"
 
 
 @dataclass(frozen=True)
-class Engine:
+class JoinEngine:
     """How duckdb runs.
 
     Attributes:
@@ -119,7 +119,9 @@ class LoggedView:
     reach_us: int
 
 
-def join(engine: Engine, view: LoggedView, keys: pa.Array, times_us: Int64Array) -> list[pa.Array]:
+def join(
+    engine: JoinEngine, view: LoggedView, keys: pa.Array, times_us: Int64Array
+) -> list[pa.Array]:
     """Look up the values of entities at instants.
 
     Args:
@@ -155,7 +157,11 @@ def join(engine: Engine, view: LoggedView, keys: pa.Array, times_us: Int64Array)
 
 
 def latest(
-    engine: Engine, log: OfflineLog, columns: Sequence[str], join_keys: Sequence[str], span: Span
+    engine: JoinEngine,
+    log: OfflineLog,
+    columns: Sequence[str],
+    join_keys: Sequence[str],
+    span: Span,
 ) -> pa.Table:
     """Return the newest publication of every entity with an event_timestamp in a span.
 
@@ -177,7 +183,7 @@ def latest(
     return _run_over(engine, log, query, span, columns)
 
 
-def between(engine: Engine, log: OfflineLog, columns: Sequence[str], span: Span) -> pa.Table:
+def between(engine: JoinEngine, log: OfflineLog, columns: Sequence[str], span: Span) -> pa.Table:
     """Return every publication with an event_timestamp in a span; arguments as for `latest`."""
     _check_log(log, columns)
     chosen = ", ".join(map(_quoted, columns))
@@ -202,7 +208,7 @@ class Span:
 
 
 def _newest_before(
-    engine: Engine, view: LoggedView, keys: pa.Array, times_us: Int64Array
+    engine: JoinEngine, view: LoggedView, keys: pa.Array, times_us: Int64Array
 ) -> pa.Table:
     names = [feature.name for feature in view.features]
     columns = list(dict.fromkeys([*names, VALID_UNTIL]))
@@ -241,7 +247,7 @@ def _scan(columns: Sequence[str]) -> str:
 
 
 def _run_over(
-    engine: Engine, log: OfflineLog, query: str, span: Span, columns: Sequence[str]
+    engine: JoinEngine, log: OfflineLog, query: str, span: Span, columns: Sequence[str]
 ) -> pa.Table:
     found = _run(engine, query, log, span)
     if found is not None:
@@ -251,7 +257,7 @@ def _run_over(
 
 
 def _run(
-    engine: Engine, query: str, log: OfflineLog, span: Span, rows: pa.Table | None = None
+    engine: JoinEngine, query: str, log: OfflineLog, span: Span, rows: pa.Table | None = None
 ) -> pa.Table | None:
     """Run a query over the files of a span; None where there are none."""
     while True:

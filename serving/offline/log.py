@@ -15,7 +15,7 @@ What is promised:
   not join on is refused (`LostPublications`), as by the online store, so nothing that is missing
   is ever covered by what comes later.
 
-The columns are those of `serving.online.publications.offline_table`, whatever wrote the rows.
+The columns are those of `serving.offline.offline_table`, whatever wrote the rows.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from tidemill.features.contract import TIME_MAX, TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, LostPublications, StoreError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, offline_path
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write, write_text
 from tidemill.serving.files.segment_names import segment_of, segment_prefix
-from tidemill.serving.online.publications import offline_table
+from tidemill.serving.offline.offline_table import offline_table
 
 MERGED: Final = "merged.parquet"
 """How the name ends of a file that others were made one of (`serving.offline.merge`)."""
@@ -88,7 +88,7 @@ class OfflineLog:
 
         Args:
             view: The view.
-            publications: Publications of it (`serving.online.publications.schema`), ``(rows,)``.
+            publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
             part: The part's name; the same part is replaced.
 
         Returns:
@@ -110,7 +110,7 @@ class OfflineLog:
 
         Args:
             join_key: The column of the entity's key.
-            table: As `serving.online.publications.offline_table` makes it, ``(rows,)``.
+            table: As `serving.offline.offline_table` makes it, ``(rows,)``.
             part: The part's name.
 
         Raises:
@@ -206,7 +206,7 @@ class OfflineLog:
 
         Args:
             view: The view.
-            publications: Publications of it (`serving.online.publications.schema`), ``(rows,)``.
+            publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
             shard: The shard.
             shards: How many shards the view has.
             since_us: As for `reach`.
@@ -364,13 +364,12 @@ def newest_rows(join_key: str, table: pa.Table) -> pa.Table:
 
 def write_part(file: Path, rows: pa.Table, *, durable: bool = False) -> None:
     """Write a file of a log whole or not at all (`serving.files.atomic_write`)."""
-    with written_whole(file, durable=durable) as unfinished:
+    with atomic_write(file, durable=durable) as unfinished:
         pq.write_table(rows, unfinished, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
 
 
 def _write_span(file: Path, first_us: int, last_us: int) -> None:
-    with written_whole(file) as unfinished:
-        unfinished.write_text(f"{first_us} {last_us}")
+    write_text(file, f"{first_us} {last_us}")
 
 
 def _shard_name(shard: int, shards: int) -> str:

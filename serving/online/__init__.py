@@ -1,4 +1,31 @@
 """The online store: one row per entity, the newest publication wins, ages are honest.
 
-`database` states what every backend promises. The backends stand in folders of their own.
+`database` states what every backend promises. The backends stand in folders of their own and know
+nothing of each other; Feast and Redis are imported when one of their stores is opened.
 """
+
+from __future__ import annotations
+
+from tidemill.serving.online.backends import missing_guarantees, open_database
+from tidemill.serving.online.database import OnlineDatabase, Parcel, Snapshot
+from tidemill.serving.online.parcels import online_rows, parcel_of, write_publications
+from tidemill.serving.online.reader import OnlineReader, OnlineReading, finish_anchored
+from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
+
+__all__ = [
+    "Frontiers",
+    "KeySpace",
+    "OnlineDatabase",
+    "OnlineReader",
+    "OnlineReading",
+    "Parcel",
+    "Row",
+    "RowBatch",
+    "Snapshot",
+    "finish_anchored",
+    "missing_guarantees",
+    "online_rows",
+    "open_database",
+    "parcel_of",
+    "write_publications",
+]

@@ -158,7 +158,7 @@ class OnlineDatabase(Protocol):
         """Close what this process (SQLite: this thread) holds open; a later use opens it again."""
 
 
-def offered_rows(store: str, space: KeySpace, rows: RowBatch) -> RowBatch:
+def newest_per_key(store: str, space: KeySpace, rows: RowBatch) -> RowBatch:
     """Return what of offered publications is to be written: each key's newest.
 
     Args:

@@ -38,13 +38,15 @@ import numpy as np
 from tidemill.features.errors import StoreError, StoreUnavailable
 from tidemill.serving.online.database import Parcel, Snapshot, no_key_space
 from tidemill.serving.online.rows import KeySpace, RowBatch
+from tidemill.serving.stores.feast_config import repo_config
+from tidemill.serving.stores.online_places import FeastPlace
+from tidemill.serving.stores.places import StorePlaces
 
 if TYPE_CHECKING:
     import feast
     from feast.infra.online_stores.online_store import OnlineStore
 
     from tidemill.serving.online.feast_rows import StoredView
-    from tidemill.serving.stores.online_places import FeastPlace
 
 LOST_GUARANTEES: Final = (
     "an older publication may overwrite a newer one (repeats, several writers)",
@@ -182,15 +184,9 @@ class FeastDatabase:
             import feast
             from feast.infra.online_stores.helpers import get_online_store_from_config
 
-            from tidemill.serving.registry.registration import feast_config
-
-            config = feast_config(
-                project,
-                self.place.root,
-                clock="wall",
-                place=self.place,
-                registry=self.place.registry,
-            )
+            place = self.place
+            places = StorePlaces.below(place.root, online=place, registry=place.registry)
+            config = repo_config(project, places, clock="wall")
             opened = _Opened(
                 config=config,
                 registry=feast.FeatureStore(config=config),
@@ -243,14 +239,6 @@ _INSTEAD: Final = (
     "read through Feast's SDK (FeatureStore.get_online_features), or keep the features in a store "
     "of type sqlite or redis"
 )
-
-
-def warning(place: FeastPlace) -> str:
-    """Say which guarantees fall away for a store of Feast's."""
-    return (
-        f"online store: Feast's own {place.type!r} through its generic write path; "
-        "these guarantees fall away: " + "; ".join(LOST_GUARANTEES)
-    )
 
 
 def _newest(rows: RowBatch) -> RowBatch:

@@ -225,7 +225,7 @@ def feast_rows(view: StoredView, rows: RowBatch) -> list[FeastRow]:
     return out
 
 
-def online_key(config: RepoConfig, key: EntityKey) -> bytes:
+def feast_key(config: RepoConfig, key: EntityKey) -> bytes:
     """Serialize an entity key as Feast does."""
     serialized: bytes = serialize_entity_key(
         key, entity_key_serialization_version=config.entity_key_serialization_version
@@ -325,7 +325,7 @@ def _row(
     revision = _python(space, REVISION, INT64, values.get(REVISION, ValueProto()))
     until = _python(space, VALID_UNTIL, INT64, values.get(VALID_UNTIL, ValueProto()))
     return Row(
-        key=online_key(config, key),
+        key=feast_key(config, key),
         event_timestamp=time_of(event_timestamp),
         revision=0 if revision is None else int(revision),
         valid_until=TIME_MAX if until is None else int(until),

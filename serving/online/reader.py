@@ -10,8 +10,8 @@ It reads what `serving.online.database` keeps and says of every row how far it c
   written, or the row should have been replaced before it. A never-seen entity of a view whose
   least frontier is stale says so too: its empty value is no knowledge either.
 
-Anchored features are finished here (`finish`) with the frontier as the ``as_of``. A null inside a
-present row is the feature's value; the status says nothing of it.
+Anchored features are finished here (`finish_anchored`) with the frontier as the ``as_of``. A null
+inside a present row is the feature's value; the status says nothing of it.
 
 `OnlineReader.read` gives Arrow for many entities, `OnlineReader.read_one` plain values for one, as
 a prediction asks for them. Either reads all its views in one round trip, as of one instant of the
@@ -35,7 +35,8 @@ from tidemill.features.definitions import ARROW_TYPES, INT64, FeatureColumn, Fea
 from tidemill.features.errors import InputError
 from tidemill.serving.online.cells import arrow_columns, decode_cells, decode_matrix, decode_row
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
-from tidemill.serving.online.rows import Clock, KeySpace, Row, clock_us, online_key, online_keys
+from tidemill.serving.online.rows import KeySpace, Row, clock_us, online_key, online_keys
+from tidemill.serving.stores.online_places import Clock
 
 STATUS: Final = "tidemill_status"
 """Column of a reading: the `ReadStatus` by name (string)."""
@@ -43,7 +44,7 @@ FRONTIER: Final = "tidemill_frontier"
 """Column of a reading: the instant that the values are as of (int64, microseconds UTC)."""
 
 
-class Reading(NamedTuple):
+class OnlineReading(NamedTuple):
     """What the store says of one entity in one view.
 
     Attributes:
@@ -100,7 +101,7 @@ class OnlineReader:
             for (name, column), plan, snapshot in zip(keys.items(), plans, snapshots, strict=True)
         }
 
-    def read_one(self, keys: Mapping[str, str | int | None]) -> dict[str, Reading]:
+    def read_one(self, keys: Mapping[str, str | int | None]) -> dict[str, OnlineReading]:
         """Read views for one entity each; all views as of one instant of the store.
 
         Args:
@@ -126,7 +127,7 @@ class OnlineReader:
             for name, plan, snapshot in zip(keys, plans, snapshots, strict=True)
         }
 
-    def _one(self, plan: _Plan, snapshot: Snapshot) -> Reading:
+    def _one(self, plan: _Plan, snapshot: Snapshot) -> OnlineReading:
         row = snapshot.rows[0] if snapshot.rows else None
         ((status,), (frontier,)) = self._judged(plan, snapshot, [row])
         stored = plan.empty if row is None else decode_row(plan.dtypes, row.cells)
@@ -135,7 +136,7 @@ class OnlineReader:
             anchor = values[name]
             known = anchor is not None and frontier > TIME_MIN
             values[name] = frontier - anchor if known else None  # type: ignore[operator]
-        return Reading(values, status, frontier)  # type: ignore[arg-type]
+        return OnlineReading(values, status, frontier)  # type: ignore[arg-type]
 
     def _batch(self, plan: _Plan, keys: pa.Array, snapshot: Snapshot) -> pa.RecordBatch:
         rows: list[Row | None] = snapshot.rows
@@ -149,7 +150,7 @@ class OnlineReader:
         else:
             arrays = arrow_columns(plan.dtypes, *_with_empty_values(plan, rows, present))
         for i in plan.anchored_places:
-            arrays[i] = finish(plan.view_columns[i], arrays[i], np.array(as_of, np.int64))
+            arrays[i] = finish_anchored(plan.view_columns[i], arrays[i], np.array(as_of, np.int64))
         return pa.RecordBatch.from_arrays(
             [*arrays, _names(statuses), pa.array(as_of, pa.int64())], schema=plan.schema
         )
@@ -171,7 +172,7 @@ class OnlineReader:
         return statuses, as_of
 
 
-def finish(
+def finish_anchored(
     column: FeatureColumn, values: pa.Array, as_of_us: npt.NDArray[np.int64] | int
 ) -> pa.Array:
     """Finish a stored column: an anchor becomes the time since it, anything else stays.

@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,7 @@ from tidemill.features.contract import TIME_MIN, Int64Array, ReadStatus, read_st
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError
 from tidemill.features.feast_objects import check_field_names, field_name
-
-Clock = Literal["wall", "replay"]
-"""What a reader's clock is: the wall clock live, the published frontier in a replay."""
+from tidemill.serving.stores.online_places import Clock
 
 # Feast's ValueType numbers: they are part of the key's bytes.
 _STRING: Final = 2

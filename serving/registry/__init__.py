@@ -2,3 +2,26 @@
 
 A changed view gets a version beside the promoted one. Applying twice changes nothing.
 """
+
+from __future__ import annotations
+
+from tidemill.serving.registry.orphaned_spaces import Orphan, drop_orphans, find_orphans
+from tidemill.serving.registry.plan import Preview, RegistrationPlan
+from tidemill.serving.registry.registration import (
+    apply_project,
+    feast_name,
+    open_store,
+    plan_project,
+)
+
+__all__ = [
+    "Orphan",
+    "Preview",
+    "RegistrationPlan",
+    "apply_project",
+    "drop_orphans",
+    "feast_name",
+    "find_orphans",
+    "open_store",
+    "plan_project",
+]

@@ -28,8 +28,8 @@ from tidemill.features.feast_objects import (
     source_name,
     version_name,
 )
-from tidemill.serving.registry.definition_changes import Change
-from tidemill.serving.registry.plan import Plan, entity_name
+from tidemill.serving.definition_changes import Change
+from tidemill.serving.registry.plan import RegistrationPlan, entity_name
 from tidemill.serving.registry.state import Registered, RegisteredView
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def next_service_name(project: Project) -> str:
 
 
 def added_entries(
-    project: Project, registered: Registered, plan: Plan, offline: str | BigQueryDataset
+    project: Project, registered: Registered, plan: RegistrationPlan, offline: str | BigQueryDataset
 ) -> Entries:
     """Return what registering writes: all of the code's definitions, nothing taken away.
 
@@ -104,7 +104,7 @@ def added_entries(
 
 
 def promoted_entries(
-    project: Project, registered: Registered, plan: Plan, offline: str | BigQueryDataset
+    project: Project, registered: Registered, plan: RegistrationPlan, offline: str | BigQueryDataset
 ) -> Entries:
     """Return what promotion writes: the code's definitions, and no other version.
 

@@ -13,21 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StoreError
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import Frontiers, KeySpace
 from tidemill.serving.registry.plan import Role
 from tidemill.serving.registry.registration import plan_project
 from tidemill.serving.registry.state import space_of
-from tidemill.serving.stores.online_places import (
-    FeastPlace,
-    OnlinePlace,
-    default_place,
-    open_database,
-)
-from tidemill.serving.stores.registry_places import RegistryPlace, default_registry, registry_lock
+from tidemill.serving.stores.online_places import FeastPlace
+from tidemill.serving.stores.places import StorePlaces
+from tidemill.serving.stores.registry_places import registry_lock
 
 
 @dataclass(frozen=True)
@@ -43,35 +39,26 @@ class Orphan:
     frontiers: Frontiers
 
 
-def find_orphans(
-    project: Project,
-    root: Path | str,
-    *,
-    place: OnlinePlace | None = None,
-    registry: RegistryPlace | None = None,
-) -> list[Orphan]:
+def find_orphans(project: Project, places: StorePlaces) -> list[Orphan]:
     """Find the project's key spaces that no version in the registry refers to.
 
     Args:
         project: The definitions; their key spaces are kept in any case.
-        root: What the default places are below.
-        place: Where the online store is; None is an SQLite file below the root.
-        registry: Where the registry is; None is a file below the root.
+        places: Where its stores are.
 
     Raises:
         StoreError: The registry holds no version of any of the project's views, so it cannot say
             which key spaces are in use; the store keeps no key spaces; or either cannot be read.
     """
-    place = place or default_place(root)
-    if isinstance(place, FeastPlace):
+    if isinstance(places.online, FeastPlace):
         raise StoreError(
-            f"the online store is Feast's own {place.type!r}, which keeps rows by the view's name "
-            "and not by its definition: there is nothing to clean up"
+            f"the online store is Feast's own {places.online.type!r}, which keeps rows by the "
+            "view's name and not by its definition: there is nothing to clean up"
         )
-    plan = plan_project(project, root, place=place, registry=registry).plan
+    plan = plan_project(project, places).plan
     if not any(view.is_registered for view in plan.views) and not plan.superseded:
         raise StoreError(
-            f"{(registry or default_registry(root)).name} holds no view of project "
+            f"{places.registry.name} holds no view of project "
             f"{project.name!r}, so it cannot say which key spaces are in use; name the registry "
             "that the project is registered in, or register it: `tidemill apply`"
         )
@@ -82,22 +69,13 @@ def find_orphans(
     ]
 
 
-def drop_orphans(
-    project: Project,
-    root: Path | str,
-    agreed: Sequence[Orphan],
-    *,
-    place: OnlinePlace | None = None,
-    registry: RegistryPlace | None = None,
-) -> list[str]:
+def drop_orphans(project: Project, places: StorePlaces, agreed: Sequence[Orphan]) -> list[str]:
     """Drop key spaces, of those that somebody agreed to, that still no version refers to.
 
     Args:
         project: The definitions.
-        root: What the default places are below.
+        places: Where its stores are.
         agreed: The key spaces to drop.
-        place: Where the online store is; None is an SQLite file below the root.
-        registry: Where the registry is; None is a file below the root.
 
     Returns:
         The names of the key spaces that were dropped.
@@ -106,11 +84,11 @@ def drop_orphans(
         StoreError: As for `find_orphans`, or the store cannot be written.
     """
     names = {orphan.space.name for orphan in agreed}
-    with registry_lock(registry or default_registry(root)):
-        still = find_orphans(project, root, place=place, registry=registry)
+    with registry_lock(places.registry):
+        still = find_orphans(project, places)
         spaces = [orphan.space for orphan in still if orphan.space.name in names]
         if spaces:
-            database = open_database(place or default_place(root))
+            database = open_database(places.online)
             database.drop(spaces)
             database.close()
     return [space.name for space in spaces]

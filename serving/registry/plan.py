@@ -23,14 +23,14 @@ from enum import Enum
 from tidemill.features.contract import TIME_MIN, format_duration
 from tidemill.features.definitions import Entity, FeatureView, Project, spec_hash
 from tidemill.features.feast_objects import field_name, service_name, version_name
-from tidemill.serving.online.rows import Frontiers
-from tidemill.serving.registry.definition_changes import (
+from tidemill.serving.definition_changes import (
     Change,
     FeatureChange,
     every_feature,
     feature_changes,
     view_changes,
 )
+from tidemill.serving.online.rows import Frontiers
 from tidemill.serving.registry.state import Registered, RegisteredView, ServicePart, space_name
 
 NO_FRONTIERS = Frontiers(0, {})
@@ -131,7 +131,7 @@ class SpacePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RegistrationPlan:
     """What registering, and what promoting, would do.
 
     Attributes:
@@ -195,7 +195,7 @@ class Preview:
         promotes: What promoting writes to it and removes from it, a line each.
     """
 
-    plan: Plan
+    plan: RegistrationPlan
     registers: tuple[str, ...]
     promotes: tuple[str, ...]
 
@@ -211,7 +211,7 @@ class Preview:
 
 def make_plan(
     project: Project, registered: Registered, spaces: Mapping[str, Frontiers] | None
-) -> Plan:
+) -> RegistrationPlan:
     """Compare a project with what is registered and with what stands in the online store.
 
     Args:
@@ -233,7 +233,7 @@ def make_plan(
     service = Change.ADDED if before is None else Change.CHANGED
     service = Change.UNCHANGED if before == parts else service
     current = {(view.view, view.definition) for view in views}
-    return Plan(
+    return RegistrationPlan(
         project=project.name,
         views=tuple(views),
         entities=tuple(_entity_plans(project, registered)),

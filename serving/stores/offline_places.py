@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.errors import ConfigurationError
+from tidemill.serving.stores.class_paths import OFFLINE_STORE
 
 _MEMORY: Final = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B)", re.IGNORECASE)
 
@@ -53,7 +54,7 @@ def offline_section(place: OfflinePlace) -> dict[str, Any]:
         "spill": None if place.spill is None else str(place.spill),
     }
     return {
-        "type": "tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore",
+        "type": OFFLINE_STORE,
         **{name: value for name, value in options.items() if value is not None},
     }
 

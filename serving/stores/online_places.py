@@ -1,4 +1,4 @@
-"""Where an online store is: what the configuration says, the database and the Feast section of it.
+"""Where an online store is: what the configuration says, and Feast's section of it.
 
 An `OnlinePlace` is plain data: it can be compared, pickled and printed, and it holds no secret
 (a password is named by the environment variable that has it).
@@ -11,16 +11,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tidemill.features.errors import ConfigurationError
-from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.feast_database import FeastDatabase
-from tidemill.serving.online.feast_database import warning as feast_warning
-from tidemill.serving.online.rows import Clock
-from tidemill.serving.online.sqlite.database import SqliteDatabase
+from tidemill.serving.stores.class_paths import REDIS_STORE, SQLITE_STORE, renamed_class
 from tidemill.serving.stores.redis_place import RedisPlace
 from tidemill.serving.stores.registry_places import RegistryPlace
+
+Clock = Literal["wall", "replay"]
+"""What a reader's clock is: the wall clock live, the published frontier in a replay."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,11 @@ class FeastPlace:
                 "online_store: the options of a store of Feast's name its type, such as postgres; "
                 f"found {', '.join(map(str, self.options)) or 'none'}"
             )
+        if (now := renamed_class(self.type)) is not None:
+            raise ConfigurationError(
+                f"online_store: the class {self.type!r} is now called {now!r}; write that as the "
+                "type, or take Tidemill's own types sqlite and redis"
+            )
         if named := _secrets("options", self.options):
             raise ConfigurationError(
                 f"online_store: {', '.join(named)} holds a secret in plain text; write ${{NAME}} "
@@ -79,17 +83,6 @@ def default_place(root: Path | str) -> SqlitePlace:
     return SqlitePlace(Path(root).absolute() / ONLINE)
 
 
-def open_database(place: OnlinePlace) -> OnlineDatabase:
-    """Return the online database at a place; `registry.registration.open_store` makes it."""
-    if isinstance(place, FeastPlace):
-        return FeastDatabase(place)
-    if isinstance(place, RedisPlace):
-        from tidemill.serving.online.redis.database import RedisDatabase  # imports the client
-
-        return RedisDatabase(place)
-    return SqliteDatabase(str(place.path))
-
-
 def feast_section(place: OnlinePlace, clock: Clock) -> dict[str, Any]:
     """Return the ``online_store`` section of the Feast configuration for a place.
 
@@ -104,12 +97,12 @@ def feast_section(place: OnlinePlace, clock: Clock) -> dict[str, Any]:
         return dict(place.options)
     if isinstance(place, RedisPlace):
         return {
-            "type": "tidemill.serving.feast_plugins.online_store.OrderedRedisOnlineStore",
+            "type": REDIS_STORE,
             **place.options(),
             "clock": clock,
         }
     return {
-        "type": "tidemill.serving.feast_plugins.online_store.OrderedSqliteOnlineStore",
+        "type": SQLITE_STORE,
         "path": str(place.path),
         "clock": clock,
     }
@@ -133,11 +126,6 @@ def expanded(section: Any) -> Any:
             "setting of the online store"
         )
     return _VARIABLE.sub(lambda found: os.environ[found[1]], section)
-
-
-def warning(place: OnlinePlace) -> str | None:
-    """Say what a store at this place cannot promise, in one line; None where it promises all."""
-    return feast_warning(place) if isinstance(place, FeastPlace) else None
 
 
 _VARIABLE: Final = re.compile(r"\$\{(\w+)\}")

@@ -20,6 +20,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tidemill.features.errors import ConfigurationError, StoreError
+from tidemill.serving.stores.class_paths import REGISTRY_FILE
 
 REGISTRY: Final = "registry.db"
 """The registry's file below the root, where no other place is named."""
@@ -30,7 +31,6 @@ DIALECTS: Final = ("sqlite", "postgresql")
 CACHE_S: Final = 60
 """How long a Feast client goes on with the registry that it read; then it sees a promotion."""
 
-_ATOMIC_FILE: Final = "tidemill.serving.feast_plugins.registry_file.AtomicFileRegistryStore"
 _ADVISORY_LOCK: Final = 0x7469_6465_6D69_6C6C
 """The key of the lock that appliers of one PostgreSQL database share ("tidemill" in ASCII)."""
 
@@ -126,7 +126,7 @@ def registry_section(place: RegistryPlace) -> dict[str, Any]:
     if isinstance(place, FileRegistry):
         return {
             "registry_type": "file",
-            "registry_store_type": _ATOMIC_FILE,
+            "registry_store_type": REGISTRY_FILE,
             "path": str(place.path),
             "cache_ttl_seconds": CACHE_S,
         }

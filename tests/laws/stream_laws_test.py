@@ -34,7 +34,7 @@ from tidemill.features.errors import PartitionGap
 from tidemill.features.kernel.encoding import canonical_bytes
 from tidemill.features.oracle.values import Oracle
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.stream.operator import Mode
+from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import request_parts
 
 LAW = settings(

@@ -42,7 +42,7 @@ from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import read_handoff, state_path, write_handoff
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
-from tidemill.pipelines.stream.operator import Mode
+from tidemill.pipelines.stream.operator_key import Mode
 
 START = 1_600_000_000 * SECOND // DAY * DAY
 PAYMENTS = EventStream(

@@ -20,8 +20,9 @@ from tidemill import (
     time_since_last,
 )
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.publications import schema, write_publications
+from tidemill.serving.online.parcels import write_publications
 from tidemill.serving.online.rows import KeySpace
+from tidemill.serving.publications import schema
 
 SCANS = EventStream(
     "scans",

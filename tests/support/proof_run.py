@@ -51,14 +51,16 @@ from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner, AnswerPart
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.infer import predictions
-from tidemill.pipelines.stream.operator import Mode, Release, ShardOperator
+from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.verify.verify import instant
 from tidemill.serving.bundles.inference import Stamps
-from tidemill.serving.online.publications import write_publications
-from tidemill.serving.stores.online_places import SqlitePlace, open_database
+from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.parcels import write_publications
+from tidemill.serving.stores.online_places import SqlitePlace
 
 START = 1_767_225_600 * SECOND  # 2026-01-01
 EVALUATE_UNTIL = START + 2 * DAY

@@ -36,7 +36,7 @@ from tidemill import (
 )
 from tidemill.features.contract import MINUTE, SECOND, TIME_MIN, Int64Array
 from tidemill.features.kernel.plan import make_plan
-from tidemill.features.kernel.prepare import matrix_of
+from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions, Training
 from tidemill.pipelines.engines.choosing import choose_engine, engine_options, make_runner
 from tidemill.pipelines.history.point_in_time import values_at
@@ -48,10 +48,10 @@ from tidemill.pipelines.stream.answer_join import (
     AnswerPart,
     RequestPart,
     Unanswered,
-    nulls_of,
 )
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
-from tidemill.pipelines.stream.operator import Mode, Release, ShardOperator
+from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.serving.stores.online_places import SqlitePlace

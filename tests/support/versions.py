@@ -15,9 +15,12 @@ from tests.support import parcels
 from tests.support.parcels import BY_COURIER
 from tests.support.postgresql_server import PostgresqlServer
 from tidemill import FeatureView, Project, count
-from tidemill.serving.online.publications import schema
-from tidemill.serving.registry.registration import apply_project, repo_config
-from tidemill.serving.stores.online_places import OnlinePlace, default_place, open_database
+from tidemill.serving.online.backends import open_database
+from tidemill.serving.publications import schema
+from tidemill.serving.registry.registration import apply_project
+from tidemill.serving.stores.feast_config import repo_config
+from tidemill.serving.stores.online_places import OnlinePlace, default_place
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import FileRegistry, RegistryPlace, SqlRegistry
 
 
@@ -63,7 +66,8 @@ def apply(
     online: OnlinePlace | None = None,
     **options: Any,
 ) -> Any:
-    return apply_project(project, root, place=online, registry=place, **options)
+    places = StorePlaces.below(root, online=online, registry=place)
+    return apply_project(project, places, **options)
 
 
 def promote(project: Project, root: Path, place: RegistryPlace) -> None:
@@ -72,7 +76,7 @@ def promote(project: Project, root: Path, place: RegistryPlace) -> None:
 
 def client(root: Path, place: RegistryPlace, project: Project = OLD) -> feast.FeatureStore:
     """What a stock client has: Feast's SDK and a configuration, no definitions."""
-    config = repo_config(project, root, clock="replay", registry=place)
+    config = repo_config(project.name, StorePlaces.below(root, registry=place), clock="replay")
     return feast.FeatureStore(config=config)
 
 

@@ -32,8 +32,8 @@ from tidemill.serving.online.database import (
     Snapshot,
     conflict,
     lost,
+    newest_per_key,
     no_key_space,
-    offered_rows,
     other_shard_count,
 )
 from tidemill.serving.online.redis.connections import Command, close, exchange
@@ -286,7 +286,7 @@ class RedisDatabase:
     def _chunks(
         self, number: int, space: KeySpace, parcel: Parcel | None, rows: RowBatch
     ) -> list[_Chunk]:
-        rows = offered_rows(self.name, space, rows)
+        rows = newest_per_key(self.name, space, rows)
         keys, values = rows.keys, encode_rows(rows)
         return [
             _Chunk(

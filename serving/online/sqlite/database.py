@@ -18,55 +18,18 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
-from tidemill.features.errors import NoKeySpace, StoreError, StoreUnavailable
-from tidemill.serving.online.cells import cells_width, has_tail
 from tidemill.serving.online.database import (
     Parcel,
     Snapshot,
     conflict,
     lost,
-    no_key_space,
-    offered_rows,
+    newest_per_key,
     other_shard_count,
 )
 from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
 from tidemill.serving.online.sqlite.connections import close, create_file, transaction
-
-_FRONTIERS: Final = """
-CREATE TABLE IF NOT EXISTS tidemill_frontiers (
-    space TEXT NOT NULL,
-    shard INTEGER NOT NULL,
-    shard_count INTEGER NOT NULL,
-    frontier INTEGER NOT NULL,
-    PRIMARY KEY (space, shard)
-) WITHOUT ROWID
-"""
-
-# CASE is lazy, so the function that notes a conflict is called for a conflict only.
-_UPSERT: Final = """
-INSERT INTO "{name}" AS old (entity_key, event_timestamp, revision, valid_until, shard, cells)
-VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT (entity_key) DO UPDATE SET
-    event_timestamp = excluded.event_timestamp,
-    revision = excluded.revision,
-    valid_until = excluded.valid_until,
-    shard = excluded.shard,
-    cells = excluded.cells
-WHERE CASE
-    WHEN excluded.event_timestamp <> old.event_timestamp
-        THEN excluded.event_timestamp > old.event_timestamp
-    WHEN excluded.revision <> old.revision
-        THEN excluded.revision > old.revision
-    WHEN excluded.cells = old.cells AND excluded.valid_until = old.valid_until
-        THEN 0
-    ELSE tidemill_conflict(excluded.entity_key, excluded.valid_until, excluded.cells)
-END
-"""
-
-_TRANSIENT: Final = frozenset(
-    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-)
-"""What another writer or the disk may mend: primary result codes."""
+from tidemill.serving.online.sqlite.errors import named_errors
+from tidemill.serving.online.sqlite.scripts import CREATE_FRONTIERS, UPSERT, create_space
 
 _KEYS_A_QUERY: Final = 10_000
 """SQLite takes 32,766 parameters in one statement; this is well below."""
@@ -93,22 +56,12 @@ class SqliteDatabase:
         Raises:
             StoreError: The file cannot be written.
         """
-        with self._named_errors():
+        with named_errors(self.path):
             create_file(self.path)
         with self._transaction(write=True) as sqlite:
-            sqlite.execute(_FRONTIERS)
+            sqlite.execute(CREATE_FRONTIERS)
             for space in spaces:
-                sqlite.execute(
-                    f'CREATE TABLE IF NOT EXISTS "{space.name}" ('
-                    "entity_key BLOB NOT NULL PRIMARY KEY, "
-                    "event_timestamp INTEGER NOT NULL, "
-                    "revision INTEGER NOT NULL, "
-                    "valid_until INTEGER NOT NULL, "
-                    "shard INTEGER, "
-                    "cells BLOB NOT NULL CHECK (length(cells) "
-                    f"{'>=' if has_tail(space.dtypes) else '='} {cells_width(len(space.columns))})"
-                    ") WITHOUT ROWID"
-                )
+                sqlite.execute(create_space(space))
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
         """Remove key spaces with their rows and frontiers; where there is no file, nothing.
@@ -210,7 +163,7 @@ class SqliteDatabase:
         return written
 
     def _upsert(self, sqlite: sqlite3.Connection, space: KeySpace, batch: RowBatch) -> int:
-        batch = offered_rows(self.name, space, batch)
+        batch = newest_per_key(self.name, space, batch)
         conflicts: list[tuple[bytes, int, bytes]] = []
 
         def note(key: bytes, valid_until: int, cells: bytes) -> int:
@@ -229,7 +182,7 @@ class SqliteDatabase:
         )
         # In the order of keys, neighbours share pages; the order decides nothing else. Without a
         # row the statement still finds out whether there is such a key space.
-        upsert = _UPSERT.format(name=space.name)
+        upsert = UPSERT.format(name=space.name)
         if not len(batch):
             sqlite.execute(f"EXPLAIN {upsert}", (b"", 0, 0, 0, None, b""))
             return 0
@@ -272,33 +225,5 @@ class SqliteDatabase:
     def _transaction(
         self, spaces: Sequence[KeySpace] = (), *, write: bool
     ) -> Iterator[sqlite3.Connection]:
-        with self._named_errors(spaces), transaction(self.path, write=write) as sqlite:
+        with named_errors(self.path, spaces), transaction(self.path, write=write) as sqlite:
             yield sqlite
-
-    @contextmanager
-    def _named_errors(self, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise NoKeySpace(
-                f"there is no online store at {self.path}; register the project to make it"
-            ) from error
-        except sqlite3.Error as error:
-            for space in spaces:
-                if str(error) == f"no such table: {space.name}":
-                    raise no_key_space(self.name, space) from error
-            raise self._sqlite_error(error) from error
-        except OSError as error:
-            raise StoreError(f"{self.name}: {error}") from error
-
-    def _sqlite_error(self, error: sqlite3.Error) -> StoreError:
-        # An error that the Python module finds by itself has no code.
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is not None and code & 0xFF in _TRANSIENT:
-            return StoreUnavailable(
-                f"{self.name}: {error}; nothing was written: try again, after making room on the "
-                "disk or ending the writer that keeps the lock"
-            )
-        if str(error) == "no such table: tidemill_frontiers":
-            return NoKeySpace(f"{self.name}: there is no online store in it; register the project")
-        return StoreError(f"{self.name}: {error}")

@@ -24,9 +24,11 @@ from tidemill.pipelines.commands.cli import commands
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.run.summary import print_tables
 from tidemill.pipelines.verify.compare_store import read_through_feast
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import apply_project, open_store
-from tidemill.serving.stores.online_places import default_place, open_database
+from tidemill.serving.stores.online_places import default_place
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import FileRegistry, SqlRegistry
 
 NOW = 1_750_000_000_000_000
@@ -137,7 +139,7 @@ def plan_text(config: Configuration, capsys: pytest.CaptureFixture[str]) -> str:
 def test_plan_of_a_changed_view(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = load(written(folder, "parcels_first"))
     second = load(written(folder, "parcels_second"))
-    apply_project(first.project, first.root)
+    apply_project(first.project, StorePlaces.below(first.root))
     publish(first, BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=NOW - 3 * HOUR)
     publish(first, BY_COURIER, courier_rows(), frontier_us=NOW - 2 * DAY)
     text = plan_text(second, capsys)
@@ -225,6 +227,23 @@ def test_applied_root_is_read_by_feast_in_another_process(folder: Path) -> None:
     assert said.endswith("done:\n  write feature_store.yaml: clock wall\n")
     assert stock_client(folder, root) == ["wall", "OUTSIDE_MAX_AGE", "None"]
     assert "nothing to do" in tidemill("apply", "--clock", "wall", "--config", first)
+
+
+def test_former_class_paths_are_rewritten_and_named(folder: Path) -> None:
+    first, target = written(folder, "parcels_first"), folder / "run" / "feature_store.yaml"
+    tidemill("apply", "--config", first)
+    present = target.read_text()
+    target.write_text(present.replace("tidemill.serving.feast_plugins.", "serving."))
+    lines = tidemill("apply", "--config", first).partition("done:\n")[2].splitlines()
+    assert lines[0] == "  write feature_store.yaml: clock replay"
+    assert [line.split(", ")[1].split(" becomes ")[0] for line in lines[1:]] == [
+        "serving.online_store.OrderedSqliteOnlineStore",
+        "serving.offline_store.ChangePointOfflineStore",
+        "serving.materialization.ChangePointComputeEngine",
+        "serving.registry_file.AtomicFileRegistryStore",
+    ]
+    assert all("becomes tidemill.serving.feast_plugins." in line for line in lines[1:])
+    assert target.read_text() == present
 
 
 def test_applied_root_names_the_places_of_the_configuration(
@@ -350,9 +369,9 @@ def test_url_with_a_password_is_never_shown(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_proof_reads_the_definition_of_the_code_while_another_is_promoted(folder: Path) -> None:
-    apply_project(load(written(folder, "parcels_first")).project, folder / "run")
+    apply_project(load(written(folder, "parcels_first")).project, StorePlaces.below(folder / "run"))
     config = load(written(folder, "parcels_second"))
-    store = open_store(config.project, config.root, clock="replay")
+    store = open_store(config.project, StorePlaces.below(config.root), clock="replay")
     new = config.project.view("by_depot")
     heaviest = pa.array([900], pa.int64())
     rows = depot_rows((7, 10, 1, 8)).append_column("by_depot__heaviest", heaviest)

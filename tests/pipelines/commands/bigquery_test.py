@@ -24,8 +24,10 @@ from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
 from tidemill.features.feast_objects import offline_path
 from tidemill.pipelines.config.configuration import load
 from tidemill.serving.offline.bigquery_tables import log_ddl, newest_ddl
-from tidemill.serving.registry.registration import OFFLINE, open_store, repo_config
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.feast_config import repo_config
 from tidemill.serving.stores.offline_places import ParquetPlace
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 PLACE = BigQueryDataset("some-project", "features")
 LINE = "offline_store: {type: bigquery, project: some-project, dataset: features}"
@@ -51,7 +53,9 @@ def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sources(root: Path) -> dict[str, str]:
     """What every registered view is read from, by view."""
-    store = feast.FeatureStore(config=repo_config(PARCELS, root, clock="replay"))
+    store = feast.FeatureStore(
+        config=repo_config(PARCELS.name, StorePlaces.below(root), clock="replay")
+    )
     found = {}
     for view in store.list_feature_views():
         source = view.batch_source
@@ -75,7 +79,7 @@ def test_apply_registers_the_tables_and_reaches_nobody(folder: Path, nobody_answ
     made = [make(PLACE, view) for view in (BY_COURIER, BY_DEPOT) for make in (log_ddl, newest_ddl)]
     assert [statement.strip() for statement in statements] == [*made, ""]
     assert tidemill("apply", "--config", config).endswith("done:\n  nothing to do\n")
-    open_store(PARCELS, root, clock="replay", offline=PLACE)
+    open_store(PARCELS, StorePlaces.below(root, offline=PLACE), clock="replay")
     assert sources(root) == expected
 
 

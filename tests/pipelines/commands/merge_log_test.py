@@ -12,7 +12,7 @@ from tests.support.parcels import BY_COURIER, BY_DEPOT, depot_rows
 from tidemill.features.contract import DAY, TIME_MAX, TIME_MIN
 from tidemill.pipelines.commands.cli import commands
 from tidemill.serving.offline.log import OfflineLog
-from tidemill.serving.registry.registration import OFFLINE
+from tidemill.serving.stores.places import OFFLINE
 
 CONFIGURATION = """\
 project: tests.support.parcels:PARCELS

@@ -51,7 +51,8 @@ from tidemill.pipelines.publish.newest_rows import joined_releases
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.wire_format import Published
 from tidemill.serving.offline.log import OfflineLog, Reached
-from tidemill.serving.registry.registration import OFFLINE, open_store
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 SHARDS = 2
 KEYS = {CAB: "cab", ZONE: "zone", WEATHER: "zone"}
@@ -88,7 +89,7 @@ def instants_of(rows: pa.Table) -> Int64Array:
 
 
 def joined(root: Path, rows: pa.Table) -> pa.Table:
-    store = open_store(PROJECT, root, clock="replay")
+    store = open_store(PROJECT, StorePlaces.below(root), clock="replay")
     service = store.get_feature_service(PROJECT.name)
     return store.get_historical_features(rows, service, full_feature_names=True).to_arrow()
 

@@ -43,7 +43,7 @@ class Said(QuietProgress):
 
 
 def _read(config: Configuration) -> dict[str, Any]:
-    store = open_store(PROJECT, config.root, clock="replay", place=config.online_store)
+    store = open_store(PROJECT, config.places, clock="replay")
     return {
         view.name: [
             [repr(value) for value in column.to_pylist()]

@@ -38,16 +38,19 @@ from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.publish import publish as module
 from tidemill.pipelines.publish.newest_rows import joined_releases, newest_per_entity
 from tidemill.pipelines.publish.publish import Publish
-from tidemill.pipelines.stream.operator import Mode, Release
+from tidemill.pipelines.stream.operator import Release
+from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.wire_format import Published, pack_publications
-from tidemill.serving.online import publications
+from tidemill.serving import publications
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.cells import decode_cells
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite.database import SqliteDatabase
 from tidemill.serving.registry.registration import open_store
-from tidemill.serving.stores.online_places import default_place, open_database
+from tidemill.serving.stores.online_places import default_place
+from tidemill.serving.stores.places import StorePlaces
 
 Releases = list[tuple[int, int, Release]]
 
@@ -61,7 +64,7 @@ def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Releases:
 
 
 def publish(engine: str, root: Path, published: Releases, keep_log: bool = True) -> None:
-    open_store(PROJECT, root, clock="replay")
+    open_store(PROJECT, StorePlaces.below(root), clock="replay")
     elements = [pack_publications(*one) for one in published]
     pipeline, choice = pipeline_on(engine, streaming=False)
     _ = pipeline | beam.Create(elements) | Publish(PROJECT, root, default_place(root), 2, keep_log)

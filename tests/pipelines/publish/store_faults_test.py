@@ -44,10 +44,11 @@ from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.online import reader
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.reader import FRONTIER, STATUS, OnlineReader
 from tidemill.serving.online.sqlite import connections
-from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace, open_database
+from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace
 
 SAMPLE = 5
 STRIKE_AT = {"fnapi": 8, "prism": 3}

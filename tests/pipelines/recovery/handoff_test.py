@@ -61,9 +61,9 @@ from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.pipelines.stream_run import stream as module
 from tidemill.pipelines.stream_run.outcome import read_rejected
 from tidemill.pipelines.stream_run.stream import stream
-from tidemill.serving.online.publications import online_rows
+from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.rows import KeySpace, Row, online_keys
-from tidemill.serving.stores.online_places import open_database
 
 BEGIN = START + 2 * MINUTE
 STOP = START + 11 * MINUTE

@@ -45,9 +45,11 @@ from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import KeySpace, Row, online_keys
-from tidemill.serving.registry.registration import OFFLINE, repo_config
-from tidemill.serving.stores.online_places import SqlitePlace, open_database
+from tidemill.serving.stores.feast_config import repo_config
+from tidemill.serving.stores.online_places import SqlitePlace
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = 20
@@ -339,7 +341,9 @@ def test_every_stage_leaves_the_offline_store_where_the_configuration_says(
         yield mismatches(config)
 
     for done in stages():
-        store = feast.FeatureStore(config=repo_config(PROJECT, config.root, clock="replay"))
+        store = feast.FeatureStore(
+            config=repo_config(PROJECT.name, StorePlaces.below(config.root), clock="replay")
+        )
         found = {view.name: view.batch_source.table for view in store.list_feature_views()}
         assert found == tables, done
     # The log is written as Parquet all the same.

@@ -27,6 +27,7 @@ from tests.support.streaming_project import (
 )
 from tidemill.features.contract import MINUTE
 from tidemill.features.errors import BatchConflict
+from tidemill.features.kernel.prepare import nulls_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, SENT
 from tidemill.pipelines.stream.answer_join import (
     AnswerJoiner,
@@ -35,7 +36,6 @@ from tidemill.pipelines.stream.answer_join import (
     answered_schema,
     column_arrays,
     group_of,
-    nulls_of,
     partition_of,
 )
 from tidemill.pipelines.stream.shard import request_parts

@@ -54,7 +54,7 @@ from tidemill.pipelines.stream.featurize import (
     make_operator,
     operator_key,
 )
-from tidemill.pipelines.stream.operator import Mode
+from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import unpack_publications
 

@@ -34,13 +34,8 @@ from tidemill.features.errors import (
     StateVersionError,
 )
 from tidemill.features.kernel.encoding import encode
-from tidemill.pipelines.stream.operator import (
-    SNAPSHOT_VERSION,
-    Mode,
-    OperatorKey,
-    Release,
-    ShardOperator,
-)
+from tidemill.pipelines.stream.operator import SNAPSHOT_VERSION, Release, ShardOperator
+from tidemill.pipelines.stream.operator_key import Mode, OperatorKey
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 
 

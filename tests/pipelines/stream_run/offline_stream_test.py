@@ -34,7 +34,7 @@ from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.offline.log import OfflineLog, newest_rows
-from tidemill.serving.registry.registration import OFFLINE
+from tidemill.serving.stores.places import OFFLINE
 
 CUT = EVALUATE_UNTIL + (STREAM_UNTIL - EVALUATE_UNTIL) // 2
 

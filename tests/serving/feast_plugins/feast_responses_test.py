@@ -15,9 +15,11 @@ from tests.support.parcels import BY_COURIER, BY_DEPOT, DEPOT, SCANS, courier_ro
 from tidemill import FeatureView, count
 from tidemill.features.feast_objects import DEFINITION_TAG, MAX_STALENESS_TAG, feast_objects
 from tidemill.serving.feast_plugins.online_store import OrderedOnlineStore
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.feast_rows import stored_view
 from tidemill.serving.registry.registration import open_store
-from tidemill.serving.stores.online_places import OnlinePlace, open_database
+from tidemill.serving.stores.online_places import OnlinePlace
+from tidemill.serving.stores.places import StorePlaces
 
 _WIDER = FeatureView("by_depot", DEPOT, SCANS, hop="1h", features={"scans_1d": count(over="2d")})
 
@@ -27,7 +29,7 @@ place = stores.place
 
 @pytest.fixture
 def store(place: OnlinePlace, tmp_path: Path) -> feast.FeatureStore:
-    return open_store(parcels.PARCELS, tmp_path, clock="replay", place=place)
+    return open_store(parcels.PARCELS, StorePlaces.below(tmp_path, online=place), clock="replay")
 
 
 def _both_ways(

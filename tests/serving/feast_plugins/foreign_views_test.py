@@ -22,7 +22,8 @@ from tests.support.stores import STORES, place_of
 from tidemill.features.errors import ConflictingPublication, InputError, StoreError
 from tidemill.features.feast_objects import DEFINITION_TAG, MAX_STALENESS_TAG, REVISION, VALID_UNTIL
 from tidemill.serving.online.feast_rows import key_space
-from tidemill.serving.registry.registration import feast_config
+from tidemill.serving.stores.feast_config import repo_config
+from tidemill.serving.stores.places import StorePlaces
 
 SECOND = datetime.timedelta(seconds=1)
 
@@ -30,7 +31,7 @@ SECOND = datetime.timedelta(seconds=1)
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[feast.FeatureStore]:
     with place_of(request.param, tmp_path) as place:
-        config = feast_config("parcels", tmp_path, clock="wall", place=place)
+        config = repo_config("parcels", StorePlaces.below(tmp_path, online=place), clock="wall")
         opened = feast.FeatureStore(config=config)
         opened.apply(list(every_type.view(tmp_path)))
         yield opened

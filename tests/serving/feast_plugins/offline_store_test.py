@@ -41,7 +41,8 @@ from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log
 from tidemill.serving.offline.log import OfflineLog
-from tidemill.serving.registry.registration import OFFLINE, open_store
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 UTC = datetime.UTC
 ROWS = history(seed=1, pings=4_000)
@@ -72,12 +73,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fleet(root: Path) -> feast.FeatureStore:
-    return open_store(PROJECT, root, clock="replay")
+    return open_store(PROJECT, StorePlaces.below(root), clock="replay")
 
 
 @pytest.fixture
 def depots(tmp_path: Path) -> feast.FeatureStore:
-    return open_store(parcels.PARCELS, tmp_path, clock="wall")
+    return open_store(parcels.PARCELS, StorePlaces.below(tmp_path), clock="wall")
 
 
 def write(root: Path, view: FeatureView, rows: pa.RecordBatch, part: str = "p") -> OfflineLog:
@@ -178,7 +179,7 @@ def test_event_is_found_up_to_the_last_instant_that_covers_it(
     write_log(tmp_path, PROJECT, [Arrived("pings", 0, [event], [start])])
     until = {view.name: END for view in VIEWS}
     log_history(PROJECT, Log(tmp_path), tmp_path / OFFLINE, shards=1, until_us=until)
-    store = open_store(PROJECT, tmp_path, clock="replay")
+    store = open_store(PROJECT, StorePlaces.below(tmp_path), clock="replay")
     end = start + view.hop_us + view.longest_window_us
     keys = pa.array(["a"]) if view.entity is CAR else pa.array([1])
     for instant, is_empty in ((end - 1, False), (end, True)):

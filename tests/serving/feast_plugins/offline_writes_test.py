@@ -33,10 +33,13 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.newest_rows import newest_per_entity
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.serving.offline.log import OfflineLog
-from tidemill.serving.online.publications import online_rows
+from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.rows import KeySpace
-from tidemill.serving.registry.registration import OFFLINE, open_store, repo_config
-from tidemill.serving.stores.online_places import default_place, open_database
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.feast_config import repo_config
+from tidemill.serving.stores.online_places import default_place
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 UTC = datetime.UTC
 
@@ -51,7 +54,7 @@ def times(*instants_us: int) -> pa.Array:
 
 @pytest.fixture
 def depots(tmp_path: Path) -> feast.FeatureStore:
-    return open_store(parcels.PARCELS, tmp_path, clock="wall")
+    return open_store(parcels.PARCELS, StorePlaces.below(tmp_path), clock="wall")
 
 
 def write(root: Path, view: FeatureView, rows: pa.RecordBatch, part: str = "p") -> OfflineLog:
@@ -129,7 +132,9 @@ def test_feature_logging_is_refused(depots: feast.FeatureStore, tmp_path: Path) 
 
 
 def test_remote_files_are_refused(tmp_path: Path) -> None:
-    store = feast.FeatureStore(config=repo_config(parcels.PARCELS, tmp_path, clock="wall"))
+    store = feast.FeatureStore(
+        config=repo_config(parcels.PARCELS.name, StorePlaces.below(tmp_path), clock="wall")
+    )
     store.apply(feast_objects(parcels.PARCELS, "gs://bucket/offline").all)
     with pytest.raises(
         StoreError, match=r"gs://bucket/offline/by_depot/.*reads local Parquet files"
@@ -143,7 +148,9 @@ def test_materialize_writes_what_is_published(tmp_path: Path) -> None:
     end = {view.name: END for view in VIEWS}
     log_history(PROJECT, Log(tmp_path), tmp_path / OFFLINE, shards=2, until_us=end)
     until = START + 4 * DAY + 3 * HOUR + 17 * MINUTE
-    open_store(PROJECT, tmp_path, clock="replay").materialize(at(START - DAY), at(until))
+    open_store(PROJECT, StorePlaces.below(tmp_path), clock="replay").materialize(
+        at(START - DAY), at(until)
+    )
     database = open_database(default_place(tmp_path))
     past = [row for row in rows if row["at"] < until]
     for view in VIEWS:
@@ -185,7 +192,7 @@ def test_materialize_writes_to_stores_of_feast_too_with_every_bit(tmp_path: Path
         {"entity_key": b"cid", "event_timestamp": 10, "grams_1d": None},
     )
     write(tmp_path, parcels.BY_COURIER, rows)
-    ours = repo_config(parcels.PARCELS, tmp_path, clock="wall")
+    ours = repo_config(parcels.PARCELS.name, StorePlaces.below(tmp_path), clock="wall")
     stock = feast.FeatureStore(
         config=feast.RepoConfig(
             project="parcels",

@@ -31,14 +31,17 @@ from tests.support.redis_server import RedisServer
 from tidemill.features.contract import TIME_MAX
 from tidemill.features.errors import ConflictingPublication, InputError, StoreError
 from tidemill.features.feast_objects import feast_objects
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Snapshot
-from tidemill.serving.online.publications import feast_rows, online_rows
+from tidemill.serving.online.parcels import feast_rows, online_rows
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.redis import database as redis_database
 from tidemill.serving.online.rows import online_keys
 from tidemill.serving.online.sqlite import database as sqlite_database
-from tidemill.serving.registry.registration import open_store, write_feature_store_yaml
-from tidemill.serving.stores.online_places import OnlinePlace, open_database
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.feast_config import write_feature_store_yaml
+from tidemill.serving.stores.online_places import OnlinePlace
+from tidemill.serving.stores.places import StorePlaces
 
 EXTREMES: list[dict[str, Any]] = [
     {"entity_key": b"ann", "grams_1d": 2**63 - 1, "metres_1d": 1.7976931348623157e308},
@@ -56,7 +59,7 @@ place = stores.place
 
 @pytest.fixture
 def store(place: OnlinePlace, tmp_path: Path) -> feast.FeatureStore:
-    return open_store(parcels.PARCELS, tmp_path, clock="replay", place=place)
+    return open_store(parcels.PARCELS, StorePlaces.below(tmp_path, online=place), clock="replay")
 
 
 def _depot_seven(place: OnlinePlace) -> list[Snapshot]:
@@ -328,7 +331,7 @@ def test_wall_clock_finds_a_stopped_stream(
     now_us = time.time_ns() // 1_000
     row = {"entity_key": b"ann", "valid_until": 2**61, "scans_1d": 3}
     _publish(place, courier_rows(row), frontier_us=1)
-    live = open_store(parcels.PARCELS, tmp_path, clock="wall", place=place)
+    live = open_store(parcels.PARCELS, StorePlaces.below(tmp_path, online=place), clock="wall")
     _frontier(place, now_us - 11 * 60 * 1_000_000)  # the view allows 10 minutes
     assert _statuses(_read(live, "ann"))["scans_1d"] == ["OUTSIDE_MAX_AGE"]
     assert _statuses(_read(store, "ann"))["scans_1d"] == ["PRESENT"]
@@ -375,10 +378,12 @@ def test_redis_is_read_by_tls_and_as_an_acl_user_and_no_secret_is_written_down(
     place = dataclasses.replace(server.place, username="features", password_env="FEATURES_PASSWORD")
     server.start()
     try:
-        open_store(parcels.PARCELS, tmp_path, clock="replay", place=place)
+        open_store(parcels.PARCELS, StorePlaces.below(tmp_path, online=place), clock="replay")
         _publish(place, courier_rows({"entity_key": b"ann", "scans_1d": 3}), frontier_us=1)
         _frontier(place, 5_000)
-        file = write_feature_store_yaml(parcels.PARCELS, tmp_path, clock="replay", place=place)
+        file = write_feature_store_yaml(
+            parcels.PARCELS.name, StorePlaces.below(tmp_path, online=place), clock="replay"
+        )
         assert "s3cret" not in file.read_text()
         opened = feast.FeatureStore(repo_path=str(tmp_path))
         assert _read(opened, "ann").to_dict()["scans_1d"] == [3]

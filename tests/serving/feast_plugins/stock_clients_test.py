@@ -30,8 +30,11 @@ from tests.support.parcels import BY_COURIER, courier_rows
 from tests.support.redis_server import free_port
 from tests.support.stores import STORES, place_of
 from tidemill.features.feast_objects import VALID_UNTIL
-from tidemill.serving.registry.registration import open_store, write_feature_store_yaml
-from tidemill.serving.stores.online_places import OnlinePlace, open_database
+from tidemill.serving.online.backends import open_database
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.feast_config import write_feature_store_yaml
+from tidemill.serving.stores.online_places import OnlinePlace
+from tidemill.serving.stores.places import StorePlaces
 
 MICROSECOND = 1_700_000_000_123_457
 COURIERS: list[dict[str, Any]] = [
@@ -144,8 +147,10 @@ def served(
 ) -> Iterator[Served]:
     root = tmp_path_factory.mktemp(request.param)
     with place_of(request.param, root) as place:
-        write_feature_store_yaml(parcels.PARCELS, root, clock="replay", place=place)
-        store = open_store(parcels.PARCELS, root, clock="replay", place=place)
+        write_feature_store_yaml(
+            parcels.PARCELS.name, StorePlaces.below(root, online=place), clock="replay"
+        )
+        store = open_store(parcels.PARCELS, StorePlaces.below(root, online=place), clock="replay")
         store.apply(list(every_type.view(root)))
         served = Served(root, place, free_port())
         overrun = {"entity_key": OVERRUN.encode(), "valid_until": 4_000, "scans_1d": 1}

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tidemill.serving.files.atomic_write import written_whole
+from tidemill.serving.files.atomic_write import atomic_write
 
-with written_whole(Path(sys.argv[1])) as unfinished:
+with atomic_write(Path(sys.argv[1])) as unfinished:
     unfinished.write_text("half of what")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -26,7 +26,7 @@ with written_whole(Path(sys.argv[1])) as unfinished:
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(durable: bool, tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.txt"
     for text in ("one", "another"):
-        with written_whole(path, durable=durable) as unfinished:
+        with atomic_write(path, durable=durable) as unfinished:
             unfinished.write_text(text)
             assert unfinished.parent == path.parent
             assert not path.exists() or path.read_text() == "one"
@@ -39,7 +39,7 @@ def test_after_an_error_the_file_is_what_it_was(tmp_path: Path) -> None:
     path.write_text("whole")
 
     def fail() -> None:
-        with written_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text("half of what")
             raise OSError("no space")
 
@@ -52,7 +52,7 @@ def test_after_an_error_the_file_is_what_it_was(tmp_path: Path) -> None:
 def test_whoever_writes_nothing_gets_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("whole")
-    with pytest.raises(FileNotFoundError), written_whole(path):
+    with pytest.raises(FileNotFoundError), atomic_write(path):
         pass
     assert path.read_text() == "whole"
 
@@ -60,9 +60,9 @@ def test_whoever_writes_nothing_gets_an_error(tmp_path: Path) -> None:
 def test_two_writers_share_nothing(tmp_path: Path) -> None:
     """The later one stands, though the other began and wrote in between."""
     path = tmp_path / "file.txt"
-    with written_whole(path) as later:
+    with atomic_write(path) as later:
         later.write_text("la")
-        with written_whole(path) as sooner:
+        with atomic_write(path) as sooner:
             sooner.write_text("sooner")
         assert path.read_text() == "sooner"
         with later.open("a") as file:

@@ -43,8 +43,8 @@ from tidemill.pipelines.io.log import Log
 from tidemill.serving.feast_plugins.offline_store import finish_history
 from tidemill.serving.offline.bigquery_tables import log_columns, log_ddl, newest_ddl
 from tidemill.serving.offline.log import OfflineLog
-from tidemill.serving.online.publications import offline_table
-from tidemill.serving.registry.registration import OFFLINE
+from tidemill.serving.offline.offline_table import offline_table
+from tidemill.serving.stores.places import OFFLINE
 
 PLACE = BigQueryDataset("some-project", "features")
 

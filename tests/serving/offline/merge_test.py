@@ -26,8 +26,9 @@ from tidemill.features.errors import InputError, StoreError
 from tidemill.serving.offline import merge as offline_merge
 from tidemill.serving.offline.log import OfflineLog, newest_rows
 from tidemill.serving.offline.merge import Merge, merge_day, planned_merge
-from tidemill.serving.online.publications import offline_table
-from tidemill.serving.registry.registration import OFFLINE, open_store
+from tidemill.serving.offline.offline_table import offline_table
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 DATE = "1970-01-01"
 WAIT_S = 60.0
@@ -74,7 +75,7 @@ def stands(log: OfflineLog) -> list[tuple[int, ...]]:
 
 @functools.cache
 def opened(root: Path) -> feast.FeatureStore:
-    return open_store(PARCELS, root, clock="wall")
+    return open_store(PARCELS, StorePlaces.below(root), clock="wall")
 
 
 def joined(log: OfflineLog) -> list[Any]:

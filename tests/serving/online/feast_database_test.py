@@ -28,18 +28,15 @@ from tests.support.parcels import (
 from tidemill import FeatureView, count
 from tidemill.features.errors import ConfigurationError, StoreError, StoreUnavailable
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
+from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.feast_database import LOST_GUARANTEES, FeastDatabase
-from tidemill.serving.online.publications import online_rows, write_publications
+from tidemill.serving.online.parcels import online_rows, write_publications
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.rows import KeySpace
-from tidemill.serving.registry.registration import open_store, repo_config, write_feature_store_yaml
-from tidemill.serving.stores import online_places
-from tidemill.serving.stores.online_places import (
-    FeastPlace,
-    default_place,
-    feast_section,
-    open_database,
-)
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.feast_config import repo_config, write_feature_store_yaml
+from tidemill.serving.stores.online_places import FeastPlace, default_place, feast_section
+from tidemill.serving.stores.places import StorePlaces
 
 COURIERS: list[dict[str, Any]] = [
     {"entity_key": b"ann", "grams_1d": 2**63 - 1, "metres_1d": -5e-324, "valid_until": 2**61},
@@ -60,7 +57,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeastPlace
 
 @pytest.fixture
 def store(place: FeastPlace, tmp_path: Path) -> feast.FeatureStore:
-    return open_store(PARCELS, tmp_path, clock="wall", place=place)
+    return open_store(PARCELS, StorePlaces.below(tmp_path, online=place), clock="wall")
 
 
 def _publish(place: FeastPlace, rows: pa.RecordBatch, frontier_us: int = 5_000) -> int:
@@ -173,7 +170,7 @@ def test_database_is_plain_data(place: FeastPlace, store: feast.FeatureStore) ->
 def test_store_that_is_gone_is_unavailable(tmp_path: Path) -> None:
     port = redis_server.free_port()
     place = FeastPlace({"type": "redis", "connection_string": f"127.0.0.1:{port}"}, tmp_path)
-    open_store(PARCELS, tmp_path, clock="wall", place=place)
+    open_store(PARCELS, StorePlaces.below(tmp_path, online=place), clock="wall")
     with pytest.raises(
         StoreUnavailable, match=r"'redis' could not write 1 rows .*by_depot"
     ) as said:
@@ -183,7 +180,7 @@ def test_store_that_is_gone_is_unavailable(tmp_path: Path) -> None:
 
 def test_store_that_refuses_is_named(tmp_path: Path) -> None:
     place = FeastPlace({"type": "sqlite", "path": "stock.db"}, tmp_path)
-    open_store(PARCELS, tmp_path, clock="wall", place=place)
+    open_store(PARCELS, StorePlaces.below(tmp_path, online=place), clock="wall")
     (tmp_path / "stock.db").unlink()
     with pytest.raises(StoreError, match=r"'sqlite' could not write .* no such table"):
         _publish(place, depot_rows((7, 30, 2, 300)))
@@ -191,7 +188,7 @@ def test_store_that_refuses_is_named(tmp_path: Path) -> None:
 
 def test_docs_name_the_warning_and_each_lost_guarantee(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "online-store.md").read_text()
-    said = online_places.warning(FeastPlace({"type": "sqlite", "path": "stock.db"}, tmp_path))
+    said = missing_guarantees(FeastPlace({"type": "sqlite", "path": "stock.db"}, tmp_path))
     assert said is not None
     assert said in " ".join(page.split())
     (listed,) = re.findall(r"\nSo:\n\n(.*?)\n\n", page, re.DOTALL)
@@ -199,11 +196,11 @@ def test_docs_name_the_warning_and_each_lost_guarantee(tmp_path: Path) -> None:
 
 
 def test_warning_says_each_lost_guarantee(tmp_path: Path) -> None:
-    warning = online_places.warning(FeastPlace({"type": "postgres"}, tmp_path))
+    warning = missing_guarantees(FeastPlace({"type": "postgres"}, tmp_path))
     assert warning is not None
     assert "'postgres'" in warning
     assert all(lost in warning for lost in LOST_GUARANTEES)
-    assert online_places.warning(default_place(tmp_path)) is None
+    assert missing_guarantees(default_place(tmp_path)) is None
 
 
 _POSTGRES = {
@@ -238,14 +235,18 @@ def test_configuration_of_a_store_that_is_not_here_is_feasts_own(
     place = FeastPlace(options, tmp_path)
     assert feast_section(place, "wall") == options
     monkeypatch.setenv("STORE_SECRET", "s3cret")
-    text = write_feature_store_yaml(PARCELS, tmp_path, clock="wall", place=place).read_text()
+    text = write_feature_store_yaml(
+        PARCELS.name, StorePlaces.below(tmp_path, online=place), clock="wall"
+    ).read_text()
     assert yaml.safe_load(text)["online_store"] == options
     assert "s3cret" not in repr(place)
     if not _importable(client):
         with pytest.raises(ConfigurationError, match=f"type '{options['type']}': .*install what"):
-            repo_config(PARCELS, tmp_path, clock="wall", place=place)
+            repo_config(PARCELS.name, StorePlaces.below(tmp_path, online=place), clock="wall")
         return
-    section = repo_config(PARCELS, tmp_path, clock="wall", place=place).online_store
+    section = repo_config(
+        PARCELS.name, StorePlaces.below(tmp_path, online=place), clock="wall"
+    ).online_store
     for name, value in options.items():
         assert getattr(section, name) == ("s3cret" if name == "password" else value)
     loaded = feast.repo_config.load_repo_config(tmp_path, tmp_path / "feature_store.yaml")
@@ -270,7 +271,7 @@ def test_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.M
         {"type": "redis", "connection_string": "h,password=${STORE_SECRET}"}, tmp_path
     )
     with pytest.raises(ConfigurationError, match="variable STORE_SECRET is not set"):
-        repo_config(PARCELS, tmp_path, clock="wall", place=place)
+        repo_config(PARCELS.name, StorePlaces.below(tmp_path, online=place), clock="wall")
 
 
 def test_options_without_a_type_are_refused(tmp_path: Path) -> None:

@@ -16,10 +16,16 @@ from tests.support.parcels import BY_COURIER, courier_rows, depot_rows
 from tests.support.stores import STORES, place_of
 from tidemill.features.contract import TIME_MIN, ReadStatus
 from tidemill.features.errors import InputError, UnknownColumn
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
-from tidemill.serving.online.publications import online_rows
-from tidemill.serving.online.reader import FRONTIER, STATUS, OnlineReader, Reading, finish
-from tidemill.serving.stores.online_places import open_database
+from tidemill.serving.online.parcels import online_rows
+from tidemill.serving.online.reader import (
+    FRONTIER,
+    STATUS,
+    OnlineReader,
+    OnlineReading,
+    finish_anchored,
+)
 
 MINUTE = 60 * 1_000_000
 
@@ -139,10 +145,10 @@ def test_several_views_are_read_at_once(database: OnlineDatabase) -> None:
     }
 
 
-def _as_reading(batch: pa.RecordBatch, at: int) -> Reading:
+def _as_reading(batch: pa.RecordBatch, at: int) -> OnlineReading:
     row = batch.slice(at, 1).to_pylist()[0]
     status, frontier = row.pop(STATUS), row.pop(FRONTIER)
-    return Reading(row, ReadStatus[status], frontier)
+    return OnlineReading(row, ReadStatus[status], frontier)
 
 
 def test_one_entity_reads_as_it_does_in_a_batch(database: OnlineDatabase) -> None:
@@ -209,7 +215,7 @@ def test_anchor_without_an_instant_is_null() -> None:
     idle = next(column for column in BY_COURIER.columns if column.anchored)
     anchors = pa.array([1_000, None, 1_000])
     instants = np.array([1_500, 1_500, TIME_MIN])
-    assert finish(idle, anchors, instants).to_pylist() == [500, None, None]
-    assert finish(idle, anchors, 2_000).to_pylist() == [1_000, None, 1_000]
+    assert finish_anchored(idle, anchors, instants).to_pylist() == [500, None, None]
+    assert finish_anchored(idle, anchors, 2_000).to_pylist() == [1_000, None, 1_000]
     scans = BY_COURIER.columns[0]
-    assert finish(scans, anchors, 2_000).to_pylist() == [1_000, None, 1_000]
+    assert finish_anchored(scans, anchors, 2_000).to_pylist() == [1_000, None, 1_000]

@@ -30,19 +30,16 @@ from tests.support.versions import (
 from tidemill import Entity, FeatureView, Project, col, count, max, sum
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import DEFINITION_TAG, feast_objects, offline_path
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.orphaned_spaces import drop_orphans, find_orphans
 from tidemill.serving.registry.plan import Role
-from tidemill.serving.registry.registration import (
-    OFFLINE,
-    feast_name,
-    open_store,
-    plan_project,
-    repo_config,
-)
+from tidemill.serving.registry.registration import feast_name, open_store, plan_project
 from tidemill.serving.registry.state import read_registered
-from tidemill.serving.stores.online_places import default_place, open_database
+from tidemill.serving.stores.feast_config import repo_config
+from tidemill.serving.stores.online_places import default_place
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace
 
 place, root = versions.place, versions.root
@@ -51,7 +48,7 @@ place, root = versions.place, versions.root
 def test_first_registration_is_what_feast_itself_would_register(
     root: Path, place: RegistryPlace
 ) -> None:
-    ours = open_store(OLD, root, clock="replay", registry=place)
+    ours = open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     other = root / "stock"
     stock = feast.FeatureStore(
         config=feast.RepoConfig(
@@ -72,7 +69,7 @@ def test_first_registration_is_what_feast_itself_would_register(
 def test_changed_view_is_pending_and_stock_clients_keep_the_old_values(
     root: Path, place: RegistryPlace
 ) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     publish(root, BY_DEPOT, 5)
     before = client(root, place)
     assert read(before, "by_depot:scans_1d") == [5]
@@ -93,7 +90,7 @@ def test_changed_view_is_pending_and_stock_clients_keep_the_old_values(
 def test_promotion_switches_view_and_service_and_keeps_the_name_it_had(
     root: Path, place: RegistryPlace
 ) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     publish(root, BY_DEPOT, 5)
     publish_courier(root)
     apply(NEW, root, place)
@@ -131,7 +128,7 @@ def test_promotion_removes_the_name_of_the_version_before(root: Path, place: Reg
 def test_promotion_of_what_is_not_filled_is_refused(
     root: Path, place: RegistryPlace, published: int
 ) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     publish(root, BY_DEPOT, 5)
     apply(NEW, root, place)
     if published:
@@ -151,7 +148,7 @@ def test_promotion_of_what_is_not_filled_is_refused(
 def test_new_view_is_promoted_at_once_and_joins_the_service_on_promotion(
     root: Path, place: RegistryPlace
 ) -> None:
-    open_store(parcels.project(BY_DEPOT), root, clock="replay", registry=place)
+    open_store(parcels.project(BY_DEPOT), StorePlaces.below(root, registry=place), clock="replay")
     publish(root, BY_DEPOT, 5)
     apply(OLD, root, place)
     stock = client(root, place)
@@ -168,13 +165,13 @@ def test_new_view_is_promoted_at_once_and_joins_the_service_on_promotion(
 def test_removed_view_stays_until_promotion_and_its_rows_until_cleaned(
     root: Path, place: RegistryPlace
 ) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     publish_courier(root)
     publish(root, BY_DEPOT, 5)
     fewer = parcels.project(BY_COURIER)
     apply(fewer, root, place)
     assert read(client(root, place), "by_depot:scans_1d") == [5]
-    assert find_orphans(fewer, root, registry=place) == []
+    assert find_orphans(fewer, StorePlaces.below(root, registry=place)) == []
 
     apply(fewer, root, place, promote=True)
     stock = client(root, place)
@@ -185,11 +182,11 @@ def test_removed_view_stays_until_promotion_and_its_rows_until_cleaned(
     space = KeySpace.of("parcels", BY_DEPOT).name
     database = open_database(default_place(root))
     assert space in database.spaces()
-    orphans = find_orphans(fewer, root, registry=place)
+    orphans = find_orphans(fewer, StorePlaces.below(root, registry=place))
     assert [(orphan.space.name, orphan.frontiers.by_shard) for orphan in orphans] == [
         (space, {0: 5_000})
     ]
-    assert drop_orphans(fewer, root, orphans, registry=place) == [space]
+    assert drop_orphans(fewer, StorePlaces.below(root, registry=place), orphans) == [space]
     assert database.spaces() == [KeySpace.of("parcels", BY_COURIER).name]
 
 
@@ -198,7 +195,7 @@ def test_added_and_removed_features_are_seen_only_after_promotion(
 ) -> None:
     first = depot(scans_1d=count(over="1d"), grams=sum(col("grams"), over="1d"))
     second = depot(scans_1d=count(over="1d"), heaviest=max(col("grams"), over="1d"))
-    open_store(parcels.project(first), root, clock="replay", registry=place)
+    open_store(parcels.project(first), StorePlaces.below(root, registry=place), clock="replay")
     publish(root, first, 5, 900)
     apply(parcels.project(second), root, place)
     publish(root, second, 5, 700)
@@ -219,7 +216,7 @@ def test_other_order_of_the_same_features_is_read_in_its_own_order(
     # in which the cells of the new definition say something else.
     features = {"scans_1d": count(over="1d"), "grams": sum(col("grams"), over="1d")}
     first, second = depot(**features), depot(**dict(reversed(features.items())))
-    open_store(parcels.project(first), root, clock="replay", registry=place)
+    open_store(parcels.project(first), StorePlaces.below(root, registry=place), clock="replay")
     publish(root, first, 5, 900)
     apply(parcels.project(second), root, place)
     publish(root, second, 901, 6)
@@ -229,7 +226,7 @@ def test_other_order_of_the_same_features_is_read_in_its_own_order(
 
 
 def test_changed_entity_leaves_the_promoted_view_readable(root: Path, place: RegistryPlace) -> None:
-    open_store(parcels.project(BY_DEPOT), root, clock="replay", registry=place)
+    open_store(parcels.project(BY_DEPOT), StorePlaces.below(root, registry=place), clock="replay")
     publish(root, BY_DEPOT, 5)
     renamed = FeatureView(
         "by_depot",
@@ -261,13 +258,13 @@ def test_changed_entity_leaves_the_promoted_view_readable(root: Path, place: Reg
 
 
 def test_rolling_back_finds_the_old_rows_again(root: Path, place: RegistryPlace) -> None:
-    open_store(parcels.project(BY_DEPOT), root, clock="replay", registry=place)
+    open_store(parcels.project(BY_DEPOT), StorePlaces.below(root, registry=place), clock="replay")
     publish(root, BY_DEPOT, 5, frontier_us=5_000)
     apply(parcels.project(WIDER), root, place)
     publish(root, WIDER, 8, frontier_us=60_000_000)
     apply(parcels.project(WIDER), root, place, promote=True)
 
-    preview = plan_project(parcels.project(BY_DEPOT), root, registry=place)
+    preview = plan_project(parcels.project(BY_DEPOT), StorePlaces.below(root, registry=place))
     (view,) = preview.plan.views
     assert (view.feast_name, view.version) == ("by_depot__v3", 3)
     (space,) = [s for s in preview.plan.spaces or () if s.role is Role.PENDING]
@@ -279,7 +276,7 @@ def test_rolling_back_finds_the_old_rows_again(root: Path, place: RegistryPlace)
 def test_going_back_before_promotion_leaves_nothing_pending_after_it(
     root: Path, place: RegistryPlace
 ) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     apply(NEW, root, place)
     preview = apply(OLD, root, place)
     assert [version.feast_name for version in preview.plan.superseded] == ["by_depot__v2"]
@@ -291,18 +288,18 @@ def test_going_back_before_promotion_leaves_nothing_pending_after_it(
 def test_registering_again_writes_nothing(root: Path, place: RegistryPlace) -> None:
     for project in (OLD, NEW):
         apply(project, root, place)
-        preview = plan_project(project, root, registry=place)
+        preview = plan_project(project, StorePlaces.below(root, registry=place))
         assert preview.registers == ()
     promote(NEW, root, place)
-    preview = plan_project(NEW, root, registry=place)
+    preview = plan_project(NEW, StorePlaces.below(root, registry=place))
     assert (preview.registers, preview.promotes, preview.plan.to_promote) == ((), (), ())
 
 
 def test_open_store_never_promotes_over_another_definition(
     root: Path, place: RegistryPlace
 ) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
-    store = open_store(NEW, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
+    store = open_store(NEW, StorePlaces.below(root, registry=place), clock="replay")
     assert feast_name(store, WIDER) == "by_depot__v2"
     assert feast_name(store, BY_DEPOT) == "by_depot"
     assert store.get_feature_view("by_depot").tags[DEFINITION_TAG] == BY_DEPOT.hash
@@ -311,7 +308,7 @@ def test_open_store_never_promotes_over_another_definition(
 
 
 def test_versions_have_directories_of_their_own_offline(root: Path, place: RegistryPlace) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     apply(NEW, root, place)
     store = client(root, place)
     paths = [store.get_feature_view(n).batch_source.path for n in ("by_depot", "by_depot__v2")]
@@ -320,7 +317,7 @@ def test_versions_have_directories_of_their_own_offline(root: Path, place: Regis
 
 
 def test_things_of_other_people_are_left_alone(root: Path, place: RegistryPlace) -> None:
-    store = open_store(OLD, root, clock="replay", registry=place)
+    store = open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     depot_entity = store.get_entity("depot")
     theirs = feast.FeatureView(
         name="theirs",
@@ -338,8 +335,8 @@ def test_things_of_other_people_are_left_alone(root: Path, place: RegistryPlace)
     after = client(root, place)
     assert registered_names(after) == {"by_courier", "theirs"}
     assert "depot" in {entity.name for entity in after.list_entities()}
-    assert find_orphans(fewer, root, registry=place)[0].space.view == "by_depot"
-    assert len(find_orphans(fewer, root, registry=place)) == 1
+    assert find_orphans(fewer, StorePlaces.below(root, registry=place))[0].space.view == "by_depot"
+    assert len(find_orphans(fewer, StorePlaces.below(root, registry=place))) == 1
     found = read_service(after, "theirs", {"courier": "ann", "depot": 7})
     assert set(found) == {"by_courier__scans_1d", "theirs__x"}
 
@@ -352,7 +349,7 @@ def test_registry_of_an_older_release_is_taken_over(root: Path, place: RegistryP
             DEFINITION_TAG, "tidemill_max_staleness_us"
         )}  # fmt: skip
     store.apply(objects.all)
-    preview = plan_project(NEW, root, registry=place)
+    preview = plan_project(NEW, StorePlaces.below(root, registry=place))
     (changed,) = [view for view in preview.plan.views if view.is_pending]
     assert changed.details == ("registered without its canonical form: what differs is not known",)
     apply(OLD, root, place)
@@ -383,10 +380,10 @@ def test_services_follow_a_view_whose_fields_say_more(root: Path, place: Registr
 def test_client_that_is_open_sees_a_promotion_when_its_cache_ends(
     root: Path, place: RegistryPlace
 ) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     publish(root, BY_DEPOT, 5)
     publish_courier(root)
-    config = repo_config(OLD, root, clock="replay", registry=place)
+    config = repo_config(OLD.name, StorePlaces.below(root, registry=place), clock="replay")
     assert config.registry.cache_ttl_seconds == 60
     config.registry.cache_ttl_seconds = 1
     stock, keys = feast.FeatureStore(config=config), {"courier": "ann", "depot": 7}

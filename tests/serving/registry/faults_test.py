@@ -31,10 +31,12 @@ from tests.support.versions import (
 )
 from tidemill import count
 from tidemill.features.errors import ConfigurationError, StoreError
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.registry import registration
 from tidemill.serving.registry.registration import open_store, plan_project
 from tidemill.serving.registry.state import read_registered
-from tidemill.serving.stores.online_places import default_place, open_database
+from tidemill.serving.stores.online_places import default_place
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace, SqlRegistry
 
 place, root = versions.place, versions.root
@@ -43,13 +45,13 @@ FORK = multiprocessing.get_context("fork")
 
 
 def test_plan_changes_nothing(root: Path, place: RegistryPlace) -> None:
-    preview = plan_project(OLD, root, registry=place)
+    preview = plan_project(OLD, StorePlaces.below(root, registry=place))
     assert len(preview.registers) == 5
     assert list(root.iterdir()) == []
     apply(OLD, root, place)
     open_database(default_place(root)).close()
     before = {path: path.read_bytes() for path in root.rglob("*.db")}
-    assert plan_project(NEW, root, registry=place).registers == (
+    assert plan_project(NEW, StorePlaces.below(root, registry=place)).registers == (
         "write feature view by_depot__v2",
         "write feature service parcels__next",
     )
@@ -57,11 +59,11 @@ def test_plan_changes_nothing(root: Path, place: RegistryPlace) -> None:
 
 
 def test_what_was_not_shown_is_not_done(root: Path, place: RegistryPlace) -> None:
-    shown = plan_project(NEW, root, registry=place)
-    open_store(OLD, root, clock="replay", registry=place)
+    shown = plan_project(NEW, StorePlaces.below(root, registry=place))
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     with pytest.raises(StoreError, match="somebody else registered project 'parcels'"):
         apply(NEW, root, place, shown=shown)
-    shown = plan_project(NEW, root, registry=place)
+    shown = plan_project(NEW, StorePlaces.below(root, registry=place))
     publish(root, BY_DEPOT, 5)  # what is published in between makes no other plan
     apply(NEW, root, place, shown=shown)
 
@@ -85,7 +87,7 @@ def _die(*_arguments: Any, **_options: Any) -> Any:
 def test_killed_between_steps_goes_on_from_there(
     root: Path, place: RegistryPlace, step: str, promoting: bool
 ) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     publish_courier(root)
     publish(root, BY_DEPOT, 5)
     if promoting:
@@ -119,7 +121,7 @@ def test_killed_between_steps_goes_on_from_there(
 
 
 def test_two_at_once_lose_nothing(root: Path, place: RegistryPlace) -> None:
-    open_store(parcels.project(BY_DEPOT), root, clock="replay", registry=place)
+    open_store(parcels.project(BY_DEPOT), StorePlaces.below(root, registry=place), clock="replay")
     open_database(default_place(root)).close()
     windows = range(2, 8)
 
@@ -141,7 +143,7 @@ def test_two_at_once_lose_nothing(root: Path, place: RegistryPlace) -> None:
 
 def test_first_registration_of_two_at_once(root: Path, place: RegistryPlace) -> None:
     def work() -> None:
-        open_store(OLD, root, clock="replay", registry=place)
+        open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
 
     processes = [FORK.Process(target=work) for _ in range(4)]
     for process in processes:
@@ -155,7 +157,7 @@ def test_first_registration_of_two_at_once(root: Path, place: RegistryPlace) -> 
 def test_registry_that_is_none_is_named(root: Path) -> None:
     (root / "registry.db").write_bytes(b"\xff\xff\xff")
     with pytest.raises(StoreError, match=r"registry\.db is no registry of Feast's"):
-        open_store(OLD, root, clock="wall")
+        open_store(OLD, StorePlaces.below(root), clock="wall")
 
 
 def test_environment_variable_that_is_not_set_is_named(
@@ -163,12 +165,12 @@ def test_environment_variable_that_is_not_set_is_named(
 ) -> None:
     place = SqlRegistry(url_env="PARCELS_REGISTRY")
     with pytest.raises(ConfigurationError, match="PARCELS_REGISTRY is not set"):
-        open_store(OLD, root, clock="wall", registry=place)
+        open_store(OLD, StorePlaces.below(root, registry=place), clock="wall")
     secret = "mysql://feast:hunter2@db/feast"
     monkeypatch.setenv("PARCELS_REGISTRY", secret)
     with pytest.raises(ConfigurationError, match="holds a URL of mysql") as error:
-        open_store(OLD, root, clock="wall", registry=place)
+        open_store(OLD, StorePlaces.below(root, registry=place), clock="wall")
     assert "hunter2" not in str(error.value)
     monkeypatch.setenv("PARCELS_REGISTRY", f"sqlite:///{root / 'secret.db'}")
-    open_store(OLD, root, clock="wall", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="wall")
     assert (root / "secret.db").exists()

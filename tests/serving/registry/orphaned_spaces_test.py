@@ -27,17 +27,15 @@ from tests.support.versions import (
 )
 from tidemill import FeatureView, count
 from tidemill.features.errors import StoreError
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.feast_rows import key_space
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.orphaned_spaces import drop_orphans, find_orphans
-from tidemill.serving.registry.registration import open_store, plan_project, repo_config
+from tidemill.serving.registry.registration import open_store, plan_project
 from tidemill.serving.registry.state import named_spaces
-from tidemill.serving.stores.online_places import (
-    FeastPlace,
-    OnlinePlace,
-    default_place,
-    open_database,
-)
+from tidemill.serving.stores.feast_config import repo_config
+from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace, default_place
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.redis_place import RedisPlace
 from tidemill.serving.stores.registry_places import FileRegistry, RegistryPlace
 
@@ -52,18 +50,18 @@ def redis(tmp_path: Path) -> Iterator[RedisPlace]:
 
 
 def test_cleaning_keeps_what_anybody_refers_to(root: Path, place: RegistryPlace) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     apply(NEW, root, place)
     third = parcels.project(BY_COURIER, depot(scans_1d=count(over="3d")))
     apply(third, root, place)
-    assert find_orphans(third, root, registry=place) == []
+    assert find_orphans(third, StorePlaces.below(root, registry=place)) == []
     promote(third, root, place)
-    found = find_orphans(third, root, registry=place)
+    found = find_orphans(third, StorePlaces.below(root, registry=place))
     gone = {KeySpace.of("parcels", view).name for view in (BY_DEPOT, WIDER)}
     assert {orphan.space.name for orphan in found} == gone
     # Somebody registers one of them again before it is dropped.
     apply(NEW, root, place)
-    assert drop_orphans(third, root, found, registry=place) == [
+    assert drop_orphans(third, StorePlaces.below(root, registry=place), found) == [
         KeySpace.of("parcels", BY_DEPOT).name
     ]
     kept = set(open_database(default_place(root)).spaces())
@@ -71,10 +69,10 @@ def test_cleaning_keeps_what_anybody_refers_to(root: Path, place: RegistryPlace)
 
 
 def test_cleaning_by_an_empty_registry_is_refused(root: Path, place: RegistryPlace) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     other = FileRegistry(root / "other.db")
     with pytest.raises(StoreError, match=r"other\.db holds no view of project 'parcels'"):
-        find_orphans(OLD, root, registry=other)
+        find_orphans(OLD, StorePlaces.below(root, registry=other))
 
 
 @pytest.mark.parametrize("name", ["small", "by_depot__v3", "every type, ours"])
@@ -85,21 +83,21 @@ def test_rows_of_foreign_views_are_nobodys_orphans(
         refs = [f"{name}:int64"]
         return store.get_online_features(refs, [{"person": KEYS[1]}]).to_dict()["int64"]
 
-    store = open_store(OLD, root, clock="replay", place=online, registry=place)
+    store = open_store(OLD, StorePlaces.below(root, online=online, registry=place), clock="replay")
     entity, view = every_type.view(root, name)
     store.apply([entity, view])
     table = store.get_feature_view(name)
     store._get_provider().online_write_batch(store.config, table, every_type.rows(), progress=None)
-    open_store(NEW, root, clock="replay", place=online, registry=place)
+    open_store(NEW, StorePlaces.below(root, online=online, registry=place), clock="replay")
     apply(NEW, root, place, online=online, promote=True, unfilled_too=True)
     foreign = key_space(store.config, table).name
-    spaces = plan_project(NEW, root, place=online, registry=place).plan.spaces
+    spaces = plan_project(NEW, StorePlaces.below(root, online=online, registry=place)).plan.spaces
     assert foreign not in {space.name for space in spaces or ()}
 
-    found = find_orphans(NEW, root, place=online, registry=place)
+    found = find_orphans(NEW, StorePlaces.below(root, online=online, registry=place))
     gone = [KeySpace.of("parcels", BY_DEPOT).name]
     assert [orphan.space.name for orphan in found] == gone
-    assert drop_orphans(NEW, root, found, place=online, registry=place) == gone
+    assert drop_orphans(NEW, StorePlaces.below(root, online=online, registry=place), found) == gone
     assert read_ann() == [2**63 - 1]
 
     # Nor those of a run that starts from nothing.
@@ -109,24 +107,24 @@ def test_rows_of_foreign_views_are_nobodys_orphans(
     assert read_ann() == [2**63 - 1]
     # Not even where the registry at hand does not know it.
     other = FileRegistry(root / "other.db")
-    open_store(NEW, root, clock="replay", place=online, registry=other)
-    assert find_orphans(NEW, root, place=online, registry=other) == []
+    open_store(NEW, StorePlaces.below(root, online=online, registry=other), clock="replay")
+    assert find_orphans(NEW, StorePlaces.below(root, online=online, registry=other)) == []
 
 
 def test_feast_that_deletes_a_view_leaves_its_rows(root: Path, place: RegistryPlace) -> None:
-    store = open_store(OLD, root, clock="replay", registry=place)
+    store = open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     publish(root, BY_DEPOT, 5)
     view = store.get_feature_view("by_depot")
     store.apply([], objects_to_delete=[view], partial=False)
     store.refresh_registry()
     assert registered_names(store) == {"by_courier"}
     assert KeySpace.of("parcels", BY_DEPOT).name in open_database(default_place(root)).spaces()
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     assert read(client(root, place), "by_depot:scans_1d") == [5]
 
 
 def test_lost_key_spaces_are_made_again(root: Path, place: RegistryPlace) -> None:
-    open_store(OLD, root, clock="replay", registry=place)
+    open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
     apply(NEW, root, place)
     database = open_database(default_place(root))
     names = database.spaces()
@@ -134,7 +132,7 @@ def test_lost_key_spaces_are_made_again(root: Path, place: RegistryPlace) -> Non
     database.close()
     for file in root.glob("online.db*"):
         file.unlink()
-    open_store(NEW, root, clock="replay", registry=place)
+    open_store(NEW, StorePlaces.below(root, registry=place), clock="replay")
     assert open_database(default_place(root)).spaces() == names
 
 
@@ -148,7 +146,9 @@ def test_store_that_keeps_rows_by_name_reads_versions_by_theirs(
     apply(NEW, root, place, online=online)
     _publish_by_name(online, WIDER, 8)
     stock = feast.FeatureStore(
-        config=repo_config(OLD, root, clock="wall", place=online, registry=place)
+        config=repo_config(
+            OLD.name, StorePlaces.below(root, online=online, registry=place), clock="wall"
+        )
     )
     assert read(stock, "by_depot:scans_1d") == [5]
     assert read(stock, "by_depot__v2:scans_1d") == [8]
@@ -161,7 +161,7 @@ def test_store_that_keeps_rows_by_name_reads_versions_by_theirs(
     assert read(stock, "by_depot:scans_1d") == [9]
     assert registered_names(stock) == {"by_courier", "by_depot"}
     with pytest.raises(StoreError, match="keeps rows by the view's name"):
-        find_orphans(NEW, root, place=online, registry=place)
+        find_orphans(NEW, StorePlaces.below(root, online=online, registry=place))
 
 
 def _publish_by_name(online: FeastPlace, view: FeatureView, scans: int) -> None:
@@ -181,14 +181,16 @@ def test_versions_and_cleaning_on_redis(
     with pytest.raises(StoreError, match="nothing was published to it"):
         apply(new, root, place, online=redis, promote=True)
     published(WIDER, 8)
-    config = repo_config(old, root, clock="replay", place=redis, registry=place)
+    config = repo_config(
+        old.name, StorePlaces.below(root, online=redis, registry=place), clock="replay"
+    )
     assert read(feast.FeatureStore(config=config), "by_depot:scans_1d") == [5]
     apply(new, root, place, online=redis, promote=True)
     assert read(feast.FeatureStore(config=config), "by_depot:scans_1d") == [8]
 
     gone, kept = (KeySpace.of("parcels", view).name for view in (BY_DEPOT, WIDER))
-    found = find_orphans(new, root, place=redis, registry=place)
+    found = find_orphans(new, StorePlaces.below(root, online=redis, registry=place))
     assert [(orphan.space.name, orphan.frontiers.least) for orphan in found] == [(gone, 5_000)]
-    assert drop_orphans(new, root, found, place=redis, registry=place) == [gone]
+    assert drop_orphans(new, StorePlaces.below(root, online=redis, registry=place), found) == [gone]
     assert open_database(redis).spaces() == [kept]
     assert read(feast.FeatureStore(config=config), "by_depot:scans_1d") == [8]

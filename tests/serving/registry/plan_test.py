@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tests.support import parcels
 from tests.support.parcels import BY_COURIER, BY_DEPOT
-from tidemill import Entity, EventStream, FeatureView, col, count, last_k, max, mean, quantile, sum
-from tidemill.features.definitions import Aggregation
-from tidemill.features.feast_objects import field_name
-from tidemill.serving.online.rows import Frontiers
-from tidemill.serving.registry.definition_changes import (
+from tests.support.registered import depot, version
+from tidemill import FeatureView, count
+from tidemill.serving.definition_changes import (
     Change,
     FeatureChange,
-    feature_changes,
-    view_changes,
 )
-from tidemill.serving.registry.plan import Plan, Role, make_plan, service_parts
+from tidemill.serving.online.rows import Frontiers
+from tidemill.serving.registry.plan import RegistrationPlan, Role, make_plan, service_parts
 from tidemill.serving.registry.state import Registered, RegisteredEntity, RegisteredView, space_name
-
-
-def depot(
-    hop: str = "1h",
-    max_staleness: str = "15m",
-    entity: Entity = parcels.DEPOT,
-    stream: EventStream = parcels.SCANS,
-    **features: Aggregation,
-) -> FeatureView:
-    return FeatureView(
-        "by_depot",
-        entity,
-        stream,
-        hop=hop,
-        key="depot",
-        max_staleness=max_staleness,
-        features=features or {"scans_1d": count(over="1d")},
-    )
-
-
-def version(view: FeatureView, number: int = 1, *, promoted: bool = True) -> RegisteredView:
-    """A version as a registry gives it back: through JSON."""
-    types = {"int64": "Int64", "float64": "Float64"}
-    return RegisteredView(
-        feast_name=view.name if promoted else f"{view.name}__v{number}",
-        view=view.name,
-        version=number,
-        definition=view.hash,
-        spec=json.loads(json.dumps(view.spec())),
-        max_staleness_us=view.max_staleness_us,
-        dtypes={field_name(column): types[column.dtype] for column in view.columns},
-    )
 
 
 def registered(*views: FeatureView, pending: tuple[RegisteredView, ...] = ()) -> Registered:
@@ -66,92 +29,8 @@ def registered(*views: FeatureView, pending: tuple[RegisteredView, ...] = ()) ->
     )
 
 
-def plan(*views: FeatureView, before: Registered, **spaces: Frontiers) -> Plan:
+def plan(*views: FeatureView, before: Registered, **spaces: Frontiers) -> RegistrationPlan:
     return make_plan(parcels.project(*views), before, spaces)
-
-
-def differences(old: dict[str, Aggregation], new: dict[str, Aggregation]) -> dict[str, list[str]]:
-    changes = feature_changes(version(depot(**old)).spec or {}, version(depot(**old)).dtypes,
-                              depot(**new))  # fmt: skip
-    return {f"{c.change.value} {c.feature}": list(c.details) for c in changes}
-
-
-METRES, GRAMS = col("metres"), col("grams")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        (count(over="1d"), count(over="2d"), ["window 1d -> 2d"]),
-        (count(over="7d"), count(over="1w"), None),
-        (sum(GRAMS, over="1d"), max(GRAMS, over="1d"), ["aggregation sum -> max"]),
-        (
-            sum(GRAMS, over="1d"),
-            sum(GRAMS + 1, over="1d"),
-            ["expression grams -> (grams + 1)"],
-        ),
-        (
-            sum(GRAMS, over="1d"),
-            sum(METRES, over="1d"),
-            ["expression grams -> metres", "dtype int64 -> float64"],
-        ),
-        (
-            mean(METRES, over="1d"),
-            mean(METRES, over="1d", where=(GRAMS > 3) & (col("courier") == "ann")),
-            ["where none -> ((grams > 3) and (courier == 'ann'))"],
-        ),
-        (
-            mean(METRES, over="1d", where=GRAMS.is_null()),
-            mean(METRES, over="1d", where=METRES < 0.5),
-            ["where is_null(grams) -> (metres < 0.5)"],
-        ),
-        (quantile(METRES, 0.9, over="1d"), quantile(METRES, 0.99, over="1d"), ["q 0.9 -> 0.99"]),
-        (last_k(METRES, over="1d", k=2), last_k(METRES, over="1d", k=3), ["k 2 -> 3"]),
-    ],
-)
-def test_changed_feature_says_what_of_it(
-    old: Aggregation, new: Aggregation, said: list[str] | None
-) -> None:
-    expected = {} if said is None else {"changed f": said}
-    assert differences({"f": old}, {"f": new}) == expected
-
-
-def test_added_and_removed_features_say_what_they_are() -> None:
-    old = {"a": count(over="1d"), "gone": sum(GRAMS, over="1d")}
-    new = {"a": count(over="1d"), "more": mean(METRES, over="2d", where=GRAMS > 3)}
-    assert differences(old, new) == {
-        "added more": ["mean", "window 2d", "where (grams > 3)", "expression metres"],
-        "removed gone": ["sum", "window 1d", "expression grams"],
-    }
-
-
-def test_moved_features_say_from_where_to_where() -> None:
-    old = {"a": count(over="1d"), "b": count(over="2d"), "c": count(over="3d")}
-    new = {"b": old["b"], "a": old["a"], "x": count(over="4d"), "c": old["c"]}
-    assert differences(old, new) == {
-        "changed b": ["position 2 -> 1"],
-        "changed a": ["position 1 -> 2"],
-        "added x": ["count", "window 4d"],
-    }
-
-
-def test_changed_view_says_what_of_it() -> None:
-    stream = EventStream(
-        "scans",
-        {**{k: v for k, v in parcels.SCANS.schema.items() if k != "metres"}, "weight": "float64"},
-        event_time="at",
-        event_id="scan",
-        allowed_lateness="1m",
-    )
-    other = Entity("depot", join_key="depot_id", dtype="int64")
-    changed = depot(hop="2h", stream=stream, entity=other)
-    assert view_changes(depot().spec(), changed.spec()) == (
-        "entity.join_key depot -> depot_id",
-        "stream.schema.metres float64 -> none",
-        "stream.out_of_orderness + allowed_lateness 0us -> 1m",
-        "hop 1h -> 2h",
-        "stream.schema.weight none -> float64",
-    )
 
 
 def test_same_definitions_need_nothing() -> None:

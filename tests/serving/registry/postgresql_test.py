@@ -20,11 +20,8 @@ from tests.support.parcels import BY_DEPOT
 from tests.support.postgresql_server import PostgresqlServer
 from tests.support.versions import NEW, OLD, client, publish, read, registered_names
 from tidemill.features.errors import ConfigurationError, StoreError
-from tidemill.serving.registry.registration import (
-    apply_project,
-    plan_project,
-    write_feature_store_yaml,
-)
+from tidemill.serving.registry.registration import apply_project, plan_project
+from tidemill.serving.stores.feast_config import write_feature_store_yaml
 from tidemill.serving.stores.registry_places import SqlRegistry, registry_lock
 
 VARIABLE = "PARCELS_REGISTRY"

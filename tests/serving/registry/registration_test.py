@@ -13,10 +13,13 @@ from google.protobuf.json_format import MessageToDict
 from tests.support import parcels
 from tests.support.parcels import BY_COURIER, BY_DEPOT, DEPOT_SPACE, depot_rows
 from tidemill.features.errors import StoreError
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.feast_rows import key_space
 from tidemill.serving.online.rows import KeySpace
-from tidemill.serving.registry.registration import open_store, repo_config
-from tidemill.serving.stores.online_places import default_place, open_database
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.feast_config import repo_config
+from tidemill.serving.stores.online_places import default_place
+from tidemill.serving.stores.places import StorePlaces
 
 
 def _registered(store: Any) -> Any:
@@ -47,7 +50,7 @@ def test_everything_stands_below_the_root(tmp_path: Path, monkeypatch: pytest.Mo
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    store = open_store(parcels.PARCELS, tmp_path / "root", clock="wall")
+    store = open_store(parcels.PARCELS, StorePlaces.below(tmp_path / "root"), clock="wall")
     assert Path.cwd() == elsewhere
     assert list(elsewhere.iterdir()) == []
     assert {f.name for f in (tmp_path / "root").iterdir()} >= {"registry.db", "online.db"}
@@ -57,20 +60,23 @@ def test_everything_stands_below_the_root(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_registering_again_changes_nothing(tmp_path: Path) -> None:
-    first = open_store(parcels.PARCELS, tmp_path, clock="wall")
+    first = open_store(parcels.PARCELS, StorePlaces.below(tmp_path), clock="wall")
     database = open_database(default_place(tmp_path))
     parcels.publish(database, BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
 
     before = _registered(first)
     assert "by_courier" in str(before)
-    assert _registered(open_store(parcels.PARCELS, tmp_path, clock="wall")) == before
+    assert (
+        _registered(open_store(parcels.PARCELS, StorePlaces.below(tmp_path), clock="wall"))
+        == before
+    )
     (snapshot,) = open_database(default_place(tmp_path)).read([(DEPOT_SPACE, [])])
     assert snapshot.frontiers.by_shard == {0: 20}
 
 
 def test_registry_alone_gives_the_key_space_of_the_definitions(tmp_path: Path) -> None:
-    config = repo_config(parcels.PARCELS, tmp_path, clock="wall")
-    store = open_store(parcels.PARCELS, tmp_path, clock="wall")
+    config = repo_config(parcels.PARCELS.name, StorePlaces.below(tmp_path), clock="wall")
+    store = open_store(parcels.PARCELS, StorePlaces.below(tmp_path), clock="wall")
     for view in (BY_COURIER, BY_DEPOT):
         registered = store.get_feature_view(view.name)
         assert key_space(config, registered) == KeySpace.of("parcels", view)
@@ -79,12 +85,12 @@ def test_registry_alone_gives_the_key_space_of_the_definitions(tmp_path: Path) -
 def test_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "online.db").mkdir()
     with pytest.raises(StoreError, match=r"online\.db"):
-        open_store(parcels.PARCELS, tmp_path, clock="wall")
+        open_store(parcels.PARCELS, StorePlaces.below(tmp_path), clock="wall")
 
 
 def test_workers_write_and_read_without_feast() -> None:
     code = (
-        "import sys, tidemill.serving.online.publications, tidemill.serving.online.reader\n"
+        "import sys, tidemill.serving.online.parcels, tidemill.serving.online.reader\n"
         "import tidemill.serving.registry.registration\n"
         "print([name for name in ('feast', 'pandas', 'apache_beam') if name in sys.modules])"
     )

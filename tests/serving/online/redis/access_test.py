@@ -18,13 +18,14 @@ from tests.support.certificates import Certificate
 from tests.support.parcels import COURIER_SPACE, DEPOT_SPACE
 from tests.support.redis_server import RedisServer, free_port, running
 from tidemill.features.errors import ConfigurationError, StoreError, StoreUnavailable
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.cells import encode_row
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.redis.connections import exchange
 from tidemill.serving.online.redis.database import RedisDatabase
 from tidemill.serving.online.rows import KeySpace, Row, RowBatch, online_keys
 from tidemill.serving.registry.state import named_spaces
-from tidemill.serving.stores.online_places import feast_section, open_database
+from tidemill.serving.stores.online_places import feast_section
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 SECRET = "s3cret-of-the-test"

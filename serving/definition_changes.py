@@ -1,7 +1,7 @@
-"""What differs between two definitions of a view, in the words in which they were written.
+"""What differs between two definitions, in the words in which they were written.
 
-Both sides are canonical forms (`FeatureView.spec`): the registered one
-is read from the registry, where the code that wrote it is long gone.
+The old side is a canonical form (`features.definitions.views.FeatureView.spec`, `Project.spec`): it
+is read from a registry or a bundle, and the code that wrote it is long gone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from enum import Enum
 from typing import Any, Final
 
 from tidemill.features.contract import format_duration
-from tidemill.features.definitions import FeatureView
+from tidemill.features.definitions.project import Project
+from tidemill.features.definitions.views import FeatureView
 from tidemill.features.feast_objects import field_name
 
 _WORDS: Final = {
@@ -96,6 +97,51 @@ def view_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, .
     """
     parts = [{k: v for k, v in spec.items() if k != "features"} for spec in (old, new)]
     return tuple(_differences(*parts))
+
+
+def project_changes(old: Mapping[str, Any], project: Project) -> Iterator[str]:
+    """Say what differs between a stored project and the code's, by name.
+
+    Args:
+        old: The stored canonical form.
+        project: The code's definitions.
+
+    Yields:
+        One line per difference, such as ``view 'aircraft', feature 'late_rate': window 7d -> 1d``.
+    """
+    new = project.spec()
+    yield from _differences(*map(_without_views, (old, new)))
+    yield from _moved(
+        "model inputs", *([name for name, _ in spec["request"]["inputs"]] for spec in (old, new))
+    )
+    before = {spec["view"]: spec for spec in old["views"]}
+    for name in [name for name in before if name not in {view.name for view in project.views}]:
+        yield f"view {name!r}: gone"
+    for view in project.views:
+        where = f"view {view.name!r}"
+        if view.name not in before:
+            yield f"{where}: new"
+            continue
+        for detail in view_changes(before[view.name], view.spec()):
+            yield f"{where}: {detail}"
+        for feature in feature_changes(before[view.name], {}, view):
+            what = {Change.ADDED: ("new",), Change.REMOVED: ("gone",)}.get(feature.change, ())
+            yield f"{where}, feature {feature.feature!r}: {', '.join([*what, *feature.details])}"
+    yield from _moved("views", list(before), [view.name for view in project.views])
+
+
+def _without_views(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a project's canonical form without its views, its model inputs by name."""
+    request = {**spec["request"], "inputs": dict(spec["request"]["inputs"])}
+    # A project without a label has none of its properties.
+    rest = {k: v for k, v in spec.items() if k != "views" and v is not None}
+    return {**rest, "request": request}
+
+
+def _moved(what: str, old: list[str], new: list[str]) -> Iterator[str]:
+    # The order of views and inputs is the order of the feature vector.
+    if old != new and sorted(old) == sorted(new):
+        yield f"order of {what} {', '.join(old)} -> {', '.join(new)}"
 
 
 def every_feature(view: FeatureView, change: Change) -> tuple[FeatureChange, ...]:

@@ -1,0 +1,68 @@
+"""SQLite's errors, said with the store, the key space and the mend in them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from tidemill.features.errors import NoKeySpace, StoreError, StoreUnavailable
+from tidemill.serving.online.database import no_key_space
+from tidemill.serving.online.rows import KeySpace
+
+_TRANSIENT: Final = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+)
+"""What another writer or the disk may mend: primary result codes."""
+
+
+@contextmanager
+def named_errors(path: str, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
+    """Give the errors of an online store's file our classes.
+
+    Args:
+        path: The file.
+        spaces: The key spaces that are read or written.
+
+    Raises:
+        NoKeySpace: A key space does not exist, or the file itself.
+        StoreUnavailable: The same call may succeed later.
+        StoreError: The file cannot be read or written.
+    """
+    store = f"online store {path}"
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NoKeySpace(
+            f"there is no online store at {path}; register the project to make it"
+        ) from error
+    except sqlite3.Error as error:
+        for space in spaces:
+            if str(error) == f"no such table: {space.name}":
+                raise no_key_space(store, space) from error
+        raise explained(store, error) from error
+    except OSError as error:
+        raise StoreError(f"{store}: {error}") from error
+
+
+def explained(store: str, error: sqlite3.Error) -> StoreError:
+    """Return our error for one of SQLite's.
+
+    Args:
+        store: The store's name.
+        error: What went wrong.
+
+    Returns:
+        `StoreUnavailable` where the same call may succeed later, else a `StoreError`.
+    """
+    # An error that the Python module finds by itself has no code.
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None and code & 0xFF in _TRANSIENT:
+        return StoreUnavailable(
+            f"{store}: {error}; nothing was written: try again, after making room on the "
+            "disk or ending the writer that keeps the lock"
+        )
+    if str(error) == "no such table: tidemill_frontiers":
+        return NoKeySpace(f"{store}: there is no online store in it; register the project")
+    return StoreError(f"{store}: {error}")

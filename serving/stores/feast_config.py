@@ -1,0 +1,89 @@
+"""The Feast configuration of a project: as an object, and as the file that Feast's programs read.
+
+Feast 0.67 reports no usage to anyone, so there is nothing to switch off.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tidemill.features.errors import ConfigurationError
+from tidemill.serving.files.atomic_write import write_text
+from tidemill.serving.stores.class_paths import BATCH_ENGINE
+from tidemill.serving.stores.offline_places import check_installed, offline_section
+from tidemill.serving.stores.online_places import Clock, expanded, feast_section
+from tidemill.serving.stores.places import StorePlaces
+from tidemill.serving.stores.registry_places import registry_section, yaml_section
+
+if TYPE_CHECKING:
+    import feast
+
+FEATURE_STORE_YAML: Final = "feature_store.yaml"
+"""The file below the root that Feast's own programs read (`write_feature_store_yaml`)."""
+
+
+def repo_config(project: str, places: StorePlaces, *, clock: Clock) -> feast.RepoConfig:
+    """Return the Feast configuration of a project.
+
+    Args:
+        project: The project's name.
+        places: Where its stores are.
+        clock: What online reads judge age by.
+
+    Raises:
+        ConfigurationError: An environment variable that a place names is not set, or what a place
+            is read with is not installed.
+    """
+    import feast
+    from feast.errors import FeastModuleImportError
+
+    check_installed(places.offline)
+    sections = _sections(project, places, clock)
+    online_store = expanded(sections["online_store"])
+    try:
+        return feast.RepoConfig(
+            **{**sections, "online_store": online_store},
+            repo_path=places.root,
+            registry=registry_section(places.registry),
+        )
+    except FeastModuleImportError as error:
+        raise ConfigurationError(
+            f"online_store: Feast cannot load its store of type {online_store['type']!r}: "
+            f"{error.__cause__}; install what Feast's documentation of that store names "
+            "(an extra such as feast[postgres], feast[aws] or feast[gcp])"
+        ) from error
+
+
+def write_feature_store_yaml(project: str, places: StorePlaces, *, clock: Clock) -> Path:
+    """Write the ``feature_store.yaml`` that Feast's command line and servers read below a root.
+
+    With it ``feast --chdir ROOT serve`` and ``FeatureStore(repo_path=ROOT)`` read what the stream
+    publishes. It holds no secret: Feast expands ``${NAME}`` from the environment.
+
+    Args:
+        project: The project's name.
+        places: Where its stores are; the file is written to their root.
+        clock: What online reads judge age by.
+
+    Returns:
+        The file's path.
+    """
+    import yaml
+
+    sections = {**_sections(project, places, clock), "registry": yaml_section(places.registry)}
+    target = places.root / FEATURE_STORE_YAML
+    write_text(target, yaml.safe_dump(sections, sort_keys=False))
+    return target
+
+
+def _sections(project: str, places: StorePlaces, clock: Clock) -> dict[str, Any]:
+    """Return every section but the registry's; secrets stand in it as ``${NAME}``."""
+    return {
+        "project": project,
+        "provider": "local",
+        "online_store": feast_section(places.online, clock),
+        "offline_store": offline_section(places.offline),
+        "batch_engine": {"type": BATCH_ENGINE},
+        "entity_key_serialization_version": 3,
+    }
