@@ -36,17 +36,11 @@ from tidemill.pipelines.ingest.validate import definition_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart, shard_poll
 from tidemill.pipelines.io.sinks import WriteParquet
-from tidemill.pipelines.recovery.handoff import (
-    RECORD,
-    STATES,
-    Handoff,
-    file_hashes,
-    remove_stops,
-    write_handoff,
-)
+from tidemill.pipelines.recovery.handoff import RECORD, STATES, Handoff, remove_stops
 from tidemill.pipelines.recovery.republish import bootstrap
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, AnswerPart, feature_arrays
+from tidemill.pipelines.stream.answer_join import AnswerJoiner, feature_arrays
+from tidemill.pipelines.stream.answer_parts import AnswerPart
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.sequence import (
     GROUP,
@@ -56,6 +50,7 @@ from tidemill.pipelines.stream.sequence import (
     sequenced_events_schema,
 )
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
+from tidemill.pipelines.stream.state_files import file_hashes, write_handoff
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 
 CHUNK_ROWS: Final = 65_536

@@ -40,7 +40,6 @@ from tidemill.pipelines.recovery.handoff import (
     StreamRun,
     check_handoff,
     last_states,
-    read_handoff,
     read_record,
 )
 from tidemill.pipelines.recovery.release_log import read_releases
@@ -48,6 +47,7 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
+from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.publications import online_rows, parcel_of
 from tidemill.serving.online.rows import KeySpace

@@ -45,14 +45,16 @@ from tidemill.pipelines.io.poll import Poll, request_parts, shard_poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.publish.publish import named_publications, newest_per_entity
-from tidemill.pipelines.recovery.handoff import STATES, read_handoff, read_record
+from tidemill.pipelines.recovery.handoff import STATES, read_record
 from tidemill.pipelines.recovery.republish import start_over
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, AnswerPart
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.answer_parts import AnswerPart
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.stream.operator import Mode, Release, ShardOperator
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.verify.verify import instant
 from tidemill.serving.bundles.inference import Stamps
 from tidemill.serving.online.publications import write_publications

@@ -42,14 +42,8 @@ from tidemill.pipelines.engines.choosing import choose_engine, engine_options, m
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import POSITION, RECEIVED, Log
 from tidemill.pipelines.io.poll import Poll, PollPart, request_parts, shard_poll
-from tidemill.pipelines.stream.answer_join import (
-    AS_OF,
-    AnswerJoiner,
-    AnswerPart,
-    RequestPart,
-    Unanswered,
-    nulls_of,
-)
+from tidemill.pipelines.stream.answer_join import AS_OF, AnswerJoiner, nulls_of
+from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart, Unanswered
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator import Mode, Release, ShardOperator
 from tidemill.pipelines.stream.sequence import decode_batches

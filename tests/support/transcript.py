@@ -22,7 +22,7 @@ from tests.support.strategies import to_batch
 from tidemill import Entity, EventStream, FeatureView, Project, Request, col, count
 from tidemill.features.contract import TIME_MAX
 from tidemill.features.kernel.plan import make_plan
-from tidemill.pipelines.stream.answer_join import group_of
+from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.stream.operator import Inputs, OperatorKey, Release, ShardOperator
 from tidemill.pipelines.stream.sequence import (
     SequencedBatch,

@@ -31,14 +31,11 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, SENT
 from tidemill.pipelines.io.poll import request_parts
 from tidemill.pipelines.stream.answer_join import (
     AnswerJoiner,
-    AnswerPart,
-    RequestPart,
     answered_schema,
     column_arrays,
-    group_of,
     nulls_of,
-    partition_of,
 )
+from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart, group_of, partition_of
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 
 SHARDS = 2
