@@ -295,23 +295,28 @@ class _Operate(_OncePerKey):
                 packed.append(pack_everything(view, operator, shown if caught_up else None))
             for data in packed:
                 yield beam.pvalue.TaggedOutput(PUBLICATIONS, _windowed(data, release.frontier_us))
-        evidence = {
-            "version": RELEASE_VERSION,
-            "view": key.view,
-            "shard": key.shard,
-            "number": release.number,
-            "frontier_us": release.frontier_us,
-            "positions": list(release.positions),
-            "events": release.events,
-            "answers": release.answers.num_rows,
-            "publications": release.publications.num_rows,
-            # Since the operator began:
-            "seen": dataclasses.asdict(operator.counters),
-            "kernel": dataclasses.asdict(operator.state.counters),
-        }
         yield beam.pvalue.TaggedOutput(
-            RELEASES, _windowed(json.dumps(evidence), release.frontier_us)
+            RELEASES, _windowed(release_line(operator, release), release.frontier_us)
         )
+
+
+def release_line(operator: ShardOperator, release: Release) -> str:
+    """Write the evidence of a release: JSON in one line."""
+    evidence = {
+        "version": RELEASE_VERSION,
+        "view": operator.key.view,
+        "shard": operator.key.shard,
+        "number": release.number,
+        "frontier_us": release.frontier_us,
+        "positions": list(release.positions),
+        "events": release.events,
+        "answers": release.answers.num_rows,
+        "publications": release.publications.num_rows,
+        # Since the operator began:
+        "seen": dataclasses.asdict(operator.counters),
+        "kernel": dataclasses.asdict(operator.state.counters),
+    }
+    return json.dumps(evidence)
 
 
 class _Logged(NamedTuple):
