@@ -10,7 +10,8 @@ TidemillError
 ├── InputError (ValueError)           input that is not even a batch of the declared shape
 ├── StateError (ValueError)           persisted state that cannot be read
 │   ├── StateVersionError
-│   └── StateMismatch
+│   ├── StateMismatch
+│   └── DamagedState
 ├── SequenceError (RuntimeError)      the stream's own order is broken
 │   ├── PartitionGap
 │   └── BatchConflict
@@ -88,6 +89,10 @@ class StateVersionError(StateError):
 
 class StateMismatch(StateError):
     """Persisted state belongs to another definition, shard or shard count."""
+
+
+class DamagedState(StateError):
+    """Persisted state, or a message, is not the bytes that were written, or not all of them."""
 
 
 class SequenceError(TidemillError, RuntimeError):

@@ -36,7 +36,8 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, AnswerPart, feature_arrays
+from tidemill.pipelines.stream.answer_join import AnswerJoiner, feature_arrays
+from tidemill.pipelines.stream.answer_parts import AnswerPart
 from tidemill.pipelines.stream.sequence import (
     GROUP,
     concat,

@@ -11,19 +11,13 @@ from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.recovery.handoff import (
-    RECORD,
-    STATES,
-    Handoff,
-    file_hashes,
-    remove_stops,
-    write_handoff,
-)
+from tidemill.pipelines.recovery.handoff import RECORD, STATES, Handoff, remove_stops
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.shard import shard_poll
+from tidemill.pipelines.stream.state_files import file_hashes, write_handoff
 
 
 def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:

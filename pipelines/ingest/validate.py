@@ -85,7 +85,7 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
 
 
 @beam.typehints.with_input_types(bytes)
-@beam.typehints.with_output_types(bytes)
+@beam.typehints.with_output_types(bytes, **{REJECTED: pa.RecordBatch})
 class _Validate(beam.DoFn):
     def __init__(self, project: Project) -> None:
         self._project = project

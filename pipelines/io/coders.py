@@ -6,20 +6,33 @@ import apache_beam as beam
 import pyarrow as pa
 
 
+def batch_bytes(batch: pa.RecordBatch | None) -> pa.Buffer:
+    """Write a batch with its schema, as an Arrow IPC stream; no bytes for None."""
+    sink = pa.BufferOutputStream()
+    if batch is not None:
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def batch_of(data: bytes | pa.Buffer) -> pa.RecordBatch | None:
+    """Read what `batch_bytes` wrote, in place: the batch refers to ``data``."""
+    if not len(data):
+        return None
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_next_batch()
+
+
 class RecordBatchCoder(beam.coders.Coder):
     """Arrow IPC stream of one batch, with its schema."""
 
     def encode(self, value: pa.RecordBatch) -> bytes:
         """Write a batch."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema) as writer:
-            writer.write_batch(value)
-        return bytes(sink.getvalue())
+        return bytes(batch_bytes(value))
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
         """Read a batch."""
-        with pa.ipc.open_stream(encoded) as reader:
-            return reader.read_next_batch()
+        return batch_of(encoded)
 
     def is_deterministic(self) -> bool:
         """Equal batches of equal layout have equal bytes, but slices need not."""

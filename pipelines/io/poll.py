@@ -6,12 +6,15 @@ watermarks move together. `stream.shard` turns it into one element per (view, sh
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
+from typing import Final
 
 import pyarrow as pa
 
-from tidemill.pipelines.io.coders import RecordBatchCoder
+from tidemill.pipelines.io.coders import batch_bytes, batch_of
+from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
+
+_REMEDY: Final = "run the stream from its last cut, or from its beginning"
 
 
 @dataclass(frozen=True)
@@ -51,37 +54,26 @@ class Poll:
 
     def encode(self) -> bytes:
         """Write a poll."""
-        coder = RecordBatchCoder()
         parts = [
-            (
-                part.source,
-                part.partition,
-                part.start,
-                part.stop,
-                part.watermark_us,
-                None if part.rows is None else coder.encode(part.rows),
-            )
+            [part.source, part.partition, part.start, part.stop, part.watermark_us]
             for part in self.parts
         ]
-        return pickle.dumps((self.sent_us, self.is_last, parts), protocol=5)
+        fields = {"sent_us": self.sent_us, "is_last": self.is_last, "parts": parts}
+        rows = [batch_bytes(part.rows) for part in self.parts]
+        return encode_document(Kind.POLL, "", fields, rows)
 
     @staticmethod
     def decode(data: bytes) -> Poll:
-        """Read a poll."""
-        sent, is_last, parts = pickle.loads(data)
-        coder = RecordBatchCoder()
-        return Poll(
-            sent,
-            tuple(
-                PollPart(
-                    source,
-                    partition,
-                    start,
-                    stop,
-                    watermark,
-                    None if rows is None else coder.decode(rows),
-                )
-                for source, partition, start, stop, watermark, rows in parts
-            ),
-            is_last,
+        """Read a poll.
+
+        Raises:
+            StateError: These bytes are not a poll, or of a version that is not read.
+        """
+        found = decode_document(data, Kind.POLL, "a poll between two stages", _REMEDY)
+        parts = tuple(
+            PollPart(source, partition, start, stop, watermark_us, batch_of(rows))
+            for (source, partition, start, stop, watermark_us), rows in zip(
+                found.fields["parts"], found.blobs, strict=True
+            )
         )
+        return Poll(found.fields["sent_us"], parts, found.fields["is_last"])

@@ -70,7 +70,7 @@ class _Publish(beam.DoFn):
         self._bundle = []
 
     def process(self, element: bytes) -> Iterator[str]:
-        self._bundle.append(unpack_publications(element))
+        self._bundle.append(unpack_publications(element, self._project))
         yield from ()
 
     def finish_bundle(self) -> None:

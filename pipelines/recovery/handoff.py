@@ -1,11 +1,12 @@
-"""Handed-over states: what a stream starts from, in files.
+"""Handed-over states: what a stream starts from, and the record of what they are.
 
 Two things write them: a backfill (``root/states``: every operator's state of all that was received
 before the stream begins) and a stream that stops at a cut (``root/stops/NUMBER``: the operators'
 and the joining stage's). What is promised:
 
-* A folder counts once its `RECORD` is there. That is written last, when every other file is there
-  whole, so a run that was killed leaves none that is half.
+* The states are files of `pipelines.stream.state_files`. A folder of them counts once its `RECORD`
+  is there. That is written last, when every other file is there whole, so a run that was killed
+  leaves none that is half.
 * The record names what the states are of: definitions, shards, positions, mode, and the hash of
   every file. Anything else is refused by name.
 * Every run of the stream between two of them is a *segment* with a number; what it writes has the
@@ -18,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +26,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tidemill.features.definitions import Project
-from tidemill.features.errors import StateMismatch
-from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.operator import ShardOperator
-from tidemill.pipelines.stream.operator_key import OperatorKey
-from tidemill.serving.files.atomic_write import atomic_write, write_text
+from tidemill.features.errors import DamagedState, StateMismatch, StateVersionError
+from tidemill.pipelines.stream.state_files import file_hashes
+from tidemill.serving.files.atomic_write import write_text
 
 RECORD: Final = "handoff.json"
 """The file that makes a folder of states count."""
@@ -38,7 +36,6 @@ STATES: Final = "states"
 """The folder below the root that a backfill hands over."""
 STOPS: Final = "stops"
 """The folder below the root with a folder for each cut at which the stream stopped."""
-_ANSWERS: Final = "answers.state"
 
 Kind = Literal["backfill", "stop"]
 
@@ -79,54 +76,67 @@ class Handoff:
 
     def write(self, folder: Path) -> None:
         """Make a folder of states count."""
-        write_text(folder / RECORD, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        _write(folder / RECORD, _HANDOFF, dataclasses.asdict(self))
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    with atomic_write(path) as unfinished:
-        unfinished.write_bytes(data)
+@dataclass(frozen=True)
+class _Format:
+    """A kind of record: a JSON object with its format, its version and a checksum of the rest.
 
-
-def state_path(folder: Path, key: OperatorKey) -> Path:
-    """Return the file of a handed-over state."""
-    return folder / f"{key.view}-{key.shard:05d}-of-{key.shards:05d}.state"
-
-
-def write_handoff(folder: Path, operator: ShardOperator) -> None:
-    """Write an operator's whole state for another run to start from; again does no harm."""
-    data = pickle.dumps((operator.head(), operator.snapshot()), protocol=5)
-    _write_whole(state_path(folder, operator.key), data)
-
-
-def read_handoff(folder: Path, operator: ShardOperator) -> None:
-    """Start an operator from a handed-over state.
-
-    Raises:
-        FileNotFoundError: There is no state for its key.
-        StateMismatch: It is of another definition, or other partitions.
+    Attributes:
+        name: What stands in it as its format.
+        version: The version that is written and read.
+        fields: What else stands in it.
+        remedy: What to do when one cannot be read.
     """
-    path = state_path(folder, operator.key)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{operator.key}: no handed-over state at {path}; run `tidemill backfill`, or start "
-            "the stream without a handoff"
+
+    name: str
+    version: int
+    fields: frozenset[str]
+    remedy: str
+
+
+def _write(path: Path, form: _Format, content: Mapping[str, Any]) -> None:
+    header = {"format": form.name, "version": form.version, "checksum": _checksum(content)}
+    write_text(path, json.dumps({**header, **content}, indent=2) + "\n")
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(path: Path, form: _Format) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedState(f"{path} is not JSON ({error}); {form.remedy}") from None
+    if not isinstance(stored, dict):
+        raise DamagedState(f"{path} is no JSON object; {form.remedy}")
+    found = stored.pop("format", None), stored.pop("version", None)
+    if found == (None, None) and stored.keys() & form.fields:
+        raise StateVersionError(
+            f"{path} was written by an older version of Tidemill: it has no version; {form.remedy}"
         )
-    head, snapshot = pickle.loads(path.read_bytes())
-    operator.restore(head, snapshot, [])
-    operator.go_on()
+    if found[0] != form.name:
+        raise DamagedState(f"{path} does not say that it is a {form.name}; {form.remedy}")
+    if found[1] != form.version:
+        raise StateVersionError(
+            f"{path} has version {found[1]}, this code reads {form.version}; {form.remedy}"
+        )
+    checksum = stored.pop("checksum", None)
+    if checksum != _checksum(stored) or stored.keys() != form.fields:
+        raise DamagedState(
+            f"{path} is not what was written: its checksum does not fit; {form.remedy}"
+        )
+    return stored
 
 
-def write_joiner(folder: Path, joiner: AnswerJoiner) -> None:
-    """Write what waits in the joining stage; again does no harm."""
-    _write_whole(folder / _ANSWERS, joiner.state())
-
-
-def read_joiner(folder: Path, joiner: AnswerJoiner) -> None:
-    """Start a joining stage from what waited at a cut; a backfill's states have nothing waiting."""
-    path = folder / _ANSWERS
-    if path.exists():
-        joiner.restore(path.read_bytes())
-        joiner.go_on()
+_HANDOFF: Final = _Format(
+    name="tidemill-handoff",
+    version=2,
+    fields=frozenset(field.name for field in dataclasses.fields(Handoff)),
+    remedy="run `tidemill backfill` again, and the stream from its beginning",
+)
 
 
 def stop_folder(root: Path, segment: int) -> Path:
@@ -134,43 +144,18 @@ def stop_folder(root: Path, segment: int) -> Path:
     return root / STOPS / f"{segment:05d}"
 
 
-def missing_files(folder: Path, project: Project, shards: int) -> list[str]:
-    """Name the files of a stop that are not there."""
-    wanted = [
-        state_path(folder, OperatorKey(view.name, view.hash, shard, shards))
-        for view in project.views
-        for shard in range(shards)
-    ]
-    return [path.name for path in [*wanted, folder / _ANSWERS] if not path.exists()]
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of states in a folder, by name."""
-    return {path.name: _hash(path) for path in sorted(folder.glob("*.state"))}
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_record(folder: Path) -> Handoff:
     """Read what a folder of states is of.
 
     Raises:
-        StateMismatch: There is none, or it was written by another version.
+        StateMismatch: There is none.
+        StateVersionError: It was written by another version.
+        DamagedState: It is not what was written.
     """
     path = folder / RECORD
     if not path.exists():
         raise StateMismatch(f"there is no handed-over state at {path}; run `tidemill backfill`")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    names = [field.name for field in dataclasses.fields(Handoff)]
-    if sorted(stored) != sorted(names):
-        raise StateMismatch(
-            f"{path} was written by another version of Tidemill (it has {', '.join(stored)}); run "
-            "`tidemill backfill` again"
-        )
-    return Handoff(**stored)
+    return Handoff(**_read(path, _HANDOFF))
 
 
 def last_states(root: Path) -> tuple[Path, Handoff]:
@@ -239,13 +224,23 @@ class StreamRun:
 
     def write(self, root: Path) -> None:
         """Write it down."""
-        write_text(root / RUN, json.dumps(dataclasses.asdict(self)) + "\n")
+        _write(root / RUN, _STREAM, dataclasses.asdict(self))
 
     @staticmethod
     def read(root: Path) -> StreamRun | None:
-        """Read it; None where no stream was begun."""
+        """Read it; None where no stream was begun.
+
+        Raises:
+            StateVersionError: It was written by another version.
+            DamagedState: It is not what was written.
+        """
         path = root / RUN
-        if not path.exists():
-            return None
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return StreamRun(**stored)
+        return StreamRun(**_read(path, _STREAM)) if path.exists() else None
+
+
+_STREAM: Final = _Format(
+    name="tidemill-stream",
+    version=2,
+    fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
+    remedy="run `tidemill stream` without --resume to start over",
+)

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import apache_beam as beam
 
+from tidemill.features.errors import StateVersionError
+from tidemill.pipelines.stream.featurize import RELEASE_VERSION
 from tidemill.serving.files.atomic_write import write_text
 
 RELEASES: Final = "releases"
@@ -48,10 +50,19 @@ def read_releases(root: Path) -> list[dict[str, Any]]:
     """Read the evidence of a stream: one entry per release, by view, shard and number.
 
     A release that the engine repeated stands once.
+
+    Raises:
+        StateVersionError: An entry has a version that is not read.
     """
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
     for path in sorted((root / RELEASES).glob("*.jsonl")):
         for line in path.read_text().splitlines():
             entry = json.loads(line)
+            if (version := entry.get("version", RELEASE_VERSION)) != RELEASE_VERSION:
+                raise StateVersionError(
+                    f"{path}: a release has version {version}, this code reads "
+                    f"{RELEASE_VERSION}; read it with the Tidemill that wrote it, or run "
+                    "`tidemill stream` again"
+                )
             found[entry["view"], entry["shard"], entry["number"]] = entry
     return [found[key] for key in sorted(found)]

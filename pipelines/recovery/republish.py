@@ -37,7 +37,6 @@ from tidemill.pipelines.recovery.handoff import (
     StreamRun,
     check_handoff,
     last_states,
-    read_handoff,
     read_record,
 )
 from tidemill.pipelines.recovery.release_log import read_releases
@@ -46,6 +45,7 @@ from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator,
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
+from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.parcels import online_rows, parcel_of

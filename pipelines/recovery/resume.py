@@ -30,10 +30,7 @@ from tidemill.pipelines.recovery.handoff import (
     Handoff,
     StreamRun,
     check_handoff,
-    file_hashes,
     last_states,
-    missing_files,
-    read_joiner,
     read_record,
     remove_stops,
 )
@@ -41,6 +38,7 @@ from tidemill.pipelines.recovery.release_log import RELEASES
 from tidemill.pipelines.recovery.republish import keeps_frontiers, shown_frontiers, start_over
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.state_files import file_hashes, missing_files, read_joiner
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.registry.registration import open_store

@@ -11,7 +11,6 @@ This is a plain object; `pipelines.stream.featurize` wires it into a stateful st
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -33,6 +32,20 @@ from tidemill.features.kernel.prepare import (
     nulls_of,
 )
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
+from tidemill.pipelines.stream.answer_parts import (
+    AnswerPart,
+    Part,
+    RequestPart,
+    StopPart,
+    Unanswered,
+    partition_of,
+)
+from tidemill.pipelines.stream.joiner_state import (
+    JoinerState,
+    Pending,
+    decode_joiner,
+    encode_joiner,
+)
 from tidemill.pipelines.stream.sequence import GROUP
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -40,99 +53,8 @@ UInt8Array = npt.NDArray[np.uint8]
 AS_OF: Final = "_as_of"
 RELEASE: Final = "_release"
 SHARD: Final = "_shard"
-_POSITION_BITS: Final = 44
 _REMEMBERED: Final = 4_096
 """Groups that are remembered after they are closed, to know repeats of them."""
-
-
-def group_of(partition: int, start: int) -> int:
-    """Name the poll of a request partition by where it starts."""
-    return partition << _POSITION_BITS | start
-
-
-def partition_of(group: int) -> int:
-    """Return the partition of a group."""
-    return group >> _POSITION_BITS
-
-
-@dataclass(frozen=True)
-class RequestPart:
-    """The requests of one poll of one partition.
-
-    Attributes:
-        group: Its name.
-        rows: The declared columns, ``_position``, ``_received`` and ``_sent``, in log order.
-    """
-
-    group: int
-    rows: pa.RecordBatch
-
-
-@dataclass(frozen=True)
-class AnswerPart:
-    """What one release of one (view, shard) answered.
-
-    Attributes:
-        view: The view's place in the project.
-        shard: The shard.
-        number: The release's number; 0 where answers do not come by releases.
-        frontier_us: Its frontier.
-        answers: Kernel answers with a ``group`` column; None for none.
-    """
-
-    view: int
-    shard: int
-    number: int
-    frontier_us: int
-    answers: pa.RecordBatch | None
-
-
-@dataclass(frozen=True)
-class StopPart:
-    """Says that one (view, shard) has taken everything before a cut.
-
-    Attributes:
-        view: The view's place in the project.
-        shard: The shard.
-        number: The number of its last release before the cut.
-        groups: The groups of the requests that it has taken and will only answer after the cut.
-    """
-
-    view: int
-    shard: int
-    number: int
-    groups: tuple[int, ...]
-
-
-Part = RequestPart | AnswerPart | StopPart
-
-
-@dataclass(frozen=True)
-class Unanswered:
-    """A request that will not be answered.
-
-    Attributes:
-        rows: The requests, as in `RequestPart`.
-        partition: Their partition.
-        views: For each of them, the views that did not answer.
-    """
-
-    rows: pa.RecordBatch
-    partition: int
-    views: tuple[str, ...]
-
-
-@dataclass
-class _Pending:
-    """The requests of one group, and what has been answered of them."""
-
-    rows: pa.RecordBatch
-    values: Int64Array
-    nulls: UInt8Array
-    as_of: Int64Array
-    release: Int64Array
-    shard: Int64Array
-    missing: list[int]
 
 
 def answered_schema(project: Project) -> list[str]:
@@ -171,7 +93,7 @@ class AnswerJoiner:
     shards: int
     answer_within_us: int
     gap_releases: int = 1_000
-    pending: dict[int, _Pending] = field(default_factory=dict)
+    pending: dict[int, Pending] = field(default_factory=dict)
     early: dict[int, list[AnswerPart]] = field(default_factory=dict)
     closed: dict[int, bool] = field(default_factory=dict)
     waiting: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
@@ -185,8 +107,8 @@ class AnswerJoiner:
 
     def state(self) -> bytes:
         """Write what has come and waits."""
-        return pickle.dumps(
-            (
+        return encode_joiner(
+            JoinerState(
                 self.pending,
                 self.early,
                 self.closed,
@@ -195,11 +117,17 @@ class AnswerJoiner:
                 self.frontiers,
                 self.numbers,
             ),
-            protocol=5,
+            self.project,
         )
 
     def restore(self, state: bytes) -> None:
-        """Read back a `state`."""
+        """Read back a `state`.
+
+        Raises:
+            StateMismatch: It is of other views, or another number of shards.
+            StateVersionError: It has a version that is not read.
+            DamagedState: These bytes are not the state that was written.
+        """
         (
             self.pending,
             self.early,
@@ -208,7 +136,7 @@ class AnswerJoiner:
             self.stops,
             self.frontiers,
             self.numbers,
-        ) = pickle.loads(state)
+        ) = decode_joiner(state, self.project, self.shards)
 
     def go_on(self) -> None:
         """Go on after the cut at which the state was written."""
@@ -310,7 +238,7 @@ class AnswerJoiner:
 
     def _open(self, part: RequestPart) -> None:
         rows, views = part.rows.num_rows, len(self.project.views)
-        self.pending[part.group] = _Pending(
+        self.pending[part.group] = Pending(
             rows=part.rows,
             values=np.zeros((rows, self._offsets[-1]), np.int64),
             nulls=np.zeros((rows, self._offsets[-1]), np.uint8),
@@ -352,7 +280,7 @@ class AnswerJoiner:
         if len(self.closed) > _REMEMBERED:
             del self.closed[next(iter(self.closed))]
 
-    def _answered(self, pending: _Pending, group: int) -> pa.RecordBatch:
+    def _answered(self, pending: Pending, group: int) -> pa.RecordBatch:
         rows = pending.rows
         return pa.RecordBatch.from_arrays(
             [

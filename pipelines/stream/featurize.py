@@ -20,10 +20,10 @@ import collections
 import dataclasses
 import json
 import os
-import pickle
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -38,21 +38,24 @@ from apache_beam.utils.windowed_value import WindowedValue
 from tidemill.features.definitions import Project
 from tidemill.features.kernel.advance import Publish
 from tidemill.features.kernel.plan import make_plan
-from tidemill.pipelines.io.coders import RecordBatchCoder
-from tidemill.pipelines.recovery.handoff import (
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, StopPart
+from tidemill.pipelines.stream.lost_writes import HOLES
+from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
+from tidemill.pipelines.stream.sequence import decode_batches
+from tidemill.pipelines.stream.state_files import (
     read_handoff,
     read_joiner,
     write_handoff,
     write_joiner,
 )
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, AnswerPart, StopPart, Unanswered
-from tidemill.pipelines.stream.lost_writes import HOLES
-from tidemill.pipelines.stream.operator import Release, ShardOperator
-from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
-from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.wire_format import (
+    decode_logged_parts,
     decode_part,
+    encode_logged_parts,
     encode_part,
+    encode_unanswered,
     pack_everything,
     pack_publications,
 )
@@ -61,6 +64,8 @@ ANSWERS: Final = "answers"
 PUBLICATIONS: Final = "publications"
 RELEASES: Final = "releases"
 UNANSWERED: Final = "unanswered"
+RELEASE_VERSION: Final = 1
+"""The version of the JSON that says what a release did; what has none is of version 1 too."""
 ALL_REQUESTS: Final = "requests"
 """The key of the joining stage: one, since what waits there is little."""
 
@@ -109,16 +114,16 @@ class FeaturizeOptions:
 def operator_key(project: Project, view: int, shard: int, shards: int) -> str:
     """Return the Beam key of an operator."""
     definition = project.views[view]
-    return f"{definition.name}/{definition.hash}/{shard}/{shards}"
+    return OperatorKey(definition.name, definition.hash, shard, shards).text
 
 
 def make_operator(project: Project, key: str, options: FeaturizeOptions) -> ShardOperator:
     """Make the empty operator of a Beam key."""
-    name, digest, shard, shards = key.split("/")
-    view = project.view(name)
+    parsed = OperatorKey.parse(key)
+    view = project.view(parsed.view)
     stream = view.stream
     return ShardOperator(
-        key=OperatorKey(name, digest, int(shard), int(shards)),
+        key=parsed,
         plan=make_plan(view),
         inputs=Inputs(
             event_partitions=options.partitions[stream.name],
@@ -219,7 +224,7 @@ class _OncePerKey(beam.DoFn):
 
 
 @beam.typehints.with_input_types(tuple[str, bytes])
-@beam.typehints.with_output_types(tuple[str, bytes])
+@beam.typehints.with_output_types(tuple[str, bytes], **{PUBLICATIONS: bytes, RELEASES: str})
 class _Operate(_OncePerKey):
     """Runs shard operators."""
 
@@ -255,7 +260,7 @@ class _Operate(_OncePerKey):
         write_handoff(folder, operator)
         key = operator.key
         part = StopPart(self._view(operator), key.shard, operator.number, operator.waiting_groups())
-        return _windowed((ALL_REQUESTS, encode_part(part)), operator.state.frontier_us)
+        return _windowed((ALL_REQUESTS, encode_part(part, key.text)), operator.state.frontier_us)
 
     def _view(self, operator: ShardOperator) -> int:
         return [view.name for view in self._project.views].index(operator.key.view)
@@ -280,9 +285,9 @@ class _Operate(_OncePerKey):
         key = operator.key
         view = self._view(operator)
         part = AnswerPart(view, key.shard, release.number, release.frontier_us, release.answers)
-        yield _windowed((ALL_REQUESTS, encode_part(part)), release.frontier_us)
+        yield _windowed((ALL_REQUESTS, encode_part(part, key.text)), release.frontier_us)
         if self._options.publish:
-            packed = [pack_publications(view, key.shard, release)]
+            packed = [pack_publications(view, key.shard, release, key.text)]
             shown = self._options.overtaken.get((key.view, key.shard))
             has_hole = HOLES.operates(self._options.run, key.view, key.shard)
             if has_hole or (shown is not None and _passes(release, shown)):
@@ -290,22 +295,28 @@ class _Operate(_OncePerKey):
                 packed.append(pack_everything(view, operator, shown if caught_up else None))
             for data in packed:
                 yield beam.pvalue.TaggedOutput(PUBLICATIONS, _windowed(data, release.frontier_us))
-        evidence = {
-            "view": key.view,
-            "shard": key.shard,
-            "number": release.number,
-            "frontier_us": release.frontier_us,
-            "positions": list(release.positions),
-            "events": release.events,
-            "answers": release.answers.num_rows,
-            "publications": release.publications.num_rows,
-            # Since the operator began:
-            "seen": dataclasses.asdict(operator.counters),
-            "kernel": dataclasses.asdict(operator.state.counters),
-        }
         yield beam.pvalue.TaggedOutput(
-            RELEASES, _windowed(json.dumps(evidence), release.frontier_us)
+            RELEASES, _windowed(release_line(operator, release), release.frontier_us)
         )
+
+
+def release_line(operator: ShardOperator, release: Release) -> str:
+    """Write the evidence of a release: JSON in one line."""
+    evidence = {
+        "version": RELEASE_VERSION,
+        "view": operator.key.view,
+        "shard": operator.key.shard,
+        "number": release.number,
+        "frontier_us": release.frontier_us,
+        "positions": list(release.positions),
+        "events": release.events,
+        "answers": release.answers.num_rows,
+        "publications": release.publications.num_rows,
+        # Since the operator began:
+        "seen": dataclasses.asdict(operator.counters),
+        "kernel": dataclasses.asdict(operator.state.counters),
+    }
+    return json.dumps(evidence)
 
 
 class _Logged(NamedTuple):
@@ -323,7 +334,7 @@ class _Logged(NamedTuple):
 
 
 @beam.typehints.with_input_types(tuple[str, bytes])
-@beam.typehints.with_output_types(pa.RecordBatch)
+@beam.typehints.with_output_types(pa.RecordBatch, **{UNANSWERED: bytes})
 class _Join(_OncePerKey):
     """Joins the parts of answers."""
 
@@ -331,15 +342,15 @@ class _Join(_OncePerKey):
         self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
     ) -> Iterator[Any]:
         joiner, logged = self._load(key, head, log, snapshot)
-        answered, unanswered = joiner.receive(decode_part(data) for data in elements)
-        entry = pickle.dumps(elements, protocol=5)
+        answered, unanswered = joiner.receive(self._parts(elements))
+        entry = encode_logged_parts(logged.entries, elements)
         if logged.size + len(entry) > logged.most:
             state = joiner.state()
             log.clear()
             snapshot.write(state)
             logged = _Logged(0, 0, max(_JOINER_LOG_BYTES, 2 * len(state)))
         else:
-            log.add(logged.entries.to_bytes(8, "big") + entry)
+            log.add(entry)
             logged = _Logged(logged.entries + 1, logged.size + len(entry), logged.most)
         if self._options.stop is not None and joiner.stopped:
             write_joiner(self._options.stop, joiner)
@@ -352,7 +363,10 @@ class _Join(_OncePerKey):
             yield _windowed(batch, newest)
         for lost in unanswered:
             newest = lost.rows.column(time).cast(pa.int64())[-1].as_py()
-            yield beam.pvalue.TaggedOutput(UNANSWERED, _windowed(_plain(lost), newest))
+            yield beam.pvalue.TaggedOutput(UNANSWERED, _windowed(encode_unanswered(lost), newest))
+
+    def _parts(self, elements: Iterable[bytes | pa.Buffer]) -> Iterator[Part]:
+        return (decode_part(data, self._project) for data in elements)
 
     def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[AnswerJoiner, _Logged]:
         token = head.read()
@@ -375,11 +389,11 @@ class _Join(_OncePerKey):
         state = snapshot.read()
         if state is not None:
             joiner.restore(state)
-        entries = sorted(log.read())
-        for entry in entries:
+        entries = list(log.read())
+        for _, elements in sorted(map(decode_logged_parts, entries), key=itemgetter(0)):
             # What it answered was given out when the entry was written.
-            joiner.receive(decode_part(data) for data in pickle.loads(entry[8:]))
-        size = sum(len(entry) - 8 for entry in entries)
+            joiner.receive(self._parts(elements))
+        size = sum(len(entry) for entry in entries)
         most = max(_JOINER_LOG_BYTES, 2 * len(state or b""))
         return joiner, _Logged(len(entries), size, most)
 
@@ -390,10 +404,6 @@ def _passes(release: Release, shown_us: int) -> bool:
     return (since is None or since < shown_us) and shown_us <= release.frontier_us
 
 
-def _plain(lost: Unanswered) -> tuple[bytes, int, tuple[str, ...]]:
-    return RecordBatchCoder().encode(lost.rows), lost.partition, lost.views
-
-
 @dataclass(eq=False)
 class Featurize(beam.PTransform):
     """Sequenced batches to answers.
@@ -402,7 +412,7 @@ class Featurize(beam.PTransform):
     `ALL_REQUESTS`, encoded request parts. These only pass through the first stage: two inputs of
     the second would cost a flatten, which engines run as a stage of its own between them.
     Output, by name: ``answers`` (answered record batches), ``publications``, ``releases`` (JSON
-    texts) and ``unanswered``.
+    texts) and ``unanswered`` (`pipelines.stream.wire_format`).
     """
 
     project: Project

@@ -16,10 +16,9 @@ state the instant they are for.
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,28 +29,29 @@ from tidemill.features.errors import (
     PartitionGap,
     SequenceError,
     StateMismatch,
-    StateVersionError,
 )
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
 from tidemill.features.kernel.dedupe import PairSet
-from tidemill.features.kernel.encoding import decode, encode
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.prepare import DIGEST, ID, ORDINAL, TIME, matrix_of
-from tidemill.features.kernel.tiles.state import State
+from tidemill.features.kernel.tiles.state import Counters, State
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
+from tidemill.pipelines.stream.operator_state import (
+    Head,
+    decode_release,
+    decode_snapshot,
+    encode_release,
+    encode_snapshot,
+)
 from tidemill.pipelines.stream.sequence import (
     GROUP,
     REQUEST_ROWS,
     SequencedBatch,
     concat,
-    decode_batches,
-    encode_batches,
     keep,
     sequenced_events_schema,
 )
-
-SNAPSHOT_VERSION: Final = 2
 
 
 @dataclass
@@ -336,8 +336,7 @@ class ShardOperator:
             publications=gone.publications,
             events=0 if events is None else events.num_rows,
         )
-        rows = b"" if events is None else events.serialize().to_pybytes()
-        return release, until.to_bytes(8, "little", signed=True) + rows
+        return release, encode_release(self.key, until, events)
 
     @property
     def stopped(self) -> bool:
@@ -375,46 +374,39 @@ class ShardOperator:
 
     def replay(self, entry: bytes) -> int:
         """Do a logged release again, for its effect on the state; returns its number of events."""
-        until = int.from_bytes(entry[:8], "little", signed=True)
-        events = None
-        if len(entry) > 8:
-            events = pa.ipc.read_record_batch(pa.py_buffer(entry[8:]), self.event_schema)
+        until, events = decode_release(entry, self.key, self.event_schema)
+        if events is not None:
             self._remember(events)
         advance(self.state, events, None, until, Publish.NOTHING)
         return 0 if events is None else int(events.num_rows)
 
     def head(self) -> bytes:
         """Write what changes with every batch and stays small: positions, watermarks, waiting."""
-        waiting = [
-            SequencedBatch(is_request, 0, 0, 0, 0, 0, concat(rows))
-            for is_request, rows in ((False, self.events), (True, self.requests))
-        ]
-        held = [[encode_batches([batch]) for batch in held.values()] for held in self.held]
-        return pickle.dumps(
-            (
-                SNAPSHOT_VERSION,
-                self.key,
-                self.expected,
-                self.watermarks,
-                held,
-                encode_batches(waiting),
-                self.number,
-                self.newest_us,
-                self.stops_at,
-                self.stalled,
-                self.counters,
-                self.state.counters,
-            ),
-            protocol=5,
+        head = Head(
+            expected=self.expected,
+            watermarks=self.watermarks,
+            stalled=self.stalled,
+            held=[held.values() for held in self.held],
+            events=concat(self.events),
+            requests=concat(self.requests),
+            number=self.number,
+            newest_us=self.newest_us,
+            stops_at=self.stops_at,
+            seen=vars(self.counters),
+            kernel=vars(self.state.counters),
         )
+        return head.encode(self.key)
 
     def snapshot(self) -> bytes:
         """Write the rest: the kernel's state and the remembered rows."""
-        return pickle.dumps(
-            (encode(self.state), self.rows_seen.entries(), self.ids_seen.entries()), protocol=5
-        )
+        return encode_snapshot(self.key, self.state, self.rows_seen, self.ids_seen)
 
-    def restore(self, head: bytes, snapshot: bytes | None, entries: Iterable[bytes]) -> int:
+    def restore(
+        self,
+        head: bytes | pa.Buffer,
+        snapshot: bytes | pa.Buffer | None,
+        entries: Iterable[bytes],
+    ) -> int:
         """Read back a head, a snapshot (None: the empty state) and the log since the snapshot.
 
         Returns:
@@ -423,51 +415,33 @@ class ShardOperator:
         Raises:
             StateMismatch: The state belongs to another key.
             StateVersionError: The state has a version that is not read.
+            DamagedState: These bytes are not the state that was written.
         """
-        content = pickle.loads(head)
-        if content[0] != SNAPSHOT_VERSION:
-            raise StateVersionError(
-                f"{self.key}: the operator's state has version {content[0]}, this code reads "
-                f"{SNAPSHOT_VERSION}; start it from a handoff"
-            )
-        if content[1] != self.key:
+        stored = Head.decode(head, self.key, self.event_schema)
+        if len(stored.expected) != len(self.expected):
             raise StateMismatch(
-                f"{self.key}: the state belongs to {content[1]} (definition {content[1].hash}, "
-                f"here {self.key.hash}); start it from a handoff"
-            )
-        if len(content[2]) != len(self.expected):
-            raise StateMismatch(
-                f"{self.key}: the state knows {len(content[2])} partitions of events and "
+                f"{self.key}: the state knows {len(stored.expected)} partitions of events and "
                 f"requests, here are {len(self.expected)}; start it from a handoff"
             )
         if snapshot is not None:
-            state, rows, ids = pickle.loads(snapshot)
-            self.state = decode(state, self.plan)
-            self.rows_seen.add(*rows)
-            self.ids_seen.add(*ids)
+            self.state, self.rows_seen, self.ids_seen = decode_snapshot(
+                snapshot, self.key, self.plan
+            )
         logged = sum(self.replay(entry) for entry in entries)
-        (
-            _,
-            _,
-            self.expected,
-            self.watermarks,
-            held,
-            waiting,
-            self.number,
-            self.newest_us,
-            self.stops_at,
-            self.stalled,
-            self.counters,
-            # Replaying the log applies events again, but asks nothing: it does not see overflows.
-            self.state.counters,
-        ) = content
-        for index, batches in enumerate(held):
-            for data in batches:
-                (batch,) = decode_batches(data, self.event_schema)
-                self.held[index][(batch.start, batch.stop)] = batch
-        events, requests = decode_batches(waiting, self.event_schema)
-        if events.rows is not None:
-            self._remember(events.rows)
-            self.events = [events.rows]
-        self.requests = [] if requests.rows is None else [requests.rows]
+        self.expected = list(stored.expected)
+        self.watermarks = list(stored.watermarks)
+        self.stalled = list(stored.stalled)
+        self.held = [
+            {(batch.start, batch.stop): batch for batch in batches} for batches in stored.held
+        ]
+        self.number = stored.number
+        self.newest_us = stored.newest_us
+        self.stops_at = dict(stored.stops_at)
+        self.counters = OperatorCounters(**stored.seen)
+        # Replaying the log applies events again, but asks nothing: it does not see overflows.
+        self.state.counters = Counters(**stored.kernel)
+        if stored.events is not None:
+            self._remember(stored.events)
+            self.events = [stored.events]
+        self.requests = [] if stored.requests is None else [stored.requests]
         return logged

@@ -32,6 +32,17 @@ class OperatorKey:
     def __str__(self) -> str:
         return f"{self.view} shard {self.shard} of {self.shards}"
 
+    @property
+    def text(self) -> str:
+        """The key as it stands in Beam's elements and in the header of state and messages."""
+        return f"{self.view}/{self.hash}/{self.shard}/{self.shards}"
+
+    @staticmethod
+    def parse(text: str) -> OperatorKey:
+        """Read a `text`."""
+        view, digest, shard, shards = text.split("/")
+        return OperatorKey(view, digest, int(shard), int(shards))
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -5,7 +5,8 @@ Beam promises no order between bundles, so every batch says where in its partiti
 partition's watermark after it: before that time, nothing more is expected of the partition.
 
 One element of the stream goes to one (view, shard) and carries one batch per partition that was
-read in the same poll, empty ones too. Its bytes are a header per batch and the Arrow rows.
+read in the same poll, empty ones too. Its bytes are a frame (`pipelines.io.framing`) of a header
+per batch and the Arrow rows.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ from tidemill.features.kernel.prepare import (
     prepare_events,
     prepare_requests,
 )
+from tidemill.pipelines.io.framing import Bytes, Kind, frame, unframe
 
 GROUP: Final = "group"
 """The column of a request that names the poll it came in: where its batch starts."""
 
-_HEADER: Final = struct.Struct("<Bqqqqqq")
+_HEADER: Final = struct.Struct("<7q")
 _REQUEST: Final = 1
 _STOP: Final = 2
+_REMEDY: Final = "run the stream from its last cut, or from its beginning"
 
 
 @dataclass(frozen=True)
@@ -75,40 +78,45 @@ REQUEST_ROWS: Final = REQUESTS_SCHEMA.append(pa.field(GROUP, pa.int64()))
 
 
 def encode_batches(batches: Iterable[SequencedBatch]) -> bytes:
-    """Write batches, one after the other."""
-    out = []
+    """Write batches, one after the other; none are no bytes."""
+    out: list[Bytes] = []
     for batch in batches:
-        rows = b"" if batch.rows is None else batch.rows.serialize().to_pybytes()
-        out.append(
-            _HEADER.pack(
-                _REQUEST * batch.is_request | _STOP * batch.is_last,
-                batch.partition,
-                batch.start,
-                batch.stop,
-                batch.watermark_us,
-                batch.sent_us,
-                len(rows),
-            )
+        # Arrow fills a record batch up to a multiple of 8 bytes, so the next header is aligned.
+        rows = b"" if batch.rows is None else batch.rows.serialize()
+        header = _HEADER.pack(
+            _REQUEST * batch.is_request | _STOP * batch.is_last,
+            batch.partition,
+            batch.start,
+            batch.stop,
+            batch.watermark_us,
+            batch.sent_us,
+            len(rows),
         )
-        out.append(rows)
-    return b"".join(out)
+        out += [header, rows]
+    return frame(Kind.BATCHES, "", out) if out else b""
 
 
-def decode_batches(data: bytes, events: pa.Schema) -> Iterator[SequencedBatch]:
-    """Read batches; ``events`` is the schema of event rows."""
-    buffer = pa.py_buffer(data)
+def decode_batches(data: bytes | pa.Buffer, events: pa.Schema) -> Iterator[SequencedBatch]:
+    """Read batches; ``events`` is the schema of event rows.
+
+    The rows refer to ``data``, without a copy.
+
+    Raises:
+        StateError: These bytes are not batches, or of a version that is not read.
+    """
+    if not len(data):
+        return
+    content = unframe(data, Kind.BATCHES, "sequenced batches", _REMEDY).content
     at = 0
-    while at < len(data):
-        flags, partition, start, stop, watermark, sent, size = _HEADER.unpack_from(data, at)
+    while at < len(content):
+        header = _HEADER.unpack_from(content, at)
+        flags, partition, start, stop, watermark, sent, size = header
         is_request, is_last = bool(flags & _REQUEST), bool(flags & _STOP)
         at += _HEADER.size
         rows = None
         if size:
-            # Arrow wants its buffers aligned: a header of odd size must not shift them.
-            rows = pa.ipc.read_record_batch(
-                pa.py_buffer(buffer.slice(at, size).to_pybytes()),
-                REQUEST_ROWS if is_request else events,
-            )
+            schema = REQUEST_ROWS if is_request else events
+            rows = pa.ipc.read_record_batch(content.slice(at, size), schema)
         at += size
         yield SequencedBatch(is_request, partition, start, stop, watermark, sent, rows, is_last)
 

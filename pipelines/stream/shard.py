@@ -14,7 +14,7 @@ from tidemill.features.kernel import hashing
 from tidemill.features.kernel.plan import Plan, make_plan
 from tidemill.pipelines.io.log import POSITION, RECEIVED, SENT
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.stream.answer_join import RequestPart, group_of
+from tidemill.pipelines.stream.answer_parts import RequestPart, group_of
 from tidemill.pipelines.stream.featurize import ALL_REQUESTS, operator_key
 from tidemill.pipelines.stream.sequence import (
     SequencedBatch,

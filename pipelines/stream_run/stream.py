@@ -30,7 +30,6 @@ from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.ingest.validate import POLLS, Validate
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
-from tidemill.pipelines.io.coders import RecordBatchCoder
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -66,6 +65,7 @@ from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.lost_writes import HOLES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
+from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.segment_names import segment_prefix
@@ -215,26 +215,28 @@ def wire(
     )
 
 
+@beam.typehints.with_input_types(bytes)
+@beam.typehints.with_output_types(pa.RecordBatch)
 class _Reject(beam.DoFn):
     """Turns requests that were not answered into rejected records."""
 
     def __init__(self, request: str) -> None:
         self._request = request
 
-    def process(self, element: tuple[bytes, int, tuple[str, ...]]) -> Iterator[pa.RecordBatch]:
-        rows, partition, views = element
-        batch = RecordBatchCoder().decode(rows)
+    def process(self, element: bytes) -> Iterator[pa.RecordBatch]:
+        lost = decode_unanswered(element)
+        batch, views = lost.rows, lost.views
         positions = hashing.bits(batch.column(POSITION))
         payloads = [json.dumps(row, default=str).encode() for row in batch.to_pylist()]
         count = batch.num_rows
         yield rejected.batch(
             rejected.Stage.ANSWER,
             stream=self._request,
-            partition=partition,
+            partition=lost.partition,
             positions=positions,
             reasons=[rejected.Reason.NO_ANSWER] * count,
             details=[f"views {', '.join(views)} did not answer in time"] * count,
-            origins=[f"{self._request}/{partition}:{at}" for at in positions.tolist()],
+            origins=[f"{self._request}/{lost.partition}:{at}" for at in positions.tolist()],
             payloads=payloads,
         )
 

@@ -30,7 +30,8 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.answer_join import UInt8Array, group_of
+from tidemill.pipelines.stream.answer_join import UInt8Array
+from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.source_history import EventsByKey, History

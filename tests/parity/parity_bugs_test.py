@@ -40,9 +40,9 @@ from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel.encoding import decode, encode
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.recovery.handoff import read_handoff, state_path, write_handoff
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.state_files import read_handoff, state_path, write_handoff
 
 START = 1_600_000_000 * SECOND // DAY * DAY
 PAYMENTS = EventStream(

@@ -44,11 +44,12 @@ from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.publish.newest_rows import newest_per_entity
-from tidemill.pipelines.recovery.handoff import STATES, read_handoff, read_record
+from tidemill.pipelines.recovery.handoff import STATES, read_record
 from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.republish import start_over
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, AnswerPart
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.answer_parts import AnswerPart
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.stream.operator import Release, ShardOperator
@@ -56,6 +57,7 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
+from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.verify.verify import instant
 from tidemill.serving.bundles.inference import Stamps
 from tidemill.serving.online.backends import open_database

@@ -42,13 +42,8 @@ from tidemill.pipelines.engines.choosing import choose_engine, engine_options, m
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import POSITION, RECEIVED, Log
 from tidemill.pipelines.io.poll import Poll, PollPart
-from tidemill.pipelines.stream.answer_join import (
-    AS_OF,
-    AnswerJoiner,
-    AnswerPart,
-    RequestPart,
-    Unanswered,
-)
+from tidemill.pipelines.stream.answer_join import AS_OF, AnswerJoiner
+from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart, Unanswered
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode

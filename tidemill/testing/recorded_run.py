@@ -38,7 +38,7 @@ from tidemill.features.rows.validation import validate
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, one_batch
-from tidemill.pipelines.stream.answer_join import group_of
+from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.release_evidence import read_release_lines
 from tidemill.pipelines.verify.source_history import EventsByKey, Positions, SourceHistory

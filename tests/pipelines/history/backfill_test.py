@@ -44,11 +44,12 @@ from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.handoff import read_handoff, read_record
+from tidemill.pipelines.recovery.handoff import read_record
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.shard import request_parts
+from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream.wire_format import encode_part
 
 STOP = START + 11 * MINUTE

@@ -19,7 +19,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.io.log import POSITION, RECEIVED, SENT
 from tidemill.pipelines.io.poll import Poll, PollPart
-from tidemill.pipelines.stream.answer_join import group_of
+from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.stream.sequence import (
     SequencedBatch,
     decode_batches,

@@ -31,7 +31,7 @@ from tests.support.streaming_project import (
     write_log,
 )
 from tidemill.features.contract import MINUTE, SECOND, TIME_MIN
-from tidemill.features.errors import InputError, SequenceError, StateMismatch
+from tidemill.features.errors import InputError, SequenceError, StateMismatch, StateVersionError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.history.hand_over import hand_over
@@ -40,23 +40,18 @@ from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.handoff import (
-    RECORD,
-    STATES,
-    STOPS,
-    last_states,
-    read_handoff,
-    read_record,
-)
+from tidemill.pipelines.recovery.handoff import RECORD, STATES, STOPS, last_states, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, Part, RequestPart, StopPart
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.answer_parts import Part, RequestPart, StopPart
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.shard import request_parts
+from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.pipelines.stream_run import stream as module
 from tidemill.pipelines.stream_run.outcome import read_rejected
@@ -576,5 +571,5 @@ def test_a_cut_without_all_states_does_not_count(
 
 def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text(json.dumps({"as_of_us": 1, "positions": {}}))
-    with pytest.raises(StateMismatch, match="written by another version"):
+    with pytest.raises(StateVersionError, match="written by an older version of Tidemill"):
         read_record(tmp_path)

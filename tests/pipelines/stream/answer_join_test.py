@@ -29,15 +29,8 @@ from tidemill.features.contract import MINUTE
 from tidemill.features.errors import BatchConflict
 from tidemill.features.kernel.prepare import nulls_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, SENT
-from tidemill.pipelines.stream.answer_join import (
-    AnswerJoiner,
-    AnswerPart,
-    RequestPart,
-    answered_schema,
-    column_arrays,
-    group_of,
-    partition_of,
-)
+from tidemill.pipelines.stream.answer_join import AnswerJoiner, answered_schema, column_arrays
+from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart, group_of, partition_of
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 

@@ -42,7 +42,6 @@ from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import Replay, ReplayOptions
-from tidemill.pipelines.recovery.handoff import read_handoff, state_path, write_handoff
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.featurize import (
     ANSWERS,
@@ -56,6 +55,7 @@ from tidemill.pipelines.stream.featurize import (
 )
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
+from tidemill.pipelines.stream.state_files import read_handoff, state_path, write_handoff
 from tidemill.pipelines.stream.wire_format import unpack_publications
 
 SHARDS = 2

@@ -7,13 +7,13 @@ numbers, over 20 us with a hop of 10 us.
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.frames import of_version
 from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
@@ -34,7 +34,8 @@ from tidemill.features.errors import (
     StateVersionError,
 )
 from tidemill.features.kernel.encoding import encode
-from tidemill.pipelines.stream.operator import SNAPSHOT_VERSION, Release, ShardOperator
+from tidemill.pipelines.io.framing import VERSIONS, Kind
+from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode, OperatorKey
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 
@@ -564,10 +565,13 @@ def test_state_of_another_number_of_partitions_is_refused() -> None:
 
 def test_state_of_another_version_is_refused_by_name() -> None:
     operator = make_operator()
-    content = pickle.loads(operator.head())
-    newer = pickle.dumps((SNAPSHOT_VERSION + 1, *content[1:]))
-    with pytest.raises(StateVersionError, match=f"has version {SNAPSHOT_VERSION + 1}, this code"):
-        make_operator().restore(newer, operator.snapshot(), [])
+    head, snapshot = operator.head(), operator.snapshot()
+    version = VERSIONS[Kind.OPERATOR_HEAD]
+    with pytest.raises(StateVersionError, match=f"has version {version + 1}, this code reads"):
+        make_operator().restore(of_version(head, version + 1), snapshot, [])
+    version = VERSIONS[Kind.OPERATOR_SNAPSHOT]
+    with pytest.raises(StateVersionError, match=f"has version {version + 1}, this code reads"):
+        make_operator().restore(head, of_version(snapshot, version + 1), [])
 
 
 def test_a_key_says_what_it_is() -> None:

@@ -28,7 +28,7 @@ from tidemill.pipelines.recovery.release_log import RELEASES, read_releases
 from tidemill.pipelines.recovery.resume import PREDICTIONS, REJECTED
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import featurize
-from tidemill.pipelines.stream.answer_join import AnswerPart, RequestPart
+from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part
 from tidemill.pipelines.stream_run import stream as module

@@ -1,0 +1,242 @@
+"""Frames: the header of everything that outlives the code that wrote it, and of every message.
+
+What is promised:
+
+* A frame names its format (`Kind`), the version of the format, and whose it is (its key). These are
+  checked before anything of the content is looked at.
+* Bytes that are damaged, cut short, of another kind, version or key are an error that says so.
+* No content is ever executed: it is JSON, Arrow and plain numbers. A pickle is refused unread.
+* Equal contents have equal bytes.
+
+Layout: 8 bytes of magic; the kind as 1 byte and a zero byte; the version as 2 bytes; the length of
+the key as 4 and that of the content as 8 bytes; a CRC-32 of all these, of key and content, in 8
+bytes; the key as UTF-8, filled up with zeros to a multiple of 8; the content. Numbers are unsigned
+and little-endian. The content starts at a multiple of 8, so Arrow and numpy read it in place.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import pyarrow as pa
+
+from tidemill.features.errors import DamagedState, StateMismatch, StateVersionError
+
+MAGIC: Final = b"\x89TMILL\r\n"
+"""Not text in any encoding, and broken by whatever mends line ends: as PNG's."""
+_PREFIX: Final = struct.Struct("<8sBxHIQ")
+_CHECKSUM: Final = struct.Struct("<Q")
+_HEADER_BYTES: Final = _PREFIX.size + _CHECKSUM.size
+_COUNTS: Final = struct.Struct("<QQ")
+_PICKLE: Final = b"\x80"
+"""What a pickle of protocol 2 or later begins with."""
+
+Bytes: TypeAlias = bytes | memoryview | pa.Buffer
+
+
+class Kind(enum.IntEnum):
+    """What a frame holds. A number that was used once is never used for something else."""
+
+    # Messages between the stages of a pipeline.
+    POLL = 1
+    BATCHES = 2
+    REQUEST_PART = 3
+    ANSWER_PART = 4
+    STOP_PART = 5
+    PUBLISHED = 6
+    UNANSWERED = 7
+    # State, in the engine and in files.
+    OPERATOR_HEAD = 16
+    OPERATOR_SNAPSHOT = 17
+    LOGGED_RELEASE = 18
+    JOINER_STATE = 19
+    LOGGED_PARTS = 20
+    OPERATOR_FILE = 21
+
+
+VERSIONS: Final[Mapping[Kind, int]] = {
+    # Versions 1 and 2 of an operator's state were pickles.
+    **dict.fromkeys(Kind, 1),
+    Kind.OPERATOR_HEAD: 3,
+    Kind.OPERATOR_SNAPSHOT: 3,
+}
+"""The version of each format that this code writes and reads."""
+
+
+def frame(kind: Kind, key: str, parts: Iterable[Bytes]) -> bytes:
+    """Write a frame.
+
+    Args:
+        kind: What it holds.
+        key: Whose it is; empty where that does not matter.
+        parts: The content, in pieces.
+
+    Returns:
+        The frame.
+    """
+    name = _filled(key.encode())
+    pieces = list(parts)
+    prefix = _PREFIX.pack(
+        MAGIC, kind, VERSIONS[kind], len(key.encode()), sum(memoryview(p).nbytes for p in pieces)
+    )
+    checksum = zlib.crc32(name, zlib.crc32(prefix))
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    return b"".join([prefix, _CHECKSUM.pack(checksum), name, *pieces])
+
+
+class Frame(NamedTuple):
+    """A frame that was read.
+
+    Attributes:
+        kind: What it holds.
+        key: Whose it is.
+        content: The content; it starts at an address that is a multiple of 8.
+    """
+
+    kind: Kind
+    key: str
+    content: pa.Buffer
+
+
+def unframe(
+    data: Bytes, kinds: Kind | Sequence[Kind], what: str, remedy: str, key: str | None = None
+) -> Frame:
+    """Read a frame.
+
+    Args:
+        data: The frame.
+        kinds: What it may hold.
+        what: What these bytes should be and where they are from, for errors.
+        remedy: What to do when they are not, for errors.
+        key: Whose it must be; None to leave that to the caller.
+
+    Returns:
+        The frame. It refers to ``data``, without a copy.
+
+    Raises:
+        DamagedState: The bytes are not a frame, or not all of one, or of another kind.
+        StateVersionError: They are of a version that is not read.
+        StateMismatch: They have another key.
+    """
+    buffer = data if isinstance(data, pa.Buffer) else pa.py_buffer(data)
+    if buffer.address % 8:
+        buffer = pa.py_buffer(buffer.to_pybytes())
+    view = memoryview(buffer)
+    if bytes(view[: len(MAGIC)]) != MAGIC:
+        raise _unframed(view, what, remedy)
+    if len(view) < _HEADER_BYTES:
+        raise DamagedState(f"{what}: cut short, {len(view)} bytes are left; {remedy}")
+    _, number, version, key_bytes, size = _PREFIX.unpack_from(view)
+    start = _HEADER_BYTES + key_bytes + -key_bytes % 8
+    if len(view) != start + size:
+        raise DamagedState(
+            f"{what}: {len(view)} bytes are here, the header says {start + size}: cut short or "
+            f"damaged; {remedy}"
+        )
+    checksum = zlib.crc32(view[_HEADER_BYTES:], zlib.crc32(view[: _PREFIX.size]))
+    if (checksum,) != _CHECKSUM.unpack_from(view, _PREFIX.size):
+        raise DamagedState(f"{what}: its checksum does not fit, so it was damaged; {remedy}")
+    allowed = (kinds,) if isinstance(kinds, Kind) else kinds
+    if number not in allowed:
+        found = Kind(number).name if number in set(Kind) else f"number {number}"
+        raise DamagedState(
+            f"{what}: holds {found}, expected was {' or '.join(k.name for k in allowed)}; {remedy}"
+        )
+    kind = Kind(number)
+    if version != VERSIONS[kind]:
+        raise StateVersionError(
+            f"{what}: has version {version}, this code reads {VERSIONS[kind]}; {remedy}"
+        )
+    found_key = bytes(view[_HEADER_BYTES : _HEADER_BYTES + key_bytes]).decode()
+    if key is not None and found_key != key:
+        raise StateMismatch(f"{what}: belongs to {found_key!r}, expected was {key!r}; {remedy}")
+    return Frame(kind, found_key, buffer.slice(start))
+
+
+def _unframed(view: memoryview, what: str, remedy: str) -> DamagedState | StateVersionError:
+    if bytes(view[:1]) == _PICKLE:
+        return StateVersionError(
+            f"{what}: was written by an older version of Tidemill, as a pickle, which is not "
+            f"loaded; {remedy}"
+        )
+    if not len(view):
+        return DamagedState(f"{what}: is empty; {remedy}")
+    return DamagedState(
+        f"{what}: does not begin as Tidemill's data do but with {bytes(view[:8])!r}; {remedy}"
+    )
+
+
+class Document(NamedTuple):
+    """Named fields and blobs: the content of most frames.
+
+    Attributes:
+        kind: What it holds.
+        key: Whose it is.
+        fields: What JSON can say.
+        blobs: The rest; each starts at an address that is a multiple of 8.
+    """
+
+    kind: Kind
+    key: str
+    fields: dict[str, Any]
+    blobs: list[pa.Buffer]
+
+
+def encode_document(
+    kind: Kind, key: str, fields: Mapping[str, Any], blobs: Iterable[Bytes] = ()
+) -> bytes:
+    """Write named fields and blobs as a frame.
+
+    The content is the length of the JSON and the number of blobs, the length of each blob (8 bytes
+    each), the JSON with its keys sorted, and the blobs; each is filled up to a multiple of 8.
+
+    Args:
+        kind: What it holds.
+        key: Whose it is.
+        fields: What JSON can say.
+        blobs: The rest.
+
+    Returns:
+        The frame.
+    """
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    views = [memoryview(blob).cast("B") for blob in blobs]
+    sizes = [len(view) for view in views]
+    parts: list[Bytes] = [
+        _COUNTS.pack(len(text), len(sizes)),
+        struct.pack(f"<{len(sizes)}Q", *sizes),
+        _filled(text),
+    ]
+    for view in views:
+        parts.append(view)
+        if len(view) % 8:
+            parts.append(bytes(-len(view) % 8))
+    return frame(kind, key, parts)
+
+
+def decode_document(
+    data: Bytes, kinds: Kind | Sequence[Kind], what: str, remedy: str, key: str | None = None
+) -> Document:
+    """Read named fields and blobs; see `unframe`."""
+    kind, found_key, content = unframe(data, kinds, what, remedy, key)
+    view = memoryview(content)
+    size, count = _COUNTS.unpack_from(view)
+    sizes = struct.unpack_from(f"<{count}Q", view, _COUNTS.size)
+    at = _COUNTS.size + 8 * count
+    fields = json.loads(bytes(view[at : at + size]))
+    at += size + -size % 8
+    blobs = []
+    for size in sizes:
+        blobs.append(content.slice(at, size))
+        at += size + -size % 8
+    return Document(kind, found_key, fields, blobs)
+
+
+def _filled(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 8)

@@ -1,0 +1,189 @@
+"""The state of the joining stage as bytes: a frame (`pipelines.io.framing`) that names its views.
+
+What was written comes back as it was, the order in which groups came included, since closed groups
+are forgotten in that order. Equal states have equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions.project import Project
+from tidemill.features.errors import StateMismatch
+from tidemill.pipelines.io.coders import batch_bytes, batch_of
+from tidemill.pipelines.io.framing import Bytes, Kind, decode_document, encode_document
+from tidemill.pipelines.stream.answer_parts import AnswerPart, StopPart
+
+_REMEDY: Final = "start it from handed-over states"
+_WORD: Final = np.dtype("<i8")
+
+
+@dataclass
+class Pending:
+    """The requests of one group, and what has been answered of them.
+
+    Attributes:
+        rows: The requests.
+        values: int64 patterns, ``(rows, columns)``, over all views' columns in order.
+        nulls: uint8, ``(rows, columns)``: 1 = null.
+        as_of: int64, ``(rows, views)``: the instant that each view answered for.
+        release: int64, ``(rows, views)``: the release that answered.
+        shard: int64, ``(rows, views)``: the shard that answered; -1 where none has.
+        missing: For each view, how many rows it has not answered.
+    """
+
+    rows: pa.RecordBatch
+    values: Int64Array
+    nulls: npt.NDArray[np.uint8]
+    as_of: Int64Array
+    release: Int64Array
+    shard: Int64Array
+    missing: list[int]
+
+
+class JoinerState(NamedTuple):
+    """What the joining stage knows; see `pipelines.stream.answer_join.AnswerJoiner`."""
+
+    pending: dict[int, Pending]
+    early: dict[int, list[AnswerPart]]
+    closed: dict[int, bool]
+    waiting: dict[tuple[int, int], dict[int, int]]
+    stops: dict[tuple[int, int], StopPart]
+    frontiers: Int64Array
+    numbers: Int64Array
+
+
+def encode_joiner(state: JoinerState, project: Project) -> bytes:
+    """Write a joiner's state.
+
+    Args:
+        state: The state.
+        project: Whose it is.
+
+    Returns:
+        The state as a frame. Its fields say, for each group of requests that waits and for each
+        answer that came early, whose it is; its blobs hold the rows: of a group the requests, the
+        words (values, ``as_of``, release, shard) and the nulls, of an early answer its rows.
+    """
+    blobs: list[Bytes] = [
+        np.fromiter(state.closed, _WORD, len(state.closed)).tobytes(),
+        bytes(state.closed.values()),
+    ]
+    for pending in state.pending.values():
+        words = (pending.values, pending.as_of, pending.release, pending.shard)
+        blobs += [
+            batch_bytes(pending.rows),
+            b"".join(matrix.astype(_WORD).tobytes() for matrix in words),
+            pending.nulls.tobytes(),
+        ]
+    early = []
+    for group, parts in state.early.items():
+        early.append(
+            [group, [[part.view, part.shard, part.number, part.frontier_us] for part in parts]]
+        )
+        blobs += [batch_bytes(part.answers) for part in parts]
+    fields = {
+        "views": [[view.name, view.hash] for view in project.views],
+        "shards": state.numbers.shape[1],
+        "pending": [[group, pending.missing] for group, pending in state.pending.items()],
+        "early": early,
+        "waiting": [
+            [*at, sorted(frontiers.items())]
+            for at, frontiers in sorted(state.waiting.items())
+            if frontiers
+        ],
+        "stops": [
+            [*at, stop.number, list(stop.groups)] for at, stop in sorted(state.stops.items())
+        ],
+        "frontiers": state.frontiers.tolist(),
+        "numbers": state.numbers.tolist(),
+    }
+    return encode_document(Kind.JOINER_STATE, project.name, fields, blobs)
+
+
+def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
+    """Read a joiner's state.
+
+    Args:
+        data: Its bytes.
+        project: Whose it must be.
+        shards: How many shards each view must have.
+
+    Returns:
+        The state.
+
+    Raises:
+        StateMismatch: It is of another project, of other views or another number of shards.
+        StateVersionError: It has a version that is not read.
+        DamagedState: These bytes are not a joiner's state.
+    """
+    found = decode_document(
+        data, Kind.JOINER_STATE, "the state of the joining stage", _REMEDY, project.name
+    )
+    fields = found.fields
+    _check_views(fields, project, shards)
+    blobs = iter(found.blobs)
+    closed = zip(np.frombuffer(next(blobs), _WORD).tolist(), bytes(next(blobs)), strict=True)
+    return JoinerState(
+        closed={group: bool(answered) for group, answered in closed},
+        pending={
+            group: _pending(batch_of(next(blobs)), next(blobs), next(blobs), missing, project)
+            for group, missing in fields["pending"]
+        },
+        early={
+            group: [
+                AnswerPart(view, shard, number, frontier_us, batch_of(next(blobs)))
+                for view, shard, number, frontier_us in parts
+            ]
+            for group, parts in fields["early"]
+        },
+        waiting={(view, shard): dict(waiting) for view, shard, waiting in fields["waiting"]},
+        stops={
+            (view, shard): StopPart(view, shard, number, tuple(groups))
+            for view, shard, number, groups in fields["stops"]
+        },
+        frontiers=np.array(fields["frontiers"], np.int64),
+        numbers=np.array(fields["numbers"], np.int64),
+    )
+
+
+def _check_views(fields: Mapping[str, Any], project: Project, shards: int) -> None:
+    views = [[view.name, view.hash] for view in project.views]
+    if fields["views"] != views or fields["shards"] != shards:
+        raise StateMismatch(
+            f"the state of the joining stage is of the views {_named(fields['views'])} in "
+            f"{fields['shards']} shards, the project has {_named(views)} in {shards}; {_REMEDY}"
+        )
+
+
+def _named(views: list[list[str]]) -> str:
+    return ", ".join(f"{name} ({digest})" for name, digest in views)
+
+
+def _pending(
+    rows: pa.RecordBatch, words: pa.Buffer, nulls: pa.Buffer, missing: list[int], project: Project
+) -> Pending:
+    count, columns, views = rows.num_rows, len(project.columns), len(project.views)
+    # Answers are filled in as they come, so these arrays must not lie in the bytes that were read.
+    widths = (columns, views, views, views)
+    matrices = np.split(np.frombuffer(words, _WORD), np.cumsum([count * w for w in widths])[:-1])
+    values, as_of, release, shard = (
+        matrix.astype(np.int64).reshape(count, width)
+        for matrix, width in zip(matrices, widths, strict=True)
+    )
+    return Pending(
+        rows=rows,
+        values=values,
+        nulls=np.frombuffer(nulls, np.uint8).reshape(count, columns).copy(),
+        as_of=as_of,
+        release=release,
+        shard=shard,
+        missing=list(missing),
+    )

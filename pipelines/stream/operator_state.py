@@ -1,0 +1,190 @@
+"""The state of an operator as bytes: its head, its snapshot, and the log of releases since.
+
+Each is a frame (`pipelines.io.framing`) with the operator's key. Equal states have equal bytes:
+batches that wait are in the order of their positions, remembered rows in that of their digests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.errors import StateMismatch
+from tidemill.features.kernel.dedupe import PairSet, UInt64Array
+from tidemill.features.kernel.encoding import decode, encode
+from tidemill.features.kernel.plan import Plan
+from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.io.framing import (
+    Bytes,
+    Document,
+    Kind,
+    decode_document,
+    encode_document,
+    frame,
+    unframe,
+)
+from tidemill.pipelines.stream.operator_key import OperatorKey
+from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches, encode_batches
+
+_REMEDY: Final = "start it from handed-over states"
+_WORD: Final = np.dtype("<i8")
+_PAIR: Final = np.dtype("<u8")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What changes with every batch and stays small.
+
+    Attributes:
+        expected: The next position of each partition.
+        watermarks: The watermark of each partition.
+        stalled: How many batches came behind a gap of each partition.
+        held: For each partition, the batches that wait for an earlier one.
+        events: Event rows that wait for the frontier; None for none.
+        requests: Request rows that wait for it; None for none.
+        number: The number of the last release.
+        newest_us: The instant after the newest event (eager mode).
+        stops_at: By partition: where the run stops.
+        seen: What the operator counted, by name.
+        kernel: What the kernel counted, by name.
+    """
+
+    expected: Sequence[int]
+    watermarks: Sequence[int]
+    stalled: Sequence[int]
+    held: Sequence[Iterable[SequencedBatch]]
+    events: pa.RecordBatch | None
+    requests: pa.RecordBatch | None
+    number: int
+    newest_us: int
+    stops_at: Mapping[int, int]
+    seen: Mapping[str, int]
+    kernel: Mapping[str, int]
+
+    def encode(self, key: OperatorKey) -> bytes:
+        """Write a head."""
+        waiting = [
+            SequencedBatch(is_request, 0, 0, 0, 0, 0, rows)
+            for is_request, rows in ((False, self.events), (True, self.requests))
+        ]
+        fields = {
+            "expected": self.expected,
+            "watermarks": self.watermarks,
+            "stalled": self.stalled,
+            "number": self.number,
+            "newest_us": self.newest_us,
+            "stops_at": sorted(self.stops_at.items()),
+            "seen": self.seen,
+            "kernel": self.kernel,
+        }
+        held = [encode_batches(sorted(batches, key=_span)) for batches in self.held]
+        return encode_document(
+            Kind.OPERATOR_HEAD, key.text, fields, [encode_batches(waiting), *held]
+        )
+
+    @staticmethod
+    def decode(data: bytes | pa.Buffer, key: OperatorKey, events: pa.Schema) -> Head:
+        """Read a head.
+
+        Args:
+            data: Its bytes.
+            key: Whose it must be.
+            events: The schema of event rows.
+
+        Returns:
+            The head.
+
+        Raises:
+            StateMismatch: It belongs to another key.
+            StateVersionError: It has a version that is not read.
+            DamagedState: These bytes are not a head.
+        """
+        found = _document(data, Kind.OPERATOR_HEAD, key)
+        fields = found.fields
+        waiting, *held = (list(decode_batches(blob, events)) for blob in found.blobs)
+        return Head(
+            expected=fields["expected"],
+            watermarks=fields["watermarks"],
+            stalled=fields["stalled"],
+            held=held,
+            events=waiting[0].rows,
+            requests=waiting[1].rows,
+            number=fields["number"],
+            newest_us=fields["newest_us"],
+            stops_at=dict(fields["stops_at"]),
+            seen=fields["seen"],
+            kernel=fields["kernel"],
+        )
+
+
+def _span(batch: SequencedBatch) -> tuple[int, int]:
+    return batch.start, batch.stop
+
+
+def encode_snapshot(key: OperatorKey, state: State, rows: PairSet, ids: PairSet) -> bytes:
+    """Write the kernel's state and the remembered rows.
+
+    Args:
+        key: Whose they are.
+        state: The kernel's state.
+        rows: Digests of rows, with their times.
+        ids: Hashes of rows' ids, with their times.
+
+    Returns:
+        The snapshot.
+    """
+    blobs: list[Bytes] = [encode(state)]
+    for pairs, times in (_sorted(*rows.entries()), _sorted(*ids.entries())):
+        blobs += [pairs.astype(_PAIR).tobytes(), times.astype(_WORD).tobytes()]
+    return encode_document(Kind.OPERATOR_SNAPSHOT, key.text, {}, blobs)
+
+
+def _sorted(pairs: UInt64Array, times: Int64Array) -> tuple[UInt64Array, Int64Array]:
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    return pairs[order], times[order]
+
+
+def decode_snapshot(
+    data: bytes | pa.Buffer, key: OperatorKey, plan: Plan
+) -> tuple[State, PairSet, PairSet]:
+    """Read a snapshot; arguments and errors are those of `Head.decode`."""
+    state, *entries = _document(data, Kind.OPERATOR_SNAPSHOT, key).blobs
+    rows, ids = PairSet(), PairSet()
+    for remembered, pairs, times in zip((rows, ids), entries[::2], entries[1::2], strict=True):
+        remembered.add(
+            np.frombuffer(pairs, _PAIR).astype(np.uint64).reshape(-1, 2),
+            np.frombuffer(times, _WORD).astype(np.int64),
+        )
+    return decode(state.to_pybytes(), plan), rows, ids
+
+
+def encode_release(key: OperatorKey, until_us: int, events: pa.RecordBatch | None) -> bytes:
+    """Write a release for the log: up to where it went, and the events that it applied."""
+    rows = b"" if events is None else events.serialize()
+    return frame(Kind.LOGGED_RELEASE, key.text, [until_us.to_bytes(8, "little", signed=True), rows])
+
+
+def decode_release(
+    entry: bytes, key: OperatorKey, events: pa.Schema
+) -> tuple[int, pa.RecordBatch | None]:
+    """Read a logged release; arguments and errors are those of `Head.decode`."""
+    content = unframe(entry, Kind.LOGGED_RELEASE, f"{key}: a logged release", _REMEDY, key.text)[2]
+    until = int.from_bytes(content.slice(0, 8).to_pybytes(), "little", signed=True)
+    rows = content.slice(8)
+    return until, pa.ipc.read_record_batch(rows, events) if len(rows) else None
+
+
+def _document(data: bytes | pa.Buffer, kind: Kind, key: OperatorKey) -> Document:
+    found = decode_document(data, kind, f"{key}: the operator's state", _REMEDY)
+    if found.key != key.text:
+        other = OperatorKey.parse(found.key)
+        raise StateMismatch(
+            f"{key}: the state belongs to {other} (definition {other.hash}, here {key.hash}); "
+            f"{_REMEDY}"
+        )
+    return found

@@ -1,0 +1,112 @@
+"""Handed-over states in files: one for each operator, and one for the joining stage.
+
+A file is written whole or not at all, again does no harm, and nothing in it is ever executed
+(`pipelines.io.framing`). Which files belong together stands in the record beside them
+(`pipelines.recovery.handoff`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tidemill.features.definitions.project import Project
+from tidemill.features.errors import StateError
+from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.operator_key import OperatorKey
+from tidemill.serving.files.atomic_write import atomic_write
+
+_ANSWERS: Final = "answers.state"
+_REMEDY: Final = "run `tidemill backfill` again, and the stream from its beginning"
+
+
+def state_path(folder: Path, key: OperatorKey) -> Path:
+    """Return the file of a handed-over state."""
+    return folder / f"{key.view}-{key.shard:05d}-of-{key.shards:05d}.state"
+
+
+def write_handoff(folder: Path, operator: ShardOperator) -> None:
+    """Write an operator's whole state for another run to start from; again does no harm."""
+    blobs = [operator.head(), operator.snapshot()]
+    data = encode_document(Kind.OPERATOR_FILE, operator.key.text, {}, blobs)
+    _write(state_path(folder, operator.key), data)
+
+
+def read_handoff(folder: Path, operator: ShardOperator) -> None:
+    """Start an operator from a handed-over state.
+
+    Raises:
+        FileNotFoundError: There is no state for its key.
+        StateMismatch: It is of another definition, or other partitions.
+        StateVersionError: It has a version that is not read.
+        DamagedState: It is not what was written.
+    """
+    path = state_path(folder, operator.key)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{operator.key}: no handed-over state at {path}; run `tidemill backfill`, or start "
+            "the stream without a handoff"
+        )
+    head, snapshot = decode_document(
+        path.read_bytes(), Kind.OPERATOR_FILE, f"the handed-over state {path}", _REMEDY
+    ).blobs
+    with _naming(path):
+        operator.restore(head, snapshot, [])
+    operator.go_on()
+
+
+def write_joiner(folder: Path, joiner: AnswerJoiner) -> None:
+    """Write what waits in the joining stage; again does no harm."""
+    _write(folder / _ANSWERS, joiner.state())
+
+
+def read_joiner(folder: Path, joiner: AnswerJoiner) -> None:
+    """Start a joining stage from what waited at a cut; a backfill's states have nothing waiting.
+
+    Raises:
+        StateError: As `read_handoff`.
+    """
+    path = folder / _ANSWERS
+    if path.exists():
+        with _naming(path):
+            joiner.restore(path.read_bytes())
+        joiner.go_on()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say in errors which file holds the state, and what to do about it."""
+    try:
+        yield
+    except StateError as error:
+        raise type(error)(f"{path}: {error}; {_REMEDY}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_write(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
+def missing_files(folder: Path, project: Project, shards: int) -> list[str]:
+    """Name the files of a stop that are not there."""
+    wanted = [
+        state_path(folder, OperatorKey(view.name, view.hash, shard, shards))
+        for view in project.views
+        for shard in range(shards)
+    ]
+    return [path.name for path in [*wanted, folder / _ANSWERS] if not path.exists()]
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of states in a folder, by name."""
+    return {path.name: _hash(path) for path in sorted(folder.glob("*.state"))}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,171 @@
+"""Every format that outlives the code: how to read a file of it, and what stands in it as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tests.support.streaming_project import PARTITIONS, PROJECT
+from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.encoding import decode
+from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.recovery.handoff import StreamRun, read_record
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.operator_state import Head, decode_release, decode_snapshot
+from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.stream.state_files import read_handoff, read_joiner
+from tidemill.pipelines.stream.wire_format import (
+    decode_logged_parts,
+    decode_part,
+    decode_unanswered,
+    unpack_publications,
+)
+
+SHARDS = 2
+VIEW = 0
+SHARD = 1
+OPERATOR_FILE = "cab-00001-of-00002.state"
+JOINER_FILE = "answers.state"
+
+
+def operator_of(view: int = VIEW, shard: int = SHARD) -> ShardOperator:
+    options = FeaturizeOptions(run="golden", shards=SHARDS, partitions=PARTITIONS)
+    return make_operator(PROJECT, operator_key(PROJECT, view, shard, SHARDS), options)
+
+
+def joiner() -> AnswerJoiner:
+    return AnswerJoiner(PROJECT, SHARDS, answer_within_us=10**15)
+
+
+def as_json(value: Any) -> Any:
+    """Say what a value holds, all of it, as JSON can."""
+    if isinstance(value, pa.RecordBatch):
+        return [as_json(row) for row in value.to_pylist()]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_json(entry) for key, entry in value.items()}
+    if hasattr(value, "_asdict"):
+        return as_json(value._asdict())
+    if isinstance(value, (str, int, float)) or value is None:
+        return value
+    if isinstance(value, bytes):
+        return value.hex()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Iterable):
+        return [as_json(entry) for entry in value]
+    return str(value)
+
+
+def _state(state: State) -> Any:
+    everything = advance(state, None, None, state.frontier_us, Publish.ALL).publications
+    return {
+        "frontier_us": state.frontier_us,
+        "counters": as_json(state.counters),
+        "everything": as_json(everything),
+    }
+
+
+def _operator(operator: ShardOperator) -> Any:
+    return {
+        "key": operator.key.text,
+        "positions": operator.expected,
+        "watermarks": operator.watermarks,
+        "stalled": operator.stalled,
+        "held": [as_json(held.values()) for held in operator.held],
+        "events": as_json(operator.events),
+        "requests": as_json(operator.requests),
+        "number": operator.number,
+        "newest_us": operator.newest_us,
+        "counters": as_json(operator.counters),
+        "remembered": [len(operator.rows_seen), len(operator.ids_seen)],
+        "state": _state(operator.state),
+    }
+
+
+def _snapshot(data: bytes) -> Any:
+    operator = operator_of()
+    state, *remembered = decode_snapshot(data, operator.key, operator.plan)
+    entries = [sorted(zip(*map(as_json, pairs.entries()), strict=True)) for pairs in remembered]
+    return {"state": _state(state), "remembered": as_json(entries)}
+
+
+def _joiner(read: AnswerJoiner) -> Any:
+    names = ("pending", "early", "closed", "waiting", "stops", "frontiers", "numbers")
+    return {name: as_json(getattr(read, name)) for name in names}
+
+
+def _operator_file(path: Path) -> Any:
+    operator = operator_of()
+    read_handoff(path.parent, operator)
+    return _operator(operator)
+
+
+def _joiner_file(path: Path) -> Any:
+    read = joiner()
+    read_joiner(path.parent, read)
+    return _joiner(read)
+
+
+def _head(data: bytes) -> Any:
+    operator = operator_of()
+    return as_json(Head.decode(data, operator.key, operator.event_schema))
+
+
+def _release(data: bytes) -> Any:
+    operator = operator_of()
+    return as_json(decode_release(data, operator.key, operator.event_schema))
+
+
+def _batches(data: bytes) -> Iterator[SequencedBatch]:
+    return decode_batches(data, operator_of().event_schema)
+
+
+def _part(data: bytes) -> Any:
+    return decode_part(data, PROJECT)
+
+
+def _logged_parts(data: bytes) -> Any:
+    number, parts = decode_logged_parts(data)
+    return [number, [decode_part(part, PROJECT) for part in parts]]
+
+
+def _of_bytes(read: Callable[[bytes], Any]) -> Callable[[Path], Any]:
+    return lambda path: as_json(read(path.read_bytes()))
+
+
+FORMATS: dict[str, Callable[[Path], Any]] = {
+    "kernel_state.bin": _of_bytes(lambda data: _state(decode(data, operator_of().plan))),
+    "operator_head.bin": _of_bytes(_head),
+    "operator_snapshot.bin": _of_bytes(_snapshot),
+    "logged_release.bin": _of_bytes(_release),
+    "logged_parts.bin": _of_bytes(_logged_parts),
+    "poll.bin": _of_bytes(Poll.decode),
+    "batches.bin": _of_bytes(_batches),
+    "request_part.bin": _of_bytes(_part),
+    "answer_part.bin": _of_bytes(_part),
+    "stop_part.bin": _of_bytes(_part),
+    "published.bin": _of_bytes(lambda data: unpack_publications(data, PROJECT)),
+    "unanswered.bin": _of_bytes(decode_unanswered),
+    OPERATOR_FILE: _operator_file,
+    JOINER_FILE: _joiner_file,
+    "handoff.json": lambda path: as_json(read_record(path.parent)),
+    "stream.json": lambda path: as_json(StreamRun.read(path.parent)),
+    "releases/release.jsonl": lambda path: json.loads(path.read_text()),
+}
+"""By file: what reads it with the code at hand."""
+
+
+def described(folder: Path) -> str:
+    """Say what stands in all files of a folder, as JSON."""
+    found = {name: read(folder / name) for name, read in FORMATS.items()}
+    return json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

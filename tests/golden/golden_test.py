@@ -1,0 +1,266 @@
+"""Golden files: what earlier versions wrote is read as it was meant, or refused by name.
+
+These files stand for the data that users have. They are never written again: a version that changes
+a format adds a folder (`tests.golden.make` says how), and goes on reading these, or refuses them
+with an error that says what to do. Only then is an expectation here changed, by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.golden import make
+from tests.golden.formats import FORMATS, joiner, operator_of
+from tests.support.frames import bomb, damaged
+from tests.support.streaming_project import PARTITIONS, PROJECT, START, configuration
+from tidemill.features.contract import MINUTE
+from tidemill.features.errors import BundleError, StateError, StateVersionError
+from tidemill.features.rows import rejected
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.hand_over import hand_over
+from tidemill.pipelines.io.framing import MAGIC, VERSIONS, Kind
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.handoff import RUN, STATES, StreamRun, last_states, read_record
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.resume import first_start, next_start
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.run.summary import read_summary
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.state_files import read_handoff, read_joiner, state_path
+from tidemill.pipelines.stream_run.outcome import read_rejected
+from tidemill.serving.bundles.bundle import Bundle
+from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.offline.merge import merge_day
+from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.rows import KeySpace, online_keys
+from tidemill.serving.stores.online_places import SqlitePlace
+
+HERE = Path(__file__).parent
+FOLDERS = ["frames_1"]
+BEFORE = HERE / "before_frames"
+EXPECTED: dict[str, Any] = json.loads((BEFORE / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_of_each_format_holds_what_was_written(folder: str, name: str) -> None:
+    expected = json.loads((HERE / folder / "expected.json").read_text())
+    assert json.loads(json.dumps(FORMATS[name](HERE / folder / name))) == expected[name]
+
+
+def test_every_version_that_is_written_has_a_golden_file() -> None:
+    """Whoever raises a version adds a folder: else nobody would notice when it is not read."""
+    found = {}
+    for name in FORMATS:
+        data = (HERE / FOLDERS[-1] / name).read_bytes()
+        if data.startswith(MAGIC):
+            found[Kind(data[8])] = int.from_bytes(data[10:12], "little")
+    assert found == VERSIONS
+
+
+def test_golden_files_can_be_made_again(tmp_path: Path) -> None:
+    """The script writes what this folder holds, so the next version's folder can be made by it."""
+    make.make(tmp_path / "made")
+    made = json.loads((tmp_path / "made" / "expected.json").read_text())
+    expected = json.loads((HERE / FOLDERS[-1] / "expected.json").read_text())
+    assert made.keys() == expected.keys()
+    for name in expected:
+        if not name.endswith(".json"):  # these have hashes of the others' bytes
+            assert made[name] == expected[name], name
+
+
+# The kernel's state stands inside a snapshot, and a release's line is evidence that others judge.
+CHECKED = [name for name in FORMATS if name not in ("kernel_state.bin", "releases/release.jsonl")]
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_whatever_harm_comes_to_a_file_is_found(name: str, tmp_path: Path) -> None:
+    """Other bits, missing ends, other contents: a named error, and never another content.
+
+    White space means nothing in JSON, and no bytes at all are no batches: their positions tell
+    that they are missing.
+    """
+    shutil.copytree(HERE / FOLDERS[-1], tmp_path / "files")
+    path = tmp_path / "files" / name
+    whole, content = path.read_bytes(), FORMATS[name](path)
+    errors: list[str] = []
+    for how, harmed in damaged(whole):
+        path.write_bytes(harmed)
+        try:
+            found = FORMATS[name](path)
+        except StateError as error:
+            errors.append(str(error))
+        else:
+            nothing = name == "batches.bin" and not harmed and found == []
+            same = name.endswith(".json") and found == content
+            assert nothing or same, f"with {how} it was read as {found}"
+    assert len(errors) > 90
+    assert all("run" in error for error in errors)
+    if not name.endswith(".bin"):
+        assert all(str(path) in error and "run `tidemill" in error for error in errors)
+    made = tmp_path / "made by the pickle"
+    path.write_bytes(bomb(made))
+    with pytest.raises(StateError):
+        FORMATS[name](path)
+    assert not made.exists()
+
+
+# The commit before frames: what users have.
+
+
+def plain(value: Any) -> Any:
+    """Bring values to what the commit before wrote into ``expected.json``."""
+    text = json.dumps(value, default=lambda v: v.hex() if isinstance(v, bytes) else str(v))
+    return json.loads(text)
+
+
+def table(folder: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Configuration:
+    """A copy of the root that the commit before left at a cut."""
+    shutil.copytree(BEFORE / "root", tmp_path / "root")
+    begin = START + 2 * MINUTE
+    return configuration(tmp_path / "root", PROJECT, begin, START + 11 * MINUTE, poll_rows=6)
+
+
+def test_the_log_of_the_commit_before_is_read(old: Configuration) -> None:
+    log = Log(old.root)
+    for name, partitions in PARTITIONS.items():
+        assert log.partitions(name) == partitions
+        found = [log.read(name, partition).to_pylist() for partition in range(partitions)]
+        assert plain(found) == EXPECTED["log"][name]
+
+
+def test_predictions_rejected_records_and_releases_of_it_are_read(old: Configuration) -> None:
+    found = table(old.root / "predictions").drop_columns(["sent_us", "created_us"])
+    found = found.sort_by([("partition", "ascending"), ("position", "ascending")])
+    assert plain(found.to_pylist()) == EXPECTED["predictions"]
+    refused = read_rejected(old.root / "rejected_by_stream")
+    assert refused.schema.equals(rejected.SCHEMA)
+    assert plain(refused.to_pylist()) == EXPECTED["rejected"]
+    assert read_releases(old.root) == EXPECTED["releases"]
+
+
+def test_the_online_store_of_it_is_read(old: Configuration) -> None:
+    database = open_database(SqlitePlace(old.root / "online.db"))
+    keys = {
+        "cab": pa.array(["a", "b", "ç", ""]),
+        "zone": pa.array([1, 2, -3]),
+        "weather": pa.array([1, 2]),
+    }
+    snapshots = database.read(
+        [
+            (KeySpace.of(PROJECT.name, view), online_keys(view.entity.join_key, keys[view.name]))
+            for view in PROJECT.views
+        ]
+    )
+    database.close()
+    found = [[dict(one.frontiers.by_shard), one.rows] for one in snapshots]
+    assert plain(found) == EXPECTED["store"]
+
+
+def test_the_offline_log_of_it_is_read_and_merged(old: Configuration) -> None:
+    """The change points of the stream are among those of the log; a merge keeps them all."""
+    for view in PROJECT.views:
+        log = OfflineLog.of(old.root / "offline", view)
+        assert log.reached() is not None
+        if not log.days():
+            assert view.name not in EXPECTED["publications"]
+            continue
+        before = sorted(map(repr, rows_of(log)))
+        stamps = {row["event_timestamp"].timestamp() for row in rows_of(log)}
+        published = {row["event_timestamp"] / 1e6 for row in EXPECTED["publications"][view.name]}
+        assert published <= stamps
+        for day in log.days():
+            merge_day(log, view.entity.join_key, day)
+        assert sorted(map(repr, rows_of(log))) == before
+
+
+def rows_of(log: OfflineLog) -> list[dict[str, Any]]:
+    files = log.files(START - MINUTE, START + 60 * MINUTE)
+    return pa.concat_tables([pq.read_table(path) for path in files]).to_pylist()
+
+
+def test_publications_of_it_are_read(old: Configuration) -> None:
+    folders = sorted(path.name for path in (old.root / "publications").glob("*"))
+    assert folders == sorted(EXPECTED["publications"])
+    for name in folders:
+        found = table(old.root / "publications" / name)
+        assert plain(found.to_pylist()) == EXPECTED["publications"][name]
+
+
+def test_the_summary_and_the_bundle_of_it_are_read(tmp_path: Path) -> None:
+    shutil.copytree(BEFORE / "shop", tmp_path / "shop")
+    stages = read_summary(tmp_path / "shop")
+    assert stages["stream"]["predictions"] == 100
+    # Its format is the one that is read; what is missing here is the model beside it.
+    with pytest.raises(BundleError, match=r"lacks 'evaluation\.json' and"):
+        Bundle.load(tmp_path / "shop")
+
+
+def test_states_and_stops_of_it_are_refused_by_name(old: Configuration) -> None:
+    """Not misread, and not a class that cannot be found: the error says to run the backfill."""
+    advice = "written by an older version of Tidemill.* run `tidemill backfill` again"
+    for read in (lambda: first_start(old, None), lambda: last_states(old.root)):
+        with pytest.raises(StateVersionError, match=advice):
+            read()
+    with pytest.raises(StateVersionError, match=r"stream\.json was written by an older version"):
+        next_start(old, None)
+    for folder in (old.root / STATES, old.root / "stops" / "00001"):
+        for view in range(len(PROJECT.views)):
+            for shard in range(2):
+                operator = operator_of(view, shard)
+                path = state_path(folder, operator.key)
+                with pytest.raises(
+                    StateVersionError, match=f"{path}.*, as a pickle, .*{advice[-9:]}"
+                ):
+                    read_handoff(folder, operator)
+                assert untouched(operator)
+    with pytest.raises(StateVersionError, match=r"answers\.state.* as a pickle, which is not load"):
+        read_joiner(old.root / "stops" / "00001", joiner())
+
+
+def untouched(operator: ShardOperator) -> bool:
+    return operator.number == 0 and not operator.state.n_entities and not any(operator.expected)
+
+
+def test_pickles_in_their_place_are_never_loaded(old: Configuration, tmp_path: Path) -> None:
+    made = tmp_path / "made by a pickle"
+    folder = old.root / STATES
+    for path in folder.iterdir():
+        path.write_bytes(bomb(made))
+    (old.root / RUN).write_bytes(bomb(made))
+    shutil.copy(folder / "handoff.json", folder / "answers.state")
+    operator = operator_of()
+    reads = (
+        lambda: read_handoff(folder, operator),
+        lambda: read_joiner(folder, joiner()),
+        lambda: read_record(folder),
+        lambda: StreamRun.read(old.root),
+    )
+    for read in reads:
+        with pytest.raises(StateError):
+            read()
+    assert not made.exists()
+
+
+def test_after_a_backfill_the_stream_can_begin(old: Configuration) -> None:
+    """The advice of the errors helps: the states are made again of the log that is there."""
+    hand_over(old, QuietProgress())
+    start = first_start(old, None)
+    assert start.segment == 1
+    # What ran before is not gone on with.
+    with pytest.raises(StateVersionError, match="run `tidemill stream` without --resume"):
+        next_start(old, None)
+    start.run.write(old.root)
+    assert next_start(old, None).resumes

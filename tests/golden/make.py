@@ -1,0 +1,134 @@
+"""Make the golden files of the formats as this code writes them.
+
+    python -m tests.golden.make tests/golden/frames_2
+
+Do this once for each new version of a format, into a new folder, and add the folder to
+`tests.golden.golden_test`. **Never write a folder again that is there**: its files stand for the
+data that users have, and every later version must read them, or refuse them by name where the
+CHANGELOG says what to do. Where a later version reads an old file into something else (a new
+field, say), its expectation is changed by hand, with the reason.
+
+What stands in the folders:
+
+``frames_1``
+    One file for each format of the stream, and ``expected.json``: what stands in them.
+``before_frames/root``
+    The root of a small stream that stopped at a cut (12 trips, 8 requests), written by the commit
+    before frames: log, states and stop (pickles), offline log, online store (SQLite), predictions,
+    publications, rejected records, releases. ``expected.json`` says what that commit read in it.
+``before_frames/shop``
+    ``run.json``, ``summary.json`` and a bundle's ``manifest.json``, by the same commit.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+from tests.golden.formats import SHARD, SHARDS, VIEW, described, joiner
+from tests.support.streaming_project import (
+    PARTITIONS,
+    PROJECT,
+    PlainStream,
+    arrivals,
+    elements_of,
+    end_of,
+    random_polls,
+    random_rows,
+)
+from tidemill.features.kernel.encoding import encode
+from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
+from tidemill.pipelines.stream.answer_parts import StopPart, Unanswered
+from tidemill.pipelines.stream.featurize import release_line
+from tidemill.pipelines.stream.operator_state import encode_release
+from tidemill.pipelines.stream.sequence import decode_batches
+from tidemill.pipelines.stream.shard import request_parts
+from tidemill.pipelines.stream.state_files import file_hashes, write_handoff, write_joiner
+from tidemill.pipelines.stream.wire_format import (
+    encode_logged_parts,
+    encode_part,
+    encode_unanswered,
+    pack_publications,
+)
+
+
+def make(folder: Path) -> None:
+    """Write one file of each format, from a stream in whose midst much waits."""
+    chance = random.Random(14)
+    rows = random_rows(14, trips=24, hails=12)
+    arrived = arrivals(PROJECT, rows, PARTITIONS, chance)
+    polls = random_polls(PROJECT, arrived, end_of(rows), 9, chance)
+    plain = PlainStream(PROJECT, SHARDS, PARTITIONS)
+    joining = joiner()
+    operator = plain.operator(VIEW, SHARD)
+    # A poll is missing, so that batches are held; and the first requests, and a release.
+    taken = [*polls[:6], polls[7]]
+    parts = [part for poll in taken for part in plain.operate(elements_of(PROJECT, SHARDS, [poll]))]
+    requests = [part for poll in taken for part in request_parts(PROJECT, poll)][1:]
+    stop = StopPart(VIEW, SHARD, operator.number + 1, operator.waiting_groups())
+    overtaken = next(part for part in parts if part.number == 1)
+    joining.receive([*(part for part in parts if part is not overtaken), *requests, stop])
+    release = next(r for v, s, r in plain.releases[::-1] if (v, s) == (VIEW, SHARD))
+    answer = next(
+        part
+        for part in parts[::-1]
+        if (part.view, part.shard) == (VIEW, SHARD) and part.answers is not None
+        if part.answers.num_rows
+    )
+    element, events = next(
+        (data, batch.rows)
+        for view, shard, data in elements_of(PROJECT, SHARDS, polls[2:6])
+        if (view, shard) == (VIEW, SHARD)
+        for batch in decode_batches(data, operator.event_schema)
+        if batch.rows is not None and not batch.is_request
+    )
+    assert any(operator.held)
+    assert operator.events
+    assert joining.pending
+    assert joining.early
+    assert joining.closed
+    assert any(joining.waiting.values())
+
+    folder.mkdir(parents=True)
+    (folder / "releases").mkdir()
+    (folder / "releases" / "release.jsonl").write_text(release_line(operator, release) + "\n")
+    key = operator.key.text
+    request_part = encode_part(requests[0])
+    answer_part = encode_part(answer, key)
+    for name, data in {
+        "kernel_state": encode(operator.state),
+        "operator_head": operator.head(),
+        "operator_snapshot": operator.snapshot(),
+        "logged_release": encode_release(operator.key, release.frontier_us, events),
+        "logged_parts": encode_logged_parts(3, [request_part, answer_part]),
+        "poll": polls[4].encode(),
+        "batches": element,
+        "request_part": request_part,
+        "answer_part": answer_part,
+        "stop_part": encode_part(stop, key),
+        "published": pack_publications(VIEW, SHARD, release, key),
+        "unanswered": encode_unanswered(Unanswered(requests[0].rows, 1, ("cab", "zone"))),
+    }.items():
+        (folder / f"{name}.bin").write_bytes(data)
+    write_handoff(folder, operator)
+    write_joiner(folder, joining)
+    handoff = Handoff(
+        kind="stop",
+        as_of_us=release.frontier_us,
+        positions={"trips": [3, 4], "rain": [1], "hails": [2, 0]},
+        views={view.name: view.hash for view in PROJECT.views},
+        shards=SHARDS,
+        segment=1,
+        frontiers={view.name: [1, -(2**62)] for view in PROJECT.views},
+        began="0123456789abcdef",
+        mode="exact",
+        files=file_hashes(folder),
+    )
+    handoff.write(folder)
+    StreamRun(began=handoff.id, mode="exact", ended=False).write(folder)
+    (folder / "expected.json").write_text(described(folder))
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))
