@@ -13,6 +13,7 @@ positions; it refuses to be split, because its order is its meaning.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.core import RestrictionProvider, WatermarkEstimatorProvider
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
@@ -216,11 +217,31 @@ class _Tracker(RestrictionTracker):
         return False
 
 
+class RestrictionCoder(beam.coders.Coder):
+    """Positions, and whether the replay has stopped there, as JSON: Beam's default is a pickle."""
+
+    def encode(self, value: tuple[Positions, bool]) -> bytes:
+        """Write a restriction."""
+        return json.dumps(value).encode()
+
+    def decode(self, encoded: bytes) -> tuple[Positions, bool]:
+        """Read a restriction."""
+        positions, stopped = json.loads(encoded)
+        return tuple(positions), stopped
+
+    def is_deterministic(self) -> bool:
+        """Equal restrictions have equal bytes."""
+        return True
+
+
 class _Provider(RestrictionProvider):
     """Starts a replay at the positions of its first instant."""
 
-    def initial_restriction(self, element: Positions) -> tuple[Positions, bool]:
-        return (tuple(element), False)
+    def initial_restriction(self, element: bytes) -> tuple[Positions, bool]:
+        return RestrictionCoder().decode(element)
+
+    def restriction_coder(self) -> RestrictionCoder:
+        return RestrictionCoder()
 
     def create_tracker(self, restriction: Any) -> _Tracker:
         return _Tracker(restriction)
@@ -232,8 +253,39 @@ class _Provider(RestrictionProvider):
         return None
 
 
+class WatermarkCoder(beam.coders.Coder):
+    """A watermark or None, as microseconds: Beam's default is a pickle, its own coder keeps ms."""
+
+    def encode(self, value: Timestamp | None) -> bytes:
+        """Write a watermark; None is no bytes."""
+        return b"" if value is None else value.micros.to_bytes(8, "big", signed=True)
+
+    def decode(self, encoded: bytes) -> Timestamp | None:
+        """Read a watermark."""
+        if not encoded:
+            return None
+        return Timestamp(micros=int.from_bytes(encoded, "big", signed=True))
+
+    def is_deterministic(self) -> bool:
+        """Equal watermarks have equal bytes."""
+        return True
+
+
+class _Watermarks(WatermarkEstimatorProvider):
+    """Estimators that are told the watermark."""
+
+    def initial_estimator_state(self, element: Any, restriction: Any) -> Timestamp | None:
+        return None
+
+    def create_watermark_estimator(self, state: Timestamp | None) -> ManualWatermarkEstimator:
+        return ManualWatermarkEstimator(state)
+
+    def estimator_state_coder(self) -> WatermarkCoder:
+        return WatermarkCoder()
+
+
 _PROVIDER: Final = _Provider()
-_WATERMARKS: Final = ManualWatermarkEstimator.default_provider()
+_WATERMARKS: Final = _Watermarks()
 
 
 class _Read(beam.DoFn):
@@ -300,9 +352,10 @@ class Replay(beam.PTransform):
 
     def expand(self, begin: Any) -> beam.PCollection:
         """Wire the source."""
+        start = ReplayLog(self.project, self.options).start, False
         return (
             begin
-            | beam.Create([ReplayLog(self.project, self.options).start])
+            | beam.Create([RestrictionCoder().encode(start)])
             | "Read"
             >> beam.ParDo(_Read(self.project, self.options, time.time())).with_output_types(bytes)
         )

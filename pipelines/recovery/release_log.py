@@ -18,6 +18,8 @@ RELEASES: Final = "releases"
 """The folder of the evidence below a root."""
 
 
+@beam.typehints.with_input_types(str)
+@beam.typehints.with_output_types(str)
 class WriteReleases(beam.DoFn):
     """Writes releases (JSON texts), one per line, to a file per bundle: whole or not at all.
 

@@ -1,0 +1,111 @@
+"""The joining stage's state as bytes: it comes back as it was, and for no other project."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.frames import of_version
+from tests.support.streaming_project import (
+    PARTITIONS,
+    PROJECT,
+    WEATHER,
+    PlainStream,
+    arrivals,
+    elements_of,
+    end_of,
+    random_polls,
+    random_rows,
+)
+from tidemill import Project
+from tidemill.features.errors import StateMismatch, StateVersionError
+from tidemill.pipelines.io.poll import request_parts
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.answer_parts import Part, StopPart
+
+SHARDS = 2
+
+
+def joiner(project: Project = PROJECT, shards: int = SHARDS) -> AnswerJoiner:
+    return AnswerJoiner(project, shards, answer_within_us=60_000_000, gap_releases=3)
+
+
+def some_parts(seed: int, chance: random.Random) -> list[Part]:
+    """Parts of a stream in any order, some missing, some twice; shards say that they stop."""
+    rows = random_rows(seed, trips=12, hails=10)
+    polls = random_polls(
+        PROJECT, arrivals(PROJECT, rows, PARTITIONS, chance), end_of(rows), 6, chance
+    )
+    plain = PlainStream(PROJECT, SHARDS, PARTITIONS)
+    parts: list[Part] = []
+    for poll in polls:
+        parts += request_parts(PROJECT, poll)
+        parts += plain.operate(elements_of(PROJECT, SHARDS, [poll]))
+    parts += [
+        StopPart(view, shard, operator.number, operator.waiting_groups())
+        for (view, shard), operator in plain.operators.items()
+    ]
+    chance.shuffle(parts)
+    return parts[: chance.randint(0, len(parts))]
+
+
+def same(one: AnswerJoiner, two: AnswerJoiner) -> bool:
+    """Compare all that joiners know, groups in the order in which they came."""
+    plain = ("early", "closed")
+    arrays = ("values", "nulls", "as_of", "release", "shard")
+    return (
+        all(list(getattr(one, n).items()) == list(getattr(two, n).items()) for n in plain)
+        and {at: w for at, w in one.waiting.items() if w} == two.waiting
+        and one.stops == two.stops
+        and np.array_equal(one.frontiers, two.frontiers)
+        and np.array_equal(one.numbers, two.numbers)
+        and list(one.pending) == list(two.pending)
+        and all(
+            mine.rows.equals(theirs.rows)
+            and mine.missing == theirs.missing
+            and all(np.array_equal(getattr(mine, a), getattr(theirs, a)) for a in arrays)
+            for mine, theirs in zip(one.pending.values(), two.pending.values(), strict=True)
+        )
+    )
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.randoms(use_true_random=False))
+def test_law_a_joiners_state_comes_back_as_it_was(seed: int, chance: random.Random) -> None:
+    """And equal states are equal bytes; what comes next is answered as if nothing had happened."""
+    whole = joiner()
+    parts = some_parts(seed, chance)
+    rest = parts[len(parts) // 2 :]
+    whole.receive(parts[: len(parts) // 2])
+    data = whole.state()
+    again = joiner()
+    again.restore(data)
+    assert same(whole, again)
+    assert again.state() == data
+    for part in rest:
+        answered, lost = whole.receive([part])
+        found, found_lost = again.receive([part])
+        assert found == answered
+        assert found_lost == lost
+    assert again.state() == whole.state()
+
+
+def test_a_state_of_other_views_or_shards_is_refused() -> None:
+    state = joiner().state()
+    with pytest.raises(StateMismatch, match=r"of the views cab \(.*\) in 2 shards, .* in 3; start"):
+        joiner(shards=3).restore(state)
+    other = Project("cabs", request=PROJECT.request, views=[WEATHER], label=None)
+    with pytest.raises(StateMismatch, match=r"the project has weather \([0-9a-f]{16}\) in 2; star"):
+        joiner(other).restore(state)
+    other = Project("buses", request=PROJECT.request, views=PROJECT.views, label=PROJECT.label)
+    with pytest.raises(StateMismatch, match="belongs to 'cabs', expected was 'buses'"):
+        joiner(other).restore(state)
+
+
+def test_a_state_of_another_version_is_refused() -> None:
+    with pytest.raises(StateVersionError, match="the joining stage: has version 2, this code"):
+        joiner().restore(of_version(joiner().state(), 2))

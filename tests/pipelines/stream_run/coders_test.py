@@ -1,0 +1,107 @@
+"""How elements and state are written by the engine: by coders that load no pickle."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam import coders
+from apache_beam.coders import BytesCoder
+from apache_beam.pipeline import PipelineVisitor
+from apache_beam.runners.common import DoFnSignature
+from apache_beam.transforms import userstate
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+
+from tests.support.streaming_project import (
+    PARTITIONS,
+    PROJECT,
+    START,
+    arrivals,
+    configuration,
+    random_rows,
+    write_log,
+)
+from tidemill.features.contract import MINUTE
+from tidemill.pipelines.io.coders import RecordBatchCoder
+from tidemill.pipelines.io.replay import (
+    ReplayOptions,
+    RestrictionCoder,
+    WatermarkCoder,
+    _Provider,
+    _Read,
+    _Watermarks,
+)
+from tidemill.pipelines.stream import featurize
+from tidemill.pipelines.stream.featurize import FeaturizeOptions
+from tidemill.pipelines.stream_run.stream import wire
+
+PLAIN = (coders.BytesCoder, coders.StrUtf8Coder, coders.VarIntCoder, RecordBatchCoder)
+
+
+class Coders(PipelineVisitor):
+    """Finds the coder of every collection of a pipeline, by the step that makes it."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, coders.Coder] = {}
+
+    def visit_transform(self, applied: Any) -> None:
+        for tag, pcoll in applied.outputs.items():
+            coder = coders.registry.get_coder(pcoll.element_type)
+            self.found[f"{applied.full_label} {tag}"] = coder
+
+
+def is_plain(coder: coders.Coder) -> bool:
+    if isinstance(coder, (coders.TupleCoder, coders.IterableCoder)):
+        return all(
+            map(is_plain, coder._coders if hasattr(coder, "_coders") else [coder._elem_coder])
+        )
+    return type(coder) in PLAIN
+
+
+def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
+    """Beam's coder for elements of unknown type falls back to pickle; no collection has it."""
+    rows = random_rows(1, trips=4, hails=2)
+    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
+    config = configuration(tmp_path, PROJECT, START, START + 11 * MINUTE)
+    replay = ReplayOptions(tmp_path, START, START + 11 * MINUTE)
+    made = FeaturizeOptions(run="coders", shards=2, partitions=PARTITIONS)
+    pipeline = beam.Pipeline()
+    wire(pipeline, config, replay, made, tmp_path, segment=1)
+    visitor = Coders()
+    pipeline.visit(visitor)
+    assert len(visitor.found) > 15
+    assert {step: coder for step, coder in visitor.found.items() if not is_plain(coder)} == {}
+
+
+def test_state_cells_are_bytes() -> None:
+    for stage in (featurize._Operate, featurize._Join):
+        specs, _ = userstate.get_dofn_specs(stage(PROJECT, None))
+        assert {spec.name: type(spec.coder) for spec in specs} == dict.fromkeys(
+            ("head", "log", "snapshot"), BytesCoder
+        )
+
+
+@pytest.mark.parametrize(
+    "restriction", [((), False), ((0, 2**62, 5), True), (tuple(range(300)), False)]
+)
+def test_a_restriction_of_the_replay_comes_back_as_it_was(restriction: Any) -> None:
+    coder = _Provider().restriction_coder()
+    assert coder.decode(coder.encode(restriction)) == restriction
+
+
+@pytest.mark.parametrize("state", [None, Timestamp(micros=-(2**60)), MIN_TIMESTAMP, Timestamp(7)])
+def test_the_watermark_of_the_replay_comes_back_as_it_was(state: Timestamp | None) -> None:
+    coder = _Watermarks().estimator_state_coder()
+    found = coder.decode(coder.encode(state))
+    assert found == state
+    assert _Watermarks().create_watermark_estimator(found).current_watermark() == state
+
+
+def test_what_the_source_keeps_is_not_pickled() -> None:
+    signature = DoFnSignature(_Read(PROJECT, ReplayOptions(Path(), 0, 1), 0.0))
+    restriction, watermark = signature.get_restriction_coder()._coders
+    assert isinstance(restriction, RestrictionCoder)
+    assert isinstance(watermark, WatermarkCoder)
