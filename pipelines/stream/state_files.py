@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tidemill.features.definitions.project import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import StateError
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 from tidemill.pipelines.stream.answer_join import AnswerJoiner

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN
-from tidemill.features.definitions.project import Project
+from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
 from tidemill.features.feast_objects import EVENT_TIMESTAMP
 from tidemill.pipelines.io.coders import batch_bytes, batch_of

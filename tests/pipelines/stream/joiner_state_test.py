@@ -23,9 +23,9 @@ from tests.support.streaming_project import (
 )
 from tidemill import Project
 from tidemill.features.errors import StateMismatch, StateVersionError
-from tidemill.pipelines.io.poll import request_parts
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import Part, StopPart
+from tidemill.pipelines.stream.shard import request_parts
 
 SHARDS = 2
 
