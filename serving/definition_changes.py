@@ -12,8 +12,7 @@ from enum import Enum
 from typing import Any, Final
 
 from tidemill.features.contract import format_duration
-from tidemill.features.definitions.project import Project
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.feast_objects import field_name
 
 _WORDS: Final = {

@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT
-from tidemill.features.definitions.schema import ARROW_TYPES, INT64
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import ARROW_TYPES, INT64, FeatureView
 from tidemill.features.errors import InputError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP
 

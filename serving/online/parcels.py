@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL
 from tidemill.serving.online.cells import cell_matrix
 from tidemill.serving.online.database import OnlineDatabase, Parcel

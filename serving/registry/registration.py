@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidemill.features.definitions.project import Project
-from tidemill.features.definitions.views import FeatureView
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import StoreError
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import Frontiers

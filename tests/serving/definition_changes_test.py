@@ -11,7 +11,7 @@ from tests.support import parcels
 from tests.support import trained_bundle as given
 from tests.support.registered import depot, version
 from tidemill import Entity, EventStream, Project, col, count, last_k, max, mean, quantile, sum
-from tidemill.features.definitions.aggregations import Aggregation
+from tidemill.features.definitions import Aggregation
 from tidemill.serving.definition_changes import feature_changes, project_changes, view_changes
 
 

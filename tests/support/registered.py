@@ -6,7 +6,7 @@ import json
 
 from tests.support import parcels
 from tidemill import Entity, EventStream, FeatureView, count
-from tidemill.features.definitions.aggregations import Aggregation
+from tidemill.features.definitions import Aggregation
 from tidemill.features.feast_objects import field_name
 from tidemill.serving.registry.state import RegisteredView
 
