@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from tidemill.features.errors import PrismMissing, UnknownEngine, WrongEngine
 from tidemill.pipelines.engines.failures import original
-from tidemill.pipelines.engines.prism import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
+from tidemill.pipelines.engines.prism_options import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
 
 if TYPE_CHECKING:
     from apache_beam import Pipeline

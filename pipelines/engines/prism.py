@@ -49,6 +49,7 @@ from apache_beam.runners.portability.prism_runner import PrismRunner
 from apache_beam.runners.runner import PipelineState
 
 from tidemill.features.errors import PrismFailed
+from tidemill.pipelines.engines.prism_options import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
@@ -334,12 +335,3 @@ class OwnedPrismRunner(PrismRunner):
             raise
         finally:
             self._server = None
-
-
-# Ten years. The client's default of 300 s ends a stream with DEADLINE_EXCEEDED, and Prism with it.
-JOB_SERVER_TIMEOUT_S = 10 * 365 * 24 * 3600
-
-
-# With dynamic splits of a source Prism 2.77 lets one key be in two bundles at once, and its state
-# loses rows: no error, state DONE. So they are off, in every run, bounded or not.
-NO_SDF_SPLIT = "prism_disable_sdf_split"
