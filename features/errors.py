@@ -21,6 +21,7 @@ TidemillError
 │   ├── LostPublications              it stands behind what was already published
 │   ├── NoKeySpace                    it has no such key space: emptied, or never registered
 │   └── ConflictingPublication
+├── UnsafeCache (PermissionError)     others could put code where compiled code is kept
 ├── EngineError (RuntimeError)        the Beam engine is missing or not the one asked for
 └── ProofError (AssertionError)       something served differs from its recomputation
 ```
@@ -96,6 +97,10 @@ class BundleError(TidemillError, ValueError):
 
 class BundleMismatch(BundleError):
     """A bundle was trained for other definitions than the ones at hand."""
+
+
+class UnsafeCache(TidemillError, PermissionError):
+    """Another user could write to the directory from which compiled code is run."""
 
 
 class StoreError(TidemillError, RuntimeError):
