@@ -27,6 +27,7 @@ TidemillError
 │   ├── NoAccess (PermissionError)    it is read-only, or not this user's
 │   ├── NoSuchFile (FileNotFoundError)  it is not there
 │   └── DamagedFile (ValueError)      its bytes are not those that were written
+├── UnsafeCache (PermissionError)     others could put code where compiled code is kept
 ├── EngineError (RuntimeError)        the Beam engine failed
 │   ├── UnknownEngine (ValueError)    no engine has the name that was asked for
 │   ├── PrismMissing                  Prism was asked for, and there is no binary to run
@@ -113,6 +114,10 @@ class BundleError(TidemillError, ValueError):
 
 class BundleMismatch(BundleError):
     """A bundle was trained for other definitions than the ones at hand."""
+
+
+class UnsafeCache(TidemillError, PermissionError):
+    """Another user could write to the directory from which compiled code is run."""
 
 
 class StoreError(TidemillError, RuntimeError):

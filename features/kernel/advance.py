@@ -23,6 +23,7 @@ import pyarrow as pa
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.compiled import read_only
 from tidemill.features.kernel.exact.accumulators import WIDE_SQUARE, WIDE_SUM
 from tidemill.features.kernel.folds.finish import release_answers
 from tidemill.features.kernel.plan import MASKS_PER_WORD, Plan, PlannedPartial
@@ -217,19 +218,21 @@ class _Work:
         frontier = state.frontier_us
         if events is None or events.num_rows == 0:
             self.n_events = 0
-            self.event_time = self.event_change = np.zeros(0, np.int64)
+            event_time = np.zeros(0, np.int64)
+            self.event_change = np.zeros(0, np.int64)
             self.event_entity = np.zeros(0, np.int64)
-            self.cells = np.zeros((0, plan.row_words), np.int64)
-            self.id_offsets = np.zeros(1, np.int32)
-            self.id_data = np.zeros(0, np.uint8)
+            cells = np.zeros((0, plan.row_words), np.int64)
+            id_offsets, id_data = np.zeros(1, np.int32), np.zeros(0, np.uint8)
         else:
             self.n_events = events.num_rows
-            self.event_time = hashing.bits(events.column(TIME))
-            self.event_change = np.maximum(self.event_time + 1, frontier)
+            event_time = hashing.bits(events.column(TIME))
+            self.event_change = np.maximum(event_time + 1, frontier)
             self.event_entity = _resolve(state, events.column(KEY), insert=True)
-            self.cells = matrix_of(events.column(CELLS))
-            self.id_offsets, self.id_data = hashing.text_buffers(events.column(ID))
-            _check_before(self.event_time, until_us, plan.view, "event")
+            cells = matrix_of(events.column(CELLS))
+            id_offsets, id_data = hashing.text_buffers(events.column(ID))
+            _check_before(event_time, until_us, plan.view, "event")
+        self.event_time, self.cells = read_only(event_time), read_only(cells)
+        self.id_offsets, self.id_data = read_only(id_offsets), read_only(id_data)
         self.n_late = int((self.event_time < frontier).sum()) if frontier > TIME_MIN else 0
         if requests is None or requests.num_rows == 0:
             self.n_requests = 0
@@ -289,8 +292,8 @@ def _check_before(times: Int64Array, until_us: int, view: str, what: str) -> Non
 
 
 def _resolve(state: State, keys: pa.Array, insert: bool) -> Int64Array:
-    valid = hashing.validity(keys)
-    offsets, data = hashing.text_buffers(keys)
+    valid = read_only(hashing.validity(keys))
+    offsets, data = (read_only(buffer) for buffer in hashing.text_buffers(keys))
     hashes = hashing.hash_column(keys)
     out = np.empty(len(keys), np.int64)
     if insert:
@@ -462,6 +465,7 @@ def _fold(
     step = 0
     while True:
         step = partial.fold.run(
+            partial.fold.variant,
             step,
             step_row,
             step_at,
@@ -507,6 +511,7 @@ def _finish(
                 else:
                     taken += [_NO_ANSWERS, 0, 0]
             state.counters.overflows += feature.finish.run(
+                feature.finish.variant,
                 *taken,
                 queries,
                 state.arena,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
+from tidemill.features.kernel.compiled import entry, inner, read_only
 
 UInt64Array = npt.NDArray[np.uint64]
 
@@ -31,11 +31,15 @@ def first_occurrences(digests: UInt64Array) -> Int64Array:
     while slots < 2 * len(digests):
         slots *= 2
     rows = np.empty(len(digests), np.int64)
-    found = _first_rows(np.ascontiguousarray(digests), np.full(slots, -1, np.int64), rows)
+    found = _first_rows(_rows_of(digests), np.full(slots, -1, np.int64), rows)
     return rows[:found]
 
 
-@nb.njit(cache=True)
+def _rows_of(digests: UInt64Array) -> UInt64Array:
+    return read_only(np.ascontiguousarray(digests))
+
+
+@entry
 def _first_rows(digests: UInt64Array, table: Int64Array, rows: Int64Array) -> int:
     mask = table.shape[0] - 1
     found = 0
@@ -54,7 +58,7 @@ def _first_rows(digests: UInt64Array, table: Int64Array, rows: Int64Array) -> in
     return found
 
 
-@nb.njit(cache=True)
+@inner
 def _insert(table: UInt64Array, times: Int64Array, a: int, b: int, time: int) -> bool:
     """Insert a pair; False when it is there already."""
     mask = np.uint64(table.shape[0] - 1)
@@ -69,7 +73,7 @@ def _insert(table: UInt64Array, times: Int64Array, a: int, b: int, time: int) ->
     return True
 
 
-@nb.njit(cache=True)
+@entry
 def _insert_all(
     table: UInt64Array, times: Int64Array, pairs: UInt64Array, row_times: Int64Array, new: BoolArray
 ) -> int:
@@ -99,7 +103,7 @@ class PairSet:
             self._rebuild(*self.entries(), size=needed)
         new = np.zeros(len(pairs), np.bool_)
         self._count += _insert_all(
-            self._table, self._times, np.ascontiguousarray(pairs), times_us, new
+            self._table, self._times, _rows_of(pairs), read_only(times_us), new
         )
         return new
 
@@ -124,5 +128,9 @@ class PairSet:
         self._table = np.zeros((slots, 2), np.uint64)
         self._times = np.full(slots, _FREE, np.int64)
         self._count = _insert_all(
-            self._table, self._times, pairs, times, np.zeros(len(pairs), np.bool_)
+            self._table,
+            self._times,
+            read_only(pairs),
+            read_only(times),
+            np.zeros(len(pairs), np.bool_),
         )

@@ -19,7 +19,6 @@ import dataclasses
 import json
 from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +26,7 @@ import pyarrow.compute as pc
 from tidemill.features.contract import Int64Array
 from tidemill.features.errors import StateError, StateMismatch, StateVersionError
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.compiled import entry, inner, read_only
 from tidemill.features.kernel.exact.accumulators import (
     SQUARE_LIMBS,
     SUM_LIMBS,
@@ -183,7 +183,7 @@ def _canonical_parts(state: State) -> tuple[Int64Array, Int64Array, bytes]:
 _ENTITY_HEADER: Final = 3
 
 
-@nb.njit(cache=True)
+@entry
 def _write(
     first: int,
     filled: int,
@@ -227,7 +227,7 @@ def _write(
     return order.shape[0], filled
 
 
-@nb.njit(cache=True)
+@inner
 def _copy(source: Int64Array, start: int, n: int, out: Int64Array, at: int) -> int:
     """Copy words; returns where they end, or -1 for want of room."""
     if at < 0 or at + n > out.shape[0]:
@@ -237,12 +237,12 @@ def _copy(source: Int64Array, start: int, n: int, out: Int64Array, at: int) -> i
     return at + n
 
 
-@nb.njit(cache=True)
+@inner
 def _id_words(blocks: Int64Array, block: int) -> int:
     return 1 + ((blocks[block] + 7) >> 3)
 
 
-@nb.njit(cache=True)
+@inner
 def _write_owned(
     kind: int,
     base: int,
@@ -305,9 +305,9 @@ def _restore(
     found = np.empty(len(changed), np.int64)
     state.n_entities = resolve(
         hashing.hash_column(array),
-        offsets,
-        keys,
-        np.ones(len(changed), np.bool_),
+        read_only(offsets),
+        read_only(keys),
+        read_only(np.ones(len(changed), np.bool_)),
         True,
         state.table,
         state.entities,
@@ -350,7 +350,7 @@ def _restore(
     state.wheel_hop = state.frontier_us // plan.hop_us
 
 
-@nb.njit(cache=True)
+@inner
 def _owned_words(kind: int, words: Int64Array, tile: int, base: int, at: int) -> tuple[int, int]:
     """Return where a partial's owned words end, and how many arena words they take at most."""
     n = words[tile + base]
@@ -374,7 +374,7 @@ def _owned_words(kind: int, words: Int64Array, tile: int, base: int, at: int) ->
     return (at + n, 1 << arena.class_of(n)) if n > 1 else (at, 0)
 
 
-@nb.njit(cache=True)
+@entry
 def _index(
     words: Int64Array,
     width: int,
@@ -403,7 +403,7 @@ def _index(
     starts[key_lengths.shape[0]] = at
 
 
-@nb.njit(cache=True)
+@entry
 def _read(
     words: Int64Array,
     starts: Int64Array,
@@ -452,7 +452,7 @@ def _read(
                 )
 
 
-@nb.njit(cache=True)
+@inner
 def _take(
     words: Int64Array, at: int, n: int, c: int, blocks: Int64Array, block_meta: Int64Array
 ) -> int:
@@ -463,7 +463,7 @@ def _take(
     return block
 
 
-@nb.njit(cache=True)
+@inner
 def _read_owned(
     kind: int,
     base: int,

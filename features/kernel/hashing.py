@@ -7,12 +7,12 @@ persisted state and never change.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import BoolArray, Int64Array
+from tidemill.features.kernel.compiled import entry, inner, read_only
 
 UInt8Array = npt.NDArray[np.uint8]
 UInt64Array = npt.NDArray[np.uint64]
@@ -24,12 +24,12 @@ _P4 = np.uint64(0x85EBCA77C2B2AE63)
 _P5 = np.uint64(0x27D4EB2F165667C5)
 
 
-@nb.njit(cache=True, inline="always")
+@inner(forceinline=True)
 def _rotate(x: np.uint64, bits: int) -> np.uint64:
     return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
 
 
-@nb.njit(cache=True)
+@inner
 def _read64(data: UInt8Array, at: int) -> np.uint64:
     word = np.uint64(0)
     for i in range(8):
@@ -37,12 +37,12 @@ def _read64(data: UInt8Array, at: int) -> np.uint64:
     return word
 
 
-@nb.njit(cache=True)
+@inner
 def _round(lane: np.uint64, word: np.uint64) -> np.uint64:
     return _rotate(lane + word * _P2, 31) * _P1
 
 
-@nb.njit(cache=True)
+@inner
 def xxh64(data: UInt8Array, start: int, length: int, seed: np.uint64) -> np.uint64:
     """Return XXH64 of ``data[start : start + length]``."""
     at, end = start, start + length
@@ -77,7 +77,7 @@ def xxh64(data: UInt8Array, start: int, length: int, seed: np.uint64) -> np.uint
     return h ^ (h >> np.uint64(32))
 
 
-@nb.njit(cache=True)
+@inner
 def splitmix64(x: np.uint64) -> np.uint64:
     """Return the splitmix64 finaliser of ``x``: one-to-one on 64 bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -85,15 +85,15 @@ def splitmix64(x: np.uint64) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-@nb.njit(cache=True)
+@entry
 def _hash_texts(offsets: npt.NDArray[np.int32], data: UInt8Array, seed: np.uint64) -> UInt64Array:
     out = np.empty(len(offsets) - 1, np.uint64)
     for i in range(len(out)):
-        out[i] = xxh64(data, offsets[i], offsets[i + 1] - offsets[i], seed)
+        out[i] = xxh64(data, np.int64(offsets[i]), np.int64(offsets[i + 1] - offsets[i]), seed)
     return out
 
 
-@nb.njit(cache=True)
+@entry
 def _hash_words(words: UInt64Array) -> UInt64Array:
     out = np.empty(len(words), np.uint64)
     for i in range(len(words)):
@@ -101,7 +101,7 @@ def _hash_words(words: UInt64Array) -> UInt64Array:
     return out
 
 
-@nb.njit(cache=True)
+@entry
 def _chain(digests: UInt64Array, hashes: UInt64Array, valid: BoolArray) -> None:
     """Fold one column's hashes into two independent 64-bit lanes per row."""
     for i in range(len(hashes)):
@@ -163,8 +163,9 @@ def hash_column(array: pa.Array, seed: int = 0) -> UInt64Array:
         uint64, ``(rows,)``.
     """
     if pa.types.is_string(array.type) or pa.types.is_binary(array.type):
-        return _hash_texts(*text_buffers(array), np.uint64(seed))
-    return _hash_words(bits(array).view(np.uint64))
+        offsets, data = text_buffers(array)
+        return _hash_texts(read_only(offsets), read_only(data), np.uint64(seed))
+    return _hash_words(read_only(bits(array).view(np.uint64)))
 
 
 def digest_rows(batch: pa.RecordBatch) -> UInt64Array:
@@ -175,7 +176,7 @@ def digest_rows(batch: pa.RecordBatch) -> UInt64Array:
     """
     digests = np.zeros((batch.num_rows, 2), np.uint64)
     for array in batch.columns:
-        _chain(digests, hash_column(array), validity(array))
+        _chain(digests, hash_column(array), read_only(validity(array)))
     return digests
 
 

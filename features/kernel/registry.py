@@ -36,6 +36,7 @@ class Fold:
         hashed: True when it takes the 64-bit hash of a value.
         takes_param: True when its answer depends on the aggregation's parameter.
         scratch_words: Words of scratch it wants; zeroed once, its own from then on.
+        variant: Tells the folds apart that one function serves.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Fold:
     hashed: bool = False
     takes_param: bool = False
     scratch_words: int = 0
+    variant: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ class Finish:
     Attributes:
         name: Its name in `Aggregation.finish`.
         run: The compiled function; see `features.kernel.folds.finish` for what it takes.
+        variant: Tells the finishes apart that one function serves.
     """
 
     name: str
     run: Callable[..., Any]
+    variant: int = 0
 
 
 FOLDS: dict[str, Fold] = {}
@@ -76,6 +80,7 @@ def fold(
     hashed: bool = False,
     takes_param: bool = False,
     scratch_words: int = 0,
+    variant: int = 0,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a compiled function as the fold ``name``."""
 
@@ -83,20 +88,20 @@ def fold(
         if name in FOLDS:
             raise DuplicateName(f"a fold named {name!r} is registered already")
         FOLDS[name] = Fold(
-            name, run, identity, owns, answer_words, hashed, takes_param, scratch_words
+            name, run, identity, owns, answer_words, hashed, takes_param, scratch_words, variant
         )
         return run
 
     return register
 
 
-def finish(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def finish(name: str, *, variant: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a compiled function as the finish ``name``."""
 
     def register(run: Callable[..., Any]) -> Callable[..., Any]:
         if name in FINISHES:
             raise DuplicateName(f"a finish function named {name!r} is registered already")
-        FINISHES[name] = Finish(name, run)
+        FINISHES[name] = Finish(name, run, variant)
         return run
 
     return register

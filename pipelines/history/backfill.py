@@ -21,6 +21,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of, nulls_of
@@ -217,6 +218,7 @@ def backfill(config: Configuration, progress: Progress, publish: bool = False) -
     Raises:
         InputError: A source cannot be read, or events of a label precede their own request.
     """
+    compile_kernel(progress)
     summary: dict[str, Any] = {"sources": ingest(config, progress)}
     summary["training"] = point_in_time(config, progress)
     summary["handoff"] = hand_over(config, progress)

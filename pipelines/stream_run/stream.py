@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from tidemill.features.errors import SequenceError
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.features.rows import rejected
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import make_runner
@@ -121,6 +122,7 @@ def stream(
     check_positions(start, replayed)
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
+    compile_kernel(progress)
     featurize = FeaturizeOptions(
         run=uuid.uuid4().hex,
         shards=config.shards,

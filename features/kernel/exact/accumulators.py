@@ -31,8 +31,7 @@ Everything is compiled for scalar arguments; ``pos``, ``base`` and ``ref`` are n
 
 from typing import Final
 
-from numba import njit
-
+from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.exact.wide_ints import (
     Words,
     add_128,
@@ -77,7 +76,7 @@ _FARTHEST: Final = 192
 _SCRATCH_WORDS: Final = 8
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def _split(x: float) -> tuple[int, int, int, int]:
     """Takes a finite float64 apart.
 
@@ -97,7 +96,7 @@ def _split(x: float) -> tuple[int, int, int, int]:
     return bits >> 63, magnitude >> zeros, biased - 1075 + zeros, biased - 1022
 
 
-@njit(cache=True)
+@inner
 def _fixed_to_compact(
     fixed: int,
     n_words: int,
@@ -129,7 +128,7 @@ def _fixed_to_compact(
     return True
 
 
-@njit(cache=True)
+@inner
 def _add_in_scratch(
     at: int,
     limbs: int,
@@ -157,7 +156,7 @@ def _add_in_scratch(
 
 
 # Said outright, because numba hands the forced inlining of the callers below down to callees.
-@njit(cache=True, forceinline=False)
+@inner(forceinline=False)
 def _add_scaled(
     at: int,
     limbs: int,
@@ -203,7 +202,7 @@ def _add_scaled(
     return True
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def add_float(words: Words, pos: int, base: int, x: float) -> bool:
     """Adds a float64 to a compact sum.
 
@@ -236,7 +235,7 @@ def add_float(words: Words, pos: int, base: int, x: float) -> bool:
     return _add_scaled(at, SUM_LIMBS, mantissa, sign, sign, exponent)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def add_square(words: Words, pos: int, base: int, x: float) -> bool:
     """Adds the exact square of a float64 to a compact sum of squares.
 
@@ -272,7 +271,7 @@ def add_square(words: Words, pos: int, base: int, x: float) -> bool:
     return _add_scaled(at, SQUARE_LIMBS, p0, p1, 0, exponent)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def add_int(words: Words, pos: int, base: int, i: int) -> bool:
     """Adds an int64 to a compact sum; as ``add_float`` otherwise."""
     at = row_address(words, pos, base)
@@ -286,7 +285,7 @@ def add_int(words: Words, pos: int, base: int, i: int) -> bool:
     return _add_scaled(at, SUM_LIMBS, i, sign, sign, 0)
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def add_int_square(words: Words, pos: int, base: int, i: int) -> bool:
     """Adds the exact square of an int64 to a compact sum of squares; else as ``add_square``."""
     at = row_address(words, pos, base)
@@ -304,7 +303,7 @@ def add_int_square(words: Words, pos: int, base: int, i: int) -> bool:
     return _add_scaled(at, SQUARE_LIMBS, p0, p1, 0, 0)
 
 
-@njit(cache=True)
+@inner
 def merge_compact(
     words: Words,
     pos: int,
@@ -337,7 +336,7 @@ def merge_compact(
     return _add_scaled(at, limbs, v0, v1, v2, exponent)
 
 
-@njit(cache=True)
+@inner
 def normalise(words: Words, pos: int, base: int, limbs: int) -> None:
     """Brings a compact accumulator into its canonical form: odd integer, or all words zero."""
     at = row_address(words, pos, base)
@@ -355,7 +354,7 @@ def normalise(words: Words, pos: int, base: int, limbs: int) -> None:
         store(at, 3, i2)
 
 
-@njit(cache=True)
+@inner
 def wide_add_float(arena: Words, ref: int, x: float) -> None:
     """Adds a finite float64 to the wide sum at ``arena[ref : ref + WIDE_SUM]``.
 
@@ -370,7 +369,7 @@ def wide_add_float(arena: Words, ref: int, x: float) -> None:
         add_shifted(word_address(arena, ref), WIDE_SUM, mantissa, sign, sign, exponent - SUM_LSB)
 
 
-@njit(cache=True)
+@inner
 def wide_add_square(arena: Words, ref: int, x: float) -> None:
     """Adds the exact square of a finite float64 to ``arena[ref : ref + WIDE_SQUARE]``.
 
@@ -385,14 +384,14 @@ def wide_add_square(arena: Words, ref: int, x: float) -> None:
         add_shifted(word_address(arena, ref), WIDE_SQUARE, p0, p1, 0, 2 * exponent - SQUARE_LSB)
 
 
-@njit(cache=True)
+@inner
 def wide_add_int(arena: Words, ref: int, i: int) -> None:
     """Adds an int64 to the wide sum at ``arena[ref : ref + WIDE_SUM]``."""
     sign = i >> 63
     add_shifted(word_address(arena, ref), WIDE_SUM, i, sign, sign, -SUM_LSB)
 
 
-@njit(cache=True)
+@inner
 def wide_add_int_square(arena: Words, ref: int, i: int) -> None:
     """Adds the exact square of an int64 to the wide sum at ``arena[ref : ref + WIDE_SQUARE]``."""
     sign = i >> 63
@@ -401,7 +400,7 @@ def wide_add_int_square(arena: Words, ref: int, i: int) -> None:
     add_shifted(word_address(arena, ref), WIDE_SQUARE, p0, p1, 0, -SQUARE_LSB)
 
 
-@njit(cache=True)
+@inner
 def wide_add_compact(arena: Words, ref: int, words: Words, pos: int, base: int, limbs: int) -> None:
     """Adds a compact accumulator to a wide one: into zeroed words, this is the promotion.
 
@@ -425,7 +424,7 @@ def wide_add_compact(arena: Words, ref: int, words: Words, pos: int, base: int, 
         add_shifted(word_address(arena, ref), WIDE_SUM, v0, v1, v1 >> 63, load(at, 0) - SUM_LSB)
 
 
-@njit(cache=True)
+@inner
 def wide_add_wide(arena: Words, ref: int, source: Words, source_ref: int, n_words: int) -> None:
     """Adds the wide accumulator at ``source[source_ref:]`` to the one at ``arena[ref:]``.
 
@@ -444,7 +443,7 @@ def wide_add_wide(arena: Words, ref: int, source: Words, source_ref: int, n_word
         store(at, place, total)
 
 
-@njit(cache=True)
+@inner
 def wide_to_compact(arena: Words, ref: int, words: Words, pos: int, base: int, limbs: int) -> bool:
     """Writes the canonical compact form of a wide accumulator, if it has one.
 

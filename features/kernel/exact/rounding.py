@@ -16,8 +16,8 @@ round-half-even needs to know. The variance is one fraction,
 # mypy: disable-error-code="no-any-return"
 
 import numpy as np
-from numba import njit
 
+from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.exact.accumulators import SQUARE_LSB, SUM_LSB, WIDE_SQUARE, WIDE_SUM
 from tidemill.features.kernel.exact.wide_ints import (
     Words,
@@ -50,7 +50,7 @@ _INFINITY_BITS = 2047 << 52
 _NUMERATOR_WORDS = WIDE_SQUARE + 2
 
 
-@njit(cache=True)
+@inner
 def _round_half_even(negative: bool, word: int, sticky: bool, exponent: int) -> tuple[float, bool]:
     """Rounds (word + something below 1, if sticky) * 2**exponent to float64.
 
@@ -88,7 +88,7 @@ def _round_half_even(negative: bool, word: int, sticky: bool, exponent: int) -> 
     return value, overflow
 
 
-@njit(cache=True)
+@inner
 def _divide_by_small(w1: int, w2: int, divisor: int) -> tuple[int, int, int]:
     """(quotient words, remainder) of an unsigned 128-bit integer by a divisor below 2**32."""
     q2, rest = divide_unsigned(w2, divisor)
@@ -97,7 +97,7 @@ def _divide_by_small(w1: int, w2: int, divisor: int) -> tuple[int, int, int]:
     return (high << 32) | low, q2, rest
 
 
-@njit(cache=True)
+@inner
 def _divide_word(rest: int, word: int, divisor: int) -> tuple[int, int]:
     """(quotient, remainder) of ``rest * 2**64 + word`` by a positive int64 above rest."""
     quotient = 0
@@ -110,7 +110,7 @@ def _divide_word(rest: int, word: int, divisor: int) -> tuple[int, int]:
     return quotient, rest
 
 
-@njit(cache=True)
+@inner
 def _divide_by_any(w0: int, w1: int, w2: int, divisor: int) -> tuple[int, int, int, int]:
     """(quotient words 0 to 2, remainder) of an unsigned 192-bit integer by a positive int64."""
     q2, rest = _divide_word(0, w2, divisor)
@@ -119,7 +119,7 @@ def _divide_by_any(w0: int, w1: int, w2: int, divisor: int) -> tuple[int, int, i
     return q0, q1, q2, rest
 
 
-@njit(cache=True)
+@inner
 def _ratio_to_float(
     negative: bool,
     w0: int,
@@ -171,7 +171,7 @@ def _ratio_to_float(
     return _round_half_even(negative, leading, sticky, exponent + 128 - zeros)
 
 
-@njit(cache=True)
+@inner
 def _compact_magnitude(at: int) -> tuple[bool, int, int, int]:
     """The magnitude of a compact sum, shifted until its top bit is set, as that of 192 bits.
 
@@ -193,7 +193,7 @@ def _compact_magnitude(at: int) -> tuple[bool, int, int, int]:
     return negative, i0, i1, load(at, 0) - 64 - zeros
 
 
-@njit(cache=True)
+@inner
 def _magnitude_word(fixed: int, place: int, low: int, negative: bool) -> int:
     """One word of the magnitude of a fixed point number whose lowest non-zero word is ``low``."""
     if place < low:
@@ -205,7 +205,7 @@ def _magnitude_word(fixed: int, place: int, low: int, negative: bool) -> int:
     return -word if place == low else ~word
 
 
-@njit(cache=True)
+@inner
 def _fixed_magnitude(
     fixed: int, n_words: int, lsb_exponent: int
 ) -> tuple[bool, int, int, int, bool, int]:
@@ -229,13 +229,13 @@ def _fixed_magnitude(
     return negative, m1, m2, m3, sticky, lsb_exponent + 64 * (high - 2) - zeros
 
 
-@njit(cache=True)
+@inner
 def _check_divisors(n: int, ddof: int) -> None:
     if n < 1 or ddof < 0 or n <= ddof:
         raise ValueError("a mean or variance needs n > ddof >= 0 rows: fewer are the caller's null")
 
 
-@njit(cache=True)
+@inner
 def sum_to_float(words: Words, pos: int, base: int) -> tuple[float, bool]:
     """The float64 nearest to a compact sum.
 
@@ -251,7 +251,7 @@ def sum_to_float(words: Words, pos: int, base: int) -> tuple[float, bool]:
     return _ratio_to_float(negative, 0, w1, w2, False, exponent, 1, 1)
 
 
-@njit(cache=True)
+@inner
 def wide_sum_to_float(arena: Words, ref: int) -> tuple[float, bool]:
     """The float64 nearest to ``arena[ref : ref + WIDE_SUM]``; see ``sum_to_float``."""
     negative, w0, w1, w2, sticky, exponent = _fixed_magnitude(
@@ -260,7 +260,7 @@ def wide_sum_to_float(arena: Words, ref: int) -> tuple[float, bool]:
     return _ratio_to_float(negative, w0, w1, w2, sticky, exponent, 1, 1)
 
 
-@njit(cache=True)
+@inner
 def sum_to_int(words: Words, pos: int, base: int) -> tuple[int, bool]:
     """The compact sum of int64 values as int64.
 
@@ -284,7 +284,7 @@ def sum_to_int(words: Words, pos: int, base: int) -> tuple[int, bool]:
     return i0 << exponent, False
 
 
-@njit(cache=True)
+@inner
 def wide_sum_to_int(arena: Words, ref: int) -> tuple[int, bool]:
     """The wide sum of int64 values at ``arena[ref : ref + WIDE_SUM]``; see ``sum_to_int``."""
     fixed = word_address(arena, ref)
@@ -306,7 +306,7 @@ def wide_sum_to_int(arena: Words, ref: int) -> tuple[int, bool]:
     return value, False
 
 
-@njit(cache=True)
+@inner
 def mean_to_float(words: Words, pos: int, base: int, n: int) -> tuple[float, bool]:
     """The float64 nearest to a compact sum over a number of rows.
 
@@ -327,7 +327,7 @@ def mean_to_float(words: Words, pos: int, base: int, n: int) -> tuple[float, boo
     return _ratio_to_float(negative, 0, w1, w2, False, exponent, n, 1)
 
 
-@njit(cache=True)
+@inner
 def wide_mean_to_float(arena: Words, ref: int, n: int) -> tuple[float, bool]:
     """The mean of n rows from ``arena[ref : ref + WIDE_SUM]``; see ``mean_to_float``."""
     _check_divisors(n, 0)
@@ -337,7 +337,7 @@ def wide_mean_to_float(arena: Words, ref: int, n: int) -> tuple[float, bool]:
     return _ratio_to_float(negative, w0, w1, w2, sticky, exponent, n, 1)
 
 
-@njit(cache=True)
+@inner
 def _fixed_variance(sums: int, squares: int, n: int, ddof: int) -> tuple[float, bool]:
     """The variance from the addresses of a wide S1 and a wide S2."""
     numerator = stack_words(_NUMERATOR_WORDS)
@@ -382,7 +382,7 @@ def _fixed_variance(sums: int, squares: int, n: int, ddof: int) -> tuple[float, 
     return _ratio_to_float(False, w0, w1, w2, sticky, exponent, n, n - ddof)
 
 
-@njit(cache=True)
+@inner
 def wide_variance_to_float(
     sums: Words, sum_ref: int, squares: Words, square_ref: int, n: int, ddof: int
 ) -> tuple[float, bool]:
@@ -408,7 +408,7 @@ def wide_variance_to_float(
     return _fixed_variance(word_address(sums, sum_ref), word_address(squares, square_ref), n, ddof)
 
 
-@njit(cache=True)
+@inner
 def _variance_of_far_exponents(
     sum_at: int, square_at: int, n: int, ddof: int
 ) -> tuple[float, bool]:
@@ -430,7 +430,7 @@ def _variance_of_far_exponents(
     return _fixed_variance(sums, squares, n, ddof)
 
 
-@njit(cache=True)
+@inner
 def variance_to_float(
     sums: Words,
     sum_pos: int,

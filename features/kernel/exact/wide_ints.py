@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
-from numba import njit
 from numba.core import cgutils, types
 from numba.core.errors import RequireLiteralValue, TypingError
 from numba.extending import intrinsic
+
+from tidemill.features.kernel.compiled import inner
 
 Words = npt.NDArray[np.int64]
 
@@ -332,7 +333,7 @@ def subtract_256(
     return _words(5)(_INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT), emit
 
 
-@njit(cache=True, forceinline=True)
+@inner(forceinline=True)
 def shift_left_192(w0: int, w1: int, w2: int, count: int) -> tuple[int, int, int]:
     """The three words of a 192-bit integer shifted left by 0..191 bits, modulo 2**192."""
     bits = count & 63
@@ -347,7 +348,7 @@ def shift_left_192(w0: int, w1: int, w2: int, count: int) -> tuple[int, int, int
     return 0, 0, s0
 
 
-@njit(cache=True)
+@inner
 def signed_bits_192(w0: int, w1: int, w2: int) -> int:
     """Bits of a signed 192-bit integer without its sign: the least b with -2**b <= value < 2**b."""
     sign = w2 >> 63
@@ -361,7 +362,7 @@ def signed_bits_192(w0: int, w1: int, w2: int) -> int:
     return bits
 
 
-@njit(cache=True)
+@inner
 def strip_trailing_zeros_192(w0: int, w1: int, w2: int) -> tuple[int, int, int, int]:
     """A non-zero signed 192-bit integer without its trailing zero bits, and their number.
 
@@ -379,14 +380,14 @@ def strip_trailing_zeros_192(w0: int, w1: int, w2: int) -> tuple[int, int, int, 
     return w0, w1, w2 >> bits, stripped + bits
 
 
-@njit(cache=True)
+@inner
 def clear(at: int, n_words: int) -> None:
     """Sets words in memory to zero."""
     for place in range(n_words):
         store(at, place, 0)
 
 
-@njit(cache=True)
+@inner
 def add_shifted(at: int, n_words: int, w0: int, w1: int, w2: int, shift: int) -> None:
     """Adds a signed 192-bit integer, shifted left, into a two's complement integer in place.
 

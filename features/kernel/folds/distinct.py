@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba as nb
 import numpy as np
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import DISTINCT_EXACT_BOUND, DISTINCT_REGISTER_BITS
+from tidemill.features.kernel.compiled import entry, inner
 from tidemill.features.kernel.exact.wide_ints import leading_zeros
 from tidemill.features.kernel.folds.counts_and_extremes import Float64Array, Int32Array, UInt8Array
 from tidemill.features.kernel.registry import OWNS_SET, fold
@@ -32,24 +32,24 @@ _SLOTS: Final = 4 * DISTINCT_EXACT_BOUND
 SET_SCRATCH: Final = 2 * _SLOTS + 1 + _M
 
 
-@nb.njit(cache=True)
+@inner
 def _register_of(word: int) -> int:
     return np.int64(np.uint64(word) >> np.uint64(_REST_BITS))  # type: ignore[return-value]
 
 
-@nb.njit(cache=True)
+@inner
 def _rank_of(word: int) -> int:
     """Return the leading zeros of the bits that do not name the register, plus one."""
     rest = word & ((1 << _REST_BITS) - 1)
     return _REST_BITS + 1 if rest == 0 else leading_zeros(rest) - (64 - _REST_BITS) + 1
 
 
-@nb.njit(cache=True)
+@inner
 def _read_register(blocks: Int64Array, block: int, k: int) -> int:
     return (blocks[block + (k >> 3)] >> ((k & 7) << 3)) & 0xFF
 
 
-@nb.njit(cache=True)
+@inner
 def _raise_register(blocks: Int64Array, block: int, word: int) -> None:
     k, rank = _register_of(word), _rank_of(word)
     if rank > _read_register(blocks, block, k):
@@ -58,7 +58,7 @@ def _raise_register(blocks: Int64Array, block: int, word: int) -> None:
         blocks[at] = (blocks[at] & ~(np.int64(0xFF) << shift)) | (np.int64(rank) << shift)
 
 
-@nb.njit(cache=True)
+@inner
 def _add_hash(
     tiles: Int64Array,
     at: int,
@@ -99,7 +99,7 @@ def _add_hash(
     return True
 
 
-@nb.njit(cache=True)
+@inner
 def _sigma(x: float) -> float:
     y, z = 1.0, x
     while True:
@@ -111,7 +111,7 @@ def _sigma(x: float) -> float:
             return z
 
 
-@nb.njit(cache=True)
+@inner
 def _tau(x: float) -> float:
     if x == 0.0 or x == 1.0:
         return 0.0
@@ -126,7 +126,7 @@ def _tau(x: float) -> float:
             return z / 3.0
 
 
-@nb.njit(cache=True)
+@inner
 def _estimate(scratch: Int64Array) -> int:
     """Return Ertl's improved raw estimate of the scratch registers, rounded half to even."""
     counts = np.zeros(_REST_BITS + 2, np.int64)
@@ -140,7 +140,7 @@ def _estimate(scratch: Int64Array) -> int:
     return np.int64(np.rint(0.7213475204444817 * m * m / z))  # type: ignore[return-value]
 
 
-@nb.njit(cache=True, inline="always")
+@inner(forceinline=True)
 def _collect(scratch: Int64Array, generation: int, n: int, word: int) -> int:
     """Add a hash to the scratch set, or to the scratch registers (n = REGISTERS); returns n.
 
@@ -168,7 +168,7 @@ def _collect(scratch: Int64Array, generation: int, n: int, word: int) -> int:
     return REGISTERS
 
 
-@nb.njit(cache=True)
+@inner
 def _collect_registers(
     scratch: Int64Array, generation: int, n: int, blocks: Int64Array, block: int
 ) -> int:
@@ -188,8 +188,9 @@ def _collect_registers(
 
 
 @fold("distinct", identity=(0, 0), owns=OWNS_SET, hashed=True, scratch_words=SET_SCRATCH)
-@nb.njit(cache=True)
+@entry
 def fold_distinct(
+    variant: int,
     first: int,
     step_row: Int64Array,
     step_at: Int64Array,

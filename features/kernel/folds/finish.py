@@ -2,9 +2,10 @@
 
 Every finish is one compiled function over all queries of a batch, with the same arguments:
 
-    run(a, a_ask, a_asks, b, b_ask, b_asks, c, c_ask, c_asks, queries, blocks,
-        param, width, is_float, column, values, nulls) -> overflows
+    run(variant, a, a_ask, a_asks, b, b_ask, b_asks, c, c_ask, c_asks, queries,
+        blocks, param, width, is_float, column, values, nulls) -> overflows
 
+* ``variant``: the number that the finish was registered with, where one function serves several.
 * ``a``, ``b``, ``c``: the answers of the feature's partials, in the order in which the
   aggregation names them (missing ones are empty); the answer to query ``q`` is row
   ``q * asks + ask``.
@@ -19,11 +20,12 @@ Every finish is one compiled function over all queries of a batch, with the same
 from __future__ import annotations
 
 import math
+from typing import Final
 
-import numba as nb
 import numpy as np
 
 from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.compiled import entry, inner
 from tidemill.features.kernel.exact.accumulators import (
     SQUARE_LIMBS,
     SUM_LIMBS,
@@ -48,16 +50,21 @@ from tidemill.features.kernel.tiles import arena
 from tidemill.features.kernel.tiles.layout import Q_AS_OF, Q_REQUEST
 from tidemill.features.kernel.tiles.tile_blocks import SPILLED
 
+# The variants of `finish_variance`.
+_VARIANCE: Final = 0
+_STD: Final = 1
 
-@nb.njit(cache=True)
+
+@inner
 def _put(values: Int64Array, nulls: UInt8Array, q: int, column: int, null: bool, word: int) -> None:
     values[q, column] = 0 if null else word
     nulls[q, column] = 1 if null else 0
 
 
 @finish("count")
-@nb.njit(cache=True)
+@entry
 def finish_count(
+    variant: int,
     a: Int64Array,
     a_ask: int,
     a_asks: int,
@@ -83,8 +90,9 @@ def finish_count(
 
 
 @finish("sum")
-@nb.njit(cache=True)
+@entry
 def finish_sum(
+    variant: int,
     a: Int64Array,
     a_ask: int,
     a_asks: int,
@@ -124,8 +132,9 @@ def finish_sum(
 
 
 @finish("mean")
-@nb.njit(cache=True)
+@entry
 def finish_mean(
+    variant: int,
     a: Int64Array,
     a_ask: int,
     a_asks: int,
@@ -160,7 +169,7 @@ def finish_mean(
     return overflows
 
 
-@nb.njit(cache=True)
+@inner
 def _variance(
     a: Int64Array,
     ao: int,
@@ -187,8 +196,11 @@ def _variance(
     return wide_variance_to_float(sums, sum_at, squares, square_at, n, ddof)
 
 
-@nb.njit(cache=True)
-def _finish_variance(
+@finish("variance", variant=_VARIANCE)
+@finish("std", variant=_STD)
+@entry
+def finish_variance(
+    variant: int,
     a: Int64Array,
     a_ask: int,
     a_asks: int,
@@ -200,12 +212,15 @@ def _finish_variance(
     c_asks: int,
     queries: Int64Array,
     blocks: Int64Array,
-    ddof: int,
-    root: bool,
+    param: float,
+    width: int,
+    is_float: bool,
     column: int,
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
+    """Round the exact variance once; ``std`` is the root of that."""
+    ddof = int(param)
     overflows = 0
     wide = np.empty(WIDE_SUM + WIDE_SQUARE, np.int64)
     for q in range(queries.shape[0]):
@@ -216,99 +231,16 @@ def _finish_variance(
                 a, q * a_asks + a_ask, b, q * b_asks + b_ask, n, ddof, blocks, wide
             )
             overflows += over
-            if root and not over:
+            if variant == _STD and not over:
                 value = math.sqrt(value)
         _put(values, nulls, q, column, n <= ddof or over, float_to_bits(value))
     return overflows
 
 
-@finish("variance")
-@nb.njit(cache=True)
-def finish_variance(
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Round the exact variance once."""
-    return _finish_variance(
-        a,
-        a_ask,
-        a_asks,
-        b,
-        b_ask,
-        b_asks,
-        c,
-        c_ask,
-        c_asks,
-        queries,
-        blocks,
-        int(param),
-        False,
-        column,
-        values,
-        nulls,
-    )
-
-
-@finish("std")
-@nb.njit(cache=True)
-def finish_std(
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Take the root of the rounded exact variance."""
-    return _finish_variance(
-        a,
-        a_ask,
-        a_asks,
-        b,
-        b_ask,
-        b_asks,
-        c,
-        c_ask,
-        c_asks,
-        queries,
-        blocks,
-        int(param),
-        True,
-        column,
-        values,
-        nulls,
-    )
-
-
 @finish("extreme")
-@nb.njit(cache=True)
+@entry
 def finish_extreme(
+    variant: int,
     a: Int64Array,
     a_ask: int,
     a_asks: int,
@@ -335,36 +267,10 @@ def finish_extreme(
 
 
 @finish("pick")
-@nb.njit(cache=True)
-def finish_pick(
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Take the picked value where there is one."""
-    for q in range(queries.shape[0]):
-        o = q * a_asks + a_ask
-        _put(values, nulls, q, column, a[o, 0] == 0, a[o, 1])
-    return 0
-
-
 @finish("estimate")
-@nb.njit(cache=True)
-def finish_estimate(
+@entry
+def finish_pick(
+    variant: int,
     a: Int64Array,
     a_ask: int,
     a_asks: int,
@@ -383,7 +289,7 @@ def finish_estimate(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Take the estimate where there is one."""
+    """Take the picked value, or the estimate, where there is one."""
     for q in range(queries.shape[0]):
         o = q * a_asks + a_ask
         _put(values, nulls, q, column, a[o, 0] == 0, a[o, 1])
@@ -391,8 +297,9 @@ def finish_estimate(
 
 
 @finish("pick_k")
-@nb.njit(cache=True)
+@entry
 def finish_pick_k(
+    variant: int,
     a: Int64Array,
     a_ask: int,
     a_asks: int,
@@ -420,8 +327,9 @@ def finish_pick_k(
 
 
 @finish("ratio")
-@nb.njit(cache=True)
+@entry
 def finish_ratio(
+    variant: int,
     a: Int64Array,
     a_ask: int,
     a_asks: int,
@@ -449,8 +357,9 @@ def finish_ratio(
 
 
 @finish("since")
-@nb.njit(cache=True)
+@entry
 def finish_since(
+    variant: int,
     a: Int64Array,
     a_ask: int,
     a_asks: int,
@@ -478,7 +387,7 @@ def finish_since(
     return 0
 
 
-@nb.njit(cache=True)
+@entry
 def release_answers(
     out: Int64Array, words: int, blocks: Int64Array, block_meta: Int64Array
 ) -> None:

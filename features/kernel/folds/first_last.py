@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba as nb
 import numpy as np
 
 from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.compiled import entry, inner
 from tidemill.features.kernel.folds.counts_and_extremes import (
     GREATEST,
     LEAST,
@@ -31,13 +31,17 @@ from tidemill.features.kernel.tiles.tile_blocks import id_class, release_id
 _NO_ID: Final = -1
 _PICK_WORDS: Final = 3
 
+# The variants of `fold_first_or_last`.
+_FIRST: Final = 0
+_LAST: Final = 1
 
-@nb.njit(cache=True)
+
+@inner
 def _byte(blocks: Int64Array, block: int, k: int) -> int:
     return (blocks[block + 1 + (k >> 3)] >> ((k & 7) << 3)) & 0xFF
 
 
-@nb.njit(cache=True)
+@inner
 def _compare_row(
     blocks: Int64Array,
     time: int,
@@ -62,14 +66,14 @@ def _compare_row(
     return _compare_unsigned(row_value, value)
 
 
-@nb.njit(cache=True)
+@inner
 def _compare_unsigned(a: int, b: int) -> int:
     if a == b:
         return 0
     return -1 if (a ^ LEAST) < (b ^ LEAST) else 1
 
 
-@nb.njit(cache=True)
+@inner
 def compare_picks(
     a_blocks: Int64Array,
     a_time: int,
@@ -93,7 +97,7 @@ def compare_picks(
     return _compare_unsigned(a_value, b_value)
 
 
-@nb.njit(cache=True)
+@inner
 def _write_id(blocks: Int64Array, block: int, data: UInt8Array, start: int, length: int) -> None:
     blocks[block] = length
     for w in range((length + 7) >> 3):
@@ -103,7 +107,7 @@ def _write_id(blocks: Int64Array, block: int, data: UInt8Array, start: int, leng
         blocks[block + 1 + w] = word
 
 
-@nb.njit(cache=True)
+@inner
 def _replace_id(
     blocks: Int64Array,
     block_meta: Int64Array,
@@ -124,15 +128,18 @@ def _replace_id(
     return block
 
 
-@nb.njit(cache=True)
-def _fold_pick(
-    latest: bool,
+@fold("first", identity=(GREATEST, _NO_ID, 0), owns=OWNS_ID, answer_words=2, variant=_FIRST)
+@fold("last", identity=(LEAST, _NO_ID, 0), owns=OWNS_ID, answer_words=2, variant=_LAST)
+@entry
+def fold_first_or_last(
+    variant: int,
     first: int,
     step_row: Int64Array,
     step_at: Int64Array,
     queries: Int64Array,
     tiles: Int64Array,
     base: int,
+    size: int,
     cells: Int64Array,
     value_cell: int,
     mask_word: int,
@@ -143,8 +150,12 @@ def _fold_pick(
     blocks: Int64Array,
     block_meta: Int64Array,
     ask_windows: Int64Array,
+    ask_params: Float64Array,
+    scratch: Int64Array,
     out: Int64Array,
 ) -> int:
+    """Keep the first or the last row; the answer is (presence, value bits)."""
+    latest = variant == _LAST
     asks = ask_windows.shape[0]
     for i in range(first, step_row.shape[0]):
         row = step_row[i]
@@ -191,103 +202,10 @@ def _fold_pick(
     return step_row.shape[0]
 
 
-@fold("last", identity=(LEAST, _NO_ID, 0), owns=OWNS_ID, answer_words=2)
-@nb.njit(cache=True)
-def fold_last(
-    first: int,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    tiles: Int64Array,
-    base: int,
-    size: int,
-    cells: Int64Array,
-    value_cell: int,
-    mask_word: int,
-    mask_bit: int,
-    event_time: Int64Array,
-    id_offsets: Int32Array,
-    id_data: UInt8Array,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    ask_windows: Int64Array,
-    ask_params: Float64Array,
-    scratch: Int64Array,
-    out: Int64Array,
-) -> int:
-    """Keep the last row; the answer is (presence, value bits)."""
-    return _fold_pick(
-        True,
-        first,
-        step_row,
-        step_at,
-        queries,
-        tiles,
-        base,
-        cells,
-        value_cell,
-        mask_word,
-        mask_bit,
-        event_time,
-        id_offsets,
-        id_data,
-        blocks,
-        block_meta,
-        ask_windows,
-        out,
-    )
-
-
-@fold("first", identity=(GREATEST, _NO_ID, 0), owns=OWNS_ID, answer_words=2)
-@nb.njit(cache=True)
-def fold_first(
-    first: int,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    tiles: Int64Array,
-    base: int,
-    size: int,
-    cells: Int64Array,
-    value_cell: int,
-    mask_word: int,
-    mask_bit: int,
-    event_time: Int64Array,
-    id_offsets: Int32Array,
-    id_data: UInt8Array,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    ask_windows: Int64Array,
-    ask_params: Float64Array,
-    scratch: Int64Array,
-    out: Int64Array,
-) -> int:
-    """Keep the first row; the answer is (presence, value bits)."""
-    return _fold_pick(
-        False,
-        first,
-        step_row,
-        step_at,
-        queries,
-        tiles,
-        base,
-        cells,
-        value_cell,
-        mask_word,
-        mask_bit,
-        event_time,
-        id_offsets,
-        id_data,
-        blocks,
-        block_meta,
-        ask_windows,
-        out,
-    )
-
-
 @fold("last_k", identity=(0, 0), owns=OWNS_PICKS, answer_words=0)
-@nb.njit(cache=True)
+@entry
 def fold_last_k(
+    variant: int,
     first: int,
     step_row: Int64Array,
     step_at: Int64Array,

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba as nb
 import numpy as np
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import QUANTILE_MANTISSA_BITS
+from tidemill.features.kernel.compiled import entry, inner
 from tidemill.features.kernel.exact.wide_ints import bits_to_float, float_to_bits
 from tidemill.features.kernel.folds.counts_and_extremes import Float64Array, Int32Array, UInt8Array
 from tidemill.features.kernel.registry import OWNS_SKETCH, fold
@@ -36,15 +36,19 @@ _LIST_WORDS: Final = 64
 SKETCH_SCRATCH: Final = _LIST + _LIST_WORDS
 """A histogram with two coarser levels, and a short sorted list that most queries do with."""
 
+# The variants of `fold_sketch`.
+_OF_INTS: Final = 0
+_OF_FLOATS: Final = 1
 
-@nb.njit(cache=True, inline="always")
+
+@inner(inline="always")
 def _bucket(word: int) -> int:
     """Return the bucket of a float by its bits: signed, ascending with the value."""
     magnitude = (word & 0x7FFFFFFFFFFFFFFF) >> _BUCKET_SHIFT
     return -magnitude if word < 0 else magnitude
 
 
-@nb.njit(cache=True)
+@inner
 def _representative(bucket: int) -> float:
     magnitude = abs(bucket)
     if magnitude == 0:
@@ -55,7 +59,7 @@ def _representative(bucket: int) -> float:
     return -middle if bucket < 0 else middle
 
 
-@nb.njit(cache=True)
+@inner
 def _add_bucket(
     tiles: Int64Array,
     at: int,
@@ -83,7 +87,7 @@ def _add_bucket(
     return insert(tiles, at, base, place, word + 1, blocks, block_meta)
 
 
-@nb.njit(cache=True, inline="always")
+@inner(inline="always")
 def _tally(scratch: Int64Array, word: int, sign: int) -> None:
     """Add a bucket's count to the histogram and its two coarser levels, or take it out."""
     bucket = (word >> _COUNT_BITS) + (_BUCKETS >> 1)
@@ -93,7 +97,7 @@ def _tally(scratch: Int64Array, word: int, sign: int) -> None:
     scratch[_BUCKETS + _GROUPS + (bucket >> (2 * _GROUP_BITS))] += sign * count
 
 
-@nb.njit(cache=True)
+@inner
 def _bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     """Return the bucket that holds the value of a rank."""
     seen = 0
@@ -112,7 +116,7 @@ def _bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     return bucket - (_BUCKETS >> 1)
 
 
-@nb.njit(cache=True, inline="always")
+@inner(inline="always")
 def _gather(scratch: Int64Array, n: int, word: int) -> int:
     """Add a bucket's count to the short sorted list at the end of the scratch.
 
@@ -134,7 +138,7 @@ def _gather(scratch: Int64Array, n: int, word: int) -> int:
     return n + 1
 
 
-@nb.njit(cache=True, inline="always")
+@inner(inline="always")
 def _listed_bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     seen = 0
     place = 0
@@ -144,7 +148,7 @@ def _listed_bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     return scratch[_LIST + place] >> _COUNT_BITS
 
 
-@nb.njit(cache=True, inline="always")
+@inner(inline="always")
 def _gather_tile(
     scratch: Int64Array, listed: int, tiles: Int64Array, p: int, base: int, blocks: Int64Array
 ) -> int:
@@ -169,7 +173,7 @@ def _gather_tile(
     return listed
 
 
-@nb.njit(cache=True)
+@inner
 def _forget_tile(
     scratch: Int64Array, tiles: Int64Array, p: int, base: int, blocks: Int64Array
 ) -> None:
@@ -180,7 +184,7 @@ def _forget_tile(
         _tally(scratch, block if n == 1 else blocks[block + k], -1)
 
 
-@nb.njit(cache=True, inline="always")
+@inner(inline="always")
 def _count_tile(tiles: Int64Array, p: int, base: int, blocks: Int64Array) -> int:
     n = tiles[p, base]
     block = tiles[p, base + 1]
@@ -192,19 +196,41 @@ def _count_tile(tiles: Int64Array, p: int, base: int, blocks: Int64Array) -> int
     return total
 
 
-@nb.njit(cache=True)
-def _fold_sketch(
-    is_float: bool,
+@fold(
+    "sketch_int",
+    identity=(0, 0),
+    owns=OWNS_SKETCH,
+    answer_words=2,
+    takes_param=True,
+    scratch_words=SKETCH_SCRATCH,
+    variant=_OF_INTS,
+)
+@fold(
+    "sketch_float",
+    identity=(0, 0),
+    owns=OWNS_SKETCH,
+    answer_words=2,
+    takes_param=True,
+    scratch_words=SKETCH_SCRATCH,
+    variant=_OF_FLOATS,
+)
+@entry
+def fold_sketch(
+    variant: int,
     first: int,
     step_row: Int64Array,
     step_at: Int64Array,
     queries: Int64Array,
     tiles: Int64Array,
     base: int,
+    size: int,
     cells: Int64Array,
     value_cell: int,
     mask_word: int,
     mask_bit: int,
+    event_time: Int64Array,
+    id_offsets: Int32Array,
+    id_data: UInt8Array,
     blocks: Int64Array,
     block_meta: Int64Array,
     ask_windows: Int64Array,
@@ -212,6 +238,8 @@ def _fold_sketch(
     scratch: Int64Array,
     out: Int64Array,
 ) -> int:
+    """Count values by bucket; the answer is (presence, bits of the quantile)."""
+    is_float = variant == _OF_FLOATS
     asks = ask_windows.shape[0]
     for i in range(first, step_row.shape[0]):
         row = step_row[i]
@@ -250,109 +278,3 @@ def _fold_sketch(
             for q in range(p + 1, head + 1):
                 _forget_tile(scratch, tiles, q, base, blocks)
     return step_row.shape[0]
-
-
-@fold(
-    "sketch_float",
-    identity=(0, 0),
-    owns=OWNS_SKETCH,
-    answer_words=2,
-    takes_param=True,
-    scratch_words=SKETCH_SCRATCH,
-)
-@nb.njit(cache=True)
-def fold_sketch_float(
-    first: int,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    tiles: Int64Array,
-    base: int,
-    size: int,
-    cells: Int64Array,
-    value_cell: int,
-    mask_word: int,
-    mask_bit: int,
-    event_time: Int64Array,
-    id_offsets: Int32Array,
-    id_data: UInt8Array,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    ask_windows: Int64Array,
-    ask_params: Float64Array,
-    scratch: Int64Array,
-    out: Int64Array,
-) -> int:
-    """Sketch floats; the answer is (presence, bits of the quantile)."""
-    return _fold_sketch(
-        True,
-        first,
-        step_row,
-        step_at,
-        queries,
-        tiles,
-        base,
-        cells,
-        value_cell,
-        mask_word,
-        mask_bit,
-        blocks,
-        block_meta,
-        ask_windows,
-        ask_params,
-        scratch,
-        out,
-    )
-
-
-@fold(
-    "sketch_int",
-    identity=(0, 0),
-    owns=OWNS_SKETCH,
-    answer_words=2,
-    takes_param=True,
-    scratch_words=SKETCH_SCRATCH,
-)
-@nb.njit(cache=True)
-def fold_sketch_int(
-    first: int,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    tiles: Int64Array,
-    base: int,
-    size: int,
-    cells: Int64Array,
-    value_cell: int,
-    mask_word: int,
-    mask_bit: int,
-    event_time: Int64Array,
-    id_offsets: Int32Array,
-    id_data: UInt8Array,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    ask_windows: Int64Array,
-    ask_params: Float64Array,
-    scratch: Int64Array,
-    out: Int64Array,
-) -> int:
-    """Sketch ints; the answer is (presence, bits of the quantile)."""
-    return _fold_sketch(
-        False,
-        first,
-        step_row,
-        step_at,
-        queries,
-        tiles,
-        base,
-        cells,
-        value_cell,
-        mask_word,
-        mask_bit,
-        blocks,
-        block_meta,
-        ask_windows,
-        ask_params,
-        scratch,
-        out,
-    )

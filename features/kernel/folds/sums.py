@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba as nb
-
 from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.compiled import entry, inner
 from tidemill.features.kernel.exact.accumulators import (
     SQUARE_LIMBS,
     SUM_LIMBS,
@@ -44,7 +43,7 @@ _FLOAT_SQUARE: Final = 2
 _INT_SQUARE: Final = 3
 
 
-@nb.njit(cache=True)
+@inner
 def _add_to_tile(
     kind: int,
     tiles: Int64Array,
@@ -66,7 +65,9 @@ def _add_to_tile(
             fits = add_int_square(tiles, at, base, value)
         if fits:
             return True
-        limbs, words = (SUM_LIMBS, WIDE_SUM) if kind < 2 else (SQUARE_LIMBS, WIDE_SQUARE)
+        limbs, words = (
+            (SUM_LIMBS, WIDE_SUM) if kind < _FLOAT_SQUARE else (SQUARE_LIMBS, WIDE_SQUARE)
+        )
         block = arena.allocate(blocks, block_meta, arena.class_of(words))
         if block == arena.NO_BLOCK:
             return False
@@ -88,7 +89,7 @@ def _add_to_tile(
     return True
 
 
-@nb.njit(cache=True)
+@inner
 def _widen(out: Int64Array, o: int, limbs: int, words: int, blocks: Int64Array, block: int) -> None:
     """Move an answer's compact accumulator into a wide block."""
     blocks[block : block + words] = 0
@@ -97,26 +98,46 @@ def _widen(out: Int64Array, o: int, limbs: int, words: int, blocks: Int64Array, 
     out[o, 1] = block
 
 
-@nb.njit(cache=True)
-def _fold_exact(
-    kind: int,
+@fold("sum_float", identity=(0,) * 3, owns=OWNS_WIDE_SUM, answer_words=3, variant=_FLOAT_SUM)
+@fold("sum_int", identity=(0,) * 3, owns=OWNS_WIDE_SUM, answer_words=3, variant=_INT_SUM)
+@fold(
+    "square_float",
+    identity=(0,) * 4,
+    owns=OWNS_WIDE_SQUARE,
+    answer_words=4,
+    variant=_FLOAT_SQUARE,
+)
+@fold("square_int", identity=(0,) * 4, owns=OWNS_WIDE_SQUARE, answer_words=4, variant=_INT_SQUARE)
+@entry
+def fold_exact(
+    variant: int,
     first: int,
     step_row: Int64Array,
     step_at: Int64Array,
     queries: Int64Array,
     tiles: Int64Array,
     base: int,
+    size: int,
     cells: Int64Array,
     value_cell: int,
     mask_word: int,
     mask_bit: int,
+    event_time: Int64Array,
+    id_offsets: Int32Array,
+    id_data: UInt8Array,
     blocks: Int64Array,
     block_meta: Int64Array,
     ask_windows: Int64Array,
+    ask_params: Float64Array,
+    scratch: Int64Array,
     out: Int64Array,
 ) -> int:
+    """Sum values or their squares exactly; the answer is an accumulator.
+
+    See `features.kernel.exact.accumulators`.
+    """
     asks = ask_windows.shape[0]
-    limbs, words = (SUM_LIMBS, WIDE_SUM) if kind < 2 else (SQUARE_LIMBS, WIDE_SQUARE)
+    limbs, words = (SUM_LIMBS, WIDE_SUM) if variant < _FLOAT_SQUARE else (SQUARE_LIMBS, WIDE_SQUARE)
     block_class = arena.class_of(words)
     for i in range(first, step_row.shape[0]):
         row = step_row[i]
@@ -126,7 +147,7 @@ def _fold_exact(
                 at >= 0
                 and (cells[row, mask_word] >> mask_bit) & 1
                 and not _add_to_tile(
-                    kind, tiles, at, base, cells[row, value_cell], blocks, block_meta
+                    variant, tiles, at, base, cells[row, value_cell], blocks, block_meta
                 )
             ):
                 return i
@@ -179,179 +200,3 @@ def _fold_exact(
                     wide_add_compact(blocks, out[o, 1], tiles, p, base, limbs)
                 p -= 1
     return step_row.shape[0]
-
-
-@fold("sum_float", identity=(0, 0, 0), owns=OWNS_WIDE_SUM, answer_words=3)
-@nb.njit(cache=True)
-def fold_sum_float(
-    first: int,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    tiles: Int64Array,
-    base: int,
-    size: int,
-    cells: Int64Array,
-    value_cell: int,
-    mask_word: int,
-    mask_bit: int,
-    event_time: Int64Array,
-    id_offsets: Int32Array,
-    id_data: UInt8Array,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    ask_windows: Int64Array,
-    ask_params: Float64Array,
-    scratch: Int64Array,
-    out: Int64Array,
-) -> int:
-    """Sum floats exactly; the answer is an accumulator (`features.kernel.exact.accumulators`)."""
-    return _fold_exact(
-        _FLOAT_SUM,
-        first,
-        step_row,
-        step_at,
-        queries,
-        tiles,
-        base,
-        cells,
-        value_cell,
-        mask_word,
-        mask_bit,
-        blocks,
-        block_meta,
-        ask_windows,
-        out,
-    )
-
-
-@fold("sum_int", identity=(0, 0, 0), owns=OWNS_WIDE_SUM, answer_words=3)
-@nb.njit(cache=True)
-def fold_sum_int(
-    first: int,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    tiles: Int64Array,
-    base: int,
-    size: int,
-    cells: Int64Array,
-    value_cell: int,
-    mask_word: int,
-    mask_bit: int,
-    event_time: Int64Array,
-    id_offsets: Int32Array,
-    id_data: UInt8Array,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    ask_windows: Int64Array,
-    ask_params: Float64Array,
-    scratch: Int64Array,
-    out: Int64Array,
-) -> int:
-    """Sum integers exactly; the answer is an accumulator (`features.kernel.exact.accumulators`)."""
-    return _fold_exact(
-        _INT_SUM,
-        first,
-        step_row,
-        step_at,
-        queries,
-        tiles,
-        base,
-        cells,
-        value_cell,
-        mask_word,
-        mask_bit,
-        blocks,
-        block_meta,
-        ask_windows,
-        out,
-    )
-
-
-@fold("square_float", identity=(0, 0, 0, 0), owns=OWNS_WIDE_SQUARE, answer_words=4)
-@nb.njit(cache=True)
-def fold_square_float(
-    first: int,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    tiles: Int64Array,
-    base: int,
-    size: int,
-    cells: Int64Array,
-    value_cell: int,
-    mask_word: int,
-    mask_bit: int,
-    event_time: Int64Array,
-    id_offsets: Int32Array,
-    id_data: UInt8Array,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    ask_windows: Int64Array,
-    ask_params: Float64Array,
-    scratch: Int64Array,
-    out: Int64Array,
-) -> int:
-    """Sum the squares of floats; the answer is an accumulator (`kernel.exact.accumulators`)."""
-    return _fold_exact(
-        _FLOAT_SQUARE,
-        first,
-        step_row,
-        step_at,
-        queries,
-        tiles,
-        base,
-        cells,
-        value_cell,
-        mask_word,
-        mask_bit,
-        blocks,
-        block_meta,
-        ask_windows,
-        out,
-    )
-
-
-@fold("square_int", identity=(0, 0, 0, 0), owns=OWNS_WIDE_SQUARE, answer_words=4)
-@nb.njit(cache=True)
-def fold_square_int(
-    first: int,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    tiles: Int64Array,
-    base: int,
-    size: int,
-    cells: Int64Array,
-    value_cell: int,
-    mask_word: int,
-    mask_bit: int,
-    event_time: Int64Array,
-    id_offsets: Int32Array,
-    id_data: UInt8Array,
-    blocks: Int64Array,
-    block_meta: Int64Array,
-    ask_windows: Int64Array,
-    ask_params: Float64Array,
-    scratch: Int64Array,
-    out: Int64Array,
-) -> int:
-    """Sum the squares of integers exactly; the answer is an accumulator."""
-    return _fold_exact(
-        _INT_SQUARE,
-        first,
-        step_row,
-        step_at,
-        queries,
-        tiles,
-        base,
-        cells,
-        value_cell,
-        mask_word,
-        mask_bit,
-        blocks,
-        block_meta,
-        ask_windows,
-        out,
-    )

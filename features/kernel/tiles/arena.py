@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba as nb
 import numpy as np
 
 from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.compiled import inner
 
 CLASSES: Final = 40
 NO_BLOCK: Final = -1
@@ -27,7 +27,7 @@ def make_meta() -> Int64Array:
     return meta
 
 
-@nb.njit(cache=True)
+@inner
 def class_of(words: int) -> int:
     """Return the smallest class whose blocks have at least ``words`` words."""
     c = 0
@@ -36,13 +36,13 @@ def class_of(words: int) -> int:
     return c
 
 
-@nb.njit(cache=True)
+@inner
 def has_room(arena: Int64Array, meta: Int64Array, words: int) -> bool:
     """Tell whether ``words`` words that were never used are left."""
     return meta[0] + words <= arena.shape[0]
 
 
-@nb.njit(cache=True)
+@inner
 def allocate(arena: Int64Array, meta: Int64Array, c: int) -> int:
     """Take a block of class ``c``; returns its first word, or -1 when there is no room."""
     block = meta[1 + c]
@@ -57,7 +57,7 @@ def allocate(arena: Int64Array, meta: Int64Array, c: int) -> int:
     return block
 
 
-@nb.njit(cache=True)
+@inner
 def release(arena: Int64Array, meta: Int64Array, block: int, c: int) -> None:
     """Give a block of class ``c`` back."""
     arena[block] = meta[1 + c]

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba as nb
 import numpy as np
 
 from tidemill.features.contract import TIME_MAX, TIME_MIN, Int64Array
+from tidemill.features.kernel.compiled import entry, inner
 from tidemill.features.kernel.exact.wide_ints import prefetch, row_address
 from tidemill.features.kernel.tiles.state import CHANGED, HOP, LENGTH, NOBODY, REVISION, ROWS, START
 from tidemill.features.kernel.tiles.tile_pool import lower_bound, make_tiles
@@ -36,7 +36,7 @@ Q_VALID_UNTIL: Final = 6
 Q_TAILS: Final = 7  # then, per window, the row of the oldest tile it sees
 
 
-@nb.njit(cache=True)
+@entry
 def group_rows(
     event_entity: Int64Array,
     event_order: Int64Array,
@@ -118,7 +118,7 @@ def group_rows(
     return group_entity[:groups], starts, grouped
 
 
-@nb.njit(cache=True, inline="always")
+@inner(forceinline=True)
 def _ask(
     queries: Int64Array,
     q: int,
@@ -146,7 +146,7 @@ def _ask(
         queries[q, Q_TAILS + w] = high
 
 
-@nb.njit(cache=True)
+@inner
 def _last_boundary(
     entities: Int64Array,
     entity: int,
@@ -166,7 +166,7 @@ def _last_boundary(
     return last
 
 
-@nb.njit(cache=True)
+@entry
 def lay_out(
     group: int,
     group_entity: Int64Array,
@@ -361,7 +361,7 @@ def lay_out(
     return group_entity.shape[0]
 
 
-@nb.njit(cache=True)
+@inner
 def _publish(
     as_of: int,
     changed: int,
@@ -386,7 +386,7 @@ def _publish(
     filled[1] += 1
 
 
-@nb.njit(cache=True)
+@inner
 def _publish_at(
     points: Int64Array,
     point: int,
@@ -422,7 +422,7 @@ def _publish_at(
     return point
 
 
-@nb.njit(cache=True)
+@entry
 def mark_presence(
     step_row: Int64Array,
     step_at: Int64Array,

@@ -9,13 +9,12 @@ class of n.
 
 from __future__ import annotations
 
-import numba as nb
-
 from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.tiles import arena
 
 
-@nb.njit(cache=True, inline="always")
+@inner(inline="always")
 def search(blocks: Int64Array, block: int, n: int, word: int) -> int:
     """Return the first place in a sorted block whose word is at least ``word``."""
     low, high = 0, n
@@ -28,7 +27,7 @@ def search(blocks: Int64Array, block: int, n: int, word: int) -> int:
     return low
 
 
-@nb.njit(cache=True)
+@inner
 def insert(
     tiles: Int64Array,
     at: int,

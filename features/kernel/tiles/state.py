@@ -17,12 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.kernel.compiled import entry
 from tidemill.features.kernel.exact.wide_ints import prefetch, row_address, word_address
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.registry import Fold
@@ -134,7 +134,9 @@ class State:
 
     def keys(self, entities: Int64Array) -> pa.Array:
         """Return the keys of entities as texts: string, ``(entities,)``."""
-        offsets, data = _gather_keys(self.key_offsets, self.key_data, entities)
+        offsets, data = _gather_keys(
+            self.key_offsets, self.key_data, np.ascontiguousarray(entities)
+        )
         return pa.Array.from_buffers(
             pa.string(), len(entities), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
         )
@@ -201,7 +203,7 @@ def _extended(array: Int64Array, used: int, size: int) -> Int64Array:
     return extended
 
 
-@nb.njit(cache=True)
+@entry
 def _gather_keys(
     key_offsets: Int64Array, key_data: npt.NDArray[np.uint8], entities: Int64Array
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
@@ -217,7 +219,7 @@ def _gather_keys(
     return offsets, data
 
 
-@nb.njit(cache=True)
+@entry
 def _rehash(old: Int64Array, new: Int64Array) -> None:
     mask = new.shape[0] - 1
     for i in range(old.shape[0]):
@@ -229,7 +231,7 @@ def _rehash(old: Int64Array, new: Int64Array) -> None:
             new[slot, 1] = old[i, 1]
 
 
-@nb.njit(cache=True)
+@entry
 def resolve(
     hashes: npt.NDArray[np.uint64],
     offsets: npt.NDArray[np.int32],

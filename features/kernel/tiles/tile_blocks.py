@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba as nb
-
 from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.exact.accumulators import WIDE_SQUARE, WIDE_SUM
 from tidemill.features.kernel.registry import (
     OWNS_ID,
@@ -29,20 +28,20 @@ REGISTERS: Final = -1
 REGISTER_CLASS: Final = 8
 
 
-@nb.njit(cache=True)
+@inner
 def id_class(length: int) -> int:
     """Return the class of a block that holds an id of ``length`` bytes and its length."""
     return arena.class_of(1 + ((length + 7) >> 3))
 
 
-@nb.njit(cache=True)
+@inner
 def release_id(blocks: Int64Array, block_meta: Int64Array, block: int) -> None:
     """Give back the block of an id; -1 owns none."""
     if block >= 0:
         arena.release(blocks, block_meta, block, id_class(blocks[block]))
 
 
-@nb.njit(cache=True)
+@inner
 def release_tile(
     tiles: Int64Array,
     row: int,

@@ -6,14 +6,13 @@ newest tile is appended; one in the middle (a late event's) makes the entity a n
 
 from __future__ import annotations
 
-import numba as nb
-
 from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.tiles import arena
 from tidemill.features.kernel.tiles.state import BASE, CLASS, HOP, LENGTH, NO_SEGMENT, START
 
 
-@nb.njit(cache=True, inline="always")
+@inner(forceinline=True)
 def lower_bound(tiles: Int64Array, low: int, high: int, hop: int) -> int:
     """Return the first row in ``[low, high)`` whose hop is at least ``hop``, else ``high``."""
     while low < high:
@@ -25,20 +24,20 @@ def lower_bound(tiles: Int64Array, low: int, high: int, hop: int) -> int:
     return low
 
 
-@nb.njit(cache=True)
+@inner
 def _copy_tile(tiles: Int64Array, source: int, target: int) -> None:
     for k in range(tiles.shape[1]):
         tiles[target, k] = tiles[source, k]
 
 
-@nb.njit(cache=True)
+@inner
 def _empty_tile(tiles: Int64Array, row: int, template: Int64Array, hop: int) -> None:
     for k in range(tiles.shape[1]):
         tiles[row, k] = template[k]
     tiles[row, HOP] = hop
 
 
-@nb.njit(cache=True)
+@inner
 def _allocate_rows(tiles: Int64Array, meta: Int64Array, c: int) -> int:
     """Take a segment of ``2**c`` rows from the pool, or -1 (`arena.allocate`, over rows)."""
     block = meta[1 + c]
@@ -53,7 +52,7 @@ def _allocate_rows(tiles: Int64Array, meta: Int64Array, c: int) -> int:
     return block
 
 
-@nb.njit(cache=True)
+@inner
 def release_rows(tiles: Int64Array, meta: Int64Array, block: int, c: int) -> None:
     """Give a segment of ``2**c`` rows back to the pool."""
     tiles[block, 0] = meta[1 + c]
@@ -61,7 +60,7 @@ def release_rows(tiles: Int64Array, meta: Int64Array, block: int, c: int) -> Non
     meta[meta.shape[0] - 1] -= 1 << c
 
 
-@nb.njit(cache=True)
+@inner
 def make_tiles(
     entities: Int64Array,
     entity: int,

@@ -10,10 +10,10 @@ Boundaries further ahead than the wheel has slots share them; who looks there ke
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
 from tidemill.features.contract import Int64Array
+from tidemill.features.kernel.compiled import entry, inner
 from tidemill.features.kernel.exact.wide_ints import prefetch, row_address
 from tidemill.features.kernel.tiles.state import (
     BASE,
@@ -30,7 +30,7 @@ from tidemill.features.kernel.tiles.tile_blocks import release_tile
 from tidemill.features.kernel.tiles.tile_pool import lower_bound, release_rows
 
 
-@nb.njit(cache=True)
+@entry
 def due_entities(
     entities: Int64Array,
     wheel: Int64Array,
@@ -72,7 +72,7 @@ def due_entities(
     return due[:n]
 
 
-@nb.njit(cache=True)
+@inner
 def _enter(
     wheel: Int64Array, nodes: Int64Array, meta: Int64Array, entity: int, boundary: int
 ) -> None:
@@ -90,7 +90,7 @@ def _enter(
     wheel[slot] = node
 
 
-@nb.njit(cache=True)
+@entry
 def settle(
     group_entity: Int64Array,
     entities: Int64Array,

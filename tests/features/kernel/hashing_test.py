@@ -9,17 +9,20 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.entries import through_an_entry
+from tidemill.features.kernel import hashing
 from tidemill.features.kernel.hashing import (
     bits,
     digest_rows,
     hash_column,
     key_bytes,
     shard_of,
-    splitmix64,
     text_buffers,
     validity,
-    xxh64,
 )
+
+splitmix64 = through_an_entry(hashing.splitmix64)
+xxh64 = through_an_entry(hashing.xxh64)
 
 KEYS = pa.array(["", "a", "b", "N12345", None, "é"])
 ROWS = pa.record_batch(

@@ -18,36 +18,37 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.support.entries import through_an_entry
+from tidemill.features.kernel.exact import accumulators, rounding
 from tidemill.features.kernel.exact.accumulators import (
     SQUARE_LIMBS,
     SUM_LIMBS,
     WIDE_SQUARE,
     WIDE_SUM,
-    add_float,
-    add_int,
-    add_int_square,
-    add_square,
-    merge_compact,
-    normalise,
-    wide_add_compact,
-    wide_add_float,
-    wide_add_int,
-    wide_add_int_square,
-    wide_add_square,
-    wide_add_wide,
-    wide_to_compact,
-)
-from tidemill.features.kernel.exact.rounding import (
-    mean_to_float,
-    sum_to_float,
-    sum_to_int,
-    variance_to_float,
-    wide_mean_to_float,
-    wide_sum_to_float,
-    wide_sum_to_int,
-    wide_variance_to_float,
 )
 from tidemill.features.kernel.exact.wide_ints import Words
+
+add_float = through_an_entry(accumulators.add_float)
+add_int = through_an_entry(accumulators.add_int)
+add_int_square = through_an_entry(accumulators.add_int_square)
+add_square = through_an_entry(accumulators.add_square)
+merge_compact = through_an_entry(accumulators.merge_compact)
+normalise = through_an_entry(accumulators.normalise)
+wide_add_compact = through_an_entry(accumulators.wide_add_compact)
+wide_add_float = through_an_entry(accumulators.wide_add_float)
+wide_add_int = through_an_entry(accumulators.wide_add_int)
+wide_add_int_square = through_an_entry(accumulators.wide_add_int_square)
+wide_add_square = through_an_entry(accumulators.wide_add_square)
+wide_add_wide = through_an_entry(accumulators.wide_add_wide)
+wide_to_compact = through_an_entry(accumulators.wide_to_compact)
+mean_to_float = through_an_entry(rounding.mean_to_float)
+sum_to_float = through_an_entry(rounding.sum_to_float)
+sum_to_int = through_an_entry(rounding.sum_to_int)
+variance_to_float = through_an_entry(rounding.variance_to_float)
+wide_mean_to_float = through_an_entry(rounding.wide_mean_to_float)
+wide_sum_to_float = through_an_entry(rounding.wide_sum_to_float)
+wide_sum_to_int = through_an_entry(rounding.wide_sum_to_int)
+wide_variance_to_float = through_an_entry(rounding.wide_variance_to_float)
 
 SQUARES = 1 + SUM_LIMBS
 ROW = SQUARES + 1 + SQUARE_LIMBS

@@ -1,0 +1,133 @@
+"""Compiling the kernel, all of it, once: a step of its own instead of pauses at first calls.
+
+    seconds = compile_kernel(progress)
+
+Two processes of their own compile half of the entries each, which takes half the time on two
+cores, and leaves this process without numba's garbage. What they compiled lies in the cache of
+compiled code (`kernel.code_cache`); this process loads it from there at each first call. Nobody
+has to call this: whatever is not compiled yet is compiled at its first call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numba
+from numba.core.registry import cpu_target
+
+from tidemill.features.kernel import code_cache
+from tidemill.features.kernel.signatures import Entry, entries, shares
+
+STEP: Final = "compile the kernel, once"
+"""What the step is called where progress is shown."""
+
+
+class ShowsSteps(Protocol):
+    """Where `compile_kernel` shows that it is at work, such as `pipelines.run.progress`."""
+
+    def stage(
+        self, name: str, total: int | None = None, unit: str = ...
+    ) -> AbstractContextManager[Any]:
+        """Show a step from its start to its end, with the seconds that it took."""
+
+
+def is_compiled() -> bool:
+    """Return whether the kernel lies compiled in the cache, for this Python and this CPU."""
+    marker = _marker()
+    return marker is not None and marker.exists()
+
+
+def compile_kernel(progress: ShowsSteps | None = None) -> float:
+    """Compile every entry of the kernel that is not compiled yet.
+
+    Args:
+        progress: Where the step is shown; nothing is where the kernel is compiled already.
+
+    Returns:
+        The seconds that it took; 0.0 where the kernel was compiled already.
+
+    Raises:
+        UnsafeCache: Another user could write to the cache of compiled code.
+    """
+    if is_compiled():
+        return 0.0
+    began = time.perf_counter()
+    with progress.stage(STEP, unit="") if progress else contextlib.nullcontext():
+        marker = _marker()
+        if marker is None or not _compiled_by_processes():
+            compile_here(entries())
+        if marker is not None:
+            marker.touch()
+    return time.perf_counter() - began
+
+
+def compile_here(wanted: Sequence[Entry]) -> None:
+    """Compile entries in this process, without collecting garbage meanwhile.
+
+    numba makes millions of objects that live until the end; going through them again and again
+    costs a tenth of the time.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        for function, signature in wanted:
+            function.compile(signature)  # type: ignore[attr-defined]
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _compiled_by_processes() -> bool:
+    """Compile in processes of their own; False where one of them cannot."""
+    # numba colours each line of messages that nobody sees, at 7 % of the time.
+    environment = {**os.environ, "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(entry or "." for entry in sys.path)
+    processes = []
+    try:
+        for number in range(len(shares())):
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", __name__, str(number)],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+        return not any(process.wait() for process in processes)
+    except OSError:
+        # No process can be started here: this one does the work.
+        return False
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def _marker() -> Path | None:
+    """Return the file that says that all is compiled; None where nothing is kept.
+
+    Its name tells apart what numba tells apart: the files (by place and time), Python and the CPU.
+    """
+    directory = code_cache.code_cache()
+    if directory is None:
+        return None
+    stamps = [(str(source), source.stat().st_mtime_ns) for source in code_cache.sources()]
+    machine = cpu_target.target_context.codegen().magic_tuple()
+    name = hashlib.sha256(repr((stamps, machine, sys.version, numba.__version__)).encode())
+    return directory / f"complete-{name.hexdigest()[:16]}"
+
+
+if __name__ == "__main__":
+    compile_here(shares()[int(sys.argv[1])])

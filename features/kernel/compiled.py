@@ -1,0 +1,86 @@
+"""The two decorators of compiled functions: `entry` for what Python calls, `inner` for the rest.
+
+Compiling costs by the function and by the signature, so:
+
+* An **entry** is kept on disk (`code_cache`), with all the code that it calls.
+* An **inner** function is called by compiled functions only. It gets no wrapper for Python and no
+  file of its own; tests reach it through an entry.
+* Neither is compiled again for a constant: numba would make a copy of a function for each literal
+  argument (``f(x, 0)`` beside ``f(x, n)``), which doubles the work. LLVM finds constants by itself
+  wherever it inlines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import config, njit
+from numba.core import types
+
+from tidemill.features.kernel.code_cache import code_cache
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls; kept on disk.
+
+    Args:
+        function: Takes arrays and numbers; the types that it is called with are listed in
+            `kernel.signatures`.
+
+    Returns:
+        The compiled function (numba compiles it at its first call).
+    """
+    directory = code_cache()
+    if directory is None:
+        return _without_literals(njit(no_cfunc_wrapper=True)(function))
+    # numba reads the setting here and nowhere later; code of others keeps the directory it had.
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(directory)
+    try:
+        return _without_literals(njit(cache=True, no_cfunc_wrapper=True)(function))
+    finally:
+        config.CACHE_DIR = before
+
+
+def inner(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Compile a function that only compiled functions call.
+
+    Args:
+        function: The function.
+        options: Options of `numba.njit`. ``forceinline=True`` inlines in LLVM, at half the cost of
+            numba's own ``inline="always"``.
+
+    Returns:
+        The compiled function, or a decorator where only options are given.
+    """
+    if function is None:
+        return lambda decorated: inner(decorated, **options)
+    return _without_literals(
+        njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+    )
+
+
+def _without_literals(dispatcher: Any) -> Any:
+    """Let numba choose a compiled function's signature by the types of constants alone."""
+    choose = dispatcher.get_call_template
+
+    def get_call_template(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        return choose(
+            tuple(types.unliteral(kind) for kind in args),
+            {name: types.unliteral(kind) for name, kind in kws.items()},
+        )
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher
+
+
+def read_only(array: Any) -> Any:
+    """Return a view of an array that nobody can write through.
+
+    Whether a buffer of Arrow can be written to depends on who made it, and numba compiles a
+    function once for each. What compiled code only reads goes in as read-only, always.
+    """
+    view = array.view()
+    view.flags.writeable = False
+    return view
