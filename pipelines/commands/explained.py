@@ -54,6 +54,9 @@ def in_short(text: str) -> str:
     most = LINES * COLUMNS
     if len(whole) <= most:
         return whole
-    head = whole[: most - _TAIL - len(_CUT)].rpartition(" ")[0]
+    head = whole[: most - _TAIL - len(_CUT)]
+    words = head.rpartition(" ")[0]
+    # A path may be longer than all of this: its beginning says which disk or folder it is.
+    head = words if len(head) - len(words) < _TAIL // 2 else head
     tail = whole[-_TAIL:].partition(" ")[2]
     return f"{head}{_CUT}{tail}"

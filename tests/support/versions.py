@@ -74,10 +74,18 @@ def promote(project: Project, root: Path, place: RegistryPlace) -> None:
     apply(project, root, place, promote=True, unfilled_too=True)
 
 
+# Feast 0.67 caches what it reads of an SQL registry for the process, under the address of the
+# loaded registry. A client that is gone could leave its address, and so its definitions, to the
+# next one.
+_CLIENTS: list[feast.FeatureStore] = []
+
+
 def client(root: Path, place: RegistryPlace, project: Project = OLD) -> feast.FeatureStore:
     """What a stock client has: Feast's SDK and a configuration, no definitions."""
     config = repo_config(project.name, StorePlaces.below(root, registry=place), clock="replay")
-    return feast.FeatureStore(config=config)
+    store = feast.FeatureStore(config=config)
+    _CLIENTS.append(store)
+    return store
 
 
 def publish(

@@ -83,6 +83,8 @@ def write_bundle(root: Path, found: Evaluation) -> str:
     scratch.mkdir(parents=True)
     (scratch / "evaluation.json").write_text(json.dumps(found.to_json()))
     manifest: dict[str, Any] = {
+        "inputs": [],
+        "transform_hash": "0" * 16,
         "format": 1,
         "created_at": "2026-11-20T12:00:00Z",
         "feature_spec_hash": "feedbeef",

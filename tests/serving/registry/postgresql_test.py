@@ -22,6 +22,7 @@ from tests.support.versions import NEW, OLD, client, publish, read, registered_n
 from tidemill.features.errors import ConfigurationError, StoreError
 from tidemill.serving.registry.registration import apply_project, plan_project
 from tidemill.serving.stores.feast_config import write_feature_store_yaml
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import SqlRegistry, registry_lock
 
 VARIABLE = "PARCELS_REGISTRY"
@@ -37,15 +38,20 @@ def url(postgresql: PostgresqlServer, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield sqlalchemy.make_url(made)
 
 
+def places(root: Path) -> StorePlaces:
+    """The places below a root, with the registry in PostgreSQL."""
+    return StorePlaces.below(root, registry=PLACE)
+
+
 def shown(url: sqlalchemy.URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
 def test_password_stays_in_the_environment(tmp_path: Path, url: sqlalchemy.URL) -> None:
     assert url.password
-    apply_project(OLD, tmp_path, registry=PLACE)
+    apply_project(OLD, places(tmp_path))
     publish(tmp_path, BY_DEPOT, 5)
-    file = write_feature_store_yaml(OLD, tmp_path, clock="replay", registry=PLACE)
+    file = write_feature_store_yaml(OLD.name, places(tmp_path), clock="replay")
     assert f"${{{VARIABLE}}}" in file.read_text()
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert url.password.encode() not in written
@@ -58,22 +64,22 @@ def test_url_without_a_driver_gets_feasts_own_and_no_warning(
     monkeypatch.setenv(VARIABLE, shown(url.set(drivername="postgresql")))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*psycopg.*")
-        apply_project(OLD, tmp_path, registry=PLACE)
+        apply_project(OLD, places(tmp_path))
     assert registered_names(client(tmp_path, PLACE)) == {"by_courier", "by_depot"}
 
 
 def test_plan_makes_no_table(
     tmp_path: Path, url: sqlalchemy.URL, postgresql: PostgresqlServer
 ) -> None:
-    assert len(plan_project(OLD, tmp_path, registry=PLACE).registers) == 5
+    assert len(plan_project(OLD, places(tmp_path)).registers) == 5
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     assert sqlalchemy.inspect(engine).get_table_names() == []
 
 
 def test_projects_of_one_database_are_apart(tmp_path: Path, url: sqlalchemy.URL) -> None:
     other = type(OLD)("other_parcels", request=OLD.request, views=[BY_DEPOT])
-    apply_project(OLD, tmp_path / "one", registry=PLACE)
-    preview = apply_project(other, tmp_path / "two", registry=PLACE)
+    apply_project(OLD, places(tmp_path / "one"))
+    preview = apply_project(other, places(tmp_path / "two"))
     assert "write feature view by_depot" in preview.registers
     assert registered_names(client(tmp_path / "one", PLACE)) == {"by_courier", "by_depot"}
     assert registered_names(client(tmp_path / "two", PLACE, other)) == {"by_depot"}
@@ -100,11 +106,11 @@ def wait_until(done: Callable[[], bool]) -> None:
 def test_second_writer_waits_for_the_first_and_sees_what_it_wrote(
     tmp_path: Path, url: sqlalchemy.URL
 ) -> None:
-    apply_project(OLD, tmp_path, registry=PLACE)
+    apply_project(OLD, places(tmp_path))
     seen: list[tuple[str, ...]] = []
 
     def second() -> None:
-        seen.append(apply_project(NEW, tmp_path, registry=PLACE).registers)
+        seen.append(apply_project(NEW, places(tmp_path)).registers)
 
     with registry_lock(PLACE):
         writer = threading.Thread(target=second)
@@ -118,7 +124,7 @@ def test_second_writer_waits_for_the_first_and_sees_what_it_wrote(
 
 
 def test_death_of_a_writer_frees_the_lock(tmp_path: Path, url: sqlalchemy.URL) -> None:
-    apply_project(OLD, tmp_path, registry=PLACE)
+    apply_project(OLD, places(tmp_path))
     heard, told = FORK.Pipe(duplex=False)
 
     def holds_for_ever() -> None:
@@ -129,7 +135,7 @@ def test_death_of_a_writer_frees_the_lock(tmp_path: Path, url: sqlalchemy.URL) -
     holder = FORK.Process(target=holds_for_ever)
     holder.start()
     assert heard.recv() == "held"
-    writer = FORK.Process(target=apply_project, args=(NEW, tmp_path), kwargs={"registry": PLACE})
+    writer = FORK.Process(target=apply_project, args=(NEW, places(tmp_path)))
     writer.start()
     wait_until(lambda: waiting(url) == 1)
     assert holder.pid is not None
@@ -160,7 +166,7 @@ def test_registry_that_cannot_be_opened_is_named_without_its_password(
     monkeypatch.setenv(VARIABLE, shown(wrong))
     for work in (plan_project, apply_project):
         with pytest.raises(StoreError, match=rf"registry \${VARIABLE} cannot be opened") as caught:
-            work(parcels.PARCELS, tmp_path, registry=PLACE)
+            work(parcels.PARCELS, places(tmp_path))
         assert said in str(caught.value)
         assert str(wrong.password) not in str(caught.value)
 
@@ -170,4 +176,4 @@ def test_driver_that_is_missing_is_named(
 ) -> None:
     monkeypatch.setenv(VARIABLE, shown(url.set(drivername="postgresql+asyncpg")))
     with pytest.raises(ConfigurationError, match=r"driver 'asyncpg' is not .*psycopg\[binary\]"):
-        apply_project(OLD, tmp_path, registry=PLACE)
+        apply_project(OLD, places(tmp_path))
