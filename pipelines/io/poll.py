@@ -11,7 +11,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from tidemill.pipelines.io.coders import batch_bytes, batch_of
+from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 
 _REMEDY: Final = "run the stream from its last cut, or from its beginning"

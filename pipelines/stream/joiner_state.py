@@ -17,7 +17,7 @@ import pyarrow as pa
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
-from tidemill.pipelines.io.coders import batch_bytes, batch_of
+from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Bytes, Kind, decode_document, encode_document
 from tidemill.pipelines.stream.answer_parts import AnswerPart, StopPart
 

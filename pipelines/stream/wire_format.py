@@ -18,7 +18,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
 from tidemill.features.feast_objects import EVENT_TIMESTAMP
-from tidemill.pipelines.io.coders import batch_bytes, batch_of
+from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 from tidemill.pipelines.stream.answer_parts import (
     AnswerPart,

@@ -22,7 +22,7 @@ def go_on(sign: str) -> None:
 
 
 def main(ending: str, sign: str) -> None:
-    """Run until told otherwise.
+    """Run until a signal comes or, where the program ends itself, a line on its standard input.
 
     Args:
         ending: ``os._exit``, ``sys.exit``, or anything else to wait for a signal.
@@ -37,6 +37,8 @@ def main(ending: str, sign: str) -> None:
     while not Path(sign).exists():
         time.sleep(0.02)
     print(result.prism_pid, flush=True)
+    if ending in ("os._exit", "sys.exit"):
+        sys.stdin.readline()
     if ending == "os._exit":
         os._exit(1)
     if ending == "sys.exit":

@@ -209,15 +209,19 @@ class TestRun:
 def test_prism_ends_with_the_program_however_that_ends(ending: str, tmp_path: Path) -> None:
     program = subprocess.Popen(
         [sys.executable, str(ENDLESS), ending, str(tmp_path / "it runs")],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
+        assert program.stdin is not None
         assert program.stdout is not None
         prism = psutil.Process(int(program.stdout.readline()))
         assert is_running(prism.pid)
         if ending.startswith("SIG"):
             program.send_signal(getattr(signal, ending))
+        else:
+            print(file=program.stdin, flush=True)
         program.wait(60)
         gone = wait_for(lambda: not is_running(prism.pid))
         if not gone:

@@ -20,6 +20,7 @@ from tests.support.strategies import to_batch
 from tests.support.streaming_project import ENGINES, Row, arrivals, configuration, write_log
 from tests.support.trained_bundle import DEPOT, PROJECT, REQUEST, SCANS, START, bundle, with_window
 from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.hand_over import hand_over
@@ -218,8 +219,8 @@ def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
 ) -> None:
     """Its first releases reach the joining stage without their answers."""
 
-    def without_answers(data: bytes) -> RequestPart | AnswerPart:
-        part = decode_part(data)
+    def without_answers(data: bytes, project: Project) -> RequestPart | AnswerPart:
+        part = decode_part(data, project)
         if isinstance(part, AnswerPart) and part.number <= 2:
             return replace(part, answers=None)
         return part
