@@ -28,11 +28,11 @@ def load(path: Path, root: Path | None) -> Configuration:
     return configuration
 
 
-def load_as_made(path: Path, root: Path | None) -> Configuration:
+def load_for_existing_run(path: Path, root: Path | None) -> Configuration:
     """Load the configuration for a command that works on what a root holds already."""
-    from tidemill.pipelines.run.run_record import as_made
+    from tidemill.pipelines.run.run_record import for_existing_run
 
-    return as_made(load(path, root))
+    return for_existing_run(load(path, root))
 
 
 def progress(quiet: bool) -> Progress:

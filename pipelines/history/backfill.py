@@ -112,10 +112,11 @@ def answer_shard(
         digests = matrix_of(everything.column(DIGEST)).view(np.uint64)
         everything = everything.take(pa.array(first_occurrences(digests)))
         until = max(until, int(hashing.bits(everything.column(TIME)).max()) + 1)
-    gone = advance(State(plan, publishes=False), everything, asked, until, Publish.NOTHING)
+    advanced = advance(State(plan, publishes=False), everything, asked, until, Publish.NOTHING)
     groups = hashing.bits(asked.column(GROUP))
     answers = pa.RecordBatch.from_arrays(
-        [*gone.answers.columns, asked.column(GROUP)], names=[*gone.answers.schema.names, GROUP]
+        [*advanced.answers.columns, asked.column(GROUP)],
+        names=[*advanced.answers.schema.names, GROUP],
     )
     for group in np.unique(groups).tolist():
         rows = answers.filter(pa.array(groups == group))

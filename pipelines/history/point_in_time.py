@@ -54,8 +54,8 @@ def values_at(
     until = max(
         int(newest.max()) + 1 if len(newest) else 0, int(times_us.max()) if len(times_us) else 0
     )
-    gone = advance(State(plan, publishes=False), prepared, requests, until, Publish.NOTHING)
-    return matrix_of(gone.answers.column(VALUES)), nulls_of(gone.answers.column(NULLS))
+    advanced = advance(State(plan, publishes=False), prepared, requests, until, Publish.NOTHING)
+    return matrix_of(advanced.answers.column(VALUES)), nulls_of(advanced.answers.column(NULLS))
 
 
 def columns_of(

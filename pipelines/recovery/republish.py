@@ -30,7 +30,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.log import POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
-from tidemill.pipelines.publish.store_writer import patiently
+from tidemill.pipelines.publish.store_writer import retry_while_unavailable
 from tidemill.pipelines.recovery.handoff import (
     STATES,
     Handoff,
@@ -122,7 +122,7 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         return True
 
     name = open_database(config.online_store).name
-    return patiently(mended, name, config.give_up_after_us)
+    return retry_while_unavailable(mended, name, config.give_up_after_us)
 
 
 def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> None:

@@ -43,7 +43,7 @@ def remember(config: Configuration, sample: bool) -> None:
         unfinished.write_text(json.dumps({"sample": sample}) + "\n")
 
 
-def as_made(config: Configuration) -> Configuration:
+def for_existing_run(config: Configuration) -> Configuration:
     """Return the configuration that the root was made with: the sample's where it holds one."""
     path = config.root / _RUN
     if not path.exists():

@@ -40,7 +40,7 @@ from tidemill.features.kernel.advance import Publish
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, StopPart
-from tidemill.pipelines.stream.lost_writes import HOLES
+from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
 from tidemill.pipelines.stream.sequence import decode_batches
@@ -289,7 +289,7 @@ class _Operate(_OncePerKey):
         if self._options.publish:
             packed = [pack_publications(view, key.shard, release, key.text)]
             shown = self._options.overtaken.get((key.view, key.shard))
-            has_hole = HOLES.operates(self._options.run, key.view, key.shard)
+            has_hole = LOST_WRITES.operates(self._options.run, key.view, key.shard)
             if has_hole or (shown is not None and _passes(release, shown)):
                 caught_up = shown is not None and shown <= release.frontier_us
                 packed.append(pack_everything(view, operator, shown if caught_up else None))

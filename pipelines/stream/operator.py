@@ -320,9 +320,9 @@ class ShardOperator:
     ) -> tuple[Release, bytes]:
         before = self.state.frontier_us
         since = None if before <= TIME_MIN else before
-        gone = advance(self.state, events, requests, until, self.publish)
+        advanced = advance(self.state, events, requests, until, self.publish)
         self.number += 1
-        answers = gone.answers
+        answers = advanced.answers
         groups = pa.array([], pa.int64()) if requests is None else requests.column(GROUP)
         answers = pa.RecordBatch.from_arrays(
             [*answers.columns, groups], names=[*answers.schema.names, GROUP]
@@ -333,7 +333,7 @@ class ShardOperator:
             frontier_us=until,
             positions=tuple(self.expected),
             answers=answers,
-            publications=gone.publications,
+            publications=advanced.publications,
             events=0 if events is None else events.num_rows,
         )
         return release, encode_release(self.key, until, events)

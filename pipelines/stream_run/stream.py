@@ -63,7 +63,7 @@ from tidemill.pipelines.stream.featurize import (
 )
 from tidemill.pipelines.stream.featurize import RELEASES as FEATURIZED_RELEASES
 from tidemill.pipelines.stream.infer import Infer
-from tidemill.pipelines.stream.lost_writes import HOLES
+from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import decode_unanswered
@@ -138,7 +138,7 @@ def stream(
     began = time.perf_counter()
     requests = replayed.rows_of(project.request.name)
     with (
-        HOLES.of(featurize.run),
+        LOST_WRITES.of(featurize.run),
         progress.stage("stream", total=requests, unit="requests") as stage,
         _watched(featurize.run, stage),
     ):
