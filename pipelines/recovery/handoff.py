@@ -1,8 +1,8 @@
 """Handed-over states: what a stream starts from, and the record of what they are.
 
 Two things write them: a backfill (``root/states``: every operator's state of all that was received
-before the stream begins) and a stream that stops at a cut (``root/stops/NUMBER``: the operators'
-and the joining stage's). What is promised:
+before the stream begins) and a stream that stops at a savepoint (``root/stops/NUMBER``: the
+operators' and the joining stage's). What is promised:
 
 * The states are files of `pipelines.stream.state_files`. A folder of them counts once its `RECORD`
   is there. That is written last, when every other file is there whole, so a run that was killed
@@ -34,8 +34,8 @@ RECORD: Final = "handoff.json"
 """The file that makes a folder of states count."""
 STATES: Final = "states"
 """The folder below the root that a backfill hands over."""
-STOPS: Final = "stops"
-"""The folder below the root with a folder for each cut at which the stream stopped."""
+SAVEPOINTS: Final = "stops"
+"""The folder below the root with a folder for each savepoint at which the stream stopped."""
 
 Kind = Literal["backfill", "stop"]
 
@@ -139,9 +139,9 @@ _HANDOFF: Final = _Format(
 )
 
 
-def stop_folder(root: Path, segment: int) -> Path:
+def savepoint_folder(root: Path, segment: int) -> Path:
     """Return the folder of the states at the end of a segment."""
-    return root / STOPS / f"{segment:05d}"
+    return root / SAVEPOINTS / f"{segment:05d}"
 
 
 def read_record(folder: Path) -> Handoff:
@@ -159,12 +159,12 @@ def read_record(folder: Path) -> Handoff:
 
 
 def last_states(root: Path) -> tuple[Path, Handoff]:
-    """Find the newest states of a root: those of the last cut, else those of the backfill.
+    """Find the newest states of a root: those of the last savepoint, else those of the backfill.
 
     Raises:
         StateMismatch: There are none.
     """
-    stops = sorted(path.parent for path in (root / STOPS).glob(f"*/{RECORD}"))
+    stops = sorted(path.parent for path in (root / SAVEPOINTS).glob(f"*/{RECORD}"))
     folder = stops[-1] if stops else root / STATES
     return folder, read_record(folder)
 
@@ -197,9 +197,9 @@ def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int)
             )
 
 
-def remove_stops(root: Path, keep: Path | None = None) -> None:
-    """Remove the states of all cuts but one."""
-    for folder in (root / STOPS).glob("*"):
+def remove_savepoints(root: Path, keep: Path | None = None) -> None:
+    """Remove the states of all savepoints but one."""
+    for folder in (root / SAVEPOINTS).glob("*"):
         if folder != keep:
             shutil.rmtree(folder)
 

@@ -1,11 +1,11 @@
-"""Segments: how a run of the stream begins, goes on from a cut, and stops at one.
+"""Segments: how a run of the stream begins, goes on from a savepoint, and stops at one.
 
 A stream runs in segments, one or many. What is promised:
 
 * The outputs of all segments together are those of a stream that never stopped.
 * A segment counts once the states at its end do (`pipelines.recovery.handoff`). One that was killed
-  is done again from the cut before it; the files that it wrote are removed first. What it published
-  stays in the online store, whose order takes care of it (`pipelines.stream.featurize`,
+  is done again from the savepoint before it; the files that it wrote are removed first. What it
+  published stays in the online store, whose order takes care of it (`pipelines.stream.featurize`,
   ``overtaken``).
 * A stream that starts over removes everything of the one before, its rows in the store too.
 """
@@ -32,7 +32,7 @@ from tidemill.pipelines.recovery.handoff import (
     check_handoff,
     last_states,
     read_record,
-    remove_stops,
+    remove_savepoints,
 )
 from tidemill.pipelines.recovery.release_log import RELEASES
 from tidemill.pipelines.recovery.republish import keeps_frontiers, shown_frontiers, start_over
@@ -57,7 +57,8 @@ class Start:
         folder: The states.
         handoff: What they are of.
         run: How the stream is run.
-        resumes: Whether it goes on from a cut, or from a run that was killed before its first one.
+        resumes: Whether it goes on from a savepoint, or from a run that was killed before its first
+            one.
     """
 
     folder: Path
@@ -120,8 +121,8 @@ def _checked(config: Configuration, folder: Path, handoff: Handoff) -> Handoff:
     return handoff
 
 
-def check_cut(config: Configuration, start: Start, until_us: int) -> None:
-    """Refuse a cut before the start or after the stream's end.
+def check_savepoint(config: Configuration, start: Start, until_us: int) -> None:
+    """Refuse a savepoint before the start or after the stream's end.
 
     Raises:
         InputError: It is one.
@@ -163,7 +164,7 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
         goes on; it may be past the states'.
 
     Raises:
-        StoreError: The store refuses, or has lost what was published before the cut.
+        StoreError: The store refuses, or has lost what was published before the savepoint.
     """
     root = config.root
     if not start.resumes:
@@ -171,14 +172,14 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
         (root / RUN).unlink(missing_ok=True)
         for name in _OUTPUTS:
             shutil.rmtree(root / name, ignore_errors=True)
-        remove_stops(root)
+        remove_savepoints(root)
         start_over(config, start.handoff, progress)
         start.run.write(root)
         return {}
     for name in _OUTPUTS:
         for path in (root / name).glob(f"**/{segment_prefix(start.segment)}*"):
             path.unlink()
-    remove_stops(root, keep=start.folder)
+    remove_savepoints(root, keep=start.folder)
     # Registered here, once: workers only write.
     open_store(config.project, config.places, clock="replay")
     shown = shown_frontiers(config)
@@ -235,7 +236,7 @@ def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:
 
 
 def waiting(config: Configuration, folder: Path, engine: str) -> int:
-    """Count the requests that wait at a cut; every state must be there.
+    """Count the requests that wait at a savepoint; every state must be there.
 
     Raises:
         SequenceError: One is missing.
@@ -243,17 +244,17 @@ def waiting(config: Configuration, folder: Path, engine: str) -> int:
     missing = missing_files(folder, config.project, config.shards)
     if missing:
         raise SequenceError(
-            f"the states at the cut are not all there ({', '.join(missing[:3])} and "
+            f"the states at the savepoint are not all there ({', '.join(missing[:3])} and "
             f"{max(len(missing) - 3, 0)} more are missing in {folder}): the engine {engine!r} lost "
-            "batches before the cut"
+            "batches before the savepoint"
         )
     return _joiner(config, folder).requests_pending
 
 
-def keep(
+def keep_savepoint(
     config: Configuration, start: Start, until_us: int, replayed: ReplayLog, folder: Path
 ) -> None:
-    """Make the states at a cut count; the ones before are not needed any more."""
+    """Make the states at a savepoint count; the ones before are not needed any more."""
     # A shard that has released nothing since it began stands where it began.
     released = _joiner(config, folder).frontiers
     frontiers = {
@@ -273,4 +274,4 @@ def keep(
         files=file_hashes(folder),
     )
     handoff.write(folder)
-    remove_stops(config.root, keep=folder)
+    remove_savepoints(config.root, keep=folder)

@@ -36,7 +36,7 @@ from tidemill.pipelines.stream.answer_parts import (
     AnswerPart,
     Part,
     RequestPart,
-    StopPart,
+    SavepointPart,
     Unanswered,
     partition_of,
 )
@@ -86,7 +86,7 @@ class AnswerJoiner:
         early: Answers that wait for their requests, by group.
         closed: The newest groups that are done with: True where answered, False where given up.
         waiting: By (view, shard): the frontiers of releases that overtook another, by number.
-        stops: By (view, shard): what it said at the cut where the run stops.
+        savepoints: By (view, shard): what it said at the savepoint where the run stops.
     """
 
     project: Project
@@ -97,7 +97,7 @@ class AnswerJoiner:
     early: dict[int, list[AnswerPart]] = field(default_factory=dict)
     closed: dict[int, bool] = field(default_factory=dict)
     waiting: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
-    stops: dict[tuple[int, int], StopPart] = field(default_factory=dict)
+    savepoints: dict[tuple[int, int], SavepointPart] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         widths = [len(view.columns) for view in self.project.views]
@@ -113,7 +113,7 @@ class AnswerJoiner:
                 self.early,
                 self.closed,
                 self.waiting,
-                self.stops,
+                self.savepoints,
                 self.frontiers,
                 self.numbers,
             ),
@@ -133,30 +133,30 @@ class AnswerJoiner:
             self.early,
             self.closed,
             self.waiting,
-            self.stops,
+            self.savepoints,
             self.frontiers,
             self.numbers,
         ) = decode_joiner(state, self.project, self.shards)
 
     def go_on(self) -> None:
-        """Go on after the cut at which the state was written."""
-        self.stops = {}
+        """Go on after the savepoint at which the state was written."""
+        self.savepoints = {}
 
     @property
-    def stopped(self) -> bool:
-        """Whether everything before the cut has come: no answer and no request is on its way.
+    def at_savepoint(self) -> bool:
+        """Whether everything before the savepoint has come: no answer and no request is on its way.
 
         Every request goes to one shard of each view. So those that the shards have taken and not
         answered, and those whose answers came, are all there are.
         """
         return (
-            len(self.stops) == self.numbers.size
-            and all(self.numbers[at] == stop.number for at, stop in self.stops.items())
+            len(self.savepoints) == self.numbers.size
+            and all(self.numbers[at] == part.number for at, part in self.savepoints.items())
             and not self.early
             and all(
                 group in self.pending or group in self.closed
-                for stop in self.stops.values()
-                for group in stop.groups
+                for part in self.savepoints.values()
+                for group in part.groups
             )
         )
 
@@ -184,8 +184,8 @@ class AnswerJoiner:
                 for waiting in self.early.pop(part.group, []):
                     self._fill(part.group, waiting)
                 touched[part.group] = None
-            elif isinstance(part, StopPart):
-                self.stops[part.view, part.shard] = part
+            elif isinstance(part, SavepointPart):
+                self.savepoints[part.view, part.shard] = part
             else:
                 self._reach(part)
                 if part.answers is not None and part.answers.num_rows:

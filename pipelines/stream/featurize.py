@@ -39,7 +39,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.kernel.advance import Publish
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, StopPart
+from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
@@ -92,8 +92,8 @@ class FeaturizeOptions:
         gap_batches: How many batches, or releases, may wait behind a gap.
         answer_within_us: How far a view may go past a request without answering it.
         handoff: A folder of handed-over states, or None to start empty.
-        stop: The folder that states are written to when the mark of a cut comes, or None where
-            the stream runs to its end.
+        savepoint: The folder of states that is written when the mark of a savepoint comes, or None
+            where the stream runs to its end.
         overtaken: By (view, shard): the frontier that the online store shows already, where a run
             that was killed has published past the handed-over state.
     """
@@ -107,7 +107,7 @@ class FeaturizeOptions:
     gap_batches: int = 1_000
     answer_within_us: int = 300_000_000
     handoff: Path | None = None
-    stop: Path | None = None
+    savepoint: Path | None = None
     overtaken: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
@@ -252,14 +252,16 @@ class _Operate(_OncePerKey):
         _OPERATORS.put((self._options.run, key), token, (operator, logged))
         if release is not None:
             yield from self._emit(operator, release)
-        if self._options.stop is not None and operator.stopped:
-            yield self._stop(operator, self._options.stop)
+        if self._options.savepoint is not None and operator.at_savepoint:
+            yield self._keep(operator, self._options.savepoint)
 
-    def _stop(self, operator: ShardOperator, folder: Path) -> WindowedValue:
-        """Keep the state of an operator that has taken everything before a cut."""
+    def _keep(self, operator: ShardOperator, folder: Path) -> WindowedValue:
+        """Keep the state of an operator that has taken everything before a savepoint."""
         write_handoff(folder, operator)
         key = operator.key
-        part = StopPart(self._view(operator), key.shard, operator.number, operator.waiting_groups())
+        part = SavepointPart(
+            self._view(operator), key.shard, operator.number, operator.waiting_groups()
+        )
         return _windowed((ALL_REQUESTS, encode_part(part, key.text)), operator.state.frontier_us)
 
     def _view(self, operator: ShardOperator) -> int:
@@ -352,8 +354,8 @@ class _Join(_OncePerKey):
         else:
             log.add(entry)
             logged = _Logged(logged.entries + 1, logged.size + len(entry), logged.most)
-        if self._options.stop is not None and joiner.stopped:
-            write_joiner(self._options.stop, joiner)
+        if self._options.savepoint is not None and joiner.at_savepoint:
+            write_joiner(self._options.savepoint, joiner)
         token = os.urandom(_TOKEN_BYTES)
         head.write(token)
         _JOINERS.put((self._options.run, key), token, (joiner, logged))

@@ -139,8 +139,8 @@ class ShardOperator:
         self.ids_seen = PairSet()
         self.number = 0
         self.newest_us = TIME_MIN
-        # Where the run stops, by partition: known once the mark of a cut has come.
-        self.stops_at: dict[int, int] = {}
+        # Where the run stops, by partition: known once the mark of a savepoint has come.
+        self.savepoint_positions: dict[int, int] = {}
         self.event_schema = sequenced_events_schema(self.plan)
 
     def receive(self, batches: Iterable[SequencedBatch]) -> tuple[Release | None, bytes | None]:
@@ -161,7 +161,7 @@ class ShardOperator:
         for batch in batches:
             index = self._index(batch)
             if batch.is_last:
-                self.stops_at[index] = batch.stop
+                self.savepoint_positions[index] = batch.stop
             self._sequence(index, batch)
         self._forget()
         if self.mode is Mode.EAGER:
@@ -339,15 +339,15 @@ class ShardOperator:
         return release, encode_release(self.key, until, events)
 
     @property
-    def stopped(self) -> bool:
-        """Whether the mark of a cut has come from every partition, and everything before it."""
-        return len(self.stops_at) == len(self.expected) and all(
-            self.expected[index] == position for index, position in self.stops_at.items()
+    def at_savepoint(self) -> bool:
+        """Whether every partition has brought the mark of a savepoint, and all before it."""
+        return len(self.savepoint_positions) == len(self.expected) and all(
+            self.expected[index] == position for index, position in self.savepoint_positions.items()
         )
 
     def go_on(self) -> None:
-        """Go on after the cut at which the state was written."""
-        self.stops_at = {}
+        """Go on after the savepoint at which the state was written."""
+        self.savepoint_positions = {}
 
     def waiting_groups(self) -> tuple[int, ...]:
         """Return the groups of the requests that wait for the frontier."""
@@ -391,7 +391,7 @@ class ShardOperator:
             requests=concat(self.requests),
             number=self.number,
             newest_us=self.newest_us,
-            stops_at=self.stops_at,
+            stops_at=self.savepoint_positions,
             seen=vars(self.counters),
             kernel=vars(self.state.counters),
         )
@@ -436,7 +436,7 @@ class ShardOperator:
         ]
         self.number = stored.number
         self.newest_us = stored.newest_us
-        self.stops_at = dict(stored.stops_at)
+        self.savepoint_positions = dict(stored.stops_at)
         self.counters = OperatorCounters(**stored.seen)
         # Replaying the log applies events again, but asks nothing: it does not see overflows.
         self.state.counters = Counters(**stored.kernel)

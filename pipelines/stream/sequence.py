@@ -40,7 +40,7 @@ GROUP: Final = "group"
 _HEADER: Final = struct.Struct("<7q")
 _REQUEST: Final = 1
 _STOP: Final = 2
-_REMEDY: Final = "run the stream from its last cut, or from its beginning"
+_REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
 
 
 @dataclass(frozen=True)

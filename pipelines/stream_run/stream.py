@@ -3,7 +3,7 @@
 The same definitions, kernel and transform graph as in batch. The engine only carries batches: what
 is counted here at the end (requests in, predictions out, every release) does not rest on it.
 
-A stream may stop at a cut and go on from there, in segments (`pipelines.recovery.resume`).
+A stream may stop at a savepoint and go on from there, in segments (`pipelines.recovery.resume`).
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
-from tidemill.pipelines.recovery.handoff import stop_folder
+from tidemill.pipelines.recovery.handoff import savepoint_folder
 from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.release_log import RELEASES, WriteReleases
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
     PREDICTIONS,
     REJECTED,
-    check_cut,
     check_positions,
+    check_savepoint,
     first_start,
-    keep,
+    keep_savepoint,
     next_start,
     offline_goes_on,
     prepare,
@@ -94,7 +94,7 @@ def stream(
         mode: ``exact`` or ``eager``; None for the configured one, or what is gone on with.
         until_us: Stop before what was received from this instant on, and keep the operators'
             states; None to go on to the stream's end.
-        resume: Go on from the last cut instead of starting over.
+        resume: Go on from the last savepoint instead of starting over.
 
     Returns:
         Counts since the stream began, figures, and the engine with the reason for it.
@@ -107,7 +107,7 @@ def stream(
     project, root = config.project, config.root
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
-        check_cut(config, start, until_us)
+        check_savepoint(config, start, until_us)
     bundle = current_bundle(root)
     choice = stream_engine(config, engine)
     options = ReplayOptions(
@@ -131,7 +131,7 @@ def stream(
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,
         handoff=start.folder,
-        stop=None if options.ends else stop_folder(root, start.segment),
+        savepoint=None if options.ends else savepoint_folder(root, start.segment),
         overtaken=prepare(config, start, progress),
         changes=offline_goes_on(config, start, progress),
     )
@@ -159,7 +159,9 @@ def stream(
         "bundle": bundle.name,
         "segment": start.segment,
         "requests": requests,
-        "waiting": 0 if featurize.stop is None else waiting(config, featurize.stop, choice.name),
+        "waiting": 0
+        if featurize.savepoint is None
+        else waiting(config, featurize.savepoint, choice.name),
         "events": sum(rows.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
@@ -173,10 +175,10 @@ def stream(
             f"came out, and {summary['waiting']} wait: the engine {choice.name!r} lost or doubled "
             "batches"
         )
-    if featurize.stop is None:
+    if featurize.savepoint is None:
         replace(start.run, ended=True).write(root)
     else:
-        keep(config, start, options.stop_us, replayed, featurize.stop)
+        keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
 
 

@@ -126,7 +126,7 @@ def table(folder: Path) -> pa.Table:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Configuration:
-    """A copy of the root that the commit before left at a cut."""
+    """A copy of the root that the commit before left at a savepoint."""
     shutil.copytree(BEFORE / "root", tmp_path / "root")
     begin = START + 2 * MINUTE
     return configuration(tmp_path / "root", PROJECT, begin, START + 11 * MINUTE, poll_rows=6)
