@@ -100,8 +100,9 @@ def _snapshot(data: bytes) -> Any:
 
 
 def _joiner(read: AnswerJoiner) -> Any:
-    names = ("pending", "early", "closed", "waiting", "stops", "frontiers", "numbers")
-    return {name: as_json(getattr(read, name)) for name in names}
+    names = ("pending", "early", "closed", "waiting", "frontiers", "numbers")
+    said = {name: as_json(getattr(read, name)) for name in names}
+    return said | {"stops": as_json(read.savepoints)}
 
 
 def _operator_file(path: Path) -> Any:
