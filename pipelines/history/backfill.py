@@ -21,6 +21,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.columns import concat, feature_arrays
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import make_plan
@@ -37,14 +38,9 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, feature_arrays
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart
-from tidemill.pipelines.stream.sequence import (
-    GROUP,
-    concat,
-    decode_batches,
-    sequenced_events_schema,
-)
+from tidemill.pipelines.stream.sequence import GROUP, decode_batches, sequenced_events_schema
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.serving.files.read_files import row_count

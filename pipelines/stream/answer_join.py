@@ -11,16 +11,15 @@ This is a plain object; `pipelines.stream.featurize` wires it into a stateful st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions import FeatureColumn, Project
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.definitions import Project
 from tidemill.features.errors import BatchConflict
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES
@@ -47,8 +46,6 @@ from tidemill.pipelines.stream.joiner_state import (
     encode_joiner,
 )
 from tidemill.pipelines.stream.sequence import GROUP
-
-UInt8Array = npt.NDArray[np.uint8]
 
 AS_OF: Final = "_as_of"
 RELEASE: Final = "_release"
@@ -329,30 +326,3 @@ class AnswerJoiner:
             self._remember(group, answered=False)
         self.pending.clear()
         return out
-
-
-def feature_arrays(project: Project, values: Int64Array, nulls: UInt8Array) -> dict[str, pa.Array]:
-    """Name the columns of a feature matrix.
-
-    Args:
-        project: The project.
-        values: int64 patterns, ``(rows, columns)``, over all views' columns in order.
-        nulls: uint8, ``(rows, columns)``: 1 = null.
-
-    Returns:
-        int64 or float64 arrays, ``(rows,)``, by `FeatureColumn.name`.
-    """
-    return column_arrays(project.columns, values, nulls)
-
-
-def column_arrays(
-    columns: Sequence[FeatureColumn], values: Int64Array, nulls: UInt8Array
-) -> dict[str, pa.Array]:
-    """Name the columns of a matrix of some feature columns; see `feature_arrays`."""
-    out: dict[str, pa.Array] = {}
-    by_column = np.ascontiguousarray(values.T)
-    for index, column in enumerate(columns):
-        words = by_column[index]
-        data = words.view(np.float64) if column.dtype == "float64" else words
-        out[column.name] = pa.array(data, mask=nulls[:, index].astype(np.bool_))
-    return out

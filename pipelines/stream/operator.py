@@ -32,6 +32,7 @@ from tidemill.features.errors import (
 )
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.columns import concat, keep
 from tidemill.features.kernel.dedupe import PairSet
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.prepare import DIGEST, ID, ORDINAL, TIME, matrix_of
@@ -48,8 +49,6 @@ from tidemill.pipelines.stream.sequence import (
     GROUP,
     REQUEST_ROWS,
     SequencedBatch,
-    concat,
-    keep,
     sequenced_events_schema,
 )
 

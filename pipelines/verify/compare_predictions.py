@@ -26,11 +26,11 @@ from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import ARROW_TYPES, FeatureView, Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.answer_join import UInt8Array
 from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.release_evidence import Evidence

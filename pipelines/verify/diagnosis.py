@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from tidemill.features.contract import Int64Array
-from tidemill.pipelines.stream.answer_join import UInt8Array
+from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.verify.compare_predictions import (
     Findings,
     Mismatch,
