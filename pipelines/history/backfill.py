@@ -37,6 +37,7 @@ from tidemill.pipelines.ingest.ingest import ingest
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart
@@ -242,7 +243,7 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
                 f"own request; a feature could see what it is to predict. Ask earlier "
                 f"(request {project.request.name!r}), or drop those requests"
             )
-    shutil.rmtree(root / "features", ignore_errors=True)
+    shutil.rmtree(root / paths.TRAINING_TABLE, ignore_errors=True)
     choice = batch_engine()
     requests = log.read(project.request.name, columns=[POSITION]).num_rows
     with progress.stage("point-in-time features", total=requests, unit="requests") as stage:
@@ -273,12 +274,12 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
             | beam.Flatten()
             | "GroupByRequests" >> beam.GroupByKey()
             | "TrainingRows" >> beam.ParDo(_TrainingRows(project, config.shards, root))
-            | WriteParquet(root / "features", ("_partition", "_position"))
+            | WriteParquet(root / paths.TRAINING_TABLE, ("_partition", "_position"))
         )
         run(pipeline, choice)
         rows = sum(
             row_count(path, "run `tidemill backfill` again")
-            for path in (root / "features").glob("*.parquet")
+            for path in (root / paths.TRAINING_TABLE).glob("*.parquet")
         )
         stage.advance(rows)
     if rows != requests:

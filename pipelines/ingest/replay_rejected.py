@@ -52,6 +52,7 @@ from tidemill.pipelines.io.files.input_files import find_files, format_of
 from tidemill.pipelines.io.files.readers import read
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.sinks import write_rows
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import read_table, reading
@@ -86,8 +87,8 @@ def replay(config: Configuration, progress: Progress, mended: Path | None) -> di
 
 def _read_rejected(config: Configuration) -> dict[str, _Record]:
     """Return the rejected records that can be mended, by their ids, in order of their place."""
-    paths = (config.root / "rejected").glob("*.parquet")
-    records = [record for path in paths for record in _read_records(path)]
+    files = (config.root / paths.REJECTED).glob("*.parquet")
+    records = [record for path in files for record in _read_records(path)]
     records.sort(key=lambda record: (record["stream"], record["partition"], record["position"]))
     return {
         record_id(record): record
@@ -109,7 +110,7 @@ def _read_records(path: Path) -> list[_Record]:
 def _export(
     config: Configuration, progress: Progress, found: Mapping[str, _Record]
 ) -> dict[str, Any]:
-    folder = config.root / "rejected" / "export"
+    folder = config.root / paths.REJECTED / paths.EXPORT
     figures: dict[str, Any] = {}
     with progress.stage("export rejected", total=len(found), unit="records") as stage:
         for name in sorted({record["stream"] for record in found.values()}):
@@ -257,7 +258,7 @@ def _update_rejected(
     config: Configuration, settled: set[str], still: Mapping[str, _Record]
 ) -> None:
     """Take records out of ``root/rejected`` and write others there anew, file by file."""
-    for path in sorted((config.root / "rejected").glob("*.parquet")):
+    for path in sorted((config.root / paths.REJECTED).glob("*.parquet")):
         records = _read_records(path)
         left = [
             still.get(key, record)

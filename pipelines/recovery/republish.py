@@ -32,7 +32,6 @@ from tidemill.pipelines.io.log import POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.publish.store_writer import retry_while_unavailable
 from tidemill.pipelines.recovery.handoff import (
-    STATES,
     Handoff,
     StreamRun,
     check_handoff,
@@ -40,6 +39,7 @@ from tidemill.pipelines.recovery.handoff import (
     read_record,
 )
 from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
 from tidemill.pipelines.stream.operator import ShardOperator
@@ -78,10 +78,10 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
     check_handoff(folder, handoff, project, config.shards)
     releases = _releases_by_shard(root)
     began = StreamRun.read(root)
-    if releases and (began is None or began.began != read_record(root / STATES).id):
+    if releases and (began is None or began.began != read_record(root / paths.STATES).id):
         raise StateMismatch(
             f"the releases in {root} are not of a stream that began with the states in "
-            f"{root / STATES}: a backfill has replaced them since; run `tidemill stream`"
+            f"{root / paths.STATES}: a backfill has replaced them since; run `tidemill stream`"
         )
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
@@ -147,7 +147,7 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     database.drop(spaces)
     database.create(spaces)
     database.close()
-    publish_states(config, config.root / STATES, progress, {})
+    publish_states(config, config.root / paths.STATES, progress, {})
 
 
 def keeps_frontiers(config: Configuration) -> bool:

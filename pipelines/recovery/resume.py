@@ -25,8 +25,6 @@ from tidemill.features.errors import InputError, LostPublications, SequenceError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.recovery.handoff import (
-    RUN,
-    STATES,
     Handoff,
     StreamRun,
     check_handoff,
@@ -34,19 +32,21 @@ from tidemill.pipelines.recovery.handoff import (
     read_record,
     remove_savepoints,
 )
-from tidemill.pipelines.recovery.release_log import RELEASES
 from tidemill.pipelines.recovery.republish import keeps_frontiers, shown_frontiers, start_over
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.state_files import file_hashes, missing_files, read_joiner
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.registry.registration import open_store
-from tidemill.serving.stores.places import OFFLINE
 
-PREDICTIONS: Final = "predictions"
-REJECTED: Final = "rejected_by_stream"
-_OUTPUTS: Final = (PREDICTIONS, RELEASES, "publications", REJECTED)
+_OUTPUTS: Final = (
+    paths.PREDICTIONS,
+    paths.RELEASES,
+    paths.PUBLICATIONS,
+    paths.REJECTED_BY_STREAM,
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def first_start(config: Configuration, mode: str | None) -> Start:
     Raises:
         StateMismatch: There are none, or they are of other definitions.
     """
-    folder = config.root / STATES
+    folder = config.root / paths.STATES
     handoff = _checked(config, folder, read_record(folder))
     run = StreamRun(handoff.id, mode or config.stream.mode, ended=False)
     return Start(folder, handoff, run, resumes=False)
@@ -92,7 +92,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
     """
     root = config.root
     run = StreamRun.read(root)
-    if run is None or run.began != read_record(root / STATES).id:
+    if run is None or run.began != read_record(root / paths.STATES).id:
         raise StateMismatch(
             f"there is no stream in {root} to go on with, or a backfill has replaced the states "
             "that it began with; run `tidemill stream` without --resume"
@@ -113,7 +113,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
 
 def _checked(config: Configuration, folder: Path, handoff: Handoff) -> Handoff:
     check_handoff(folder, handoff, config.project, config.shards)
-    if read_record(config.root / STATES).as_of_us != config.splits.evaluate_until_us:
+    if read_record(config.root / paths.STATES).as_of_us != config.splits.evaluate_until_us:
         raise StateMismatch(
             "the handed-over state ends at another instant than splits.evaluate_until; run "
             "`tidemill backfill` again"
@@ -169,7 +169,7 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
     root = config.root
     if not start.resumes:
         # A run that is killed before the store is filled has not begun.
-        (root / RUN).unlink(missing_ok=True)
+        (root / paths.STREAM_RUN).unlink(missing_ok=True)
         for name in _OUTPUTS:
             shutil.rmtree(root / name, ignore_errors=True)
         remove_savepoints(root)
@@ -194,7 +194,9 @@ def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> 
     It does where `tidemill backfill --publish` has written it up to the states that the stream
     began with. The log of all views goes on, or of none.
     """
-    logs = {view.name: OfflineLog.of(config.root / OFFLINE, view) for view in config.project.views}
+    logs = {
+        view.name: OfflineLog.of(config.root / paths.OFFLINE, view) for view in config.project.views
+    }
     segment = start.segment if start.resumes else 0
     joins = {
         name: log.cut_back(segment, start.handoff.frontiers[name]) for name, log in logs.items()
@@ -224,7 +226,7 @@ def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
 
 def received(config: Configuration, replayed: ReplayLog) -> dict[str, int]:
     """Count the rows of each source received since the stream began, up to where a replay ends."""
-    begun = read_record(config.root / STATES).positions
+    begun = read_record(config.root / paths.STATES).positions
     stop = _by_source(replayed, replayed.stop)
     return {name: sum(ends) - sum(begun[name]) for name, ends in stop.items()}
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from tidemill.features.errors import InputError, StateError
+from tidemill.pipelines.run import paths
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading
 
-SUMMARY: Final = "summary.json"
 _LISTED: Final = 8
 """Up to this many items of a list are printed; of a longer one the number."""
 _ROWS: Final = 20
@@ -54,7 +54,7 @@ def read_summary(root: Path) -> dict[str, dict[str, Any]]:
     Raises:
         StateError: The file is no summary.
     """
-    path = root / SUMMARY
+    path = root / paths.SUMMARY
     if not path.exists():
         return {}
     with reading(path, "remove it and run again"):
@@ -90,7 +90,7 @@ def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
         if stage in _ORDER:
             for later in _ORDER[_ORDER.index(stage) + 1 :]:
                 summary.pop(later, None)
-        with atomic_write(root / SUMMARY, durable=True) as unfinished:
+        with atomic_write(root / paths.SUMMARY, durable=True) as unfinished:
             unfinished.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", "utf-8")
 
 

@@ -37,11 +37,9 @@ from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.recovery.handoff import savepoint_folder
 from tidemill.pipelines.recovery.log_parts import source_partitions
-from tidemill.pipelines.recovery.release_log import RELEASES, WriteReleases
+from tidemill.pipelines.recovery.release_log import WriteReleases
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
-    PREDICTIONS,
-    REJECTED,
     check_positions,
     check_savepoint,
     first_start,
@@ -52,16 +50,17 @@ from tidemill.pipelines.recovery.resume import (
     received,
     waiting,
 )
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import (
     ANSWERS,
     PUBLICATIONS,
+    RELEASES,
     UNANSWERED,
     Featurize,
     FeaturizeOptions,
 )
-from tidemill.pipelines.stream.featurize import RELEASES as FEATURIZED_RELEASES
 from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
@@ -197,7 +196,7 @@ def wire(
     _ = (
         out[ANSWERS]
         | Infer(project, bundle, featurize.run)
-        | "Predictions" >> WriteParquet(root / PREDICTIONS, ("partition", "position"), prefix)
+        | "Predictions" >> WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix)
     )
     _ = out[PUBLICATIONS] | Publish(
         project,
@@ -209,13 +208,15 @@ def wire(
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,
     )
-    _ = out[FEATURIZED_RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / RELEASES, prefix))
+    _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     _ = (
         (valid[INVALID], unanswered)
         | "Rejected" >> beam.Flatten()
         | "WriteRejected"
-        >> WriteParquet(root / REJECTED, ("stage", "stream", "partition", "position"), prefix)
+        >> WriteParquet(
+            root / paths.REJECTED_BY_STREAM, ("stage", "stream", "partition", "position"), prefix
+        )
     )
 
 

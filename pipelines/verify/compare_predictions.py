@@ -30,6 +30,7 @@ from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
@@ -166,23 +167,23 @@ def read_predictions(config: Configuration) -> pa.Table:
     Raises:
         InputError: There are none.
     """
-    paths = sorted((config.root / "predictions").glob("*.parquet"))
-    if not paths:
+    files = sorted((config.root / paths.PREDICTIONS).glob("*.parquet"))
+    if not files:
         raise InputError(
-            f"there are no predictions in {config.root / 'predictions'}; run `tidemill stream`"
+            f"there are no predictions in {config.root / paths.PREDICTIONS}; run `tidemill stream`"
         )
     needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
     for view in config.project.views:
         needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
     tables = []
-    for path in paths:
+    for path in files:
         tables.append(read_table(path, _MEND))
         if lacking := sorted(needed - set(tables[-1].column_names)):
             raise InputError(
                 f"{path}: there is no column {lacking[0]!r}; it was made by other definitions: "
                 "run `tidemill stream` again"
             )
-    with reading(config.root / "predictions", _MEND):
+    with reading(config.root / paths.PREDICTIONS, _MEND):
         return pa.concat_tables(tables)
 
 
@@ -245,7 +246,7 @@ def _places(table: pa.Table, partition: str, position: str) -> Int64Array:
 def _rejected_places(root: Path, request: str) -> Int64Array:
     """Return the places of the requests that the stream rejected instead of answering."""
     places = [np.zeros(0, np.int64)]
-    for path in sorted((root / "rejected_by_stream").glob("*.parquet")):
+    for path in sorted((root / paths.REJECTED_BY_STREAM).glob("*.parquet")):
         table = read_table(path, _MEND)
         mine = table.filter(pc.equal(table["stream"], request))
         places.append(_places(mine, "partition", "position"))

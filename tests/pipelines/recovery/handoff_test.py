@@ -40,9 +40,10 @@ from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.handoff import RECORD, SAVEPOINTS, STATES, last_states, read_record
+from tidemill.pipelines.recovery.handoff import last_states, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import shown_frontiers
+from tidemill.pipelines.run.paths import HANDOFF, SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
@@ -423,7 +424,7 @@ def test_nothing_moves_where_nothing_came_between_two_cuts(
 def kill(config: Configuration) -> None:
     """Leave what a run leaves that was killed just before its cut would have counted."""
     folder, _ = last_states(config.root)
-    (folder / RECORD).unlink()
+    (folder / HANDOFF).unlink()
 
 
 def test_what_a_killed_segment_wrote_is_not_doubled(tmp_path: Path, poll_by_poll: None) -> None:
@@ -570,6 +571,6 @@ def test_a_cut_without_all_states_does_not_count(
 
 
 def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / RECORD).write_text(json.dumps({"as_of_us": 1, "positions": {}}))
+    (tmp_path / HANDOFF).write_text(json.dumps({"as_of_us": 1, "positions": {}}))
     with pytest.raises(StateVersionError, match="written by an older version of Tidemill"):
         read_record(tmp_path)

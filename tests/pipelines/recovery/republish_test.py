@@ -36,9 +36,10 @@ from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED, Log
 from tidemill.pipelines.recovery import republish as module
-from tidemill.pipelines.recovery.handoff import SAVEPOINTS, STATES, StreamRun, read_record
+from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import republish, shown_frontiers
+from tidemill.pipelines.run.paths import SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream_run import stream as stream_module
