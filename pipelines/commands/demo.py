@@ -53,7 +53,7 @@ def demo(
         configuration = dataclasses.replace(configuration, training=training)
     from tidemill.pipelines.commands import whole_loop as stage
     from tidemill.pipelines.run import paths
-    from tidemill.pipelines.run.summary import print_tables
+    from tidemill.pipelines.run.tables import print_tables
 
     figures = stage.demo(
         configuration, stages.progress(quiet), sample=sample, speed=speed, engine=engine

@@ -35,7 +35,7 @@ def merge_log(
     """
     configuration = stages.load(config_path, root)
     from tidemill.pipelines.history import merge_log as stage
-    from tidemill.pipelines.run.summary import print_tables
+    from tidemill.pipelines.run.tables import print_tables
 
     merged = stage.merge_log(
         configuration,

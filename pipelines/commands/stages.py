@@ -46,7 +46,8 @@ def run_stage(
     stage: str, configuration: Configuration, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """Run a stage, put its figures into the run's summary, and print them."""
-    from tidemill.pipelines.run.summary import figure_tables, print_tables, write_summary
+    from tidemill.pipelines.run.summary import write_summary
+    from tidemill.pipelines.run.tables import figure_tables, print_tables
 
     began = time.perf_counter()
     figures = {**work(), "seconds": round(time.perf_counter() - began, 3)}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.run.summary import Table
+from tidemill.pipelines.run.tables import Table
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.offline.merge import merge_day, planned_merge
 

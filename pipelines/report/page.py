@@ -43,7 +43,7 @@ from tidemill.pipelines.report.tables import (
     write_time,
 )
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.run.summary import Table, figure_tables, write_value
+from tidemill.pipelines.run.tables import Table, figure_tables, write_value
 from tidemill.pipelines.training.evaluation import Evaluation, Metrics, Runs
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.current import current_bundle

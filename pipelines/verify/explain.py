@@ -19,7 +19,7 @@ from tidemill.features.errors import InputError, nearest
 from tidemill.features.oracle.values import Explanation as Made
 from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.run.summary import Table
+from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
 from tidemill.pipelines.verify.compare_predictions import read_predictions
 from tidemill.pipelines.verify.raw_history import logged_history
