@@ -34,8 +34,9 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.run.progress import Progress, Stage
-from tidemill.pipelines.verify.compare_predictions import Findings, Mismatch, differ, patterns
+from tidemill.pipelines.verify.compare_predictions import differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
+from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.source_history import History
 from tidemill.serving.online.backends import open_database
