@@ -21,7 +21,8 @@ from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.engines import choosing
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayOptions
-from tidemill.pipelines.stream.featurize import ANSWERS, Featurize, FeaturizeOptions
+from tidemill.pipelines.stream.featurize import ANSWERS, Featurize
+from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.shard import Shard
 
 POLL_ROWS: Final = 65_536

@@ -15,7 +15,11 @@ from tidemill.pipelines.recovery.handoff import Handoff, remove_savepoints
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.shard import shard_poll
 from tidemill.pipelines.stream.state_files import file_hashes, write_handoff

@@ -129,8 +129,9 @@ class Publish(beam.PTransform):
         keep_log: Keep every publication under ``root/publications`` too.
         changes: Whether the publications are every change point, and go on with the offline log.
         segment: The segment of the stream (`pipelines.recovery.handoff`) that publishes.
-        run: Names the run (`pipelines.stream.featurize.FeaturizeOptions`) whose operators can
-            publish a whole shard again where the store has lost writes; None where there are none.
+        run: Names the run (`pipelines.stream.featurize_options.FeaturizeOptions`) whose operators
+            can publish a whole shard again where the store has lost writes; None where there are
+            none.
         give_up_after_us: How long the store may be away before the bundle fails.
     """
 

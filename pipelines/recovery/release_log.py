@@ -12,7 +12,7 @@ import apache_beam as beam
 
 from tidemill.features.errors import StateVersionError
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.featurize import RELEASE_VERSION
+from tidemill.pipelines.stream.release_line import RELEASE_VERSION
 from tidemill.serving.files.atomic_write import write_text
 
 

@@ -41,7 +41,11 @@ from tidemill.pipelines.recovery.handoff import (
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows

@@ -5,8 +5,8 @@ A stream runs in segments, one or many. What is promised:
 * The outputs of all segments together are those of a stream that never stopped.
 * A segment counts once the states at its end do (`pipelines.recovery.handoff`). One that was killed
   is done again from the savepoint before it; the files that it wrote are removed first. What it
-  published stays in the online store, whose order takes care of it (`pipelines.stream.featurize`,
-  ``overtaken``).
+  published stays in the online store, whose order takes care of it
+  (`pipelines.stream.featurize_options`, ``overtaken``).
 * A stream that starts over removes everything of the one before, its rows in the store too.
 """
 

@@ -59,8 +59,8 @@ from tidemill.pipelines.stream.featurize import (
     RELEASES,
     UNANSWERED,
     Featurize,
-    FeaturizeOptions,
 )
+from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode

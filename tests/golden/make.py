@@ -41,8 +41,8 @@ from tests.support.streaming_project import (
 from tidemill.features.kernel.encoding import encode
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
 from tidemill.pipelines.stream.answer_parts import SavepointPart, Unanswered
-from tidemill.pipelines.stream.featurize import release_line
 from tidemill.pipelines.stream.operator_state import encode_release
+from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.state_files import file_hashes, write_handoff, write_joiner

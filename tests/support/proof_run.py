@@ -51,7 +51,11 @@ from tidemill.pipelines.run.paths import STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode

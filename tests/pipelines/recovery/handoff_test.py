@@ -48,7 +48,11 @@ from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import Part, RequestPart, SavepointPart
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.shard import request_parts
