@@ -16,12 +16,13 @@ from benchmarks.workload import PAYMENTS, REQUEST, SPAN_US, START_US, TWELVE, Wo
 from tidemill import Project
 from tidemill.features.contract import HOUR
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.columns import feature_arrays
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.engines import choosing
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayOptions
-from tidemill.pipelines.stream.answer_join import feature_arrays
-from tidemill.pipelines.stream.featurize import ANSWERS, Featurize, FeaturizeOptions
+from tidemill.pipelines.stream.featurize import ANSWERS, Featurize
+from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.shard import Shard
 
 POLL_ROWS: Final = 65_536

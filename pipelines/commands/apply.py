@@ -55,7 +55,7 @@ def apply(
         raise click.UsageError("--plan stands alone, and --serve-unfilled needs --promote")
     configuration = stages.load(config_path, root)
     from tidemill.pipelines.commands import apply_plan as stage
-    from tidemill.pipelines.run.summary import print_tables
+    from tidemill.pipelines.run.tables import print_tables
 
     preview = stage.plan(configuration)
     print_tables(stage.plan_tables(preview), sys.stdout)

@@ -12,7 +12,7 @@ from typing import Final
 from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.contract import TIME_MAX, TIME_MIN, format_duration, moment_of
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.run.summary import Table
+from tidemill.pipelines.run.tables import Table
 from tidemill.serving.definition_changes import Change
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.offline.bigquery_tables import project_ddl

@@ -21,7 +21,7 @@ def clean_store(config_path: Path, root: Path | None, yes: bool) -> None:
     """
     configuration = stages.load(config_path, root)
     from tidemill.pipelines.commands import apply_plan as stage
-    from tidemill.pipelines.run.summary import print_tables
+    from tidemill.pipelines.run.tables import print_tables
 
     found = stage.orphans(configuration)
     if not found:

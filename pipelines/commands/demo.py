@@ -52,11 +52,12 @@ def demo(
         training = dataclasses.replace(configuration.training, seeds=seeds)
         configuration = dataclasses.replace(configuration, training=training)
     from tidemill.pipelines.commands import whole_loop as stage
-    from tidemill.pipelines.run.summary import print_tables
+    from tidemill.pipelines.run import paths
+    from tidemill.pipelines.run.tables import print_tables
 
     figures = stage.demo(
         configuration, stages.progress(quiet), sample=sample, speed=speed, engine=engine
     )
     print_tables([stage.overview(figures)], sys.stdout)
-    click.echo(f"every figure: {root / 'summary.json'}; pictures: {figures['report']}")
+    click.echo(f"every figure: {root / paths.SUMMARY}; pictures: {figures['report']}")
     stages.end_with_verdict(figures["verify"])

@@ -30,12 +30,12 @@ def merge_log(
     """Make few files of the many that the stream leaves in the offline log.
 
     One for each day and segment of the stream. History reads the same before, meanwhile and after;
-    the stream may run meanwhile, and can still go on from its last cut or start over. The rows of
-    one day and segment are in memory together.
+    the stream may run meanwhile, and can still go on from its last savepoint or start over. The
+    rows of one day and segment are in memory together.
     """
     configuration = stages.load(config_path, root)
     from tidemill.pipelines.history import merge_log as stage
-    from tidemill.pipelines.run.summary import print_tables
+    from tidemill.pipelines.run.tables import print_tables
 
     merged = stage.merge_log(
         configuration,

@@ -23,7 +23,7 @@ def replay_rejected(config_path: Path, root: Path | None, quiet: bool, mended: P
     Without --mended the records are written to a file, whose payloads are yours to edit; with it
     they are fed in.
     """
-    configuration = stages.load_as_made(config_path, root)
+    configuration = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.ingest.replay_rejected import replay
 
     progress = stages.progress(quiet)

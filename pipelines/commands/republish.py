@@ -17,7 +17,7 @@ def republish(config_path: Path, root: Path | None, quiet: bool) -> None:
     For a store that was emptied, or has lost writes. The stream may run meanwhile: what is newer in
     the store stays.
     """
-    configuration = stages.load_as_made(config_path, root)
+    configuration = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.recovery import republish as stage
 
     progress = stages.progress(quiet)

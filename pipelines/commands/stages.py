@@ -28,11 +28,11 @@ def load(path: Path, root: Path | None) -> Configuration:
     return configuration
 
 
-def load_as_made(path: Path, root: Path | None) -> Configuration:
+def load_for_existing_run(path: Path, root: Path | None) -> Configuration:
     """Load the configuration for a command that works on what a root holds already."""
-    from tidemill.pipelines.run.run_record import as_made
+    from tidemill.pipelines.run.run_record import for_existing_run
 
-    return as_made(load(path, root))
+    return for_existing_run(load(path, root))
 
 
 def progress(quiet: bool) -> Progress:
@@ -46,7 +46,8 @@ def run_stage(
     stage: str, configuration: Configuration, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """Run a stage, put its figures into the run's summary, and print them."""
-    from tidemill.pipelines.run.summary import figure_tables, print_tables, write_summary
+    from tidemill.pipelines.run.summary import write_summary
+    from tidemill.pipelines.run.tables import figure_tables, print_tables
 
     began = time.perf_counter()
     figures = {**work(), "seconds": round(time.perf_counter() - began, 3)}

@@ -40,7 +40,7 @@ def stream(
     online store. With --resume it goes on instead.
     """
     until_us = None if until is None else _instant_us(until)
-    configuration = stages.load_as_made(config_path, root)
+    configuration = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.stream_run import stream as stage
 
     progress = stages.progress(quiet)

@@ -24,7 +24,7 @@ def verify(config_path: Path, root: Path | None, quiet: bool, sample: int) -> No
 
     The last line is `N mismatches in M values`; the exit status is 1 unless N is 0.
     """
-    configuration = stages.load_as_made(config_path, root)
+    configuration = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.verify import verify as stage
 
     progress = stages.progress(quiet)

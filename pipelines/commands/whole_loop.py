@@ -11,7 +11,8 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.report.page import write_report
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.run_record import remember, sampled
-from tidemill.pipelines.run.summary import Table, write_summary
+from tidemill.pipelines.run.summary import write_summary
+from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.training.evaluation import Evaluation, Runs
 from tidemill.pipelines.training.train import train

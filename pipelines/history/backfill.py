@@ -21,6 +21,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.columns import concat, feature_arrays
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import make_plan
@@ -36,15 +37,11 @@ from tidemill.pipelines.ingest.ingest import ingest
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, feature_arrays
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart
-from tidemill.pipelines.stream.sequence import (
-    GROUP,
-    concat,
-    decode_batches,
-    sequenced_events_schema,
-)
+from tidemill.pipelines.stream.sequence import GROUP, decode_batches, sequenced_events_schema
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.serving.files.read_files import row_count
@@ -112,10 +109,11 @@ def answer_shard(
         digests = matrix_of(everything.column(DIGEST)).view(np.uint64)
         everything = everything.take(pa.array(first_occurrences(digests)))
         until = max(until, int(hashing.bits(everything.column(TIME)).max()) + 1)
-    gone = advance(State(plan, publishes=False), everything, asked, until, Publish.NOTHING)
+    advanced = advance(State(plan, publishes=False), everything, asked, until, Publish.NOTHING)
     groups = hashing.bits(asked.column(GROUP))
     answers = pa.RecordBatch.from_arrays(
-        [*gone.answers.columns, asked.column(GROUP)], names=[*gone.answers.schema.names, GROUP]
+        [*advanced.answers.columns, asked.column(GROUP)],
+        names=[*advanced.answers.schema.names, GROUP],
     )
     for group in np.unique(groups).tolist():
         rows = answers.filter(pa.array(groups == group))
@@ -245,7 +243,7 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
                 f"own request; a feature could see what it is to predict. Ask earlier "
                 f"(request {project.request.name!r}), or drop those requests"
             )
-    shutil.rmtree(root / "features", ignore_errors=True)
+    shutil.rmtree(root / paths.TRAINING_TABLE, ignore_errors=True)
     choice = batch_engine()
     requests = log.read(project.request.name, columns=[POSITION]).num_rows
     with progress.stage("point-in-time features", total=requests, unit="requests") as stage:
@@ -276,12 +274,12 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
             | beam.Flatten()
             | "GroupByRequests" >> beam.GroupByKey()
             | "TrainingRows" >> beam.ParDo(_TrainingRows(project, config.shards, root))
-            | WriteParquet(root / "features", ("_partition", "_position"))
+            | WriteParquet(root / paths.TRAINING_TABLE, ("_partition", "_position"))
         )
         run(pipeline, choice)
         rows = sum(
             row_count(path, "run `tidemill backfill` again")
-            for path in (root / "features").glob("*.parquet")
+            for path in (root / paths.TRAINING_TABLE).glob("*.parquet")
         )
         stage.advance(rows)
     if rows != requests:

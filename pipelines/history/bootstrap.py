@@ -7,12 +7,12 @@ from typing import Any
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.recovery.handoff import STATES, check_handoff, read_record
+from tidemill.pipelines.recovery.handoff import check_handoff, read_record
 from tidemill.pipelines.recovery.republish import publish_states
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.serving.online.backends import missing_guarantees
 from tidemill.serving.registry.registration import open_store
-from tidemill.serving.stores.places import OFFLINE
 
 
 def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
         StoreError: The store refuses.
     """
     project, root = config.project, config.root
-    folder = root / STATES
+    folder = root / paths.STATES
     handoff = read_record(folder)
     check_handoff(folder, handoff, project, config.shards)
     if (warning := missing_guarantees(config.online_store)) is not None:
@@ -45,7 +45,7 @@ def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
         rows = log_history(
             project,
             Log(root),
-            root / OFFLINE,
+            root / paths.OFFLINE,
             shards=config.shards,
             until_us={view: min(frontiers) for view, frontiers in handoff.frontiers.items()},
             positions=handoff.positions,

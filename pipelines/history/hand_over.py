@@ -11,10 +11,15 @@ from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.recovery.handoff import RECORD, STATES, Handoff, remove_stops
+from tidemill.pipelines.recovery.handoff import Handoff, remove_savepoints
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.shard import shard_poll
 from tidemill.pipelines.stream.state_files import file_hashes, write_handoff
@@ -29,12 +34,12 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
     options = FeaturizeOptions(
         run="handoff", shards=config.shards, partitions=partitions, publish=False
     )
-    folder = root / STATES
+    folder = root / paths.STATES
     # The record goes first: without it the folder does not count, whatever else is in it. The
-    # cuts of a stream that began with other states mean nothing any more.
-    (folder / RECORD).unlink(missing_ok=True)
+    # savepoints of a stream that began with other states mean nothing any more.
+    (folder / paths.HANDOFF).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    remove_stops(root)
+    remove_savepoints(root)
     parts, positions = parts_before(log, project, partitions, as_of)
     events = 0
     frontiers: dict[str, list[int]] = {view.name: [] for view in project.views}

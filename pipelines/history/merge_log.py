@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.run.summary import Table
+from tidemill.pipelines.run.tables import Table
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.offline.merge import merge_day, planned_merge
-from tidemill.serving.stores.places import OFFLINE
 
 
 class MergedLog(NamedTuple):
@@ -54,7 +54,7 @@ def merge_log(
     """
     out = []
     for view in config.project.views:
-        log = OfflineLog.of(config.root / OFFLINE, view)
+        log = OfflineLog.of(config.root / paths.OFFLINE, view)
         until = log.ended_before() if before is None else before
         days = [day for day in log.days() if until is None or day < until]
         files_before = files_after = 0

@@ -24,13 +24,13 @@ from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.columns import concat
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import Plan, make_plan
 from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of, prepare_events
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.stream.publications import named_publications
-from tidemill.pipelines.stream.sequence import concat
 from tidemill.serving.offline.log import OfflineLog
 
 SLICE_EVENTS: Final = 65_536

@@ -13,12 +13,12 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES, Publish, advance
+from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.prepare import REQUESTS_SCHEMA, matrix_of, nulls_of, prepare_events
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.io.log import one_batch
-from tidemill.pipelines.stream.answer_join import column_arrays
 
 
 def values_at(
@@ -54,8 +54,8 @@ def values_at(
     until = max(
         int(newest.max()) + 1 if len(newest) else 0, int(times_us.max()) if len(times_us) else 0
     )
-    gone = advance(State(plan, publishes=False), prepared, requests, until, Publish.NOTHING)
-    return matrix_of(gone.answers.column(VALUES)), nulls_of(gone.answers.column(NULLS))
+    advanced = advance(State(plan, publishes=False), prepared, requests, until, Publish.NOTHING)
+    return matrix_of(advanced.answers.column(VALUES)), nulls_of(advanced.answers.column(NULLS))
 
 
 def columns_of(

@@ -36,6 +36,7 @@ from tidemill.pipelines.io.files.input_files import find_files
 from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import read_json
@@ -242,12 +243,12 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason.
     """
     if write_log:
-        shutil.rmtree(config.root / "log", ignore_errors=True)
+        shutil.rmtree(config.root / paths.LOG, ignore_errors=True)
     # Only these: what was exported from there to be mended is a person's work.
-    for stale in (config.root / "rejected").glob("*.parquet"):
+    for stale in (config.root / paths.REJECTED).glob("*.parquet"):
         stale.unlink()
     choice = batch_engine()
-    collected = config.root / "scratch" / "ingest"
+    collected = config.root / paths.SCRATCH / "ingest"
     shutil.rmtree(collected, ignore_errors=True)
     with progress.stage("ingest", total=len(config.sources), unit="sources") as stage:
         stage.note(choice.why)
@@ -261,7 +262,7 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
             | Ingest(config, write_log)
         )
         _ = out[REJECTED] | "Rejected" >> WriteParquet(
-            config.root / "rejected", ("stage", "stream", "partition", "position")
+            config.root / paths.REJECTED, ("stage", "stream", "partition", "position")
         )
         _ = out[COUNTS] | "Counts" >> beam.Map(_write_counts, str(collected))
         run(pipeline, choice)

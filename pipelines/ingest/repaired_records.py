@@ -48,6 +48,7 @@ from tidemill.pipelines.io.files import csv_lines, json_lines
 from tidemill.pipelines.io.files.judged_rows import StreamBatch, judge
 from tidemill.pipelines.io.files.readers import RawBatch, nulled
 from tidemill.pipelines.io.sinks import write_rows
+from tidemill.pipelines.run import paths
 from tidemill.serving.files.read_files import reading
 
 _SCHEMA: Final = pa.schema(
@@ -100,7 +101,7 @@ def record_id(record: Mapping[str, Any]) -> str:
 def read_mended(root: Path, source: str) -> list[list[Mended]]:
     """Read a source's mended records, replay by replay; one mended again counts there only."""
     replays = []
-    for path in sorted((root / "mended" / source).glob("*.parquet")):
+    for path in sorted((root / paths.MENDED / source).glob("*.parquet")):
         with reading(path, "remove it, and replay the mended records again"):
             rows = pq.read_table(path, schema=_SCHEMA).to_pylist()
             replays.append(
@@ -118,7 +119,7 @@ def read_mended(root: Path, source: str) -> list[list[Mended]]:
 
 def write_mended(root: Path, source: str, mended: Sequence[Mended]) -> None:
     """Add the mended records of one replay."""
-    folder = root / "mended" / source
+    folder = root / paths.MENDED / source
     number = len(list(folder.glob("*.parquet")))
     rows = [vars(one) | {"columns": one.columns.serialize().to_pybytes()} for one in mended]
     write_rows(folder, pa.Table.from_pylist(rows, schema=_SCHEMA), f"{number:05d}")

@@ -47,7 +47,7 @@ class Kind(enum.IntEnum):
     BATCHES = 2
     REQUEST_PART = 3
     ANSWER_PART = 4
-    STOP_PART = 5
+    SAVEPOINT_PART = 5
     PUBLISHED = 6
     UNANSWERED = 7
     # State, in the engine and in files.

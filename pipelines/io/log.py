@@ -41,6 +41,10 @@ def log_schema(definition: EventStream | Request) -> pa.Schema:
     )
 
 
+LOG: Final = "log"
+"""The folder of the logs below a root."""
+
+
 @dataclass(frozen=True)
 class Log:
     """The logs of a run.
@@ -53,7 +57,7 @@ class Log:
 
     def path(self, source: str, partition: int) -> Path:
         """Return the file of a partition."""
-        return self.root / "log" / source / f"{partition:05d}.arrow"
+        return self.root / LOG / source / f"{partition:05d}.arrow"
 
     def partitions(self, source: str) -> int:
         """Return how many partitions a source has.
@@ -61,10 +65,10 @@ class Log:
         Raises:
             InputError: There is no log of the source.
         """
-        found = len(list((self.root / "log" / source).glob("*.arrow")))
+        found = len(list((self.root / LOG / source).glob("*.arrow")))
         if not found:
             raise InputError(
-                f"there is no log of {source!r} in {self.root / 'log'}; run `tidemill backfill`"
+                f"there is no log of {source!r} in {self.root / LOG}; run `tidemill backfill`"
             )
         return found
 

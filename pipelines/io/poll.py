@@ -14,7 +14,7 @@ import pyarrow as pa
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 
-_REMEDY: Final = "run the stream from its last cut, or from its beginning"
+_REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
 
 
 @dataclass(frozen=True)

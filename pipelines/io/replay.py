@@ -5,7 +5,8 @@ poll never cuts between rows received at the same microsecond; and reading the s
 again gives the same polls. The watermark of a partition is the highest time it has shown, or the
 replay's own clock (the last instant of arrival that has been read whole), less the stream's
 out-of-orderness: a fetch that reached that instant found nothing more of the partition. A run may
-stop at a cut, an instant of arrival, without ending the stream: the next run reads on from there.
+stop at a savepoint, an instant of arrival, without ending the stream: the next run reads on from
+there.
 
 `ReplayLog` decides, `Replay` wires it into a splittable DoFn whose restriction is a vector of
 positions; it refuses to be split, because its order is its meaning.
@@ -52,7 +53,7 @@ class ReplayOptions:
         poll_rows: About how many rows a poll reads.
         speed: Times real time; None for as fast as possible.
         ends: The stream ends there: nothing more is expected, every row is let go. Else this is a
-            cut: what waits goes on waiting, for the run that goes on from it.
+            savepoint: what waits goes on waiting, for the run that goes on from it.
     """
 
     root: Path
@@ -139,11 +140,11 @@ class ReplayLog:
         return self._poll(at, after, clock + 1, sent_us), after
 
     def last_poll(self, at: Positions, sent_us: int) -> Poll:
-        """Return what follows the last row: the stream's end, or the mark of a cut."""
+        """Return what follows the last row: the stream's end, or the mark of a savepoint."""
         ends = self._options.ends
-        return self.final_poll(at, sent_us) if ends else self.stop_poll(at, sent_us)
+        return self.final_poll(at, sent_us) if ends else self.savepoint_poll(at, sent_us)
 
-    def stop_poll(self, at: Positions, sent_us: int) -> Poll:
+    def savepoint_poll(self, at: Positions, sent_us: int) -> Poll:
         """Say that the run stops here. No watermark moves: that the run stops says nothing of time.
 
         A frontier that moved here would let rows go that an uninterrupted run keeps waiting.

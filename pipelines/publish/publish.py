@@ -21,6 +21,7 @@ from tidemill.features.definitions import FeatureView, Project
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
 from tidemill.pipelines.publish.newest_rows import joined_by_shard, newest_per_entity
 from tidemill.pipelines.publish.store_writer import StoreWriter
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
 from tidemill.serving.files.atomic_write import atomic_write
@@ -29,7 +30,6 @@ from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.parcels import parcel_of
 from tidemill.serving.stores.online_places import OnlinePlace
-from tidemill.serving.stores.places import OFFLINE
 
 
 @beam.typehints.with_input_types(bytes)
@@ -86,7 +86,7 @@ class _Publish(beam.DoFn):
 
             for run in news:
                 append_changes(
-                    self._project, self._root / OFFLINE, self._shards, run, self._segment
+                    self._project, self._root / paths.OFFLINE, self._shards, run, self._segment
                 )
         if self._keep_log:
             for run in news:
@@ -110,7 +110,7 @@ class _Publish(beam.DoFn):
     def _write_log(
         self, view: FeatureView, shard: int, frontier: int, rows: pa.RecordBatch
     ) -> None:
-        folder = self._root / "publications" / view.name
+        folder = self._root / paths.PUBLICATIONS / view.name
         # A shard publishes at a frontier once, so a bundle that is repeated replaces itself.
         path = folder / f"{self._prefix}{frontier:020d}-{shard:05d}.parquet"
         with atomic_write(path) as unfinished:
@@ -129,8 +129,9 @@ class Publish(beam.PTransform):
         keep_log: Keep every publication under ``root/publications`` too.
         changes: Whether the publications are every change point, and go on with the offline log.
         segment: The segment of the stream (`pipelines.recovery.handoff`) that publishes.
-        run: Names the run (`pipelines.stream.featurize.FeaturizeOptions`) whose operators can
-            publish a whole shard again where the store has lost writes; None where there are none.
+        run: Names the run (`pipelines.stream.featurize_options.FeaturizeOptions`) whose operators
+            can publish a whole shard again where the store has lost writes; None where there are
+            none.
         give_up_after_us: How long the store may be away before the bundle fails.
     """
 

@@ -29,7 +29,7 @@ from tidemill.features.contract import SECOND
 from tidemill.features.definitions import Project
 from tidemill.features.errors import LostPublications, NoKeySpace, StoreError, StoreUnavailable
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
-from tidemill.pipelines.stream.lost_writes import HOLES
+from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.serving.online.database import OnlineDatabase, Parcel
 from tidemill.serving.online.rows import KeySpace
 
@@ -90,7 +90,9 @@ OUTAGES: Final = Outages()
 """This process's."""
 
 
-def patiently(action: Callable[[], _T], store: str, give_up_after_us: int = GIVE_UP_AFTER_US) -> _T:
+def retry_while_unavailable(
+    action: Callable[[], _T], store: str, give_up_after_us: int = GIVE_UP_AFTER_US
+) -> _T:
     """Do something with a store, again and again while it is away.
 
     Args:
@@ -159,7 +161,7 @@ class StoreWriter:
             self._write(parcels)
         except StoreError as error:
             if self.run is not None:
-                HOLES.fail(self.run, error)
+                LOST_WRITES.fail(self.run, error)
             raise
 
     def _write(self, parcels: Sequence[Parcel]) -> None:
@@ -175,7 +177,9 @@ class StoreWriter:
 
     def _offer(self, parcels: Sequence[Parcel]) -> list[tuple[Parcel, LostPublications]]:
         """Write what the store takes; return what it refuses, since it has lost writes."""
-        return patiently(lambda: self._offered(parcels), self.database.name, self.give_up_after_us)
+        return retry_while_unavailable(
+            lambda: self._offered(parcels), self.database.name, self.give_up_after_us
+        )
 
     def _offered(self, parcels: Sequence[Parcel]) -> list[tuple[Parcel, LostPublications]]:
         try:
@@ -209,7 +213,7 @@ class StoreWriter:
 
     def _is_written(self, parcel: Parcel) -> None:
         view, shard = parcel.space.view, parcel.shard
-        if self.run is not None and HOLES.close(self.run, view, shard):
+        if self.run is not None and LOST_WRITES.close(self.run, view, shard):
             _log.warning(
                 "%s, key space %s, shard %d: the writes that it had lost are there again",
                 self.database.name,
@@ -218,14 +222,18 @@ class StoreWriter:
             )
 
     def _can_mend(self, parcel: Parcel) -> bool:
-        return self.run is not None and HOLES.can_mend(self.run, parcel.space.view, parcel.shard)
+        return self.run is not None and LOST_WRITES.can_mend(
+            self.run, parcel.space.view, parcel.shard
+        )
 
     def _is_known(self, parcel: Parcel) -> bool:
-        return self.run is not None and HOLES.is_open(self.run, parcel.space.view, parcel.shard)
+        return self.run is not None and LOST_WRITES.is_open(
+            self.run, parcel.space.view, parcel.shard
+        )
 
     def _note(self, parcel: Parcel, error: LostPublications) -> None:
         if self.run is None or not self._can_mend(parcel):
             raise error
         if not self._is_known(parcel):
-            HOLES.note(self.run, parcel.space.view, parcel.shard)
+            LOST_WRITES.note(self.run, parcel.space.view, parcel.shard)
             _log.warning("the next release publishes the whole shard: %s", error)

@@ -1,12 +1,12 @@
 """Handed-over states: what a stream starts from, and the record of what they are.
 
 Two things write them: a backfill (``root/states``: every operator's state of all that was received
-before the stream begins) and a stream that stops at a cut (``root/stops/NUMBER``: the operators'
-and the joining stage's). What is promised:
+before the stream begins) and a stream that stops at a savepoint (``root/stops/NUMBER``: the
+operators' and the joining stage's). What is promised:
 
-* The states are files of `pipelines.stream.state_files`. A folder of them counts once its `RECORD`
-  is there. That is written last, when every other file is there whole, so a run that was killed
-  leaves none that is half.
+* The states are files of `pipelines.stream.state_files`. A folder of them counts once its
+  `handoff.json` is there. That is written last, when every other file is there whole, so a run that
+  was killed leaves none that is half.
 * The record names what the states are of: definitions, shards, positions, mode, and the hash of
   every file. Anything else is refused by name.
 * Every run of the stream between two of them is a *segment* with a number; what it writes has the
@@ -27,15 +27,9 @@ from typing import Any, Final, Literal
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import DamagedState, StateMismatch, StateVersionError
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.state_files import file_hashes
 from tidemill.serving.files.atomic_write import write_text
-
-RECORD: Final = "handoff.json"
-"""The file that makes a folder of states count."""
-STATES: Final = "states"
-"""The folder below the root that a backfill hands over."""
-STOPS: Final = "stops"
-"""The folder below the root with a folder for each cut at which the stream stopped."""
 
 Kind = Literal["backfill", "stop"]
 
@@ -76,7 +70,7 @@ class Handoff:
 
     def write(self, folder: Path) -> None:
         """Make a folder of states count."""
-        _write(folder / RECORD, _HANDOFF, dataclasses.asdict(self))
+        _write(folder / paths.HANDOFF, _HANDOFF, dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
@@ -139,9 +133,9 @@ _HANDOFF: Final = _Format(
 )
 
 
-def stop_folder(root: Path, segment: int) -> Path:
+def savepoint_folder(root: Path, segment: int) -> Path:
     """Return the folder of the states at the end of a segment."""
-    return root / STOPS / f"{segment:05d}"
+    return root / paths.SAVEPOINTS / f"{segment:05d}"
 
 
 def read_record(folder: Path) -> Handoff:
@@ -152,20 +146,20 @@ def read_record(folder: Path) -> Handoff:
         StateVersionError: It was written by another version.
         DamagedState: It is not what was written.
     """
-    path = folder / RECORD
+    path = folder / paths.HANDOFF
     if not path.exists():
         raise StateMismatch(f"there is no handed-over state at {path}; run `tidemill backfill`")
     return Handoff(**_read(path, _HANDOFF))
 
 
 def last_states(root: Path) -> tuple[Path, Handoff]:
-    """Find the newest states of a root: those of the last cut, else those of the backfill.
+    """Find the newest states of a root: those of the last savepoint, else those of the backfill.
 
     Raises:
         StateMismatch: There are none.
     """
-    stops = sorted(path.parent for path in (root / STOPS).glob(f"*/{RECORD}"))
-    folder = stops[-1] if stops else root / STATES
+    stops = sorted(path.parent for path in (root / paths.SAVEPOINTS).glob(f"*/{paths.HANDOFF}"))
+    folder = stops[-1] if stops else root / paths.STATES
     return folder, read_record(folder)
 
 
@@ -197,15 +191,11 @@ def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int)
             )
 
 
-def remove_stops(root: Path, keep: Path | None = None) -> None:
-    """Remove the states of all cuts but one."""
-    for folder in (root / STOPS).glob("*"):
+def remove_savepoints(root: Path, keep: Path | None = None) -> None:
+    """Remove the states of all savepoints but one."""
+    for folder in (root / paths.SAVEPOINTS).glob("*"):
         if folder != keep:
             shutil.rmtree(folder)
-
-
-RUN: Final = "stream.json"
-"""The file below the root that says how its stream is being run."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +214,7 @@ class StreamRun:
 
     def write(self, root: Path) -> None:
         """Write it down."""
-        _write(root / RUN, _STREAM, dataclasses.asdict(self))
+        _write(root / paths.STREAM_RUN, _STREAM, dataclasses.asdict(self))
 
     @staticmethod
     def read(root: Path) -> StreamRun | None:
@@ -234,7 +224,7 @@ class StreamRun:
             StateVersionError: It was written by another version.
             DamagedState: It is not what was written.
         """
-        path = root / RUN
+        path = root / paths.STREAM_RUN
         return StreamRun(**_read(path, _STREAM)) if path.exists() else None
 
 

@@ -6,16 +6,14 @@ import json
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import apache_beam as beam
 
 from tidemill.features.errors import StateVersionError
-from tidemill.pipelines.stream.featurize import RELEASE_VERSION
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.release_line import RELEASE_VERSION
 from tidemill.serving.files.atomic_write import write_text
-
-RELEASES: Final = "releases"
-"""The folder of the evidence below a root."""
 
 
 @beam.typehints.with_input_types(str)
@@ -57,7 +55,7 @@ def read_releases(root: Path) -> list[dict[str, Any]]:
         StateVersionError: An entry has a version that is not read.
     """
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for path in sorted((root / RELEASES).glob("*.jsonl")):
+    for path in sorted((root / paths.RELEASES).glob("*.jsonl")):
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             if (version := entry.get("version", RELEASE_VERSION)) != RELEASE_VERSION:

@@ -30,9 +30,8 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.log import POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
-from tidemill.pipelines.publish.store_writer import patiently
+from tidemill.pipelines.publish.store_writer import retry_while_unavailable
 from tidemill.pipelines.recovery.handoff import (
-    STATES,
     Handoff,
     StreamRun,
     check_handoff,
@@ -40,8 +39,13 @@ from tidemill.pipelines.recovery.handoff import (
     read_record,
 )
 from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
@@ -78,10 +82,10 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
     check_handoff(folder, handoff, project, config.shards)
     releases = _releases_by_shard(root)
     began = StreamRun.read(root)
-    if releases and (began is None or began.began != read_record(root / STATES).id):
+    if releases and (began is None or began.began != read_record(root / paths.STATES).id):
         raise StateMismatch(
             f"the releases in {root} are not of a stream that began with the states in "
-            f"{root / STATES}: a backfill has replaced them since; run `tidemill stream`"
+            f"{root / paths.STATES}: a backfill has replaced them since; run `tidemill stream`"
         )
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
@@ -122,7 +126,7 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         return True
 
     name = open_database(config.online_store).name
-    return patiently(mended, name, config.give_up_after_us)
+    return retry_while_unavailable(mended, name, config.give_up_after_us)
 
 
 def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> None:
@@ -147,7 +151,7 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     database.drop(spaces)
     database.create(spaces)
     database.close()
-    publish_states(config, config.root / STATES, progress, {})
+    publish_states(config, config.root / paths.STATES, progress, {})
 
 
 def keeps_frontiers(config: Configuration) -> bool:

@@ -1,12 +1,12 @@
-"""Segments: how a run of the stream begins, goes on from a cut, and stops at one.
+"""Segments: how a run of the stream begins, goes on from a savepoint, and stops at one.
 
 A stream runs in segments, one or many. What is promised:
 
 * The outputs of all segments together are those of a stream that never stopped.
 * A segment counts once the states at its end do (`pipelines.recovery.handoff`). One that was killed
-  is done again from the cut before it; the files that it wrote are removed first. What it published
-  stays in the online store, whose order takes care of it (`pipelines.stream.featurize`,
-  ``overtaken``).
+  is done again from the savepoint before it; the files that it wrote are removed first. What it
+  published stays in the online store, whose order takes care of it
+  (`pipelines.stream.featurize_options`, ``overtaken``).
 * A stream that starts over removes everything of the one before, its rows in the store too.
 """
 
@@ -25,28 +25,28 @@ from tidemill.features.errors import InputError, LostPublications, SequenceError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.recovery.handoff import (
-    RUN,
-    STATES,
     Handoff,
     StreamRun,
     check_handoff,
     last_states,
     read_record,
-    remove_stops,
+    remove_savepoints,
 )
-from tidemill.pipelines.recovery.release_log import RELEASES
 from tidemill.pipelines.recovery.republish import keeps_frontiers, shown_frontiers, start_over
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.state_files import file_hashes, missing_files, read_joiner
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.registry.registration import open_store
-from tidemill.serving.stores.places import OFFLINE
 
-PREDICTIONS: Final = "predictions"
-REJECTED: Final = "rejected_by_stream"
-_OUTPUTS: Final = (PREDICTIONS, RELEASES, "publications", REJECTED)
+_OUTPUTS: Final = (
+    paths.PREDICTIONS,
+    paths.RELEASES,
+    paths.PUBLICATIONS,
+    paths.REJECTED_BY_STREAM,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Start:
         folder: The states.
         handoff: What they are of.
         run: How the stream is run.
-        resumes: Whether it goes on from a cut, or from a run that was killed before its first one.
+        resumes: Whether it goes on from a savepoint, or from a run that was killed before its first
+            one.
     """
 
     folder: Path
@@ -77,7 +78,7 @@ def first_start(config: Configuration, mode: str | None) -> Start:
     Raises:
         StateMismatch: There are none, or they are of other definitions.
     """
-    folder = config.root / STATES
+    folder = config.root / paths.STATES
     handoff = _checked(config, folder, read_record(folder))
     run = StreamRun(handoff.id, mode or config.stream.mode, ended=False)
     return Start(folder, handoff, run, resumes=False)
@@ -91,7 +92,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
     """
     root = config.root
     run = StreamRun.read(root)
-    if run is None or run.began != read_record(root / STATES).id:
+    if run is None or run.began != read_record(root / paths.STATES).id:
         raise StateMismatch(
             f"there is no stream in {root} to go on with, or a backfill has replaced the states "
             "that it began with; run `tidemill stream` without --resume"
@@ -112,7 +113,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
 
 def _checked(config: Configuration, folder: Path, handoff: Handoff) -> Handoff:
     check_handoff(folder, handoff, config.project, config.shards)
-    if read_record(config.root / STATES).as_of_us != config.splits.evaluate_until_us:
+    if read_record(config.root / paths.STATES).as_of_us != config.splits.evaluate_until_us:
         raise StateMismatch(
             "the handed-over state ends at another instant than splits.evaluate_until; run "
             "`tidemill backfill` again"
@@ -120,8 +121,8 @@ def _checked(config: Configuration, folder: Path, handoff: Handoff) -> Handoff:
     return handoff
 
 
-def check_cut(config: Configuration, start: Start, until_us: int) -> None:
-    """Refuse a cut before the start or after the stream's end.
+def check_savepoint(config: Configuration, start: Start, until_us: int) -> None:
+    """Refuse a savepoint before the start or after the stream's end.
 
     Raises:
         InputError: It is one.
@@ -163,22 +164,22 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
         goes on; it may be past the states'.
 
     Raises:
-        StoreError: The store refuses, or has lost what was published before the cut.
+        StoreError: The store refuses, or has lost what was published before the savepoint.
     """
     root = config.root
     if not start.resumes:
         # A run that is killed before the store is filled has not begun.
-        (root / RUN).unlink(missing_ok=True)
+        (root / paths.STREAM_RUN).unlink(missing_ok=True)
         for name in _OUTPUTS:
             shutil.rmtree(root / name, ignore_errors=True)
-        remove_stops(root)
+        remove_savepoints(root)
         start_over(config, start.handoff, progress)
         start.run.write(root)
         return {}
     for name in _OUTPUTS:
         for path in (root / name).glob(f"**/{segment_prefix(start.segment)}*"):
             path.unlink()
-    remove_stops(root, keep=start.folder)
+    remove_savepoints(root, keep=start.folder)
     # Registered here, once: workers only write.
     open_store(config.project, config.places, clock="replay")
     shown = shown_frontiers(config)
@@ -193,7 +194,9 @@ def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> 
     It does where `tidemill backfill --publish` has written it up to the states that the stream
     began with. The log of all views goes on, or of none.
     """
-    logs = {view.name: OfflineLog.of(config.root / OFFLINE, view) for view in config.project.views}
+    logs = {
+        view.name: OfflineLog.of(config.root / paths.OFFLINE, view) for view in config.project.views
+    }
     segment = start.segment if start.resumes else 0
     joins = {
         name: log.cut_back(segment, start.handoff.frontiers[name]) for name, log in logs.items()
@@ -223,7 +226,7 @@ def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
 
 def received(config: Configuration, replayed: ReplayLog) -> dict[str, int]:
     """Count the rows of each source received since the stream began, up to where a replay ends."""
-    begun = read_record(config.root / STATES).positions
+    begun = read_record(config.root / paths.STATES).positions
     stop = _by_source(replayed, replayed.stop)
     return {name: sum(ends) - sum(begun[name]) for name, ends in stop.items()}
 
@@ -235,7 +238,7 @@ def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:
 
 
 def waiting(config: Configuration, folder: Path, engine: str) -> int:
-    """Count the requests that wait at a cut; every state must be there.
+    """Count the requests that wait at a savepoint; every state must be there.
 
     Raises:
         SequenceError: One is missing.
@@ -243,17 +246,17 @@ def waiting(config: Configuration, folder: Path, engine: str) -> int:
     missing = missing_files(folder, config.project, config.shards)
     if missing:
         raise SequenceError(
-            f"the states at the cut are not all there ({', '.join(missing[:3])} and "
+            f"the states at the savepoint are not all there ({', '.join(missing[:3])} and "
             f"{max(len(missing) - 3, 0)} more are missing in {folder}): the engine {engine!r} lost "
-            "batches before the cut"
+            "batches before the savepoint"
         )
     return _joiner(config, folder).requests_pending
 
 
-def keep(
+def keep_savepoint(
     config: Configuration, start: Start, until_us: int, replayed: ReplayLog, folder: Path
 ) -> None:
-    """Make the states at a cut count; the ones before are not needed any more."""
+    """Make the states at a savepoint count; the ones before are not needed any more."""
     # A shard that has released nothing since it began stands where it began.
     released = _joiner(config, folder).frontiers
     frontiers = {
@@ -273,4 +276,4 @@ def keep(
         files=file_hashes(folder),
     )
     handoff.write(folder)
-    remove_stops(config.root, keep=folder)
+    remove_savepoints(config.root, keep=folder)

@@ -42,13 +42,13 @@ from tidemill.pipelines.report.tables import (
     verdict,
     write_time,
 )
-from tidemill.pipelines.run.summary import Table, figure_tables, write_value
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.tables import Table, figure_tables, write_value
 from tidemill.pipelines.training.evaluation import Evaluation, Metrics, Runs
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.atomic_write import atomic_write
 
-REPORT: Final = "report.html"
 EVALUATED: Final = "evaluation split"
 _SHOWN_EFFECTS: Final = 15
 _METRICS: Final = ("log_loss", "auc", "brier")
@@ -65,7 +65,7 @@ def write_report(config: Configuration, summary: Mapping[str, Any]) -> Path:
     Returns:
         The file.
     """
-    path = config.root / REPORT
+    path = config.root / paths.REPORT
     with atomic_write(path) as unfinished:
         unfinished.write_text(render_report(config, summary), encoding="utf-8")
     return path

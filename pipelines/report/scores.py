@@ -21,6 +21,7 @@ from tidemill.features.errors import InputError
 from tidemill.pipelines.history.labels import find_labels
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.report.pictures import Curve
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.training.evaluation import Metrics, calibration, measure, roc_points
 from tidemill.serving.files.read_files import reading
 
@@ -68,7 +69,7 @@ def read_served(root: Path) -> Served | None:
         None before the first prediction.
     """
     parts = []
-    for path in sorted((root / "predictions").glob("*.parquet")):
+    for path in sorted((root / paths.PREDICTIONS).glob("*.parquet")):
         with reading(path, "run `tidemill stream` again"):
             names = set(pq.read_schema(path).names)
             wanted = [*_NEEDED, *(name for name in (*_STAMPS, *_CLOCKS) if name in names)]

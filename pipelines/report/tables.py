@@ -14,7 +14,7 @@ from typing import Any, Final
 from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND, moment_of, time_of
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.run.summary import Table, write_value
+from tidemill.pipelines.run.tables import Table, write_value
 from tidemill.serving.bundles.bundle import Bundle
 
 Summary = Mapping[str, Mapping[str, Any]]

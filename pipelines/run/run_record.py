@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.run import paths
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import read_json
 
-_RUN: Final = "run.json"
 _MEND: Final = (
     'write {"sample": false} into it if the root holds all data, true if `demo --sample` made it'
 )
@@ -39,13 +39,13 @@ def sampled(config: Configuration) -> Configuration:
 
 def remember(config: Configuration, sample: bool) -> None:
     """Write down in the root whether it holds a sample."""
-    with atomic_write(config.root / _RUN) as unfinished:
+    with atomic_write(config.root / paths.RUN_RECORD) as unfinished:
         unfinished.write_text(json.dumps({"sample": sample}) + "\n")
 
 
-def as_made(config: Configuration) -> Configuration:
+def for_existing_run(config: Configuration) -> Configuration:
     """Return the configuration that the root was made with: the sample's where it holds one."""
-    path = config.root / _RUN
+    path = config.root / paths.RUN_RECORD
     if not path.exists():
         return config
     return sampled(config) if read_json(path, _is_sample, _MEND) else config

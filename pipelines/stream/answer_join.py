@@ -11,16 +11,15 @@ This is a plain object; `pipelines.stream.featurize` wires it into a stateful st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions import FeatureColumn, Project
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.definitions import Project
 from tidemill.features.errors import BatchConflict
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES
@@ -36,7 +35,7 @@ from tidemill.pipelines.stream.answer_parts import (
     AnswerPart,
     Part,
     RequestPart,
-    StopPart,
+    SavepointPart,
     Unanswered,
     partition_of,
 )
@@ -47,8 +46,6 @@ from tidemill.pipelines.stream.joiner_state import (
     encode_joiner,
 )
 from tidemill.pipelines.stream.sequence import GROUP
-
-UInt8Array = npt.NDArray[np.uint8]
 
 AS_OF: Final = "_as_of"
 RELEASE: Final = "_release"
@@ -86,7 +83,7 @@ class AnswerJoiner:
         early: Answers that wait for their requests, by group.
         closed: The newest groups that are done with: True where answered, False where given up.
         waiting: By (view, shard): the frontiers of releases that overtook another, by number.
-        stops: By (view, shard): what it said at the cut where the run stops.
+        savepoints: By (view, shard): what it said at the savepoint where the run stops.
     """
 
     project: Project
@@ -97,7 +94,7 @@ class AnswerJoiner:
     early: dict[int, list[AnswerPart]] = field(default_factory=dict)
     closed: dict[int, bool] = field(default_factory=dict)
     waiting: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
-    stops: dict[tuple[int, int], StopPart] = field(default_factory=dict)
+    savepoints: dict[tuple[int, int], SavepointPart] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         widths = [len(view.columns) for view in self.project.views]
@@ -113,7 +110,7 @@ class AnswerJoiner:
                 self.early,
                 self.closed,
                 self.waiting,
-                self.stops,
+                self.savepoints,
                 self.frontiers,
                 self.numbers,
             ),
@@ -133,30 +130,30 @@ class AnswerJoiner:
             self.early,
             self.closed,
             self.waiting,
-            self.stops,
+            self.savepoints,
             self.frontiers,
             self.numbers,
         ) = decode_joiner(state, self.project, self.shards)
 
     def go_on(self) -> None:
-        """Go on after the cut at which the state was written."""
-        self.stops = {}
+        """Go on after the savepoint at which the state was written."""
+        self.savepoints = {}
 
     @property
-    def stopped(self) -> bool:
-        """Whether everything before the cut has come: no answer and no request is on its way.
+    def at_savepoint(self) -> bool:
+        """Whether everything before the savepoint has come: no answer and no request is on its way.
 
         Every request goes to one shard of each view. So those that the shards have taken and not
         answered, and those whose answers came, are all there are.
         """
         return (
-            len(self.stops) == self.numbers.size
-            and all(self.numbers[at] == stop.number for at, stop in self.stops.items())
+            len(self.savepoints) == self.numbers.size
+            and all(self.numbers[at] == part.number for at, part in self.savepoints.items())
             and not self.early
             and all(
                 group in self.pending or group in self.closed
-                for stop in self.stops.values()
-                for group in stop.groups
+                for part in self.savepoints.values()
+                for group in part.groups
             )
         )
 
@@ -184,8 +181,8 @@ class AnswerJoiner:
                 for waiting in self.early.pop(part.group, []):
                     self._fill(part.group, waiting)
                 touched[part.group] = None
-            elif isinstance(part, StopPart):
-                self.stops[part.view, part.shard] = part
+            elif isinstance(part, SavepointPart):
+                self.savepoints[part.view, part.shard] = part
             else:
                 self._reach(part)
                 if part.answers is not None and part.answers.num_rows:
@@ -329,30 +326,3 @@ class AnswerJoiner:
             self._remember(group, answered=False)
         self.pending.clear()
         return out
-
-
-def feature_arrays(project: Project, values: Int64Array, nulls: UInt8Array) -> dict[str, pa.Array]:
-    """Name the columns of a feature matrix.
-
-    Args:
-        project: The project.
-        values: int64 patterns, ``(rows, columns)``, over all views' columns in order.
-        nulls: uint8, ``(rows, columns)``: 1 = null.
-
-    Returns:
-        int64 or float64 arrays, ``(rows,)``, by `FeatureColumn.name`.
-    """
-    return column_arrays(project.columns, values, nulls)
-
-
-def column_arrays(
-    columns: Sequence[FeatureColumn], values: Int64Array, nulls: UInt8Array
-) -> dict[str, pa.Array]:
-    """Name the columns of a matrix of some feature columns; see `feature_arrays`."""
-    out: dict[str, pa.Array] = {}
-    by_column = np.ascontiguousarray(values.T)
-    for index, column in enumerate(columns):
-        words = by_column[index]
-        data = words.view(np.float64) if column.dtype == "float64" else words
-        out[column.name] = pa.array(data, mask=nulls[:, index].astype(np.bool_))
-    return out

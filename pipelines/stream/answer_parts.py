@@ -53,14 +53,15 @@ class AnswerPart:
 
 
 @dataclass(frozen=True)
-class StopPart:
-    """Says that one (view, shard) has taken everything before a cut.
+class SavepointPart:
+    """Says that one (view, shard) has taken everything before a savepoint.
 
     Attributes:
         view: The view's place in the project.
         shard: The shard.
-        number: The number of its last release before the cut.
-        groups: The groups of the requests that it has taken and will only answer after the cut.
+        number: The number of its last release before the savepoint.
+        groups: The groups of the requests that it has taken and will only answer after the
+            savepoint.
     """
 
     view: int
@@ -69,7 +70,7 @@ class StopPart:
     groups: tuple[int, ...]
 
 
-Part = RequestPart | AnswerPart | StopPart
+Part = RequestPart | AnswerPart | SavepointPart
 
 
 @dataclass(frozen=True)

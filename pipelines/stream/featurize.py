@@ -7,25 +7,18 @@ objects.
 
 State of the first stage: a head that changes with every bundle (positions, watermarks, what
 waits), a bag of releases since the last snapshot, and the snapshot; so a bundle's cost is in
-proportion to what it changed. Decoded operators are kept in a process-wide cache under a token
-protocol: a random token stands in the head; an operator is *taken out* of the cache to be used,
-is right only if its token is the head's, and goes back with a new token. Anything else (a retried
-bundle, another worker, a restart) rebuilds from state.
+proportion to what it changed. Decoded operators are kept in a process-wide cache
+(`pipelines.stream.token_cache`).
 """
 
 from __future__ import annotations
 
 import abc
-import collections
-import dataclasses
-import json
-import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import apache_beam as beam
 import pyarrow as pa
@@ -36,139 +29,39 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from tidemill.features.definitions import Project
-from tidemill.features.kernel.advance import Publish
-from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, StopPart
-from tidemill.pipelines.stream.lost_writes import HOLES
+from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
+from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
+from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator import Release, ShardOperator
-from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
+from tidemill.pipelines.stream.release_line import release_line
+from tidemill.pipelines.stream.repair import pack_release
 from tidemill.pipelines.stream.sequence import decode_batches
+from tidemill.pipelines.stream.snapshot_policy import JoinerLog, operator_snapshot_due
 from tidemill.pipelines.stream.state_files import (
     read_handoff,
     read_joiner,
     write_handoff,
     write_joiner,
 )
+from tidemill.pipelines.stream.token_cache import TOKEN_BYTES, TokenCache, new_token
 from tidemill.pipelines.stream.wire_format import (
     decode_logged_parts,
     decode_part,
     encode_logged_parts,
     encode_part,
     encode_unanswered,
-    pack_everything,
-    pack_publications,
 )
 
 ANSWERS: Final = "answers"
 PUBLICATIONS: Final = "publications"
 RELEASES: Final = "releases"
 UNANSWERED: Final = "unanswered"
-RELEASE_VERSION: Final = 1
-"""The version of the JSON that says what a release did; what has none is of version 1 too."""
 ALL_REQUESTS: Final = "requests"
 """The key of the joining stage: one, since what waits there is little."""
 
-_SNAPSHOT_EVENTS: Final = 50_000
-_SNAPSHOT_TILES: Final = 4
-"""A snapshot is written once the log has more events than both allow: its cost, which is that of
-the whole state, is then small beside theirs, and so is replaying the log after a restart."""
-_JOINER_LOG_BYTES: Final = 4 * 2**20
-"""The joining stage logs what came until that is more than this and twice the last snapshot."""
-_TOKEN_BYTES: Final = 12
-
-
-@dataclass(frozen=True)
-class FeaturizeOptions:
-    """How the operators run.
-
-    Attributes:
-        run: Names the run: operators in the process-wide cache belong to one run.
-        shards: How many shards each view has.
-        partitions: Partitions of each source, the request's too.
-        mode: ``exact`` or ``eager``.
-        publish: Whether publications are made.
-        changes: Publish every change point, for the offline log, and not only the newest.
-        gap_batches: How many batches, or releases, may wait behind a gap.
-        answer_within_us: How far a view may go past a request without answering it.
-        handoff: A folder of handed-over states, or None to start empty.
-        stop: The folder that states are written to when the mark of a cut comes, or None where
-            the stream runs to its end.
-        overtaken: By (view, shard): the frontier that the online store shows already, where a run
-            that was killed has published past the handed-over state.
-    """
-
-    run: str
-    shards: int
-    partitions: dict[str, int]
-    mode: Mode = Mode.EXACT
-    publish: bool = True
-    changes: bool = False
-    gap_batches: int = 1_000
-    answer_within_us: int = 300_000_000
-    handoff: Path | None = None
-    stop: Path | None = None
-    overtaken: Mapping[tuple[str, int], int] = field(default_factory=dict)
-
-
-def operator_key(project: Project, view: int, shard: int, shards: int) -> str:
-    """Return the Beam key of an operator."""
-    definition = project.views[view]
-    return OperatorKey(definition.name, definition.hash, shard, shards).text
-
-
-def make_operator(project: Project, key: str, options: FeaturizeOptions) -> ShardOperator:
-    """Make the empty operator of a Beam key."""
-    parsed = OperatorKey.parse(key)
-    view = project.view(parsed.view)
-    stream = view.stream
-    return ShardOperator(
-        key=parsed,
-        plan=make_plan(view),
-        inputs=Inputs(
-            event_partitions=options.partitions[stream.name],
-            request_partitions=options.partitions[project.request.name],
-            lateness_us=stream.tolerance_us - stream.out_of_orderness_us,
-        ),
-        mode=options.mode,
-        publish=_published(options),
-        gap_batches=options.gap_batches,
-    )
-
-
-def _published(options: FeaturizeOptions) -> Publish:
-    if not options.publish:
-        return Publish.NOTHING
-    return Publish.EVERY if options.changes else Publish.NEWEST
-
-
-class _Cache:
-    """Decoded operators, least recently used first; see the module's token protocol."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._lock = threading.Lock()
-        self._entries: collections.OrderedDict[tuple[str, str], tuple[bytes, Any]] = (
-            collections.OrderedDict()
-        )
-
-    def take(self, key: tuple[str, str], token: bytes) -> Any | None:
-        """Take an entry out; None unless its token is ``token``."""
-        with self._lock:
-            entry = self._entries.pop(key, None)
-        return entry[1] if entry is not None and entry[0] == token else None
-
-    def put(self, key: tuple[str, str], token: bytes, value: Any) -> None:
-        """Put an entry back."""
-        with self._lock:
-            self._entries[key] = (token, value)
-            self._entries.move_to_end(key)
-            while len(self._entries) > self._most:
-                self._entries.popitem(last=False)
-
-
-_OPERATORS: Final = _Cache(most=1_024)
-_JOINERS: Final = _Cache(most=64)
+_OPERATORS: Final = TokenCache(most=1_024)
+_JOINERS: Final = TokenCache(most=64)
 
 
 def _windowed(value: Any, time_us: int) -> WindowedValue:
@@ -239,27 +132,28 @@ class _Operate(_OncePerKey):
         ]
         release, entry = operator.receive(batches)
         if entry is not None and release is not None:
-            most = max(_SNAPSHOT_EVENTS, _SNAPSHOT_TILES * operator.state.n_tiles)
-            if logged + release.events > most:
+            if operator_snapshot_due(logged + release.events, operator.state.n_tiles):
                 log.clear()
                 snapshot.write(operator.snapshot())
                 logged = 0
             else:
                 log.add(entry)
                 logged += release.events
-        token = os.urandom(_TOKEN_BYTES)
+        token = new_token()
         head.write(token + operator.head())
         _OPERATORS.put((self._options.run, key), token, (operator, logged))
         if release is not None:
             yield from self._emit(operator, release)
-        if self._options.stop is not None and operator.stopped:
-            yield self._stop(operator, self._options.stop)
+        if self._options.savepoint is not None and operator.at_savepoint:
+            yield self._keep(operator, self._options.savepoint)
 
-    def _stop(self, operator: ShardOperator, folder: Path) -> WindowedValue:
-        """Keep the state of an operator that has taken everything before a cut."""
+    def _keep(self, operator: ShardOperator, folder: Path) -> WindowedValue:
+        """Keep the state of an operator that has taken everything before a savepoint."""
         write_handoff(folder, operator)
         key = operator.key
-        part = StopPart(self._view(operator), key.shard, operator.number, operator.waiting_groups())
+        part = SavepointPart(
+            self._view(operator), key.shard, operator.number, operator.waiting_groups()
+        )
         return _windowed((ALL_REQUESTS, encode_part(part, key.text)), operator.state.frontier_us)
 
     def _view(self, operator: ShardOperator) -> int:
@@ -268,12 +162,12 @@ class _Operate(_OncePerKey):
     def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[ShardOperator, int]:
         stored = head.read()
         if stored is not None:
-            found = _OPERATORS.take((self._options.run, key), stored[:_TOKEN_BYTES])
+            found = _OPERATORS.take((self._options.run, key), stored[:TOKEN_BYTES])
             if found is not None:
                 return found  # type: ignore[no-any-return]
         operator = make_operator(self._project, key, self._options)
         if stored is not None:
-            logged = operator.restore(stored[_TOKEN_BYTES:], snapshot.read(), log.read())
+            logged = operator.restore(stored[TOKEN_BYTES:], snapshot.read(), log.read())
             return operator, logged
         if self._options.handoff is not None:
             read_handoff(self._options.handoff, operator)
@@ -287,50 +181,13 @@ class _Operate(_OncePerKey):
         part = AnswerPart(view, key.shard, release.number, release.frontier_us, release.answers)
         yield _windowed((ALL_REQUESTS, encode_part(part, key.text)), release.frontier_us)
         if self._options.publish:
-            packed = [pack_publications(view, key.shard, release, key.text)]
             shown = self._options.overtaken.get((key.view, key.shard))
-            has_hole = HOLES.operates(self._options.run, key.view, key.shard)
-            if has_hole or (shown is not None and _passes(release, shown)):
-                caught_up = shown is not None and shown <= release.frontier_us
-                packed.append(pack_everything(view, operator, shown if caught_up else None))
-            for data in packed:
+            lost = LOST_WRITES.operates(self._options.run, key.view, key.shard)
+            for data in pack_release(view, operator, release, shown, lost):
                 yield beam.pvalue.TaggedOutput(PUBLICATIONS, _windowed(data, release.frontier_us))
         yield beam.pvalue.TaggedOutput(
             RELEASES, _windowed(release_line(operator, release), release.frontier_us)
         )
-
-
-def release_line(operator: ShardOperator, release: Release) -> str:
-    """Write the evidence of a release: JSON in one line."""
-    evidence = {
-        "version": RELEASE_VERSION,
-        "view": operator.key.view,
-        "shard": operator.key.shard,
-        "number": release.number,
-        "frontier_us": release.frontier_us,
-        "positions": list(release.positions),
-        "events": release.events,
-        "answers": release.answers.num_rows,
-        "publications": release.publications.num_rows,
-        # Since the operator began:
-        "seen": dataclasses.asdict(operator.counters),
-        "kernel": dataclasses.asdict(operator.state.counters),
-    }
-    return json.dumps(evidence)
-
-
-class _Logged(NamedTuple):
-    """What the joining stage's log holds since the last snapshot.
-
-    Attributes:
-        entries: How many bundles.
-        size: Their bytes.
-        most: At how many bytes the next snapshot is due.
-    """
-
-    entries: int
-    size: int
-    most: int
 
 
 @beam.typehints.with_input_types(tuple[str, bytes])
@@ -344,17 +201,18 @@ class _Join(_OncePerKey):
         joiner, logged = self._load(key, head, log, snapshot)
         answered, unanswered = joiner.receive(self._parts(elements))
         entry = encode_logged_parts(logged.entries, elements)
-        if logged.size + len(entry) > logged.most:
+        longer = logged.with_entry(entry)
+        if longer.snapshot_due:
             state = joiner.state()
             log.clear()
             snapshot.write(state)
-            logged = _Logged(0, 0, max(_JOINER_LOG_BYTES, 2 * len(state)))
+            logged = JoinerLog.after_snapshot(state)
         else:
             log.add(entry)
-            logged = _Logged(logged.entries + 1, logged.size + len(entry), logged.most)
-        if self._options.stop is not None and joiner.stopped:
-            write_joiner(self._options.stop, joiner)
-        token = os.urandom(_TOKEN_BYTES)
+            logged = longer
+        if self._options.savepoint is not None and joiner.at_savepoint:
+            write_joiner(self._options.savepoint, joiner)
+        token = new_token()
         head.write(token)
         _JOINERS.put((self._options.run, key), token, (joiner, logged))
         time = self._project.request.request_time
@@ -368,7 +226,7 @@ class _Join(_OncePerKey):
     def _parts(self, elements: Iterable[bytes | pa.Buffer]) -> Iterator[Part]:
         return (decode_part(data, self._project) for data in elements)
 
-    def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[AnswerJoiner, _Logged]:
+    def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[AnswerJoiner, JoinerLog]:
         token = head.read()
         if token is not None:
             found = _JOINERS.take((self._options.run, key), token)
@@ -385,7 +243,7 @@ class _Join(_OncePerKey):
                 read_joiner(self._options.handoff, joiner)
                 # From here on the engine's state is the truth, so it must hold the whole of it.
                 snapshot.write(joiner.state())
-            return joiner, _Logged(0, 0, _JOINER_LOG_BYTES)
+            return joiner, JoinerLog.after_snapshot()
         state = snapshot.read()
         if state is not None:
             joiner.restore(state)
@@ -394,14 +252,7 @@ class _Join(_OncePerKey):
             # What it answered was given out when the entry was written.
             joiner.receive(self._parts(elements))
         size = sum(len(entry) for entry in entries)
-        most = max(_JOINER_LOG_BYTES, 2 * len(state or b""))
-        return joiner, _Logged(len(entries), size, most)
-
-
-def _passes(release: Release, shown_us: int) -> bool:
-    """Tell whether a release is the one that reaches what the online store shows already."""
-    since = release.since_us
-    return (since is None or since < shown_us) and shown_us <= release.frontier_us
+        return joiner, JoinerLog.after_snapshot(state or b"", len(entries), size)
 
 
 @dataclass(eq=False)

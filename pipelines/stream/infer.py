@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from tidemill.features.definitions import Project
 from tidemill.features.kernel.advance import NULLS, VALUES
+from tidemill.features.kernel.columns import feature_arrays
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.run.meter import METER
-from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD, feature_arrays
+from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
 

@@ -19,7 +19,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Bytes, Kind, decode_document, encode_document
-from tidemill.pipelines.stream.answer_parts import AnswerPart, StopPart
+from tidemill.pipelines.stream.answer_parts import AnswerPart, SavepointPart
 
 _REMEDY: Final = "start it from handed-over states"
 _WORD: Final = np.dtype("<i8")
@@ -55,7 +55,7 @@ class JoinerState(NamedTuple):
     early: dict[int, list[AnswerPart]]
     closed: dict[int, bool]
     waiting: dict[tuple[int, int], dict[int, int]]
-    stops: dict[tuple[int, int], StopPart]
+    stops: dict[tuple[int, int], SavepointPart]
     frontiers: Int64Array
     numbers: Int64Array
 
@@ -100,7 +100,7 @@ def encode_joiner(state: JoinerState, project: Project) -> bytes:
             if frontiers
         ],
         "stops": [
-            [*at, stop.number, list(stop.groups)] for at, stop in sorted(state.stops.items())
+            [*at, part.number, list(part.groups)] for at, part in sorted(state.stops.items())
         ],
         "frontiers": state.frontiers.tolist(),
         "numbers": state.numbers.tolist(),
@@ -146,7 +146,7 @@ def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
         },
         waiting={(view, shard): dict(waiting) for view, shard, waiting in fields["waiting"]},
         stops={
-            (view, shard): StopPart(view, shard, number, tuple(groups))
+            (view, shard): SavepointPart(view, shard, number, tuple(groups))
             for view, shard, number, groups in fields["stops"]
         },
         frontiers=np.array(fields["frontiers"], np.int64),

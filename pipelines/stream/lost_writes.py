@@ -1,4 +1,4 @@
-"""Holes: shards whose online store has lost writes, and what else the driver is told of it.
+"""Lost writes: shards whose online store has lost writes, and what else the driver is told of it.
 
 The stage that publishes finds a hole, the one that runs the operators has the state that fills it.
 They are fused on every engine used here, and so they meet in this register of their process: a
@@ -21,8 +21,8 @@ from typing import Final
 from tidemill.features.errors import StoreError
 
 
-class Holes:
-    """Holes by run, view and shard; thread-safe."""
+class LostWrites:
+    """Lost writes by run, view and shard; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -90,5 +90,5 @@ class Holes:
                 self._failed.pop(run, None)
 
 
-HOLES: Final = Holes()
+LOST_WRITES: Final = LostWrites()
 """This process's register."""

@@ -32,6 +32,7 @@ from tidemill.features.errors import (
 )
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.columns import concat, keep
 from tidemill.features.kernel.dedupe import PairSet
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.prepare import DIGEST, ID, ORDINAL, TIME, matrix_of
@@ -48,8 +49,6 @@ from tidemill.pipelines.stream.sequence import (
     GROUP,
     REQUEST_ROWS,
     SequencedBatch,
-    concat,
-    keep,
     sequenced_events_schema,
 )
 
@@ -139,8 +138,8 @@ class ShardOperator:
         self.ids_seen = PairSet()
         self.number = 0
         self.newest_us = TIME_MIN
-        # Where the run stops, by partition: known once the mark of a cut has come.
-        self.stops_at: dict[int, int] = {}
+        # Where the run stops, by partition: known once the mark of a savepoint has come.
+        self.savepoint_positions: dict[int, int] = {}
         self.event_schema = sequenced_events_schema(self.plan)
 
     def receive(self, batches: Iterable[SequencedBatch]) -> tuple[Release | None, bytes | None]:
@@ -161,7 +160,7 @@ class ShardOperator:
         for batch in batches:
             index = self._index(batch)
             if batch.is_last:
-                self.stops_at[index] = batch.stop
+                self.savepoint_positions[index] = batch.stop
             self._sequence(index, batch)
         self._forget()
         if self.mode is Mode.EAGER:
@@ -320,9 +319,9 @@ class ShardOperator:
     ) -> tuple[Release, bytes]:
         before = self.state.frontier_us
         since = None if before <= TIME_MIN else before
-        gone = advance(self.state, events, requests, until, self.publish)
+        advanced = advance(self.state, events, requests, until, self.publish)
         self.number += 1
-        answers = gone.answers
+        answers = advanced.answers
         groups = pa.array([], pa.int64()) if requests is None else requests.column(GROUP)
         answers = pa.RecordBatch.from_arrays(
             [*answers.columns, groups], names=[*answers.schema.names, GROUP]
@@ -333,21 +332,21 @@ class ShardOperator:
             frontier_us=until,
             positions=tuple(self.expected),
             answers=answers,
-            publications=gone.publications,
+            publications=advanced.publications,
             events=0 if events is None else events.num_rows,
         )
         return release, encode_release(self.key, until, events)
 
     @property
-    def stopped(self) -> bool:
-        """Whether the mark of a cut has come from every partition, and everything before it."""
-        return len(self.stops_at) == len(self.expected) and all(
-            self.expected[index] == position for index, position in self.stops_at.items()
+    def at_savepoint(self) -> bool:
+        """Whether every partition has brought the mark of a savepoint, and all before it."""
+        return len(self.savepoint_positions) == len(self.expected) and all(
+            self.expected[index] == position for index, position in self.savepoint_positions.items()
         )
 
     def go_on(self) -> None:
-        """Go on after the cut at which the state was written."""
-        self.stops_at = {}
+        """Go on after the savepoint at which the state was written."""
+        self.savepoint_positions = {}
 
     def waiting_groups(self) -> tuple[int, ...]:
         """Return the groups of the requests that wait for the frontier."""
@@ -391,7 +390,7 @@ class ShardOperator:
             requests=concat(self.requests),
             number=self.number,
             newest_us=self.newest_us,
-            stops_at=self.stops_at,
+            stops_at=self.savepoint_positions,
             seen=vars(self.counters),
             kernel=vars(self.state.counters),
         )
@@ -436,7 +435,7 @@ class ShardOperator:
         ]
         self.number = stored.number
         self.newest_us = stored.newest_us
-        self.stops_at = dict(stored.stops_at)
+        self.savepoint_positions = dict(stored.stops_at)
         self.counters = OperatorCounters(**stored.seen)
         # Replaying the log applies events again, but asks nothing: it does not see overflows.
         self.state.counters = Counters(**stored.kernel)

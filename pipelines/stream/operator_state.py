@@ -49,7 +49,7 @@ class Head:
         requests: Request rows that wait for it; None for none.
         number: The number of the last release.
         newest_us: The instant after the newest event (eager mode).
-        stops_at: By partition: where the run stops.
+        stops_at: By partition: where the savepoint is, at which the run stops.
         seen: What the operator counted, by name.
         kernel: What the kernel counted, by name.
     """

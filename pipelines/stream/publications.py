@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel.advance import NULLS, VALUES
+from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
-from tidemill.pipelines.stream.answer_join import column_arrays
 from tidemill.serving import publications
 
 

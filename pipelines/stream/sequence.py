@@ -12,13 +12,12 @@ per batch and the Arrow rows.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import FeatureView, Project
@@ -40,7 +39,7 @@ GROUP: Final = "group"
 _HEADER: Final = struct.Struct("<7q")
 _REQUEST: Final = 1
 _STOP: Final = 2
-_REMEDY: Final = "run the stream from its last cut, or from its beginning"
+_REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
 
 
 @dataclass(frozen=True)
@@ -163,17 +162,3 @@ def request_rows(
     return pa.RecordBatch.from_arrays(
         [*prepared.columns, pa.array(groups, pa.int64())], schema=REQUEST_ROWS
     )
-
-
-def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch | None:
-    """Put batches of one schema one after the other; None for none."""
-    if not batches:
-        return None
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-
-
-def keep(
-    batch: pa.RecordBatch, mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-) -> pa.RecordBatch:
-    """Keep the rows where ``mask`` is true."""
-    return batch if mask.all() else pc.filter(batch, pa.array(mask))

@@ -15,7 +15,8 @@ from tidemill.features.kernel.plan import Plan, make_plan
 from tidemill.pipelines.io.log import POSITION, RECEIVED, SENT
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.stream.answer_parts import RequestPart, group_of
-from tidemill.pipelines.stream.featurize import ALL_REQUESTS, operator_key
+from tidemill.pipelines.stream.featurize import ALL_REQUESTS
+from tidemill.pipelines.stream.featurize_options import operator_key
 from tidemill.pipelines.stream.sequence import (
     SequencedBatch,
     encode_batches,

@@ -66,7 +66,7 @@ def write_joiner(folder: Path, joiner: AnswerJoiner) -> None:
 
 
 def read_joiner(folder: Path, joiner: AnswerJoiner) -> None:
-    """Start a joining stage from what waited at a cut; a backfill's states have nothing waiting.
+    """Start a joining stage from what waited at a savepoint; nothing waits after a backfill.
 
     Raises:
         StateError: As `read_handoff`.

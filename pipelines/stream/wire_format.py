@@ -24,14 +24,14 @@ from tidemill.pipelines.stream.answer_parts import (
     AnswerPart,
     Part,
     RequestPart,
-    StopPart,
+    SavepointPart,
     Unanswered,
 )
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.operator_key import OperatorKey
 
-_PARTS: Final = (Kind.REQUEST_PART, Kind.ANSWER_PART, Kind.STOP_PART)
-_REMEDY: Final = "run the stream from its last cut, or from its beginning"
+_PARTS: Final = (Kind.REQUEST_PART, Kind.ANSWER_PART, Kind.SAVEPOINT_PART)
+_REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
 
 
 def encode_part(part: Part, key: str = "") -> bytes:
@@ -49,8 +49,8 @@ def encode_part(part: Part, key: str = "") -> bytes:
             Kind.REQUEST_PART, key, {"group": part.group}, [batch_bytes(part.rows)]
         )
     place: dict[str, Any] = {"view": part.view, "shard": part.shard, "number": part.number}
-    if isinstance(part, StopPart):
-        return encode_document(Kind.STOP_PART, key, {**place, "groups": part.groups})
+    if isinstance(part, SavepointPart):
+        return encode_document(Kind.SAVEPOINT_PART, key, {**place, "groups": part.groups})
     rows = batch_bytes(part.answers if part.answers is not None and part.answers.num_rows else None)
     place["frontier_us"] = part.frontier_us
     return encode_document(Kind.ANSWER_PART, key, place, [rows])
@@ -75,8 +75,8 @@ def decode_part(data: bytes | pa.Buffer, project: Project | None = None) -> Part
     if kind is Kind.REQUEST_PART:
         return RequestPart(fields["group"], batch_of(blobs[0]))
     _check_sender(key, fields["view"], project)
-    if kind is Kind.STOP_PART:
-        return StopPart(**{**fields, "groups": tuple(fields["groups"])})
+    if kind is Kind.SAVEPOINT_PART:
+        return SavepointPart(**{**fields, "groups": tuple(fields["groups"])})
     return AnswerPart(**fields, answers=batch_of(blobs[0]))
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from tidemill.features.rows import rejected
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.release_log import read_releases
-from tidemill.pipelines.recovery.resume import PREDICTIONS, REJECTED
+from tidemill.pipelines.run import paths
 from tidemill.serving.files.read_files import read_table, row_count
 
 _MEND: Final = "run `tidemill stream` again"
@@ -39,12 +39,12 @@ def count_outcome(config: Configuration) -> dict[str, Any]:
     frontiers: dict[str, int] = {}
     for (view, _), entry in last.items():
         frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
-    refused = read_rejected(root / REJECTED)
+    refused = read_rejected(root / paths.REJECTED_BY_STREAM)
     by_source = refused.column("stream").to_pylist()
     unanswered = by_source.count(config.project.request.name)
     return {
-        "predictions": _rows(root / PREDICTIONS),
-        "doubled": _doubled(root / PREDICTIONS),
+        "predictions": _rows(root / paths.PREDICTIONS),
+        "doubled": _doubled(root / paths.PREDICTIONS),
         "unanswered": unanswered,
         "rejected": len(by_source),
         "publications": sum(entry["publications"] for entry in releases),
@@ -52,7 +52,7 @@ def count_outcome(config: Configuration) -> dict[str, Any]:
         **seen,
         "overflows": sum(entry["kernel"]["overflows"] for entry in last.values()),
         "frontiers": frontiers,
-        "latency_ms": _latency(root / PREDICTIONS),
+        "latency_ms": _latency(root / paths.PREDICTIONS),
     }
 
 

@@ -3,7 +3,7 @@
 The same definitions, kernel and transform graph as in batch. The engine only carries batches: what
 is counted here at the end (requests in, predictions out, every release) does not rest on it.
 
-A stream may stop at a cut and go on from there, in segments (`pipelines.recovery.resume`).
+A stream may stop at a savepoint and go on from there, in segments (`pipelines.recovery.resume`).
 """
 
 from __future__ import annotations
@@ -35,35 +35,34 @@ from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
-from tidemill.pipelines.recovery.handoff import stop_folder
+from tidemill.pipelines.recovery.handoff import savepoint_folder
 from tidemill.pipelines.recovery.log_parts import source_partitions
-from tidemill.pipelines.recovery.release_log import RELEASES, WriteReleases
+from tidemill.pipelines.recovery.release_log import WriteReleases
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
-    PREDICTIONS,
-    REJECTED,
-    check_cut,
     check_positions,
+    check_savepoint,
     first_start,
-    keep,
+    keep_savepoint,
     next_start,
     offline_goes_on,
     prepare,
     received,
     waiting,
 )
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import (
     ANSWERS,
     PUBLICATIONS,
+    RELEASES,
     UNANSWERED,
     Featurize,
-    FeaturizeOptions,
 )
-from tidemill.pipelines.stream.featurize import RELEASES as FEATURIZED_RELEASES
+from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.infer import Infer
-from tidemill.pipelines.stream.lost_writes import HOLES
+from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import decode_unanswered
@@ -94,7 +93,7 @@ def stream(
         mode: ``exact`` or ``eager``; None for the configured one, or what is gone on with.
         until_us: Stop before what was received from this instant on, and keep the operators'
             states; None to go on to the stream's end.
-        resume: Go on from the last cut instead of starting over.
+        resume: Go on from the last savepoint instead of starting over.
 
     Returns:
         Counts since the stream began, figures, and the engine with the reason for it.
@@ -107,7 +106,7 @@ def stream(
     project, root = config.project, config.root
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
-        check_cut(config, start, until_us)
+        check_savepoint(config, start, until_us)
     bundle = current_bundle(root)
     choice = stream_engine(config, engine)
     options = ReplayOptions(
@@ -131,14 +130,14 @@ def stream(
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,
         handoff=start.folder,
-        stop=None if options.ends else stop_folder(root, start.segment),
+        savepoint=None if options.ends else savepoint_folder(root, start.segment),
         overtaken=prepare(config, start, progress),
         changes=offline_goes_on(config, start, progress),
     )
     began = time.perf_counter()
     requests = replayed.rows_of(project.request.name)
     with (
-        HOLES.of(featurize.run),
+        LOST_WRITES.of(featurize.run),
         progress.stage("stream", total=requests, unit="requests") as stage,
         _watched(featurize.run, stage),
     ):
@@ -159,7 +158,9 @@ def stream(
         "bundle": bundle.name,
         "segment": start.segment,
         "requests": requests,
-        "waiting": 0 if featurize.stop is None else waiting(config, featurize.stop, choice.name),
+        "waiting": 0
+        if featurize.savepoint is None
+        else waiting(config, featurize.savepoint, choice.name),
         "events": sum(rows.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
@@ -173,10 +174,10 @@ def stream(
             f"came out, and {summary['waiting']} wait: the engine {choice.name!r} lost or doubled "
             "batches"
         )
-    if featurize.stop is None:
+    if featurize.savepoint is None:
         replace(start.run, ended=True).write(root)
     else:
-        keep(config, start, options.stop_us, replayed, featurize.stop)
+        keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
 
 
@@ -195,7 +196,7 @@ def wire(
     _ = (
         out[ANSWERS]
         | Infer(project, bundle, featurize.run)
-        | "Predictions" >> WriteParquet(root / PREDICTIONS, ("partition", "position"), prefix)
+        | "Predictions" >> WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix)
     )
     _ = out[PUBLICATIONS] | Publish(
         project,
@@ -207,13 +208,15 @@ def wire(
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,
     )
-    _ = out[FEATURIZED_RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / RELEASES, prefix))
+    _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     _ = (
         (valid[INVALID], unanswered)
         | "Rejected" >> beam.Flatten()
         | "WriteRejected"
-        >> WriteParquet(root / REJECTED, ("stage", "stream", "partition", "position"), prefix)
+        >> WriteParquet(
+            root / paths.REJECTED_BY_STREAM, ("stage", "stream", "partition", "position"), prefix
+        )
     )
 
 

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress, Stage
 from tidemill.pipelines.training.training import TrainingPlan, train_bundle
-from tidemill.serving.bundles.current import BUNDLES, make_current
+from tidemill.serving.bundles.current import make_current
 
 
 class _Shown:
@@ -52,10 +53,10 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
         shown = _Shown(progress, stack)
         bundle = train_bundle(
             config.project,
-            config.root / "features",
+            config.root / paths.TRAINING_TABLE,
             plan,
-            work=config.root / "scratch",
-            bundles=config.root / BUNDLES,
+            work=config.root / paths.SCRATCH,
+            bundles=config.root / paths.BUNDLES,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             on_step=shown.step,
         )

@@ -15,11 +15,13 @@ import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array, window_tail
 from tidemill.features.definitions import FeatureView
+from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.run.progress import Stage
-from tidemill.pipelines.stream.answer_join import column_arrays
-from tidemill.pipelines.verify.compare_predictions import Findings, Mismatch, Served, ViewVerdict
+from tidemill.pipelines.verify.compare_predictions import ViewVerdict
+from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.pipelines.verify.served import Served
 
 _SEED: Final = 1
 

@@ -29,13 +29,14 @@ from tidemill.features.contract import EARLIEST_EVENT, TIME_MIN, Int64Array, Rea
 from tidemill.features.definitions import ARROW_TYPES, FeatureView
 from tidemill.features.feast_objects import field_name
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.run.progress import Progress, Stage
-from tidemill.pipelines.stream.answer_join import UInt8Array
-from tidemill.pipelines.verify.compare_predictions import Findings, Mismatch, differ, patterns
+from tidemill.pipelines.verify.compare_predictions import differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
+from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.source_history import History
 from tidemill.serving.online.backends import open_database

@@ -19,16 +19,12 @@ from typing import Final
 import numpy as np
 
 from tidemill.features.contract import Int64Array
-from tidemill.pipelines.stream.answer_join import UInt8Array
-from tidemill.pipelines.verify.compare_predictions import (
-    Findings,
-    Mismatch,
-    Served,
-    ViewVerdict,
-    differ,
-)
+from tidemill.features.kernel.columns import UInt8Array
+from tidemill.pipelines.verify.compare_predictions import ViewVerdict, differ
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
+from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.pipelines.verify.served import Served
 
 _RELEASES_TRIED: Final = 24
 """How many of the newest releases that took in events of the entity are tried."""

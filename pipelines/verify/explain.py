@@ -19,11 +19,11 @@ from tidemill.features.errors import InputError, nearest
 from tidemill.features.oracle.values import Explanation as Made
 from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.run.summary import Table
+from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
-from tidemill.pipelines.verify.compare_predictions import read_predictions
 from tidemill.pipelines.verify.raw_history import logged_history
 from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.pipelines.verify.served import read_predictions
 from tidemill.pipelines.verify.source_history import EventsByKey
 from tidemill.pipelines.verify.verify import evidence_of, instant
 

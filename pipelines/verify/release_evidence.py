@@ -13,6 +13,7 @@ import numpy as np
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import InputError
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.verify.source_history import Positions
 from tidemill.serving.files.read_files import read_json, read_json_lines
@@ -121,13 +122,13 @@ def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
         InputError: There are none.
         DamagedFile: A file does not hold what the stream wrote.
     """
-    paths = sorted((root / "releases").glob("*.jsonl"))
-    if not paths:
+    files = sorted((root / paths.RELEASES).glob("*.jsonl"))
+    if not files:
         raise InputError(
-            f"there are no releases in {root / 'releases'}: nothing says what the stream had "
+            f"there are no releases in {root / paths.RELEASES}: nothing says what the stream had "
             "seen; run `tidemill stream` first"
         )
-    for path in paths:
+    for path in files:
         yield from read_json_lines(path, take, "run `tidemill stream` again")
 
 
@@ -159,7 +160,7 @@ def read_evidence(
             conflicts.append(key)
     handoff_us: dict[str, int] = {}
     handoff: dict[str, Positions] = {}
-    path = root / "states" / "handoff.json"
+    path = root / paths.STATES / paths.HANDOFF
     if path.exists():
         as_of_us, handoff = read_json(
             path,

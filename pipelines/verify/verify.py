@@ -23,20 +23,13 @@ from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_oracle import check_with_oracle, sampled_rows
-from tidemill.pipelines.verify.compare_predictions import (
-    LISTED,
-    Findings,
-    Mismatch,
-    Served,
-    ViewVerdict,
-    compare,
-    read_predictions,
-    serve_beside_requests,
-)
+from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare
 from tidemill.pipelines.verify.compare_store import check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
+from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
 from tidemill.pipelines.verify.raw_history import read_history
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
+from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
 from tidemill.pipelines.verify.source_history import History
 
 

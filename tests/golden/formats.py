@@ -17,7 +17,11 @@ from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_state import Head, decode_release, decode_snapshot
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
@@ -100,8 +104,9 @@ def _snapshot(data: bytes) -> Any:
 
 
 def _joiner(read: AnswerJoiner) -> Any:
-    names = ("pending", "early", "closed", "waiting", "stops", "frontiers", "numbers")
-    return {name: as_json(getattr(read, name)) for name in names}
+    names = ("pending", "early", "closed", "waiting", "frontiers", "numbers")
+    said = {name: as_json(getattr(read, name)) for name in names}
+    return said | {"stops": as_json(read.savepoints)}
 
 
 def _operator_file(path: Path) -> Any:

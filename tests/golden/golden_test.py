@@ -27,9 +27,10 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.io.framing import MAGIC, VERSIONS, Kind
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.recovery.handoff import RUN, STATES, StreamRun, last_states, read_record
+from tidemill.pipelines.recovery.handoff import StreamRun, last_states, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.resume import first_start, next_start
+from tidemill.pipelines.run.paths import STATES, STREAM_RUN
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.stream.operator import ShardOperator
@@ -126,7 +127,7 @@ def table(folder: Path) -> pa.Table:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Configuration:
-    """A copy of the root that the commit before left at a cut."""
+    """A copy of the root that the commit before left at a savepoint."""
     shutil.copytree(BEFORE / "root", tmp_path / "root")
     begin = START + 2 * MINUTE
     return configuration(tmp_path / "root", PROJECT, begin, START + 11 * MINUTE, poll_rows=6)
@@ -238,7 +239,7 @@ def test_pickles_in_their_place_are_never_loaded(old: Configuration, tmp_path: P
     folder = old.root / STATES
     for path in folder.iterdir():
         path.write_bytes(bomb(made))
-    (old.root / RUN).write_bytes(bomb(made))
+    (old.root / STREAM_RUN).write_bytes(bomb(made))
     shutil.copy(folder / "handoff.json", folder / "answers.state")
     operator = operator_of()
     reads = (

@@ -13,9 +13,10 @@ What stands in the folders:
 ``frames_1``
     One file for each format of the stream, and ``expected.json``: what stands in them.
 ``before_frames/root``
-    The root of a small stream that stopped at a cut (12 trips, 8 requests), written by the commit
-    before frames: log, states and stop (pickles), offline log, online store (SQLite), predictions,
-    publications, rejected records, releases. ``expected.json`` says what that commit read in it.
+    The root of a small stream that stopped at a savepoint (12 trips, 8 requests), written by the
+    commit before frames: log, states and stop (pickles), offline log, online store (SQLite),
+    predictions, publications, rejected records, releases. ``expected.json`` says what that commit
+    read in it.
 ``before_frames/shop``
     ``run.json``, ``summary.json`` and a bundle's ``manifest.json``, by the same commit.
 """
@@ -39,9 +40,9 @@ from tests.support.streaming_project import (
 )
 from tidemill.features.kernel.encoding import encode
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
-from tidemill.pipelines.stream.answer_parts import StopPart, Unanswered
-from tidemill.pipelines.stream.featurize import release_line
+from tidemill.pipelines.stream.answer_parts import SavepointPart, Unanswered
 from tidemill.pipelines.stream.operator_state import encode_release
+from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.state_files import file_hashes, write_handoff, write_joiner
@@ -66,7 +67,7 @@ def make(folder: Path) -> None:
     taken = [*polls[:6], polls[7]]
     parts = [part for poll in taken for part in plain.operate(elements_of(PROJECT, SHARDS, [poll]))]
     requests = [part for poll in taken for part in request_parts(PROJECT, poll)][1:]
-    stop = StopPart(VIEW, SHARD, operator.number + 1, operator.waiting_groups())
+    stop = SavepointPart(VIEW, SHARD, operator.number + 1, operator.waiting_groups())
     overtaken = next(part for part in parts if part.number == 1)
     joining.receive([*(part for part in parts if part is not overtaken), *requests, stop])
     release = next(r for v, s, r in plain.releases[::-1] if (v, s) == (VIEW, SHARD))

@@ -50,9 +50,9 @@ def _same(found: Any, expected: Any) -> bool:
 @given(cases())
 def test_batch_equals_the_oracle(case: tuple[FeatureView, list[Row], list[Asked]]) -> None:
     view, rows, requests = case
-    _, gone, plan = run_all(view, rows, requests)
+    _, advanced, plan = run_all(view, rows, requests)
     oracle = Oracle(view, rows)
-    for (key, time), found in zip(requests, values_of(plan, gone.answers), strict=True):
+    for (key, time), found in zip(requests, values_of(plan, advanced.answers), strict=True):
         assert _same(found, oracle.values(key, time)), (key, time)
 
 
@@ -62,7 +62,7 @@ def test_however_a_sorted_log_is_sliced_answers_and_state_are_the_same(
     case: tuple[FeatureView, list[Row], list[Asked]], slices: int, chance: random.Random
 ) -> None:
     view, rows, requests = case
-    whole, gone, plan = run_all(view, rows, requests)
+    whole, advanced, plan = run_all(view, rows, requests)
     until = _until(view, rows, requests)
     rows = [dict(t) for t in {repr(sorted(r.items())): tuple(r.items()) for r in rows}.values()]
     instants = sorted({time_of(view, row) for row in rows} | {time for _, time in requests})
@@ -81,7 +81,7 @@ def test_however_a_sorted_log_is_sliced_answers_and_state_are_the_same(
         state = decode(encode(state), plan)
         answers.update(zip(numbers, values_of(plan, part.answers), strict=True))
         lower = upper
-    expected = values_of(plan, gone.answers)
+    expected = values_of(plan, advanced.answers)
     assert _same([answers[i] for i in range(len(requests))], expected)
     assert canonical_bytes(state) == canonical_bytes(whole)
 
@@ -114,22 +114,22 @@ def test_every_publication_is_the_value_as_of_its_timestamp_until_the_next(
     case: tuple[FeatureView, list[Row], list[Asked]],
 ) -> None:
     view, rows, requests = case
-    _, gone, plan = run_all(view, rows, requests, Publish.EVERY)
+    _, advanced, plan = run_all(view, rows, requests, Publish.EVERY)
     oracle = Oracle(view, rows)
     published: dict[Any, list[tuple[int, int, dict[str, Any]]]] = {}
-    values = values_of(plan, gone.publications)
+    values = values_of(plan, advanced.publications)
     for i, found in enumerate(values):
-        key = gone.publications["key"][i].as_py()
+        key = advanced.publications["key"][i].as_py()
         entity = int(key) if view.entity.dtype == "int64" else key
-        at = gone.publications["event_timestamp"][i].as_py()
-        until = gone.publications["valid_until"][i].as_py()
+        at = advanced.publications["event_timestamp"][i].as_py()
+        until = advanced.publications["valid_until"][i].as_py()
         expected = oracle.values(entity, at)
         for column in plan.columns:
             if column.anchored and expected[column.name] is not None:
                 expected[column.name] = at - expected[column.name]
         assert _same(found, expected), (key, at)
         published.setdefault(entity, []).append((at, until, found))
-    for (key, time), answer in zip(requests, values_of(plan, gone.answers), strict=True):
+    for (key, time), answer in zip(requests, values_of(plan, advanced.answers), strict=True):
         spans = [p for p in published.get(key, []) if p[0] <= time]
         if not spans:
             continue
@@ -161,12 +161,12 @@ def test_the_newest_publication_is_the_value_as_of_the_frontier(
         upper = max([time_of(view, row) + 1 for row in part] + [state.frontier_us])
         upper += chance.choice([0, 1, view.hop_us, view.longest_window_us])
         part_late = [row for row in part if time_of(view, row) < upper]
-        gone = advance(state, prepared(plan, view, part_late), None, upper, Publish.NEWEST)
-        _store(store, gone.publications, values_of(plan, gone.publications))
+        advanced = advance(state, prepared(plan, view, part_late), None, upper, Publish.NEWEST)
+        _store(store, advanced.publications, values_of(plan, advanced.publications))
         frontiers.append(upper)
     final = (frontiers[-1] if frontiers else 0) + 3 * view.hop_us
-    gone = advance(state, None, None, final, Publish.NEWEST)
-    _store(store, gone.publications, values_of(plan, gone.publications))
+    advanced = advance(state, None, None, final, Publish.NEWEST)
+    _store(store, advanced.publications, values_of(plan, advanced.publications))
     everything = advance(state, None, None, final, Publish.ALL)
     full: dict[str, tuple[int, int, dict[str, Any]]] = {}
     _store(full, everything.publications, values_of(plan, everything.publications))

@@ -40,7 +40,11 @@ from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel.encoding import decode, encode
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.state_files import read_handoff, state_path, write_handoff
 

@@ -80,5 +80,5 @@ def run_all(
     if until is None:
         times = [time_of(view, row) for row in rows] + [time for _, time in requests]
         until = max(times, default=TIME_MIN) + 1
-    gone = advance(state, prepared(plan, view, rows), asked(requests), until, publish)
-    return state, gone, plan
+    advanced = advance(state, prepared(plan, view, rows), asked(requests), until, publish)
+    return state, advanced, plan

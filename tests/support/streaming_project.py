@@ -44,7 +44,11 @@ from tidemill.pipelines.io.log import POSITION, RECEIVED, Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.stream.answer_join import AS_OF, AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart, Unanswered
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.sequence import decode_batches

@@ -38,6 +38,7 @@ from tidemill.features.rows.validation import validate
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, one_batch
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.release_evidence import read_release_lines
@@ -153,13 +154,13 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
 
 
 def _predictions(root: Path) -> pa.RecordBatch:
-    paths = sorted((root / "predictions").glob("*.parquet"))
-    if not paths:
+    files = sorted((root / paths.PREDICTIONS).glob("*.parquet"))
+    if not files:
         raise InputError(
             f"there are no predictions in {root / 'predictions'}; run `tidemill stream` with this "
             "root, or name the root of a run that has streamed"
         )
-    return one_batch(pa.concat_tables([pq.read_table(path) for path in paths]))
+    return one_batch(pa.concat_tables([pq.read_table(path) for path in files]))
 
 
 def _recorded_columns(predictions: pa.RecordBatch) -> tuple[list[str], list[str]]:
@@ -322,7 +323,7 @@ def _recorded_streams(root: Path, served: pa.RecordBatch) -> dict[str, str]:
     """
     streams: dict[str, str] = {}
     for version in pc.unique(served.column("bundle_version")).to_pylist():
-        path = root / "bundles" / version / "spec.json"
+        path = root / paths.BUNDLES / version / "spec.json"
         if path.is_file():
             spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             streams |= {view["view"]: view["stream"]["stream"] for view in spec["views"]}

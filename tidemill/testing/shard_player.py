@@ -20,9 +20,9 @@ from tidemill.features.definitions import ARROW_TYPES, TIMESTAMP, FeatureView, R
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES, Publish
+from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.prepare import KEY, ORDINAL, matrix_of, nulls_of, prepare_requests
-from tidemill.pipelines.stream.answer_join import column_arrays
 from tidemill.pipelines.stream.answer_parts import group_of, partition_of
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey

@@ -93,8 +93,8 @@ def computed(view: FeatureView, rows: Sequence[Row], as_of_us: int) -> tuple[lis
 
     Kernel and oracle must agree, bit for bit.
     """
-    state, gone, plan = run_all(view, rows, [("a", as_of_us)])
-    (found,) = values_of(plan, gone.answers)
+    state, advanced, plan = run_all(view, rows, [("a", as_of_us)])
+    (found,) = values_of(plan, advanced.answers)
     assert repr(found) == repr(Oracle(view, rows).values("a", as_of_us))
     return list(found.values()), state.counters.overflows
 

@@ -22,7 +22,7 @@ from tidemill.features.contract import DAY, HOUR
 from tidemill.pipelines.commands import apply_plan as apply
 from tidemill.pipelines.commands.cli import commands
 from tidemill.pipelines.config.configuration import Configuration, load
-from tidemill.pipelines.run.summary import print_tables
+from tidemill.pipelines.run.tables import print_tables
 from tidemill.pipelines.verify.compare_store import read_through_feast
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import KeySpace

@@ -25,7 +25,8 @@ from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.config.installed_projects import GROUP, installed_project
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.run.summary import Table, read_summary
+from tidemill.pipelines.run.summary import read_summary
+from tidemill.pipelines.run.tables import Table
 
 Invoke = Callable[..., int]
 

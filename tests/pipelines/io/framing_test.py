@@ -63,7 +63,7 @@ def test_the_header_is_as_it_is_written_down() -> None:
         "BATCHES": 2,
         "REQUEST_PART": 3,
         "ANSWER_PART": 4,
-        "STOP_PART": 5,
+        "SAVEPOINT_PART": 5,
         "PUBLISHED": 6,
         "UNANSWERED": 7,
         "OPERATOR_HEAD": 16,

@@ -12,8 +12,8 @@ import pytest
 from tests.support.parcels import BY_DEPOT, DEPOT_SPACE, project
 from tidemill.features.errors import LostPublications, NoKeySpace, StoreError, StoreUnavailable
 from tidemill.pipelines.publish import store_writer
-from tidemill.pipelines.publish.store_writer import Outages, StoreWriter, patiently
-from tidemill.pipelines.stream.lost_writes import HOLES
+from tidemill.pipelines.publish.store_writer import Outages, StoreWriter, retry_while_unavailable
+from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.serving.online.cells import encode_row
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.rows import Row, RowBatch, online_keys
@@ -59,8 +59,8 @@ def database(tmp_path: Path) -> Iterator[SqliteDatabase]:
 @pytest.fixture
 def run() -> Iterator[str]:
     """A run whose operators of both shards are in this process."""
-    with HOLES.of(RUN):
-        assert [HOLES.operates(RUN, "by_depot", shard) for shard in (0, 1)] == [False, False]
+    with LOST_WRITES.of(RUN):
+        assert [LOST_WRITES.operates(RUN, "by_depot", shard) for shard in (0, 1)] == [False, False]
         yield RUN
 
 
@@ -72,30 +72,30 @@ def test_a_hole_is_left_open_until_the_whole_shard_comes(
     database.publish([parcel(None, 10), parcel(None, 10, shard=1)])
     writer.write([parcel(20, 30), parcel(10, 30, shard=1)])
     assert frontiers(database) == {0: 10, 1: 30}
-    assert [HOLES.operates(run, "by_depot", shard) for shard in (0, 1)] == [True, False]
+    assert [LOST_WRITES.operates(run, "by_depot", shard) for shard in (0, 1)] == [True, False]
     before = counted.calls
     writer.write([parcel(30, 40)])  # the hole is known: nobody waits for it
     assert counted.calls == before + 2
     assert frontiers(database) == {0: 10, 1: 30}
     writer.write([parcel(None, 50), parcel(30, 50, shard=1)])
     assert frontiers(database) == {0: 50, 1: 50}
-    assert not HOLES.operates(run, "by_depot", 0)
+    assert not LOST_WRITES.operates(run, "by_depot", 0)
 
 
 def test_a_hole_that_somebody_else_mended_is_closed(database: SqliteDatabase, run: str) -> None:
     writer = StoreWriter(database, PROJECT, run)
     writer.write([parcel(20, 30)])
-    assert HOLES.operates(run, "by_depot", 0)
+    assert LOST_WRITES.operates(run, "by_depot", 0)
     database.publish([parcel(None, 30)])
     writer.write([parcel(30, 40)])
-    assert not HOLES.operates(run, "by_depot", 0)
+    assert not LOST_WRITES.operates(run, "by_depot", 0)
 
 
 def test_an_emptied_store_gets_its_key_spaces_again(database: SqliteDatabase, run: str) -> None:
     database.drop([DEPOT_SPACE])
     StoreWriter(database, PROJECT, run).write([parcel(20, 30), parcel(None, 30, shard=1)])
     assert frontiers(database) == {1: 30}
-    assert [HOLES.operates(run, "by_depot", shard) for shard in (0, 1)] == [True, False]
+    assert [LOST_WRITES.operates(run, "by_depot", shard) for shard in (0, 1)] == [True, False]
 
 
 @pytest.mark.parametrize("run_name", [None, "a run whose operators are in another process"])
@@ -109,13 +109,13 @@ def test_without_the_operators_in_this_process_a_loss_is_an_error(
     with pytest.raises(NoKeySpace, match="`tidemill republish`"):
         writer.write([parcel(None, 30)])
     assert database.spaces() == []
-    assert not HOLES.operates(run, "by_depot", 0)
+    assert not LOST_WRITES.operates(run, "by_depot", 0)
 
 
 def test_a_parcel_that_overtook_another_waits_for_it(database: SqliteDatabase, run: str) -> None:
     counted = Counted(database, before={4: parcel(None, 20)})
     StoreWriter(counted, PROJECT, run).write([parcel(20, 30)])  # type: ignore[arg-type]
-    assert not HOLES.operates(run, "by_depot", 0)
+    assert not LOST_WRITES.operates(run, "by_depot", 0)
     assert frontiers(database) == {0: 30}
 
 
@@ -123,8 +123,8 @@ def test_the_reason_of_a_failed_run_is_told_whatever_the_engine_says(
     database: SqliteDatabase,
 ) -> None:
     def fail(name: str) -> None:
-        with HOLES.of("one"):
-            HOLES.operates(name, "by_depot", 0)
+        with LOST_WRITES.of("one"):
+            LOST_WRITES.operates(name, "by_depot", 0)
             other = parcel(None, 20)
             cells = [encode_row(DEPOT_SPACE.dtypes, [7])]
             rows = RowBatch(
@@ -143,7 +143,7 @@ def test_the_reason_of_a_failed_run_is_told_whatever_the_engine_says(
 
     with pytest.raises(StoreError, match="differ"):
         fail("one")
-    with HOLES.of("another"), pytest.raises(RuntimeError, match="nothing in progress"):
+    with LOST_WRITES.of("another"), pytest.raises(RuntimeError, match="nothing in progress"):
         fail("another")
 
 
@@ -159,7 +159,7 @@ def test_every_failure_is_tried_again_until_it_is_over(
         return "done"
 
     monkeypatch.setattr(store_writer, "OUTAGES", Outages())
-    assert patiently(action, "store") == "done"
+    assert retry_while_unavailable(action, "store") == "done"
     assert len(tries) == 4
 
     def refuse() -> None:
@@ -167,7 +167,7 @@ def test_every_failure_is_tried_again_until_it_is_over(
         raise StoreError("wrong password")
 
     with pytest.raises(StoreError, match=r"^wrong password$"):
-        patiently(refuse, "store")
+        retry_while_unavailable(refuse, "store")
     assert len(tries) == 5
 
 

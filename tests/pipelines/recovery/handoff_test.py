@@ -40,14 +40,19 @@ from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.handoff import RECORD, STATES, STOPS, last_states, read_record
+from tidemill.pipelines.recovery.handoff import last_states, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import shown_frontiers
+from tidemill.pipelines.run.paths import HANDOFF, SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.answer_parts import Part, RequestPart, StopPart
-from tidemill.pipelines.stream.featurize import FeaturizeOptions, make_operator, operator_key
+from tidemill.pipelines.stream.answer_parts import Part, RequestPart, SavepointPart
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.shard import request_parts
@@ -186,7 +191,7 @@ def store(config: Configuration) -> list[tuple[Any, list[Row | None]]]:
 
 
 def state_differences(config: Configuration) -> list[str]:
-    """Compare the rows of the store with what the states at the last cut publish."""
+    """Compare the rows of the store with what the states at the last savepoint publish."""
     folder, _ = last_states(config.root)
     options = FeaturizeOptions(run="test", shards=SHARDS, partitions=PARTITIONS)
     expected: dict[tuple[int, bytes], Row] = {}
@@ -252,7 +257,7 @@ class Reader:
         database.close()
 
 
-# The mark of a cut, in any order.
+# The mark of a savepoint, in any order.
 
 
 def newest_request_us(part: Part) -> int:
@@ -306,22 +311,22 @@ def test_nobody_has_stopped_before_the_last_element_came(
         for view, shard, data in shuffled:
             parts += plain.operate([(view, shard, data)])
             operator = plain.operator(view, shard)
-            assert not operator.stopped or operator.expected == ends[view]
+            assert not operator.at_savepoint or operator.expected == ends[view]
     for (view, shard), operator in plain.operators.items():
-        assert operator.stopped
-        parts.append(StopPart(view, shard, operator.number, operator.waiting_groups()))
+        assert operator.at_savepoint
+        parts.append(SavepointPart(view, shard, operator.number, operator.waiting_groups()))
     parts = [decode_part(encode_part(part)) for part in parts]
     chance.shuffle(parts)
     if seed % 2:
         parts.sort(key=newest_request_us)
     for part in parts:
-        assert not plain.joiner.stopped
+        assert not plain.joiner.at_savepoint
         plain.join([part])
-    assert plain.joiner.stopped
+    assert plain.joiner.at_savepoint
     again = AnswerJoiner(PROJECT, SHARDS, 0)
     again.restore(plain.joiner.state())
     again.go_on()
-    assert not again.stopped
+    assert not again.at_savepoint
 
 
 # Stop and go on.
@@ -401,8 +406,8 @@ def test_a_cut_counts_when_everything_is_there(tmp_path: Path) -> None:
     assert handoff.began == read_record(config.root / STATES).id
     assert len(handoff.files) == len(PROJECT.views) * SHARDS + 1
     run(config, until_us=second, resume=True)
-    # Only the last cut is kept.
-    assert [path.name for path in (config.root / STOPS).iterdir()] == ["00002"]
+    # Only the last savepoint is kept.
+    assert [path.name for path in (config.root / SAVEPOINTS).iterdir()] == ["00002"]
 
 
 def test_nothing_moves_where_nothing_came_between_two_cuts(
@@ -423,7 +428,7 @@ def test_nothing_moves_where_nothing_came_between_two_cuts(
 def kill(config: Configuration) -> None:
     """Leave what a run leaves that was killed just before its cut would have counted."""
     folder, _ = last_states(config.root)
-    (folder / RECORD).unlink()
+    (folder / HANDOFF).unlink()
 
 
 def test_what_a_killed_segment_wrote_is_not_doubled(tmp_path: Path, poll_by_poll: None) -> None:
@@ -484,7 +489,7 @@ def test_a_stream_that_catches_up_with_its_store_corrects_what_the_killed_run_le
         patch.setattr(replay, "_SLICE_SECONDS", 0.0)
         assert run(config, until_us=killed_at, resume=True)["late"] > 0
     kill(config)
-    shutil.copytree(tmp_path / "kept", config.root / STOPS / "00001")
+    shutil.copytree(tmp_path / "kept", config.root / SAVEPOINTS / "00001")
     shown = shown_frontiers(config)
     with Reader(config).reading() as reader:
         all_at_once = replace(config, stream=replace(config.stream, poll_rows=1_000))
@@ -570,6 +575,6 @@ def test_a_cut_without_all_states_does_not_count(
 
 
 def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / RECORD).write_text(json.dumps({"as_of_us": 1, "positions": {}}))
+    (tmp_path / HANDOFF).write_text(json.dumps({"as_of_us": 1, "positions": {}}))
     with pytest.raises(StateVersionError, match="written by an older version of Tidemill"):
         read_record(tmp_path)

@@ -36,9 +36,10 @@ from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED, Log
 from tidemill.pipelines.recovery import republish as module
-from tidemill.pipelines.recovery.handoff import STATES, STOPS, StreamRun, read_record
+from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import republish, shown_frontiers
+from tidemill.pipelines.run.paths import SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream_run import stream as stream_module
@@ -239,7 +240,7 @@ def test_a_late_event_counts_from_the_instant_at_which_the_stream_let_it(
     let_in = [row.event_timestamp for row in before[0].values()]
     assert any(at - 1 not in times and at % (5 * MINUTE) for at in let_in)
     # As if the run had been killed: the states that count are those of the backfill.
-    shutil.rmtree(ready.root / STOPS)
+    shutil.rmtree(ready.root / SAVEPOINTS)
     delete(ready, ready.root)
     republish(ready, QuietProgress())
     assert everything(ready) == before

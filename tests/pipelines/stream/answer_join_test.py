@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -29,7 +28,7 @@ from tidemill.features.contract import MINUTE
 from tidemill.features.errors import BatchConflict
 from tidemill.features.kernel.prepare import nulls_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, SENT
-from tidemill.pipelines.stream.answer_join import AnswerJoiner, answered_schema, column_arrays
+from tidemill.pipelines.stream.answer_join import AnswerJoiner, answered_schema
 from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart, group_of, partition_of
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
@@ -265,20 +264,6 @@ def test_a_group_names_its_partition() -> None:
     assert partition_of(group_of(3, 123_456_789_012)) == 3
     assert group_of(0, 17) == 17
     assert group_of(1, 0) != group_of(0, 1)
-
-
-def test_columns_of_a_matrix_have_their_names_types_and_nulls() -> None:
-    view = PROJECT.view("cab")
-    values = np.array([[3, 0, 0, 5]], np.int64)
-    values[0, 1:2].view(np.float64)[0] = 2.5
-    arrays = column_arrays(view.columns, values, np.array([[0, 0, 1, 0]], np.uint8))
-    assert {name: array.to_pylist() for name, array in arrays.items()} == {
-        "cab__trips_2m": [3],
-        "cab__fares_5m": [2.5],
-        "cab__last_fare_5m": [None],
-        "cab__quiet_5m": [5],
-    }
-    assert [str(array.type) for array in arrays.values()] == ["int64", "double", "double", "int64"]
 
 
 def test_null_flags_of_a_slice_are_its_own() -> None:

@@ -42,13 +42,15 @@ from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import Replay, ReplayOptions
-from tidemill.pipelines.stream import featurize
+from tidemill.pipelines.stream import featurize, snapshot_policy
 from tidemill.pipelines.stream.featurize import (
     ANSWERS,
     PUBLICATIONS,
     RELEASES,
     UNANSWERED,
     Featurize,
+)
+from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
     operator_key,
@@ -56,6 +58,7 @@ from tidemill.pipelines.stream.featurize import (
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import read_handoff, state_path, write_handoff
+from tidemill.pipelines.stream.token_cache import TokenCache
 from tidemill.pipelines.stream.wire_format import unpack_publications
 
 SHARDS = 2
@@ -311,30 +314,7 @@ def _keyed(poll: bytes) -> tuple[str, int]:
 # The cache of decoded operators.
 
 
-def test_an_entry_is_taken_only_under_its_token() -> None:
-    cache = featurize._Cache(most=2)
-    cache.put(("run", "a"), b"1", "first")
-    assert cache.take(("run", "a"), b"2") is None
-    # A stale entry is gone: whoever asked rebuilds from state and puts his own back.
-    assert cache.take(("run", "a"), b"1") is None
-    cache.put(("run", "a"), b"3", "second")
-    assert cache.take(("other", "a"), b"3") is None
-    assert cache.take(("run", "a"), b"3") == "second"
-    assert cache.take(("run", "a"), b"3") is None
-
-
-def test_the_cache_forgets_what_was_used_longest_ago() -> None:
-    cache = featurize._Cache(most=2)
-    for name in ("a", "b"):
-        cache.put(("run", name), b"1", name)
-    cache.put(("run", "a"), b"2", "a again")
-    cache.put(("run", "c"), b"1", "c")
-    assert cache.take(("run", "b"), b"1") is None
-    assert cache.take(("run", "a"), b"2") == "a again"
-    assert cache.take(("run", "c"), b"1") == "c"
-
-
-class Poisoned(featurize._Cache):
+class Poisoned(TokenCache):
     """A cache whose entries are of an older bundle, as after a bundle that failed."""
 
     def __init__(self) -> None:
@@ -350,7 +330,7 @@ class Poisoned(featurize._Cache):
             super().put(key, before[0], pickle.loads(before[1]))
 
 
-class NeverThere(featurize._Cache):
+class NeverThere(TokenCache):
     """A cache that has nothing, as on another worker."""
 
     def __init__(self) -> None:
@@ -392,9 +372,9 @@ def test_operators_and_joiner_are_rebuilt_from_snapshot_and_log(
     """Every bundle starts from state: from a snapshot, from both, or from the log alone."""
     monkeypatch.setattr(featurize, "_OPERATORS", NeverThere())
     monkeypatch.setattr(featurize, "_JOINERS", NeverThere())
-    monkeypatch.setattr(featurize, "_SNAPSHOT_EVENTS", snapshot_events)
-    monkeypatch.setattr(featurize, "_SNAPSHOT_TILES", 0)
-    monkeypatch.setattr(featurize, "_JOINER_LOG_BYTES", joiner_log_bytes)
+    monkeypatch.setattr(snapshot_policy, "SNAPSHOT_EVENTS", snapshot_events)
+    monkeypatch.setattr(snapshot_policy, "SNAPSHOT_TILES", 0)
+    monkeypatch.setattr(snapshot_policy, "JOINER_LOG_BYTES", joiner_log_bytes)
     rows = streamed(tmp_path, 10, options())
     assert answers() == expected_vectors(PROJECT, rows)
 

@@ -24,7 +24,7 @@ from tests.support.streaming_project import (
 from tidemill import Project
 from tidemill.features.errors import StateMismatch, StateVersionError
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.answer_parts import Part, StopPart
+from tidemill.pipelines.stream.answer_parts import Part, SavepointPart
 from tidemill.pipelines.stream.shard import request_parts
 
 SHARDS = 2
@@ -46,7 +46,7 @@ def some_parts(seed: int, chance: random.Random) -> list[Part]:
         parts += request_parts(PROJECT, poll)
         parts += plain.operate(elements_of(PROJECT, SHARDS, [poll]))
     parts += [
-        StopPart(view, shard, operator.number, operator.waiting_groups())
+        SavepointPart(view, shard, operator.number, operator.waiting_groups())
         for (view, shard), operator in plain.operators.items()
     ]
     chance.shuffle(parts)

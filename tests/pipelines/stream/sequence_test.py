@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from tests.support.strategies import to_batch
@@ -15,11 +14,9 @@ from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.stream.sequence import (
     REQUEST_ROWS,
     SequencedBatch,
-    concat,
     decode_batches,
     encode_batches,
     event_rows,
-    keep,
     request_rows,
     sequenced_events_schema,
     split_by_shard,
@@ -120,14 +117,3 @@ def test_an_int64_key_is_its_decimal_digits() -> None:
     batch = to_batch(view.stream.schema, rows)
     prepared = event_rows(make_plan(view), view, batch, np.array([0]))
     assert prepared.column("key").to_pylist() == ["-3"]
-
-
-def test_batches_are_put_one_after_the_other() -> None:
-    one, two = pa.record_batch({"a": [1, 2]}), pa.record_batch({"a": [3]})
-    assert concat([]) is None
-    assert concat([one]) is one
-    both = concat([one, two])
-    assert both is not None
-    assert both.column("a").to_pylist() == [1, 2, 3]
-    assert keep(one, np.array([True, True])) is one
-    assert keep(one, np.array([False, True])).column("a").to_pylist() == [2]

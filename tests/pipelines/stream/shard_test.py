@@ -23,7 +23,8 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import MINUTE
 from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.stream.featurize import ALL_REQUESTS, operator_key
+from tidemill.pipelines.stream.featurize import ALL_REQUESTS
+from tidemill.pipelines.stream.featurize_options import operator_key
 from tidemill.pipelines.stream.shard import Shard, is_batches, request_parts, shard_poll
 from tidemill.pipelines.stream.wire_format import decode_part
 

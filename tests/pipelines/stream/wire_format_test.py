@@ -16,7 +16,7 @@ from tidemill.pipelines.stream.answer_parts import (
     AnswerPart,
     Part,
     RequestPart,
-    StopPart,
+    SavepointPart,
     Unanswered,
 )
 from tidemill.pipelines.stream.operator import Release
@@ -39,8 +39,8 @@ PARTS: list[Part] = [
     RequestPart(2**50 + 7, ROWS),
     AnswerPart(1, 3, 12, -(2**62), ROWS),
     AnswerPart(1, 3, 0, 2**62, None),
-    StopPart(1, 3, 12, (5, 2**50 + 7)),
-    StopPart(1, 3, 0, ()),
+    SavepointPart(1, 3, 12, (5, 2**50 + 7)),
+    SavepointPart(1, 3, 0, ()),
 ]
 
 
@@ -113,7 +113,7 @@ MESSAGES = {
 def test_what_is_no_message_of_this_version_is_refused_by_name(name: str, tmp_path: Path) -> None:
     data, read = MESSAGES[name]
     for _, harmed in damaged(data):
-        with pytest.raises(StateError, match="run the stream from its last cut"):
+        with pytest.raises(StateError, match="run the stream from its last savepoint"):
             read(harmed)
     with pytest.raises(StateVersionError, match="has version 77"):
         read(of_version(data, 77))

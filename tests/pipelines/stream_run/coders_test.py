@@ -35,7 +35,7 @@ from tidemill.pipelines.io.replay import (
     _Watermarks,
 )
 from tidemill.pipelines.stream import featurize
-from tidemill.pipelines.stream.featurize import FeaturizeOptions
+from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream_run.stream import wire
 
 PLAIN = (coders.BytesCoder, coders.StrUtf8Coder, coders.VarIntCoder, RecordBatchCoder)

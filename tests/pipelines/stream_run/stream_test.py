@@ -25,8 +25,8 @@ from tidemill.features.errors import BundleError, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
-from tidemill.pipelines.recovery.release_log import RELEASES, read_releases
-from tidemill.pipelines.recovery.resume import PREDICTIONS, REJECTED
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.run.paths import PREDICTIONS, REJECTED_BY_STREAM, RELEASES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart
@@ -134,7 +134,7 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
 def test_what_an_earlier_run_left_is_removed(config: Configuration) -> None:
     """How many releases a run makes depends on when the engine cuts its bundles; the rest not."""
     first = stream(config, QuietProgress(), engine="fnapi")
-    outputs = (PREDICTIONS, RELEASES, REJECTED)
+    outputs = (PREDICTIONS, RELEASES, REJECTED_BY_STREAM)
     for name in outputs:
         (config.root / name).mkdir(exist_ok=True)
         (config.root / name / "left.by.an.earlier.run").touch()

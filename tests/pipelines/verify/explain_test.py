@@ -20,8 +20,8 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.verify.compare_predictions import read_predictions
 from tidemill.pipelines.verify.explain import explain
+from tidemill.pipelines.verify.served import read_predictions
 from tidemill.pipelines.verify.verify import verify
 
 

@@ -35,11 +35,11 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.verify import compare_predictions
+from tidemill.pipelines.verify import findings
 from tidemill.pipelines.verify import verify as proof_of_it_all
-from tidemill.pipelines.verify.compare_predictions import read_predictions
 from tidemill.pipelines.verify.diagnosis import EARLY
 from tidemill.pipelines.verify.read_features import read_features
+from tidemill.pipelines.verify.served import read_predictions
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.online.reader import FRONTIER, STATUS
 from tidemill.serving.online.rows import KeySpace, online_keys
@@ -139,7 +139,7 @@ def test_a_dropped_batch_is_found_and_its_events_are_named(ready: Configuration)
 def test_an_event_at_the_requests_own_instant_is_found(
     ready: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare_predictions, "LISTED", 500)
+    monkeypatch.setattr(findings, "LISTED", 500)
     monkeypatch.setattr(proof_of_it_all, "LISTED", 500)
     CountsTheRequestsOwnInstant(ready).serve()
     figures = _verify(ready)

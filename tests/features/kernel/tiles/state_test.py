@@ -39,8 +39,8 @@ def apply(state: State, rows: list[dict[str, Any]], until: int) -> None:
 
 
 def counts(state: State, keys: list[str | None], at: int) -> list[int]:
-    gone = advance(state, None, asked([(key, at) for key in keys]), at)
-    return [row["user__clicks"] for row in values_of(PLAN, gone.answers)]
+    advanced = advance(state, None, asked([(key, at) for key in keys]), at)
+    return [row["user__clicks"] for row in values_of(PLAN, advanced.answers)]
 
 
 def test_a_new_state_is_empty_and_before_all_time() -> None:
@@ -87,9 +87,9 @@ def test_tiles_that_left_the_longest_window_are_gone() -> None:
     assert state.n_tiles == 0
     # An entity is remembered: its revision must not start again.
     assert state.n_entities == 2
-    gone = advance(state, prepared(PLAN, VIEW, [click("a", 10_005, 1)]), None, 10_010,
+    advanced = advance(state, prepared(PLAN, VIEW, [click("a", 10_005, 1)]), None, 10_010,
                    Publish.NEWEST)  # fmt: skip
-    assert gone.publications.column("revision").to_pylist() == [2]
+    assert advanced.publications.column("revision").to_pylist() == [2]
 
 
 def test_memory_does_not_grow_with_time() -> None:

@@ -1,0 +1,69 @@
+"""Rejected records out: to files that a person can edit."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.ingest.rejected_records import Record, as_text
+from tidemill.pipelines.ingest.source_files import SourceFiles
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.progress import Progress
+from tidemill.serving.files.atomic_write import atomic_write
+
+
+def export(
+    config: Configuration, progress: Progress, found: Mapping[str, Record]
+) -> dict[str, Any]:
+    """Write rejected records for a person to mend; see `pipelines.ingest.replay_rejected`."""
+    folder = config.root / paths.REJECTED / paths.EXPORT
+    figures: dict[str, Any] = {}
+    with progress.stage("export rejected", total=len(found), unit="records") as stage:
+        for name in sorted({record["stream"] for record in found.values()}):
+            files = SourceFiles(config.sources[name], config.path.parent)
+            lines = [
+                _line(key, record, files)
+                for key, record in found.items()
+                if record["stream"] == name
+            ]
+            path = _write_kept_apart(folder / f"{name}.jsonl", "".join(lines), progress)
+            figures[name] = {"exported": len(lines), "file": str(path)}
+            stage.advance(len(lines))
+    if figures:
+        progress.say(
+            f"Edit the payloads in {folder}, one JSON object a line; lines that you do not mend "
+            "may stay or go. Then, for each file: tidemill replay-rejected --mended FILE; and then "
+            "tidemill backfill, which computes the features anew."
+        )
+    else:
+        progress.say(f"Nothing is rejected in {config.root}: there is nothing to mend.")
+    return figures
+
+
+def _line(key: str, record: Record, files: SourceFiles) -> str:
+    payload = record["payload"]
+    line = {"record": key, "stream": record["stream"], "origin": record["origin"]}
+    line |= {name: record[name] for name in ("stage", "reason", "detail")}
+    if files.format(record["partition"]) == "csv":
+        line["header"] = files.header(record["partition"])
+    line["payload"] = as_text(payload)
+    if line["payload"].encode() != payload:
+        line["payload_base64"] = base64.b64encode(payload).decode("ascii")
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _write_kept_apart(path: Path, text: str, progress: Progress) -> Path:
+    """Write a text, whole or not at all; keep what else stood there beside it."""
+    if path.exists() and path.read_bytes() != text.encode():
+        number = 1
+        while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():
+            number += 1
+        path.replace(kept)
+        progress.say(f"{path.name} stood there with other content: it is now {kept.name}")
+    with atomic_write(path) as unfinished:
+        unfinished.write_bytes(text.encode())
+    return path

@@ -1,0 +1,109 @@
+"""Mended records in: judged, kept, and taken out of the rejected ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tidemill.features.errors import InputError
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.ingest.mended_lines import MendedLine, read_lines
+from tidemill.pipelines.ingest.rejected_records import Record, as_text, update_rejected
+from tidemill.pipelines.ingest.repaired_records import (
+    Mended,
+    fresh_rows,
+    judge_mended,
+    read_mended,
+    record_id,
+    restated,
+    write_mended,
+)
+from tidemill.pipelines.ingest.source_files import LogEnds, SourceFiles
+from tidemill.pipelines.ingest.validate import definition_of, required_of
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.run.progress import Progress
+
+
+def feed(
+    config: Configuration, progress: Progress, found: Mapping[str, Record], path: Path
+) -> dict[str, Any]:
+    """Feed a mended file in; see `pipelines.ingest.replay_rejected`."""
+    lines = read_lines(path, config.sources)
+    before = {
+        name: {one.record: one for replay in read_mended(config.root, name) for one in replay}
+        for name in {line.stream for line in lines}
+    }
+    for line in lines:
+        if line.record not in found:
+            _check_mended_before(line, before[line.stream])
+    figures: dict[str, Any] = {}
+    with progress.stage("replay rejected", total=len(lines), unit="records") as stage:
+        for name in sorted(before):
+            given = [line for line in lines if line.stream == name]
+            figures[name] = _feed_source(config, name, given, found)
+            stage.advance(len(given))
+    if any(figure["accepted"] or figure["dropped"] for figure in figures.values()):
+        progress.say("Now run tidemill backfill, which computes the features anew.")
+    return figures
+
+
+def _check_mended_before(line: MendedLine, before: Mapping[str, Mended]) -> None:
+    if line.record not in before:
+        raise InputError(
+            f"{line.origin}: record {line.record} of {line.stream!r} is not rejected; its source "
+            "may have been read again since it was exported. Export anew: tidemill replay-rejected"
+        )
+    if line.payload != before[line.record].payload:
+        raise InputError(
+            f"{line.origin}: record {line.record} of {line.stream!r} was mended before, in "
+            f"{before[line.record].origin}, as {as_text(before[line.record].payload)!r}, and is "
+            "part of the log now; take the line out of the file"
+        )
+
+
+def _feed_source(
+    config: Configuration, name: str, given: list[MendedLine], found: Mapping[str, Record]
+) -> dict[str, Any]:
+    source, definition = config.sources[name], definition_of(config.project, name)
+    lines = [line for line in given if line.record in found]
+    records = [found[line.record] for line in lines]
+    files, ends = (
+        SourceFiles(source, config.path.parent),
+        LogEnds(config.root, definition, source.received is not None),
+    )
+    mended = [
+        Mended(
+            line.record,
+            line.origin,
+            line.payload,
+            files.format(record["partition"]),
+            files.columns(record["partition"]),
+            *ends.of(record["partition"]),
+        )
+        for line, record in zip(lines, records, strict=True)
+    ]
+    outcome = judge_mended(definition, source, required_of(config.project, definition), mended)
+    log, rows = Log(config.root), outcome.rows
+    there = pa.Table.from_batches([], schema=rows.schema)
+    if log.path(name, 0).exists():
+        there = log.read(name, columns=rows.schema.names).select(rows.schema.names)
+    fresh = len(fresh_rows(rows, there))
+    good = [one for index, one in enumerate(mended) if index not in outcome.refused]
+    if good:
+        write_mended(config.root, name, good)
+    still = {record_id(record): record for record in restated(records, mended, outcome.refused)}
+    update_rejected(config.root, {one.record for one in good}, still)
+    return {
+        "given": len(given),
+        "accepted": fresh,
+        "dropped": len(good) - rows.num_rows,
+        "already_there": rows.num_rows - fresh,
+        "mended_before": len(given) - len(lines),
+        "still_rejected": len(still),
+        "reasons": dict(Counter(record["reason"] for record in still.values())),
+        "left": sum(record["stream"] == name for record in found.values()) - len(good),
+    }

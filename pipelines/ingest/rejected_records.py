@@ -1,0 +1,58 @@
+"""Rejected records below a root, by their ids, and what is taken out of them or put in anew."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tidemill.features.rows import rejected
+from tidemill.features.rows.rejected import Stage
+from tidemill.pipelines.ingest.repaired_records import record_id
+from tidemill.pipelines.io.sinks import write_rows
+from tidemill.pipelines.run import paths
+from tidemill.serving.files.read_files import read_table
+
+Record = Mapping[str, Any]
+"""A row of `features.rows.rejected.SCHEMA`."""
+
+
+def read_rejected(root: Path, sources: Collection[str]) -> dict[str, Record]:
+    """Return the rejected records that can be mended, by their ids, in order of their place."""
+    files = (root / paths.REJECTED).glob("*.parquet")
+    records = [record for path in files for record in read_records(path)]
+    records.sort(key=lambda record: (record["stream"], record["partition"], record["position"]))
+    return {
+        record_id(record): record
+        for record in records
+        if record["stage"] != Stage.ANSWER and record["stream"] in sources
+    }
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read a file of rejected records."""
+    again = "run `tidemill backfill` again, which rejects the same records"
+    records: list[Record] = read_table(path, again, schema=rejected.SCHEMA).to_pylist()
+    return records
+
+
+def update_rejected(root: Path, settled: set[str], still: Mapping[str, Record]) -> None:
+    """Take records out of ``root/rejected`` and write others there anew, file by file."""
+    for path in sorted((root / paths.REJECTED).glob("*.parquet")):
+        records = read_records(path)
+        left = [
+            still.get(key, record)
+            for record in records
+            if record["stage"] == Stage.ANSWER or (key := record_id(record)) not in settled
+        ]
+        if not left:
+            path.unlink()
+        elif left != records:
+            write_rows(path.parent, pa.Table.from_pylist(left, schema=rejected.SCHEMA), path.stem)
+
+
+def as_text(payload: bytes) -> str:
+    """Return bytes as a text; of those that are not UTF-8, backslash, x and two hex digits."""
+    return payload.decode("utf-8", "backslashreplace")

@@ -1,0 +1,94 @@
+"""What a rejected record needs to know of its source's files and of its log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.definitions import EventStream, Request
+from tidemill.features.errors import InputError
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.config.configuration import Source
+from tidemill.pipelines.io.files.input_files import find_files, format_of
+from tidemill.pipelines.io.files.readers import read
+from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
+
+
+class SourceFiles:
+    """The formats and columns of a source's files, by partition, looked up once each.
+
+    Args:
+        source: The source.
+        folder: Where relative names of files begin: the configuration's.
+    """
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self._source = source
+        self._paths = find_files(source.files, folder)
+        self._columns: dict[int, pa.Schema] = {}
+
+    def format(self, partition: int) -> str:
+        """Return the format of a file."""
+        return self._source.format or format_of(self._path(partition))
+
+    def header(self, partition: int) -> str:
+        """Return the column names of a csv file as they would stand in one of its lines."""
+        names = self.columns(partition).names
+        return ",".join(
+            '"' + name.replace('"', '""') + '"' if set(name) & set('",\r\n') else name
+            for name in names
+        )
+
+    def columns(self, partition: int) -> pa.Schema:
+        """Return the columns of a file as they are read."""
+        if partition not in self._columns:
+            batches = read(
+                [self._path(partition)], stream=self._source.name, format=self._source.format
+            )
+            schemas = (raw.batch.schema for raw in batches)
+            if self.format(partition) == "jsonl":
+                # A key becomes a column with the first line that has it.
+                self._columns[partition] = pa.unify_schemas(list(schemas))
+            else:
+                self._columns[partition] = next(schemas, pa.schema([]))
+        return self._columns[partition]
+
+    def _path(self, partition: int) -> Path:
+        if partition >= len(self._paths):
+            raise InputError(
+                f"source {self._source.name!r} has {len(self._paths)} files, and rejected records "
+                f"of a file {partition + 1}: the source has changed. Read it again: tidemill "
+                "backfill"
+            )
+        return self._paths[partition]
+
+
+class LogEnds:
+    """What the log of a source holds at its end, by partition, looked up once each."""
+
+    def __init__(self, root: Path, definition: EventStream | Request, is_log: bool) -> None:
+        self._is_log = is_log
+        self._log = Log(root)
+        self._definition = definition
+        self._ends: dict[int, tuple[int, int]] = {}
+
+    def of(self, partition: int) -> tuple[int, int]:
+        """Return the highest accepted time of a partition, and when its last row arrived.
+
+        Raises:
+            InputError: The source is a log, and it was never ingested.
+        """
+        if not self._is_log:
+            return TIME_MIN, TIME_MIN
+        if partition not in self._ends:
+            time_column = self._definition.time_column
+            table = self._log.read(self._definition.name, partition, [time_column, RECEIVED])
+            times, received = one_batch(table).columns
+            self._ends[partition] = (
+                (int(hashing.bits(times).max()), int(hashing.bits(received).max()))
+                if len(times)
+                else (TIME_MIN, TIME_MIN)
+            )
+        return self._ends[partition]

@@ -1,0 +1,181 @@
+"""Tables for a reader: figures as names and values, drawn on a terminal, aligned in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TextIO
+
+_LISTED: Final = 8
+"""Up to this many items of a list are printed; of a longer one the number."""
+_ROWS: Final = 20
+"""So many rows of a list of mappings are printed at most; the file has them all."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for a reader.
+
+    Attributes:
+        title: Above it; may be empty.
+        columns: Their headings.
+        rows: Texts, as many in each row as there are columns.
+        numbers: The places of the columns that are aligned on the right.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: frozenset[int] = frozenset()
+
+
+def figure_tables(title: str, figures: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of a stage's figures.
+
+    Args:
+        title: Above the first one.
+        figures: As for `write_summary`.
+
+    Returns:
+        One table of names and values, those of inner mappings with the names above them; then one
+        table for each list of flat mappings, its columns the keys.
+    """
+    rows: list[tuple[str, str]] = []
+    lists: list[Table] = []
+    _collect(figures, (), rows, lists, title)
+    main = [Table(title, ("figure", "value"), rows, frozenset([1]))] if rows else []
+    return [*main, *lists]
+
+
+def _collect(
+    value: Any,
+    above: tuple[str, ...],
+    rows: list[tuple[str, str]],
+    lists: list[Table],
+    title: str,
+) -> None:
+    name = " / ".join(above)
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _collect(item, (*above, str(key).replace("_", " ")), rows, lists, title)
+    elif _lists_mappings(value) and any(
+        isinstance(inner, Mapping) or _lists_mappings(inner)
+        for item in value
+        for inner in item.values()
+    ):
+        # Too deep for one table: each item is a mapping of its own, by its name if it has one.
+        for place, item in enumerate(value):
+            inner = {key: figure for key, figure in item.items() if key != "name"}
+            _collect(inner, (*above, str(item.get("name", place))), rows, lists, title)
+    elif _lists_mappings(value):
+        keys = list(dict.fromkeys(key for item in value for key in item))
+        cut = f" (the first {_ROWS} of {len(value):,})" if len(value) > _ROWS else ""
+        lists.append(
+            Table(
+                f"{title}: {name}{cut}",
+                [key.replace("_", " ") for key in keys],
+                [[write_value(item.get(key)) for key in keys] for item in value[:_ROWS]],
+                frozenset(
+                    place
+                    for place, key in enumerate(keys)
+                    if all(type(item.get(key)) in (int, float, type(None)) for item in value)
+                ),
+            )
+        )
+    else:
+        rows.append((name, write_value(value)))
+
+
+def _lists_mappings(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(item, Mapping) for item in value)
+    )
+
+
+def write_value(value: Any) -> str:
+    """Write a figure for a reader.
+
+    >>> write_value(336776), write_value(0.23714), write_value(None)
+    ('336,776', '0.2371', '-')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        if len(value) > _LISTED:
+            return f"{len(value):,} values"
+        return ", ".join(map(write_value, value)) or "none"
+    return str(value)
+
+
+def print_tables(tables: Sequence[Table], stream: TextIO) -> None:
+    """Print tables: drawn on a terminal, aligned with spaces elsewhere.
+
+    Args:
+        tables: What to print, one below the other.
+        stream: Where to, as a rule ``sys.stdout``.
+    """
+    if not stream.isatty():
+        stream.write("\n".join("\n".join(_plain(table)) + "\n" for table in tables))
+        stream.flush()
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    console = Console(file=stream)
+    for table in tables:
+        drawn = Drawn(
+            title=Text(table.title) if table.title else None,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
+        for place, heading in enumerate(table.columns):
+            side = "right" if place in table.numbers else "left"
+            drawn.add_column(Text(heading), justify=side, overflow="fold")  # type: ignore[arg-type]
+        for row in table.rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        console.print(drawn)
+
+
+def _plain(table: Table) -> Iterator[str]:
+    """Yield the lines of a table for a file or a pipe."""
+    if table.title:
+        yield table.title
+    lines = [table.columns, *table.rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if place in table.numbers else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def columns_as_rows(columns: Mapping[str, Sequence[Any]], title: str = "") -> Table:
+    """Turn columns into a table with one row for each, for few rows of many columns.
+
+    Args:
+        columns: Values by column name, written in full; those of the first column become the
+            headings.
+        title: Above the table.
+    """
+    (first, headings), *others = columns.items()
+    return Table(
+        title,
+        (first, *map(_in_full, headings)),
+        [(name, *map(_in_full, values)) for name, values in others],
+        frozenset(range(1, len(headings) + 1)),
+    )
+
+
+def _in_full(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,77 @@
+"""How operators run, what Beam key each has, and how an empty one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tidemill.features.definitions import Project
+from tidemill.features.kernel.advance import Publish
+from tidemill.features.kernel.plan import make_plan
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
+
+
+@dataclass(frozen=True)
+class FeaturizeOptions:
+    """How the operators run.
+
+    Attributes:
+        run: Names the run: operators in the process-wide cache belong to one run.
+        shards: How many shards each view has.
+        partitions: Partitions of each source, the request's too.
+        mode: ``exact`` or ``eager``.
+        publish: Whether publications are made.
+        changes: Publish every change point, for the offline log, and not only the newest.
+        gap_batches: How many batches, or releases, may wait behind a gap.
+        answer_within_us: How far a view may go past a request without answering it.
+        handoff: A folder of handed-over states, or None to start empty.
+        savepoint: The folder of states that is written when the mark of a savepoint comes, or None
+            where the stream runs to its end.
+        overtaken: By (view, shard): the frontier that the online store shows already, where a run
+            that was killed has published past the handed-over state.
+    """
+
+    run: str
+    shards: int
+    partitions: dict[str, int]
+    mode: Mode = Mode.EXACT
+    publish: bool = True
+    changes: bool = False
+    gap_batches: int = 1_000
+    answer_within_us: int = 300_000_000
+    handoff: Path | None = None
+    savepoint: Path | None = None
+    overtaken: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+
+def operator_key(project: Project, view: int, shard: int, shards: int) -> str:
+    """Return the Beam key of an operator."""
+    definition = project.views[view]
+    return OperatorKey(definition.name, definition.hash, shard, shards).text
+
+
+def make_operator(project: Project, key: str, options: FeaturizeOptions) -> ShardOperator:
+    """Make the empty operator of a Beam key."""
+    parsed = OperatorKey.parse(key)
+    view = project.view(parsed.view)
+    stream = view.stream
+    return ShardOperator(
+        key=parsed,
+        plan=make_plan(view),
+        inputs=Inputs(
+            event_partitions=options.partitions[stream.name],
+            request_partitions=options.partitions[project.request.name],
+            lateness_us=stream.tolerance_us - stream.out_of_orderness_us,
+        ),
+        mode=options.mode,
+        publish=_published(options),
+        gap_batches=options.gap_batches,
+    )
+
+
+def _published(options: FeaturizeOptions) -> Publish:
+    if not options.publish:
+        return Publish.NOTHING
+    return Publish.EVERY if options.changes else Publish.NEWEST

@@ -1,0 +1,185 @@
+"""Predictions beside their requests: none missing, extra or doubled, each for its request's input.
+
+The requests that must have been answered are those of the original history, less the ones that
+stand among the rejected records; a missing, an extra or a doubled prediction is as many
+mismatches as there are features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions import Project
+from tidemill.features.errors import InputError
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.answer_parts import group_of
+from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.source_history import History
+from tidemill.serving.files.read_files import read_table, reading
+
+_MEND: Final = "run `tidemill stream` again"
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """Predictions beside the requests of the original history.
+
+    Attributes:
+        predictions: Those whose request is known, ``(rows,)``.
+        requests: The request of each, ``(rows,)``.
+        count: How many predictions there are in all.
+        expected: How many requests should have been answered.
+        unanswered: How many were rejected instead.
+    """
+
+    predictions: pa.RecordBatch
+    requests: pa.RecordBatch
+    count: int
+    expected: int
+    unanswered: int
+
+
+def read_predictions(config: Configuration) -> pa.Table:
+    """Read the predictions of a run.
+
+    Raises:
+        InputError: There are none.
+    """
+    files = sorted((config.root / paths.PREDICTIONS).glob("*.parquet"))
+    if not files:
+        raise InputError(
+            f"there are no predictions in {config.root / paths.PREDICTIONS}; run `tidemill stream`"
+        )
+    needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
+    for view in config.project.views:
+        needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
+    tables = []
+    for path in files:
+        tables.append(read_table(path, _MEND))
+        if lacking := sorted(needed - set(tables[-1].column_names)):
+            raise InputError(
+                f"{path}: there is no column {lacking[0]!r}; it was made by other definitions: "
+                "run `tidemill stream` again"
+            )
+    with reading(config.root / paths.PREDICTIONS, _MEND):
+        return pa.concat_tables(tables)
+
+
+def serve_beside_requests(
+    config: Configuration, history: History, predictions: pa.Table, findings: Findings
+) -> Served:
+    """Find the request of each prediction; what is missing, extra or doubled is a mismatch."""
+    project = config.project
+    request = project.request
+    features = len(project.columns)
+    splits = config.splits
+    asked = history.requests.received_in(splits.evaluate_until_us, splits.stream_until_us)
+    asked_places = _places(asked, PARTITION, POSITION)
+    refused = np.isin(asked_places, _rejected_places(config.root, request.name))
+    order = np.argsort(asked_places, kind="stable")
+    places = _places(predictions, "partition", "position")
+    found = np.searchsorted(asked_places[order], places)
+    row = order[np.minimum(found, max(len(order) - 1, 0))] if len(order) else found * 0
+    known = (asked_places[row] == places) if len(order) else np.zeros(len(places), np.bool_)
+    ids = one_batch(predictions.select(["request_id"])).column(0)
+    asked_ids = one_batch(asked.select([request.request_id])).column(0).cast(pa.string())
+    if known.any():
+        same = pc.equal(ids, asked_ids.take(pa.array(np.where(known, row, 0))))
+        known &= same.fill_null(False).to_numpy(zero_copy_only=False) & ~refused[row]
+    for id in ids.filter(pa.array(~known)).to_pylist():
+        cause = "no request of the original history, received while the stream ran, has this place"
+        findings.add(
+            Mismatch("extra", id, seen="a prediction", expected="none", cause=cause), features
+        )
+    first = np.zeros(len(places), np.bool_)
+    first[np.unique(places, return_index=True)[1]] = True
+    for id in ids.filter(pa.array(known & ~first)).to_pylist():
+        findings.add(
+            Mismatch("doubled", id, seen="more than one prediction", expected="one"), features
+        )
+    answered = np.zeros(len(asked), np.bool_)
+    answered[row[known]] = True
+    for id in asked_ids.filter(pa.array(~answered & ~refused)).to_pylist():
+        cause = "neither a prediction nor a rejected record"
+        findings.add(
+            Mismatch("missing", id, seen="no prediction", expected="one", cause=cause), features
+        )
+    kept = np.flatnonzero(known & first)
+    return Served(
+        predictions=one_batch(predictions.take(pa.array(kept))),
+        requests=one_batch(asked.take(pa.array(row[kept]))),
+        count=len(predictions),
+        expected=int((~refused).sum()),
+        unanswered=int(refused.sum()),
+    )
+
+
+def _places(table: pa.Table, partition: str, position: str) -> Int64Array:
+    batch = one_batch(table.select([partition, position]))
+    partitions, positions = (hashing.bits(column) for column in batch.columns)
+    base = np.array([group_of(p, 0) for p in range(int(partitions.max(initial=0)) + 1)], np.int64)
+    return base[partitions] + positions
+
+
+def _rejected_places(root: Path, request: str) -> Int64Array:
+    """Return the places of the requests that the stream rejected instead of answering."""
+    places = [np.zeros(0, np.int64)]
+    for path in sorted((root / paths.REJECTED_BY_STREAM).glob("*.parquet")):
+        table = read_table(path, _MEND)
+        mine = table.filter(pc.equal(table["stream"], request))
+        places.append(_places(mine, "partition", "position"))
+    return np.concatenate(places)
+
+
+def check_requests(project: Project, served: Served, findings: Findings) -> None:
+    """Compare the time and the inputs that predictions carry with their requests'."""
+    requests = served.requests.select(list(project.request.schema))
+    expected = {
+        "request_time": requests.column(project.request.request_time),
+        **{name: e.evaluate(requests) for name, e in project.request.inputs.items()},
+    }
+    ids = served.predictions.column("request_id")
+    for name, column in expected.items():
+        seen = column_of(served.predictions, name)
+        if seen.type != column.type:
+            raise InputError(
+                f"predictions: column {name!r} is {seen.type}, the project says {column.type}; "
+                "they were made by other definitions: run `tidemill stream` again"
+            )
+        both_null = pc.and_(pc.is_null(seen), pc.is_null(column))
+        same = pc.or_(pc.fill_null(pc.equal(seen, column), False), both_null)
+        for row in np.flatnonzero(~same.to_numpy(zero_copy_only=False)).tolist():
+            findings.add(
+                Mismatch(
+                    "request",
+                    ids[row].as_py(),
+                    feature=name,
+                    seen=str(seen[row].as_py()),
+                    expected=str(column[row].as_py()),
+                    cause="the prediction was made for another input than the request's",
+                )
+            )
+
+
+def column_of(predictions: pa.RecordBatch, name: str) -> pa.Array:
+    """Return a column of predictions.
+
+    Raises:
+        InputError: There is none: they were made by other definitions.
+    """
+    if name not in predictions.schema.names:
+        raise InputError(
+            f"predictions: there is no column {name!r}; they were made by other definitions: "
+            "run `tidemill stream` again"
+        )
+    return predictions.column(name)
