@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.features.errors import DefinitionError
+from tidemill.features.errors import DefinitionError, found, shown
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -45,6 +45,9 @@ EARLIEST_EVENT: Final = -62_135_596_800_000_000
 LATEST_EVENT: Final = 253_402_300_799_999_999
 """9999-12-31T23:59:59.999999Z: an event time after it is out of range."""
 
+LONGEST_DURATION: Final = 10**18
+"""No duration is longer (about 31,000 years): sums of a time and durations then fit int64."""
+
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND: Final = datetime.timedelta(microseconds=1)
 _UNITS: Final = {
@@ -56,7 +59,9 @@ _UNITS: Final = {
     "d": DAY,
     "w": 7 * DAY,
 }
-_DURATION: Final = re.compile(r"(\d+)(us|ms|s|m|h|d|w)")
+_DURATION: Final = re.compile(r"([0-9]+)(us|ms|s|m|h|d|w)")
+_DIGITS: Final = 30
+"""No duration needs more, and Python would refuse to read more than 4,300."""
 
 
 def parse_duration(text: str, what: str = "duration") -> int:
@@ -70,23 +75,31 @@ def parse_duration(text: str, what: str = "duration") -> int:
         The duration in microseconds.
 
     Raises:
-        DefinitionError: The text is not a duration.
+        DefinitionError: The text is not a duration, or is longer than `LONGEST_DURATION`.
 
     >>> parse_duration("1h30m") // MINUTE
     90
     """
     if not isinstance(text, str):
         raise DefinitionError(
-            f"{what} must be a text such as '5m' or '1d', found {text!r} "
-            f"({type(text).__name__}); write the unit: '5m', not 5"
+            f"{what} must be a text such as '5m' or '1d'; {found(text)}; "
+            "write the unit: '5m', not 5"
         )
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise DefinitionError(
-            f"{what} {text!r} is not a duration; write digits and a unit out of "
+            f"{what} {shown(text)} is not a duration; write digits and a unit out of "
             f"{', '.join(_UNITS)}, for example '5m', '36h' or '1d12h'"
         )
-    return sum(int(number) * _UNITS[unit] for number, unit in parts)
+    numbers = [number.lstrip("0") or "0" for number, _ in parts]
+    if all(len(number) <= _DIGITS for number in numbers):
+        units = (_UNITS[unit] for _, unit in parts)
+        duration_us = sum(int(n) * unit_us for n, unit_us in zip(numbers, units, strict=True))
+        if duration_us <= LONGEST_DURATION:
+            return duration_us
+    raise DefinitionError(
+        f"{what} {shown(text)} is too long; take at most {LONGEST_DURATION // DAY}d"
+    )
 
 
 def format_duration(duration_us: int) -> str:

@@ -45,7 +45,11 @@ Bad *records* are never exceptions past the reader: they become rejected records
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Final
+
+_DIGITS_SHOWN: Final = 40
 
 
 class TidemillError(Exception):
@@ -195,3 +199,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(names)}" if names else "there are none"
+
+
+class _Shown(reprlib.Repr):
+    """A ``repr`` that is short, and never an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write more than 4,300 digits.
+        if abs(x) < 10**_DIGITS_SHOWN:
+            return repr(x)
+        return f"<an int of {x.bit_length()} bits>"
+
+
+shown: Final = _Shown().repr
+"""Write a value for an error: as ``repr`` does, but short, and whatever the value is."""
+
+
+def found(value: object) -> str:
+    """Say what was found, for an error.
+
+    >>> found(3)
+    'found 3 (int)'
+    """
+    return f"found {shown(value)} ({type(value).__name__})"

@@ -28,17 +28,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
 from tidemill.features.definitions import INT64, Entity, FeatureColumn, FeatureView, Project
-from tidemill.features.errors import DefinitionError
+from tidemill.features.definitions.reserved import EVENT_TIMESTAMP as EVENT_TIMESTAMP
+from tidemill.features.definitions.reserved import REVISION as REVISION
+from tidemill.features.definitions.reserved import VALID_UNTIL as VALID_UNTIL
 
 if TYPE_CHECKING:
     import feast
-
-EVENT_TIMESTAMP: Final = "event_timestamp"
-"""The column of the instant from which a publication holds."""
-VALID_UNTIL: Final = "tidemill_valid_until"
-"""The Int64 field (microseconds) of the instant up to which a publication holds."""
-REVISION: Final = "tidemill_revision"
-"""The Int64 field that counts the events applied to the entity in the view."""
 
 DEFINITION_TAG: Final = "tidemill_definition"
 """The hash of the definition that a feature view was generated from."""
@@ -121,10 +116,6 @@ def feast_objects(project: Project, offline: str | BigQueryDataset) -> FeastObje
 
     Returns:
         Entities, feature views and the feature service, ready for ``FeatureStore.apply``.
-
-    Raises:
-        DefinitionError: A feature has the name of the view's join key, or of a column that every
-            publication carries.
     """
     entities = {view.entity.name: feast_entity(view.entity) for view in project.views}
     views = tuple(feast_view(view, entities[view.entity.name], offline) for view in project.views)
@@ -179,22 +170,6 @@ def source_name(feast_name: str) -> str:
     return f"{feast_name}_publications"
 
 
-def check_field_names(view: FeatureView) -> None:
-    """Check that no feature takes a name that Feast or a publication needs.
-
-    Raises:
-        DefinitionError: One does.
-    """
-    taken = (view.entity.join_key, EVENT_TIMESTAMP, VALID_UNTIL, REVISION)
-    for column in view.columns:
-        if field_name(column) in taken:
-            raise DefinitionError(
-                f"feature {view.name}.{column.feature}: {field_name(column)!r} is the name of "
-                f"a column that every publication of the view carries ({', '.join(taken)}); "
-                "rename the feature"
-            )
-
-
 def feast_view(
     view: FeatureView,
     entity: feast.Entity,
@@ -211,14 +186,10 @@ def feast_view(
         offline: As for `feast_objects`.
         name: Its name in Feast; its own by default, which is the promoted version's.
         version: Which version it is.
-
-    Raises:
-        DefinitionError: A feature takes a name that Feast or a publication needs.
     """
     import feast
     from feast.types import Int64, String
 
-    check_field_names(view)
     key = feast.Field(
         name=view.entity.join_key, dtype=Int64 if view.entity.dtype == INT64 else String
     )

@@ -12,13 +12,16 @@ import functools
 import importlib.metadata
 import importlib.resources
 import io
+import re
 import zoneinfo
 
 import numpy as np
 
 from tidemill.features.contract import HOUR, SECOND, BoolArray, Int64Array
-from tidemill.features.errors import DefinitionError
+from tidemill.features.errors import DefinitionError, WrongType, found, shown
 
+# Each part is a file's name in the package and none leads out of it; the longest has 32 characters.
+_NAME = re.compile(r"[A-Za-z0-9_+-]{1,64}(/[A-Za-z0-9_+-]{1,64}){0,3}")
 _STEP_SECONDS = 86_400
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -29,23 +32,30 @@ def tzdata_version() -> str:
     return importlib.metadata.version("tzdata")
 
 
-@functools.cache
 def zone(name: str) -> zoneinfo.ZoneInfo:
     """Load a zone from the ``tzdata`` package.
 
     Raises:
         DefinitionError: The package has no zone of that name.
     """
-    parts = name.split("/")
-    resource = importlib.resources.files("tzdata").joinpath("zoneinfo", *parts)
-    # The package's folder also holds lists and tables, which are files but no zones.
-    usable = not {"", ".", ".."} & set(parts) and resource.is_file()
-    content = resource.read_bytes() if usable else b""
-    if not content.startswith(b"TZif"):
+    if not isinstance(name, str):
+        raise WrongType(f"a time zone is a text such as 'America/New_York'; {found(name)}")
+    loaded = _load(name) if _NAME.fullmatch(name) else None
+    if loaded is None:
         raise DefinitionError(
-            f"time zone {name!r} is not in the tzdata package (version {tzdata_version()}); "
+            f"time zone {shown(name)} is not in the tzdata package (version {tzdata_version()}); "
             "write an IANA name such as 'America/New_York'"
         )
+    return loaded
+
+
+@functools.lru_cache(maxsize=1_024)
+def _load(name: str) -> zoneinfo.ZoneInfo | None:
+    resource = importlib.resources.files("tzdata").joinpath("zoneinfo", *name.split("/"))
+    # The package's folder also holds lists and tables, which are files but no zones.
+    content = resource.read_bytes() if resource.is_file() else b""
+    if not content.startswith(b"TZif"):
+        return None
     return zoneinfo.ZoneInfo.from_file(io.BytesIO(content), key=name)
 
 

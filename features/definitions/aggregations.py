@@ -13,12 +13,12 @@ Every subclass with a ``name`` is registered when it is defined; the law suite f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final
 
 from tidemill.features.contract import format_duration, parse_duration
-from tidemill.features.definitions.expressions import Column, Expression, wrap
+from tidemill.features.definitions.expressions import Column, Expression, literal, plain
 from tidemill.features.definitions.partials import Mask, Partial
 from tidemill.features.definitions.schema import (
     BOOL,
@@ -29,7 +29,7 @@ from tidemill.features.definitions.schema import (
     TIMESTAMP,
     Schema,
 )
-from tidemill.features.errors import DefinitionError, DuplicateName, WrongType
+from tidemill.features.errors import DefinitionError, DuplicateName, WrongType, found, shown
 
 DISTINCT_EXACT_BOUND: Final = 256
 """Up to this many distinct values in a window the count is exact; past it, it is sketched."""
@@ -38,6 +38,11 @@ DISTINCT_REGISTER_BITS: Final = 11
 QUANTILE_MANTISSA_BITS: Final = 7
 """DDSketch buckets per octave: 2**7, a relative error of at most 1/256 (0.39 %)."""
 
+
+_NO_VALUE: Final = (
+    "{}: an aggregation has no {}: it is a feature by itself; give each a name in the view's "
+    "features, and combine their values in preprocessing_fn"
+)
 
 REGISTRY: dict[str, type[Aggregation]] = {}
 """Every aggregation by name."""
@@ -69,9 +74,28 @@ class Aggregation:
                 raise DuplicateName(f"an aggregation named {cls.name!r} is registered already")
             REGISTRY[cls.name] = cls
 
+    # Makes numpy leave an operator with one of its numbers on the left to the aggregation.
+    __array_ufunc__ = None
+
     def __post_init__(self) -> None:
+        if not self.name:
+            raise WrongType(f"{type(self).__name__} is no aggregation by itself; take count, ...")
         if self.window_us <= 0:
             raise DefinitionError(f"{self.name}: the window 'over' must be longer than zero")
+        if self.where is not None:
+            object.__setattr__(self, "where", self._expression(self.where, "'where'"))
+
+    def _expression(self, value: object, what: str) -> Expression:
+        """Check that an argument is an expression; a text is most often a column's name."""
+        if isinstance(value, Expression):
+            return value
+        column = shown(value) if isinstance(value, str) else "'amount'"
+        write = f"col({column})"
+        if BOOL in self.takes[:1] or what == "'where'":
+            write = f"{write} or col({column}) > 0"
+        elif what == "the column" and isinstance(value, str):
+            write = f"{self.name}({write})"
+        raise WrongType(f"{self.name}: {what} must be an expression: {write}; {found(value)}")
 
     @property
     def window_us(self) -> int:
@@ -109,11 +133,11 @@ class Aggregation:
             WrongType: A dtype does not fit.
         """
         if self.operand is not None:
-            found = self.operand.dtype(schema)
-            if found not in self.takes:
-                raise WrongType(f"{self.name} takes {' or '.join(self.takes)}, found {found}")
-        if self.where is not None and (found := self.where.dtype(schema)) != BOOL:
-            raise WrongType(f"{self.name}: 'where' must be bool, found {found}")
+            dtype = self.operand.dtype(schema)
+            if dtype not in self.takes:
+                raise WrongType(f"{self.name} takes {' or '.join(self.takes)}, found {dtype}")
+        if self.where is not None and (dtype := self.where.dtype(schema)) != BOOL:
+            raise WrongType(f"{self.name}: 'where' must be bool, found {dtype}")
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value (part of the feature-spec hash)."""
@@ -131,6 +155,42 @@ class Aggregation:
     def _mask(self) -> Mask:
         return Mask(self.where, self.operand)
 
+    def __bool__(self) -> bool:
+        raise DefinitionError(_NO_VALUE.format(self.name, "truth value"))
+
+
+def _refused(symbol: str) -> Callable[..., Any]:
+    def refuse(self: Aggregation, *_: object) -> Any:
+        raise DefinitionError(_NO_VALUE.format(self.name, symbol))
+
+    return refuse
+
+
+# Equality stays that of objects: it is asked where an aggregation stands in a list or a dict.
+for _symbol, _methods in {
+    "+": "add radd pos",
+    "-": "sub rsub neg",
+    "*": "mul rmul",
+    "/": "truediv rtruediv",
+    "//": "floordiv rfloordiv",
+    "%": "mod rmod",
+    "**": "pow rpow",
+    "&": "and rand",
+    "|": "or ror",
+    "^": "xor rxor",
+    "~": "invert",
+    "abs": "abs",
+    "round": "round",
+    "float": "float",
+    "int": "int",
+    "comparison": "lt le gt ge",
+    "[]": "getitem",
+    "iteration": "iter",
+    "'in'": "contains",
+}.items():
+    for _method in _methods.split():
+        setattr(Aggregation, f"__{_method}__", _refused(_symbol))
+
 
 @dataclass(frozen=True, eq=False)
 class _OfColumn(Aggregation):
@@ -142,7 +202,15 @@ class _OfColumn(Aggregation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "column", wrap(self.column))
+        column: object = self.column
+        # A number is the same in every row, a text is meant to be a column's name.
+        number = not isinstance(column, str) and plain(column) is not None
+        made = (
+            literal(column, f"{self.name}: the column")
+            if number
+            else self._expression(column, "the column")
+        )
+        object.__setattr__(self, "column", made)
 
     @property
     def operand(self) -> Expression:
@@ -168,6 +236,11 @@ class Count(Aggregation):
     finish: ClassVar[str] = "count"
     empty: ClassVar[int | None] = 0
     takes: ClassVar[Sequence[str]] = (*NUMERIC, STRING, BOOL, TIMESTAMP)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.column is not None:
+            self._expression(self.column, "the column")
 
     @property
     def operand(self) -> Expression | None:
@@ -225,7 +298,7 @@ class Variance(_OfColumn):
         super().__post_init__()
         if type(self.ddof) is not int or self.ddof not in (0, 1):
             raise DefinitionError(
-                f"{self.name}: ddof must be 0 (population) or 1 (sample), found {self.ddof!r}"
+                f"{self.name}: ddof must be 0 (population) or 1 (sample); {found(self.ddof)}"
             )
 
     @property
@@ -305,7 +378,7 @@ class LastK(Last):
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.k) is not int or not 1 <= self.k <= 64:
-            raise DefinitionError(f"last_k: k must be an int from 1 to 64, found {self.k!r}")
+            raise DefinitionError(f"last_k: k must be an int from 1 to 64; {found(self.k)}")
 
     @property
     def width(self) -> int:
@@ -355,9 +428,10 @@ class Quantile(_OfColumn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.q) not in (int, float) or not 0 <= self.q <= 1:
-            raise DefinitionError(f"quantile: q must be a number from 0 to 1, found {self.q!r}")
-        object.__setattr__(self, "q", float(self.q))
+        q = plain(self.q)
+        if isinstance(q, bool | str | None) or not 0 <= q <= 1:
+            raise DefinitionError(f"quantile: q must be a number from 0 to 1; {found(self.q)}")
+        object.__setattr__(self, "q", float(q) + 0.0)  # -0.0 becomes 0.0
 
     @property
     def param(self) -> float:
@@ -378,6 +452,10 @@ class Rate(Aggregation):
     name: ClassVar[str] = "rate"
     finish: ClassVar[str] = "ratio"
     takes: ClassVar[Sequence[str]] = (BOOL,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expression(self.condition, "the condition")
 
     @property
     def operand(self) -> Expression:

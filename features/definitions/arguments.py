@@ -1,22 +1,64 @@
-"""Checks of what a user passes to a definition, whatever it defines."""
+"""Checks of what a user passes to a definition, whatever it defines.
+
+Each refuses with the name of the argument, what was found and what was expected, before anything
+else of Python can fail on the value.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Final
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, TypeVar
 
-from tidemill.features.errors import DefinitionError, DuplicateName
+from tidemill.features.errors import DefinitionError, DuplicateName, WrongType, found, shown
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+LONGEST_NAME: Final = 100
+"""Three names and a hash make the name of a file or a key space, which has at most 255 bytes."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class ReadOnly(Mapping[K, V]):
+    """A copy of a mapping that nobody can change, in the same order.
+
+    A definition is frozen, and its hash is remembered; the user's own dict may change afterwards.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[K, V]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: K) -> V:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+    def __or__(self, other: Mapping[K, V]) -> dict[K, V]:
+        return {**self._items, **other}
 
 
 def check_name(name: object, what: str) -> None:
     """Check that a name has the form that every store, table and file takes."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or "__" in name:
         raise DefinitionError(
-            f"{what} name {name!r} must be lower-case letters, digits and single underscores, "
-            "starting with a letter"
+            f"{what} name {shown(name)} must be lower-case letters, digits and single "
+            "underscores, starting with a letter"
+        )
+    if len(name) > LONGEST_NAME:
+        raise DefinitionError(
+            f"{what} name {shown(name)} has {len(name)} characters; take at most {LONGEST_NAME}"
         )
 
 
@@ -27,3 +69,41 @@ def check_unique(names: Iterable[str], what: str) -> None:
         if name in seen:
             raise DuplicateName(f"{what} {name!r} is defined twice; rename one")
         seen.add(name)
+
+
+def check_utf8(text: str, what: str) -> None:
+    """Check that a text can be written as UTF-8, as Arrow, JSON and every file do."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DefinitionError(
+            f"{what} {shown(text)} holds half of a surrogate pair, which is no character"
+        ) from None
+
+
+def check_column_name(name: object, what: str) -> None:
+    """Check that something is one column's name: a text that is not empty."""
+    if not isinstance(name, str):
+        raise WrongType(f"{what} must be the name of one column, a text; {found(name)}")
+    if not name:
+        raise DefinitionError(f"{what} is empty; write the name of a column")
+    check_utf8(name, what)
+
+
+def check_kind(value: object, kind: type | types.UnionType, what: str, write: str) -> None:
+    """Check that an argument is a definition of some kind.
+
+    Args:
+        value: The argument.
+        kind: What it must be.
+        what: Which argument of which thing; used in the error.
+        write: What to write instead, with its article; used in the error.
+    """
+    if not isinstance(value, kind):
+        raise WrongType(f"{what} must be {write}, {found(value)}")
+
+
+def read_only(value: Mapping[K, V], what: str, write: str) -> ReadOnly[K, V]:
+    """Check that an argument is a mapping, and return a copy that nobody can change."""
+    check_kind(value, Mapping, what, write)
+    return ReadOnly(value)

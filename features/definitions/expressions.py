@@ -7,7 +7,7 @@ It is evaluated over whole Arrow batches (`evaluation` says what nulls and overf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features import zones
+from tidemill.features.definitions.arguments import check_column_name, check_utf8
 from tidemill.features.definitions.evaluation import (
     arithmetic,
     compare,
@@ -35,7 +36,14 @@ from tidemill.features.definitions.schema import (
     Scalar,
     Schema,
 )
-from tidemill.features.errors import DefinitionError, UnknownColumn, WrongType, nearest
+from tidemill.features.errors import (
+    DefinitionError,
+    UnknownColumn,
+    WrongType,
+    found,
+    nearest,
+    shown,
+)
 
 
 class Expression:
@@ -43,11 +51,11 @@ class Expression:
 
     def dtype(self, schema: Schema) -> str:
         """Infer the dtype against a schema; raises `DefinitionError` where it cannot be."""
-        raise TypeError(f"{type(self).__name__} infers no dtype")
+        raise WrongType(f"{type(self).__name__} infers no dtype; start from col(...)")
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Evaluate over a batch; returns an Arrow array of the inferred dtype, ``(rows,)``."""
-        raise TypeError(f"{type(self).__name__} evaluates nothing")
+        raise WrongType(f"{type(self).__name__} evaluates nothing; start from col(...)")
 
     def columns(self) -> frozenset[str]:
         """Return the names of the columns that are read."""
@@ -59,7 +67,10 @@ class Expression:
 
     def spec(self) -> list[Any]:
         """Return a canonical JSON value (part of the feature-spec hash)."""
-        raise TypeError(f"{type(self).__name__} has no spec")
+        raise WrongType(f"{type(self).__name__} has no spec; start from col(...)")
+
+    # Makes numpy leave an operator with one of its numbers on the left to the expression.
+    __array_ufunc__ = None
 
     # Comparisons build expressions, so expressions are compared by their spec instead.
     __hash__ = object.__hash__
@@ -125,6 +136,12 @@ class Expression:
     def __or__(self, other: Expression | bool) -> Expression:
         return Logic("or", self, wrap(other))
 
+    def __rand__(self, other: bool) -> Expression:
+        return Logic("and", wrap(other), self)
+
+    def __ror__(self, other: bool) -> Expression:
+        return Logic("or", wrap(other), self)
+
     def __invert__(self) -> Expression:
         return Not(self)
 
@@ -134,11 +151,23 @@ class Expression:
 
     def fill_null(self, value: Scalar) -> Expression:
         """The value, or ``value`` where it is null."""
-        return FillNull(self, Literal(value))
+        return FillNull(self, literal(value, "fill_null"))
 
-    def is_in(self, values: Sequence[Scalar]) -> Expression:
-        """True where the value equals one of ``values``; null where it is null."""
-        return IsIn(self, tuple(values))
+    def is_in(self, values: Collection[Scalar]) -> Expression:
+        """True where the value equals one of ``values``; null where it is null.
+
+        A set is taken in ascending order, so that its definition has one hash in every process.
+        """
+        no_list = isinstance(values, str | bytes | Mapping | Expression)
+        if no_list or not isinstance(values, Iterable):
+            raise WrongType(
+                f"is_in takes a list of values, such as .is_in(['France', 'Spain']); "
+                f"{found(values)}"
+            )
+        taken = [literal(value, "is_in") for value in values]
+        if isinstance(values, set | frozenset):
+            taken.sort(key=lambda each: (each.dtype({}), each.value))
+        return IsIn(self, tuple(each.value for each in taken))
 
     def hour_of_day(self, zone: str) -> Expression:
         """The local hour, 0 to 23, of a time in an IANA zone."""
@@ -154,6 +183,74 @@ def col(name: str) -> Expression:
     return Column(name)
 
 
+def _refused(symbol: str) -> Callable[..., Any]:
+    def refuse(*_: object) -> Any:
+        raise DefinitionError(
+            f"an expression has no {symbol}; it has + - * / comparisons & | ~, and the methods "
+            "is_null, fill_null, is_in, hour_of_day and day_of_week"
+        )
+
+    return refuse
+
+
+# Python would say "unsupported operand", or go through an expression without end.
+for _symbol, _methods in {
+    "%": "mod rmod",
+    "//": "floordiv rfloordiv",
+    "divmod": "divmod rdivmod",
+    "**": "pow rpow",
+    "@": "matmul rmatmul",
+    "^": "xor rxor",
+    "<<": "lshift rlshift",
+    ">>": "rshift rrshift",
+    "unary +": "pos",
+    "abs": "abs",
+    "round": "round",
+    "int": "int",
+    "float": "float",
+    "[]": "getitem",
+    "iteration": "iter",
+    "length": "len",
+    "'in'; write .is_in([...]) for membership": "contains",
+}.items():
+    for _method in _methods.split():
+        setattr(Expression, f"__{_method}__", _refused(_symbol))
+
+
+def plain(value: object) -> Scalar | None:
+    """Return a number, text or boolean as Python's own type; None for anything else."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if type(value) is np.timedelta64:  # an integer to numpy, but of some unit
+        return None
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value)
+    # The value of an enum's member too, which str() would not give.
+    return str.__str__(value) if isinstance(value, str) else None
+
+
+def literal(value: object, what: str) -> Literal:
+    """Return a plain value as a constant.
+
+    Args:
+        value: A number, text or boolean, of numpy too.
+        what: What it is for; used in the error.
+
+    Raises:
+        WrongType: It is none.
+        DefinitionError: It cannot stand in a column.
+    """
+    scalar = plain(value)
+    if scalar is None:
+        raise WrongType(f"{what} takes numbers, texts and booleans; {found(value)}")
+    try:
+        return Literal(scalar)
+    except DefinitionError as error:
+        raise type(error)(f"{what}: {error}") from None
+
+
 def wrap(value: object) -> Expression:
     """Return an expression as it is and a plain value as a literal.
 
@@ -162,12 +259,13 @@ def wrap(value: object) -> Expression:
     """
     if isinstance(value, Expression):
         return value
-    if isinstance(value, bool | int | float | str):
-        return Literal(value)
-    raise WrongType(
-        f"an expression takes numbers, texts and booleans, found {value!r} "
-        f"({type(value).__name__}); for null write .is_null() or .fill_null(...)"
-    )
+    scalar = plain(value)
+    if scalar is None:
+        raise WrongType(
+            f"an expression takes columns, numbers, texts and booleans; {found(value)}; "
+            "for null write .is_null() or .fill_null(...)"
+        )
+    return Literal(scalar)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,11 +274,14 @@ class Column(Expression):
 
     name: str
 
+    def __post_init__(self) -> None:
+        check_column_name(self.name, "col: the name")
+
     def dtype(self, schema: Schema) -> str:
         """Return the declared dtype."""
         if self.name not in schema:
             raise UnknownColumn(
-                f"column {self.name!r} is not in the schema; {nearest(self.name, schema)}"
+                f"column {shown(self.name)} is not in the schema; {nearest(self.name, schema)}"
             )
         return schema[self.name]
 
@@ -205,12 +306,18 @@ class Literal(Expression):
     value: Scalar
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, float) and not np.isfinite(self.value):
-            raise DefinitionError(f"literal {self.value!r} is not finite")
-        if isinstance(self.value, float):
-            object.__setattr__(self, "value", self.value + 0.0)  # -0.0 becomes 0.0
-        if type(self.value) is int and not -(2**63) <= self.value < 2**63:
-            raise DefinitionError(f"literal {self.value!r} does not fit int64")
+        value = plain(self.value)
+        if value is None:
+            raise WrongType(f"a literal is a number, a text or a boolean; {found(self.value)}")
+        if isinstance(value, float):
+            if not np.isfinite(value):
+                raise DefinitionError(f"literal {value!r} is not finite")
+            value += 0.0  # -0.0 becomes 0.0
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise DefinitionError(f"literal {shown(value)} does not fit int64")
+        if isinstance(value, str):
+            check_utf8(value, "literal")
+        object.__setattr__(self, "value", value)
 
     def dtype(self, schema: Schema) -> str:
         """Return the dtype of the constant."""
@@ -386,7 +493,9 @@ class FillNull(Expression):
         """Return the operand's dtype; the constant must have it (an int may fill a float64)."""
         found, fill = self.operand.dtype(schema), self.value.dtype(schema)
         if found != fill and (found, fill) != (FLOAT64, INT64):
-            raise WrongType(f"fill_null: cannot fill {found} with {self.value.value!r} ({fill})")
+            raise WrongType(
+                f"fill_null: cannot fill {found} with {shown(self.value.value)} ({fill})"
+            )
         return found
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
@@ -405,6 +514,10 @@ class IsIn(Expression):
     operand: Expression
     values: tuple[Scalar, ...]
 
+    def __post_init__(self) -> None:
+        values = tuple(literal(value, "is_in").value for value in self.values)
+        object.__setattr__(self, "values", values)
+
     def children(self) -> tuple[Expression, ...]:
         """Return the operand."""
         return (self.operand,)
@@ -414,12 +527,12 @@ class IsIn(Expression):
         found = self.operand.dtype(schema)
         for value in self.values:
             if Literal(value).dtype(schema) != found:
-                raise WrongType(f"is_in: {value!r} is not of the column's dtype {found}")
+                raise WrongType(f"is_in: {shown(value)} is not of the column's dtype {found}")
         return BOOL
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """Test membership."""
-        return is_in(self.operand.evaluate(batch), [Literal(v).value for v in self.values])
+        return is_in(self.operand.evaluate(batch), self.values)
 
     def spec(self) -> list[Any]:
         """Return ``["is_in", operand, literals]``."""

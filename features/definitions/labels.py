@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidemill.features.contract import parse_duration
-from tidemill.features.definitions.arguments import check_name
+from tidemill.features.definitions.arguments import (
+    check_column_name,
+    check_kind,
+    check_name,
+    read_only,
+)
 from tidemill.features.definitions.expressions import Expression
-from tidemill.features.definitions.schema import KEY_DTYPES, check_column
+from tidemill.features.definitions.schema import BOOL, KEY_DTYPES, check_column
 from tidemill.features.definitions.streams import EventStream
-from tidemill.features.errors import DefinitionError
+from tidemill.features.errors import DefinitionError, WrongType
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +26,7 @@ class Label:
     Attributes:
         name: Its name.
         stream: Where it arrives.
-        value: What of the event it is; a row where it is null is no label.
+        value: Whether the event makes it true (bool); a row where it is null is no label.
         on: Request column to stream column: both must be equal.
         horizon: ``request_time < label time <= request_time + horizon``; none by then is
             unlabelled, not negative.
@@ -34,19 +39,30 @@ class Label:
     horizon: str
 
     def __post_init__(self) -> None:
-        what = f"label {self.name!r}"
         check_name(self.name, "label")
-        self.dtype  # noqa: B018 - infers, and so checks, the expression
+        what = f"label {self.name!r}"
+        check_kind(self.stream, EventStream, f"{what}: stream", "an EventStream")
+        check_kind(
+            self.value, Expression, f"{what}: value", "an expression such as col('delay') > 15"
+        )
+        if self.dtype != BOOL:
+            raise WrongType(
+                f"{what} on stream {self.stream.name!r}: value must be bool, found {self.dtype}; "
+                "write what makes it true, such as col('delay') > 15"
+            )
+        on = read_only(self.on, f"{what}: on", "a dict from request column to stream column")
+        object.__setattr__(self, "on", on)
         if not self.on:
             raise DefinitionError(f"{what}: 'on' must join at least one column")
-        for column in self.on.values():
+        for asked, column in self.on.items():
+            check_column_name(asked, f"{what}: on: the request's column")
             check_column(self.stream.schema, column, KEY_DTYPES, f"{what}: join column")
         if self.horizon_us <= 0:
             raise DefinitionError(f"{what}: the horizon must be longer than zero")
 
     @property
     def dtype(self) -> str:
-        """The dtype of the label's value."""
+        """The dtype of the label's value: bool."""
         try:
             return self.value.dtype(self.stream.schema)
         except DefinitionError as error:

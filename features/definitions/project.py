@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidemill.features import zones
-from tidemill.features.definitions.arguments import check_name, check_unique
+from tidemill.features.definitions.arguments import check_kind, check_name, check_unique
 from tidemill.features.definitions.canonical import SPEC_VERSION, hash_of
 from tidemill.features.definitions.labels import Label
 from tidemill.features.definitions.requests import Request
 from tidemill.features.definitions.schema import check_column
 from tidemill.features.definitions.streams import EventStream
 from tidemill.features.definitions.views import Entity, FeatureColumn, FeatureView
-from tidemill.features.errors import DefinitionError, DuplicateName, UnknownColumn, nearest
+from tidemill.features.errors import (
+    DefinitionError,
+    DuplicateName,
+    UnknownColumn,
+    WrongType,
+    found,
+    nearest,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +46,16 @@ class Project:
 
     def __post_init__(self) -> None:
         check_name(self.name, "project")
-        object.__setattr__(self, "views", tuple(self.views))
         what = f"project {self.name!r}"
+        check_kind(self.request, Request, f"{what}: request", "a Request")
+        check_kind(self.views, list | tuple, f"{what}: views", "a list of feature views")
+        object.__setattr__(self, "views", tuple(self.views))
+        for index, view in enumerate(self.views):
+            check_kind(view, FeatureView, f"{what}: views[{index}]", "a FeatureView")
+        check_kind(self.label, Label | None, f"{what}: label", "a Label, or None")
+        for name in ("preprocessing_fn", "model"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise WrongType(f"{what}: {name} must be a function; {found(getattr(self, name))}")
         if not self.views:
             raise DefinitionError(f"{what} has no feature views")
         check_unique((view.name for view in self.views), f"{what}: view")

@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidemill.features.definitions.arguments import check_name
+from tidemill.features.definitions.arguments import check_kind, check_name, read_only
 from tidemill.features.definitions.expressions import Expression
+from tidemill.features.definitions.reserved import (
+    ANSWER_COLUMNS,
+    LOG_COLUMNS,
+    PREDICTION_COLUMNS,
+    TRAINING_COLUMNS,
+    check_not_reserved,
+)
 from tidemill.features.definitions.schema import (
     KEY_DTYPES,
     TIMESTAMP,
@@ -31,7 +38,7 @@ class Request(Arriving):
         request_id: The column that names a request (string or int64), unique.
         keys: Entity name to the request column that holds its key; join keys by default.
         inputs: Model inputs that the request itself brings: name to an expression over its
-            columns.
+            columns; no times.
         out_of_orderness: As for streams.
         allowed_lateness: As for streams; a late request is answered as of the frontier.
         max_ahead: As for streams.
@@ -48,23 +55,41 @@ class Request(Arriving):
     max_ahead: str = "1d"
 
     def __post_init__(self) -> None:
-        what = f"request {self.name!r}"
         check_name(self.name, "request")
-        check_schema(self.schema, what)
+        what = f"request {self.name!r}"
+        reserved = (*LOG_COLUMNS, *ANSWER_COLUMNS)
+        object.__setattr__(self, "schema", check_schema(self.schema, what, reserved))
         check_column(self.schema, self.request_time, (TIMESTAMP,), f"{what}: request_time")
         check_column(self.schema, self.request_id, KEY_DTYPES, f"{what}: request_id")
+        keys = read_only(self.keys, f"{what}: keys", "a dict from entity to column")
+        object.__setattr__(self, "keys", keys)
+        for entity, column in self.keys.items():
+            check_name(entity, f"{what}: keys: entity")
+            key = f"{what}: request column for the key of entity {entity!r}"
+            check_column(self.schema, column, KEY_DTYPES, key)
+        inputs = read_only(self.inputs, f"{what}: inputs", "a dict from name to expression")
+        object.__setattr__(self, "inputs", inputs)
         for name, expression in self.inputs.items():
             check_name(name, f"{what}: input")
-            if not isinstance(expression, Expression):
-                raise WrongType(
-                    f"{what}: input {name!r} must be an expression such as col({name!r}), "
-                    f"found {type(expression).__name__}"
-                )
-            try:
-                expression.dtype(self.schema)
-            except DefinitionError as error:
-                raise type(error)(f"{what}: input {name!r}: {error}") from None
+            self._check_input(name, expression)
         self.check_bounds(what)
+
+    def _check_input(self, name: str, expression: Expression) -> None:
+        what = f"request {self.name!r}: input"
+        taken = dict.fromkeys((*TRAINING_COLUMNS, *PREDICTION_COLUMNS))
+        check_not_reserved(name, taken, what, "every training row or prediction")
+        check_kind(
+            expression, Expression, f"{what} {name!r}", f"an expression such as col({name!r})"
+        )
+        try:
+            dtype = expression.dtype(self.schema)
+        except DefinitionError as error:
+            raise type(error)(f"{what} {name!r}: {error}") from None
+        if dtype == TIMESTAMP:
+            raise WrongType(
+                f"{what} {name!r} is a timestamp, which no model takes; take its "
+                ".hour_of_day(zone), its .day_of_week(zone) or the difference of two times"
+            )
 
     @property
     def time_column(self) -> str:

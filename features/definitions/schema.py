@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import pyarrow as pa
 
-from tidemill.features.errors import DefinitionError, UnknownColumn, WrongType, nearest
+from tidemill.features.definitions.arguments import check_column_name, check_kind, read_only
+from tidemill.features.definitions.reserved import LOG_COLUMNS, check_not_reserved
+from tidemill.features.errors import DefinitionError, UnknownColumn, WrongType, nearest, shown
 
 INT64: Final = "int64"
 FLOAT64: Final = "float64"
@@ -33,21 +35,39 @@ Schema = Mapping[str, str]
 Scalar = int | float | str | bool
 
 
-def check_schema(schema: Mapping[str, str], what: str) -> None:
-    """Check that a schema has columns, each of a known dtype."""
-    if not schema:
+def check_schema(
+    schema: Mapping[str, str], what: str, reserved: Collection[str] = LOG_COLUMNS
+) -> Schema:
+    """Check that a schema has columns, each of a known dtype; return a read-only copy.
+
+    Args:
+        schema: The schema.
+        what: Whose it is; used in the error.
+        reserved: Names that no column may have.
+    """
+    copy = read_only(schema, f"{what}: the schema", "a dict such as {'at': 'timestamp'}")
+    if not copy:
         raise DefinitionError(f"{what}: the schema has no columns")
-    for column, dtype in schema.items():
+    for column, dtype in copy.items():
+        check_column_name(column, f"{what}: a column of the schema")
+        check_not_reserved(column, reserved, f"{what}: column", "every row that is read")
+        check_kind(dtype, str, f"{what}: the dtype of column {shown(column)}", "a text")
         if dtype not in DTYPES:
             raise WrongType(
-                f"{what}: column {column!r} has dtype {dtype!r}; {nearest(str(dtype), DTYPES)} "
-                f"(of {', '.join(DTYPES)})"
+                f"{what}: column {shown(column)} has dtype {shown(dtype)}; "
+                f"{nearest(dtype, DTYPES)} (of {', '.join(DTYPES)})"
             )
+    return copy
 
 
 def check_column(schema: Schema, column: str, dtypes: Iterable[str], what: str) -> None:
     """Check that a schema has a column, of one of some dtypes."""
+    check_column_name(column, what)
     if column not in schema:
-        raise UnknownColumn(f"{what} {column!r} is not in the schema; {nearest(column, schema)}")
+        raise UnknownColumn(
+            f"{what} {shown(column)} is not in the schema; {nearest(column, schema)}"
+        )
     if schema[column] not in dtypes:
-        raise WrongType(f"{what} {column!r} must be {' or '.join(dtypes)}, found {schema[column]}")
+        raise WrongType(
+            f"{what} {shown(column)} must be {' or '.join(dtypes)}, found {schema[column]}"
+        )

@@ -68,9 +68,9 @@ class EventStream(Arriving):
     max_ahead: str = "1d"
 
     def __post_init__(self) -> None:
-        what = f"stream {self.name!r}"
         check_name(self.name, "stream")
-        check_schema(self.schema, what)
+        what = f"stream {self.name!r}"
+        object.__setattr__(self, "schema", check_schema(self.schema, what))
         check_column(self.schema, self.event_time, (TIMESTAMP,), f"{what}: event_time")
         check_column(self.schema, self.event_id, KEY_DTYPES, f"{what}: event_id")
         self.check_bounds(what)

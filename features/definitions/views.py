@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tidemill.features import zones
 from tidemill.features.contract import parse_duration
 from tidemill.features.definitions.aggregations import Aggregation
-from tidemill.features.definitions.arguments import check_name
+from tidemill.features.definitions.arguments import (
+    check_column_name,
+    check_kind,
+    check_name,
+    read_only,
+)
 from tidemill.features.definitions.canonical import SPEC_VERSION, hash_of
+from tidemill.features.definitions.reserved import PUBLICATION_COLUMNS, check_not_reserved
 from tidemill.features.definitions.schema import KEY_DTYPES, STRING, check_column
 from tidemill.features.definitions.streams import EventStream
-from tidemill.features.errors import DefinitionError, DuplicateName, WrongType
+from tidemill.features.errors import DefinitionError, DuplicateName, WrongType, shown
+
+_PUBLICATION: Final = "every publication of the view"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +41,15 @@ class Entity:
 
     def __post_init__(self) -> None:
         check_name(self.name, "entity")
-        if not self.join_key:
+        what = f"entity {self.name!r}"
+        if self.join_key == "":
             object.__setattr__(self, "join_key", self.name)
+        check_column_name(self.join_key, f"{what}: join_key")
+        check_not_reserved(self.join_key, PUBLICATION_COLUMNS, f"{what}: join_key", _PUBLICATION)
+        check_kind(self.dtype, str, f"{what}: dtype", "a text")
         if self.dtype not in KEY_DTYPES:
             raise WrongType(
-                f"entity {self.name!r}: a key is {' or '.join(KEY_DTYPES)}, found {self.dtype!r}"
+                f"{what}: a key is {' or '.join(KEY_DTYPES)}, found {shown(self.dtype)}"
             )
 
     def spec(self) -> dict[str, Any]:
@@ -92,9 +104,11 @@ class FeatureView:
     max_staleness: str = "15m"
 
     def __post_init__(self) -> None:
-        what = f"view {self.name!r}"
         check_name(self.name, "view")
-        if not self.key:
+        what = f"view {self.name!r}"
+        check_kind(self.entity, Entity, f"{what}: entity", "an Entity")
+        check_kind(self.stream, EventStream, f"{what}: stream", "an EventStream")
+        if self.key == "":
             object.__setattr__(self, "key", self.entity.join_key)
         schema = self.stream.schema
         check_column(
@@ -103,6 +117,8 @@ class FeatureView:
         if self.hop_us <= 0:
             raise DefinitionError(f"{what}: the hop must be longer than zero")
         parse_duration(self.max_staleness, f"{what}: max_staleness")
+        example = "a dict such as {'orders_1d': count(over='1d')}"
+        object.__setattr__(self, "features", read_only(self.features, f"{what}: features", example))
         if not self.features:
             raise DefinitionError(f"{what} has no features")
         for name, aggregation in self.features.items():
@@ -114,14 +130,18 @@ class FeatureView:
                 f"{what}: {sorted(repeated)[0]!r} would be the name of two feature columns; "
                 "rename the feature that clashes with an element of a last_k"
             )
+        taken = (self.entity.join_key, *PUBLICATION_COLUMNS)
+        for column in self.columns:
+            check_not_reserved(
+                column.name.removeprefix(f"{self.name}__"),
+                taken,
+                f"feature {self.name}.{column.feature}:",
+                _PUBLICATION,
+            )
 
     def _check_feature(self, name: str, aggregation: Aggregation) -> None:
         what = f"feature {self.name}.{name}"
-        if not isinstance(aggregation, Aggregation):
-            raise WrongType(
-                f"{what} must be an aggregation such as count(over='1d'), "
-                f"found {type(aggregation).__name__}"
-            )
+        check_kind(aggregation, Aggregation, what, "an aggregation such as count(over='1d')")
         try:
             aggregation.check(self.stream.schema)
         except DefinitionError as error:

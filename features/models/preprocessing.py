@@ -33,8 +33,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, STRING, Project
-from tidemill.features.errors import InputError, WrongType, nearest
+from tidemill.features.definitions import ARROW_TYPES, STRING, Project
+from tidemill.features.errors import InputError, nearest
 
 NUMERIC_KIND: Final = "numeric"
 TEXT_KIND: Final = "text"
@@ -86,19 +86,11 @@ def model_inputs(project: Project, *, only_request: bool = False) -> tuple[Model
     Args:
         project: The project.
         only_request: Leave the windowed features out (the baseline).
-
-    Raises:
-        WrongType: A request input is a time, which no model takes as it is.
     """
-    inputs = []
-    for name, expression in project.request.inputs.items():
-        dtype = expression.dtype(project.request.schema)
-        if dtype not in (INT64, FLOAT64, BOOL, STRING):
-            raise WrongType(
-                f"request {project.request.name!r}: model input {name!r} is a {dtype}; take its "
-                ".hour_of_day(zone), its .day_of_week(zone) or the difference of two times"
-            )
-        inputs.append(ModelInput(name, dtype))
+    inputs = [
+        ModelInput(name, expression.dtype(project.request.schema))
+        for name, expression in project.request.inputs.items()
+    ]
     if not only_request:
         inputs += [ModelInput(column.name, column.dtype) for column in project.columns]
     return tuple(inputs)

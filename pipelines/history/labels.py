@@ -6,6 +6,7 @@ several the first by (time, id). None by then is unlabelled, not negative.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,15 @@ class Labelled:
     times: pa.Array
 
 
+def _places(label: Label) -> list[str]:
+    return [f"key_{place}" for place in range(len(label.on))]
+
+
+def _by_place(table: pa.Table, columns: Iterable[str]) -> dict[str, pa.ChunkedArray]:
+    """Name the columns that are joined by their place: a user's name may be one of ours."""
+    return {f"key_{place}": table.column(name) for place, name in enumerate(columns)}
+
+
 def find_labels(label: Label, request: Request, requests: pa.Table, events: pa.Table) -> Labelled:
     """Find the label of each request.
 
@@ -47,7 +57,7 @@ def find_labels(label: Label, request: Request, requests: pa.Table, events: pa.T
     )
     known = pa.table(
         {
-            **{mine: events.column(theirs) for mine, theirs in label.on.items()},
+            **_by_place(events, label.on.values()),
             "_id": events.column(stream.event_id).cast(pa.string()),
             "_at": events.column(stream.event_time).cast(pa.int64()),
             "_value": values.cast(pa.float64()) if len(values) else pa.array([], pa.float64()),
@@ -55,12 +65,12 @@ def find_labels(label: Label, request: Request, requests: pa.Table, events: pa.T
     ).filter(pc.is_valid(pc.field("_value")))
     asked = pa.table(
         {
-            **{mine: requests.column(mine) for mine in label.on},
+            **_by_place(requests, label.on),
             "_row": pa.array(np.arange(len(requests))),
             "_asked": requests.column(request.request_time).cast(pa.int64()),
         }
     )
-    pairs = asked.join(known, keys=list(label.on), join_type="inner")
+    pairs = asked.join(known, keys=_places(label), join_type="inner")
     after = pc.greater(pairs["_at"], pairs["_asked"])
     within = pc.less_equal(pairs["_at"], pc.add(pairs["_asked"], label.horizon_us))
     pairs = pairs.filter(pc.and_(after, within)).sort_by(
@@ -95,15 +105,15 @@ def leaks(label: Label, request: Request, requests: pa.Table, events: pa.Table) 
     """
     asked = pa.table(
         {
-            **{mine: requests.column(mine) for mine in label.on},
+            **_by_place(requests, label.on),
             "_asked": requests.column(request.request_time).cast(pa.int64()),
         }
     )
     known = pa.table(
         {
-            **{mine: events.column(theirs) for mine, theirs in label.on.items()},
+            **_by_place(events, label.on.values()),
             "_at": events.column(label.stream.event_time).cast(pa.int64()),
         }
     )
-    pairs = asked.join(known, keys=list(label.on), join_type="inner")
+    pairs = asked.join(known, keys=_places(label), join_type="inner")
     return int(pc.sum(pc.less_equal(pairs["_at"], pairs["_asked"])).as_py() or 0)

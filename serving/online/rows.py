@@ -23,7 +23,7 @@ import pyarrow as pa
 from tidemill.features.contract import TIME_MIN, Int64Array, ReadStatus, read_status
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError
-from tidemill.features.feast_objects import check_field_names, field_name
+from tidemill.features.feast_objects import field_name
 from tidemill.serving.stores.online_places import Clock
 
 # Feast's ValueType numbers: they are part of the key's bytes.
@@ -87,7 +87,6 @@ class KeySpace:
 @functools.lru_cache(maxsize=256)
 def _key_space(project: str, view: FeatureView) -> KeySpace:
     # Definitions are frozen and compared by identity; hashing one anew takes most of a millisecond.
-    check_field_names(view)
     return KeySpace(
         project=project,
         view=view.name,

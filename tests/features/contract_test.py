@@ -12,6 +12,7 @@ from tidemill.features.contract import (
     EARLIEST_EVENT,
     HOUR,
     LATEST_EVENT,
+    LONGEST_DURATION,
     MINUTE,
     SECOND,
     TIME_MIN,
@@ -68,7 +69,23 @@ def test_a_number_is_no_duration_because_it_has_no_unit() -> None:
         parse_duration(5)  # type: ignore[arg-type]
 
 
-@given(st.integers(0, 10**18))
+def test_a_duration_has_a_bound() -> None:
+    assert parse_duration(f"{LONGEST_DURATION}us") == LONGEST_DURATION
+    assert parse_duration("0" * 5_000 + "7m") == 7 * MINUTE
+    for text in (f"{LONGEST_DURATION + 1}us", "400000000d", "9" * 5_000 + "w", "11574074d1w"):
+        with pytest.raises(
+            DefinitionError, match=r"the hop '.*is too long; take at most 11574074d"
+        ):
+            parse_duration(text, "the hop")
+
+
+@pytest.mark.parametrize("text", ["٣d", "3d\n", "\ud800d"])
+def test_digits_are_those_of_ascii(text: str) -> None:
+    with pytest.raises(DefinitionError, match="is not a duration"):
+        parse_duration(text)
+
+
+@given(st.integers(0, LONGEST_DURATION))
 def test_what_is_formatted_is_parsed_back(duration_us: int) -> None:
     assert parse_duration(format_duration(duration_us)) == duration_us
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tidemill.features import zones
 from tidemill.features.contract import DAY, EARLIEST_EVENT, HOUR, LATEST_EVENT, MINUTE, SECOND
-from tidemill.features.errors import DefinitionError
+from tidemill.features.errors import DefinitionError, WrongType
 
 NAMES = sorted(
     importlib.resources.files("tzdata").joinpath("zones").read_text(encoding="utf-8").split()
@@ -129,7 +129,22 @@ def test_no_times_are_no_offsets() -> None:
     assert len(utc) == len(exists) == 0
 
 
-@pytest.mark.parametrize("name", ["America/Gotham", "", "America", "../zones", "zone.tab"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "America/Gotham",
+        "",
+        "America",
+        "../zones",
+        "zone.tab",
+        "/etc/localtime",
+        "America//New_York",
+        "America/New\0York",
+        "\ud800",
+        "x" * 90,
+        "UTC\n",
+    ],
+)
 def test_unknown_zone_is_an_error_that_names_it(name: str) -> None:
     with pytest.raises(DefinitionError, match="tzdata") as caught:
         zones.zone(name)
@@ -139,3 +154,13 @@ def test_unknown_zone_is_an_error_that_names_it(name: str) -> None:
 
 def test_version_is_that_of_the_pinned_package() -> None:
     assert zones.tzdata_version() == importlib.metadata.version("tzdata")
+
+
+@pytest.mark.parametrize("name", [None, 5, b"UTC", ["UTC"], {"UTC"}])
+def test_a_zone_that_is_no_text_is_refused(name: object) -> None:
+    with pytest.raises(WrongType, match="a time zone is a text such as 'America/New_York'; found"):
+        zones.zone(name)  # type: ignore[arg-type]
+
+
+def test_every_zone_of_the_package_loads() -> None:
+    assert all(zones.zone(name).key == name for name in NAMES)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import strategies
+from tests.support import parcels, strategies
 from tidemill import (
     Entity,
     EventStream,
@@ -29,9 +31,13 @@ from tidemill import (
     rate,
     time_since_last,
 )
+from tidemill.examples.flights.project import project as flights
+from tidemill.features import zones
 from tidemill.features.contract import DAY, HOUR, MINUTE
 from tidemill.features.definitions import spec_hash
 from tidemill.features.errors import DefinitionError, DuplicateName, UnknownColumn, WrongType
+from tidemill.pipelines.commands.scaffold import write_project
+from tidemill.pipelines.config.configuration import load
 
 SCHEMA = {
     "at": "timestamp",
@@ -112,6 +118,36 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
     ),
     (lambda: stream(allowed_lateness=5), DefinitionError, "allowed_lateness .* write the unit"),
     (lambda: stream(max_ahead="soon"), DefinitionError, "max_ahead 'soon'"),
+    (
+        lambda: stream(event_id=["id", "at"]),
+        WrongType,
+        r"event_id must be the name of one column, a text; found \['id', 'at'\] \(list\)",
+    ),
+    (lambda: stream(event_time=None), WrongType, "event_time must be the name of one column"),
+    (
+        lambda: stream(schema=["at", "id"]),
+        WrongType,
+        r"stream 'arrivals': the schema must be a dict such as \{'at': 'timestamp'\}",
+    ),
+    (lambda: stream(schema=SCHEMA | {3: "int64"}), WrongType, "a column of the schema .* found 3"),
+    (lambda: stream(schema=SCHEMA | {"": "int64"}), DefinitionError, "column of the schema is emp"),
+    (lambda: stream(schema=SCHEMA | {"\ud800": "int64"}), DefinitionError, "surrogate"),
+    (
+        lambda: stream(schema=SCHEMA | {"delay": float}),
+        WrongType,
+        "dtype of column 'delay' must be",
+    ),
+    (
+        lambda: stream(schema=SCHEMA | {"_position": "int64"}),
+        DefinitionError,
+        "stream 'arrivals': column '_position' is the name of a column that every row .* rename",
+    ),
+    (
+        lambda: stream(max_ahead="400000000d"),
+        DefinitionError,
+        "stream 'arrivals': max_ahead '400000000d' is too long; take at most 11574074d",
+    ),
+    (lambda: stream(name="a" * 101), DefinitionError, "has 101 characters; take at most 100"),
     # Entities
     (lambda: Entity("tail number"), DefinitionError, "entity name 'tail number'"),
     (
@@ -119,6 +155,17 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
         WrongType,
         "entity 'tail': a key is string or int64, found 'float64'",
     ),
+    (
+        lambda: Entity("tail", join_key=("a", "b")),
+        WrongType,
+        r"entity 'tail': join_key must be the name of one column, a text; found \('a', 'b'\)",
+    ),
+    (
+        lambda: Entity("tail", join_key="event_timestamp"),
+        DefinitionError,
+        "entity 'tail': join_key 'event_timestamp' is the name of a column that every publication",
+    ),
+    (lambda: Entity("tail", dtype=str), WrongType, "entity 'tail': dtype must be a text"),
     # Views
     (lambda: view(name="9"), DefinitionError, "view name '9'"),
     (
@@ -167,6 +214,28 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
         DuplicateName,
         "'airport__d_0' would be the name of two feature columns; rename",
     ),
+    (
+        lambda: view(entity="origin"),
+        WrongType,
+        r"view 'airport': entity must be an Entity, found 'origin' \(str\)",
+    ),
+    (
+        lambda: view(stream=None),
+        WrongType,
+        "view 'airport': stream must be an EventStream, found N",
+    ),
+    (lambda: view(key=3), WrongType, "view 'airport': key of entity 'origin' must be the name"),
+    (
+        lambda: view(features=[count(over="1h")]),
+        WrongType,
+        r"view 'airport': features must be a dict such as \{'orders_1d': count\(over='1d'\)\}",
+    ),
+    (
+        lambda: view(features={"origin": count(over="1h")}),
+        DefinitionError,
+        r"feature airport\.origin: 'origin' is the name of a column that every publication",
+    ),
+    (lambda: view(hop=5), DefinitionError, r"view 'airport': hop must be a text such as '5m'"),
     # Requests
     (lambda: request(name="X"), DefinitionError, "request name 'X'"),
     (
@@ -188,6 +257,29 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
     ),
     (lambda: request(inputs={"Hour": col("number")}), DefinitionError, "input name 'Hour'"),
     (lambda: request(allowed_lateness="x"), DefinitionError, "'departures': allowed_lateness"),
+    (
+        lambda: request(inputs={"when": col("at")}),
+        WrongType,
+        r"request 'departures': input 'when' is a timestamp.*take its \.hour_of_day\(zone\)",
+    ),
+    (
+        lambda: request(inputs={"label_time": col("number")}),
+        DefinitionError,
+        "request 'departures': input 'label_time' is the name of a column that every training row",
+    ),
+    (
+        lambda: request(inputs={"score": col("number")}),
+        DefinitionError,
+        "input 'score' is the name",
+    ),
+    (lambda: request(inputs=[col("number")]), WrongType, "'departures': inputs must be a dict"),
+    (lambda: request(keys="origin"), WrongType, "request 'departures': keys must be a dict"),
+    (lambda: request(keys={"origin": None}), WrongType, "key of entity 'origin' must be the name"),
+    (
+        lambda: request(schema=SCHEMA | {"values": "int64"}),
+        DefinitionError,
+        "request 'departures': column 'values' is the name of a column",
+    ),
     # Labels
     (lambda: label(name=""), DefinitionError, "label name ''"),
     (
@@ -199,6 +291,23 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
     (lambda: label(on={"id": "idd"}), UnknownColumn, "label 'late': join column 'idd'"),
     (lambda: label(on={"id": "delay"}), WrongType, "join column 'delay' must be string or int64"),
     (lambda: label(horizon="0s"), DefinitionError, "label 'late': the horizon must be longer"),
+    (
+        lambda: label(value="cancelled"),
+        WrongType,
+        r"label 'late': value must be an expression such as col\('delay'\) > 15, found 'cancelled'",
+    ),
+    (
+        lambda: label(value=col("origin")),
+        WrongType,
+        r"label 'late' on stream 'arrivals': value must be bool, found string; write .*> 15",
+    ),
+    (lambda: label(value=col("number")), WrongType, "value must be bool, found int64"),
+    (lambda: label(value=col("delay")), WrongType, "value must be bool, found float64"),
+    (lambda: label(value=col("at")), WrongType, "value must be bool, found timestamp"),
+    (lambda: label(on="id"), WrongType, "label 'late': on must be a dict"),
+    (lambda: label(on={3: "id"}), WrongType, "label 'late': on: the request's column must be"),
+    (lambda: label(stream="arrivals"), WrongType, "label 'late': stream must be an EventStream"),
+    (lambda: label(horizon="400000000d"), DefinitionError, "horizon '400000000d' is too long"),
     # Projects
     (lambda: project(name="My project"), DefinitionError, "project name 'My project'"),
     (lambda: project(views=[]), DefinitionError, "project 'flights' has no feature views"),
@@ -241,6 +350,22 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
         "project 'flights': label join column 'flight'",
     ),
     (lambda: project(label=label(on={"number": "id"})), WrongType, "'number' must be string"),
+    (
+        lambda: project(views={"airport": view()}),
+        WrongType,
+        "project 'flights': views must be a list of feature views, found {'airport'",
+    ),
+    (lambda: project(views=view()), WrongType, "views must be a list of feature views"),
+    (lambda: project(views={view()}), WrongType, "views must be a list of feature views"),
+    (
+        lambda: project(views=[view(), None]),
+        WrongType,
+        r"views\[1\] must be a FeatureView, found N",
+    ),
+    (lambda: project(request=None), WrongType, "project 'flights': request must be a Request"),
+    (lambda: project(label=col("delay") > 15), WrongType, "label must be a Label, or None"),
+    (lambda: project(model="build"), WrongType, "'flights': model must be a function; found 'bui"),
+    (lambda: project(preprocessing_fn=3), WrongType, "preprocessing_fn must be a function"),
 ]
 
 
@@ -384,7 +509,7 @@ def test_a_projects_hash_covers_request_views_and_label() -> None:
         project(views=[view(hop="10m")]),
         project(label=label()),
         project(label=label(horizon="2d")),
-        project(label=label(value=col("delay"))),
+        project(label=label(value=col("delay") > 20)),
     ]
     assert len({one.hash for one in made}) == len(made)
     # Preprocessing and the model are stamped by themselves.
@@ -410,3 +535,48 @@ def test_the_hash_is_the_same_in_another_process() -> None:
         env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)},
     )
     assert other.stdout.strip() == project().hash
+
+
+def test_a_definition_keeps_a_copy_of_what_the_user_may_change() -> None:
+    """Its hash is remembered; and nobody changes the copy."""
+    schema, features, keys = dict(SCHEMA), {"n": count(over="1h")}, {"origin": "origin"}
+    inputs, on = {"number": col("number")}, {"id": "id"}
+    arrivals = stream(schema=schema)
+    whole = project(
+        views=[view(stream=arrivals, features=features)],
+        request=request(keys=keys, inputs=inputs),
+        label=label(on=on, stream=arrivals),
+    )
+    before = whole.spec()
+    for mine in (schema, features, keys, inputs, on):
+        mine.clear()
+    assert whole.spec() == before
+    for mapping in (
+        whole.views[0].features,
+        whole.views[0].stream.schema,
+        whole.request.keys,
+        whole.request.inputs,
+    ):
+        with pytest.raises(TypeError):
+            mapping["more"] = None  # type: ignore[index]
+    assert pickle.loads(pickle.dumps(whole)).hash == whole.hash
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        (lambda _: flights, "1fbe6cc754559e26"),
+        (
+            lambda folder: load(write_project("tiny_shop", folder) / "tidemill.yaml").project,
+            "4e5ba2558b704e20",
+        ),
+        (lambda _: parcels.PARCELS, "a1854bfa84ae7f86"),
+    ],
+    ids=["flights", "scaffold", "parcels"],
+)
+def test_a_hash_stays_what_stores_bundles_and_states_are_stamped_with(
+    made: Callable[[Path], Any], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another canonical form parts every user from what was made before."""
+    monkeypatch.setattr(zones, "tzdata_version", lambda: "2026.6")
+    assert spec_hash(made(tmp_path).spec()) == wanted

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -244,6 +245,42 @@ def test_what_cannot_work_is_refused_when_it_is_defined(
         (lambda: col("i") > [1], WrongType, "list"),
         (lambda: bool(col("i") > 1), DefinitionError, "& | ~ instead of and, or, not"),
         (lambda: 1 < col("i") < 3, DefinitionError, "parentheses"),
+        (lambda: col(3), WrongType, r"col: the name must be .* a text; found 3 \(int\)"),
+        (lambda: col(col("i")), WrongType, "col: the name must be the name of one column"),
+        (lambda: col(""), DefinitionError, "col: the name is empty"),
+        (lambda: col("\ud800"), DefinitionError, "surrogate"),
+        (lambda: col("s") == "\udfff", DefinitionError, "literal .* surrogate"),
+        (lambda: col("s").is_in("France"), WrongType, r"list of values.*found 'France' \(str\)"),
+        (lambda: col("s").is_in(b"France"), WrongType, "is_in takes a list of values"),
+        (lambda: col("s").is_in({"France": 1}), WrongType, "is_in takes a list of values"),
+        (lambda: col("s").is_in(col("s")), WrongType, "is_in takes a list of values"),
+        (lambda: col("i").is_in(3), WrongType, "is_in takes a list of values"),
+        (lambda: col("s").is_in(["a", None]), WrongType, "is_in takes numbers, texts and bool"),
+        (lambda: col("f").is_in([math.nan]), DefinitionError, "is_in: literal nan is not finite"),
+        (lambda: col("f").fill_null(None), WrongType, "fill_null takes numbers, texts and bool"),
+        (lambda: col("f").fill_null(col("i")), WrongType, "fill_null takes numbers, texts"),
+        (lambda: col("f").fill_null(math.inf), DefinitionError, "fill_null: literal inf is not"),
+        (lambda: col("i") + np.timedelta64(1, "s"), WrongType, "timedelta64"),
+        (
+            lambda: col("i") == 10**5_000,
+            DefinitionError,
+            "literal <an int of .* bits> does not fit",
+        ),
+        (lambda: col("t").hour_of_day(5), WrongType, r"a time zone is a text .*found 5 \(int\)"),
+        (lambda: col("t").day_of_week(["UTC"]), WrongType, "a time zone is a text"),
+        (lambda: col("i") % 2, DefinitionError, "an expression has no %; it has"),
+        (lambda: 7 % col("i"), DefinitionError, "an expression has no %"),
+        (lambda: col("i") // 2, DefinitionError, "an expression has no //"),
+        (lambda: 2 ** col("i"), DefinitionError, r"an expression has no \*\*"),
+        (lambda: divmod(col("i"), 2), DefinitionError, "an expression has no divmod"),
+        (lambda: col("i") ^ col("i"), DefinitionError, r"an expression has no \^"),
+        (lambda: abs(col("i")), DefinitionError, "an expression has no abs"),
+        (lambda: round(col("f")), DefinitionError, "an expression has no round"),
+        (lambda: float(col("i")), DefinitionError, "an expression has no float"),
+        (lambda: col("s")[0], DefinitionError, r"an expression has no \[\]"),
+        (lambda: len(col("s")), DefinitionError, "an expression has no length"),
+        (lambda: list(col("s")), DefinitionError, "an expression has no iteration"),
+        (lambda: "x" in col("s"), DefinitionError, r"has no 'in'; write \.is_in"),
     ],
 )
 def test_mistakes_in_writing_are_refused_at_once(
@@ -264,3 +301,38 @@ def test_an_empty_batch_gives_an_empty_column() -> None:
         found = expression.evaluate(empty)
         assert found.type == ARROW_TYPES[expression.dtype(SCHEMA)]
         assert found.equals(pa.array([], found.type))
+
+
+@pytest.mark.parametrize(
+    ("made", "same"),
+    [
+        (col("f") > np.float64(3.5), col("f") > 3.5),
+        (np.float64(3.5) < col("f"), col("f") > 3.5),
+        (np.int64(2) * col("i"), 2 * col("i")),
+        (col("i") == np.int32(3), col("i") == 3),
+        (col("b") == np.bool_(True), col("b") == True),  # noqa: E712 - builds an expression
+        (col("s") == np.str_("a"), col("s") == "a"),
+        (col("i").is_in(np.array([1, 2])), col("i").is_in([1, 2])),
+        (col("f").fill_null(np.float64(0)), col("f").fill_null(0.0)),
+        (col("i").is_in(iter([1, 2])), col("i").is_in([1, 2])),
+        (col("i").is_in({2: "b", 1: "a"}.keys()), col("i").is_in([2, 1])),
+        (col("s").is_in({"b", "a", "é"}), col("s").is_in(["a", "b", "é"])),
+        (col("i").is_in(frozenset([30, -4, 7])), col("i").is_in([-4, 7, 30])),
+    ],
+)
+def test_other_ways_to_write_a_value_are_the_same_expression(
+    made: Expression, same: Expression
+) -> None:
+    assert made.same(same)
+    assert json.loads(json.dumps(made.spec())) == same.spec()
+    made.evaluate(strategies.to_batch(SCHEMA, [dict.fromkeys(SCHEMA)]))
+
+
+def test_the_order_of_a_list_is_part_of_the_definition() -> None:
+    assert not col("s").is_in(["b", "a"]).same(col("s").is_in(["a", "b"]))
+
+
+def test_a_plain_truth_may_stand_on_the_left() -> None:
+    positive = col("i") > 0
+    assert value_of(True & positive, i=1) is True
+    assert value_of(False | positive, i=-1) is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -129,3 +130,18 @@ def test_a_label_event_at_or_before_its_own_request_is_a_leak() -> None:
     assert leaks(LABEL, REQUEST, asked, known) == 2
     assert leaks(LABEL, REQUEST, asked, events((ASKED + 1, 3, "x", 1, 20.0))) == 0
     assert leaks(LABEL, REQUEST, asked, events()) == 0
+
+
+@pytest.mark.parametrize("name", ["_id", "_at", "_value", "_row", "_asked", "key_1"])
+def test_a_join_column_may_have_any_name(name: str) -> None:
+    stream = replace(TRIPS, schema={**TRIPS.schema, name: "string"})
+    request = replace(REQUEST, schema={**REQUEST.schema, name: "string"})
+    label = replace(LABEL, stream=stream, on={name: name, "part": "leg"})
+    asked = requests((ASKED, "x", 1), (ASKED, "y", 1))
+    known = events((ASKED + 1, 1, "x", 1, 20.0), (ASKED + 2, 2, "y", 1, 3.0))
+    asked = asked.append_column(name, asked["trip"])
+    known = known.append_column(name, known["trip"])
+    assert find_labels(label, request, asked, known).values.to_pylist() == [1.0, 0.0]
+    assert leaks(label, request, asked, known) == 0
+    early = known.set_column(0, "at", asked["at"])
+    assert leaks(label, request, asked, early) == 2
