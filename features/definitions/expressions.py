@@ -7,7 +7,7 @@ It is evaluated over whole Arrow batches (`evaluation` says what nulls and overf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,13 +158,16 @@ class Expression:
 
         A set is taken in ascending order, so that its definition has one hash in every process.
         """
-        no_list = isinstance(values, str | bytes | Mapping | Expression)
-        if no_list or not isinstance(values, Iterable):
+        try:
+            listed = None if isinstance(values, str | bytes | Mapping) else list(values)
+        except (TypeError, DefinitionError):  # no iteration: of a number, of an expression
+            listed = None
+        if listed is None:
             raise WrongType(
                 f"is_in takes a list of values, such as .is_in(['France', 'Spain']); "
                 f"{found(values)}"
             )
-        taken = [literal(value, "is_in") for value in values]
+        taken = [literal(value, "is_in") for value in listed]
         if isinstance(values, set | frozenset):
             taken.sort(key=lambda each: (each.dtype({}), each.value))
         return IsIn(self, tuple(each.value for each in taken))
@@ -526,8 +529,10 @@ class IsIn(Expression):
         """Return bool when every value has the operand's dtype."""
         found = self.operand.dtype(schema)
         for value in self.values:
-            if Literal(value).dtype(schema) != found:
-                raise WrongType(f"is_in: {shown(value)} is not of the column's dtype {found}")
+            if (dtype := Literal(value).dtype(schema)) != found:
+                raise WrongType(
+                    f"is_in: {shown(value)} is {dtype}; list values of the column's dtype, {found}"
+                )
         return BOOL
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:

@@ -67,7 +67,7 @@ class Label:
             return self.value.dtype(self.stream.schema)
         except DefinitionError as error:
             raise type(error)(
-                f"label {self.name!r} on stream {self.stream.name!r}: {error}"
+                f"label {self.name!r} on stream {self.stream.name!r}: value: {error}"
             ) from None
 
     @property

@@ -42,7 +42,7 @@ class Entity:
     def __post_init__(self) -> None:
         check_name(self.name, "entity")
         what = f"entity {self.name!r}"
-        if self.join_key == "":
+        if type(self.join_key) is str and not self.join_key:
             object.__setattr__(self, "join_key", self.name)
         check_column_name(self.join_key, f"{what}: join_key")
         check_not_reserved(self.join_key, PUBLICATION_COLUMNS, f"{what}: join_key", _PUBLICATION)
@@ -108,7 +108,7 @@ class FeatureView:
         what = f"view {self.name!r}"
         check_kind(self.entity, Entity, f"{what}: entity", "an Entity")
         check_kind(self.stream, EventStream, f"{what}: stream", "an EventStream")
-        if self.key == "":
+        if type(self.key) is str and not self.key:
             object.__setattr__(self, "key", self.entity.join_key)
         schema = self.stream.schema
         check_column(

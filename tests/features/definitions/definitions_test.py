@@ -147,6 +147,14 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
         DefinitionError,
         "stream 'arrivals': max_ahead '400000000d' is too long; take at most 11574074d",
     ),
+    *(
+        (
+            lambda name=name: stream(schema=SCHEMA | {name: "int64"}),
+            DefinitionError,
+            f"stream 'arrivals': column '{name}' is the name of a column that every row .* rename",
+        )
+        for name in ("_received", "_partition", "_sent", "__reject__", "__drop__")
+    ),
     (lambda: stream(name="a" * 101), DefinitionError, "has 101 characters; take at most 100"),
     # Entities
     (lambda: Entity("tail number"), DefinitionError, "entity name 'tail number'"),
@@ -214,6 +222,7 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
         DuplicateName,
         "'airport__d_0' would be the name of two feature columns; rename",
     ),
+    (lambda: view(entity=None), WrongType, "view 'airport': entity must be an Entity, found None"),
     (
         lambda: view(entity="origin"),
         WrongType,
@@ -272,6 +281,14 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
         DefinitionError,
         "input 'score' is the name",
     ),
+    *(
+        (
+            lambda name=name: request(inputs={name: col("number")}),
+            DefinitionError,
+            f"request 'departures': input '{name}' is the name of a column that every training row",
+        )
+        for name in ("request_id", "request_time", "label")
+    ),
     (lambda: request(inputs=[col("number")]), WrongType, "'departures': inputs must be a dict"),
     (lambda: request(keys="origin"), WrongType, "request 'departures': keys must be a dict"),
     (lambda: request(keys={"origin": None}), WrongType, "key of entity 'origin' must be the name"),
@@ -285,7 +302,7 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
     (
         lambda: label(value=col("dely") > 15),
         UnknownColumn,
-        "label 'late' on stream 'arrivals': column 'dely'",
+        "label 'late' on stream 'arrivals': value: column 'dely'",
     ),
     (lambda: label(on={}), DefinitionError, "label 'late': 'on' must join at least one column"),
     (lambda: label(on={"id": "idd"}), UnknownColumn, "label 'late': join column 'idd'"),
@@ -305,6 +322,7 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
     (lambda: label(value=col("delay")), WrongType, "value must be bool, found float64"),
     (lambda: label(value=col("at")), WrongType, "value must be bool, found timestamp"),
     (lambda: label(on="id"), WrongType, "label 'late': on must be a dict"),
+    (lambda: label(value="b"), WrongType, "label 'late': value must be an expression"),
     (lambda: label(on={3: "id"}), WrongType, "label 'late': on: the request's column must be"),
     (lambda: label(stream="arrivals"), WrongType, "label 'late': stream must be an EventStream"),
     (lambda: label(horizon="400000000d"), DefinitionError, "horizon '400000000d' is too long"),
@@ -350,6 +368,11 @@ MISTAKES: list[tuple[Callable[[], Any], type[DefinitionError], str]] = [
         "project 'flights': label join column 'flight'",
     ),
     (lambda: project(label=label(on={"number": "id"})), WrongType, "'number' must be string"),
+    (
+        lambda: project(label=label(on={"_position": "id"})),
+        UnknownColumn,
+        "project 'flights': label join column '_position' is not in the schema",
+    ),
     (
         lambda: project(views={"airport": view()}),
         WrongType,
