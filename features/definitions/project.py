@@ -118,10 +118,21 @@ class Project:
             raise UnknownColumn(f"no event stream {name!r}; {nearest(name, streams)}")
         return streams[name]
 
-    def required_columns(self, stream: EventStream) -> tuple[str, ...]:
-        """Columns of a stream that no row may lack: time, id and the keys of its views."""
-        keys = [view.key for view in self.views if view.stream is stream]
-        return tuple(dict.fromkeys([*stream.required, *keys]))
+    def definition(self, source: str) -> EventStream | Request:
+        """Return a stream, or the request, by name.
+
+        Raises:
+            UnknownColumn: Nothing has the name.
+        """
+        return self.request if source == self.request.name else self.stream(source)
+
+    def required_columns(self, definition: EventStream | Request) -> tuple[str, ...]:
+        """Return the columns in which no row of a stream or of the request may be null.
+
+        They are the time, the id and, of a stream, the keys of its views.
+        """
+        keys = [view.key for view in self.views if view.stream is definition]
+        return tuple(dict.fromkeys([*definition.required, *keys]))
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value of what determines a feature vector and its label."""

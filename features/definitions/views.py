@@ -153,6 +153,11 @@ class FeatureView:
             )
 
     @property
+    def required(self) -> tuple[str, ...]:
+        """Columns of its stream in which no row may be null: time, id and key."""
+        return tuple(dict.fromkeys([*self.stream.required, self.key]))
+
+    @property
     def hop_us(self) -> int:
         """The hop in microseconds."""
         return parse_duration(self.hop, f"view {self.name!r}: hop")

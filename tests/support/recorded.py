@@ -15,7 +15,6 @@ from tidemill import Project
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.log import Log
 from tidemill.testing import features_at
-from tidemill.testing.feature_values import required_columns
 from tidemill.testing.rows import check_rows
 
 
@@ -24,7 +23,7 @@ def record(root: Path, project: Project, events: Mapping[str, Any], requests: An
     positions: dict[str, int] = {}
     for definition in (*project.streams, project.request):
         given = requests if definition is project.request else events.get(definition.name, [])
-        rows = check_rows(definition, given, required_columns(project, definition)).rows
+        rows = check_rows(definition, given, project.required_columns(definition)).rows
         times = hashing.bits(rows.column(definition.time_column))
         Log(root).write(definition, 0, pa.Table.from_batches([rows]), np.maximum.accumulate(times))
         positions[definition.name] = rows.num_rows

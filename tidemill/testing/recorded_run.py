@@ -43,7 +43,6 @@ from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.release_evidence import read_release_lines
 from tidemill.pipelines.verify.source_history import EventsByKey, Positions, SourceHistory
-from tidemill.testing.feature_values import required_columns
 from tidemill.testing.rows import REJECTED, CheckedRows
 
 DIFFERENCES: Final = pa.schema(
@@ -201,7 +200,7 @@ def _source(
                 "compare with a run that has it"
             )
     rows = one_batch(logged.select(list(definition.schema)))
-    found = validate(definition, rows, required=required_columns(project, definition))
+    found = validate(definition, rows, required=project.required_columns(definition))
     places = one_batch(logged.select([POSITION, RECEIVED, PARTITION])).take(pa.array(found.kept))
     table = pa.table(
         [*found.batch.columns, *places.columns],

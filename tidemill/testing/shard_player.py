@@ -35,7 +35,6 @@ from tidemill.pipelines.stream.sequence import (
     event_rows,
     sequenced_events_schema,
 )
-from tidemill.testing.feature_values import required_columns
 from tidemill.testing.rows import Instant, Rows, check_rows, instants
 
 _WHOLE: Final = 1
@@ -164,7 +163,7 @@ def event_batch(
     Raises:
         InputError: A row is rejected, or there are more rows than positions.
     """
-    checked = check_rows(view.stream, rows, required_columns(view, view.stream))
+    checked = check_rows(view.stream, rows, view.required)
     checked.refuse_rejected()
     stop = _stop(start, stop, checked.rows.num_rows)
     positions = np.arange(stop - checked.rows.num_rows, stop)
