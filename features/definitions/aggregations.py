@@ -13,11 +13,12 @@ Every subclass with a ``name`` is registered when it is defined; the law suite f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final
 
 from tidemill.features.contract import format_duration, parse_duration
+from tidemill.features.definitions.arguments import NO_OPERATORS, refuse_operators
 from tidemill.features.definitions.expressions import Column, Expression, literal, plain
 from tidemill.features.definitions.partials import Mask, Partial
 from tidemill.features.definitions.schema import (
@@ -38,12 +39,6 @@ DISTINCT_REGISTER_BITS: Final = 11
 QUANTILE_MANTISSA_BITS: Final = 7
 """DDSketch buckets per octave: 2**7, a relative error of at most 1/256 (0.39 %)."""
 
-
-_NO_VALUE: Final = (
-    "{}: an aggregation has no {}: it is a feature by itself; give each a name in the view's "
-    "features, and combine their values in preprocessing_fn"
-)
-
 REGISTRY: dict[str, type[Aggregation]] = {}
 """Every aggregation by name."""
 
@@ -63,6 +58,7 @@ class Aggregation:
     name: ClassVar[str] = ""
     finish: ClassVar[str] = ""
     empty: ClassVar[int | None] = None
+    result: ClassVar[str] = FLOAT64
     takes: ClassVar[Sequence[str]] = ()
     anchored: ClassVar[bool] = False
     """True where the published value is an anchor that a reader finishes with its ``as_of``."""
@@ -118,8 +114,8 @@ class Aggregation:
         return 0.0
 
     def result_dtype(self, schema: Schema) -> str:
-        """Return the dtype of the value: ``int64`` or ``float64``."""
-        return FLOAT64
+        """Return the dtype of the value, ``int64`` or ``float64``: `result` by default."""
+        return self.result
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the partials it is made of, in the order that its finish function takes them."""
@@ -155,41 +151,28 @@ class Aggregation:
     def _mask(self) -> Mask:
         return Mask(self.where, self.operand)
 
-    def __bool__(self) -> bool:
-        raise DefinitionError(_NO_VALUE.format(self.name, "truth value"))
 
-
-def _refused(symbol: str) -> Callable[..., Any]:
-    def refuse(self: Aggregation, *_: object) -> Any:
-        raise DefinitionError(_NO_VALUE.format(self.name, symbol))
-
-    return refuse
-
-
-# Equality stays that of objects: it is asked where an aggregation stands in a list or a dict.
-for _symbol, _methods in {
-    "+": "add radd pos",
-    "-": "sub rsub neg",
-    "*": "mul rmul",
-    "/": "truediv rtruediv",
-    "//": "floordiv rfloordiv",
-    "%": "mod rmod",
-    "**": "pow rpow",
-    "&": "and rand",
-    "|": "or ror",
-    "^": "xor rxor",
-    "~": "invert",
-    "abs": "abs",
-    "round": "round",
-    "float": "float",
-    "int": "int",
-    "comparison": "lt le gt ge",
-    "[]": "getitem",
-    "iteration": "iter",
-    "'in'": "contains",
-}.items():
-    for _method in _methods.split():
-        setattr(Aggregation, f"__{_method}__", _refused(_symbol))
+# Equality stays that of objects: a list or a dict asks for it.
+refuse_operators(
+    Aggregation,
+    {
+        **NO_OPERATORS,
+        "+": "add radd pos",
+        "-": "sub rsub neg",
+        "*": "mul rmul",
+        "/": "truediv rtruediv",
+        "&": "and rand",
+        "|": "or ror",
+        "~": "invert",
+        "comparison": "lt le gt ge",
+        "'in'": "contains",
+        "truth value": "bool",
+    },
+    lambda aggregation: (
+        f"{aggregation.name}: an aggregation has no {{}}: it is a feature by itself; "
+        "give each a name in the view's features, and combine their values in preprocessing_fn"
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +218,7 @@ class Count(Aggregation):
     name: ClassVar[str] = "count"
     finish: ClassVar[str] = "count"
     empty: ClassVar[int | None] = 0
+    result: ClassVar[str] = INT64
     takes: ClassVar[Sequence[str]] = (*NUMERIC, STRING, BOOL, TIMESTAMP)
 
     def __post_init__(self) -> None:
@@ -246,10 +230,6 @@ class Count(Aggregation):
     def operand(self) -> Expression | None:
         """The column, if any."""
         return self.column
-
-    def result_dtype(self, schema: Schema) -> str:
-        """Return int64."""
-        return INT64
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the count."""
@@ -402,11 +382,8 @@ class DistinctCount(_OfColumn):
     name: ClassVar[str] = "distinct_count"
     finish: ClassVar[str] = "count"
     empty: ClassVar[int | None] = 0
+    result: ClassVar[str] = INT64
     takes: ClassVar[Sequence[str]] = (*NUMERIC, STRING, BOOL, TIMESTAMP)
-
-    def result_dtype(self, schema: Schema) -> str:
-        """Return int64."""
-        return INT64
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the set of hashes."""
@@ -478,11 +455,8 @@ class TimeSinceLast(Aggregation):
 
     name: ClassVar[str] = "time_since_last"
     finish: ClassVar[str] = "since"
+    result: ClassVar[str] = INT64
     anchored: ClassVar[bool] = True
-
-    def result_dtype(self, schema: Schema) -> str:
-        """Return int64."""
-        return INT64
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the greatest event time and the count that tells whether there is one."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeVar
 
 from tidemill.features.errors import DefinitionError, DuplicateName, WrongType, found, shown
 
@@ -18,6 +18,25 @@ V = TypeVar("V")
 
 LONGEST_NAME: Final = 100
 """Three names and a hash make the name of a file or a key space, which has at most 255 bytes."""
+
+NO_OPERATORS: Final[Mapping[str, str]] = {
+    "%": "mod rmod",
+    "//": "floordiv rfloordiv",
+    "divmod": "divmod rdivmod",
+    "**": "pow rpow",
+    "@": "matmul rmatmul",
+    "^": "xor rxor",
+    "<<": "lshift rlshift",
+    ">>": "rshift rrshift",
+    "abs": "abs",
+    "round": "round",
+    "int": "int",
+    "float": "float",
+    "[]": "getitem",
+    "iteration": "iter",
+    "length": "len",
+}
+"""What neither an expression nor an aggregation has, with the names of the methods."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -107,3 +126,27 @@ def read_only(value: Mapping[K, V], what: str, write: str) -> ReadOnly[K, V]:
     """Check that an argument is a mapping, and return a copy that nobody can change."""
     check_kind(value, Mapping, what, write)
     return ReadOnly(value)
+
+
+def refuse_operators(
+    kind: type, operators: Mapping[str, str], refusal: Callable[[Any], str]
+) -> None:
+    """Make operators of a class raise a DefinitionError.
+
+    Python itself would say "unsupported operand", or iterate over ``[]`` without end.
+
+    Args:
+        kind: The class.
+        operators: Operator to the names of its methods, without underscores.
+        refusal: From an instance to the message, with ``{}`` for the operator.
+    """
+
+    def refuse(operator: str) -> Callable[..., Any]:
+        def method(self: Any, *_: object) -> Any:
+            raise DefinitionError(refusal(self).format(operator))
+
+        return method
+
+    for operator, methods in operators.items():
+        for method in methods.split():
+            setattr(kind, f"__{method}__", refuse(operator))

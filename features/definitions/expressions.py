@@ -7,7 +7,7 @@ It is evaluated over whole Arrow batches (`evaluation` says what nulls and overf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features import zones
-from tidemill.features.definitions.arguments import check_column_name, check_utf8
+from tidemill.features.definitions.arguments import (
+    NO_OPERATORS,
+    check_column_name,
+    check_utf8,
+    refuse_operators,
+)
 from tidemill.features.definitions.evaluation import (
     arithmetic,
     compare,
@@ -59,11 +64,8 @@ class Expression:
 
     def columns(self) -> frozenset[str]:
         """Return the names of the columns that are read."""
-        return frozenset().union(*(child.columns() for child in self.children()))
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return the direct operands."""
-        return ()
+        operands = (each for each in vars(self).values() if isinstance(each, Expression))
+        return frozenset().union(*(operand.columns() for operand in operands))
 
     def spec(self) -> list[Any]:
         """Return a canonical JSON value (part of the feature-spec hash)."""
@@ -72,12 +74,8 @@ class Expression:
     # Makes numpy leave an operator with one of its numbers on the left to the expression.
     __array_ufunc__ = None
 
-    # Comparisons build expressions, so expressions are compared by their spec instead.
+    # Comparisons build expressions: compare the specs of two expressions instead.
     __hash__ = object.__hash__
-
-    def same(self, other: Expression) -> bool:
-        """Tell whether two expressions are the same tree."""
-        return self.spec() == other.spec()
 
     def __bool__(self) -> bool:
         raise DefinitionError(
@@ -186,38 +184,14 @@ def col(name: str) -> Expression:
     return Column(name)
 
 
-def _refused(symbol: str) -> Callable[..., Any]:
-    def refuse(*_: object) -> Any:
-        raise DefinitionError(
-            f"an expression has no {symbol}; it has + - * / comparisons & | ~, and the methods "
-            "is_null, fill_null, is_in, hour_of_day and day_of_week"
-        )
-
-    return refuse
-
-
-# Python would say "unsupported operand", or go through an expression without end.
-for _symbol, _methods in {
-    "%": "mod rmod",
-    "//": "floordiv rfloordiv",
-    "divmod": "divmod rdivmod",
-    "**": "pow rpow",
-    "@": "matmul rmatmul",
-    "^": "xor rxor",
-    "<<": "lshift rlshift",
-    ">>": "rshift rrshift",
-    "unary +": "pos",
-    "abs": "abs",
-    "round": "round",
-    "int": "int",
-    "float": "float",
-    "[]": "getitem",
-    "iteration": "iter",
-    "length": "len",
-    "'in'; write .is_in([...]) for membership": "contains",
-}.items():
-    for _method in _methods.split():
-        setattr(Expression, f"__{_method}__", _refused(_symbol))
+refuse_operators(
+    Expression,
+    NO_OPERATORS | {"unary +": "pos", "'in'; write .is_in([...]) for membership": "contains"},
+    lambda _: (
+        "an expression has no {}; it has + - * / comparisons & | ~, and the methods "
+        "is_null, fill_null, is_in, hour_of_day and day_of_week"
+    ),
+)
 
 
 def plain(value: object) -> Scalar | None:
@@ -337,16 +311,21 @@ class Literal(Expression):
 
 
 @dataclass(frozen=True, eq=False)
-class Arithmetic(Expression):
-    """``left op right`` for ``+ - * /``."""
+class _Binary(Expression):
+    """``left op right``."""
 
     op: str
     left: Expression
     right: Expression
 
-    def children(self) -> tuple[Expression, ...]:
-        """Return both operands."""
-        return (self.left, self.right)
+    def spec(self) -> list[Any]:
+        """Return ``[op, left, right]``."""
+        return [self.op, self.left.spec(), self.right.spec()]
+
+
+@dataclass(frozen=True, eq=False)
+class Arithmetic(_Binary):
+    """``left op right`` for ``+ - * /``."""
 
     def dtype(self, schema: Schema) -> str:
         """Infer: int64 with int64 is int64 (but for ``/``), time - time is int64, else float64."""
@@ -363,22 +342,10 @@ class Arithmetic(Expression):
         """Compute with nulls where a side is null or the result is not representable."""
         return arithmetic(self.op, self.left.evaluate(batch), self.right.evaluate(batch))
 
-    def spec(self) -> list[Any]:
-        """Return ``[op, left, right]``."""
-        return [self.op, self.left.spec(), self.right.spec()]
-
 
 @dataclass(frozen=True, eq=False)
-class Comparison(Expression):
+class Comparison(_Binary):
     """``left op right`` for ``== != < <= > >=``; texts compare by their UTF-8 bytes."""
-
-    op: str
-    left: Expression
-    right: Expression
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return both operands."""
-        return (self.left, self.right)
 
     def dtype(self, schema: Schema) -> str:
         """Return bool when the sides are comparable."""
@@ -393,10 +360,6 @@ class Comparison(Expression):
         """Compare; null where a side is null."""
         return compare(self.op, self.left.evaluate(batch), self.right.evaluate(batch))
 
-    def spec(self) -> list[Any]:
-        """Return ``[op, left, right]``."""
-        return [self.op, self.left.spec(), self.right.spec()]
-
 
 def _require(expression: Expression, wanted: Sequence[str], schema: Schema, what: str) -> None:
     found = expression.dtype(schema)
@@ -405,21 +368,13 @@ def _require(expression: Expression, wanted: Sequence[str], schema: Schema, what
 
 
 @dataclass(frozen=True, eq=False)
-class Logic(Expression):
+class Logic(_Binary):
     """Kleene ``and`` / ``or``."""
-
-    op: str
-    left: Expression
-    right: Expression
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return both operands."""
-        return (self.left, self.right)
 
     def dtype(self, schema: Schema) -> str:
         """Return bool when both sides are."""
         symbol = "&" if self.op == "and" else "|"
-        for side in self.children():
+        for side in (self.left, self.right):
             _require(side, (BOOL,), schema, f"{symbol!r}")
         return BOOL
 
@@ -428,20 +383,12 @@ class Logic(Expression):
         combine = pc.and_kleene if self.op == "and" else pc.or_kleene
         return combine(self.left.evaluate(batch), self.right.evaluate(batch))
 
-    def spec(self) -> list[Any]:
-        """Return ``[op, left, right]``."""
-        return [self.op, self.left.spec(), self.right.spec()]
-
 
 @dataclass(frozen=True, eq=False)
 class Not(Expression):
     """Boolean negation; null stays null."""
 
     operand: Expression
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
 
     def dtype(self, schema: Schema) -> str:
         """Return bool when the operand is."""
@@ -463,10 +410,6 @@ class IsNull(Expression):
 
     operand: Expression
 
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
-
     def dtype(self, schema: Schema) -> str:
         """Return bool."""
         self.operand.dtype(schema)
@@ -487,10 +430,6 @@ class FillNull(Expression):
 
     operand: Expression
     value: Literal
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
 
     def dtype(self, schema: Schema) -> str:
         """Return the operand's dtype; the constant must have it (an int may fill a float64)."""
@@ -521,10 +460,6 @@ class IsIn(Expression):
         values = tuple(literal(value, "is_in").value for value in self.values)
         object.__setattr__(self, "values", values)
 
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
-
     def dtype(self, schema: Schema) -> str:
         """Return bool when every value has the operand's dtype."""
         found = self.operand.dtype(schema)
@@ -554,10 +489,6 @@ class LocalField(Expression):
 
     def __post_init__(self) -> None:
         zones.zone(self.zone)
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
 
     def dtype(self, schema: Schema) -> str:
         """Return int64 when the operand is a time."""

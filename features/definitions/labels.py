@@ -45,9 +45,14 @@ class Label:
         check_kind(
             self.value, Expression, f"{what}: value", "an expression such as col('delay') > 15"
         )
-        if self.dtype != BOOL:
+        where = f"{what} on stream {self.stream.name!r}: value"
+        try:
+            dtype = self.value.dtype(self.stream.schema)
+        except DefinitionError as error:
+            raise type(error)(f"{where}: {error}") from None
+        if dtype != BOOL:
             raise WrongType(
-                f"{what} on stream {self.stream.name!r}: value must be bool, found {self.dtype}; "
+                f"{where} must be bool, found {dtype}; "
                 "write what makes it true, such as col('delay') > 15"
             )
         on = read_only(self.on, f"{what}: on", "a dict from request column to stream column")
@@ -59,16 +64,6 @@ class Label:
             check_column(self.stream.schema, column, KEY_DTYPES, f"{what}: join column")
         if self.horizon_us <= 0:
             raise DefinitionError(f"{what}: the horizon must be longer than zero")
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the label's value: bool."""
-        try:
-            return self.value.dtype(self.stream.schema)
-        except DefinitionError as error:
-            raise type(error)(
-                f"label {self.name!r} on stream {self.stream.name!r}: value: {error}"
-            ) from None
 
     @property
     def horizon_us(self) -> int:
