@@ -168,9 +168,9 @@ refuse_operators(
         "'in'": "contains",
         "truth value": "bool",
     },
-    lambda aggregation: (
-        f"{aggregation.name}: an aggregation has no {{}}: it is a feature by itself; "
-        "give each a name in the view's features, and combine their values in preprocessing_fn"
+    lambda self, operator: (
+        f"{self.name}: an aggregation has no {operator}: it is a feature by itself; give each a "
+        "name in the view's features, and combine their values in preprocessing_fn"
     ),
 )
 

@@ -129,7 +129,7 @@ def read_only(value: Mapping[K, V], what: str, write: str) -> ReadOnly[K, V]:
 
 
 def refuse_operators(
-    kind: type, operators: Mapping[str, str], refusal: Callable[[Any], str]
+    kind: type, operators: Mapping[str, str], refusal: Callable[[Any, str], str]
 ) -> None:
     """Make operators of a class raise a DefinitionError.
 
@@ -138,12 +138,12 @@ def refuse_operators(
     Args:
         kind: The class.
         operators: Operator to the names of its methods, without underscores.
-        refusal: From an instance to the message, with ``{}`` for the operator.
+        refusal: From an instance and an operator to the message.
     """
 
     def refuse(operator: str) -> Callable[..., Any]:
         def method(self: Any, *_: object) -> Any:
-            raise DefinitionError(refusal(self).format(operator))
+            raise DefinitionError(refusal(self, operator))
 
         return method
 

@@ -186,10 +186,10 @@ def col(name: str) -> Expression:
 
 refuse_operators(
     Expression,
-    NO_OPERATORS | {"unary +": "pos", "'in'; write .is_in([...]) for membership": "contains"},
-    lambda _: (
-        "an expression has no {}; it has + - * / comparisons & | ~, and the methods "
-        "is_null, fill_null, is_in, hour_of_day and day_of_week"
+    {**NO_OPERATORS, "unary +": "pos", "'in'; write .is_in([...]) for membership": "contains"},
+    lambda _, operator: (
+        f"an expression has no {operator}; it has + - * / comparisons & | ~, and "
+        "the methods is_null, fill_null, is_in, hour_of_day and day_of_week"
     ),
 )
 
