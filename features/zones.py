@@ -17,13 +17,12 @@ import zoneinfo
 
 import numpy as np
 
-from tidemill.features.contract import HOUR, SECOND, BoolArray, Int64Array
+from tidemill.features.contract import HOUR, SECOND, BoolArray, Int64Array, moment_of
 from tidemill.features.errors import DefinitionError, WrongType, found, shown
 
 # Each part is a file's name in the package and none leads out of it; the longest has 32 characters.
 _NAME = re.compile(r"[A-Za-z0-9_+-]{1,64}(/[A-Za-z0-9_+-]{1,64}){0,3}")
 _STEP_SECONDS = 86_400
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 @functools.cache
@@ -65,8 +64,7 @@ def _transitions(name: str, year: int) -> tuple[Int64Array, Int64Array]:
     tz = zone(name)
 
     def offset_at(second: int) -> int:
-        moment = _EPOCH + datetime.timedelta(seconds=second)
-        delta = moment.astimezone(tz).utcoffset()
+        delta = moment_of(second * SECOND).astimezone(tz).utcoffset()
         assert delta is not None  # a ZoneInfo always knows its offset
         return delta // datetime.timedelta(microseconds=1)
 

@@ -30,11 +30,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features import zones
-from tidemill.features.contract import MINUTE, BoolArray, Int64Array
+from tidemill.features.contract import MINUTE, BoolArray, Int64Array, time_of
 from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, TIMESTAMP
 from tidemill.features.rows.rejected import Reason
-
-_EPOCH: Final = datetime.datetime(1970, 1, 1)  # noqa: DTZ001 - a wall-clock origin
 
 # What Arrow surely parses as the rules say.
 _PLAIN_NUMBER: Final = {
@@ -96,13 +94,13 @@ def parse(text: pa.Array, dtype: str, zone: str | None) -> Parsed:
         refused = dict.fromkeys(skipped, Reason.NONEXISTENT_LOCAL_TIME)
     elif dtype == BOOL:
         lower = pc.ascii_lower(text)
-        values = _flags(pc.is_in(lower, value_set=pa.array(["true", "1"])))
-        plain = values | _flags(pc.is_in(lower, value_set=pa.array(["false", "0"])))
+        values = flags(pc.is_in(lower, value_set=pa.array(["true", "1"])))
+        plain = values | flags(pc.is_in(lower, value_set=pa.array(["false", "0"])))
     else:
         plain = _matches(text, _PLAIN_NUMBER[dtype])
         values = _scatter(_take(text, plain).cast(ARROW_TYPES[dtype]), plain)
     valid = plain.copy()
-    for row in np.flatnonzero(~plain & _flags(pc.is_valid(text))).tolist():
+    for row in np.flatnonzero(~plain & flags(pc.is_valid(text))).tolist():
         outcome = parse_one(text[row].as_py(), dtype, zone)
         if isinstance(outcome, Reason):
             refused[row] = outcome
@@ -162,7 +160,7 @@ def _parse_time(text: str, zone: str | None) -> int | Reason:
         return Reason.NAIVE_TIME
     if stand_in != year:
         return Reason.TIME_OUT_OF_RANGE
-    local = (moment - _EPOCH) // datetime.timedelta(microseconds=1)
+    local = time_of(moment)
     if match["offset"]:
         minutes = 60 * int(match["hours"] or 0) + int(match["minutes"] or 0)
         return local - (-1 if match["sign"] == "-" else 1) * minutes * MINUTE
@@ -199,12 +197,13 @@ def _arrow_times(
 
 
 def _matches(text: pa.Array, pattern: str) -> BoolArray:
-    return _flags(pc.match_substring_regex(text, pattern))
+    return flags(pc.match_substring_regex(text, pattern))
 
 
-def _flags(array: pa.Array) -> BoolArray:
-    flags: BoolArray = array.fill_null(False).to_numpy(zero_copy_only=False)
-    return flags
+def flags(array: pa.Array) -> BoolArray:
+    """Return a bool column as numpy, false where it is null."""
+    filled: BoolArray = array.fill_null(False).to_numpy(zero_copy_only=False)
+    return filled
 
 
 def _take(array: pa.Array, rows: BoolArray) -> pa.Array:

@@ -56,8 +56,8 @@ from tidemill.features.definitions import (
     Request,
 )
 from tidemill.features.errors import InputError, UnknownColumn, nearest
-from tidemill.features.rows import text_values
 from tidemill.features.rows.rejected import Reason
+from tidemill.features.rows.text_values import Parsed, flags, parse
 
 EXACT_IN_FLOAT64: Final = 2**53
 """Every integer up to here, in either direction, is a float64."""
@@ -154,7 +154,7 @@ def validate(
         if name in required and columns[name].null_count:
             reason, what = _null_reason(definition, name)
             detail = f"column {name!r}: found null, expected the {what} of every row"
-            for row in np.flatnonzero(_flags(pc.is_null(columns[name]))).tolist():
+            for row in np.flatnonzero(flags(pc.is_null(columns[name]))).tolist():
                 found.setdefault(row, (reason, detail))
         faults = found | faults
     return _judged(columns, faults)
@@ -197,16 +197,14 @@ def _conform(
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), ARROW_TYPES[dtype]), {}
     if not _is_text(array.type):
-        values, valid, refused = _from_typed(array, dtype, zone)
-        return _finished(values, valid, refused, array, name, dtype, zone)
+        return _finished(_from_typed(array, dtype, zone), array, name, dtype, zone)
     text, faults = _as_utf8(array, name)
     if nulls:
         is_null = pc.is_in(text, value_set=pa.array(nulls, pa.string()))
         text = pc.if_else(is_null, pa.scalar(None, pa.string()), text)
     if dtype == STRING:
         return text, faults
-    parsed = text_values.parse(text, dtype, zone)
-    column, more = _finished(parsed.values, parsed.valid, parsed.refused, text, name, dtype, zone)
+    column, more = _finished(parse(text, dtype, zone), text, name, dtype, zone)
     return column, more | faults
 
 
@@ -230,7 +228,7 @@ def _as_utf8(array: pa.Array, name: str) -> tuple[pa.Array, _Faults]:
     except pa.ArrowInvalid:
         well_formed = pc.match_substring_regex(raw, _UTF8)
     faults: _Faults = {}
-    for row in np.flatnonzero(_flags(pc.invert(well_formed))).tolist():
+    for row in np.flatnonzero(flags(pc.invert(well_formed))).tolist():
         shown = _shortened(repr(raw[row].as_py()))
         detail = f"column {name!r}: found {shown}, expected a text in UTF-8"
         faults[row] = (Reason.INVALID_UTF8, detail)
@@ -238,17 +236,14 @@ def _as_utf8(array: pa.Array, name: str) -> tuple[pa.Array, _Faults]:
     return text, faults
 
 
-def _from_typed(
-    array: pa.Array, dtype: str, zone: str | None
-) -> tuple[npt.NDArray[Any], BoolArray, dict[int, Reason]]:
-    """Return values, which rows have one, and why the others that are not null have none."""
-    kind, valid = array.type, _flags(pc.is_valid(array))
+def _from_typed(array: pa.Array, dtype: str, zone: str | None) -> Parsed:
+    kind, valid = array.type, flags(pc.is_valid(array))
     values: npt.NDArray[Any]
     wrong: list[tuple[Reason, BoolArray]] = []
     if dtype == TIMESTAMP and pa.types.is_timestamp(kind):
         values, wrong = _typed_times(array, valid, zone)
     elif dtype == BOOL and pa.types.is_boolean(kind):
-        values = _flags(array)
+        values = flags(array)
     elif dtype == FLOAT64 and pa.types.is_floating(kind):
         values = _numpy(array).astype(np.float64)
     elif dtype in (INT64, FLOAT64) and pa.types.is_integer(kind):
@@ -268,7 +263,7 @@ def _from_typed(
             refused.setdefault(row, reason)
     valid = valid.copy()
     valid[list(refused)] = False
-    return values, valid, refused
+    return Parsed(values, valid, refused)
 
 
 def _typed_times(
@@ -297,15 +292,10 @@ def _typed_times(
 
 
 def _finished(
-    values: npt.NDArray[Any],
-    valid: BoolArray,
-    refused: dict[int, Reason],
-    source: pa.Array,
-    name: str,
-    dtype: str,
-    zone: str | None,
+    parsed: Parsed, source: pa.Array, name: str, dtype: str, zone: str | None
 ) -> tuple[pa.Array, _Faults]:
     """Judge the range of values and make the Arrow column, null where a row is refused."""
+    values, valid, refused = parsed.values, parsed.valid, parsed.refused
     checks: list[tuple[Reason, BoolArray]] = []
     if dtype == FLOAT64:
         values = values + 0.0  # makes -0.0 positive
@@ -349,11 +339,6 @@ def _shown(value: pa.Scalar) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}... ({len(text)} characters)"
-
-
-def _flags(array: pa.Array) -> BoolArray:
-    flags: BoolArray = array.fill_null(False).to_numpy(zero_copy_only=False)
-    return flags
 
 
 def _numpy(array: pa.Array) -> npt.NDArray[Any]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import Int64Array
+from tidemill.features.contract import Int64Array, time_of
 from tidemill.features.definitions import ARROW_TYPES, TIMESTAMP, EventStream, Request
 from tidemill.features.errors import InputError, nearest
 from tidemill.features.kernel import hashing
@@ -52,8 +52,6 @@ REJECTED: Final = pa.schema(
 * reason: a code (`tidemill.features.rows.rejected.Reason`). detail: what was found and expected.
 """
 
-_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND: Final = datetime.timedelta(microseconds=1)
 _LISTED: Final = 5
 
 
@@ -191,7 +189,7 @@ def _times(values: list[Any]) -> pa.Array:
 
 def _microseconds(value: Any) -> int | None:
     if type(value) is datetime.datetime and value.utcoffset() is not None:
-        return (value - _EPOCH) // _MICROSECOND
+        return time_of(value)
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value) if -(2**63) <= value < 2**63 else None
     return None
