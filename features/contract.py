@@ -1,4 +1,4 @@
-"""The contract of time: what "as of" means, in one place that everything else calls.
+"""The contract of time: what "as of" means.
 
 What is promised here:
 
@@ -10,6 +10,9 @@ What is promised here:
 * At equal times a hop boundary comes first, then a request, then an event; events at equal times
   go by their id as UTF-8 bytes.
 * Acceptance of an event is a function of the log alone (`accept`).
+
+The compiled kernel has these rules in `features.kernel.tiles.layout`, the oracle once more in plain
+Python; `tests/features/contract_test.py` tests the kernel rule by rule.
 """
 
 from __future__ import annotations
@@ -137,46 +140,9 @@ def time_of(moment: datetime.datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def hop_index(time_us: int, hop_us: int) -> int:
-    """Return the index of the hop that holds ``time_us`` (hops start at the UTC epoch)."""
-    return time_us // hop_us
-
-
 def window_tail(as_of_us: int, window_us: int, hop_us: int) -> int:
     """Return the first time that a window covers as of ``as_of_us``: it moves on the hop grid."""
     return (as_of_us - window_us) // hop_us * hop_us
-
-
-def covers(event_us: int, as_of_us: int, window_us: int, hop_us: int) -> bool:
-    """Tell whether the window as of ``as_of_us`` covers an event at ``event_us``."""
-    return window_tail(as_of_us, window_us, hop_us) <= event_us < as_of_us
-
-
-def event_change_point(event_us: int, frontier_us: int = TIME_MIN) -> int:
-    """Return the first instant at which an event counts.
-
-    An event in order counts one microsecond after it happened; a late one (behind the frontier
-    at which it is applied) counts from that frontier on.
-    """
-    return max(event_us + 1, frontier_us)
-
-
-def expiry(tile_index: int, window_us: int, hop_us: int) -> int:
-    """Return the hop boundary at which a tile leaves a window."""
-    return (tile_index + 1) * hop_us + window_us
-
-
-def as_of(request_us: int, frontier_us: int) -> int:
-    """Return the instant that an answer is for: the request time, or the frontier if it is late."""
-    return max(request_us, frontier_us)
-
-
-class Rank(enum.IntEnum):
-    """The order of things that happen at the same microsecond."""
-
-    HOP_BOUNDARY = 0
-    REQUEST = 1
-    EVENT = 2
 
 
 @dataclass(frozen=True)
@@ -257,8 +223,3 @@ def read_status(
     """
     fresh = clock_us - frontier_us <= max_staleness_us and valid_until_us > frontier_us
     return ReadStatus.PRESENT if fresh else ReadStatus.OUTSIDE_MAX_AGE
-
-
-def label_holds(request_us: int, label_us: int, horizon_us: int) -> bool:
-    """Tell whether a label belongs to a request: after it, and within the horizon."""
-    return request_us < label_us <= request_us + horizon_us
