@@ -23,8 +23,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
 from tidemill.features.definitions import INT64, Entity, FeatureColumn, FeatureView, Project
@@ -56,26 +55,6 @@ REACH_TAG: Final = "tidemill_reach_us"
 and a hop. Without a publication as young as that, an entity has the empty values."""
 
 
-@dataclass(frozen=True)
-class FeastObjects:
-    """What a project becomes in Feast.
-
-    Attributes:
-        entities: One per entity, in the order of the views that use them.
-        feature_views: One per feature view.
-        feature_service: All features of the project, in the order of its feature vector.
-    """
-
-    entities: tuple[feast.Entity, ...]
-    feature_views: tuple[feast.FeatureView, ...]
-    feature_service: feast.FeatureService
-
-    @property
-    def all(self) -> list[Any]:
-        """Everything, in the form that ``FeatureStore.apply`` takes."""
-        return [*self.entities, *self.feature_views, self.feature_service]
-
-
 def field_name(column: FeatureColumn) -> str:
     """Return the Feast name of a feature column: what follows ``view__``.
 
@@ -103,24 +82,6 @@ def offline_path(offline_root: str, view: FeatureView) -> str:
     """Return where a view's offline Parquet stands: one directory a definition below the root."""
     # As text: a path object would make gs:/bucket of gs://bucket.
     return f"{offline_root.rstrip('/')}/{view.name}/{view.hash}"
-
-
-def feast_objects(project: Project, offline: str | BigQueryDataset) -> FeastObjects:
-    """Generate the Feast objects of a project.
-
-    Args:
-        project: The definitions.
-        offline: Where the offline publications stand. A path: a view's source is the Parquet
-            below it at `offline_path` (Feast takes a relative one from its repository's path). A
-            BigQuery dataset: it is the SQL view there with the highest revisions.
-
-    Returns:
-        Entities, feature views and the feature service, ready for ``FeatureStore.apply``.
-    """
-    entities = {view.entity.name: feast_entity(view.entity) for view in project.views}
-    views = tuple(feast_view(view, entities[view.entity.name], offline) for view in project.views)
-    service = feast_service(project, dict(zip(project.views, views, strict=True)))
-    return FeastObjects(tuple(entities.values()), views, service)
 
 
 def feast_entity(entity: Entity, name: str | None = None) -> feast.Entity:
@@ -183,7 +144,9 @@ def feast_view(
     Args:
         view: The view.
         entity: Its entity in Feast.
-        offline: As for `feast_objects`.
+        offline: Where the offline publications stand. A path: the source is the Parquet below it
+            at `offline_path` (Feast takes a relative one from its repository's path). A BigQuery
+            dataset: the source is the SQL view there with the highest revisions.
         name: Its name in Feast; its own by default, which is the promoted version's.
         version: Which version it is.
     """
