@@ -6,6 +6,7 @@ else of Python can fail on the value.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -120,6 +121,15 @@ def check_kind(value: object, kind: type | types.UnionType, what: str, write: st
     """
     if not isinstance(value, kind):
         raise WrongType(f"{what} must be {write}, {found(value)}")
+
+
+@contextlib.contextmanager
+def prefix_errors(what: str) -> Iterator[None]:
+    """Put what a DefinitionError is about before its message."""
+    try:
+        yield
+    except DefinitionError as error:
+        raise type(error)(f"{what}: {error}") from None
 
 
 def read_only(value: Mapping[K, V], what: str, write: str) -> ReadOnly[K, V]:

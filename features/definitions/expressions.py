@@ -20,6 +20,7 @@ from tidemill.features.definitions.arguments import (
     NO_OPERATORS,
     check_column_name,
     check_utf8,
+    prefix_errors,
     refuse_operators,
 )
 from tidemill.features.definitions.evaluation import (
@@ -222,10 +223,8 @@ def literal(value: object, what: str) -> Literal:
     scalar = plain(value)
     if scalar is None:
         raise WrongType(f"{what} takes numbers, texts and booleans; {found(value)}")
-    try:
+    with prefix_errors(what):
         return Literal(scalar)
-    except DefinitionError as error:
-        raise type(error)(f"{what}: {error}") from None
 
 
 def wrap(value: object) -> Expression:

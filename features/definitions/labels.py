@@ -11,6 +11,7 @@ from tidemill.features.definitions.arguments import (
     check_column_name,
     check_kind,
     check_name,
+    prefix_errors,
     read_only,
 )
 from tidemill.features.definitions.expressions import Expression
@@ -46,10 +47,8 @@ class Label:
             self.value, Expression, f"{what}: value", "an expression such as col('delay') > 15"
         )
         where = f"{what} on stream {self.stream.name!r}: value"
-        try:
+        with prefix_errors(where):
             dtype = self.value.dtype(self.stream.schema)
-        except DefinitionError as error:
-            raise type(error)(f"{where}: {error}") from None
         if dtype != BOOL:
             raise WrongType(
                 f"{where} must be bool, found {dtype}; "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidemill.features.definitions.arguments import check_kind, check_name, read_only
+from tidemill.features.definitions.arguments import check_kind, check_name, prefix_errors, read_only
 from tidemill.features.definitions.expressions import Expression
 from tidemill.features.definitions.reserved import (
     ANSWER_COLUMNS,
@@ -24,7 +24,7 @@ from tidemill.features.definitions.schema import (
 )
 from tidemill.features.definitions.streams import Arriving
 from tidemill.features.definitions.views import Entity
-from tidemill.features.errors import DefinitionError, WrongType
+from tidemill.features.errors import WrongType
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +81,8 @@ class Request(Arriving):
         check_kind(
             expression, Expression, f"{what} {name!r}", f"an expression such as col({name!r})"
         )
-        try:
+        with prefix_errors(f"{what} {name!r}"):
             dtype = expression.dtype(self.schema)
-        except DefinitionError as error:
-            raise type(error)(f"{what} {name!r}: {error}") from None
         if dtype == TIMESTAMP:
             raise WrongType(
                 f"{what} {name!r} is a timestamp, which no model takes; take its "

@@ -13,6 +13,7 @@ from tidemill.features.definitions.arguments import (
     check_column_name,
     check_kind,
     check_name,
+    prefix_errors,
     read_only,
 )
 from tidemill.features.definitions.canonical import SPEC_VERSION, hash_of
@@ -142,10 +143,8 @@ class FeatureView:
     def _check_feature(self, name: str, aggregation: Aggregation) -> None:
         what = f"feature {self.name}.{name}"
         check_kind(aggregation, Aggregation, what, "an aggregation such as count(over='1d')")
-        try:
+        with prefix_errors(f"{what} on stream {self.stream.name!r}"):
             aggregation.check(self.stream.schema)
-        except DefinitionError as error:
-            raise type(error)(f"{what} on stream {self.stream.name!r}: {error}") from None
         if aggregation.window_us % self.hop_us:
             raise DefinitionError(
                 f"{what}: the window {aggregation.over} is not a multiple of the hop {self.hop}; "
