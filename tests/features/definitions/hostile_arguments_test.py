@@ -25,21 +25,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tidemill
+from tests.support.definitions import ARRIVALS, SCHEMA, label, project, request, stream, view
 from tests.support.strategies import to_batch
 from tidemill import Entity, EventStream, FeatureView, Label, Project, Request, col, count
 from tidemill.features.definitions import Aggregation, Expression, Literal, wrap
 from tidemill.features.errors import TidemillError
 from tidemill.features.kernel import folds  # noqa: F401
 from tidemill.features.kernel.plan import make_plan
-
-SCHEMA = {
-    "at": "timestamp",
-    "id": "string",
-    "origin": "string",
-    "number": "int64",
-    "delay": "float64",
-    "late": "bool",
-}
 
 
 class Word(enum.StrEnum):
@@ -57,55 +49,7 @@ class NoRepr:
         raise RuntimeError
 
 
-def stream(**changes: Any) -> EventStream:
-    defaults: dict[str, Any] = {
-        "name": "arrivals",
-        "schema": SCHEMA,
-        "event_time": "at",
-        "event_id": "id",
-    }
-    return EventStream(**(defaults | changes))
-
-
-ARRIVALS = stream()
 ORIGIN = Entity("origin")
-
-
-def view(**changes: Any) -> FeatureView:
-    defaults: dict[str, Any] = {
-        "name": "airport",
-        "entity": ORIGIN,
-        "stream": ARRIVALS,
-        "hop": "5m",
-        "features": {"n": count(over="1h")},
-    }
-    return FeatureView(**(defaults | changes))
-
-
-def request(**changes: Any) -> Request:
-    defaults: dict[str, Any] = {
-        "name": "asked",
-        "schema": SCHEMA,
-        "request_time": "at",
-        "request_id": "id",
-    }
-    return Request(**(defaults | changes))
-
-
-def label(**changes: Any) -> Label:
-    defaults: dict[str, Any] = {
-        "name": "late",
-        "stream": ARRIVALS,
-        "value": col("late"),
-        "on": {"id": "id"},
-        "horizon": "1d",
-    }
-    return Label(**(defaults | changes))
-
-
-def project(**changes: Any) -> Project:
-    defaults: dict[str, Any] = {"name": "flights", "request": request(), "views": [view()]}
-    return Project(**(defaults | changes))
 
 
 def values() -> dict[str, Any]:
@@ -170,7 +114,7 @@ def values() -> dict[str, Any]:
         "odd dict": {3: None, None: 3},
         "odd names": {"Two words": "id", "": "id", "\ud800": col("number")},
         "columns": {"origin": "origin", "number": "number"},
-        "expressions": {"hour": col("at").hour_of_day("UTC"), "flag": col("late")},
+        "expressions": {"hour": col("at").hour_of_day("UTC"), "flag": col("cancelled")},
         "time": {"when": col("at")},
         "features": {"n": count(over="1h"), "m": count(col("number"), over="5m")},
         "class": int,
@@ -283,7 +227,7 @@ def constructor_arguments() -> dict[str, Argument]:
 
 
 def aggregation_arguments() -> dict[str, Argument]:
-    defaults = {"over": "1h", "column": col("number"), "condition": col("late"), "q": 0.5}
+    defaults = {"over": "1h", "column": col("number"), "condition": col("cancelled"), "q": 0.5}
     out = {}
     for name in tidemill.__all__:
         kind = getattr(tidemill, name)
