@@ -49,7 +49,7 @@ LATEST_EVENT: Final = 253_402_300_799_999_999
 """9999-12-31T23:59:59.999999Z: an event time after it is out of range."""
 
 LONGEST_DURATION: Final = 10**18
-"""No duration is longer (about 31,000 years): sums of a time and durations then fit int64."""
+"""The longest duration (about 31,000 years): the sum of a time and durations fits int64."""
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND: Final = datetime.timedelta(microseconds=1)
@@ -64,7 +64,7 @@ _UNITS: Final = {
 }
 _DURATION: Final = re.compile(r"([0-9]+)(us|ms|s|m|h|d|w)")
 _DIGITS: Final = 30
-"""No duration needs more, and Python would refuse to read more than 4,300."""
+"""No number in a duration needs more digits; Python refuses to read more than 4,300."""
 
 
 def parse_duration(text: str, what: str = "duration") -> int:
@@ -121,7 +121,7 @@ def moment_of(time_us: int) -> datetime.datetime:
     """Return a time as a datetime of UTC.
 
     Raises:
-        OverflowError: No calendar has it (`EARLIEST_EVENT` to `LATEST_EVENT`).
+        OverflowError: The time is not from `EARLIEST_EVENT` to `LATEST_EVENT`.
 
     >>> moment_of(90 * MINUTE).isoformat()
     '1970-01-01T01:30:00+00:00'
@@ -147,7 +147,7 @@ def window_tail(as_of_us: int, window_us: int, hop_us: int) -> int:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Which rows of a partition's next rows its log accepts, and the watermark after them.
+    """Which of a partition's next rows are accepted, and the highest accepted time after them.
 
     Attributes:
         too_late: bool, ``(rows,)``: more than out-of-orderness + lateness below the highest
@@ -178,11 +178,11 @@ def accept(
 
     Args:
         times_us: int64, ``(rows,)``: event times in log order.
-        received_us: int64, ``(rows,)``: when the log received each row; None where the log does
-            not say, and then nothing is ahead.
+        received_us: int64, ``(rows,)``: when the log received each row; None if the log does not
+            record it: then no row is ahead.
         highest_us: The highest accepted time before these rows (`TIME_MIN` at the start).
         tolerance_us: ``out_of_orderness + allowed_lateness``, in microseconds.
-        max_ahead_us: How far past its receipt a time may lie, in microseconds.
+        max_ahead_us: How far a time may be past its receipt, in microseconds.
 
     Returns:
         The decision for each row. A row that is ahead moves no watermark.
@@ -193,14 +193,14 @@ def accept(
         ahead = times_us > received_us + max_ahead_us
     usable = np.where(ahead, TIME_MIN, times_us)
     highest = np.maximum.accumulate(np.concatenate([[highest_us], usable]))
-    # A row that is too late lies below the highest, so it never moves it: accumulating over all
-    # usable rows gives the highest *accepted* time.
+    # A row that is too late is below the highest time and cannot raise it, so the maximum over all
+    # usable rows is the highest *accepted* time.
     too_late = ~ahead & (times_us < highest[:-1] - tolerance_us)
     return Acceptance(too_late, ahead, int(highest[-1]))
 
 
 class ReadStatus(enum.Enum):
-    """What an online read says of a view's row (the names of Feast's ``FieldStatus``)."""
+    """The status of a view's row in an online read, named as in Feast's ``FieldStatus``."""
 
     PRESENT = "PRESENT"
     NOT_FOUND = "NOT_FOUND"
@@ -215,7 +215,7 @@ def read_status(
     Args:
         clock_us: The reader's declared clock: the wall clock live, the frontier in a replay.
         frontier_us: The published frontier of the row's view and shard.
-        valid_until_us: Where the row's span of validity ends.
+        valid_until_us: When the row stops being valid.
         max_staleness_us: How far the frontier may lag behind the clock.
 
     Returns:

@@ -1,6 +1,6 @@
 """Aggregations: what a feature computes over its window.
 
-An aggregation is a frozen dataclass that says, purely,
+An aggregation is a frozen dataclass that says
 
 * which **partials** of a tile it is made of (`partials`): commutative monoids that the kernel
   keeps per tile and merges over the window, shared by all features that need the same one;
@@ -33,7 +33,7 @@ from tidemill.features.definitions.schema import (
 from tidemill.features.errors import DefinitionError, DuplicateName, WrongType, found, shown
 
 DISTINCT_EXACT_BOUND: Final = 256
-"""Up to this many distinct values in a window the count is exact; past it, it is sketched."""
+"""The most distinct values in a window that are counted exactly; more are sketched."""
 DISTINCT_REGISTER_BITS: Final = 11
 """HyperLogLog precision: 2**11 registers, a standard error of 1.04 / sqrt(2048) = 2.3 %."""
 QUANTILE_MANTISSA_BITS: Final = 7
@@ -61,7 +61,7 @@ class Aggregation:
     result: ClassVar[str] = FLOAT64
     takes: ClassVar[Sequence[str]] = ()
     anchored: ClassVar[bool] = False
-    """True where the published value is an anchor that a reader finishes with its ``as_of``."""
+    """True if the published value is an anchor, which a reader finishes with its ``as_of``."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -70,7 +70,7 @@ class Aggregation:
                 raise DuplicateName(f"an aggregation named {cls.name!r} is registered already")
             REGISTRY[cls.name] = cls
 
-    # Makes numpy leave an operator with one of its numbers on the left to the aggregation.
+    # With a numpy number on the left, numpy leaves the operator to this class.
     __array_ufunc__ = None
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Aggregation:
             object.__setattr__(self, "where", self._expression(self.where, "'where'"))
 
     def _expression(self, value: object, what: str) -> Expression:
-        """Check that an argument is an expression; a text is most often a column's name."""
+        """Return an expression; the error for a text proposes the column of that name."""
         if isinstance(value, Expression):
             return value
         column = shown(value) if isinstance(value, str) else "'amount'"
@@ -110,7 +110,7 @@ class Aggregation:
 
     @property
     def param(self) -> float:
-        """A number the fold's answer depends on (the ``q`` of a quantile), else 0."""
+        """A number that the finish function needs (the ``q`` of a quantile), else 0."""
         return 0.0
 
     def result_dtype(self, schema: Schema) -> str:
@@ -152,7 +152,7 @@ class Aggregation:
         return Mask(self.where, self.operand)
 
 
-# Equality stays that of objects: a list or a dict asks for it.
+# Equality stays that of objects: lists and dicts use it.
 refuse_operators(
     Aggregation,
     {
@@ -186,7 +186,7 @@ class _OfColumn(Aggregation):
     def __post_init__(self) -> None:
         super().__post_init__()
         column: object = self.column
-        # A number is the same in every row, a text is meant to be a column's name.
+        # A number is a constant column; a text is probably meant as a column's name.
         number = not isinstance(column, str) and plain(column) is not None
         made = (
             literal(column, f"{self.name}: the column")
@@ -374,7 +374,7 @@ class LastK(Last):
 class DistinctCount(_OfColumn):
     """The number of distinct values: int64, 0 when empty.
 
-    Exact up to `DISTINCT_EXACT_BOUND` values in the window (values are told apart by a 64-bit
+    Exact up to `DISTINCT_EXACT_BOUND` values in the window (values are compared by a 64-bit
     hash that is one-to-one on numbers), then HyperLogLog (Flajolet et al., 2007) with a standard
     error of 2.3 %.
     """
@@ -449,8 +449,8 @@ class Rate(Aggregation):
 class TimeSinceLast(Aggregation):
     """Microseconds from the last event in the window to ``as_of``: int64, null when empty.
 
-    It changes with every instant, so what is published is its anchor (the event's time); whoever
-    reads it finishes it with the instant that the reading is for.
+    The value changes with every instant, so its anchor (the event's time) is published instead; a
+    reader subtracts the anchor from the instant that it reads at.
     """
 
     name: ClassVar[str] = "time_since_last"

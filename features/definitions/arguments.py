@@ -1,7 +1,7 @@
-"""Checks of what a user passes to a definition, whatever it defines.
+"""Checks of the arguments that a user passes to a definition.
 
-Each refuses with the name of the argument, what was found and what was expected, before anything
-else of Python can fail on the value.
+Each raises a DefinitionError that says which argument, what was found and what was expected,
+before Python itself can fail on the value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 LONGEST_NAME: Final = 100
-"""Three names and a hash make the name of a file or a key space, which has at most 255 bytes."""
+"""Characters of a name: a file or key space joins three and a hash, in at most 255 bytes."""
 
 NO_OPERATORS: Final[Mapping[str, str]] = {
     "%": "mod rmod",
@@ -37,15 +37,15 @@ NO_OPERATORS: Final[Mapping[str, str]] = {
     "iteration": "iter",
     "length": "len",
 }
-"""What neither an expression nor an aggregation has, with the names of the methods."""
+"""Operators that neither expressions nor aggregations have, with their methods' names."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class ReadOnly(Mapping[K, V]):
-    """A copy of a mapping that nobody can change, in the same order.
+    """An immutable copy of a mapping, in the same order.
 
-    A definition is frozen, and its hash is remembered; the user's own dict may change afterwards.
+    A definition's hash is cached: a dict that the user changes later must not change it.
     """
 
     __slots__ = ("_items",)
@@ -111,11 +111,11 @@ def check_column_name(name: object, what: str) -> None:
 
 
 def check_kind(value: object, kind: type | types.UnionType, what: str, write: str) -> None:
-    """Check that an argument is a definition of some kind.
+    """Check the type of an argument.
 
     Args:
         value: The argument.
-        kind: What it must be.
+        kind: The type that it must have.
         what: Which argument of which thing; used in the error.
         write: What to write instead, with its article; used in the error.
     """
@@ -125,7 +125,7 @@ def check_kind(value: object, kind: type | types.UnionType, what: str, write: st
 
 @contextlib.contextmanager
 def prefix_errors(what: str) -> Iterator[None]:
-    """Put what a DefinitionError is about before its message."""
+    """Put what a DefinitionError is about in front of its message."""
     try:
         yield
     except DefinitionError as error:
@@ -133,7 +133,7 @@ def prefix_errors(what: str) -> Iterator[None]:
 
 
 def read_only(value: Mapping[K, V], what: str, write: str) -> ReadOnly[K, V]:
-    """Check that an argument is a mapping, and return a copy that nobody can change."""
+    """Check that an argument is a mapping, and return an immutable copy."""
     check_kind(value, Mapping, what, write)
     return ReadOnly(value)
 

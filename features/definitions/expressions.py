@@ -2,7 +2,7 @@
 
 An expression is a small tree of frozen nodes. Its dtype is inferred against a schema when it is
 defined, so a misspelt column or a comparison of a text with a number is an error at import time.
-It is evaluated over whole Arrow batches (`evaluation` says what nulls and overflows give).
+It is evaluated over Arrow batches (`evaluation` says what nulls and overflows give).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Expression:
         """Return a canonical JSON value (part of the feature-spec hash)."""
         raise WrongType(f"{type(self).__name__} has no spec; start from col(...)")
 
-    # Makes numpy leave an operator with one of its numbers on the left to the expression.
+    # With a numpy number on the left, numpy leaves the operator to this class.
     __array_ufunc__ = None
 
     # Comparisons build expressions: compare the specs of two expressions instead.
@@ -199,13 +199,13 @@ def plain(value: object) -> Scalar | None:
     """Return a number, text or boolean as Python's own type; None for anything else."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    if type(value) is np.timedelta64:  # an integer to numpy, but of some unit
+    if type(value) is np.timedelta64:  # a subclass of np.integer, but with a unit
         return None
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
         return float(value)
-    # The value of an enum's member too, which str() would not give.
+    # Of an enum's member this is the value; str() may give its name.
     return str.__str__(value) if isinstance(value, str) else None
 
 
@@ -217,8 +217,8 @@ def literal(value: object, what: str) -> Literal:
         what: What it is for; used in the error.
 
     Raises:
-        WrongType: It is none.
-        DefinitionError: It cannot stand in a column.
+        WrongType: The value is of another type.
+        DefinitionError: No column can hold it.
     """
     scalar = plain(value)
     if scalar is None:

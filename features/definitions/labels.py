@@ -26,9 +26,9 @@ class Label:
 
     Attributes:
         name: Its name.
-        stream: Where it arrives.
-        value: Whether the event makes it true (bool); a row where it is null is no label.
-        on: Request column to stream column: both must be equal.
+        stream: The stream of the events that decide it.
+        value: The label's value, a bool expression over an event; a null is no label.
+        on: Request column to the stream column that must equal it.
         horizon: ``request_time < label time <= request_time + horizon``; none by then is
             unlabelled, not negative.
     """

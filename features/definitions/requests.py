@@ -34,11 +34,11 @@ class Request(Arriving):
     Attributes:
         name: Its name (the request stream's).
         schema: Column to dtype.
-        request_time: The timestamp column that says when.
-        request_id: The column that names a request (string or int64), unique.
+        request_time: The timestamp column of the moment.
+        request_id: The column of the unique id (string or int64).
         keys: Entity name to the request column that holds its key; join keys by default.
         inputs: Model inputs that the request itself brings: name to an expression over its
-            columns; no times.
+            columns, of any dtype but timestamp.
         out_of_orderness: As for streams.
         allowed_lateness: As for streams; a late request is answered as of the frontier.
         max_ahead: As for streams.
@@ -91,12 +91,12 @@ class Request(Arriving):
 
     @property
     def time_column(self) -> str:
-        """The column of its time."""
+        """Name of the column that holds the request time."""
         return self.request_time
 
     @property
     def id_column(self) -> str:
-        """The column of its id."""
+        """Name of the column that holds the request id."""
         return self.request_id
 
     @property

@@ -27,12 +27,12 @@ _PUBLICATION: Final = "every publication of the view"
 
 @dataclass(frozen=True, eq=False)
 class Entity:
-    """What features describe.
+    """A kind of thing that features describe, such as a customer or an airport.
 
     Attributes:
         name: Its name.
-        join_key: The column that carries its key in the store and, unless they say otherwise, in
-            streams and requests; its name by default.
+        join_key: The column of its key in the store and, by default, in streams and requests; the
+            entity's name by default.
         dtype: ``string`` or ``int64``.
     """
 
@@ -66,7 +66,7 @@ class FeatureColumn:
         name: ``view__feature``, or ``view__feature_i`` for the i-th newest value of last-k.
         view: The view's name.
         feature: The feature's name within the view.
-        index: Which of the feature's values; 0 but for last-k.
+        index: The place among the feature's values; always 0 except for last-k.
         dtype: ``int64`` or ``float64``.
         empty: The value for an entity without events: 0 or None.
         anchored: True where the published value is an anchor (see `TimeSinceLast`).
@@ -92,8 +92,8 @@ class FeatureView:
         hop: The grid that window tails move on.
         features: Feature name to aggregation.
         key: The stream's column that holds the entity's key; the entity's join key by default.
-        max_staleness: How far the published frontier may lag behind a reader's clock before the
-            reader is told ``OUTSIDE_MAX_AGE``.
+        max_staleness: How far the published frontier may lag behind a reader's clock; past that a
+            read gives ``OUTSIDE_MAX_AGE``.
     """
 
     name: str

@@ -3,10 +3,10 @@
 What is promised here: for any set of accepted events, in any order and with repeats, `Oracle`
 gives the value of every feature of a view for a key as of an instant, exactly as the contract of
 time and the definitions say, bit for bit. It reads the definitions and shares no code with the
-kernel: no numpy, no Arrow, no tiles, no state. It is slow and obvious, and it is what the kernel
-is judged by.
+kernel: no numpy, no Arrow, no tiles, no state. It is slow and obvious, and tests compare the kernel
+with it.
 
-The rules, all of them:
+All rules:
 
 * The window ``W`` with hop ``h`` as of ``t`` holds the events
   ``floor((t - W) / h) * h <= e < t``.
@@ -60,7 +60,7 @@ class _Event:
     id: Key
     row: Mapping[str, Value | None]
     order: tuple[int, bytes]
-    # Feature name to what it takes of this row: windows overlap, so it is asked for many times.
+    # Feature name to the value that it takes of this row, cached: windows overlap.
     taken: dict[str, Value | None] = field(default_factory=dict)
 
 

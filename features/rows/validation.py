@@ -1,11 +1,11 @@
-"""Validation: rows as they came become rows of the declared schema, or say why they cannot.
+"""Validation: raw rows become rows of the declared schema, or are rejected with a reason.
 
 What is promised here:
 
-* `validate` looks at every value of every declared column and at nothing else. What it keeps has
-  exactly the declared columns, order and Arrow types; no null in a required column, no NaN and no
-  infinity; ``-0.0`` is ``0.0``. Columns that are not declared are ignored.
-* Every other row is refused with one reason: that of the first declared column that has one.
+* `validate` checks every value of every declared column and ignores other columns. The rows that it
+  keeps have exactly the declared columns, order and Arrow types; no null in a required column, no
+  NaN and no infinity; ``-0.0`` is ``0.0``.
+* Every other row is rejected with one reason: that of the first declared column that has one.
 * The outcome for a row depends on that row alone (and on which columns there are), never on its
   neighbours: however rows are sliced into batches, the same rows are refused for the same reasons.
 
@@ -114,7 +114,7 @@ def validate(
         batch: The rows as read, ``(rows,)``: text or typed columns.
         required: The declared columns in which no row may be null: time, id and, for events, the
             keys (`Project.required_columns`, `Request.required`).
-        nulls: Texts that stand for null.
+        nulls: Texts that mean null.
         zone: The IANA zone of times without an offset; None where the source declares none.
 
     Returns:
