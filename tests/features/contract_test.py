@@ -1,4 +1,4 @@
-"""The contract of time, rule by rule: of values, as the kernel computes them."""
+"""The contract of time, rule by rule; rules about values are tested on the kernel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tidemill.features.contract import (
 from tidemill.features.errors import DefinitionError
 from tidemill.testing import ShardPlayer, features_at
 
-# Their change points and instants a few hops around them are in the calendar too.
+# A few hops before and after these are still in the years 1 to 9999.
 times = st.integers(EARLIEST_EVENT + 20 * DAY, LATEST_EVENT - 20 * DAY) | st.integers(-50, 50)
 hops = st.integers(1, 10) | st.sampled_from((MINUTE, HOUR, DAY))
 widths = st.integers(1, 6)
@@ -186,7 +186,7 @@ def test_what_is_late_counts_and_is_answered_from_the_frontier_at_which_it_is_ap
 
 
 def test_at_equal_times_a_boundary_comes_before_a_request_and_that_before_an_event() -> None:
-    """At 20 the tile of the event at 5 leaves, and the event at 20 is not seen yet."""
+    """As of 20 the window no longer holds the event at 5, and not yet the event at 20."""
     player = ShardPlayer(ticks_in(10, 10), ASKED)
     found = player.receive(
         player.events([row(5), {**row(20), "id": 1}], watermark=30),

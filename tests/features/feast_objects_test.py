@@ -1,4 +1,4 @@
-"""What a project becomes in Feast."""
+"""The Feast objects of a project."""
 
 from __future__ import annotations
 

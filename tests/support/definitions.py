@@ -1,4 +1,4 @@
-"""Definitions to change: each function makes one, with the arguments that a test gives instead."""
+"""Functions that make definitions; a test passes only the arguments that it changes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def project(**changes: Any) -> Project:
 ARRIVALS = stream()
 
 Mistake = tuple[Callable[[], Any], type[DefinitionError], str]
-"""What a user writes wrongly, the error it gives, and what its message says."""
+"""A wrong definition, the class of its error, and a pattern for the message."""
 
 
 def each_mistake(mistakes: list[Mistake]) -> pytest.MarkDecorator:

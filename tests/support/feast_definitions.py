@@ -1,4 +1,4 @@
-"""A project as plain Feast registers it: no versions, no key spaces of ours."""
+"""A project registered with plain Feast, without versions and key spaces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidemill.features.feast_objects import feast_entity, feast_service, feast_v
 
 @dataclass(frozen=True)
 class FeastObjects:
-    """What a project becomes in Feast; views in the order of the feature vector."""
+    """The Feast objects of a project; views in the order of the feature vector."""
 
     entities: tuple[feast.Entity, ...]
     feature_views: tuple[feast.FeatureView, ...]

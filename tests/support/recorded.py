@@ -1,4 +1,4 @@
-"""What `tidemill stream` leaves of a few requests: a log, releases, predictions; without Beam."""
+"""A recorded run of a few requests, without Beam: its log, releases and predictions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tidemill.testing.rows import check_rows
 
 
 def record(root: Path, project: Project, events: Mapping[str, Any], requests: Any) -> Path:
-    """Write a run that answered each request once everything had come, in one shard."""
+    """Write a run that answered each request after all events had come, in one shard."""
     positions: dict[str, int] = {}
     for definition in (*project.streams, project.request):
         given = requests if definition is project.request else events.get(definition.name, [])

@@ -371,11 +371,11 @@ def end_of(rows: Mapping[str, Sequence[Row]]) -> int:
 ENGINES = ("fnapi", "prism")
 
 COLLECTED: dict[str, list[Any]] = {}
-"""What pipelines under test gave, by output: both engines run their steps in this process."""
+"""The outputs of pipelines under test, by name: both engines run their steps in this process."""
 
 
 class Collect(beam.DoFn):
-    """Keeps what an output gives."""
+    """Keeps the elements of an output."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -385,7 +385,7 @@ class Collect(beam.DoFn):
 
 
 def collect(outputs: Mapping[str, Any]) -> None:
-    """Keep what these collections give in `COLLECTED`, by name."""
+    """Keep the elements of these collections in `COLLECTED`, by name."""
     COLLECTED.clear()
     for name, pcoll in outputs.items():
         _ = pcoll | f"Collect {name}" >> beam.ParDo(Collect(name))
@@ -429,7 +429,7 @@ def configuration(
 
 
 def without_leaks(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Rename the trips that lie at or before the request that they would be the label of."""
+    """Rename the trips that are at or before the request that they would label."""
     asked = {row["hail"]: row["at"] for row in rows["hails"]}
     trips = [
         {**row, "trip": f"x{row['trip']}"} if row["at"] <= asked.get(row["trip"], -1) else row

@@ -81,7 +81,7 @@ def test_other_words_for_the_same_have_the_same_hash() -> None:
         features={"arrivals": count(over="60m")},
     )
     assert same.hash == view().hash
-    # How old an answer may be is the reader's matter, not the value's.
+    # The staleness bound changes reads, not values.
     assert view(max_staleness="1d").hash == view().hash
 
 
@@ -97,7 +97,7 @@ def test_a_projects_hash_covers_request_views_and_label() -> None:
         project(label=label(value=col("delay") > 20)),
     ]
     assert len({one.hash for one in made}) == len(made)
-    # Preprocessing and the model are stamped by themselves.
+    # Preprocessing and the model have stamps of their own.
     assert project(model=len, preprocessing_fn=len).hash == project().hash
 
 

@@ -197,7 +197,7 @@ NAMES = {
     "inputs": ("input",),
     "on": ("on", "join column"),
     "views": ("view",),
-    # What is said of the new stream, not of the argument: a column of the thing is not in it.
+    # An error about a new stream may name what the stream lacks, such as the column of a key.
     "stream": ("stream", "value", "on", "join column", "key", "feature"),
 }
 """How an error names an argument, where not by the argument's own name."""
@@ -308,7 +308,7 @@ def outcome(argument: Argument, value: Any) -> str | None:
         assert any(name in str(made) for name in argument.names), made
         assert len(str(made)) < 2_000, made
         return None
-    # A definition that fits nothing here is refused by the project.
+    # The definition is valid by itself; a project may still refuse it.
     found = result_or_error(lambda: hash_when_it_works(argument.project(made)))
     if isinstance(found, TidemillError):
         assert len(str(found)) < 2_000, found
