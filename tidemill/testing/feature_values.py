@@ -29,7 +29,7 @@ from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.history.labels import find_labels, leaks
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
-from tidemill.testing.rows import REJECTED, CheckedRows, Instant, Rows, check_rows, instants
+from tidemill.testing.rows import REJECTED_ROWS, CheckedRows, Instant, Rows, check_rows, instants
 
 AS_OF: Final = "as_of"
 """The column of the instants that values are for."""
@@ -122,7 +122,7 @@ def rejected_rows(
     if requests is not None:
         request = _project_of(definitions).request
         found.append(check_rows(request, requests, request.required))
-    return pa.concat_tables([REJECTED.empty_table(), *(source.rejected for source in found)])
+    return pa.concat_tables([REJECTED_ROWS.empty_table(), *(source.rejected for source in found)])
 
 
 def _project_of(definitions: Project | FeatureView) -> Project:

@@ -43,7 +43,7 @@ from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.release_evidence import read_release_lines
 from tidemill.pipelines.verify.source_history import EventsByKey, Positions, SourceHistory
-from tidemill.testing.rows import REJECTED, CheckedRows
+from tidemill.testing.rows import REJECTED_ROWS, CheckedRows
 
 DIFFERENCES: Final = pa.schema(
     [
@@ -178,7 +178,7 @@ def _recorded_columns(predictions: pa.RecordBatch) -> tuple[list[str], list[str]
 
 def _sources(root: Path, project: Project) -> tuple[dict[str, SourceHistory], pa.Table]:
     log = Log(root)
-    sources, rejected = {}, [REJECTED.empty_table()]
+    sources, rejected = {}, [REJECTED_ROWS.empty_table()]
     streams = dict.fromkeys(view.stream for view in project.views)
     definitions: list[EventStream | Request] = [*streams, project.request]
     for definition in definitions:

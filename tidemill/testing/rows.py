@@ -38,7 +38,7 @@ Rows: TypeAlias = "Sequence[Mapping[str, object]] | pd.DataFrame | pa.Table | pa
 Instant = datetime.datetime | str | int
 """A time: aware, or ISO 8601 with its offset, or microseconds UTC."""
 
-REJECTED: Final = pa.schema(
+REJECTED_ROWS: Final = pa.schema(
     [
         ("source", pa.string()),
         ("row", pa.int64()),
@@ -76,7 +76,7 @@ class CheckedRows:
 
     @property
     def rejected(self) -> pa.Table:
-        """The rejected rows: a table of `REJECTED`."""
+        """The rejected rows: a table of `REJECTED_ROWS`."""
         found = self.validated
         return pa.table(
             [
@@ -85,7 +85,7 @@ class CheckedRows:
                 pa.array([str(reason) for reason in found.reasons], pa.string()),
                 pa.array(found.details, pa.string()),
             ],
-            schema=REJECTED,
+            schema=REJECTED_ROWS,
         )
 
     def refuse_rejected(self) -> None:
