@@ -13,8 +13,8 @@ All rules:
 * Equal rows (every declared column) count once. The same id with anything else is another event.
 * A row counts where ``where`` is true and the aggregated value is not null.
 * Order is (event time, id as UTF-8 bytes, the aggregated value's 64 bits as an unsigned int); the
-  last is for one id that comes at one time with two payloads. The bytes of an int64 id are its
-  decimal digits'.
+  last is for one id that comes at one time with two payloads. The bytes of an int64 id are
+  those of its decimal digits.
 * Sums, means and variances are the exact rational value, rounded once; what does not fit its
   dtype is null. A standard deviation is the IEEE square root of the rounded variance.
 * Distinct counts and quantiles: `features.oracle.sketches`. Expressions:
@@ -198,7 +198,7 @@ def _key(value: Value | None) -> Key:
 
 
 def _tie(value: Value) -> int:
-    """Order two payloads of one id at one time; texts are only ever counted, in any order."""
+    """Order payloads of one id at one time; texts need no order, since they are only counted."""
     return 0 if isinstance(value, str) else bits(value)
 
 

@@ -14,11 +14,11 @@ A column may hold text (a csv file's cells) or be typed already:
 =========  ===========================  ====================================================
 declared   as text                      typed
 =========  ===========================  ====================================================
-int64      `features.rows.text_values`       any integer type, in range
-float64    `features.rows.text_values`       any float type; integers from -2**53 to 2**53
-bool       `features.rows.text_values`       bool
+int64      `text_values`                any integer type, in range
+float64    `text_values`                any float type; integers from -2**53 to 2**53
+bool       `text_values`                bool
 string     any UTF-8                    none
-timestamp  `features.rows.text_values`       any unit if no part of a microsecond is lost, as UTC
+timestamp  `text_values`                any unit if no part of a microsecond is lost, as UTC
                                         or local to the source's zone; never a date
 =========  ===========================  ====================================================
 
