@@ -1,1 +1,1 @@
-"""Projects that use Tidemill as anyone would: a Python module and a YAML file each."""
+"""Example projects, each a Python package and a YAML file."""

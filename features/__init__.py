@@ -1,1 +1,1 @@
-"""What a feature is: definitions, the contract of time, the kernel and its oracle. Pure."""
+"""Feature definitions, the contract of time, the kernel and its oracle: no I/O, no Beam."""

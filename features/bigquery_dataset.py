@@ -1,4 +1,4 @@
-"""Where change-point logs stand in BigQuery, and how they are called there."""
+"""Names in BigQuery of views' change-point logs and of the SQL views that Feast reads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import ConfigurationError
 
-# What may stand between backticks in every place that Feast writes a name to.
+# Feast writes these names into SQL, between backticks.
 _PROJECT: Final = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _DATASET: Final = re.compile(r"[A-Za-z0-9_]{1,1024}")
 
 
 @dataclass(frozen=True)
 class BigQueryDataset:
-    """Where change-point logs stand in BigQuery.
+    """A BigQuery dataset that holds change-point logs.
 
     Attributes:
         project: The Google Cloud project.

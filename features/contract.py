@@ -1,4 +1,4 @@
-"""The contract of time: what "as of" means, in one place that everything else calls.
+"""The contract of time: what "as of" means.
 
 What is promised here:
 
@@ -10,6 +10,9 @@ What is promised here:
 * At equal times a hop boundary comes first, then a request, then an event; events at equal times
   go by their id as UTF-8 bytes.
 * Acceptance of an event is a function of the log alone (`accept`).
+
+The compiled kernel has these rules in `features.kernel.tiles.layout`, the oracle once more in plain
+Python; `tests/features/contract_test.py` tests the kernel rule by rule.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ LATEST_EVENT: Final = 253_402_300_799_999_999
 """9999-12-31T23:59:59.999999Z: an event time after it is out of range."""
 
 LONGEST_DURATION: Final = 10**18
-"""No duration is longer (about 31,000 years): sums of a time and durations then fit int64."""
+"""The longest duration (about 31,000 years): the sum of a time and durations fits int64."""
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND: Final = datetime.timedelta(microseconds=1)
@@ -61,7 +64,7 @@ _UNITS: Final = {
 }
 _DURATION: Final = re.compile(r"([0-9]+)(us|ms|s|m|h|d|w)")
 _DIGITS: Final = 30
-"""No duration needs more, and Python would refuse to read more than 4,300."""
+"""No number in a duration needs more digits; Python refuses to read more than 4,300."""
 
 
 def parse_duration(text: str, what: str = "duration") -> int:
@@ -118,7 +121,7 @@ def moment_of(time_us: int) -> datetime.datetime:
     """Return a time as a datetime of UTC.
 
     Raises:
-        OverflowError: No calendar has it (`EARLIEST_EVENT` to `LATEST_EVENT`).
+        OverflowError: The time is not from `EARLIEST_EVENT` to `LATEST_EVENT`.
 
     >>> moment_of(90 * MINUTE).isoformat()
     '1970-01-01T01:30:00+00:00'
@@ -137,51 +140,14 @@ def time_of(moment: datetime.datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def hop_index(time_us: int, hop_us: int) -> int:
-    """Return the index of the hop that holds ``time_us`` (hops start at the UTC epoch)."""
-    return time_us // hop_us
-
-
 def window_tail(as_of_us: int, window_us: int, hop_us: int) -> int:
     """Return the first time that a window covers as of ``as_of_us``: it moves on the hop grid."""
     return (as_of_us - window_us) // hop_us * hop_us
 
 
-def covers(event_us: int, as_of_us: int, window_us: int, hop_us: int) -> bool:
-    """Tell whether the window as of ``as_of_us`` covers an event at ``event_us``."""
-    return window_tail(as_of_us, window_us, hop_us) <= event_us < as_of_us
-
-
-def event_change_point(event_us: int, frontier_us: int = TIME_MIN) -> int:
-    """Return the first instant at which an event counts.
-
-    An event in order counts one microsecond after it happened; a late one (behind the frontier
-    at which it is applied) counts from that frontier on.
-    """
-    return max(event_us + 1, frontier_us)
-
-
-def expiry(tile_index: int, window_us: int, hop_us: int) -> int:
-    """Return the hop boundary at which a tile leaves a window."""
-    return (tile_index + 1) * hop_us + window_us
-
-
-def as_of(request_us: int, frontier_us: int) -> int:
-    """Return the instant that an answer is for: the request time, or the frontier if it is late."""
-    return max(request_us, frontier_us)
-
-
-class Rank(enum.IntEnum):
-    """The order of things that happen at the same microsecond."""
-
-    HOP_BOUNDARY = 0
-    REQUEST = 1
-    EVENT = 2
-
-
 @dataclass(frozen=True)
 class Acceptance:
-    """Which rows of a partition's next rows its log accepts, and the watermark after them.
+    """Which of a partition's next rows are accepted, and the highest accepted time after them.
 
     Attributes:
         too_late: bool, ``(rows,)``: more than out-of-orderness + lateness below the highest
@@ -212,11 +178,11 @@ def accept(
 
     Args:
         times_us: int64, ``(rows,)``: event times in log order.
-        received_us: int64, ``(rows,)``: when the log received each row; None where the log does
-            not say, and then nothing is ahead.
+        received_us: int64, ``(rows,)``: when the log received each row; None if the log does not
+            record it: then no row is ahead.
         highest_us: The highest accepted time before these rows (`TIME_MIN` at the start).
         tolerance_us: ``out_of_orderness + allowed_lateness``, in microseconds.
-        max_ahead_us: How far past its receipt a time may lie, in microseconds.
+        max_ahead_us: How far a time may be past its receipt, in microseconds.
 
     Returns:
         The decision for each row. A row that is ahead moves no watermark.
@@ -227,14 +193,14 @@ def accept(
         ahead = times_us > received_us + max_ahead_us
     usable = np.where(ahead, TIME_MIN, times_us)
     highest = np.maximum.accumulate(np.concatenate([[highest_us], usable]))
-    # A row that is too late lies below the highest, so it never moves it: accumulating over all
-    # usable rows gives the highest *accepted* time.
+    # A row that is too late is below the highest time and cannot raise it, so the maximum over all
+    # usable rows is the highest *accepted* time.
     too_late = ~ahead & (times_us < highest[:-1] - tolerance_us)
     return Acceptance(too_late, ahead, int(highest[-1]))
 
 
 class ReadStatus(enum.Enum):
-    """What an online read says of a view's row (the names of Feast's ``FieldStatus``)."""
+    """The status of a view's row in an online read, named as in Feast's ``FieldStatus``."""
 
     PRESENT = "PRESENT"
     NOT_FOUND = "NOT_FOUND"
@@ -249,7 +215,7 @@ def read_status(
     Args:
         clock_us: The reader's declared clock: the wall clock live, the frontier in a replay.
         frontier_us: The published frontier of the row's view and shard.
-        valid_until_us: Where the row's span of validity ends.
+        valid_until_us: When the row stops being valid.
         max_staleness_us: How far the frontier may lag behind the clock.
 
     Returns:
@@ -257,8 +223,3 @@ def read_status(
     """
     fresh = clock_us - frontier_us <= max_staleness_us and valid_until_us > frontier_us
     return ReadStatus.PRESENT if fresh else ReadStatus.OUTSIDE_MAX_AGE
-
-
-def label_holds(request_us: int, label_us: int, horizon_us: int) -> bool:
-    """Tell whether a label belongs to a request: after it, and within the horizon."""
-    return request_us < label_us <= request_us + horizon_us

@@ -7,7 +7,7 @@ TidemillError
 │   ├── DuplicateName
 │   └── WrongType (TypeError)
 ├── ConfigurationError (ValueError)   the YAML file or an option
-├── InputError (ValueError)           input that is not even a batch of the declared shape
+├── InputError (ValueError)           a batch without the declared shape
 ├── StateError (ValueError)           persisted state that cannot be read
 │   ├── StateVersionError
 │   ├── StateMismatch
@@ -19,7 +19,7 @@ TidemillError
 │   └── BundleMismatch
 ├── StoreError (RuntimeError)         the online store refused or lost something
 │   ├── StoreUnavailable              it cannot be written or read now: try again later
-│   ├── LostPublications              it stands behind what was already published
+│   ├── LostPublications              it is behind what was already published
 │   ├── NoKeySpace                    it has no such key space: emptied, or never registered
 │   └── ConflictingPublication
 ├── FileError (OSError)               a file or folder that cannot be read or written
@@ -27,7 +27,7 @@ TidemillError
 │   ├── NoAccess (PermissionError)    it is read-only, or not this user's
 │   ├── NoSuchFile (FileNotFoundError)  it is not there
 │   └── DamagedFile (ValueError)      its bytes are not those that were written
-├── UnsafeCache (PermissionError)     others could put code where compiled code is kept
+├── UnsafeCache (PermissionError)     other users could write to the cache of compiled code
 ├── EngineError (RuntimeError)        the Beam engine failed
 │   ├── UnknownEngine (ValueError)    no engine has the name that was asked for
 │   ├── PrismMissing                  Prism was asked for, and there is no binary to run
@@ -36,8 +36,8 @@ TidemillError
 └── ProofError (AssertionError)       a value differs from its recomputation
 ```
 
-`tests/features/errors_test.py` compares this drawing with the classes, and looks for the line that
-raises each of them.
+`tests/features/errors_test.py` checks that this tree is that of the classes, and that each leaf is
+raised somewhere.
 
 Bad *records* are never exceptions past the reader: they become rejected records.
 """
@@ -97,7 +97,7 @@ class StateMismatch(StateError):
 
 
 class DamagedState(StateError):
-    """Persisted state, or a message, is not the bytes that were written, or not all of them."""
+    """Persisted state or a message is damaged or incomplete."""
 
 
 class SequenceError(TidemillError, RuntimeError):
@@ -117,7 +117,7 @@ class BundleError(TidemillError, ValueError):
 
 
 class BundleMismatch(BundleError):
-    """A bundle was trained for other definitions than the ones at hand."""
+    """A bundle was trained for other definitions than the project's."""
 
 
 class UnsafeCache(TidemillError, PermissionError):
@@ -129,11 +129,11 @@ class StoreError(TidemillError, RuntimeError):
 
 
 class StoreUnavailable(StoreError):
-    """The online store does not do its work for now; the same call may succeed later."""
+    """The online store is unavailable for now; the same call may succeed later."""
 
 
 class LostPublications(StoreError):
-    """The online store stands behind what was already published: it lost writes."""
+    """The online store is behind what was already published: it lost writes."""
 
 
 class NoKeySpace(StoreError):
@@ -216,11 +216,11 @@ class _Shown(reprlib.Repr):
 
 
 shown: Final = _Shown().repr
-"""Write a value for an error: as ``repr`` does, but short, and whatever the value is."""
+"""Write a value for an error message: like ``repr``, but short, and it never raises."""
 
 
 def found(value: object) -> str:
-    """Say what was found, for an error.
+    """Return a value and its type for an error message.
 
     >>> found(3)
     'found 3 (int)'

@@ -1,21 +1,22 @@
 """From definitions to Feast objects: entities, feature views, a feature service.
 
-What stands where, so that the Feast registry alone tells a reader all it needs:
+The Feast registry holds all that a reader needs:
 
 * A Feast feature is one `FeatureColumn`; its Feast name is the part after ``view__``. Its dtype is
-  ``Int64`` or ``Float64``, never less: the one cast to float32 is inside the model.
-* Every publication carries two more Int64 fields, `VALID_UNTIL` and `REVISION`; the feature
-  service leaves them out.
-* Tags of a feature view carry its definition's hash, its staleness bound and how far back its
-  values look (`DEFINITION_TAG`, `MAX_STALENESS_TAG`, `REACH_TAG`); a feature whose stored value is
-  an anchor says so (`ANCHORED_TAG`), and so does one whose value without events is not null
-  (`EMPTY_TAG`).
-* Tags also carry the view's own name, the number of the version and the definition's canonical
-  form (`VIEW_TAG`, `VERSION_TAG`, `SPEC_TAG`): a version that is not promoted stands under another
-  name (`version_name`), and a plan compares definitions part by part.
-* ``ttl`` stays 0: windows end by themselves, and age is judged by the published frontier.
+  ``Int64`` or ``Float64``; only the model casts to float32.
+* Every publication has two more Int64 fields, `VALID_UNTIL` and `REVISION`; the feature service
+  leaves them out.
+* Tags of a feature view hold its definition's hash, its staleness bound and how far back its
+  values look (`DEFINITION_TAG`, `MAX_STALENESS_TAG`, `REACH_TAG`). Tags of a feature say whether
+  its stored value is an anchor (`ANCHORED_TAG`), and give its value without events where that is
+  not null (`EMPTY_TAG`).
+* Tags also hold the view's own name, the number of the version and the definition's canonical
+  form (`VIEW_TAG`, `VERSION_TAG`, `SPEC_TAG`): a version that is not promoted has another name in
+  Feast (`version_name`), and a plan compares definitions part by part.
+* ``ttl`` is 0: windows end by themselves, and the published frontier decides whether a value is
+  too old.
 
-Feast is imported inside the functions, so that the names here cost nothing to import.
+Feast is imported inside the functions, so importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
 from tidemill.features.definitions import INT64, Entity, FeatureColumn, FeatureView, Project
@@ -38,42 +38,22 @@ if TYPE_CHECKING:
 DEFINITION_TAG: Final = "tidemill_definition"
 """The hash of the definition that a feature view was generated from."""
 VIEW_TAG: Final = "tidemill_view"
-"""The view that a feature view is a version of; equal to its name where it is the promoted one."""
+"""The view that a Feast view is a version of; also the Feast view's name if it is promoted."""
 VERSION_TAG: Final = "tidemill_version"
 """Which version of the view it is: 1 for the first definition that was registered."""
 SPEC_TAG: Final = "tidemill_spec"
 """The canonical form of the definition, as JSON (`FeatureView.spec`)."""
 ENTITY_TAG: Final = "tidemill_entity"
-"""The entity that a Feast entity stands for; equal to its name but while a change is pending."""
+"""The entity's own name; the Feast entity has another name while a change is pending."""
 MAX_STALENESS_TAG: Final = "tidemill_max_staleness_us"
 """How far the published frontier may lag behind a reader's clock, in microseconds."""
 ANCHORED_TAG: Final = "tidemill_anchored"
-"""Marks a feature whose stored value is an anchor, to be finished with the reader's ``as_of``."""
+"""Marks a feature whose stored value is an anchor; a reader finishes it with its ``as_of``."""
 EMPTY_TAG: Final = "tidemill_empty"
 """The value of a feature for an entity without events, where that is a number and not null."""
 REACH_TAG: Final = "tidemill_reach_us"
-"""No event further back than this (microseconds) is in any value of the view: the longest window
-and a hop. Without a publication as young as that, an entity has the empty values."""
-
-
-@dataclass(frozen=True)
-class FeastObjects:
-    """What a project becomes in Feast.
-
-    Attributes:
-        entities: One per entity, in the order of the views that use them.
-        feature_views: One per feature view.
-        feature_service: All features of the project, in the order of its feature vector.
-    """
-
-    entities: tuple[feast.Entity, ...]
-    feature_views: tuple[feast.FeatureView, ...]
-    feature_service: feast.FeatureService
-
-    @property
-    def all(self) -> list[Any]:
-        """Everything, in the form that ``FeatureStore.apply`` takes."""
-        return [*self.entities, *self.feature_views, self.feature_service]
+"""How far back a value looks at most, in microseconds: the longest window and a hop. An entity
+without a publication in that time has the empty values."""
 
 
 def field_name(column: FeatureColumn) -> str:
@@ -93,34 +73,16 @@ def service_name(project: Project) -> str:
 def version_name(view: FeatureView, version: int) -> str:
     """Return the Feast name of a version that is not the promoted one.
 
-    Names of views hold no double underscore, so it is no other view's; Feast would take ``@`` in
-    a name for a version of its own kind, and SQL an offline store writes would break on a dot.
+    No view has this name, since views' names have no double underscore. ``@`` would name one of
+    Feast's own versions, and a dot would break the SQL of an offline store.
     """
     return f"{view.name}__v{version}"
 
 
 def offline_path(offline_root: str, view: FeatureView) -> str:
-    """Return where a view's offline Parquet stands: one directory a definition below the root."""
-    # As text: a path object would make gs:/bucket of gs://bucket.
+    """Return the folder of a view's offline Parquet: one per definition, below the root."""
+    # A Path object would turn gs://bucket into gs:/bucket.
     return f"{offline_root.rstrip('/')}/{view.name}/{view.hash}"
-
-
-def feast_objects(project: Project, offline: str | BigQueryDataset) -> FeastObjects:
-    """Generate the Feast objects of a project.
-
-    Args:
-        project: The definitions.
-        offline: Where the offline publications stand. A path: a view's source is the Parquet
-            below it at `offline_path` (Feast takes a relative one from its repository's path). A
-            BigQuery dataset: it is the SQL view there with the highest revisions.
-
-    Returns:
-        Entities, feature views and the feature service, ready for ``FeatureStore.apply``.
-    """
-    entities = {view.entity.name: feast_entity(view.entity) for view in project.views}
-    views = tuple(feast_view(view, entities[view.entity.name], offline) for view in project.views)
-    service = feast_service(project, dict(zip(project.views, views, strict=True)))
-    return FeastObjects(tuple(entities.values()), views, service)
 
 
 def feast_entity(entity: Entity, name: str | None = None) -> feast.Entity:
@@ -147,8 +109,8 @@ def feast_service(
 
     Args:
         project: The definitions.
-        views: View to the Feast view that it is read from. One under another name is given the
-            view's own, so that full feature names are ``view__feature`` for every version.
+        views: View to the Feast view that holds its values. The service calls a Feast view by the
+            view's own name, so that full feature names are ``view__feature`` for every version.
         name: Its name in Feast; `service_name` by default.
     """
     import feast
@@ -183,7 +145,9 @@ def feast_view(
     Args:
         view: The view.
         entity: Its entity in Feast.
-        offline: As for `feast_objects`.
+        offline: The place of the offline publications. With a path, the source is the Parquet at
+            `offline_path` below it (a relative path starts at the Feast repository). With a
+            BigQuery dataset, the source is the SQL view of the highest revisions.
         name: Its name in Feast; its own by default, which is the promoted version's.
         version: Which version it is.
     """

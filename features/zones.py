@@ -17,13 +17,12 @@ import zoneinfo
 
 import numpy as np
 
-from tidemill.features.contract import HOUR, SECOND, BoolArray, Int64Array
+from tidemill.features.contract import HOUR, SECOND, BoolArray, Int64Array, moment_of
 from tidemill.features.errors import DefinitionError, WrongType, found, shown
 
-# Each part is a file's name in the package and none leads out of it; the longest has 32 characters.
+# A path in the package, and no part leads out of it; the longest part has 32 characters.
 _NAME = re.compile(r"[A-Za-z0-9_+-]{1,64}(/[A-Za-z0-9_+-]{1,64}){0,3}")
 _STEP_SECONDS = 86_400
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 @functools.cache
@@ -61,12 +60,11 @@ def _load(name: str) -> zoneinfo.ZoneInfo | None:
 
 @functools.lru_cache(maxsize=4096)
 def _transitions(name: str, year: int) -> tuple[Int64Array, Int64Array]:
-    """Return the UTC instants (us) in a year from which an offset (us) holds, ascending."""
+    """Return the UTC instants (us) of a year at which an offset begins, and the offsets (us)."""
     tz = zone(name)
 
     def offset_at(second: int) -> int:
-        moment = _EPOCH + datetime.timedelta(seconds=second)
-        delta = moment.astimezone(tz).utcoffset()
+        delta = moment_of(second * SECOND).astimezone(tz).utcoffset()
         assert delta is not None  # a ZoneInfo always knows its offset
         return delta // datetime.timedelta(microseconds=1)
 
@@ -150,9 +148,8 @@ def localize(local_us: Int64Array, name: str) -> tuple[Int64Array, BoolArray]:
     """
     if len(local_us) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.bool_)
-    # A zone's offset lies within a day, so the offsets that hold a day before and a day after
-    # are the only candidates unless two transitions stand within two days of each other; taking
-    # the offsets at local - 26 h .. local + 26 h in a search over the table covers those too.
+    # An offset is less than 26 hours: the first candidate is the offset 26 hours before the local
+    # time, read as UTC; the next ones follow in order.
     starts, offsets = _table(name, _years(local_us, margin=1))
     ends = np.concatenate([starts[1:], [np.iinfo(np.int64).max]])
     result = np.zeros(len(local_us), np.int64)

@@ -1,10 +1,10 @@
 """Tidemill: streaming features and inference on Apache Beam, provably equal to batch.
 
-What a project's module imports stands here:
+A project's module imports its names from here:
 
 >>> from tidemill import Entity, EventStream, FeatureView, Project, Request, col, count
 
-Each name is loaded at its first use, so that ``tidemill --help`` answers at once.
+Each name is imported at its first use, so that ``tidemill --help`` starts at once.
 """
 
 from __future__ import annotations

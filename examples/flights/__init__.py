@@ -2,5 +2,5 @@
 
 Read in this order: ``README.md`` (what the data is), ``project.py`` (streams, features, label),
 ``model.py`` (preprocessing and model), ``ingest.py`` (how csv rows become events),
-``tidemill.yaml`` (where things are).
+``tidemill.yaml`` (where the sources and stores are).
 """

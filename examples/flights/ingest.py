@@ -8,10 +8,10 @@ in, a batch of as many rows out, with the stream's columns and two more:
 * ``__drop__`` (bool): true where the row is no event of this stream (a cancelled flight never
   departed). Such a row is counted and left out.
 
-One row of ``flights.csv`` tells how a flight was planned and how it went, so it is read three
-times: as a request, as a departure and as an arrival, each with its own time. The file has clock
-times but no date of arrival, and 10,633 flights that arrived "before" they left, past midnight.
-So no time is built from ``dep_time`` or ``arr_time``:
+One row of ``flights.csv`` has the schedule of a flight and its delays, so it is read three times:
+as a request, as a departure and as an arrival, each with its own time. The file has clock times
+but no date of arrival: 10,633 flights arrived past midnight, "before" they left. So no time is
+built from ``dep_time`` or ``arr_time``:
 
 * scheduled departure: the row's date and ``sched_dep_time`` on the clocks of ``origin``;
 * departure: scheduled departure + ``dep_delay``;
@@ -34,10 +34,10 @@ from tidemill.features.contract import DAY, HOUR, MINUTE, BoolArray, Int64Array
 from tidemill.features.errors import InputError
 
 REQUEST_LEAD_MINUTES: Final = 15
-"""A prediction is wanted this long before the scheduled departure."""
+"""Requests are made this long before the scheduled departure."""
 SHORTEST_FLIGHT: Final = 20 * MINUTE
 LONGEST_FLIGHT: Final = 16 * HOUR
-"""No flight is scheduled for less or more (in the data: 50 minutes to 11 h 40, to Honolulu)."""
+"""The bounds of a scheduled flight (in the data: 50 minutes to 11 h 40, to Honolulu)."""
 FASTEST_WIND_MPH: Final = 253.0
 """The fastest gust ever measured (Barrow Island, 1996; WMO); above it, the sensor was broken."""
 
@@ -105,15 +105,15 @@ def arrivals(batch: pa.RecordBatch) -> pa.RecordBatch:
 def requests(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Make a request of every scheduled flight, `REQUEST_LEAD_MINUTES` before its departure.
 
-    Everything in a request is known by then: the plan, and the aircraft that stands at the gate.
-    A cancelled flight is asked about like any other; it gets no label.
+    Everything in a request is known by then: the schedule, and the aircraft at the gate. A
+    cancelled flight has a request like any other, and no label.
 
     Args:
         batch: Rows of ``flights.csv``, all columns string.
 
     Returns:
-        As many rows. A flight that had left by the time of the request is dropped: whoever asks
-        can see that it is gone.
+        As many rows. A flight that had left by the time of the request is dropped: no prediction
+        is needed.
     """
     cells = Cells(batch)
     plan = _plan(cells)
@@ -170,7 +170,7 @@ def weather(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 class Cells:
-    """The cells of a raw batch, and what was found wrong with its rows while reading them.
+    """The cells of a raw batch, and the problems that were found while reading them.
 
     Attributes:
         problem: string, ``(rows,)``: the first thing wrong with a row, null where nothing is.
@@ -226,7 +226,7 @@ class Cells:
 
     def rows(self, columns: dict[str, pa.Array], drop: pa.Array | None = None) -> pa.RecordBatch:
         """Return the batch of a transform: its columns, what to reject and what to drop."""
-        # An unreadable delay is null too, but is no cancelled flight: rejecting comes first.
+        # An unreadable delay is null too: reject such a row, do not drop it as cancelled.
         fine = pc.is_null(self.problem)
         dropped = pc.and_(fine, pc.invert(fine) if drop is None else drop)
         return pa.RecordBatch.from_pydict(
@@ -242,7 +242,7 @@ class _Plan:
         flight_id: string, ``(rows,)``: carrier, number, origin and date; unique (carrier, number
             and date alone are not, in 24 cases).
         midnight_us: int64, ``(rows,)``: the start of the date, a naive local time.
-        departure_us: int64, ``(rows,)``: scheduled departure, UTC; null where it cannot be told.
+        departure_us: int64, ``(rows,)``: scheduled departure, UTC; null where it is unknown.
     """
 
     flight_id: pa.Array

@@ -1,8 +1,8 @@
 """How the inputs are prepared and which model learns from them.
 
 `preprocess` is analysed once over the training table and becomes the transform graph that
-training and serving both run. TensorFlow is imported where it is used, so that whoever only needs
-the definitions does not wait for it.
+training and serving both run. TensorFlow is imported inside the functions, so that importing the
+definitions is fast.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 CATEGORIES: Final = ("origin", "dest", "carrier")
 """Inputs that are words: each becomes an id of its vocabulary."""
 CLOCKS: Final = {"hour": 24, "weekday": 7}
-"""Inputs that are a place on a round, with its length: each place has an id, as a word has."""
+"""Cyclic inputs with the length of their cycle: each value has an id, as a word has."""
 CLIP: Final = 5.0
-"""Standard deviations past which a number says no more than "very"."""
+"""Numbers are clipped at this many standard deviations."""
 
 
 def preprocess(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -50,11 +50,11 @@ def preprocess(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
     names = sorted(name for name in inputs if name not in outputs)
     raw = tf.stack([inputs[name] for name in names], axis=1)
-    # Delays, distances and counts have long tails on one or both sides; the logarithm brings
-    # them in and hardly bends what is small, such as a rate.
+    # Delays, distances and counts have long tails on one or both sides; the logarithm shortens
+    # the tails and hardly changes small numbers such as rates.
     bent = tf.sign(raw) * tf.math.log1p(tf.abs(raw))
-    # The analysis ignores NaN: a mean is that of the values there are, and 0 then stands for it.
-    # It stands too for what training never saw a value of, and so knows no mean of.
+    # The analysis ignores NaN, so 0 is the mean of the other values. A null becomes 0, and so does
+    # every value of a column that was always null in training, which has no mean.
     scaled = tft.scale_to_z_score(bent, elementwise=True)
     outputs["numbers"] = fill(tf.clip_by_value(scaled, -CLIP, CLIP), 0.0)
     outputs["missing"] = missing(raw)
@@ -81,7 +81,7 @@ def build_model(spec: ModelSpec) -> keras.Model:
     parts = [inputs[name] for name in spec.numeric]
     for name, size in spec.vocabularies.items():
         inputs[name] = keras.Input(shape=(), dtype="int64", name=name)
-        # A few numbers for each word: the fourth root of the vocabulary, as is the custom, doubled.
+        # A common rule for the width: the fourth root of the vocabulary's size; here doubled.
         width = 2 * math.ceil(size**0.25)
         parts.append(keras.layers.Embedding(size, width, name=f"{name}_embedding")(inputs[name]))
     hidden = keras.layers.Concatenate(name="inputs")(parts)

@@ -33,9 +33,8 @@ from tidemill.examples.flights.model import build_model, preprocess
 NEW_YORK = "America/New_York"
 """The zone of all three origins: EWR, JFK and LGA."""
 
-# Streams. History is replayed in the order of event times, so nothing comes out of order and
-# nothing need wait: out_of_orderness is "0s", the default. A live feed of departures would say
-# here how long its reports take, "5m" say.
+# Streams. History is replayed in the order of event times, so out_of_orderness is "0s", the
+# default. A live feed of departures would declare how late its reports may be, such as "5m".
 
 departures = EventStream(
     "departures",
@@ -53,7 +52,7 @@ departures = EventStream(
     },
 )
 
-# Only what is known on arrival stands here; a flight that is in the air adds nothing yet.
+# A flight is an event here once it has arrived; one in the air adds nothing yet.
 arrivals = EventStream(
     "arrivals",
     event_time="arrived_at",
@@ -89,10 +88,10 @@ weather_reports = EventStream(
     },
 )
 
-# Entities. The 2,512 flights without a tail number were all cancelled: every departure and every
-# arrival has one, so one stream of arrivals serves the aircraft, the destinations and the routes,
-# and no event is rejected for a null key. In a request the null is fine: nothing is known of that
-# aircraft, and its features are empty.
+# Entities. The 2,512 flights without a tail number were all cancelled, so every departure and
+# arrival has one: one stream of arrivals serves the aircraft, the destinations and the routes, and
+# no event is rejected for a null key. A request may have a null key: the features of that aircraft
+# are empty.
 
 origin = Entity("origin")
 destination = Entity("destination", join_key="dest")
@@ -104,7 +103,7 @@ late_departure = col("dep_delay") > 15
 late_arrival = col("arr_delay") > 15
 minutes_made_up = col("dep_delay") - col("arr_delay")
 
-# How the airport of departure runs right now: the finest grid, for minutes count.
+# How the airport of departure runs right now: the finest grid, since minutes matter.
 airport_now = FeatureView(
     "airport_now",
     entity=origin,
@@ -182,7 +181,7 @@ carrier_week = FeatureView(
     },
 )
 
-# What a route is like: four weeks, moved on twice a day.
+# What a route is like: windows of four weeks that move twice a day.
 route_month = FeatureView(
     "route_month",
     entity=route,
@@ -197,8 +196,8 @@ route_month = FeatureView(
     },
 )
 
-# The weather at the origin. Reports are missing for up to six hours at a time: windows of six
-# hours hold the newest there is, and a reader is content with what was known three hours ago.
+# The weather at the origin. Reports are missing for up to six hours at a time, so windows of six
+# hours hold the newest one, and a value that is three hours old is still fresh.
 weather = FeatureView(
     "weather",
     entity=origin,

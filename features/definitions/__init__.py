@@ -1,7 +1,7 @@
 """What a user writes down: event streams, entities, feature views, requests, labels, projects.
 
 A definition is frozen and checked when it is made, so a mistake is an error at import time.
-Each has a canonical form (`spec`) and a hash of it, which names the key spaces that it fills.
+Its canonical form (`spec`) has a hash, which key spaces, states and bundles carry.
 """
 
 from tidemill.features.definitions.aggregations import (
@@ -25,10 +25,7 @@ from tidemill.features.definitions.aggregations import (
     time_since_last,
     variance,
 )
-from tidemill.features.definitions.canonical import (
-    SPEC_VERSION,
-    spec_hash,
-)
+from tidemill.features.definitions.canonical import spec_hash
 from tidemill.features.definitions.expressions import (
     Arithmetic,
     Column,
@@ -44,39 +41,23 @@ from tidemill.features.definitions.expressions import (
     col,
     wrap,
 )
-from tidemill.features.definitions.labels import (
-    Label,
-)
-from tidemill.features.definitions.partials import (
-    Mask,
-    Partial,
-)
-from tidemill.features.definitions.project import (
-    Project,
-)
-from tidemill.features.definitions.requests import (
-    Request,
-)
+from tidemill.features.definitions.labels import Label
+from tidemill.features.definitions.partials import Mask, Partial
+from tidemill.features.definitions.project import Project
+from tidemill.features.definitions.requests import Request
 from tidemill.features.definitions.schema import (
     ARROW_TYPES,
     BOOL,
     DTYPES,
     FLOAT64,
     INT64,
-    NUMERIC,
     STRING,
     TIMESTAMP,
     Scalar,
     Schema,
 )
-from tidemill.features.definitions.streams import (
-    EventStream,
-)
-from tidemill.features.definitions.views import (
-    Entity,
-    FeatureColumn,
-    FeatureView,
-)
+from tidemill.features.definitions.streams import EventStream
+from tidemill.features.definitions.views import Entity, FeatureColumn, FeatureView
 
 __all__ = [
     "ARROW_TYPES",
@@ -86,10 +67,8 @@ __all__ = [
     "DTYPES",
     "FLOAT64",
     "INT64",
-    "NUMERIC",
     "QUANTILE_MANTISSA_BITS",
     "REGISTRY",
-    "SPEC_VERSION",
     "STRING",
     "TIMESTAMP",
     "Aggregation",

@@ -1,6 +1,6 @@
 """Aggregations: what a feature computes over its window.
 
-An aggregation is a frozen dataclass that says, purely,
+An aggregation is a frozen dataclass that says
 
 * which **partials** of a tile it is made of (`partials`): commutative monoids that the kernel
   keeps per tile and merges over the window, shared by all features that need the same one;
@@ -13,11 +13,12 @@ Every subclass with a ``name`` is registered when it is defined; the law suite f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final
 
 from tidemill.features.contract import format_duration, parse_duration
+from tidemill.features.definitions.arguments import NO_OPERATORS, refuse_operators
 from tidemill.features.definitions.expressions import Column, Expression, literal, plain
 from tidemill.features.definitions.partials import Mask, Partial
 from tidemill.features.definitions.schema import (
@@ -32,17 +33,11 @@ from tidemill.features.definitions.schema import (
 from tidemill.features.errors import DefinitionError, DuplicateName, WrongType, found, shown
 
 DISTINCT_EXACT_BOUND: Final = 256
-"""Up to this many distinct values in a window the count is exact; past it, it is sketched."""
+"""The most distinct values in a window that are counted exactly; more are sketched."""
 DISTINCT_REGISTER_BITS: Final = 11
 """HyperLogLog precision: 2**11 registers, a standard error of 1.04 / sqrt(2048) = 2.3 %."""
 QUANTILE_MANTISSA_BITS: Final = 7
 """DDSketch buckets per octave: 2**7, a relative error of at most 1/256 (0.39 %)."""
-
-
-_NO_VALUE: Final = (
-    "{}: an aggregation has no {}: it is a feature by itself; give each a name in the view's "
-    "features, and combine their values in preprocessing_fn"
-)
 
 REGISTRY: dict[str, type[Aggregation]] = {}
 """Every aggregation by name."""
@@ -63,9 +58,10 @@ class Aggregation:
     name: ClassVar[str] = ""
     finish: ClassVar[str] = ""
     empty: ClassVar[int | None] = None
+    result: ClassVar[str] = FLOAT64
     takes: ClassVar[Sequence[str]] = ()
     anchored: ClassVar[bool] = False
-    """True where the published value is an anchor that a reader finishes with its ``as_of``."""
+    """True if the published value is an anchor, which a reader finishes with its ``as_of``."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -74,7 +70,7 @@ class Aggregation:
                 raise DuplicateName(f"an aggregation named {cls.name!r} is registered already")
             REGISTRY[cls.name] = cls
 
-    # Makes numpy leave an operator with one of its numbers on the left to the aggregation.
+    # With a numpy number on the left, numpy leaves the operator to this class.
     __array_ufunc__ = None
 
     def __post_init__(self) -> None:
@@ -86,7 +82,7 @@ class Aggregation:
             object.__setattr__(self, "where", self._expression(self.where, "'where'"))
 
     def _expression(self, value: object, what: str) -> Expression:
-        """Check that an argument is an expression; a text is most often a column's name."""
+        """Return an expression; the error for a text proposes the column of that name."""
         if isinstance(value, Expression):
             return value
         column = shown(value) if isinstance(value, str) else "'amount'"
@@ -114,12 +110,12 @@ class Aggregation:
 
     @property
     def param(self) -> float:
-        """A number the fold's answer depends on (the ``q`` of a quantile), else 0."""
+        """A number that the finish function needs (the ``q`` of a quantile), else 0."""
         return 0.0
 
     def result_dtype(self, schema: Schema) -> str:
-        """Return the dtype of the value: ``int64`` or ``float64``."""
-        return FLOAT64
+        """Return the dtype of the value, ``int64`` or ``float64``: `result` by default."""
+        return self.result
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the partials it is made of, in the order that its finish function takes them."""
@@ -155,41 +151,28 @@ class Aggregation:
     def _mask(self) -> Mask:
         return Mask(self.where, self.operand)
 
-    def __bool__(self) -> bool:
-        raise DefinitionError(_NO_VALUE.format(self.name, "truth value"))
 
-
-def _refused(symbol: str) -> Callable[..., Any]:
-    def refuse(self: Aggregation, *_: object) -> Any:
-        raise DefinitionError(_NO_VALUE.format(self.name, symbol))
-
-    return refuse
-
-
-# Equality stays that of objects: it is asked where an aggregation stands in a list or a dict.
-for _symbol, _methods in {
-    "+": "add radd pos",
-    "-": "sub rsub neg",
-    "*": "mul rmul",
-    "/": "truediv rtruediv",
-    "//": "floordiv rfloordiv",
-    "%": "mod rmod",
-    "**": "pow rpow",
-    "&": "and rand",
-    "|": "or ror",
-    "^": "xor rxor",
-    "~": "invert",
-    "abs": "abs",
-    "round": "round",
-    "float": "float",
-    "int": "int",
-    "comparison": "lt le gt ge",
-    "[]": "getitem",
-    "iteration": "iter",
-    "'in'": "contains",
-}.items():
-    for _method in _methods.split():
-        setattr(Aggregation, f"__{_method}__", _refused(_symbol))
+# Equality stays that of objects: lists and dicts use it.
+refuse_operators(
+    Aggregation,
+    {
+        **NO_OPERATORS,
+        "+": "add radd pos",
+        "-": "sub rsub neg",
+        "*": "mul rmul",
+        "/": "truediv rtruediv",
+        "&": "and rand",
+        "|": "or ror",
+        "~": "invert",
+        "comparison": "lt le gt ge",
+        "'in'": "contains",
+        "truth value": "bool",
+    },
+    lambda self, operator: (
+        f"{self.name}: an aggregation has no {operator}: it is a feature by itself; give each a "
+        "name in the view's features, and combine their values in preprocessing_fn"
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +186,7 @@ class _OfColumn(Aggregation):
     def __post_init__(self) -> None:
         super().__post_init__()
         column: object = self.column
-        # A number is the same in every row, a text is meant to be a column's name.
+        # A number is a constant column; a text is probably meant as a column's name.
         number = not isinstance(column, str) and plain(column) is not None
         made = (
             literal(column, f"{self.name}: the column")
@@ -235,6 +218,7 @@ class Count(Aggregation):
     name: ClassVar[str] = "count"
     finish: ClassVar[str] = "count"
     empty: ClassVar[int | None] = 0
+    result: ClassVar[str] = INT64
     takes: ClassVar[Sequence[str]] = (*NUMERIC, STRING, BOOL, TIMESTAMP)
 
     def __post_init__(self) -> None:
@@ -246,10 +230,6 @@ class Count(Aggregation):
     def operand(self) -> Expression | None:
         """The column, if any."""
         return self.column
-
-    def result_dtype(self, schema: Schema) -> str:
-        """Return int64."""
-        return INT64
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the count."""
@@ -394,7 +374,7 @@ class LastK(Last):
 class DistinctCount(_OfColumn):
     """The number of distinct values: int64, 0 when empty.
 
-    Exact up to `DISTINCT_EXACT_BOUND` values in the window (values are told apart by a 64-bit
+    Exact up to `DISTINCT_EXACT_BOUND` values in the window (values are compared by a 64-bit
     hash that is one-to-one on numbers), then HyperLogLog (Flajolet et al., 2007) with a standard
     error of 2.3 %.
     """
@@ -402,11 +382,8 @@ class DistinctCount(_OfColumn):
     name: ClassVar[str] = "distinct_count"
     finish: ClassVar[str] = "count"
     empty: ClassVar[int | None] = 0
+    result: ClassVar[str] = INT64
     takes: ClassVar[Sequence[str]] = (*NUMERIC, STRING, BOOL, TIMESTAMP)
-
-    def result_dtype(self, schema: Schema) -> str:
-        """Return int64."""
-        return INT64
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the set of hashes."""
@@ -472,17 +449,14 @@ class Rate(Aggregation):
 class TimeSinceLast(Aggregation):
     """Microseconds from the last event in the window to ``as_of``: int64, null when empty.
 
-    It changes with every instant, so what is published is its anchor (the event's time); whoever
-    reads it finishes it with the instant that the reading is for.
+    The value changes with every instant, so its anchor (the event's time) is published instead; a
+    reader subtracts the anchor from the instant that it reads at.
     """
 
     name: ClassVar[str] = "time_since_last"
     finish: ClassVar[str] = "since"
+    result: ClassVar[str] = INT64
     anchored: ClassVar[bool] = True
-
-    def result_dtype(self, schema: Schema) -> str:
-        """Return int64."""
-        return INT64
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the greatest event time and the count that tells whether there is one."""

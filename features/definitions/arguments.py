@@ -1,15 +1,16 @@
-"""Checks of what a user passes to a definition, whatever it defines.
+"""Checks of the arguments that a user passes to a definition.
 
-Each refuses with the name of the argument, what was found and what was expected, before anything
-else of Python can fail on the value.
+Each raises a DefinitionError that says which argument, what was found and what was expected,
+before Python itself can fail on the value.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeVar
 
 from tidemill.features.errors import DefinitionError, DuplicateName, WrongType, found, shown
 
@@ -17,15 +18,34 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 LONGEST_NAME: Final = 100
-"""Three names and a hash make the name of a file or a key space, which has at most 255 bytes."""
+"""Characters of a name: a file or key space joins three and a hash, in at most 255 bytes."""
+
+NO_OPERATORS: Final[Mapping[str, str]] = {
+    "%": "mod rmod",
+    "//": "floordiv rfloordiv",
+    "divmod": "divmod rdivmod",
+    "**": "pow rpow",
+    "@": "matmul rmatmul",
+    "^": "xor rxor",
+    "<<": "lshift rlshift",
+    ">>": "rshift rrshift",
+    "abs": "abs",
+    "round": "round",
+    "int": "int",
+    "float": "float",
+    "[]": "getitem",
+    "iteration": "iter",
+    "length": "len",
+}
+"""Operators that neither expressions nor aggregations have, with their methods' names."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class ReadOnly(Mapping[K, V]):
-    """A copy of a mapping that nobody can change, in the same order.
+    """An immutable copy of a mapping, in the same order.
 
-    A definition is frozen, and its hash is remembered; the user's own dict may change afterwards.
+    A definition's hash is cached: a dict that the user changes later must not change it.
     """
 
     __slots__ = ("_items",)
@@ -91,11 +111,11 @@ def check_column_name(name: object, what: str) -> None:
 
 
 def check_kind(value: object, kind: type | types.UnionType, what: str, write: str) -> None:
-    """Check that an argument is a definition of some kind.
+    """Check the type of an argument.
 
     Args:
         value: The argument.
-        kind: What it must be.
+        kind: The type that it must have.
         what: Which argument of which thing; used in the error.
         write: What to write instead, with its article; used in the error.
     """
@@ -103,7 +123,40 @@ def check_kind(value: object, kind: type | types.UnionType, what: str, write: st
         raise WrongType(f"{what} must be {write}, {found(value)}")
 
 
+@contextlib.contextmanager
+def prefix_errors(what: str) -> Iterator[None]:
+    """Put what a DefinitionError is about in front of its message."""
+    try:
+        yield
+    except DefinitionError as error:
+        raise type(error)(f"{what}: {error}") from None
+
+
 def read_only(value: Mapping[K, V], what: str, write: str) -> ReadOnly[K, V]:
-    """Check that an argument is a mapping, and return a copy that nobody can change."""
+    """Check that an argument is a mapping, and return an immutable copy."""
     check_kind(value, Mapping, what, write)
     return ReadOnly(value)
+
+
+def refuse_operators(
+    kind: type, operators: Mapping[str, str], refusal: Callable[[Any, str], str]
+) -> None:
+    """Make operators of a class raise a DefinitionError.
+
+    Python itself would say "unsupported operand", or iterate over ``[]`` without end.
+
+    Args:
+        kind: The class.
+        operators: Operator to the names of its methods, without underscores.
+        refusal: From an instance and an operator to the message.
+    """
+
+    def refuse(operator: str) -> Callable[..., Any]:
+        def method(self: Any, *_: object) -> Any:
+            raise DefinitionError(refusal(self, operator))
+
+        return method
+
+    for operator, methods in operators.items():
+        for method in methods.split():
+            setattr(kind, f"__{method}__", refuse(operator))

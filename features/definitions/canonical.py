@@ -1,6 +1,6 @@
-"""Canonical forms: the JSON value of a definition, and the hash that names what was made from it.
+"""The canonical form of a definition, as JSON, and its hash.
 
-A definition's hash is stamped on state, bundles, predictions and key spaces.
+State, bundles, predictions and key spaces carry the hash of their definition.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import json
 from typing import Any, Final, Protocol
 
 SPEC_VERSION: Final = 1
-"""Version of the canonical form and of the values' meaning; part of every hash."""
+"""Version of the canonical form and of what values mean; part of every hash."""
 
 
 class Definition(Protocol):
-    """What has a canonical form."""
+    """A definition with a canonical form."""
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value."""
 
 
-# Asked for with every batch, and the canonical form of a view takes a millisecond. Not kept in the
-# definition: it would travel with it to a worker that may have another edition of the zones.
+# Every batch needs the hash, and the canonical form of a view takes a millisecond. The definition
+# does not hold it: pickled to a worker with another version of tzdata, it would be wrong.
 @functools.lru_cache(maxsize=1_024)
 def hash_of(definition: Definition) -> str:
     """Return the hash of a definition's canonical form."""

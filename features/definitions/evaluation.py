@@ -1,4 +1,4 @@
-"""How expressions are evaluated over whole Arrow arrays.
+"""The evaluation of expressions over Arrow arrays.
 
 Semantics (SQL's, made total):
 
@@ -58,7 +58,7 @@ def _int64_or_null(op: str, left: pa.Array, right: pa.Array) -> pa.Array:
     try:
         return checked(left, right)
     except pa.ArrowInvalid:
-        # Only a batch that overflows pays for this: exact Python integers, null where too big.
+        # Only for a batch that overflows: exact Python integers, null where too big.
         python = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[op]
         pairs = zip(left.to_pylist(), right.to_pylist(), strict=True)
         exact = [None if a is None or b is None else python(a, b) for a, b in pairs]
@@ -106,7 +106,7 @@ def local_field(field: str, array: pa.Array, zone: str) -> pa.Array:
 
 
 def _filled(array: pa.Array) -> Int64Array:
-    """Return times with some valid one in place of nulls, so that no far year is looked up."""
+    """Return times with a valid one in place of nulls, so that no distant year is looked up."""
     if array.null_count == 0:
         return array.cast(pa.int64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
     known = array.drop_null().cast(pa.int64())

@@ -2,12 +2,12 @@
 
 An expression is a small tree of frozen nodes. Its dtype is inferred against a schema when it is
 defined, so a misspelt column or a comparison of a text with a number is an error at import time.
-It is evaluated over whole Arrow batches (`evaluation` says what nulls and overflows give).
+It is evaluated over Arrow batches (`evaluation` says what nulls and overflows give).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features import zones
-from tidemill.features.definitions.arguments import check_column_name, check_utf8
+from tidemill.features.definitions.arguments import (
+    NO_OPERATORS,
+    check_column_name,
+    check_utf8,
+    prefix_errors,
+    refuse_operators,
+)
 from tidemill.features.definitions.evaluation import (
     arithmetic,
     compare,
@@ -59,25 +65,18 @@ class Expression:
 
     def columns(self) -> frozenset[str]:
         """Return the names of the columns that are read."""
-        return frozenset().union(*(child.columns() for child in self.children()))
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return the direct operands."""
-        return ()
+        operands = (each for each in vars(self).values() if isinstance(each, Expression))
+        return frozenset().union(*(operand.columns() for operand in operands))
 
     def spec(self) -> list[Any]:
         """Return a canonical JSON value (part of the feature-spec hash)."""
         raise WrongType(f"{type(self).__name__} has no spec; start from col(...)")
 
-    # Makes numpy leave an operator with one of its numbers on the left to the expression.
+    # With a numpy number on the left, numpy leaves the operator to this class.
     __array_ufunc__ = None
 
-    # Comparisons build expressions, so expressions are compared by their spec instead.
+    # Comparisons build expressions: compare the specs of two expressions instead.
     __hash__ = object.__hash__
-
-    def same(self, other: Expression) -> bool:
-        """Tell whether two expressions are the same tree."""
-        return self.spec() == other.spec()
 
     def __bool__(self) -> bool:
         raise DefinitionError(
@@ -158,13 +157,16 @@ class Expression:
 
         A set is taken in ascending order, so that its definition has one hash in every process.
         """
-        no_list = isinstance(values, str | bytes | Mapping | Expression)
-        if no_list or not isinstance(values, Iterable):
+        try:
+            listed = None if isinstance(values, str | bytes | Mapping) else list(values)
+        except (TypeError, DefinitionError):  # no iteration: of a number, of an expression
+            listed = None
+        if listed is None:
             raise WrongType(
                 f"is_in takes a list of values, such as .is_in(['France', 'Spain']); "
                 f"{found(values)}"
             )
-        taken = [literal(value, "is_in") for value in values]
+        taken = [literal(value, "is_in") for value in listed]
         if isinstance(values, set | frozenset):
             taken.sort(key=lambda each: (each.dtype({}), each.value))
         return IsIn(self, tuple(each.value for each in taken))
@@ -183,51 +185,27 @@ def col(name: str) -> Expression:
     return Column(name)
 
 
-def _refused(symbol: str) -> Callable[..., Any]:
-    def refuse(*_: object) -> Any:
-        raise DefinitionError(
-            f"an expression has no {symbol}; it has + - * / comparisons & | ~, and the methods "
-            "is_null, fill_null, is_in, hour_of_day and day_of_week"
-        )
-
-    return refuse
-
-
-# Python would say "unsupported operand", or go through an expression without end.
-for _symbol, _methods in {
-    "%": "mod rmod",
-    "//": "floordiv rfloordiv",
-    "divmod": "divmod rdivmod",
-    "**": "pow rpow",
-    "@": "matmul rmatmul",
-    "^": "xor rxor",
-    "<<": "lshift rlshift",
-    ">>": "rshift rrshift",
-    "unary +": "pos",
-    "abs": "abs",
-    "round": "round",
-    "int": "int",
-    "float": "float",
-    "[]": "getitem",
-    "iteration": "iter",
-    "length": "len",
-    "'in'; write .is_in([...]) for membership": "contains",
-}.items():
-    for _method in _methods.split():
-        setattr(Expression, f"__{_method}__", _refused(_symbol))
+refuse_operators(
+    Expression,
+    {**NO_OPERATORS, "unary +": "pos", "'in'; write .is_in([...]) for membership": "contains"},
+    lambda _, operator: (
+        f"an expression has no {operator}; it has + - * / comparisons & | ~, and "
+        "the methods is_null, fill_null, is_in, hour_of_day and day_of_week"
+    ),
+)
 
 
 def plain(value: object) -> Scalar | None:
     """Return a number, text or boolean as Python's own type; None for anything else."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    if type(value) is np.timedelta64:  # an integer to numpy, but of some unit
+    if type(value) is np.timedelta64:  # a subclass of np.integer, but with a unit
         return None
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
         return float(value)
-    # The value of an enum's member too, which str() would not give.
+    # Of an enum's member this is the value; str() may give its name.
     return str.__str__(value) if isinstance(value, str) else None
 
 
@@ -239,16 +217,14 @@ def literal(value: object, what: str) -> Literal:
         what: What it is for; used in the error.
 
     Raises:
-        WrongType: It is none.
-        DefinitionError: It cannot stand in a column.
+        WrongType: The value is of another type.
+        DefinitionError: No column can hold it.
     """
     scalar = plain(value)
     if scalar is None:
         raise WrongType(f"{what} takes numbers, texts and booleans; {found(value)}")
-    try:
+    with prefix_errors(what):
         return Literal(scalar)
-    except DefinitionError as error:
-        raise type(error)(f"{what}: {error}") from None
 
 
 def wrap(value: object) -> Expression:
@@ -334,16 +310,21 @@ class Literal(Expression):
 
 
 @dataclass(frozen=True, eq=False)
-class Arithmetic(Expression):
-    """``left op right`` for ``+ - * /``."""
+class _Binary(Expression):
+    """``left op right``."""
 
     op: str
     left: Expression
     right: Expression
 
-    def children(self) -> tuple[Expression, ...]:
-        """Return both operands."""
-        return (self.left, self.right)
+    def spec(self) -> list[Any]:
+        """Return ``[op, left, right]``."""
+        return [self.op, self.left.spec(), self.right.spec()]
+
+
+@dataclass(frozen=True, eq=False)
+class Arithmetic(_Binary):
+    """``left op right`` for ``+ - * /``."""
 
     def dtype(self, schema: Schema) -> str:
         """Infer: int64 with int64 is int64 (but for ``/``), time - time is int64, else float64."""
@@ -360,22 +341,10 @@ class Arithmetic(Expression):
         """Compute with nulls where a side is null or the result is not representable."""
         return arithmetic(self.op, self.left.evaluate(batch), self.right.evaluate(batch))
 
-    def spec(self) -> list[Any]:
-        """Return ``[op, left, right]``."""
-        return [self.op, self.left.spec(), self.right.spec()]
-
 
 @dataclass(frozen=True, eq=False)
-class Comparison(Expression):
+class Comparison(_Binary):
     """``left op right`` for ``== != < <= > >=``; texts compare by their UTF-8 bytes."""
-
-    op: str
-    left: Expression
-    right: Expression
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return both operands."""
-        return (self.left, self.right)
 
     def dtype(self, schema: Schema) -> str:
         """Return bool when the sides are comparable."""
@@ -390,10 +359,6 @@ class Comparison(Expression):
         """Compare; null where a side is null."""
         return compare(self.op, self.left.evaluate(batch), self.right.evaluate(batch))
 
-    def spec(self) -> list[Any]:
-        """Return ``[op, left, right]``."""
-        return [self.op, self.left.spec(), self.right.spec()]
-
 
 def _require(expression: Expression, wanted: Sequence[str], schema: Schema, what: str) -> None:
     found = expression.dtype(schema)
@@ -402,21 +367,13 @@ def _require(expression: Expression, wanted: Sequence[str], schema: Schema, what
 
 
 @dataclass(frozen=True, eq=False)
-class Logic(Expression):
+class Logic(_Binary):
     """Kleene ``and`` / ``or``."""
-
-    op: str
-    left: Expression
-    right: Expression
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return both operands."""
-        return (self.left, self.right)
 
     def dtype(self, schema: Schema) -> str:
         """Return bool when both sides are."""
         symbol = "&" if self.op == "and" else "|"
-        for side in self.children():
+        for side in (self.left, self.right):
             _require(side, (BOOL,), schema, f"{symbol!r}")
         return BOOL
 
@@ -425,20 +382,12 @@ class Logic(Expression):
         combine = pc.and_kleene if self.op == "and" else pc.or_kleene
         return combine(self.left.evaluate(batch), self.right.evaluate(batch))
 
-    def spec(self) -> list[Any]:
-        """Return ``[op, left, right]``."""
-        return [self.op, self.left.spec(), self.right.spec()]
-
 
 @dataclass(frozen=True, eq=False)
 class Not(Expression):
     """Boolean negation; null stays null."""
 
     operand: Expression
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
 
     def dtype(self, schema: Schema) -> str:
         """Return bool when the operand is."""
@@ -460,10 +409,6 @@ class IsNull(Expression):
 
     operand: Expression
 
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
-
     def dtype(self, schema: Schema) -> str:
         """Return bool."""
         self.operand.dtype(schema)
@@ -484,10 +429,6 @@ class FillNull(Expression):
 
     operand: Expression
     value: Literal
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
 
     def dtype(self, schema: Schema) -> str:
         """Return the operand's dtype; the constant must have it (an int may fill a float64)."""
@@ -518,16 +459,14 @@ class IsIn(Expression):
         values = tuple(literal(value, "is_in").value for value in self.values)
         object.__setattr__(self, "values", values)
 
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
-
     def dtype(self, schema: Schema) -> str:
         """Return bool when every value has the operand's dtype."""
         found = self.operand.dtype(schema)
         for value in self.values:
-            if Literal(value).dtype(schema) != found:
-                raise WrongType(f"is_in: {shown(value)} is not of the column's dtype {found}")
+            if (dtype := Literal(value).dtype(schema)) != found:
+                raise WrongType(
+                    f"is_in: {shown(value)} is {dtype}; list values of the column's dtype, {found}"
+                )
         return BOOL
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
@@ -549,10 +488,6 @@ class LocalField(Expression):
 
     def __post_init__(self) -> None:
         zones.zone(self.zone)
-
-    def children(self) -> tuple[Expression, ...]:
-        """Return the operand."""
-        return (self.operand,)
 
     def dtype(self, schema: Schema) -> str:
         """Return int64 when the operand is a time."""

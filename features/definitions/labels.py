@@ -11,6 +11,7 @@ from tidemill.features.definitions.arguments import (
     check_column_name,
     check_kind,
     check_name,
+    prefix_errors,
     read_only,
 )
 from tidemill.features.definitions.expressions import Expression
@@ -25,9 +26,9 @@ class Label:
 
     Attributes:
         name: Its name.
-        stream: Where it arrives.
-        value: Whether the event makes it true (bool); a row where it is null is no label.
-        on: Request column to stream column: both must be equal.
+        stream: The stream of the events that decide it.
+        value: The label's value, a bool expression over an event; a null is no label.
+        on: Request column to the stream column that must equal it.
         horizon: ``request_time < label time <= request_time + horizon``; none by then is
             unlabelled, not negative.
     """
@@ -45,9 +46,12 @@ class Label:
         check_kind(
             self.value, Expression, f"{what}: value", "an expression such as col('delay') > 15"
         )
-        if self.dtype != BOOL:
+        where = f"{what} on stream {self.stream.name!r}: value"
+        with prefix_errors(where):
+            dtype = self.value.dtype(self.stream.schema)
+        if dtype != BOOL:
             raise WrongType(
-                f"{what} on stream {self.stream.name!r}: value must be bool, found {self.dtype}; "
+                f"{where} must be bool, found {dtype}; "
                 "write what makes it true, such as col('delay') > 15"
             )
         on = read_only(self.on, f"{what}: on", "a dict from request column to stream column")
@@ -59,16 +63,6 @@ class Label:
             check_column(self.stream.schema, column, KEY_DTYPES, f"{what}: join column")
         if self.horizon_us <= 0:
             raise DefinitionError(f"{what}: the horizon must be longer than zero")
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the label's value: bool."""
-        try:
-            return self.value.dtype(self.stream.schema)
-        except DefinitionError as error:
-            raise type(error)(
-                f"label {self.name!r} on stream {self.stream.name!r}: {error}"
-            ) from None
 
     @property
     def horizon_us(self) -> int:

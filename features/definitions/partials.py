@@ -30,7 +30,7 @@ class Partial:
     Attributes:
         fold: The name of the kernel fold.
         mask: The rows it takes.
-        value: What it takes of a row; None where the row itself is enough.
+        value: The expression that it folds; None if it folds the rows themselves.
         size: A size the fold needs to know (``k`` of last-k), else 0.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tidemill.features import zones
 from tidemill.features.definitions.arguments import check_kind, check_name, check_unique
@@ -22,6 +22,8 @@ from tidemill.features.errors import (
     found,
     nearest,
 )
+
+Named = TypeVar("Named", EventStream, FeatureView)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class Project:
             raise DefinitionError(f"{what} has no feature views")
         check_unique((view.name for view in self.views), f"{what}: view")
         _same_by_name([view.entity for view in self.views], f"{what}: entity")
-        _same_by_name([*self.streams], f"{what}: stream")
+        _same_by_name(self.streams, f"{what}: stream")
         if self.request.name in {stream.name for stream in self.streams}:
             raise DuplicateName(f"{what}: {self.request.name!r} names a stream and the request")
         entities = {view.entity.name: view.entity for view in self.views}
@@ -86,10 +88,8 @@ class Project:
     @property
     def streams(self) -> tuple[EventStream, ...]:
         """The event streams, each once: the views' in order, then the label's."""
-        out: dict[int, EventStream] = {id(view.stream): view.stream for view in self.views}
-        if self.label is not None:
-            out.setdefault(id(self.label.stream), self.label.stream)
-        return tuple(out.values())
+        labels = [] if self.label is None else [self.label.stream]
+        return tuple(dict.fromkeys([*(view.stream for view in self.views), *labels]))
 
     @property
     def columns(self) -> tuple[FeatureColumn, ...]:
@@ -102,10 +102,7 @@ class Project:
         Raises:
             UnknownColumn: There is no such view.
         """
-        views = {view.name: view for view in self.views}
-        if name not in views:
-            raise UnknownColumn(f"no feature view {name!r}; {nearest(name, views)}")
-        return views[name]
+        return _named(name, self.views, "feature view")
 
     def stream(self, name: str) -> EventStream:
         """Return a stream by name.
@@ -113,15 +110,23 @@ class Project:
         Raises:
             UnknownColumn: There is no such stream.
         """
-        streams = {stream.name: stream for stream in self.streams}
-        if name not in streams:
-            raise UnknownColumn(f"no event stream {name!r}; {nearest(name, streams)}")
-        return streams[name]
+        return _named(name, self.streams, "event stream")
 
-    def required_columns(self, stream: EventStream) -> tuple[str, ...]:
-        """Columns of a stream that no row may lack: time, id and the keys of its views."""
-        keys = [view.key for view in self.views if view.stream is stream]
-        return tuple(dict.fromkeys([*stream.required, *keys]))
+    def definition(self, source: str) -> EventStream | Request:
+        """Return a stream, or the request, by name.
+
+        Raises:
+            UnknownColumn: Nothing has the name.
+        """
+        return self.request if source == self.request.name else self.stream(source)
+
+    def required_columns(self, definition: EventStream | Request) -> tuple[str, ...]:
+        """Return the columns in which no row of a stream or of the request may be null.
+
+        They are the time, the id and, of a stream, the keys of its views.
+        """
+        keys = [view.key for view in self.views if view.stream is definition]
+        return tuple(dict.fromkeys([*definition.required, *keys]))
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value of what determines a feature vector and its label."""
@@ -138,6 +143,13 @@ class Project:
     def hash(self) -> str:
         """The feature-spec hash: SHA-256 of the canonical form, 16 hexadecimal digits."""
         return hash_of(self)
+
+
+def _named(name: str, things: Iterable[Named], what: str) -> Named:
+    by_name = {thing.name: thing for thing in things}
+    if name not in by_name:
+        raise UnknownColumn(f"no {what} {name!r}; {nearest(name, by_name)}")
+    return by_name[name]
 
 
 def _same_by_name(things: Iterable[Entity] | Iterable[EventStream], what: str) -> None:

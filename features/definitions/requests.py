@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidemill.features.definitions.arguments import check_kind, check_name, read_only
+from tidemill.features.definitions.arguments import check_kind, check_name, prefix_errors, read_only
 from tidemill.features.definitions.expressions import Expression
 from tidemill.features.definitions.reserved import (
     ANSWER_COLUMNS,
@@ -24,7 +24,7 @@ from tidemill.features.definitions.schema import (
 )
 from tidemill.features.definitions.streams import Arriving
 from tidemill.features.definitions.views import Entity
-from tidemill.features.errors import DefinitionError, WrongType
+from tidemill.features.errors import WrongType
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,11 @@ class Request(Arriving):
     Attributes:
         name: Its name (the request stream's).
         schema: Column to dtype.
-        request_time: The timestamp column that says when.
-        request_id: The column that names a request (string or int64), unique.
+        request_time: The timestamp column of the moment.
+        request_id: The column of the unique id (string or int64).
         keys: Entity name to the request column that holds its key; join keys by default.
         inputs: Model inputs that the request itself brings: name to an expression over its
-            columns; no times.
+            columns, of any dtype but timestamp.
         out_of_orderness: As for streams.
         allowed_lateness: As for streams; a late request is answered as of the frontier.
         max_ahead: As for streams.
@@ -81,10 +81,8 @@ class Request(Arriving):
         check_kind(
             expression, Expression, f"{what} {name!r}", f"an expression such as col({name!r})"
         )
-        try:
+        with prefix_errors(f"{what} {name!r}"):
             dtype = expression.dtype(self.schema)
-        except DefinitionError as error:
-            raise type(error)(f"{what} {name!r}: {error}") from None
         if dtype == TIMESTAMP:
             raise WrongType(
                 f"{what} {name!r} is a timestamp, which no model takes; take its "
@@ -93,12 +91,12 @@ class Request(Arriving):
 
     @property
     def time_column(self) -> str:
-        """The column of its time."""
+        """Name of the column that holds the request time."""
         return self.request_time
 
     @property
     def id_column(self) -> str:
-        """The column of its id."""
+        """Name of the column that holds the request id."""
         return self.request_id
 
     @property

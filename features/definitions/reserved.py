@@ -1,4 +1,4 @@
-"""Names that the pipelines give to columns of their own; a definition that takes one is refused.
+"""Names of columns that the pipelines add; a definition that uses one is refused.
 
 `tests/pipelines/reserved_names_test.py` compares them with what the pipelines write.
 """
@@ -18,7 +18,7 @@ REVISION: Final = "tidemill_revision"
 """The Int64 field that counts the events applied to the entity in the view."""
 
 PUBLICATION_COLUMNS: Final = (EVENT_TIMESTAMP, VALID_UNTIL, REVISION)
-"""What every publication carries beside its join key and its features."""
+"""Columns of every publication, beside its join key and its features."""
 
 LOG_COLUMNS: Final = (
     "_position",
@@ -28,13 +28,13 @@ LOG_COLUMNS: Final = (
     "__reject__",
     "__drop__",
 )
-"""What is put beside the columns of a stream or a request when its rows are read."""
+"""Columns that are added to those of a stream or a request when its rows are read."""
 
 ANSWER_COLUMNS: Final = ("_as_of", "_release", "_shard", "values", "nulls")
-"""What is put beside the columns of a request when it is answered."""
+"""Columns that are added to those of a request when it is answered."""
 
 TRAINING_COLUMNS: Final = ("request_id", "request_time", "label", "label_time")
-"""What the training table carries beside the model inputs."""
+"""Columns of the training table, beside the model inputs."""
 
 PREDICTION_COLUMNS: Final = (
     "request_id",
@@ -53,7 +53,7 @@ PREDICTION_COLUMNS: Final = (
     "sent_us",
     "created_us",
 )
-"""What a prediction carries beside the model inputs that it was made from."""
+"""Columns of a prediction, beside the model inputs that it was made from."""
 
 
 def check_not_reserved(name: str, reserved: Collection[str], what: str, owner: str) -> None:
@@ -61,9 +61,9 @@ def check_not_reserved(name: str, reserved: Collection[str], what: str, owner: s
 
     Args:
         name: The name.
-        reserved: The names that are not.
+        reserved: The names that are taken.
         what: What the name is for; used in the error.
-        owner: What carries the reserved names; used in the error.
+        owner: What has columns of the reserved names; used in the error.
     """
     if name in reserved:
         raise DefinitionError(

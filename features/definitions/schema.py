@@ -1,4 +1,4 @@
-"""Dtypes and schemas: what a column may hold, and how it stands in an Arrow batch."""
+"""Dtypes and schemas: what a column may hold, and the Arrow type of each dtype."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARROW_TYPES: Final[Mapping[str, pa.DataType]] = {
     BOOL: pa.bool_(),
     TIMESTAMP: pa.timestamp("us", tz="UTC"),
 }
-"""How each dtype stands in an Arrow batch."""
+"""The Arrow type of each dtype."""
 
 Schema = Mapping[str, str]
 """Column name to dtype (one of `DTYPES`)."""

@@ -17,7 +17,7 @@ from tidemill.features.definitions.schema import (
 
 
 class Arriving:
-    """How far out of order the rows of a stream may arrive; for streams and requests."""
+    """How far out of order rows may arrive: the bounds that streams and requests share."""
 
     out_of_orderness: str
     allowed_lateness: str
@@ -52,11 +52,11 @@ class EventStream(Arriving):
         name: Its name.
         schema: Column to dtype (``int64 float64 string bool timestamp``).
         event_time: The timestamp column that says when an event happened.
-        event_id: The column that names an event (string or int64).
-        out_of_orderness: How far below the highest time seen in its partition an event is still
-            expected: the partition's watermark trails by it.
-        allowed_lateness: How much further below an event is still accepted (late), not rejected.
-        max_ahead: How far past its receipt an event's time may lie.
+        event_id: The column of the event's id (string or int64).
+        out_of_orderness: How far below the highest time of its partition an event is still
+            expected; the partition's watermark is that far below the highest time.
+        allowed_lateness: How much further below that an event is late, but accepted.
+        max_ahead: How far past its receipt an event's time may be.
     """
 
     name: str
@@ -77,12 +77,12 @@ class EventStream(Arriving):
 
     @property
     def time_column(self) -> str:
-        """The column of its time."""
+        """Name of the column that holds the event time."""
         return self.event_time
 
     @property
     def id_column(self) -> str:
-        """The column of its id."""
+        """Name of the column that holds the event id."""
         return self.event_id
 
     @property

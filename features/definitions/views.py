@@ -13,6 +13,7 @@ from tidemill.features.definitions.arguments import (
     check_column_name,
     check_kind,
     check_name,
+    prefix_errors,
     read_only,
 )
 from tidemill.features.definitions.canonical import SPEC_VERSION, hash_of
@@ -26,12 +27,12 @@ _PUBLICATION: Final = "every publication of the view"
 
 @dataclass(frozen=True, eq=False)
 class Entity:
-    """What features describe.
+    """A kind of thing that features describe, such as a customer or an airport.
 
     Attributes:
         name: Its name.
-        join_key: The column that carries its key in the store and, unless they say otherwise, in
-            streams and requests; its name by default.
+        join_key: The column of its key in the store and, by default, in streams and requests; the
+            entity's name by default.
         dtype: ``string`` or ``int64``.
     """
 
@@ -42,7 +43,7 @@ class Entity:
     def __post_init__(self) -> None:
         check_name(self.name, "entity")
         what = f"entity {self.name!r}"
-        if self.join_key == "":
+        if type(self.join_key) is str and not self.join_key:
             object.__setattr__(self, "join_key", self.name)
         check_column_name(self.join_key, f"{what}: join_key")
         check_not_reserved(self.join_key, PUBLICATION_COLUMNS, f"{what}: join_key", _PUBLICATION)
@@ -65,7 +66,7 @@ class FeatureColumn:
         name: ``view__feature``, or ``view__feature_i`` for the i-th newest value of last-k.
         view: The view's name.
         feature: The feature's name within the view.
-        index: Which of the feature's values; 0 but for last-k.
+        index: The place among the feature's values; always 0 except for last-k.
         dtype: ``int64`` or ``float64``.
         empty: The value for an entity without events: 0 or None.
         anchored: True where the published value is an anchor (see `TimeSinceLast`).
@@ -91,8 +92,8 @@ class FeatureView:
         hop: The grid that window tails move on.
         features: Feature name to aggregation.
         key: The stream's column that holds the entity's key; the entity's join key by default.
-        max_staleness: How far the published frontier may lag behind a reader's clock before the
-            reader is told ``OUTSIDE_MAX_AGE``.
+        max_staleness: How far the published frontier may lag behind a reader's clock; past that a
+            read gives ``OUTSIDE_MAX_AGE``.
     """
 
     name: str
@@ -108,7 +109,7 @@ class FeatureView:
         what = f"view {self.name!r}"
         check_kind(self.entity, Entity, f"{what}: entity", "an Entity")
         check_kind(self.stream, EventStream, f"{what}: stream", "an EventStream")
-        if self.key == "":
+        if type(self.key) is str and not self.key:
             object.__setattr__(self, "key", self.entity.join_key)
         schema = self.stream.schema
         check_column(
@@ -142,15 +143,18 @@ class FeatureView:
     def _check_feature(self, name: str, aggregation: Aggregation) -> None:
         what = f"feature {self.name}.{name}"
         check_kind(aggregation, Aggregation, what, "an aggregation such as count(over='1d')")
-        try:
+        with prefix_errors(f"{what} on stream {self.stream.name!r}"):
             aggregation.check(self.stream.schema)
-        except DefinitionError as error:
-            raise type(error)(f"{what} on stream {self.stream.name!r}: {error}") from None
         if aggregation.window_us % self.hop_us:
             raise DefinitionError(
                 f"{what}: the window {aggregation.over} is not a multiple of the hop {self.hop}; "
                 "choose a hop that divides every window of the view"
             )
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns of its stream in which no row may be null: time, id and key."""
+        return tuple(dict.fromkeys([*self.stream.required, self.key]))
 
     @property
     def hop_us(self) -> int:

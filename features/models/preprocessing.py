@@ -12,7 +12,7 @@ A user who wants a model writes two functions:
   ``(rows, k)``), ending in one sigmoid. `ModelSpec` says what the outputs are.
 
 ``preprocess`` is also run on the request's own inputs alone (the baseline without windowed
-features), where the dict simply has no features: it takes what is there, and names nothing else.
+features), where the dict has no features: it must not name one that may be missing.
 
 >>> def preprocess(inputs):
 ...     numbers = tf.stack([x for x in inputs.values() if x.dtype == tf.float32], axis=1)
@@ -40,8 +40,8 @@ NUMERIC_KIND: Final = "numeric"
 TEXT_KIND: Final = "text"
 
 SMALLEST_NORMAL: Final = 2.0**-126
-"""The least positive normal float32. TensorFlow's kernels flush what lies below it to zero and
-numpy does not; so both sides make it zero before they cast."""
+"""The least positive normal float32. TensorFlow's kernels flush smaller magnitudes to zero and
+numpy does not, so training and serving both flush them before they cast."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ModelInput:
 
     Attributes:
         name: The request input's or the feature column's name.
-        dtype: ``int64``, ``float64``, ``bool`` or ``string``: how it comes.
+        dtype: Its dtype before the cast: ``int64``, ``float64``, ``bool`` or ``string``.
     """
 
     name: str

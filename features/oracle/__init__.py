@@ -1,4 +1,4 @@
-"""The same values in plain Python, from the definitions alone.
+"""Feature values in plain Python, from the definitions alone.
 
-Slow and obvious. The oracle shares no code with the kernel, so a fault of the kernel shows.
+Slow and obvious. The oracle shares no code with the kernel, so it finds the kernel's mistakes.
 """

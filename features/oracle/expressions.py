@@ -41,7 +41,7 @@ from tidemill.features.definitions import (
 from tidemill.features.errors import DefinitionError, InputError
 
 Value = int | float | str | bool
-"""What stands for a value that is not null."""
+"""A value that is not null."""
 
 _PYTHON_TYPES: Final[Mapping[str, type]] = {
     INT64: int,

@@ -196,7 +196,7 @@ def bucket(x: float) -> int:
     """Return the bucket of a finite float: its bits without the last 45, signed.
 
     For x > 0 that is ``bits(x) >> 45``: the biased exponent and the top 7 bits of the mantissa,
-    so 128 buckets an octave. Zero is bucket 0, and so is what lies below 2**-1029 (the least 2**45
+    so 128 buckets an octave. Zero is in bucket 0, and so is any x below 2**-1029 (the least 2**45
     subnormals). For x < 0 it is the bucket of -x, negated.
     So buckets ascend as values do.
     """
@@ -205,7 +205,7 @@ def bucket(x: float) -> int:
 
 
 def representative(k: int) -> float:
-    """Return the value that stands for a bucket: 0.0 for bucket 0, else its midpoint.
+    """Return the representative of a bucket: 0.0 for bucket 0, else its midpoint.
 
     A bucket k > 0 holds the floats from ``lo`` (bits ``k << 45``) up to and without ``hi`` (bits
     ``(k + 1) << 45``); the midpoint is ``lo + (hi - lo) / 2`` in float64, which is exact. The last

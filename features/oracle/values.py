@@ -3,18 +3,18 @@
 What is promised here: for any set of accepted events, in any order and with repeats, `Oracle`
 gives the value of every feature of a view for a key as of an instant, exactly as the contract of
 time and the definitions say, bit for bit. It reads the definitions and shares no code with the
-kernel: no numpy, no Arrow, no tiles, no state. It is slow and obvious, and it is what the kernel
-is judged by.
+kernel: no numpy, no Arrow, no tiles, no state. It is slow and obvious, and tests compare the kernel
+with it.
 
-The rules, all of them:
+All rules:
 
 * The window ``W`` with hop ``h`` as of ``t`` holds the events
   ``floor((t - W) / h) * h <= e < t``.
 * Equal rows (every declared column) count once. The same id with anything else is another event.
 * A row counts where ``where`` is true and the aggregated value is not null.
 * Order is (event time, id as UTF-8 bytes, the aggregated value's 64 bits as an unsigned int); the
-  last is for one id that comes at one time with two payloads. The bytes of an int64 id are its
-  decimal digits'.
+  last is for one id that comes at one time with two payloads. The bytes of an int64 id are
+  those of its decimal digits.
 * Sums, means and variances are the exact rational value, rounded once; what does not fit its
   dtype is null. A standard deviation is the IEEE square root of the rounded variance.
 * Distinct counts and quantiles: `features.oracle.sketches`. Expressions:
@@ -60,7 +60,7 @@ class _Event:
     id: Key
     row: Mapping[str, Value | None]
     order: tuple[int, bytes]
-    # Feature name to what it takes of this row: windows overlap, so it is asked for many times.
+    # Feature name to the value that it takes of this row, cached: windows overlap.
     taken: dict[str, Value | None] = field(default_factory=dict)
 
 
@@ -198,7 +198,7 @@ def _key(value: Value | None) -> Key:
 
 
 def _tie(value: Value) -> int:
-    """Order two payloads of one id at one time; texts are only ever counted, in any order."""
+    """Order payloads of one id at one time; texts need no order, since they are only counted."""
     return 0 if isinstance(value, str) else bits(value)
 
 

@@ -1,5 +1,4 @@
-"""Raw rows judged against a declared schema.
+"""The validation of raw rows against a declared schema.
 
-A row becomes typed cells or a rejected record with a stage, a reason and the untouched payload.
-Nothing else happens to it, and nothing is lost.
+Each row becomes typed cells, or a rejected record with a stage, a reason and the untouched payload.
 """

@@ -1,8 +1,8 @@
 """Rejected records: input that cannot be used, with its reason and its untouched payload.
 
-What is promised here: a bad record is never an exception past the reader and is never dropped
-without a trace. It becomes one row of a batch of `SCHEMA`, which says at which stage and why it
-was refused, where it stood, and what it was, so that it can be mended and fed in again.
+What is promised here: past the reader, a bad record raises no exception and is never dropped
+silently. It becomes one row of a batch of `SCHEMA`: the stage and the reason of the refusal, the
+record's place in its log, and its bytes, so that it can be repaired and replayed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCHEMA: Final = pa.schema(
 
 * stage: where it was refused (`Stage`). reason: a code (`Reason`). detail: a sentence that says
   what was found, where, and what was expected.
-* stream, partition, position: its place in its log. origin: the same for a reader's eyes, such as
+* stream, partition, position: its place in its log. origin: the same for people, such as
   ``"orders.csv:1234"`` (a file and the line on which the record starts, counted from 1).
 * payload: the bytes as they came; of a csv file the line without its newline.
 """
@@ -72,11 +72,11 @@ class Reason(enum.StrEnum):
     NULL_KEY = "null_key", "a key is null"
     NAN = "nan", "the number is NaN"
     INFINITY = "infinity", "the number is infinite or too large for a float64"
-    TIME_OUT_OF_RANGE = "time_out_of_range", "the time lies outside the years 1 to 9999"
+    TIME_OUT_OF_RANGE = "time_out_of_range", "the time is outside the years 1 to 9999"
     NAIVE_TIME = "naive_time", "the time has no offset from UTC and its source declares no zone"
     NONEXISTENT_LOCAL_TIME = "nonexistent_local_time", "clocks skipped this local time"
     TOO_LATE = "too_late", "the event came later than its stream still accepts"
-    AHEAD = "ahead", "the time lies too far past the record's receipt"
+    AHEAD = "ahead", "the time is too far past the record's receipt"
     NO_ANSWER = "no_answer", "a view's part of the answer did not come in time"
 
 
@@ -96,7 +96,7 @@ def batch(
     Args:
         stage: Where they were refused.
         stream: The stream's (or request's) name.
-        partition: The partition that they stand in.
+        partition: Their partition.
         positions: int64, ``(rows,)``: their places in the partition.
         reasons: ``(rows,)``: codes, as a rule members of `Reason`.
         details: ``(rows,)``: one sentence each.

@@ -1,19 +1,19 @@
-"""What a text says: a column of texts becomes int64, float64, bool or timestamp values.
+"""Parsing of texts: a column of texts becomes int64, float64, bool or timestamp values.
 
 What is promised here, for one text:
 
-* int64: ASCII digits with an optional sign, in range. ``1.0`` is none, nor is ``0x1F``.
+* int64: ASCII digits with an optional sign, in range. ``1.0`` and ``0x1F`` are refused.
 * float64: Python's float syntax (``1``, ``.5``, ``-1.5e-3``) in ASCII and without underscores,
-  rounded correctly. ``nan``, ``inf`` and what overflows are refused by those names.
+  rounded correctly. NaN, and infinities and overflows, are refused with reasons of their own.
 * bool: ``true`` and ``false`` in any case, ``1`` and ``0``.
 * timestamp: an ISO 8601 date and time, with ``T`` or a space, seconds and up to six decimals
-  optional, then ``Z`` or an offset (``+05:30``, ``+0530``, ``+05``). Without one, it is a time of
-  the given zone: the first of the two instants where it is repeated, none where clocks skipped it.
+  optional, then ``Z`` or an offset (``+05:30``, ``+0530``, ``+05``). Without one, it is a
+  local time of the given zone: a repeated one is the first of its two instants, one that clocks
+  skipped is refused.
 * White space is not stripped.
 
-`parse_one` says this for one text. `parse` does the same for a column at once: a regular expression
-finds the texts that Arrow surely parses the same way, and only the others (odd or wrong ones) are
-taken one by one.
+`parse_one` parses one text. `parse` parses a column at once: regular expressions find the texts
+that Arrow parses by the same rules, and `parse_one` takes the others (odd or wrong ones).
 """
 
 from __future__ import annotations
@@ -30,13 +30,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features import zones
-from tidemill.features.contract import MINUTE, BoolArray, Int64Array
+from tidemill.features.contract import MINUTE, BoolArray, Int64Array, time_of
 from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, TIMESTAMP
 from tidemill.features.rows.rejected import Reason
 
-_EPOCH: Final = datetime.datetime(1970, 1, 1)  # noqa: DTZ001 - a wall-clock origin
-
-# What Arrow surely parses as the rules say.
+# Texts that Arrow parses by the same rules.
 _PLAIN_NUMBER: Final = {
     INT64: r"\A-?[0-9]{1,18}\z",
     FLOAT64: r"\A-?[0-9]{1,17}(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?\z",
@@ -64,11 +62,11 @@ _TIME: Final = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """What a column of texts says.
+    """The values of a column of texts.
 
     Attributes:
-        values: int64, float64 or bool, ``(rows,)``; a time in microseconds UTC (it may lie outside
-            the years 1 to 9999); anything where not valid. Writable.
+        values: int64, float64 or bool, ``(rows,)``; times in microseconds UTC (perhaps outside the
+            years 1 to 9999); anything where not valid. Writable.
         valid: bool, ``(rows,)``: there is a value; false for a null. Writable.
         refused: Row to the reason why it has none.
     """
@@ -96,13 +94,13 @@ def parse(text: pa.Array, dtype: str, zone: str | None) -> Parsed:
         refused = dict.fromkeys(skipped, Reason.NONEXISTENT_LOCAL_TIME)
     elif dtype == BOOL:
         lower = pc.ascii_lower(text)
-        values = _flags(pc.is_in(lower, value_set=pa.array(["true", "1"])))
-        plain = values | _flags(pc.is_in(lower, value_set=pa.array(["false", "0"])))
+        values = flags(pc.is_in(lower, value_set=pa.array(["true", "1"])))
+        plain = values | flags(pc.is_in(lower, value_set=pa.array(["false", "0"])))
     else:
         plain = _matches(text, _PLAIN_NUMBER[dtype])
         values = _scatter(_take(text, plain).cast(ARROW_TYPES[dtype]), plain)
     valid = plain.copy()
-    for row in np.flatnonzero(~plain & _flags(pc.is_valid(text))).tolist():
+    for row in np.flatnonzero(~plain & flags(pc.is_valid(text))).tolist():
         outcome = parse_one(text[row].as_py(), dtype, zone)
         if isinstance(outcome, Reason):
             refused[row] = outcome
@@ -146,7 +144,7 @@ def _parse_time(text: str, zone: str | None) -> int | Reason:
     match = _TIME.fullmatch(text)
     if match is None:
         return Reason.WRONG_TYPE
-    # A year that no datetime has is judged in a year with the same leap days.
+    # No datetime has such a year: check the date in a year with the same leap days.
     year = int(match["year"])
     stand_in = year if 1 <= year <= 9999 else 2000 + year % 400
     second = int(match["second"] or 0)
@@ -162,7 +160,7 @@ def _parse_time(text: str, zone: str | None) -> int | Reason:
         return Reason.NAIVE_TIME
     if stand_in != year:
         return Reason.TIME_OUT_OF_RANGE
-    local = (moment - _EPOCH) // datetime.timedelta(microseconds=1)
+    local = time_of(moment)
     if match["offset"]:
         minutes = 60 * int(match["hours"] or 0) + int(match["minutes"] or 0)
         return local - (-1 if match["sign"] == "-" else 1) * minutes * MINUTE
@@ -199,12 +197,13 @@ def _arrow_times(
 
 
 def _matches(text: pa.Array, pattern: str) -> BoolArray:
-    return _flags(pc.match_substring_regex(text, pattern))
+    return flags(pc.match_substring_regex(text, pattern))
 
 
-def _flags(array: pa.Array) -> BoolArray:
-    flags: BoolArray = array.fill_null(False).to_numpy(zero_copy_only=False)
-    return flags
+def flags(array: pa.Array) -> BoolArray:
+    """Return a bool column as numpy, false where it is null."""
+    filled: BoolArray = array.fill_null(False).to_numpy(zero_copy_only=False)
+    return filled
 
 
 def _take(array: pa.Array, rows: BoolArray) -> pa.Array:

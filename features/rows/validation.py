@@ -1,11 +1,11 @@
-"""Validation: rows as they came become rows of the declared schema, or say why they cannot.
+"""Validation: raw rows become rows of the declared schema, or are rejected with a reason.
 
 What is promised here:
 
-* `validate` looks at every value of every declared column and at nothing else. What it keeps has
-  exactly the declared columns, order and Arrow types; no null in a required column, no NaN and no
-  infinity; ``-0.0`` is ``0.0``. Columns that are not declared are ignored.
-* Every other row is refused with one reason: that of the first declared column that has one.
+* `validate` checks every value of every declared column and ignores other columns. The rows that it
+  keeps have exactly the declared columns, order and Arrow types; no null in a required column, no
+  NaN and no infinity; ``-0.0`` is ``0.0``.
+* Every other row is rejected with one reason: that of the first declared column that has one.
 * The outcome for a row depends on that row alone (and on which columns there are), never on its
   neighbours: however rows are sliced into batches, the same rows are refused for the same reasons.
 
@@ -14,11 +14,11 @@ A column may hold text (a csv file's cells) or be typed already:
 =========  ===========================  ====================================================
 declared   as text                      typed
 =========  ===========================  ====================================================
-int64      `features.rows.text_values`       any integer type, in range
-float64    `features.rows.text_values`       any float type; integers from -2**53 to 2**53
-bool       `features.rows.text_values`       bool
+int64      `text_values`                any integer type, in range
+float64    `text_values`                any float type; integers from -2**53 to 2**53
+bool       `text_values`                bool
 string     any UTF-8                    none
-timestamp  `features.rows.text_values`       any unit if no part of a microsecond is lost, as UTC
+timestamp  `text_values`                any unit if no part of a microsecond is lost, as UTC
                                         or local to the source's zone; never a date
 =========  ===========================  ====================================================
 
@@ -56,8 +56,8 @@ from tidemill.features.definitions import (
     Request,
 )
 from tidemill.features.errors import InputError, UnknownColumn, nearest
-from tidemill.features.rows import text_values
 from tidemill.features.rows.rejected import Reason
+from tidemill.features.rows.text_values import Parsed, flags, parse
 
 EXACT_IN_FLOAT64: Final = 2**53
 """Every integer up to here, in either direction, is a float64."""
@@ -114,7 +114,7 @@ def validate(
         batch: The rows as read, ``(rows,)``: text or typed columns.
         required: The declared columns in which no row may be null: time, id and, for events, the
             keys (`Project.required_columns`, `Request.required`).
-        nulls: Texts that stand for null.
+        nulls: Texts that mean null.
         zone: The IANA zone of times without an offset; None where the source declares none.
 
     Returns:
@@ -154,7 +154,7 @@ def validate(
         if name in required and columns[name].null_count:
             reason, what = _null_reason(definition, name)
             detail = f"column {name!r}: found null, expected the {what} of every row"
-            for row in np.flatnonzero(_flags(pc.is_null(columns[name]))).tolist():
+            for row in np.flatnonzero(flags(pc.is_null(columns[name]))).tolist():
                 found.setdefault(row, (reason, detail))
         faults = found | faults
     return _judged(columns, faults)
@@ -197,16 +197,14 @@ def _conform(
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), ARROW_TYPES[dtype]), {}
     if not _is_text(array.type):
-        values, valid, refused = _from_typed(array, dtype, zone)
-        return _finished(values, valid, refused, array, name, dtype, zone)
+        return _finished(_from_typed(array, dtype, zone), array, name, dtype, zone)
     text, faults = _as_utf8(array, name)
     if nulls:
         is_null = pc.is_in(text, value_set=pa.array(nulls, pa.string()))
         text = pc.if_else(is_null, pa.scalar(None, pa.string()), text)
     if dtype == STRING:
         return text, faults
-    parsed = text_values.parse(text, dtype, zone)
-    column, more = _finished(parsed.values, parsed.valid, parsed.refused, text, name, dtype, zone)
+    column, more = _finished(parse(text, dtype, zone), text, name, dtype, zone)
     return column, more | faults
 
 
@@ -230,7 +228,7 @@ def _as_utf8(array: pa.Array, name: str) -> tuple[pa.Array, _Faults]:
     except pa.ArrowInvalid:
         well_formed = pc.match_substring_regex(raw, _UTF8)
     faults: _Faults = {}
-    for row in np.flatnonzero(_flags(pc.invert(well_formed))).tolist():
+    for row in np.flatnonzero(flags(pc.invert(well_formed))).tolist():
         shown = _shortened(repr(raw[row].as_py()))
         detail = f"column {name!r}: found {shown}, expected a text in UTF-8"
         faults[row] = (Reason.INVALID_UTF8, detail)
@@ -238,17 +236,14 @@ def _as_utf8(array: pa.Array, name: str) -> tuple[pa.Array, _Faults]:
     return text, faults
 
 
-def _from_typed(
-    array: pa.Array, dtype: str, zone: str | None
-) -> tuple[npt.NDArray[Any], BoolArray, dict[int, Reason]]:
-    """Return values, which rows have one, and why the others that are not null have none."""
-    kind, valid = array.type, _flags(pc.is_valid(array))
+def _from_typed(array: pa.Array, dtype: str, zone: str | None) -> Parsed:
+    kind, valid = array.type, flags(pc.is_valid(array))
     values: npt.NDArray[Any]
     wrong: list[tuple[Reason, BoolArray]] = []
     if dtype == TIMESTAMP and pa.types.is_timestamp(kind):
         values, wrong = _typed_times(array, valid, zone)
     elif dtype == BOOL and pa.types.is_boolean(kind):
-        values = _flags(array)
+        values = flags(array)
     elif dtype == FLOAT64 and pa.types.is_floating(kind):
         values = _numpy(array).astype(np.float64)
     elif dtype in (INT64, FLOAT64) and pa.types.is_integer(kind):
@@ -268,7 +263,7 @@ def _from_typed(
             refused.setdefault(row, reason)
     valid = valid.copy()
     valid[list(refused)] = False
-    return values, valid, refused
+    return Parsed(values, valid, refused)
 
 
 def _typed_times(
@@ -297,15 +292,10 @@ def _typed_times(
 
 
 def _finished(
-    values: npt.NDArray[Any],
-    valid: BoolArray,
-    refused: dict[int, Reason],
-    source: pa.Array,
-    name: str,
-    dtype: str,
-    zone: str | None,
+    parsed: Parsed, source: pa.Array, name: str, dtype: str, zone: str | None
 ) -> tuple[pa.Array, _Faults]:
     """Judge the range of values and make the Arrow column, null where a row is refused."""
+    values, valid, refused = parsed.values, parsed.valid, parsed.refused
     checks: list[tuple[Reason, BoolArray]] = []
     if dtype == FLOAT64:
         values = values + 0.0  # makes -0.0 positive
@@ -349,11 +339,6 @@ def _shown(value: pa.Scalar) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}... ({len(text)} characters)"
-
-
-def _flags(array: pa.Array) -> BoolArray:
-    flags: BoolArray = array.fill_null(False).to_numpy(zero_copy_only=False)
-    return flags
 
 
 def _numpy(array: pa.Array) -> npt.NDArray[Any]:

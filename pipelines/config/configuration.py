@@ -344,7 +344,7 @@ def _source(project: Project, name: str, section: Section, folder: Path) -> Sour
 
 
 def _received(value: Value, project: Project, name: str) -> str:
-    definition = project.request if name == project.request.name else project.stream(name)
+    definition = project.definition(name)
     times = [column for column, dtype in definition.schema.items() if dtype == TIMESTAMP]
     column = value.text()
     if column not in times:

@@ -23,7 +23,6 @@ from tidemill.pipelines.ingest.repaired_records import (
     write_mended,
 )
 from tidemill.pipelines.ingest.source_files import LogEnds, SourceFiles
-from tidemill.pipelines.ingest.validate import definition_of, required_of
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run.progress import Progress
 
@@ -68,7 +67,7 @@ def _check_mended_before(line: MendedLine, before: Mapping[str, Mended]) -> None
 def _feed_source(
     config: Configuration, name: str, given: list[MendedLine], found: Mapping[str, Record]
 ) -> dict[str, Any]:
-    source, definition = config.sources[name], definition_of(config.project, name)
+    source, definition = config.sources[name], config.project.definition(name)
     lines = [line for line in given if line.record in found]
     records = [found[line.record] for line in lines]
     files, ends = (
@@ -86,7 +85,7 @@ def _feed_source(
         )
         for line, record in zip(lines, records, strict=True)
     ]
-    outcome = judge_mended(definition, source, required_of(config.project, definition), mended)
+    outcome = judge_mended(definition, source, config.project.required_columns(definition), mended)
     log, rows = Log(config.root), outcome.rows
     there = pa.Table.from_batches([], schema=rows.schema)
     if log.path(name, 0).exists():

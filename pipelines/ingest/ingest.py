@@ -31,7 +31,6 @@ from tidemill.pipelines.config.configuration import Configuration, Source
 from tidemill.pipelines.engines.choosing import make_runner, run
 from tidemill.pipelines.engines.options import batch_engine, pipeline_options
 from tidemill.pipelines.ingest.repaired_records import Mending
-from tidemill.pipelines.ingest.validate import definition_of, required_of
 from tidemill.pipelines.io.files.input_files import find_files
 from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
 from tidemill.pipelines.io.log import Log, one_batch
@@ -53,11 +52,11 @@ def read_source(project: Project, source: Source, root: Path) -> Iterator[Stream
         source: Where its files are.
         root: The folder that relative paths start from.
     """
-    definition = definition_of(project, source.name)
+    definition = project.definition(source.name)
     yield from read_stream(
         definition,
         find_files(source.files, root),
-        required=required_of(project, definition),
+        required=project.required_columns(definition),
         format=source.format,
         nulls=source.nulls,
         zone=source.zone,
@@ -164,7 +163,7 @@ def read_log(config: Configuration, name: str) -> SourceRead:
         name: The stream's or the request's name.
     """
     source = config.sources[name]
-    definition = definition_of(config.project, name)
+    definition = config.project.definition(name)
     mending = Mending(config.root, name)
     counts = Counts()
     kept: list[StreamBatch] = []
@@ -173,7 +172,7 @@ def read_log(config: Configuration, name: str) -> SourceRead:
         counts += batch.counts
         kept.append(batch)
         refused.append(mending.take(batch.rejected))
-    settled = mending.settle(definition, source, required_of(config.project, definition), kept)
+    settled = mending.settle(definition, source, config.project.required_columns(definition), kept)
     refused.append(settled.rejected)
     parts = log_partitions(definition, source, kept, config.read_until_us, settled.parts)
     return SourceRead(
@@ -206,7 +205,7 @@ class _Ingest(beam.DoFn):
             "reasons": dict(reasons),
         }
         if self._write_log:
-            log, definition = Log(self._config.root), definition_of(self._config.project, name)
+            log, definition = Log(self._config.root), self._config.project.definition(name)
             for part in found.parts:
                 log.write(definition, part.partition, part.rows, part.received_us)
             row["logged"] = sum(part.rows.num_rows for part in found.parts)

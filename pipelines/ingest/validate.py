@@ -14,7 +14,7 @@ from typing import Any, Final
 import apache_beam as beam
 import pyarrow as pa
 
-from tidemill.features.definitions import EventStream, Project, Request
+from tidemill.features.definitions import Project
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.validation import validate
@@ -23,18 +23,6 @@ from tidemill.pipelines.io.poll import Poll, PollPart
 
 POLLS: Final = "polls"
 REJECTED: Final = "rejected"
-
-
-def definition_of(project: Project, source: str) -> EventStream | Request:
-    """Return the event stream or the request of a name."""
-    return project.request if source == project.request.name else project.stream(source)
-
-
-def required_of(project: Project, definition: EventStream | Request) -> tuple[str, ...]:
-    """Return the columns of a source in which no row may be null."""
-    if isinstance(definition, Request):
-        return definition.required
-    return project.required_columns(definition)
 
 
 def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBatch]]:
@@ -54,8 +42,8 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
         if part.rows is None:
             parts.append(part)
             continue
-        definition = definition_of(project, part.source)
-        found = validate(definition, part.rows, required=required_of(project, definition))
+        definition = project.definition(part.source)
+        found = validate(definition, part.rows, required=project.required_columns(definition))
         kept = pa.array(found.kept)
         rows = pa.RecordBatch.from_arrays(
             [

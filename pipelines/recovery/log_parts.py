@@ -6,7 +6,6 @@ import numpy as np
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Project
-from tidemill.pipelines.ingest.validate import definition_of
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import PollPart
 
@@ -25,7 +24,7 @@ def parts_before(
     positions: dict[str, list[int]] = {}
     for name, count in partitions.items():
         # Rows received later may still lie this far below: the stream goes on waiting for them.
-        definition = definition_of(project, name)
+        definition = project.definition(name)
         for partition in range(count):
             table = log.read(name, partition)
             received: Int64Array = table.column(RECEIVED).to_numpy()

@@ -14,7 +14,6 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import EventStream, Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.ingest import read_log
-from tidemill.pipelines.ingest.validate import definition_of
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, Log, log_schema
 from tidemill.pipelines.run.progress import Progress
@@ -33,7 +32,7 @@ def read_history(config: Configuration, progress: Progress) -> History:
         for name in sorted(config.sources):
             stage.note(name)
             found = read_log(config, name)
-            definition = definition_of(config.project, name)
+            definition = config.project.definition(name)
             # What was mended since the log was written is not in it yet.
             logged = Log(config.root).partitions(name)
             parts = [
@@ -54,7 +53,7 @@ def logged_history(config: Configuration) -> History:
     for name in config.sources:
         rows = log.read(name)
         sources[name] = SourceHistory(
-            definition_of(config.project, name),
+            config.project.definition(name),
             rows,
             log.partitions(name),
             Counts(read=len(rows), kept=len(rows)),

@@ -1,4 +1,4 @@
-"""docs/architecture.md draws the layers that are checked, and names no file that is not there."""
+"""docs/architecture.md draws the layers that are checked, and names only files that exist."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")
 
 
 def headings(document: Path) -> set[str]:
-    """The anchors of a document's headings, as they are made on the web."""
+    """The anchors of a document's headings, as GitHub makes them."""
     found = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
 def contracts() -> dict[str, list[set[str]]]:
-    """The layers that `lint-imports` holds, from the top, by the package that they stand in."""
+    """The layers that `lint-imports` checks, from the top, by package."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     return {
         contract["containers"][0]: [set(layer.split(" | ")) for layer in contract["layers"]]
@@ -36,7 +36,7 @@ def contracts() -> dict[str, list[set[str]]]:
 
 
 def drawn_layers() -> dict[str, list[set[str]]]:
-    """The layers as the page draws them; what stands after two spaces is a remark."""
+    """The layers that the page draws; text after two spaces is a remark."""
     found = re.findall(
         r"<!-- layers: (\S+) -->\n```\n(.*?)```", ARCHITECTURE.read_text(), re.DOTALL
     )

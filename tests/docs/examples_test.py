@@ -1,4 +1,4 @@
-"""Every example in the documents is run; nothing there is only shown."""
+"""Every example in the documents is run."""
 
 from __future__ import annotations
 

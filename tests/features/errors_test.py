@@ -1,4 +1,4 @@
-"""The tree of errors: complete, drawn as it is, and nothing in it is never raised."""
+"""The tree of errors: complete, as the drawing shows it, and every leaf is raised somewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEAVES = [kind for kind in TREE if not kind.__subclasses__()]
 
 
 def drawn() -> dict[str, tuple[str, set[str]]]:
-    """What the drawing says: the parent and the builtins of each class, by name."""
+    """The parent and the builtins of each class of the drawing, by name."""
     assert errors.__doc__ is not None
     lines = errors.__doc__.split("```")[1].strip().splitlines()
     found: dict[str, tuple[str, set[str]]] = {}
@@ -64,7 +64,7 @@ def exception_classes(path: Path, known: set[str]) -> Iterator[str]:
 
 
 def test_every_exception_class_of_the_product_is_in_the_tree() -> None:
-    """A private one may be a signal inside its own module: nobody else can meet it."""
+    """Except a private one that only its own module raises and catches."""
     known = {
         name
         for name, kind in vars(builtins).items()
@@ -92,7 +92,7 @@ def test_every_leaf_is_raised_somewhere(kind: type[TidemillError]) -> None:
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
 def test_a_message_reads_as_it_was_written(kind: type[TidemillError]) -> None:
-    """Also of a KeyError and an OSError; and engines make an error again from its message."""
+    """Also of a KeyError and an OSError, and of an error that an engine rebuilds from a message."""
     assert str(kind("what, where, what to do")) == "what, where, what to do"
     again = kind(f"{kind('a').args[0]} [while running 'Step']")
     assert isinstance(again, kind)

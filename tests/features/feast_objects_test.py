@@ -1,4 +1,4 @@
-"""What a project becomes in Feast."""
+"""The Feast objects of a project."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from feast import ValueType
 from feast.types import Float64, Int64, String
 
 from tests.support import parcels
+from tests.support.feast_definitions import feast_objects
 from tidemill import Entity, FeatureView, count, last_k, mean
 from tidemill.features.definitions import col
 from tidemill.features.errors import DefinitionError
@@ -21,7 +22,6 @@ from tidemill.features.feast_objects import (
     VERSION_TAG,
     VIEW_TAG,
     feast_entity,
-    feast_objects,
     feast_service,
     feast_view,
     version_name,

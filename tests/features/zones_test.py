@@ -1,4 +1,4 @@
-"""Zones against `zoneinfo`, which looks at one time after the other."""
+"""Columnar zones against `zoneinfo`, one time after the other."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Installed:
     repository: Path
 
     def run(self, *command: str) -> str:
-        """What a command prints; its failure fails the test with all that it said."""
+        """Run a command and return its output; the test fails with that if the command does."""
         done = subprocess.run(
             [str(self.bin / command[0]), *command[1:]],
             cwd=self.repository,
@@ -46,7 +46,7 @@ class Installed:
 
 
 def build(kind: str, source: Path, target: Path) -> Path:
-    """Build what a source tree is shipped as: ``wheel`` or ``sdist``."""
+    """Build a ``wheel`` or an ``sdist`` of a source tree."""
     code = f"import setuptools.build_meta as b; print('built', b.build_{kind}({str(target)!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True
@@ -84,7 +84,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names(archive: Path) -> set[str]:
-    """What a wheel holds, but for its own metadata."""
+    """The files of a wheel, without its metadata."""
     with zipfile.ZipFile(archive) as opened:
         return {name for name in opened.namelist() if ".dist-info/" not in name}
 

@@ -135,7 +135,7 @@ def test_1629_threads_do_not_change_a_value() -> None:
 
 
 def test_1780_equal_timestamps_have_one_order() -> None:
-    """Rows of one key at one timestamp entered a window in an order that nobody had fixed.
+    """Rows of one key at one timestamp entered a window in an undefined order.
 
     It differed between offline and online, and with it every value that depends on order or on
     which rows are still in the window. Here the order at equal times is hop boundary, request,
@@ -151,7 +151,7 @@ def test_1780_equal_timestamps_have_one_order() -> None:
 
 
 def test_1780_a_row_that_came_twice_counts_once() -> None:
-    """What looked like threads in the first issue was in the end duplicated rows at one time."""
+    """The cause of the first issue turned out to be duplicated rows at one time, not threads."""
     twice = [payment(START + HOUR, "a", 1.0), payment(START + HOUR, "a", 1.0)]
     orders = [order(START + 2 * HOUR)]
     assert streamed(twice, orders) == trained(twice, orders) == {"order": (1, 1.0, 1.0, 1.0)}
@@ -170,8 +170,8 @@ def test_1780_a_row_that_came_twice_counts_once() -> None:
 def test_2256_an_expired_row_is_seen_by_nobody(after: int, seen: bool) -> None:
     """Rows past their time to live were still in the window online, and not in batch.
 
-    Online they went whenever a clean-up came by. Here there is no time to live: a window ends by
-    itself, at the same instant in both, whether or not anything has been cleaned up.
+    Online they were removed by an irregular clean-up. Here there is no time to live: a window ends
+    by itself, at the same instant in both, with or without a clean-up.
     """
     paid = [payment(START, "old", 5.0), payment(START - 30 * DAY, "older", 7.0)]
     orders = [order(START + after)]
@@ -180,7 +180,7 @@ def test_2256_an_expired_row_is_seen_by_nobody(after: int, seen: bool) -> None:
 
 
 def test_2256_an_entity_that_goes_quiet_is_published_down_to_its_empty_value() -> None:
-    """So a reader of the online store does not go on seeing what has expired."""
+    """So a reader of the online store no longer sees expired values."""
     stream = PlainStream(SHOP, 1, ONE_EACH)
     payments = Arrived("payments", 0, [payment(START, "only", 5.0)], [START])
     orders = Arrived("orders", 0, [], [])
@@ -225,11 +225,11 @@ def longer(view: FeatureView) -> FeatureView:
 
 
 def test_3409_old_state_is_not_used_under_a_changed_definition(tmp_path: Path) -> None:
-    """A deploy gave a table a time to live after its window, and rows that were there were lost.
+    """A deploy set a table's time to live to its window, and rows that were there were lost.
 
-    What had been right before the deploy was wrong after it, without an error. Here a state belongs
-    to the hash of its definition: under another window it is refused by name, and made anew from
-    the log.
+    Values were right before the deploy and wrong after it, without an error. Here a state belongs
+    to the hash of its definition: with another window the state is refused by name, and rebuilt
+    from the log.
     """
     options = FeaturizeOptions(run="old", shards=1, partitions=ONE_EACH)
     old = make_operator(SHOP, operator_key(SHOP, 0, 0, 1), options)
@@ -265,7 +265,7 @@ def test_3409_whatever_changes_a_value_changes_the_hash(changed: FeatureView) ->
 
 
 def test_3409_a_longer_window_is_right_from_its_first_request() -> None:
-    """From the log, not from what a shorter window had kept."""
+    """Its state comes from the log, not from the state of the shorter window."""
     view = longer(USER)
     project = replace(SHOP, views=(view,))
     rows = {

@@ -1,4 +1,4 @@
-"""Certificates for tests, each of which signed itself."""
+"""Self-signed certificates for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOCAL = ("localhost", "127.0.0.1")
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate that signed itself: it is its own authority.
+    """A self-signed certificate: it is its own authority.
 
     Attributes:
         cert: Its file, in PEM.

@@ -1,4 +1,4 @@
-"""A program that runs a step without end on Prism, prints Prism's process id, and ends as told."""
+"""A program that runs an endless step on Prism, prints Prism's process id, and ends as asked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(ending: str, sign: str) -> None:
         sign: A file that the step creates when it runs. A Prism whose program dies before that
             panics by itself; the one that outlives its program is the one with a running job.
     """
-    # A job in the background of a shell ignores it, and so would everything that the job starts.
+    # A shell's background job ignores SIGINT, and so would the processes that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     pipeline = beam.Pipeline(runner=OwnedPrismRunner(find_prism()), options=PipelineOptions([]))
     pipeline | beam.Create([sign]) | beam.Map(go_on)

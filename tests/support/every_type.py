@@ -59,7 +59,7 @@ _UUID = "00112233-4455-6677-8899-aabbccddeeff"
 
 
 def _float32(bits: int) -> Value:
-    # Through a Python float a float32's NaN would lose its bits before any store sees it.
+    # A Python float would change the bits of a float32's NaN before it reaches a store.
     return Value.FromString(b"\x35" + bits.to_bytes(4, "little"))
 
 
@@ -179,10 +179,10 @@ def rows(names: list[str] | None = None) -> list[FeastRow]:
 
 
 def wire(value: Value) -> str:
-    """The bytes of a value, as text: what equality to the bit means."""
+    """The bytes of a value, as text, to compare values bit for bit."""
     return value.SerializeToString(deterministic=True).hex()
 
 
 def written(name: str) -> list[str]:
-    """What was written of a field, entity by entity (`wire`)."""
+    """The values written for a field, by entity, in the form of `wire`."""
     return [wire(values[name]) for _, values, _, _ in rows()]

@@ -1,4 +1,4 @@
-"""Frames as another version would have written them, and frames that came to harm."""
+"""Frames of another version, and damaged frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADER_BYTES = 32
 
 
 def of_version(data: bytes, version: int) -> bytes:
-    """Change the version of a frame; everything else, the checksum too, is right."""
+    """Change the version of a frame; its checksum is right."""
     changed = bytearray(data)
     changed[_VERSION_AT : _VERSION_AT + 2] = version.to_bytes(2, "little")
     prefix = zlib.crc32(changed[:_CHECKSUM_AT])
@@ -25,7 +25,7 @@ def of_version(data: bytes, version: int) -> bytes:
 
 
 def damaged(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Harm bytes in many ways: none is left, the end is missing, a bit is another one, ..."""
+    """Damage bytes in many ways: drop all of them, drop the end, flip a bit, ..."""
     yield "empty", b""
     for keep in sorted(
         {1, 7, 8, 20, 31, 32, len(data) // 2, len(data) - 1} & set(range(len(data)))

@@ -1,8 +1,8 @@
 """Folders that a machine refuses to write to: on a full disk, or read-only.
 
-As root both are small file systems of their own, as in life. Without the right to mount, a full
-disk is a limit on the size of files (the system refuses to write on, with another number), and a
-read-only folder has the mode that says so.
+With the right to mount, both are small file systems of their own. Without it, a full disk is a
+limit on the size of files (with another ``errno``), and a read-only folder lacks the write
+permission.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def limited_files(content: Path | None, place: Path) -> Iterator[Path]:
 
 @contextmanager
 def read_only(content: Path | None, place: Path) -> Iterator[Path]:
-    """A copy of ``content`` that nobody may write to."""
+    """A copy of ``content`` that this process may not write to."""
     if may_mount(place.parent):
         with mounted(content, place) as folder:
             assert _run("mount", "-o", "remount,ro", str(folder))

@@ -63,7 +63,7 @@ def compiled() -> list[dict[str, Any]]:
 
 
 def use() -> None:
-    """Do with the kernel what the demo does."""
+    """Use the kernel as the demo does."""
     one = OneView(TWELVE)
     workload = make_workload(ROWS)
     slices = [one.prepare(piece) for piece in cut(workload, SLICE_ROWS)]

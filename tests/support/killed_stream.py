@@ -1,4 +1,4 @@
-"""A program that goes on with the stream of a proof run, paced, until somebody kills it."""
+"""A program that continues the stream of a proof run, paced, until it is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in a document: its code blocks, links and named files."""
+"""The code blocks, links and named files of a document."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Block:
 
     @property
     def is_session(self) -> bool:
-        """True for an interpreter's session: prompts and what they answer."""
+        """True for an interpreter's session: prompts and their output."""
         return self.text.startswith(">>> ")
 
     @property
@@ -67,6 +67,6 @@ def prose(document: Path) -> str:
 
 
 def table_names(document: Path, heading: str) -> list[str]:
-    """Return what the first cells of a table hold, in backticks, by the table's header line."""
+    """Return the names in the first cells of a table, in backticks; find it by its header line."""
     rows = document.read_text().split(heading + "\n")[1].split("\n\n")[0].splitlines()[1:]
     return [row.split("`")[1] for row in rows]

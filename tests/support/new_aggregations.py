@@ -1,7 +1,7 @@
 """A program: puts the example aggregations of docs/aggregations.md in place and runs the laws.
 
 It is run in a process of its own, because a registered aggregation stays registered. Each fragment
-is run in the namespace of the module that the document puts it into, as if it stood at its end.
+is run in the namespace of the module that the document puts it into, after the module's code.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _compiled(path: Path) -> CodeType:
 
 
 def forget_compiled(functions: dict[str, Any], before: set[str]) -> None:
-    """Remove what numba cached for functions whose files are about to go."""
+    """Remove numba's cache of functions whose files will be deleted."""
     for name in functions.keys() - before:
         shutil.rmtree(functions[name].run._cache.cache_path, ignore_errors=True)
 

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
-    """Fail a test that was skipped; one that is expected to fail is another matter."""
+    """Fail a test that was skipped; a test that is expected to fail stays as it is."""
     report = yield
     return report if hasattr(report, "wasxfail") else _failed(report)
 

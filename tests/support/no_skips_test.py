@@ -1,4 +1,4 @@
-"""No test is skipped without failing."""
+"""A skipped test fails."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A project and a history for the tests of the offline store: many hops and windows, ten days.
 
-Instants stand where it hurts: at events, a microsecond before and after them, on hop boundaries
-and window ends, in the middle of nothing, long after an entity went quiet.
+Instants are where mistakes show: at events, a microsecond before and after them, on hop boundaries
+and window ends, far from any event, and long after the last event of an entity.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ SITES = (1, 2, -(2**63), 2**63 - 1)
 
 
 def history(seed: int, pings: int) -> list[Row]:
-    """Pings over nine days: bursts, nulls, equal times, duplicates; some cars fall silent."""
+    """Pings over nine days: bursts, nulls, equal times, duplicates; some cars stop sending."""
     chance = random.Random(seed)
     grid = (5 * MINUTE, HOUR, DAY, 7 * SECOND)
     rows: list[Row] = []
@@ -178,7 +178,7 @@ def instants(rows: Sequence[Row], count: int, seed: int) -> pa.Table:
 
 
 def words(column: pa.ChunkedArray | pa.Array) -> tuple[Int64Array, Int64Array]:
-    """The bit patterns of a column, zero where it is null, and where that is."""
+    """The bit patterns of a column, zero where it is null, and 1 for each null."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     missing = ~hashing.validity(array)
     bits = np.where(missing, 0, hashing.bits(array.fill_null(0)))

@@ -107,7 +107,7 @@ def depot_rows(*rows: tuple[int, int, int, int]) -> pa.RecordBatch:
 
 
 def view_of(rows: pa.RecordBatch) -> FeatureView:
-    """Which of the two views publications are of."""
+    """Return the view that publications belong to."""
     return BY_COURIER if "by_courier__idle" in rows.schema.names else BY_DEPOT
 
 
@@ -120,7 +120,7 @@ def publish(
     shards: int = 1,
     frontier_us: int = 5_000,
 ) -> int:
-    """Publish rows as all that a shard of a view holds."""
+    """Publish rows as the complete content of a shard of a view."""
     return write_publications(
         database,
         "parcels",

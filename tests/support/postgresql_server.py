@@ -126,7 +126,7 @@ def _wait(server: subprocess.Popen[bytes], folder: Path, log: Path) -> None:
 
 
 def _other_user() -> dict[str, Any]:
-    """Return whom the server runs as, for `subprocess`: nobody where we are root."""
+    """Return the user of the server, for `subprocess`: ``nobody`` if this process is root's."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -134,7 +134,7 @@ def _other_user() -> dict[str, Any]:
 
 
 def _programs(folder: Path, user: dict[str, Any]) -> Path:
-    """Return where the programs are; a copy where the other user may not reach the package."""
+    """Return the folder of the programs; a copy if the other user cannot read the package."""
     package = package_folder(_PACKAGE)
     programs = package / _INSTALL / "bin"
     with suppress(PermissionError):

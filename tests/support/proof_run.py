@@ -1,8 +1,8 @@
 """A small run for the tests of the proof: rides of drivers, served by plain functions.
 
-Everything is the real thing but the engine and the model: `Server` carries each poll to the
-operators and the joiner by hand, and leaves what the stream leaves. Its methods are the places
-where an engine or a cache could go wrong; the mutants override one each.
+Everything but the engine and the model is real: `Server` passes each poll to the operators and the
+joiner, and writes what the stream writes. Its methods are the places where an engine or a cache
+could go wrong; each mutant overrides one.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def write_sources(folder: Path) -> None:
 
 
 def configuration(folder: Path, root: Path, mode: str = "exact") -> Configuration:
-    """Return the configuration of the run whose sources stand in ``folder``."""
+    """Return the configuration of the run whose sources are in ``folder``."""
     return Configuration(
         path=folder / "tidemill.yaml",
         project_name="tests.support.proof_run:PROJECT",
@@ -219,7 +219,7 @@ def configuration(folder: Path, root: Path, mode: str = "exact") -> Configuratio
 
 
 class FakeScorer:
-    """Stands in for a bundle's scorer: the proof is about features, whatever the score."""
+    """Scores 0.0 in place of a bundle's scorer: the proof is about features."""
 
     stamps = Stamps("b1", "t1", PROJECT.hash, "CPU", "2.21", False)
 
@@ -270,7 +270,7 @@ class Server:
         self.database.close()
 
     def feed(self, poll: Poll) -> None:
-        """Carry a poll through."""
+        """Pass a poll to the operators and the joiner, and write their output."""
         self.polls += 1
         parts: list[Any] = list(request_parts(PROJECT, poll))
         plans = {
@@ -294,7 +294,7 @@ class Server:
             write_rows(self.config.root / "predictions", pa.Table.from_batches([rows]), name)
 
     def operator(self, view: int, shard: int) -> ShardOperator:
-        """Return the operator of a view and shard, from the handed-over state at first."""
+        """Return the operator of a view and shard; it starts from the handed-over state."""
         key = operator_key(PROJECT, view, shard, SHARDS)
         if key not in self.operators:
             self.operators[key] = self.made(make_operator(PROJECT, key, self.options))
@@ -345,7 +345,7 @@ class Server:
 
 
 class DropsABatch(Server):
-    """Loses the rows of one batch of one shard, and tells nobody."""
+    """Loses the rows of one batch of one shard silently."""
 
     dropped = 0
 

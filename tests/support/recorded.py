@@ -1,4 +1,4 @@
-"""What `tidemill stream` leaves of a few requests: a log, releases, predictions; without Beam."""
+"""A recorded run of a few requests, without Beam: its log, releases and predictions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from tidemill import Project
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.log import Log
 from tidemill.testing import features_at
-from tidemill.testing.feature_values import required_columns
 from tidemill.testing.rows import check_rows
 
 
 def record(root: Path, project: Project, events: Mapping[str, Any], requests: Any) -> Path:
-    """Write a run that answered each request once everything had come, in one shard."""
+    """Write a run that answered each request after all events had come, in one shard."""
     positions: dict[str, int] = {}
     for definition in (*project.streams, project.request):
         given = requests if definition is project.request else events.get(definition.name, [])
-        rows = check_rows(definition, given, required_columns(project, definition)).rows
+        rows = check_rows(definition, given, project.required_columns(definition)).rows
         times = hashing.bits(rows.column(definition.time_column))
         Log(root).write(definition, 0, pa.Table.from_batches([rows]), np.maximum.accumulate(times))
         positions[definition.name] = rows.num_rows

@@ -48,7 +48,7 @@ def program() -> Path:
 
 
 def package_folder(name: str) -> Path:
-    """Return where a package is, without importing it: of some only the programs are wanted."""
+    """Return a package's folder without importing it: only its programs are needed."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None
@@ -162,12 +162,12 @@ class RedisServer:
         self._end(signal.SIGTERM)
 
     def freeze(self) -> None:
-        """Let it answer nothing until `thaw`."""
+        """Stop it from answering until `thaw`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let it answer again."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 

@@ -1,4 +1,4 @@
-"""The Redis of the tests: which one is chosen, and what it does when it is told to."""
+"""The tests' Redis: which program is chosen, and that it keeps, forgets and ends as asked."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ STORES = ["sqlite", "redis"]
 
 @contextmanager
 def place_of(store: str, root: Path) -> Iterator[OnlinePlace]:
-    """Yield the place of an empty store; a Redis runs for as long."""
+    """Yield the place of an empty store; a Redis runs until the context ends."""
     if store == "sqlite":
         yield default_place(root)
         return

@@ -188,7 +188,7 @@ def _booleans(draw: st.DrawFn, schema: Schema, depth: int) -> Expression:
     return IsNull(of(dtype))
 
 
-# What to give a constructor argument of this name; a new one of a plain type is filled by type.
+# Values of a constructor argument, by name; others get a value of their type.
 _ARGUMENTS: Mapping[str, st.SearchStrategy[Any]] = {
     "ddof": st.sampled_from((0, 1)),
     "k": st.integers(1, 4),
@@ -275,7 +275,7 @@ def events(draw: st.DrawFn, view: FeatureView, max_size: int = 30) -> list[Row]:
     steps = st.integers(0, 4).map(lambda n: n * hop_us) | st.sampled_from(windows)
     nudges = st.sampled_from((0, 0, -1, 1)) | st.integers(0, hop_us - 1)
     times = st.builds(lambda step, nudge: origin + step + nudge, steps, nudges)
-    # Few ids and few times, so that they meet.
+    # Few ids and few times, so that some are equal.
     few_times = draw(st.lists(times, min_size=1, max_size=8))
     ids = st.sampled_from(TEXTS if view.stream.schema[EVENT_ID] == STRING else (1, 2, 9, 10, -1))
     row = st.fixed_dictionaries(
@@ -290,7 +290,7 @@ def events(draw: st.DrawFn, view: FeatureView, max_size: int = 30) -> list[Row]:
             },
         }
     )
-    # Left alone, half of all lists would be empty, and then there is little to get wrong.
+    # By default half of all lists would be empty, and an empty list tests little.
     at_least = min(draw(st.sampled_from((8, 3, 1, 0))), max_size)
     rows = draw(st.lists(row, min_size=at_least, max_size=max_size))
     if rows:

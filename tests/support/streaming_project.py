@@ -139,10 +139,6 @@ class Arrived:
     received_us: Sequence[int]
 
 
-def definition_of(project: Project, source: str) -> EventStream | Request:
-    return project.request if source == project.request.name else project.stream(source)
-
-
 def arrivals(
     project: Project,
     rows: Mapping[str, Sequence[Row]],
@@ -152,7 +148,7 @@ def arrivals(
     """Deal rows to partitions, each row delayed by at most its source's out-of-orderness."""
     out = []
     for source, partition_count in partitions.items():
-        definition = definition_of(project, source)
+        definition = project.definition(source)
         time = definition.time_column
         dealt: list[list[tuple[int, int, Row]]] = [[] for _ in range(partition_count)]
         for number, row in enumerate(rows[source]):
@@ -203,7 +199,7 @@ def random_rows(seed: int, trips: int = 120, hails: int = 60) -> dict[str, list[
 
 def write_log(root: Path, project: Project, arrived: Iterable[Arrived]) -> None:
     for part in arrived:
-        definition = definition_of(project, part.source)
+        definition = project.definition(part.source)
         table = pa.Table.from_batches([to_batch(definition.schema, part.rows)])
         Log(root).write(definition, part.partition, table, np.array(part.received_us, np.int64))
 
@@ -214,7 +210,7 @@ def poll_part(
     """Read ``[start, stop)`` of a partition."""
     rows = None
     if stop > start:
-        schema = definition_of(project, part.source).schema
+        schema = project.definition(part.source).schema
         rows = (
             to_batch(schema, part.rows[start:stop])
             .append_column(POSITION, pa.array(range(start, stop), pa.int64()))
@@ -225,7 +221,7 @@ def poll_part(
 
 def watermark_after(project: Project, part: Arrived, stop: int) -> int:
     """Return the watermark that the rows below ``stop`` allow."""
-    definition = definition_of(project, part.source)
+    definition = project.definition(part.source)
     times = [row[definition.time_column] for row in part.rows[:stop]]
     return max(times) - definition.out_of_orderness_us if times else TIME_MIN
 
@@ -375,11 +371,11 @@ def end_of(rows: Mapping[str, Sequence[Row]]) -> int:
 ENGINES = ("fnapi", "prism")
 
 COLLECTED: dict[str, list[Any]] = {}
-"""What pipelines under test gave, by output: both engines run their steps in this process."""
+"""The outputs of pipelines under test, by name: both engines run their steps in this process."""
 
 
 class Collect(beam.DoFn):
-    """Keeps what an output gives."""
+    """Keeps the elements of an output."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -389,7 +385,7 @@ class Collect(beam.DoFn):
 
 
 def collect(outputs: Mapping[str, Any]) -> None:
-    """Keep what these collections give in `COLLECTED`, by name."""
+    """Keep the elements of these collections in `COLLECTED`, by name."""
     COLLECTED.clear()
     for name, pcoll in outputs.items():
         _ = pcoll | f"Collect {name}" >> beam.ParDo(Collect(name))
@@ -433,7 +429,7 @@ def configuration(
 
 
 def without_leaks(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Rename the trips that lie at or before the request that they would be the label of."""
+    """Rename the trips that are at or before the request that they would label."""
     asked = {row["hail"]: row["at"] for row in rows["hails"]}
     trips = [
         {**row, "trip": f"x{row['trip']}"} if row["at"] <= asked.get(row["trip"], -1) else row

@@ -17,7 +17,7 @@ class TlsProxy:
 
     Args:
         address: Where it listens.
-        server: Where the server listens; it is asked anew for every connection.
+        server: Where the server listens; read for every connection, so that it may change.
         certificate: What it shows its clients.
         asks_clients: Whether clients must show this certificate too.
     """
@@ -37,14 +37,14 @@ class TlsProxy:
 
     def start(self) -> None:
         """Listen; when this returns, connections are taken."""
-        # What breaks off a connection is each test's own doing, and seen by its client.
+        # Tests break connections on purpose, and their clients see the error.
         self._loop.set_exception_handler(lambda loop, context: None)
         self._thread.start()
         listening = asyncio.start_server(self._pass_on, *self.address, ssl=self._context)
         self._listener = asyncio.run_coroutine_threadsafe(listening, self._loop).result(30)
 
     def stop(self) -> None:
-        """Listen no more and break off every connection."""
+        """Stop listening and close every connection."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)

@@ -166,7 +166,7 @@ def table() -> Path:
 
 
 steps: list[tuple[str, int, int]] = []
-"""What training told of its progress."""
+"""The progress that training reported."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""A small language for what goes into an operator and what comes out, for golden transcripts.
+"""A small language for the input and output of an operator, for golden transcripts.
 
 In, one batch a line: ``events 0 [0,2) <10: a@3=1 b@5=2`` is partition 0 of the events, positions 0
 and 1, watermark 10, and two rows (key, time, number; the id is ``a@3`` unless ``#id`` follows).
@@ -63,7 +63,7 @@ def make_operator(event_partitions: int = 1, request_partitions: int = 1, **opti
 
 
 def parse(line: str) -> SequencedBatch:
-    """Read a line of what goes in; it travels as bytes, as in the stream."""
+    """Parse a line of input into a batch, encoded and decoded as in the stream."""
     found = _LINE.fullmatch(line.strip())
     assert found is not None, line
     kind, *numbers, text = found.groups()
@@ -87,7 +87,7 @@ def parse(line: str) -> SequencedBatch:
 
 @dataclass
 class Player:
-    """Plays a script to an operator and writes down what it does."""
+    """Plays a script to an operator and returns its output as lines."""
 
     operator: ShardOperator
     asked: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Player:
         return "nothing" if release is None else self.write(release)
 
     def write(self, release: Release) -> str:
-        """Write a release down."""
+        """Return the line of a release."""
         named = released(VIEW, release)
         out = [f"frontier {named.frontier_us}"]
         for row in _in_microseconds(named.answers):

@@ -74,9 +74,8 @@ def promote(project: Project, root: Path, place: RegistryPlace) -> None:
     apply(project, root, place, promote=True, unfilled_too=True)
 
 
-# Feast 0.67 caches what it reads of an SQL registry for the process, under the address of the
-# loaded registry. A client that is gone could leave its address, and so its definitions, to the
-# next one.
+# Feast 0.67 caches the content of an SQL registry for the process, under the memory address of the
+# loaded registry. A freed address may be used again, so keep every client.
 _CLIENTS: list[feast.FeatureStore] = []
 
 

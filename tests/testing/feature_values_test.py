@@ -1,4 +1,4 @@
-"""Values from a few rows: the kernel's, by the contract, without an engine, a store or a folder."""
+"""`features_at`: the kernel's values of a few rows, without an engine, a store or a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recorded run beside other definitions: every difference by request, and nothing written."""
+"""`compare_with_run`: every difference from other definitions, by request; nothing is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tidemill.testing.recorded_run import DIFFERENCES
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Configuration:
-    """A run that was served right; some of its events came late."""
+    """A run that was served correctly; some of its events were late."""
     folder = tmp_path_factory.mktemp(request.param)
     write_sources(folder)
     config = configuration(folder, folder / "run", request.param)
@@ -52,7 +52,7 @@ def served(
 
 @pytest.fixture
 def root(served: Configuration, tmp_path: Path) -> Path:
-    """A copy of its root of one's own."""
+    """A copy of the run's folder, which a test may change."""
     shutil.copytree(served.root, tmp_path / "run")
     return tmp_path / "run"
 
@@ -77,7 +77,7 @@ def test_the_same_definitions_give_what_was_served_late_events_or_not(
     assert found.values == found.requests * (FEATURES + 1)  # an input of the request, too
     assert found.now.equals(found.served)
     assert found.rejected.num_rows == 0
-    # It would not be so without looking at what each release had seen.
+    # So the values depend on which events each release had seen.
     assert served.stream.mode == "eager" or figures["late_values"] > 0
 
 
@@ -117,7 +117,7 @@ def test_a_null_and_another_dtype_are_differences(root: Path) -> None:
     found = compare_with_run(root, project(changed, BY_ZONE)).differences.to_pylist()
     counts = [row for row in found if row["feature"] == "by_driver__rides_6h"]
     sums = [row for row in found if row["feature"] == "by_driver__fares_6h"]
-    # A count is an int64, and where there is one it is no float64; a sum of nothing is 0.0.
+    # The count is int64, so it differs from the float64 sum in type, even where both are 0.
     assert ("0", "0.0") in {(row["served"], row["now"]) for row in counts}
     assert ("0.0", "None") in {(row["served"], row["now"]) for row in sums}
     assert len(counts) == compare_with_run(root, PROJECT).requests

@@ -1,4 +1,4 @@
-"""Batches played to an operator: any order, repeats, restarts; and what comes out by name."""
+"""`ShardPlayer`: batches in any order, repeats, restarts, and the named columns of a release."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_wrong_input_is_refused() -> None:
         ShardPlayer(SHOP).requests(watermark=clock(10))
     with pytest.raises(InputError, match="1 rows do not fit the positions 3 to 3"):
         event_batch(SHOP, [order(clock(10))], watermark=clock(10), start=3, stop=3)
-    # What was refused took no position.
+    # The refused rows took no position.
     assert shop.events([order(clock(10))], watermark=clock(10)).start == 0
     with pytest.raises(SequenceError, match="a batch of event partition 1 came"):
         shop.receive(shop.events(watermark=clock(10), partition=1))

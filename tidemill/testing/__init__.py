@@ -1,8 +1,8 @@
 """Tests of your own features, without Beam, a store or a folder.
 
 * `features_at`: values of a view or a project at given instants, from a few rows.
-* `ShardPlayer`: sequenced batches in any order, with duplicates and restarts, and what is released.
-* `compare_with_run`: what a recorded run served beside what the definitions at hand give.
+* `ShardPlayer`: play sequenced batches in any order, with duplicates and restarts.
+* `compare_with_run`: compare what a recorded run served with what the current definitions give.
 """
 
 from tidemill.testing.feature_values import features_at, rejected_rows

@@ -22,7 +22,6 @@ from tidemill.features.definitions import (
     EventStream,
     FeatureView,
     Project,
-    Request,
 )
 from tidemill.features.errors import InputError, ProofError, nearest
 from tidemill.features.kernel import hashing
@@ -30,7 +29,7 @@ from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.history.labels import find_labels, leaks
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
-from tidemill.testing.rows import REJECTED, CheckedRows, Instant, Rows, check_rows, instants
+from tidemill.testing.rows import REJECTED_ROWS, CheckedRows, Instant, Rows, check_rows, instants
 
 AS_OF: Final = "as_of"
 """The column of the instants that values are for."""
@@ -123,7 +122,7 @@ def rejected_rows(
     if requests is not None:
         request = _project_of(definitions).request
         found.append(check_rows(request, requests, request.required))
-    return pa.concat_tables([REJECTED.empty_table(), *(source.rejected for source in found)])
+    return pa.concat_tables([REJECTED_ROWS.empty_table(), *(source.rejected for source in found)])
 
 
 def _project_of(definitions: Project | FeatureView) -> Project:
@@ -138,21 +137,11 @@ def _views_of(definitions: Project | FeatureView) -> tuple[FeatureView, ...]:
     return (definitions,) if isinstance(definitions, FeatureView) else tuple(definitions.views)
 
 
-def _streams_of(definitions: Project | FeatureView) -> dict[str, EventStream]:
+def _required_of(definitions: Project | FeatureView) -> dict[EventStream, tuple[str, ...]]:
+    """Return the columns in which no row may be null, by stream."""
     if isinstance(definitions, FeatureView):
-        return {definitions.stream.name: definitions.stream}
-    return {stream.name: stream for stream in definitions.streams}
-
-
-def required_columns(
-    definitions: Project | FeatureView, definition: EventStream | Request
-) -> tuple[str, ...]:
-    """Return the columns of a stream or of the request in which no row may be null."""
-    if isinstance(definition, Request):
-        return definition.required
-    if isinstance(definitions, FeatureView):
-        return tuple(dict.fromkeys([*definition.required, definitions.key]))
-    return definitions.required_columns(definition)
+        return {definitions.stream: definitions.required}
+    return {stream: definitions.required_columns(stream) for stream in definitions.streams}
 
 
 def _check_events(
@@ -160,7 +149,8 @@ def _check_events(
 ) -> dict[str, CheckedRows]:
     if not isinstance(definitions, Project | FeatureView):
         raise InputError(f"expected a Project or a FeatureView, found {definitions!r}")
-    streams = _streams_of(definitions)
+    required = _required_of(definitions)
+    streams = [stream.name for stream in required]
     if not isinstance(events, Mapping):
         raise InputError(
             f"events: expected a dict of stream to rows, found a {type(events).__name__}; "
@@ -173,8 +163,8 @@ def _check_events(
                 f"{nearest(str(name), streams)}"
             )
     return {
-        name: check_rows(stream, events.get(name, []), required_columns(definitions, stream))
-        for name, stream in streams.items()
+        stream.name: check_rows(stream, events.get(stream.name, []), columns)
+        for stream, columns in required.items()
     }
 
 

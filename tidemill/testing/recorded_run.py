@@ -1,12 +1,12 @@
-"""A recorded run beside the definitions at hand: what a change of code changes, request by request.
+"""Compare a recorded run with the current definitions: what a change of code changes.
 
 What is promised here: the root folder of a run is only read. Each value that a prediction used is
-compared with what the definitions at hand give for the same request, at the same instant, from the
-events that the release which answered it had seen. So a difference is a difference of definitions
-or of code, never one of a late event.
+compared with what the current definitions give for the same request, at the same instant, from the
+events that had been seen when it was answered. So a difference comes from the definitions or the
+code, never from a late event.
 
-What it is not: a proof of the run. The log that the run wrote is believed; `tidemill verify` is
-what compares a run with its source files.
+This does not prove the run: it trusts the log that the run wrote. `tidemill verify` compares a run
+with its source files.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.release_evidence import read_release_lines
 from tidemill.pipelines.verify.source_history import EventsByKey, Positions, SourceHistory
-from tidemill.testing.feature_values import required_columns
-from tidemill.testing.rows import REJECTED, CheckedRows
+from tidemill.testing.rows import REJECTED_ROWS, CheckedRows
 
 DIFFERENCES: Final = pa.schema(
     [
@@ -71,7 +70,7 @@ _Releases = Mapping[tuple[str, int, int], Positions]
 
 @dataclass(frozen=True, eq=False)
 class RunComparison:
-    """A recorded run beside the definitions at hand.
+    """A recorded run compared with the current definitions.
 
     Attributes:
         differences: A table of `DIFFERENCES`, by request in the order of the log, then by column.
@@ -83,8 +82,8 @@ class RunComparison:
             served.
         now: The same rows with every model input that the definitions give, those of `only_now`
             too. A view that is new is computed from the whole log as of the request's time.
-        rejected: Rows of the log that the definitions at hand reject: ``source``, ``row`` (its
-            place in the log), ``reason``, ``detail``. They count for nothing.
+        rejected: Rows of the log that the current definitions reject, which are left out:
+            ``source``, ``row`` (its place in the log), ``reason``, ``detail``.
     """
 
     differences: pa.Table
@@ -103,7 +102,7 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
     Args:
         root: The run's folder: what ``root:`` in the configuration names, after `tidemill stream`.
             Its ``log``, ``predictions`` and ``releases`` are read; nothing is written.
-        project: The definitions at hand.
+        project: The current definitions.
 
     Raises:
         InputError: The run has no predictions, no releases or no log of a stream; or its log lacks
@@ -179,7 +178,7 @@ def _recorded_columns(predictions: pa.RecordBatch) -> tuple[list[str], list[str]
 
 def _sources(root: Path, project: Project) -> tuple[dict[str, SourceHistory], pa.Table]:
     log = Log(root)
-    sources, rejected = {}, [REJECTED.empty_table()]
+    sources, rejected = {}, [REJECTED_ROWS.empty_table()]
     streams = dict.fromkeys(view.stream for view in project.views)
     definitions: list[EventStream | Request] = [*streams, project.request]
     for definition in definitions:
@@ -191,7 +190,7 @@ def _sources(root: Path, project: Project) -> tuple[dict[str, SourceHistory], pa
 def _source(
     log: Log, project: Project, definition: EventStream | Request
 ) -> tuple[SourceHistory, pa.Table]:
-    """Read the log of a source, judged by the definitions at hand; and the rows they reject."""
+    """Read the log of a source: the rows that the current definitions accept, and the others."""
     logged = log.read(definition.name)
     for name in definition.schema:
         if name not in logged.column_names:
@@ -201,7 +200,7 @@ def _source(
                 "compare with a run that has it"
             )
     rows = one_batch(logged.select(list(definition.schema)))
-    found = validate(definition, rows, required=required_columns(project, definition))
+    found = validate(definition, rows, required=project.required_columns(definition))
     places = one_batch(logged.select([POSITION, RECEIVED, PARTITION])).take(pa.array(found.kept))
     table = pa.table(
         [*found.batch.columns, *places.columns],
@@ -217,7 +216,7 @@ def _beside(
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """Put each prediction beside its request, in the order of the log.
 
-    A prediction whose request the definitions at hand reject is left out with it.
+    A prediction whose request the current definitions reject is left out.
 
     Raises:
         InputError: The log does not hold the request of a prediction.
@@ -239,7 +238,7 @@ def _beside(
         raise InputError(
             f"the log of {requests.definition.name!r} in {log.root} does not hold the request of "
             f"prediction {ids[int(strange[0])].as_py()!r} at its place, nor those of "
-            f"{len(strange) - 1} others: the log was made again since, or the definitions take "
+            f"{len(strange) - 1} others: the log was written again since, or the definitions take "
             "another column for the request's id"
         )
     kept = np.flatnonzero(accepted)
@@ -249,7 +248,7 @@ def _beside(
 
 
 def _found(known: Int64Array, wanted: Int64Array) -> tuple[npt.NDArray[np.bool_], Int64Array]:
-    """Tell which of the wanted places are known, and where each of these stands."""
+    """Tell which of the wanted places are known, and the row of each of these."""
     order = np.argsort(known, kind="stable")
     place = np.searchsorted(known[order], wanted)
     is_known = place < len(order)
@@ -310,7 +309,7 @@ def _seen(
                 f"release {number} of view {view.name!r}, shard {shard}, knows {len(positions)} "
                 f"partitions of events and requests, the log has {events.partitions} of "
                 f"{view.stream.name!r} and {requests.partitions} of {requests.definition.name!r}; "
-                "the log was made again since: compare with a run that is whole"
+                "the log was written again since: compare with a complete run"
             )
         out.append(positions[: events.partitions])
     return out

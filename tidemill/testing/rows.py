@@ -1,15 +1,15 @@
-"""Rows as a test writes them become validated rows, through the validation that production runs.
+"""Rows that a test writes become validated rows, through the validation of production.
 
 What is promised here:
 
-* A list of dicts is read as a JSON Lines file is: each value as its text, so that nothing about a
-  row depends on the rows beside it, and a key that a dict leaves out is null. A key that the schema
-  does not declare is an error, because it is a misspelt one.
+* A list of dicts is read as a JSON Lines file is: each value as its text, so that no row depends on
+  the other rows, and a key that a dict leaves out is null. A key that the schema does not declare
+  is an error: it is probably misspelt.
 * A pandas DataFrame, a `pa.Table`, a `pa.RecordBatch` or anything else that exports an Arrow stream
   is read as a Parquet file is: columns that are not declared are ignored, a declared one that is
   missing rejects every row. NaN is null in pandas, as pandas has it.
 * A time is an aware ``datetime``, an ISO 8601 text with its offset, or an int of microseconds UTC.
-  One without an offset is rejected (``naive_time``): a test declares no zone.
+  A time without an offset is rejected (``naive_time``): a test declares no zone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import Int64Array
+from tidemill.features.contract import Int64Array, time_of
 from tidemill.features.definitions import ARROW_TYPES, TIMESTAMP, EventStream, Request
 from tidemill.features.errors import InputError, nearest
 from tidemill.features.kernel import hashing
@@ -38,7 +38,7 @@ Rows: TypeAlias = "Sequence[Mapping[str, object]] | pd.DataFrame | pa.Table | pa
 Instant = datetime.datetime | str | int
 """A time: aware, or ISO 8601 with its offset, or microseconds UTC."""
 
-REJECTED: Final = pa.schema(
+REJECTED_ROWS: Final = pa.schema(
     [
         ("source", pa.string()),
         ("row", pa.int64()),
@@ -52,19 +52,17 @@ REJECTED: Final = pa.schema(
 * reason: a code (`tidemill.features.rows.rejected.Reason`). detail: what was found and expected.
 """
 
-_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND: Final = datetime.timedelta(microseconds=1)
 _LISTED: Final = 5
 
 
 @dataclass(frozen=True, eq=False)
 class CheckedRows:
-    """What became of the rows of one stream or of the requests.
+    """The rows of one stream or of the requests, before and after validation.
 
     Attributes:
         definition: The stream or the request.
-        given: The rows as they were given, in Arrow.
-        validated: What validation made of them.
+        given: The rows before validation, in Arrow.
+        validated: The result of validation.
     """
 
     definition: EventStream | Request
@@ -78,7 +76,7 @@ class CheckedRows:
 
     @property
     def rejected(self) -> pa.Table:
-        """The others: a table of `REJECTED`."""
+        """The rejected rows: a table of `REJECTED_ROWS`."""
         found = self.validated
         return pa.table(
             [
@@ -87,7 +85,7 @@ class CheckedRows:
                 pa.array([str(reason) for reason in found.reasons], pa.string()),
                 pa.array(found.details, pa.string()),
             ],
-            schema=REJECTED,
+            schema=REJECTED_ROWS,
         )
 
     def refuse_rejected(self) -> None:
@@ -108,8 +106,8 @@ class CheckedRows:
             shown.append(f"  and {len(rejected) - _LISTED} more")
         raise InputError(
             f"{self.definition.name!r}: {len(rejected)} of {self.given.num_rows} rows are rejected "
-            "(a pipeline leaves them out and goes on; so does features_at with skip_rejected=True, "
-            "and tidemill.testing.rejected_rows lists them):\n" + "\n".join(shown)
+            "(a pipeline leaves them out; so does features_at with skip_rejected=True, and "
+            "tidemill.testing.rejected_rows lists them):\n" + "\n".join(shown)
         )
 
 
@@ -124,7 +122,7 @@ def check_rows(
         required: The columns in which no row may be null.
 
     Raises:
-        InputError: They are no rows, or a dict has a key that is not declared.
+        InputError: The argument is not rows, or a dict has a key that is not declared.
     """
     given = arrow_rows(definition, rows)
     return CheckedRows(definition, given, validate(definition, given, required=required))
@@ -179,7 +177,7 @@ def _from_dicts(definition: EventStream | Request, rows: Sequence[Any]) -> pa.Ta
 
 
 def _times(values: list[Any]) -> pa.Array:
-    """Return times as microseconds where each is one without doubt, else as texts to be judged."""
+    """Return times as microseconds if each surely is one, else as texts for validation."""
     numbers: list[int | None] = []
     for value in values:
         number = _microseconds(value)
@@ -191,7 +189,7 @@ def _times(values: list[Any]) -> pa.Array:
 
 def _microseconds(value: Any) -> int | None:
     if type(value) is datetime.datetime and value.utcoffset() is not None:
-        return (value - _EPOCH) // _MICROSECOND
+        return time_of(value)
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value) if -(2**63) <= value < 2**63 else None
     return None
@@ -226,7 +224,7 @@ def instants(values: Instant | Sequence[Instant] | Any) -> Int64Array:
         values: One or several: see `Instant`; a pandas or Arrow column of times does too.
 
     Raises:
-        InputError: One is no time, has no offset, or lies outside the years 1 to 9999.
+        InputError: One is not a time, has no offset, or is outside the years 1 to 9999.
     """
     given = [values] if isinstance(values, datetime.datetime | str | int) else list(values)
     rows = [

@@ -1,9 +1,9 @@
 """Sequenced batches played to the operator of one view, as an engine may deliver them.
 
 What is promised here: the operator is the one that the stream runs
-(`tidemill.pipelines.stream.operator`), batches travel as the bytes that they are in the stream, and
-a restart reads back the bytes that the stream keeps. Only the engine is missing, so a test decides
-what an engine does: in which order batches come, which come twice, and where the worker dies.
+(`tidemill.pipelines.stream.operator`), batches are encoded as in the stream, and a restart reads
+the bytes that the stream keeps. Only the engine is missing, so a test decides what an engine does:
+in which order batches come, which come twice, and when the worker dies.
 """
 
 from __future__ import annotations
@@ -35,16 +35,15 @@ from tidemill.pipelines.stream.sequence import (
     event_rows,
     sequenced_events_schema,
 )
-from tidemill.testing.feature_values import required_columns
 from tidemill.testing.rows import Instant, Rows, check_rows, instants
 
 _WHOLE: Final = 1
-"""The shards of a player's view: one, so every key goes to its operator."""
+"""The number of shards of a player's view: its one operator gets every key."""
 
 
 @dataclass(frozen=True, eq=False)
 class Released:
-    """What one step of the frontier let go.
+    """What the operator released in one step of the frontier.
 
     Attributes:
         number: Counts the releases of the operator, from 1.
@@ -53,7 +52,7 @@ class Released:
         answers: ``partition`` and ``position`` of the request, ``request_id`` (null where the
             player did not make the request), ``as_of``, and every feature column; in the order of
             the requests.
-        publications: The entity's join key, ``event_timestamp``, ``valid_until`` (null: for ever),
+        publications: The entity's join key, ``event_timestamp``, ``valid_until`` (null: no end),
             ``revision``, and every feature column; anchored ones are anchors. Those of an entity
             are in the order of time; the order of entities is not promised.
         events: How many events it applied.
@@ -67,7 +66,7 @@ class Released:
     events: int
 
     def lines(self) -> list[str]:
-        """Write it down for a golden transcript: the frontier, then each answer and publication.
+        """Return lines for a golden transcript: the frontier, then each answer and publication.
 
         Returns:
             A line for each; publications by entity and time.
@@ -103,7 +102,7 @@ class Checkpoint:
     """The state of an operator, as the stream keeps it.
 
     Attributes:
-        head: What changes with every batch: positions, watermarks, what waits.
+        head: What changes with every batch: positions, watermarks, waiting rows.
         snapshot: The kernel's state and the remembered rows; None before the first one.
         entries: The releases since the snapshot.
     """
@@ -150,11 +149,11 @@ def event_batch(
     stop: int | None = None,
     partition: int = 0,
 ) -> SequencedBatch:
-    """Make a batch of events, as it comes out of the bytes that it travels as.
+    """Make a batch of events, encoded and decoded as in the stream.
 
     Args:
         view: The view.
-        rows: Rows of its stream; the last of them stands at ``stop - 1``.
+        rows: Rows of its stream; the last has position ``stop - 1``.
         watermark: The partition's watermark after them: nothing before it is expected any more.
         start: The first position.
         stop: The position after the last; ``start`` plus the number of rows by default. More than
@@ -164,7 +163,7 @@ def event_batch(
     Raises:
         InputError: A row is rejected, or there are more rows than positions.
     """
-    checked = check_rows(view.stream, rows, required_columns(view, view.stream))
+    checked = check_rows(view.stream, rows, view.required)
     checked.refuse_rejected()
     stop = _stop(start, stop, checked.rows.num_rows)
     positions = np.arange(stop - checked.rows.num_rows, stop)
@@ -267,8 +266,8 @@ def _features(view: FeatureView, rows: pa.RecordBatch) -> dict[str, pa.Array]:
 class ShardPlayer:
     """Makes batches of a view's events and requests, and plays them to its operator.
 
-    A batch that is made takes the next positions of its partition. Making one plays nothing: give
-    batches to `receive` in any order, as often as you like.
+    A new batch takes the next positions of its partition. Give batches to `receive`, in any order
+    and as often as you like.
 
     Attributes:
         view: The view.
@@ -360,7 +359,7 @@ class ShardPlayer:
         """Return the operator's state, as the stream keeps it after a bundle.
 
         Args:
-            snapshot: Write the whole state; else the head, and the releases since the last
+            snapshot: Write a snapshot; else only the head, and the releases since the last
                 snapshot, as the stream does most of the time.
         """
         if snapshot:
@@ -368,11 +367,11 @@ class ShardPlayer:
         return Checkpoint(self.operator.head(), self._snapshot, tuple(self._entries))
 
     def restart(self, checkpoint: Checkpoint | None = None) -> None:
-        """Go on with another operator that knows a checkpoint and nothing else.
+        """Continue with a new operator that is restored from a checkpoint.
 
         Args:
-            checkpoint: Where it goes on; the state as it is now by default. What was received
-                after an older one has not happened: deliver it again.
+            checkpoint: The checkpoint; the current state by default. Deliver again what was
+                received after an older one.
         """
         if checkpoint is None:
             checkpoint = self.checkpoint(snapshot=False)

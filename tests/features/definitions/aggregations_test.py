@@ -85,6 +85,7 @@ OPERATORS: list[Callable[[Any], Any]] = [
     lambda a: a + 1,
     lambda a: 1 - a,
     lambda a: np.float64(3) * a,
+    lambda a: np.arange(3) * a,
     lambda a: a // 2,
     lambda a: a % 2,
     lambda a: a**2,

@@ -1,4 +1,4 @@
-"""What an expression means, row by row, and that the columnar evaluation means the same."""
+"""The oracle's expressions, row by row, and the columnar evaluation against them."""
 
 from __future__ import annotations
 

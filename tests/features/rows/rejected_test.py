@@ -1,4 +1,4 @@
-"""Rejected records: one row says why, where and what."""
+"""Rejected records: a row has the reason, the place and the payload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation: what each dtype takes, as text and typed, and the one reason for the rest."""
+"""Validation: what each dtype accepts, as text and typed, and the reason for what is rejected."""
 
 from __future__ import annotations
 

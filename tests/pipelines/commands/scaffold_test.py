@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import ConfigurationError
 from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.commands.scaffold import write_project
@@ -34,13 +33,8 @@ def configuration(written: Path) -> Configuration:
 def read(configuration: Configuration, name: str) -> tuple[pa.Table, pa.Table, Counts]:
     """Return a source's valid rows, its rejected rows and the counts."""
     project, source = configuration.project, configuration.sources[name]
-    definition: EventStream | Request
-    if name == project.request.name:
-        definition = project.request
-        required = definition.required
-    else:
-        definition = project.stream(name)
-        required = project.required_columns(definition)
+    definition = project.definition(name)
+    required = project.required_columns(definition)
     parts = list(read_stream(definition, source.find_files(), required=required))
     counts = Counts()
     for part in parts:

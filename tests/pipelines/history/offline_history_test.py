@@ -29,7 +29,6 @@ from tests.support.streaming_project import (
     PlainStream,
     Row,
     arrivals,
-    definition_of,
     end_of,
     poll_part,
     random_rows,
@@ -307,7 +306,7 @@ def visible_from(streamed: Streamed, view: FeatureView, end_us: int) -> dict[int
         for index in mine:
             part = streamed.arrived[index]
             for row in part.rows[: stops[index]] if part.source == view.stream.name else ():
-                time = row[definition_of(PROJECT, part.source).time_column]
+                time = row[PROJECT.definition(part.source).time_column]
                 if id(row) not in out and time < reached:
                     out[id(row)] = max(time + 1, frontier)
         frontier = max(frontier, reached)

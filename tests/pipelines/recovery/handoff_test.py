@@ -25,7 +25,6 @@ from tests.support.streaming_project import (
     PlainStream,
     arrivals,
     configuration,
-    definition_of,
     elements_of,
     random_rows,
     write_log,
@@ -83,7 +82,7 @@ def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
     ]
     out = []
     for part in arrivals(PROJECT, rows, PARTITIONS, chance):
-        time = definition_of(PROJECT, part.source).time_column
+        time = PROJECT.definition(part.source).time_column
         # Within what a source accepts: out-of-orderness and lateness.
         most = {"trips": 40 * SECOND, "rain": 0, "hails": 30 * SECOND}[part.source]
         received = [

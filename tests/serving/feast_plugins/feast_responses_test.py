@@ -11,9 +11,10 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.types import Array, Bytes, Int64, String
 
 from tests.support import every_type, parcels, stores
+from tests.support.feast_definitions import feast_objects
 from tests.support.parcels import BY_COURIER, BY_DEPOT, DEPOT, SCANS, courier_rows, depot_rows
 from tidemill import FeatureView, count
-from tidemill.features.feast_objects import DEFINITION_TAG, MAX_STALENESS_TAG, feast_objects
+from tidemill.features.feast_objects import DEFINITION_TAG, MAX_STALENESS_TAG
 from tidemill.serving.feast_plugins.online_store import OrderedOnlineStore
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.feast_rows import stored_view

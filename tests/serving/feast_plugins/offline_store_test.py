@@ -18,6 +18,7 @@ from feast.errors import (
 )
 
 from tests.support import parcels
+from tests.support.feast_definitions import feast_objects
 from tests.support.offline_project import (
     BY_CAR,
     CAR,
@@ -36,7 +37,7 @@ from tests.support.streaming_project import Arrived, write_log
 from tidemill.features.contract import DAY, HOUR, MINUTE, TIME_MAX
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, StoreError
-from tidemill.features.feast_objects import REVISION, VALID_UNTIL, feast_objects
+from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log

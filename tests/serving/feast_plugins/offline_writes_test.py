@@ -16,6 +16,7 @@ from feast.feature_logging import LoggingConfig
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 
 from tests.support import parcels
+from tests.support.feast_definitions import feast_objects
 from tests.support.offline_project import END, PINGS, PROJECT, START, VIEWS, history
 from tests.support.parcels import BY_DEPOT, depot_rows
 from tests.support.strategies import to_batch
@@ -23,7 +24,7 @@ from tests.support.streaming_project import Arrived, write_log
 from tidemill.features.contract import DAY, HOUR, MINUTE, TIME_MAX, TIME_MIN
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, StoreError
-from tidemill.features.feast_objects import REVISION, VALID_UNTIL, feast_objects
+from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.features.kernel.advance import Publish, advance
 from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.prepare import prepare_events

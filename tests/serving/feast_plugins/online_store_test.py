@@ -19,6 +19,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 
 from tests.support import parcels, stores
 from tests.support.certificates import Certificate
+from tests.support.feast_definitions import feast_objects
 from tests.support.parcels import (
     BY_COURIER,
     BY_DEPOT,
@@ -30,7 +31,6 @@ from tests.support.parcels import (
 from tests.support.redis_server import RedisServer
 from tidemill.features.contract import TIME_MAX
 from tidemill.features.errors import ConflictingPublication, InputError, StoreError
-from tidemill.features.feast_objects import feast_objects
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Snapshot
 from tidemill.serving.online.parcels import feast_rows, online_rows

@@ -19,6 +19,7 @@ from feast.infra.offline_stores.offline_utils import (
     get_feature_view_query_context,
 )
 
+from tests.support.feast_definitions import feast_objects
 from tests.support.offline_project import (
     CAR,
     END,
@@ -36,7 +37,7 @@ from tests.support.streaming_project import Arrived, write_log
 from tidemill import FeatureView, Project
 from tidemill.features.bigquery_dataset import BigQueryDataset, log_name, newest_name
 from tidemill.features.errors import ConfigurationError, InputError
-from tidemill.features.feast_objects import REVISION, VALID_UNTIL, feast_objects
+from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log

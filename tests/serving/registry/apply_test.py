@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support import parcels, versions
+from tests.support.feast_definitions import feast_objects
 from tests.support.parcels import BY_COURIER, BY_DEPOT
 from tests.support.versions import (
     NEW,
@@ -29,7 +30,7 @@ from tests.support.versions import (
 )
 from tidemill import Entity, FeatureView, Project, col, count, max, sum
 from tidemill.features.errors import StoreError
-from tidemill.features.feast_objects import DEFINITION_TAG, feast_objects, offline_path
+from tidemill.features.feast_objects import DEFINITION_TAG, offline_path
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.rows import KeySpace
