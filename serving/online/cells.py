@@ -76,9 +76,13 @@ def cell_matrix(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> npt.NDArra
 
 def encode_cells(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> list[bytes]:
     """Encode whole columns: `cell_matrix`, a string of bytes for each row."""
-    matrix = cell_matrix(dtypes, arrays)
-    width, data = matrix.shape[1], matrix.tobytes()
-    return [data[at : at + width] for at in range(0, len(data), width)]
+    return matrix_rows(cell_matrix(dtypes, arrays))
+
+
+def matrix_rows(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
+    """Return the bytes of each row of a matrix, ``(rows, width)``."""
+    (rows, width), data = matrix.shape, matrix.tobytes()
+    return [data[at : at + width] for at in range(0, rows * width, width)]
 
 
 def decode_matrix(

@@ -119,7 +119,9 @@ class OnlineDatabase(Protocol):
 
         Raises:
             ConflictingPublication: One contradicts the one that stands.
-            StoreError: The database cannot be written.
+            StoreUnavailable: The database cannot be reached, or cannot be written for now.
+            NoKeySpace: The key space does not exist, or the database itself.
+            StoreError: The database refuses.
         """
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:

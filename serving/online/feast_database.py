@@ -99,43 +99,19 @@ class FeastDatabase:
         return f"Feast's online store of type {self.place.type!r}"
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make what the store needs for views.
-
-        Raises:
-            StoreError: A view is not registered, or the store refuses.
-        """
+        """Make what the store needs for views."""
         self._update(spaces, keep=True)
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
-        """Remove what the store holds of views.
-
-        Raises:
-            StoreError: A view is not registered, or the store refuses.
-        """
+        """Remove what the store holds of views."""
         self._update(spaces, keep=False)
 
     def spaces(self) -> list[str]:
-        """Refuse: Feast's stores cannot say what they hold.
-
-        Raises:
-            StoreError: Always.
-        """
+        """Refuse: Feast's stores cannot say what they hold."""
         raise StoreError(f"{self.name} cannot list its key spaces; {_INSTEAD}")
 
     def write(self, space: KeySpace, rows: RowBatch) -> int:
-        """Write the newest publication of each entity of these.
-
-        Args:
-            space: The view they are of.
-            rows: The publications, in any order.
-
-        Returns:
-            How many were written; which of them stand, only the store knows.
-
-        Raises:
-            StoreUnavailable: The store cannot be reached.
-            StoreError: The view is not registered in this definition, or the store refuses.
-        """
+        """Write the newest publication of each entity of these, and return how many those are."""
         from tidemill.serving.online.feast_rows import feast_rows
 
         if not len(rows):
@@ -148,26 +124,11 @@ class FeastDatabase:
         return len(newest)
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
-        """Write parcels in their order; their frontiers are not kept.
-
-        Args:
-            parcels: What was published.
-
-        Returns:
-            How many rows of each were written.
-
-        Raises:
-            StoreUnavailable: The store cannot be reached.
-            StoreError: A view is not registered in this definition, or the store refuses.
-        """
+        """Write parcels in their order; their frontiers are not kept."""
         return [self.write(parcel.space, parcel.rows) for parcel in parcels]
 
     def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
-        """Refuse: a row without a frontier has no instant, so nobody can say how old it is.
-
-        Raises:
-            StoreError: Always.
-        """
+        """Refuse: a row without a frontier has no instant, so its age is unknown."""
         raise StoreError(
             f"{self.name} keeps no frontiers, so it cannot be read as of an instant; {_INSTEAD}"
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -24,6 +24,7 @@ from tidemill.features.contract import TIME_MIN, Int64Array, ReadStatus, read_st
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError
 from tidemill.features.feast_objects import field_name
+from tidemill.serving.online.cells import matrix_rows
 from tidemill.serving.stores.online_places import Clock
 
 # Feast's ValueType numbers: they are part of the key's bytes.
@@ -166,15 +167,11 @@ class RowBatch:
 
     def cells_of_rows(self) -> list[bytes]:
         """Return the cells of each row."""
-        if isinstance(self.cells, list):
-            return self.cells
-        count, width = self.cells.shape
-        data = self.cells.tobytes()
-        return [data[at : at + width] for at in range(0, count * width, width)]
+        return self.cells if isinstance(self.cells, list) else matrix_rows(self.cells)
 
-    def rows(self) -> list[Row]:
-        """Return the publications one by one, as a read gives them."""
-        columns = zip(
+    def tuples(self) -> Iterator[tuple[bytes, int, int, int, int | None, bytes]]:
+        """Return the publications one by one, as plain tuples with the fields of `Row`."""
+        return zip(
             self.keys,
             self.event_timestamps.tolist(),
             self.revisions.tolist(),
@@ -183,7 +180,10 @@ class RowBatch:
             self.cells_of_rows(),
             strict=True,
         )
-        return [Row(*row) for row in columns]
+
+    def rows(self) -> list[Row]:
+        """Return the publications one by one, as a read gives them."""
+        return [Row(*row) for row in self.tuples()]
 
 
 @dataclass(frozen=True)

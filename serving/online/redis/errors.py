@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Sequence
 from typing import Final
 
 from redis.exceptions import (
@@ -22,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tidemill.features.errors import StoreError, StoreUnavailable
+from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.stores.redis_place import RedisPlace
 
 # What the client has taken out of the text and put into a class.
@@ -52,19 +54,23 @@ _PASSING: Final = {
     "BUSY": "it is running a script that does not end: end that (SCRIPT KILL), and try again",
 }
 
+_NO_LOGIN: Final = (
+    "it refuses the user or the password: correct username, and the password that "
+    "password_env or password_file names"
+)
+IN_CLUSTER: Final = (
+    "it is a node of a Redis Cluster, which cannot write several keys in one step: "
+    "name a Redis that is not part of a cluster"
+)
 _LASTING: Final = {
-    "NOAUTH": "it refuses the user or the password: correct username, and the password that "
-    "password_env or password_file names",
-    "WRONGPASS": "it refuses the user or the password: correct username, and the password that "
-    "password_env or password_file names",
+    "NOAUTH": _NO_LOGIN,
+    "WRONGPASS": _NO_LOGIN,
     "NOPERM": "the user may not do this: give it the commands and keys that the online store "
     "needs (docs/online-store.md: ACL SETUSER)",
     "WRONGTYPE": "another program keeps other things under the keys tm:*: choose another db, or "
     "remove them",
-    "MOVED": "it is a node of a Redis Cluster, which cannot write several keys in one step: name "
-    "a Redis that is not part of a cluster",
-    "CROSSSLOT": "it is a node of a Redis Cluster, which cannot write several keys in one step: "
-    "name a Redis that is not part of a cluster",
+    "MOVED": IN_CLUSTER,
+    "CROSSSLOT": IN_CLUSTER,
 }
 
 # What Redis 7.0 and Valkey 9 say of a command within a script, where other releases say NOPERM.
@@ -74,18 +80,20 @@ _NOPERM_WITHIN: Final = ("The user executing the script can't", "ACL failure in 
 _CODE: Final = re.compile(rf"(?:^|[-\s])({'|'.join([*_PASSING, *_LASTING])})\b")
 
 
-def explained(place: RedisPlace, of: str, error: RedisError) -> StoreError:
-    """Return our error for one of Redis's, with the store, the key space and the mend in it.
+def explained(place: RedisPlace, spaces: Sequence[KeySpace], error: RedisError) -> StoreError:
+    """Return our error for one of Redis's, with the store, the key spaces and the mend in it.
 
     Args:
         place: The Redis.
-        of: What was read or written: ``key space NAME``, or several, or what else.
+        spaces: The key spaces that were read or written; none means all of them.
         error: What went wrong.
 
     Returns:
         `StoreUnavailable` where the same call may succeed later, else a `StoreError`.
     """
-    where = f"{place.name}, {of}"
+    names = sorted({space.name for space in spaces})
+    of = f"key space{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    where = f"{place.name}, {of if names else 'all key spaces'}"
     code = _code(error)
     if code in _PASSING:
         return StoreUnavailable(f"{where}: {_said(code, error)}; {_PASSING[code]}")

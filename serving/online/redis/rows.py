@@ -27,6 +27,7 @@ from typing import Final
 
 import numpy as np
 
+from tidemill.serving.online.cells import matrix_rows
 from tidemill.serving.online.rows import KeySpace, Row, RowBatch
 
 SPACES: Final = "tm:spaces"
@@ -83,8 +84,7 @@ def encode_rows(rows: RowBatch) -> list[bytes]:
     out[:, 24:28] = np.frombuffer(shard.to_bytes(4, "big", signed=True), np.uint8)
     if matrix is not None:
         out[:, _ROW.size :] = matrix
-    data = out.tobytes()
-    encoded = [data[at : at + width] for at in range(0, count * width, width)]
+    encoded = matrix_rows(out)
     if isinstance(cells, list):
         return [head + cell for head, cell in zip(encoded, cells, strict=True)]
     return encoded

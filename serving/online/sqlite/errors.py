@@ -38,27 +38,17 @@ def named_errors(path: str, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
             f"there is no online store at {path}; register the project to make it"
         ) from error
     except sqlite3.Error as error:
-        for space in spaces:
-            if str(error) == f"no such table: {space.name}":
-                raise no_key_space(store, space) from error
-        raise explained(store, error) from error
+        raise _explained(store, spaces, error) from error
     except OSError as error:
         raise StoreError(f"{store}: {error}") from error
 
 
-def explained(store: str, error: sqlite3.Error) -> StoreError:
-    """Return our error for one of SQLite's.
-
-    Args:
-        store: The store's name.
-        error: What went wrong.
-
-    Returns:
-        `StoreUnavailable` where the same call may succeed later, else a `StoreError`.
-    """
+def _explained(store: str, spaces: Sequence[KeySpace], error: sqlite3.Error) -> StoreError:
+    for space in spaces:
+        if str(error) == f"no such table: {space.name}":
+            return no_key_space(store, space)
     # An error that the Python module finds by itself has no code.
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in _TRANSIENT:
+    if getattr(error, "sqlite_errorcode", -1) & 0xFF in _TRANSIENT:
         return StoreUnavailable(
             f"{store}: {error}; nothing was written: try again, after making room on the "
             "disk or ending the writer that keeps the lock"
