@@ -143,10 +143,10 @@ def _moved(what: str, old: list[str], new: list[str]) -> Iterator[str]:
         yield f"order of {what} {', '.join(old)} -> {', '.join(new)}"
 
 
-def every_feature(view: FeatureView, change: Change) -> tuple[FeatureChange, ...]:
+def new_features(view: FeatureView) -> tuple[FeatureChange, ...]:
     """Return the features of a view that is added."""
     return tuple(
-        FeatureChange(name, change, tuple(_written(aggregation.spec())))
+        FeatureChange(name, Change.ADDED, tuple(_written(aggregation.spec())))
         for name, aggregation in view.features.items()
     )
 

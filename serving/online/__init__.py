@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase, Parcel, Snapshot
-from tidemill.serving.online.parcels import online_rows, parcel_of, write_publications
+from tidemill.serving.online.parcels import online_rows, parcel_of
 from tidemill.serving.online.reader import OnlineReader, OnlineReading, finish_anchored
 from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
 
@@ -27,5 +27,4 @@ __all__ = [
     "online_rows",
     "open_database",
     "parcel_of",
-    "write_publications",
 ]

@@ -283,8 +283,8 @@ def _dtype(table: str, name: str, kind: _Type) -> str:
 
 
 def _without_seam(name: str) -> str:
-    # Between the parts of a key space's name stand two underscores (`KeySpace.named`), which no
-    # name of Tidemill's holds.
+    # The parts of a key space's name are joined by two underscores, which no name of Tidemill's
+    # holds.
     return name.replace("__", "_%5F")
 
 

@@ -36,6 +36,8 @@ _INT64: Final = 4
 class KeySpace:
     """One version of one view in an online store.
 
+    Project, view and definition make its name: enough to read its frontiers or to remove it.
+
     Attributes:
         project: The project's name.
         view: The view's name.
@@ -47,8 +49,8 @@ class KeySpace:
     project: str
     view: str
     definition: str
-    columns: tuple[tuple[str, str], ...]
-    max_staleness_us: int
+    columns: tuple[tuple[str, str], ...] = ()
+    max_staleness_us: int = 0
 
     @staticmethod
     def of(project: str, view: FeatureView) -> KeySpace:
@@ -58,21 +60,6 @@ class KeySpace:
             DefinitionError: A feature's name is one that every publication carries.
         """
         return _key_space(project, view)
-
-    @staticmethod
-    def named(name: str) -> KeySpace:
-        """Return the key space of a name, its columns unknown: enough to remove it.
-
-        Raises:
-            InputError: That is no key space's name.
-        """
-        project, _, rest = name.partition("__")
-        view, _, definition = rest.rpartition("__")  # a view of Feast's own may hold one itself
-        if not (project and view and definition):
-            raise InputError(
-                f"found {name!r}, expected the name of a key space: PROJECT__VIEW__DEFINITION"
-            )
-        return KeySpace(project, view, definition, columns=(), max_staleness_us=0)
 
     @functools.cached_property
     def name(self) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import (
     feast_entity,
@@ -30,7 +30,7 @@ from tidemill.features.feast_objects import (
 )
 from tidemill.serving.definition_changes import Change
 from tidemill.serving.registry.plan import RegistrationPlan, entity_name
-from tidemill.serving.registry.state import Registered, RegisteredView
+from tidemill.serving.registry.state import Registered
 
 if TYPE_CHECKING:
     import feast
@@ -61,95 +61,67 @@ class Entries:
         )
 
 
-def next_service_name(project: Project) -> str:
-    """Return the name of the feature service of the definitions that were registered last."""
-    return f"{service_name(project)}__next"
-
-
-def added_entries(
-    project: Project, registered: Registered, plan: RegistrationPlan, offline: str | BigQueryDataset
+def registry_entries(
+    project: Project,
+    registered: Registered,
+    plan: RegistrationPlan,
+    offline: str | BigQueryDataset,
+    *,
+    promote: bool,
 ) -> Entries:
-    """Return what registering writes: all of the code's definitions, nothing taken away.
+    """Return what the registry shall hold.
+
+    Registering adds all of the code's definitions and takes nothing away. Promotion leaves no
+    other version. A version that was pending keeps the name that it had beside ``VIEW``, for those
+    who read it there, until another one is promoted; not in a store that keeps rows by name, where
+    the two would be two tables and one of them would not be fed any more.
 
     Args:
         project: The code's definitions.
         registered: What is registered.
         plan: What differs.
         offline: As for `features.feast_objects.feast_objects`.
+        promote: Whether ``VIEW`` and the feature service become the code's.
     """
     entries = Entries()
-    by_view = {view.view: view for view in plan.views}
+    planned = {view.view: view for view in plan.views}
+    names = {version.feast_name for version in registered.views}
     entities = {}
     for view in project.views:
-        name = entity_name(view.entity, registered)
+        name = view.entity.name if promote else entity_name(view.entity, registered)
         entities[view.entity.name] = feast_entity(view.entity, name)
-        entries.want("entity", entities[view.entity.name])
-    views = {}
-    for view in project.views:
-        planned = by_view[view.name]
-        views[view] = feast_view(
-            view,
-            entities[view.entity.name],
-            offline,
-            name=planned.feast_name,
-            version=planned.version,
-        )
-        _want_view(entries, views[view])
-    if plan.service is not Change.CHANGED:
-        entries.want("feature_service", feast_service(project, views))
-    next_service = next_service_name(project)
-    if plan.service is Change.CHANGED or plan.to_promote or next_service in registered.services:
-        entries.want("feature_service", feast_service(project, views, next_service))
-    return entries
-
-
-def promoted_entries(
-    project: Project, registered: Registered, plan: RegistrationPlan, offline: str | BigQueryDataset
-) -> Entries:
-    """Return what promotion writes: the code's definitions, and no other version.
-
-    A version that was pending keeps the name that it had beside ``VIEW``, for those who read it
-    there, until another one is promoted; not in a store that keeps rows by name, where the two
-    would be two tables and one of them would not be fed any more.
-
-    Args:
-        project: The code's definitions.
-        registered: What is registered.
-        plan: What differs.
-        offline: As for `features.feast_objects.feast_objects`.
-    """
-    entries = Entries()
-    by_view = {view.view: view for view in plan.views}
-    names = {version.feast_name for version in registered.views}
-    entities = {view.entity.name: feast_entity(view.entity) for view in project.views}
     for entity in entities.values():
         entries.want("entity", entity)
+
+    def want_view(view: FeatureView, name: str) -> feast.FeatureView:
+        entity, version = entities[view.entity.name], planned[view.name].version
+        made = feast_view(view, entity, offline, name=name, version=version)
+        entries.want("data_source", made.batch_source)
+        entries.want("feature_view", made)
+        return made
+
     views = {}
     for view in project.views:
-        version = by_view[view.name].version
-        entity = entities[view.entity.name]
-        views[view] = feast_view(view, entity, offline, version=version)
-        _want_view(entries, views[view])
-        alias = version_name(view, version)
-        if alias in names and plan.spaces is not None:
-            _want_view(entries, feast_view(view, entity, offline, name=alias, version=version))
-    entries.want("feature_service", feast_service(project, views))
-    if (next_service := next_service_name(project)) in registered.services:
+        views[view] = want_view(view, view.name if promote else planned[view.name].feast_name)
+        alias = version_name(view, planned[view.name].version)
+        if promote and alias in names and plan.spaces is not None:
+            want_view(view, alias)
+    if promote or plan.service is not Change.CHANGED:
+        entries.want("feature_service", feast_service(project, views))
+    next_service = f"{service_name(project)}__next"
+    differs = plan.service is Change.CHANGED or plan.to_promote
+    if next_service in registered.services or (differs and not promote):
         entries.want("feature_service", feast_service(project, views, next_service))
-    for feast_name in names:
-        if ("feature_view", feast_name) not in entries.wanted:
-            entries.unwanted.add(("feature_view", feast_name))
-            entries.unwanted.add(("data_source", source_name(feast_name)))
-    for found in registered.entities.values():
-        in_use = found.feast_name in registered.entities_in_use
-        if found.entity and not in_use and ("entity", found.feast_name) not in entries.wanted:
-            entries.unwanted.add(("entity", found.feast_name))
+    if promote:
+        for name in names:
+            if ("feature_view", name) not in entries.wanted:
+                entries.unwanted |= {("feature_view", name), ("data_source", source_name(name))}
+        for found in registered.entities.values():
+            key = ("entity", found.feast_name)
+            in_use = found.feast_name in registered.entities_in_use
+            if found.entity and not in_use and key not in entries.wanted:
+                entries.unwanted.add(key)
     return entries
-
-
-def _want_view(entries: Entries, view: feast.FeatureView) -> None:
-    entries.want("data_source", view.batch_source)
-    entries.want("feature_view", view)
 
 
 def changed_entries(store: feast.FeatureStore | None, entries: Entries) -> Entries:
@@ -312,9 +284,3 @@ class _OneTransaction:
     def begin(self) -> Iterator[Any]:
         """Yield the connection; who opened it commits, or rolls back on an error."""
         yield self.connection
-
-
-def find_version(registered: Registered, view: str, definition: str) -> RegisteredView | None:
-    """Return the version of a view with a definition, the promoted one first."""
-    versions = registered.versions(view)
-    return next((version for version in versions if version.definition == definition), None)

@@ -12,34 +12,18 @@ A key space holds the values of a reader or a stream that goes by its definition
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StoreError
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.rows import Frontiers, KeySpace
-from tidemill.serving.registry.plan import Role
+from tidemill.serving.registry.plan import Role, SpacePlan
 from tidemill.serving.registry.registration import plan_project
-from tidemill.serving.registry.state import space_of
 from tidemill.serving.stores.online_places import FeastPlace
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import registry_lock
 
 
-@dataclass(frozen=True)
-class Orphan:
-    """A key space that no version refers to.
-
-    Attributes:
-        space: The key space, by its name only.
-        frontiers: What was published to it.
-    """
-
-    space: KeySpace
-    frontiers: Frontiers
-
-
-def find_orphans(project: Project, places: StorePlaces) -> list[Orphan]:
+def find_orphans(project: Project, places: StorePlaces) -> list[SpacePlan]:
     """Find the project's key spaces that no version in the registry refers to.
 
     Args:
@@ -62,14 +46,10 @@ def find_orphans(project: Project, places: StorePlaces) -> list[Orphan]:
             f"{project.name!r}, so it cannot say which key spaces are in use; name the registry "
             "that the project is registered in, or register it: `tidemill apply`"
         )
-    return [
-        Orphan(space_of(project.name, space.view, space.definition), space.frontiers)
-        for space in plan.spaces or ()
-        if space.role is Role.ORPHANED
-    ]
+    return [space for space in plan.spaces or () if space.role is Role.ORPHANED]
 
 
-def drop_orphans(project: Project, places: StorePlaces, agreed: Sequence[Orphan]) -> list[str]:
+def drop_orphans(project: Project, places: StorePlaces, agreed: Sequence[SpacePlan]) -> list[str]:
     """Drop key spaces, of those that somebody agreed to, that still no version refers to.
 
     Args:
@@ -83,10 +63,10 @@ def drop_orphans(project: Project, places: StorePlaces, agreed: Sequence[Orphan]
     Raises:
         StoreError: As for `find_orphans`, or the store cannot be written.
     """
-    names = {orphan.space.name for orphan in agreed}
+    names = {orphan.name for orphan in agreed}
     with registry_lock(places.registry):
         still = find_orphans(project, places)
-        spaces = [orphan.space for orphan in still if orphan.space.name in names]
+        spaces = [orphan.space for orphan in still if orphan.name in names]
         if spaces:
             database = open_database(places.online)
             database.drop(spaces)

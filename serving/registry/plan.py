@@ -26,14 +26,12 @@ from tidemill.features.feast_objects import field_name, service_name, version_na
 from tidemill.serving.definition_changes import (
     Change,
     FeatureChange,
-    every_feature,
     feature_changes,
+    new_features,
     view_changes,
 )
-from tidemill.serving.online.rows import Frontiers
-from tidemill.serving.registry.state import Registered, RegisteredView, ServicePart, space_name
-
-NO_FRONTIERS = Frontiers(0, {})
+from tidemill.serving.online.rows import Frontiers, KeySpace
+from tidemill.serving.registry.state import Registered, RegisteredView, ServicePart
 
 
 class Role(Enum):
@@ -71,13 +69,8 @@ class ViewPlan:
     is_registered: bool
     in_service: bool
     promoted: RegisteredView | None
-    details: tuple[str, ...]
-    features: tuple[FeatureChange, ...]
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether the code's definition stands, or will stand, beside another promoted one."""
-        return self.change is Change.CHANGED
+    details: tuple[str, ...] = ()
+    features: tuple[FeatureChange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,20 +95,21 @@ class SpacePlan:
     """A key space in the online store.
 
     Attributes:
-        name: Its name.
-        view: The view it is of.
-        definition: The definition it is of.
+        space: The key space; of its columns nothing is known.
         role: Who refers to it.
         exists: Whether it is there; if not, registering makes it.
         frontiers: What was published to it.
     """
 
-    name: str
-    view: str
-    definition: str
+    space: KeySpace
     role: Role
     exists: bool
     frontiers: Frontiers
+
+    @property
+    def name(self) -> str:
+        """The key space's name."""
+        return self.space.name
 
     @property
     def unfilled(self) -> str | None:
@@ -168,7 +162,7 @@ class RegistrationPlan:
         return tuple(self._unfilled())
 
     def _unfilled(self) -> Iterator[str]:
-        by_key = {(space.view, space.definition): space for space in self.spaces or ()}
+        by_name = {space.name: space for space in self.spaces or ()}
         for view in self.views:
             served = view.change is Change.UNCHANGED and view.in_service
             if view.change is Change.REMOVED or served:
@@ -180,7 +174,7 @@ class RegistrationPlan:
                         "rows of the old definition would answer for the new one"
                     )
                 continue
-            space = by_key[view.view, view.definition]
+            space = by_name[KeySpace(self.project, view.view, view.definition).name]
             if lacking := space.unfilled:
                 yield f"view {view.view!r}, key space {space.name}: {lacking}"
 
@@ -201,12 +195,11 @@ class Preview:
 
     def same_decisions(self, other: Preview) -> bool:
         """Tell whether another preview does the same, whatever was published in between."""
-        spaces = dataclasses.replace(self.plan, spaces=None)
-        return (spaces, self.registers, self.promotes) == (
-            dataclasses.replace(other.plan, spaces=None),
-            other.registers,
-            other.promotes,
+        mine, others = (
+            dataclasses.replace(made, plan=dataclasses.replace(made.plan, spaces=None))
+            for made in (self, other)
         )
+        return mine == others
 
 
 def make_plan(
@@ -273,15 +266,14 @@ def entity_name(entity: Entity, registered: Registered) -> str:
 def _view_plan(
     view: FeatureView, registered: Registered, served: Collection[tuple[str, str]]
 ) -> ViewPlan:
-    versions = registered.versions(view.name)
     promoted = registered.promoted(view.name)
-    same = next((v for v in versions if v.definition == view.hash), None)
-    following = max((v.version for v in versions), default=0) + 1
-    version = following if same is None else same.version
+    same = registered.version(view.name, view.hash)
+    last = max((v.version for v in registered.views if v.view == view.name), default=0)
+    version = last + 1 if same is None else same.version
     details: tuple[str, ...] = ()
     features: tuple[FeatureChange, ...] = ()
     if promoted is None:
-        change, features = Change.ADDED, every_feature(view, Change.ADDED)
+        change, features = Change.ADDED, new_features(view)
     elif promoted.definition == view.hash:
         change = Change.UNCHANGED
         if promoted.max_staleness_us != view.max_staleness_us:
@@ -319,8 +311,6 @@ def _removed(version: RegisteredView) -> ViewPlan:
         is_registered=True,
         in_service=False,
         promoted=version,
-        details=(),
-        features=(),
     )
 
 
@@ -380,27 +370,22 @@ def _space_plans(
         role = Role.PROMOTED if version.is_promoted else Role.SUPERSEDED
         roles.setdefault((version.view, version.definition), role)
     order = list(Role)
-    for view_name, definition in sorted(
-        roles, key=lambda key: (key[0], order.index(roles[key]), key)
-    ):
-        name = space_name(project.name, view_name, definition)
-        yield SpacePlan(
-            name,
-            view_name,
-            definition,
-            roles[view_name, definition],
-            name in spaces,
-            spaces.get(name, NO_FRONTIERS),
-        )
-    named = {space_name(project.name, *key) for key in roles}
+    named = set()
+    for key in sorted(roles, key=lambda key: (key[0], order.index(roles[key]), key)):
+        space = KeySpace(project.name, *key)
+        named.add(space.name)
+        exists = space.name in spaces
+        yield SpacePlan(space, roles[key], exists, spaces.get(space.name, Frontiers(0, {})))
     for name in sorted(set(spaces) - named):
         _, view_name, definition = name.rsplit("__", 2)
         if view_name not in registered.foreign_views:
-            yield SpacePlan(name, view_name, definition, Role.ORPHANED, True, spaces[name])
+            space = KeySpace(project.name, view_name, definition)
+            yield SpacePlan(space, Role.ORPHANED, True, spaces[name])
 
 
 def behind_us(space: SpacePlan, spaces: tuple[SpacePlan, ...]) -> int:
     """Return by how much a key space's least frontier trails the newest one of its view."""
-    newest = max(other.frontiers.highest for other in spaces if other.view == space.view)
+    of_view = (other for other in spaces if other.space.view == space.space.view)
+    newest = max(other.frontiers.highest for other in of_view)
     least = space.frontiers.least
     return 0 if least <= TIME_MIN else newest - least

@@ -15,11 +15,9 @@ from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import Frontiers
 from tidemill.serving.registry.apply import (
     Entries,
-    added_entries,
     changed_entries,
-    find_version,
     make_spaces,
-    promoted_entries,
+    registry_entries,
     write_entries,
 )
 from tidemill.serving.registry.plan import Preview, make_plan
@@ -58,7 +56,7 @@ def open_store(project: Project, places: StorePlaces, *, clock: Clock) -> feast.
         store = _opened(project, places, clock)
         registered = read_registered(store)
         plan = make_plan(project, registered, {})
-        entries = added_entries(project, registered, plan, places.source)
+        entries = registry_entries(project, registered, plan, places.source, promote=False)
         _carry_out(store, registered, entries)
     return store
 
@@ -76,10 +74,12 @@ def plan_project(project: Project, places: StorePlaces) -> Preview:
     """
     check_installed(places.offline)
     spaces = _spaces(project, places.online)
-    if not holds_project(places.registry, project.name):
-        return _preview(project, places, None, spaces)
-    # An opened store refers to no key space before it is written to, so any clock will do.
-    return _preview(project, places, _opened(project, places, "wall"), spaces)
+    store = None
+    if holds_project(places.registry, project.name):
+        # An opened store refers to no key space before it is written to, so any clock will do.
+        store = _opened(project, places, "wall")
+    registered = Registered() if store is None else read_registered(store)
+    return _preview(project, places, store, registered, spaces)
 
 
 def apply_project(
@@ -110,7 +110,9 @@ def apply_project(
     places.root.mkdir(parents=True, exist_ok=True)
     with registry_lock(places.registry):
         store = _opened(project, places, "wall")
-        preview = _preview(project, places, store, _spaces(project, places.online))
+        registered = read_registered(store)
+        spaces = _spaces(project, places.online)
+        preview = _preview(project, places, store, registered, spaces)
         if shown is not None and not preview.same_decisions(shown):
             raise StoreError(
                 f"{places.registry.name}: somebody else registered project {project.name!r} after "
@@ -123,9 +125,7 @@ def apply_project(
                 f"old numbers: {'; '.join(plan.unfilled)}. Fill the new definitions first: "
                 "`tidemill apply`, then `tidemill backfill --publish`"
             )
-        registered = read_registered(store)
-        make_entries = promoted_entries if promote else added_entries
-        entries = make_entries(project, registered, plan, places.source)
+        entries = registry_entries(project, registered, plan, places.source, promote=promote)
         _carry_out(store, registered, entries)
     return preview
 
@@ -136,7 +136,7 @@ def feast_name(store: feast.FeatureStore, view: FeatureView) -> str:
     Raises:
         StoreError: It is not registered.
     """
-    found = find_version(read_registered(store), view.name, view.hash)
+    found = read_registered(store).version(view.name, view.hash)
     if found is None:
         raise StoreError(
             f"this definition of view {view.name!r} is not registered in project "
@@ -170,15 +170,17 @@ def _preview(
     project: Project,
     places: StorePlaces,
     store: feast.FeatureStore | None,
+    registered: Registered,
     spaces: dict[str, Frontiers] | None,
 ) -> Preview:
-    registered = Registered() if store is None else read_registered(store)
     plan = make_plan(project, registered, spaces)
-    added, promoted = (
-        changed_entries(store, make_entries(project, registered, plan, places.source))
-        for make_entries in (added_entries, promoted_entries)
-    )
-    return Preview(plan, added.lines(), promoted.lines())
+    lines = [
+        changed_entries(
+            store, registry_entries(project, registered, plan, places.source, promote=promote)
+        ).lines()
+        for promote in (False, True)
+    ]
+    return Preview(plan, registers=lines[0], promotes=lines[1])
 
 
 def _carry_out(store: feast.FeatureStore, registered: Registered, entries: Entries) -> None:

@@ -98,18 +98,14 @@ class Registered:
         """Return the promoted version of a view, if there is one."""
         return next((v for v in self.views if v.view == view and v.is_promoted), None)
 
-    def versions(self, view: str) -> list[RegisteredView]:
-        """Return the versions of a view, the promoted one first."""
-        found = [version for version in self.views if version.view == view]
-        return sorted(found, key=lambda version: (not version.is_promoted, version.version))
+    def version(self, view: str, definition: str) -> RegisteredView | None:
+        """Return the version of a view with a definition, the promoted one first."""
+        found = [v for v in self.views if (v.view, v.definition) == (view, definition)]
+        return min(found, key=lambda v: (not v.is_promoted, v.version), default=None)
 
 
 def read_registered(store: feast.FeatureStore) -> Registered:
-    """Read what is registered of a store's project, from the registry itself and not a cache.
-
-    Args:
-        store: The store.
-    """
+    """Read what is registered of a store's project, from the registry itself and not a cache."""
     registry, project = store.registry, store.project
     every = [
         *registry.list_feature_views(project, allow_cache=False),
@@ -169,16 +165,6 @@ def _parts(
     return tuple(part(projection) for projection in service.feature_view_projections)
 
 
-def space_name(project: str, view: str, definition: str) -> str:
-    """Return the name of the key space of a definition (`KeySpace.name`)."""
-    return space_of(project, view, definition).name
-
-
-def space_of(project: str, view: str, definition: str) -> KeySpace:
-    """Return a key space by its name only: to read its frontiers or to drop it, not its rows."""
-    return KeySpace(project, view, definition, columns=(), max_staleness_us=0)
-
-
 def read_spaces(database: OnlineDatabase, project: str) -> dict[str, Frontiers]:
     """Return the key spaces of a project that exist, by name, with their frontiers.
 
@@ -206,4 +192,4 @@ def named_spaces(database: OnlineDatabase, project: str) -> Iterator[KeySpace]:
     pattern = re.compile(rf"{re.escape(project)}__([a-z](?:_?[a-z0-9]+)*_?)__([0-9a-f]{{16}})")
     for name in database.spaces():
         if parts := pattern.fullmatch(name):
-            yield space_of(project, parts[1], parts[2])
+            yield KeySpace(project, parts[1], parts[2])

@@ -23,9 +23,8 @@ EXPORTS = {
     "offline": "Merge OfflineLog Reached log_ddl merge_day newest_ddl offline_table planned_merge "
     "project_ddl",
     "online": "Frontiers KeySpace OnlineDatabase OnlineReader OnlineReading Parcel Row RowBatch "
-    "Snapshot finish_anchored missing_guarantees online_rows open_database parcel_of "
-    "write_publications",
-    "registry": "Orphan Preview RegistrationPlan apply_project drop_orphans feast_name "
+    "Snapshot finish_anchored missing_guarantees online_rows open_database parcel_of",
+    "registry": "Preview RegistrationPlan SpacePlan apply_project drop_orphans feast_name "
     "find_orphans open_store plan_project",
     "stores": "OFFLINE Clock FeastPlace FileRegistry OfflinePlace OnlinePlace ParquetPlace "
     "RedisPlace RedisTls RegistryPlace SqlRegistry SqlitePlace StorePlaces repo_config "

@@ -26,6 +26,7 @@ from tests.support.parcels import (
     DEPOT_SPACE,
     courier_rows,
     depot_rows,
+    feast_rows,
 )
 from tests.support.redis_server import RedisServer
 from tidemill.features.contract import TIME_MAX
@@ -33,7 +34,7 @@ from tidemill.features.errors import ConflictingPublication, InputError, StoreEr
 from tidemill.features.feast_objects import feast_objects
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Snapshot
-from tidemill.serving.online.parcels import feast_rows, online_rows
+from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.redis import database as redis_database
 from tidemill.serving.online.rows import online_keys

@@ -331,8 +331,8 @@ def test_key_spaces_are_listed_and_removed_by_name(database: OnlineDatabase) -> 
         rows = [_row(key, 10, 1) for key in range(3_000)]
         database.publish([_parcel(space, *rows, frontier_us=20)])
     assert {one.name, other.name} <= set(database.spaces())
-    database.drop([KeySpace.named(one.name)])
-    database.drop([KeySpace.named(one.name)])
+    database.drop([KeySpace(one.project, one.view, one.definition)])
+    database.drop([KeySpace(one.project, one.view, one.definition)])
     assert one.name not in database.spaces()
     assert other.name in database.spaces()
     database.create([one, other])
@@ -347,12 +347,8 @@ def test_key_space_of_a_view_whose_name_holds_two_underscores(database: OnlineDa
     space = dataclasses.replace(DEPOT_SPACE, view="a__b", definition=f"{next(_numbers):016x}")
     database.create([space])
     assert space.name in database.spaces()
-    named = KeySpace.named(space.name)
-    assert (named.project, named.view, named.definition) == ("parcels", "a__b", space.definition)
-    database.drop([named])
+    database.drop([KeySpace("parcels", "a__b", space.definition)])
     assert space.name not in database.spaces()
-    with pytest.raises(InputError, match="expected the name of a key space"):
-        KeySpace.named("parcels__by_depot")
 
 
 def test_making_a_key_space_again_keeps_its_rows(database: OnlineDatabase, space: KeySpace) -> None:

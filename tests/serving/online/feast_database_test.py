@@ -30,7 +30,7 @@ from tidemill.features.errors import ConfigurationError, StoreError, StoreUnavai
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.feast_database import LOST_GUARANTEES, FeastDatabase
-from tidemill.serving.online.parcels import online_rows, write_publications
+from tidemill.serving.online.parcels import online_rows, parcel_of
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
@@ -104,8 +104,7 @@ def test_lost_guarantees_are_really_lost(place: FeastPlace, store: feast.Feature
     _publish(place, depot_rows((7, 30_000_000, 2, 300)))
     assert _scans(store, 7) == (300, "PRESENT")
     # A lost write is not noticed: these go on from a frontier that never was.
-    write_publications(
-        open_database(place),
+    parcel = parcel_of(
         "parcels",
         BY_DEPOT,
         depot_rows((9, 30_000_000, 2, 9)),
@@ -114,6 +113,7 @@ def test_lost_guarantees_are_really_lost(place: FeastPlace, store: feast.Feature
         since_us=10**12,
         frontier_us=10**13,
     )
+    open_database(place).publish([parcel])
     assert _scans(store, 9) == (9, "PRESENT")
     if place.type == "sqlite":
         _publish(place, depot_rows((7, 1, 1, 100)))

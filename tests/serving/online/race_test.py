@@ -29,11 +29,11 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.infra.online_stores.sqlite import SqliteOnlineStore
 
-from tests.support.parcels import BY_DEPOT, DEPOT_SPACE, PARCELS, depot_rows
+from tests.support.parcels import BY_DEPOT, DEPOT_SPACE, PARCELS, depot_rows, feast_rows
 from tests.support.redis_server import running
 from tidemill.features.feast_objects import REVISION, feast_objects
 from tidemill.serving.online.database import OnlineDatabase, Parcel
-from tidemill.serving.online.parcels import feast_rows, online_rows
+from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.redis.database import RedisDatabase
 from tidemill.serving.online.sqlite.database import SqliteDatabase
 

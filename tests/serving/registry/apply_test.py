@@ -30,6 +30,7 @@ from tests.support.versions import (
 from tidemill import Entity, FeatureView, Project, col, count, max, sum
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import DEFINITION_TAG, feast_objects, offline_path
+from tidemill.serving.definition_changes import Change
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.rows import KeySpace
@@ -350,7 +351,7 @@ def test_registry_of_an_older_release_is_taken_over(root: Path, place: RegistryP
         )}  # fmt: skip
     store.apply(objects.all)
     preview = plan_project(NEW, StorePlaces.below(root, registry=place))
-    (changed,) = [view for view in preview.plan.views if view.is_pending]
+    (changed,) = [view for view in preview.plan.views if view.change is Change.CHANGED]
     assert changed.details == ("registered without its canonical form: what differs is not known",)
     apply(OLD, root, place)
     (courier, by_depot) = read_registered(client(root, place)).views
