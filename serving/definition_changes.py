@@ -85,28 +85,15 @@ def feature_changes(
 
 
 def view_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """Compare everything of two canonical forms but the features.
-
-    Args:
-        old: The registered canonical form.
-        new: The code's.
-
-    Returns:
-        What differs, such as ``hop 1h -> 2h``.
-    """
+    """Compare two canonical forms but for their features; differences such as ``hop 1h -> 2h``."""
     parts = [{k: v for k, v in spec.items() if k != "features"} for spec in (old, new)]
     return tuple(_differences(*parts))
 
 
 def project_changes(old: Mapping[str, Any], project: Project) -> Iterator[str]:
-    """Say what differs between a stored project and the code's, by name.
+    """Say what differs between a stored canonical form and the code's definitions.
 
-    Args:
-        old: The stored canonical form.
-        project: The code's definitions.
-
-    Yields:
-        One line per difference, such as ``view 'aircraft', feature 'late_rate': window 7d -> 1d``.
+    Each line is one difference, such as ``view 'aircraft', feature 'late_rate': window 7d -> 1d``.
     """
     new = project.spec()
     yield from _differences(*map(_without_views, (old, new)))

@@ -54,10 +54,6 @@ def entity_keys(view: FeatureView, batch: pa.RecordBatch) -> pa.Array:
 def checked_batch(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.RecordBatch:
     """Return publications as one batch, once they are known to be some.
 
-    Args:
-        view: The view.
-        publications: Publications of it, `schema`, ``(rows,)``.
-
     Raises:
         InputError: They are not of the view's schema, a technical column holds a null, or an
             event_timestamp is no time that Feast can carry.

@@ -101,12 +101,15 @@ class Bundle:
     @property
     def evaluation(self) -> Any:
         """The parsed ``evaluation.json``."""
-        return read_json(self.directory / "evaluation.json", _as_it_is, _AGAIN)
+        return self._read("evaluation.json")
 
     @property
     def statistics(self) -> Any:
         """The parsed ``statistics.json``."""
-        return read_json(self.directory / "statistics.json", _as_it_is, _AGAIN)
+        return self._read("statistics.json")
+
+    def _read(self, name: str) -> Any:
+        return read_json(self.directory / name, lambda content: content, _AGAIN)
 
     @classmethod
     def load(cls, directory: Path | str, project: Project | None = None) -> Bundle:
@@ -174,8 +177,7 @@ class Bundle:
         """
         if self.feature_spec_hash == project.hash:
             return
-        trained = read_json(self.directory / "spec.json", _as_it_is, _AGAIN)
-        differences = list(project_changes(trained, project))
+        differences = list(project_changes(self._read("spec.json"), project))
         shown = "".join(f"\n  - {line}" for line in differences[:20])
         if len(differences) > 20:
             shown += f"\n  - and {len(differences) - 20} more"
@@ -213,9 +215,6 @@ def write_bundle(
         evaluation: How good it is (JSON).
         statistics: What the inputs looked like (JSON).
 
-    Returns:
-        The bundle.
-
     Raises:
         DefinitionError: The model does not end in one number per row.
     """
@@ -225,9 +224,9 @@ def write_bundle(
     try:
         shutil.copytree(graph.directory, scratch / "transform")
         save_model(graph, model, scratch / "model")
-        _write_json(scratch / "spec.json", project.spec())
-        _write_json(scratch / "evaluation.json", evaluation)
-        _write_json(scratch / "statistics.json", statistics)
+        described = {"spec": project.spec(), "evaluation": evaluation, "statistics": statistics}
+        for name, content in described.items():
+            _write_json(scratch / f"{name}.json", content)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "created_at": created_at,
@@ -235,10 +234,7 @@ def write_bundle(
             "feature_spec_hash": project.hash,
             "transform_hash": graph.hash,
             "inputs": [{"name": i.name, "kind": i.kind, "dtype": i.dtype} for i in graph.inputs],
-            "transformed": {
-                "numeric": dict(graph.numeric),
-                "vocabularies": dict(graph.vocabularies),
-            },
+            "transformed": graph.outputs(),
             "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
             "padding": {"least_rows": MIN_ROWS, "most_rows": MAX_ROWS},
             "training": dict(training),
@@ -254,10 +250,6 @@ def write_bundle(
         if scratch.exists():
             shutil.rmtree(scratch)
     return Bundle.load(place, project)
-
-
-def _as_it_is(content: Any) -> Any:
-    return content
 
 
 def _write_json(path: Path, content: Any) -> None:

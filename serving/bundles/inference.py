@@ -119,14 +119,7 @@ class Scorer:
 
     @staticmethod
     def padded_rows(rows: int) -> npt.NDArray[np.int32]:
-        """Return, for each row of a batch, the rows of the padded call that scores it.
-
-        Args:
-            rows: How many rows the batch has.
-
-        Returns:
-            int32, ``(rows,)``.
-        """
+        """Return the padded rows of the call that scores each row of a batch, int32 ``(rows,)``."""
         out = np.full(rows, MAX_ROWS, np.int32)
         if remainder := rows % MAX_ROWS:
             out[rows - remainder :] = padded_rows(remainder)

@@ -135,11 +135,7 @@ class TransformGraph:
 
     def save(self) -> None:
         """Write `GRAPH_FILE`."""
-        content = {
-            "inputs": [asdict(i) for i in self.inputs],
-            "numeric": dict(self.numeric),
-            "vocabularies": dict(self.vocabularies),
-        }
+        content = {"inputs": [asdict(i) for i in self.inputs], **self.outputs()}
         (self.directory / GRAPH_FILE).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
@@ -158,6 +154,10 @@ class TransformGraph:
             return cls(directory, inputs, content["numeric"], content["vocabularies"])
 
         return read_json(path, take, "copy the bundle again or run `tidemill train` again")
+
+    def outputs(self) -> dict[str, dict[str, int]]:
+        """Return `numeric` and `vocabularies` as JSON has them."""
+        return {"numeric": dict(self.numeric), "vocabularies": dict(self.vocabularies)}
 
     def model_spec(self, learning_rate: float, seed: int) -> ModelSpec:
         """Return what a model for its outputs is built from."""
@@ -228,9 +228,7 @@ class Layout:
     def pack(self, columns: pa.RecordBatch, rows: int) -> Blocks:
         """Pack columns into blocks, padded to ``rows`` rows by repeating the last one.
 
-        Args:
-            columns: At least one row; every input by name in its declared type.
-            rows: How many rows the blocks get; at least the batch's.
+        There is at least one row, and every input by name in its declared type.
 
         Raises:
             InputError: A column is missing or of another type.
@@ -260,12 +258,9 @@ class Layout:
 
 
 def save_model(graph: TransformGraph, model: Any, directory: Path) -> None:
-    """Save cast, transform graph and model as one SavedModel.
+    """Save cast, transform graph and model as one SavedModel in a new directory.
 
-    Args:
-        graph: The analysed transform graph.
-        model: A keras.Model over a dict of its outputs, with one output per row.
-        directory: Where to; must not exist.
+    The keras.Model takes a dict of the graph's outputs and gives one output per row.
 
     Raises:
         DefinitionError: The model gives more or less than one number per row.

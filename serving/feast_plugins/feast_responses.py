@@ -55,14 +55,9 @@ def add_to_response(
     snapshot: Snapshot,
     statuses: Sequence[ReadStatus],
 ) -> None:
-    """Append a vector for each feature that is asked for.
+    """Append a vector for each feature that is asked for; values of ``PRESENT`` rows only.
 
-    Args:
-        response: The answer.
-        asked: What is asked of the view.
-        view: How the view is stored.
-        snapshot: The rows that were read, in the order of `Asked.places`.
-        statuses: The status of each. Values are given of ``PRESENT`` rows only.
+    The snapshot and the statuses are in the order of `Asked.places`.
     """
     sources: list[int] = [0] * asked.length
     for source, destinations in enumerate(asked.places):
@@ -100,14 +95,7 @@ def name_features(
     full_feature_names: bool,
     with_versions: bool,
 ) -> None:
-    """Append the names of the features that are asked for, as Feast forms them.
-
-    Args:
-        response: The answer.
-        asked: What is asked of the view.
-        full_feature_names: Whether the view's name stands before each.
-        with_versions: Whether the answer says which version of the view was read.
-    """
+    """Append the names of the features that are asked for, as Feast forms them."""
     projection = asked.table.projection
     prefix = f"{projection.name_to_use()}__" if full_feature_names else ""
     metadata = response.metadata

@@ -54,7 +54,7 @@ from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRespo
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
-from pydantic import StrictInt, StrictStr
+from pydantic import ConfigDict, StrictInt, StrictStr
 
 from tidemill.features.contract import ReadStatus
 from tidemill.serving.feast_plugins.feast_responses import Asked, add_to_response, name_features
@@ -70,8 +70,8 @@ from tidemill.serving.online.feast_rows import (
     row_batch,
     stored_view,
 )
-from tidemill.serving.online.rows import clock_us
-from tidemill.serving.stores.online_places import Clock, OnlinePlace, SqlitePlace
+from tidemill.serving.online.rows import Row, clock_us
+from tidemill.serving.stores.online_places import Clock, SqlitePlace
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 
@@ -100,15 +100,9 @@ class OrderedOnlineStore(OnlineStore):
         if progress is not None:
             progress(len(rows))
 
-    async def online_write_batch_async(
-        self,
-        config: RepoConfig,
-        table: FeatureView,
-        data: list[FeastRow],
-        progress: Callable[[int], Any] | None,
-    ) -> None:
+    async def online_write_batch_async(self, *arguments: Any, **named: Any) -> None:
         """Do as `online_write_batch`, in a thread."""
-        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+        await asyncio.to_thread(self.online_write_batch, *arguments, **named)
 
     def online_read(
         self,
@@ -123,17 +117,9 @@ class OrderedOnlineStore(OnlineStore):
         (snapshot,) = database(config).read([(view.space, keys)])
         return [feast_reading(view, row, requested_features) for row in snapshot.rows]
 
-    async def online_read_async(
-        self,
-        config: RepoConfig,
-        table: FeatureView,
-        entity_keys: list[EntityKey],
-        requested_features: list[str] | None = None,
-    ) -> list[FeastReading]:
+    async def online_read_async(self, *arguments: Any, **named: Any) -> list[FeastReading]:
         """Do as `online_read`, in a thread."""
-        return await asyncio.to_thread(
-            self.online_read, config, table, entity_keys, requested_features
-        )
+        return await asyncio.to_thread(self.online_read, *arguments, **named)
 
     def _read_features_per_fv(
         self,
@@ -207,7 +193,12 @@ class OrderedOnlineStore(OnlineStore):
         database(config).drop([key_space(config, table) for table in tables])
 
 
-class OrderedSqliteOnlineStoreConfig(FeastConfigBaseModel):
+class _Section(FeastConfigBaseModel):
+    # Frozen, so that it is a key of the caches of places.
+    model_config = ConfigDict(frozen=True)
+
+
+class OrderedSqliteOnlineStoreConfig(_Section):
     """The ``online_store`` section of a Feast configuration for an SQLite file.
 
     Attributes:
@@ -222,24 +213,16 @@ class OrderedSqliteOnlineStoreConfig(FeastConfigBaseModel):
     path: StrictStr = "online.db"
     clock: Clock = "wall"
 
-    def place(self, repository: Path | None) -> OnlinePlace:
+    def place(self, repository: Path | None) -> SqlitePlace:
         """Return the place that the section names."""
-        return _sqlite_place(repository, self.path)
+        return _sqlite_place(self, repository)
 
 
 class OrderedSqliteOnlineStore(OrderedOnlineStore):
     """The ordered online store in an SQLite file."""
 
-    def teardown(
-        self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
-    ) -> None:
-        """Remove the key spaces of these views; there are none where there is no file."""
-        place = config.online_store.place(config.repo_path)
-        if place.path.exists():
-            super().teardown(config, tables, entities)
 
-
-class RedisTlsConfig(FeastConfigBaseModel):
+class RedisTlsConfig(_Section):
     """TLS to a Redis (`serving.stores.redis_place.RedisTls`): paths of PEM files.
 
     Attributes:
@@ -253,7 +236,7 @@ class RedisTlsConfig(FeastConfigBaseModel):
     key: StrictStr | None = None
 
 
-class OrderedRedisOnlineStoreConfig(FeastConfigBaseModel):
+class OrderedRedisOnlineStoreConfig(_Section):
     """The ``online_store`` section of a Feast configuration for a Redis.
 
     Attributes:
@@ -282,20 +265,9 @@ class OrderedRedisOnlineStoreConfig(FeastConfigBaseModel):
     timeout_us: StrictInt = 5_000_000
     clock: Clock = "wall"
 
-    def place(self, repository: Path | None) -> OnlinePlace:
+    def place(self, repository: Path | None) -> RedisPlace:
         """Return the place that the section names; relative paths are below the repository's."""
-        tls = self.tls
-        return _redis_place(
-            repository,
-            self.host,
-            self.port,
-            self.db,
-            self.username,
-            self.password_env,
-            self.password_file,
-            (tls.ca, tls.cert, tls.key) if tls else None,
-            self.timeout_us,
-        )
+        return _redis_place(self, repository)
 
 
 class OrderedRedisOnlineStore(OrderedOnlineStore):
@@ -304,35 +276,18 @@ class OrderedRedisOnlineStore(OrderedOnlineStore):
 
 # Every read asks for its place, and a path takes longer to make than a row to find.
 @functools.lru_cache(maxsize=64)
-def _sqlite_place(repository: Path | None, path: str) -> SqlitePlace:
-    return SqlitePlace((repository or Path()) / path)
+def _sqlite_place(section: OrderedSqliteOnlineStoreConfig, repository: Path | None) -> SqlitePlace:
+    return SqlitePlace((repository or Path()) / section.path)
 
 
 @functools.lru_cache(maxsize=64)
-def _redis_place(
-    repository: Path | None,
-    host: str,
-    port: int,
-    db: int,
-    username: str | None,
-    password_env: str | None,
-    password_file: str | None,
-    tls: tuple[str | None, str | None, str | None] | None,
-    timeout_us: int,
-) -> RedisPlace:
+def _redis_place(section: OrderedRedisOnlineStoreConfig, repository: Path | None) -> RedisPlace:
     def path(name: str | None) -> Path | None:
         return None if name is None else (repository or Path()) / name
 
-    return RedisPlace(
-        host=host,
-        port=port,
-        db=db,
-        username=username,
-        password_env=password_env,
-        password_file=path(password_file),
-        tls=None if tls is None else RedisTls(*map(path, tls)),
-        timeout_us=timeout_us,
-    )
+    plain = section.model_dump(exclude={"type", "clock", "tls", "password_file"})
+    tls = section.tls and RedisTls(**{k: path(v) for k, v in section.tls.model_dump().items()})
+    return RedisPlace(**plain, password_file=path(section.password_file), tls=tls)
 
 
 def database(config: RepoConfig) -> OnlineDatabase:
@@ -341,27 +296,17 @@ def database(config: RepoConfig) -> OnlineDatabase:
 
 
 def row_statuses(view: StoredView, snapshot: Snapshot, clock: Clock) -> list[ReadStatus]:
-    """Judge every row of a snapshot by a declared clock.
-
-    Args:
-        view: The rows' view. Those of a foreign one have no age.
-        snapshot: What was read of it.
-        clock: The declared clock.
-
-    Returns:
-        A status for each row, ``NOT_FOUND`` for each that is absent.
-    """
-    if not view.judged:
-        return [
-            ReadStatus.NOT_FOUND if row is None else ReadStatus.PRESENT for row in snapshot.rows
-        ]
+    """Judge every row of a snapshot by a declared clock; rows of a foreign view have no age."""
     frontiers = snapshot.frontiers
     now_us = clock_us(clock, frontiers)
-    return [
-        ReadStatus.NOT_FOUND
-        if row is None
-        else frontiers.status(
+
+    def status(row: Row | None) -> ReadStatus:
+        if row is None:
+            return ReadStatus.NOT_FOUND
+        if not view.judged:
+            return ReadStatus.PRESENT
+        return frontiers.status(
             frontiers.of(row.shard), row.valid_until, now_us, view.space.max_staleness_us
         )
-        for row in snapshot.rows
-    ]
+
+    return [status(row) for row in snapshot.rows]

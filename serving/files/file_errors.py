@@ -17,6 +17,7 @@ from typing import Final
 
 from tidemill.features.errors import FileError, NoAccess, NoSpace, NoSuchFile
 
+_CHANGE_RIGHTS: Final = "change its owner or mode, or name another place (such as --root)"
 _MENDS: Final[dict[int, tuple[type[FileError], str, str]]] = {
     errno.ENOSPC: (NoSpace, "the disk is full", "make room, or write to another disk with --root"),
     errno.EDQUOT: (NoSpace, "the quota is used up", "make room, or write elsewhere with --root"),
@@ -28,16 +29,8 @@ _MENDS: Final[dict[int, tuple[type[FileError], str, str]]] = {
     errno.EMFILE: (NoSpace, "too many files are open", "raise the limit with `ulimit -n 4096`"),
     errno.ENFILE: (NoSpace, "too many files are open on this machine", "end other programs"),
     errno.EROFS: (NoAccess, "the file system is read-only", "write elsewhere with --root"),
-    errno.EACCES: (
-        NoAccess,
-        "this user has no right to it",
-        "change its owner or mode, or name another place (such as --root)",
-    ),
-    errno.EPERM: (
-        NoAccess,
-        "the system does not permit it",
-        "change its owner or mode, or name another place (such as --root)",
-    ),
+    errno.EACCES: (NoAccess, "this user has no right to it", _CHANGE_RIGHTS),
+    errno.EPERM: (NoAccess, "the system does not permit it", _CHANGE_RIGHTS),
     errno.ENOENT: (NoSuchFile, "it is not there", "bring it back, or run the stage that makes it"),
     errno.ENOTDIR: (
         FileError,
@@ -49,11 +42,7 @@ _MENDS: Final[dict[int, tuple[type[FileError], str, str]]] = {
         "a folder stands where a file was expected",
         "remove the folder, or name another place",
     ),
-    errno.EEXIST: (
-        FileError,
-        "something else stands there",
-        "remove it, or name another place",
-    ),
+    errno.EEXIST: (FileError, "something else stands there", "remove it, or name another place"),
     errno.ENOTEMPTY: (FileError, "the folder is not empty", "end whoever writes there, and retry"),
     errno.ENAMETOOLONG: (FileError, "the name is too long", "take a shorter --root"),
     errno.EIO: (FileError, "the device cannot be read or written", "check the disk"),

@@ -97,12 +97,7 @@ def read_json_lines(path: Path, take: Callable[[Any], T], mend: str) -> list[T]:
 
 
 def read_table(path: Path, mend: str, **options: Any) -> pa.Table:
-    """Read a Parquet file that a stage has written.
-
-    Args:
-        path: The file.
-        mend: What to do where it is damaged.
-        **options: As for ``pyarrow.parquet.read_table``.
+    """Read a Parquet file that a stage has written; options as for ``pyarrow.parquet.read_table``.
 
     Raises:
         DamagedFile: It is no Parquet file, or lacks a column that was asked for.

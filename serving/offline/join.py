@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, TIME_MIN, Int64Array, moment_of
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL
-from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.offline.log import OfflineLog, Span
 
 _TECHNICAL: Final = (VALID_UNTIL, REVISION)
 # An instant and a revision as one number, in their order.
@@ -87,13 +87,7 @@ class LoggedFeature:
     anchored: bool
 
     def finish(self, stored: pa.Array, absent: pa.Array, times_us: pa.Array) -> pa.Array:
-        """Make the values that a request sees of the stored ones.
-
-        Args:
-            stored: Of `dtype`, ``(rows,)``.
-            absent: bool, ``(rows,)``: where there is no publication.
-            times_us: int64, ``(rows,)``: the instants that they are for.
-        """
+        """Make the values that a request at these instants sees of the stored ones, ``(rows,)``."""
         values = pc.subtract(times_us, stored) if self.anchored else stored
         if self.empty is None:
             return values
@@ -156,55 +150,40 @@ def join(
     ]
 
 
-def latest(
+def between(
     engine: JoinEngine,
     log: OfflineLog,
     columns: Sequence[str],
-    join_keys: Sequence[str],
     span: Span,
+    *,
+    newest_of: Sequence[str] = (),
 ) -> pa.Table:
-    """Return the newest publication of every entity with an event_timestamp in a span.
+    """Return the publications with an event_timestamp in a span.
 
     Args:
         engine: How to run.
         log: The log.
         columns: What is wanted of it.
-        join_keys: The columns of the entity's key.
         span: The span.
+        newest_of: The columns of the entity's key, for the newest publication of each entity;
+            none for every publication.
     """
-    _check_log(log, columns)
-    chosen = ", ".join(map(_quoted, columns))
-    keys = ", ".join(map(_quoted, join_keys))
-    query = f"""
-        SELECT {chosen} FROM ({_scan(columns)})
-        QUALIFY row_number() OVER (
-            PARTITION BY {keys} ORDER BY {EVENT_TIMESTAMP} DESC, {REVISION} DESC) = 1
-    """
-    return _run_over(engine, log, query, span, columns)
-
-
-def between(engine: JoinEngine, log: OfflineLog, columns: Sequence[str], span: Span) -> pa.Table:
-    """Return every publication with an event_timestamp in a span; arguments as for `latest`."""
-    _check_log(log, columns)
-    chosen = ", ".join(map(_quoted, columns))
-    return _run_over(engine, log, f"SELECT {chosen} FROM ({_scan(columns)})", span, columns)
-
-
-@dataclass(frozen=True)
-class Span:
-    """Instants, both ends included.
-
-    Attributes:
-        first_us: The first.
-        last_us: The last.
-    """
-
-    first_us: int
-    last_us: int
-
-    def parameters(self) -> dict[str, datetime.datetime]:
-        """Return them as duckdb compares them with event timestamps."""
-        return {"first": _datetime(self.first_us), "last": _datetime(self.last_us)}
+    schema = log.schema()
+    wanted = dict.fromkeys([*columns, EVENT_TIMESTAMP, REVISION])
+    if lacking := [name for name in wanted if name not in schema.names]:
+        raise StoreError(
+            f"offline log {log.directory}: its files have no column {', '.join(lacking)} (found "
+            f"{', '.join(schema.names)}); they are not a change-point log of this view"
+        )
+    query = f"SELECT {', '.join(map(_quoted, columns))} FROM ({_scan(columns)})"
+    if newest_of:
+        query += (
+            f" QUALIFY row_number() OVER (PARTITION BY {', '.join(map(_quoted, newest_of))} "
+            f"ORDER BY {EVENT_TIMESTAMP} DESC, {REVISION} DESC) = 1"
+        )
+    found = _run(engine, query, log, span)
+    empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+    return empty if found is None else found
 
 
 def _newest_before(
@@ -246,16 +225,6 @@ def _scan(columns: Sequence[str]) -> str:
     )
 
 
-def _run_over(
-    engine: JoinEngine, log: OfflineLog, query: str, span: Span, columns: Sequence[str]
-) -> pa.Table:
-    found = _run(engine, query, log, span)
-    if found is not None:
-        return found
-    schema = log.schema()
-    return pa.schema([schema.field(name) for name in columns]).empty_table()
-
-
 def _run(
     engine: JoinEngine, query: str, log: OfflineLog, span: Span, rows: pa.Table | None = None
 ) -> pa.Table | None:
@@ -264,7 +233,8 @@ def _run(
         files = log.files(span.first_us, span.last_us)
         if not files:
             return None
-        parameters = {"files": [str(file) for file in files], **span.parameters()}
+        first, last = _datetime(span.first_us), _datetime(span.last_us)
+        parameters = {"files": [str(file) for file in files], "first": first, "last": last}
         with engine.connection() as connection:
             if rows is not None:
                 connection.register("rows", rows)
@@ -274,16 +244,6 @@ def _run(
                 # A merge has put one file in the place of some of these: the log says the same.
                 if all(file.exists() for file in files):
                     raise
-
-
-def _check_log(log: OfflineLog, columns: Sequence[str]) -> None:
-    found = log.schema().names
-    wanted = dict.fromkeys([*columns, EVENT_TIMESTAMP, REVISION])
-    if lacking := [name for name in wanted if name not in found]:
-        raise StoreError(
-            f"offline log {log.directory}: its files have no column {', '.join(lacking)} (found "
-            f"{', '.join(found)}); they are not a change-point log of this view"
-        )
 
 
 def _check_span(view: LoggedView, times_us: Int64Array) -> None:

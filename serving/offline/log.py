@@ -54,13 +54,8 @@ _LOCK: Final = ".lock"
 _ROW_GROUP_ROWS: Final = 131_072
 
 
-class Reached(NamedTuple):
-    """A span of instants at which a log is complete.
-
-    Attributes:
-        first_us: The first of them.
-        last_us: The last of them.
-    """
+class Span(NamedTuple):
+    """A span of instants, both ends included; int64 microseconds UTC."""
 
     first_us: int
     last_us: int
@@ -84,15 +79,7 @@ class OfflineLog:
     def write(
         self, view: FeatureView, publications: pa.RecordBatch | pa.Table, part: str
     ) -> list[Path]:
-        """Write publications as one part: a file for each day that they are of.
-
-        Args:
-            view: The view.
-            publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
-            part: The part's name; the same part is replaced.
-
-        Returns:
-            The files.
+        """Write publications as one part, which the same part replaces; return a file for each day.
 
         Raises:
             InputError: The batch is not of the view's schema, or the part's name is one of a
@@ -107,11 +94,6 @@ class OfflineLog:
 
     def write_table(self, join_key: str, table: pa.Table, part: str) -> list[Path]:
         """Do what `write` does, for rows that have the log's own columns already.
-
-        Args:
-            join_key: The column of the entity's key.
-            table: As `serving.offline.offline_table` makes it, ``(rows,)``.
-            part: The part's name.
 
         Raises:
             InputError: The part's name is not one of a file.
@@ -156,7 +138,7 @@ class OfflineLog:
         Raises:
             StoreError: There is none.
         """
-        while (file := next(self._some_file(), None)) is not None:
+        while file := next(self._some_file(), None):
             try:
                 return pq.read_schema(file)
             except FileNotFoundError:  # merged with others since
@@ -170,20 +152,19 @@ class OfflineLog:
         yield from self.directory.glob("*.parquet")
         yield from self.directory.glob(f"{_DATE}*/*.parquet")
 
-    def reached(self) -> Reached | None:
-        """Return the span of instants at which the whole log is complete.
+    def reached(self) -> Span | None:
+        """Return the span of instants at which the whole log is complete: what all shards cover.
 
-        Returns:
-            What all shards cover; a span without an instant while one has not reported; None where
-            no writer ever said (rows that came by Feast's own write path).
+        It holds no instant while a shard has not reported, and is None where no writer ever said
+        (rows that came by Feast's own write path).
         """
         spans = self._spans()
         if not spans:
             return None
         shards = int(next(iter(spans))[-5:])
         if len(spans) < shards:
-            return Reached(TIME_MAX, TIME_MIN)
-        return Reached(
+            return Span(TIME_MAX, TIME_MIN)
+        return Span(
             max(span.first_us for span in spans.values()),
             min(span.last_us for span in spans.values()),
         )
@@ -221,12 +202,8 @@ class OfflineLog:
         self._check(shard, shards, since_us)
         if publications.num_rows:
             rows = newest_rows(view.entity.join_key, offline_table(view, publications))
-            digest = hashlib.sha256()
-            for batch in rows.combine_chunks().to_batches():
-                digest.update(batch.serialize())
-            name = f"{_shard_name(shard, shards)}-{until_us:020d}-{digest.hexdigest()[:16]}"
-            part = f"{segment_prefix(segment)}{name}"
-            self.write_table(view.entity.join_key, rows, part)
+            name = f"{_shard_name(shard, shards)}-{until_us:020d}-{rows_digest(rows)}"
+            self.write_table(view.entity.join_key, rows, f"{segment_prefix(segment)}{name}")
         self.reach(shard, shards, since_us=since_us, until_us=until_us)
 
     def reach(self, shard: int, shards: int, *, since_us: int, until_us: int) -> None:
@@ -267,21 +244,16 @@ class OfflineLog:
         """
         if not self.directory.exists():
             return False
+        ends = {_shard_name(n, len(reached_us)): last_us for n, last_us in enumerate(reached_us)}
         with self.alone():
-            return self._cut_back(segment, reached_us)
-
-    def _cut_back(self, segment: int, reached_us: Sequence[int]) -> bool:
-        spans, shards = self._spans(), len(reached_us)
-        for shard, last_us in enumerate(reached_us):
-            name = _shard_name(shard, shards)
-            if name in spans and spans[name].last_us > last_us:
-                _write_span(self.directory / _REACHED / name, spans[name].first_us, last_us)
-        for part in self.directory.glob(f"{_DATE}*/*.parquet"):
-            of = segment_of(part.name)
-            if of is not None and of >= segment:
-                part.unlink()
-        ends = {_shard_name(n, shards): last_us for n, last_us in enumerate(reached_us)}
-        return {name: span.last_us for name, span in self._spans().items()} == ends
+            for name, span in self._spans().items():
+                if span.last_us > ends.get(name, span.last_us):
+                    _write_span(self.directory / _REACHED / name, span.first_us, ends[name])
+            for part in self.directory.glob(f"{_DATE}*/*.parquet"):
+                of = segment_of(part.name)
+                if of is not None and of >= segment:
+                    part.unlink()
+            return {name: span.last_us for name, span in self._spans().items()} == ends
 
     def day(self, date: str) -> Path:
         """Return the folder of a day, ``YYYY-MM-DD``."""
@@ -294,8 +266,7 @@ class OfflineLog:
     def ended_before(self) -> str | None:
         """Return the day that the slowest shard has reached: those before it get no more rows.
 
-        Returns:
-            ``YYYY-MM-DD``; None where no writer ever said.
+        It is ``YYYY-MM-DD``; None where no writer ever said.
         """
         reached = self.reached()
         return None if reached is None else _date(reached.last_us)
@@ -323,13 +294,13 @@ class OfflineLog:
     def _folders(self) -> list[Path]:
         return sorted(self.directory.glob(f"{_DATE}*"))
 
-    def _spans(self) -> dict[str, Reached]:
+    def _spans(self) -> dict[str, Span]:
         return {
-            file.name: Reached(*map(int, file.read_text().split()))
+            file.name: Span(*map(int, file.read_text().split()))
             for file in (self.directory / _REACHED).glob("?????-of-?????")
         }
 
-    def _check(self, shard: int, shards: int, since_us: int) -> Reached | None:
+    def _check(self, shard: int, shards: int, since_us: int) -> Span | None:
         spans = self._spans()
         for name in spans:
             if name[-5:] != f"{shards:05d}":
@@ -360,6 +331,14 @@ def newest_rows(join_key: str, table: pa.Table) -> pa.Table:
         differs = pc.not_equal(column.slice(1), column.slice(0, len(table) - 1))
         last[:-1] |= differs.to_numpy(zero_copy_only=False)
     return table if last.all() else table.filter(pa.array(last))
+
+
+def rows_digest(rows: pa.Table) -> str:
+    """Return 16 hexadecimal digits of the rows' SHA-256, for the name of a part."""
+    digest = hashlib.sha256()
+    for batch in rows.combine_chunks().to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()[:16]
 
 
 def write_part(file: Path, rows: pa.Table, *, durable: bool = False) -> None:

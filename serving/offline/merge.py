@@ -49,14 +49,6 @@ def merge_day(log: OfflineLog, join_key: str, date: str) -> Merge:
     A day that gets no more rows (`OfflineLog.ended_before`) needs it once; another is written
     whole each time.
 
-    Args:
-        log: The log.
-        join_key: The column of the entity's key.
-        date: The day, ``YYYY-MM-DD``; its rows of one segment are in memory together.
-
-    Returns:
-        What became of its files.
-
     Raises:
         StoreError: A file is not a whole one.
         InputError: A file has other columns than the others.

@@ -15,11 +15,7 @@ from tidemill.serving.publications import (
 
 
 def offline_table(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.Table:
-    """Make the table that Feast joins offline.
-
-    Args:
-        view: The view.
-        publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
+    """Make the table that Feast joins offline of publications (`serving.publications.schema`).
 
     Returns:
         The join key by its name, ``event_timestamp`` as timestamp[us, UTC], every feature by its

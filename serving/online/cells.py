@@ -74,11 +74,6 @@ def cell_matrix(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> npt.NDArra
     return out
 
 
-def encode_cells(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> list[bytes]:
-    """Encode whole columns: `cell_matrix`, a string of bytes for each row."""
-    return matrix_rows(cell_matrix(dtypes, arrays))
-
-
 def matrix_rows(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
     """Return the bytes of each row of a matrix, ``(rows, width)``."""
     (rows, width), data = matrix.shape, matrix.tobytes()
@@ -112,19 +107,13 @@ def arrow_columns(
     words: npt.NDArray[np.int64],
     nulls: npt.NDArray[np.bool_] | None,
 ) -> list[pa.Array]:
-    """Make Arrow arrays of what `decode_matrix` gives, without another copy of the values.
-
-    Args:
-        dtypes: ``int64`` or ``float64``, one a column.
-        words: The values' bytes, ``(columns, rows)``, each column contiguous.
-        nulls: Which are null, ``(columns, rows)``; None where none is.
-    """
+    """Make Arrow arrays of what `decode_matrix` gives, without another copy of the values."""
     bitmap = None if nulls is None else np.packbits(~nulls.ravel(), bitorder="little")
     return _slices(dtypes, words.shape[1], words, bitmap)
 
 
 def decode_cells(dtypes: Sequence[str], cells: Sequence[bytes]) -> list[pa.Array]:
-    """Decode the cells of many rows of ``int64`` and ``float64``: the inverse of `encode_cells`."""
+    """Decode the cells of many rows of ``int64`` and ``float64``: the inverse of `cell_matrix`."""
     if len(cells) != 1:
         return arrow_columns(dtypes, *decode_matrix(len(dtypes), cells))
     # One row's cells are Arrow's buffers as they stand: words, then a bit for each column.
@@ -144,11 +133,7 @@ def _slices(dtypes: Sequence[str], rows: int, words: Any, bitmap: Any) -> list[p
 
 
 def encode_row(dtypes: Sequence[str], values: Sequence[Value]) -> bytes:
-    """Encode one row; of numbers, the bytes are those of `encode_cells`.
-
-    Args:
-        dtypes: One a column; any but ``int64`` and ``float64`` is one whose values are bytes.
-        values: The values, in the order of the columns.
+    """Encode one row; of numbers, the bytes are those of `cell_matrix`.
 
     Raises:
         InputError: The tail would be longer than 4 GiB.
@@ -176,15 +161,7 @@ def decode_row(dtypes: Sequence[str], cells: bytes) -> Sequence[Value]:
 
 
 def decode_columns(dtypes: Sequence[str], cells: Sequence[bytes]) -> Sequence[Sequence[Value]]:
-    """Decode many rows into Python values, column by column.
-
-    Args:
-        dtypes: One a column.
-        cells: The cells of each row, ``(rows,)``.
-
-    Returns:
-        The values of each column, ``(columns,)`` of ``(rows,)``.
-    """
+    """Decode many rows into Python values, column by column: ``(columns,)`` of ``(rows,)``."""
     if not cells:
         return [()] * len(dtypes)
     layout, width, numbers_only = _layout(tuple(dtypes))

@@ -161,12 +161,7 @@ class OnlineDatabase(Protocol):
 
 
 def newest_per_key(store: str, space: KeySpace, rows: RowBatch) -> RowBatch:
-    """Return what of offered publications is to be written: each key's newest.
-
-    Args:
-        store: The database's name.
-        space: The key space.
-        rows: The publications, in any order.
+    """Return what of publications, in any order, is to be written: each key's newest.
 
     Raises:
         InputError: The cells of a row are not those of the key space's columns.
@@ -194,13 +189,7 @@ def newest_per_key(store: str, space: KeySpace, rows: RowBatch) -> RowBatch:
 
 
 def lost(store: str, parcel: Parcel, frontier_us: int | None) -> LostPublications:
-    """Return the error of a store that stands behind what a parcel builds on.
-
-    Args:
-        store: The database's name.
-        parcel: What was to be written.
-        frontier_us: The frontier that stands; None where there is none.
-    """
+    """Return the error of a store that stands at a frontier (None: at none) behind a parcel's."""
     stands = "has no frontier" if frontier_us is None else f"stands at frontier {frontier_us}"
     return LostPublications(
         f"{store}, key space {parcel.space.name}, shard {parcel.shard}: publications go on from "
@@ -231,14 +220,7 @@ def other_shard_count(store: str, space: KeySpace, stored: int, offered: int) ->
 
 
 def conflict(store: str, space: KeySpace, stored: Row, offered: Row) -> ConflictingPublication:
-    """Return the error of a publication that contradicts the one that stands.
-
-    Args:
-        store: The database's name.
-        space: The key space.
-        stored: What stands.
-        offered: What was to be written.
-    """
+    """Return the error of a publication that contradicts the one that stands."""
     names = [name for name, _ in space.columns]
 
     def show(row: Row) -> str:

@@ -26,8 +26,6 @@ Feast is imported when the database is first used.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ import numpy as np
 
 from tidemill.features.errors import StoreError, StoreUnavailable
 from tidemill.serving.online.database import Parcel, Snapshot, no_key_space
+from tidemill.serving.online.per_thread import PerThread
 from tidemill.serving.online.rows import KeySpace, RowBatch
 from tidemill.serving.stores.feast_config import repo_config
 from tidemill.serving.stores.online_places import FeastPlace
@@ -72,12 +71,8 @@ class _Opened:
     views: dict[str, tuple[feast.FeatureView, StoredView]]
 
 
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.opened: dict[tuple[int, str, str], _Opened] = {}
-
-
-_of_thread = _OfThread()
+# By the text of the place, which is not hashable, then by project.
+_stores = PerThread[str, dict[str, _Opened]]()
 
 
 @dataclass(frozen=True)
@@ -135,12 +130,11 @@ class FeastDatabase:
 
     def close(self) -> None:
         """Let go of what this thread holds open."""
-        for key in [key for key in _of_thread.opened if key[2] == repr(self.place)]:
-            del _of_thread.opened[key]
+        _stores.pop(repr(self.place))
 
     def _opened(self, project: str) -> _Opened:
-        key = (os.getpid(), project, repr(self.place))
-        opened = _of_thread.opened.get(key)
+        by_project = _stores.get(repr(self.place)) or {}
+        opened = by_project.get(project)
         if opened is None:
             import feast
             from feast.infra.online_stores.helpers import get_online_store_from_config
@@ -154,7 +148,8 @@ class FeastDatabase:
                 store=get_online_store_from_config(config.online_store),
                 views={},
             )
-            _of_thread.opened[key] = opened
+            by_project[project] = opened
+            _stores.put(repr(self.place), by_project)
         return opened
 
     def _view(self, opened: _Opened, space: KeySpace) -> tuple[feast.FeatureView, StoredView]:

@@ -164,17 +164,10 @@ def key_space(config: RepoConfig, table: FeatureView) -> KeySpace:
 
 
 def row_batch(config: RepoConfig, view: StoredView, data: Sequence[FeastRow]) -> RowBatch:
-    """Make rows of Feast's generic write path into those of an online database.
+    """Make rows of Feast's generic write path into those of an online database, of unknown shard.
 
-    Args:
-        config: Feast's configuration.
-        view: The view.
-        data: The rows. A row is whole: it holds every feature of the view, a null where there is
-            no value. Without `REVISION` and `VALID_UNTIL` (absent or null) it counts as revision
-            0, valid for ever.
-
-    Returns:
-        The rows, of unknown shard.
+    Each row must hold every feature of the view, a null where there is no value. Without `REVISION`
+    and `VALID_UNTIL` (absent or null) it counts as revision 0, valid for ever.
 
     Raises:
         InputError: A row lacks a feature or has one too many, or a value is of another type.
@@ -186,13 +179,7 @@ def row_batch(config: RepoConfig, view: StoredView, data: Sequence[FeastRow]) ->
 def feast_reading(
     view: StoredView, row: Row | None, features: Sequence[str] | None
 ) -> FeastReading:
-    """Give a stored row in the form of Feast's ``online_read``.
-
-    Args:
-        view: The view.
-        row: The row, or None where there is none.
-        features: Which features are wanted; None for all.
-    """
+    """Give a stored row in the form of Feast's ``online_read``: these features, None for all."""
     if row is None:
         return None, None
     space = view.space
@@ -210,12 +197,7 @@ def feast_reading(
 
 
 def feast_rows(view: StoredView, rows: RowBatch) -> list[FeastRow]:
-    """Give rows in the form of Feast's ``online_write_batch``: the inverse of `row_batch`.
-
-    Args:
-        view: The view.
-        rows: The rows.
-    """
+    """Give rows in the form of Feast's ``online_write_batch``: the inverse of `row_batch`."""
     out: list[FeastRow] = []
     for row in rows.rows():
         time, values = feast_reading(view, row, None)

@@ -23,12 +23,7 @@ from tidemill.serving.publications import (
 def online_rows(
     view: FeatureView, publications: pa.RecordBatch | pa.Table, shard: int | None
 ) -> RowBatch:
-    """Make the rows of the online database, column by column.
-
-    Args:
-        view: The view.
-        publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
-        shard: The shard they are of; None where it is not known.
+    """Make rows of the online database of publications (`serving.publications.schema`).
 
     Raises:
         InputError: The batch is not of the view's schema.
@@ -54,16 +49,7 @@ def parcel_of(
     since_us: int | None,
     frontier_us: int,
 ) -> Parcel:
-    """Make the parcel of what one or more successive advances of a shard published.
-
-    Args:
-        project: The project's name.
-        view: The view.
-        publications: Publications of it (`serving.publications.schema`), ``(rows,)``; none is fine.
-        shard: The shard.
-        shard_count: How many shards the view has.
-        since_us: The frontier before these advances; None where they published the whole shard.
-        frontier_us: The instant as of which the shard's rows are now the value.
+    """Make the `Parcel` of what one or more successive advances of a shard published.
 
     Raises:
         InputError: The batch is not of the view's schema, or there is no such shard.

@@ -132,7 +132,7 @@ class OnlineReader:
         ((status,), (frontier,)) = self._judged(plan, snapshot, [row])
         stored = plan.empty if row is None else decode_row(plan.dtypes, row.cells)
         values = dict(zip(plan.names, stored, strict=True))
-        for name in plan.anchored:
+        for name in (plan.names[i] for i in plan.anchored):
             anchor = values[name]
             known = anchor is not None and frontier > TIME_MIN
             values[name] = frontier - anchor if known else None  # type: ignore[operator]
@@ -149,7 +149,7 @@ class OnlineReader:
             arrays = decode_cells(plan.dtypes, present)
         else:
             arrays = arrow_columns(plan.dtypes, *_with_empty_values(plan, rows, present))
-        for i in plan.anchored_places:
+        for i in plan.anchored:
             arrays[i] = finish_anchored(plan.view_columns[i], arrays[i], np.array(as_of, np.int64))
         return pa.RecordBatch.from_arrays(
             [*arrays, _names(statuses), pa.array(as_of, pa.int64())], schema=plan.schema
@@ -205,8 +205,7 @@ class _Plan:
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     empty: tuple[int | float | None, ...]
-    anchored: tuple[str, ...]
-    anchored_places: tuple[int, ...]
+    anchored: tuple[int, ...]
     schema: pa.Schema
 
 
@@ -219,7 +218,6 @@ def _plan(project: Project, name: str) -> _Plan:
     dtypes = tuple(column.dtype for column in columns)
     types = [ARROW_TYPES[dtype] for dtype in dtypes]
     names = tuple(column.name for column in columns)
-    places = tuple(i for i, column in enumerate(columns) if column.anchored)
     return _Plan(
         view=view,
         view_columns=columns,
@@ -229,8 +227,7 @@ def _plan(project: Project, name: str) -> _Plan:
         names=names,
         dtypes=dtypes,
         empty=tuple(column.empty for column in columns),
-        anchored=tuple(names[i] for i in places),
-        anchored_places=places,
+        anchored=tuple(i for i, column in enumerate(columns) if column.anchored),
         schema=pa.schema(
             [*zip(names, types, strict=True), (STATUS, pa.string()), (FRONTIER, pa.int64())]
         ),

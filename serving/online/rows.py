@@ -129,11 +129,7 @@ class RowBatch:
 
     @staticmethod
     def of(rows: Sequence[Row], shard: int | None) -> RowBatch:
-        """Return rows as columns.
-
-        Args:
-            rows: The rows, in any order.
-            shard: The shard that all of them are of; it also names that of no rows.
+        """Return rows, in any order, as columns; the shard also names that of no rows.
 
         Raises:
             InputError: A row is of another shard.
@@ -213,25 +209,13 @@ class Frontiers:
 def clock_us(clock: Clock, frontiers: Frontiers) -> int:
     """Return the declared clock, in microseconds; no reader asks for the time elsewhere.
 
-    Args:
-        clock: Which clock was declared.
-        frontiers: The published frontiers of the view that is read.
-
-    Returns:
-        The wall clock, or in a replay the highest frontier published for the view.
+    It is the wall clock, or in a replay the highest frontier published for the view.
     """
     return time.time_ns() // 1_000 if clock == "wall" else frontiers.highest
 
 
 def online_keys(join_key: str, keys: pa.Array) -> list[bytes]:
-    """Serialize entity keys as Feast does (``serialize_entity_key``, version 3).
-
-    Args:
-        join_key: The name of the join key.
-        keys: string or int64, ``(rows,)``, without nulls.
-
-    Returns:
-        One key a row.
+    """Serialize entity keys, ``(rows,)``, as Feast does (``serialize_entity_key``, version 3).
 
     Raises:
         InputError: A key is null, or of another type.

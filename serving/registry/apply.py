@@ -75,13 +75,6 @@ def registry_entries(
     other version. A version that was pending keeps the name that it had beside ``VIEW``, for those
     who read it there, until another one is promoted; not in a store that keeps rows by name, where
     the two would be two tables and one of them would not be fed any more.
-
-    Args:
-        project: The code's definitions.
-        registered: What is registered.
-        plan: What differs.
-        offline: As for `features.feast_objects.feast_objects`.
-        promote: Whether ``VIEW`` and the feature service become the code's.
     """
     entries = Entries()
     planned = {view.view: view for view in plan.views}
@@ -129,10 +122,6 @@ def changed_entries(store: feast.FeatureStore | None, entries: Entries) -> Entri
 
     Feast refuses a feature service whose features are not exactly those of its views, tags among
     them. So services that somebody else made of a view that is written are written with it.
-
-    Args:
-        store: The store; None where there is no registry yet.
-        entries: What the registry shall hold.
     """
     registered = {} if store is None else _registered_objects(store)
     changed = Entries(
@@ -186,10 +175,6 @@ def make_spaces(store: feast.FeatureStore, entries: Entries, registered: Registe
 
 def write_entries(store: feast.FeatureStore, entries: Entries) -> None:
     """Write to the registry what `changed_entries` left, all of it at once or nothing.
-
-    Args:
-        store: The store.
-        entries: What to write and what to remove.
 
     Raises:
         StoreError: The registry cannot be written.

@@ -24,11 +24,7 @@ from tidemill.serving.stores.registry_places import registry_lock
 
 
 def find_orphans(project: Project, places: StorePlaces) -> list[SpacePlan]:
-    """Find the project's key spaces that no version in the registry refers to.
-
-    Args:
-        project: The definitions; their key spaces are kept in any case.
-        places: Where its stores are.
+    """Find the project's key spaces that no version in the registry and no definition refers to.
 
     Raises:
         StoreError: The registry holds no version of any of the project's views, so it cannot say
@@ -50,15 +46,7 @@ def find_orphans(project: Project, places: StorePlaces) -> list[SpacePlan]:
 
 
 def drop_orphans(project: Project, places: StorePlaces, agreed: Sequence[SpacePlan]) -> list[str]:
-    """Drop key spaces, of those that somebody agreed to, that still no version refers to.
-
-    Args:
-        project: The definitions.
-        places: Where its stores are.
-        agreed: The key spaces to drop.
-
-    Returns:
-        The names of the key spaces that were dropped.
+    """Drop the key spaces of these that still no version refers to, and return their names.
 
     Raises:
         StoreError: As for `find_orphans`, or the store cannot be written.

@@ -39,11 +39,6 @@ def open_store(project: Project, places: StorePlaces, *, clock: Clock) -> feast.
     the code's stands beside it as a pending version (`feast_name`): nothing is promoted over it.
     Doing it again changes nothing.
 
-    Args:
-        project: The definitions.
-        places: Where its stores are; the root is made where it doesn't exist.
-        clock: What online reads judge age by.
-
     Returns:
         The store, its views registered and their key spaces made.
 
@@ -63,10 +58,6 @@ def open_store(project: Project, places: StorePlaces, *, clock: Clock) -> feast.
 
 def plan_project(project: Project, places: StorePlaces) -> Preview:
     """Compare a project with registry and online store, and change nothing.
-
-    Args:
-        project: The definitions.
-        places: Where its stores are.
 
     Raises:
         DefinitionError: A feature's name cannot stand in a publication.

@@ -168,10 +168,6 @@ def _parts(
 def read_spaces(database: OnlineDatabase, project: str) -> dict[str, Frontiers]:
     """Return the key spaces of a project that exist, by name, with their frontiers.
 
-    Args:
-        database: The online database; one that doesn't exist yet has no key spaces.
-        project: The project's name.
-
     Raises:
         StoreError: The database cannot be read.
     """

@@ -48,15 +48,9 @@ def offline_section(place: OfflinePlace) -> dict[str, Any]:
     """Return the ``offline_store`` section of the Feast configuration for a place."""
     if isinstance(place, BigQueryDataset):
         return {"type": "bigquery", "project_id": place.project, "dataset": place.dataset}
-    options = {
-        "memory_limit": place.memory_limit,
-        "threads": place.threads,
-        "spill": None if place.spill is None else str(place.spill),
-    }
-    return {
-        "type": OFFLINE_STORE,
-        **{name: value for name, value in options.items() if value is not None},
-    }
+    spill = None if place.spill is None else str(place.spill)
+    options = {"memory_limit": place.memory_limit, "threads": place.threads, "spill": spill}
+    return {"type": OFFLINE_STORE, **{k: v for k, v in options.items() if v is not None}}
 
 
 def check_installed(place: OfflinePlace) -> None:

@@ -87,25 +87,14 @@ def feast_section(place: OnlinePlace, clock: Clock) -> dict[str, Any]:
     """Return the ``online_store`` section of the Feast configuration for a place.
 
     Args:
-        place: Where the store is.
+        place: Where the store is. A secret of a `FeastPlace` stays ``${NAME}`` (`expanded`).
         clock: What online reads judge age by; Feast's own stores judge no age.
-
-    Returns:
-        The section. A secret of a `FeastPlace` stands in it as ``${NAME}`` (`expanded`).
     """
     if isinstance(place, FeastPlace):
         return dict(place.options)
     if isinstance(place, RedisPlace):
-        return {
-            "type": REDIS_STORE,
-            **place.options(),
-            "clock": clock,
-        }
-    return {
-        "type": SQLITE_STORE,
-        "path": str(place.path),
-        "clock": clock,
-    }
+        return {"type": REDIS_STORE, **place.options(), "clock": clock}
+    return {"type": SQLITE_STORE, "path": str(place.path), "clock": clock}
 
 
 def expanded(section: Any) -> Any:

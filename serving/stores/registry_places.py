@@ -115,34 +115,26 @@ def url_password(url: str) -> bool:
     return parts.password is not None or "password=" in parts.query.lower()
 
 
-def registry_section(place: RegistryPlace) -> dict[str, Any]:
+def registry_section(place: RegistryPlace, *, expanded: bool) -> dict[str, Any]:
     """Return the ``registry`` section of the Feast configuration for a place.
 
-    It may hold a password: it is for `feast.RepoConfig`, not for a file or a log.
+    Args:
+        place: Where the registry is.
+        expanded: Whether a URL from the environment is put in, perhaps with a password: for
+            `feast.RepoConfig`, never for a file or a log. Otherwise it is written as ``${NAME}``,
+            which Feast expands when it reads a ``feature_store.yaml``.
 
     Raises:
         ConfigurationError: The environment variable with the URL is not set.
     """
     if isinstance(place, FileRegistry):
-        return {
-            "registry_type": "file",
-            "registry_store_type": REGISTRY_FILE,
-            "path": str(place.path),
-            "cache_ttl_seconds": CACHE_S,
-        }
-    url = _with_driver(place.resolve())
-    return {"registry_type": "sql", "path": url, "cache_ttl_seconds": CACHE_S}
-
-
-def yaml_section(place: RegistryPlace) -> dict[str, Any]:
-    """Return the ``registry`` section of a ``feature_store.yaml`` for a place.
-
-    A URL from the environment is written as ``${NAME}``, which Feast expands when it reads it.
-    """
-    if isinstance(place, FileRegistry):
-        return registry_section(place)
-    path = f"${{{place.url_env}}}" if place.url_env else _with_driver(place.resolve())
-    return {"registry_type": "sql", "path": path, "cache_ttl_seconds": CACHE_S}
+        kind = {"registry_type": "file", "registry_store_type": REGISTRY_FILE}
+        path = str(place.path)
+    else:
+        kind = {"registry_type": "sql"}
+        named = place.url_env and not expanded
+        path = f"${{{place.url_env}}}" if named else _with_driver(place.resolve())
+    return {**kind, "path": path, "cache_ttl_seconds": CACHE_S}
 
 
 def holds_project(place: RegistryPlace, project: str) -> bool:
@@ -209,15 +201,12 @@ def registry_lock(place: RegistryPlace) -> Iterator[None]:
         StoreError: The database cannot be opened.
     """
     if isinstance(place, FileRegistry):
-        with _file_lock(place.path):
-            yield
-        return
-    url = place.resolve()
-    if url_dialect(url) == "sqlite":
-        with _file_lock(_sqlite_path(url)):
-            yield
-        return
-    with _advisory_lock(place, url):
+        lock = _file_lock(place.path)
+    elif url_dialect(url := place.resolve()) == "sqlite":
+        lock = _file_lock(_sqlite_path(url))
+    else:
+        lock = _advisory_lock(place, url)
+    with lock:
         yield
 
 

@@ -20,7 +20,7 @@ EXPORTS = {
     "bundles": "BUNDLES Bundle Scorer Stamps TransformGraph current_bundle make_current "
     "shared_scorer write_bundle",
     "files": "atomic_write segment_of segment_prefix write_text",
-    "offline": "Merge OfflineLog Reached log_ddl merge_day newest_ddl offline_table planned_merge "
+    "offline": "Merge OfflineLog Span log_ddl merge_day newest_ddl offline_table planned_merge "
     "project_ddl",
     "online": "Frontiers KeySpace OnlineDatabase OnlineReader OnlineReading Parcel Row RowBatch "
     "Snapshot finish_anchored missing_guarantees online_rows open_database parcel_of",

@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -20,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from tidemill.serving.online.per_thread import PerThread
 from tidemill.serving.stores.redis_place import RedisPlace
 
 Command = Sequence[str | bytes | int]
@@ -28,23 +27,13 @@ Command = Sequence[str | bytes | int]
 _US_PER_S: Final = 1_000_000
 
 
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.by_place: dict[RedisPlace, tuple[Any, int]] = {}
-
-
-_connections = _OfThread()
+_connections = PerThread[RedisPlace, Any]()
 
 
 def exchange(place: RedisPlace, commands: Sequence[Command]) -> list[Any]:
-    """Send commands in one round trip.
+    """Send commands in one round trip, twice where the connection broke.
 
-    Args:
-        place: The Redis.
-        commands: The commands; sent twice where the connection broke.
-
-    Returns:
-        The answer to each: bytes, int, None, a list, or the `ResponseError` that it was.
+    The answer to each is bytes, int, None, a list, or the `ResponseError` that it was.
 
     Raises:
         redis.exceptions.RedisError: There is no connection, or it broke or timed out.
@@ -67,9 +56,7 @@ def exchange(place: RedisPlace, commands: Sequence[Command]) -> list[Any]:
 
 def close(place: RedisPlace) -> None:
     """Close this thread's connection to a place, if there is one."""
-    connection, _ = _connections.by_place.pop(place, (None, 0))
-    if connection is not None:
-        # In a forked process this closes the copy and leaves the parent's connection alone.
+    if (connection := _connections.pop(place)) is not None:
         connection.disconnect()
 
 
@@ -81,16 +68,14 @@ def _answer(connection: Any) -> Any:
 
 
 def _connection(place: RedisPlace) -> tuple[Any, bool]:
-    known, pid = _connections.by_place.get(place, (None, 0))
-    if known is not None and pid == os.getpid():
+    if (known := _connections.get(place)) is not None:
         return known, False
-    close(place)
     made = _open(place)
     made.connect()
     # A server that wants a password says so of a short command; a long one it takes for an attack.
     made.send_command("PING")
     made.read_response()
-    _connections.by_place[place] = (made, os.getpid())
+    _connections.put(place, made)
     return made, True
 
 

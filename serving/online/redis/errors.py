@@ -83,13 +83,7 @@ _CODE: Final = re.compile(rf"(?:^|[-\s])({'|'.join([*_PASSING, *_LASTING])})\b")
 def explained(place: RedisPlace, spaces: Sequence[KeySpace], error: RedisError) -> StoreError:
     """Return our error for one of Redis's, with the store, the key spaces and the mend in it.
 
-    Args:
-        place: The Redis.
-        spaces: The key spaces that were read or written; none means all of them.
-        error: What went wrong.
-
-    Returns:
-        `StoreUnavailable` where the same call may succeed later, else a `StoreError`.
+    No key space means all of them. It is `StoreUnavailable` where the same call may succeed later.
     """
     names = sorted({space.name for space in spaces})
     of = f"key space{'s' if len(names) > 1 else ''} {', '.join(names)}"

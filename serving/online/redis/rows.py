@@ -91,12 +91,7 @@ def encode_rows(rows: RowBatch) -> list[bytes]:
 
 
 def decode_row(key: bytes, data: bytes) -> Row:
-    """Read the row of an entity.
-
-    Args:
-        key: The entity key.
-        data: What stands under it.
-    """
+    """Read the row of an entity key."""
     event_timestamp, revision, valid_until, shard = _ROW.unpack_from(data)
     return Row(
         key=key,

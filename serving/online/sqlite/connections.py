@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from tidemill.serving.online.per_thread import PerThread
 
 BUSY_TIMEOUT_S: Final = 60.0
 """How long a writer waits for the others before it gives up."""
@@ -28,20 +28,8 @@ _PRAGMAS: Final = (
 )
 
 
-@dataclass(frozen=True)
-class _Connection:
-    sqlite: sqlite3.Connection
-    pid: int
-    inode: tuple[int, int]
-
-
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.by_path: dict[str, _Connection] = {}
-        self.inherited: list[_Connection] = []
-
-
-_connections = _OfThread()
+# By path: a connection, and the device and inode of the file that it was opened on.
+_connections = PerThread[str, tuple[sqlite3.Connection, tuple[int, int]]]()
 
 
 def create_file(path: str) -> None:
@@ -93,24 +81,20 @@ def transaction(path: str, *, write: bool) -> Iterator[sqlite3.Connection]:
 
 def close(path: str) -> None:
     """Close this thread's connection to a file, if there is one."""
-    connection = _connections.by_path.pop(path, None)
-    if connection is not None and connection.pid != os.getpid():
-        # Closing a connection of the parent process here would disturb its locks: keep it open.
-        _connections.inherited.append(connection)
-    elif connection is not None:
-        connection.sqlite.close()
+    if (opened := _connections.pop(path)) is not None:
+        opened[0].close()
 
 
 def _connection(path: str) -> sqlite3.Connection:
-    connection = _connections.by_path.get(path)
-    inode = _inode(path)
-    if connection is not None and (connection.pid, connection.inode) != (os.getpid(), inode):
-        close(path)
-        connection = None
-    if connection is None:
-        connection = _Connection(_open(path), os.getpid(), inode)
-        _connections.by_path[path] = connection
-    return connection.sqlite
+    status = os.stat(path)  # noqa: PTH116 - at every use, and a Path would cost more than the call
+    inode = (status.st_dev, status.st_ino)
+    opened = _connections.get(path)
+    if opened is not None and opened[1] == inode:
+        return opened[0]
+    close(path)
+    sqlite = _open(path)
+    _connections.put(path, (sqlite, inode))
+    return sqlite
 
 
 def _open(path: str) -> sqlite3.Connection:
@@ -123,8 +107,3 @@ def _open(path: str) -> sqlite3.Connection:
     for pragma in _PRAGMAS:
         sqlite.execute(f"PRAGMA {pragma}")
     return sqlite
-
-
-def _inode(path: str) -> tuple[int, int]:
-    status = os.stat(path)  # noqa: PTH116 - at every use, and a Path would cost more than the call
-    return (status.st_dev, status.st_ino)

@@ -21,10 +21,6 @@ _TRANSIENT: Final = frozenset(
 def named_errors(path: str, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
     """Give the errors of an online store's file our classes.
 
-    Args:
-        path: The file.
-        spaces: The key spaces that are read or written.
-
     Raises:
         NoKeySpace: A key space does not exist, or the file itself.
         StoreUnavailable: The same call may succeed later.
