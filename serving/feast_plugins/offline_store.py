@@ -1,22 +1,21 @@
-"""Feast's plug-in for the change-point log: point-in-time joins that give what batch computes.
+"""Feast's plug-in for the change-point log: point-in-time joins with the values of batch.
 
-Plugged in by class path; ``offline_store: {type:
+Plugged in by class path: ``offline_store: {type:
 tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore}``. It reads the views that
-`features.feast_objects` generated, with files as their source; the registry alone tells it what it
-needs. What is promised of a join stands at the top of `serving.offline.join`; what Feast asks of an
-offline store beyond that:
+`features.feast_objects` generated, with files as their source; it needs only the registry.
+`serving.offline.join` states the promises of a join. In addition:
 
-* ``get_historical_features``: entity rows as a pandas frame, an Arrow table, or an SQL query for
-  duckdb whose result they are. Their own columns come back as they are. A time without a zone is
-  UTC, and one between two microseconds reads as the earlier. Rows must be given: a span of time
-  alone (``start_date``, ``end_date``) does not say at which instants.
+* ``get_historical_features``: entity rows are a pandas frame, an Arrow table, or an SQL query for
+  duckdb that returns them. Their own columns are returned unchanged. A time without a zone is UTC,
+  and one between two microseconds is rounded down. Entity rows are required: a span of time alone
+  (``start_date``, ``end_date``) names no instants.
 * ``to_df`` keeps the bits of int64 columns with nulls, as pandas' ``Int64`` (Feast would make
   them float64, and lose those beyond 2**53).
-* ``materialize`` (`pull_latest`, ``pull_all``) takes publications as they stand: anchors are not
-  finished, as in the online store.
+* ``materialize`` (`pull_latest`, ``pull_all``) takes publications as they are stored: anchors are
+  not finished, as in the online store.
 * ``write_to_offline_store`` and ``push`` add a part to the log; the same rows again replace it.
-  They say nothing about how far the log reaches.
-* Feature logging is not taken: every prediction carries the values that it used.
+  They do not change how far the log reaches.
+* Feature logging is refused: every prediction holds the values that it used.
 """
 
 from __future__ import annotations
@@ -80,10 +79,10 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
 
     Attributes:
         type: The class path.
-        memory_limit: What duckdb may take, in its words (``2GB``); the rest goes to disk. Four
-            fifths of the machine's memory where it is not said.
-        threads: How many threads duckdb runs; one a core where it is not said.
-        spill: The directory for what does not fit; the machine's temporary one by default.
+        memory_limit: Memory limit of duckdb, in its words (``2GB``); more data spills to disk. The
+            default is four fifths of the machine's memory.
+        threads: Threads of duckdb; one per core by default.
+        spill: Directory for data beyond the limit; by default the machine's temporary directory.
     """
 
     type: Literal["tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore"] = (
@@ -95,14 +94,14 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
 
     @property
     def engine(self) -> JoinEngine:
-        """How duckdb runs."""
+        """The settings of duckdb."""
         return JoinEngine(
             self.memory_limit, self.threads, None if not self.spill else Path(self.spill)
         )
 
 
 class ChangePointRetrievalJob(RetrievalJob):
-    """A query that runs when its result is asked for."""
+    """A query that runs when its result is needed."""
 
     def __init__(
         self,
@@ -126,12 +125,12 @@ class ChangePointRetrievalJob(RetrievalJob):
 
     @property
     def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
-        """What Feast computes of the result."""
+        """The views that Feast computes from the result."""
         return self._on_demand_feature_views
 
     @property
     def metadata(self) -> RetrievalMetadata | None:
-        """What was asked for; None for a whole log."""
+        """The request; None for the rows of a log."""
         return self._metadata
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
@@ -145,7 +144,7 @@ class ChangePointRetrievalJob(RetrievalJob):
         validation_reference: ValidationReference | None = None,
         timeout: int | None = None,
     ) -> pd.DataFrame:
-        """Return the result as a frame; an int64 column with nulls is of pandas' ``Int64``."""
+        """Return the result as a frame; an int64 column with nulls has pandas' type ``Int64``."""
         return _exact_frame(self.to_arrow(validation_reference, timeout))
 
     def persist(
@@ -154,10 +153,10 @@ class ChangePointRetrievalJob(RetrievalJob):
         allow_overwrite: bool = False,
         timeout: int | None = None,
     ) -> None:
-        """Write the result as one Parquet file, where a saved dataset is to stand.
+        """Write the result as one Parquet file, to the place of a saved dataset.
 
         Raises:
-            SavedDatasetLocationAlreadyExists: There is one, and it may not be overwritten.
+            SavedDatasetLocationAlreadyExists: The file exists, and may not be overwritten.
         """
         target = source_path(self._repo_path, storage.to_data_source())
         if target.exists() and not allow_overwrite:
@@ -183,8 +182,8 @@ class ChangePointOfflineStore(OfflineStore):
         """Join features to entity rows, each as of its own instant.
 
         Raises:
-            InputError: There are no entity rows, a column of theirs is missing or of a type that
-                is not that of the key, or it has the name of a feature.
+            InputError: There are no entity rows, one of their columns is missing or does not have
+                the type of the key, or it has the name of a feature.
             StoreError: A view was not generated by `features.feast_objects`.
         """
         if entity_df is None:
@@ -246,7 +245,7 @@ class ChangePointOfflineStore(OfflineStore):
         start_date: datetime.datetime,
         end_date: datetime.datetime,
     ) -> ChangePointRetrievalJob:
-        """Take the newest publication of each entity, highest revision, with a time in a span."""
+        """Return the newest publication of each entity, highest revision, with a time in a span."""
         log = OfflineLog(source_path(config.repo_path, data_source))
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(time_of(start_date), time_of(end_date))
@@ -267,7 +266,7 @@ class ChangePointOfflineStore(OfflineStore):
         start_date: datetime.datetime | None = None,
         end_date: datetime.datetime | None = None,
     ) -> ChangePointRetrievalJob:
-        """Take every row with a time in a span, of a log or of a saved dataset's one file."""
+        """Return every row with a time in a span, of a log or of a saved dataset's one file."""
         path = source_path(config.repo_path, data_source)
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(
@@ -292,10 +291,10 @@ class ChangePointOfflineStore(OfflineStore):
         table: pa.Table,
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Add rows to a view's log, as one part that the same rows replace.
+        """Add rows to a view's log, as one part; the same rows replace it.
 
         Raises:
-            InputError: The columns are not those of the log, or a value is not of its type.
+            InputError: The columns are not those of the log, or a value does not have its type.
             StoreError: The view was not generated by `features.feast_objects`.
         """
         names = [field.name for field in feature_view.features]
@@ -313,7 +312,7 @@ class ChangePointOfflineStore(OfflineStore):
         logging_config: LoggingConfig,
         registry: BaseRegistry,
     ) -> None:
-        """Refuse: what was served stands in the predictions.
+        """Refuse: the predictions hold the features that were served.
 
         Raises:
             NotImplementedError: Always.
@@ -332,10 +331,10 @@ class ChangePointOfflineStore(OfflineStore):
 
 
 def source_path(repo_path: Path | None, source: DataSource) -> Path:
-    """Return where a source's files stand.
+    """Return the path of a source's files.
 
     Raises:
-        StoreError: It is not a source of files on this machine.
+        StoreError: The source is not files on this machine.
     """
     if not isinstance(source, FileSource) or "://" in source.path:
         raise StoreError(
@@ -347,11 +346,11 @@ def source_path(repo_path: Path | None, source: DataSource) -> Path:
 
 
 def logged_view(config: RepoConfig, feature_view: FeatureView, names: list[str]) -> LoggedView:
-    """Describe these features of a Feast feature view, from its fields, its tags and its source.
+    """Describe features of a Feast feature view, from its fields, its tags and its source.
 
     Raises:
-        StoreError: The view was not generated by `features.feast_objects`, or the code that
-            registered it knew no offline log.
+        StoreError: `features.feast_objects` did not generate the view, or a version of it that had
+            no offline log did.
     """
     lacking = [tag for tag in (DEFINITION_TAG, REACH_TAG) if tag not in feature_view.tags]
     if lacking:
@@ -384,14 +383,14 @@ def logged_features(feature_view: FeatureView, names: list[str]) -> list[LoggedF
 def finish_history(
     found: pa.Table, feature_views: Sequence[FeatureView], event_timestamp: str = EVENT_TIMESTAMP
 ) -> pa.Table:
-    """Finish what another offline store of Feast's joined from change points (BigQuery's).
+    """Finish the result of another offline store of Feast's (BigQuery) that joined change points.
 
-    Such a store gives null to an entity without a publication, and anchors as they are. With the
-    revision it is known which nulls are values.
+    Such a store returns null for an entity without a publication, and anchors as they are stored.
+    The revision tells which nulls are values.
 
     Args:
-        found: The result of ``get_historical_features(..., full_feature_names=True)``, ``(rows,)``;
-            `REVISION` of every view was asked for.
+        found: The result of ``get_historical_features(..., full_feature_names=True)``, ``(rows,)``,
+            with the `REVISION` of every view.
         feature_views: The views, as the registry has them.
         event_timestamp: The column of the rows' instants.
 

@@ -7,11 +7,11 @@ Plugged in by class path; Feast's registry, SDK and servers work as they are:
 * ``online_store: {type: tidemill.serving.feast_plugins.online_store.OrderedRedisOnlineStore, host:
   localhost}``
 
-What is promised of writes stands at the top of `serving.online.database`: an older publication
-never overwrites a newer one, whatever the order of writes and the number of writers.
+`serving.online.database` states the promises of writes: an older publication never overwrites a
+newer one, whatever the order of writes and the number of writers.
 
-What a read through Feast's SDK says (DESIGN: "Reading online"), judged by the declared clock and
-the frontier that the stream published for the row's view and shard:
+Reads through Feast's SDK, judged by the declared clock and the frontier that the stream published
+for the row's view and shard:
 
 ========================  =======================  ===================================
 the row                   status                   value
@@ -22,22 +22,21 @@ stale, or overrun         ``OUTSIDE_MAX_AGE``      null
 absent                    ``NOT_FOUND``            null
 ========================  =======================  ===================================
 
-* A row is stale when its frontier lags behind the clock by more than the view's ``max_staleness``
-  and overrun when its ``valid_until`` is not past its frontier. A row whose frontier was never
-  written is stale: nobody says as of when it holds. Its numbers are withheld because
-  ``to_dict()`` and ``to_df()`` show no statuses; `serving.online.reader` gives numbers and status
-  both.
+* A row is stale if its frontier lags behind the clock by more than the view's ``max_staleness``,
+  and overrun if its ``valid_until`` is not past its frontier. A row without a frontier is stale,
+  because its age is unknown. Its values are withheld because ``to_dict()`` and ``to_df()`` show no
+  statuses; `serving.online.reader` returns values and status.
 * With ``clock: replay`` the clock is the highest frontier published for the view, so only a shard
   that trails the others is stale.
 * All views of a request are read in one round trip, as of one instant of the store.
 * An anchored feature (time since last event) reads as its anchor;
-  `serving.online.reader.finish_anchored` makes the value of it.
-* A stock client writes through Feast's generic path. Its row must hold every feature of the view;
-  without the two technical fields (absent or null) it counts as revision 0, valid for ever. Its
+  `serving.online.reader.finish_anchored` computes its value.
+* A stock client writes through Feast's generic path. Its rows must hold every feature of the view;
+  without the two technical fields (absent or null) a row has revision 0 and is valid forever. Its
   shard is unknown, so it is read as of the view's least frontier.
 * A view that Tidemill did not generate (`serving.online.feast_rows`: a foreign one) may have fields
-  of any Feast type. Its rows are written in order like all others, and have no age: present or
-  absent.
+  of any Feast type. Its rows are written in order like all others, and have no age: they are
+  present or absent.
 """
 
 from __future__ import annotations
@@ -76,10 +75,7 @@ from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 
 class OrderedOnlineStore(OnlineStore):
-    """An online store that keeps the order of publications; see the top of this module.
-
-    What is Feast's stands here, once for all databases; which one it is, the configuration knows.
-    """
+    """An online store that keeps the order of publications, in the configured database."""
 
     def online_write_batch(
         self,
@@ -91,8 +87,8 @@ class OrderedOnlineStore(OnlineStore):
         """Write publications in Feast's form.
 
         Raises:
-            ConflictingPublication: One contradicts the one that stands.
-            InputError: A row lacks a feature, or a value is not of the declared type.
+            ConflictingPublication: One contradicts the stored one.
+            InputError: A row lacks a feature, or a value does not have the declared type.
         """
         view = stored_view(config, table)
         rows = row_batch(config, view, data)
@@ -111,7 +107,7 @@ class OrderedOnlineStore(OnlineStore):
         entity_keys: list[EntityKey],
         requested_features: list[str] | None = None,
     ) -> list[FeastReading]:
-        """Read rows whatever their age, by Feast's contract: it has no place for a status."""
+        """Read rows of any age: Feast's contract of this method has no status."""
         view = stored_view(config, table)
         keys = [feast_key(config, key) for key in entity_keys]
         (snapshot,) = database(config).read([(view.space, keys)])
@@ -131,8 +127,8 @@ class OrderedOnlineStore(OnlineStore):
         full_feature_names: bool,
         include_feature_view_version_metadata: bool,
     ) -> None:
-        # The step of get_online_features that Feast gives to stores to override: all views in
-        # one snapshot, and the statuses that the stock step does not know.
+        # The step of get_online_features that Feast lets stores override: read all views in one
+        # snapshot, and return statuses that the stock step does not know.
         unique = [
             utils._get_unique_entities(table, join_key_values, entity_name_to_join_key_map)
             for table, _ in grouped_refs
@@ -174,9 +170,9 @@ class OrderedOnlineStore(OnlineStore):
     ) -> None:
         """Make the key spaces of the views that are kept.
 
-        A changed definition gets a new, empty key space. The rows of a generated view stay, also
-        when Feast deletes it: a reader may use that definition until `tidemill clean-store` removes
-        the key spaces that no version in the registry has. Those of a foreign view go with it.
+        A changed definition gets a new, empty key space. The rows of a generated view stay, even if
+        Feast deletes the view: a reader may use that definition until `tidemill clean-store`
+        removes the key spaces of no registered version. Those of a foreign view are dropped.
 
         Raises:
             StoreError: The store cannot hold a view, or cannot be written.
@@ -189,12 +185,12 @@ class OrderedOnlineStore(OnlineStore):
     def teardown(
         self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
     ) -> None:
-        """Remove the key spaces of these views; the database stays, others may live in it."""
+        """Remove the key spaces of these views; the database stays, because others may use it."""
         database(config).drop([key_space(config, table) for table in tables])
 
 
 class _Section(FeastConfigBaseModel):
-    # Frozen, so that it is a key of the caches of places.
+    # Frozen, and so hashable: the caches of places use it as a key.
     model_config = ConfigDict(frozen=True)
 
 
@@ -203,8 +199,8 @@ class OrderedSqliteOnlineStoreConfig(_Section):
 
     Attributes:
         type: The class path.
-        path: The database's file; a relative one is below the repository's path.
-        clock: What age is judged by: ``wall`` live, ``replay`` for the published frontier.
+        path: The database's file; a relative path starts at the repository.
+        clock: The clock that age is judged by: ``wall`` live, ``replay`` the published frontier.
     """
 
     type: Literal["tidemill.serving.feast_plugins.online_store.OrderedSqliteOnlineStore"] = (
@@ -226,8 +222,8 @@ class RedisTlsConfig(_Section):
     """TLS to a Redis (`serving.stores.redis_place.RedisTls`): paths of PEM files.
 
     Attributes:
-        ca: The authorities that are trusted; None trusts the system's.
-        cert: Our own certificate, where the server asks for one.
+        ca: The trusted authorities; None trusts the system's.
+        cert: Our own certificate, if the server asks for one.
         key: Its key.
     """
 
@@ -237,19 +233,19 @@ class RedisTlsConfig(_Section):
 
 
 class OrderedRedisOnlineStoreConfig(_Section):
-    """The ``online_store`` section of a Feast configuration for a Redis.
+    """The ``online_store`` section of a Feast configuration for a Redis (`RedisPlace`).
 
     Attributes:
         type: The class path.
-        host: The host's name or address.
+        host: Name or address of the host.
         port: The port.
         db: The number of the database.
         username: The ACL user; None is Redis's default user.
         password_env: The environment variable that holds the password.
         password_file: The file that holds the password.
-        tls: How to speak TLS; None speaks plainly.
-        timeout_us: How long to wait for a connection and for each answer, in microseconds.
-        clock: What age is judged by: ``wall`` live, ``replay`` for the published frontier.
+        tls: How to connect by TLS; None connects without it.
+        timeout_us: Longest wait for a connection and for each answer, in microseconds.
+        clock: The clock that age is judged by: ``wall`` live, ``replay`` the published frontier.
     """
 
     type: Literal["tidemill.serving.feast_plugins.online_store.OrderedRedisOnlineStore"] = (
@@ -274,7 +270,7 @@ class OrderedRedisOnlineStore(OrderedOnlineStore):
     """The ordered online store in a Redis."""
 
 
-# Every read asks for its place, and a path takes longer to make than a row to find.
+# Cached, because every read needs the place, and making a path takes longer than finding a row.
 @functools.lru_cache(maxsize=64)
 def _sqlite_place(section: OrderedSqliteOnlineStoreConfig, repository: Path | None) -> SqlitePlace:
     return SqlitePlace((repository or Path()) / section.path)

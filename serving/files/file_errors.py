@@ -1,8 +1,8 @@
-"""What an error of the operating system means for a person: which path, what, and what to do.
+"""Errors of the operating system, explained: the path, what is wrong, and what to do.
 
-A full disk or a read-only folder reaches a program in many forms: as an ``OSError`` with its
-number, and as an error of DuckDB, SQLite, TensorFlow or Beam whose text holds the system's words.
-`file_error` and `named_in_text` turn each into one error of the tree.
+A full disk or a read-only folder appears as an ``OSError`` with its number, or as an error of
+DuckDB, SQLite, TensorFlow or Beam whose text holds the system's words. `file_error` and
+`named_in_text` turn each into one of our errors.
 """
 
 from __future__ import annotations
@@ -54,26 +54,23 @@ _WORDS: Final = {
     "attempt to write a readonly database": errno.EROFS,
     "unable to open database file": errno.EACCES,
 }
-"""How the system, and SQLite, write these errors."""
+"""The texts of the system and of SQLite for these errors."""
 _IN_TEXT: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.EROFS, errno.EACCES, errno.EPERM}
 )
-"""Those that are believed where only a text has them: they are never a fault of the program."""
+"""Errors that are recognized by their text alone: they are never a fault of the program."""
 _PATH: Final = re.compile(r"""['"](/[^'"\n]+)['"]|(?<![\w'"/])(/[^\s'":;,)\]]+)""")
 
 
 def file_error(
     error: OSError, path: Path | str | None = None, *, believed: bool = True
 ) -> FileError:
-    """Return the error of the tree that an ``OSError`` means.
+    """Turn an ``OSError`` into ours: what was found, where, and what to do.
 
     Args:
-        error: The system's error.
-        path: The file or folder that was at work, for errors that do not name one themselves.
-        believed: Whether the path that the error names itself goes before ``path``.
-
-    Returns:
-        What was found, where, and what to do; its ``errno`` is the error's.
+        error: The system's error; ours has the same ``errno``.
+        path: The file or folder in use, for errors that do not name one themselves.
+        believed: Whether the path that the error names takes precedence over ``path``.
     """
     if isinstance(error, FileError):
         return error
@@ -83,14 +80,14 @@ def file_error(
 
 
 def named_in_text(text: str, path: Path | str | None = None) -> FileError | None:
-    """Find a full disk, a read-only place or a missing right in the text of another error.
+    """Find a full disk, a read-only place or a missing permission in the text of another error.
 
     Args:
-        text: What the error of a library says.
-        path: The file or folder that was at work, where the text names none.
+        text: The message of a library's error.
+        path: The file or folder in use, if the text names none.
 
     Returns:
-        The error; None where the text is about something else.
+        The error; None if the text is about something else.
     """
     found = [(text.rfind(words), words) for words in _WORDS if _WORDS[words] in _IN_TEXT]
     at, words = max(found, default=(-1, ""))
@@ -115,9 +112,9 @@ def _named(number: int | None, why: str, where: str | None) -> FileError:
 
 @contextmanager
 def named_for(path: Path) -> Iterator[None]:
-    """Give an ``OSError`` of the block its name in the tree, and the path that it may lack.
+    """Turn an ``OSError`` of the block into ours, with the path that it may lack.
 
-    An error without a number is not the operating system's, and is left alone.
+    An error without a number is not the operating system's, and stays as it is.
     """
     try:
         yield
@@ -126,6 +123,6 @@ def named_for(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        # A file that is half written has a passing name: the one that it would get says more.
+        # An unfinished file has a temporary name: its final name says more.
         passing = str(error.filename or "").startswith(f"{path}.")
         raise file_error(error, path, believed=not passing) from error

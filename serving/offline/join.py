@@ -1,20 +1,20 @@
 """The point-in-time join over change-point logs, on duckdb: Arrow in, Arrow out.
 
 Values are piecewise constant, so the value of an entity at ``t`` is its newest publication at or
-before ``t``: an as-of join. What is promised beyond that:
+before ``t``: an as-of join. It also promises:
 
 * Of publications at one instant the highest revision is the value.
 * An entity without a publication has the view's declared empty values; so has a null key.
 * An anchored feature is finished for the row's own instant, as a request at that instant sees it.
-* Rows come back in the order in which they were given, each once, whatever they hold.
+* Each given row is returned once, in the given order.
 * No row reads past a publication's `VALID_UNTIL`, nor outside the span in which the log is
-  complete: that is an error that names the instant (`StoreError`), never an old number.
+  complete: that is a `StoreError` that names the instant, never an old number.
 
-What it costs: only days up to the latest instant asked for are read, and none before the earliest
-one less the view's reach: what is older can only say "empty" (`features.feast_objects.REACH_TAG`).
-Who asks for the two technical fields themselves, which such rows do hold, reads the log from its
-beginning. Only publications of entities asked for are sorted, and duckdb spills to disk what does
-not fit its memory limit; the rows asked for and their values are in memory.
+Cost: it reads the days up to the latest instant, from the earliest instant less the view's reach
+on, because older rows can only be empty (`features.feast_objects.REACH_TAG`). If one of the two
+technical fields is wanted, it reads the log from its beginning, because older rows do hold these.
+It sorts only publications of the wanted entities, and duckdb spills to disk what exceeds its memory
+limit; the given rows and their values are in memory.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNT
 from tidemill.serving.offline.log import OfflineLog, Span
 
 _TECHNICAL: Final = (VALID_UNTIL, REVISION)
-# An instant and a revision as one number, in their order.
+# Combines an instant and a revision into one number that sorts like the pair.
 _SHIFT: Final = "18446744073709551616::HUGEINT"
 
 
 @dataclass(frozen=True)
 class JoinEngine:
-    """How duckdb runs.
+    """Settings of duckdb.
 
     Attributes:
         memory_limit: In duckdb's words, such as ``2GB``; None is four fifths of the machine's.
-        threads: How many; None is one a core.
-        spill: Where what does not fit is put; None is the machine's temporary directory.
+        threads: Number of threads; None is one per core.
+        spill: Directory for data beyond the limit; None is the machine's temporary directory.
     """
 
     memory_limit: str | None = None
@@ -87,7 +87,7 @@ class LoggedFeature:
     anchored: bool
 
     def finish(self, stored: pa.Array, absent: pa.Array, times_us: pa.Array) -> pa.Array:
-        """Make the values that a request at these instants sees of the stored ones, ``(rows,)``."""
+        """Return the values that requests at these instants see, ``(rows,)``."""
         values = pc.subtract(times_us, stored) if self.anchored else stored
         if self.empty is None:
             return values
@@ -96,13 +96,13 @@ class LoggedFeature:
 
 @dataclass(frozen=True)
 class LoggedView:
-    """A view's log, and what is to be read of it.
+    """A view's log, and the features to read from it.
 
     Attributes:
         name: The view's name, for errors.
         log: Its log.
         join_key: The log's column of the entity's key.
-        features: What is wanted.
+        features: The wanted features.
         reach_us: See `features.feast_objects.REACH_TAG`.
     """
 
@@ -119,17 +119,17 @@ def join(
     """Look up the values of entities at instants.
 
     Args:
-        engine: How to run.
-        view: The view, and the features wanted.
-        keys: string or int64, as in the log, ``(rows,)``; null for none.
+        engine: Settings of duckdb.
+        view: The view and the wanted features.
+        keys: string or int64, as in the log, ``(rows,)``; null for no entity.
         times_us: int64, ``(rows,)``: the instants.
 
     Returns:
         A column for each feature, ``(rows,)``.
 
     Raises:
-        StoreError: There is no log, an instant lies where it is not complete, or a publication
-            was not followed by the one that was due.
+        StoreError: There is no log, it is not complete at an instant, or the publication that was
+            due after another one is missing.
         InputError: The log's files are not of the view.
     """
     if len(times_us) == 0:
@@ -161,12 +161,12 @@ def between(
     """Return the publications with an event_timestamp in a span.
 
     Args:
-        engine: How to run.
+        engine: Settings of duckdb.
         log: The log.
-        columns: What is wanted of it.
+        columns: The wanted columns.
         span: The span.
-        newest_of: The columns of the entity's key, for the newest publication of each entity;
-            none for every publication.
+        newest_of: The columns of the entity's key, to return only the newest publication of each
+            entity; by default every publication is returned.
     """
     schema = log.schema()
     wanted = dict.fromkeys([*columns, EVENT_TIMESTAMP, REVISION])
@@ -191,7 +191,7 @@ def _newest_before(
 ) -> pa.Table:
     names = [feature.name for feature in view.features]
     columns = list(dict.fromkeys([*names, VALID_UNTIL]))
-    # What is older than the reach can only say "empty", but holds its own technical fields.
+    # Rows older than the reach can only be empty, but have technical fields of their own.
     oldest = TIME_MIN if set(names) & set(_TECHNICAL) else int(times_us.min()) - view.reach_us
     span = Span(oldest, int(times_us.max()))
     rows = pa.table({"row": pa.array(np.arange(len(keys))), "key": keys, "time": times_us})
@@ -228,7 +228,7 @@ def _scan(columns: Sequence[str]) -> str:
 def _run(
     engine: JoinEngine, query: str, log: OfflineLog, span: Span, rows: pa.Table | None = None
 ) -> pa.Table | None:
-    """Run a query over the files of a span; None where there are none."""
+    """Run a query over the files of a span; return None if there are none."""
     while True:
         files = log.files(span.first_us, span.last_us)
         if not files:
@@ -241,7 +241,7 @@ def _run(
             try:
                 return connection.sql(query, params=parameters).to_arrow_table()
             except duckdb.IOException:
-                # A merge has put one file in the place of some of these: the log says the same.
+                # A merge has replaced some of these files: list them again.
                 if all(file.exists() for file in files):
                     raise
 
@@ -290,7 +290,7 @@ def _quoted(name: str) -> str:
 
 
 def _datetime(time_us: int) -> datetime.datetime:
-    # Beyond the calendar there are no publications.
+    # There are no publications outside the calendar.
     bounded = min(max(time_us, EARLIEST_EVENT), LATEST_EVENT)
     return moment_of(bounded)
 

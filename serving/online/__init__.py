@@ -1,7 +1,7 @@
-"""The online store: one row per entity, the newest publication wins, ages are honest.
+"""The online store: one row per entity, the newest publication wins, and a read states its age.
 
-`database` states what every backend promises. The backends stand in folders of their own and know
-nothing of each other; Feast and Redis are imported when one of their stores is opened.
+`database` states the promises of every backend. The backends have a folder each and know nothing of
+each other; Feast and Redis are imported when one of their stores is opened.
 """
 
 from __future__ import annotations

@@ -1,25 +1,25 @@
 """Any other online store of Feast's (Postgres, DynamoDB, Bigtable, ...), by its generic write path.
 
-`FeastDatabase` writes publications through the store's own ``online_write_batch``, so whatever
-Feast reads from there it reads. The store decides alone which of two writes stands, and it has
-no place for a frontier. So of what `serving.online.database` promises these fall away, and the
-program says so when it starts (`LOST_GUARANTEES`):
+`FeastDatabase` writes publications through the store's own ``online_write_batch``, so Feast reads
+them as it reads its own rows. The store alone decides which of two writes wins, and it has no place
+for a frontier. So these promises of `serving.online.database` do not hold, and the program says so
+when it starts (`LOST_GUARANTEES`):
 
-* **order**: a late or repeated write may put an older value in place of a newer one. Feast's SQLite
-  takes whatever comes last; its Redis compares timestamps, but reads first and writes after. This
-  class keeps the newest of the rows of one call, and nobody orders the calls of several writers;
-* **corrections**: a higher revision at the same event timestamp may be dropped (Redis) or may be
-  overwritten by the lower one that comes after it (SQLite); two writers that contradict each
-  other are not found out;
+* **order**: a late or repeated write may replace a newer value by an older one. Feast's SQLite
+  keeps the last write; its Redis compares timestamps, but reads first and writes after. This class
+  keeps the newest row per entity of one call; the calls of several writers are in no order;
+* **corrections**: a higher revision at the same event timestamp may be dropped (Redis) or
+  overwritten by the lower one that comes after it (SQLite); contradictions between two writers are
+  not detected;
 * **atomicity**: a reader may see half of a call, and views of different instants;
-* **statuses**: there is no frontier, so nothing is ever ``OUTSIDE_MAX_AGE``: a stopped stream's
-  last values read as fresh. The direct reader and `tidemill verify` need frontiers, and refuse.
-  Of an entity that was never seen a store says what it likes: Feast's SQLite ``NOT_FOUND``, its
-  Redis ``PRESENT`` with nulls;
-* **lost writes**: a store that was started again from an old dump is not noticed.
+* **statuses**: there is no frontier, so nothing is ever ``OUTSIDE_MAX_AGE``: the last values of a
+  stopped stream read as fresh. The direct reader and `tidemill verify` need frontiers, and refuse.
+  For an entity that was never seen, Feast's SQLite says ``NOT_FOUND``, its Redis ``PRESENT`` with
+  nulls;
+* **lost writes**: a store that was restarted from an old dump is not detected.
 
-A changed definition keeps the rows of the old one all the same: it is registered under another
-name until it is promoted (`serving.registry.registration`). Promoted, it writes over them.
+A changed definition does not overwrite the rows of the old one: it is registered under another name
+until it is promoted (`serving.registry.registration`). Promoted, it overwrites them.
 
 Feast is imported when the database is first used.
 """
@@ -57,10 +57,10 @@ LOST_GUARANTEES: Final = (
     "a store that lost writes is not noticed",
     "a promoted definition writes over the rows of the one before it",
 )
-"""What does not hold for a store of Feast's that Tidemill has no database for."""
+"""Promises that do not hold for a store of Feast's that Tidemill has no database for."""
 
 _TRANSIENT: Final = {"ConnectionError", "TimeoutError"}
-"""Classes that clients of stores name so, whatever they derive from; `OSError` is one too."""
+"""Names of the clients' error classes that are transient, like any `OSError`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Opened:
     views: dict[str, tuple[feast.FeatureView, StoredView]]
 
 
-# By the text of the place, which is not hashable, then by project.
+# By the text of the place (a place is not hashable), then by project.
 _stores = PerThread[str, dict[str, _Opened]]()
 
 
@@ -79,34 +79,34 @@ _stores = PerThread[str, dict[str, _Opened]]()
 class FeastDatabase:
     """A store of Feast's as an online database (`serving.online.database.OnlineDatabase`).
 
-    Its views are those of the project's registry: `serving.registry.registration.open_store` comes
-    first.
+    Its views are those of the project's registry, so call
+    `serving.registry.registration.open_store` first.
 
     Attributes:
-        place: Which store, and below which root the registry stands.
+        place: The store, and the root of its registry.
     """
 
     place: FeastPlace
 
     @property
     def name(self) -> str:
-        """What error messages call it."""
+        """Its name in error messages."""
         return f"Feast's online store of type {self.place.type!r}"
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make what the store needs for views."""
+        """Make the tables that the store needs for views."""
         self._update(spaces, keep=True)
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
-        """Remove what the store holds of views."""
+        """Remove the tables that the store has for views."""
         self._update(spaces, keep=False)
 
     def spaces(self) -> list[str]:
-        """Refuse: Feast's stores cannot say what they hold."""
+        """Refuse: Feast's stores cannot list their tables."""
         raise StoreError(f"{self.name} cannot list its key spaces; {_INSTEAD}")
 
     def write(self, space: KeySpace, rows: RowBatch) -> int:
-        """Write the newest publication of each entity of these, and return how many those are."""
+        """Write the newest publication of each entity, and return how many entities these are."""
         from tidemill.serving.online.feast_rows import feast_rows
 
         if not len(rows):
@@ -129,7 +129,7 @@ class FeastDatabase:
         )
 
     def close(self) -> None:
-        """Let go of what this thread holds open."""
+        """Forget the stores that this thread has opened."""
         _stores.pop(repr(self.place))
 
     def _opened(self, project: str) -> _Opened:

@@ -1,4 +1,4 @@
-"""Publications, as the kernel emits them, made into rows and parcels of the online database."""
+"""The kernel's publications as rows and parcels of the online database."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tidemill.serving.publications import (
 def online_rows(
     view: FeatureView, publications: pa.RecordBatch | pa.Table, shard: int | None
 ) -> RowBatch:
-    """Make rows of the online database of publications (`serving.publications.schema`).
+    """Convert publications (`serving.publications.schema`) to rows of the online database.
 
     Raises:
-        InputError: The batch is not of the view's schema.
+        InputError: The batch does not have the view's schema.
     """
     batch = checked_batch(view, publications)
     return RowBatch(
@@ -49,10 +49,10 @@ def parcel_of(
     since_us: int | None,
     frontier_us: int,
 ) -> Parcel:
-    """Make the `Parcel` of what one or more successive advances of a shard published.
+    """Make a `Parcel` of publications (`serving.publications.schema`; may be empty).
 
     Raises:
-        InputError: The batch is not of the view's schema, or there is no such shard.
+        InputError: The batch does not have the view's schema, or there is no such shard.
     """
     return Parcel(
         space=KeySpace.of(project, view),
@@ -66,6 +66,6 @@ def parcel_of(
 
 @functools.lru_cache(maxsize=256)
 def _dtypes(view: FeatureView) -> tuple[str, ...]:
-    # As the schema: definitions are frozen and compared by identity, and their columns are made
-    # anew at each use, which for few rows takes longer than writing them.
+    # Cached, because making a view's columns takes longer than writing a few rows. Definitions are
+    # frozen and compared by identity.
     return tuple(column.dtype for column in view.columns)

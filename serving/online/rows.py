@@ -1,10 +1,10 @@
-"""How a publication stands in an online store: its key space, its key, its cells, its age.
+"""A publication in an online store: its key space, its key, its cells, its age.
 
 * A **key space** is one version of one view: project, view and the hash of the definition. A
-  changed definition is another key space, so old numbers never answer for new definitions.
+  changed definition is another key space, so old values are never read for a new definition.
 * The **key** is Feast's own entity key, serialization version 3, so Feast's SDK finds it.
 * The **cells** of a row are all its values as one string of bytes (`serving.online.cells`).
-* The **frontiers** of a key space say, shard by shard, as of which instant its rows are the value.
+* The **frontiers** of a key space are the instants, by shard, that its rows hold as of.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tidemill.features.feast_objects import field_name
 from tidemill.serving.online.cells import matrix_rows
 from tidemill.serving.stores.online_places import Clock
 
-# Feast's ValueType numbers: they are part of the key's bytes.
+# Feast's ValueType numbers, which are part of a key's bytes.
 _STRING: Final = 2
 _INT64: Final = 4
 
@@ -36,7 +36,7 @@ _INT64: Final = 4
 class KeySpace:
     """One version of one view in an online store.
 
-    Project, view and definition make its name: enough to read its frontiers or to remove it.
+    Project, view and definition identify it: they suffice to read its frontiers or to remove it.
 
     Attributes:
         project: The project's name.
@@ -57,7 +57,7 @@ class KeySpace:
         """Return the key space of a view's present definition.
 
         Raises:
-            DefinitionError: A feature's name is one that every publication carries.
+            DefinitionError: A feature's name is reserved for publications.
         """
         return _key_space(project, view)
 
@@ -85,7 +85,7 @@ def _key_space(project: str, view: FeatureView) -> KeySpace:
 
 
 class Row(NamedTuple):
-    """One publication as an online store keeps it; times in microseconds, UTC."""
+    """One publication in an online store; times in microseconds, UTC."""
 
     key: bytes
     event_timestamp: int
@@ -97,16 +97,17 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RowBatch:
-    """Publications of one view as a store takes them, column by column; each ``(rows,)``.
+    """Publications of one view for a store, column by column; each ``(rows,)``.
 
     Attributes:
         keys: Feast's serialized entity keys (`online_keys`).
-        event_timestamps: From when on each holds, microseconds UTC.
+        event_timestamps: The instants from which they hold, microseconds UTC.
         revisions: The number of events applied to the entity.
-        valid_until: Until when each holds with no further event, microseconds UTC.
-        shard: The shard that all of them are of; None where it is not known.
-        cells: Their values (`serving.online.cells`): bytes for each row, or where all are of one
-            width a matrix of uint8, ``(rows, width)``.
+        valid_until: The instants until which they hold if no further event arrives, microseconds
+            UTC.
+        shard: The shard of all of them; None if it is not known.
+        cells: Their values (`serving.online.cells`): bytes for each row, or a matrix of uint8,
+            ``(rows, width)``, if all have one width.
     """
 
     keys: list[bytes]
@@ -129,7 +130,7 @@ class RowBatch:
 
     @staticmethod
     def of(rows: Sequence[Row], shard: int | None) -> RowBatch:
-        """Return rows, in any order, as columns; the shard also names that of no rows.
+        """Return rows, in any order, as columns. Without a row, the batch is of the given shard.
 
         Raises:
             InputError: A row is of another shard.
@@ -165,7 +166,7 @@ class RowBatch:
         )
 
     def rows(self) -> list[Row]:
-        """Return the publications one by one, as a read gives them."""
+        """Return the publications one by one."""
         return [Row(*row) for row in self.tuples()]
 
 
@@ -174,7 +175,7 @@ class Frontiers:
     """The published frontiers of a key space.
 
     Attributes:
-        shard_count: How many shards the view has; 0 where nothing was published yet.
+        shard_count: Number of shards of the view; 0 before the first publication.
         by_shard: Shard to frontier, in microseconds.
     """
 
@@ -183,31 +184,31 @@ class Frontiers:
 
     @property
     def highest(self) -> int:
-        """The highest frontier: the clock of a replay. `TIME_MIN` where there is none."""
+        """The highest frontier, which is the clock of a replay; `TIME_MIN` if there is none."""
         return max(self.by_shard.values(), default=TIME_MIN)
 
     @property
     def least(self) -> int:
-        """The frontier that every shard has reached; `TIME_MIN` while one has published none."""
+        """The frontier that every shard has reached; `TIME_MIN` until all have published one."""
         if len(self.by_shard) < self.shard_count:
             return TIME_MIN
         return min(self.by_shard.values(), default=TIME_MIN)
 
     def of(self, shard: int | None) -> int:
-        """Return a shard's frontier; a row of unknown shard has the least."""
+        """Return a shard's frontier; for an unknown shard the least one."""
         return self.least if shard is None else self.by_shard.get(shard, TIME_MIN)
 
     def status(
         self, frontier_us: int, valid_until_us: int, clock_us: int, max_staleness_us: int
     ) -> ReadStatus:
-        """Judge a row by `features.contract.read_status`; without a frontier it has no age."""
+        """Judge a row by `features.contract.read_status`; without a frontier its age is unknown."""
         if frontier_us <= TIME_MIN:
             return ReadStatus.OUTSIDE_MAX_AGE
         return read_status(clock_us, frontier_us, valid_until_us, max_staleness_us)
 
 
 def clock_us(clock: Clock, frontiers: Frontiers) -> int:
-    """Return the declared clock, in microseconds; no reader asks for the time elsewhere.
+    """Return the time of a declared clock, in microseconds; readers ask for the time here only.
 
     It is the wall clock, or in a replay the highest frontier published for the view.
     """
@@ -236,8 +237,8 @@ def online_key(join_key: str, key: str | int) -> bytes:
     """Serialize one entity key, as `online_keys` does many.
 
     Raises:
-        OverflowError: A number is no int64.
-        UnicodeEncodeError: A text is no Unicode text.
+        OverflowError: A number does not fit an int64.
+        UnicodeEncodeError: A text holds a lone surrogate.
     """
     if isinstance(key, str):
         text = key.encode()

@@ -1,6 +1,6 @@
-"""Registration with Feast, in process: what differs, the plan, and the carrying out.
+"""Registration with Feast, in process: compare, plan, apply.
 
-A changed view gets a version beside the promoted one. Applying twice changes nothing.
+A changed view gets a version beside the promoted one. Applying again changes nothing.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""Registering: the plan carried out, with one write of the registry.
+"""Apply a registration plan with one write of the registry.
 
-The order is: key spaces first, then the registry. A process that is killed in between leaves empty
-key spaces that nobody refers to, and the next run goes on from there. The registry is written at
-once: a file is replaced as a whole (`serving.feast_plugins.registry_file`), an SQL registry changes
-    in one
-transaction, so nobody meets a feature service whose views are not there yet.
+Key spaces are made first, then the registry is written. A process that is killed in between leaves
+empty key spaces that no version refers to, and the next run continues from there. The registry is
+written atomically: a file is replaced (`serving.feast_plugins.registry_file`), an SQL registry
+changes in one transaction, so no reader sees a feature service whose views are missing.
 
-`FeatureStore.apply` is not used: it keeps the old order of features where only the order changed,
-writes an SQL registry object by object, and cannot remove one thing and add another at once.
+`FeatureStore.apply` is not used: it keeps the old order of features if only the order changed,
+writes an SQL registry object by object, and cannot remove one object and add another at once.
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ _UNIMPORTANT: Final = ("createdTimestamp", "lastUpdatedTimestamp", "dataSourceCl
 
 @dataclass
 class Entries:
-    """What the registry shall hold: objects by kind and name, and what shall not be there."""
+    """What the registry shall hold, and what it shall not: objects by kind and name."""
 
     wanted: dict[tuple[str, str], Any] = field(default_factory=dict)
     unwanted: set[tuple[str, str]] = field(default_factory=set)
 
     def want(self, kind: str, thing: Any) -> None:
-        """Add an object of Feast's."""
+        """Add one of Feast's objects."""
         self.wanted[kind, thing.name] = thing
 
     def lines(self) -> tuple[str, ...]:
-        """Say what is written and what is removed, a line for each but the data sources."""
+        """Describe each write and each removal, except those of data sources, in a line."""
         written = [("write", *key) for key in self.wanted]
         removed = [("remove", *key) for key in sorted(self.unwanted)]
         return tuple(
@@ -71,10 +70,10 @@ def registry_entries(
 ) -> Entries:
     """Return what the registry shall hold.
 
-    Registering adds all of the code's definitions and takes nothing away. Promotion leaves no
-    other version. A version that was pending keeps the name that it had beside ``VIEW``, for those
-    who read it there, until another one is promoted; not in a store that keeps rows by name, where
-    the two would be two tables and one of them would not be fed any more.
+    Registering adds all of the code's definitions and removes nothing. Promotion removes all other
+    versions. A version that was pending keeps its name ``VIEW__vN``, for those who read it there,
+    until another one is promoted. A store that keeps rows by name is the exception: there the two
+    names would be two tables, of which only one would be written.
     """
     entries = Entries()
     planned = {view.view: view for view in plan.views}
@@ -118,10 +117,10 @@ def registry_entries(
 
 
 def changed_entries(store: feast.FeatureStore | None, entries: Entries) -> Entries:
-    """Leave out what stands in the registry already, and what is not there to be removed.
+    """Leave out objects that the registry holds already, and removals of objects that it lacks.
 
-    Feast refuses a feature service whose features are not exactly those of its views, tags among
-    them. So services that somebody else made of a view that is written are written with it.
+    Feast refuses a feature service whose features differ from those of its views, tags included. So
+    the feature services of others are written again together with the views that they use.
     """
     registered = {} if store is None else _registered_objects(store)
     changed = Entries(
@@ -141,7 +140,7 @@ def changed_entries(store: feast.FeatureStore | None, entries: Entries) -> Entri
 
 
 def _followed(service: feast.FeatureService, entries: Entries) -> feast.FeatureService:
-    """Return a service whose features are those of the views as they are going to be written."""
+    """Return a feature service with the features of the views that will be written."""
     followed = type(service).from_proto(service.to_proto())
     for projection in followed.feature_view_projections:
         if view := entries.wanted.get(("feature_view", projection.name)):
@@ -174,7 +173,7 @@ def make_spaces(store: feast.FeatureStore, entries: Entries, registered: Registe
 
 
 def write_entries(store: feast.FeatureStore, entries: Entries) -> None:
-    """Write to the registry what `changed_entries` left, all of it at once or nothing.
+    """Write the result of `changed_entries` to the registry, all of it or nothing.
 
     Raises:
         StoreError: The registry cannot be written.
@@ -189,7 +188,7 @@ def write_entries(store: feast.FeatureStore, entries: Entries) -> None:
                 if of != kind:
                     continue
                 if kind == "feature_view" and (kind, name) in before:
-                    # Feast would update it in place, and keep the order of its features.
+                    # Feast would update it in place, and keep the old order of its features.
                     thing.created_timestamp = before[kind, name].created_timestamp
                     registry.delete_feature_view(name, project, commit=False)
                 getattr(registry, f"apply_{kind}")(thing, project, commit=False)
@@ -217,7 +216,7 @@ def _registered_objects(store: feast.FeatureStore) -> dict[tuple[str, str], Any]
 
 
 def _content(thing: Any) -> Any:
-    """Return what an object says, without when it was written and by which registry."""
+    """Return an object's content, without write times and the registry's own fields."""
     from google.protobuf.json_format import MessageToDict
 
     def plain(node: Any) -> Any:
@@ -225,13 +224,13 @@ def _content(thing: Any) -> Any:
             return {k: plain(v) for k, v in node.items() if k not in (*_UNIMPORTANT, "project")}
         return [plain(item) for item in node] if isinstance(node, list) else node
 
-    # Through Feast's own form once, so that both sides lack and have the same defaults.
+    # Converted by Feast once, so that both sides have the same defaults.
     return plain(MessageToDict(type(thing).from_proto(thing.to_proto()).to_proto()))
 
 
 @contextlib.contextmanager
 def _one_write(store: feast.FeatureStore) -> Iterator[Any]:
-    """Yield a registry whose changes become visible at once, at its ``commit()`` or at the end."""
+    """Yield a registry whose changes become visible together, at its ``commit()`` or at the end."""
     from feast.infra.registry.sql import SqlRegistry
 
     registry = store.registry
@@ -244,7 +243,7 @@ def _one_write(store: feast.FeatureStore) -> Iterator[Any]:
     try:
         with engines[0].connect() as connection:
             if connection.dialect.name == "sqlite":
-                # Its driver begins late, and would end the transaction with the first savepoint.
+                # The driver begins late, and would end the transaction at the first savepoint.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             registry.write_engine = registry.read_engine = _OneTransaction(connection)
             yield registry
@@ -257,15 +256,14 @@ def _one_write(store: feast.FeatureStore) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _OneTransaction:
-    """Stands in for an engine: every transaction begun on it is part of the one of a connection.
+    """In place of an engine: every transaction that begins on it is part of that of its connection.
 
-    Feast's SQL registry opens a transaction for each object, and has no other place to say that
-    several belong together.
+    Feast's SQL registry opens a transaction for each object, and offers no way to join several.
     """
 
     connection: Any
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Any]:
-        """Yield the connection; who opened it commits, or rolls back on an error."""
+        """Yield the connection; its opener commits, or rolls back on an error."""
         yield self.connection

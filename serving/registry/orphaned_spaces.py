@@ -1,12 +1,12 @@
-"""Cleaning up: key spaces that no version in the registry refers to.
+"""Removing orphans: key spaces that no version in the registry refers to.
 
-What is promised here: a key space of a promoted, removed-but-promoted, pending or superseded
-version is never dropped, nor one of the code's definitions, nor another project's. An empty
-registry refers to nothing and proves nothing, so nothing is dropped by it. Finding changes
-nothing; dropping looks again, under the lock that registering takes.
+A key space of a promoted, removed-but-promoted, pending or superseded version is never dropped,
+nor one of the code's definitions, nor one of another project. With an empty registry nothing is
+dropped, because it cannot say which key spaces are in use. `find_orphans` changes nothing;
+`drop_orphans` checks again, under the lock that registering takes.
 
-A key space holds the values of a reader or a stream that goes by its definition
-(`serving.online.reader`): its frontier says whether a stream still feeds it.
+A reader or a stream may still use the key space of its own definition (`serving.online.reader`):
+the frontier shows whether a stream still writes to it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def find_orphans(project: Project, places: StorePlaces) -> list[SpacePlan]:
 
 
 def drop_orphans(project: Project, places: StorePlaces, agreed: Sequence[SpacePlan]) -> list[str]:
-    """Drop the key spaces of these that still no version refers to, and return their names.
+    """Drop those of the agreed key spaces that are still orphans, and return their names.
 
     Raises:
         StoreError: As for `find_orphans`, or the store cannot be written.

@@ -1,8 +1,7 @@
 """Registration: a project's definitions become a Feast store, in process.
 
-Nothing is imported from a generated repository, the working directory stays what it is, and
-registering again changes nothing. What a change of a definition becomes stands in
-`serving.registry.plan`.
+No generated repository is imported, the working directory stays, and registering again changes
+nothing. `serving.registry.plan` states the rules for changed definitions.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ if TYPE_CHECKING:
 
 
 def open_store(project: Project, places: StorePlaces, *, clock: Clock) -> feast.FeatureStore:
-    """Register what is missing of a project and open its Feast store.
+    """Register the missing definitions of a project, and open its Feast store.
 
-    In an empty registry everything is promoted. Where another definition of a view is promoted,
-    the code's stands beside it as a pending version (`feast_name`): nothing is promoted over it.
-    Doing it again changes nothing.
+    In an empty registry everything is promoted. If another definition of a view is promoted, the
+    code's becomes a pending version beside it (`feast_name`). Calling it again changes nothing. The
+    root is made if it does not exist.
 
     Returns:
         The store, its views registered and their key spaces made.
 
     Raises:
-        DefinitionError: A feature's name cannot stand in a publication.
+        DefinitionError: A feature's name is reserved for publications.
         StoreError: The registry or the online database cannot be written.
     """
     places.root.mkdir(parents=True, exist_ok=True)
@@ -60,14 +59,14 @@ def plan_project(project: Project, places: StorePlaces) -> Preview:
     """Compare a project with registry and online store, and change nothing.
 
     Raises:
-        DefinitionError: A feature's name cannot stand in a publication.
+        DefinitionError: A feature's name is reserved for publications.
         StoreError: The registry or the online database cannot be read.
     """
     check_installed(places.offline)
     spaces = _spaces(project, places.online)
     store = None
     if holds_project(places.registry, project.name):
-        # An opened store refers to no key space before it is written to, so any clock will do.
+        # The clock judges online reads, and the plan reads only the registry.
         store = _opened(project, places, "wall")
     registered = Registered() if store is None else read_registered(store)
     return _preview(project, places, store, registered, spaces)
@@ -81,22 +80,22 @@ def apply_project(
     unfilled_too: bool = False,
     shown: Preview | None = None,
 ) -> Preview:
-    """Register what is missing of a project and, where it is asked for, promote its definitions.
+    """Register the missing definitions of a project and, if asked to, promote its definitions.
 
     Args:
         project: The definitions.
-        places: Where its stores are; the root is made where it doesn't exist.
+        places: Where its stores are; the root is made if it does not exist.
         promote: Whether ``VIEW`` and the feature service become the code's.
-        unfilled_too: Whether to promote what has no values to read yet.
-        shown: What somebody agreed to; None does whatever is to be done.
+        unfilled_too: Whether to promote definitions that have no values to read yet.
+        shown: The preview that the user agreed to; None applies any plan.
 
     Returns:
         What was done.
 
     Raises:
-        DefinitionError: A feature's name cannot stand in a publication.
-        StoreError: A definition that is to be promoted is not filled; what is to be done is not
-            what was shown; the registry or the online database cannot be written.
+        DefinitionError: A feature's name is reserved for publications.
+        StoreError: A definition to be promoted is not filled; the plan is no longer the one that
+            was shown; the registry or the online database cannot be written.
     """
     places.root.mkdir(parents=True, exist_ok=True)
     with registry_lock(places.registry):
@@ -122,7 +121,7 @@ def apply_project(
 
 
 def feast_name(store: feast.FeatureStore, view: FeatureView) -> str:
-    """Return the Feast name under which a definition stands: ``VIEW``, or ``VIEW__vN`` if pending.
+    """Return the Feast name of a definition: ``VIEW``, or ``VIEW__vN`` if it is pending.
 
     Raises:
         StoreError: It is not registered.
@@ -141,7 +140,7 @@ def _opened(project: Project, places: StorePlaces, clock: Clock) -> feast.Featur
 
     store = feast.FeatureStore(config=repo_config(project.name, places, clock=clock))
     with named_errors(places.registry):
-        store.registry  # noqa: B018 - opens it, so that what is wrong with it shows here
+        store.registry  # noqa: B018 - opens the registry here, where its errors get a name
     return store
 
 

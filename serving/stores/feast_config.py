@@ -24,11 +24,11 @@ FEATURE_STORE_YAML: Final = "feature_store.yaml"
 
 
 def repo_config(project: str, places: StorePlaces, *, clock: Clock) -> feast.RepoConfig:
-    """Return the Feast configuration of a project.
+    """Return the Feast configuration of a project; its clock judges the age of online reads.
 
     Raises:
-        ConfigurationError: An environment variable that a place names is not set, or what a place
-            is read with is not installed.
+        ConfigurationError: An environment variable that a place names is not set, or a library
+            that reads a place is not installed.
     """
     import feast
     from feast.errors import FeastModuleImportError
@@ -51,7 +51,7 @@ def repo_config(project: str, places: StorePlaces, *, clock: Clock) -> feast.Rep
 
 
 def write_feature_store_yaml(project: str, places: StorePlaces, *, clock: Clock) -> Path:
-    """Write the ``feature_store.yaml`` that Feast's command line and servers read below a root.
+    """Write the ``feature_store.yaml`` that Feast's command line and servers read, below the root.
 
     With it ``feast --chdir ROOT serve`` and ``FeatureStore(repo_path=ROOT)`` read what the stream
     publishes. It holds no secret: Feast expands ``${NAME}`` from the environment.
@@ -66,7 +66,7 @@ def write_feature_store_yaml(project: str, places: StorePlaces, *, clock: Clock)
 
 
 def _sections(project: str, places: StorePlaces, clock: Clock) -> dict[str, Any]:
-    """Return every section but the registry's; secrets stand in it as ``${NAME}``."""
+    """Return all sections except the registry's; secrets remain ``${NAME}``."""
     return {
         "project": project,
         "provider": "local",

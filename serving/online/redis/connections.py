@@ -1,10 +1,10 @@
-"""Connections to Redis for many threads and processes: one a thread and place.
+"""Connections to Redis for many threads and processes: one per thread and place.
 
-* A connection is neither shared by threads nor used across a fork.
-* Commands go out together and their answers come back together: one round trip.
-* A connection that the server has closed in the meantime (idle for long, or started again) is
-  opened once more, and everything is sent again: every caller's commands do no harm twice.
-* The client library's own retries are off: who waits, and how long, is decided above.
+* Neither two threads nor two processes share a connection.
+* Commands are sent together and answered together: one round trip.
+* If the server has closed a connection (idle for long, or restarted), it is opened once more and
+  everything is sent again: the commands of all callers are idempotent.
+* The client library's own retries are off: callers decide whether and how long to wait.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _connections = PerThread[RedisPlace, Any]()
 
 
 def exchange(place: RedisPlace, commands: Sequence[Command]) -> list[Any]:
-    """Send commands in one round trip, twice where the connection broke.
+    """Send commands in one round trip; again if the connection was closed.
 
-    The answer to each is bytes, int, None, a list, or the `ResponseError` that it was.
+    Each answer is bytes, int, None, a list, or the `ResponseError` to the command.
 
     Raises:
         redis.exceptions.RedisError: There is no connection, or it broke or timed out.
-        StoreError: The password is not where the place says.
+        StoreError: The password cannot be read.
     """
     while True:
         connection, is_new = _connection(place)
@@ -49,7 +49,7 @@ def exchange(place: RedisPlace, commands: Sequence[Command]) -> list[Any]:
             if is_new:
                 raise
         except BaseException:
-            # Answers that were not read would be taken for those of the next commands.
+            # Unread answers would be taken for those of the next commands.
             close(place)
             raise
 
@@ -72,7 +72,8 @@ def _connection(place: RedisPlace) -> tuple[Any, bool]:
         return known, False
     made = _open(place)
     made.connect()
-    # A server that wants a password says so of a short command; a long one it takes for an attack.
+    # A server that needs a password refuses a short command with the reason; at a long one it just
+    # closes the connection.
     made.send_command("PING")
     made.read_response()
     _connections.put(place, made)

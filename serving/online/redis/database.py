@@ -1,18 +1,18 @@
-"""The online database in Redis; the promises stand in `serving.online.database`.
+"""The online database in Redis; `serving.online.database` states the promises.
 
-What it adds to them:
+In addition:
 
-* One script decides about a row and writes it (`serving.online.redis.scripts`); all parcels of a
-  call go out in one round trip. Up to `CHUNK_ROWS` rows of a parcel and its frontier become visible
-  together or not at all. Of a longer parcel the rows come first, in chunks, and the frontier with
-  the last; after a conflict the chunks without it stand, and the frontier stays where it was.
-* A Redis that forgot its scripts is told them again. One that was emptied has no key spaces, and
-  one that lost its last writes stands behind what comes next: both are said, and neither is
-  written to (`serving.online.database`).
-* How much a crash of the server itself may lose is its own setting (``appendonly``): then publish
-  again from state.
-* A server that may evict keys (``maxmemory-policy allkeys-...``) is refused: an evicted row would
-  read as that of an entity that was never seen. So is a node of a Redis Cluster, which cannot
+* One script decides about rows and writes them (`serving.online.redis.scripts`); all parcels of a
+  call are sent in one round trip. Up to `CHUNK_ROWS` rows of a parcel and its frontier become
+  visible together or not at all. The rows of a longer parcel are written in chunks, and its
+  frontier with the last one; after a conflict the chunks without it are stored, and the frontier
+  is unchanged.
+* A Redis that has lost its scripts gets them again. One that was emptied has no key spaces, and one
+  that lost its last writes is behind the next parcel: both refuse the write.
+* How much a crash of the server may lose is its own setting (``appendonly``): then publish again
+  from state.
+* A server that may evict keys (``maxmemory-policy allkeys-...``) is refused, because an evicted row
+  would read as that of an entity that was never seen. So is a node of a Redis Cluster, which cannot
   write several keys in one step.
 """
 
@@ -59,7 +59,7 @@ from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
 from tidemill.serving.stores.redis_place import RedisPlace
 
 CHUNK_ROWS: Final = ROWS_A_LIST
-"""How many rows one run of the script takes: other clients wait for it, for about a millisecond."""
+"""Rows per run of the script: it blocks other clients for about a millisecond."""
 
 _CHUNKS_A_ROUND: Final = 64
 _KEYS_A_SCAN: Final = 1_000
@@ -67,15 +67,15 @@ _KEYS_A_SCAN: Final = 1_000
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Rows of one key space that one run of the script takes.
+    """Rows of one key space for one run of the script.
 
     Attributes:
         number: The number of their parcel.
         space: Their key space.
-        parcel: What they are of; None for a stock client's rows.
+        parcel: Their parcel; None for a stock client's rows.
         keys: Entity keys.
-        values: Their rows in Redis.
-        is_last: Whether the parcel's frontier comes with them.
+        values: Their rows as Redis stores them.
+        is_last: Whether the parcel's frontier is written with them.
     """
 
     number: int
@@ -113,11 +113,11 @@ class RedisDatabase:
 
     @property
     def name(self) -> str:
-        """What error messages call it."""
+        """Its name in error messages."""
         return self.place.name
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make key spaces where they don't exist yet; finish removing those that are half gone."""
+        """Make key spaces if they don't exist yet; finish a `drop` that was interrupted."""
         self._check_server()
         if not spaces:
             return
@@ -138,10 +138,10 @@ class RedisDatabase:
         self._run(commands, spaces)
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
-        """Remove key spaces with their rows and frontiers; it looks at every key of the Redis."""
+        """Remove key spaces with their rows and frontiers; this scans every key of the Redis."""
         for space in spaces:
-            # From here on nobody writes to it, so no row comes behind the one that looks for them.
-            # Only commands that a full Redis takes: it may be the reason for removing something.
+            # Without its id the key space takes no writes, so the scan finds all of its rows. These
+            # commands work while Redis is full, which may be the reason for dropping.
             self._run([("HDEL", space_key(space), "id")], [space])
             pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", row_prefix(space))
             cursor = b"0"
@@ -162,18 +162,18 @@ class RedisDatabase:
         return sorted(name.decode() for name in names)
 
     def write(self, space: KeySpace, rows: RowBatch) -> int:
-        """Write publications whose frontier is not known here; of a chunk, all or none."""
+        """Write publications of unknown frontier; of a chunk, all or none."""
         written = [0]
         self._write(self._chunks(0, space, None, rows), written)
         return written[0]
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
-        """Write parcels and the frontiers that they reach; those of one shard in their order."""
+        """Write parcels and their frontiers; those of one shard in their order."""
         written = [0] * len(parcels)
         for wave in _waves(parcels):
             some = [(number, parcels[number]) for number in wave]
             chunks = [c for n, p in some for c in self._chunks(n, p.space, p, p.rows)]
-            # No frontier may become visible before all of its rows have.
+            # No frontier may become visible before all of its rows.
             self._write([chunk for chunk in chunks if not chunk.is_last], written)
             self._write([chunk for chunk in chunks if chunk.is_last], written)
         return written
@@ -232,7 +232,7 @@ class RedisDatabase:
         ]
 
     def _write(self, chunks: Sequence[_Chunk], written: list[int]) -> None:
-        """Write chunks in their order; add the rows that stand to those of their parcels."""
+        """Write chunks in their order; add the number of stored rows to that of their parcels."""
         for start in range(0, len(chunks), _CHUNKS_A_ROUND):
             some = chunks[start : start + _CHUNKS_A_ROUND]
             replies = self._call(
@@ -244,7 +244,7 @@ class RedisDatabase:
                 written[chunk.number] += reply
 
     def _refusal(self, chunk: _Chunk, kind: bytes, *found: Any) -> StoreError:
-        """Return the error of a refusal of the script."""
+        """Return the error for a refusal of the script."""
         space, parcel = chunk.space, chunk.parcel
         if kind == b"conflict":
             row = found[0] - 1
@@ -283,7 +283,7 @@ class RedisDatabase:
             raise StoreError(f"{self.name}: {IN_CLUSTER}")
 
     def _run(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
-        """Send commands; the first error among their answers is raised."""
+        """Send commands; raise the first error among their answers."""
         return [self._checked(reply, spaces) for reply in self._exchange(commands, spaces)]
 
     def _checked(self, reply: Any, spaces: Sequence[KeySpace]) -> Any:
@@ -292,11 +292,11 @@ class RedisDatabase:
         return reply
 
     def _call(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
-        """Call scripts in one round trip, and a second one where the server has forgotten them."""
+        """Call scripts in one round trip, and in a second one if the server has lost them."""
         replies = self._exchange(commands, spaces)
         if not any(isinstance(reply, NoScriptError) for reply in replies):
             return replies
-        # All again, in their order: what was written already does no harm.
+        # Repeat all of them in their order: writing a row again does no harm.
         return self._exchange([with_source(command) for command in commands], spaces)
 
     def _exchange(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
@@ -307,12 +307,12 @@ class RedisDatabase:
 
 
 def _is_half_gone(record: Sequence[bytes]) -> bool:
-    """Tell whether a key space's record (names and values in turn) is that of an unended `drop`."""
+    """Tell whether a key space's record (names and values in turn) is left from a broken `drop`."""
     return bool(record) and b"id" not in record[::2]
 
 
 def _waves(parcels: Sequence[Parcel]) -> list[list[int]]:
-    """Put successive parcels of one shard into successive waves: one builds on the other."""
+    """Put successive parcels of one shard into successive waves: each builds on the last."""
     seen: dict[tuple[str, int], int] = {}
     waves: list[list[int]] = []
     for number, parcel in enumerate(parcels):

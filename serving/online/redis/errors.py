@@ -1,4 +1,4 @@
-"""What an error of Redis means: whether the same call may succeed later, and what mends it."""
+"""The meaning of Redis's errors: whether the same call may succeed later, and a remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tidemill.features.errors import StoreError, StoreUnavailable
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.stores.redis_place import RedisPlace
 
-# What the client has taken out of the text and put into a class.
+# Error codes that the client removes from the text and turns into classes.
 _CODES: Final = {
     BusyLoadingError: "LOADING",
     OutOfMemoryError: "OOM",
@@ -38,7 +38,7 @@ _CODES: Final = {
     AuthenticationError: "NOAUTH",
 }
 
-# What passes, or is mended without touching the program: the same call may succeed later.
+# Errors that pass, or that an operator can end: the same call may succeed later.
 _PASSING: Final = {
     "LOADING": "it reads its data after a start: try again when it is done",
     "OOM": "its memory is full and nothing was written: raise its maxmemory, or remove key spaces "
@@ -73,7 +73,7 @@ _LASTING: Final = {
     "CROSSSLOT": IN_CLUSTER,
 }
 
-# What Redis 7.0 and Valkey 9 say of a command within a script, where other releases say NOPERM.
+# Redis 7.0 and Valkey 9 say this for a command within a script, other releases NOPERM.
 _NOPERM_WITHIN: Final = ("The user executing the script can't", "ACL failure in script")
 
 # Older servers wrap the error of a command within a script: "... -READONLY You can't write".
@@ -81,9 +81,9 @@ _CODE: Final = re.compile(rf"(?:^|[-\s])({'|'.join([*_PASSING, *_LASTING])})\b")
 
 
 def explained(place: RedisPlace, spaces: Sequence[KeySpace], error: RedisError) -> StoreError:
-    """Return our error for one of Redis's, with the store, the key spaces and the mend in it.
+    """Turn one of Redis's errors into ours, with the store, the key spaces (or all) and a remedy.
 
-    No key space means all of them. It is `StoreUnavailable` where the same call may succeed later.
+    It is a `StoreUnavailable` if the same call may succeed later, else a `StoreError`.
     """
     names = sorted({space.name for space in spaces})
     of = f"key space{'s' if len(names) > 1 else ''} {', '.join(names)}"
@@ -131,11 +131,11 @@ def _said(code: str, error: RedisError) -> str:
 
 
 def _tls_failure(error: BaseException) -> str | None:
-    """Return what the TLS library said, if it is the reason."""
+    """Return the message of the TLS library, if it caused the error."""
     reason: BaseException | None = error
     while reason is not None:
         if isinstance(reason, ssl.SSLError):
-            # A verification error says more than its class: which check failed.
+            # A verification error also names the check that failed.
             return getattr(reason, "verify_message", None) or reason.reason or str(reason)
         reason = reason.__cause__ or reason.__context__
     return None

@@ -1,11 +1,11 @@
-"""The online database in one SQLite file; the promises stand in `serving.online.database`.
+"""The online database in one SQLite file; `serving.online.database` states the promises.
 
-What it adds to them:
+In addition:
 
-* The decision is one upsert with a condition. All parcels of a call, and the frontiers that they
-  reach, become visible together or not at all: after an error nothing of the call is written.
-* What was written outlives the death of any process. A power cut may take the last transactions
-  (WAL with ``synchronous=NORMAL``): then publish again from state.
+* One upsert with a condition decides about a row and writes it. All parcels of a call, and their
+  frontiers, become visible together or not at all: after an error nothing of the call is written.
+* Written rows survive the death of any process. A power cut may lose the last transactions (WAL
+  with ``synchronous=NORMAL``): then publish again from state.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class SqliteDatabase:
 
     @property
     def name(self) -> str:
-        """What error messages call it."""
+        """Its name in error messages."""
         return f"online store {self.path}"
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make key spaces, and the file itself, where they don't exist yet."""
+        """Make key spaces, and the file itself, if they don't exist yet."""
         with named_errors(self.path):
             create_file(self.path)
         with self._transaction(write=True) as sqlite:
@@ -60,7 +60,7 @@ class SqliteDatabase:
                 sqlite.execute(create_space(space))
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
-        """Remove key spaces with their rows and frontiers; where there is no file, nothing."""
+        """Remove key spaces with their rows and frontiers; without a file, do nothing."""
         if not Path(self.path).exists():
             return
         with self._transaction(write=True) as sqlite:
@@ -75,12 +75,12 @@ class SqliteDatabase:
             return sorted(name for (name,) in tables if name.count("__") >= 2)
 
     def write(self, space: KeySpace, rows: RowBatch) -> int:
-        """Write publications whose frontier is not known here, all or none of them."""
+        """Write publications of unknown frontier, all or none of them."""
         with self._transaction([space], write=True) as sqlite:
             return self._upsert(sqlite, space, rows)
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
-        """Write parcels and the frontiers that they reach in one transaction, or nothing."""
+        """Write parcels and their frontiers in one transaction."""
         spaces = [parcel.space for parcel in parcels]
         with self._transaction(spaces, write=True) as sqlite:
             return [self._publish(sqlite, parcel) for parcel in parcels]
@@ -122,8 +122,7 @@ class SqliteDatabase:
             return 0
 
         sqlite.create_function("tidemill_conflict", 3, note)
-        # In the order of keys, neighbours share pages; the order decides nothing else. Without a
-        # row the statement still finds out whether there is such a key space.
+        # Sorted by key, because neighbours share pages. EXPLAIN checks that the key space exists.
         upsert = UPSERT.format(name=space.name)
         if not len(batch):
             sqlite.execute(f"EXPLAIN {upsert}", (b"", 0, 0, 0, None, b""))
@@ -132,7 +131,7 @@ class SqliteDatabase:
         if conflicts:
             key, valid_until, cells = conflicts[0]
             stored = self._rows(sqlite, space, [key])[0]
-            # Within the transaction that found the conflict the row cannot have gone.
+            # The row still exists in the transaction that found the conflict.
             assert stored is not None
             raise conflict(
                 self.name, space, stored, stored._replace(valid_until=valid_until, cells=cells)

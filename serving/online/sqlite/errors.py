@@ -1,4 +1,4 @@
-"""SQLite's errors, said with the store, the key space and the mend in them."""
+"""SQLite's errors, turned into ours with the store, the key space and a remedy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tidemill.serving.online.rows import KeySpace
 _TRANSIENT: Final = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 )
-"""What another writer or the disk may mend: primary result codes."""
+"""Primary result codes of errors that may pass: another writer, or the disk."""
 
 
 @contextmanager
 def named_errors(path: str, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
-    """Give the errors of an online store's file our classes.
+    """Turn the errors of reading or writing key spaces of a file into ours.
 
     Raises:
         NoKeySpace: A key space does not exist, or the file itself.
@@ -43,7 +43,7 @@ def _explained(store: str, spaces: Sequence[KeySpace], error: sqlite3.Error) -> 
     for space in spaces:
         if str(error) == f"no such table: {space.name}":
             return no_key_space(store, space)
-    # An error that the Python module finds by itself has no code.
+    # An error of the Python module itself has no code.
     if getattr(error, "sqlite_errorcode", -1) & 0xFF in _TRANSIENT:
         return StoreUnavailable(
             f"{store}: {error}; nothing was written: try again, after making room on the "
