@@ -79,8 +79,8 @@ def feature_changes(
             details.append(f"position {was.index(name) + 1} -> {now.index(name) + 1}")
         if details:
             out.append(FeatureChange(name, Change.CHANGED, tuple(details)))
-    gone = [name for name in before if name not in after]
-    out += [FeatureChange(name, Change.REMOVED, tuple(_written(before[name]))) for name in gone]
+    removed = [name for name in before if name not in after]
+    out += [FeatureChange(name, Change.REMOVED, tuple(_written(before[name]))) for name in removed]
     return tuple(out)
 
 
@@ -102,7 +102,7 @@ def project_changes(old: Mapping[str, Any], project: Project) -> Iterator[str]:
     )
     before = {spec["view"]: spec for spec in old["views"]}
     for name in [name for name in before if name not in {view.name for view in project.views}]:
-        yield f"view {name!r}: gone"
+        yield f"view {name!r}: removed"
     for view in project.views:
         where = f"view {view.name!r}"
         if view.name not in before:
@@ -111,7 +111,7 @@ def project_changes(old: Mapping[str, Any], project: Project) -> Iterator[str]:
         for detail in view_changes(before[view.name], view.spec()):
             yield f"{where}: {detail}"
         for feature in feature_changes(before[view.name], {}, view):
-            what = {Change.ADDED: ("new",), Change.REMOVED: ("gone",)}.get(feature.change, ())
+            what = {Change.ADDED: ("new",), Change.REMOVED: ("removed",)}.get(feature.change, ())
             yield f"{where}, feature {feature.feature!r}: {', '.join([*what, *feature.details])}"
     yield from _moved("views", list(before), [view.name for view in project.views])
 

@@ -18,7 +18,7 @@ from typing import Final
 from tidemill.features.errors import FileError, NoAccess, NoSpace, NoSuchFile
 
 _CHANGE_RIGHTS: Final = "change its owner or mode, or name another place (such as --root)"
-_MENDS: Final[dict[int, tuple[type[FileError], str, str]]] = {
+_REMEDIES: Final[dict[int, tuple[type[FileError], str, str]]] = {
     errno.ENOSPC: (NoSpace, "the disk is full", "make room, or write to another disk with --root"),
     errno.EDQUOT: (NoSpace, "the quota is used up", "make room, or write elsewhere with --root"),
     errno.EFBIG: (
@@ -34,22 +34,22 @@ _MENDS: Final[dict[int, tuple[type[FileError], str, str]]] = {
     errno.ENOENT: (NoSuchFile, "it is not there", "bring it back, or run the stage that makes it"),
     errno.ENOTDIR: (
         FileError,
-        "a file stands where a folder was expected",
+        "it is a file, and a folder was expected",
         "remove the file, or name another place",
     ),
     errno.EISDIR: (
         FileError,
-        "a folder stands where a file was expected",
+        "it is a folder, and a file was expected",
         "remove the folder, or name another place",
     ),
-    errno.EEXIST: (FileError, "something else stands there", "remove it, or name another place"),
-    errno.ENOTEMPTY: (FileError, "the folder is not empty", "end whoever writes there, and retry"),
+    errno.EEXIST: (FileError, "it exists already", "remove it, or name another place"),
+    errno.ENOTEMPTY: (FileError, "the folder is not empty", "end the programs that write there"),
     errno.ENAMETOOLONG: (FileError, "the name is too long", "take a shorter --root"),
     errno.EIO: (FileError, "the device cannot be read or written", "check the disk"),
     errno.EBUSY: (FileError, "another program uses it", "end that program, and run again"),
 }
 _WORDS: Final = {
-    **{os.strerror(number): number for number in _MENDS},
+    **{os.strerror(number): number for number in _REMEDIES},
     "database or disk is full": errno.ENOSPC,
     "attempt to write a readonly database": errno.EROFS,
     "unable to open database file": errno.EACCES,
@@ -102,10 +102,10 @@ def named_in_text(text: str, path: Path | str | None = None) -> FileError | None
 
 
 def _named(number: int | None, why: str, where: str | None) -> FileError:
-    kind, what, mend = _MENDS.get(number or 0, (FileError, why, "mend that, and run again"))
+    kind, what, remedy = _REMEDIES.get(number or 0, (FileError, why, "correct that, and run again"))
     place = f"{where}: " if where else ""
     said = "" if what == why else f" ({why})"
-    named = kind(f"{place}{what}{said}; {mend}")
+    named = kind(f"{place}{what}{said}; {remedy}")
     named.errno = number
     return named
 
@@ -124,5 +124,5 @@ def named_for(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         # An unfinished file has a temporary name: its final name says more.
-        passing = str(error.filename or "").startswith(f"{path}.")
-        raise file_error(error, path, believed=not passing) from error
+        temporary = str(error.filename or "").startswith(f"{path}.")
+        raise file_error(error, path, believed=not temporary) from error

@@ -268,8 +268,8 @@ def _check_validity(
         row = int(np.flatnonzero(overrun)[0])
         raise StoreError(
             f"view {view.name!r}: the newest publication of entity {keys[row].as_py()!r} at "
-            f"{_show(int(times_us[row]))} holds until {_show(until[row].as_py())} only, and what "
-            f"was due then is not in the offline log {view.log.directory} "
+            f"{_show(int(times_us[row]))} holds until {_show(until[row].as_py())} only, and the "
+            f"publication that was due then is missing in the offline log {view.log.directory} "
             f"({int(overrun.sum())} rows); write the history with `tidemill backfill --publish`"
         )
 

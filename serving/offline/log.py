@@ -222,9 +222,9 @@ class OfflineLog:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            stands = self._check(shard, shards, since_us)
-            if stands is None or stands.last_us < until_us:
-                first = since_us if stands is None else stands.first_us
+            span = self._check(shard, shards, since_us)
+            if span is None or span.last_us < until_us:
+                first = since_us if span is None else span.first_us
                 _write_span(folder / _shard_name(shard, shards), first, until_us)
 
     def cut_back(self, segment: int, reached_us: Sequence[int]) -> bool:
@@ -307,14 +307,14 @@ class OfflineLog:
                     f"offline log {self.directory}: it has {int(name[-5:])} shards, and a writer "
                     f"has {shards}; write it again with `tidemill backfill --publish`"
                 )
-        stands = spans.get(_shard_name(shard, shards))
-        if stands is not None and stands.last_us < since_us:
+        span = spans.get(_shard_name(shard, shards))
+        if span is not None and span.last_us < since_us:
             raise LostPublications(
-                f"offline log {self.directory}, shard {shard}: it ends at {stands.last_us}, and "
-                f"publications go on from {since_us}; what is between is missing. Write the log "
-                "again with `tidemill backfill --publish`"
+                f"offline log {self.directory}, shard {shard}: it ends at {span.last_us}, and "
+                f"publications continue from {since_us}; those between are missing. Write the "
+                "log again with `tidemill backfill --publish`"
             )
-        return stands
+        return span
 
 
 def newest_rows(join_key: str, table: pa.Table) -> pa.Table:

@@ -191,12 +191,12 @@ def newest_per_key(store: str, space: KeySpace, rows: RowBatch) -> RowBatch:
 
 def lost(store: str, parcel: Parcel, frontier_us: int | None) -> LostPublications:
     """Return the error of a store whose frontier (None: it has none) is behind a parcel's."""
-    stands = "has no frontier" if frontier_us is None else f"stands at frontier {frontier_us}"
+    found = "has no frontier" if frontier_us is None else f"is at frontier {frontier_us}"
     return LostPublications(
-        f"{store}, key space {parcel.space.name}, shard {parcel.shard}: publications go on from "
-        f"frontier {parcel.since_us}, but the store {stands}: it has lost what was published in "
-        "between (it was emptied, or started again from an old dump or without the end of its "
-        "log), or that was never published; publish everything again from state: "
+        f"{store}, key space {parcel.space.name}, shard {parcel.shard}: publications continue "
+        f"from frontier {parcel.since_us}, but the store {found}: it has lost the publications "
+        "between them (it was emptied, or restarted from an old dump or without the end of its "
+        "log), or they were never written; publish everything again from state: "
         "`tidemill republish`"
     )
 

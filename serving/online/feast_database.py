@@ -199,8 +199,8 @@ _INSTEAD: Final = (
 
 def _newest(rows: RowBatch) -> RowBatch:
     order = np.lexsort((rows.revisions, rows.event_timestamps)).tolist()
-    standing = {rows.keys[at]: at for at in order}
-    if len(standing) == len(rows):
+    newest = {rows.keys[at]: at for at in order}
+    if len(newest) == len(rows):
         return rows
     every = rows.rows()
-    return RowBatch.of([every[at] for at in sorted(standing.values())], rows.shard)
+    return RowBatch.of([every[at] for at in sorted(newest.values())], rows.shard)

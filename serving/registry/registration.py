@@ -105,8 +105,9 @@ def apply_project(
         preview = _preview(project, places, store, registered, spaces)
         if shown is not None and not preview.same_decisions(shown):
             raise StoreError(
-                f"{places.registry.name}: somebody else registered project {project.name!r} after "
-                "this plan was made; look at the new plan (`tidemill apply --plan`) and apply again"
+                f"{places.registry.name}: another process registered project {project.name!r} "
+                "after this plan was made; look at the new plan (`tidemill apply --plan`) and "
+                "apply again"
             )
         plan = preview.plan
         if promote and plan.to_promote and plan.unfilled and not unfilled_too:

@@ -255,8 +255,8 @@ class RedisDatabase:
         if kind == b"shards" and parcel is not None:
             return other_shard_count(self.name, space, int(found[0]), parcel.shard_count)
         if kind == b"lost" and parcel is not None:
-            stands = None if found[0] is None else decode_instant(found[0])
-            return lost(self.name, parcel, stands)
+            reached = None if found[0] is None else decode_instant(found[0])
+            return lost(self.name, parcel, reached)
         assert kind == b"space", kind
         return no_key_space(self.name, space)
 

@@ -40,11 +40,11 @@ end
 
 local space = redis.call('HMGET', KEYS[1], 'id', 'shard_count')
 if not space[1] then return {'space'} end
-local stands = false
+local reached = false
 if shard ~= '' then
   if space[2] and space[2] ~= shard_count then return {'shards', space[2]} end
-  stands = redis.call('HGET', KEYS[2], shard)
-  if since ~= '' and (not stands or earlier(stands, since)) then return {'lost', stands} end
+  reached = redis.call('HGET', KEYS[2], shard)
+  if since ~= '' and (not reached or earlier(reached, since)) then return {'lost', reached} end
 end
 
 local wins, n = {}, 0
@@ -78,7 +78,7 @@ end
 
 if n > 0 then redis.call('MSET', unpack(wins)) end
 if frontier ~= '' then
-  if not stands or earlier(stands, frontier) then
+  if not reached or earlier(reached, frontier) then
     redis.call('HSET', KEYS[2], shard, frontier)
   end
   if not space[2] then redis.call('HSET', KEYS[1], 'shard_count', shard_count) end

@@ -102,11 +102,11 @@ class SqliteDatabase:
         frontiers = self._frontiers(sqlite, space)
         if frontiers.shard_count not in (0, parcel.shard_count):
             raise other_shard_count(self.name, space, frontiers.shard_count, parcel.shard_count)
-        stands = frontiers.by_shard.get(parcel.shard)
-        if parcel.since_us is not None and (stands is None or stands < parcel.since_us):
-            raise lost(self.name, parcel, stands)
+        reached = frontiers.by_shard.get(parcel.shard)
+        if parcel.since_us is not None and (reached is None or reached < parcel.since_us):
+            raise lost(self.name, parcel, reached)
         written = self._upsert(sqlite, space, parcel.rows)
-        if stands is None or stands < parcel.frontier_us:
+        if reached is None or reached < parcel.frontier_us:
             sqlite.execute(
                 "INSERT OR REPLACE INTO tidemill_frontiers VALUES (?, ?, ?, ?)",
                 (space.name, parcel.shard, parcel.shard_count, parcel.frontier_us),

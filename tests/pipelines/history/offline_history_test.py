@@ -394,7 +394,7 @@ def test_release_that_overtook_another_is_refused(tmp_path: Path) -> None:
     mine = [r for r in stream(rows, arrived, 12, 33).runs if (r.view, r.shard) == (0, 0)]
     first, *rest = [run for run in mine if run.since_us != run.frontier_us]
     append_all(tmp_path, [first])
-    with pytest.raises(LostPublications, match="what is between is missing"):
+    with pytest.raises(LostPublications, match="those between are missing"):
         append_all(tmp_path, rest[1:])
     append_all(tmp_path, rest)
 

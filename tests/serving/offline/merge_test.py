@@ -399,7 +399,7 @@ def test_file_that_is_not_whole_is_named_and_nothing_goes(log: OfflineLog) -> No
         add(log, None, part, (7, part, 1, 1))
     (log.day(DATE) / "spoilt.parquet").write_bytes(b"PAR1")
     before = names(log)
-    with pytest.raises(StoreError, match=r"spoilt\.parquet is not a whole Parquet file"):
+    with pytest.raises(StoreError, match=r"spoilt\.parquet is not a complete Parquet file"):
         merge_day(log, "depot", DATE)
     assert names(log) == before
 

@@ -270,7 +270,7 @@ def test_lost_writes_are_said_and_nothing_is_written(
     with pytest.raises(LostPublications, match=r"from frontier 20, but the store has no frontier"):
         database.publish([_parcel(space, _row(1, 10, 1), since_us=20, frontier_us=30)])
     database.publish([_parcel(space, frontier_us=19)])
-    with pytest.raises(LostPublications, match=r"stands at frontier 19: .* `tidemill republish`"):
+    with pytest.raises(LostPublications, match=r"is at frontier 19: .* `tidemill republish`"):
         database.publish([_parcel(space, _row(1, 10, 1), since_us=20, frontier_us=30)])
     assert _standing(database, space, 1) == [None]
     assert _frontiers(database, space) == {0: 19}

@@ -61,7 +61,7 @@ def test_plan_changes_nothing(root: Path, place: RegistryPlace) -> None:
 def test_what_was_not_shown_is_not_done(root: Path, place: RegistryPlace) -> None:
     shown = plan_project(NEW, StorePlaces.below(root, registry=place))
     open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
-    with pytest.raises(StoreError, match="somebody else registered project 'parcels'"):
+    with pytest.raises(StoreError, match="another process registered project 'parcels'"):
         apply(NEW, root, place, shown=shown)
     shown = plan_project(NEW, StorePlaces.below(root, registry=place))
     publish(root, BY_DEPOT, 5)  # what is published in between makes no other plan
