@@ -1,4 +1,4 @@
-"""What differs between definitions, said in the words of the definitions."""
+"""Differences between definitions, in the words of the definitions."""
 
 from __future__ import annotations
 

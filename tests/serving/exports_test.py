@@ -1,4 +1,4 @@
-"""The public surface of serving: what each package offers, and the class paths that Feast loads."""
+"""The public surface of serving: the exports of each package, and the class paths for Feast."""
 
 from __future__ import annotations
 

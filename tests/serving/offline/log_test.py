@@ -149,7 +149,7 @@ def test_log_of_a_view_stands_below_the_root_by_definition(tmp_path: Path) -> No
 
 
 def test_part_with_the_name_of_a_segments_is_refused(log: OfflineLog) -> None:
-    """`cut_back` would take it for one that a stream has added."""
+    """`cut_back` would remove it like a part that a stream has added."""
     with pytest.raises(InputError, match="segment 12 of a stream"):
         log.write(BY_DEPOT, depot_rows((7, 1, 1, 1)), "00012-mine")
 

@@ -1,4 +1,4 @@
-"""How a row stands in an online store: keys as Feast's, cells to the bit, age by the frontier."""
+"""A row in an online store: keys as Feast's, cells to the bit, age by the frontier."""
 
 from __future__ import annotations
 

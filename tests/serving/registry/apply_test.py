@@ -109,7 +109,7 @@ def test_promotion_switches_view_and_service_and_keeps_the_name_it_had(
     assert read_service(stock, "parcels", keys)["by_depot__scans_1d"] == 8
     assert read_service(stock, "parcels__next", keys)["by_depot__scans_1d"] == 8
     assert registered_names(stock) == {"by_courier", "by_depot", "by_depot__v2"}
-    # A reader that goes by its definition is not touched.
+    # A reader of its own definition is not affected.
     reader = OnlineReader(open_database(default_place(root)), OLD, "replay")
     reading = reader.read({"by_depot": pa.array([7])})["by_depot"]
     assert reading.column("by_depot__scans_1d").to_pylist() == [5]
@@ -213,8 +213,8 @@ def test_added_and_removed_features_are_seen_only_after_promotion(
 def test_other_order_of_the_same_features_is_read_in_its_own_order(
     root: Path, place: RegistryPlace
 ) -> None:
-    # Feast takes views with the same set of features for equal and would keep the old order,
-    # in which the cells of the new definition say something else.
+    # Feast treats views with the same set of features as equal and would keep the old order,
+    # in which the cells of the new definition mean other values.
     features = {"scans_1d": count(over="1d"), "grams": sum(col("grams"), over="1d")}
     first, second = depot(**features), depot(**dict(reversed(features.items())))
     open_store(parcels.project(first), StorePlaces.below(root, registry=place), clock="replay")

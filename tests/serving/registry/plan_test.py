@@ -1,4 +1,4 @@
-"""Plans: what differs, said in the words of the definitions."""
+"""Plans: differences, in the words of the definitions."""
 
 from __future__ import annotations
 
