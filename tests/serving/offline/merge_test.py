@@ -62,7 +62,7 @@ def add(log: OfflineLog, segment: int | None, at_us: int, *rows: Row) -> None:
 
 
 def stands(log: OfflineLog) -> list[tuple[int, ...]]:
-    """depot, time, scans, revision; of an instant the highest revision."""
+    """Return the rows that a join sees, with the highest revision of each instant."""
     files = log.files(TIME_MIN, TIME_MAX)
     if not files:
         return []
