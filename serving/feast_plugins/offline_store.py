@@ -23,13 +23,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from feast import FeatureView, FileSource, OnDemandFeatureView
+from feast import FeatureView, OnDemandFeatureView
 from feast.data_source import DataSource
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.feature_logging import LoggingConfig, LoggingSource
@@ -37,20 +37,11 @@ from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob,
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
-from feast.types import Float64, Int64, String
 from feast.utils import _get_requested_feature_views_to_features_dict
 
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, moment_of, time_of
-from tidemill.features.errors import InputError, StoreError
-from tidemill.features.feast_objects import (
-    ANCHORED_TAG,
-    DEFINITION_TAG,
-    EMPTY_TAG,
-    EVENT_TIMESTAMP,
-    REACH_TAG,
-    REVISION,
-    VALID_UNTIL,
-)
+from tidemill.features.errors import InputError
+from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL
 from tidemill.serving.feast_plugins.entity_rows import (
     EntityRows,
     entity_table,
@@ -58,20 +49,19 @@ from tidemill.serving.feast_plugins.entity_rows import (
     microseconds,
     time_column,
 )
-from tidemill.serving.files.atomic_write import atomic_write
-from tidemill.serving.offline.join import (
-    JoinEngine,
-    LoggedFeature,
-    LoggedView,
-    between,
-    join,
+from tidemill.serving.feast_plugins.logged_views import (
+    key_type,
+    log_rows,
+    logged_features,
+    logged_view,
+    source_path,
 )
+from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.offline.join import JoinEngine, between, join
 from tidemill.serving.offline.log import OfflineLog, Span, rows_digest
 
 if TYPE_CHECKING:
     from feast.saved_dataset import ValidationReference
-
-_ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
 
 
 class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
@@ -203,7 +193,7 @@ class ChangePointOfflineStore(OfflineStore):
         for feature_view, names in by_view.items():
             view = logged_view(config, feature_view, names)
             key_column = feature_view.projection.join_key_map.get(view.join_key, view.join_key)
-            keys = keys_of(rows, key_column, _ARROW[feature_view.entity_columns[0].dtype])
+            keys = keys_of(rows, key_column, key_type(feature_view))
             prefix = feature_view.projection.name_alias or feature_view.name
             outputs = [f"{prefix}__{name}" if full_feature_names else name for name in names]
             if clash := set(outputs) & set(rows.column_names):
@@ -299,7 +289,7 @@ class ChangePointOfflineStore(OfflineStore):
         """
         names = [field.name for field in feature_view.features]
         view = logged_view(config, feature_view, names)
-        rows = _log_rows(view, _ARROW[feature_view.entity_columns[0].dtype], table)
+        rows = log_rows(view, key_type(feature_view), table)
         view.log.write_table(view.join_key, rows, f"written-{rows_digest(rows)}")
         if progress is not None:
             progress(len(table))
@@ -328,56 +318,6 @@ class ChangePointOfflineStore(OfflineStore):
         """Return the columns of a log's files."""
         schema = OfflineLog(source_path(config.repo_path, data_source)).schema()
         return [(field.name, str(field.type)) for field in schema]
-
-
-def source_path(repo_path: Path | None, source: DataSource) -> Path:
-    """Return the path of a source's files.
-
-    Raises:
-        StoreError: The source is not files on this machine.
-    """
-    if not isinstance(source, FileSource) or "://" in source.path:
-        raise StoreError(
-            f"data source {source.name!r} is {type(source).__name__} {getattr(source, 'path', '')}"
-            "; ChangePointOfflineStore reads local Parquet files (feast.FileSource)"
-        )
-    path: str = source.path
-    return Path(repo_path or "") / path
-
-
-def logged_view(config: RepoConfig, feature_view: FeatureView, names: list[str]) -> LoggedView:
-    """Describe features of a Feast feature view, from its fields, its tags and its source.
-
-    Raises:
-        StoreError: `features.feast_objects` did not generate the view, or a version of it that had
-            no offline log did.
-    """
-    lacking = [tag for tag in (DEFINITION_TAG, REACH_TAG) if tag not in feature_view.tags]
-    if lacking:
-        raise StoreError(
-            f"feature view {feature_view.name!r} lacks the tags {', '.join(lacking)}; "
-            "ChangePointOfflineStore reads the views that Tidemill generates. Register the "
-            "project again with `tidemill apply`, or keep other views in a Feast project with a "
-            "store of Feast's"
-        )
-    return LoggedView(
-        name=feature_view.name,
-        log=OfflineLog(source_path(config.repo_path, feature_view.batch_source)),
-        join_key=feature_view.entity_columns[0].name,
-        features=tuple(logged_features(feature_view, names)),
-        reach_us=int(feature_view.tags[REACH_TAG]),
-    )
-
-
-def logged_features(feature_view: FeatureView, names: list[str]) -> list[LoggedFeature]:
-    """Describe features of a Feast feature view, from its fields and their tags."""
-    fields = {field.name: field for field in feature_view.features}
-    features = []
-    for name in names:
-        tags, kind = fields[name].tags, _ARROW[fields[name].dtype]
-        empty = pa.scalar(tags[EMPTY_TAG]).cast(kind).as_py() if EMPTY_TAG in tags else None
-        features.append(LoggedFeature(name, kind, empty, ANCHORED_TAG in tags))
-    return features
 
 
 def finish_history(
@@ -418,32 +358,6 @@ def finish_history(
                 column = feature.finish(stored, absent, times)
                 found = found.set_column(place, f"{prefix}{feature.name}", column)
     return found
-
-
-def _log_rows(view: LoggedView, key: pa.DataType, table: pa.Table) -> pa.Table:
-    wanted = {
-        view.join_key: key,
-        EVENT_TIMESTAMP: pa.timestamp("us", tz="UTC"),
-        **{feature.name: feature.dtype for feature in view.features},
-    }
-    if set(table.column_names) != set(wanted):
-        raise InputError(
-            f"view {view.name!r}: rows for the offline log must have the columns "
-            f"{', '.join(wanted)}, found {', '.join(table.column_names)}"
-        )
-    columns = {}
-    for name, kind in wanted.items():
-        column = table.column(name)
-        if pa.types.is_timestamp(kind) and column.type.tz is None:  # Feast: no zone is UTC
-            column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
-        try:
-            columns[name] = column.cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(f"view {view.name!r}: column {name!r}: {error}") from None
-    for name in (view.join_key, EVENT_TIMESTAMP, VALID_UNTIL, REVISION):
-        if columns[name].null_count:
-            raise InputError(f"view {view.name!r}: {name} is null in a row for the offline log")
-    return pa.table(columns)
 
 
 def _exact_frame(table: pa.Table) -> pd.DataFrame:

@@ -32,6 +32,6 @@ class PerThread(threading.local, Generic[Key, Opened]):
         pid, opened = self._opened.pop(key, (0, None))
         if pid == os.getpid() or opened is None:
             return opened
-        # Keep a parent process's connection open: closing it here would release its locks.
+        # Keep a parent process's connection open: closing it here would disturb its locks.
         self._inherited.append(opened)
         return None
