@@ -130,9 +130,7 @@ class ChangePointRetrievalJob(RetrievalJob):
         return _exact_frame(self._run())
 
     def to_df(
-        self,
-        validation_reference: ValidationReference | None = None,
-        timeout: int | None = None,
+        self, validation_reference: ValidationReference | None = None, timeout: int | None = None
     ) -> pd.DataFrame:
         """Return the result as a frame; an int64 column with nulls has pandas' type ``Int64``."""
         return _exact_frame(self.to_arrow(validation_reference, timeout))

@@ -135,10 +135,7 @@ class OrderedOnlineStore(OnlineStore):
         ]
         views = [stored_view(config, table) for table, _ in grouped_refs]
         wanted = [
-            (
-                view.space,
-                [feast_key(config, key) for key in utils._get_entity_key_protos(entities)],
-            )
+            (view.space, [feast_key(config, key) for key in utils._get_entity_key_protos(entities)])
             for view, (entities, _, _) in zip(views, unique, strict=True)
         ]
         snapshots = database(config).read(wanted)

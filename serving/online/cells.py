@@ -103,9 +103,7 @@ def decode_matrix(
 
 
 def arrow_columns(
-    dtypes: Sequence[str],
-    words: npt.NDArray[np.int64],
-    nulls: npt.NDArray[np.bool_] | None,
+    dtypes: Sequence[str], words: npt.NDArray[np.int64], nulls: npt.NDArray[np.bool_] | None
 ) -> list[pa.Array]:
     """Make Arrow arrays of the result of `decode_matrix`, without copying the values again."""
     bitmap = None if nulls is None else np.packbits(~nulls.ravel(), bitorder="little")
@@ -166,10 +164,7 @@ def decode_columns(dtypes: Sequence[str], cells: Sequence[bytes]) -> Sequence[Se
         return [()] * len(dtypes)
     layout, width, numbers_only = _layout(tuple(dtypes))
     return list(
-        zip(
-            *[_values(dtypes, layout, width, numbers_only, row) for row in cells],
-            strict=True,
-        )
+        zip(*[_values(dtypes, layout, width, numbers_only, row) for row in cells], strict=True)
     )
 
 

@@ -355,10 +355,7 @@ def _service_details(
 
 
 def _space_plans(
-    project: Project,
-    registered: Registered,
-    views: list[ViewPlan],
-    spaces: Mapping[str, Frontiers],
+    project: Project, registered: Registered, views: list[ViewPlan], spaces: Mapping[str, Frontiers]
 ) -> Iterator[SpacePlan]:
     roles: dict[tuple[str, str], Role] = {}
     for view in views:
