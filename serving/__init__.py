@@ -1,5 +1,5 @@
-"""What answers: the stores of features, their registration with Feast, and bundles of models.
+"""Serving: the feature stores, their registration with Feast, and bundles of models.
 
-Imports go one way between the packages here (import-linter): feast_plugins, then registry, then
-online, offline and bundles, which know nothing of each other, then stores, then files.
+Imports go one way between the packages (import-linter): feast_plugins, then registry, then online,
+offline and bundles (independent of each other), then stores, then files.
 """

@@ -1,7 +1,7 @@
-"""What differs between two definitions, in the words in which they were written.
+"""Differences between two definitions, in the words in which they were written.
 
-The old side is a canonical form (`features.definitions.views.FeatureView.spec`, `Project.spec`): it
-is read from a registry or a bundle, and the code that wrote it is long gone.
+The old side is a canonical form (`features.definitions.views.FeatureView.spec`, `Project.spec`)
+from a registry or a bundle, because the code that wrote it is no longer available.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INFIX: Final = ("+", "-", "*", "/", "==", "!=", "<", "<=", ">", ">=", "and", "o
 
 
 class Change(Enum):
-    """What becomes of a thing."""
+    """How a definition differs from the registered one."""
 
     ADDED = "added"
     CHANGED = "changed"
@@ -35,12 +35,12 @@ class Change(Enum):
 
 @dataclass(frozen=True)
 class FeatureChange:
-    """What becomes of a feature.
+    """How a feature differs from the registered one.
 
     Attributes:
         feature: Its name within the view.
-        change: What becomes of it.
-        details: What it is or, where it is changed, what of it: ``window 1d -> 2d``.
+        change: Whether it is added, changed or removed.
+        details: Its definition or, if it is changed, each difference: ``window 1d -> 2d``.
     """
 
     feature: str
@@ -55,11 +55,11 @@ def feature_changes(
 
     Args:
         old: The registered canonical form.
-        old_dtypes: The registered Feast types by the features' Feast names.
+        old_dtypes: Feast field name to registered Feast type.
         view: The code's definition.
 
     Returns:
-        The features that differ: the code's in order, then those that are gone.
+        The features that differ: the code's in order, then the removed ones.
     """
     before: dict[str, Mapping[str, Any]] = dict(old["features"])
     after = {name: aggregation.spec() for name, aggregation in view.features.items()}
@@ -79,34 +79,21 @@ def feature_changes(
             details.append(f"position {was.index(name) + 1} -> {now.index(name) + 1}")
         if details:
             out.append(FeatureChange(name, Change.CHANGED, tuple(details)))
-    gone = [name for name in before if name not in after]
-    out += [FeatureChange(name, Change.REMOVED, tuple(_written(before[name]))) for name in gone]
+    removed = [name for name in before if name not in after]
+    out += [FeatureChange(name, Change.REMOVED, tuple(_written(before[name]))) for name in removed]
     return tuple(out)
 
 
 def view_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """Compare everything of two canonical forms but the features.
-
-    Args:
-        old: The registered canonical form.
-        new: The code's.
-
-    Returns:
-        What differs, such as ``hop 1h -> 2h``.
-    """
+    """Compare two canonical forms except for their features; yields such as ``hop 1h -> 2h``."""
     parts = [{k: v for k, v in spec.items() if k != "features"} for spec in (old, new)]
     return tuple(_differences(*parts))
 
 
 def project_changes(old: Mapping[str, Any], project: Project) -> Iterator[str]:
-    """Say what differs between a stored project and the code's, by name.
+    """Yield each difference between a stored canonical form and the code's definitions.
 
-    Args:
-        old: The stored canonical form.
-        project: The code's definitions.
-
-    Yields:
-        One line per difference, such as ``view 'aircraft', feature 'late_rate': window 7d -> 1d``.
+    For example ``view 'aircraft', feature 'late_rate': window 7d -> 1d``.
     """
     new = project.spec()
     yield from _differences(*map(_without_views, (old, new)))
@@ -115,7 +102,7 @@ def project_changes(old: Mapping[str, Any], project: Project) -> Iterator[str]:
     )
     before = {spec["view"]: spec for spec in old["views"]}
     for name in [name for name in before if name not in {view.name for view in project.views}]:
-        yield f"view {name!r}: gone"
+        yield f"view {name!r}: removed"
     for view in project.views:
         where = f"view {view.name!r}"
         if view.name not in before:
@@ -124,15 +111,15 @@ def project_changes(old: Mapping[str, Any], project: Project) -> Iterator[str]:
         for detail in view_changes(before[view.name], view.spec()):
             yield f"{where}: {detail}"
         for feature in feature_changes(before[view.name], {}, view):
-            what = {Change.ADDED: ("new",), Change.REMOVED: ("gone",)}.get(feature.change, ())
+            what = {Change.ADDED: ("new",), Change.REMOVED: ("removed",)}.get(feature.change, ())
             yield f"{where}, feature {feature.feature!r}: {', '.join([*what, *feature.details])}"
     yield from _moved("views", list(before), [view.name for view in project.views])
 
 
 def _without_views(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a project's canonical form without its views, its model inputs by name."""
+    """Return a project's canonical form without its views; its model inputs are a mapping."""
     request = {**spec["request"], "inputs": dict(spec["request"]["inputs"])}
-    # A project without a label has none of its properties.
+    # A project without a label has none of the properties of a label.
     rest = {k: v for k, v in spec.items() if k != "views" and v is not None}
     return {**rest, "request": request}
 
@@ -143,10 +130,10 @@ def _moved(what: str, old: list[str], new: list[str]) -> Iterator[str]:
         yield f"order of {what} {', '.join(old)} -> {', '.join(new)}"
 
 
-def every_feature(view: FeatureView, change: Change) -> tuple[FeatureChange, ...]:
+def new_features(view: FeatureView) -> tuple[FeatureChange, ...]:
     """Return the features of a view that is added."""
     return tuple(
-        FeatureChange(name, change, tuple(_written(aggregation.spec())))
+        FeatureChange(name, Change.ADDED, tuple(_written(aggregation.spec())))
         for name, aggregation in view.features.items()
     )
 
@@ -188,7 +175,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
 def _flat(spec: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in spec.items():
         if isinstance(value, Mapping):
-            # An entity's or a stream's own name stands in it under the kind's: entity.entity.
+            # The spec of an entity holds its name as entity.entity, that of a stream likewise.
             yield from _flat(value, f"{above}{name}.")
         else:
             yield above + name, value

@@ -1,7 +1,7 @@
 """Publications: the rows that the kernel emits for the stores, as Arrow.
 
-Both stores take the same batch of one view (`schema`): `serving.online.parcels` makes rows of the
-online database of it, `serving.offline.offline_table` the table that Feast joins.
+Both stores take the same batch of one view (`schema`): `serving.online.parcels` turns it into rows
+of the online database, `serving.offline.offline_table` into the table that Feast joins.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tidemill.features.errors import InputError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP
 
 ENTITY_KEY: Final = "entity_key"
-"""The column of entity keys: UTF-8 of the key, an int64 key in decimal digits."""
+"""Column of the entity keys, as UTF-8; an int64 key is written in decimal digits."""
 VALID_UNTIL_COLUMN: Final = "valid_until"
-"""The column of the instants until which values hold with no further event."""
+"""Column of the instants until which the values hold if no further event arrives."""
 REVISION_COLUMN: Final = "revision"
-"""The column of the numbers of events applied to the entity."""
+"""Column of the number of events applied to the entity."""
 TECHNICAL_COLUMNS: Final = 4
-"""How many columns come before those of the features."""
+"""Number of columns before those of the features."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -52,15 +52,11 @@ def entity_keys(view: FeatureView, batch: pa.RecordBatch) -> pa.Array:
 
 
 def checked_batch(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.RecordBatch:
-    """Return publications as one batch, once they are known to be some.
-
-    Args:
-        view: The view.
-        publications: Publications of it, `schema`, ``(rows,)``.
+    """Check publications of a view, and return them as one batch.
 
     Raises:
-        InputError: They are not of the view's schema, a technical column holds a null, or an
-            event_timestamp is no time that Feast can carry.
+        InputError: They do not have the view's schema, a technical column holds a null, or an
+            event_timestamp is outside the range that Feast can carry.
     """
     wanted = schema(view)
     found = publications.schema

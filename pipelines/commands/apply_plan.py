@@ -16,7 +16,7 @@ from tidemill.pipelines.run.tables import Table
 from tidemill.serving.definition_changes import Change
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.offline.bigquery_tables import project_ddl
-from tidemill.serving.registry.orphaned_spaces import Orphan, drop_orphans, find_orphans
+from tidemill.serving.registry.orphaned_spaces import drop_orphans, find_orphans
 from tidemill.serving.registry.plan import (
     Preview,
     RegistrationPlan,
@@ -146,7 +146,7 @@ def plan_verdict(preview: Preview) -> list[str]:
     return lines
 
 
-def orphan_tables(orphans: list[Orphan], *, now_us: int | None = None) -> list[Table]:
+def orphan_tables(orphans: list[SpacePlan], *, now_us: int | None = None) -> list[Table]:
     """Return the key spaces that nobody refers to, as a table.
 
     Args:
@@ -161,7 +161,7 @@ def orphan_tables(orphans: list[Orphan], *, now_us: int | None = None) -> list[T
     return [Table("key spaces that no version refers to", ("key space", "view", "as of"), rows)]
 
 
-def orphans(config: Configuration) -> list[Orphan]:
+def orphans(config: Configuration) -> list[SpacePlan]:
     """Find the key spaces that no version in the registry refers to.
 
     Raises:
@@ -170,7 +170,7 @@ def orphans(config: Configuration) -> list[Orphan]:
     return find_orphans(config.project, config.places)
 
 
-def clean(config: Configuration, found: list[Orphan]) -> list[str]:
+def clean(config: Configuration, found: list[SpacePlan]) -> list[str]:
     """Drop key spaces that still nobody refers to.
 
     Returns:

@@ -1,7 +1,7 @@
 """Bundles: transform graph, model and manifest in one directory, and the engine that calls them.
 
-A bundle with other bytes, or trained for other definitions, is refused by name. TensorFlow is
-imported when a bundle is written or first called.
+A bundle with changed bytes, or trained for other definitions, is refused with the difference.
+TensorFlow is imported when a bundle is written or first called.
 """
 
 from __future__ import annotations

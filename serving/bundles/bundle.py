@@ -1,18 +1,18 @@
-"""Bundles: all that a prediction needs beside the features, versioned as one directory.
+"""Bundles: everything that a prediction needs beside the features, versioned as one directory.
 
 ```
 VERSION/
-├── manifest.json     what it is: versions, hashes, inputs, training; the hash of every other file
+├── manifest.json     versions, hashes, inputs, training; the hash of every other file
 ├── spec.json         the project's canonical form (`Project.spec`) that it was trained for
-├── evaluation.json   how good it is, beside its baselines
-├── statistics.json   what the inputs looked like in the training split
+├── evaluation.json   its metrics, and those of its baselines
+├── statistics.json   statistics of the inputs in the training split
 ├── transform/        the analysed transform graph (tf.Transform's layout)
 └── model/            the SavedModel: cast, transform graph and Keras model in one
 ```
 
-What is promised: a directory of that name is there as a whole or not at all; a bundle whose bytes
-are not the ones written is refused; and so is one that was trained for other definitions than the
-ones at hand, by the name of the view, feature and property that differ.
+The directory is written atomically. A bundle whose bytes have changed is refused, and so is one
+that was trained for other definitions than the project's; the error names each view, feature and
+property that differs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FORMAT: Final = 1
 """Version of the directory's layout and of the manifest."""
 MANIFEST: Final = "manifest.json"
 
-# They say who wrote the bundle and when, not what it is.
+# No part of the content that the version is a hash of.
 _NOT_CONTENT: Final = ("version", "created_at")
 _AGAIN: Final = "copy the bundle again or run `tidemill train` again"
 _SOFTWARE: Final = ("tensorflow", "tensorflow-transform", "keras")
@@ -56,7 +56,7 @@ class Bundle:
     """A bundle on disk, its files checked.
 
     Attributes:
-        directory: Where it is.
+        directory: Its directory.
         manifest: The parsed ``manifest.json``.
     """
 
@@ -70,7 +70,7 @@ class Bundle:
 
     @property
     def created_at(self) -> str:
-        """When it was made, as its maker said."""
+        """Time of its creation, as given to `write_bundle`."""
         return str(self.manifest["created_at"])
 
     @property
@@ -95,29 +95,32 @@ class Bundle:
 
     @property
     def transform_graph(self) -> TransformGraph:
-        """The transform graph on its own, for use in batch."""
+        """The transform graph alone, for use in batch."""
         return TransformGraph.read(self.directory / "transform")
 
     @property
     def evaluation(self) -> Any:
         """The parsed ``evaluation.json``."""
-        return read_json(self.directory / "evaluation.json", _as_it_is, _AGAIN)
+        return self._read("evaluation.json")
 
     @property
     def statistics(self) -> Any:
         """The parsed ``statistics.json``."""
-        return read_json(self.directory / "statistics.json", _as_it_is, _AGAIN)
+        return self._read("statistics.json")
+
+    def _read(self, name: str) -> Any:
+        return read_json(self.directory / name, lambda content: content, _AGAIN)
 
     @classmethod
     def load(cls, directory: Path | str, project: Project | None = None) -> Bundle:
         """Open a bundle and check it.
 
         Args:
-            directory: Where it is.
-            project: The definitions it is to be used with; None checks the files alone.
+            directory: Its directory.
+            project: The definitions that it is used with; None checks the files alone.
 
         Raises:
-            BundleError: It is no bundle, of another format, or its files are not those written.
+            BundleError: It is not a bundle, has another format, or its files have changed.
             BundleMismatch: It was trained for other definitions.
         """
         directory = Path(directory)
@@ -167,15 +170,14 @@ class Bundle:
             )
 
     def check_project(self, project: Project) -> None:
-        """Check that the bundle was trained for a project's definitions as they are now.
+        """Check that the bundle was trained for a project's present definitions.
 
         Raises:
             BundleMismatch: It was not; the message names every difference.
         """
         if self.feature_spec_hash == project.hash:
             return
-        trained = read_json(self.directory / "spec.json", _as_it_is, _AGAIN)
-        differences = list(project_changes(trained, project))
+        differences = list(project_changes(self._read("spec.json"), project))
         shown = "".join(f"\n  - {line}" for line in differences[:20])
         if len(differences) > 20:
             shown += f"\n  - and {len(differences) - 20} more"
@@ -200,21 +202,17 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle below ``root``, in a directory named by its version.
 
-    It is written beside its place and renamed into it. A bundle of the same content that is there
-    already stays as it is.
+    It is written to a temporary directory and renamed. An existing bundle of this content stays.
 
     Args:
-        root: The directory of bundles; made if need be.
-        project: What it was trained for.
+        root: The directory of bundles; created if it does not exist.
+        project: The definitions that it was trained for.
         graph: The analysed transform graph.
-        model: The trained keras.Model over its outputs.
-        created_at: When, as the caller says; no part of the version.
-        training: How it was trained (JSON).
-        evaluation: How good it is (JSON).
-        statistics: What the inputs looked like (JSON).
-
-    Returns:
-        The bundle.
+        model: The trained keras.Model over the graph's outputs.
+        created_at: Time of its creation; no part of the version.
+        training: Settings of the training (JSON).
+        evaluation: Its metrics (JSON).
+        statistics: Statistics of the inputs (JSON).
 
     Raises:
         DefinitionError: The model does not end in one number per row.
@@ -225,9 +223,9 @@ def write_bundle(
     try:
         shutil.copytree(graph.directory, scratch / "transform")
         save_model(graph, model, scratch / "model")
-        _write_json(scratch / "spec.json", project.spec())
-        _write_json(scratch / "evaluation.json", evaluation)
-        _write_json(scratch / "statistics.json", statistics)
+        described = {"spec": project.spec(), "evaluation": evaluation, "statistics": statistics}
+        for name, content in described.items():
+            _write_json(scratch / f"{name}.json", content)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "created_at": created_at,
@@ -235,10 +233,7 @@ def write_bundle(
             "feature_spec_hash": project.hash,
             "transform_hash": graph.hash,
             "inputs": [{"name": i.name, "kind": i.kind, "dtype": i.dtype} for i in graph.inputs],
-            "transformed": {
-                "numeric": dict(graph.numeric),
-                "vocabularies": dict(graph.vocabularies),
-            },
+            "transformed": graph.outputs(),
             "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
             "padding": {"least_rows": MIN_ROWS, "most_rows": MAX_ROWS},
             "training": dict(training),
@@ -254,10 +249,6 @@ def write_bundle(
         if scratch.exists():
             shutil.rmtree(scratch)
     return Bundle.load(place, project)
-
-
-def _as_it_is(content: Any) -> Any:
-    return content
 
 
 def _write_json(path: Path, content: Any) -> None:

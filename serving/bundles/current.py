@@ -1,4 +1,4 @@
-"""The live bundle: the one that a file beside the bundles names."""
+"""The live bundle: a file beside the bundles names its version."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.read_files import reading
 
 BUNDLES: Final = "bundles"
-"""The directory of bundles below the root."""
+"""Directory of bundles below the root."""
 CURRENT: Final = "current"
-"""The file in it that names the live bundle's version."""
+"""File in it that names the live bundle's version."""
 
 _VERSION: Final = re.compile("[0-9a-f]{16}")
 
 
 def current_bundle(root: Path) -> Path:
-    """Return the folder of the live bundle.
+    """Return the directory of the live bundle.
 
     Raises:
         BundleError: There is none yet.
@@ -36,5 +36,5 @@ def current_bundle(root: Path) -> Path:
 
 
 def make_current(root: Path, version: str) -> None:
-    """Make a version the live bundle, in one step; it must be there already."""
+    """Make an existing version the live bundle, atomically."""
     write_text(root / BUNDLES / CURRENT, version + "\n")

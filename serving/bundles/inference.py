@@ -1,10 +1,9 @@
 """The inference engine: a bundle's SavedModel, loaded once, called in few shapes.
 
-What is promised: with equal stamps, equal inputs give equal bytes, whoever asks and however many
-ask at once. TensorFlow's bytes depend on the shape of a batch (a plain Keras model's scores for
-a batch of 1 and one of 1,024 differ in the last bits of most rows), so batches are padded, by
-repeating their last row, to a power of two of at least 8 rows, and the padded shape is one of the
-stamps.
+It promises: with equal stamps, equal inputs give equal bytes, for any number of concurrent callers.
+TensorFlow's bytes depend on the shape of a batch (a plain Keras model's scores for a batch of 1 and
+one of 1,024 differ in the last bits of most rows). So batches are padded, by repeating their last
+row, to a power of two of at least 8 rows, and the padded shape is one of the stamps.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ Columns: TypeAlias = "pa.RecordBatch | pa.Table | Mapping[str, Any]"
 
 @dataclass(frozen=True)
 class Stamps:
-    """What a score's bytes depend on beside its inputs and its padded shape.
+    """The conditions that a score's bytes depend on, besides its inputs and its padded shape.
 
     Attributes:
         bundle: The bundle's version.
@@ -45,7 +44,7 @@ class Stamps:
         features: The feature-spec hash.
         device: ``CPU`` with the machine's architecture, or ``GPU`` with the device's name.
         tensorflow: TensorFlow's version.
-        xla: Whether TensorFlow compiles what it can with XLA by itself in this process.
+        xla: Whether TensorFlow compiles with XLA automatically in this process.
     """
 
     bundle: str
@@ -57,10 +56,10 @@ class Stamps:
 
 
 class Scorer:
-    """Scores batches with a bundle; safe to call from many threads at once.
+    """Scores batches with a bundle; may be called from many threads at once.
 
     Args:
-        bundle: The bundle. A GPU is used where TensorFlow finds one.
+        bundle: The bundle. A GPU is used if TensorFlow finds one.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -100,7 +99,7 @@ class Scorer:
         return scores
 
     def transform(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
-        """Return what the model inside the bundle sees of a batch.
+        """Return the inputs of the model inside the bundle for a batch.
 
         Args:
             columns: As for `score`; at least one row.
@@ -119,14 +118,7 @@ class Scorer:
 
     @staticmethod
     def padded_rows(rows: int) -> npt.NDArray[np.int32]:
-        """Return, for each row of a batch, the rows of the padded call that scores it.
-
-        Args:
-            rows: How many rows the batch has.
-
-        Returns:
-            int32, ``(rows,)``.
-        """
+        """Return the padded rows of the call that scores each row of a batch, int32 ``(rows,)``."""
         out = np.full(rows, MAX_ROWS, np.int32)
         if remainder := rows % MAX_ROWS:
             out[rows - remainder :] = padded_rows(remainder)
@@ -159,9 +151,9 @@ _shared_lock = threading.Lock()
 
 
 def shared_scorer(bundle: Bundle) -> Scorer:
-    """Return this process's one scorer for a bundle, loading it if need be.
+    """Return this process's only scorer for a bundle; load it on first use.
 
-    The newest bundle asked for is kept, and the one before it for those still using it.
+    The scorers of the newest bundle and of the one before it are kept, for callers in between.
     """
     with _shared_lock:
         scorer = _shared.pop(bundle.version, None) or Scorer(bundle)

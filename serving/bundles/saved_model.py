@@ -1,21 +1,21 @@
 """The SavedModel that serves: cast, transform graph and Keras model behind one signature.
 
-What is promised: the numbers that a model was trained on are the numbers it sees when it serves.
-Features arrive as float64 and int64, exactly as the kernel computed them; the one cast to float32
-happens inside. The inputs come in four blocks rather than one tensor per column, because a call
-costs per tensor, not per number:
+It promises that the model gets the numbers in serving that it was trained on. Features arrive as
+float64 and int64, exactly as the kernel computed them; the only cast to float32 is inside. The
+inputs are four blocks rather than one tensor per column, because the cost of a call grows with the
+number of tensors:
 
 =========  =======  =======================  ==================================================
 tensor     dtype    shape                    holds
 =========  =======  =======================  ==================================================
 float64    float64  ``(rows, floats)``       the float64 inputs; NaN is null
-int64      int64    ``(rows, integers)``     the int64 and bool inputs; anything where null
-null       bool     ``(rows, integers)``     where those are null (float64 cannot hold every
-                                             int64, so NaN is no way to say it)
+int64      int64    ``(rows, integers)``     the int64 and bool inputs; any number for a null
+null       bool     ``(rows, integers)``     which of those are null (float64 with NaN would not
+                                             hold every int64)
 text       string   ``(rows, texts)``        the texts; ``""`` is null
 =========  =======  =======================  ==================================================
 
-Within a block the columns stand in the order of the model's inputs. ``serving_default`` returns
+Within a block the columns are in the order of the model's inputs. ``serving_default`` returns
 ``score``, float32 ``(rows,)``; ``transform`` returns the transformed tensors by name.
 """
 
@@ -50,15 +50,15 @@ from tidemill.features.models.preprocessing import (
 from tidemill.serving.files.read_files import read_json
 
 GRAPH_FILE: Final = "transform.json"
-"""Beside tf.Transform's own files: the graph's inputs and outputs."""
+"""The file of the graph's inputs and outputs, beside tf.Transform's own files."""
 MIN_ROWS: Final = 8
-"""Below this TensorFlow's kernels take other code paths, and most scores differ in last bits."""
+"""Least padded rows: below, TensorFlow's kernels take other paths, and last bits differ."""
 MAX_ROWS: Final = 4096
-"""More rows than this are several calls."""
+"""Most rows of a call."""
 
 
 def padded_rows(rows: int) -> int:
-    """Return the rows of the call that up to `MAX_ROWS` rows are padded to: a power of two.
+    """Return the padded rows of a call with up to `MAX_ROWS` rows: a power of two.
 
     TensorFlow's bytes depend on the shape of a batch: with few shapes, few stamps differ.
 
@@ -68,15 +68,15 @@ def padded_rows(rows: int) -> int:
     return max(MIN_ROWS, 1 << (rows - 1).bit_length())
 
 
-# What TensorFlow's C++ code says on every start: information and warnings, the line that explains
-# why they stand on stderr, and, on a machine without any NVIDIA device, that CUDA found none.
+# Messages of TensorFlow's C++ code on every start: information and warnings, an explanation why
+# they go to stderr and, on a machine without an NVIDIA device, that CUDA found none.
 _CHATTER: Final = re.compile(rb"[IW]\d{4} |WARNING: All log messages before absl::InitializeLog|$")
 _NO_GPU: Final = b"failed call to cuInit"
 
 
 @contextmanager
 def _quiet_start() -> Iterator[None]:
-    """Hold back what is written to file descriptor 2, and let through all but known chatter."""
+    """Hold back the output to file descriptor 2, and then write it without known chatter."""
     has_nvidia = Path("/dev/nvidiactl").exists()
     sys.stderr.flush()
     real = os.dup(2)
@@ -112,7 +112,7 @@ def load_tensorflow() -> Any:
         with _quiet_start():
             import tensorflow as tf
 
-            # Devices are looked for at their first use; that is when CUDA speaks.
+            # CUDA writes its messages when devices are first listed.
             tf.config.list_physical_devices()
     return tf
 
@@ -122,7 +122,7 @@ class TransformGraph:
     """An analysed transform graph in a directory (tf.Transform's layout plus `GRAPH_FILE`).
 
     Attributes:
-        directory: Where it is.
+        directory: Its directory.
         inputs: Its inputs in order.
         numeric: Output name to ``k``, float32 ``(rows, k)``.
         vocabularies: Output name to number of ids, int64 ``(rows,)``.
@@ -135,16 +135,12 @@ class TransformGraph:
 
     def save(self) -> None:
         """Write `GRAPH_FILE`."""
-        content = {
-            "inputs": [asdict(i) for i in self.inputs],
-            "numeric": dict(self.numeric),
-            "vocabularies": dict(self.vocabularies),
-        }
+        content = {"inputs": [asdict(i) for i in self.inputs], **self.outputs()}
         (self.directory / GRAPH_FILE).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def read(cls, directory: Path) -> TransformGraph:
-        """Read a saved graph's description.
+        """Read the description of a saved graph.
 
         Raises:
             BundleError: The directory holds none.
@@ -159,8 +155,12 @@ class TransformGraph:
 
         return read_json(path, take, "copy the bundle again or run `tidemill train` again")
 
+    def outputs(self) -> dict[str, dict[str, int]]:
+        """Return `numeric` and `vocabularies` for JSON."""
+        return {"numeric": dict(self.numeric), "vocabularies": dict(self.vocabularies)}
+
     def model_spec(self, learning_rate: float, seed: int) -> ModelSpec:
-        """Return what a model for its outputs is built from."""
+        """Return the specification for building a model over its outputs."""
         return ModelSpec(dict(self.numeric), dict(self.vocabularies), learning_rate, seed)
 
     @property
@@ -172,8 +172,8 @@ class TransformGraph:
         """Load the graph as a function over tensors.
 
         Returns:
-            From input name to tensor (float32 or string, ``(rows,)``) to output name to tensor.
-            It has an attribute ``resources`` to be tracked by whatever is saved with it.
+            A function from input name to tensor (float32 or string, ``(rows,)``) to output name to
+            tensor. Its attribute ``resources`` must be tracked by a module that is saved with it.
         """
         tf = load_tensorflow()
         loaded = tf.saved_model.load(str(self.directory / "transform_fn"))
@@ -181,7 +181,7 @@ class TransformGraph:
         shapes |= {name: [None] for name in self.vocabularies}
 
         def transform(columns: Mapping[str, Any]) -> dict[str, Any]:
-            # Lookup tables lose their static shape on the way through a SavedModel.
+            # Lookup tables lose their static shape in a SavedModel.
             outputs = loaded.transform_fn(dict(columns))
             return {name: tf.ensure_shape(outputs[name], shape) for name, shape in shapes.items()}
 
@@ -205,12 +205,12 @@ def content_hash(content: Any) -> str:
 
 
 Blocks = dict[str, npt.NDArray[Any]]
-"""The four tensors of the signature, by name (see the module)."""
+"""The four tensors of the signature, by name."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which input stands in which block, in which column."""
+    """The inputs of each block, in the order of its columns."""
 
     floats: tuple[ModelInput, ...]
     integers: tuple[ModelInput, ...]
@@ -228,9 +228,7 @@ class Layout:
     def pack(self, columns: pa.RecordBatch, rows: int) -> Blocks:
         """Pack columns into blocks, padded to ``rows`` rows by repeating the last one.
 
-        Args:
-            columns: At least one row; every input by name in its declared type.
-            rows: How many rows the blocks get; at least the batch's.
+        The batch has at least one row.
 
         Raises:
             InputError: A column is missing or of another type.
@@ -260,15 +258,12 @@ class Layout:
 
 
 def save_model(graph: TransformGraph, model: Any, directory: Path) -> None:
-    """Save cast, transform graph and model as one SavedModel.
+    """Save cast, transform graph and model as one SavedModel in a new directory.
 
-    Args:
-        graph: The analysed transform graph.
-        model: A keras.Model over a dict of its outputs, with one output per row.
-        directory: Where to; must not exist.
+    The keras.Model takes a dict of the graph's outputs and returns one number per row.
 
     Raises:
-        DefinitionError: The model gives more or less than one number per row.
+        DefinitionError: The model returns more or less than one number per row.
     """
     tf = load_tensorflow()
     shape = model.output_shape
@@ -301,7 +296,7 @@ def save_model(graph: TransformGraph, model: Any, directory: Path) -> None:
 
     module = tf.Module()
     module.transform = transform.resources  # type: ignore[attr-defined]
-    # The values alone: the optimizer's slots have no place in what serves.
+    # The values alone: serving does not need the optimizer's slots.
     module.weights = [variable.value for variable in model.variables]
     module.score = tf.function(score, input_signature=signature)
     module.transformed = tf.function(transformed, input_signature=signature)

@@ -1,4 +1,4 @@
-"""What Feast loads by class path (`serving.stores.class_paths`): nothing is imported from here.
+"""The classes that Feast loads by class path (`serving.stores.class_paths`).
 
-These paths stand in users' feature_store.yaml files: they are public, and they stay.
+These paths are in users' feature_store.yaml files: they are public, and they stay.
 """

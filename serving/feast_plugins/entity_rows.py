@@ -1,6 +1,6 @@
-"""Entity rows: at which instants, and of which entities, history is asked for.
+"""Entity rows: the entities and instants that historical features are requested for.
 
-They come as a pandas frame, an Arrow table, or an SQL query for duckdb whose result they are.
+They are a pandas frame, an Arrow table, or an SQL query for duckdb that returns them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EntityRows: TypeAlias = pd.DataFrame | pa.Table | str
 
 
 def entity_table(engine: JoinEngine, entity_df: EntityRows) -> pa.Table:
-    """Return entity rows as an Arrow table; a query is run by duckdb."""
+    """Return entity rows as an Arrow table; duckdb runs a query."""
     if isinstance(entity_df, str):
         with engine.connection() as connection:
             return connection.sql(entity_df).to_arrow_table()
@@ -33,7 +33,7 @@ def time_column(rows: pa.Table) -> str:
     """Return the column of the rows' instants: ``event_timestamp``, else the only timestamp.
 
     Raises:
-        EntityTimestampInferenceException: It cannot be told.
+        EntityTimestampInferenceException: There is not exactly one.
     """
     if EVENT_TIMESTAMP in rows.column_names:
         return EVENT_TIMESTAMP
@@ -59,7 +59,7 @@ def microseconds(rows: pa.Table, name: str) -> Int64Array:
             f"column {name!r} of the entity rows is null in {column.null_count} rows; a value is "
             "as of an instant, so each row needs one"
         )
-    if column.type.unit == "ns":  # down to the microsecond: never a later one
+    if column.type.unit == "ns":  # rounded down, never to a later instant
         times: Int64Array = column.cast(pa.int64()).to_numpy() // 1_000
     else:
         times = column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()).to_numpy()
@@ -67,11 +67,11 @@ def microseconds(rows: pa.Table, name: str) -> Int64Array:
 
 
 def keys_of(rows: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
-    """Return the rows' entity keys in the type that the log has, ``(rows,)``.
+    """Return the rows' entity keys in the log's type, ``(rows,)``.
 
     Raises:
         FeastEntityDFMissingColumnsError: There is no such column.
-        InputError: Its keys are of another kind, or cannot be made exactly of that type.
+        InputError: Its keys are of another kind, or cannot be converted exactly.
     """
     if name not in rows.column_names:
         raise FeastEntityDFMissingColumnsError({name}, set(rows.column_names))

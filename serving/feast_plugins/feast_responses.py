@@ -1,10 +1,9 @@
-"""The answer of Feast's SDK, made of stored rows column by column.
+"""The response of Feast's SDK, made of stored rows column by column.
 
 Feast's own step (``feast.utils._populate_response_from_feature_data``) takes a dict of messages for
 each row and copies every message three times. Here numbers go from the cells straight into the
-answer, and what all features of a view have in common, statuses and times, is made once. Both ways
-make the same message of the same rows, which `tests/serving/feast_plugins/feast_responses_test.py`
-holds them to.
+response, and what all features of a view share, statuses and times, is made once. Both ways make
+equal messages of the same rows (`tests/serving/feast_plugins/feast_responses_test.py`).
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ _NOT_FOUND: Final = _STATUS[ReadStatus.NOT_FOUND]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks of one view.
+    """The part of a request about one view.
 
     Attributes:
         table: The view as the registry has it.
         features: The names of the features.
-        places: For each row that is read, where it stands in the answer; each place once.
-        length: How many places the answer has.
+        places: For each row that is read, its places in the response; each place once.
+        length: Number of places in the response.
     """
 
     table: FeatureView
@@ -55,14 +54,9 @@ def add_to_response(
     snapshot: Snapshot,
     statuses: Sequence[ReadStatus],
 ) -> None:
-    """Append a vector for each feature that is asked for.
+    """Append a vector for each requested feature; only ``PRESENT`` rows have values.
 
-    Args:
-        response: The answer.
-        asked: What is asked of the view.
-        view: How the view is stored.
-        snapshot: The rows that were read, in the order of `Asked.places`.
-        statuses: The status of each. Values are given of ``PRESENT`` rows only.
+    The snapshot and the statuses are in the order of `Asked.places`.
     """
     sources: list[int] = [0] * asked.length
     for source, destinations in enumerate(asked.places):
@@ -76,7 +70,7 @@ def add_to_response(
             numbers.append(len(given))
             given.append(row)
         else:
-            numbers.append(-1)  # behind the last value, where each column has its null
+            numbers.append(-1)  # the null after the last value of each column
     columns = _columns(view, given)
     order = [numbers[source] for source in sources]
     known = 0
@@ -100,14 +94,7 @@ def name_features(
     full_feature_names: bool,
     with_versions: bool,
 ) -> None:
-    """Append the names of the features that are asked for, as Feast forms them.
-
-    Args:
-        response: The answer.
-        asked: What is asked of the view.
-        full_feature_names: Whether the view's name stands before each.
-        with_versions: Whether the answer says which version of the view was read.
-    """
+    """Append the names of the requested features, in Feast's form."""
     projection = asked.table.projection
     prefix = f"{projection.name_to_use()}__" if full_feature_names else ""
     metadata = response.metadata
@@ -122,7 +109,7 @@ def name_features(
 def _head(
     rows: Sequence[Row | None], statuses: Sequence[ReadStatus], sources: Sequence[int]
 ) -> bytes:
-    """Return what all vectors of a view have in common, statuses and times, as a message."""
+    """Return the statuses and times, which all vectors of a view share, as a message."""
     times = [Timestamp() if row is None else _timestamp(row.event_timestamp) for row in rows]
     codes = [_STATUS[status] for status in statuses]
     vector = GetOnlineFeaturesResponse.FeatureVector(
@@ -139,7 +126,7 @@ def _timestamp(time_us: int) -> Timestamp:
 
 
 def _columns(view: StoredView, rows: Sequence[Row]) -> dict[str, tuple[str, list[Value]]]:
-    """Return dtype and values of each column by name, a null behind the last value."""
+    """Return dtype and values of each column by name, with a null after the last value."""
     space = view.space
     values = decode_columns(space.dtypes, [row.cells for row in rows])
     out = {

@@ -1,10 +1,10 @@
 """Feast's plug-in for ``materialize``: publications from the offline log to the online store.
 
-Plugged in by class path, as ``type`` of ``batch_engine``.
-Feast's own engine takes every row through pandas, where an int64 column with a null is float64:
-numbers beyond 2**53 come out as others (a sum, or the newest values of a column). Here Arrow
-columns become rows of the store as they are, so what is materialized is what was published. A row's
-shard is not known from the log; its age is judged by the least frontier of the view.
+Its class path is the ``type`` of ``batch_engine``. Feast's own engine converts every row with
+pandas, where an int64 column with a null is float64, so numbers beyond 2**53 change (sums, or the
+newest values of a column). Here Arrow columns become rows of the store directly, so the store gets
+what was published. The log does not know a row's shard; its age is judged by the view's least
+frontier.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ChangePointComputeEngineConfig(FeastConfigBaseModel):
 
 
 class ChangePointComputeEngine(LocalComputeEngine):
-    """Materializes views that `features.feast_objects` generated; Feast's way for all others."""
+    """Materializes views that `features.feast_objects` generated; leaves others to Feast."""
 
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any

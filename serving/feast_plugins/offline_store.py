@@ -1,60 +1,47 @@
-"""Feast's plug-in for the change-point log: point-in-time joins that give what batch computes.
+"""Feast's plug-in for the change-point log: point-in-time joins with the values of batch.
 
-Plugged in by class path; ``offline_store: {type:
+Plugged in by class path: ``offline_store: {type:
 tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore}``. It reads the views that
-`features.feast_objects` generated, with files as their source; the registry alone tells it what it
-needs. What is promised of a join stands at the top of `serving.offline.join`; what Feast asks of an
-offline store beyond that:
+`features.feast_objects` generated, with files as their source; it needs only the registry.
+`serving.offline.join` states the promises of a join. In addition:
 
-* ``get_historical_features``: entity rows as a pandas frame, an Arrow table, or an SQL query for
-  duckdb whose result they are. Their own columns come back as they are. A time without a zone is
-  UTC, and one between two microseconds reads as the earlier. Rows must be given: a span of time
-  alone (``start_date``, ``end_date``) does not say at which instants.
+* ``get_historical_features``: entity rows are a pandas frame, an Arrow table, or an SQL query for
+  duckdb that returns them. Their own columns are returned unchanged. A time without a zone is UTC,
+  and one between two microseconds is rounded down. Entity rows are required: a span of time alone
+  (``start_date``, ``end_date``) names no instants.
 * ``to_df`` keeps the bits of int64 columns with nulls, as pandas' ``Int64`` (Feast would make
   them float64, and lose those beyond 2**53).
-* ``materialize`` (`pull_latest`, ``pull_all``) takes publications as they stand: anchors are not
-  finished, as in the online store.
+* ``materialize`` (`pull_latest`, ``pull_all``) takes publications as they are stored: anchors are
+  not finished, as in the online store.
 * ``write_to_offline_store`` and ``push`` add a part to the log; the same rows again replace it.
-  They say nothing about how far the log reaches.
-* Feature logging is not taken: every prediction carries the values that it used.
+  They do not change how far the log reaches.
+* Feature logging is refused: every prediction holds the values that it used.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from feast import FeatureView, FileSource, OnDemandFeatureView
+from feast import FeatureView, OnDemandFeatureView
 from feast.data_source import DataSource
-from feast.errors import (
-    SavedDatasetLocationAlreadyExists,
-)
+from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.feature_logging import LoggingConfig, LoggingSource
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
-from feast.types import Float64, Int64, String
 from feast.utils import _get_requested_feature_views_to_features_dict
 
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, moment_of, time_of
-from tidemill.features.errors import InputError, StoreError
-from tidemill.features.feast_objects import (
-    ANCHORED_TAG,
-    DEFINITION_TAG,
-    EMPTY_TAG,
-    EVENT_TIMESTAMP,
-    REACH_TAG,
-    REVISION,
-    VALID_UNTIL,
-)
+from tidemill.features.errors import InputError
+from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL
 from tidemill.serving.feast_plugins.entity_rows import (
     EntityRows,
     entity_table,
@@ -62,22 +49,19 @@ from tidemill.serving.feast_plugins.entity_rows import (
     microseconds,
     time_column,
 )
-from tidemill.serving.files.atomic_write import atomic_write
-from tidemill.serving.offline.join import (
-    JoinEngine,
-    LoggedFeature,
-    LoggedView,
-    Span,
-    between,
-    join,
-    latest,
+from tidemill.serving.feast_plugins.logged_views import (
+    key_type,
+    log_rows,
+    logged_features,
+    logged_view,
+    source_path,
 )
-from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.offline.join import JoinEngine, between, join
+from tidemill.serving.offline.log import OfflineLog, Span, rows_digest
 
 if TYPE_CHECKING:
     from feast.saved_dataset import ValidationReference
-
-_ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
 
 
 class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
@@ -85,10 +69,10 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
 
     Attributes:
         type: The class path.
-        memory_limit: What duckdb may take, in its words (``2GB``); the rest goes to disk. Four
-            fifths of the machine's memory where it is not said.
-        threads: How many threads duckdb runs; one a core where it is not said.
-        spill: The directory for what does not fit; the machine's temporary one by default.
+        memory_limit: Memory limit of duckdb, in its words (``2GB``); more data spills to disk. The
+            default is four fifths of the machine's memory.
+        threads: Threads of duckdb; one per core by default.
+        spill: Directory for data beyond the limit; by default the machine's temporary directory.
     """
 
     type: Literal["tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore"] = (
@@ -100,14 +84,14 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
 
     @property
     def engine(self) -> JoinEngine:
-        """How duckdb runs."""
+        """The settings of duckdb."""
         return JoinEngine(
             self.memory_limit, self.threads, None if not self.spill else Path(self.spill)
         )
 
 
 class ChangePointRetrievalJob(RetrievalJob):
-    """A query that runs when its result is asked for."""
+    """A query that runs when its result is needed."""
 
     def __init__(
         self,
@@ -131,12 +115,12 @@ class ChangePointRetrievalJob(RetrievalJob):
 
     @property
     def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
-        """What Feast computes of the result."""
+        """The views that Feast computes from the result."""
         return self._on_demand_feature_views
 
     @property
     def metadata(self) -> RetrievalMetadata | None:
-        """What was asked for; None for a whole log."""
+        """The request; None for the rows of a log."""
         return self._metadata
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
@@ -146,11 +130,9 @@ class ChangePointRetrievalJob(RetrievalJob):
         return _exact_frame(self._run())
 
     def to_df(
-        self,
-        validation_reference: ValidationReference | None = None,
-        timeout: int | None = None,
+        self, validation_reference: ValidationReference | None = None, timeout: int | None = None
     ) -> pd.DataFrame:
-        """Return the result as a frame; an int64 column with nulls is of pandas' ``Int64``."""
+        """Return the result as a frame; an int64 column with nulls has pandas' type ``Int64``."""
         return _exact_frame(self.to_arrow(validation_reference, timeout))
 
     def persist(
@@ -159,10 +141,10 @@ class ChangePointRetrievalJob(RetrievalJob):
         allow_overwrite: bool = False,
         timeout: int | None = None,
     ) -> None:
-        """Write the result as one Parquet file, where a saved dataset is to stand.
+        """Write the result as one Parquet file, to the place of a saved dataset.
 
         Raises:
-            SavedDatasetLocationAlreadyExists: There is one, and it may not be overwritten.
+            SavedDatasetLocationAlreadyExists: The file exists, and may not be overwritten.
         """
         target = source_path(self._repo_path, storage.to_data_source())
         if target.exists() and not allow_overwrite:
@@ -188,8 +170,8 @@ class ChangePointOfflineStore(OfflineStore):
         """Join features to entity rows, each as of its own instant.
 
         Raises:
-            InputError: There are no entity rows, a column of theirs is missing or of a type that
-                is not that of the key, or it has the name of a feature.
+            InputError: There are no entity rows, one of their columns is missing or does not have
+                the type of the key, or it has the name of a feature.
             StoreError: A view was not generated by `features.feast_objects`.
         """
         if entity_df is None:
@@ -209,7 +191,7 @@ class ChangePointOfflineStore(OfflineStore):
         for feature_view, names in by_view.items():
             view = logged_view(config, feature_view, names)
             key_column = feature_view.projection.join_key_map.get(view.join_key, view.join_key)
-            keys = keys_of(rows, key_column, _ARROW[feature_view.entity_columns[0].dtype])
+            keys = keys_of(rows, key_column, key_type(feature_view))
             prefix = feature_view.projection.name_alias or feature_view.name
             outputs = [f"{prefix}__{name}" if full_feature_names else name for name in names]
             if clash := set(outputs) & set(rows.column_names):
@@ -251,13 +233,13 @@ class ChangePointOfflineStore(OfflineStore):
         start_date: datetime.datetime,
         end_date: datetime.datetime,
     ) -> ChangePointRetrievalJob:
-        """Take the newest publication of each entity, highest revision, with a time in a span."""
+        """Return the newest publication of each entity, highest revision, with a time in a span."""
         log = OfflineLog(source_path(config.repo_path, data_source))
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(time_of(start_date), time_of(end_date))
         engine = config.offline_store.engine
         return ChangePointRetrievalJob(
-            lambda: latest(engine, log, columns, join_key_columns, span),
+            lambda: between(engine, log, columns, span, newest_of=join_key_columns),
             repo_path=config.repo_path,
         )
 
@@ -272,7 +254,7 @@ class ChangePointOfflineStore(OfflineStore):
         start_date: datetime.datetime | None = None,
         end_date: datetime.datetime | None = None,
     ) -> ChangePointRetrievalJob:
-        """Take every row with a time in a span, of a log or of a saved dataset's one file."""
+        """Return every row with a time in a span, of a log or of a saved dataset's one file."""
         path = source_path(config.repo_path, data_source)
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(
@@ -297,19 +279,16 @@ class ChangePointOfflineStore(OfflineStore):
         table: pa.Table,
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Add rows to a view's log, as one part that the same rows replace.
+        """Add rows to a view's log, as one part; the same rows replace it.
 
         Raises:
-            InputError: The columns are not those of the log, or a value is not of its type.
+            InputError: The columns are not those of the log, or a value does not have its type.
             StoreError: The view was not generated by `features.feast_objects`.
         """
         names = [field.name for field in feature_view.features]
         view = logged_view(config, feature_view, names)
-        rows = _log_rows(view, _ARROW[feature_view.entity_columns[0].dtype], table)
-        digest = hashlib.sha256()
-        for batch in rows.combine_chunks().to_batches():
-            digest.update(batch.serialize())
-        view.log.write_table(view.join_key, rows, f"written-{digest.hexdigest()[:16]}")
+        rows = log_rows(view, key_type(feature_view), table)
+        view.log.write_table(view.join_key, rows, f"written-{rows_digest(rows)}")
         if progress is not None:
             progress(len(table))
 
@@ -321,7 +300,7 @@ class ChangePointOfflineStore(OfflineStore):
         logging_config: LoggingConfig,
         registry: BaseRegistry,
     ) -> None:
-        """Refuse: what was served stands in the predictions.
+        """Refuse: the predictions hold the features that were served.
 
         Raises:
             NotImplementedError: Always.
@@ -339,72 +318,17 @@ class ChangePointOfflineStore(OfflineStore):
         return [(field.name, str(field.type)) for field in schema]
 
 
-def source_path(repo_path: Path | None, source: DataSource) -> Path:
-    """Return where a source's files stand.
-
-    Raises:
-        StoreError: It is not a source of files on this machine.
-    """
-    if not isinstance(source, FileSource) or "://" in source.path:
-        raise StoreError(
-            f"data source {source.name!r} is {type(source).__name__} {getattr(source, 'path', '')}"
-            "; ChangePointOfflineStore reads local Parquet files (feast.FileSource)"
-        )
-    path: str = source.path
-    return Path(repo_path or "") / path
-
-
-def logged_view(config: RepoConfig, feature_view: FeatureView, names: list[str]) -> LoggedView:
-    """Describe a Feast feature view, from its fields, its tags and its source.
-
-    Args:
-        config: The Feast configuration.
-        feature_view: The view.
-        names: The features wanted of it.
-
-    Raises:
-        StoreError: The view was not generated by `features.feast_objects`, or the code that
-            registered it knew no offline log.
-    """
-    lacking = [tag for tag in (DEFINITION_TAG, REACH_TAG) if tag not in feature_view.tags]
-    if lacking:
-        raise StoreError(
-            f"feature view {feature_view.name!r} lacks the tags {', '.join(lacking)}; "
-            "ChangePointOfflineStore reads the views that Tidemill generates. Register the "
-            "project again with `tidemill apply`, or keep other views in a Feast project with a "
-            "store of Feast's"
-        )
-    return LoggedView(
-        name=feature_view.name,
-        log=OfflineLog(source_path(config.repo_path, feature_view.batch_source)),
-        join_key=feature_view.entity_columns[0].name,
-        features=tuple(logged_features(feature_view, names)),
-        reach_us=int(feature_view.tags[REACH_TAG]),
-    )
-
-
-def logged_features(feature_view: FeatureView, names: list[str]) -> list[LoggedFeature]:
-    """Describe features of a Feast feature view, from its fields and their tags."""
-    fields = {field.name: field for field in feature_view.features}
-    features = []
-    for name in names:
-        tags, kind = fields[name].tags, _ARROW[fields[name].dtype]
-        empty = pa.scalar(tags[EMPTY_TAG]).cast(kind).as_py() if EMPTY_TAG in tags else None
-        features.append(LoggedFeature(name, kind, empty, ANCHORED_TAG in tags))
-    return features
-
-
 def finish_history(
     found: pa.Table, feature_views: Sequence[FeatureView], event_timestamp: str = EVENT_TIMESTAMP
 ) -> pa.Table:
-    """Finish what another offline store of Feast's joined from change points (BigQuery's).
+    """Finish the result of another offline store of Feast's (BigQuery) that joined change points.
 
-    Such a store gives null to an entity without a publication, and anchors as they are. With the
-    revision it is known which nulls are values.
+    Such a store returns null for an entity without a publication, and anchors as they are stored.
+    The revision tells which nulls are values.
 
     Args:
-        found: The result of ``get_historical_features(..., full_feature_names=True)``, ``(rows,)``;
-            `REVISION` of every view was asked for.
+        found: The result of ``get_historical_features(..., full_feature_names=True)``, ``(rows,)``,
+            with the `REVISION` of every view.
         feature_views: The views, as the registry has them.
         event_timestamp: The column of the rows' instants.
 
@@ -432,32 +356,6 @@ def finish_history(
                 column = feature.finish(stored, absent, times)
                 found = found.set_column(place, f"{prefix}{feature.name}", column)
     return found
-
-
-def _log_rows(view: LoggedView, key: pa.DataType, table: pa.Table) -> pa.Table:
-    wanted = {
-        view.join_key: key,
-        EVENT_TIMESTAMP: pa.timestamp("us", tz="UTC"),
-        **{feature.name: feature.dtype for feature in view.features},
-    }
-    if set(table.column_names) != set(wanted):
-        raise InputError(
-            f"view {view.name!r}: rows for the offline log must have the columns "
-            f"{', '.join(wanted)}, found {', '.join(table.column_names)}"
-        )
-    columns = {}
-    for name, kind in wanted.items():
-        column = table.column(name)
-        if pa.types.is_timestamp(kind) and column.type.tz is None:  # Feast: no zone is UTC
-            column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
-        try:
-            columns[name] = column.cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(f"view {view.name!r}: column {name!r}: {error}") from None
-    for name in (view.join_key, EVENT_TIMESTAMP, VALID_UNTIL, REVISION):
-        if columns[name].null_count:
-            raise InputError(f"view {view.name!r}: {name} is null in a row for the offline log")
-    return pa.table(columns)
 
 
 def _exact_frame(table: pa.Table) -> pd.DataFrame:

@@ -7,11 +7,11 @@ Plugged in by class path; Feast's registry, SDK and servers work as they are:
 * ``online_store: {type: tidemill.serving.feast_plugins.online_store.OrderedRedisOnlineStore, host:
   localhost}``
 
-What is promised of writes stands at the top of `serving.online.database`: an older publication
-never overwrites a newer one, whatever the order of writes and the number of writers.
+`serving.online.database` states the promises of writes: an older publication never overwrites a
+newer one, whatever the order of writes and the number of writers.
 
-What a read through Feast's SDK says (DESIGN: "Reading online"), judged by the declared clock and
-the frontier that the stream published for the row's view and shard:
+Reads through Feast's SDK, judged by the declared clock and the frontier that the stream published
+for the row's view and shard:
 
 ========================  =======================  ===================================
 the row                   status                   value
@@ -22,22 +22,21 @@ stale, or overrun         ``OUTSIDE_MAX_AGE``      null
 absent                    ``NOT_FOUND``            null
 ========================  =======================  ===================================
 
-* A row is stale when its frontier lags behind the clock by more than the view's ``max_staleness``
-  and overrun when its ``valid_until`` is not past its frontier. A row whose frontier was never
-  written is stale: nobody says as of when it holds. Its numbers are withheld because
-  ``to_dict()`` and ``to_df()`` show no statuses; `serving.online.reader` gives numbers and status
-  both.
+* A row is stale if its frontier lags behind the clock by more than the view's ``max_staleness``,
+  and overrun if its ``valid_until`` is not past its frontier. A row without a frontier is stale,
+  because its age is unknown. Its values are withheld because ``to_dict()`` and ``to_df()`` show no
+  statuses; `serving.online.reader` returns values and status.
 * With ``clock: replay`` the clock is the highest frontier published for the view, so only a shard
   that trails the others is stale.
 * All views of a request are read in one round trip, as of one instant of the store.
 * An anchored feature (time since last event) reads as its anchor;
-  `serving.online.reader.finish_anchored` makes the value of it.
-* A stock client writes through Feast's generic path. Its row must hold every feature of the view;
-  without the two technical fields (absent or null) it counts as revision 0, valid for ever. Its
+  `serving.online.reader.finish_anchored` computes its value.
+* A stock client writes through Feast's generic path. Its rows must hold every feature of the view;
+  without the two technical fields (absent or null) a row has revision 0 and is valid forever. Its
   shard is unknown, so it is read as of the view's least frontier.
 * A view that Tidemill did not generate (`serving.online.feast_rows`: a foreign one) may have fields
-  of any Feast type. Its rows are written in order like all others, and have no age: present or
-  absent.
+  of any Feast type. Its rows are written in order like all others, and have no age: they are
+  present or absent.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRespo
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
-from pydantic import StrictInt, StrictStr
+from pydantic import ConfigDict, StrictInt, StrictStr
 
 from tidemill.features.contract import ReadStatus
 from tidemill.serving.feast_plugins.feast_responses import Asked, add_to_response, name_features
@@ -70,16 +69,13 @@ from tidemill.serving.online.feast_rows import (
     row_batch,
     stored_view,
 )
-from tidemill.serving.online.rows import clock_us
-from tidemill.serving.stores.online_places import Clock, OnlinePlace, SqlitePlace
+from tidemill.serving.online.rows import Row, clock_us
+from tidemill.serving.stores.online_places import Clock, SqlitePlace
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 
 class OrderedOnlineStore(OnlineStore):
-    """An online store that keeps the order of publications; see the top of this module.
-
-    What is Feast's stands here, once for all databases; which one it is, the configuration knows.
-    """
+    """An online store that keeps the order of publications, in the configured database."""
 
     def online_write_batch(
         self,
@@ -91,8 +87,8 @@ class OrderedOnlineStore(OnlineStore):
         """Write publications in Feast's form.
 
         Raises:
-            ConflictingPublication: One contradicts the one that stands.
-            InputError: A row lacks a feature, or a value is not of the declared type.
+            ConflictingPublication: One contradicts the stored one.
+            InputError: A row lacks a feature, or a value does not have the declared type.
         """
         view = stored_view(config, table)
         rows = row_batch(config, view, data)
@@ -100,15 +96,9 @@ class OrderedOnlineStore(OnlineStore):
         if progress is not None:
             progress(len(rows))
 
-    async def online_write_batch_async(
-        self,
-        config: RepoConfig,
-        table: FeatureView,
-        data: list[FeastRow],
-        progress: Callable[[int], Any] | None,
-    ) -> None:
+    async def online_write_batch_async(self, *arguments: Any, **named: Any) -> None:
         """Do as `online_write_batch`, in a thread."""
-        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+        await asyncio.to_thread(self.online_write_batch, *arguments, **named)
 
     def online_read(
         self,
@@ -117,23 +107,15 @@ class OrderedOnlineStore(OnlineStore):
         entity_keys: list[EntityKey],
         requested_features: list[str] | None = None,
     ) -> list[FeastReading]:
-        """Read rows whatever their age, by Feast's contract: it has no place for a status."""
+        """Read rows of any age: Feast's contract of this method has no status."""
         view = stored_view(config, table)
         keys = [feast_key(config, key) for key in entity_keys]
         (snapshot,) = database(config).read([(view.space, keys)])
         return [feast_reading(view, row, requested_features) for row in snapshot.rows]
 
-    async def online_read_async(
-        self,
-        config: RepoConfig,
-        table: FeatureView,
-        entity_keys: list[EntityKey],
-        requested_features: list[str] | None = None,
-    ) -> list[FeastReading]:
+    async def online_read_async(self, *arguments: Any, **named: Any) -> list[FeastReading]:
         """Do as `online_read`, in a thread."""
-        return await asyncio.to_thread(
-            self.online_read, config, table, entity_keys, requested_features
-        )
+        return await asyncio.to_thread(self.online_read, *arguments, **named)
 
     def _read_features_per_fv(
         self,
@@ -145,18 +127,15 @@ class OrderedOnlineStore(OnlineStore):
         full_feature_names: bool,
         include_feature_view_version_metadata: bool,
     ) -> None:
-        # The step of get_online_features that Feast gives to stores to override: all views in
-        # one snapshot, and the statuses that the stock step does not know.
+        # The step of get_online_features that Feast lets stores override: read all views in one
+        # snapshot, and return statuses that the stock step does not know.
         unique = [
             utils._get_unique_entities(table, join_key_values, entity_name_to_join_key_map)
             for table, _ in grouped_refs
         ]
         views = [stored_view(config, table) for table, _ in grouped_refs]
         wanted = [
-            (
-                view.space,
-                [feast_key(config, key) for key in utils._get_entity_key_protos(entities)],
-            )
+            (view.space, [feast_key(config, key) for key in utils._get_entity_key_protos(entities)])
             for view, (entities, _, _) in zip(views, unique, strict=True)
         ]
         snapshots = database(config).read(wanted)
@@ -188,9 +167,9 @@ class OrderedOnlineStore(OnlineStore):
     ) -> None:
         """Make the key spaces of the views that are kept.
 
-        A changed definition gets a new, empty key space. The rows of a generated view stay, also
-        when Feast deletes it: a reader may use that definition until `tidemill clean-store` removes
-        the key spaces that no version in the registry has. Those of a foreign view go with it.
+        A changed definition gets a new, empty key space. The rows of a generated view stay, even if
+        Feast deletes the view: a reader may use that definition until `tidemill clean-store`
+        removes the key spaces of no registered version. Those of a foreign view are dropped.
 
         Raises:
             StoreError: The store cannot hold a view, or cannot be written.
@@ -203,17 +182,22 @@ class OrderedOnlineStore(OnlineStore):
     def teardown(
         self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
     ) -> None:
-        """Remove the key spaces of these views; the database stays, others may live in it."""
+        """Remove the key spaces of these views; the database stays, because others may use it."""
         database(config).drop([key_space(config, table) for table in tables])
 
 
-class OrderedSqliteOnlineStoreConfig(FeastConfigBaseModel):
+class _Section(FeastConfigBaseModel):
+    # Frozen, and so hashable: the caches of places use it as a key.
+    model_config = ConfigDict(frozen=True)
+
+
+class OrderedSqliteOnlineStoreConfig(_Section):
     """The ``online_store`` section of a Feast configuration for an SQLite file.
 
     Attributes:
         type: The class path.
-        path: The database's file; a relative one is below the repository's path.
-        clock: What age is judged by: ``wall`` live, ``replay`` for the published frontier.
+        path: The database's file; a relative path starts at the repository.
+        clock: The clock that age is judged by: ``wall`` live, ``replay`` the published frontier.
     """
 
     type: Literal["tidemill.serving.feast_plugins.online_store.OrderedSqliteOnlineStore"] = (
@@ -222,29 +206,21 @@ class OrderedSqliteOnlineStoreConfig(FeastConfigBaseModel):
     path: StrictStr = "online.db"
     clock: Clock = "wall"
 
-    def place(self, repository: Path | None) -> OnlinePlace:
+    def place(self, repository: Path | None) -> SqlitePlace:
         """Return the place that the section names."""
-        return _sqlite_place(repository, self.path)
+        return _sqlite_place(self, repository)
 
 
 class OrderedSqliteOnlineStore(OrderedOnlineStore):
     """The ordered online store in an SQLite file."""
 
-    def teardown(
-        self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
-    ) -> None:
-        """Remove the key spaces of these views; there are none where there is no file."""
-        place = config.online_store.place(config.repo_path)
-        if place.path.exists():
-            super().teardown(config, tables, entities)
 
-
-class RedisTlsConfig(FeastConfigBaseModel):
+class RedisTlsConfig(_Section):
     """TLS to a Redis (`serving.stores.redis_place.RedisTls`): paths of PEM files.
 
     Attributes:
-        ca: The authorities that are trusted; None trusts the system's.
-        cert: Our own certificate, where the server asks for one.
+        ca: The trusted authorities; None trusts the system's.
+        cert: Our own certificate, if the server asks for one.
         key: Its key.
     """
 
@@ -253,20 +229,20 @@ class RedisTlsConfig(FeastConfigBaseModel):
     key: StrictStr | None = None
 
 
-class OrderedRedisOnlineStoreConfig(FeastConfigBaseModel):
-    """The ``online_store`` section of a Feast configuration for a Redis.
+class OrderedRedisOnlineStoreConfig(_Section):
+    """The ``online_store`` section of a Feast configuration for a Redis (`RedisPlace`).
 
     Attributes:
         type: The class path.
-        host: The host's name or address.
+        host: Name or address of the host.
         port: The port.
         db: The number of the database.
         username: The ACL user; None is Redis's default user.
         password_env: The environment variable that holds the password.
         password_file: The file that holds the password.
-        tls: How to speak TLS; None speaks plainly.
-        timeout_us: How long to wait for a connection and for each answer, in microseconds.
-        clock: What age is judged by: ``wall`` live, ``replay`` for the published frontier.
+        tls: How to connect by TLS; None connects without it.
+        timeout_us: Longest wait for a connection and for each answer, in microseconds.
+        clock: The clock that age is judged by: ``wall`` live, ``replay`` the published frontier.
     """
 
     type: Literal["tidemill.serving.feast_plugins.online_store.OrderedRedisOnlineStore"] = (
@@ -282,57 +258,29 @@ class OrderedRedisOnlineStoreConfig(FeastConfigBaseModel):
     timeout_us: StrictInt = 5_000_000
     clock: Clock = "wall"
 
-    def place(self, repository: Path | None) -> OnlinePlace:
+    def place(self, repository: Path | None) -> RedisPlace:
         """Return the place that the section names; relative paths are below the repository's."""
-        tls = self.tls
-        return _redis_place(
-            repository,
-            self.host,
-            self.port,
-            self.db,
-            self.username,
-            self.password_env,
-            self.password_file,
-            (tls.ca, tls.cert, tls.key) if tls else None,
-            self.timeout_us,
-        )
+        return _redis_place(self, repository)
 
 
 class OrderedRedisOnlineStore(OrderedOnlineStore):
     """The ordered online store in a Redis."""
 
 
-# Every read asks for its place, and a path takes longer to make than a row to find.
+# Cached, because every read needs the place, and making a path takes longer than finding a row.
 @functools.lru_cache(maxsize=64)
-def _sqlite_place(repository: Path | None, path: str) -> SqlitePlace:
-    return SqlitePlace((repository or Path()) / path)
+def _sqlite_place(section: OrderedSqliteOnlineStoreConfig, repository: Path | None) -> SqlitePlace:
+    return SqlitePlace((repository or Path()) / section.path)
 
 
 @functools.lru_cache(maxsize=64)
-def _redis_place(
-    repository: Path | None,
-    host: str,
-    port: int,
-    db: int,
-    username: str | None,
-    password_env: str | None,
-    password_file: str | None,
-    tls: tuple[str | None, str | None, str | None] | None,
-    timeout_us: int,
-) -> RedisPlace:
+def _redis_place(section: OrderedRedisOnlineStoreConfig, repository: Path | None) -> RedisPlace:
     def path(name: str | None) -> Path | None:
         return None if name is None else (repository or Path()) / name
 
-    return RedisPlace(
-        host=host,
-        port=port,
-        db=db,
-        username=username,
-        password_env=password_env,
-        password_file=path(password_file),
-        tls=None if tls is None else RedisTls(*map(path, tls)),
-        timeout_us=timeout_us,
-    )
+    plain = section.model_dump(exclude={"type", "clock", "tls", "password_file"})
+    tls = section.tls and RedisTls(**{k: path(v) for k, v in section.tls.model_dump().items()})
+    return RedisPlace(**plain, password_file=path(section.password_file), tls=tls)
 
 
 def database(config: RepoConfig) -> OnlineDatabase:
@@ -341,27 +289,17 @@ def database(config: RepoConfig) -> OnlineDatabase:
 
 
 def row_statuses(view: StoredView, snapshot: Snapshot, clock: Clock) -> list[ReadStatus]:
-    """Judge every row of a snapshot by a declared clock.
-
-    Args:
-        view: The rows' view. Those of a foreign one have no age.
-        snapshot: What was read of it.
-        clock: The declared clock.
-
-    Returns:
-        A status for each row, ``NOT_FOUND`` for each that is absent.
-    """
-    if not view.judged:
-        return [
-            ReadStatus.NOT_FOUND if row is None else ReadStatus.PRESENT for row in snapshot.rows
-        ]
+    """Judge every row of a snapshot by a declared clock; rows of a foreign view have no age."""
     frontiers = snapshot.frontiers
     now_us = clock_us(clock, frontiers)
-    return [
-        ReadStatus.NOT_FOUND
-        if row is None
-        else frontiers.status(
+
+    def status(row: Row | None) -> ReadStatus:
+        if row is None:
+            return ReadStatus.NOT_FOUND
+        if not view.judged:
+            return ReadStatus.PRESENT
+        return frontiers.status(
             frontiers.of(row.shard), row.valid_until, now_us, view.space.max_staleness_us
         )
-        for row in snapshot.rows
-    ]
+
+    return [status(row) for row in snapshot.rows]

@@ -1,8 +1,8 @@
-"""Feast's registry in a file, replaced as a whole.
+"""Feast's registry in a file, written atomically.
 
-Feast writes its registry file in place, so a writer that is killed leaves half of it, and a reader
-at that moment reads none. Here a write is a new file, forced to the disk and then renamed: a
-reader sees the registry before it or after it.
+Feast writes its registry file in place, so a writer that is killed leaves half of it, and a
+concurrent reader may see half of it. Here a write makes a new file, waits for the disk and renames
+it: a reader sees the registry before it or after it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tidemill.serving.files.atomic_write import atomic_write
 
 
 class AtomicFileRegistryStore(FileRegistryStore):
-    """The registry's file; whoever reads with Feast alone reads it as Feast's own."""
+    """The registry's file; Feast alone reads it like its own."""
 
     def _write_registry(self, registry_proto: Registry) -> None:
         registry_proto.version_id = str(uuid.uuid4())

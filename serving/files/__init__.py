@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read back whole or refused by name; segments of a stream."""
+"""Files: atomic writes, reads that detect damage, and the file names of stream segments."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all.
+"""Files that are written completely or not at all.
 
-Whoever reads meets the file before the write or after it, never half of it; two writers of one
-file never share anything, and the later one stands. A writer that is killed leaves
-``NAME.*.unfinished`` beside the file, which nobody reads.
+A reader sees the file before the write or after it, never a part of it. Of two concurrent writers
+of one file, the later one wins. A writer that is killed leaves ``NAME.*.unfinished`` beside the
+file, which no reader opens.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tidemill.serving.files.file_errors import named_for
 
 @contextmanager
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Replace a file by what the block writes; after an error there the file is what it was.
+    """Replace a file by what the block writes; after an error in the block the file is unchanged.
 
     Args:
-        path: The file; its folder is made if it is not there.
-        durable: Wait for the disk: a power cut, too, leaves the file before the write or after
-            it, and after it once this has returned.
+        path: The file; its folder is created if it does not exist.
+        durable: Wait for the disk. Then a power cut, too, leaves the file before the write or
+            after it, and the file after it once this has returned.
 
     Yields:
         The path to write to.
@@ -47,7 +47,7 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, as UTF-8."""
+    """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as unfinished:
         unfinished.write_bytes(text.encode())
 

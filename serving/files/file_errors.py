@@ -1,8 +1,8 @@
-"""What an error of the operating system means for a person: which path, what, and what to do.
+"""Errors of the operating system, explained: the path, what is wrong, and what to do.
 
-A full disk or a read-only folder reaches a program in many forms: as an ``OSError`` with its
-number, and as an error of DuckDB, SQLite, TensorFlow or Beam whose text holds the system's words.
-`file_error` and `named_in_text` turn each into one error of the tree.
+A full disk or a read-only folder appears as an ``OSError`` with its number, or as an error of
+DuckDB, SQLite, TensorFlow or Beam whose text holds the system's words. `file_error` and
+`named_in_text` turn each into one of our errors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Final
 
 from tidemill.features.errors import FileError, NoAccess, NoSpace, NoSuchFile
 
-_MENDS: Final[dict[int, tuple[type[FileError], str, str]]] = {
+_CHANGE_RIGHTS: Final = "change its owner or mode, or name another place (such as --root)"
+_REMEDIES: Final[dict[int, tuple[type[FileError], str, str]]] = {
     errno.ENOSPC: (NoSpace, "the disk is full", "make room, or write to another disk with --root"),
     errno.EDQUOT: (NoSpace, "the quota is used up", "make room, or write elsewhere with --root"),
     errno.EFBIG: (
@@ -28,63 +29,48 @@ _MENDS: Final[dict[int, tuple[type[FileError], str, str]]] = {
     errno.EMFILE: (NoSpace, "too many files are open", "raise the limit with `ulimit -n 4096`"),
     errno.ENFILE: (NoSpace, "too many files are open on this machine", "end other programs"),
     errno.EROFS: (NoAccess, "the file system is read-only", "write elsewhere with --root"),
-    errno.EACCES: (
-        NoAccess,
-        "this user has no right to it",
-        "change its owner or mode, or name another place (such as --root)",
-    ),
-    errno.EPERM: (
-        NoAccess,
-        "the system does not permit it",
-        "change its owner or mode, or name another place (such as --root)",
-    ),
+    errno.EACCES: (NoAccess, "this user has no right to it", _CHANGE_RIGHTS),
+    errno.EPERM: (NoAccess, "the system does not permit it", _CHANGE_RIGHTS),
     errno.ENOENT: (NoSuchFile, "it is not there", "bring it back, or run the stage that makes it"),
     errno.ENOTDIR: (
         FileError,
-        "a file stands where a folder was expected",
+        "it is a file, and a folder was expected",
         "remove the file, or name another place",
     ),
     errno.EISDIR: (
         FileError,
-        "a folder stands where a file was expected",
+        "it is a folder, and a file was expected",
         "remove the folder, or name another place",
     ),
-    errno.EEXIST: (
-        FileError,
-        "something else stands there",
-        "remove it, or name another place",
-    ),
-    errno.ENOTEMPTY: (FileError, "the folder is not empty", "end whoever writes there, and retry"),
+    errno.EEXIST: (FileError, "it exists already", "remove it, or name another place"),
+    errno.ENOTEMPTY: (FileError, "the folder is not empty", "end the programs that write there"),
     errno.ENAMETOOLONG: (FileError, "the name is too long", "take a shorter --root"),
     errno.EIO: (FileError, "the device cannot be read or written", "check the disk"),
     errno.EBUSY: (FileError, "another program uses it", "end that program, and run again"),
 }
 _WORDS: Final = {
-    **{os.strerror(number): number for number in _MENDS},
+    **{os.strerror(number): number for number in _REMEDIES},
     "database or disk is full": errno.ENOSPC,
     "attempt to write a readonly database": errno.EROFS,
     "unable to open database file": errno.EACCES,
 }
-"""How the system, and SQLite, write these errors."""
+"""The texts of the system and of SQLite for these errors."""
 _IN_TEXT: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.EROFS, errno.EACCES, errno.EPERM}
 )
-"""Those that are believed where only a text has them: they are never a fault of the program."""
+"""Errors that are recognized by their text alone: they are never a fault of the program."""
 _PATH: Final = re.compile(r"""['"](/[^'"\n]+)['"]|(?<![\w'"/])(/[^\s'":;,)\]]+)""")
 
 
 def file_error(
     error: OSError, path: Path | str | None = None, *, believed: bool = True
 ) -> FileError:
-    """Return the error of the tree that an ``OSError`` means.
+    """Turn an ``OSError`` into ours: what was found, where, and what to do.
 
     Args:
-        error: The system's error.
-        path: The file or folder that was at work, for errors that do not name one themselves.
-        believed: Whether the path that the error names itself goes before ``path``.
-
-    Returns:
-        What was found, where, and what to do; its ``errno`` is the error's.
+        error: The system's error; ours has the same ``errno``.
+        path: The file or folder in use, for errors that do not name one themselves.
+        believed: Whether the path that the error names takes precedence over ``path``.
     """
     if isinstance(error, FileError):
         return error
@@ -94,14 +80,14 @@ def file_error(
 
 
 def named_in_text(text: str, path: Path | str | None = None) -> FileError | None:
-    """Find a full disk, a read-only place or a missing right in the text of another error.
+    """Find a full disk, a read-only place or a missing permission in the text of another error.
 
     Args:
-        text: What the error of a library says.
-        path: The file or folder that was at work, where the text names none.
+        text: The message of a library's error.
+        path: The file or folder in use, if the text names none.
 
     Returns:
-        The error; None where the text is about something else.
+        The error; None if the text is about something else.
     """
     found = [(text.rfind(words), words) for words in _WORDS if _WORDS[words] in _IN_TEXT]
     at, words = max(found, default=(-1, ""))
@@ -116,19 +102,19 @@ def named_in_text(text: str, path: Path | str | None = None) -> FileError | None
 
 
 def _named(number: int | None, why: str, where: str | None) -> FileError:
-    kind, what, mend = _MENDS.get(number or 0, (FileError, why, "mend that, and run again"))
+    kind, what, remedy = _REMEDIES.get(number or 0, (FileError, why, "correct that, and run again"))
     place = f"{where}: " if where else ""
     said = "" if what == why else f" ({why})"
-    named = kind(f"{place}{what}{said}; {mend}")
+    named = kind(f"{place}{what}{said}; {remedy}")
     named.errno = number
     return named
 
 
 @contextmanager
 def named_for(path: Path) -> Iterator[None]:
-    """Give an ``OSError`` of the block its name in the tree, and the path that it may lack.
+    """Turn an ``OSError`` of the block into ours, with the path that it may lack.
 
-    An error without a number is not the operating system's, and is left alone.
+    An error without a number is not the operating system's, and stays as it is.
     """
     try:
         yield
@@ -137,6 +123,6 @@ def named_for(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        # A file that is half written has a passing name: the one that it would get says more.
-        passing = str(error.filename or "").startswith(f"{path}.")
-        raise file_error(error, path, believed=not passing) from error
+        # An unfinished file has a temporary name: its final name says more.
+        temporary = str(error.filename or "").startswith(f"{path}.")
+        raise file_error(error, path, believed=not temporary) from error

@@ -1,7 +1,7 @@
-"""Segments of a stream, in the names of the files that they write.
+"""The number of a stream's segment, at the start of the names of the files that it writes.
 
-A run that goes on after a kill, or starts over, removes what the segments that do not count have
-written; so the number of the segment stands in front of the name of everything that is written.
+A run that resumes after a kill, or starts again, removes the files of the segments that it
+discards; so every file's name begins with the number of its segment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _PREFIX: Final = re.compile(r"(\d{5,})-")
 
 
 def segment_prefix(segment: int) -> str:
-    """Return how the names begin of the files that a segment of a stream writes.
+    """Return the start of the names of the files that a segment of a stream writes.
 
     >>> segment_prefix(3)
     '00003-'
@@ -22,7 +22,7 @@ def segment_prefix(segment: int) -> str:
 
 
 def segment_of(name: str) -> int | None:
-    """Return the segment that wrote a file; None where it was something else than a segment.
+    """Return the segment that wrote a file; None if no segment of a stream did.
 
     >>> segment_of("00003-00000-of-00008-17.parquet"), segment_of("history-00000.parquet")
     (3, None)

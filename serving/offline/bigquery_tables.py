@@ -1,8 +1,8 @@
-"""The change-point log in BigQuery: its tables as DDL. Text only: nothing here talks to a cloud.
+"""The change-point log in BigQuery: its tables as DDL. Text only: nothing here connects to a cloud.
 
 A view's log is one table: a row for every publication, partitioned by the day of its
-event_timestamp and clustered by the join key. Feast reads an SQL view over it, with one row per
-(entity, event_timestamp): the highest revision. Both names carry the definition's hash, so a
+event_timestamp and clustered by the join key. Feast reads an SQL view of it, with one row per
+(entity, event_timestamp): the highest revision. Both names hold the definition's hash, so a
 changed definition begins with an empty table (`features.bigquery_dataset`).
 """
 
@@ -20,7 +20,7 @@ _TYPES: Final = {INT64: "INT64", FLOAT64: "FLOAT64", STRING: "STRING"}
 def log_columns(view: FeatureView) -> dict[str, str]:
     """Return the columns of a view's log and their BigQuery types, in the order of the files.
 
-    The same columns as the Parquet that the log has on disk, so its files load as they are.
+    They are the columns of the log's Parquet files, so these can be loaded as they are.
     """
     return {
         view.entity.join_key: _TYPES[view.entity.dtype],
@@ -34,8 +34,8 @@ def log_columns(view: FeatureView) -> dict[str, str]:
 def log_ddl(place: BigQueryDataset, view: FeatureView) -> str:
     """Return the statement that makes a view's log.
 
-    No column is NOT NULL: columns of Parquet files may be null as far as their schema goes, and a
-    load that would make a required column nullable is refused.
+    No column is NOT NULL: the schema of the Parquet files allows nulls, and BigQuery refuses to
+    load a nullable column into a required one.
     """
     columns = ",\n".join(f"  `{name}` {kind}" for name, kind in log_columns(view).items())
     return (
@@ -59,7 +59,7 @@ def newest_ddl(place: BigQueryDataset, view: FeatureView) -> str:
 
 
 def project_ddl(place: BigQueryDataset, project: Project) -> str:
-    """Return the statements that make the tables and SQL views of a project, each with its end."""
+    """Return the statements that make the tables and SQL views of a project."""
     return (
         "\n\n".join(
             f"{statement(place, view)};"

@@ -1,20 +1,20 @@
 """The point-in-time join over change-point logs, on duckdb: Arrow in, Arrow out.
 
 Values are piecewise constant, so the value of an entity at ``t`` is its newest publication at or
-before ``t``: an as-of join. What is promised beyond that:
+before ``t``: an as-of join. It also promises:
 
 * Of publications at one instant the highest revision is the value.
 * An entity without a publication has the view's declared empty values; so has a null key.
 * An anchored feature is finished for the row's own instant, as a request at that instant sees it.
-* Rows come back in the order in which they were given, each once, whatever they hold.
+* Each given row is returned once, in the given order.
 * No row reads past a publication's `VALID_UNTIL`, nor outside the span in which the log is
-  complete: that is an error that names the instant (`StoreError`), never an old number.
+  complete: that is a `StoreError` that names the instant, never an old number.
 
-What it costs: only days up to the latest instant asked for are read, and none before the earliest
-one less the view's reach: what is older can only say "empty" (`features.feast_objects.REACH_TAG`).
-Who asks for the two technical fields themselves, which such rows do hold, reads the log from its
-beginning. Only publications of entities asked for are sorted, and duckdb spills to disk what does
-not fit its memory limit; the rows asked for and their values are in memory.
+Cost: it reads the days up to the latest instant, from the earliest instant less the view's reach
+on, because older rows can only be empty (`features.feast_objects.REACH_TAG`). If one of the two
+technical fields is wanted, it reads the log from its beginning, because older rows do hold these.
+It sorts only publications of the wanted entities, and duckdb spills to disk what exceeds its memory
+limit; the given rows and their values are in memory.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ import pyarrow.compute as pc
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, TIME_MIN, Int64Array, moment_of
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL
-from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.offline.log import OfflineLog, Span
 
 _TECHNICAL: Final = (VALID_UNTIL, REVISION)
-# An instant and a revision as one number, in their order.
+# Combines an instant and a revision into one number that sorts like the pair.
 _SHIFT: Final = "18446744073709551616::HUGEINT"
 
 
 @dataclass(frozen=True)
 class JoinEngine:
-    """How duckdb runs.
+    """Settings of duckdb.
 
     Attributes:
         memory_limit: In duckdb's words, such as ``2GB``; None is four fifths of the machine's.
-        threads: How many; None is one a core.
-        spill: Where what does not fit is put; None is the machine's temporary directory.
+        threads: Number of threads; None is one per core.
+        spill: Directory for data beyond the limit; None is the machine's temporary directory.
     """
 
     memory_limit: str | None = None
@@ -87,13 +87,7 @@ class LoggedFeature:
     anchored: bool
 
     def finish(self, stored: pa.Array, absent: pa.Array, times_us: pa.Array) -> pa.Array:
-        """Make the values that a request sees of the stored ones.
-
-        Args:
-            stored: Of `dtype`, ``(rows,)``.
-            absent: bool, ``(rows,)``: where there is no publication.
-            times_us: int64, ``(rows,)``: the instants that they are for.
-        """
+        """Return the values that requests at these instants see, ``(rows,)``."""
         values = pc.subtract(times_us, stored) if self.anchored else stored
         if self.empty is None:
             return values
@@ -102,13 +96,13 @@ class LoggedFeature:
 
 @dataclass(frozen=True)
 class LoggedView:
-    """A view's log, and what is to be read of it.
+    """A view's log, and the features to read from it.
 
     Attributes:
         name: The view's name, for errors.
         log: Its log.
         join_key: The log's column of the entity's key.
-        features: What is wanted.
+        features: The wanted features.
         reach_us: See `features.feast_objects.REACH_TAG`.
     """
 
@@ -125,17 +119,17 @@ def join(
     """Look up the values of entities at instants.
 
     Args:
-        engine: How to run.
-        view: The view, and the features wanted.
-        keys: string or int64, as in the log, ``(rows,)``; null for none.
+        engine: Settings of duckdb.
+        view: The view and the wanted features.
+        keys: string or int64, as in the log, ``(rows,)``; null for no entity.
         times_us: int64, ``(rows,)``: the instants.
 
     Returns:
         A column for each feature, ``(rows,)``.
 
     Raises:
-        StoreError: There is no log, an instant lies where it is not complete, or a publication
-            was not followed by the one that was due.
+        StoreError: There is no log, it is not complete at an instant, or the publication that was
+            due after another one is missing.
         InputError: The log's files are not of the view.
     """
     if len(times_us) == 0:
@@ -156,55 +150,40 @@ def join(
     ]
 
 
-def latest(
+def between(
     engine: JoinEngine,
     log: OfflineLog,
     columns: Sequence[str],
-    join_keys: Sequence[str],
     span: Span,
+    *,
+    newest_of: Sequence[str] = (),
 ) -> pa.Table:
-    """Return the newest publication of every entity with an event_timestamp in a span.
+    """Return the publications with an event_timestamp in a span.
 
     Args:
-        engine: How to run.
+        engine: Settings of duckdb.
         log: The log.
-        columns: What is wanted of it.
-        join_keys: The columns of the entity's key.
+        columns: The wanted columns.
         span: The span.
+        newest_of: The columns of the entity's key, to return only the newest publication of each
+            entity; by default every publication is returned.
     """
-    _check_log(log, columns)
-    chosen = ", ".join(map(_quoted, columns))
-    keys = ", ".join(map(_quoted, join_keys))
-    query = f"""
-        SELECT {chosen} FROM ({_scan(columns)})
-        QUALIFY row_number() OVER (
-            PARTITION BY {keys} ORDER BY {EVENT_TIMESTAMP} DESC, {REVISION} DESC) = 1
-    """
-    return _run_over(engine, log, query, span, columns)
-
-
-def between(engine: JoinEngine, log: OfflineLog, columns: Sequence[str], span: Span) -> pa.Table:
-    """Return every publication with an event_timestamp in a span; arguments as for `latest`."""
-    _check_log(log, columns)
-    chosen = ", ".join(map(_quoted, columns))
-    return _run_over(engine, log, f"SELECT {chosen} FROM ({_scan(columns)})", span, columns)
-
-
-@dataclass(frozen=True)
-class Span:
-    """Instants, both ends included.
-
-    Attributes:
-        first_us: The first.
-        last_us: The last.
-    """
-
-    first_us: int
-    last_us: int
-
-    def parameters(self) -> dict[str, datetime.datetime]:
-        """Return them as duckdb compares them with event timestamps."""
-        return {"first": _datetime(self.first_us), "last": _datetime(self.last_us)}
+    schema = log.schema()
+    wanted = dict.fromkeys([*columns, EVENT_TIMESTAMP, REVISION])
+    if lacking := [name for name in wanted if name not in schema.names]:
+        raise StoreError(
+            f"offline log {log.directory}: its files have no column {', '.join(lacking)} (found "
+            f"{', '.join(schema.names)}); they are not a change-point log of this view"
+        )
+    query = f"SELECT {', '.join(map(_quoted, columns))} FROM ({_scan(columns)})"
+    if newest_of:
+        query += (
+            f" QUALIFY row_number() OVER (PARTITION BY {', '.join(map(_quoted, newest_of))} "
+            f"ORDER BY {EVENT_TIMESTAMP} DESC, {REVISION} DESC) = 1"
+        )
+    found = _run(engine, query, log, span)
+    empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+    return empty if found is None else found
 
 
 def _newest_before(
@@ -212,7 +191,7 @@ def _newest_before(
 ) -> pa.Table:
     names = [feature.name for feature in view.features]
     columns = list(dict.fromkeys([*names, VALID_UNTIL]))
-    # What is older than the reach can only say "empty", but holds its own technical fields.
+    # Rows older than the reach can only be empty, but have technical fields of their own.
     oldest = TIME_MIN if set(names) & set(_TECHNICAL) else int(times_us.min()) - view.reach_us
     span = Span(oldest, int(times_us.max()))
     rows = pa.table({"row": pa.array(np.arange(len(keys))), "key": keys, "time": times_us})
@@ -246,44 +225,25 @@ def _scan(columns: Sequence[str]) -> str:
     )
 
 
-def _run_over(
-    engine: JoinEngine, log: OfflineLog, query: str, span: Span, columns: Sequence[str]
-) -> pa.Table:
-    found = _run(engine, query, log, span)
-    if found is not None:
-        return found
-    schema = log.schema()
-    return pa.schema([schema.field(name) for name in columns]).empty_table()
-
-
 def _run(
     engine: JoinEngine, query: str, log: OfflineLog, span: Span, rows: pa.Table | None = None
 ) -> pa.Table | None:
-    """Run a query over the files of a span; None where there are none."""
+    """Run a query over the files of a span; return None if there are none."""
     while True:
         files = log.files(span.first_us, span.last_us)
         if not files:
             return None
-        parameters = {"files": [str(file) for file in files], **span.parameters()}
+        first, last = _datetime(span.first_us), _datetime(span.last_us)
+        parameters = {"files": [str(file) for file in files], "first": first, "last": last}
         with engine.connection() as connection:
             if rows is not None:
                 connection.register("rows", rows)
             try:
                 return connection.sql(query, params=parameters).to_arrow_table()
             except duckdb.IOException:
-                # A merge has put one file in the place of some of these: the log says the same.
+                # A merge has replaced some of these files: list them again.
                 if all(file.exists() for file in files):
                     raise
-
-
-def _check_log(log: OfflineLog, columns: Sequence[str]) -> None:
-    found = log.schema().names
-    wanted = dict.fromkeys([*columns, EVENT_TIMESTAMP, REVISION])
-    if lacking := [name for name in wanted if name not in found]:
-        raise StoreError(
-            f"offline log {log.directory}: its files have no column {', '.join(lacking)} (found "
-            f"{', '.join(found)}); they are not a change-point log of this view"
-        )
 
 
 def _check_span(view: LoggedView, times_us: Int64Array) -> None:
@@ -308,8 +268,8 @@ def _check_validity(
         row = int(np.flatnonzero(overrun)[0])
         raise StoreError(
             f"view {view.name!r}: the newest publication of entity {keys[row].as_py()!r} at "
-            f"{_show(int(times_us[row]))} holds until {_show(until[row].as_py())} only, and what "
-            f"was due then is not in the offline log {view.log.directory} "
+            f"{_show(int(times_us[row]))} holds until {_show(until[row].as_py())} only, and the "
+            f"publication that was due then is missing in the offline log {view.log.directory} "
             f"({int(overrun.sum())} rows); write the history with `tidemill backfill --publish`"
         )
 
@@ -330,7 +290,7 @@ def _quoted(name: str) -> str:
 
 
 def _datetime(time_us: int) -> datetime.datetime:
-    # Beyond the calendar there are no publications.
+    # There are no publications outside the calendar.
     bounded = min(max(time_us, EARLIEST_EVENT), LATEST_EVENT)
     return moment_of(bounded)
 

@@ -3,19 +3,18 @@
     DIRECTORY/date=YYYY-MM-DD/PART.parquet   publications by the UTC day of their event_timestamp
     DIRECTORY/_reached/SHARD-of-SHARDS       the span of instants at which a shard is complete
 
-What is promised:
+It promises:
 
-* A part is written whole or not at all, and one of the same name replaces itself, so whoever
-  repeats a write changes nothing. In a part there is one row per (entity, event_timestamp), the
-  highest revision, sorted by both.
-* Parts may be merged at any time, also while a stream adds to the log and others read it: what a
-  join gives is the same before, between and after, and what a segment has added can still be taken
-  back (`serving.offline.merge`).
-* A shard's log reaches as far as its writer said *after* the rows stood. A writer whose rows do
-  not join on is refused (`LostPublications`), as by the online store, so nothing that is missing
-  is ever covered by what comes later.
+* A part is written atomically, and replaces a part of the same name, so a repeated write changes
+  nothing. A part has one row per (entity, event_timestamp), the highest revision, sorted by both.
+* Parts may be merged at any time, also while a stream adds to the log and others read it: a join
+  gives the same before, during and after, and the parts that a segment has added can still be
+  removed (`serving.offline.merge`).
+* A shard's log reaches as far as its writer said *after* it wrote the rows. A writer whose rows do
+  not continue from there is refused (`LostPublications`), as by the online store, so a gap is never
+  hidden by later rows.
 
-The columns are those of `serving.offline.offline_table`, whatever wrote the rows.
+The columns are always those of `serving.offline.offline_table`.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from tidemill.serving.files.segment_names import segment_of, segment_prefix
 from tidemill.serving.offline.offline_table import offline_table
 
 MERGED: Final = "merged.parquet"
-"""How the name ends of a file that others were made one of (`serving.offline.merge`)."""
+"""The end of the name of a merged file (`serving.offline.merge`)."""
 
 _DATE: Final = "date="
 _REACHED: Final = "_reached"
@@ -54,13 +53,8 @@ _LOCK: Final = ".lock"
 _ROW_GROUP_ROWS: Final = 131_072
 
 
-class Reached(NamedTuple):
-    """A span of instants at which a log is complete.
-
-    Attributes:
-        first_us: The first of them.
-        last_us: The last of them.
-    """
+class Span(NamedTuple):
+    """A span of instants, both ends included; int64 microseconds UTC."""
 
     first_us: int
     last_us: int
@@ -71,7 +65,7 @@ class OfflineLog:
     """The change-point log of one definition of a view.
 
     Attributes:
-        directory: Where it stands (`features.feast_objects.offline_path`).
+        directory: Its directory (`features.feast_objects.offline_path`).
     """
 
     directory: Path
@@ -84,19 +78,11 @@ class OfflineLog:
     def write(
         self, view: FeatureView, publications: pa.RecordBatch | pa.Table, part: str
     ) -> list[Path]:
-        """Write publications as one part: a file for each day that they are of.
-
-        Args:
-            view: The view.
-            publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
-            part: The part's name; the same part is replaced.
-
-        Returns:
-            The files.
+        """Write publications as one part, which the same part replaces; return a file for each day.
 
         Raises:
-            InputError: The batch is not of the view's schema, or the part's name is one of a
-                segment of a stream (`append` gives those), which may be taken back.
+            InputError: The batch does not have the view's schema, or the part's name is one of a
+                segment of a stream, which `cut_back` may remove (`append` makes those names).
         """
         if segment_of(part) is not None:
             raise InputError(
@@ -106,15 +92,10 @@ class OfflineLog:
         return self.write_table(view.entity.join_key, offline_table(view, publications), part)
 
     def write_table(self, join_key: str, table: pa.Table, part: str) -> list[Path]:
-        """Do what `write` does, for rows that have the log's own columns already.
-
-        Args:
-            join_key: The column of the entity's key.
-            table: As `serving.offline.offline_table` makes it, ``(rows,)``.
-            part: The part's name.
+        """Write a part as `write` does, from rows that already have the log's columns.
 
         Raises:
-            InputError: The part's name is not one of a file.
+            InputError: The part's name cannot be the name of a file.
         """
         if not part or os.sep in part or part.startswith((".", "_")):
             raise InputError(f"{part!r} cannot name a part of the offline log {self.directory}")
@@ -132,12 +113,12 @@ class OfflineLog:
     def files(self, first_us: int, last_us: int) -> list[Path]:
         """Return the files that may hold rows of ``[first_us, last_us]``, by day and part.
 
-        Files directly in the directory belong to no day, and to every span. A merge may remove some
-        at any time: then the same question has another answer, of the same rows.
+        Files directly in the directory belong to no day, and to every span. A merge may remove
+        some at any time: then list again, for other files with the same rows.
         """
         found = self._list("*.parquet", first_us, last_us)
-        # Whoever lists a folder while a merge makes one file of others may see neither: the new
-        # one came too late, the others were gone already. A second look has the new one.
+        # A listing during a merge may have neither the merged file, which was not there yet, nor
+        # the files that it replaces, which were removed already: then list again.
         while not set(self._list(f"*{MERGED}", first_us, last_us)) <= set(found):
             found = self._list("*.parquet", first_us, last_us)
         return found
@@ -154,12 +135,12 @@ class OfflineLog:
         """Return the columns of the log's files.
 
         Raises:
-            StoreError: There is none.
+            StoreError: There is no file.
         """
-        while (file := next(self._some_file(), None)) is not None:
+        while file := next(self._some_file(), None):
             try:
                 return pq.read_schema(file)
-            except FileNotFoundError:  # merged with others since
+            except FileNotFoundError:  # a merge has removed it
                 continue
         raise StoreError(
             f"offline log {self.directory}: there is no file in it; write history with "
@@ -170,20 +151,19 @@ class OfflineLog:
         yield from self.directory.glob("*.parquet")
         yield from self.directory.glob(f"{_DATE}*/*.parquet")
 
-    def reached(self) -> Reached | None:
-        """Return the span of instants at which the whole log is complete.
+    def reached(self) -> Span | None:
+        """Return the span of instants at which the whole log is complete: all shards cover it.
 
-        Returns:
-            What all shards cover; a span without an instant while one has not reported; None where
-            no writer ever said (rows that came by Feast's own write path).
+        It holds no instant until all shards have reported, and is None if no shard has (all rows
+        came by Feast's own write path).
         """
         spans = self._spans()
         if not spans:
             return None
         shards = int(next(iter(spans))[-5:])
         if len(spans) < shards:
-            return Reached(TIME_MAX, TIME_MIN)
-        return Reached(
+            return Span(TIME_MAX, TIME_MIN)
+        return Span(
             max(span.first_us for span in spans.values()),
             min(span.last_us for span in spans.values()),
         )
@@ -199,44 +179,40 @@ class OfflineLog:
         until_us: int,
         segment: int = 0,
     ) -> None:
-        """Write every change point that advances of a shard made, and then how far it reaches.
+        """Write the change points of a shard's advances, and then how far the shard reaches.
 
-        A repeated call replaces its own files. An engine that does releases again may put others
-        of them into one call, so a part is named by its content too.
+        A repeated call replaces its own files. An engine that repeats releases may group them in
+        other calls, so a part's name holds a digest of its content.
 
         Args:
             view: The view.
             publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
             shard: The shard.
-            shards: How many shards the view has.
+            shards: Number of shards of the view.
             since_us: As for `reach`.
             until_us: As for `reach`.
             segment: The segment of the stream that appends; see `cut_back`.
 
         Raises:
-            InputError: The batch is not of the view's schema.
+            InputError: The batch does not have the view's schema.
             LostPublications: The shard's log ends before ``since_us``; nothing is written.
             StoreError: The log has another number of shards; nothing is written.
         """
         self._check(shard, shards, since_us)
         if publications.num_rows:
             rows = newest_rows(view.entity.join_key, offline_table(view, publications))
-            digest = hashlib.sha256()
-            for batch in rows.combine_chunks().to_batches():
-                digest.update(batch.serialize())
-            name = f"{_shard_name(shard, shards)}-{until_us:020d}-{digest.hexdigest()[:16]}"
-            part = f"{segment_prefix(segment)}{name}"
-            self.write_table(view.entity.join_key, rows, part)
+            name = f"{_shard_name(shard, shards)}-{until_us:020d}-{rows_digest(rows)}"
+            self.write_table(view.entity.join_key, rows, f"{segment_prefix(segment)}{name}")
         self.reach(shard, shards, since_us=since_us, until_us=until_us)
 
     def reach(self, shard: int, shards: int, *, since_us: int, until_us: int) -> None:
-        """Say that a shard's log is complete over a span of instants; its rows must stand already.
+        """Record that a shard's log is complete over a span of instants; write the rows before.
 
         Args:
             shard: The shard.
-            shards: How many shards the view has.
-            since_us: From this instant on; `TIME_MIN` for a log of all events there ever were.
-            until_us: Up to this one. A span that ends before the shard's log does changes nothing.
+            shards: Number of shards of the view.
+            since_us: First instant; `TIME_MIN` for a log of all events there ever were.
+            until_us: Last instant. If the shard's log reaches further already, nothing changes.
 
         Raises:
             LostPublications: The shard's log ends before ``since_us``.
@@ -246,75 +222,69 @@ class OfflineLog:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            stands = self._check(shard, shards, since_us)
-            if stands is None or stands.last_us < until_us:
-                first = since_us if stands is None else stands.first_us
+            span = self._check(shard, shards, since_us)
+            if span is None or span.last_us < until_us:
+                first = since_us if span is None else span.first_us
                 _write_span(folder / _shard_name(shard, shards), first, until_us)
 
     def cut_back(self, segment: int, reached_us: Sequence[int]) -> bool:
-        """Take back what a stream has appended in a segment and in those after it.
+        """Remove the parts that a stream has appended in a segment and in later ones.
 
-        For a segment that is done again, or a stream that starts over. Killed in between, the log
-        says that it reaches less far than its rows, and the next call goes on.
+        This prepares to repeat a segment, or to start the stream again. If it is killed half-way,
+        the log claims to reach less far than its rows, and the next call continues.
 
         Args:
-            segment: The first segment to take back.
+            segment: The first segment to remove.
             reached_us: How far each shard's log reached before.
 
         Returns:
-            Whether the log then ends just there in every shard, so that a stream can go on with
-            it: not where there is none, or where it ends elsewhere.
+            Whether the log exists and then ends exactly there in every shard, so that a stream can
+            append to it.
         """
         if not self.directory.exists():
             return False
+        ends = {_shard_name(n, len(reached_us)): last_us for n, last_us in enumerate(reached_us)}
         with self.alone():
-            return self._cut_back(segment, reached_us)
-
-    def _cut_back(self, segment: int, reached_us: Sequence[int]) -> bool:
-        spans, shards = self._spans(), len(reached_us)
-        for shard, last_us in enumerate(reached_us):
-            name = _shard_name(shard, shards)
-            if name in spans and spans[name].last_us > last_us:
-                _write_span(self.directory / _REACHED / name, spans[name].first_us, last_us)
-        for part in self.directory.glob(f"{_DATE}*/*.parquet"):
-            of = segment_of(part.name)
-            if of is not None and of >= segment:
-                part.unlink()
-        ends = {_shard_name(n, shards): last_us for n, last_us in enumerate(reached_us)}
-        return {name: span.last_us for name, span in self._spans().items()} == ends
+            for name, span in self._spans().items():
+                if span.last_us > ends.get(name, span.last_us):
+                    _write_span(self.directory / _REACHED / name, span.first_us, ends[name])
+            for part in self.directory.glob(f"{_DATE}*/*.parquet"):
+                of = segment_of(part.name)
+                if of is not None and of >= segment:
+                    part.unlink()
+            return {name: span.last_us for name, span in self._spans().items()} == ends
 
     def day(self, date: str) -> Path:
         """Return the folder of a day, ``YYYY-MM-DD``."""
         return self.directory / f"{_DATE}{date}"
 
     def days(self) -> list[str]:
-        """Return the days that there are rows of, ``YYYY-MM-DD``, in order."""
+        """Return the days that have rows, ``YYYY-MM-DD``, in order."""
         return sorted(folder.name.removeprefix(_DATE) for folder in self._folders())
 
     def ended_before(self) -> str | None:
-        """Return the day that the slowest shard has reached: those before it get no more rows.
+        """Return the day that the slowest shard has reached: earlier days get no more rows.
 
-        Returns:
-            ``YYYY-MM-DD``; None where no writer ever said.
+        It is ``YYYY-MM-DD``; None if no shard has reported.
         """
         reached = self.reached()
         return None if reached is None else _date(reached.last_us)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until nobody else removes files of the log, and keep them waiting.
+        """Exclude other processes that remove files of the log; they wait.
 
-        Whoever adds to the log or reads it needs not wait; its directory's parent must be there.
+        Writers and readers need not wait; the parent of the log's directory must exist.
         """
-        # Beside the directory, since `take_over` replaces that as a whole.
+        # Beside the directory, because `take_over` replaces the directory.
         with self.directory.with_name(f"{self.directory.name}{_LOCK}").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def take_over(self, other: OfflineLog) -> None:
-        """Put another log, beside this one and written to its end, in the place of this one.
+        """Replace this log by another one, beside it and complete.
 
-        Whoever reads meanwhile reads the old log, or none for a moment, never a part of one.
+        A concurrent reader sees the old log, or none for a moment, never a part of one.
         """
         with self.alone():
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -323,13 +293,13 @@ class OfflineLog:
     def _folders(self) -> list[Path]:
         return sorted(self.directory.glob(f"{_DATE}*"))
 
-    def _spans(self) -> dict[str, Reached]:
+    def _spans(self) -> dict[str, Span]:
         return {
-            file.name: Reached(*map(int, file.read_text().split()))
+            file.name: Span(*map(int, file.read_text().split()))
             for file in (self.directory / _REACHED).glob("?????-of-?????")
         }
 
-    def _check(self, shard: int, shards: int, since_us: int) -> Reached | None:
+    def _check(self, shard: int, shards: int, since_us: int) -> Span | None:
         spans = self._spans()
         for name in spans:
             if name[-5:] != f"{shards:05d}":
@@ -337,14 +307,14 @@ class OfflineLog:
                     f"offline log {self.directory}: it has {int(name[-5:])} shards, and a writer "
                     f"has {shards}; write it again with `tidemill backfill --publish`"
                 )
-        stands = spans.get(_shard_name(shard, shards))
-        if stands is not None and stands.last_us < since_us:
+        span = spans.get(_shard_name(shard, shards))
+        if span is not None and span.last_us < since_us:
             raise LostPublications(
-                f"offline log {self.directory}, shard {shard}: it ends at {stands.last_us}, and "
-                f"publications go on from {since_us}; what is between is missing. Write the log "
-                "again with `tidemill backfill --publish`"
+                f"offline log {self.directory}, shard {shard}: it ends at {span.last_us}, and "
+                f"publications continue from {since_us}; those between are missing. Write the "
+                "log again with `tidemill backfill --publish`"
             )
-        return stands
+        return span
 
 
 def newest_rows(join_key: str, table: pa.Table) -> pa.Table:
@@ -362,8 +332,16 @@ def newest_rows(join_key: str, table: pa.Table) -> pa.Table:
     return table if last.all() else table.filter(pa.array(last))
 
 
+def rows_digest(rows: pa.Table) -> str:
+    """Return the first 16 hexadecimal digits of the rows' SHA-256."""
+    digest = hashlib.sha256()
+    for batch in rows.combine_chunks().to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()[:16]
+
+
 def write_part(file: Path, rows: pa.Table, *, durable: bool = False) -> None:
-    """Write a file of a log whole or not at all (`serving.files.atomic_write`)."""
+    """Write a file of a log atomically (`serving.files.atomic_write`)."""
     with atomic_write(file, durable=durable) as unfinished:
         pq.write_table(rows, unfinished, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
 
@@ -377,7 +355,7 @@ def _shard_name(shard: int, shards: int) -> str:
 
 
 def _date(time_us: int) -> str:
-    # Beyond the calendar there are no rows, and its first and last day bound the rest.
+    # There are no rows outside the calendar, so its first and last day are the bounds.
     day = min(max(time_us // _DAY_US, _FIRST_DAY), _LAST_DAY)
     return str(np.datetime64(day, "D"))
 

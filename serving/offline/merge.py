@@ -1,15 +1,16 @@
 """Merging the change-point log: a stream leaves a file for each release, shard and day.
 
-What is promised:
+It promises:
 
-* What a join gives is the same before, between and after. What is merged is on the disk before the
-  parts go; killed in between, rows stand twice, which no join sees, and the next merge mends it.
-* What a segment of a stream has added can still be taken back (`OfflineLog.cut_back`): it becomes a
-  file of its own, with the segment in its name, and never one with what others have added.
-* A stream may add to the log meanwhile, also to the same day: a part that comes while a day is
-  merged stays as it is, until the next merge. Those who remove files (merges, `cut_back`,
-  `take_over`) wait for each other; those who add or read do not wait. Whoever reads and finds a
-  file gone lists them again (`serving.offline.join`).
+* A join gives the same before, during and after. The merged file is on the disk before its parts
+  are removed; if the process is killed in between, rows exist twice, which no join sees, and the
+  next merge removes them.
+* The rows that a segment of a stream has added can still be removed (`OfflineLog.cut_back`): they
+  become a file of their own, with the segment in its name.
+* A stream may add to the log meanwhile, also to the same day: a part that is added during a merge
+  waits for the next merge. Processes that remove files (merges, `cut_back`, `take_over`) wait for
+  each other; writers and readers do not wait. A reader that finds a file missing lists the files
+  again (`serving.offline.join`).
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from tidemill.serving.offline.log import MERGED, OfflineLog, newest_rows, write_
 
 
 class Merge(NamedTuple):
-    """What merging a day comes to.
+    """The result of merging a day.
 
     Attributes:
-        before: How many files the day had.
-        after: How many it has then.
+        before: Number of files before.
+        after: Number of files after.
     """
 
     before: int
@@ -39,39 +40,31 @@ class Merge(NamedTuple):
 
 
 def planned_merge(log: OfflineLog, date: str) -> Merge:
-    """Tell what `merge_day` would come to; nothing is changed."""
+    """Return the result that `merge_day` would have; nothing is changed."""
     return _outcome(_parts_by_merged(log.day(date)))
 
 
 def merge_day(log: OfflineLog, join_key: str, date: str) -> Merge:
-    """Make one file of the parts that a segment of a stream has added to a day; one of all else.
+    """Merge the parts of a day, ``YYYY-MM-DD``: a file per segment of a stream, one of the rest.
 
-    A day that gets no more rows (`OfflineLog.ended_before`) needs it once; another is written
-    whole each time.
-
-    Args:
-        log: The log.
-        join_key: The column of the entity's key.
-        date: The day, ``YYYY-MM-DD``; its rows of one segment are in memory together.
-
-    Returns:
-        What became of its files.
+    A day that gets no more rows (`OfflineLog.ended_before`) is merged once; another day is written
+    again completely each time. The rows of one file are in memory together.
 
     Raises:
-        StoreError: A file is not a whole one.
+        StoreError: A file is not a complete Parquet file.
         InputError: A file has other columns than the others.
     """
     if not log.directory.exists():
         return Merge(0, 0)
     with log.alone():
         folder = log.day(date)
-        # Nobody else writes these: whoever did was killed.
+        # Left by a merge that was killed: no other process writes files of these names.
         for dead in folder.glob(f"*{Path(MERGED).stem}.*.unfinished"):
             dead.unlink()
         by_merged = _parts_by_merged(folder)
         for merged, parts in by_merged.items():
             if len(parts) > 1:
-                # Once the parts are gone, nothing else says what they said.
+                # Durable, because the parts are removed next.
                 write_part(merged, newest_rows(join_key, _read_alike(parts)), durable=True)
                 for part in parts:
                     if part != merged:
@@ -80,7 +73,7 @@ def merge_day(log: OfflineLog, join_key: str, date: str) -> Merge:
 
 
 def _parts_by_merged(folder: Path) -> dict[Path, list[Path]]:
-    """Return a day's files by the one that is made of them."""
+    """Return a day's files by the file that they are merged into."""
     found: dict[Path, list[Path]] = {}
     for part in sorted(folder.glob("*.parquet")):
         segment = segment_of(part.name)
@@ -100,10 +93,10 @@ def _read_alike(parts: Sequence[Path]) -> pa.Table:
             tables.append(pq.read_table(part, partitioning=None))
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the system refuses; Arrow's own have no number
+                raise  # of the operating system; Arrow's own have no number
             why = " ".join(str(error).replace(str(part), part.name).split())[:120]
             raise StoreError(
-                f"offline log: {part} is not a whole Parquet file ({why}), so its day is "
+                f"offline log: {part} is not a complete Parquet file ({why}), so its day is "
                 "not merged; write the log again with `tidemill backfill --publish`"
             ) from error
         first, found = tables[0].schema, tables[-1].schema
@@ -114,5 +107,5 @@ def _read_alike(parts: Sequence[Path]) -> pa.Table:
                 "view; take the wrong ones out"
             )
     names = tables[0].column_names
-    # Feast's own write path (`written-...`) may order columns its way.
+    # Feast's own write path (`written-...`) may order the columns otherwise.
     return pa.concat_tables([table.select(names) for table in tables])

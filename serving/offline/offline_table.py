@@ -1,4 +1,4 @@
-"""The table of publications that Feast joins offline: the columns of the log's files."""
+"""The columns of the log's files, made of publications."""
 
 from __future__ import annotations
 
@@ -15,18 +15,14 @@ from tidemill.serving.publications import (
 
 
 def offline_table(view: FeatureView, publications: pa.RecordBatch | pa.Table) -> pa.Table:
-    """Make the table that Feast joins offline.
-
-    Args:
-        view: The view.
-        publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
+    """Convert publications (`serving.publications.schema`) to the table that Feast joins.
 
     Returns:
         The join key by its name, ``event_timestamp`` as timestamp[us, UTC], every feature by its
         Feast name, and the two technical fields; ``(rows,)``.
 
     Raises:
-        InputError: The batch is not of the view's schema.
+        InputError: The batch does not have the view's schema.
     """
     batch = checked_batch(view, publications)
     columns = {

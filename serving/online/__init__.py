@@ -1,14 +1,14 @@
-"""The online store: one row per entity, the newest publication wins, ages are honest.
+"""The online store: one row per entity, the newest publication wins, and a read states its age.
 
-`database` states what every backend promises. The backends stand in folders of their own and know
-nothing of each other; Feast and Redis are imported when one of their stores is opened.
+`database` states the promises of every backend. The backends have a folder each and know nothing of
+each other; Feast and Redis are imported when one of their stores is opened.
 """
 
 from __future__ import annotations
 
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase, Parcel, Snapshot
-from tidemill.serving.online.parcels import online_rows, parcel_of, write_publications
+from tidemill.serving.online.parcels import online_rows, parcel_of
 from tidemill.serving.online.reader import OnlineReader, OnlineReading, finish_anchored
 from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
 
@@ -27,5 +27,4 @@ __all__ = [
     "online_rows",
     "open_database",
     "parcel_of",
-    "write_publications",
 ]

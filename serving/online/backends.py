@@ -1,4 +1,4 @@
-"""The database behind each place of an online store, and what a place cannot promise."""
+"""The database behind each place of an online store, and the guarantees that a place lacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tidemill.serving.stores.redis_place import RedisPlace
 
 
 def open_database(place: OnlinePlace) -> OnlineDatabase:
-    """Return the online database at a place; `registry.registration.open_store` makes it."""
+    """Return the online database at a place; `registry.registration.open_store` creates it."""
     if isinstance(place, FeastPlace):
         return FeastDatabase(place)
     if isinstance(place, RedisPlace):
@@ -21,7 +21,7 @@ def open_database(place: OnlinePlace) -> OnlineDatabase:
 
 
 def missing_guarantees(place: OnlinePlace) -> str | None:
-    """Say what a store at this place cannot promise, in one line; None where it promises all."""
+    """Return a line about the guarantees that a place lacks; None if it lacks none."""
     if not isinstance(place, FeastPlace):
         return None
     return (

@@ -3,9 +3,9 @@
 8 bytes little-endian for each column in order, then a bitmap of the nulls, column ``i`` at bit
 ``i % 8`` of byte ``i // 8``, then the tail. A null's 8 bytes are zeros; those of a value are
 
-* of an ``int64`` or ``float64`` column the number's own bits, NaN payloads and -0.0 included;
-* of a column of any other type where its bytes stand in the tail (offset and length, unsigned 32
-  bits each). The bytes are the caller's: `serving.online.feast_rows` stores Feast's ``Value``
+* for an ``int64`` or ``float64`` column the number's own bits, NaN payloads and -0.0 included;
+* for a column of any other type the place of its bytes in the tail (offset and length, unsigned 32
+  bits each). The caller encodes these: `serving.online.feast_rows` stores Feast's ``Value``
   message.
 
 Views that `features.feast_objects` generates have numbers only, so their cells have a fixed width
@@ -27,7 +27,7 @@ from tidemill.features.definitions import ARROW_TYPES, FLOAT64, INT64
 from tidemill.features.errors import InputError
 
 Value = int | float | bytes | None
-"""A number, the bytes of a value of another type, or a null."""
+"""A number, the bytes of a value of another type, or None for a null."""
 
 _NUMPY: Final = {INT64: np.dtype("<i8"), FLOAT64: np.dtype("<f8")}
 _STRUCT: Final = {INT64: "q", FLOAT64: "d"}
@@ -42,12 +42,12 @@ def cells_width(columns: int) -> int:
 
 
 def is_number(dtype: str) -> bool:
-    """Tell whether a column's 8 bytes are its value; otherwise they say where it stands."""
+    """Tell whether a column's 8 bytes are its value; otherwise they are a place in the tail."""
     return dtype in _STRUCT
 
 
 def has_tail(dtypes: Sequence[str]) -> bool:
-    """Tell whether cells of these columns are longer than `cells_width`, or may be."""
+    """Tell whether cells of these columns may be longer than `cells_width`."""
     return any(dtype not in _STRUCT for dtype in dtypes)
 
 
@@ -74,11 +74,10 @@ def cell_matrix(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> npt.NDArra
     return out
 
 
-def encode_cells(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> list[bytes]:
-    """Encode whole columns: `cell_matrix`, a string of bytes for each row."""
-    matrix = cell_matrix(dtypes, arrays)
-    width, data = matrix.shape[1], matrix.tobytes()
-    return [data[at : at + width] for at in range(0, len(data), width)]
+def matrix_rows(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
+    """Return the bytes of each row of a matrix, ``(rows, width)``."""
+    (rows, width), data = matrix.shape, matrix.tobytes()
+    return [data[at : at + width] for at in range(0, rows * width, width)]
 
 
 def decode_matrix(
@@ -87,12 +86,12 @@ def decode_matrix(
     """Decode the cells of many rows of ``int64`` and ``float64`` into words.
 
     Args:
-        columns: How many columns they have.
+        columns: Number of columns.
         cells: The cells of each row, ``(rows,)``.
 
     Returns:
         The 8 bytes of each value as an int64, ``(columns, rows)``, each column contiguous; and
-        which are null, ``(columns, rows)``, or None where none is.
+        which values are null, ``(columns, rows)``, or None if none is.
     """
     data = np.frombuffer(b"".join(cells), np.uint8).reshape(len(cells), cells_width(columns))
     words = np.ascontiguousarray(data[:, : 8 * columns]).view("<i8").T.copy()
@@ -104,26 +103,18 @@ def decode_matrix(
 
 
 def arrow_columns(
-    dtypes: Sequence[str],
-    words: npt.NDArray[np.int64],
-    nulls: npt.NDArray[np.bool_] | None,
+    dtypes: Sequence[str], words: npt.NDArray[np.int64], nulls: npt.NDArray[np.bool_] | None
 ) -> list[pa.Array]:
-    """Make Arrow arrays of what `decode_matrix` gives, without another copy of the values.
-
-    Args:
-        dtypes: ``int64`` or ``float64``, one a column.
-        words: The values' bytes, ``(columns, rows)``, each column contiguous.
-        nulls: Which are null, ``(columns, rows)``; None where none is.
-    """
+    """Make Arrow arrays of the result of `decode_matrix`, without copying the values again."""
     bitmap = None if nulls is None else np.packbits(~nulls.ravel(), bitorder="little")
     return _slices(dtypes, words.shape[1], words, bitmap)
 
 
 def decode_cells(dtypes: Sequence[str], cells: Sequence[bytes]) -> list[pa.Array]:
-    """Decode the cells of many rows of ``int64`` and ``float64``: the inverse of `encode_cells`."""
+    """Decode the cells of many rows of ``int64`` and ``float64``: the inverse of `cell_matrix`."""
     if len(cells) != 1:
         return arrow_columns(dtypes, *decode_matrix(len(dtypes), cells))
-    # One row's cells are Arrow's buffers as they stand: words, then a bit for each column.
+    # One row's cells have the layout of Arrow's buffers: words, then a bit for each column.
     (row,) = cells
     nulls = row[8 * len(dtypes) :]
     return _slices(dtypes, 1, row, nulls.translate(_INVERTED) if any(nulls) else None)
@@ -131,7 +122,7 @@ def decode_cells(dtypes: Sequence[str], cells: Sequence[bytes]) -> list[pa.Array
 
 def _slices(dtypes: Sequence[str], rows: int, words: Any, bitmap: Any) -> list[pa.Array]:
     buffers = [None if bitmap is None else pa.py_buffer(bitmap), pa.py_buffer(words)]
-    # One array of all columns for each type, and slices of it: half the calls into Arrow.
+    # One array of all columns per type, and slices of it: half the calls into Arrow.
     whole = {
         dtype: pa.Array.from_buffers(ARROW_TYPES[dtype], len(dtypes) * rows, buffers)
         for dtype in set(dtypes)
@@ -140,11 +131,7 @@ def _slices(dtypes: Sequence[str], rows: int, words: Any, bitmap: Any) -> list[p
 
 
 def encode_row(dtypes: Sequence[str], values: Sequence[Value]) -> bytes:
-    """Encode one row; of numbers, the bytes are those of `encode_cells`.
-
-    Args:
-        dtypes: One a column; any but ``int64`` and ``float64`` is one whose values are bytes.
-        values: The values, in the order of the columns.
+    """Encode one row; for numbers the bytes are those of `cell_matrix`.
 
     Raises:
         InputError: The tail would be longer than 4 GiB.
@@ -172,23 +159,12 @@ def decode_row(dtypes: Sequence[str], cells: bytes) -> Sequence[Value]:
 
 
 def decode_columns(dtypes: Sequence[str], cells: Sequence[bytes]) -> Sequence[Sequence[Value]]:
-    """Decode many rows into Python values, column by column.
-
-    Args:
-        dtypes: One a column.
-        cells: The cells of each row, ``(rows,)``.
-
-    Returns:
-        The values of each column, ``(columns,)`` of ``(rows,)``.
-    """
+    """Decode many rows into Python values, column by column: ``(columns,)`` of ``(rows,)``."""
     if not cells:
         return [()] * len(dtypes)
     layout, width, numbers_only = _layout(tuple(dtypes))
     return list(
-        zip(
-            *[_values(dtypes, layout, width, numbers_only, row) for row in cells],
-            strict=True,
-        )
+        zip(*[_values(dtypes, layout, width, numbers_only, row) for row in cells], strict=True)
     )
 
 

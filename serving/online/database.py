@@ -1,20 +1,21 @@
-"""What an online database is: the newest publication of every entity, and the frontiers beside it.
+"""The contract of an online database: the newest publication of every entity, and the frontiers.
 
 Every implementation promises, whatever the order of writes and the number of writing processes:
 
-* An older publication never overwrites a newer one: per key, the greatest (event_timestamp,
-  revision) stands. So a higher revision at the same event timestamp is a correction that wins.
-* The same publication again (equal times, revision and bytes) changes nothing. Another one with
-  the (event_timestamp, revision) of the one that stands is a `ConflictingPublication`.
-* The decision is one atomic step for each row in the store itself.
+* An older publication never overwrites a newer one: the greatest (event_timestamp, revision) of a
+  key wins. So a higher revision at the same event timestamp is a correction that wins.
+* Writing the same publication again (equal times, revision and bytes) changes nothing. Another one
+  with the stored (event_timestamp, revision) is a `ConflictingPublication`.
+* The store itself decides, in one atomic step for each row.
 * A frontier never goes back, and never becomes visible before the rows that it covers.
-* What a `Parcel` builds on must stand already: a store that lost writes (it was started again
-  from an old dump, say) refuses the next parcel with `LostPublications` instead of advancing a
-  frontier over the gap. The same holds for a parcel that overtook the one before it.
+* A `Parcel` names the frontier that its rows continue from, and the store must have reached it. A
+  store that lost writes (it was restarted from an old dump, say) refuses the next parcel with
+  `LostPublications` instead of advancing a frontier over the gap. So it refuses a parcel that
+  overtook the one before it.
 * A reader sees rows and frontiers of one instant.
-* After any error the same call may be made again; what of it was written already does no harm.
+* After any error the same call may be repeated; rows that it wrote before do no harm.
 
-No Feast is imported here, so that a worker of the stream need not import it either.
+No Feast is imported here, so the stream's workers need not import it either.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch, rea
 
 
 class Snapshot(NamedTuple):
-    """What one read of a key space saw: its frontiers, and a row or None for each key."""
+    """The result of one read of a key space: its frontiers, and a row or None for each key."""
 
     frontiers: Frontiers
     rows: list[Row | None]
@@ -44,16 +45,16 @@ class Snapshot(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Parcel:
-    """What one or more successive advances of a shard published.
+    """The publications of one or more successive advances of a shard.
 
     Attributes:
         space: The key space.
-        rows: The publications, in any order; those of a shard, so ``rows.shard`` is `shard`.
+        rows: The publications, in any order; ``rows.shard`` is `shard`.
         shard: The shard.
-        shard_count: How many shards the view has; fixed for a key space.
-        since_us: The frontier that the store must have reached already, since the rows are the
-            changes after it; None where the rows are the whole shard.
-        frontier_us: The instant as of which the shard's rows are now the value.
+        shard_count: Number of shards of the view; fixed for a key space.
+        since_us: Frontier that the store must have reached already, because the rows are the
+            changes after it; None if the rows are the whole shard.
+        frontier_us: The instant that the shard's rows hold as of, once these are written.
     """
 
     space: KeySpace
@@ -80,14 +81,14 @@ class Parcel:
 
 
 class OnlineDatabase(Protocol):
-    """An online database. Nothing is opened before it is used, so it can be pickled."""
+    """An online database. It connects on first use, so instances can be pickled."""
 
     @property
     def name(self) -> str:
-        """What error messages call it: kind and place, without secrets."""
+        """Its name in error messages: kind and place, without secrets."""
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make key spaces, and the database itself, where they don't exist yet.
+        """Make key spaces, and the database itself, if they don't exist yet.
 
         Raises:
             StoreError: The database cannot be written.
@@ -108,34 +109,36 @@ class OnlineDatabase(Protocol):
         """
 
     def write(self, space: KeySpace, rows: RowBatch) -> int:
-        """Write publications whose frontier is not known here (a stock client's).
+        """Write publications of unknown frontier (a stock client's).
 
         Args:
             space: Their key space.
             rows: The publications, in any order.
 
         Returns:
-            How many of them stand now; the others were older than, or equal to, what stood.
+            How many of them are stored now; the others were not newer than the stored ones.
 
         Raises:
-            ConflictingPublication: One contradicts the one that stands.
-            StoreError: The database cannot be written.
+            ConflictingPublication: One contradicts the stored one.
+            StoreUnavailable: The database cannot be reached, or cannot be written for now.
+            NoKeySpace: The key space does not exist, or the database itself.
+            StoreError: The database refuses.
         """
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
         """Write parcels, of any shards and views, in their order; each ends with its frontier.
 
         Args:
-            parcels: What was published; each is written whole or, on an error, its frontier
-                stays where it was.
+            parcels: The parcels; after an error, the frontier of one that is not written
+                completely is unchanged.
 
         Returns:
-            How many publications of each parcel stand now.
+            How many publications of each parcel are stored now.
 
         Raises:
-            LostPublications: The store stands behind what a parcel builds on; nothing of that
+            LostPublications: The store has not reached a parcel's ``since_us``; nothing of that
                 parcel is written.
-            ConflictingPublication: A publication contradicts the one that stands.
+            ConflictingPublication: A publication contradicts the stored one.
             StoreUnavailable: The database cannot be reached, or cannot be written for now.
             NoKeySpace: A key space does not exist, or the database itself.
             StoreError: A key space has another shard count.
@@ -155,19 +158,14 @@ class OnlineDatabase(Protocol):
         """
 
     def close(self) -> None:
-        """Close what this process (SQLite: this thread) holds open; a later use opens it again."""
+        """Close the connections of this thread; a later use connects again."""
 
 
 def newest_per_key(store: str, space: KeySpace, rows: RowBatch) -> RowBatch:
-    """Return what of offered publications is to be written: each key's newest.
-
-    Args:
-        store: The database's name.
-        space: The key space.
-        rows: The publications, in any order.
+    """Return the newest publication of each key; the publications are in any order.
 
     Raises:
-        InputError: The cells of a row are not those of the key space's columns.
+        InputError: The cells of a row do not fit the key space's columns.
         ConflictingPublication: Two of them contradict each other.
     """
     width = cells_width(len(space.columns))
@@ -192,19 +190,13 @@ def newest_per_key(store: str, space: KeySpace, rows: RowBatch) -> RowBatch:
 
 
 def lost(store: str, parcel: Parcel, frontier_us: int | None) -> LostPublications:
-    """Return the error of a store that stands behind what a parcel builds on.
-
-    Args:
-        store: The database's name.
-        parcel: What was to be written.
-        frontier_us: The frontier that stands; None where there is none.
-    """
-    stands = "has no frontier" if frontier_us is None else f"stands at frontier {frontier_us}"
+    """Return the error of a store whose frontier (None: it has none) is behind a parcel's."""
+    found = "has no frontier" if frontier_us is None else f"is at frontier {frontier_us}"
     return LostPublications(
-        f"{store}, key space {parcel.space.name}, shard {parcel.shard}: publications go on from "
-        f"frontier {parcel.since_us}, but the store {stands}: it has lost what was published in "
-        "between (it was emptied, or started again from an old dump or without the end of its "
-        "log), or that was never published; publish everything again from state: "
+        f"{store}, key space {parcel.space.name}, shard {parcel.shard}: publications continue "
+        f"from frontier {parcel.since_us}, but the store {found}: it has lost the publications "
+        "between them (it was emptied, or restarted from an old dump or without the end of its "
+        "log), or they were never written; publish everything again from state: "
         "`tidemill republish`"
     )
 
@@ -229,14 +221,7 @@ def other_shard_count(store: str, space: KeySpace, stored: int, offered: int) ->
 
 
 def conflict(store: str, space: KeySpace, stored: Row, offered: Row) -> ConflictingPublication:
-    """Return the error of a publication that contradicts the one that stands.
-
-    Args:
-        store: The database's name.
-        space: The key space.
-        stored: What stands.
-        offered: What was to be written.
-    """
+    """Return the error of a publication that contradicts the stored one."""
     names = [name for name, _ in space.columns]
 
     def show(row: Row) -> str:

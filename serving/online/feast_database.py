@@ -1,33 +1,31 @@
 """Any other online store of Feast's (Postgres, DynamoDB, Bigtable, ...), by its generic write path.
 
-`FeastDatabase` writes publications through the store's own ``online_write_batch``, so whatever
-Feast reads from there it reads. The store decides alone which of two writes stands, and it has
-no place for a frontier. So of what `serving.online.database` promises these fall away, and the
-program says so when it starts (`LOST_GUARANTEES`):
+`FeastDatabase` writes publications through the store's own ``online_write_batch``, so Feast reads
+them as it reads its own rows. The store alone decides which of two writes wins, and it has no place
+for a frontier. So these promises of `serving.online.database` do not hold, and the program says so
+when it starts (`LOST_GUARANTEES`):
 
-* **order**: a late or repeated write may put an older value in place of a newer one. Feast's SQLite
-  takes whatever comes last; its Redis compares timestamps, but reads first and writes after. This
-  class keeps the newest of the rows of one call, and nobody orders the calls of several writers;
-* **corrections**: a higher revision at the same event timestamp may be dropped (Redis) or may be
-  overwritten by the lower one that comes after it (SQLite); two writers that contradict each
-  other are not found out;
+* **order**: a late or repeated write may replace a newer value by an older one. Feast's SQLite
+  keeps the last write; its Redis compares timestamps, but reads first and writes after. This class
+  keeps the newest row per entity of one call; the calls of several writers are in no order;
+* **corrections**: a higher revision at the same event timestamp may be dropped (Redis) or
+  overwritten by the lower one that comes after it (SQLite); contradictions between two writers are
+  not detected;
 * **atomicity**: a reader may see half of a call, and views of different instants;
-* **statuses**: there is no frontier, so nothing is ever ``OUTSIDE_MAX_AGE``: a stopped stream's
-  last values read as fresh. The direct reader and `tidemill verify` need frontiers, and refuse.
-  Of an entity that was never seen a store says what it likes: Feast's SQLite ``NOT_FOUND``, its
-  Redis ``PRESENT`` with nulls;
-* **lost writes**: a store that was started again from an old dump is not noticed.
+* **statuses**: there is no frontier, so nothing is ever ``OUTSIDE_MAX_AGE``: the last values of a
+  stopped stream read as fresh. The direct reader and `tidemill verify` need frontiers, and refuse.
+  For an entity that was never seen, Feast's SQLite says ``NOT_FOUND``, its Redis ``PRESENT`` with
+  nulls;
+* **lost writes**: a store that was restarted from an old dump is not detected.
 
-A changed definition keeps the rows of the old one all the same: it is registered under another
-name until it is promoted (`serving.registry.registration`). Promoted, it writes over them.
+A changed definition does not overwrite the rows of the old one: it is registered under another name
+until it is promoted (`serving.registry.registration`). Promoted, it overwrites them.
 
 Feast is imported when the database is first used.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ import numpy as np
 
 from tidemill.features.errors import StoreError, StoreUnavailable
 from tidemill.serving.online.database import Parcel, Snapshot, no_key_space
+from tidemill.serving.online.per_thread import PerThread
 from tidemill.serving.online.rows import KeySpace, RowBatch
 from tidemill.serving.stores.feast_config import repo_config
 from tidemill.serving.stores.online_places import FeastPlace
@@ -58,10 +57,10 @@ LOST_GUARANTEES: Final = (
     "a store that lost writes is not noticed",
     "a promoted definition writes over the rows of the one before it",
 )
-"""What does not hold for a store of Feast's that Tidemill has no database for."""
+"""Promises that do not hold for a store of Feast's that Tidemill has no database for."""
 
 _TRANSIENT: Final = {"ConnectionError", "TimeoutError"}
-"""Classes that clients of stores name so, whatever they derive from; `OSError` is one too."""
+"""Names of the clients' error classes that are transient, like any `OSError`."""
 
 
 @dataclass(frozen=True)
@@ -72,70 +71,42 @@ class _Opened:
     views: dict[str, tuple[feast.FeatureView, StoredView]]
 
 
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.opened: dict[tuple[int, str, str], _Opened] = {}
-
-
-_of_thread = _OfThread()
+# By the text of the place (a place is not hashable), then by project.
+_stores = PerThread[str, dict[str, _Opened]]()
 
 
 @dataclass(frozen=True)
 class FeastDatabase:
     """A store of Feast's as an online database (`serving.online.database.OnlineDatabase`).
 
-    Its views are those of the project's registry: `serving.registry.registration.open_store` comes
-    first.
+    Its views are those of the project's registry, so call
+    `serving.registry.registration.open_store` first.
 
     Attributes:
-        place: Which store, and below which root the registry stands.
+        place: The store, and the root of its registry.
     """
 
     place: FeastPlace
 
     @property
     def name(self) -> str:
-        """What error messages call it."""
+        """Its name in error messages."""
         return f"Feast's online store of type {self.place.type!r}"
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make what the store needs for views.
-
-        Raises:
-            StoreError: A view is not registered, or the store refuses.
-        """
+        """Make the tables that the store needs for views."""
         self._update(spaces, keep=True)
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
-        """Remove what the store holds of views.
-
-        Raises:
-            StoreError: A view is not registered, or the store refuses.
-        """
+        """Remove the tables that the store has for views."""
         self._update(spaces, keep=False)
 
     def spaces(self) -> list[str]:
-        """Refuse: Feast's stores cannot say what they hold.
-
-        Raises:
-            StoreError: Always.
-        """
+        """Refuse: Feast's stores cannot list their tables."""
         raise StoreError(f"{self.name} cannot list its key spaces; {_INSTEAD}")
 
     def write(self, space: KeySpace, rows: RowBatch) -> int:
-        """Write the newest publication of each entity of these.
-
-        Args:
-            space: The view they are of.
-            rows: The publications, in any order.
-
-        Returns:
-            How many were written; which of them stand, only the store knows.
-
-        Raises:
-            StoreUnavailable: The store cannot be reached.
-            StoreError: The view is not registered in this definition, or the store refuses.
-        """
+        """Write the newest publication of each entity, and return how many entities these are."""
         from tidemill.serving.online.feast_rows import feast_rows
 
         if not len(rows):
@@ -148,38 +119,22 @@ class FeastDatabase:
         return len(newest)
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
-        """Write parcels in their order; their frontiers are not kept.
-
-        Args:
-            parcels: What was published.
-
-        Returns:
-            How many rows of each were written.
-
-        Raises:
-            StoreUnavailable: The store cannot be reached.
-            StoreError: A view is not registered in this definition, or the store refuses.
-        """
+        """Write parcels in their order; their frontiers are not kept."""
         return [self.write(parcel.space, parcel.rows) for parcel in parcels]
 
     def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
-        """Refuse: a row without a frontier has no instant, so nobody can say how old it is.
-
-        Raises:
-            StoreError: Always.
-        """
+        """Refuse: a row without a frontier has no instant, so its age is unknown."""
         raise StoreError(
             f"{self.name} keeps no frontiers, so it cannot be read as of an instant; {_INSTEAD}"
         )
 
     def close(self) -> None:
-        """Let go of what this thread holds open."""
-        for key in [key for key in _of_thread.opened if key[2] == repr(self.place)]:
-            del _of_thread.opened[key]
+        """Forget the stores that this thread has opened."""
+        _stores.pop(repr(self.place))
 
     def _opened(self, project: str) -> _Opened:
-        key = (os.getpid(), project, repr(self.place))
-        opened = _of_thread.opened.get(key)
+        by_project = _stores.get(repr(self.place)) or {}
+        opened = by_project.get(project)
         if opened is None:
             import feast
             from feast.infra.online_stores.helpers import get_online_store_from_config
@@ -193,7 +148,8 @@ class FeastDatabase:
                 store=get_online_store_from_config(config.online_store),
                 views={},
             )
-            _of_thread.opened[key] = opened
+            by_project[project] = opened
+            _stores.put(repr(self.place), by_project)
         return opened
 
     def _view(self, opened: _Opened, space: KeySpace) -> tuple[feast.FeatureView, StoredView]:
@@ -243,8 +199,8 @@ _INSTEAD: Final = (
 
 def _newest(rows: RowBatch) -> RowBatch:
     order = np.lexsort((rows.revisions, rows.event_timestamps)).tolist()
-    standing = {rows.keys[at]: at for at in order}
-    if len(standing) == len(rows):
+    newest = {rows.keys[at]: at for at in order}
+    if len(newest) == len(rows):
         return rows
     every = rows.rows()
-    return RowBatch.of([every[at] for at in sorted(standing.values())], rows.shard)
+    return RowBatch.of([every[at] for at in sorted(newest.values())], rows.shard)

@@ -1,16 +1,15 @@
-"""How a Feast feature view and its rows stand in an online database, and back.
+"""Conversion between Feast's feature views and rows and those of an online database.
 
 Any Feast view has a key space (`stored_view`):
 
-* One that `features.feast_objects` generated says by its tags which definition it is of; it is
-  **judged**: its rows are as old as the frontier that the stream published.
-* Any other one is **foreign**. Its key space is that of its name and schema, so a changed schema
-  starts empty. Nobody publishes a frontier for it, so its rows are never too old, as in Feast's own
-  stores. An Int64 field `REVISION` or `VALID_UNTIL` in its schema means what it means in ours.
+* The tags of a view that `features.feast_objects` generated name its definition. The view is
+  **judged**: the age of its rows is that of the frontier that the stream published.
+* Any other view is **foreign**. Its key space is that of its name and schema, so a changed schema
+  starts empty. It has no published frontier, so its rows are never too old, as in Feast's own
+  stores. An Int64 field `REVISION` or `VALID_UNTIL` in its schema has the same meaning as in ours.
 
 Values keep their bits: an Int64 or Float64 as its 8 bytes, any other type as the bytes of Feast's
-``Value`` message. A null is a null, whether it came as an empty ``Value`` or as ``null_val``; an
-empty list is no null.
+``Value`` message. An empty ``Value`` and ``null_val`` are both null; an empty list is not null.
 """
 
 from __future__ import annotations
@@ -46,37 +45,37 @@ from tidemill.serving.online.cells import Value, decode_row, encode_row
 from tidemill.serving.online.rows import KeySpace, Row, RowBatch
 
 FeastRow = tuple[EntityKey, dict[str, ValueProto], datetime.datetime, datetime.datetime | None]
-"""What Feast's ``online_write_batch`` takes: key, values, event timestamp, created timestamp."""
+"""A row of Feast's ``online_write_batch``: key, values, event timestamp, created timestamp."""
 
 FeastReading = tuple[datetime.datetime | None, dict[str, ValueProto] | None]
-"""What Feast's ``online_read`` gives for a key: event timestamp and values, or twice None."""
+"""A result of Feast's ``online_read``: event timestamp and values, or None and None."""
 
 FOREIGN: Final = "schema-"
-"""What the definition of a foreign view's key space begins with."""
+"""The start of the definition of a foreign view's key space."""
 
 _TECHNICAL: Final = (VALID_UNTIL, REVISION)
 
-# Columns of 8 bytes have the name of their dtype in Tidemill, others that of Feast's ValueType.
+# Columns of 8 bytes are called by their dtype in Tidemill, others by Feast's ValueType.
 _NUMBERS: Final = {ValueType.INT64: INT64, ValueType.DOUBLE: FLOAT64}
 PROTO_FIELD: Final = {
     INT64: "int64_val",
     FLOAT64: "double_val",
     **{kind.name: field for kind, field in VALUE_TYPE_TO_PROTO_VALUE_MAP.items()},
-    # Feast's own map has no line for these; it writes them so.
+    # Feast writes these in these fields, but lacks them in its map.
     ValueType.PDF_BYTES.name: "bytes_val",
     ValueType.IMAGE_BYTES.name: "bytes_val",
     ValueType.ZONED_TIMESTAMP.name: "zoned_timestamp_val",
 }
-"""Which field of Feast's ``Value`` holds a value, by dtype."""
+"""The field of Feast's ``Value`` that holds a value, by dtype."""
 
 
 @dataclass(frozen=True)
 class StoredView:
-    """How a Feast feature view stands in an online database.
+    """How an online database stores a Feast feature view.
 
     Attributes:
         space: Its key space.
-        technical: Which of `VALID_UNTIL` and `REVISION` it declares.
+        technical: Those of `VALID_UNTIL` and `REVISION` that it declares.
         judged: Whether its rows have an age, which is that of a published frontier.
     """
 
@@ -86,17 +85,16 @@ class StoredView:
 
 
 def stored_view(config: RepoConfig, table: FeatureView) -> StoredView:
-    """Return how a Feast feature view stands in the store, from its fields and its tags.
+    """Return how an online database stores a Feast feature view, from its fields and its tags.
 
     Raises:
-        StoreError: Its tags contradict themselves, or a field has a type that Feast has no value
-            for.
+        StoreError: Its tags contradict each other, or Feast has no value for a field's type.
     """
     tags = table.tags
     return _stored_view(
         config.project,
         table.name,
-        # The identity of a primitive type says which it is, at a tenth of the cost.
+        # A lookup by identity takes a tenth of the time.
         tuple(
             [
                 (field.name, _PRIMITIVES.get(id(field.dtype)) or _type_of(field.dtype))
@@ -109,8 +107,8 @@ def stored_view(config: RepoConfig, table: FeatureView) -> StoredView:
     )
 
 
-# A read asks for it again and again. Its arguments are all that a view says of itself to us, so
-# a view that was changed is another one here, whichever object it stands in.
+# Cached, because every read needs it. The arguments are all that it depends on, so a changed view
+# has another entry.
 @functools.lru_cache(maxsize=1_024)
 def _stored_view(
     project: str,
@@ -130,7 +128,7 @@ def _stored_view(
         )
     generated = definition is not None
     if not generated:
-        columns = tuple(sorted(columns))  # the order in which somebody declared them says nothing
+        columns = tuple(sorted(columns))  # the order of declaration has no meaning
     if generated and (
         strange := [name for name, dtype in columns if dtype not in (INT64, FLOAT64)]
     ):
@@ -164,20 +162,13 @@ def key_space(config: RepoConfig, table: FeatureView) -> KeySpace:
 
 
 def row_batch(config: RepoConfig, view: StoredView, data: Sequence[FeastRow]) -> RowBatch:
-    """Make rows of Feast's generic write path into those of an online database.
+    """Convert rows of Feast's generic write path; their shard is unknown.
 
-    Args:
-        config: Feast's configuration.
-        view: The view.
-        data: The rows. A row is whole: it holds every feature of the view, a null where there is
-            no value. Without `REVISION` and `VALID_UNTIL` (absent or null) it counts as revision
-            0, valid for ever.
-
-    Returns:
-        The rows, of unknown shard.
+    Each row must hold every feature of the view, with a null for a missing value. A row without
+    `REVISION` and `VALID_UNTIL` (absent or null) has revision 0 and is valid forever.
 
     Raises:
-        InputError: A row lacks a feature or has one too many, or a value is of another type.
+        InputError: A row lacks a feature or has an unknown one, or a value has another type.
     """
     rows = [_row(config, view, key, values, time) for key, values, time, _ in data]
     return RowBatch.of(rows, None)
@@ -186,13 +177,7 @@ def row_batch(config: RepoConfig, view: StoredView, data: Sequence[FeastRow]) ->
 def feast_reading(
     view: StoredView, row: Row | None, features: Sequence[str] | None
 ) -> FeastReading:
-    """Give a stored row in the form of Feast's ``online_read``.
-
-    Args:
-        view: The view.
-        row: The row, or None where there is none.
-        features: Which features are wanted; None for all.
-    """
+    """Convert a stored row for Feast's ``online_read``; features None means all."""
     if row is None:
         return None, None
     space = view.space
@@ -210,12 +195,7 @@ def feast_reading(
 
 
 def feast_rows(view: StoredView, rows: RowBatch) -> list[FeastRow]:
-    """Give rows in the form of Feast's ``online_write_batch``: the inverse of `row_batch`.
-
-    Args:
-        view: The view.
-        rows: The rows.
-    """
+    """Convert rows for Feast's ``online_write_batch``: the inverse of `row_batch`."""
     out: list[FeastRow] = []
     for row in rows.rows():
         time, values = feast_reading(view, row, None)
@@ -236,14 +216,14 @@ def feast_key(config: RepoConfig, key: EntityKey) -> bytes:
 def _named(feast_type: FeastType) -> str | None:
     try:
         kind = feast_type.to_value_type()
-    except KeyError:  # a list of what Feast has no list of
+    except KeyError:  # a list of a type that Feast has no list of
         return None
     dtype = _NUMBERS.get(kind, kind.name)
     return dtype if dtype in PROTO_FIELD else None
 
 
 def _type_name(dtype: Any) -> str:
-    # A registry keeps no order among the fields of a Struct.
+    # A registry does not keep the order of a Struct's fields.
     if isinstance(dtype, Struct):
         fields = sorted((name, _type_name(of)) for name, of in dtype.fields.items())
         return f"Struct({', '.join(f'{name}: {of}' for name, of in fields)})"
@@ -257,8 +237,8 @@ class _Type:
     """A type of Feast's.
 
     Attributes:
-        name: What tells it from all others.
-        dtype: How its values stand in a cell; None where Feast has no value for it.
+        name: Text that distinguishes it from all others.
+        dtype: The dtype of its cells; None if Feast has no value for it.
     """
 
     name: str
@@ -269,7 +249,7 @@ def _type_of(feast_type: FeastType) -> _Type:
     return _Type(_type_name(feast_type), _named(feast_type))
 
 
-# By identity: Feast's own hash of a type takes longer than a read has for all of a view's.
+# By identity, because Feast's own hash of a type is too slow for a read.
 _PRIMITIVES: Final = {id(kind): _type_of(kind) for kind in PrimitiveFeastType}
 
 
@@ -283,14 +263,14 @@ def _dtype(table: str, name: str, kind: _Type) -> str:
 
 
 def _without_seam(name: str) -> str:
-    # Between the parts of a key space's name stand two underscores (`KeySpace.named`), which no
-    # name of Tidemill's holds.
+    # The parts of a key space's name are joined by two underscores, which no name of Tidemill's
+    # holds.
     return name.replace("__", "_%5F")
 
 
 def _schema_hash(project: str, table: str, fields: Sequence[tuple[str, _Type]]) -> str:
-    # With the names in it the key space's own name is unique, whatever a foreign view is called;
-    # by `FOREIGN` it is told from that of a generated view, whose definition is a bare hash.
+    # The digest covers the names, so the key space's name is unique, whatever the view is called.
+    # `FOREIGN` distinguishes it from that of a generated view, whose definition is a bare hash.
     names = [project, table]
     for name, kind in sorted(fields, key=itemgetter(0)):
         names += [name, kind.name]
@@ -349,7 +329,7 @@ def _python(space: KeySpace, name: str, dtype: str, value: ValueProto) -> Value:
     if dtype in (INT64, FLOAT64):
         number: int | float = getattr(value, kind)
         return number
-    # Deterministic, or the entries of a map would stand in another order from time to time.
+    # Deterministic, because the order of a map's entries may differ otherwise.
     message: bytes = value.SerializeToString(deterministic=True)
     return message
 

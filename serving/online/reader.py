@@ -1,21 +1,21 @@
 """The direct reader: values, status and frontier of entities, without Feast and without pandas.
 
-It reads what `serving.online.database` keeps and says of every row how far it can be trusted:
+It reads an online database (`serving.online.database`) and gives each row a status:
 
 * ``PRESENT``: the value as of the frontier of the row's shard;
 * ``NOT_FOUND``: the entity was never seen (or its key is null): the view's empty value, as of the
   frontier that all shards of the view have reached;
-* ``OUTSIDE_MAX_AGE``: the numbers are there, as of the frontier that stands beside them, but the
-  frontier lags behind the declared clock by more than the view's ``max_staleness``, or was never
-  written, or the row should have been replaced before it. A never-seen entity of a view whose
-  least frontier is stale says so too: its empty value is no knowledge either.
+* ``OUTSIDE_MAX_AGE``: the values as of the frontier that is returned beside them, which is too old:
+  it lags behind the declared clock by more than the view's ``max_staleness``, or was never written,
+  or the row should have been replaced before it. A never-seen entity of a view whose least frontier
+  is stale has this status too, because its empty value is as uncertain.
 
 Anchored features are finished here (`finish_anchored`) with the frontier as the ``as_of``. A null
-inside a present row is the feature's value; the status says nothing of it.
+inside a present row is the feature's value.
 
-`OnlineReader.read` gives Arrow for many entities, `OnlineReader.read_one` plain values for one, as
-a prediction asks for them. Either reads all its views in one round trip, as of one instant of the
-store. A store without frontiers (`serving.online.feast_database`) refuses to be read like this.
+`OnlineReader.read` returns Arrow for many entities, `OnlineReader.read_one` plain values for one,
+as a prediction needs them. Both read all their views in one round trip, as of one instant of the
+store. A store without frontiers (`serving.online.feast_database`) refuses such reads.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from tidemill.serving.online.rows import KeySpace, Row, clock_us, online_key, on
 from tidemill.serving.stores.online_places import Clock
 
 STATUS: Final = "tidemill_status"
-"""Column of a reading: the `ReadStatus` by name (string)."""
+"""Column of the `ReadStatus`, by name (string)."""
 FRONTIER: Final = "tidemill_frontier"
-"""Column of a reading: the instant that the values are as of (int64, microseconds UTC)."""
+"""Column of the instant that the values are as of (int64, microseconds UTC)."""
 
 
 class OnlineReading(NamedTuple):
-    """What the store says of one entity in one view.
+    """The values of one entity in one view.
 
     Attributes:
         values: Feature column name to value, anchored ones finished; int, float or None.
-        status: How far they can be trusted.
+        status: Whether they are present and recent.
         frontier_us: The instant that they are as of, microseconds UTC.
     """
 
@@ -65,7 +65,7 @@ class OnlineReader:
     Attributes:
         database: The online database.
         project: The definitions.
-        clock: What age is judged by.
+        clock: The clock that age is judged by.
     """
 
     database: OnlineDatabase
@@ -109,7 +109,7 @@ class OnlineReader:
                 None is an unknown entity.
 
         Returns:
-            View name to what the store says.
+            View name to values, status and frontier.
 
         Raises:
             UnknownColumn: The project has no such view.
@@ -132,7 +132,7 @@ class OnlineReader:
         ((status,), (frontier,)) = self._judged(plan, snapshot, [row])
         stored = plan.empty if row is None else decode_row(plan.dtypes, row.cells)
         values = dict(zip(plan.names, stored, strict=True))
-        for name in plan.anchored:
+        for name in (plan.names[i] for i in plan.anchored):
             anchor = values[name]
             known = anchor is not None and frontier > TIME_MIN
             values[name] = frontier - anchor if known else None  # type: ignore[operator]
@@ -149,7 +149,7 @@ class OnlineReader:
             arrays = decode_cells(plan.dtypes, present)
         else:
             arrays = arrow_columns(plan.dtypes, *_with_empty_values(plan, rows, present))
-        for i in plan.anchored_places:
+        for i in plan.anchored:
             arrays[i] = finish_anchored(plan.view_columns[i], arrays[i], np.array(as_of, np.int64))
         return pa.RecordBatch.from_arrays(
             [*arrays, _names(statuses), pa.array(as_of, pa.int64())], schema=plan.schema
@@ -175,10 +175,10 @@ class OnlineReader:
 def finish_anchored(
     column: FeatureColumn, values: pa.Array, as_of_us: npt.NDArray[np.int64] | int
 ) -> pa.Array:
-    """Finish a stored column: an anchor becomes the time since it, anything else stays.
+    """Finish a stored column: subtract anchors from the instants; return other columns unchanged.
 
     Args:
-        column: Which feature column it is.
+        column: The feature column.
         values: Stored values, int64 or float64, ``(rows,)``.
         as_of_us: The instants the values are for, int64 microseconds, ``(rows,)`` or one for all.
 
@@ -195,7 +195,7 @@ def finish_anchored(
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that reading a view needs of its definition, worked out once."""
+    """The parts of a definition that reading a view needs."""
 
     view: FeatureView
     view_columns: tuple[FeatureColumn, ...]
@@ -205,21 +205,19 @@ class _Plan:
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     empty: tuple[int | float | None, ...]
-    anchored: tuple[str, ...]
-    anchored_places: tuple[int, ...]
+    anchored: tuple[int, ...]
     schema: pa.Schema
 
 
 @functools.lru_cache(maxsize=256)
 def _plan(project: Project, name: str) -> _Plan:
-    # Definitions are frozen and compared by identity; working them out anew takes longer than
-    # reading a row.
+    # Cached, because it takes longer than reading a row. Definitions are frozen and compared by
+    # identity.
     view = project.view(name)
     columns = tuple(view.columns)
     dtypes = tuple(column.dtype for column in columns)
     types = [ARROW_TYPES[dtype] for dtype in dtypes]
     names = tuple(column.name for column in columns)
-    places = tuple(i for i, column in enumerate(columns) if column.anchored)
     return _Plan(
         view=view,
         view_columns=columns,
@@ -229,8 +227,7 @@ def _plan(project: Project, name: str) -> _Plan:
         names=names,
         dtypes=dtypes,
         empty=tuple(column.empty for column in columns),
-        anchored=tuple(names[i] for i in places),
-        anchored_places=places,
+        anchored=tuple(i for i, column in enumerate(columns) if column.anchored),
         schema=pa.schema(
             [*zip(names, types, strict=True), (STATUS, pa.string()), (FRONTIER, pa.int64())]
         ),
@@ -268,7 +265,7 @@ def _wrong_key(plan: _Plan, found: str) -> InputError:
 def _with_empty_values(
     plan: _Plan, rows: list[Row | None], cells: list[bytes]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Decode rows, the empty value in place of those that are not there (`decode_matrix`)."""
+    """Decode rows (`decode_matrix`), with the empty value for absent ones."""
     columns = len(plan.names)
     words, nulls = decode_matrix(columns, cells)
     present = np.array([row is not None for row in rows], np.bool_)

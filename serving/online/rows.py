@@ -1,10 +1,10 @@
-"""How a publication stands in an online store: its key space, its key, its cells, its age.
+"""A publication in an online store: its key space, its key, its cells, its age.
 
 * A **key space** is one version of one view: project, view and the hash of the definition. A
-  changed definition is another key space, so old numbers never answer for new definitions.
+  changed definition is another key space, so old values are never read for a new definition.
 * The **key** is Feast's own entity key, serialization version 3, so Feast's SDK finds it.
 * The **cells** of a row are all its values as one string of bytes (`serving.online.cells`).
-* The **frontiers** of a key space say, shard by shard, as of which instant its rows are the value.
+* The **frontiers** of a key space are the instants, by shard, that its rows hold as of.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -24,9 +24,10 @@ from tidemill.features.contract import TIME_MIN, Int64Array, ReadStatus, read_st
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError
 from tidemill.features.feast_objects import field_name
+from tidemill.serving.online.cells import matrix_rows
 from tidemill.serving.stores.online_places import Clock
 
-# Feast's ValueType numbers: they are part of the key's bytes.
+# Feast's ValueType numbers, which are part of a key's bytes.
 _STRING: Final = 2
 _INT64: Final = 4
 
@@ -34,6 +35,8 @@ _INT64: Final = 4
 @dataclass(frozen=True)
 class KeySpace:
     """One version of one view in an online store.
+
+    Project, view and definition identify it: they suffice to read its frontiers or to remove it.
 
     Attributes:
         project: The project's name.
@@ -46,32 +49,17 @@ class KeySpace:
     project: str
     view: str
     definition: str
-    columns: tuple[tuple[str, str], ...]
-    max_staleness_us: int
+    columns: tuple[tuple[str, str], ...] = ()
+    max_staleness_us: int = 0
 
     @staticmethod
     def of(project: str, view: FeatureView) -> KeySpace:
         """Return the key space of a view's present definition.
 
         Raises:
-            DefinitionError: A feature's name is one that every publication carries.
+            DefinitionError: A feature's name is reserved for publications.
         """
         return _key_space(project, view)
-
-    @staticmethod
-    def named(name: str) -> KeySpace:
-        """Return the key space of a name, its columns unknown: enough to remove it.
-
-        Raises:
-            InputError: That is no key space's name.
-        """
-        project, _, rest = name.partition("__")
-        view, _, definition = rest.rpartition("__")  # a view of Feast's own may hold one itself
-        if not (project and view and definition):
-            raise InputError(
-                f"found {name!r}, expected the name of a key space: PROJECT__VIEW__DEFINITION"
-            )
-        return KeySpace(project, view, definition, columns=(), max_staleness_us=0)
 
     @functools.cached_property
     def name(self) -> str:
@@ -97,7 +85,7 @@ def _key_space(project: str, view: FeatureView) -> KeySpace:
 
 
 class Row(NamedTuple):
-    """One publication as an online store keeps it; times in microseconds, UTC."""
+    """One publication in an online store; times in microseconds, UTC."""
 
     key: bytes
     event_timestamp: int
@@ -109,16 +97,17 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RowBatch:
-    """Publications of one view as a store takes them, column by column; each ``(rows,)``.
+    """Publications of one view for a store, column by column; each ``(rows,)``.
 
     Attributes:
         keys: Feast's serialized entity keys (`online_keys`).
-        event_timestamps: From when on each holds, microseconds UTC.
+        event_timestamps: The instants from which they hold, microseconds UTC.
         revisions: The number of events applied to the entity.
-        valid_until: Until when each holds with no further event, microseconds UTC.
-        shard: The shard that all of them are of; None where it is not known.
-        cells: Their values (`serving.online.cells`): bytes for each row, or where all are of one
-            width a matrix of uint8, ``(rows, width)``.
+        valid_until: The instants until which they hold if no further event arrives, microseconds
+            UTC.
+        shard: The shard of all of them; None if it is not known.
+        cells: Their values (`serving.online.cells`): bytes for each row, or a matrix of uint8,
+            ``(rows, width)``, if all have one width.
     """
 
     keys: list[bytes]
@@ -141,11 +130,7 @@ class RowBatch:
 
     @staticmethod
     def of(rows: Sequence[Row], shard: int | None) -> RowBatch:
-        """Return rows as columns.
-
-        Args:
-            rows: The rows, in any order.
-            shard: The shard that all of them are of; it also names that of no rows.
+        """Return rows, in any order, as columns. Without a row, the batch is of the given shard.
 
         Raises:
             InputError: A row is of another shard.
@@ -166,15 +151,11 @@ class RowBatch:
 
     def cells_of_rows(self) -> list[bytes]:
         """Return the cells of each row."""
-        if isinstance(self.cells, list):
-            return self.cells
-        count, width = self.cells.shape
-        data = self.cells.tobytes()
-        return [data[at : at + width] for at in range(0, count * width, width)]
+        return self.cells if isinstance(self.cells, list) else matrix_rows(self.cells)
 
-    def rows(self) -> list[Row]:
-        """Return the publications one by one, as a read gives them."""
-        columns = zip(
+    def tuples(self) -> Iterator[tuple[bytes, int, int, int, int | None, bytes]]:
+        """Return the publications one by one, as plain tuples with the fields of `Row`."""
+        return zip(
             self.keys,
             self.event_timestamps.tolist(),
             self.revisions.tolist(),
@@ -183,7 +164,10 @@ class RowBatch:
             self.cells_of_rows(),
             strict=True,
         )
-        return [Row(*row) for row in columns]
+
+    def rows(self) -> list[Row]:
+        """Return the publications one by one."""
+        return [Row(*row) for row in self.tuples()]
 
 
 @dataclass(frozen=True)
@@ -191,7 +175,7 @@ class Frontiers:
     """The published frontiers of a key space.
 
     Attributes:
-        shard_count: How many shards the view has; 0 where nothing was published yet.
+        shard_count: Number of shards of the view; 0 before the first publication.
         by_shard: Shard to frontier, in microseconds.
     """
 
@@ -200,51 +184,39 @@ class Frontiers:
 
     @property
     def highest(self) -> int:
-        """The highest frontier: the clock of a replay. `TIME_MIN` where there is none."""
+        """The highest frontier, which is the clock of a replay; `TIME_MIN` if there is none."""
         return max(self.by_shard.values(), default=TIME_MIN)
 
     @property
     def least(self) -> int:
-        """The frontier that every shard has reached; `TIME_MIN` while one has published none."""
+        """The frontier that every shard has reached; `TIME_MIN` until all have published one."""
         if len(self.by_shard) < self.shard_count:
             return TIME_MIN
         return min(self.by_shard.values(), default=TIME_MIN)
 
     def of(self, shard: int | None) -> int:
-        """Return a shard's frontier; a row of unknown shard has the least."""
+        """Return a shard's frontier; for an unknown shard the least one."""
         return self.least if shard is None else self.by_shard.get(shard, TIME_MIN)
 
     def status(
         self, frontier_us: int, valid_until_us: int, clock_us: int, max_staleness_us: int
     ) -> ReadStatus:
-        """Judge a row by `features.contract.read_status`; without a frontier it has no age."""
+        """Judge a row by `features.contract.read_status`; without a frontier its age is unknown."""
         if frontier_us <= TIME_MIN:
             return ReadStatus.OUTSIDE_MAX_AGE
         return read_status(clock_us, frontier_us, valid_until_us, max_staleness_us)
 
 
 def clock_us(clock: Clock, frontiers: Frontiers) -> int:
-    """Return the declared clock, in microseconds; no reader asks for the time elsewhere.
+    """Return the time of a declared clock, in microseconds; readers ask for the time here only.
 
-    Args:
-        clock: Which clock was declared.
-        frontiers: The published frontiers of the view that is read.
-
-    Returns:
-        The wall clock, or in a replay the highest frontier published for the view.
+    It is the wall clock, or in a replay the highest frontier published for the view.
     """
     return time.time_ns() // 1_000 if clock == "wall" else frontiers.highest
 
 
 def online_keys(join_key: str, keys: pa.Array) -> list[bytes]:
-    """Serialize entity keys as Feast does (``serialize_entity_key``, version 3).
-
-    Args:
-        join_key: The name of the join key.
-        keys: string or int64, ``(rows,)``, without nulls.
-
-    Returns:
-        One key a row.
+    """Serialize entity keys, ``(rows,)``, as Feast does (``serialize_entity_key``, version 3).
 
     Raises:
         InputError: A key is null, or of another type.
@@ -265,8 +237,8 @@ def online_key(join_key: str, key: str | int) -> bytes:
     """Serialize one entity key, as `online_keys` does many.
 
     Raises:
-        OverflowError: A number is no int64.
-        UnicodeEncodeError: A text is no Unicode text.
+        OverflowError: A number does not fit an int64.
+        UnicodeEncodeError: A text holds a lone surrogate.
     """
     if isinstance(key, str):
         text = key.encode()

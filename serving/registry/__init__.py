@@ -1,12 +1,12 @@
-"""Registration with Feast, in process: what differs, the plan, and the carrying out.
+"""Registration with Feast, in process: compare, plan, apply.
 
-A changed view gets a version beside the promoted one. Applying twice changes nothing.
+A changed view gets a version beside the promoted one. Applying again changes nothing.
 """
 
 from __future__ import annotations
 
-from tidemill.serving.registry.orphaned_spaces import Orphan, drop_orphans, find_orphans
-from tidemill.serving.registry.plan import Preview, RegistrationPlan
+from tidemill.serving.registry.orphaned_spaces import drop_orphans, find_orphans
+from tidemill.serving.registry.plan import Preview, RegistrationPlan, SpacePlan
 from tidemill.serving.registry.registration import (
     apply_project,
     feast_name,
@@ -15,9 +15,9 @@ from tidemill.serving.registry.registration import (
 )
 
 __all__ = [
-    "Orphan",
     "Preview",
     "RegistrationPlan",
+    "SpacePlan",
     "apply_project",
     "drop_orphans",
     "feast_name",

@@ -1,13 +1,12 @@
-"""Registering: the plan carried out, with one write of the registry.
+"""Apply a registration plan with one write of the registry.
 
-The order is: key spaces first, then the registry. A process that is killed in between leaves empty
-key spaces that nobody refers to, and the next run goes on from there. The registry is written at
-once: a file is replaced as a whole (`serving.feast_plugins.registry_file`), an SQL registry changes
-    in one
-transaction, so nobody meets a feature service whose views are not there yet.
+Key spaces are made first, then the registry is written. A process that is killed in between leaves
+empty key spaces that no version refers to, and the next run continues from there. The registry is
+written atomically: a file is replaced (`serving.feast_plugins.registry_file`), an SQL registry
+changes in one transaction, so no reader sees a feature service whose views are missing.
 
-`FeatureStore.apply` is not used: it keeps the old order of features where only the order changed,
-writes an SQL registry object by object, and cannot remove one thing and add another at once.
+`FeatureStore.apply` is not used: it keeps the old order of features if only the order changed,
+writes an SQL registry object by object, and cannot remove one object and add another at once.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import (
     feast_entity,
@@ -30,7 +29,7 @@ from tidemill.features.feast_objects import (
 )
 from tidemill.serving.definition_changes import Change
 from tidemill.serving.registry.plan import RegistrationPlan, entity_name
-from tidemill.serving.registry.state import Registered, RegisteredView
+from tidemill.serving.registry.state import Registered
 
 if TYPE_CHECKING:
     import feast
@@ -41,17 +40,17 @@ _UNIMPORTANT: Final = ("createdTimestamp", "lastUpdatedTimestamp", "dataSourceCl
 
 @dataclass
 class Entries:
-    """What the registry shall hold: objects by kind and name, and what shall not be there."""
+    """What the registry shall hold, and what it shall not: objects by kind and name."""
 
     wanted: dict[tuple[str, str], Any] = field(default_factory=dict)
     unwanted: set[tuple[str, str]] = field(default_factory=set)
 
     def want(self, kind: str, thing: Any) -> None:
-        """Add an object of Feast's."""
+        """Add one of Feast's objects."""
         self.wanted[kind, thing.name] = thing
 
     def lines(self) -> tuple[str, ...]:
-        """Say what is written and what is removed, a line for each but the data sources."""
+        """Describe each write and each removal, except those of data sources, in a line."""
         written = [("write", *key) for key in self.wanted]
         removed = [("remove", *key) for key in sorted(self.unwanted)]
         return tuple(
@@ -61,106 +60,67 @@ class Entries:
         )
 
 
-def next_service_name(project: Project) -> str:
-    """Return the name of the feature service of the definitions that were registered last."""
-    return f"{service_name(project)}__next"
-
-
-def added_entries(
-    project: Project, registered: Registered, plan: RegistrationPlan, offline: str | BigQueryDataset
+def registry_entries(
+    project: Project,
+    registered: Registered,
+    plan: RegistrationPlan,
+    offline: str | BigQueryDataset,
+    *,
+    promote: bool,
 ) -> Entries:
-    """Return what registering writes: all of the code's definitions, nothing taken away.
+    """Return what the registry shall hold.
 
-    Args:
-        project: The code's definitions.
-        registered: What is registered.
-        plan: What differs.
-        offline: As for `features.feast_objects.feast_objects`.
+    Registering adds all of the code's definitions and removes nothing. Promotion removes all other
+    versions. A version that was pending keeps its name ``VIEW__vN``, for those who read it there,
+    until another one is promoted. A store that keeps rows by name is the exception: there the two
+    names would be two tables, of which only one would be written.
     """
     entries = Entries()
-    by_view = {view.view: view for view in plan.views}
+    planned = {view.view: view for view in plan.views}
+    names = {version.feast_name for version in registered.views}
     entities = {}
     for view in project.views:
-        name = entity_name(view.entity, registered)
+        name = view.entity.name if promote else entity_name(view.entity, registered)
         entities[view.entity.name] = feast_entity(view.entity, name)
-        entries.want("entity", entities[view.entity.name])
-    views = {}
-    for view in project.views:
-        planned = by_view[view.name]
-        views[view] = feast_view(
-            view,
-            entities[view.entity.name],
-            offline,
-            name=planned.feast_name,
-            version=planned.version,
-        )
-        _want_view(entries, views[view])
-    if plan.service is not Change.CHANGED:
-        entries.want("feature_service", feast_service(project, views))
-    next_service = next_service_name(project)
-    if plan.service is Change.CHANGED or plan.to_promote or next_service in registered.services:
-        entries.want("feature_service", feast_service(project, views, next_service))
-    return entries
-
-
-def promoted_entries(
-    project: Project, registered: Registered, plan: RegistrationPlan, offline: str | BigQueryDataset
-) -> Entries:
-    """Return what promotion writes: the code's definitions, and no other version.
-
-    A version that was pending keeps the name that it had beside ``VIEW``, for those who read it
-    there, until another one is promoted; not in a store that keeps rows by name, where the two
-    would be two tables and one of them would not be fed any more.
-
-    Args:
-        project: The code's definitions.
-        registered: What is registered.
-        plan: What differs.
-        offline: As for `features.feast_objects.feast_objects`.
-    """
-    entries = Entries()
-    by_view = {view.view: view for view in plan.views}
-    names = {version.feast_name for version in registered.views}
-    entities = {view.entity.name: feast_entity(view.entity) for view in project.views}
     for entity in entities.values():
         entries.want("entity", entity)
+
+    def want_view(view: FeatureView, name: str) -> feast.FeatureView:
+        entity, version = entities[view.entity.name], planned[view.name].version
+        made = feast_view(view, entity, offline, name=name, version=version)
+        entries.want("data_source", made.batch_source)
+        entries.want("feature_view", made)
+        return made
+
     views = {}
     for view in project.views:
-        version = by_view[view.name].version
-        entity = entities[view.entity.name]
-        views[view] = feast_view(view, entity, offline, version=version)
-        _want_view(entries, views[view])
-        alias = version_name(view, version)
-        if alias in names and plan.spaces is not None:
-            _want_view(entries, feast_view(view, entity, offline, name=alias, version=version))
-    entries.want("feature_service", feast_service(project, views))
-    if (next_service := next_service_name(project)) in registered.services:
+        views[view] = want_view(view, view.name if promote else planned[view.name].feast_name)
+        alias = version_name(view, planned[view.name].version)
+        if promote and alias in names and plan.spaces is not None:
+            want_view(view, alias)
+    if promote or plan.service is not Change.CHANGED:
+        entries.want("feature_service", feast_service(project, views))
+    next_service = f"{service_name(project)}__next"
+    differs = plan.service is Change.CHANGED or plan.to_promote
+    if next_service in registered.services or (differs and not promote):
         entries.want("feature_service", feast_service(project, views, next_service))
-    for feast_name in names:
-        if ("feature_view", feast_name) not in entries.wanted:
-            entries.unwanted.add(("feature_view", feast_name))
-            entries.unwanted.add(("data_source", source_name(feast_name)))
-    for found in registered.entities.values():
-        in_use = found.feast_name in registered.entities_in_use
-        if found.entity and not in_use and ("entity", found.feast_name) not in entries.wanted:
-            entries.unwanted.add(("entity", found.feast_name))
+    if promote:
+        for name in names:
+            if ("feature_view", name) not in entries.wanted:
+                entries.unwanted |= {("feature_view", name), ("data_source", source_name(name))}
+        for found in registered.entities.values():
+            key = ("entity", found.feast_name)
+            in_use = found.feast_name in registered.entities_in_use
+            if found.entity and not in_use and key not in entries.wanted:
+                entries.unwanted.add(key)
     return entries
-
-
-def _want_view(entries: Entries, view: feast.FeatureView) -> None:
-    entries.want("data_source", view.batch_source)
-    entries.want("feature_view", view)
 
 
 def changed_entries(store: feast.FeatureStore | None, entries: Entries) -> Entries:
-    """Leave out what stands in the registry already, and what is not there to be removed.
+    """Leave out objects that the registry holds already, and removals of objects that it lacks.
 
-    Feast refuses a feature service whose features are not exactly those of its views, tags among
-    them. So services that somebody else made of a view that is written are written with it.
-
-    Args:
-        store: The store; None where there is no registry yet.
-        entries: What the registry shall hold.
+    Feast refuses a feature service whose features differ from those of its views, tags included. So
+    the feature services of others are written again together with the views that they use.
     """
     registered = {} if store is None else _registered_objects(store)
     changed = Entries(
@@ -180,7 +140,7 @@ def changed_entries(store: feast.FeatureStore | None, entries: Entries) -> Entri
 
 
 def _followed(service: feast.FeatureService, entries: Entries) -> feast.FeatureService:
-    """Return a service whose features are those of the views as they are going to be written."""
+    """Return a feature service with the features of the views that will be written."""
     followed = type(service).from_proto(service.to_proto())
     for projection in followed.feature_view_projections:
         if view := entries.wanted.get(("feature_view", projection.name)):
@@ -213,11 +173,7 @@ def make_spaces(store: feast.FeatureStore, entries: Entries, registered: Registe
 
 
 def write_entries(store: feast.FeatureStore, entries: Entries) -> None:
-    """Write to the registry what `changed_entries` left, all of it at once or nothing.
-
-    Args:
-        store: The store.
-        entries: What to write and what to remove.
+    """Write the result of `changed_entries` to the registry, all of it or nothing.
 
     Raises:
         StoreError: The registry cannot be written.
@@ -232,7 +188,7 @@ def write_entries(store: feast.FeatureStore, entries: Entries) -> None:
                 if of != kind:
                     continue
                 if kind == "feature_view" and (kind, name) in before:
-                    # Feast would update it in place, and keep the order of its features.
+                    # Feast would update it in place, and keep the old order of its features.
                     thing.created_timestamp = before[kind, name].created_timestamp
                     registry.delete_feature_view(name, project, commit=False)
                 getattr(registry, f"apply_{kind}")(thing, project, commit=False)
@@ -260,7 +216,7 @@ def _registered_objects(store: feast.FeatureStore) -> dict[tuple[str, str], Any]
 
 
 def _content(thing: Any) -> Any:
-    """Return what an object says, without when it was written and by which registry."""
+    """Return an object's content, without write times and the registry's own fields."""
     from google.protobuf.json_format import MessageToDict
 
     def plain(node: Any) -> Any:
@@ -268,13 +224,13 @@ def _content(thing: Any) -> Any:
             return {k: plain(v) for k, v in node.items() if k not in (*_UNIMPORTANT, "project")}
         return [plain(item) for item in node] if isinstance(node, list) else node
 
-    # Through Feast's own form once, so that both sides lack and have the same defaults.
+    # Converted by Feast once, so that both sides have the same defaults.
     return plain(MessageToDict(type(thing).from_proto(thing.to_proto()).to_proto()))
 
 
 @contextlib.contextmanager
 def _one_write(store: feast.FeatureStore) -> Iterator[Any]:
-    """Yield a registry whose changes become visible at once, at its ``commit()`` or at the end."""
+    """Yield a registry whose changes become visible together, at its ``commit()`` or at the end."""
     from feast.infra.registry.sql import SqlRegistry
 
     registry = store.registry
@@ -287,7 +243,7 @@ def _one_write(store: feast.FeatureStore) -> Iterator[Any]:
     try:
         with engines[0].connect() as connection:
             if connection.dialect.name == "sqlite":
-                # Its driver begins late, and would end the transaction with the first savepoint.
+                # The driver begins late, and would end the transaction at the first savepoint.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             registry.write_engine = registry.read_engine = _OneTransaction(connection)
             yield registry
@@ -300,21 +256,14 @@ def _one_write(store: feast.FeatureStore) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _OneTransaction:
-    """Stands in for an engine: every transaction begun on it is part of the one of a connection.
+    """In place of an engine: every transaction that begins on it is part of that of its connection.
 
-    Feast's SQL registry opens a transaction for each object, and has no other place to say that
-    several belong together.
+    Feast's SQL registry opens a transaction for each object, and offers no way to join several.
     """
 
     connection: Any
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Any]:
-        """Yield the connection; who opened it commits, or rolls back on an error."""
+        """Yield the connection; its opener commits, or rolls back on an error."""
         yield self.connection
-
-
-def find_version(registered: Registered, view: str, definition: str) -> RegisteredView | None:
-    """Return the version of a view with a definition, the promoted one first."""
-    versions = registered.versions(view)
-    return next((version for version in versions if version.definition == definition), None)

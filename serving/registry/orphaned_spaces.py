@@ -1,50 +1,30 @@
-"""Cleaning up: key spaces that no version in the registry refers to.
+"""Removing orphans: key spaces that no version in the registry refers to.
 
-What is promised here: a key space of a promoted, removed-but-promoted, pending or superseded
-version is never dropped, nor one of the code's definitions, nor another project's. An empty
-registry refers to nothing and proves nothing, so nothing is dropped by it. Finding changes
-nothing; dropping looks again, under the lock that registering takes.
+A key space of a promoted, removed-but-promoted, pending or superseded version is never dropped,
+nor one of the code's definitions, nor one of another project. With an empty registry nothing is
+dropped, because it cannot say which key spaces are in use. `find_orphans` changes nothing;
+`drop_orphans` checks again, under the lock that registering takes.
 
-A key space holds the values of a reader or a stream that goes by its definition
-(`serving.online.reader`): its frontier says whether a stream still feeds it.
+A reader or a stream may still use the key space of its own definition (`serving.online.reader`):
+the frontier shows whether a stream still writes to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StoreError
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.rows import Frontiers, KeySpace
-from tidemill.serving.registry.plan import Role
+from tidemill.serving.registry.plan import Role, SpacePlan
 from tidemill.serving.registry.registration import plan_project
-from tidemill.serving.registry.state import space_of
 from tidemill.serving.stores.online_places import FeastPlace
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import registry_lock
 
 
-@dataclass(frozen=True)
-class Orphan:
-    """A key space that no version refers to.
-
-    Attributes:
-        space: The key space, by its name only.
-        frontiers: What was published to it.
-    """
-
-    space: KeySpace
-    frontiers: Frontiers
-
-
-def find_orphans(project: Project, places: StorePlaces) -> list[Orphan]:
-    """Find the project's key spaces that no version in the registry refers to.
-
-    Args:
-        project: The definitions; their key spaces are kept in any case.
-        places: Where its stores are.
+def find_orphans(project: Project, places: StorePlaces) -> list[SpacePlan]:
+    """Find the project's key spaces that no version in the registry and no definition refers to.
 
     Raises:
         StoreError: The registry holds no version of any of the project's views, so it cannot say
@@ -62,31 +42,19 @@ def find_orphans(project: Project, places: StorePlaces) -> list[Orphan]:
             f"{project.name!r}, so it cannot say which key spaces are in use; name the registry "
             "that the project is registered in, or register it: `tidemill apply`"
         )
-    return [
-        Orphan(space_of(project.name, space.view, space.definition), space.frontiers)
-        for space in plan.spaces or ()
-        if space.role is Role.ORPHANED
-    ]
+    return [space for space in plan.spaces or () if space.role is Role.ORPHANED]
 
 
-def drop_orphans(project: Project, places: StorePlaces, agreed: Sequence[Orphan]) -> list[str]:
-    """Drop key spaces, of those that somebody agreed to, that still no version refers to.
-
-    Args:
-        project: The definitions.
-        places: Where its stores are.
-        agreed: The key spaces to drop.
-
-    Returns:
-        The names of the key spaces that were dropped.
+def drop_orphans(project: Project, places: StorePlaces, agreed: Sequence[SpacePlan]) -> list[str]:
+    """Drop those of the agreed key spaces that are still orphans, and return their names.
 
     Raises:
         StoreError: As for `find_orphans`, or the store cannot be written.
     """
-    names = {orphan.space.name for orphan in agreed}
+    names = {orphan.name for orphan in agreed}
     with registry_lock(places.registry):
         still = find_orphans(project, places)
-        spaces = [orphan.space for orphan in still if orphan.space.name in names]
+        spaces = [orphan.space for orphan in still if orphan.name in names]
         if spaces:
             database = open_database(places.online)
             database.drop(spaces)

@@ -1,13 +1,13 @@
-"""The plan: what registering a project would do, compared before anything is done.
+"""The plan: what registering a project would do, computed before anything is done.
 
 The rules, which `serving.registry.apply` carries out:
 
-* Registering adds. A view that is new is promoted at once, since nobody reads it; a changed one
-  stands beside the promoted version as a pending one, in a key space of its own. Nothing that
-  anybody may read changes: neither the promoted version, nor the project's feature service, nor a
-  view that the code no longer has.
-* Promotion makes the registry what the code says: ``VIEW`` and the feature service become the
-  code's, all other versions and the removed views go. Key spaces stay.
+* Registering adds. A new view is promoted at once, because it has no readers yet. A changed view
+  becomes a pending version beside the promoted one, in a key space of its own. Nothing that may
+  have readers changes: neither the promoted version, nor the project's feature service, nor a view
+  that the code no longer has.
+* Promotion makes the registry equal to the code: ``VIEW`` and the feature service become the
+  code's, all other versions and the removed views are deleted. Key spaces stay.
 * In an empty registry everything is promoted at once.
 
 Nothing here reads or writes; Feast is not imported.
@@ -26,18 +26,16 @@ from tidemill.features.feast_objects import field_name, service_name, version_na
 from tidemill.serving.definition_changes import (
     Change,
     FeatureChange,
-    every_feature,
     feature_changes,
+    new_features,
     view_changes,
 )
-from tidemill.serving.online.rows import Frontiers
-from tidemill.serving.registry.state import Registered, RegisteredView, ServicePart, space_name
-
-NO_FRONTIERS = Frontiers(0, {})
+from tidemill.serving.online.rows import Frontiers, KeySpace
+from tidemill.serving.registry.state import Registered, RegisteredView, ServicePart
 
 
 class Role(Enum):
-    """Who refers to a key space."""
+    """Why a key space exists."""
 
     PROMOTED = "promoted"
     PENDING = "pending"
@@ -48,19 +46,19 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """What becomes of a view.
+    """What happens to a view.
 
     Attributes:
         view: Its name.
-        change: The code's definition against the promoted one.
-        definition: The hash of the code's definition; of the promoted one where the code has none.
-        version: The code's version: its number where it is registered, else the next one.
-        feast_name: Under which Feast name the code's definition stands once it is registered.
-        is_registered: Whether it stands there already.
+        change: The code's definition compared with the promoted one.
+        definition: Hash of the code's definition; of the promoted one if the code has none.
+        version: The code's version: its number if it is registered, else the next one.
+        feast_name: Feast name of the code's definition once it is registered.
+        is_registered: Whether the code's definition is registered already.
         in_service: Whether the project's feature service holds this definition now.
-        promoted: What is promoted now; None for a view that is new.
-        details: What differs of the view itself.
-        features: What differs of its features.
+        promoted: The version that is promoted now; None for a new view.
+        details: The differences of the view itself.
+        features: The differences of its features.
     """
 
     view: str
@@ -71,24 +69,19 @@ class ViewPlan:
     is_registered: bool
     in_service: bool
     promoted: RegisteredView | None
-    details: tuple[str, ...]
-    features: tuple[FeatureChange, ...]
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether the code's definition stands, or will stand, beside another promoted one."""
-        return self.change is Change.CHANGED
+    details: tuple[str, ...] = ()
+    features: tuple[FeatureChange, ...] = ()
 
 
 @dataclass(frozen=True)
 class EntityPlan:
-    """What becomes of an entity.
+    """What happens to an entity.
 
     Attributes:
         entity: Its name.
-        change: The code's against the registered one.
-        feast_name: Under which Feast name pending versions use it.
-        details: What differs.
+        change: The code's entity compared with the registered one.
+        feast_name: Feast name that pending versions use for it.
+        details: The differences.
     """
 
     entity: str
@@ -102,24 +95,25 @@ class SpacePlan:
     """A key space in the online store.
 
     Attributes:
-        name: Its name.
-        view: The view it is of.
-        definition: The definition it is of.
-        role: Who refers to it.
-        exists: Whether it is there; if not, registering makes it.
-        frontiers: What was published to it.
+        space: The key space, without its columns.
+        role: Why it exists.
+        exists: Whether it exists already; if not, registering makes it.
+        frontiers: The frontiers that were published to it.
     """
 
-    name: str
-    view: str
-    definition: str
+    space: KeySpace
     role: Role
     exists: bool
     frontiers: Frontiers
 
     @property
+    def name(self) -> str:
+        """The key space's name."""
+        return self.space.name
+
+    @property
     def unfilled(self) -> str | None:
-        """What it lacks to be read; None where every shard has published a frontier."""
+        """Why it cannot be read yet; None if every shard has published a frontier."""
         frontiers = self.frontiers
         if not frontiers.shard_count:
             return "nothing was published to it"
@@ -138,10 +132,10 @@ class RegistrationPlan:
         project: The project's name.
         views: The code's views in order, then those that it no longer has.
         entities: The code's entities, then those that it no longer has.
-        service: What becomes of the project's feature service.
-        service_details: What differs of it.
-        spaces: The project's key spaces; None where the online store does not keep any (a store
-            of Feast's own).
+        service: What happens to the project's feature service.
+        service_details: The differences of the feature service.
+        spaces: The project's key spaces; None if the online store keeps none (a store of Feast's
+            own).
         superseded: Versions that are neither promoted nor the code's.
     """
 
@@ -155,7 +149,7 @@ class RegistrationPlan:
 
     @property
     def to_promote(self) -> tuple[str, ...]:
-        """What promotion would change, by name; empty where the code is what is promoted."""
+        """Names of what promotion would change; empty if the code is promoted already."""
         return (
             *(v.view for v in self.views if v.change in (Change.CHANGED, Change.REMOVED)),
             *([f"feature service {self.project}"] if self.service is Change.CHANGED else []),
@@ -164,11 +158,11 @@ class RegistrationPlan:
 
     @property
     def unfilled(self) -> tuple[str, ...]:
-        """Why promotion would show nothing or old numbers: view by view, what its space lacks."""
+        """Why readers would get nothing or old numbers after promotion, view by view."""
         return tuple(self._unfilled())
 
     def _unfilled(self) -> Iterator[str]:
-        by_key = {(space.view, space.definition): space for space in self.spaces or ()}
+        by_name = {space.name: space for space in self.spaces or ()}
         for view in self.views:
             served = view.change is Change.UNCHANGED and view.in_service
             if view.change is Change.REMOVED or served:
@@ -180,19 +174,19 @@ class RegistrationPlan:
                         "rows of the old definition would answer for the new one"
                     )
                 continue
-            space = by_key[view.view, view.definition]
+            space = by_name[KeySpace(self.project, view.view, view.definition).name]
             if lacking := space.unfilled:
                 yield f"view {view.view!r}, key space {space.name}: {lacking}"
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A plan, and the entries of the registry that it comes to.
+    """A plan, and the changes of the registry that it leads to.
 
     Attributes:
         plan: The plan.
         registers: What registering writes to the registry, a line each.
-        promotes: What promoting writes to it and removes from it, a line each.
+        promotes: What promoting writes to the registry and removes from it, a line each.
     """
 
     plan: RegistrationPlan
@@ -200,25 +194,24 @@ class Preview:
     promotes: tuple[str, ...]
 
     def same_decisions(self, other: Preview) -> bool:
-        """Tell whether another preview does the same, whatever was published in between."""
-        spaces = dataclasses.replace(self.plan, spaces=None)
-        return (spaces, self.registers, self.promotes) == (
-            dataclasses.replace(other.plan, spaces=None),
-            other.registers,
-            other.promotes,
+        """Tell whether another preview has the same effect; frontiers may differ."""
+        mine, others = (
+            dataclasses.replace(made, plan=dataclasses.replace(made.plan, spaces=None))
+            for made in (self, other)
         )
+        return mine == others
 
 
 def make_plan(
     project: Project, registered: Registered, spaces: Mapping[str, Frontiers] | None
 ) -> RegistrationPlan:
-    """Compare a project with what is registered and with what stands in the online store.
+    """Compare a project with the registry and the online store.
 
     Args:
         project: The code's definitions.
-        registered: What is registered.
-        spaces: The project's key spaces by name (`registry_state.read_spaces`); None where the
-            online store does not keep any.
+        registered: The content of the registry.
+        spaces: The project's key spaces by name (`registry.state.read_spaces`); None if the online
+            store keeps none.
     """
     parts = service_parts(project)
     before = registered.services.get(service_name(project))
@@ -251,7 +244,7 @@ def make_plan(
 
 
 def service_parts(project: Project) -> tuple[ServicePart, ...]:
-    """Return what the project's feature service is made of."""
+    """Return the parts of the project's feature service."""
     return tuple(
         (view.name, view.hash, tuple(field_name(column) for column in view.columns))
         for view in project.views
@@ -259,10 +252,10 @@ def service_parts(project: Project) -> tuple[ServicePart, ...]:
 
 
 def entity_name(entity: Entity, registered: Registered) -> str:
-    """Return the Feast name under which pending versions use an entity.
+    """Return the Feast name that pending versions use for an entity.
 
-    It is the entity's own but where the registered one has another key: that one stays as long as
-    the promoted views use it.
+    It is the entity's own name unless the registered entity has another key: that one stays as long
+    as the promoted views use it.
     """
     found = registered.entities.get(entity.name)
     if found is None or (found.join_key, found.dtype) == (entity.join_key, entity.dtype):
@@ -273,15 +266,14 @@ def entity_name(entity: Entity, registered: Registered) -> str:
 def _view_plan(
     view: FeatureView, registered: Registered, served: Collection[tuple[str, str]]
 ) -> ViewPlan:
-    versions = registered.versions(view.name)
     promoted = registered.promoted(view.name)
-    same = next((v for v in versions if v.definition == view.hash), None)
-    following = max((v.version for v in versions), default=0) + 1
-    version = following if same is None else same.version
+    same = registered.version(view.name, view.hash)
+    last = max((v.version for v in registered.views if v.view == view.name), default=0)
+    version = last + 1 if same is None else same.version
     details: tuple[str, ...] = ()
     features: tuple[FeatureChange, ...] = ()
     if promoted is None:
-        change, features = Change.ADDED, every_feature(view, Change.ADDED)
+        change, features = Change.ADDED, new_features(view)
     elif promoted.definition == view.hash:
         change = Change.UNCHANGED
         if promoted.max_staleness_us != view.max_staleness_us:
@@ -319,13 +311,11 @@ def _removed(version: RegisteredView) -> ViewPlan:
         is_registered=True,
         in_service=False,
         promoted=version,
-        details=(),
-        features=(),
     )
 
 
 def _is_alias(version: RegisteredView, registered: Registered) -> bool:
-    """Tell whether a version is the promoted one under the name that it had while pending."""
+    """Tell whether a version is the promoted one under its name as a pending version."""
     promoted = registered.promoted(version.view)
     return promoted is not None and promoted.definition == version.definition
 
@@ -365,10 +355,7 @@ def _service_details(
 
 
 def _space_plans(
-    project: Project,
-    registered: Registered,
-    views: list[ViewPlan],
-    spaces: Mapping[str, Frontiers],
+    project: Project, registered: Registered, views: list[ViewPlan], spaces: Mapping[str, Frontiers]
 ) -> Iterator[SpacePlan]:
     roles: dict[tuple[str, str], Role] = {}
     for view in views:
@@ -380,27 +367,22 @@ def _space_plans(
         role = Role.PROMOTED if version.is_promoted else Role.SUPERSEDED
         roles.setdefault((version.view, version.definition), role)
     order = list(Role)
-    for view_name, definition in sorted(
-        roles, key=lambda key: (key[0], order.index(roles[key]), key)
-    ):
-        name = space_name(project.name, view_name, definition)
-        yield SpacePlan(
-            name,
-            view_name,
-            definition,
-            roles[view_name, definition],
-            name in spaces,
-            spaces.get(name, NO_FRONTIERS),
-        )
-    named = {space_name(project.name, *key) for key in roles}
+    named = set()
+    for key in sorted(roles, key=lambda key: (key[0], order.index(roles[key]), key)):
+        space = KeySpace(project.name, *key)
+        named.add(space.name)
+        exists = space.name in spaces
+        yield SpacePlan(space, roles[key], exists, spaces.get(space.name, Frontiers(0, {})))
     for name in sorted(set(spaces) - named):
         _, view_name, definition = name.rsplit("__", 2)
         if view_name not in registered.foreign_views:
-            yield SpacePlan(name, view_name, definition, Role.ORPHANED, True, spaces[name])
+            space = KeySpace(project.name, view_name, definition)
+            yield SpacePlan(space, Role.ORPHANED, True, spaces[name])
 
 
 def behind_us(space: SpacePlan, spaces: tuple[SpacePlan, ...]) -> int:
-    """Return by how much a key space's least frontier trails the newest one of its view."""
-    newest = max(other.frontiers.highest for other in spaces if other.view == space.view)
+    """Return the lag of a key space's least frontier behind the newest one of its view."""
+    of_view = (other for other in spaces if other.space.view == space.space.view)
+    newest = max(other.frontiers.highest for other in of_view)
     least = space.frontiers.least
     return 0 if least <= TIME_MIN else newest - least

@@ -1,8 +1,7 @@
 """Registration: a project's definitions become a Feast store, in process.
 
-Nothing is imported from a generated repository, the working directory stays what it is, and
-registering again changes nothing. What a change of a definition becomes stands in
-`serving.registry.plan`.
+No generated repository is imported, the working directory stays, and registering again changes
+nothing. `serving.registry.plan` states the rules for changed definitions.
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import Frontiers
 from tidemill.serving.registry.apply import (
     Entries,
-    added_entries,
     changed_entries,
-    find_version,
     make_spaces,
-    promoted_entries,
+    registry_entries,
     write_entries,
 )
 from tidemill.serving.registry.plan import Preview, make_plan
@@ -35,22 +32,17 @@ if TYPE_CHECKING:
 
 
 def open_store(project: Project, places: StorePlaces, *, clock: Clock) -> feast.FeatureStore:
-    """Register what is missing of a project and open its Feast store.
+    """Register the missing definitions of a project, and open its Feast store.
 
-    In an empty registry everything is promoted. Where another definition of a view is promoted,
-    the code's stands beside it as a pending version (`feast_name`): nothing is promoted over it.
-    Doing it again changes nothing.
-
-    Args:
-        project: The definitions.
-        places: Where its stores are; the root is made where it doesn't exist.
-        clock: What online reads judge age by.
+    In an empty registry everything is promoted. If another definition of a view is promoted, the
+    code's becomes a pending version beside it (`feast_name`). Calling it again changes nothing. The
+    root is made if it does not exist.
 
     Returns:
         The store, its views registered and their key spaces made.
 
     Raises:
-        DefinitionError: A feature's name cannot stand in a publication.
+        DefinitionError: A feature's name is reserved for publications.
         StoreError: The registry or the online database cannot be written.
     """
     places.root.mkdir(parents=True, exist_ok=True)
@@ -58,7 +50,7 @@ def open_store(project: Project, places: StorePlaces, *, clock: Clock) -> feast.
         store = _opened(project, places, clock)
         registered = read_registered(store)
         plan = make_plan(project, registered, {})
-        entries = added_entries(project, registered, plan, places.source)
+        entries = registry_entries(project, registered, plan, places.source, promote=False)
         _carry_out(store, registered, entries)
     return store
 
@@ -66,20 +58,18 @@ def open_store(project: Project, places: StorePlaces, *, clock: Clock) -> feast.
 def plan_project(project: Project, places: StorePlaces) -> Preview:
     """Compare a project with registry and online store, and change nothing.
 
-    Args:
-        project: The definitions.
-        places: Where its stores are.
-
     Raises:
-        DefinitionError: A feature's name cannot stand in a publication.
+        DefinitionError: A feature's name is reserved for publications.
         StoreError: The registry or the online database cannot be read.
     """
     check_installed(places.offline)
     spaces = _spaces(project, places.online)
-    if not holds_project(places.registry, project.name):
-        return _preview(project, places, None, spaces)
-    # An opened store refers to no key space before it is written to, so any clock will do.
-    return _preview(project, places, _opened(project, places, "wall"), spaces)
+    store = None
+    if holds_project(places.registry, project.name):
+        # The clock judges online reads, and the plan reads only the registry.
+        store = _opened(project, places, "wall")
+    registered = Registered() if store is None else read_registered(store)
+    return _preview(project, places, store, registered, spaces)
 
 
 def apply_project(
@@ -90,31 +80,34 @@ def apply_project(
     unfilled_too: bool = False,
     shown: Preview | None = None,
 ) -> Preview:
-    """Register what is missing of a project and, where it is asked for, promote its definitions.
+    """Register the missing definitions of a project and, if asked to, promote its definitions.
 
     Args:
         project: The definitions.
-        places: Where its stores are; the root is made where it doesn't exist.
+        places: Where its stores are; the root is made if it does not exist.
         promote: Whether ``VIEW`` and the feature service become the code's.
-        unfilled_too: Whether to promote what has no values to read yet.
-        shown: What somebody agreed to; None does whatever is to be done.
+        unfilled_too: Whether to promote definitions that have no values to read yet.
+        shown: The preview that the user agreed to; None applies any plan.
 
     Returns:
         What was done.
 
     Raises:
-        DefinitionError: A feature's name cannot stand in a publication.
-        StoreError: A definition that is to be promoted is not filled; what is to be done is not
-            what was shown; the registry or the online database cannot be written.
+        DefinitionError: A feature's name is reserved for publications.
+        StoreError: A definition to be promoted is not filled; the plan is no longer the one that
+            was shown; the registry or the online database cannot be written.
     """
     places.root.mkdir(parents=True, exist_ok=True)
     with registry_lock(places.registry):
         store = _opened(project, places, "wall")
-        preview = _preview(project, places, store, _spaces(project, places.online))
+        registered = read_registered(store)
+        spaces = _spaces(project, places.online)
+        preview = _preview(project, places, store, registered, spaces)
         if shown is not None and not preview.same_decisions(shown):
             raise StoreError(
-                f"{places.registry.name}: somebody else registered project {project.name!r} after "
-                "this plan was made; look at the new plan (`tidemill apply --plan`) and apply again"
+                f"{places.registry.name}: another process registered project {project.name!r} "
+                "after this plan was made; look at the new plan (`tidemill apply --plan`) and "
+                "apply again"
             )
         plan = preview.plan
         if promote and plan.to_promote and plan.unfilled and not unfilled_too:
@@ -123,20 +116,18 @@ def apply_project(
                 f"old numbers: {'; '.join(plan.unfilled)}. Fill the new definitions first: "
                 "`tidemill apply`, then `tidemill backfill --publish`"
             )
-        registered = read_registered(store)
-        make_entries = promoted_entries if promote else added_entries
-        entries = make_entries(project, registered, plan, places.source)
+        entries = registry_entries(project, registered, plan, places.source, promote=promote)
         _carry_out(store, registered, entries)
     return preview
 
 
 def feast_name(store: feast.FeatureStore, view: FeatureView) -> str:
-    """Return the Feast name under which a definition stands: ``VIEW``, or ``VIEW__vN`` if pending.
+    """Return the Feast name of a definition: ``VIEW``, or ``VIEW__vN`` if it is pending.
 
     Raises:
         StoreError: It is not registered.
     """
-    found = find_version(read_registered(store), view.name, view.hash)
+    found = read_registered(store).version(view.name, view.hash)
     if found is None:
         raise StoreError(
             f"this definition of view {view.name!r} is not registered in project "
@@ -150,7 +141,7 @@ def _opened(project: Project, places: StorePlaces, clock: Clock) -> feast.Featur
 
     store = feast.FeatureStore(config=repo_config(project.name, places, clock=clock))
     with named_errors(places.registry):
-        store.registry  # noqa: B018 - opens it, so that what is wrong with it shows here
+        store.registry  # noqa: B018 - opens the registry here, where its errors get a name
     return store
 
 
@@ -170,15 +161,17 @@ def _preview(
     project: Project,
     places: StorePlaces,
     store: feast.FeatureStore | None,
+    registered: Registered,
     spaces: dict[str, Frontiers] | None,
 ) -> Preview:
-    registered = Registered() if store is None else read_registered(store)
     plan = make_plan(project, registered, spaces)
-    added, promoted = (
-        changed_entries(store, make_entries(project, registered, plan, places.source))
-        for make_entries in (added_entries, promoted_entries)
-    )
-    return Preview(plan, added.lines(), promoted.lines())
+    lines = [
+        changed_entries(
+            store, registry_entries(project, registered, plan, places.source, promote=promote)
+        ).lines()
+        for promote in (False, True)
+    ]
+    return Preview(plan, registers=lines[0], promotes=lines[1])
 
 
 def _carry_out(store: feast.FeatureStore, registered: Registered, entries: Entries) -> None:

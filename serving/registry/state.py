@@ -1,8 +1,8 @@
-"""What is registered of a project, and what stands in its online store: the plan's one side.
+"""The registered definitions of a project, and its key spaces in the online store.
 
-Names in the registry: the Feast view ``VIEW`` is the promoted version of a view, and
-``VIEW__vN`` (`features.feast_objects.version_name`) is version N: pending, or the promoted one
-under the name that it had before. Feast views that Tidemill did not generate are left alone.
+Names in the registry: the Feast view ``VIEW`` is the promoted version of a view, and ``VIEW__vN``
+(`features.feast_objects.version_name`) is version N: pending, or the promoted one under its name as
+a pending version. Feast views that Tidemill did not generate are left alone.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     import feast
 
 ServicePart = tuple[str, str, tuple[str, ...]]
-"""A view of a feature service: the view's name, its definition, the Feast names of its features."""
+"""A view of a feature service: its name, its definition, the Feast names of its features."""
 
 
 @dataclass(frozen=True)
 class RegisteredView:
-    """A version of a view as it stands in the registry.
+    """A version of a view in the registry.
 
     Attributes:
         feast_name: Its name in Feast.
         view: The view's name.
-        version: Which version it is.
+        version: Its number.
         definition: The hash of its definition.
-        spec: The definition's canonical form; None where it was registered without one.
+        spec: The definition's canonical form; None if it was registered without one.
         max_staleness_us: How far its frontier may lag behind a reader's clock.
         dtypes: Feast type of each feature by its Feast name, in order.
     """
@@ -55,13 +55,13 @@ class RegisteredView:
 
     @property
     def is_promoted(self) -> bool:
-        """Whether it is what stock clients read under the view's name."""
+        """Whether stock clients read it under the view's name."""
         return self.feast_name == self.view
 
 
 @dataclass(frozen=True)
 class RegisteredEntity:
-    """An entity as it stands in the registry.
+    """An entity in the registry.
 
     Attributes:
         feast_name: Its name in Feast.
@@ -78,14 +78,14 @@ class RegisteredEntity:
 
 @dataclass(frozen=True)
 class Registered:
-    """What is registered of a project.
+    """The registered definitions of a project.
 
     Attributes:
         views: The versions of its views, in order of name and version.
         entities: Every entity of the Feast project, by Feast name.
-        services: The feature services that Tidemill generated, by name: what each is made of.
-        foreign_views: Feast views that it did not generate.
-        entities_in_use: Feast names of the entities that those have.
+        services: The parts of each feature service that Tidemill generated, by name.
+        foreign_views: Names of the Feast views that Tidemill did not generate.
+        entities_in_use: Feast names of the entities of the foreign views.
     """
 
     views: tuple[RegisteredView, ...] = ()
@@ -95,21 +95,17 @@ class Registered:
     entities_in_use: frozenset[str] = frozenset()
 
     def promoted(self, view: str) -> RegisteredView | None:
-        """Return the promoted version of a view, if there is one."""
+        """Return the promoted version of a view; None if there is none."""
         return next((v for v in self.views if v.view == view and v.is_promoted), None)
 
-    def versions(self, view: str) -> list[RegisteredView]:
-        """Return the versions of a view, the promoted one first."""
-        found = [version for version in self.views if version.view == view]
-        return sorted(found, key=lambda version: (not version.is_promoted, version.version))
+    def version(self, view: str, definition: str) -> RegisteredView | None:
+        """Return the version of a view with a definition; if there are two, the promoted one."""
+        found = [v for v in self.views if (v.view, v.definition) == (view, definition)]
+        return min(found, key=lambda v: (not v.is_promoted, v.version), default=None)
 
 
 def read_registered(store: feast.FeatureStore) -> Registered:
-    """Read what is registered of a store's project, from the registry itself and not a cache.
-
-    Args:
-        store: The store.
-    """
+    """Read the registered definitions of a store's project from the registry, not from a cache."""
     registry, project = store.registry, store.project
     every = [
         *registry.list_feature_views(project, allow_cache=False),
@@ -169,25 +165,11 @@ def _parts(
     return tuple(part(projection) for projection in service.feature_view_projections)
 
 
-def space_name(project: str, view: str, definition: str) -> str:
-    """Return the name of the key space of a definition (`KeySpace.name`)."""
-    return space_of(project, view, definition).name
-
-
-def space_of(project: str, view: str, definition: str) -> KeySpace:
-    """Return a key space by its name only: to read its frontiers or to drop it, not its rows."""
-    return KeySpace(project, view, definition, columns=(), max_staleness_us=0)
-
-
 def read_spaces(database: OnlineDatabase, project: str) -> dict[str, Frontiers]:
-    """Return the key spaces of a project that exist, by name, with their frontiers.
-
-    Args:
-        database: The online database; one that doesn't exist yet has no key spaces.
-        project: The project's name.
+    """Return the frontiers of each key space of a project, by the key space's name.
 
     Raises:
-        StoreError: The database cannot be read.
+        StoreError: The database does not exist, or cannot be read.
     """
     found = list(named_spaces(database, project))
     snapshots = database.read([(space, []) for space in found]) if found else []
@@ -199,11 +181,10 @@ def read_spaces(database: OnlineDatabase, project: str) -> dict[str, Frontiers]:
 def named_spaces(database: OnlineDatabase, project: str) -> Iterator[KeySpace]:
     """Yield the key spaces of a project's views that exist.
 
-    Names of projects and views hold no double underscore, so a name is taken apart in one way.
-    Those of Feast views that Tidemill did not generate look otherwise, and are left out
-    (`serving.online.feast_rows.FOREIGN`).
+    Names of projects and views hold no double underscore, so a name splits in one way. The names
+    of foreign views' key spaces (`serving.online.feast_rows.FOREIGN`) do not match the pattern.
     """
     pattern = re.compile(rf"{re.escape(project)}__([a-z](?:_?[a-z0-9]+)*_?)__([0-9a-f]{{16}})")
     for name in database.spaces():
         if parts := pattern.fullmatch(name):
-            yield space_of(project, parts[1], parts[2])
+            yield KeySpace(project, parts[1], parts[2])

@@ -1,6 +1,6 @@
 """Where stores are: the frozen places of online store, offline store and registry.
 
-A place opens nothing and holds no secret. It says where a store is and how Feast configures it.
+A place opens nothing and holds no secret. It names a store and makes Feast's configuration of it.
 """
 
 from __future__ import annotations

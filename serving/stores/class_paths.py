@@ -1,6 +1,6 @@
-"""The classes that Feast loads by their path, and the paths that they had before.
+"""The paths of the classes that Feast loads, and their former paths.
 
-The paths stand in users' ``feature_store.yaml``: a class that moves gets a line in `renamed_class`.
+Users' ``feature_store.yaml`` files hold these paths: add a class that moves to `renamed_class`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ REDIS_STORE: Final = "tidemill.serving.feast_plugins.online_store.OrderedRedisOn
 OFFLINE_STORE: Final = "tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore"
 REGISTRY_FILE: Final = "tidemill.serving.feast_plugins.registry_file.AtomicFileRegistryStore"
 BATCH_ENGINE: Final = "tidemill.serving.feast_plugins.materialization.ChangePointComputeEngine"
-"""What runs ``materialize``."""
+"""The class that runs ``materialize``."""
 
 _BEFORE: Final = re.compile(
     r"(?<![\w.])serving\.((?:online_store|offline_store|registry_file|materialization)\.\w+)"
@@ -21,7 +21,7 @@ _BEFORE: Final = re.compile(
 
 
 def renamed_class(path: str) -> str | None:
-    """Return the present path of a class whose path was another one; None for any other text.
+    """Return the present path of a class for its former path; None for any other text.
 
     >>> renamed_class("serving.registry_file.AtomicFileRegistryStore")
     'tidemill.serving.feast_plugins.registry_file.AtomicFileRegistryStore'
@@ -31,7 +31,7 @@ def renamed_class(path: str) -> str | None:
 
 
 def renamed_classes(text: str) -> dict[str, str]:
-    """Return the former class paths in a text such as a YAML file, each with its present one."""
+    """Map each former class path in a text, such as a YAML file, to the present one."""
     return {
         found[0]: f"tidemill.serving.feast_plugins.{found[1]}" for found in _BEFORE.finditer(text)
     }

@@ -14,7 +14,7 @@ from tidemill.serving.stores.class_paths import BATCH_ENGINE
 from tidemill.serving.stores.offline_places import check_installed, offline_section
 from tidemill.serving.stores.online_places import Clock, expanded, feast_section
 from tidemill.serving.stores.places import StorePlaces
-from tidemill.serving.stores.registry_places import registry_section, yaml_section
+from tidemill.serving.stores.registry_places import registry_section
 
 if TYPE_CHECKING:
     import feast
@@ -24,16 +24,11 @@ FEATURE_STORE_YAML: Final = "feature_store.yaml"
 
 
 def repo_config(project: str, places: StorePlaces, *, clock: Clock) -> feast.RepoConfig:
-    """Return the Feast configuration of a project.
-
-    Args:
-        project: The project's name.
-        places: Where its stores are.
-        clock: What online reads judge age by.
+    """Return the Feast configuration of a project; its clock judges the age of online reads.
 
     Raises:
-        ConfigurationError: An environment variable that a place names is not set, or what a place
-            is read with is not installed.
+        ConfigurationError: An environment variable that a place names is not set, or a library
+            that reads a place is not installed.
     """
     import feast
     from feast.errors import FeastModuleImportError
@@ -45,7 +40,7 @@ def repo_config(project: str, places: StorePlaces, *, clock: Clock) -> feast.Rep
         return feast.RepoConfig(
             **{**sections, "online_store": online_store},
             repo_path=places.root,
-            registry=registry_section(places.registry),
+            registry=registry_section(places.registry, expanded=True),
         )
     except FeastModuleImportError as error:
         raise ConfigurationError(
@@ -56,29 +51,22 @@ def repo_config(project: str, places: StorePlaces, *, clock: Clock) -> feast.Rep
 
 
 def write_feature_store_yaml(project: str, places: StorePlaces, *, clock: Clock) -> Path:
-    """Write the ``feature_store.yaml`` that Feast's command line and servers read below a root.
+    """Write the ``feature_store.yaml`` that Feast's command line and servers read, below the root.
 
     With it ``feast --chdir ROOT serve`` and ``FeatureStore(repo_path=ROOT)`` read what the stream
     publishes. It holds no secret: Feast expands ``${NAME}`` from the environment.
-
-    Args:
-        project: The project's name.
-        places: Where its stores are; the file is written to their root.
-        clock: What online reads judge age by.
-
-    Returns:
-        The file's path.
     """
     import yaml
 
-    sections = {**_sections(project, places, clock), "registry": yaml_section(places.registry)}
+    registry = registry_section(places.registry, expanded=False)
+    sections = {**_sections(project, places, clock), "registry": registry}
     target = places.root / FEATURE_STORE_YAML
     write_text(target, yaml.safe_dump(sections, sort_keys=False))
     return target
 
 
 def _sections(project: str, places: StorePlaces, clock: Clock) -> dict[str, Any]:
-    """Return every section but the registry's; secrets stand in it as ``${NAME}``."""
+    """Return all sections except the registry's; secrets remain ``${NAME}``."""
     return {
         "project": project,
         "provider": "local",

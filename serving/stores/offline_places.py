@@ -1,7 +1,7 @@
-"""Where features of the past are read: what the configuration says, and Feast's section of it.
+"""Where features of the past are read: the configured place, and Feast's section of it.
 
-Whatever the place is, what is written is the change-point log as Parquet below the root
-(`serving.offline.log`). Loading it into BigQuery is not done here.
+For every place, the change-point log is written as Parquet below the root (`serving.offline.log`).
+Loading it into BigQuery is left to the user.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class ParquetPlace:
     """The log itself, read by `serving.feast_plugins.offline_store`.
 
     Attributes:
-        memory_limit: What duckdb may take, such as ``2GB``; None is four fifths of the machine's.
-        threads: How many threads duckdb runs; None is one a core.
-        spill: The directory, absolute, for what does not fit; None is the machine's temporary one.
+        memory_limit: Memory limit of duckdb, such as ``2GB``; None is four fifths of the machine's.
+        threads: Threads of duckdb; None is one per core.
+        spill: Absolute directory for what exceeds the limit; None is the machine's temporary one.
     """
 
     memory_limit: str | None = None
@@ -48,22 +48,16 @@ def offline_section(place: OfflinePlace) -> dict[str, Any]:
     """Return the ``offline_store`` section of the Feast configuration for a place."""
     if isinstance(place, BigQueryDataset):
         return {"type": "bigquery", "project_id": place.project, "dataset": place.dataset}
-    options = {
-        "memory_limit": place.memory_limit,
-        "threads": place.threads,
-        "spill": None if place.spill is None else str(place.spill),
-    }
-    return {
-        "type": OFFLINE_STORE,
-        **{name: value for name, value in options.items() if value is not None},
-    }
+    spill = None if place.spill is None else str(place.spill)
+    options = {"memory_limit": place.memory_limit, "threads": place.threads, "spill": spill}
+    return {"type": OFFLINE_STORE, **{k: v for k, v in options.items() if v is not None}}
 
 
 def check_installed(place: OfflinePlace) -> None:
-    """Check that what a place is read with is installed.
+    """Check that the libraries that read a place are installed.
 
     Raises:
-        ConfigurationError: It is BigQuery, and Google's clients are missing.
+        ConfigurationError: The place is BigQuery, and Google's clients are missing.
     """
     if not isinstance(place, BigQueryDataset):
         return

@@ -1,7 +1,7 @@
-"""Where an online store is: what the configuration says, and Feast's section of it.
+"""Where an online store is: the configured place, and Feast's section of it.
 
 An `OnlinePlace` is plain data: it can be compared, pickled and printed, and it holds no secret
-(a password is named by the environment variable that has it).
+(it names the environment variable that holds a password).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tidemill.serving.stores.redis_place import RedisPlace
 from tidemill.serving.stores.registry_places import RegistryPlace
 
 Clock = Literal["wall", "replay"]
-"""What a reader's clock is: the wall clock live, the published frontier in a replay."""
+"""A reader's clock: the wall clock live, the highest published frontier in a replay."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class FeastPlace:
     """Any other online store of Feast's, written by its generic path (`online.feast_database`).
 
     Attributes:
-        options: The ``online_store`` section of Feast's documentation, its ``type`` among it. A
-            secret stands in it as ``${NAME}``, to be read from the environment when it is used.
-        root: What Feast's relative paths are below.
+        options: The ``online_store`` section of Feast's documentation, with its ``type``. A secret
+            is written as ``${NAME}`` and read from the environment when it is used.
+        root: The directory that Feast's relative paths start from.
         registry: Where the registry is; None is a file below the root.
     """
 
@@ -67,7 +67,7 @@ class FeastPlace:
 
     @property
     def type(self) -> str:
-        """Which of Feast's stores it is."""
+        """The type of the store, as Feast calls it."""
         return str(self.options["type"])
 
 
@@ -75,11 +75,11 @@ OnlinePlace = SqlitePlace | RedisPlace | FeastPlace
 """Any of the places."""
 
 ONLINE: Final = "online.db"
-"""The SQLite file below a run's root, where no other place is named."""
+"""The SQLite file below a run's root, unless the configuration names another place."""
 
 
 def default_place(root: Path | str) -> SqlitePlace:
-    """Return the place of the online store where none is named: a file below the root."""
+    """Return the default place of the online store: a file below the root."""
     return SqlitePlace(Path(root).absolute() / ONLINE)
 
 
@@ -87,29 +87,18 @@ def feast_section(place: OnlinePlace, clock: Clock) -> dict[str, Any]:
     """Return the ``online_store`` section of the Feast configuration for a place.
 
     Args:
-        place: Where the store is.
-        clock: What online reads judge age by; Feast's own stores judge no age.
-
-    Returns:
-        The section. A secret of a `FeastPlace` stands in it as ``${NAME}`` (`expanded`).
+        place: Where the store is. A secret of a `FeastPlace` remains ``${NAME}`` (see `expanded`).
+        clock: The clock that online reads judge age by; Feast's own stores judge no age.
     """
     if isinstance(place, FeastPlace):
         return dict(place.options)
     if isinstance(place, RedisPlace):
-        return {
-            "type": REDIS_STORE,
-            **place.options(),
-            "clock": clock,
-        }
-    return {
-        "type": SQLITE_STORE,
-        "path": str(place.path),
-        "clock": clock,
-    }
+        return {"type": REDIS_STORE, **place.options(), "clock": clock}
+    return {"type": SQLITE_STORE, "path": str(place.path), "clock": clock}
 
 
 def expanded(section: Any) -> Any:
-    """Put environment variables in place of every ``${NAME}`` of a section, as Feast does.
+    """Replace each ``${NAME}`` of a section by the environment variable, as Feast does.
 
     Raises:
         ConfigurationError: A variable is not set.
@@ -134,7 +123,7 @@ _SECRET_TEXT: Final = re.compile(r"password=(?!\$\{)|://[^/@\s]*:(?!\$\{)[^/@\s]
 
 
 def _secrets(name: str, value: Any) -> list[str]:
-    """Name the settings that hold a secret in plain text."""
+    """Return the names of the settings that hold a secret in plain text."""
     if isinstance(value, Mapping):
         return [one for key in value for one in _secrets(f"{name}.{key}", value[key])]
     if not isinstance(value, str):

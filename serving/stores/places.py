@@ -1,4 +1,4 @@
-"""Where all stores of a project are: one frozen value for everybody who opens one of them."""
+"""Where all stores of a project are, as one frozen value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidemill.serving.stores.online_places import OnlinePlace, default_place
 from tidemill.serving.stores.registry_places import RegistryPlace, default_registry
 
 OFFLINE: Final = "offline"
-"""The directory of offline publications below the root; one directory a definition of a view."""
+"""Directory of the offline logs below the root; each definition of a view has its own below it."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class StorePlaces:
     """Where the stores of a project are. All programs of a project must agree on it.
 
     Attributes:
-        root: Where the offline log is written, absolute; relative paths start here.
+        root: Absolute directory that the offline log is written below; relative paths start here.
         online: Where the newest features are read.
         registry: Where the definitions are registered.
         offline: Where features of the past are read.
@@ -42,7 +42,7 @@ class StorePlaces:
         """Return places below a root.
 
         Args:
-            root: Where the offline log is written; a relative one starts in the working directory.
+            root: The root; a relative path starts in the working directory.
             online: Where the online store is; None is an SQLite file below the root.
             registry: Where the registry is; None is a file below the root.
             offline: Where features of the past are read; None is the log below the root.
@@ -57,7 +57,7 @@ class StorePlaces:
 
     @property
     def source(self) -> str | BigQueryDataset:
-        """What the batch sources of Feast views name (`features.feast_objects.feast_objects`)."""
+        """The batch source that Feast views name (`features.feast_objects.feast_objects`)."""
         if isinstance(self.offline, BigQueryDataset):
             return self.offline
         return str(self.root / OFFLINE)

@@ -1,7 +1,7 @@
-"""Where a Redis is, how it is spoken to, and where its password is found.
+"""Where a Redis is, how to connect to it, and where its password is found.
 
-Plain data without a secret in it: a password is named by the environment variable or the file that
-holds it, and is read anew for each connection, so a password that was changed is found.
+Plain data without a secret in it: a place names the environment variable or the file that holds the
+password. It is read anew for each connection, so a changed password takes effect.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tidemill.features.errors import ConfigurationError, StoreError
 
 @dataclass(frozen=True)
 class RedisTls:
-    """That a Redis is spoken to by TLS; its certificate must be of its host's name.
+    """How to connect to a Redis by TLS; the server's certificate must be for its host name.
 
     Attributes:
-        ca: The file of the authorities that are trusted, PEM; None trusts the system's.
-        cert: The file of our own certificate, where the server asks for one.
-        key: The file of our certificate's key.
+        ca: PEM file of the trusted authorities; None trusts the system's.
+        cert: File of our own certificate, if the server asks for one.
+        key: File of our certificate's key.
     """
 
     ca: Path | None = None
@@ -41,14 +41,14 @@ class RedisPlace:
     """A Redis, and one of its databases.
 
     Attributes:
-        host: The host's name or address.
+        host: Name or address of the host.
         port: The port.
         db: The number of the database.
         username: The ACL user; None is Redis's default user.
         password_env: The environment variable that holds the password.
-        password_file: The file that holds the password; a line break at its end is no part of it.
-        tls: How to speak TLS; None speaks plainly.
-        timeout_us: How long to wait for a connection and for each answer, in microseconds.
+        password_file: The file that holds the password; line breaks at its end are ignored.
+        tls: How to connect by TLS; None connects without it.
+        timeout_us: Longest wait for a connection and for each answer, in microseconds.
     """
 
     host: str = "localhost"
@@ -77,12 +77,12 @@ class RedisPlace:
 
     @property
     def name(self) -> str:
-        """What error messages call it."""
+        """Its name in error messages."""
         scheme = "redis" if self.tls is None else "rediss"
         return f"online store {scheme}://{self.host}:{self.port}/{self.db}"
 
     def options(self) -> dict[str, Any]:
-        """Return it as plain values, what is not set left out."""
+        """Return the settings as plain values, without those that are None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.tls is not None:
             files = {field.name: getattr(self.tls, field.name) for field in fields(self.tls)}
@@ -92,10 +92,10 @@ class RedisPlace:
         return {name: value for name, value in values.items() if value is not None}
 
     def password(self) -> str | None:
-        """Look the password up; None where none is named.
+        """Return the password; None if the place names none.
 
         Raises:
-            StoreError: It is not where it was said to be.
+            StoreError: The variable or the file that should hold it cannot be read.
         """
         if self.password_file is not None:
             try:

@@ -1,11 +1,11 @@
-"""Where a project's Feast registry is: what the configuration says, and who may write it now.
+"""Where a project's Feast registry is, Feast's section of it, and the lock that writers hold.
 
-A `RegistryPlace` is plain data and holds no secret: a URL with a password is named by the
-environment variable that has it, and is read from there when it is used.
+A `RegistryPlace` is plain data and holds no secret: it names the environment variable that holds a
+URL with a password, and the variable is read when the URL is used.
 
-Two writers at once: Feast's registry in a file is last-writer-wins, and its SQL registry writes
-object by object. So whoever registers here holds `registry_lock` from the first read to the one
-write. Programs that write with Feast alone (`feast apply`) don't ask for it.
+With two writers at once, the last one wins in Feast's file registry, and Feast's SQL registry is
+written object by object. So `serving.registry` holds `registry_lock` from its first read to its
+one write. Programs that write with Feast alone (`feast apply`) don't take the lock.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tidemill.features.errors import ConfigurationError, StoreError
 from tidemill.serving.stores.class_paths import REGISTRY_FILE
 
 REGISTRY: Final = "registry.db"
-"""The registry's file below the root, where no other place is named."""
+"""The registry's file below the root, unless the configuration names another place."""
 
 DIALECTS: Final = ("sqlite", "postgresql")
-"""The databases whose SQLAlchemy URLs a registry takes; a driver may follow after a plus."""
+"""Databases whose SQLAlchemy URLs are accepted; a plus and a driver may follow."""
 
 CACHE_S: Final = 60
-"""How long a Feast client goes on with the registry that it read; then it sees a promotion."""
+"""How long a Feast client caches the registry: a promotion is visible after that."""
 
 _ADVISORY_LOCK: Final = 0x7469_6465_6D69_6C6C
-"""The key of the lock that appliers of one PostgreSQL database share ("tidemill" in ASCII)."""
+"""Key of the advisory lock in a PostgreSQL database ("tidemill" in ASCII)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FileRegistry:
 
     @property
     def name(self) -> str:
-        """What error messages and plans call it."""
+        """Its name in error messages and plans."""
         return f"registry {self.path}"
 
 
@@ -65,7 +65,7 @@ class SqlRegistry:
 
     @property
     def name(self) -> str:
-        """What error messages and plans call it; of a URL in the environment the variable."""
+        """Its name in error messages and plans: the URL, or the variable that holds it."""
         return f"registry {self.url}" if self.url_env is None else f"registry ${self.url_env}"
 
     def resolve(self) -> str:
@@ -96,12 +96,12 @@ RegistryPlace = FileRegistry | SqlRegistry
 
 
 def default_registry(root: Path | str) -> FileRegistry:
-    """Return the place of the registry where none is named: a file below the root."""
+    """Return the default place of the registry: a file below the root."""
     return FileRegistry(Path(root).absolute() / REGISTRY)
 
 
 def url_dialect(url: str) -> str:
-    """Return the database that an SQLAlchemy URL is of, without its driver.
+    """Return the database of an SQLAlchemy URL, without its driver.
 
     >>> url_dialect("postgresql+psycopg://registry@db.example/feast")
     'postgresql'
@@ -115,38 +115,30 @@ def url_password(url: str) -> bool:
     return parts.password is not None or "password=" in parts.query.lower()
 
 
-def registry_section(place: RegistryPlace) -> dict[str, Any]:
+def registry_section(place: RegistryPlace, *, expanded: bool) -> dict[str, Any]:
     """Return the ``registry`` section of the Feast configuration for a place.
 
-    It may hold a password: it is for `feast.RepoConfig`, not for a file or a log.
+    Args:
+        place: Where the registry is.
+        expanded: Whether the section holds a URL from the environment, perhaps with a password:
+            for `feast.RepoConfig`, never for a file or a log. Otherwise it holds ``${NAME}``,
+            which Feast expands when it reads a ``feature_store.yaml``.
 
     Raises:
         ConfigurationError: The environment variable with the URL is not set.
     """
     if isinstance(place, FileRegistry):
-        return {
-            "registry_type": "file",
-            "registry_store_type": REGISTRY_FILE,
-            "path": str(place.path),
-            "cache_ttl_seconds": CACHE_S,
-        }
-    url = _with_driver(place.resolve())
-    return {"registry_type": "sql", "path": url, "cache_ttl_seconds": CACHE_S}
-
-
-def yaml_section(place: RegistryPlace) -> dict[str, Any]:
-    """Return the ``registry`` section of a ``feature_store.yaml`` for a place.
-
-    A URL from the environment is written as ``${NAME}``, which Feast expands when it reads it.
-    """
-    if isinstance(place, FileRegistry):
-        return registry_section(place)
-    path = f"${{{place.url_env}}}" if place.url_env else _with_driver(place.resolve())
-    return {"registry_type": "sql", "path": path, "cache_ttl_seconds": CACHE_S}
+        kind = {"registry_type": "file", "registry_store_type": REGISTRY_FILE}
+        path = str(place.path)
+    else:
+        kind = {"registry_type": "sql"}
+        named = place.url_env and not expanded
+        path = f"${{{place.url_env}}}" if named else _with_driver(place.resolve())
+    return {**kind, "path": path, "cache_ttl_seconds": CACHE_S}
 
 
 def holds_project(place: RegistryPlace, project: str) -> bool:
-    """Tell whether a registry is there and knows a project; asking makes neither.
+    """Tell whether a registry exists and knows a project, without creating it.
 
     Raises:
         ConfigurationError: The environment variable with the URL is not set, or a driver is
@@ -171,11 +163,11 @@ def holds_project(place: RegistryPlace, project: str) -> bool:
 
 @contextmanager
 def named_errors(place: RegistryPlace) -> Iterator[None]:
-    """Give the errors of a registry's file or database its name and the mend.
+    """Turn errors of a registry's file or database into ours, with its name and a remedy.
 
     Raises:
         ConfigurationError: A driver is missing.
-        StoreError: The registry cannot be opened, or what is there is none.
+        StoreError: The registry cannot be opened, or the file is not a registry.
     """
     import sqlalchemy
     from google.protobuf.message import DecodeError
@@ -198,10 +190,10 @@ def named_errors(place: RegistryPlace) -> Iterator[None]:
 
 @contextmanager
 def registry_lock(place: RegistryPlace) -> Iterator[None]:
-    """Hold the registry against other appliers; they wait. The death of a process frees it.
+    """Hold the registry's lock; other writers wait. It is freed when the process ends.
 
-    A file, and an SQLite database, are held by a lock on a file beside them (which must not be on
-    a file system without locks), PostgreSQL by an advisory lock of the database.
+    For a file or an SQLite database it locks a file beside it (which must not be on a file system
+    without locks), for PostgreSQL it takes an advisory lock of the database.
 
     Raises:
         ConfigurationError: The environment variable with the URL is not set, or a driver is
@@ -209,15 +201,12 @@ def registry_lock(place: RegistryPlace) -> Iterator[None]:
         StoreError: The database cannot be opened.
     """
     if isinstance(place, FileRegistry):
-        with _file_lock(place.path):
-            yield
-        return
-    url = place.resolve()
-    if url_dialect(url) == "sqlite":
-        with _file_lock(_sqlite_path(url)):
-            yield
-        return
-    with _advisory_lock(place, url):
+        lock = _file_lock(place.path)
+    elif url_dialect(url := place.resolve()) == "sqlite":
+        lock = _file_lock(_sqlite_path(url))
+    else:
+        lock = _advisory_lock(place, url)
+    with lock:
         yield
 
 
@@ -231,7 +220,7 @@ def _advisory_lock(place: SqlRegistry, url: str) -> Iterator[None]:
         )
         connection = engine.connect()
     with connection:
-        # Of the session, so that it lasts over the transactions that Feast opens for itself.
+        # A lock of the session outlasts the transactions that Feast opens itself.
         connection.execute(
             sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}
         )
@@ -241,7 +230,7 @@ def _advisory_lock(place: SqlRegistry, url: str) -> Iterator[None]:
 @contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A file of its own: the registry's is replaced by each write, and a lock goes with the inode.
+    # Not the registry's own file: each write replaces it, and a lock belongs to the inode.
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -255,6 +244,6 @@ def _sqlite_path(url: str) -> Path:
 
 
 def _with_driver(url: str) -> str:
-    """Name Feast's driver where a URL names none: Feast would do it too, and warn."""
+    """Add Feast's driver to a URL without one: Feast would do it too, and warn."""
     plain = "postgresql://"
     return f"postgresql+psycopg://{url.removeprefix(plain)}" if url.startswith(plain) else url

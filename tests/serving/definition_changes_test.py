@@ -1,4 +1,4 @@
-"""What differs between definitions, said in the words of the definitions."""
+"""Differences between definitions, in the words of the definitions."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def project_differences(project: Project) -> list[str]:
     return list(project_changes(json.loads(json.dumps(given.PROJECT.spec())), project))
 
 
-def test_differences_name_what_is_new_gone_or_moved() -> None:
+def test_differences_name_what_is_new_removed_or_moved() -> None:
     features = given.DEPOT.features
     added = replace(given.DEPOT, features={**features, "more": count(over="1h")})
     assert project_differences(replace(given.PROJECT, views=(added,)))[0].startswith(
@@ -111,7 +111,7 @@ def test_differences_name_what_is_new_gone_or_moved() -> None:
     )
     fewer = replace(given.DEPOT, features={"scans_1d": features["scans_1d"]})
     assert project_differences(replace(given.PROJECT, views=(fewer,)))[0].startswith(
-        "view 'depot', feature 'minutes_1d': gone, "
+        "view 'depot', feature 'minutes_1d': removed, "
     )
     turned = replace(
         given.DEPOT, features={name: features[name] for name in sorted(features, reverse=True)}

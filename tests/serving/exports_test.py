@@ -1,4 +1,4 @@
-"""The public surface of serving: what each package offers, and the class paths that Feast loads."""
+"""The public surface of serving: the exports of each package, and the class paths for Feast."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ EXPORTS = {
     "bundles": "BUNDLES Bundle Scorer Stamps TransformGraph current_bundle make_current "
     "shared_scorer write_bundle",
     "files": "atomic_write segment_of segment_prefix write_text",
-    "offline": "Merge OfflineLog Reached log_ddl merge_day newest_ddl offline_table planned_merge "
+    "offline": "Merge OfflineLog Span log_ddl merge_day newest_ddl offline_table planned_merge "
     "project_ddl",
     "online": "Frontiers KeySpace OnlineDatabase OnlineReader OnlineReading Parcel Row RowBatch "
-    "Snapshot finish_anchored missing_guarantees online_rows open_database parcel_of "
-    "write_publications",
-    "registry": "Orphan Preview RegistrationPlan apply_project drop_orphans feast_name "
+    "Snapshot finish_anchored missing_guarantees online_rows open_database parcel_of",
+    "registry": "Preview RegistrationPlan SpacePlan apply_project drop_orphans feast_name "
     "find_orphans open_store plan_project",
     "stores": "OFFLINE Clock FeastPlace FileRegistry OfflinePlace OnlinePlace ParquetPlace "
     "RedisPlace RedisTls RegistryPlace SqlRegistry SqlitePlace StorePlaces repo_config "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -19,10 +19,14 @@ from tidemill import (
     sum,
     time_since_last,
 )
+from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.parcels import write_publications
+from tidemill.serving.online.parcels import online_rows, parcel_of
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.publications import schema
+
+if TYPE_CHECKING:
+    from tidemill.serving.online.feast_rows import FeastRow
 
 SCANS = EventStream(
     "scans",
@@ -121,8 +125,7 @@ def publish(
     frontier_us: int = 5_000,
 ) -> int:
     """Publish rows as the complete content of a shard of a view."""
-    return write_publications(
-        database,
+    parcel = parcel_of(
         "parcels",
         view,
         rows,
@@ -131,3 +134,13 @@ def publish(
         since_us=None,
         frontier_us=frontier_us,
     )
+    return database.publish([parcel])[0]
+
+
+def feast_rows(view: FeatureView, rows: pa.RecordBatch | pa.Table) -> list[FeastRow]:
+    """Publications as the rows that Feast's ``online_write_batch`` takes."""
+    from tidemill.serving.online import feast_rows as stored
+
+    # The rows are the same in every project's key space.
+    of = stored.StoredView(KeySpace.of("", view), (VALID_UNTIL, REVISION), judged=True)
+    return stored.feast_rows(of, online_rows(view, rows, None))

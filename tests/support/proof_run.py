@@ -66,7 +66,7 @@ from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.verify.verify import instant
 from tidemill.serving.bundles.inference import Stamps
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.parcels import write_publications
+from tidemill.serving.online.parcels import parcel_of
 from tidemill.serving.stores.online_places import SqlitePlace
 
 START = 1_767_225_600 * SECOND  # 2026-01-01
@@ -318,8 +318,7 @@ class Server:
     def publish(self, view: int, shard: int, release: Release) -> None:
         """Write a release's publications and its frontier to the store."""
         definition = PROJECT.views[view]
-        write_publications(
-            self.database,
+        parcel = parcel_of(
             PROJECT.name,
             definition,
             named_publications(definition, newest_per_entity(release.publications)),
@@ -328,6 +327,7 @@ class Server:
             since_us=release.since_us,
             frontier_us=release.frontier_us,
         )
+        self.database.publish([parcel])
 
     def witness(self, view: int, shard: int, release: Release) -> None:
         """Write the evidence of a release."""

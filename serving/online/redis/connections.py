@@ -1,16 +1,14 @@
-"""Connections to Redis for many threads and processes: one a thread and place.
+"""Connections to Redis for many threads and processes: one per thread and place.
 
-* A connection is neither shared by threads nor used across a fork.
-* Commands go out together and their answers come back together: one round trip.
-* A connection that the server has closed in the meantime (idle for long, or started again) is
-  opened once more, and everything is sent again: every caller's commands do no harm twice.
-* The client library's own retries are off: who waits, and how long, is decided above.
+* Neither two threads nor two processes share a connection.
+* Commands are sent together and answered together: one round trip.
+* If the server has closed a connection (idle for long, or restarted), it is opened once more and
+  everything is sent again: the commands of all callers are idempotent.
+* The client library's own retries are off: callers decide whether and how long to wait.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -20,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from tidemill.serving.online.per_thread import PerThread
 from tidemill.serving.stores.redis_place import RedisPlace
 
 Command = Sequence[str | bytes | int]
@@ -28,27 +27,17 @@ Command = Sequence[str | bytes | int]
 _US_PER_S: Final = 1_000_000
 
 
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.by_place: dict[RedisPlace, tuple[Any, int]] = {}
-
-
-_connections = _OfThread()
+_connections = PerThread[RedisPlace, Any]()
 
 
 def exchange(place: RedisPlace, commands: Sequence[Command]) -> list[Any]:
-    """Send commands in one round trip.
+    """Send commands in one round trip; again if the connection was closed.
 
-    Args:
-        place: The Redis.
-        commands: The commands; sent twice where the connection broke.
-
-    Returns:
-        The answer to each: bytes, int, None, a list, or the `ResponseError` that it was.
+    Each answer is bytes, int, None, a list, or the `ResponseError` to the command.
 
     Raises:
         redis.exceptions.RedisError: There is no connection, or it broke or timed out.
-        StoreError: The password is not where the place says.
+        StoreError: The password cannot be read.
     """
     while True:
         connection, is_new = _connection(place)
@@ -60,16 +49,14 @@ def exchange(place: RedisPlace, commands: Sequence[Command]) -> list[Any]:
             if is_new:
                 raise
         except BaseException:
-            # Answers that were not read would be taken for those of the next commands.
+            # Unread answers would be taken for those of the next commands.
             close(place)
             raise
 
 
 def close(place: RedisPlace) -> None:
     """Close this thread's connection to a place, if there is one."""
-    connection, _ = _connections.by_place.pop(place, (None, 0))
-    if connection is not None:
-        # In a forked process this closes the copy and leaves the parent's connection alone.
+    if (connection := _connections.pop(place)) is not None:
         connection.disconnect()
 
 
@@ -81,16 +68,15 @@ def _answer(connection: Any) -> Any:
 
 
 def _connection(place: RedisPlace) -> tuple[Any, bool]:
-    known, pid = _connections.by_place.get(place, (None, 0))
-    if known is not None and pid == os.getpid():
+    if (known := _connections.get(place)) is not None:
         return known, False
-    close(place)
     made = _open(place)
     made.connect()
-    # A server that wants a password says so of a short command; a long one it takes for an attack.
+    # A server that needs a password refuses a short command with the reason; at a long one it just
+    # closes the connection.
     made.send_command("PING")
     made.read_response()
-    _connections.by_place[place] = (made, os.getpid())
+    _connections.put(place, made)
     return made, True
 
 

@@ -1,24 +1,25 @@
-"""The online database in Redis; the promises stand in `serving.online.database`.
+"""The online database in Redis; `serving.online.database` states the promises.
 
-What it adds to them:
+In addition:
 
-* One script decides about a row and writes it (`serving.online.redis.scripts`); all parcels of a
-  call go out in one round trip. Up to `CHUNK_ROWS` rows of a parcel and its frontier become visible
-  together or not at all. Of a longer parcel the rows come first, in chunks, and the frontier with
-  the last; after a conflict the chunks without it stand, and the frontier stays where it was.
-* A Redis that forgot its scripts is told them again. One that was emptied has no key spaces, and
-  one that lost its last writes stands behind what comes next: both are said, and neither is
-  written to (`serving.online.database`).
-* How much a crash of the server itself may lose is its own setting (``appendonly``): then publish
-  again from state.
-* A server that may evict keys (``maxmemory-policy allkeys-...``) is refused: an evicted row would
-  read as that of an entity that was never seen. So is a node of a Redis Cluster, which cannot
+* One script decides about rows and writes them (`serving.online.redis.scripts`); all parcels of a
+  call are sent in one round trip. Up to `CHUNK_ROWS` rows of a parcel and its frontier become
+  visible together or not at all. The rows of a longer parcel are written in chunks, and its
+  frontier with the last one; after a conflict the chunks without it are stored, and the frontier
+  is unchanged.
+* A Redis that has lost its scripts gets them again. One that was emptied has no key spaces, and one
+  that lost its last writes is behind the next parcel: both refuse the write.
+* How much a crash of the server may lose is its own setting (``appendonly``): then publish again
+  from state.
+* A server that may evict keys (``maxmemory-policy allkeys-...``) is refused, because an evicted row
+  would read as that of an entity that was never seen. So is a node of a Redis Cluster, which cannot
   write several keys in one step.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from tidemill.serving.online.database import (
     other_shard_count,
 )
 from tidemill.serving.online.redis.connections import Command, close, exchange
-from tidemill.serving.online.redis.errors import explained
+from tidemill.serving.online.redis.errors import IN_CLUSTER, explained
 from tidemill.serving.online.redis.rows import (
     SPACES,
     decode_instant,
@@ -58,7 +59,7 @@ from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
 from tidemill.serving.stores.redis_place import RedisPlace
 
 CHUNK_ROWS: Final = ROWS_A_LIST
-"""How many rows one run of the script takes: other clients wait for it, for about a millisecond."""
+"""Rows per run of the script: it blocks other clients for about a millisecond."""
 
 _CHUNKS_A_ROUND: Final = 64
 _KEYS_A_SCAN: Final = 1_000
@@ -66,15 +67,15 @@ _KEYS_A_SCAN: Final = 1_000
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Rows of one key space that one run of the script takes.
+    """Rows of one key space for one run of the script.
 
     Attributes:
         number: The number of their parcel.
         space: Their key space.
-        parcel: What they are of; None for a stock client's rows.
+        parcel: Their parcel; None for a stock client's rows.
         keys: Entity keys.
-        values: Their rows in Redis.
-        is_last: Whether the parcel's frontier comes with them.
+        values: Their rows as Redis stores them.
+        is_last: Whether the parcel's frontier is written with them.
     """
 
     number: int
@@ -112,16 +113,11 @@ class RedisDatabase:
 
     @property
     def name(self) -> str:
-        """What error messages call it."""
+        """Its name in error messages."""
         return self.place.name
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make key spaces where they don't exist yet; finish removing those that are half gone.
-
-        Raises:
-            StoreUnavailable: Redis cannot be reached, or cannot be written for now.
-            StoreError: Redis refuses, may evict rows, or is part of a cluster.
-        """
+        """Make key spaces if they don't exist yet; finish a `drop` that was interrupted."""
         self._check_server()
         if not spaces:
             return
@@ -142,20 +138,12 @@ class RedisDatabase:
         self._run(commands, spaces)
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
-        """Remove key spaces with their rows and frontiers; it looks at every key of the Redis.
-
-        Raises:
-            StoreUnavailable: Redis cannot be reached, or cannot be written for now.
-            StoreError: Redis refuses.
-        """
+        """Remove key spaces with their rows and frontiers; this scans every key of the Redis."""
         for space in spaces:
-            # From here on nobody writes to it, so no row comes behind the one that looks for them.
-            # Only commands that a full Redis takes: it may be the reason for removing something.
+            # Without its id the key space takes no writes, so the scan finds all of its rows. These
+            # commands work while Redis is full, which may be the reason for dropping.
             self._run([("HDEL", space_key(space), "id")], [space])
-            pattern = b"".join(
-                b"\\" + bytes([byte]) if byte in b"*?[]\\" else bytes([byte])
-                for byte in row_prefix(space)
-            )
+            pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", row_prefix(space))
             cursor = b"0"
             while True:
                 ((cursor, keys),) = self._run(
@@ -165,98 +153,41 @@ class RedisDatabase:
                     self._run([("UNLINK", *keys)], [space])
                 if cursor == b"0":
                     break
-            self._run(
-                [
-                    ("DEL", frontiers_key(space)),
-                    ("DEL", space_key(space)),
-                    ("SREM", SPACES, space.name),
-                ],
-                [space],
-            )
+            keys = (frontiers_key(space), space_key(space))
+            self._run([*(("DEL", key) for key in keys), ("SREM", SPACES, space.name)], [space])
 
     def spaces(self) -> list[str]:
-        """Return the names of the key spaces that exist, in order.
-
-        Raises:
-            StoreUnavailable: Redis cannot be reached, or cannot be read for now.
-            StoreError: Redis refuses.
-        """
+        """Return the names of the key spaces that exist, in order."""
         (names,) = self._run([("SMEMBERS", SPACES)], ())
         return sorted(name.decode() for name in names)
 
     def write(self, space: KeySpace, rows: RowBatch) -> int:
-        """Write publications whose frontier is not known here (a stock client's).
-
-        Args:
-            space: Their key space.
-            rows: The publications, in any order.
-
-        Returns:
-            How many of them stand now; the others were older than, or equal to, what stood.
-
-        Raises:
-            ConflictingPublication: One contradicts the one that stands; of its chunk nothing is
-                written.
-            StoreUnavailable: Redis cannot be reached, or cannot be written for now.
-            StoreError: Redis refuses, or there is no such key space.
-        """
+        """Write publications of unknown frontier; of a chunk, all or none."""
         written = [0]
         self._write(self._chunks(0, space, None, rows), written)
         return written[0]
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
-        """Write parcels together with the frontiers that they reach, in one round trip.
-
-        Args:
-            parcels: What was published; of one shard, in their order.
-
-        Returns:
-            How many publications of each parcel stand now.
-
-        Raises:
-            LostPublications: The store stands behind what a parcel builds on; nothing of that
-                parcel is written.
-            ConflictingPublication: A publication contradicts the one that stands; of its chunk
-                nothing is written, and the frontier stays.
-            StoreUnavailable: Redis cannot be reached, or cannot be written for now.
-            StoreError: Redis refuses, a key space does not exist, or has another shard count.
-        """
+        """Write parcels and their frontiers; those of one shard in their order."""
         written = [0] * len(parcels)
         for wave in _waves(parcels):
-            chunks = [
-                chunk
-                for number in wave
-                for chunk in self._chunks(
-                    number, parcels[number].space, parcels[number], parcels[number].rows
-                )
-            ]
-            # No frontier may become visible before all of its rows have.
+            some = [(number, parcels[number]) for number in wave]
+            chunks = [c for n, p in some for c in self._chunks(n, p.space, p, p.rows)]
+            # No frontier may become visible before all of its rows.
             self._write([chunk for chunk in chunks if not chunk.is_last], written)
             self._write([chunk for chunk in chunks if chunk.is_last], written)
         return written
 
     def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
-        """Read keys of several key spaces, all as of one instant, in one round trip.
-
-        Args:
-            wanted: Key spaces, each with the keys to look up.
-
-        Returns:
-            A snapshot for each, its rows in the order of the keys.
-
-        Raises:
-            StoreUnavailable: Redis cannot be reached, or cannot be read for now.
-            StoreError: Redis refuses, or a key space does not exist.
-        """
+        """Read keys of several key spaces by one script."""
         names: list[str | bytes] = []
         for space, keys in wanted:
             prefix = row_prefix(space)
             names += [space_key(space), frontiers_key(space), *[prefix + key for key in keys]]
         command = read_command(names, [len(keys) for _, keys in wanted])
-        (reply,) = self._call([command], [space for space, _ in wanted])
-        if isinstance(reply, ResponseError):
-            raise explained(self.place, _named([space for space, _ in wanted]), reply) from reply
-        answers = iter(reply)
+        spaces = [space for space, _ in wanted]
+        (reply,) = self._call([command], spaces)
+        answers = iter(self._checked(reply, spaces))
         return [self._snapshot(space, keys, answers) for space, keys in wanted]
 
     def close(self) -> None:
@@ -301,21 +232,19 @@ class RedisDatabase:
         ]
 
     def _write(self, chunks: Sequence[_Chunk], written: list[int]) -> None:
-        """Write chunks in their order; add the rows that stand to those of their parcels."""
+        """Write chunks in their order; add the number of stored rows to that of their parcels."""
         for start in range(0, len(chunks), _CHUNKS_A_ROUND):
             some = chunks[start : start + _CHUNKS_A_ROUND]
             replies = self._call(
                 [chunk.command() for chunk in some], [chunk.space for chunk in some]
             )
             for chunk, reply in zip(some, replies, strict=True):
-                if isinstance(reply, ResponseError):
-                    raise explained(self.place, _named([chunk.space]), reply) from reply
-                if isinstance(reply, list):
+                if isinstance(self._checked(reply, [chunk.space]), list):
                     raise self._refusal(chunk, *reply)
                 written[chunk.number] += reply
 
     def _refusal(self, chunk: _Chunk, kind: bytes, *found: Any) -> StoreError:
-        """Return the error of a refusal of the script."""
+        """Return the error for a refusal of the script."""
         space, parcel = chunk.space, chunk.parcel
         if kind == b"conflict":
             row = found[0] - 1
@@ -326,8 +255,8 @@ class RedisDatabase:
         if kind == b"shards" and parcel is not None:
             return other_shard_count(self.name, space, int(found[0]), parcel.shard_count)
         if kind == b"lost" and parcel is not None:
-            stands = None if found[0] is None else decode_instant(found[0])
-            return lost(self.name, parcel, stands)
+            reached = None if found[0] is None else decode_instant(found[0])
+            return lost(self.name, parcel, reached)
         assert kind == b"space", kind
         return no_key_space(self.name, space)
 
@@ -341,9 +270,8 @@ class RedisDatabase:
                 stacklevel=3,
             )
             return
-        if isinstance(reply, ResponseError):
-            raise explained(self.place, _named(()), reply) from reply
-        info = dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
+        lines = self._checked(reply, ()).decode().splitlines()
+        info = dict(line.split(":", 1) for line in lines if ":" in line)
         policy = info.get("maxmemory_policy", "")
         if policy.startswith("allkeys"):
             raise StoreError(
@@ -352,49 +280,39 @@ class RedisDatabase:
                 "maxmemory-policy noeviction, and in redis.conf)"
             )
         if info.get("cluster_enabled") == "1":
-            raise StoreError(
-                f"{self.name}: it is a node of a Redis Cluster, which cannot write several keys "
-                "in one step; name a Redis that is not part of a cluster"
-            )
+            raise StoreError(f"{self.name}: {IN_CLUSTER}")
 
     def _run(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
-        """Send commands; the first error among their answers is raised."""
-        replies = self._exchange(commands, spaces)
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise explained(self.place, _named(spaces), reply) from reply
-        return replies
+        """Send commands; raise the first error among their answers."""
+        return [self._checked(reply, spaces) for reply in self._exchange(commands, spaces)]
+
+    def _checked(self, reply: Any, spaces: Sequence[KeySpace]) -> Any:
+        if isinstance(reply, ResponseError):
+            raise explained(self.place, spaces, reply) from reply
+        return reply
 
     def _call(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
-        """Call scripts in one round trip, and a second one where the server has forgotten them."""
+        """Call scripts in one round trip, and in a second one if the server has lost them."""
         replies = self._exchange(commands, spaces)
         if not any(isinstance(reply, NoScriptError) for reply in replies):
             return replies
-        # All again, in their order: what was written already does no harm.
+        # Repeat all of them in their order: writing a row again does no harm.
         return self._exchange([with_source(command) for command in commands], spaces)
 
     def _exchange(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
         try:
             return exchange(self.place, commands)
         except RedisError as error:
-            raise explained(self.place, _named(spaces), error) from error
+            raise explained(self.place, spaces, error) from error
 
 
 def _is_half_gone(record: Sequence[bytes]) -> bool:
-    """Tell whether a key space's record (names and values in turn) is that of an unended `drop`."""
+    """Tell whether a key space's record (names and values in turn) is left from a broken `drop`."""
     return bool(record) and b"id" not in record[::2]
 
 
-def _named(spaces: Sequence[KeySpace]) -> str:
-    """Say which key spaces a call is about."""
-    names = sorted({space.name for space in spaces})
-    if not names:
-        return "all key spaces"
-    return f"key space{'s' if len(names) > 1 else ''} {', '.join(names)}"
-
-
 def _waves(parcels: Sequence[Parcel]) -> list[list[int]]:
-    """Put successive parcels of one shard into successive waves: one builds on the other."""
+    """Put successive parcels of one shard into successive waves: each builds on the last."""
     seen: dict[tuple[str, int], int] = {}
     waves: list[list[int]] = []
     for number, parcel in enumerate(parcels):

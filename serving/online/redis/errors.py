@@ -1,9 +1,10 @@
-"""What an error of Redis means: whether the same call may succeed later, and what mends it."""
+"""The meaning of Redis's errors: whether the same call may succeed later, and a remedy."""
 
 from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Sequence
 from typing import Final
 
 from redis.exceptions import (
@@ -22,9 +23,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tidemill.features.errors import StoreError, StoreUnavailable
+from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.stores.redis_place import RedisPlace
 
-# What the client has taken out of the text and put into a class.
+# Error codes that the client removes from the text and turns into classes.
 _CODES: Final = {
     BusyLoadingError: "LOADING",
     OutOfMemoryError: "OOM",
@@ -36,7 +38,7 @@ _CODES: Final = {
     AuthenticationError: "NOAUTH",
 }
 
-# What passes, or is mended without touching the program: the same call may succeed later.
+# Errors that pass, or that an operator can end: the same call may succeed later.
 _PASSING: Final = {
     "LOADING": "it reads its data after a start: try again when it is done",
     "OOM": "its memory is full and nothing was written: raise its maxmemory, or remove key spaces "
@@ -52,40 +54,40 @@ _PASSING: Final = {
     "BUSY": "it is running a script that does not end: end that (SCRIPT KILL), and try again",
 }
 
+_NO_LOGIN: Final = (
+    "it refuses the user or the password: correct username, and the password that "
+    "password_env or password_file names"
+)
+IN_CLUSTER: Final = (
+    "it is a node of a Redis Cluster, which cannot write several keys in one step: "
+    "name a Redis that is not part of a cluster"
+)
 _LASTING: Final = {
-    "NOAUTH": "it refuses the user or the password: correct username, and the password that "
-    "password_env or password_file names",
-    "WRONGPASS": "it refuses the user or the password: correct username, and the password that "
-    "password_env or password_file names",
+    "NOAUTH": _NO_LOGIN,
+    "WRONGPASS": _NO_LOGIN,
     "NOPERM": "the user may not do this: give it the commands and keys that the online store "
     "needs (docs/online-store.md: ACL SETUSER)",
     "WRONGTYPE": "another program keeps other things under the keys tm:*: choose another db, or "
     "remove them",
-    "MOVED": "it is a node of a Redis Cluster, which cannot write several keys in one step: name "
-    "a Redis that is not part of a cluster",
-    "CROSSSLOT": "it is a node of a Redis Cluster, which cannot write several keys in one step: "
-    "name a Redis that is not part of a cluster",
+    "MOVED": IN_CLUSTER,
+    "CROSSSLOT": IN_CLUSTER,
 }
 
-# What Redis 7.0 and Valkey 9 say of a command within a script, where other releases say NOPERM.
+# Redis 7.0 and Valkey 9 say this for a command within a script, other releases NOPERM.
 _NOPERM_WITHIN: Final = ("The user executing the script can't", "ACL failure in script")
 
 # Older servers wrap the error of a command within a script: "... -READONLY You can't write".
 _CODE: Final = re.compile(rf"(?:^|[-\s])({'|'.join([*_PASSING, *_LASTING])})\b")
 
 
-def explained(place: RedisPlace, of: str, error: RedisError) -> StoreError:
-    """Return our error for one of Redis's, with the store, the key space and the mend in it.
+def explained(place: RedisPlace, spaces: Sequence[KeySpace], error: RedisError) -> StoreError:
+    """Turn one of Redis's errors into ours, with the store, the key spaces (or all) and a remedy.
 
-    Args:
-        place: The Redis.
-        of: What was read or written: ``key space NAME``, or several, or what else.
-        error: What went wrong.
-
-    Returns:
-        `StoreUnavailable` where the same call may succeed later, else a `StoreError`.
+    It is a `StoreUnavailable` if the same call may succeed later, else a `StoreError`.
     """
-    where = f"{place.name}, {of}"
+    names = sorted({space.name for space in spaces})
+    of = f"key space{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    where = f"{place.name}, {of if names else 'all key spaces'}"
     code = _code(error)
     if code in _PASSING:
         return StoreUnavailable(f"{where}: {_said(code, error)}; {_PASSING[code]}")
@@ -129,11 +131,11 @@ def _said(code: str, error: RedisError) -> str:
 
 
 def _tls_failure(error: BaseException) -> str | None:
-    """Return what the TLS library said, if it is the reason."""
+    """Return the message of the TLS library, if it caused the error."""
     reason: BaseException | None = error
     while reason is not None:
         if isinstance(reason, ssl.SSLError):
-            # A verification error says more than its class: which check failed.
+            # A verification error also names the check that failed.
             return getattr(reason, "verify_message", None) or reason.reason or str(reason)
         reason = reason.__cause__ or reason.__context__
     return None

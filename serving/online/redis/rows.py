@@ -1,21 +1,21 @@
-"""How key spaces, rows and frontiers stand in Redis: names and bytes.
+"""The layout of key spaces, rows and frontiers in Redis: names and bytes.
 
 ========================  =======  ==============================================================
 key                       type     content
 ========================  =======  ==============================================================
 ``tm:spaces``             set      the names of the key spaces
 ``tm:space:NAME``         hash     ``id``, ``project``, ``view``, ``definition``, ``columns``, and
-                                   once something was published ``shard_count``; without its ``id``
+                                   after the first publication ``shard_count``; without its ``id``
                                    the key space is being removed
 ``tm:frontiers:NAME``     hash     shard: frontier
 ``tm:`` + id + key        string   the row of an entity; the id is 8 bytes, a hash of ``NAME``, and
                                    the key is Feast's serialized entity key
 ========================  =======  ==============================================================
 
-A row is ``event_timestamp``, ``revision`` and ``valid_until``, each 8 bytes, the shard in 4 (-1
-where it is not known), and the cells. An instant or a revision stands as a big-endian unsigned
-number with 2**63 added, so that a script can compare two of them as unsigned numbers of 32 bits:
-Lua has no integers of 64 bits, and compares strings by the server's locale.
+A row is ``event_timestamp``, ``revision`` and ``valid_until``, each 8 bytes, the shard in 4 (-1 if
+it is not known), and the cells. An instant or a revision is a big-endian unsigned number with 2**63
+added, so that a script can compare two of them as unsigned numbers of 32 bits: Lua has no integers
+of 64 bits, and compares strings by the server's locale.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Final
 
 import numpy as np
 
+from tidemill.serving.online.cells import matrix_rows
 from tidemill.serving.online.rows import KeySpace, Row, RowBatch
 
 SPACES: Final = "tm:spaces"
@@ -49,7 +50,7 @@ def frontiers_key(space: KeySpace) -> str:
 
 
 def row_prefix(space: KeySpace) -> bytes:
-    """Return what the keys of a key space's rows begin with."""
+    """Return the start of the keys of a key space's rows."""
     return _prefix(space.name)
 
 
@@ -59,18 +60,18 @@ def _prefix(name: str) -> bytes:
 
 
 def encode_instant(time_us: int) -> bytes:
-    """Write an instant in 8 bytes."""
+    """Encode an instant in 8 bytes."""
     return _INSTANT.pack(time_us + _ZERO)
 
 
 def decode_instant(data: bytes) -> int:
-    """Read an instant: the inverse of `encode_instant`."""
+    """Decode an instant: the inverse of `encode_instant`."""
     (number,) = _INSTANT.unpack(data)
     return int(number) - _ZERO
 
 
 def encode_rows(rows: RowBatch) -> list[bytes]:
-    """Write the rows of a batch, all of them at once."""
+    """Encode the rows of a batch, all of them at once."""
     count = len(rows)
     cells = rows.cells
     matrix = None if isinstance(cells, list) else cells
@@ -83,20 +84,14 @@ def encode_rows(rows: RowBatch) -> list[bytes]:
     out[:, 24:28] = np.frombuffer(shard.to_bytes(4, "big", signed=True), np.uint8)
     if matrix is not None:
         out[:, _ROW.size :] = matrix
-    data = out.tobytes()
-    encoded = [data[at : at + width] for at in range(0, count * width, width)]
+    encoded = matrix_rows(out)
     if isinstance(cells, list):
         return [head + cell for head, cell in zip(encoded, cells, strict=True)]
     return encoded
 
 
 def decode_row(key: bytes, data: bytes) -> Row:
-    """Read the row of an entity.
-
-    Args:
-        key: The entity key.
-        data: What stands under it.
-    """
+    """Decode the row of an entity key."""
     event_timestamp, revision, valid_until, shard = _ROW.unpack_from(data)
     return Row(
         key=key,

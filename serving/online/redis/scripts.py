@@ -1,19 +1,19 @@
-"""The scripts: one that writes some rows of a shard, and one that reads rows of several views.
+"""The scripts: one writes some rows of a shard, and one reads rows of several views.
 
-A script runs alone in Redis: what it finds cannot change before it ends. Layouts:
-`serving.online.redis.rows`.
+A script runs alone in Redis: the data cannot change until it ends. `serving.online.redis.rows`
+defines the layouts.
 
-**Write** decides first, about everything, and writes last: a refusal has written nothing.
-``KEYS``: the key space's record, its frontiers, then a key for each row. ``ARGV``: the shard (empty
-where no frontier is known), the shard count, the frontier that must have been reached (empty for
-none), the frontier reached (empty where more rows of the parcel follow), then a row for each key.
-It answers how many rows were written, or a refusal: ``{"space"}``, ``{"shards", found}``,
-``{"lost", found or false}``, ``{"conflict", number of the row from 1, found}``.
+**Write** decides about everything first, and writes last: a refusal has written nothing. ``KEYS``:
+the key space's record, its frontiers, then a key for each row. ``ARGV``: the shard (empty for
+unknown), the shard count, the frontier that must have been reached (empty for none), the frontier
+reached (empty if more rows of the parcel follow), then each key's row. It returns the number of
+rows written, or a refusal: ``{"space"}``, ``{"shards", found}``, ``{"lost", found or false}``,
+``{"conflict", number of the row from 1, found}``.
 
-**Read** is no transaction (``MULTI``), because a Redis whose memory is full takes none. ``KEYS``:
-for each key space its record, its frontiers and the keys of its rows; ``ARGV``: for each key space
-the number of these rows. It answers for each key space the record, the frontiers, and the rows in
-lists of `ROWS_A_LIST`.
+**Read** is not a transaction (``MULTI``), because a Redis whose memory is full refuses them.
+``KEYS``: for each key space its record, its frontiers and the keys of its rows; ``ARGV``: for each
+key space the number of these rows. It returns for each key space the record, the frontiers, and the
+rows in lists of `ROWS_A_LIST`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Final
 from tidemill.serving.online.redis.connections import Command
 
 ROWS_A_LIST: Final = 1_000
-"""How many keys one command of a script is given; a Lua stack holds 8,000 values."""
+"""Keys per command of a script; a Lua stack holds 8,000 values."""
 
 _WRITE: Final = """
 local shard, shard_count, since, frontier = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -40,11 +40,11 @@ end
 
 local space = redis.call('HMGET', KEYS[1], 'id', 'shard_count')
 if not space[1] then return {'space'} end
-local stands = false
+local reached = false
 if shard ~= '' then
   if space[2] and space[2] ~= shard_count then return {'shards', space[2]} end
-  stands = redis.call('HGET', KEYS[2], shard)
-  if since ~= '' and (not stands or earlier(stands, since)) then return {'lost', stands} end
+  reached = redis.call('HGET', KEYS[2], shard)
+  if since ~= '' and (not reached or earlier(reached, since)) then return {'lost', reached} end
 end
 
 local wins, n = {}, 0
@@ -78,7 +78,7 @@ end
 
 if n > 0 then redis.call('MSET', unpack(wins)) end
 if frontier ~= '' then
-  if not stands or earlier(stands, frontier) then
+  if not reached or earlier(reached, frontier) then
     redis.call('HSET', KEYS[2], shard, frontier)
   end
   if not space[2] then redis.call('HSET', KEYS[1], 'shard_count', shard_count) end
@@ -108,15 +108,15 @@ _WRITE_NAME, _READ_NAME = _SOURCES
 
 
 def write_command(keys: Sequence[str | bytes], arguments: Sequence[str | bytes | int]) -> Command:
-    """Return the call of the script that writes; a server may have forgotten it."""
+    """Return the call of the script that writes; the server may have lost the script."""
     return ("EVALSHA", _WRITE_NAME, len(keys), *keys, *arguments)
 
 
 def read_command(keys: Sequence[str | bytes], counts: Sequence[int]) -> Command:
-    """Return the call of the script that reads; a server may have forgotten it."""
+    """Return the call of the script that reads; the server may have lost the script."""
     return ("EVALSHA", _READ_NAME, len(keys), *keys, *counts)
 
 
 def with_source(command: Command) -> Command:
-    """Return the same call with the script itself, which the server then remembers."""
+    """Return the same call with the source of the script, which the server then keeps."""
     return ("EVAL", _SOURCES[str(command[1])], *command[2:])

@@ -1,25 +1,25 @@
-"""SQLite connections for many threads and processes: one a thread and file.
+"""SQLite connections for many threads and processes: one per thread and file.
 
-* A connection is neither shared by threads nor carried over a fork.
-* A connection belongs to the file that it was opened on: when the file was removed, or made anew,
-  it is opened again, so nothing is written to a file that nobody else sees.
-* A file is never made by opening it: `create_file` does that.
+* Neither two threads nor two processes share a connection.
+* A connection belongs to the file that it was opened on: if the file was removed or replaced, a new
+  connection is opened, so that nothing is written to a file that has no name any more.
+* Opening does not create a file; `create_file` does.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tidemill.serving.online.per_thread import PerThread
+
 BUSY_TIMEOUT_S: Final = 60.0
-"""How long a writer waits for the others before it gives up."""
+"""How long a writer waits for other writers."""
 
 _PRAGMAS: Final = (
     "synchronous = NORMAL",
@@ -28,28 +28,16 @@ _PRAGMAS: Final = (
 )
 
 
-@dataclass(frozen=True)
-class _Connection:
-    sqlite: sqlite3.Connection
-    pid: int
-    inode: tuple[int, int]
-
-
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.by_path: dict[str, _Connection] = {}
-        self.inherited: list[_Connection] = []
-
-
-_connections = _OfThread()
+# By path: a connection, and the device and inode of the file that it was opened on.
+_connections = PerThread[str, tuple[sqlite3.Connection, tuple[int, int]]]()
 
 
 def create_file(path: str) -> None:
-    """Make an empty database, and its directory, where there is none, with a write-ahead log.
+    """Create an empty database with a write-ahead log, and its directory, if they don't exist.
 
     Raises:
         OSError: The place cannot be written.
-        sqlite3.Error: What is there is no database.
+        sqlite3.Error: The file is not a database.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).touch()
@@ -60,8 +48,8 @@ def create_file(path: str) -> None:
             sqlite.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            # SQLite does not wait for others here, whatever the timeout: it would deadlock with
-            # one that makes the same file at this moment.
+            # SQLite does not wait here, whatever the timeout: it would deadlock with another
+            # process that creates the same file.
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
                 raise
             time.sleep(0.005)
@@ -73,8 +61,8 @@ def transaction(path: str, *, write: bool) -> Iterator[sqlite3.Connection]:
 
     Args:
         path: The database's file.
-        write: True takes the lock for writing at once, and so cannot fail half-way for want of
-            it; False sees one snapshot of the database.
+        write: True takes the lock for writing at once, so the transaction cannot fail half-way for
+            lack of it; False sees one snapshot of the database.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -85,7 +73,7 @@ def transaction(path: str, *, write: bool) -> Iterator[sqlite3.Connection]:
     try:
         yield sqlite
     except BaseException:
-        if sqlite.in_transaction:  # a full disk, say, has rolled back already
+        if sqlite.in_transaction:  # a full disk, for example, has rolled back already
             sqlite.execute("ROLLBACK")
         raise
     sqlite.execute("COMMIT")
@@ -93,24 +81,20 @@ def transaction(path: str, *, write: bool) -> Iterator[sqlite3.Connection]:
 
 def close(path: str) -> None:
     """Close this thread's connection to a file, if there is one."""
-    connection = _connections.by_path.pop(path, None)
-    if connection is not None and connection.pid != os.getpid():
-        # Closing a connection of the parent process here would disturb its locks: keep it open.
-        _connections.inherited.append(connection)
-    elif connection is not None:
-        connection.sqlite.close()
+    if (opened := _connections.pop(path)) is not None:
+        opened[0].close()
 
 
 def _connection(path: str) -> sqlite3.Connection:
-    connection = _connections.by_path.get(path)
-    inode = _inode(path)
-    if connection is not None and (connection.pid, connection.inode) != (os.getpid(), inode):
-        close(path)
-        connection = None
-    if connection is None:
-        connection = _Connection(_open(path), os.getpid(), inode)
-        _connections.by_path[path] = connection
-    return connection.sqlite
+    status = os.stat(path)  # noqa: PTH116 - at every use, and a Path would cost more than the call
+    inode = (status.st_dev, status.st_ino)
+    opened = _connections.get(path)
+    if opened is not None and opened[1] == inode:
+        return opened[0]
+    close(path)
+    sqlite = _open(path)
+    _connections.put(path, (sqlite, inode))
+    return sqlite
 
 
 def _open(path: str) -> sqlite3.Connection:
@@ -123,8 +107,3 @@ def _open(path: str) -> sqlite3.Connection:
     for pragma in _PRAGMAS:
         sqlite.execute(f"PRAGMA {pragma}")
     return sqlite
-
-
-def _inode(path: str) -> tuple[int, int]:
-    status = os.stat(path)  # noqa: PTH116 - at every use, and a Path would cost more than the call
-    return (status.st_dev, status.st_ino)

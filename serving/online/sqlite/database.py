@@ -1,11 +1,11 @@
-"""The online database in one SQLite file; the promises stand in `serving.online.database`.
+"""The online database in one SQLite file; `serving.online.database` states the promises.
 
-What it adds to them:
+In addition:
 
-* The decision is one upsert with a condition. All parcels of a call, and the frontiers that they
-  reach, become visible together or not at all: after an error nothing of the call is written.
-* What was written outlives the death of any process. A power cut may take the last transactions
-  (WAL with ``synchronous=NORMAL``): then publish again from state.
+* One upsert with a condition decides about a row and writes it. All parcels of a call, and their
+  frontiers, become visible together or not at all: after an error nothing of the call is written.
+* Written rows survive the death of any process. A power cut may lose the last transactions (WAL
+  with ``synchronous=NORMAL``): then publish again from state.
 """
 
 from __future__ import annotations
@@ -47,15 +47,11 @@ class SqliteDatabase:
 
     @property
     def name(self) -> str:
-        """What error messages call it."""
+        """Its name in error messages."""
         return f"online store {self.path}"
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make key spaces, and the file itself, where they don't exist yet.
-
-        Raises:
-            StoreError: The file cannot be written.
-        """
+        """Make key spaces, and the file itself, if they don't exist yet."""
         with named_errors(self.path):
             create_file(self.path)
         with self._transaction(write=True) as sqlite:
@@ -64,11 +60,7 @@ class SqliteDatabase:
                 sqlite.execute(create_space(space))
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
-        """Remove key spaces with their rows and frontiers; where there is no file, nothing.
-
-        Raises:
-            StoreError: The file cannot be written.
-        """
+        """Remove key spaces with their rows and frontiers; without a file, do nothing."""
         if not Path(self.path).exists():
             return
         with self._transaction(write=True) as sqlite:
@@ -77,65 +69,24 @@ class SqliteDatabase:
                 sqlite.execute("DELETE FROM tidemill_frontiers WHERE space = ?", (space.name,))
 
     def spaces(self) -> list[str]:
-        """Return the names of the key spaces that exist, in order.
-
-        Raises:
-            StoreError: The file does not exist or cannot be read.
-        """
+        """Return the names of the key spaces that exist, in order."""
         with self._transaction(write=False) as sqlite:
             tables = sqlite.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             return sorted(name for (name,) in tables if name.count("__") >= 2)
 
     def write(self, space: KeySpace, rows: RowBatch) -> int:
-        """Write publications whose frontier is not known here (a stock client's).
-
-        Args:
-            space: Their key space.
-            rows: The publications, in any order.
-
-        Returns:
-            How many of them stand now; the others were older than, or equal to, what stood.
-
-        Raises:
-            ConflictingPublication: One contradicts the one that stands; nothing is written.
-            StoreUnavailable: The file is locked, or its disk is full.
-            StoreError: The file cannot be written.
-        """
+        """Write publications of unknown frontier, all or none of them."""
         with self._transaction([space], write=True) as sqlite:
             return self._upsert(sqlite, space, rows)
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
-        """Write parcels together with the frontiers that they reach, in one transaction.
-
-        Args:
-            parcels: What was published, in any order of shards and views.
-
-        Returns:
-            How many publications of each parcel stand now.
-
-        Raises:
-            LostPublications: The store stands behind what a parcel builds on.
-            ConflictingPublication: A publication contradicts the one that stands.
-            StoreUnavailable: The file is locked, or its disk is full.
-            StoreError: The file cannot be written, a key space does not exist, or has another
-                shard count. After any of these nothing is written.
-        """
+        """Write parcels and their frontiers in one transaction."""
         spaces = [parcel.space for parcel in parcels]
         with self._transaction(spaces, write=True) as sqlite:
             return [self._publish(sqlite, parcel) for parcel in parcels]
 
     def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
-        """Read keys of several key spaces, all as of one instant.
-
-        Args:
-            wanted: Key spaces, each with the keys to look up.
-
-        Returns:
-            A snapshot for each, its rows in the order of the keys.
-
-        Raises:
-            StoreError: The file or a key space does not exist or cannot be read.
-        """
+        """Read keys of several key spaces in one transaction."""
         with self._transaction([space for space, _ in wanted], write=False) as sqlite:
             return [
                 Snapshot(self._frontiers(sqlite, space), self._rows(sqlite, space, keys))
@@ -151,11 +102,11 @@ class SqliteDatabase:
         frontiers = self._frontiers(sqlite, space)
         if frontiers.shard_count not in (0, parcel.shard_count):
             raise other_shard_count(self.name, space, frontiers.shard_count, parcel.shard_count)
-        stands = frontiers.by_shard.get(parcel.shard)
-        if parcel.since_us is not None and (stands is None or stands < parcel.since_us):
-            raise lost(self.name, parcel, stands)
+        reached = frontiers.by_shard.get(parcel.shard)
+        if parcel.since_us is not None and (reached is None or reached < parcel.since_us):
+            raise lost(self.name, parcel, reached)
         written = self._upsert(sqlite, space, parcel.rows)
-        if stands is None or stands < parcel.frontier_us:
+        if reached is None or reached < parcel.frontier_us:
             sqlite.execute(
                 "INSERT OR REPLACE INTO tidemill_frontiers VALUES (?, ?, ?, ?)",
                 (space.name, parcel.shard, parcel.shard_count, parcel.frontier_us),
@@ -171,26 +122,16 @@ class SqliteDatabase:
             return 0
 
         sqlite.create_function("tidemill_conflict", 3, note)
-        rows = zip(
-            batch.keys,
-            batch.event_timestamps.tolist(),
-            batch.revisions.tolist(),
-            batch.valid_until.tolist(),
-            [batch.shard] * len(batch),
-            batch.cells_of_rows(),
-            strict=True,
-        )
-        # In the order of keys, neighbours share pages; the order decides nothing else. Without a
-        # row the statement still finds out whether there is such a key space.
+        # Sorted by key, because neighbours share pages. EXPLAIN checks that the key space exists.
         upsert = UPSERT.format(name=space.name)
         if not len(batch):
             sqlite.execute(f"EXPLAIN {upsert}", (b"", 0, 0, 0, None, b""))
             return 0
-        written = sqlite.executemany(upsert, sorted(rows, key=itemgetter(0))).rowcount
+        written = sqlite.executemany(upsert, sorted(batch.tuples(), key=itemgetter(0))).rowcount
         if conflicts:
             key, valid_until, cells = conflicts[0]
             stored = self._rows(sqlite, space, [key])[0]
-            # Within the transaction that found the conflict the row cannot have gone.
+            # The row still exists in the transaction that found the conflict.
             assert stored is not None
             raise conflict(
                 self.name, space, stored, stored._replace(valid_until=valid_until, cells=cells)

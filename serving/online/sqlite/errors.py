@@ -1,4 +1,4 @@
-"""SQLite's errors, said with the store, the key space and the mend in them."""
+"""SQLite's errors, turned into ours with the store, the key space and a remedy."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from tidemill.serving.online.rows import KeySpace
 _TRANSIENT: Final = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 )
-"""What another writer or the disk may mend: primary result codes."""
+"""Primary result codes of errors that may pass: another writer, or the disk."""
 
 
 @contextmanager
 def named_errors(path: str, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
-    """Give the errors of an online store's file our classes.
-
-    Args:
-        path: The file.
-        spaces: The key spaces that are read or written.
+    """Turn the errors of reading or writing key spaces of a file into ours.
 
     Raises:
         NoKeySpace: A key space does not exist, or the file itself.
@@ -38,27 +34,17 @@ def named_errors(path: str, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
             f"there is no online store at {path}; register the project to make it"
         ) from error
     except sqlite3.Error as error:
-        for space in spaces:
-            if str(error) == f"no such table: {space.name}":
-                raise no_key_space(store, space) from error
-        raise explained(store, error) from error
+        raise _explained(store, spaces, error) from error
     except OSError as error:
         raise StoreError(f"{store}: {error}") from error
 
 
-def explained(store: str, error: sqlite3.Error) -> StoreError:
-    """Return our error for one of SQLite's.
-
-    Args:
-        store: The store's name.
-        error: What went wrong.
-
-    Returns:
-        `StoreUnavailable` where the same call may succeed later, else a `StoreError`.
-    """
-    # An error that the Python module finds by itself has no code.
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in _TRANSIENT:
+def _explained(store: str, spaces: Sequence[KeySpace], error: sqlite3.Error) -> StoreError:
+    for space in spaces:
+        if str(error) == f"no such table: {space.name}":
+            return no_key_space(store, space)
+    # An error of the Python module itself has no code.
+    if getattr(error, "sqlite_errorcode", -1) & 0xFF in _TRANSIENT:
         return StoreUnavailable(
             f"{store}: {error}; nothing was written: try again, after making room on the "
             "disk or ending the writer that keeps the lock"

@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS tidemill_frontiers (
 ) WITHOUT ROWID
 """
 
-# CASE is lazy, so the function that notes a conflict is called for a conflict only.
+# CASE is lazy, so tidemill_conflict is called for a conflict only.
 UPSERT: Final = """
 INSERT INTO "{name}" AS old (entity_key, event_timestamp, revision, valid_until, shard, cells)
 VALUES (?, ?, ?, ?, ?, ?)
@@ -37,11 +37,11 @@ WHERE CASE
     ELSE tidemill_conflict(excluded.entity_key, excluded.valid_until, excluded.cells)
 END
 """
-"""Write a row where it is newer than the one that stands (``{name}``: the key space)."""
+"""Write a row if it is newer than the stored one (``{name}``: the key space)."""
 
 
 def create_space(space: KeySpace) -> str:
-    """Return the statement that makes a key space's table where it doesn't exist yet."""
+    """Return the statement that makes a key space's table if it does not exist yet."""
     return (
         f'CREATE TABLE IF NOT EXISTS "{space.name}" ('
         "entity_key BLOB NOT NULL PRIMARY KEY, "

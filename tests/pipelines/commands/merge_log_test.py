@@ -107,6 +107,6 @@ def test_file_that_is_not_whole_is_an_explained_error(config: Path) -> None:
     for name in ("one", "other"):
         log.day("1970-01-01").mkdir(parents=True, exist_ok=True)
         (log.day("1970-01-01") / f"{name}.parquet").write_bytes(b"half")
-    assert "one.parquet is not a whole Parquet file" in tidemill(
+    assert "one.parquet is not a complete Parquet file" in tidemill(
         "merge-log", "--quiet", "--config", config, fails=1
     )

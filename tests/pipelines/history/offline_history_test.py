@@ -49,7 +49,7 @@ from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import joined_releases
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.wire_format import Published
-from tidemill.serving.offline.log import OfflineLog, Reached
+from tidemill.serving.offline.log import OfflineLog, Span
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
@@ -170,13 +170,13 @@ def test_history_replaces_history_and_what_followed(tmp_path: Path) -> None:
     write_history(tmp_path, rows, 3, end)
     first = log_rows(tmp_path)
     log = OfflineLog.of(tmp_path / OFFLINE, CAB)
-    assert log.reached() == Reached(TIME_MIN, end)
+    assert log.reached() == Span(TIME_MIN, end)
     log.reach(0, SHARDS, since_us=end, until_us=end + DAY)
     (log.directory / "date=2001-01-01").mkdir()
     (log.directory / "date=2001-01-01" / "old.parquet").touch()
     write_history(tmp_path, rows, 3, end)
     assert log_rows(tmp_path) == first
-    assert log.reached() == Reached(TIME_MIN, end)
+    assert log.reached() == Span(TIME_MIN, end)
     names = [path.name for path in log.directory.parent.iterdir()]
     assert sorted(names) == [CAB.hash, f"{CAB.hash}.lock"]
 
@@ -367,9 +367,7 @@ def test_where_nothing_is_late_the_stream_logs_what_history_logs(tmp_path: Path)
     log_history(PROJECT, Log(root), root / OFFLINE, shards=SHARDS, until_us=until)
     assert log_rows(tmp_path / "stream") == log_rows(tmp_path / "history")
     for view in PROJECT.views:
-        assert OfflineLog.of(tmp_path / "stream" / OFFLINE, view).reached() == Reached(
-            TIME_MIN, end
-        )
+        assert OfflineLog.of(tmp_path / "stream" / OFFLINE, view).reached() == Span(TIME_MIN, end)
 
 
 def test_repeated_and_joined_bundles_change_nothing(tmp_path: Path) -> None:
@@ -395,7 +393,7 @@ def test_release_that_overtook_another_is_refused(tmp_path: Path) -> None:
     mine = [r for r in stream(rows, arrived, 12, 33).runs if (r.view, r.shard) == (0, 0)]
     first, *rest = [run for run in mine if run.since_us != run.frontier_us]
     append_all(tmp_path, [first])
-    with pytest.raises(LostPublications, match="what is between is missing"):
+    with pytest.raises(LostPublications, match="those between are missing"):
         append_all(tmp_path, rest[1:])
     append_all(tmp_path, rest)
 

@@ -168,7 +168,7 @@ def test_tensorflow_starts_without_a_word() -> None:
 
 
 def test_errors_at_the_start_are_still_printed(tmp_path: Path) -> None:
-    # A stand-in that says what TensorFlow's C++ code may say, and an error beside it.
+    # A stand-in that writes messages of TensorFlow's C++ code, and an error.
     (tmp_path / "tensorflow.py").write_text(
         "import os, sys\n"
         "os.write(2, b'I0000 00:00:1.2 3 port.cc:153] oneDNN is on\\nE0000 it is broken\\n')\n"

@@ -25,7 +25,7 @@ def _batch(rows: int, seed: int = 5) -> pa.RecordBatch:
 
 
 def _hard(rows: int) -> pa.RecordBatch:
-    """Rows of values on which a cast in the wrong place or of the wrong kind shows."""
+    """Rows of values that show a cast in the wrong place or of the wrong kind."""
     batch = _batch(rows)
     random = np.random.default_rng(3)
     floats = random.normal(size=rows) * 10.0 ** random.integers(-50, 38, rows)

@@ -1,4 +1,4 @@
-"""Answers made column by column: Feast's own message, always of the view's present definition."""
+"""Responses made column by column equal Feast's own message, for the view's present definition."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_message_is_that_of_feasts_own_step(
         include_feature_view_version_metadata=names == "versions",
     )
     assert ours == theirs
-    # Messages that are equal in Python's eyes may still differ by the sign of a zero.
+    # Messages that compare equal in Python may still differ in the sign of a zero.
     assert ours.SerializeToString() == theirs.SerializeToString()
     assert len(ours.metadata.feature_view_metadata) == (2 if names == "versions" else 0)
     assert {len(vector.values) for vector in ours.results} == {4}

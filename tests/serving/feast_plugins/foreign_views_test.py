@@ -94,7 +94,7 @@ def test_every_type_is_read_to_the_bit(store: feast.FeatureStore, twin: str) -> 
 def test_the_values_of_the_test_hold_every_type_of_feasts() -> None:
     kinds = {value.WhichOneof("val") for _, values in VALUES.values() for value in values}
     every = {field.name for field in Value.DESCRIPTOR.fields}
-    # Lists and sets of what stands there alone, and what Feast itself cannot make.
+    # Lists and sets of the types above, and types that Feast itself cannot make.
     assert every - kinds - {"null_val"} <= {
         name for name in every if name.endswith(("_list_val", "_set_val")) or name == "set_val"
     }
@@ -199,7 +199,7 @@ def test_changed_schema_of_a_foreign_view_starts_empty(
 def test_order_of_a_structs_fields_makes_no_other_key_space(
     store: feast.FeatureStore, tmp_path: Path
 ) -> None:
-    """A registry keeps none, so two processes may see two."""
+    """A registry keeps no order of the fields, so two processes may see two orders."""
     spaces = []
     for fields in ({"a": Int64, "b": String}, {"b": String, "a": Int64}):
         _small(store, tmp_path, feast.Field(name="z", dtype=Array(Struct(fields))))

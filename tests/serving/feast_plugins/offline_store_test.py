@@ -1,4 +1,4 @@
-"""Feast over the change-point log: what it joins is what batch computes."""
+"""Feast over the change-point log: its joins give the values that batch computes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def ask(store: feast.FeatureStore, rows: Any, *features: str) -> pa.Table:
 
 
 def differences(rows: pa.Table, found: pa.Table, view: FeatureView) -> int:
-    """Count the pairs whose values are not those that batch computes, bit for bit."""
+    """Count the pairs whose values differ from those that batch computes, bit for bit."""
     keys = rows.column("car" if view.entity is CAR else "site").combine_chunks()
     instants_us = rows.column("event_timestamp").cast(pa.int64()).to_numpy()
     values = values_at(view, to_batch(PINGS.schema, ROWS), keys, instants_us)
@@ -121,7 +121,7 @@ def test_100_000_pairs_are_what_batch_computes_bit_for_bit(fleet: feast.FeatureS
 
 @pytest.mark.parametrize("count", [1, 3, 63, 64, 500])
 def test_few_pairs_too(fleet: feast.FeatureStore, count: int) -> None:
-    # duckdb runs an as-of join of few rows in another way.
+    # duckdb runs an as-of join of few rows by another algorithm.
     rows = instants(ROWS, count, seed=count)
     service = fleet.get_feature_service("fleet")
     found = fleet.get_historical_features(rows, service, full_feature_names=True).to_arrow()
@@ -151,7 +151,7 @@ def test_technical_fields_of_a_quiet_entity_are_those_of_its_last_publication(
 
 
 def test_only_days_that_can_matter_are_read(fleet: feast.FeatureStore, root: Path) -> None:
-    # by_car looks back a day and five minutes. Anything older or younger need not even be Parquet.
+    # by_car looks back a day and five minutes. Files of other days need not even be Parquet.
     rows = pa.table({"car": ["a"], "event_timestamp": times(START + 6 * DAY + HOUR)})
     good = ask(fleet, rows, "by_car:idle_1d")
     directory = OfflineLog.of(root / OFFLINE, BY_CAR).directory
@@ -233,7 +233,7 @@ def test_highest_revision_at_an_instant_is_the_value(
     ]
     for part, chosen in enumerate(np.array_split(chance.permutation(len(rows)), 7)):
         write(tmp_path, BY_DEPOT, depot_rows(*(rows[i] for i in chosen)), f"p{part}")
-    for asked in (20, 500):  # both of duckdb's ways
+    for asked in (20, 500):  # both of duckdb's algorithms
         pairs = [(k, t) for k in range(50) for t in range(1, 11)][:asked]
         table = pa.table(
             {"depot": [k for k, _ in pairs], "event_timestamp": times(*(t for _, t in pairs))}
@@ -310,7 +310,7 @@ def test_no_rows_are_no_rows(depots: feast.FeatureStore, tmp_path: Path) -> None
     assert len(found) == 0
 
 
-# The forms of a question.
+# The forms of a request.
 
 
 def test_full_names_services_and_aliases(fleet: feast.FeatureStore) -> None:
@@ -435,7 +435,7 @@ def test_view_that_tidemill_did_not_generate_is_refused(
         ask(depots, pa.table({"depot": [7], "event_timestamp": times(1)}), "foreign:n")
 
 
-# Where the log ends.
+# The end of the log.
 
 
 def test_instants_outside_the_log_are_refused_not_answered_with_old_numbers(
@@ -465,7 +465,8 @@ def test_publication_that_was_not_followed_is_not_read_past_its_end(
     rows = pa.table({"courier": ["bea"], "event_timestamp": times(299)})
     assert ask(depots, rows, "by_courier:scans_1d").column("scans_1d").to_pylist() == [1]
     late = pa.table({"courier": ["bea"], "event_timestamp": times(300)})
-    with pytest.raises(StoreError, match=r"entity 'bea' at .*holds until .*what was due then"):
+    overrun = r"entity 'bea' at .*holds until .*publication that was due then"
+    with pytest.raises(StoreError, match=overrun):
         ask(depots, late, "by_courier:scans_1d")
 
 

@@ -1,4 +1,4 @@
-"""What else Feast asks of an offline store: saving, writing, materializing."""
+"""The other methods of an offline store: saving, writing, materializing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our online store behind Feast's own SDK: order, values to the bit, and honest statuses."""
+"""Our online store behind Feast's own SDK: order, values to the bit, and statuses."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from tests.support.parcels import (
     DEPOT_SPACE,
     courier_rows,
     depot_rows,
+    feast_rows,
 )
 from tests.support.redis_server import RedisServer
 from tidemill.features.contract import TIME_MAX
 from tidemill.features.errors import ConflictingPublication, InputError, StoreError
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Snapshot
-from tidemill.serving.online.parcels import feast_rows, online_rows
+from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.redis import database as redis_database
 from tidemill.serving.online.rows import online_keys
@@ -290,7 +291,7 @@ def test_each_view_has_its_own_statuses(place: OnlinePlace, store: feast.Feature
 def test_all_views_of_a_read_are_one_round_trip(
     place: OnlinePlace, store: feast.FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the SDK, and by the direct reader for many entities and for one."""
+    """With the SDK, and with the direct reader for many entities and for one."""
     _publish(place, courier_rows({"entity_key": b"ann"}), 10_000)
     _publish(place, depot_rows((7, 1_000, 1, 4)), 10_000)
     service = store.get_feature_service("parcels")
@@ -305,7 +306,7 @@ def test_all_views_of_a_read_are_one_round_trip(
         "one": lambda: reader.read_one({"by_courier": "ann", "by_depot": 7}),
     }
     for read in reads.values():
-        read()  # connects, and makes known the script that reads
+        read()  # connects, and loads the script that reads
     trips: list[int] = []
     exchange, transaction = redis_database.exchange, sqlite_database.transaction
 

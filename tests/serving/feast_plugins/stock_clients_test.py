@@ -1,7 +1,7 @@
 """Feast's own server and SDK, in other processes, read what our write path published.
 
 The server is the real `feast serve` with the `feature_store.yaml` that we write; the store is an
-SQLite file or a real Redis. The SDK is promised every bit, HTTP what JSON can say of it.
+SQLite file or a real Redis. The SDK returns every bit, HTTP returns the precision of JSON.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ JSON: dict[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class Served:
-    """A published store, and the server over it."""
+    """A published store, and the server in front of it."""
 
     root: Path
     place: OnlinePlace
@@ -104,7 +104,7 @@ class Served:
         database.close()
 
     def ask(self, features: list[str], **entities: list[str]) -> dict[str, dict[str, Any]]:
-        """Ask the server: feature name to values and statuses."""
+        """Return the server's answer: feature name to values and statuses."""
         body = json.dumps({"features": features, "entities": entities}).encode()
         request = urllib.request.Request(
             f"{self.url}/get-online-features", body, {"Content-Type": "application/json"}
@@ -114,7 +114,7 @@ class Served:
         return dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
 
     def sdk(self, features: list[str], rows: list[dict[str, str]], *, remote: bool = False) -> Any:
-        """Ask Feast's SDK in another process, by the store itself or by way of the server."""
+        """Ask Feast's SDK in another process, which reads the store itself or asks the server."""
         asked = {
             "features": features,
             "entity_rows": rows,
@@ -133,7 +133,7 @@ class Served:
 
 
 def _environment(root: Path) -> dict[str, str]:
-    # The servers keep a file or two at home; the plug-in is found where this test found it.
+    # The servers write files to the home directory; they import the plug-in from this tree.
     return {
         **os.environ,
         "HOME": str(root),
@@ -165,7 +165,7 @@ def served(
 
 @contextmanager
 def _feast_serve(served: Served) -> Iterator[None]:
-    """Run ``feast serve`` for as long as a test needs it."""
+    """Run ``feast serve`` while a test needs it."""
     command = [str(Path(sys.executable).with_name("feast")), "--chdir", str(served.root)]
     command += ["serve", "--host", "127.0.0.1", "--port", str(served.port), "--no-access-log"]
     elsewhere, log = served.root / "elsewhere", served.root / "serve.log"
@@ -225,7 +225,7 @@ def test_server_answers_every_type_as_json_can_say_it(served: Served) -> None:
     answer = served.ask([f"every type, ours:{name}" for name in JSON], person=KEYS)
     for name, values in JSON.items():
         found = answer[name]["values"]
-        # Entries of a map come in any order, so maps are compared as such.
+        # Entries of a map are in any order, so maps are compared as maps.
         shown = _sorted if name in ("map", "maps", "struct") else repr
         assert shown(found) == shown([*values, None]), name
         assert answer[name]["statuses"] == ["PRESENT"] * len(KEYS)

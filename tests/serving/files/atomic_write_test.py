@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_whoever_writes_nothing_gets_an_error(tmp_path: Path) -> None:
 
 
 def test_two_writers_share_nothing(tmp_path: Path) -> None:
-    """The later one stands, though the other began and wrote in between."""
+    """The later one wins, though the other began and wrote in between."""
     path = tmp_path / "file.txt"
     with atomic_write(path) as later:
         later.write_text("la")

@@ -1,8 +1,8 @@
 """The change-point log in BigQuery, without a cloud.
 
-No BigQuery is here. What Feast's BigQuery store would run is made by Feast's own code, and runs on
-duckdb, whose SQL is the same for all that is used but the spelling of names and types (`spelt`).
-What that cannot show stands in docs/offline-store.md.
+There is no BigQuery here. Feast's own code makes the SQL that its BigQuery store would run, and
+duckdb runs it; the two dialects differ in the spelling of names and types only (`spelt`).
+docs/offline-store.md states what this cannot show.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PLACE = BigQueryDataset("some-project", "features")
 
 
 def spelt(sql: str) -> str:
-    """Spell BigQuery's SQL as duckdb does: quotes, types, and no layout of tables."""
+    """Translate BigQuery's SQL to duckdb's: quotes, types, and no layout of tables."""
     for bigquery, here in (
         ("`", '"'),
         ("FLOAT64", "DOUBLE"),
@@ -65,7 +65,7 @@ def spelt(sql: str) -> str:
 def warehouse() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    # duckdb's own one leaves nulls out; BigQuery's is null then.
+    # duckdb's own function ignores nulls; BigQuery's returns null.
     connection.execute("CREATE MACRO bigquery_concat(a, b) AS a || b")
     return connection
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 from tidemill.features.contract import DAY, LATEST_EVENT, TIME_MAX, TIME_MIN
 from tidemill.features.errors import InputError, LostPublications, StoreError
-from tidemill.serving.offline.log import OfflineLog, Reached
+from tidemill.serving.offline.log import OfflineLog, Span
 
 
 @pytest.fixture
@@ -95,25 +95,25 @@ def test_log_reaches_as_far_as_its_last_shard(log: OfflineLog) -> None:
     assert reached is not None
     assert reached.first_us > reached.last_us, "a shard that has not reported covers nothing"
     log.reach(1, 2, since_us=10, until_us=70)
-    assert log.reached() == Reached(10, 50)
+    assert log.reached() == Span(10, 50)
     log.reach(0, 2, since_us=50, until_us=90)
-    assert log.reached() == Reached(10, 70)
+    assert log.reached() == Span(10, 70)
 
 
 def test_older_span_changes_nothing(log: OfflineLog) -> None:
     log.reach(0, 1, since_us=0, until_us=50)
     log.reach(0, 1, since_us=10, until_us=20)
-    assert log.reached() == Reached(0, 50)
+    assert log.reached() == Span(0, 50)
 
 
 def test_rows_that_do_not_join_on_are_refused_and_not_written(log: OfflineLog) -> None:
     rows = depot_rows((7, 10, 1, 1))
     log.append(BY_DEPOT, rows, shard=0, shards=1, since_us=TIME_MIN, until_us=20)
     before = _files(log)
-    with pytest.raises(LostPublications, match="it ends at 20, and publications go on from 30"):
+    with pytest.raises(LostPublications, match="it ends at 20, and publications continue from 30"):
         log.append(BY_DEPOT, depot_rows((7, 40, 2, 2)), shard=0, shards=1, since_us=30, until_us=50)
     assert _files(log) == before
-    assert log.reached() == Reached(TIME_MIN, 20)
+    assert log.reached() == Span(TIME_MIN, 20)
 
 
 def test_repeated_append_replaces_itself_also_in_another_order(log: OfflineLog) -> None:
@@ -149,7 +149,7 @@ def test_log_of_a_view_stands_below_the_root_by_definition(tmp_path: Path) -> No
 
 
 def test_part_with_the_name_of_a_segments_is_refused(log: OfflineLog) -> None:
-    """`cut_back` would take it for one that a stream has added."""
+    """`cut_back` would remove it like a part that a stream has added."""
     with pytest.raises(InputError, match="segment 12 of a stream"):
         log.write(BY_DEPOT, depot_rows((7, 1, 1, 1)), "00012-mine")
 
@@ -178,7 +178,7 @@ def test_cut_back_takes_what_segments_have_added_and_nothing_else(log: OfflineLo
     assert not log.cut_back(1, [35]), "the log ends at 30"
     assert log.cut_back(0, [10])
     assert [file.name[:7] for file in log.files(0, 99)] == ["history", "written"]
-    assert log.reached() == Reached(TIME_MIN, 10)
+    assert log.reached() == Span(TIME_MIN, 10)
 
 
 def test_days_before_that_of_the_slowest_shard_get_no_more_rows(log: OfflineLog) -> None:

@@ -1,6 +1,6 @@
-"""Merging the change-point log: the same answers before, between and after, whoever else is at it.
+"""Merging the change-point log: equal answers before, during and after, beside other processes.
 
-Rows are of one day unless a test says otherwise; segment None is what `backfill --publish` wrote.
+Rows are of one day unless a test says otherwise; segment None means rows of `backfill --publish`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def names(log: OfflineLog) -> list[str]:
 
 
 def add(log: OfflineLog, segment: int | None, at_us: int, *rows: Row) -> None:
-    """Add rows as one release of a segment's does, or as a part of history."""
+    """Add rows as a release of a segment does, or as a part of history."""
     if segment is None:
         log.write(BY_DEPOT, depot_rows(*rows), f"history-00000-of-00001-{at_us:06d}")
         return
@@ -62,7 +62,7 @@ def add(log: OfflineLog, segment: int | None, at_us: int, *rows: Row) -> None:
 
 
 def stands(log: OfflineLog) -> list[tuple[int, ...]]:
-    """What a join can see: depot, time, scans, revision; the highest revision of an instant."""
+    """Return the rows that a join sees, with the highest revision of each instant."""
     files = log.files(TIME_MIN, TIME_MAX)
     if not files:
         return []
@@ -176,11 +176,11 @@ def test_stream_goes_on_with_a_log_whose_days_were_merged(log: OfflineLog) -> No
 
 
 class Killed(BaseException):
-    """In the place of a signal."""
+    """Raised where a signal would kill the process."""
 
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Let that many changes of files and waits for the disk be done, and then no more."""
+    """Allow this number of changes of files and waits for the disk, and no more."""
     done = 0
 
     def limited(action: Callable[..., Any]) -> Callable[..., Any]:
@@ -268,7 +268,7 @@ def test_leavings_of_a_killed_merge_go_and_those_of_a_writer_at_work_stay(log: O
 
 
 def test_merges_appends_and_joins_beside_each_other(log: OfflineLog) -> None:
-    """Two merges and a running stream: nobody fails, nothing is lost, old answers stay."""
+    """Two merges and a running stream: no error, no lost rows, the same old answers."""
     add(log, None, 0, *((depot, 3 * depot, 1, depot + 1) for depot in range(5)))
     log.reach(0, 1, since_us=TIME_MIN, until_us=100)
     before = joined(log)
@@ -330,7 +330,7 @@ def test_who_removes_files_waits_for_a_merge(
     merge = threading.Thread(target=merge_day, args=(log, "depot", DATE))
     merge.start()
     assert has_read.wait(WAIT_S)
-    # A release comes in between; whoever does not wait takes it away from below the first merge.
+    # A release is added in between; a second merge that did not wait would remove its file.
     add(log, 1, 20, (7, 50, 1, 1))
     action: dict[str, Callable[[], object]] = {
         "cut_back": lambda: log.cut_back(1, [5]),
@@ -349,7 +349,7 @@ def test_who_removes_files_waits_for_a_merge(
 
 
 class OftenMerged(OfflineLog):
-    """A log whose first listing is one during which a merge went past: it lacks old and new."""
+    """A log whose first listing is during a merge: it has neither the old files nor the new one."""
 
     def _list(self, pattern: str, first_us: int, last_us: int) -> list[Path]:
         if pattern == "*.parquet" and not (self.directory / "listed").exists():
@@ -399,7 +399,7 @@ def test_file_that_is_not_whole_is_named_and_nothing_goes(log: OfflineLog) -> No
         add(log, None, part, (7, part, 1, 1))
     (log.day(DATE) / "spoilt.parquet").write_bytes(b"PAR1")
     before = names(log)
-    with pytest.raises(StoreError, match=r"spoilt\.parquet is not a whole Parquet file"):
+    with pytest.raises(StoreError, match=r"spoilt\.parquet is not a complete Parquet file"):
         merge_day(log, "depot", DATE)
     assert names(log) == before
 
@@ -414,7 +414,7 @@ def test_file_of_other_columns_is_named_and_nothing_goes(log: OfflineLog) -> Non
 
 
 def test_rows_of_feasts_own_write_path_are_merged_too(log: OfflineLog) -> None:
-    """Its columns may be nullable, and stand in another order."""
+    """Its columns may be nullable, and in another order."""
     add(log, None, 0, (7, 1, 1, 10))
     store = opened(log.directory.parents[2])
     view = store.get_feature_view("by_depot")

@@ -1,4 +1,4 @@
-"""The laws of every online database: what stands depends on what was published, on nothing else."""
+"""The laws of every online database: the stored rows depend on the publications only."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _version(row: Row) -> tuple[int, int]:
 
 
 # Times around the ends of the years 1 and 9999, around 1970 and around steps of 32 bits, where an
-# order by bytes, by signed words or by floats would go wrong.
+# order by bytes, by signed words or by floats would be wrong.
 _TIMES = sorted(
     {EARLIEST_EVENT, EARLIEST_EVENT + 1, LATEST_EVENT - 1, LATEST_EVENT, -1, 0, 1}
     | {sign * 2**power + near for sign in (-1, 1) for power in (8, 31, 32, 53) for near in (-1, 0)}
@@ -183,7 +183,7 @@ def test_newer_time_wins_whatever_the_revision(database: OnlineDatabase, space: 
 def test_equal_values_of_another_shard_are_the_same_publication(
     database: OnlineDatabase, space: KeySpace
 ) -> None:
-    """As when a stock client, which knows no shard, writes what the stream has published."""
+    """For example, a stock client, which knows no shard, writes what the stream has published."""
     database.publish([_parcel(space, _row(1, 10, 2), frontier_us=20)])
     assert database.write(space, RowBatch.of([_row(1, 10, 2)._replace(shard=None)], None)) == 0
     assert _standing(database, space, 1) == [_row(1, 10, 2)]
@@ -233,7 +233,7 @@ def test_long_parcel_is_written_whole_and_counted(
 def test_frontier_of_a_long_parcel_stays_where_one_row_conflicts(
     database: OnlineDatabase, space: KeySpace
 ) -> None:
-    """Wherever in the parcel the row stands, before the chunk with the frontier or in it."""
+    """Wherever the row is in the parcel, before the chunk with the frontier or in it."""
     for at in (0, CHUNK_ROWS, 2 * CHUNK_ROWS):
         rows = [_row(key, 10, 1) for key in range(2 * CHUNK_ROWS + 1)]
         space = _space(database)
@@ -270,7 +270,7 @@ def test_lost_writes_are_said_and_nothing_is_written(
     with pytest.raises(LostPublications, match=r"from frontier 20, but the store has no frontier"):
         database.publish([_parcel(space, _row(1, 10, 1), since_us=20, frontier_us=30)])
     database.publish([_parcel(space, frontier_us=19)])
-    with pytest.raises(LostPublications, match=r"stands at frontier 19: .* `tidemill republish`"):
+    with pytest.raises(LostPublications, match=r"is at frontier 19: .* `tidemill republish`"):
         database.publish([_parcel(space, _row(1, 10, 1), since_us=20, frontier_us=30)])
     assert _standing(database, space, 1) == [None]
     assert _frontiers(database, space) == {0: 19}
@@ -331,8 +331,8 @@ def test_key_spaces_are_listed_and_removed_by_name(database: OnlineDatabase) -> 
         rows = [_row(key, 10, 1) for key in range(3_000)]
         database.publish([_parcel(space, *rows, frontier_us=20)])
     assert {one.name, other.name} <= set(database.spaces())
-    database.drop([KeySpace.named(one.name)])
-    database.drop([KeySpace.named(one.name)])
+    database.drop([KeySpace(one.project, one.view, one.definition)])
+    database.drop([KeySpace(one.project, one.view, one.definition)])
     assert one.name not in database.spaces()
     assert other.name in database.spaces()
     database.create([one, other])
@@ -347,12 +347,8 @@ def test_key_space_of_a_view_whose_name_holds_two_underscores(database: OnlineDa
     space = dataclasses.replace(DEPOT_SPACE, view="a__b", definition=f"{next(_numbers):016x}")
     database.create([space])
     assert space.name in database.spaces()
-    named = KeySpace.named(space.name)
-    assert (named.project, named.view, named.definition) == ("parcels", "a__b", space.definition)
-    database.drop([named])
+    database.drop([KeySpace("parcels", "a__b", space.definition)])
     assert space.name not in database.spaces()
-    with pytest.raises(InputError, match="expected the name of a key space"):
-        KeySpace.named("parcels__by_depot")
 
 
 def test_making_a_key_space_again_keeps_its_rows(database: OnlineDatabase, space: KeySpace) -> None:

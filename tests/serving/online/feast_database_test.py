@@ -1,4 +1,4 @@
-"""Feast's own stores by its generic write path: what is written, what falls away and is said."""
+"""Feast's own stores by its generic write path: what is written, and which guarantees are lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tidemill.features.errors import ConfigurationError, StoreError, StoreUnavai
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.feast_database import LOST_GUARANTEES, FeastDatabase
-from tidemill.serving.online.parcels import online_rows, write_publications
+from tidemill.serving.online.parcels import online_rows, parcel_of
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
@@ -95,17 +95,16 @@ def test_newest_row_of_a_call_is_written_once(place: FeastPlace, store: feast.Fe
 
 
 def test_lost_guarantees_are_really_lost(place: FeastPlace, store: feast.FeatureStore) -> None:
-    """When one of these fails, Feast has become better: then say less in `LOST_GUARANTEES`."""
+    """When one of these fails, Feast has improved: then shorten `LOST_GUARANTEES`."""
     _publish(place, depot_rows((7, 30_000_000, 2, 300)), frontier_us=40_000_000)
-    # No age: the frontier of half a century ago is nowhere, and the wall clock judges nothing.
+    # No age: the frontier of half a century ago is not stored, so the row reads as fresh.
     assert _scans(store, 7) == (300, "PRESENT")
-    # A correction at the same instant: Redis drops it, SQLite keeps whatever comes last.
+    # A correction at the same instant: Redis drops it, SQLite keeps the last write.
     _publish(place, depot_rows((7, 30_000_000, 3, 301)))
     _publish(place, depot_rows((7, 30_000_000, 2, 300)))
     assert _scans(store, 7) == (300, "PRESENT")
-    # A lost write is not noticed: these go on from a frontier that never was.
-    write_publications(
-        open_database(place),
+    # A lost write is not detected: these continue from a frontier that was never written.
+    parcel = parcel_of(
         "parcels",
         BY_DEPOT,
         depot_rows((9, 30_000_000, 2, 9)),
@@ -114,6 +113,7 @@ def test_lost_guarantees_are_really_lost(place: FeastPlace, store: feast.Feature
         since_us=10**12,
         frontier_us=10**13,
     )
+    open_database(place).publish([parcel])
     assert _scans(store, 9) == (9, "PRESENT")
     if place.type == "sqlite":
         _publish(place, depot_rows((7, 1, 1, 100)))
@@ -152,7 +152,7 @@ def test_a_run_that_starts_again_finds_nothing(
     # Feast views that Tidemill did not generate stay.
     asked = ["every type, ours:int32"], [{"person": every_type.KEYS[1]}]
     assert store.get_online_features(*asked).to_dict()["int32"] == [2**31 - 1]
-    # Feast's Redis calls an entity that it never saw present, with nulls.
+    # Feast's Redis returns PRESENT with nulls for an entity that was never seen.
     absent = "NOT_FOUND" if place.type == "sqlite" else "PRESENT"
     assert _scans(store, 7) == _scans(store, 99) == (None, absent)
     _publish(place, depot_rows((7, 10, 1, 100)))

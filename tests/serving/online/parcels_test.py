@@ -7,11 +7,11 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
+from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows, feast_rows
 from tidemill.features.contract import LATEST_EVENT
 from tidemill.features.errors import InputError
 from tidemill.serving.online.cells import decode_row
-from tidemill.serving.online.parcels import feast_rows, online_rows
+from tidemill.serving.online.parcels import online_rows
 
 UTC = datetime.UTC
 

@@ -1,9 +1,9 @@
-"""Eight writers race over 4,000 keys, are killed and begin again: no key may end up wrong.
+"""Eight writers race over 4,000 keys, are killed and restart: no key may end up wrong.
 
-Every publication comes to two of the writers, in an order of its own and in part twice; half of
-them are corrections, of the same event timestamp and a higher revision. Each writer is killed
-(-9) in the middle of a write twice and started again a few writes earlier. Feast's own stores get
-the same, through their own write path; how many of their keys are wrong is printed.
+Two of the writers get each publication, in an order of their own and in part twice; half of the
+publications are corrections, with the same event timestamp and a higher revision. Each writer is
+killed (-9) in the middle of a write twice and restarts a few writes earlier. Feast's own stores
+get the same publications through their own write path; the number of their wrong keys is printed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.infra.online_stores.sqlite import SqliteOnlineStore
 
 from tests.support.feast_definitions import feast_objects
-from tests.support.parcels import BY_DEPOT, DEPOT_SPACE, PARCELS, depot_rows
+from tests.support.parcels import BY_DEPOT, DEPOT_SPACE, PARCELS, depot_rows, feast_rows
 from tests.support.redis_server import running
 from tidemill.features.feast_objects import REVISION
 from tidemill.serving.online.database import OnlineDatabase, Parcel
-from tidemill.serving.online.parcels import feast_rows, online_rows
+from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.redis.database import RedisDatabase
 from tidemill.serving.online.sqlite.database import SqliteDatabase
 
@@ -62,7 +62,7 @@ PUBLICATIONS: list[Publication] = [
 
 
 def _writes(writer: int, rows_a_write: int) -> list[list[Publication]]:
-    """What a writer writes: its quarter of the publications, some of them twice, shuffled."""
+    """The publications of a writer: its quarter of them, some twice, shuffled."""
     own = [
         publication
         for number, publication in enumerate(PUBLICATIONS)
@@ -75,11 +75,11 @@ def _writes(writer: int, rows_a_write: int) -> list[list[Publication]]:
 
 
 class Store(Protocol):
-    """A store as the race uses it; it travels to the writers."""
+    """A store in the race; it is pickled for the writers."""
 
     @property
     def rows_a_write(self) -> int:
-        """How many publications a writer writes at once."""
+        """Number of publications that a writer writes at once."""
 
     def write(self, rows: Sequence[Publication], number: int) -> None:
         """Write publications; ``number`` counts the writes of a writer."""
@@ -123,7 +123,7 @@ class Stock:
             try:
                 self.store.online_write_batch(self.config, self.table, protos, progress=None)
                 return
-            except sqlite3.OperationalError as error:  # it gives up on a lock after seconds
+            except sqlite3.OperationalError as error:  # it waits for a lock for seconds only
                 if "locked" not in str(error):
                     raise
 
@@ -156,7 +156,7 @@ def _progress(folder: Path, writer: int) -> Path:
 
 
 def _run_writer(store: Store, folder: Path, writer: int, life: int) -> None:
-    """Go on a few writes before where the last life got to; die in a write, but for the last."""
+    """Start a few writes before the end of the last life; die in a write, but not in the last."""
     progress = _progress(folder, writer)
     begin = max(int(progress.read_text()) - REPEATED_WRITES, 0) if progress.exists() else 0
     writes = _writes(writer, store.rows_a_write)
@@ -173,14 +173,14 @@ def _run_writer(store: Store, folder: Path, writer: int, life: int) -> None:
 
 
 def _processes() -> ForkServerContext:
-    """Start processes from a server that has imported this module already: that takes seconds."""
+    """Start processes from a server that has imported this module already, which takes seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
 def _race(store: Store, folder: Path) -> int:
-    """Let the writers race; returns how many keys are wrong."""
+    """Let the writers race; return the number of wrong keys."""
     processes = _processes()
     exits: list[list[int | None]] = [[] for _ in range(WRITERS)]
     running: dict[int, tuple[int, BaseProcess]] = {}
@@ -248,7 +248,7 @@ def test_no_key_is_wrong_after_the_race(tmp_path: Path, kind: str) -> None:
 def test_feasts_own_store_in_the_same_race(
     tmp_path: Path, kind: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """Nothing is asked of it here but to run: its number stands beside ours."""
+    """It only has to run: its number is printed beside ours."""
     with STORES[kind](tmp_path) as (_, stock):
         wrong = _race(stock(), tmp_path)
     record_property(f"wrong keys of {KEYS}, Feast's own {kind}", wrong)

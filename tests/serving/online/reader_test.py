@@ -1,4 +1,4 @@
-"""The direct reader: values, how old they are, and the empty value of the never seen."""
+"""The direct reader: values, their age, and the empty value of never-seen entities."""
 
 from __future__ import annotations
 

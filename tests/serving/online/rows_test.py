@@ -1,4 +1,4 @@
-"""How a row stands in an online store: keys as Feast's, cells to the bit, age by the frontier."""
+"""A row in an online store: keys as Feast's, cells to the bit, age by the frontier."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from tests.support import parcels
 from tidemill.features.contract import TIME_MAX, TIME_MIN, ReadStatus
 from tidemill.features.errors import InputError
 from tidemill.serving.online.cells import (
+    cell_matrix,
     cells_width,
     decode_cells,
     decode_row,
-    encode_cells,
     encode_row,
+    matrix_rows,
 )
 from tidemill.serving.online.rows import Frontiers, online_key, online_keys, readable_key
 
@@ -66,7 +67,7 @@ def test_cells_return_every_value_to_the_bit(rows: list[tuple[int | float | None
     arrays = [
         pa.array([row[i] for row in rows], pa.int64() if i % 2 else pa.float64()) for i in range(11)
     ]
-    cells = encode_cells(dtypes, arrays)
+    cells = matrix_rows(cell_matrix(dtypes, arrays))
     assert cells == [encode_row(dtypes, row) for row in rows]
     for row, encoded in zip(rows, cells, strict=True):
         for found, wanted in zip(decode_row(dtypes, encoded), row, strict=True):
@@ -96,7 +97,7 @@ def test_numbers_keep_bits_that_no_number_needs() -> None:
     bits = [0x7FF80000DEADBEEF, 0xFFF0000000000001, 0x8000000000000000, 0x7FF0000000000000]
     words = np.array(bits, np.uint64)
     array = pa.Array.from_buffers(pa.float64(), 4, [None, pa.py_buffer(words)])
-    cells = encode_cells(["float64"], [array])
+    cells = matrix_rows(cell_matrix(["float64"], [array]))
     assert [int.from_bytes(row[:8], "little") for row in cells] == bits
     (read,) = decode_cells(["float64"], cells)
     assert np.array_equal(read.to_numpy().view(np.uint64), words)

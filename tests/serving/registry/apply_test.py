@@ -31,6 +31,7 @@ from tests.support.versions import (
 from tidemill import Entity, FeatureView, Project, col, count, max, sum
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import DEFINITION_TAG, offline_path
+from tidemill.serving.definition_changes import Change
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.rows import KeySpace
@@ -109,7 +110,7 @@ def test_promotion_switches_view_and_service_and_keeps_the_name_it_had(
     assert read_service(stock, "parcels", keys)["by_depot__scans_1d"] == 8
     assert read_service(stock, "parcels__next", keys)["by_depot__scans_1d"] == 8
     assert registered_names(stock) == {"by_courier", "by_depot", "by_depot__v2"}
-    # A reader that goes by its definition is not touched.
+    # A reader of its own definition is not affected.
     reader = OnlineReader(open_database(default_place(root)), OLD, "replay")
     reading = reader.read({"by_depot": pa.array([7])})["by_depot"]
     assert reading.column("by_depot__scans_1d").to_pylist() == [5]
@@ -213,8 +214,8 @@ def test_added_and_removed_features_are_seen_only_after_promotion(
 def test_other_order_of_the_same_features_is_read_in_its_own_order(
     root: Path, place: RegistryPlace
 ) -> None:
-    # Feast takes views with the same set of features for equal and would keep the old order,
-    # in which the cells of the new definition say something else.
+    # Feast treats views with the same set of features as equal and would keep the old order,
+    # in which the cells of the new definition mean other values.
     features = {"scans_1d": count(over="1d"), "grams": sum(col("grams"), over="1d")}
     first, second = depot(**features), depot(**dict(reversed(features.items())))
     open_store(parcels.project(first), StorePlaces.below(root, registry=place), clock="replay")
@@ -351,7 +352,7 @@ def test_registry_of_an_older_release_is_taken_over(root: Path, place: RegistryP
         )}  # fmt: skip
     store.apply(objects.all)
     preview = plan_project(NEW, StorePlaces.below(root, registry=place))
-    (changed,) = [view for view in preview.plan.views if view.is_pending]
+    (changed,) = [view for view in preview.plan.views if view.change is Change.CHANGED]
     assert changed.details == ("registered without its canonical form: what differs is not known",)
     apply(OLD, root, place)
     (courier, by_depot) = read_registered(client(root, place)).views

@@ -1,4 +1,4 @@
-"""Registering under a process that dies, others at the same time, and registries that are wrong."""
+"""Registering in a process that dies, with concurrent others, and with damaged registries."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def test_plan_changes_nothing(root: Path, place: RegistryPlace) -> None:
 def test_what_was_not_shown_is_not_done(root: Path, place: RegistryPlace) -> None:
     shown = plan_project(NEW, StorePlaces.below(root, registry=place))
     open_store(OLD, StorePlaces.below(root, registry=place), clock="replay")
-    with pytest.raises(StoreError, match="somebody else registered project 'parcels'"):
+    with pytest.raises(StoreError, match="another process registered project 'parcels'"):
         apply(NEW, root, place, shown=shown)
     shown = plan_project(NEW, StorePlaces.below(root, registry=place))
-    publish(root, BY_DEPOT, 5)  # what is published in between makes no other plan
+    publish(root, BY_DEPOT, 5)  # a publication in between does not change the plan
     apply(NEW, root, place, shown=shown)
 
 
 def _killed(work: Callable[[], object]) -> int | None:
-    """Run in a process of its own that may kill itself; return how it ended."""
+    """Run in a process of its own that may kill itself; return its exit status."""
     process = FORK.Process(target=work)
     process.start()
     process.join(60)
@@ -102,7 +102,7 @@ def test_killed_between_steps_goes_on_from_there(
         elif step == "before the registry":
             registration.write_entries = _die
         elif step == "within the registry":
-            # Written last: the views stand there already.
+            # Written last: the views are registered already.
             Registry.apply_feature_service = FeastSqlRegistry.apply_feature_service = _die
         else:
             os.fsync = _die  # the new file is written and not yet in place

@@ -59,7 +59,7 @@ def test_cleaning_keeps_what_anybody_refers_to(root: Path, place: RegistryPlace)
     found = find_orphans(third, StorePlaces.below(root, registry=place))
     gone = {KeySpace.of("parcels", view).name for view in (BY_DEPOT, WIDER)}
     assert {orphan.space.name for orphan in found} == gone
-    # Somebody registers one of them again before it is dropped.
+    # One of them is registered again before it is dropped.
     apply(NEW, root, place)
     assert drop_orphans(third, StorePlaces.below(root, registry=place), found) == [
         KeySpace.of("parcels", BY_DEPOT).name
@@ -100,12 +100,12 @@ def test_rows_of_foreign_views_are_nobodys_orphans(
     assert drop_orphans(NEW, StorePlaces.below(root, online=online, registry=place), found) == gone
     assert read_ann() == [2**63 - 1]
 
-    # Nor those of a run that starts from nothing.
+    # Nor those of a run with an empty root.
     database = open_database(online)
     database.drop(list(named_spaces(database, NEW.name)))
     assert database.spaces() == [foreign]
     assert read_ann() == [2**63 - 1]
-    # Not even where the registry at hand does not know it.
+    # Not even if this registry does not have it.
     other = FileRegistry(root / "other.db")
     open_store(NEW, StorePlaces.below(root, online=online, registry=other), clock="replay")
     assert find_orphans(NEW, StorePlaces.below(root, online=online, registry=other)) == []

@@ -1,4 +1,4 @@
-"""Plans: what differs, said in the words of the definitions."""
+"""Plans: differences, in the words of the definitions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tidemill.serving.definition_changes import (
     Change,
     FeatureChange,
 )
-from tidemill.serving.online.rows import Frontiers
+from tidemill.serving.online.rows import Frontiers, KeySpace
 from tidemill.serving.registry.plan import RegistrationPlan, Role, make_plan, service_parts
-from tidemill.serving.registry.state import Registered, RegisteredEntity, RegisteredView, space_name
+from tidemill.serving.registry.state import Registered, RegisteredEntity, RegisteredView
 
 
 def registered(*views: FeatureView, pending: tuple[RegisteredView, ...] = ()) -> Registered:
@@ -97,11 +97,11 @@ def test_key_spaces_say_who_refers_to_them() -> None:
     second, third = depot(scans_1d=count(over="2d")), depot(scans_1d=count(over="3d"))
     before = registered(pending=(version(second, 2, promoted=False),))
     names = {
-        "first": space_name("parcels", "by_depot", BY_DEPOT.hash),
-        "courier": space_name("parcels", "by_courier", BY_COURIER.hash),
-        "second": space_name("parcels", "by_depot", second.hash),
-        "third": space_name("parcels", "by_depot", third.hash),
-        "orphan": space_name("parcels", "by_depot", "0123456789abcdef"),
+        "first": KeySpace("parcels", "by_depot", BY_DEPOT.hash).name,
+        "courier": KeySpace("parcels", "by_courier", BY_COURIER.hash).name,
+        "second": KeySpace("parcels", "by_depot", second.hash).name,
+        "third": KeySpace("parcels", "by_depot", third.hash).name,
+        "orphan": KeySpace("parcels", "by_depot", "0123456789abcdef").name,
     }
     spaces = {names[key]: Frontiers(1, {0: 5}) for key in ("first", "courier", "second", "orphan")}
     made = make_plan(parcels.project(third), before, spaces)
@@ -128,7 +128,7 @@ def test_what_a_key_space_lacks_keeps_it_from_being_promoted(
     frontiers: Frontiers | None, said: str | None
 ) -> None:
     changed = depot(scans_1d=count(over="2d"))
-    name = space_name("parcels", "by_depot", changed.hash)
+    name = KeySpace("parcels", "by_depot", changed.hash).name
     spaces = {} if frontiers is None else {name: frontiers}
     made = make_plan(parcels.project(BY_COURIER, changed), registered(), spaces)
     expected = () if said is None else (f"view 'by_depot', key space {name}: {said}",)

@@ -1,4 +1,4 @@
-"""A registry in PostgreSQL: its password, lock and server. All else is tested on every place."""
+"""A registry in PostgreSQL: its password, lock and server. Other tests run on every place."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_projects_of_one_database_are_apart(tmp_path: Path, url: sqlalchemy.URL)
 
 
 def waiting(url: sqlalchemy.URL) -> int:
-    """How many sessions wait for an advisory lock of the database."""
+    """Number of sessions that wait for an advisory lock of the database."""
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     asked = sqlalchemy.text(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "

@@ -23,9 +23,9 @@ from tidemill.serving.stores.places import StorePlaces
 
 
 def _registered(store: Any) -> Any:
-    """Everything in the registry but the times at which an entry was touched.
+    """Everything in the registry except the times of writes.
 
-    And but a source's class, which Feast notes at the first registration only.
+    A source's class is left out too, because Feast records it at the first registration only.
     """
 
     touched = (

@@ -1,4 +1,4 @@
-"""Who may use a Redis and how it is reached: TLS, ACL users, passwords, processes and threads."""
+"""Access to a Redis: TLS, ACL users, passwords, processes and threads."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_other_process_opens_its_own_connection(server: RedisServer, method: str
     child.join()
     assert child.exitcode == 0
     assert _standing(database) == _row(1, 20)
-    # The child had its own, and has left this process's alone.
+    # The child opened a connection of its own, and left this process's alone.
     assert heard.recv() != ours
     assert _client_id(database) == ours
 

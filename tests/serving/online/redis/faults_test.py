@@ -1,4 +1,4 @@
-"""What a Redis does that forgets, fills up, stops or loses: nothing is lost in silence."""
+"""A Redis that forgets, fills up, stops or loses data: every loss is reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _row(key: int, time: int, revision: int = 1) -> Row:
 
 
 def _step(number: int) -> Parcel:
-    """The parcel of one advance of a shard: every key anew, from frontier to frontier."""
+    """The parcel of one advance of a shard: every key again, from frontier to frontier."""
     rows = RowBatch.of([_row(key, 10 * number) for key in range(KEYS)], 0)
     since = 10 * number if number else None
     return Parcel(DEPOT_SPACE, rows, 0, 1, since, 10 * number + 10)
@@ -161,7 +161,7 @@ def test_server_that_does_not_answer_is_given_up_in_time(server: RedisServer) ->
         database.publish([_step(1)])
     assert time.monotonic() - began_s < 5
     server.thaw()
-    # What was sent may arrive after all; the same again, and later ones, do no harm.
+    # The parcel may have arrived; writing it again, and later ones, does no harm.
     database.publish([_step(1), _step(2)])
     _assert_stands_at(database, 2)
 
@@ -192,7 +192,7 @@ def test_full_memory_writes_nothing_of_a_parcel_and_passes(tmp_path: Path) -> No
 
 
 def test_full_memory_lets_key_spaces_be_removed(tmp_path: Path) -> None:
-    """It is the mend that the error names."""
+    """The error names this remedy."""
     with running(tmp_path / "redis") as server:
         database = _made(server)
         database.create([COURIER_SPACE])
@@ -350,7 +350,7 @@ def test_writer_leaves_no_row_behind_a_removal(
 def test_key_space_that_is_half_removed_is_gone_and_made_anew_empty(
     server: RedisServer, database: RedisDatabase
 ) -> None:
-    """As after a removal that was interrupted."""
+    """Its removal was interrupted."""
     database.create([COURIER_SPACE])
     database.publish([_step(0)])
     server.client().hdel(space_key(DEPOT_SPACE), "id")

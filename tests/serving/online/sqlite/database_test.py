@@ -1,4 +1,4 @@
-"""The online database keeps the newest publication, whoever writes and in whatever order."""
+"""The online database keeps the newest publication, for any writers and any order."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _race_publications(writer: int) -> list[Row]:
 
 
 def _processes() -> ForkServerContext:
-    """Start processes from a server that has imported this module already: that takes seconds."""
+    """Start processes from a server that has imported this module already, which takes seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context

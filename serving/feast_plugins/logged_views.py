@@ -1,0 +1,114 @@
+"""Feast's objects as the change-point log has them: sources, views, features and rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+from feast import FeatureView, FileSource
+from feast.data_source import DataSource
+from feast.repo_config import RepoConfig
+from feast.types import Float64, Int64, String
+
+from tidemill.features.errors import InputError, StoreError
+from tidemill.features.feast_objects import (
+    ANCHORED_TAG,
+    DEFINITION_TAG,
+    EMPTY_TAG,
+    EVENT_TIMESTAMP,
+    REACH_TAG,
+    REVISION,
+    VALID_UNTIL,
+)
+from tidemill.serving.offline.join import LoggedFeature, LoggedView
+from tidemill.serving.offline.log import OfflineLog
+
+_ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
+
+
+def source_path(repo_path: Path | None, source: DataSource) -> Path:
+    """Return the path of a source's files.
+
+    Raises:
+        StoreError: The source is not files on this machine.
+    """
+    if not isinstance(source, FileSource) or "://" in source.path:
+        raise StoreError(
+            f"data source {source.name!r} is {type(source).__name__} {getattr(source, 'path', '')}"
+            "; ChangePointOfflineStore reads local Parquet files (feast.FileSource)"
+        )
+    path: str = source.path
+    return Path(repo_path or "") / path
+
+
+def logged_view(config: RepoConfig, feature_view: FeatureView, names: list[str]) -> LoggedView:
+    """Describe features of a Feast feature view, from its fields, its tags and its source.
+
+    Raises:
+        StoreError: `features.feast_objects` did not generate the view, or a version of it that had
+            no offline log did.
+    """
+    lacking = [tag for tag in (DEFINITION_TAG, REACH_TAG) if tag not in feature_view.tags]
+    if lacking:
+        raise StoreError(
+            f"feature view {feature_view.name!r} lacks the tags {', '.join(lacking)}; "
+            "ChangePointOfflineStore reads the views that Tidemill generates. Register the "
+            "project again with `tidemill apply`, or keep other views in a Feast project with a "
+            "store of Feast's"
+        )
+    return LoggedView(
+        name=feature_view.name,
+        log=OfflineLog(source_path(config.repo_path, feature_view.batch_source)),
+        join_key=feature_view.entity_columns[0].name,
+        features=tuple(logged_features(feature_view, names)),
+        reach_us=int(feature_view.tags[REACH_TAG]),
+    )
+
+
+def logged_features(feature_view: FeatureView, names: list[str]) -> list[LoggedFeature]:
+    """Describe features of a Feast feature view, from its fields and their tags."""
+    fields = {field.name: field for field in feature_view.features}
+    features = []
+    for name in names:
+        tags, kind = fields[name].tags, _ARROW[fields[name].dtype]
+        empty = pa.scalar(tags[EMPTY_TAG]).cast(kind).as_py() if EMPTY_TAG in tags else None
+        features.append(LoggedFeature(name, kind, empty, ANCHORED_TAG in tags))
+    return features
+
+
+def key_type(feature_view: FeatureView) -> pa.DataType:
+    """Return the type of the entity keys in a view's log, string or int64."""
+    return _ARROW[feature_view.entity_columns[0].dtype]
+
+
+def log_rows(view: LoggedView, key: pa.DataType, table: pa.Table) -> pa.Table:
+    """Return rows with the columns and types of a view's log.
+
+    Raises:
+        InputError: The columns are not those of the log, a value does not have its type, or a key
+            or a technical column is null.
+    """
+    wanted = {
+        view.join_key: key,
+        EVENT_TIMESTAMP: pa.timestamp("us", tz="UTC"),
+        **{feature.name: feature.dtype for feature in view.features},
+    }
+    if set(table.column_names) != set(wanted):
+        raise InputError(
+            f"view {view.name!r}: rows for the offline log must have the columns "
+            f"{', '.join(wanted)}, found {', '.join(table.column_names)}"
+        )
+    columns = {}
+    for name, kind in wanted.items():
+        column = table.column(name)
+        if pa.types.is_timestamp(kind) and column.type.tz is None:  # Feast: no zone is UTC
+            column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
+        try:
+            columns[name] = column.cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(f"view {view.name!r}: column {name!r}: {error}") from None
+    for name in (view.join_key, EVENT_TIMESTAMP, VALID_UNTIL, REVISION):
+        if columns[name].null_count:
+            raise InputError(f"view {view.name!r}: {name} is null in a row for the offline log")
+    return pa.table(columns)
