@@ -9,7 +9,7 @@ from typing import Any
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress, Stage
-from tidemill.pipelines.training.training import TrainingPlan, train_bundle
+from tidemill.pipelines.training.fit import TrainingPlan, train_bundle
 from tidemill.serving.bundles.current import make_current
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tidemill import Entity, EventStream, FeatureView, Label, Project, Request, col, count, mean
 from tidemill.features.contract import HOUR
 from tidemill.features.models.preprocessing import categories, fill, missing
-from tidemill.pipelines.training.training import TrainingPlan, train_bundle
+from tidemill.pipelines.training.fit import TrainingPlan, train_bundle
 from tidemill.serving.bundles.bundle import Bundle
 
 START = 1_600_000_000_000_000

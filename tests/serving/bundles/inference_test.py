@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import trained_bundle as given
 from tidemill.features.errors import InputError
-from tidemill.pipelines.training.training import predictor
+from tidemill.pipelines.training.fit import predictor
 from tidemill.pipelines.training.transform import apply
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
 from tidemill.serving.bundles.saved_model import MAX_ROWS

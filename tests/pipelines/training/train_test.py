@@ -14,14 +14,14 @@ from tidemill.features.contract import HOUR
 from tidemill.features.errors import DefinitionError, InputError
 from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.training.evaluation import Evaluation
-from tidemill.pipelines.training.splits import split_table
-from tidemill.pipelines.training.training import (
+from tidemill.pipelines.training.fit import (
     WITH_WINDOWS,
     WITHOUT_WINDOWS,
     TrainingPlan,
     fit,
     train_bundle,
 )
+from tidemill.pipelines.training.splits import split_table
 from tidemill.pipelines.training.transform import Transformer, analyse, apply
 
 INPUTS = model_inputs(given.PROJECT)
