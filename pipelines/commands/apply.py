@@ -53,18 +53,20 @@ def apply(
     """
     if (plan_only and promote) or (serve_unfilled and not promote):
         raise click.UsageError("--plan stands alone, and --serve-unfilled needs --promote")
-    configuration = stages.load(config_path, root)
-    from tidemill.pipelines.commands import apply_plan as stage
+    config = stages.load(config_path, root)
+    from tidemill.pipelines.commands import apply_plan
     from tidemill.pipelines.run.tables import print_tables
+    from tidemill.serving.registry.registration import plan_project
 
-    preview = stage.plan(configuration)
-    print_tables(stage.plan_tables(preview), sys.stdout)
-    click.echo("\n".join(stage.plan_verdict(preview)))
+    project, places = config.project, config.places
+    preview = plan_project(project, places)
+    print_tables(apply_plan.plan_tables(preview), sys.stdout)
+    click.echo("\n".join(apply_plan.plan_verdict(preview)))
     if plan_only:
         return
-    done = stage.apply(
-        configuration, preview, promote=promote, unfilled_too=serve_unfilled, clock=clock
+    done = apply_plan.carry_out(
+        project, places, preview, promote=promote, unfilled_too=serve_unfilled, clock=clock
     )
     click.echo("\n".join(["done:", *(f"  {line}" for line in done)]))
-    for line in stage.next_steps(preview.plan, promoted=promote):
+    for line in apply_plan.next_steps(preview.plan, promoted=promote):
         click.echo(f"next: {line}")

@@ -1,4 +1,4 @@
-"""Apply and clean-store: the plan of a registration as tables, and what comes of it.
+"""Apply and clean-store: a registration's plan as tables, and carrying it out.
 
 What a plan means stands in `serving.registry.plan`; here it is written for a reader.
 """
@@ -11,12 +11,12 @@ from typing import Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.contract import TIME_MAX, TIME_MIN, format_duration, moment_of
-from tidemill.pipelines.config.configuration import Configuration
+from tidemill.features.definitions import Project
 from tidemill.pipelines.run.tables import Table
 from tidemill.serving.definition_changes import Change
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.offline.bigquery_tables import project_ddl
-from tidemill.serving.registry.orphaned_spaces import Orphan, drop_orphans, find_orphans
+from tidemill.serving.registry.orphaned_spaces import Orphan
 from tidemill.serving.registry.plan import (
     Preview,
     RegistrationPlan,
@@ -25,10 +25,11 @@ from tidemill.serving.registry.plan import (
     ViewPlan,
     behind_us,
 )
-from tidemill.serving.registry.registration import apply_project, plan_project
+from tidemill.serving.registry.registration import apply_project
 from tidemill.serving.stores.class_paths import renamed_classes
 from tidemill.serving.stores.feast_config import FEATURE_STORE_YAML, write_feature_store_yaml
 from tidemill.serving.stores.online_places import Clock
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import registry_lock
 
 BIGQUERY_SQL: Final = "bigquery.sql"
@@ -38,17 +39,14 @@ _SIGNS = {Change.ADDED: "+", Change.CHANGED: "~", Change.REMOVED: "-", Change.UN
 _SECOND_US = 1_000_000
 
 
-def plan(config: Configuration) -> Preview:
-    """Compare the project with its registry and online store; nothing is changed.
-
-    Raises:
-        StoreError: The registry or the online store cannot be read.
-    """
-    return plan_project(config.project, config.places)
-
-
-def apply(
-    config: Configuration, shown: Preview, *, promote: bool, unfilled_too: bool, clock: Clock
+def carry_out(
+    project: Project,
+    places: StorePlaces,
+    shown: Preview,
+    *,
+    promote: bool,
+    unfilled_too: bool,
+    clock: Clock,
 ) -> list[str]:
     """Do what a plan says, and write the file that Feast's own programs read.
 
@@ -56,7 +54,8 @@ def apply(
     written beside that file (`BIGQUERY_SQL`): Tidemill itself does not talk to BigQuery.
 
     Args:
-        config: The configuration.
+        project: The definitions.
+        places: Where the project's stores are.
         shown: The plan that was shown.
         promote: Whether the code's definitions become the promoted ones.
         unfilled_too: Whether to promote what has no values to read yet.
@@ -69,17 +68,11 @@ def apply(
         StoreError: The registry or the store refuses, is not as it was shown, or a definition that
             is to be promoted is not filled.
     """
-    done = apply_project(
-        config.project,
-        config.places,
-        promote=promote,
-        unfilled_too=unfilled_too,
-        shown=shown,
-    )
+    done = apply_project(project, places, promote=promote, unfilled_too=unfilled_too, shown=shown)
     lines = list(done.promotes if promote else done.registers)
     lines += [f"make key space {space.name}" for space in done.plan.spaces or () if _made(space)]
-    lines += _write_feature_store_yaml(config, clock)
-    if _wrote_bigquery_sql(config):
+    lines += _write_feature_store_yaml(project.name, places, clock)
+    if _wrote_bigquery_sql(project, places):
         lines.append(f"write {BIGQUERY_SQL}: run it in BigQuery, which makes the tables")
     return lines or ["nothing to do"]
 
@@ -161,33 +154,12 @@ def orphan_tables(orphans: list[Orphan], *, now_us: int | None = None) -> list[T
     return [Table("key spaces that no version refers to", ("key space", "view", "as of"), rows)]
 
 
-def orphans(config: Configuration) -> list[Orphan]:
-    """Find the key spaces that no version in the registry refers to.
-
-    Raises:
-        StoreError: The registry or the store cannot be read, or the registry is empty.
-    """
-    return find_orphans(config.project, config.places)
-
-
-def clean(config: Configuration, found: list[Orphan]) -> list[str]:
-    """Drop key spaces that still nobody refers to.
-
-    Returns:
-        The names of those that were dropped.
-
-    Raises:
-        StoreError: The registry or the store refuses.
-    """
-    return drop_orphans(config.project, config.places, found)
-
-
-def _write_feature_store_yaml(config: Configuration, clock: Clock) -> list[str]:
+def _write_feature_store_yaml(project: str, places: StorePlaces, clock: Clock) -> list[str]:
     """Bring ``feature_store.yaml`` up to date; return what of it was not, in lines."""
-    target = config.root / FEATURE_STORE_YAML
-    with registry_lock(config.places.registry):
+    target = places.root / FEATURE_STORE_YAML
+    with registry_lock(places.registry):
         before = target.read_bytes() if target.exists() else b""
-        write_feature_store_yaml(config.project.name, config.places, clock=clock)
+        write_feature_store_yaml(project, places, clock=clock)
         if target.read_bytes() == before:
             return []
     renamed = renamed_classes(before.decode(errors="replace"))
@@ -197,12 +169,12 @@ def _write_feature_store_yaml(config: Configuration, clock: Clock) -> list[str]:
     ]
 
 
-def _wrote_bigquery_sql(config: Configuration) -> bool:
+def _wrote_bigquery_sql(project: Project, places: StorePlaces) -> bool:
     """Bring ``bigquery.sql`` up to date; tell whether it was not."""
-    if not isinstance(config.offline_store, BigQueryDataset):
+    if not isinstance(places.offline, BigQueryDataset):
         return False
-    target = config.root / BIGQUERY_SQL
-    text = project_ddl(config.offline_store, config.project)
+    target = places.root / BIGQUERY_SQL
+    text = project_ddl(places.offline, project)
     if target.exists() and target.read_text() == text:
         return False
     write_text(target, text)
@@ -221,13 +193,7 @@ def _view_row(view: ViewPlan) -> tuple[str, ...]:
         Change.REMOVED: "not in the code: stays until promotion",
         Change.UNCHANGED: "promoted",
     }[view.change]
-    return (
-        _SIGNS[view.change],
-        f"view {view.view}",
-        str(view.version),
-        view.definition,
-        what,
-    )
+    return _SIGNS[view.change], f"view {view.view}", str(view.version), view.definition, what
 
 
 def _superseded_rows(made: RegistrationPlan) -> Iterator[tuple[str, ...]]:

@@ -19,17 +19,19 @@ def clean_store(config_path: Path, root: Path | None, yes: bool) -> None:
 
     A reader or a stream of an old definition may still use one: look at how old it is.
     """
-    configuration = stages.load(config_path, root)
-    from tidemill.pipelines.commands import apply_plan as stage
+    config = stages.load(config_path, root)
+    from tidemill.pipelines.commands.apply_plan import orphan_tables
     from tidemill.pipelines.run.tables import print_tables
+    from tidemill.serving.registry.orphaned_spaces import drop_orphans, find_orphans
 
-    found = stage.orphans(configuration)
+    project, places = config.project, config.places
+    found = find_orphans(project, places)
     if not found:
         click.echo("every key space is referred to by a version in the registry")
         return
-    print_tables(stage.orphan_tables(found), sys.stdout)
+    print_tables(orphan_tables(found), sys.stdout)
     if not yes:
         click.echo("--yes drops them, with their rows and frontiers")
         return
-    for name in stage.clean(configuration, found):
+    for name in drop_orphans(project, places, found):
         click.echo(f"dropped {name}")

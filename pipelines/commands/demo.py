@@ -47,17 +47,15 @@ def demo(
     """
     from tidemill.pipelines.config.installed_projects import installed_project
 
-    configuration = stages.load(installed_project(name), root)
+    config = stages.load(installed_project(name), root)
     if seeds is not None:
-        training = dataclasses.replace(configuration.training, seeds=seeds)
-        configuration = dataclasses.replace(configuration, training=training)
+        training = dataclasses.replace(config.training, seeds=seeds)
+        config = dataclasses.replace(config, training=training)
     from tidemill.pipelines.commands import whole_loop as stage
     from tidemill.pipelines.run import paths
     from tidemill.pipelines.run.tables import print_tables
 
-    figures = stage.demo(
-        configuration, stages.progress(quiet), sample=sample, speed=speed, engine=engine
-    )
+    figures = stage.demo(config, stages.progress(quiet), sample=sample, speed=speed, engine=engine)
     print_tables([stage.overview(figures)], sys.stdout)
     click.echo(f"every figure: {root / paths.SUMMARY}; pictures: {figures['report']}")
     stages.end_with_verdict(figures["verify"])

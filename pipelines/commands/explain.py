@@ -19,8 +19,8 @@ def explain(config_path: Path, root: Path | None, prediction_id: str) -> None:
 
     PREDICTION_ID is the id of its request.
     """
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.run.tables import print_tables
     from tidemill.pipelines.verify import explain as stage
 
-    print_tables(stage.explain(configuration, prediction_id).tables(), sys.stdout)
+    print_tables(stage.explain(config, prediction_id).tables(), sys.stdout)

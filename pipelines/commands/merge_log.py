@@ -33,12 +33,14 @@ def merge_log(
     the stream may run meanwhile, and can still go on from its last savepoint or start over. The
     rows of one day and segment are in memory together.
     """
-    configuration = stages.load(config_path, root)
+    config = stages.load(config_path, root)
     from tidemill.pipelines.history import merge_log as stage
+    from tidemill.pipelines.run.paths import OFFLINE
     from tidemill.pipelines.run.tables import print_tables
 
     merged = stage.merge_log(
-        configuration,
+        config.project,
+        config.root / OFFLINE,
         stages.progress(quiet),
         before=None if before is None else before.date().isoformat(),
         dry_run=dry_run,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from tidemill.pipelines.config.choices import ENGINES
 
-ENGINES: Final = ("fnapi", "prism")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 config = click.option(
     "--config",
@@ -39,6 +39,6 @@ engine = click.option(
 )
 
 
-def opened(command: Command) -> Command:
+def opened(command: _Command) -> _Command:
     """Give a command the options that say which configuration and where, and ``--quiet``."""
     return config(root(quiet(command)))

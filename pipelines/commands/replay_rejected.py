@@ -23,10 +23,12 @@ def replay_rejected(config_path: Path, root: Path | None, quiet: bool, mended: P
     Without --mended the records are written to a file, whose payloads are yours to edit; with it
     they are fed in.
     """
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.ingest.replay_rejected import replay
 
     progress = stages.progress(quiet)
     stages.run_stage(
-        "replay-rejected", configuration, lambda: replay(configuration, progress, mended=mended)
+        "replay-rejected",
+        config.root,
+        lambda: replay(config, progress, mended=mended),
     )

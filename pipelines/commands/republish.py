@@ -17,8 +17,8 @@ def republish(config_path: Path, root: Path | None, quiet: bool) -> None:
     For a store that was emptied, or has lost writes. The stream may run meanwhile: what is newer in
     the store stays.
     """
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.recovery import republish as stage
 
     progress = stages.progress(quiet)
-    stages.run_stage("republish", configuration, lambda: stage.republish(configuration, progress))
+    stages.run_stage("republish", config.root, lambda: stage.republish(config, progress))

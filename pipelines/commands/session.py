@@ -20,7 +20,7 @@ from typing import Final
 KEPT: Final = 200
 """How many records of other programs are kept."""
 
-OTHERS: Final = frozenset(
+OTHER_PROGRAMS: Final = frozenset(
     {
         "absl",
         "apache_beam",
@@ -63,7 +63,7 @@ class Diagnostics(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show or keep a record."""
         text = self.format(record)
-        if self.debug or record.name.partition(".")[0] not in OTHERS:
+        if self.debug or record.name.partition(".")[0] not in OTHER_PROGRAMS:
             sys.stderr.write(f"{text}\n")
         else:
             self._kept.append(f"{record.levelname} {record.name}: {text}")

@@ -42,16 +42,14 @@ def progress(quiet: bool) -> Progress:
     return make_progress(sys.stderr, quiet=quiet)
 
 
-def run_stage(
-    stage: str, configuration: Configuration, work: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
+def run_stage(stage: str, root: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Run a stage, put its figures into the run's summary, and print them."""
     from tidemill.pipelines.run.summary import write_summary
     from tidemill.pipelines.run.tables import figure_tables, print_tables
 
     began = time.perf_counter()
     figures = {**work(), "seconds": round(time.perf_counter() - began, 3)}
-    write_summary(configuration.root, stage, figures)
+    write_summary(root, stage, figures)
     print_tables(figure_tables(stage, figures), sys.stdout)
     return figures
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import click
 
 from tidemill.pipelines.commands import options, stages
-
-_MODES: Final = ("exact", "eager")
+from tidemill.pipelines.config.choices import MODES
 
 
 @click.command(short_help="Answer requests on the stream.")
 @options.speed
 @options.engine
-@click.option("--mode", type=click.Choice(_MODES), help="Wait for the frontier, or answer at once.")
+@click.option("--mode", type=click.Choice(MODES), help="Wait for the frontier, or answer at once.")
 @click.option(
     "--until",
     metavar="TIME",
@@ -40,15 +38,15 @@ def stream(
     online store. With --resume it goes on instead.
     """
     until_us = None if until is None else _instant_us(until)
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.stream_run import stream as stage
 
     progress = stages.progress(quiet)
     stages.run_stage(
         "stream",
-        configuration,
+        config.root,
         lambda: stage.stream(
-            configuration,
+            config,
             progress,
             speed=speed,
             engine=engine,

@@ -13,8 +13,8 @@ from tidemill.pipelines.commands import options, stages
 @options.opened
 def validate(config_path: Path, root: Path | None, quiet: bool) -> None:
     """Read every source, count its rows, and say which are rejected and why."""
-    configuration = stages.load(config_path, root)
+    config = stages.load(config_path, root)
     from tidemill.pipelines.ingest.ingest import validate_sources
 
     progress = stages.progress(quiet)
-    stages.run_stage("validate", configuration, lambda: validate_sources(configuration, progress))
+    stages.run_stage("validate", config.root, lambda: validate_sources(config, progress))

@@ -24,11 +24,11 @@ def verify(config_path: Path, root: Path | None, quiet: bool, sample: int) -> No
 
     The last line is `N mismatches in M values`; the exit status is 1 unless N is 0.
     """
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.verify import verify as stage
 
     progress = stages.progress(quiet)
     figures = stages.run_stage(
-        "verify", configuration, lambda: stage.verify(configuration, progress, sample=sample)
+        "verify", config.root, lambda: stage.verify(config, progress, sample=sample)
     )
     stages.end_with_verdict(figures)

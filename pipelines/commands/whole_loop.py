@@ -38,7 +38,7 @@ def demo(
     Returns:
         What each step returned, and the seconds it took.
     """
-    remember(config, sample)
+    remember(config.root, sample)
     if sample:
         config = sampled(config)
     summary: dict[str, Any] = {}
@@ -64,57 +64,28 @@ def overview(summary: Mapping[str, Any]) -> Table:
     refused = sum(source["rejected"] for source in sources)
     stream_, proof = summary["stream"], summary["verify"]
     evaluation = Evaluation.from_json(summary["train"]["evaluation"])
-    rows = [
-        ("backfill", f"{read:,} rows read, {refused:,} of them rejected"),
-        ("", f"{summary['backfill']['training']['rows']:,} requests with their features"),
-        *(
-            ("train" if runs is evaluation.model else "", _quality(runs))
-            for runs in (evaluation.model, *evaluation.baselines)
-        ),
-        ("", f"beats both baselines: {'yes' if evaluation.beats_baselines else 'no'}"),
-        ("stream", stream_["why"]),
-        (
-            "",
-            (
-                f"{stream_['events']:,} events and {stream_['requests']:,} requests in, "
-                f"{stream_['rejected']:,} rejected"
-            ),
-        ),
-        (
-            "",
-            (
-                f"{stream_['predictions']:,} predictions and {stream_['publications']:,} "
-                "publications out"
-            ),
-        ),
-        (
-            "verify",
-            (
-                f"{proof['feature_mismatches']:,} mismatches in {proof['values']:,} values "
-                f"({proof['predictions']:,} predictions x {proof['features']} features)"
-            ),
-        ),
-        (
-            "",
-            (
-                f"{proof['oracle_mismatches']:,} in {proof['oracle_values']:,} by the plain-Python "
-                "oracle"
-            ),
-        ),
-        (
-            "",
-            (
-                f"{proof['store_mismatches']:,} in {proof['store_values']:,} read back from the "
-                f"store ({proof['store_entities']:,} entities)"
-            ),
-        ),
-    ]
-    return Table(
-        "summary",
-        ("step", "seconds", "what came of it"),
-        [(step, f"{summary[step]['seconds']:,.1f}" if step else "", text) for step, text in rows],
-        frozenset([1]),
-    )
+    trained = "\n".join(map(_quality, (evaluation.model, *evaluation.baselines)))
+    results = {
+        "backfill": f"{read:,} rows read, {refused:,} of them rejected\n"
+        f"{summary['backfill']['training']['rows']:,} requests with their features",
+        "train": f"{trained}\n"
+        f"beats both baselines: {'yes' if evaluation.beats_baselines else 'no'}",
+        "stream": f"{stream_['why']}\n"
+        f"{stream_['events']:,} events and {stream_['requests']:,} requests in, "
+        f"{stream_['rejected']:,} rejected\n"
+        f"{stream_['predictions']:,} predictions and {stream_['publications']:,} publications out",
+        "verify": f"{proof['feature_mismatches']:,} mismatches in {proof['values']:,} values "
+        f"({proof['predictions']:,} predictions x {proof['features']} features)\n"
+        f"{proof['oracle_mismatches']:,} in {proof['oracle_values']:,} by the plain-Python oracle\n"
+        f"{proof['store_mismatches']:,} in {proof['store_values']:,} read back from the store "
+        f"({proof['store_entities']:,} entities)",
+    }
+    rows = []
+    for step, text in results.items():
+        first, *others = text.split("\n")
+        rows.append((step, f"{summary[step]['seconds']:,.1f}", first))
+        rows += [("", "", other) for other in others]
+    return Table("summary", ("step", "seconds", "what came of it"), rows, frozenset([1]))
 
 
 def _quality(runs: Runs) -> str:

@@ -49,7 +49,8 @@ from typing import Any, Final
 from tidemill.features import zones
 from tidemill.features.contract import MINUTE
 from tidemill.features.definitions import TIMESTAMP, Project
-from tidemill.features.errors import DefinitionError, nearest
+from tidemill.features.errors import ConfigurationError, DefinitionError, nearest
+from tidemill.pipelines.config.choices import ENGINES, MODES
 from tidemill.pipelines.config.offline_section import offline_place
 from tidemill.pipelines.config.online_section import (
     GIVE_UP_AFTER_US,
@@ -58,7 +59,7 @@ from tidemill.pipelines.config.online_section import (
 )
 from tidemill.pipelines.config.project_import import import_attribute
 from tidemill.pipelines.config.registry_section import registry_place
-from tidemill.pipelines.config.strict_yaml import Section, Value, read_file
+from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
 from tidemill.pipelines.io.files import input_files
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
@@ -66,32 +67,30 @@ from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace
 
 FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
-ENGINES: Final = ("fnapi", "prism")
-"""The engines that run a stream (`pipelines.engines.choosing.Engine`; the third refuses them)."""
-MODES: Final = ("exact", "eager")
 
 _KEYS: Final = (
-    "project",
-    "root",
-    "shards",
-    "sources",
-    "splits",
-    "sample",
-    "training",
-    "online_store",
-    "offline_store",
-    "registry",
-    "stream",
-)
+    "project", "root", "shards", "sources", "splits", "sample", "training", "online_store",
+    "offline_store", "registry", "stream",
+)  # fmt: skip
 _SOURCE_KEYS: Final = (
-    "files",
-    "format",
-    "nulls",
-    "zone",
-    "transform",
-    "partitions",
-    "received",
-)
+    "files", "format", "nulls", "zone", "transform", "partitions", "received",
+)  # fmt: skip
+_TRAINING: Final = {
+    "epochs": Value.count,
+    "batch_size": Value.count,
+    "learning_rate": Value.positive,
+    "seeds": Value.count,
+    "seed": Value.whole,
+    "rate_groups": Value.texts,
+}
+_STREAM: Final = {
+    "engine": or_null(lambda value: value.one_of(ENGINES)),
+    "mode": lambda value: value.one_of(MODES),
+    "poll_rows": Value.count,
+    "speed": or_null(Value.positive),
+    "answer_within": Value.duration_us,
+    "gap_batches": Value.count,
+}
 
 
 @dataclass(frozen=True)
@@ -157,6 +156,13 @@ class Training:
     seeds: int = 5
     seed: int = 1
     rate_groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_size, self.seeds) < 1:
+            raise ConfigurationError(
+                "training takes at least one epoch, one row a batch and one seed, found "
+                f"{self.epochs}, {self.batch_size} and {self.seeds}"
+            )
 
     @property
     def seed_values(self) -> tuple[int, ...]:
@@ -254,7 +260,7 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
     where = Path(root).absolute() if root is not None else where
     sources = _sections(top.required("sources"))
     splits = _splits(top.required("splits"))
-    sample = top.nullable("sample", _splits)
+    sample = top.optional("sample", or_null(_splits), None)
     training = top.optional("training", _training, Training())
     registry = registry_place(top, where)
     online_store = online_place(top, folder, where)
@@ -262,7 +268,7 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         online_store = replace(online_store, registry=registry)
     offline_store = offline_place(top, where)
     stream = top.optional("stream", _stream, StreamOptions())
-    shards = top.optional("shards", _count, 2)
+    shards = top.optional("shards", Value.count, 2)
     reference = top.required("project")
     project = _project(reference, folder)
     _check_names(top.required("sources"), sources, project)
@@ -284,10 +290,6 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         stream=stream,
         sample=sample,
     )
-
-
-def _count(value: Value) -> int:
-    return value.whole(least=1)
 
 
 def _project(value: Value, folder: Path) -> Project:
@@ -334,12 +336,16 @@ def _source(project: Project, name: str, section: Section, folder: Path) -> Sour
             pattern if pattern.startswith(input_files.PACKAGE) else str(folder / pattern)
             for pattern in patterns
         ),
-        format=section.nullable("format", lambda value: value.one_of(FORMATS)),
-        nulls=section.nullable("nulls", Value.texts),
-        zone=section.nullable("zone", _zone),
-        transform=section.nullable("transform", lambda value: _transform(value, folder)),
-        partitions=section.optional("partitions", _count, 1),
-        received=section.nullable("received", lambda value: _received(value, project, name)),
+        **section.read(
+            {
+                "format": or_null(lambda value: value.one_of(FORMATS)),
+                "nulls": or_null(Value.texts),
+                "zone": or_null(_zone),
+                "transform": or_null(lambda value: _transform(value, folder)),
+                "partitions": Value.count,
+                "received": or_null(lambda value: _received(value, project, name)),
+            }
+        ),
     )
 
 
@@ -383,18 +389,7 @@ def _splits(value: Value) -> Splits:
 
 
 def _training(value: Value) -> Training:
-    default = Training()
-    section = value.section(
-        ("epochs", "batch_size", "learning_rate", "seeds", "seed", "rate_groups")
-    )
-    return Training(
-        epochs=section.optional("epochs", _count, default.epochs),
-        batch_size=section.optional("batch_size", _count, default.batch_size),
-        learning_rate=section.optional("learning_rate", Value.positive, default.learning_rate),
-        seeds=section.optional("seeds", _count, default.seeds),
-        seed=section.optional("seed", Value.whole, default.seed),
-        rate_groups=section.optional("rate_groups", Value.texts, default.rate_groups),
-    )
+    return Training(**value.section(_TRAINING).read(_TRAINING))
 
 
 def _check_rate_groups(value: Value, training: Training, project: Project) -> None:
@@ -406,17 +401,4 @@ def _check_rate_groups(value: Value, training: Training, project: Project) -> No
 
 
 def _stream(value: Value) -> StreamOptions:
-    default = StreamOptions()
-    section = value.section(
-        ("engine", "mode", "poll_rows", "speed", "answer_within", "gap_batches")
-    )
-    return StreamOptions(
-        engine=section.nullable("engine", lambda engine: engine.one_of(ENGINES)),
-        mode=section.optional("mode", lambda mode: mode.one_of(MODES), default.mode),
-        poll_rows=section.optional("poll_rows", _count, default.poll_rows),
-        speed=section.nullable("speed", Value.positive),
-        answer_within_us=section.optional(
-            "answer_within", Value.duration_us, default.answer_within_us
-        ),
-        gap_batches=section.optional("gap_batches", _count, default.gap_batches),
-    )
+    return StreamOptions(**value.section(_STREAM).read(_STREAM))

@@ -16,7 +16,7 @@ from typing import Final
 
 from tidemill.features.errors import ConfigurationError, nearest
 
-GROUP: Final = "tidemill.projects"
+PROJECTS: Final = "tidemill.projects"
 FILE_NAME: Final = "tidemill.yaml"
 
 
@@ -30,10 +30,10 @@ def installed_project(name: str | None = None) -> Path:
         ConfigurationError: There is no such project or, without a name, not exactly one; or its
             package cannot be imported or has no YAML file.
     """
-    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=PROJECTS)}
     if not found:
         raise ConfigurationError(
-            f"no installed package brings a project (entry-point group {GROUP!r}); write one of "
+            f"no installed package brings a project (entry-point group {PROJECTS!r}); write one of "
             "your own with `tidemill init NAME`"
         )
     if name is None and len(found) > 1:

@@ -17,7 +17,7 @@ from typing import Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.errors import ConfigurationError
-from tidemill.pipelines.config.strict_yaml import Section, Value
+from tidemill.pipelines.config.strict_yaml import Section, Value, or_null
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 
 OFFLINE_STORES: Final = ("parquet", "bigquery")
@@ -46,12 +46,12 @@ def offline_place(top: Section, root: Path) -> OfflinePlace:
 
 
 def _parquet(value: Value, root: Path) -> ParquetPlace:
-    section = value.section(("type", "memory_limit", "threads", "spill"))
-    return ParquetPlace(
-        memory_limit=section.nullable("memory_limit", Value.text),
-        threads=section.nullable("threads", lambda threads: threads.whole(least=1)),
-        spill=section.nullable("spill", lambda path: root / path.text()),
-    )
+    readers = {
+        "memory_limit": or_null(Value.text),
+        "threads": or_null(Value.count),
+        "spill": or_null(lambda path: root / path.text()),
+    }
+    return ParquetPlace(**value.section(("type", *readers)).read(readers))
 
 
 def _bigquery(value: Value) -> BigQueryDataset:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -103,6 +103,10 @@ class Value:
         if (number := int(text)) < least:
             raise self.wrong(f"found {number}, expected {expected}")
         return number
+
+    def count(self) -> int:
+        """Return a whole number, at least 1."""
+        return self.whole(least=1)
 
     def positive(self) -> float:
         """Return a finite number above zero."""
@@ -231,11 +235,23 @@ class Section:
         """Read the value of a key, or return the default where the key is missing."""
         return read(self.values[key]) if key in self.values else default
 
-    def nullable(self, key: str, read: Callable[[Value], T], default: T | None = None) -> T | None:
-        """Read the value of a key that may be null or, meaning the default, be missing."""
-        if key not in self.values:
-            return default
-        return None if self.values[key].is_null else read(self.values[key])
+    def read(self, readers: Mapping[str, Callable[[Value], Any]]) -> dict[str, Any]:
+        """Read the keys that are there, for a dataclass whose fields have their names.
+
+        Args:
+            readers: What reads the value of each key. A key that is read by `Value.duration_us`
+                names a field that ends in ``_us``.
+        """
+        return {
+            f"{key}_us" if read is Value.duration_us else key: read(self.values[key])
+            for key, read in readers.items()
+            if key in self.values
+        }
+
+
+def or_null(read: Callable[[Value], T]) -> Callable[[Value], T | None]:
+    """Return a reader of values that may also be null, which is read as None."""
+    return lambda value: None if value.is_null else read(value)
 
 
 class _Loader(yaml.SafeLoader):

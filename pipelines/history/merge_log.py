@@ -6,10 +6,10 @@ Safe at any time, also beside a running stream and readers (`serving.offline.mer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.run import paths
+from tidemill.features.definitions import Project
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.tables import Table
 from tidemill.serving.offline.log import OfflineLog
@@ -35,12 +35,18 @@ class MergedLog(NamedTuple):
 
 
 def merge_log(
-    config: Configuration, progress: Progress, *, before: str | None = None, dry_run: bool = False
+    project: Project,
+    offline_root: Path,
+    progress: Progress,
+    *,
+    before: str | None = None,
+    dry_run: bool = False,
 ) -> list[MergedLog]:
     """Merge the days of each view's log, of the definition that the code has.
 
     Args:
-        config: The configuration.
+        project: The definitions.
+        offline_root: The folder of offline logs.
         progress: Where progress is shown.
         before: The days before this one, ``YYYY-MM-DD``; None for those that get no more rows.
         dry_run: Only tell what would become of them.
@@ -53,8 +59,8 @@ def merge_log(
         InputError: A file of a log has other columns than the others.
     """
     out = []
-    for view in config.project.views:
-        log = OfflineLog.of(config.root / paths.OFFLINE, view)
+    for view in project.views:
+        log = OfflineLog.of(offline_root, view)
         until = log.ended_before() if before is None else before
         days = [day for day in log.days() if until is None or day < until]
         files_before = files_after = 0

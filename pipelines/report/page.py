@@ -18,8 +18,9 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup, escape
 
+from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, InputError
-from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configuration import Configuration, Splits
 from tidemill.pipelines.report.pictures import (
     QUANTILES,
     Curve,
@@ -28,7 +29,13 @@ from tidemill.pipelines.report.pictures import (
     draw_roc,
     write_ms,
 )
-from tidemill.pipelines.report.scores import STREAMED, Outcome, Served, judge, read_served
+from tidemill.pipelines.report.scores import (
+    STREAMED,
+    StreamedPredictions,
+    StreamQuality,
+    read_streamed,
+    stream_quality,
+)
 from tidemill.pipelines.report.tables import (
     count_table,
     frontier_table,
@@ -36,10 +43,10 @@ from tidemill.pipelines.report.tables import (
     mapping,
     number,
     proof_table,
+    proof_verdict,
     reason_table,
     source_table,
     stage_table,
-    verdict,
     write_time,
 )
 from tidemill.pipelines.run import paths
@@ -78,9 +85,8 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
     backfill = mapping(stages, "backfill")
     bundle, no_bundle = _bundle(config.root)
     evaluation = None if bundle is None else Evaluation.from_json(bundle.evaluation)
-    served = read_served(config.root)
-    outcome, no_outcome = _outcome(config, served)
-    found = verdict(verify)
+    streamed = read_streamed(config.root)
+    outcome, no_outcome = _outcome(config.project, config.root, streamed)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -91,10 +97,10 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
     environment.filters["code"] = _code
     return environment.get_template("report.html").render(
         project=config.project.name,
-        verdict=found,
-        first_mismatches=listed(verify, "first_mismatches", "first"),
-        tiles=_tiles(stream, served, outcome),
-        facts=_facts(config, stream, bundle, served),
+        verdict=proof_verdict(verify),
+        first_mismatches=listed(verify.get("first_mismatches", ())),
+        tiles=_tiles(stream, streamed, outcome),
+        facts=_facts(config.splits, stream, bundle, streamed),
         no_bundle=no_bundle,
         evaluation=None if evaluation is None else _evaluation_table(evaluation),
         beats=None if evaluation is None else evaluation.beats_baselines,
@@ -107,14 +113,14 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
         other_effects=0 if evaluation is None else len(evaluation.effects) - _SHOWN_EFFECTS,
         stages=stage_table(stages, bundle),
         counts=count_table(stream),
-        latency=_latency(served),
-        quantiles={q: write_ms(took) for q, took in _quantiles(served).items()},
+        latency=_latency(streamed),
+        quantiles={q: write_ms(took) for q, took in _quantiles(streamed).items()},
         speed=_speed(stream),
-        frontiers=frontier_table(stream, config),
+        frontiers=frontier_table(stream, config.splits.stream_until_us),
         sources=source_table(backfill),
         reasons=reason_table(backfill),
         proof=proof_table(verify),
-        late=listed(verify, "first_late"),
+        late=listed(verify.get("first_late", ())),
         everything=list(_everything(stages)),
     )
 
@@ -137,14 +143,16 @@ def _bundle(root: Path) -> tuple[Bundle | None, str]:
         return None, str(error)
 
 
-def _outcome(config: Configuration, served: Served | None) -> tuple[Outcome | None, str]:
+def _outcome(
+    project: Project, root: Path, streamed: StreamedPredictions | None
+) -> tuple[StreamQuality | None, str]:
     """Return what became of the predictions, or why that is not known."""
-    if served is None:
+    if streamed is None:
         return None, "There are no predictions yet; run `tidemill stream`."
-    if config.project.label is None:
+    if project.label is None:
         return None, "This project has no label, so its predictions cannot be judged."
     try:
-        return judge(config.project, config.root, served), ""
+        return stream_quality(project, root, streamed), ""
     except InputError as error:
         return None, str(error)
 
@@ -153,31 +161,30 @@ def _outcome(config: Configuration, served: Served | None) -> tuple[Outcome | No
 
 
 def _tiles(
-    stream: Mapping[str, Any], served: Served | None, outcome: Outcome | None
+    stream: Mapping[str, Any], streamed: StreamedPredictions | None, outcome: StreamQuality | None
 ) -> list[tuple[str, str]]:
     """Return the few figures that a reader looks for first, each with its name."""
     tiles = []
-    if served is not None:
-        tiles.append((f"{served.rows.num_rows:,}", "predictions"))
+    if streamed is not None:
+        tiles.append((f"{streamed.rows.num_rows:,}", "predictions"))
     if outcome is not None and outcome.metrics is not None:
         tiles.append((f"{outcome.metrics.auc:.3f}", f"AUC, {STREAMED}"))
         tiles.append((f"{outcome.metrics.log_loss:.3f}", f"log loss, {STREAMED}"))
     if rate := number(stream, "rows_per_s"):
         tiles.append((f"{rate:,.0f}", "rows/s through the stream"))
-    latency = _quantiles(served)
+    latency = _quantiles(streamed)
     if latency:
         tiles.append((write_ms(latency[50]), "median latency of the replay"))
     return tiles
 
 
 def _facts(
-    config: Configuration,
+    splits: Splits,
     stream: Mapping[str, Any],
     bundle: Bundle | None,
-    served: Served | None,
+    streamed: StreamedPredictions | None,
 ) -> list[tuple[str, str]]:
     """Return what ran, on what and when."""
-    splits = config.splits
     facts = [
         ("Training split", f"requests before {write_time(splits.train_until_us)} UTC"),
         ("Evaluation split", _period(splits.train_until_us, splits.evaluate_until_us)),
@@ -188,7 +195,7 @@ def _facts(
         facts.append(("Engine", f"{engine}{why}"))
     if mode := stream.get("mode"):
         facts.append(("Mode", str(mode)))
-    stamps = {} if served is None else served.stamps
+    stamps = {} if streamed is None else streamed.stamps
     made = "" if bundle is None else f", made {bundle.created_at}"
     if bundle is not None:
         facts.append(("Bundle", bundle.version + made))
@@ -235,7 +242,7 @@ def _runs_row(runs: Runs, beaten: str) -> tuple[str, ...]:
     return (runs.name, write_value(len(runs.seeds) or None), *figures, beaten)
 
 
-def _score_table(evaluation: Evaluation | None, outcome: Outcome | None) -> Table | None:
+def _score_table(evaluation: Evaluation | None, outcome: StreamQuality | None) -> Table | None:
     """Return the bundle's model on the evaluation split and on the streamed period."""
     rows = []
     if evaluation is not None:
@@ -254,7 +261,7 @@ def _metrics_row(name: str, metrics: Metrics) -> tuple[str, ...]:
     return (name, f"{metrics.rows:,}", f"{metrics.positive_rate:.1%}", *figures)
 
 
-def _curves(evaluation: Evaluation | None, outcome: Outcome | None) -> dict[str, Any]:
+def _curves(evaluation: Evaluation | None, outcome: StreamQuality | None) -> dict[str, Any]:
     """Return the pictures of calibration and ROC, and the calibration in numbers."""
     curves = []
     if outcome is not None and outcome.curve is not None:
@@ -317,17 +324,17 @@ def _bars(evaluation: Evaluation) -> list[Bar]:
 # --- throughput and freshness --------------------------------------------------------------------
 
 
-def _quantiles(served: Served | None) -> dict[int, float]:
+def _quantiles(streamed: StreamedPredictions | None) -> dict[int, float]:
     """Return quantiles of the latency in milliseconds; empty where it is not known."""
     import numpy as np
 
-    took = () if served is None else served.latency_ms()
+    took = () if streamed is None else streamed.latency_ms()
     return {q: float(np.percentile(took, q)) for q in QUANTILES} if len(took) else {}
 
 
-def _latency(served: Served | None) -> str:
+def _latency(streamed: StreamedPredictions | None) -> str:
     """Return the picture of the latency; empty where it is not known."""
-    took = None if served is None else served.latency_ms()
+    took = None if streamed is None else streamed.latency_ms()
     return "" if took is None or not len(took) else draw_latency(took)
 
 

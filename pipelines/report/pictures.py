@@ -20,22 +20,22 @@ import numpy as np
 from tidemill.pipelines.training.evaluation import CalibrationBin, FloatArray
 
 # Colours that nothing else draws with stand for the page's own; `_inline` puts those in.
-INK: Final = "#010203"
-MUTED: Final = "#010204"
-LINES: Final = "#010205"
-FIRST: Final = "#010206"
-SECOND: Final = "#010207"
+_INK: Final = "#010203"
+_MUTED: Final = "#010204"
+_LINES: Final = "#010205"
+_FIRST: Final = "#010206"
+_SECOND: Final = "#010207"
 _PAGE_COLOURS: Final = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    LINES: "var(--lines)",
-    FIRST: "var(--first)",
-    SECOND: "var(--second)",
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _LINES: "var(--lines)",
+    _FIRST: "var(--first)",
+    _SECOND: "var(--second)",
 }
 
 _STYLES: Final = (
-    {"color": FIRST, "linestyle": "-", "marker": "o"},
-    {"color": SECOND, "linestyle": "--", "marker": "s"},
+    {"color": _FIRST, "linestyle": "-", "marker": "o"},
+    {"color": _SECOND, "linestyle": "--", "marker": "s"},
 )
 _WIDTH_INCHES: Final = 5.2
 _LATENCY_POINTS: Final = 400
@@ -76,7 +76,7 @@ def draw_calibration(curves: Sequence[Curve]) -> str:
     )
     with _figure("calibration", 5.0, f"Calibration, {first.name}: {told}") as (figure, done):
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
+        upper.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=":")
         for curve, style in zip(curves, _STYLES, strict=False):
             upper.plot(
                 [b.mean_score for b in curve.calibration],
@@ -92,7 +92,7 @@ def draw_calibration(curves: Sequence[Curve]) -> str:
             [(b.low + b.high) / 2 for b in first.calibration],
             [b.rows for b in first.calibration],
             width=[(b.high - b.low) * 0.9 for b in first.calibration],
-            color=FIRST,
+            color=_FIRST,
         )
         most = max(b.rows for b in first.calibration)
         for b in first.calibration:
@@ -123,7 +123,7 @@ def draw_roc(curves: Sequence[Curve]) -> str:
     names = " and ".join(curve.name for curve in curves)
     with _figure("roc", 5.0, f"ROC curve, {names}") as (figure, done):
         axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
+        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=":")
         for curve, style in zip(curves, _STYLES, strict=False):
             plain = {**style, "marker": ""}
             axes.plot(*zip(*curve.roc, strict=True), label=curve.name, **plain)
@@ -158,14 +158,14 @@ def draw_latency(latency_ms: FloatArray) -> str:
     ):
         axes = figure.subplots()
         axes.plot(
-            [low, *shown[drawn], high], [0, *shares[drawn], 1], color=FIRST, drawstyle="steps-post"
+            [low, *shown[drawn], high], [0, *shares[drawn], 1], color=_FIRST, drawstyle="steps-post"
         )
         if wide:
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set(xlim=(low, high), ylim=(0, 1.08))
         for quantile, at in marks:
-            axes.plot([at], [quantile / 100], color=SECOND, marker="o", markersize=6)
+            axes.plot([at], [quantile / 100], color=_SECOND, marker="o", markersize=6)
             # Labels stand below and right of the curve, or left of it where the room ends.
             right = (np.log(at / low) < np.log(high / low) * 0.7) if wide else at < high * 0.7
             axes.annotate(
@@ -221,22 +221,22 @@ def _figure(name: str, height_inches: float, told: str) -> Iterator[tuple[Any, C
         "svg.fonttype": "none",
         "svg.hashsalt": name,  # its ids are hashes: those of two pictures differ by it
         "font.size": 11,
-        "axes.edgecolor": LINES,
-        "axes.labelcolor": MUTED,
+        "axes.edgecolor": _LINES,
+        "axes.labelcolor": _MUTED,
         "axes.facecolor": "none",
         "axes.grid": True,
         "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "figure.facecolor": "none",
-        "grid.color": LINES,
+        "grid.color": _LINES,
         "grid.linewidth": 0.6,
         "lines.linewidth": 2,
-        "text.color": INK,
-        "xtick.color": LINES,
-        "ytick.color": LINES,
-        "xtick.labelcolor": MUTED,
-        "ytick.labelcolor": MUTED,
+        "text.color": _INK,
+        "xtick.color": _LINES,
+        "ytick.color": _LINES,
+        "xtick.labelcolor": _MUTED,
+        "ytick.labelcolor": _MUTED,
     }
     written: list[str] = []
     with mpl.rc_context(style):

@@ -33,7 +33,7 @@ _CLOCKS: Final = ("sent_us", "created_us")
 
 
 @dataclass(frozen=True)
-class Served:
+class StreamedPredictions:
     """The predictions of a stream, as far as a report needs them.
 
     Attributes:
@@ -59,7 +59,7 @@ class Served:
         return took
 
 
-def read_served(root: Path) -> Served | None:
+def read_streamed(root: Path) -> StreamedPredictions | None:
     """Read the predictions of the last stream.
 
     Args:
@@ -82,11 +82,11 @@ def read_served(root: Path) -> Served | None:
         for name in _STAMPS
         if name in table.column_names
     }
-    return Served(table.drop_columns(list(stamps)), stamps)
+    return StreamedPredictions(table.drop_columns(list(stamps)), stamps)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StreamQuality:
     """What became of the predictions.
 
     Attributes:
@@ -111,13 +111,13 @@ class Outcome:
         return 1 - self.labelled / self.predictions
 
 
-def judge(project: Project, root: Path, served: Served) -> Outcome:
+def stream_quality(project: Project, root: Path, streamed: StreamedPredictions) -> StreamQuality:
     """Compare predictions with the labels that arrived in the log.
 
     Args:
         project: The project; has a label.
         root: The run's folder.
-        served: Its predictions.
+        streamed: Its predictions.
 
     Raises:
         InputError: There is no log of the requests or of the label's stream.
@@ -125,9 +125,9 @@ def judge(project: Project, root: Path, served: Served) -> Outcome:
     label, request = project.label, project.request
     assert label is not None
     log = Log(root)
-    partitions: Int64Array = served.rows["partition"].to_numpy()
-    positions: Int64Array = served.rows["position"].to_numpy()
-    scores = served.rows["score"].to_numpy().astype(np.float64)
+    partitions: Int64Array = streamed.rows["partition"].to_numpy()
+    positions: Int64Array = streamed.rows["position"].to_numpy()
+    scores = streamed.rows["score"].to_numpy().astype(np.float64)
     columns = [*dict.fromkeys([*label.on, request.request_time]), POSITION]
     found, kept = [], []
     for partition in range(log.partitions(request.name)):
@@ -146,10 +146,10 @@ def judge(project: Project, root: Path, served: Served) -> Outcome:
     given = np.concatenate(kept)[labelled]
     counts = (len(scores), len(truth), len(scores) - len(requests))
     if not len(truth):
-        return Outcome(*counts, why_not="None of these predictions has a label yet.")
+        return StreamQuality(*counts, why_not="None of these predictions has a label yet.")
     try:
         metrics = measure(truth, given)
     except InputError as error:
-        return Outcome(*counts, why_not=f"These scores cannot be measured: {error}.")
+        return StreamQuality(*counts, why_not=f"These scores cannot be measured: {error}.")
     curve = Curve(STREAMED, calibration(truth, given), roc_points(truth, given))
-    return Outcome(*counts, metrics, curve)
+    return StreamQuality(*counts, metrics, curve)

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND, moment_of, time_of
 from tidemill.features.rows.rejected import Reason
-from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.tables import Table, write_value
 from tidemill.serving.bundles.bundle import Bundle
 
@@ -98,6 +97,40 @@ def mapping(figures: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 # --- the proof -----------------------------------------------------------------------------------
 
 
+_CHECKS: Final = (
+    (
+        "",
+        "Values used",
+        "every feature value of every prediction, against batch over the whole history",
+        "predictions",
+        "feature_mismatches",
+    ),
+    (
+        "late_",
+        "Of them late",
+        "differ by events that came late, against batch over what had arrived by then",
+        "",
+        "",
+    ),
+    (
+        "oracle_",
+        "Oracle",
+        "a sample, against slow and plain code of its own",
+        "oracle requests",
+        "oracle_mismatches",
+    ),
+    (
+        "store_",
+        "Feature store",
+        "read back by the store's own client, against batch",
+        "store entities",
+        "store_mismatches",
+    ),
+)
+"""What `verify` compares: the prefix of its figures, a name, what was compared with what, what was
+counted, and the figure of its mismatches; late values have none."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One comparison that the proof made.
@@ -120,55 +153,18 @@ class Check:
 def proof_checks(verify: Mapping[str, Any]) -> list[Check]:
     """Return what `verify` compared: every value used first, then each further comparison."""
     checks = []
-    values = number(verify, "values")
-    if values is not None:
-        wrong = number(verify, "feature_mismatches")
-        checks.append(
-            Check(
-                "Values used",
-                "every feature value of every prediction, against batch over the whole history",
-                _of(number(verify, "predictions"), "predictions"),
-                values,
-                number(verify, "mismatches") if wrong is None else wrong,
-            )
-        )
-    if late := _late(verify):
-        how = "differ by events that came late, against batch over what had arrived by then"
-        checks.append(Check("Of them late", how, "", late, 0))
-    for part, name, how, unit in (
-        ("oracle", "Oracle", "a sample, against slow and plain code of its own", "requests"),
-        (
-            "store",
-            "Feature store",
-            "read back by the store's own client, against batch",
-            "entities",
-        ),
-    ):
-        figures = _part(verify, part)
-        if (compared := number(figures, "values")) is not None:
-            of = _of(number(figures, unit), unit)
-            checks.append(Check(name, how, of, compared, number(figures, "mismatches")))
+    for prefix, name, how, unit, wrong in _CHECKS:
+        compared = number(verify, f"{prefix}values")
+        if compared or (wrong and compared is not None):
+            count = number(verify, unit.replace(" ", "_")) if unit else None
+            of = "" if count is None else f"{count:,} {unit.rpartition(' ')[2]}"
+            mismatches = number(verify, wrong) if wrong else 0
+            checks.append(Check(name, how, of, compared, mismatches))
     return checks
 
 
-def _part(verify: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """Return the figures of a part of the proof: a mapping, or all keys that start with it."""
-    start = f"{part}_"
-    flat = {key.removeprefix(start): v for key, v in verify.items() if key.startswith(start)}
-    return {**flat, **mapping(verify, part)}
-
-
-def _late(verify: Mapping[str, Any]) -> float | None:
-    found = number(verify, "late_values")
-    return number(verify, "late") if found is None else found
-
-
-def _of(count: float | None, unit: str) -> str:
-    return "" if count is None else f"{count:,} {unit}"
-
-
 @dataclass(frozen=True)
-class Verdict:
+class ProofVerdict:
     """What the proof says as a whole.
 
     Attributes:
@@ -182,21 +178,23 @@ class Verdict:
     more: str
 
 
-def verdict(verify: Mapping[str, Any]) -> Verdict:
+def proof_verdict(verify: Mapping[str, Any]) -> ProofVerdict:
     """Judge the proof: good only if something was compared and nothing differed anywhere."""
     checks = proof_checks(verify)
     total, values = number(verify, "mismatches"), number(verify, "values")
     if total is None or values is None:
-        return Verdict("none", "Not proven yet", "Run `tidemill verify` to compare every value.")
+        return ProofVerdict(
+            "none", "Not proven yet", "Run `tidemill verify` to compare every value."
+        )
     line = f"{total:,} mismatches in {values:,} values"
     wrong = [check for check in checks if check.mismatches]
     if wrong or total:
         where = ", ".join(f"{check.name} ({check.mismatches:,})" for check in wrong)
         more = "What was served differs from its recomputation"
-        return Verdict("bad", line, f"{more}: {where}." if where else f"{more}.")
+        return ProofVerdict("bad", line, f"{more}: {where}." if where else f"{more}.")
     if not values or any(check.mismatches is None for check in checks):
-        return Verdict("none", line, "This proves nothing: too little was compared.")
-    return Verdict(
+        return ProofVerdict("none", line, "This proves nothing: too little was compared.")
+    return ProofVerdict(
         "good",
         line,
         "Every feature value that a prediction used was computed again from the original history "
@@ -214,27 +212,18 @@ def proof_table(verify: Mapping[str, Any]) -> Table | None:
     return Table("", columns, rows, frozenset((1, 2, 3))) if rows else None
 
 
-def listed(verify: Mapping[str, Any], *names: str) -> Table | None:
-    """Return a list of findings, such as the first mismatches, as a table.
+def listed(findings: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Return findings, such as the first mismatches, as a table with a row each; None without any.
 
-    Args:
-        verify: The proof's figures.
-        names: Where the list may stand; the first that is there is taken.
-
-    Returns:
-        One row per finding, one column per key; None if there are none.
+    A column is a key that at least one of them has a value for.
     """
-    found: Any = next((verify[name] for name in names if verify.get(name)), [])
-    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
-        return None
-    items = [item if isinstance(item, Mapping) else {"finding": item} for item in found]
-    keys = list(dict.fromkeys(key for item in items for key in item))
-    filled = [key for key in keys if any(item.get(key) not in (None, "") for item in items)]
+    keys = list(dict.fromkeys(key for item in findings for key in item))
+    filled = [key for key in keys if any(item.get(key) not in (None, "") for item in findings)]
     rows = [
         tuple("-" if item.get(key) in (None, "") else str(item[key]) for key in filled)
-        for item in items
+        for item in findings
     ]
-    return Table("", [key.replace("_", " ") for key in filled], rows)
+    return Table("", [key.replace("_", " ") for key in filled], rows) if rows else None
 
 
 # --- throughput, freshness, counts ---------------------------------------------------------------
@@ -298,9 +287,8 @@ def count_table(stream: Mapping[str, Any]) -> Table | None:
         for name, meaning in _COUNTS.items()
         if stream.get(name) is not None
     ]
-    return (
-        Table("", ("count", "how many", "what it counts"), rows, frozenset([1])) if rows else None
-    )
+    columns = ("count", "how many", "what it counts")
+    return Table("", columns, rows, frozenset([1])) if rows else None
 
 
 def _total(count: Any) -> Any:
@@ -341,15 +329,14 @@ def reason_table(backfill: Mapping[str, Any]) -> Table | None:
     return Table("", ("source", "reason", "what it means", "records"), rows, frozenset([3]))
 
 
-def frontier_table(stream: Mapping[str, Any], config: Configuration) -> Table | None:
+def frontier_table(stream: Mapping[str, Any], end_us: int) -> Table | None:
     """Return how far each view had got when the stream ended; None if it did not say."""
     frontiers = mapping(stream, "frontiers")
     if not frontiers:
         return None
-    end = config.splits.stream_until_us
     rows = []
     for name, frontier in frontiers.items():
-        behind = "nothing" if frontier >= end else write_span(end - frontier)
+        behind = "nothing" if frontier >= end_us else write_span(end_us - frontier)
         rows.append((name, write_time(frontier), behind))
     columns = ("view", "frontier (UTC)", "short of the end of the period")
     return Table("", columns, rows, frozenset((1, 2)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any, Final
 
 from tidemill.features.errors import ConfigurationError
@@ -37,9 +38,9 @@ def sampled(config: Configuration) -> Configuration:
     )
 
 
-def remember(config: Configuration, sample: bool) -> None:
+def remember(root: Path, sample: bool) -> None:
     """Write down in the root whether it holds a sample."""
-    with atomic_write(config.root / paths.RUN_RECORD) as unfinished:
+    with atomic_write(root / paths.RUN_RECORD) as unfinished:
         unfinished.write_text(json.dumps({"sample": sample}) + "\n")
 
 

@@ -225,7 +225,7 @@ def permutation_effects(
     *,
     sample_rows: int = 5000,
     seed: int = 0,
-    on_column: Callable[[int, int], None] | None = None,
+    on_column: Callable[[], None] = lambda: None,
 ) -> tuple[Effect, ...]:
     """Measure each column's effect by shuffling it (Breiman, "Random Forests", 2001, section 10).
 
@@ -238,7 +238,7 @@ def permutation_effects(
         names: The columns to shuffle.
         sample_rows: How many rows to take, at most.
         seed: Of the sample and of the shuffles.
-        on_column: Told (columns done, columns) after each.
+        on_column: Called after each column.
 
     Returns:
         One effect per name, the largest first.
@@ -255,12 +255,11 @@ def permutation_effects(
 
     base = loss(sample)
     effects = []
-    for done, name in enumerate(names, start=1):
+    for name in names:
         index = sample.schema.get_field_index(name)
         shuffled = sample[name].take(pa.array(random.permutation(rows)))
         effects.append(Effect(name, loss(sample.set_column(index, name, shuffled)) - base))
-        if on_column is not None:
-            on_column(done, len(names))
+        on_column()
     return tuple(sorted(effects, key=lambda e: (-e.log_loss_increase, e.name)))
 
 
@@ -292,7 +291,7 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """Whether every run of a model beats every run of a baseline.
 
     Attributes:
@@ -331,10 +330,10 @@ class Evaluation:
     roc: tuple[tuple[float, float], ...]
     effects: tuple[Effect, ...]
 
-    def verdicts(self) -> tuple[Verdict, ...]:
+    def verdicts(self) -> tuple[Comparison, ...]:
         """Compare the model with each baseline, worst run against best run."""
         return tuple(
-            Verdict(
+            Comparison(
                 baseline=b.name,
                 log_loss_margin=float(
                     b.values("log_loss").min() - self.model.values("log_loss").max()

@@ -60,7 +60,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Splits:
+class SplitTable:
     """The two splits of a table, and what was left out."""
 
     train: Split
@@ -70,7 +70,7 @@ class Splits:
 
 def split_table(
     project: Project, table: Path, train_until_us: int, evaluate_until_us: int
-) -> Splits:
+) -> SplitTable:
     """Read a training table and split it in time.
 
     Args:
@@ -130,7 +130,7 @@ def split_table(
                 f"training table {table}: the {what} split is empty ({counts}); move "
                 "train_until or evaluate_until, or backfill more history"
             )
-    return Splits(
+    return SplitTable(
         train=_take(rows, in_train & labelled, names, table),
         evaluate=_take(rows, in_evaluate & labelled, names, table),
         counts=counts,

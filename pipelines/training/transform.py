@@ -88,22 +88,6 @@ def analyse(
     return found
 
 
-def apply(graph: TransformGraph, columns: pa.Table | pa.RecordBatch) -> Arrays:
-    """Apply a transform graph in batch.
-
-    Args:
-        graph: The analysed graph.
-        columns: Its inputs by name in their declared types, any number of rows.
-
-    Returns:
-        The transformed columns, by output name.
-
-    Raises:
-        InputError: A column is missing or of another type.
-    """
-    return Transformer(graph)(columns)
-
-
 class Transformer:
     """A loaded transform graph, applied in chunks.
 
@@ -116,7 +100,17 @@ class Transformer:
         self._transform = graph.load()
 
     def __call__(self, columns: pa.Table | pa.RecordBatch) -> Arrays:
-        """Return the transformed columns; see `apply`."""
+        """Apply the graph in batch.
+
+        Args:
+            columns: Its inputs by name in their declared types, any number of rows.
+
+        Returns:
+            The transformed columns, by output name.
+
+        Raises:
+            InputError: A column is missing or of another type.
+        """
         graph = self.graph
         out: Arrays = {
             n: np.empty((columns.num_rows, k), np.float32) for n, k in graph.numeric.items()

@@ -38,7 +38,7 @@ from tidemill.pipelines.verify.compare_predictions import differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
-from tidemill.pipelines.verify.source_history import History
+from tidemill.pipelines.verify.source_history import History, SourceHistory
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import finish_anchored
 from tidemill.serving.online.rows import Frontiers, KeySpace
@@ -101,28 +101,26 @@ def check_store(
         progress: Where progress is shown.
         findings: Where mismatches are noted.
     """
-    place = config.online_store
-    store = open_store(config.project, config.places, clock="replay")
-    database = open_database(place)
+    project = config.project
+    store = open_store(project, config.places, clock="replay")
+    database = open_database(config.online_store)
     total = StoreCounts()
     with progress.stage("read the store back", None, "entities") as stage:
-        for view in config.project.views:
+        for view in project.views:
             stage.note(view.name)
-            (snapshot,) = database.read([(KeySpace.of(config.project.name, view), [])])
-            _check_frontiers(config, evidence, view, snapshot.frontiers, findings)
-            total += _check_view(config, history, store, view, snapshot.frontiers, findings, stage)
+            (snapshot,) = database.read([(KeySpace.of(project.name, view), [])])
+            _check_frontiers(evidence, view, snapshot.frontiers, findings)
+            total += _check_view(
+                history.of(view), evidence, store, view, snapshot.frontiers, findings, stage
+            )
     database.close()
     return total
 
 
 def _check_frontiers(
-    config: Configuration,
-    evidence: Evidence,
-    view: FeatureView,
-    frontiers: Frontiers,
-    findings: Findings,
+    evidence: Evidence, view: FeatureView, frontiers: Frontiers, findings: Findings
 ) -> None:
-    for shard in range(config.shards):
+    for shard in range(evidence.shards):
         stored = frontiers.by_shard.get(shard)
         released = evidence.last_frontiers.get((view.name, shard))
         if stored != released or stored is None:
@@ -135,21 +133,20 @@ def _check_frontiers(
 
 
 def _check_view(
-    config: Configuration,
-    history: History,
+    source: SourceHistory,
+    evidence: Evidence,
     store: Any,
     view: FeatureView,
     frontiers: Frontiers,
     findings: Findings,
     stage: Stage,
 ) -> StoreCounts:
-    source = history.of(view)
-    received = source.words(RECEIVED) < config.splits.stream_until_us
+    received = source.words(RECEIVED) < evidence.stream_until_us
     rows = source.rows.filter(pa.array(received))
     keys = pc.unique(rows.column(view.key))
     if isinstance(keys, pa.ChunkedArray):
         keys = keys.combine_chunks()
-    shards = hashing.shard_of(hashing.key_bytes(keys), config.shards)
+    shards = hashing.shard_of(hashing.key_bytes(keys), evidence.shards)
     instants = np.array([frontiers.of(shard) for shard in shards.tolist()], np.int64)
     # A shard that published no frontier has no instant; its status says so.
     right = values_at(view, rows, keys, np.maximum(instants, EARLIEST_EVENT))

@@ -7,11 +7,13 @@ does, so a row has the partition and the position that it has in the log.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import EventStream, Request
+from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.ingest import read_log
 from tidemill.pipelines.ingest.validate import definition_of
@@ -47,19 +49,19 @@ def read_history(config: Configuration, progress: Progress) -> History:
     return History(config.project, sources)
 
 
-def logged_history(config: Configuration) -> History:
+def logged_history(root: Path, project: Project) -> History:
     """Return the history as the log holds it: quicker to read than the original, and no proof."""
-    log = Log(config.root)
+    log = Log(root)
     sources = {}
-    for name in config.sources:
+    for name in (project.request.name, *(stream.name for stream in project.streams)):
         rows = log.read(name)
         sources[name] = SourceHistory(
-            definition_of(config.project, name),
+            definition_of(project, name),
             rows,
             log.partitions(name),
             Counts(read=len(rows), kept=len(rows)),
         )
-    return History(config.project, sources)
+    return History(project, sources)
 
 
 def _placed(

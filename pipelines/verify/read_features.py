@@ -12,18 +12,19 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from tidemill.features.definitions import INT64
+from tidemill.features.definitions import INT64, Project
 from tidemill.features.errors import InputError
-from tidemill.pipelines.config.configuration import Configuration
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import OnlineReader
+from tidemill.serving.stores.online_places import OnlinePlace
 
 
-def read_features(config: Configuration, view: str, keys: Sequence[str]) -> pa.Table:
+def read_features(project: Project, place: OnlinePlace, view: str, keys: Sequence[str]) -> pa.Table:
     """Read entities from the online store.
 
     Args:
-        config: The configuration.
+        project: The project.
+        place: Where its online store is.
         view: The view's name.
         keys: Entity keys as texts; those of an int64 entity are decimal numbers.
 
@@ -36,10 +37,10 @@ def read_features(config: Configuration, view: str, keys: Sequence[str]) -> pa.T
         InputError: A key of an int64 entity is no number.
         StoreError: There is no online store, or the view's present definition is not in it.
     """
-    definition = config.project.view(view)
+    definition = project.view(view)
     wanted = _typed(definition.entity.dtype, view, keys)
-    database = open_database(config.online_store)
-    reading = OnlineReader(database, config.project, "replay").read({view: wanted})[view]
+    database = open_database(place)
+    reading = OnlineReader(database, project, "replay").read({view: wanted})[view]
     database.close()
     return pa.table(
         [wanted, *reading.columns], names=[definition.entity.join_key, *reading.schema.names]

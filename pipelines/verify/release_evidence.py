@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions import FeatureView, Project
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError
+from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.summary import read_summary
-from tidemill.pipelines.verify.source_history import Positions
+from tidemill.pipelines.verify.source_history import History, Positions
 from tidemill.serving.files.read_files import read_json, read_json_lines
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ class Evidence:
             is `TIME_MIN`.
         handoff: Source to the positions of that state.
         exact: Whether the stream waited for its frontier; else it answered eagerly.
+        shards: How many shards each view has.
+        stream_until_us: Where the stream ended.
     """
 
     releases: Mapping[tuple[str, int, int], tuple[int, Positions]]
@@ -42,13 +45,13 @@ class Evidence:
     handoff_us: Mapping[str, int]
     handoff: Mapping[str, Positions]
     exact: bool
+    shards: int
+    stream_until_us: int
 
     def positions(self, view: FeatureView, shard: int, number: int) -> Positions | None:
         """Return the event positions of a release; None where there is no evidence of it."""
         found = self.releases.get((view.name, shard, number))
-        if found is None:
-            return None
-        return found[1]
+        return None if found is None else found[1]
 
     def frontier_before(self, view: str, shard: int, number: int) -> int:
         """Return the frontier that stood before a release."""
@@ -132,25 +135,22 @@ def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
         yield from read_json_lines(path, take, "run `tidemill stream` again")
 
 
-def read_evidence(
-    root: Path, project: Project, partitions: Mapping[str, int], mode: str
-) -> Evidence:
+def read_evidence(config: Configuration, history: History) -> Evidence:
     """Read what a stream left below a root.
 
     Args:
-        root: The run's folder.
-        project: The project.
-        partitions: Stream to its number of partitions.
-        mode: ``exact`` or ``eager``, where the summary of the run does not say which.
+        config: The configuration; its mode counts where the summary of the run names none.
+        history: The history of its sources.
 
     Raises:
         InputError: There is no evidence.
     """
+    root, project = config.root, config.project
     releases: dict[tuple[str, int, int], tuple[int, Positions]] = {}
     conflicts = []
 
     def take(entry: Any) -> tuple[tuple[str, int, int], tuple[int, Positions]]:
-        events = partitions[project.view(entry["view"]).stream.name]
+        events = history.of(project.view(entry["view"])).partitions
         positions = tuple(map(int, entry["positions"][:events]))
         key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
         return key, (int(entry["frontier_us"]), positions)
@@ -174,9 +174,16 @@ def read_evidence(
             # What was received later may lie this far below; the frontier waits for it.
             waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
             handoff_us[view.name] = as_of_us - waits
-    mode = read_summary(root).get("stream", {}).get("mode", mode)
+    mode = read_summary(root).get("stream", {}).get("mode", config.stream.mode)
     return Evidence(
-        releases, tuple(conflicts), _gaps(releases), handoff_us, handoff, mode == "exact"
+        releases=releases,
+        conflicts=tuple(conflicts),
+        gaps=_gaps(releases),
+        handoff_us=handoff_us,
+        handoff=handoff,
+        exact=mode == "exact",
+        shards=config.shards,
+        stream_until_us=config.splits.stream_until_us,
     )
 
 

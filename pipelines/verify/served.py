@@ -19,7 +19,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
-from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configuration import Splits
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
@@ -49,19 +49,19 @@ class Served:
     unanswered: int
 
 
-def read_predictions(config: Configuration) -> pa.Table:
+def read_predictions(root: Path, project: Project) -> pa.Table:
     """Read the predictions of a run.
 
     Raises:
         InputError: There are none.
     """
-    files = sorted((config.root / paths.PREDICTIONS).glob("*.parquet"))
+    files = sorted((root / paths.PREDICTIONS).glob("*.parquet"))
     if not files:
         raise InputError(
-            f"there are no predictions in {config.root / paths.PREDICTIONS}; run `tidemill stream`"
+            f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
         )
     needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
-    for view in config.project.views:
+    for view in project.views:
         needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
     tables = []
     for path in files:
@@ -71,21 +71,19 @@ def read_predictions(config: Configuration) -> pa.Table:
                 f"{path}: there is no column {lacking[0]!r}; it was made by other definitions: "
                 "run `tidemill stream` again"
             )
-    with reading(config.root / paths.PREDICTIONS, _MEND):
+    with reading(root / paths.PREDICTIONS, _MEND):
         return pa.concat_tables(tables)
 
 
 def serve_beside_requests(
-    config: Configuration, history: History, predictions: pa.Table, findings: Findings
+    root: Path, splits: Splits, history: History, predictions: pa.Table, findings: Findings
 ) -> Served:
     """Find the request of each prediction; what is missing, extra or doubled is a mismatch."""
-    project = config.project
-    request = project.request
-    features = len(project.columns)
-    splits = config.splits
+    request = history.project.request
+    features = len(history.project.columns)
     asked = history.requests.received_in(splits.evaluate_until_us, splits.stream_until_us)
     asked_places = _places(asked, PARTITION, POSITION)
-    refused = np.isin(asked_places, _rejected_places(config.root, request.name))
+    refused = np.isin(asked_places, _rejected_places(root, request.name))
     order = np.argsort(asked_places, kind="stable")
     places = _places(predictions, "partition", "position")
     found = np.searchsorted(asked_places[order], places)

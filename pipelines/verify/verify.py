@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from tidemill.features.contract import Int64Array, moment_of
 from tidemill.features.kernel import hashing
-from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configuration import Configuration, Splits
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_oracle import check_with_oracle, sampled_rows
-from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare
+from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_predictions
 from tidemill.pipelines.verify.compare_store import check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
 from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
@@ -50,16 +51,16 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     """
     began = time.perf_counter()
     history = read_history(config, progress)
-    evidence = evidence_of(config, history)
+    evidence = read_evidence(config, history)
     features, oracle, store = Findings(), Findings(), Findings()
     _check_evidence(evidence, features)
-    predictions = read_predictions(config)
-    served = serve_beside_requests(config, history, predictions, features)
+    predictions = read_predictions(config.root, config.project)
+    served = serve_beside_requests(config.root, config.splits, history, predictions, features)
     asked = hashing.bits(served.requests.column(config.project.request.request_time))
     rows = sampled_rows(asked, sample)
     late: list[dict[str, Any]] = []
     late_values = oracle_values = 0
-    verdicts = list(compare(config, history, evidence, served, progress, features))
+    verdicts = list(compare_predictions(history, evidence, served, progress, features))
     expected = len(rows) * len(config.project.columns)
     with progress.stage("check a sample with the oracle", expected, "values") as stage:
         for verdict in verdicts:
@@ -73,7 +74,7 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     for findings in (features, oracle, store):
         everything.merge(findings)
     return {
-        "sources": _source_counts(config, history),
+        "sources": _source_counts(config.splits, history),
         "requests": served.expected + served.unanswered,
         "rejected_requests": served.unanswered,
         "predictions": served.count,
@@ -107,18 +108,7 @@ def _check_evidence(evidence: Evidence, findings: Findings) -> None:
             findings.add(Mismatch("release", id, view, seen=seen, expected="one", cause=cause))
 
 
-def evidence_of(config: Configuration, history: History) -> Evidence:
-    """Read the releases of a run."""
-    return read_evidence(
-        config.root,
-        config.project,
-        {name: source.partitions for name, source in history.sources.items()},
-        config.stream.mode,
-    )
-
-
-def _source_counts(config: Configuration, history: History) -> dict[str, Mapping[str, int]]:
-    splits = config.splits
+def _source_counts(splits: Splits, history: History) -> dict[str, Mapping[str, int]]:
     return {
         name: {
             "read": source.counts.read,
@@ -150,16 +140,9 @@ def _late_rows(
 
 
 def _row(mismatch: Mismatch) -> dict[str, Any]:
-    return {
-        "what": mismatch.what,
-        "id": mismatch.id,
-        "view": mismatch.view,
-        "feature": mismatch.feature,
-        "as_of": "" if mismatch.as_of_us is None else instant(mismatch.as_of_us),
-        "seen": mismatch.seen,
-        "expected": mismatch.expected,
-        "cause": mismatch.cause,
-    }
+    as_of = "" if mismatch.as_of_us is None else instant(mismatch.as_of_us)
+    row = {**asdict(mismatch), "as_of_us": as_of}
+    return {name.removesuffix("_us"): value for name, value in row.items()}
 
 
 def instant(time_us: int) -> str:

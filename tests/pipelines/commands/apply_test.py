@@ -19,14 +19,14 @@ from tests.support.markdown import ROOT
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 from tests.support.postgresql_server import PostgresqlServer
 from tidemill.features.contract import DAY, HOUR
-from tidemill.pipelines.commands import apply_plan as apply
+from tidemill.pipelines.commands import apply_plan
 from tidemill.pipelines.commands.cli import commands
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.run.tables import print_tables
 from tidemill.pipelines.verify.compare_store import read_through_feast
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import KeySpace
-from tidemill.serving.registry.registration import apply_project, open_store
+from tidemill.serving.registry.registration import apply_project, open_store, plan_project
 from tidemill.serving.stores.online_places import default_place
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import FileRegistry, SqlRegistry
@@ -129,10 +129,10 @@ def publish(config: Configuration, view: Any, rows: Any, *, frontier_us: int) ->
 
 def plan_text(config: Configuration, capsys: pytest.CaptureFixture[str]) -> str:
     """What ``tidemill apply --plan`` prints, with its clock at `NOW`."""
-    preview = apply.plan(config)
+    preview = plan_project(config.project, config.places)
     capsys.readouterr()
-    print_tables(apply.plan_tables(preview, now_us=NOW), sys.stdout)
-    print("\n".join(apply.plan_verdict(preview)))
+    print_tables(apply_plan.plan_tables(preview, now_us=NOW), sys.stdout)
+    print("\n".join(apply_plan.plan_verdict(preview)))
     return capsys.readouterr().out
 
 

@@ -23,7 +23,7 @@ from tidemill.features.errors import InputError
 from tidemill.pipelines.commands.cli import COMMANDS, main
 from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.config.configuration import Configuration, load
-from tidemill.pipelines.config.installed_projects import GROUP, installed_project
+from tidemill.pipelines.config.installed_projects import PROJECTS, installed_project
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.run.tables import Table
@@ -235,7 +235,8 @@ def test_features_are_printed_one_below_the_other(
     )
     called = stage("features", table)
     assert run("features", "customer_refunds", "c-001", "c-002") == 0
-    assert called.arguments[1:] == ("customer_refunds", ("c-001", "c-002"))
+    assert called.arguments[0].name == "shop"
+    assert called.arguments[2:] == ("customer_refunds", ("c-001", "c-002"))
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["customer_id", "c-001", "c-002"],
         ["status", "PRESENT", "NOT_FOUND"],
@@ -293,12 +294,12 @@ def test_the_demo_fails_on_a_mismatch(
 def install(monkeypatch: pytest.MonkeyPatch, **projects: str) -> None:
     """Make some packages the installed projects."""
     entries = [
-        importlib.metadata.EntryPoint(name=name, value=value, group=GROUP)
+        importlib.metadata.EntryPoint(name=name, value=value, group=PROJECTS)
         for name, value in projects.items()
     ]
 
     def entry_points(*, group: str) -> list[importlib.metadata.EntryPoint]:
-        assert group == GROUP
+        assert group == PROJECTS
         return entries
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)

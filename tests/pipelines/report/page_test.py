@@ -27,7 +27,7 @@ from tidemill.pipelines.report.pictures import (
     short_count,
     write_ms,
 )
-from tidemill.pipelines.report.tables import verdict, write_span, write_time
+from tidemill.pipelines.report.tables import proof_verdict, write_span, write_time
 from tidemill.pipelines.training.evaluation import (
     Effect,
     Evaluation,
@@ -461,21 +461,22 @@ def test_mismatches_are_red_and_listed_first_and_escaped(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("part", ["oracle", "store"])
 def test_a_mismatch_anywhere_is_never_green(part: str) -> None:
-    found = verdict({**SUMMARY["verify"], f"{part}_mismatches": 2})
+    found = proof_verdict({**SUMMARY["verify"], f"{part}_mismatches": 2})
     assert found.tone == "bad"
     assert "(2)" in found.more
 
 
-def test_parts_of_a_proof_may_be_mappings() -> None:
-    nested = {"mismatches": 0, "values": 5, "oracle": {"values": 2, "mismatches": 0}}
-    assert verdict(nested).tone == "good"
-    assert verdict({**nested, "oracle": {"values": 2, "mismatches": 1}}).tone == "bad"
+def test_every_part_of_a_proof_counts() -> None:
+    parts = {"mismatches": 0, "values": 5, "oracle_values": 2, "oracle_mismatches": 0}
+    parts |= {"feature_mismatches": 0}
+    assert proof_verdict(parts).tone == "good"
+    assert proof_verdict({**parts, "oracle_mismatches": 1}).tone == "bad"
 
 
 def test_a_proof_of_nothing_is_not_green() -> None:
-    assert verdict({"mismatches": 0, "values": 0}).tone == "none"
-    assert verdict({"mismatches": 0, "values": 5, "oracle": {"values": 2}}).tone == "none"
-    assert verdict({}).line == "Not proven yet"
+    assert proof_verdict({"mismatches": 0, "values": 0}).tone == "none"
+    assert proof_verdict({"mismatches": 0, "values": 5, "oracle_values": 2}).tone == "none"
+    assert proof_verdict({}).line == "Not proven yet"
 
 
 def test_before_the_first_stage_every_part_says_what_is_missing(tmp_path: Path) -> None:

@@ -346,18 +346,18 @@ def test_nothing_to_verify_is_an_error_that_says_what_to_do(ready: Configuration
 
 
 def test_features_command_reads_values_status_and_frontier(served: Configuration) -> None:
-    table = read_features(served, "by_zone", ["2", "17"])
+    table = read_features(served.project, served.online_store, "by_zone", ["2", "17"])
     assert table.column_names[0] == "zone"
     assert table["zone"].to_pylist() == [2, 17]
     assert table[STATUS].to_pylist() == ["PRESENT", "NOT_FOUND"]
     assert table[FRONTIER].to_pylist() == [STREAM_UNTIL, STREAM_UNTIL]
     assert table["by_zone__rides_1d"].to_pylist()[0] > 0
     with pytest.raises(InputError, match="int64 keys"):
-        read_features(served, "by_zone", ["two"])
+        read_features(served.project, served.online_store, "by_zone", ["two"])
 
 
 def test_late_requests_are_proven_as_of_the_frontier_they_met(served: Configuration) -> None:
-    table = read_predictions(served)
+    table = read_predictions(served.root, served.project)
     asked = table["request_time"].cast(pa.int64()).to_numpy()
     late = table["as_of__by_driver"].to_numpy() > asked
     assert late.sum() > 3
