@@ -46,7 +46,7 @@ from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.serving.files.read_files import row_count
 
-CHUNK_ROWS: Final = 65_536
+SPAN_ROWS: Final = 65_536
 """Rows of a partition that are read, and requests that are joined, together."""
 
 
@@ -73,8 +73,8 @@ def spans(log: Log, project: Project) -> list[tuple[str, int, int, int]]:
         for partition in range(log.partitions(name)):
             rows = log.read(name, partition, [POSITION]).num_rows
             out += [
-                (name, partition, start, min(start + CHUNK_ROWS, rows))
-                for start in range(0, rows, CHUNK_ROWS)
+                (name, partition, start, min(start + SPAN_ROWS, rows))
+                for start in range(0, rows, SPAN_ROWS)
             ]
     return out
 

@@ -8,31 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from tidemill.pipelines.io.log import LOG
-from tidemill.serving.bundles.current import BUNDLES
-from tidemill.serving.stores.places import OFFLINE
-
-__all__ = [
-    "BUNDLES",
-    "EXPORT",
-    "HANDOFF",
-    "LOG",
-    "MENDED",
-    "OFFLINE",
-    "PREDICTIONS",
-    "PUBLICATIONS",
-    "REJECTED",
-    "REJECTED_BY_STREAM",
-    "RELEASES",
-    "REPORT",
-    "RUN_RECORD",
-    "SAVEPOINTS",
-    "SCRATCH",
-    "STATES",
-    "STREAM_RUN",
-    "SUMMARY",
-    "TRAINING_TABLE",
-]
+from tidemill.pipelines.io.log import LOG as LOG
+from tidemill.serving.bundles.current import BUNDLES as BUNDLES
+from tidemill.serving.stores.places import OFFLINE as OFFLINE
 
 RUN_RECORD: Final = "run.json"
 """Says whether the root holds all data or a sample."""

@@ -29,7 +29,7 @@ LINE_EVERY_S: Final = 5.0
 """Seconds between two lines of a stage, at least."""
 
 
-class Stage(Protocol):
+class StageProgress(Protocol):
     """A step at work."""
 
     def advance(self, count: int = 1) -> None:
@@ -47,7 +47,7 @@ class Progress(Protocol):
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "rows"
-    ) -> AbstractContextManager[Stage]:
+    ) -> AbstractContextManager[StageProgress]:
         """Show a step from its start to its end, or to its failure.
 
         Args:
@@ -80,23 +80,14 @@ class QuietProgress:
     """Shows nothing."""
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "rows"
+    ) -> Iterator[StageProgress]:
         """Show nothing; see `Progress.stage`."""
-        yield _Silence()
+        yield _Shown(_Count(name, total, unit), lambda: None)
 
     def say(self, text: str) -> None:
         """Show nothing; see `Progress.say`."""
-
-
-class _Silence:
-    def advance(self, count: int = 1) -> None:
-        pass
-
-    def expect(self, total: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 class PlainProgress:
@@ -120,17 +111,31 @@ class PlainProgress:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "rows"
+    ) -> Iterator[StageProgress]:
         """Write a line at the start, at the end and now and then between; see `Progress.stage`."""
-        stage = _PlainStage(_Count(name, total, unit, self._clock), self._every_s, self.say)
+        count = _Count(name, total, unit, self._clock)
+        last_line = count.started
+
+        def maybe_say() -> None:
+            nonlocal last_line
+            with count.lock:
+                now = self._clock()
+                due = now - last_line >= self._every_s
+                if due:
+                    last_line = now
+            if due:
+                self.say(count.so_far())
+
         of = f" ({total:,} {unit})" if total is not None and unit else ""
         self.say(f"{name}: started{of}")
         try:
-            yield stage
+            yield _Shown(count, maybe_say)
         except BaseException:
-            self.say(stage.count.failed())
+            self.say(count.failed())
             raise
-        self.say(stage.count.done())
+        self.say(count.done())
 
     def say(self, text: str) -> None:
         """Write a line; see `Progress.say`."""
@@ -165,11 +170,13 @@ class TerminalProgress:
         )
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "rows"
+    ) -> Iterator[StageProgress]:
         """Draw a bar, and in the end a line; see `Progress.stage`."""
         from rich.progress import TaskID
 
-        count = _Count(name, total, unit, time.monotonic)
+        count = _Count(name, total, unit)
         bars = self._bars
         with self._lock:
             if self._at_work == 0:
@@ -188,7 +195,7 @@ class TerminalProgress:
 
         failed = True
         try:
-            yield _BarStage(count, draw)
+            yield _Shown(count, draw)
             failed = False
         finally:
             bars.remove_task(task)
@@ -210,7 +217,7 @@ class _Count:
     name: str
     total: int | None
     unit: str
-    clock: Callable[[], float]
+    clock: Callable[[], float] = time.monotonic
     done_so_far: int = 0
     last_note: str = ""
     started: float = field(init=False)
@@ -265,51 +272,24 @@ class _Count:
         return f"{self.name}: failed after {_seconds(self.elapsed_s)}{counted}"
 
 
-class _PlainStage:
-    def __init__(self, count: _Count, every_s: float, say: Callable[[str], None]) -> None:
-        self.count = count
-        self._every_s = every_s
-        self._say = say
-        self._last_line = count.started
+class _Shown:
+    """A step at work that is shown by a function of no arguments after every change."""
 
-    def advance(self, count: int = 1) -> None:
-        self.count.add(count)
-        self._maybe_say()
-
-    def expect(self, total: int) -> None:
-        self.count.total = total
-
-    def note(self, text: str) -> None:
-        self.count.last_note = text
-        self._maybe_say()
-
-    def _maybe_say(self) -> None:
-        count = self.count
-        with count.lock:
-            now = count.clock()
-            due = now - self._last_line >= self._every_s
-            if due:
-                self._last_line = now
-        if due:
-            self._say(count.so_far())
-
-
-class _BarStage:
-    def __init__(self, count: _Count, draw: Callable[[], None]) -> None:
+    def __init__(self, count: _Count, show: Callable[[], None]) -> None:
         self._count = count
-        self._draw = draw
+        self._show = show
 
     def advance(self, count: int = 1) -> None:
         self._count.add(count)
-        self._draw()
+        self._show()
 
     def expect(self, total: int) -> None:
         self._count.total = total
-        self._draw()
+        self._show()
 
     def note(self, text: str) -> None:
         self._count.last_note = text
-        self._draw()
+        self._show()
 
 
 def _rate(per_second: float) -> str:

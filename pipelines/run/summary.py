@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tidemill.features.errors import InputError, StateError
+from tidemill.features.errors import InputError
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.atomic_write import atomic_write
-from tidemill.serving.files.read_files import reading
+from tidemill.serving.files.read_files import read_json
 
 _ORDER: Final = ("backfill", "train", "stream", "verify")
 """The stages of which each builds on those before it."""
@@ -28,19 +28,15 @@ def read_summary(root: Path) -> dict[str, dict[str, Any]]:
     """Return the figures of the last run of each stage, by stage; empty before the first.
 
     Raises:
-        StateError: The file is no summary.
+        DamagedFile: The file is no summary.
     """
     path = root / paths.SUMMARY
-    if not path.exists():
-        return {}
-    with reading(path, "remove it and run again"):
-        text = path.read_bytes()
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise StateError(f"{path} is no JSON ({error}); remove it and run again") from error
+    return read_json(path, _stages, "remove it and run again") if path.exists() else {}
+
+
+def _stages(found: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
-        raise StateError(f"{path} must map stages to their figures; remove it and run again")
+        raise TypeError("it must map stages to their figures")
     return found
 
 
@@ -56,7 +52,7 @@ def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
 
     Raises:
         InputError: A figure is no JSON value (NaN and infinity are none).
-        StateError: The file that is there is no summary.
+        DamagedFile: The file that is there is no summary.
     """
     _check(figures, stage)
     root.mkdir(parents=True, exist_ok=True)

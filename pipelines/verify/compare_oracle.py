@@ -17,7 +17,7 @@ from tidemill.features.contract import Int64Array, window_tail
 from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.oracle.values import FeatureValue, Oracle
-from tidemill.pipelines.run.progress import Stage
+from tidemill.pipelines.run.progress import StageProgress
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
@@ -51,7 +51,7 @@ def check_with_oracle(
     served: Served,
     rows: Int64Array,
     findings: Findings,
-    stage: Stage,
+    stage: StageProgress,
 ) -> int:
     """Compare the values of some predictions with the oracle's.
 

@@ -33,7 +33,7 @@ from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
-from tidemill.pipelines.run.progress import Progress, Stage
+from tidemill.pipelines.run.progress import Progress, StageProgress
 from tidemill.pipelines.verify.compare_predictions import differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
 from tidemill.pipelines.verify.findings import Findings, Mismatch
@@ -139,7 +139,7 @@ def _check_view(
     view: FeatureView,
     frontiers: Frontiers,
     findings: Findings,
-    stage: Stage,
+    stage: StageProgress,
 ) -> StoreCounts:
     received = source.words(RECEIVED) < evidence.stream_until_us
     rows = source.rows.filter(pa.array(received))
@@ -188,7 +188,7 @@ def _expected_statuses(
 
 
 def read_through_feast(
-    store: Any, view: FeatureView, keys: pa.Array, stage: Stage | None = None
+    store: Any, view: FeatureView, keys: pa.Array, stage: StageProgress | None = None
 ) -> Reading:
     """Read entities by Feast's ``FeatureStore.get_online_features``, in batches.
 

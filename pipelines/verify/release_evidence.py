@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView
-from tidemill.features.errors import InputError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.summary import read_summary
-from tidemill.pipelines.verify.source_history import History, Positions
-from tidemill.serving.files.read_files import read_json, read_json_lines
-
-T = TypeVar("T")
+from tidemill.pipelines.verify.source_history import History, PositionVector
+from tidemill.serving.files.read_files import read_json
 
 
 @dataclass(frozen=True)
@@ -39,16 +36,16 @@ class Evidence:
         stream_until_us: Where the stream ended.
     """
 
-    releases: Mapping[tuple[str, int, int], tuple[int, Positions]]
+    releases: Mapping[tuple[str, int, int], tuple[int, PositionVector]]
     conflicts: tuple[tuple[str, int, int], ...]
     gaps: tuple[tuple[str, int, int], ...]
     handoff_us: Mapping[str, int]
-    handoff: Mapping[str, Positions]
+    handoff: Mapping[str, PositionVector]
     exact: bool
     shards: int
     stream_until_us: int
 
-    def positions(self, view: FeatureView, shard: int, number: int) -> Positions | None:
+    def positions(self, view: FeatureView, shard: int, number: int) -> PositionVector | None:
         """Return the event positions of a release; None where there is no evidence of it."""
         found = self.releases.get((view.name, shard, number))
         return None if found is None else found[1]
@@ -83,7 +80,9 @@ class Evidence:
             out[view, shard] = max(out.get((view, shard), frontier), frontier)
         return out
 
-    def steps(self, view: FeatureView, shard: int, number: int) -> list[tuple[int, int, Positions]]:
+    def steps(
+        self, view: FeatureView, shard: int, number: int
+    ) -> list[tuple[int, int, PositionVector]]:
         """Return what a shard had seen, step by step, up to a release.
 
         Returns:
@@ -114,27 +113,6 @@ class FrontierColumns:
     before: Int64Array
 
 
-def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
-    """Read the releases below a root in the order of their files.
-
-    Args:
-        root: The run's folder.
-        take: Takes what the caller needs out of a release. The engine may have repeated one.
-
-    Raises:
-        InputError: There are none.
-        DamagedFile: A file does not hold what the stream wrote.
-    """
-    files = sorted((root / paths.RELEASES).glob("*.jsonl"))
-    if not files:
-        raise InputError(
-            f"there are no releases in {root / paths.RELEASES}: nothing says what the stream had "
-            "seen; run `tidemill stream` first"
-        )
-    for path in files:
-        yield from read_json_lines(path, take, "run `tidemill stream` again")
-
-
 def read_evidence(config: Configuration, history: History) -> Evidence:
     """Read what a stream left below a root.
 
@@ -146,10 +124,10 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
         InputError: There is no evidence.
     """
     root, project = config.root, config.project
-    releases: dict[tuple[str, int, int], tuple[int, Positions]] = {}
+    releases: dict[tuple[str, int, int], tuple[int, PositionVector]] = {}
     conflicts = []
 
-    def take(entry: Any) -> tuple[tuple[str, int, int], tuple[int, Positions]]:
+    def take(entry: Any) -> tuple[tuple[str, int, int], tuple[int, PositionVector]]:
         events = history.of(project.view(entry["view"])).partitions
         positions = tuple(map(int, entry["positions"][:events]))
         key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
@@ -159,7 +137,7 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
         if releases.setdefault(key, value) != value:
             conflicts.append(key)
     handoff_us: dict[str, int] = {}
-    handoff: dict[str, Positions] = {}
+    handoff: dict[str, PositionVector] = {}
     path = root / paths.STATES / paths.HANDOFF
     if path.exists():
         as_of_us, handoff = read_json(

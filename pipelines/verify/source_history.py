@@ -14,7 +14,7 @@ from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch
 
-Positions = tuple[int, ...]
+PositionVector = tuple[int, ...]
 """The next position of each partition of a source: rows below it were seen."""
 
 
@@ -109,7 +109,7 @@ class EventsByKey:
         ]
         return found
 
-    def below(self, rows: Int64Array, positions: Positions) -> Int64Array:
+    def below(self, rows: Int64Array, positions: PositionVector) -> Int64Array:
         """Keep the rows that stand below a position vector (partitions beyond it: none)."""
         limits = np.zeros(max(len(positions), int(self.partitions.max(initial=0)) + 1), np.int64)
         limits[: len(positions)] = positions

@@ -34,7 +34,7 @@ from tidemill.features.kernel.advance import advance
 from tidemill.features.kernel.encoding import canonical_bytes
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.history.backfill import (
-    CHUNK_ROWS,
+    SPAN_ROWS,
     answer_shard,
     join_answers,
     point_in_time,
@@ -270,4 +270,4 @@ def test_spans_cover_every_row_of_every_partition_once(tmp_path: Path) -> None:
     assert sorted(found) == sorted(
         (part.source, part.partition, 0, len(part.rows)) for part in arrived
     )
-    assert max(len(part.rows) for part in arrived) < CHUNK_ROWS
+    assert max(len(part.rows) for part in arrived) < SPAN_ROWS
