@@ -1,52 +1,17 @@
-"""Releases on disk: the evidence that a stream leaves of every step of its operators."""
+"""The releases below a root, read: the evidence of every step of the stream's operators."""
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import apache_beam as beam
-
 from tidemill.features.errors import InputError, StateVersionError
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.release_line import RELEASE_VERSION
-from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.read_files import read_json_lines
 
 T = TypeVar("T")
-
-
-@beam.typehints.with_input_types(str)
-@beam.typehints.with_output_types(str)
-class WriteReleases(beam.DoFn):
-    """Writes releases (JSON texts), one per line, to a file per bundle: whole or not at all.
-
-    Args:
-        folder: Where to.
-        prefix: How the files' names begin.
-    """
-
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self._folder = folder
-        self._prefix = prefix
-        self._lines: list[str] = []
-
-    def start_bundle(self) -> None:
-        """Begin a file."""
-        self._lines = []
-
-    def process(self, element: str) -> None:
-        """Take a release."""
-        self._lines.append(element)
-
-    def finish_bundle(self) -> None:
-        """Write the file."""
-        if self._lines:
-            name = f"{self._prefix}{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
-            write_text(self._folder / name, "\n".join(self._lines) + "\n")
 
 
 def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
