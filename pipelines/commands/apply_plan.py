@@ -1,7 +1,4 @@
-"""Apply and clean-store: a registration's plan as tables, and carrying it out.
-
-What a plan means stands in `serving.registry.plan`; here it is written for a reader.
-"""
+"""The plan of a registration (`serving.registry.plan`) as tables, and carrying it out."""
 
 from __future__ import annotations
 
@@ -48,25 +45,25 @@ def carry_out(
     unfilled_too: bool,
     clock: Clock,
 ) -> list[str]:
-    """Do what a plan says, and write the file that Feast's own programs read.
+    """Register what a plan shows, and write the file that Feast's own programs read.
 
-    Where features of the past are read from BigQuery, the statements that make its tables are
-    written beside that file (`BIGQUERY_SQL`): Tidemill itself does not talk to BigQuery.
+    With an offline store in BigQuery, also write the statements that create its tables to
+    `BIGQUERY_SQL`: Tidemill itself does not connect to BigQuery.
 
     Args:
         project: The definitions.
         places: Where the project's stores are.
-        shown: The plan that was shown.
-        promote: Whether the code's definitions become the promoted ones.
-        unfilled_too: Whether to promote what has no values to read yet.
-        clock: What those programs judge age by.
+        shown: The plan that the user has seen.
+        promote: Whether to switch all readers to the code's definitions.
+        unfilled_too: Whether to promote definitions that have no values yet.
+        clock: The clock by which Feast's programs judge the age of values.
 
     Returns:
-        What was done, in lines.
+        One line for each thing that was done.
 
     Raises:
-        StoreError: The registry or the store refuses, is not as it was shown, or a definition that
-            is to be promoted is not filled.
+        StoreError: The registry or the store refuses, has changed since the plan was shown, or a
+            definition to promote has no values.
     """
     done = apply_project(project, places, promote=promote, unfilled_too=unfilled_too, shown=shown)
     lines = list(done.promotes if promote else done.registers)
@@ -78,7 +75,7 @@ def carry_out(
 
 
 def next_steps(done: RegistrationPlan, *, promoted: bool) -> Iterator[str]:
-    """Yield what is left for somebody to do after registering, in lines."""
+    """Yield a line for each step that the user has to take after registering."""
     for view in done.views:
         if view.change is Change.ADDED and not view.in_service and done.service is Change.CHANGED:
             yield f"{view.view} is new: fill it with `tidemill backfill --publish`"
@@ -88,7 +85,7 @@ def next_steps(done: RegistrationPlan, *, promoted: bool) -> Iterator[str]:
                 "with `tidemill backfill --publish`"
             )
     if done.to_promote and not promoted:
-        yield "then let everybody read the new definitions with `tidemill apply --promote`"
+        yield "then switch all readers to the new definitions with `tidemill apply --promote`"
 
 
 def plan_tables(preview: Preview, *, now_us: int | None = None) -> list[Table]:
@@ -96,7 +93,7 @@ def plan_tables(preview: Preview, *, now_us: int | None = None) -> list[Table]:
 
     Args:
         preview: The plan.
-        now_us: What ages are measured from; None is the wall clock.
+        now_us: The instant from which ages are measured; None is the wall clock's.
     """
     made = preview.plan
     now = time.time_ns() // 1_000 if now_us is None else now_us
@@ -123,7 +120,7 @@ def plan_tables(preview: Preview, *, now_us: int | None = None) -> list[Table]:
 
 
 def plan_verdict(preview: Preview) -> list[str]:
-    """Return what a plan comes to, in lines."""
+    """Return lines that say what `apply` would do, and what `apply --promote` would do."""
     made = preview.plan
     made_spaces = [f"make key space {s.name}" for s in made.spaces or () if _made(s)]
     doing = [*preview.registers, *made_spaces]
@@ -140,11 +137,11 @@ def plan_verdict(preview: Preview) -> list[str]:
 
 
 def orphan_tables(orphans: list[Orphan], *, now_us: int | None = None) -> list[Table]:
-    """Return the key spaces that nobody refers to, as a table.
+    """Return the unused key spaces as a table.
 
     Args:
         orphans: The key spaces.
-        now_us: What ages are measured from; None is the wall clock.
+        now_us: The instant from which ages are measured; None is the wall clock's.
     """
     now = time.time_ns() // 1_000 if now_us is None else now_us
     rows = [
@@ -155,7 +152,7 @@ def orphan_tables(orphans: list[Orphan], *, now_us: int | None = None) -> list[T
 
 
 def _write_feature_store_yaml(project: str, places: StorePlaces, clock: Clock) -> list[str]:
-    """Bring ``feature_store.yaml`` up to date; return what of it was not, in lines."""
+    """Bring ``feature_store.yaml`` up to date; return a line for each change."""
     target = places.root / FEATURE_STORE_YAML
     with registry_lock(places.registry):
         before = target.read_bytes() if target.exists() else b""
@@ -170,7 +167,7 @@ def _write_feature_store_yaml(project: str, places: StorePlaces, clock: Clock) -
 
 
 def _wrote_bigquery_sql(project: Project, places: StorePlaces) -> bool:
-    """Bring ``bigquery.sql`` up to date; tell whether it was not."""
+    """Bring ``bigquery.sql`` up to date; return whether it changed."""
     if not isinstance(places.offline, BigQueryDataset):
         return False
     target = places.root / BIGQUERY_SQL
@@ -263,7 +260,7 @@ def _as_of(least_us: int, now_us: int) -> str:
 
 
 def _rounded(duration_us: int) -> str:
-    """Write a duration in whole units, from the largest that it holds twice."""
+    """Write a duration in the largest unit that it holds at least twice."""
     for unit_us in (86_400 * _SECOND_US, 3_600 * _SECOND_US, 60 * _SECOND_US, _SECOND_US):
         if duration_us >= 2 * unit_us:
             return format_duration(duration_us // unit_us * unit_us)

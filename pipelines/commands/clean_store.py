@@ -1,4 +1,4 @@
-"""`tidemill clean-store`: drop key spaces that nobody refers to."""
+"""`tidemill clean-store`: drop unused key spaces."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 
-@click.command("clean-store", short_help="Drop key spaces that nobody refers to.")
-@click.option("--yes", is_flag=True, help="Drop them; without it they are only shown.")
+@click.command("clean-store", short_help="Drop unused key spaces from the online store.")
+@click.option("--yes", is_flag=True, help="Drop them. Without this option they are only listed.")
 @options.config
 @options.root
 def clean_store(config_path: Path, root: Path | None, yes: bool) -> None:
     """Drop the key spaces of the online store that no version in the registry refers to.
 
-    A reader or a stream of an old definition may still use one: look at how old it is.
+    A reader or a stream that still runs with an old definition may use one of them: check when each
+    was last written.
     """
     config = stages.load(config_path, root)
     from tidemill.pipelines.commands.apply_plan import orphan_tables

@@ -16,9 +16,9 @@ from tidemill.pipelines.commands import options, stages
 @options.config
 @options.root
 def features(config_path: Path, root: Path | None, view: str, keys: tuple[str, ...]) -> None:
-    """Read the features of some entities from the online store, with their status.
+    """Read the features of entities from the online store, with their status.
 
-    VIEW is a feature view's name, KEY an entity's key.
+    VIEW is the name of a feature view, KEY the key of an entity.
     """
     config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.run.tables import columns_as_rows, print_tables

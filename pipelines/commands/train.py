@@ -1,4 +1,4 @@
-"""`tidemill train`: a model from the training table, as a bundle."""
+"""`tidemill train`: train a model on the backfilled features."""
 
 from __future__ import annotations
 

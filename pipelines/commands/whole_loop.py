@@ -1,4 +1,4 @@
-"""Demo: the whole loop, from raw files to proven predictions, on one machine without servers."""
+"""All stages in a row, from raw files to verified predictions, on one machine without servers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def demo(
     Args:
         config: The configuration.
         progress: Where progress is shown.
-        sample: Use the configuration's sample.
-        speed: Times real time for the stream; None for as fast as possible.
-        engine: The stream's engine; None for the configured one.
+        sample: Whether to use the configuration's sample.
+        speed: How many times faster than real time the stream runs; None is as fast as it can.
+        engine: The stream's engine; None is the configured one.
 
     Returns:
-        What each step returned, and the seconds it took.
+        The figures and the seconds of each step, by name, and the path of the report.
     """
     remember(config.root, sample)
     if sample:
@@ -58,7 +58,7 @@ def demo(
 
 
 def overview(summary: Mapping[str, Any]) -> Table:
-    """Return the run on one screen: what each step took, and what went in and out."""
+    """Return a table with the time and the main figures of each step."""
     sources = summary["backfill"]["sources"].values()
     read = sum(source["read"] for source in sources)
     refused = sum(source["rejected"] for source in sources)
@@ -85,7 +85,7 @@ def overview(summary: Mapping[str, Any]) -> Table:
         first, *others = text.split("\n")
         rows.append((step, f"{summary[step]['seconds']:,.1f}", first))
         rows += [("", "", other) for other in others]
-    return Table("summary", ("step", "seconds", "what came of it"), rows, frozenset([1]))
+    return Table("summary", ("step", "seconds", "result"), rows, frozenset([1]))
 
 
 def _quality(runs: Runs) -> str:
