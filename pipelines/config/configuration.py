@@ -66,7 +66,7 @@ from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace
 
-FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
+_FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
 
 _KEYS: Final = (
     "project", "root", "shards", "sources", "splits", "sample", "training", "online_store",
@@ -338,7 +338,7 @@ def _source(project: Project, name: str, section: Section, folder: Path) -> Sour
         ),
         **section.read(
             {
-                "format": or_null(lambda value: value.one_of(FORMATS)),
+                "format": or_null(lambda value: value.one_of(_FORMATS)),
                 "nulls": or_null(Value.texts),
                 "zone": or_null(_zone),
                 "transform": or_null(lambda value: _transform(value, folder)),

@@ -291,7 +291,7 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BaselineVerdict:
     """Whether every run of a model beats every run of a baseline.
 
     Attributes:
@@ -330,10 +330,10 @@ class Evaluation:
     roc: tuple[tuple[float, float], ...]
     effects: tuple[Effect, ...]
 
-    def verdicts(self) -> tuple[Comparison, ...]:
+    def verdicts(self) -> tuple[BaselineVerdict, ...]:
         """Compare the model with each baseline, worst run against best run."""
         return tuple(
-            Comparison(
+            BaselineVerdict(
                 baseline=b.name,
                 log_loss_margin=float(
                     b.values("log_loss").min() - self.model.values("log_loss").max()
