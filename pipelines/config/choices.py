@@ -1,4 +1,4 @@
-"""The names that both the configuration and the command line know; importing this costs nothing."""
+"""Names that the configuration and the command line share; quick to import."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import Final
 ENGINES: Final = ("fnapi", "prism")
 """The engines that run a stream (`pipelines.engines.choosing.Engine`; the third refuses them)."""
 MODES: Final = ("exact", "eager")
-"""Wait for the frontier before a request is answered, or answer it at once."""
+"""exact: answer a request when the frontier has passed it; eager: answer it at once."""

@@ -1,6 +1,6 @@
-"""Projects that come with installed packages: the entry-point group ``tidemill.projects``.
+"""Projects in installed packages: the entry-point group ``tidemill.projects``.
 
-A package that brings a project names itself in that group and has a ``tidemill.yaml`` beside its
+A package that contains a project declares it in that group, and has a ``tidemill.yaml`` beside its
 ``__init__.py``:
 
 ```python
@@ -24,7 +24,7 @@ def installed_project(name: str | None = None) -> Path:
     """Return the YAML file of an installed project.
 
     Args:
-        name: Its name in the entry-point group; None where there is exactly one.
+        name: Its name in the entry-point group; may be None if there is exactly one.
 
     Raises:
         ConfigurationError: There is no such project or, without a name, not exactly one; or its

@@ -1,4 +1,4 @@
-"""The ``offline_store`` section of the YAML file: where features of the past are read from.
+"""The ``offline_store`` section of the YAML file: where Feast reads past features from.
 
 ```yaml
 offline_store: {type: parquet}   # the default: the change-point log below the root
@@ -6,8 +6,7 @@ offline_store: {type: parquet, memory_limit: 2GB, threads: 4, spill: /scratch}
 offline_store: {type: bigquery, project: some-project, dataset: features}
 ```
 
-It says what Feast reads. What is written is the log below the root in any case; BigQuery is loaded
-from it (docs/offline-store.md).
+Tidemill always writes the log below the root; BigQuery is loaded from it (docs/offline-store.md).
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ def offline_place(top: Section, root: Path) -> OfflinePlace:
     """Read the section.
 
     Args:
-        top: The whole file.
-        root: What relative paths are below.
+        top: The top level of the file.
+        root: Where relative paths start.
 
     Raises:
-        ConfigurationError: The section says something else than an offline store.
+        ConfigurationError: The section is not that of an offline store.
     """
     if "offline_store" not in top.values:
         return ParquetPlace()

@@ -8,14 +8,14 @@ online_store:
   host: redis.example
   username: tidemill                # an ACL user; without it Redis's default user
   password_env: REDIS_PASSWORD      # the environment variable that holds the password, or
-  # password_file: redis-password   # the file that does
+  # password_file: redis-password   # the file that holds it
   tls: {ca: ca.crt, cert: own.crt, key: own.key}   # `tls: {}` trusts the system's authorities
 online_store: {type: feast, options: {type: postgres, host: db.example}}   # any other of Feast's
 ```
 
-A password never stands in the file. The files of a Redis start in the YAML file's folder, whatever
-the root of a run is. With any of them ``give_up_after: 10m`` says how long the store may be away
-before the stream fails (`pipelines.publish.store_writer`).
+The file never holds a password. Paths of a Redis section start in the YAML file's folder. Every
+type takes ``give_up_after: 10m``: how long the store may be unavailable before the stream fails
+(`pipelines.publish.store_writer`).
 """
 
 from __future__ import annotations
@@ -38,20 +38,19 @@ from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 ONLINE_STORES: Final = ("sqlite", "redis", "feast")
 
 GIVE_UP_AFTER_US: Final = 10 * MINUTE
-"""How long a store may be away before the run fails."""
+"""How long a store may be unavailable before the run fails."""
 
 
 def online_place(top: Section, folder: Path, root: Path) -> OnlinePlace:
     """Read the section.
 
     Args:
-        top: The whole file.
+        top: The top level of the file.
         folder: The YAML file's folder.
         root: Where the run writes.
 
     Raises:
-        ConfigurationError: The section says something else than an online store, or holds a
-            password.
+        ConfigurationError: The section is not that of an online store, or holds a password.
     """
     if "online_store" not in top.values:
         return default_place(root)
@@ -66,13 +65,13 @@ def online_place(top: Section, folder: Path, root: Path) -> OnlinePlace:
 
 
 def give_up_after_us(top: Section) -> int:
-    """Read how long the store may be away.
+    """Read how long the store may be unavailable.
 
     Args:
-        top: The whole file; its section has been read by `online_place`.
+        top: The top level of the file; its section has been read by `online_place`.
 
     Raises:
-        ConfigurationError: It is no duration above zero.
+        ConfigurationError: The value is not a duration above zero.
     """
     if "online_store" not in top.values:
         return GIVE_UP_AFTER_US
@@ -92,7 +91,7 @@ def _feast_place(section: Section, root: Path) -> FeastPlace:
 def _redis_place(value: Value, folder: Path) -> RedisPlace:
     if password := value.section().values.get("password"):
         raise password.wrong(
-            "a password does not stand in this file: put it into an environment variable or a "
+            "a password must not be in this file: put it into an environment variable or a "
             "file, and name that under password_env or password_file"
         )
 

@@ -33,11 +33,11 @@ def registry_place(top: Section, root: Path) -> RegistryPlace:
     """Read the section.
 
     Args:
-        top: The whole file.
-        root: What relative paths are below.
+        top: The top level of the file.
+        root: Where relative paths start.
 
     Raises:
-        ConfigurationError: The section says something else than a registry, or holds a password.
+        ConfigurationError: The section is not that of a registry, or holds a password.
     """
     if "registry" not in top.values:
         return default_registry(root)
@@ -61,7 +61,7 @@ def registry_place(top: Section, root: Path) -> RegistryPlace:
 
 def _url(value: Value, root: Path) -> str:
     url = value.text()
-    # The URL is not shown before it is known to hold no password.
+    # Check for a password first: the other messages show the URL.
     if url_password(url):
         raise value.wrong(
             "the URL holds a password; put the URL into an environment variable, and its name "

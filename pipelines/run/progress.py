@@ -1,15 +1,15 @@
-"""Progress: what a long step shows while it works.
+"""The progress of long steps.
 
-A step is written against the `Progress` protocol and knows nothing of terminals:
+A step uses the `Progress` protocol and knows nothing of terminals:
 
 >>> with QuietProgress().stage("read orders", total=2_000) as stage:
 ...     stage.advance(1_000)
 ...     stage.note("orders-01.csv")
 
 Three implementations: `TerminalProgress` draws bars with a rate and the time left;
-`PlainProgress` writes lines, at most one every few seconds beside the first and the last of each
-stage; `QuietProgress` says nothing. All may be used by several threads at once, and stages may be
-nested or run side by side. Everything goes to standard error: standard output is for results.
+`PlainProgress` writes the first and the last line of each stage and, between them, a line every few
+seconds; `QuietProgress` writes nothing. Several threads may use each of them at once; stages may be
+nested or run in parallel. Progress goes to standard error, results to standard output.
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LINE_EVERY_S: Final = 5.0
-"""Seconds between two lines of a stage, at least."""
+"""The least time between two lines of a stage, in seconds."""
 
 
 class StageProgress(Protocol):
-    """A step at work."""
+    """The progress of one running step."""
 
     def advance(self, count: int = 1) -> None:
-        """Say that ``count`` more are done."""
+        """Add ``count`` to the number done."""
 
     def expect(self, total: int) -> None:
-        """Say how many there are in all, where that was not known at the start."""
+        """Set the total, if it was not known at the start."""
 
     def note(self, text: str) -> None:
-        """Say what is being worked on or what was found; the next note takes its place."""
+        """Show a note; it replaces the one before."""
 
 
 class Progress(Protocol):
-    """Where steps show how far they are."""
+    """Shows the progress of steps."""
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "rows"
     ) -> AbstractContextManager[StageProgress]:
-        """Show a step from its start to its end, or to its failure.
+        """Show a step until it ends or fails.
 
         Args:
-            name: What is done, such as ``read orders``.
-            total: How many there are; None where nobody knows.
-            unit: What is counted, in the plural; empty where nothing is.
+            name: The step, such as ``read orders``.
+            total: The number of units; None if it is unknown.
+            unit: The unit, in the plural; empty if nothing is counted.
         """
 
     def say(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a permanent line."""
 
 
 def make_progress(stream: TextIO, *, quiet: bool = False) -> Progress:
-    """Return the progress that suits a stream: bars on a terminal, lines elsewhere.
+    """Return bars for a terminal, lines for any other stream.
 
     Args:
-        stream: As a rule ``sys.stderr``.
-        quiet: Show nothing at all.
+        stream: Usually ``sys.stderr``.
+        quiet: Show nothing.
     """
     if quiet:
         return QuietProgress()
@@ -94,9 +94,9 @@ class PlainProgress:
     """Writes lines.
 
     Args:
-        stream: Where to.
-        every_s: Seconds between two lines of a stage, at least.
-        clock: Gives seconds that never go back.
+        stream: The stream to write to.
+        every_s: The least time between two lines of a stage, in seconds.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class PlainProgress:
     def stage(
         self, name: str, total: int | None = None, unit: str = "rows"
     ) -> Iterator[StageProgress]:
-        """Write a line at the start, at the end and now and then between; see `Progress.stage`."""
+        """Write a line at the start, at the end and every few seconds; see `Progress.stage`."""
         count = _Count(name, total, unit, self._clock)
         last_line = count.started
 
@@ -145,7 +145,7 @@ class PlainProgress:
 
 
 class TerminalProgress:
-    """Draws bars while stages are at work, and leaves a line for each that ended.
+    """Draws a bar for each running stage, and prints a line for each that has ended.
 
     Args:
         console: The terminal.
@@ -173,7 +173,7 @@ class TerminalProgress:
     def stage(
         self, name: str, total: int | None = None, unit: str = "rows"
     ) -> Iterator[StageProgress]:
-        """Draw a bar, and in the end a line; see `Progress.stage`."""
+        """Draw a bar, then print a line; see `Progress.stage`."""
         from rich.progress import TaskID
 
         count = _Count(name, total, unit)
@@ -212,7 +212,7 @@ class TerminalProgress:
 
 @dataclass
 class _Count:
-    """How far a stage is, in words. Its methods are called by several threads at once."""
+    """The counts of a stage, and the texts that show them; several threads use it at once."""
 
     name: str
     total: int | None
@@ -240,7 +240,7 @@ class _Count:
         return self.done_so_far / elapsed if elapsed > 0 else 0.0
 
     def figures(self) -> str:
-        """Return ``120,000 of 336,776 rows, 42,000 rows/s``; empty where nothing is counted."""
+        """Return ``120,000 of 336,776 rows, 42,000 rows/s``; empty without a unit."""
         if not self.unit:
             return ""
         done = f"{self.done_so_far:,}"
@@ -248,7 +248,7 @@ class _Count:
         return f"{done}{of} {self.unit}, {_rate(self.rate)} {self.unit}/s"
 
     def left(self) -> str:
-        """Return ``8.1 s left``; empty where nobody can say."""
+        """Return ``8.1 s left``; empty if it cannot be estimated."""
         if self.total is None or not self.rate or self.done_so_far >= self.total:
             return ""
         return f"{_seconds((self.total - self.done_so_far) / self.rate)} left"
@@ -273,7 +273,7 @@ class _Count:
 
 
 class _Shown:
-    """A step at work that is shown by a function of no arguments after every change."""
+    """The progress of a step; calls ``show`` after every change."""
 
     def __init__(self, count: _Count, show: Callable[[], None]) -> None:
         self._count = count
@@ -297,7 +297,7 @@ def _rate(per_second: float) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    """Write a length of time: ``0.3 s``, ``45 s``, ``2 min 05 s``, ``1 h 10 min``."""
+    """Write a duration: ``0.3 s``, ``45 s``, ``2 min 05 s``, ``1 h 10 min``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

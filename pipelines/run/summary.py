@@ -1,7 +1,7 @@
-"""The summary of a run: what each stage counted and measured, kept in ``root/summary.json``.
+"""The summary of a run, ``root/summary.json``: the figures of each stage.
 
-What is promised here: the file always holds a whole summary. A stage's figures replace those of
-its last run and leave the other stages' alone, also when two stages end at the same time.
+Promises: the file is always complete. A stage's figures replace those of its last run and keep
+those of other stages, also when two stages end at the same time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import read_json
 
 _ORDER: Final = ("backfill", "train", "stream", "verify")
-"""The stages of which each builds on those before it."""
+"""Stages in order: each uses the output of those before it."""
 
 
 def read_summary(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the figures of the last run of each stage, by stage; empty before the first.
+    """Return the figures of each stage's last run, by stage; empty before the first run.
 
     Raises:
-        DamagedFile: The file is no summary.
+        DamagedFile: The file is not a summary.
     """
     path = root / paths.SUMMARY
     return read_json(path, _stages, "remove it and run again") if path.exists() else {}
@@ -41,18 +41,18 @@ def _stages(found: Any) -> dict[str, dict[str, Any]]:
 
 
 def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
-    """Put a stage's figures into the summary, in place of those of its last run.
+    """Write a stage's figures to the summary, in place of those of its last run.
 
-    The figures of the stages that build on it are removed: they are of what was there before.
+    The figures of later stages are removed, since they describe the stage's old output.
 
     Args:
-        root: The run's root; made if it is missing.
+        root: The run's root; created if it is missing.
         stage: The stage's name.
-        figures: JSON values by name: numbers, texts, booleans, None, lists and mappings of these.
+        figures: JSON values by name.
 
     Raises:
-        InputError: A figure is no JSON value (NaN and infinity are none).
-        DamagedFile: The file that is there is no summary.
+        InputError: A figure is not a JSON value, such as NaN or infinity.
+        DamagedFile: The existing file is not a summary.
     """
     _check(figures, stage)
     root.mkdir(parents=True, exist_ok=True)

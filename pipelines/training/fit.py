@@ -1,7 +1,7 @@
 """Fitting one Keras model to transformed columns, and scoring with it.
 
-What is promised: the same columns, options and seed give the same weights, byte for byte, on the
-same machine.
+Promise: the same columns, options and seed give the same weights, byte for byte, on the same
+machine.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ def fit(
 ) -> Any:
     """Train one model.
 
-    Seeds the process's random generators and turns TensorFlow's deterministic kernels on, both
-    for the whole process.
+    This sets the seeds of the process's random generators and enables TensorFlow's deterministic
+    kernels, both for the process.
 
     Args:
-        project: Whose ``model`` function builds it.
-        graph: Says what the transformed columns are.
+        project: The project, whose ``model`` function builds the model.
+        graph: The transform graph, which describes the columns.
         arrays: The transformed training split.
         labels: float32, ``(rows,)``.
         options: Epochs, batch size, learning rate.
-        seed: Of weights and of the order of rows.
-        on_steps: Called with the number of further steps that are done.
+        seed: The seed of the weights and of the order of rows.
+        on_steps: Called with the number of new steps, as they are done.
 
     Returns:
         The trained keras.Model.
 
     Raises:
-        DefinitionError: The user's ``model`` function returned no compiled Keras model.
+        DefinitionError: The ``model`` function did not return a compiled Keras model.
     """
     tf = load_tensorflow()
     import keras
@@ -64,10 +64,10 @@ def fit(
             f"{type(model).__name__}{' that is not compiled' * isinstance(model, keras.Model)}"
         )
     if model.steps_per_execution == 1:
-        # Several steps a call of the graph: a small model's step costs less than the call.
+        # A call of the graph costs more than a small model's step: run several steps a call.
         model.steps_per_execution = _STEPS_PER_EXECUTION
     batches = _batches(arrays, labels, options, seed)
-    # To Keras all passes are one: with several steps an execution it would read past the end of
+    # Show Keras all passes as one epoch: with several steps a call, it would read past the end of
     # each pass into the next.
     callbacks = [] if on_steps is None else [_progress(on_steps, int(batches.cardinality()))]
     model.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=callbacks)
@@ -87,7 +87,7 @@ def _batches(arrays: Arrays, labels: npt.NDArray[np.float32], options: Training,
         positions = tf.range(
             place * size, tf.minimum((place + 1) * size, tf.constant(rows, tf.int64))
         )
-        # A permutation computed position by position: no buffer of rows, no state to carry.
+        # Compute the permutation for these positions only: no buffer of rows and no state.
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
         last = tf.constant(rows - 1, tf.int64)
         order = tf.random.experimental.index_shuffle(positions, key, last)

@@ -1,4 +1,4 @@
-"""What the model inputs of the training split look like, to compare later data with."""
+"""Statistics of the model inputs in the training split, for comparison with later data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def input_statistics(columns: pa.Table, inputs: Sequence[ModelInput]) -> dict[st
 
     Args:
         columns: The inputs by name in their declared types.
-        inputs: Which.
+        inputs: The inputs to describe.
 
     Returns:
         A JSON value: rows, and per input the share of nulls; for numbers mean, std, least and

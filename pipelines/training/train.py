@@ -1,10 +1,10 @@
-"""Train: from a table of point-in-time rows to a bundle, with the configuration's splits and seeds.
+"""Training: from a table of point-in-time rows to a bundle.
 
-What is promised: the transform graph and the model see the training split alone, and the model in
-the bundle is the first seed's, whatever the evaluation says.
+Promises: the transform graph and the model see the training split only; and the model in the bundle
+is that of the first seed, whatever the evaluation shows.
 
-The table's model inputs are held in memory as float32, once per variant (with and without the
-windowed features).
+The model inputs are held in memory as float32, once per variant (with and without the windowed
+features).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WITHOUT_WINDOWS: Final = "without windowed features"
 
 
 def train(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Analyse, train, evaluate and write a bundle, and make it the live one.
+    """Analyse, train, evaluate, write a bundle, and make it the live one.
 
     Returns:
         The bundle's version and its evaluation.
@@ -85,14 +85,14 @@ def train_bundle(
         options: How to train.
         work: A directory for scratch files; made if it is missing.
         bundles: The directory of bundles.
-        created_at: When, for the manifest.
+        created_at: The time for the manifest.
         progress: Where progress is shown.
 
     Returns:
         The bundle, loaded; its ``evaluation`` is an `Evaluation`'s JSON.
 
     Raises:
-        DefinitionError: Label, preprocessing_fn or model are missing or not of the contract.
+        DefinitionError: Label, preprocessing_fn or model are missing or break their contract.
         InputError: The table lacks columns or rows.
     """
     for what in ("preprocessing_fn", "model"):
@@ -143,7 +143,7 @@ def train_bundle(
 
 @dataclass(frozen=True)
 class _Trained:
-    """One variant, trained over all seeds: what evaluation and bundle need of it."""
+    """One variant, trained with every seed; model and scores are the first seed's."""
 
     transformer: Transformer
     model: Any
