@@ -1,9 +1,9 @@
-"""The report of a run: ``root/report.html``, one file that says what was found and how to read it.
+"""The report of a run, ``root/report.html``: results, and how to read them.
 
-What is promised here: the file refers to nothing outside itself, so that it reads offline and
-years later; it shows figures that the stages and the bundle gave, and measures only the streamed
-predictions against their labels; and what is missing (a stage that has not run, a project without
-a label) is said in its place. Any text of the user's data is escaped.
+Promises: the file refers to no other file or server, so it can be read offline; it shows the
+figures of the stages and of the bundle, and computes only the quality of the streamed predictions;
+and where something is missing (a stage that has not run, a project without a label) it says so.
+Text from the user's data is escaped.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def write_report(config: Configuration, summary: Mapping[str, Any]) -> Path:
 
     Args:
         config: The configuration; its root holds bundle, log and predictions.
-        summary: The figures of each stage by its name, as `pipelines.run.summary.read_summary`
-            gives them; other entries are left alone.
+        summary: The figures of each stage by its name (`pipelines.run.summary.read_summary`);
+            entries that are not mappings are ignored.
 
     Returns:
         The file.
@@ -79,7 +79,7 @@ def write_report(config: Configuration, summary: Mapping[str, Any]) -> Path:
 
 
 def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
-    """Return the report as an HTML document; arguments as of `write_report`."""
+    """Return the report as an HTML document; arguments as for `write_report`."""
     stages = {name: found for name, found in summary.items() if isinstance(found, Mapping)}
     stream, verify = mapping(stages, "stream"), mapping(stages, "verify")
     backfill = mapping(stages, "backfill")
@@ -126,7 +126,7 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Escape a text and set what it has in backticks as code."""
+    """Escape a text; mark what is in backticks as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -146,7 +146,7 @@ def _bundle(root: Path) -> tuple[Bundle | None, str]:
 def _outcome(
     project: Project, root: Path, streamed: StreamedPredictions | None
 ) -> tuple[StreamQuality | None, str]:
-    """Return what became of the predictions, or why that is not known."""
+    """Return the quality of the predictions, or why it is unknown."""
     if streamed is None:
         return None, "There are no predictions yet; run `tidemill stream`."
     if project.label is None:
@@ -163,7 +163,7 @@ def _outcome(
 def _tiles(
     stream: Mapping[str, Any], streamed: StreamedPredictions | None, outcome: StreamQuality | None
 ) -> list[tuple[str, str]]:
-    """Return the few figures that a reader looks for first, each with its name."""
+    """Return the main figures, each with its name."""
     tiles = []
     if streamed is not None:
         tiles.append((f"{streamed.rows.num_rows:,}", "predictions"))
@@ -184,7 +184,7 @@ def _facts(
     bundle: Bundle | None,
     streamed: StreamedPredictions | None,
 ) -> list[tuple[str, str]]:
-    """Return what ran, on what and when."""
+    """Return splits, engine, bundle and versions of the run, by name."""
     facts = [
         ("Training split", f"requests before {write_time(splits.train_until_us)} UTC"),
         ("Evaluation split", _period(splits.train_until_us, splits.evaluate_until_us)),
@@ -220,7 +220,7 @@ def _period(start_us: int, stop_us: int) -> str:
 
 
 def _evaluation_table(evaluation: Evaluation) -> Table:
-    """Return the model beside its baselines, over seeds."""
+    """Return a table of the model and its baselines, over all seeds."""
     rows = [_runs_row(evaluation.model, "the model")]
     for baseline, found in zip(evaluation.baselines, evaluation.verdicts(), strict=True):
         margins = f"by {found.log_loss_margin:.4f} log loss, {found.auc_margin:.4f} AUC"
@@ -243,7 +243,7 @@ def _runs_row(runs: Runs, beaten: str) -> tuple[str, ...]:
 
 
 def _score_table(evaluation: Evaluation | None, outcome: StreamQuality | None) -> Table | None:
-    """Return the bundle's model on the evaluation split and on the streamed period."""
+    """Return a table of the model on the evaluation split and on the streamed period."""
     rows = []
     if evaluation is not None:
         chosen = evaluation.model.seeds.index(evaluation.chosen_seed)
@@ -262,7 +262,7 @@ def _metrics_row(name: str, metrics: Metrics) -> tuple[str, ...]:
 
 
 def _curves(evaluation: Evaluation | None, outcome: StreamQuality | None) -> dict[str, Any]:
-    """Return the pictures of calibration and ROC, and the calibration in numbers."""
+    """Return the pictures of calibration and ROC curve, and the table of the calibration."""
     curves = []
     if outcome is not None and outcome.curve is not None:
         curves.append(outcome.curve)
@@ -299,8 +299,8 @@ class Bar:
 
     Attributes:
         name: The model input.
-        value: Its effect, written out.
-        percent: The bar's length, of 100; 0 for an effect that is none.
+        value: Its effect as text.
+        percent: The bar's length in percent; 0 for an effect of 0 or less.
     """
 
     name: str
@@ -325,7 +325,7 @@ def _bars(evaluation: Evaluation) -> list[Bar]:
 
 
 def _quantiles(streamed: StreamedPredictions | None) -> dict[int, float]:
-    """Return quantiles of the latency in milliseconds; empty where it is not known."""
+    """Return quantiles of the latency in milliseconds; empty if it is unknown."""
     import numpy as np
 
     took = () if streamed is None else streamed.latency_ms()
@@ -333,25 +333,25 @@ def _quantiles(streamed: StreamedPredictions | None) -> dict[int, float]:
 
 
 def _latency(streamed: StreamedPredictions | None) -> str:
-    """Return the picture of the latency; empty where it is not known."""
+    """Return the picture of the latency; empty if it is unknown."""
     took = None if streamed is None else streamed.latency_ms()
     return "" if took is None or not len(took) else draw_latency(took)
 
 
 def _speed(stream: Mapping[str, Any]) -> str:
-    """Say how fast the log was replayed, as far as the stream tells."""
+    """Return a sentence about the speed of the replay; empty if it is unknown."""
     if "speed" not in stream:
         return ""
     speed = number(stream, "speed")
     if speed is None:
         return (
-            "This replay ran as fast as it could, so rows waited for one another: read the "
-            "latency as that of a stream under full load."
+            "This replay ran as fast as it could, so rows waited in queues: the latency is that "
+            "of a stream under full load."
         )
     return f"This replay ran at {speed:g} times real time."
 
 
 def _everything(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
-    """Yield all figures of all stages, but those of the evaluation: they stand above."""
+    """Yield tables of all figures, except those of the evaluation, which the page shows above."""
     for stage, figures in stages.items():
         yield from figure_tables(stage, {k: v for k, v in figures.items() if k != "evaluation"})

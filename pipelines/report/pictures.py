@@ -1,8 +1,7 @@
-"""The report's pictures: inline SVG that takes its colours from the page.
+"""The report's pictures, as inline SVG with the colours of the page.
 
-What is promised here: a picture refers to nothing outside itself, has no id in common with another
-one on the page, follows the page's light and dark colours, and has a text for those who cannot see
-it. The same figures give the same bytes.
+Promises: a picture refers to no other file, shares no id with another picture of the page, follows
+the page's light and dark colours, and has a text alternative. The same figures give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 
 from tidemill.pipelines.training.evaluation import CalibrationBin, FloatArray
 
-# Colours that nothing else draws with stand for the page's own; `_inline` puts those in.
+# Placeholders, which nothing else draws with; `_inline` replaces them with the page's colours.
 _INK: Final = "#010203"
 _MUTED: Final = "#010204"
 _LINES: Final = "#010205"
@@ -40,19 +39,19 @@ _STYLES: Final = (
 _WIDTH_INCHES: Final = 5.2
 _LATENCY_POINTS: Final = 400
 _WIDE: Final = 20.0
-"""From this ratio of the longest to the shortest latency on, the axis is logarithmic."""
+"""The axis is logarithmic if the longest latency is more than this times the shortest."""
 _LEAST_LATENCY_MS: Final = 0.01
 QUANTILES: Final = (50, 90, 99)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What is drawn of one set of scores.
+    """The curves of one set of scores.
 
     Attributes:
-        name: What they are, for the legend.
-        calibration: Scores and what happened, by bin.
-        roc: (false positive rate, true positive rate) pairs; empty where there are none.
+        name: The name in the legend.
+        calibration: Mean score and share of positive labels, by bin.
+        roc: (false positive rate, true positive rate) pairs; may be empty.
     """
 
     name: str
@@ -61,10 +60,10 @@ class Curve:
 
 
 def draw_calibration(curves: Sequence[Curve]) -> str:
-    """Draw what was predicted against what happened, above the first curve's rows by bin.
+    """Draw calibration curves, and below them the number of rows in each bin.
 
     Args:
-        curves: One or two; the first one's rows are counted below.
+        curves: One or two; the bins of the first show the numbers of rows.
 
     Returns:
         An ``svg`` element.
@@ -137,7 +136,7 @@ def draw_roc(curves: Sequence[Curve]) -> str:
 
 
 def draw_latency(latency_ms: FloatArray) -> str:
-    """Draw the share of predictions that took at most so long, with the quantiles.
+    """Draw the cumulative distribution of latency, with quantiles.
 
     Args:
         latency_ms: ``(predictions,)``, at least one, in milliseconds.
@@ -166,7 +165,7 @@ def draw_latency(latency_ms: FloatArray) -> str:
         axes.set(xlim=(low, high), ylim=(0, 1.08))
         for quantile, at in marks:
             axes.plot([at], [quantile / 100], color=_SECOND, marker="o", markersize=6)
-            # Labels stand below and right of the curve, or left of it where the room ends.
+            # Put the label below and right of the point, or left of it near the right edge.
             right = (np.log(at / low) < np.log(high / low) * 0.7) if wide else at < high * 0.7
             axes.annotate(
                 f"p{quantile}", (at, quantile / 100), (8 if right else -8, -4),
@@ -181,7 +180,7 @@ def draw_latency(latency_ms: FloatArray) -> str:
 
 
 def write_ms(value_ms: float) -> str:
-    """Write a time given in milliseconds in the unit that suits it.
+    """Format a duration, given in milliseconds, in a suitable unit.
 
     >>> write_ms(0.42), write_ms(37), write_ms(1234), write_ms(180_000)
     ('0.42 ms', '37 ms', '1.23 s', '3 min')
@@ -194,7 +193,7 @@ def write_ms(value_ms: float) -> str:
 
 
 def short_count(count: int) -> str:
-    """Write a count in at most four characters or so.
+    """Format a count in about four characters.
 
     >>> short_count(87), short_count(4_321), short_count(28_212), short_count(1_250_000)
     ('87', '4.3k', '28k', '1.2M')
@@ -212,14 +211,14 @@ def _percent(value: float, _place: int | None = None) -> str:
 
 @contextmanager
 def _figure(name: str, height_inches: float, told: str) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Give a figure in the report's style, and a function that returns it as an element."""
+    """Yield a figure in the report's style, and a function that returns it as an element."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     style = {
         "svg.fonttype": "none",
-        "svg.hashsalt": name,  # its ids are hashes: those of two pictures differ by it
+        "svg.hashsalt": name,  # gives the ids of each picture another hash
         "font.size": 11,
         "axes.edgecolor": _LINES,
         "axes.labelcolor": _MUTED,
@@ -254,9 +253,9 @@ def _inline(document: str, name: str, told: str) -> str:
     assert box is not None  # every drawing of matplotlib has one
     inside = document[document.index(">", box.end()) + 1 : document.rindex("</svg>")]
     inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
-    # This style would hold for the whole page; report.css says the same of pictures alone.
+    # The style would apply to all of the page; report.css has it for pictures only.
     inside = re.sub(r"<style.*?</style>", "", inside, flags=re.DOTALL)
-    # Groups are numbered alike in every picture, and nothing refers to them.
+    # The ids of groups repeat in every picture, and nothing refers to them.
     inside = re.sub(r'<g id="[^"]*"', "<g", inside)
     inside = re.sub(r"font-family: [^;\"]*;? ?", "", inside)
     inside = re.sub(r' transform="rotate\(-0 [^"]*"', "", inside)

@@ -1,7 +1,7 @@
-"""What the streamed predictions were worth: their scores beside the labels that came later.
+"""The quality of the streamed predictions: their scores, compared with later labels.
 
-Predictions carry no label. Each is led back to its request in the log by partition and position,
-and from there to its label by the rule that training uses (`pipelines.history.labels`).
+Partition and position of a prediction give its request in the log; the rule of the training table
+gives the label of the request (`pipelines.history.labels`).
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _CLOCKS: Final = ("sent_us", "created_us")
 
 @dataclass(frozen=True)
 class StreamedPredictions:
-    """The predictions of a stream, as far as a report needs them.
+    """The columns of a stream's predictions that the report needs.
 
     Attributes:
-        rows: ``request_time``, ``partition``, ``position`` and ``score``, and the two clocks
-            ``sent_us`` and ``created_us`` where the predictions have them.
-        stamps: Each distinct value of bundle version, TensorFlow version, device and XLA flag, as
-            text, sorted.
+        rows: ``request_time``, ``partition``, ``position`` and ``score``, and if the predictions
+            have them, the times ``sent_us`` and ``created_us``.
+        stamps: The distinct values of bundle version, TensorFlow version, device and XLA flag, as
+            sorted texts.
     """
 
     rows: pa.Table
     stamps: dict[str, tuple[str, ...]]
 
     def latency_ms(self) -> npt.NDArray[np.float64]:
-        """Return the wall time from the poll that read each request to its score.
+        """Return the wall-clock time from the poll that read each request to its score.
 
         Returns:
-            float64, ``(predictions,)``, in milliseconds; empty if the predictions lack the clocks.
+            float64, ``(predictions,)``, in milliseconds; empty if the times are missing.
         """
         if not set(_CLOCKS) <= set(self.rows.column_names):
             return np.empty(0)
@@ -87,15 +87,15 @@ def read_streamed(root: Path) -> StreamedPredictions | None:
 
 @dataclass(frozen=True)
 class StreamQuality:
-    """What became of the predictions.
+    """The quality of a stream's predictions.
 
     Attributes:
-        predictions: How many there are.
-        labelled: How many of them have a label.
-        strangers: How many belong to no request in the log; they can have no label.
-        metrics: What the labelled ones are worth; None where that cannot be measured.
+        predictions: The number of predictions.
+        labelled: The number of predictions with a label.
+        strangers: The number of predictions without a request in the log, hence without a label.
+        metrics: The metrics of the labelled predictions; None if they cannot be measured.
         curve: Their calibration and ROC curve; None likewise.
-        why_not: Why it cannot be measured, in a sentence; empty where it can.
+        why_not: A sentence that says why they cannot be measured; empty if they can.
     """
 
     predictions: int
@@ -112,15 +112,15 @@ class StreamQuality:
 
 
 def stream_quality(project: Project, root: Path, streamed: StreamedPredictions) -> StreamQuality:
-    """Compare predictions with the labels that arrived in the log.
+    """Compare predictions with the labels in the log.
 
     Args:
-        project: The project; has a label.
+        project: The project, with a label.
         root: The run's folder.
         streamed: Its predictions.
 
     Raises:
-        InputError: There is no log of the requests or of the label's stream.
+        InputError: The log of the requests or of the label's stream is missing.
     """
     label, request = project.label, project.request
     assert label is not None

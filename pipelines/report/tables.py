@@ -1,7 +1,7 @@
-"""The report's tables: what the summary of a run says, for a reader who sees it for the first time.
+"""The report's tables, from the summary of a run.
 
-The summary is read tolerantly: a stage that has not run, or a figure that it did not give, leaves
-its place out or a dash in it. Nothing is computed twice: what a stage counted is what is shown.
+A stage that has not run has no rows; a missing figure is a dash. The tables show the figures of the
+stages and compute none again.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _COUNTS: Final = {
     "publications": "rows sent to the feature store, one for each change of an entity's features",
     "releases": "steps by which the stream moved on; each prediction names the ones it used",
 }
-"""The stream's counts, in the order shown, and what they count."""
+"""The stream's counts, in order, and their meanings."""
 
 
 def write_time(time_us: int) -> str:
-    """Write an instant, UTC, to the second.
+    """Format an instant, UTC, to the second.
 
     >>> write_time(1_385_856_000_000_000)
     '2013-12-01 00:00:00'
@@ -51,7 +51,7 @@ def write_time(time_us: int) -> str:
 
 
 def write_span(span_us: float) -> str:
-    """Write a span of time in its two largest units.
+    """Format a duration in its two largest units.
 
     >>> write_span(90_061_000_000), write_span(754_300_000), write_span(2_340_000)
     ('1 d 1 h', '12 min 34 s', '2.34 s')
@@ -70,7 +70,7 @@ def write_span(span_us: float) -> str:
 
 
 def write_rate(work: float | None, seconds: float | None, unit: str) -> str:
-    """Write how much was done per second, a dash where either is unknown."""
+    """Format a rate; a dash if the work or the time is unknown."""
     if not work or not seconds:
         return "-"
     return (
@@ -81,7 +81,7 @@ def write_rate(work: float | None, seconds: float | None, unit: str) -> str:
 
 
 def number(figures: Mapping[str, Any], *path: str) -> float | None:
-    """Return a number of a stage's figures, None where there is none at that place."""
+    """Return the number at a path of keys; None if there is none."""
     found: Any = figures
     for key in path:
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -89,7 +89,7 @@ def number(figures: Mapping[str, Any], *path: str) -> float | None:
 
 
 def mapping(figures: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a mapping inside a stage's figures, an empty one where there is none."""
+    """Return the mapping at a key; an empty one if there is none."""
     found = figures.get(key)
     return found if isinstance(found, Mapping) else {}
 
@@ -133,14 +133,14 @@ counted, and the figure of its mismatches; late values have none."""
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison that the proof made.
+    """One comparison of the verification.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         how: What was compared with what.
-        of: What it was done for, such as ``"1,000 requests"``; may be empty.
-        values: How many values were compared.
-        mismatches: How many differed; None where that is not known.
+        of: Its scope, such as ``"1,000 requests"``; may be empty.
+        values: The number of values compared.
+        mismatches: The number of values that differed; None if it is unknown.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Check:
 
 
 def proof_checks(verify: Mapping[str, Any]) -> list[Check]:
-    """Return what `verify` compared: every value used first, then each further comparison."""
+    """Return the comparisons that `verify` made, in the order of `_CHECKS`."""
     checks = []
     for prefix, name, how, unit, wrong in _CHECKS:
         compared = number(verify, f"{prefix}values")
@@ -165,11 +165,11 @@ def proof_checks(verify: Mapping[str, Any]) -> list[Check]:
 
 @dataclass(frozen=True)
 class ProofVerdict:
-    """What the proof says as a whole.
+    """The result of the verification.
 
     Attributes:
-        tone: ``good``, ``bad`` or ``none`` (nothing was proven).
-        line: The verdict.
+        tone: ``good``, ``bad`` or ``none`` (too little was compared).
+        line: The result in short.
         more: A sentence about it.
     """
 
@@ -179,7 +179,7 @@ class ProofVerdict:
 
 
 def proof_verdict(verify: Mapping[str, Any]) -> ProofVerdict:
-    """Judge the proof: good only if something was compared and nothing differed anywhere."""
+    """Return the result; good only if values were compared and no comparison found a mismatch."""
     checks = proof_checks(verify)
     total, values = number(verify, "mismatches"), number(verify, "values")
     if total is None or values is None:
@@ -203,7 +203,7 @@ def proof_verdict(verify: Mapping[str, Any]) -> ProofVerdict:
 
 
 def proof_table(verify: Mapping[str, Any]) -> Table | None:
-    """Return the table of all comparisons; None before the first proof."""
+    """Return the table of all comparisons; None before the first verification."""
     rows = [
         (c.name, c.of, write_value(c.values), write_value(c.mismatches), c.how)
         for c in proof_checks(verify)
@@ -230,7 +230,7 @@ def listed(findings: Sequence[Mapping[str, Any]]) -> Table | None:
 
 
 def stage_table(summary: Summary, bundle: Bundle | None) -> Table | None:
-    """Return what each stage did, how long it took and how fast it was; None before the first."""
+    """Return the work, time and rate of each stage; None before the first stage."""
     rows = list(_stages(summary, bundle))
     if not rows:
         return None
@@ -273,7 +273,7 @@ def _pace(work: float | None, seconds: float | None, unit: str) -> tuple[str, st
 
 
 def _trainings(bundle: Bundle | None) -> int:
-    """Count the models that were trained: one per seed, with and without windowed features."""
+    """Count the trained models: one per seed, with and without windowed features."""
     if bundle is None:
         return 0
     evaluation = bundle.evaluation
@@ -281,7 +281,7 @@ def _trainings(bundle: Bundle | None) -> int:
 
 
 def count_table(stream: Mapping[str, Any]) -> Table | None:
-    """Return what the stream counted; None before its first run."""
+    """Return the stream's counts; None before its first run."""
     rows = [
         (name.replace("_", " "), write_value(_total(stream[name])), meaning)
         for name, meaning in _COUNTS.items()
@@ -292,7 +292,7 @@ def count_table(stream: Mapping[str, Any]) -> Table | None:
 
 
 def _total(count: Any) -> Any:
-    """Return a count, or the sum of counts that are told apart (by reason, by view)."""
+    """Return a count, or the sum of counts by reason or by view."""
     return sum(count.values()) if isinstance(count, Mapping) else count
 
 
@@ -302,7 +302,7 @@ def _sources(backfill: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def source_table(backfill: Mapping[str, Any]) -> Table | None:
-    """Return what was read of each source and what was kept; None before the first backfill."""
+    """Return the rows read and kept of each source; None before the first backfill."""
     sources = _sources(backfill)
     if not sources:
         return None
@@ -315,7 +315,7 @@ def source_table(backfill: Mapping[str, Any]) -> Table | None:
 
 
 def reason_table(backfill: Mapping[str, Any]) -> Table | None:
-    """Return why records were rejected, the most frequent first; None if none were."""
+    """Return the reasons of rejected records, the most frequent first; None without any."""
     counted = [
         (source, code, count)
         for source, found in _sources(backfill).items()
@@ -330,7 +330,7 @@ def reason_table(backfill: Mapping[str, Any]) -> Table | None:
 
 
 def frontier_table(stream: Mapping[str, Any], end_us: int) -> Table | None:
-    """Return how far each view had got when the stream ended; None if it did not say."""
+    """Return each view's frontier at the end of the stream; None if there is none."""
     frontiers = mapping(stream, "frontiers")
     if not frontiers:
         return None

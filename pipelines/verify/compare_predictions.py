@@ -1,10 +1,10 @@
-"""The proof of what predictions used: every feature value recomputed and compared bit for bit.
+"""Comparing the feature values of predictions, each recomputed bit for bit.
 
-Two verdicts (DESIGN: evidence). *As complete*: the value from the whole original history at the
-prediction's own ``as_of``. Where that differs, *as seen*: the value from the history below the
-positions of the release that the answer names. If that is equal, the difference is *late*: it is
-explained by the events between the two sets, each of which, in exact mode, must really have come
-behind the frontier. Everything else is a mismatch.
+A value is recomputed *as complete*: from all original history at the prediction's own ``as_of``. If
+it differs, it is recomputed *as seen*: from the history below the positions of the release that the
+answer names. If that is equal, the value is *late*: the events between the two sets explain the
+difference. In exact mode each of these events must have come behind the frontier. Any other
+difference is a mismatch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tidemill.pipelines.verify.source_history import EventsByKey, History, Sourc
 
 @dataclass(frozen=True, eq=False)
 class ViewVerdict:
-    """What was found about one view's values of the predictions that could be compared.
+    """The comparison of one view's values, for the predictions whose request is known.
 
     Attributes:
         events: The view's events.
@@ -41,11 +41,11 @@ class ViewVerdict:
         as_of_us: int64, ``(rows,)``.
         shards: int64, ``(rows,)``: the shard that each answer names.
         releases: int64, ``(rows,)``: the release that each answer names.
-        seen: Patterns and nulls that were used, ``(rows, columns)``.
-        complete: Patterns and nulls as complete, ``(rows, columns)``.
+        seen: Patterns and nulls of the served values, ``(rows, columns)``.
+        complete: Patterns and nulls recomputed from all events, ``(rows, columns)``.
         late: bool, ``(rows, columns)``: explained by late events.
         wrong: bool, ``(rows, columns)``: mismatches.
-        early: bool, ``(rows,)``: equal as seen, but the events that came after were not late.
+        early: bool, ``(rows,)``: equal as seen, but an event that was not seen was not late.
     """
 
     events: EventsByKey
@@ -69,7 +69,7 @@ class ViewVerdict:
         return self._seen(row, self.window(row), evidence)
 
     def events_at_its_instant(self, row: int, evidence: Evidence) -> Int64Array:
-        """Return the events at a row's very instant that its release had seen: none may count."""
+        """Return the events at a row's exact instant that its release had seen: none may count."""
         as_of = int(self.as_of_us[row])
         rows = self.events.window(self.keys[row].as_py(), as_of)
         return self._seen(row, rows[self.events.times[rows] == as_of], evidence)
@@ -93,7 +93,7 @@ def patterns(columns: Sequence[pa.Array]) -> tuple[Int64Array, UInt8Array]:
 
 
 def differ(one: tuple[Int64Array, UInt8Array], other: tuple[Int64Array, UInt8Array]) -> BoolArray:
-    """Tell where two matrices of patterns and nulls differ: bool, ``(rows, columns)``."""
+    """Return where two matrices of patterns and nulls differ: bool, ``(rows, columns)``."""
     different: BoolArray = (one[1] != other[1]) | ((one[1] == 0) & (one[0] != other[0]))
     return different
 
@@ -146,7 +146,7 @@ def _check_stamps(
     verdict: ViewVerdict,
     findings: Findings,
 ) -> None:
-    """An answer must name its shard, a release of it, and an instant that this release explains."""
+    """Check that each answer names its shard, a release of it, and an instant that fits both."""
     view = verdict.view
     asked = hashing.bits(served.requests.column(request.request_time))
     frontiers = evidence.frontiers(view.name, verdict.shards, verdict.releases)
@@ -185,7 +185,7 @@ def _check_stamps(
 
 
 def _judge_as_seen(source: SourceHistory, evidence: Evidence, verdict: ViewVerdict) -> None:
-    """Take the differences that late events explain out of ``wrong``."""
+    """Move differences that late events explain from ``wrong`` to ``late``."""
     rows = np.flatnonzero(verdict.wrong.any(axis=1))
     rows = np.array(
         [
@@ -217,10 +217,10 @@ def _judge_as_seen(source: SourceHistory, evidence: Evidence, verdict: ViewVerdi
 
 
 def _came_late(source: SourceHistory, evidence: Evidence, events: EventsByKey) -> BoolArray:
-    """Tell which events of a stream could have come behind an honest frontier.
+    """Return which events can have come behind a correct frontier: bool, ``(events,)``.
 
-    A partition's watermark trails what it has shown, and the time of receipt, by the stream's
-    out-of-orderness. Where the stream ended, its frontier was declared.
+    A partition's watermark is the highest event time and time of receipt so far, less the stream's
+    out-of-orderness. At the end of the stream it is the declared end.
     """
     if not evidence.exact:
         return np.ones(len(events.times), np.bool_)

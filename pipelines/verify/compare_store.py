@@ -1,18 +1,16 @@
-"""The proof of the online store: every entity read back through Feast's own SDK, against batch.
+"""Comparing the online store: every entity, read through Feast's own SDK, with batch values.
 
-What an entity must read as, with the published frontier as the clock:
+With the published frontier as the clock, the status of an entity must be:
 
-* ``PRESENT`` with the batch value as of the frontier of its shard, from the events received before
-  the stream's end. An anchored feature is finished on both sides
+* ``PRESENT``, with the batch value as of its shard's frontier, from the events received before the
+  stream's end. Anchored features are finished on both sides
   (`serving.online.reader.finish_anchored`).
-* ``OUTSIDE_MAX_AGE`` without values, where its shard trails the others by more than the view's
+* ``OUTSIDE_MAX_AGE``, without values, if its shard is behind the others by more than the view's
   ``max_staleness``.
-* ``NOT_FOUND`` only where it has no event before the frontier: what was handed over is published
-  when the stream begins, and everything else when its first event counts. Windows that ran empty
-  are published too.
+* ``NOT_FOUND``, only if it has no event before the frontier: the stream publishes the entities of
+  the handed-over states when it begins, every other at its first event, and empty windows too.
 
-The frontier in the store must be the one that the releases reached: rows that were published to
-it and did not arrive would otherwise hide behind an older one.
+The frontier in the store must equal that of the last release; an older one would hide lost rows.
 """
 
 from __future__ import annotations
@@ -49,11 +47,11 @@ _BATCH: Final = 1_000
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What Feast's SDK returned for some entities of a view.
+    """The answer of Feast's SDK for entities of a view.
 
     Attributes:
-        columns: Stored values by place of the view's columns, each ``(entities,)``.
-        statuses: The status of each entity: the worst of its fields.
+        columns: Stored values in the order of the view's columns, each ``(entities,)``.
+        statuses: The status of each entity; if its fields differ, all of them.
     """
 
     columns: list[pa.Array]
@@ -62,13 +60,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class StoreCounts:
-    """What was compared.
+    """How much was compared.
 
     Attributes:
         entities: Entities read, over all views.
         values: Values compared.
-        not_found: Entities that rightly have no row.
-        outside_max_age: Entities whose shard rightly counts as stale.
+        not_found: Entities that must have no row.
+        outside_max_age: Entities whose shard must count as stale.
     """
 
     entities: int = 0
@@ -92,7 +90,7 @@ def check_store(
     progress: Progress,
     findings: Findings,
 ) -> StoreCounts:
-    """Read every entity of every view back and compare.
+    """Read every entity of every view, and compare.
 
     Args:
         config: The configuration.
@@ -148,7 +146,7 @@ def _check_view(
         keys = keys.combine_chunks()
     shards = hashing.shard_of(hashing.key_bytes(keys), evidence.shards)
     instants = np.array([frontiers.of(shard) for shard in shards.tolist()], np.int64)
-    # A shard that published no frontier has no instant; its status says so.
+    # A shard without a frontier has no instant: its entities are OUTSIDE_MAX_AGE.
     right = values_at(view, rows, keys, np.maximum(instants, EARLIEST_EVENT))
     expected = _expected_statuses(view, frontiers, rows, keys, instants)
     stage.note(f"{view.name}: {len(keys):,} entities")
@@ -205,7 +203,7 @@ def read_through_feast(
     from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
     names = [field_name(column) for column in view.columns]
-    # While another definition is promoted, the code's stands under a name of its own.
+    # While another definition is promoted, the code's definition has a name of its own.
     registered = feast_name(store, view)
     values: list[list[int | float | None]] = [[] for _ in names]
     statuses: list[str] = []
@@ -255,7 +253,7 @@ def _compare(
     for row, (should, status) in enumerate(zip(expected, statuses, strict=True)):
         key, frontier = str(keys[row].as_py()), int(instants[row])
         if should != status:
-            # As many mismatches as there are values: none of them can be relied on.
+            # The status is wrong, so count every value of this entity as wrong.
             findings.add(
                 Mismatch(
                     "store", key, view.name, "status", frontier, status, should,
@@ -271,7 +269,7 @@ def _compare(
                     Mismatch(
                         "store", key, view.name, definition.name, frontier,
                         written(seen, row, column, dtype), written(right, row, column, dtype),
-                        "the row that stands is not the newest publication of the entity",
+                        "the stored row is not the newest publication of the entity",
                     )
                 )  # fmt: skip
 
@@ -282,5 +280,5 @@ def _status_cause(should: str, status: str) -> str:
     if should == ReadStatus.NOT_FOUND.name:
         return "the entity has a row in the store and no event before the frontier"
     if status == ReadStatus.OUTSIDE_MAX_AGE.name:
-        return "the row that stands is older than the frontier: it should have been replaced"
-    return "the status is not what frontier, clock and max_staleness say"
+        return "the stored row is older than the frontier: it should have been replaced"
+    return "the status does not follow from frontier, clock and max_staleness"

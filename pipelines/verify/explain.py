@@ -1,8 +1,7 @@
-"""Explain: what one prediction was made of.
+"""Explaining one prediction: each served value, the oracle's value, and the events it counted.
 
-Each value as it was served, beside the oracle's, with the events that the oracle counted. The
-events are those of the log, so that the answer comes at once; that the log is what the source
-files say is proven by `tidemill verify`.
+The events are read from the log, which is fast; `tidemill verify` checks that the log equals the
+source files.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from tidemill.pipelines.verify.source_history import EventsByKey
 from tidemill.pipelines.verify.verify import instant
 
 _LISTED: Final = 10
-"""Of a feature's events the newest so many are printed."""
+"""How many of a feature's events are printed, the newest first."""
 _STAMPS: Final = (
     "bundle_version",
     "transform_hash",
@@ -47,11 +46,11 @@ class ExplainedValue:
     Attributes:
         view: The view.
         column: The feature column.
-        served: What the prediction used.
-        recomputed: What the oracle makes of all events.
-        verdict: ``equal``; ``late`` if it is what the oracle makes of what had been seen;
-            ``differs``.
-        events: (event time in microseconds, event id) of every event that counts, in order.
+        served: The value that the prediction used.
+        recomputed: The oracle's value over all events.
+        verdict: ``equal``; ``late`` if the served value is the oracle's over the events that had
+            been seen; else ``differs``.
+        events: (event time in microseconds, event id) of every counted event, in order.
     """
 
     view: str
@@ -64,11 +63,11 @@ class ExplainedValue:
 
 @dataclass(frozen=True)
 class ExplainedPrediction:
-    """What a prediction was made of.
+    """An explained prediction.
 
     Attributes:
-        stamps: What it says of itself: ids, times, score, bundle, and by view the instant, the
-            release and the shard that its values are from.
+        stamps: Its ids, times, score and bundle, and by view the instant, the release and the
+            shard of its values.
         values: Its values, in the order of the feature vector.
     """
 
@@ -76,7 +75,7 @@ class ExplainedPrediction:
     values: tuple[ExplainedValue, ...]
 
     def tables(self) -> list[Table]:
-        """Return it for a reader: stamps, values, and the newest events of each feature."""
+        """Return tables of the stamps, the values, and the newest events of each feature."""
         events = []
         for value in self.values:
             for time_us, id in reversed(value.events[-_LISTED:]):
@@ -140,7 +139,7 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
         raise InputError(
             f"the request of prediction {request_id!r} is not in the log "
             f"(partition {prediction['partition']}, position {prediction['position']}); the log "
-            "was made again since: run `tidemill stream`"
+            "has been written again since: run `tidemill stream`"
         )
     values: list[ExplainedValue] = []
     for view in project.views:

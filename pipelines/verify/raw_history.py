@@ -1,8 +1,8 @@
-"""The original history, read again for the proof: raw files, through the same reader, in memory.
+"""The original history: the raw source files, read again into memory.
 
-What is promised: nothing here looks at what a run has written. The rows are those that the source
-files hold now, read, transformed, validated and put in order exactly as `pipelines.ingest.ingest`
-does, so a row has the partition and the position that it has in the log.
+Promise of `read_history`: the rows come from the source files, not from a run's output. They are
+read, transformed, validated and ordered as in `pipelines.ingest.ingest`, so a row has the partition
+and the position that it has in the log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_history(config: Configuration, progress: Progress) -> History:
     """Read the original files of every source again.
 
     Args:
-        config: Where they are.
+        config: The configuration.
         progress: Where progress is shown.
     """
     sources = {}
@@ -36,7 +36,7 @@ def read_history(config: Configuration, progress: Progress) -> History:
             stage.note(name)
             found = read_log(config, name)
             definition = definition_of(config.project, name)
-            # What was mended since the log was written is not in it yet.
+            # Leave out partitions of repaired records that are not in the log yet.
             logged = Log(config.root).partitions(name)
             parts = [
                 _placed(definition, part.partition, part.rows, part.received_us)
@@ -50,7 +50,7 @@ def read_history(config: Configuration, progress: Progress) -> History:
 
 
 def logged_history(root: Path, project: Project) -> History:
-    """Return the history as the log holds it: quicker to read than the original, and no proof."""
+    """Return the history as the log holds it: faster to read than the raw files, but no proof."""
     log = Log(root)
     sources = {}
     for name in (project.request.name, *(stream.name for stream in project.streams)):
@@ -67,7 +67,7 @@ def logged_history(root: Path, project: Project) -> History:
 def _placed(
     definition: EventStream | Request, partition: int, rows: pa.Table, received_us: Int64Array
 ) -> pa.Table:
-    """Give the rows of a partition the places that they have in its log."""
+    """Add partition and position to the rows of a partition."""
     return pa.table(
         [
             *(rows.column(name) for name in definition.schema),

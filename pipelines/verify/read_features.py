@@ -1,9 +1,8 @@
-"""Features: what the online store says of some entities, now.
+"""The features of entities in the online store, for `tidemill features`.
 
-It reads with `serving.online.reader` and not through Feast's SDK: the SDK withholds the numbers of
-a stale row and knows no frontier, and whoever looks into the store by hand wants to see both. (That
-the SDK gives the same numbers is what `tidemill verify` proves.) The clock is the published
-frontier, as in every reading of a replay.
+It reads with `serving.online.reader`, since Feast's SDK hides the values of a stale row and the
+frontier; `tidemill verify` checks that the SDK returns the same values. The clock is the published
+frontier, as in every replay.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def read_features(project: Project, place: OnlinePlace, view: str, keys: Sequenc
 
     Raises:
         UnknownColumn: There is no such view.
-        InputError: A key of an int64 entity is no number.
-        StoreError: There is no online store, or the view's present definition is not in it.
+        InputError: A key of an int64 entity is not a number.
+        StoreError: There is no online store, or it lacks the view's current definition.
     """
     definition = project.view(view)
     wanted = _typed(definition.entity.dtype, view, keys)

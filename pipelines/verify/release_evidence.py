@@ -1,4 +1,4 @@
-"""Evidence: the releases that a stream left, looked up by view, shard and number."""
+"""The releases of a stream as evidence, by view, shard and number."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tidemill.serving.files.read_files import read_json
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a stream says of its own steps.
+    """What a stream recorded about its own steps.
 
     Attributes:
         releases: By view, shard and number: the frontier and the next position of each event
             partition.
-        conflicts: Releases of which the evidence says two different things.
-        gaps: Releases without evidence between others of their shard.
-        handoff_us: View to the frontier of the state that the stream started from; without one it
-            is `TIME_MIN`.
+        conflicts: Releases that were recorded twice with different content.
+        gaps: Releases that are missing between others of their shard.
+        handoff_us: View to the frontier of the state that the stream started from; `TIME_MIN`
+            without such a state.
         handoff: Source to the positions of that state.
-        exact: Whether the stream waited for its frontier; else it answered eagerly.
+        exact: Whether the stream ran in exact mode; else in eager mode.
         shards: How many shards each view has.
         stream_until_us: Where the stream ended.
     """
@@ -46,12 +46,12 @@ class Evidence:
     stream_until_us: int
 
     def positions(self, view: FeatureView, shard: int, number: int) -> PositionVector | None:
-        """Return the event positions of a release; None where there is no evidence of it."""
+        """Return the event positions of a release; None if it is not recorded."""
         found = self.releases.get((view.name, shard, number))
         return None if found is None else found[1]
 
     def frontier_before(self, view: str, shard: int, number: int) -> int:
-        """Return the frontier that stood before a release."""
+        """Return the frontier before a release."""
         found = self.releases.get((view, shard, number - 1))
         return self.handoff_us.get(view, TIME_MIN) if found is None else found[0]
 
@@ -83,7 +83,7 @@ class Evidence:
     def steps(
         self, view: FeatureView, shard: int, number: int
     ) -> list[tuple[int, int, PositionVector]]:
-        """Return what a shard had seen, step by step, up to a release.
+        """Return the steps of a shard up to a release.
 
         Returns:
             (release, frontier, event positions), in order; the handed-over state is release 0.
@@ -103,9 +103,9 @@ class FrontierColumns:
     """Frontiers of many releases.
 
     Attributes:
-        known: bool, ``(rows,)``: there is evidence of the release.
+        known: bool, ``(rows,)``: whether the release is recorded.
         own: int64, ``(rows,)``: its frontier.
-        before: int64, ``(rows,)``: the frontier that stood before it.
+        before: int64, ``(rows,)``: the frontier before it.
     """
 
     known: np.ndarray[Any, np.dtype[np.bool_]]
@@ -114,10 +114,10 @@ class FrontierColumns:
 
 
 def read_evidence(config: Configuration, history: History) -> Evidence:
-    """Read what a stream left below a root.
+    """Read the releases of a run.
 
     Args:
-        config: The configuration; its mode counts where the summary of the run names none.
+        config: The configuration; its mode is used if the run's summary has none.
         history: The history of its sources.
 
     Raises:
@@ -149,7 +149,7 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
             "run `tidemill backfill` again, and the stream from its beginning",
         )
         for view in project.views:
-            # What was received later may lie this far below; the frontier waits for it.
+            # Rows received later may be this much older, so the frontier waits for them.
             waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
             handoff_us[view.name] = as_of_us - waits
     mode = read_summary(root).get("stream", {}).get("mode", config.stream.mode)

@@ -1,11 +1,11 @@
-"""Verify: prove what was served. Everything is recomputed from the original files and compared.
+"""Verification of a stream: recompute what it served from the raw source files, and compare.
 
-What is promised: nothing that the stream wrote is believed but what it says it served: predictions,
-releases and the online store are the accused, the raw source files are the witness. Each value is
-compared bit for bit; nothing is rounded and nothing is skipped.
+Promises: predictions, releases and the online store are compared with values recomputed from the
+raw files, not from other outputs of the stream. Each value is compared bit for bit; no value is
+rounded or skipped.
 
-* `pipelines.verify.compare_predictions`: the values that predictions used, as complete and as seen;
-* `pipelines.verify.diagnosis`: how a wrong value came about;
+* `pipelines.verify.compare_predictions`: the values of predictions, as complete and as seen;
+* `pipelines.verify.diagnosis`: the cause of a wrong value;
 * `pipelines.verify.compare_oracle`: a sample in plain Python, without the kernel;
 * `pipelines.verify.compare_store`: the online store through Feast's own SDK.
 """
@@ -35,7 +35,7 @@ from tidemill.pipelines.verify.source_history import History
 
 
 def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
-    """Recompute what was served, and compare.
+    """Recompute all served values, and compare.
 
     Args:
         config: The configuration; its root holds predictions, releases and the online store.
@@ -43,11 +43,11 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
         sample: How many requests the plain-Python oracle recomputes.
 
     Returns:
-        JSON values: ``mismatches``: all of them; ``values``: values compared, predictions times
-        features; and what they are made of, with the first mismatches in full.
+        JSON values: ``mismatches``, the number of all mismatches; ``values``, the number of
+        predictions times features; the figures of each comparison; and the first mismatches.
 
     Raises:
-        InputError: There is nothing to verify, or it was made by other definitions.
+        InputError: There are no predictions or releases, or other definitions made them.
     """
     began = time.perf_counter()
     history = read_history(config, progress)
@@ -124,7 +124,7 @@ def _source_counts(splits: Splits, history: History) -> dict[str, Mapping[str, i
 def _late_rows(
     verdict: ViewVerdict, evidence: Evidence, served: Served, room: int
 ) -> list[dict[str, Any]]:
-    """Name the events that explain the first late values."""
+    """Return the first late values with the events that explain them."""
     rows: Int64Array = np.flatnonzero(verdict.late.any(axis=1))[: max(room, 0)]
     ids = served.predictions.column("request_id")
     return [
@@ -146,7 +146,7 @@ def _row(mismatch: Mismatch) -> dict[str, Any]:
 
 
 def instant(time_us: int) -> str:
-    """Write an instant with microseconds, or as a number where no calendar has it."""
+    """Format an instant with microseconds; as a number if it is outside the calendar."""
     try:
         return moment_of(time_us).isoformat(timespec="microseconds")
     except OverflowError:
