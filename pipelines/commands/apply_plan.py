@@ -89,12 +89,7 @@ def next_steps(done: RegistrationPlan, *, promoted: bool) -> Iterator[str]:
 
 
 def plan_tables(preview: Preview, *, now_us: int | None = None) -> list[Table]:
-    """Return a plan as tables.
-
-    Args:
-        preview: The plan.
-        now_us: The instant from which ages are measured; None is the wall clock's.
-    """
+    """Return a plan as tables."""
     made = preview.plan
     now = time.time_ns() // 1_000 if now_us is None else now_us
     tables = [
@@ -137,12 +132,7 @@ def plan_verdict(preview: Preview) -> list[str]:
 
 
 def orphan_tables(orphans: list[Orphan], *, now_us: int | None = None) -> list[Table]:
-    """Return the unused key spaces as a table.
-
-    Args:
-        orphans: The key spaces.
-        now_us: The instant from which ages are measured; None is the wall clock's.
-    """
+    """Return the unused key spaces as a table."""
     now = time.time_ns() // 1_000 if now_us is None else now_us
     rows = [
         (orphan.space.name, orphan.space.view, _as_of(orphan.frontiers.least, now))

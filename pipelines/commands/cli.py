@@ -38,21 +38,9 @@ from tidemill.pipelines.commands.session import Session
 from tidemill.pipelines.commands.signals import Stop, heeded
 
 COMMANDS: Final = (
-    "demo",
-    "init",
-    "validate",
-    "backfill",
-    "train",
-    "stream",
-    "republish",
-    "verify",
-    "features",
-    "explain",
-    "apply",
-    "clean-store",
-    "merge-log",
-    "replay-rejected",
-)
+    "demo", "init", "validate", "backfill", "train", "stream", "republish", "verify", "features",
+    "explain", "apply", "clean-store", "merge-log", "replay-rejected",
+)  # fmt: skip
 """In the order in which a user needs them. The module ``merge_log`` holds the command ``merge-log``
 as a function of its own name."""
 

@@ -23,10 +23,6 @@ _TAIL: Final = 100
 def explanation(error: BaseException, root: Path | None) -> str | None:
     """Explain an error in one paragraph.
 
-    Args:
-        error: The error.
-        root: The root of the run, for errors that name no path.
-
     Returns:
         The paragraph, at most `LINES` lines of `COLUMNS` columns; None for any other error.
     """

@@ -18,14 +18,7 @@ from typing import Final
 from tidemill.features.errors import ConfigurationError
 from tidemill.serving.files.file_errors import named_for
 
-_FILES: Final = {
-    "README.md": "README.md.template",
-    "model.py": "model.py.template",
-    "project.py": "project.py.template",
-    "project_test.py": "project_test.py.template",
-    "tidemill.yaml": "tidemill.yaml.template",
-    ".gitignore": "gitignore.template",
-}
+_TEMPLATE: Final = ".template"
 _PROJECT_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _NAME: Final = "PROJECT_NAME"
 _ROWS: Final = "ROW_COUNT"
@@ -71,10 +64,12 @@ def _write(
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
     try:
-        for file_name, template in _FILES.items():
-            text = templates.joinpath(template).read_text(encoding="utf-8")
-            text = text.replace(_NAME, name).replace(_ROWS, f"{rows:,}")
-            (scratch / file_name).write_text(text, encoding="utf-8")
+        for template in templates.iterdir():
+            if template.name.endswith(_TEMPLATE):
+                text = template.read_text(encoding="utf-8")
+                text = text.replace(_NAME, name).replace(_ROWS, f"{rows:,}")
+                file_name = template.name.removesuffix(_TEMPLATE).replace("gitignore", ".gitignore")
+                (scratch / file_name).write_text(text, encoding="utf-8")
         (scratch / "events").mkdir()
         for file_name, content in events.items():
             (scratch / "events" / file_name).write_bytes(content)

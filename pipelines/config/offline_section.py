@@ -25,10 +25,6 @@ OFFLINE_STORES: Final = ("parquet", "bigquery")
 def offline_place(top: Section, root: Path) -> OfflinePlace:
     """Read the section.
 
-    Args:
-        top: The top level of the file.
-        root: Where relative paths start.
-
     Raises:
         ConfigurationError: The section is not that of an offline store.
     """

@@ -44,11 +44,6 @@ GIVE_UP_AFTER_US: Final = 10 * MINUTE
 def online_place(top: Section, folder: Path, root: Path) -> OnlinePlace:
     """Read the section.
 
-    Args:
-        top: The top level of the file.
-        folder: The YAML file's folder.
-        root: Where the run writes.
-
     Raises:
         ConfigurationError: The section is not that of an online store, or holds a password.
     """
@@ -66,9 +61,6 @@ def online_place(top: Section, folder: Path, root: Path) -> OnlinePlace:
 
 def give_up_after_us(top: Section) -> int:
     """Read how long the store may be unavailable.
-
-    Args:
-        top: The top level of the file; its section has been read by `online_place`.
 
     Raises:
         ConfigurationError: The value is not a duration above zero.

@@ -32,10 +32,6 @@ REGISTRIES: Final = ("file", "sql")
 def registry_place(top: Section, root: Path) -> RegistryPlace:
     """Read the section.
 
-    Args:
-        top: The top level of the file.
-        root: Where relative paths start.
-
     Raises:
         ConfigurationError: The section is not that of a registry, or holds a password.
     """

@@ -84,12 +84,6 @@ def answer_shard(
 ) -> Iterator[tuple[int, AnswerPart]]:
     """Run all rows of one (view, shard) through the kernel.
 
-    Args:
-        project: The project.
-        view_index: The index of the view.
-        shard: The shard.
-        elements: Sequenced batches, in any order.
-
     Yields:
         A group of requests, and its answers.
     """
@@ -204,11 +198,6 @@ def training_rows(
 
 def backfill(config: Configuration, progress: Progress, publish: bool = False) -> dict[str, Any]:
     """Ingest, compute the training table, and write the state as of the end of the evaluation.
-
-    Args:
-        config: The configuration.
-        progress: Where progress is shown.
-        publish: Whether to fill the online store and the offline log, too.
 
     Returns:
         Counts and figures by step.

@@ -93,12 +93,6 @@ def find_labels(label: Label, request: Request, requests: pa.Table, events: pa.T
 def leaks(label: Label, request: Request, requests: pa.Table, events: pa.Table) -> int:
     """Count the label's events that do not come after the request they belong to.
 
-    Args:
-        label: The label's definition.
-        request: The request's definition.
-        requests: Validated requests.
-        events: Validated rows of the label's stream.
-
     Returns:
         The number of pairs of a request and an event of its label at or before the request time.
         If it is above 0, features could see what the model predicts.

@@ -62,9 +62,6 @@ class StreamedPredictions:
 def read_streamed(root: Path) -> StreamedPredictions | None:
     """Read the predictions of the last stream.
 
-    Args:
-        root: The run's folder.
-
     Returns:
         None before the first prediction.
     """
@@ -113,11 +110,6 @@ class StreamQuality:
 
 def stream_quality(project: Project, root: Path, streamed: StreamedPredictions) -> StreamQuality:
     """Compare predictions with the labels in the log.
-
-    Args:
-        project: The project, with a label.
-        root: The run's folder.
-        streamed: Its predictions.
 
     Raises:
         InputError: The log of the requests or of the label's stream is missing.

@@ -98,35 +98,15 @@ def mapping(figures: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 _CHECKS: Final = (
-    (
-        "",
-        "Values used",
-        "every feature value of every prediction, against batch over the whole history",
-        "predictions",
-        "feature_mismatches",
-    ),
-    (
-        "late_",
-        "Of them late",
-        "differ by events that came late, against batch over what had arrived by then",
-        "",
-        "",
-    ),
-    (
-        "oracle_",
-        "Oracle",
-        "a sample, against slow and plain code of its own",
-        "oracle requests",
-        "oracle_mismatches",
-    ),
-    (
-        "store_",
-        "Feature store",
-        "read back by the store's own client, against batch",
-        "store entities",
-        "store_mismatches",
-    ),
-)
+    ("", "Values used", "every feature value of every prediction, against batch over all history",
+     "predictions", "feature_mismatches"),
+    ("late_", "Of them late", "differ by late events, against batch over what had arrived by then",
+     "", ""),
+    ("oracle_", "Oracle", "a sample, against slow and plain code of its own",
+     "oracle requests", "oracle_mismatches"),
+    ("store_", "Feature store", "read by the store's own client, against batch",
+     "store entities", "store_mismatches"),
+)  # fmt: skip
 """What `verify` compares: the prefix of its figures, a name, what was compared with what, what was
 counted, and the figure of its mismatches; late values have none."""
 

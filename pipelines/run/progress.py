@@ -61,12 +61,7 @@ class Progress(Protocol):
 
 
 def make_progress(stream: TextIO, *, quiet: bool = False) -> Progress:
-    """Return bars for a terminal, lines for any other stream.
-
-    Args:
-        stream: Usually ``sys.stderr``.
-        quiet: Show nothing.
-    """
+    """Return bars for a terminal, lines for any other stream."""
     if quiet:
         return QuietProgress()
     if stream.isatty():
@@ -145,11 +140,7 @@ class PlainProgress:
 
 
 class TerminalProgress:
-    """Draws a bar for each running stage, and prints a line for each that has ended.
-
-    Args:
-        console: The terminal.
-    """
+    """Draws a bar for each running stage, and prints a line for each that has ended."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn

@@ -32,10 +32,6 @@ class Table:
 def figure_tables(title: str, figures: Mapping[str, Any]) -> list[Table]:
     """Return the tables of a stage's figures.
 
-    Args:
-        title: The title of the first table.
-        figures: As for `write_summary`.
-
     Returns:
         A table of names and values, where a value of an inner mapping has its path as name; then
         one table for each list of flat mappings, with the keys as columns.
@@ -116,12 +112,7 @@ def write_value(value: Any) -> str:
 
 
 def print_tables(tables: Sequence[Table], stream: TextIO) -> None:
-    """Print tables: drawn on a terminal, aligned with spaces elsewhere.
-
-    Args:
-        tables: The tables, in order.
-        stream: Usually ``sys.stdout``.
-    """
+    """Print tables: drawn on a terminal, aligned with spaces elsewhere."""
     if not stream.isatty():
         stream.write("\n".join("\n".join(_plain(table)) + "\n" for table in tables))
         stream.flush()
@@ -161,12 +152,7 @@ def _plain(table: Table) -> Iterator[str]:
 
 
 def columns_as_rows(columns: Mapping[str, Sequence[Any]], title: str = "") -> Table:
-    """Return a table with one row per column, to print few rows of many columns.
-
-    Args:
-        columns: Values by column name; those of the first column are the headings.
-        title: The title.
-    """
+    """Return a table with a row for each column and the first column as headings."""
     (first, headings), *others = columns.items()
     return Table(
         title,

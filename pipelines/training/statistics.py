@@ -22,10 +22,6 @@ _TOP_VALUES: Final = 20
 def input_statistics(columns: pa.Table, inputs: Sequence[ModelInput]) -> dict[str, Any]:
     """Describe model inputs.
 
-    Args:
-        columns: The inputs by name in their declared types.
-        inputs: The inputs to describe.
-
     Returns:
         A JSON value: rows, and per input the share of nulls; for numbers mean, std, least and
         greatest value and quartiles of the float32 values; for texts how many values and the most

@@ -89,11 +89,7 @@ def analyse(
 
 
 class Transformer:
-    """A loaded transform graph, applied in chunks.
-
-    Args:
-        graph: The analysed graph.
-    """
+    """A loaded transform graph, applied in chunks."""
 
     def __init__(self, graph: TransformGraph) -> None:
         self.graph = graph

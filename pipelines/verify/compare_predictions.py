@@ -241,15 +241,7 @@ def _came_late(source: SourceHistory, evidence: Evidence, events: EventsByKey) -
 def compare_predictions(
     history: History, evidence: Evidence, served: Served, progress: Progress, findings: Findings
 ) -> Iterator[ViewVerdict]:
-    """Compare the values of every view, one after the other, and note the stamps that are wrong.
-
-    Args:
-        history: The original history.
-        evidence: The releases.
-        served: The predictions.
-        progress: Where progress is shown.
-        findings: Where wrong stamps are noted; the caller notes wrong values.
-    """
+    """Compare the values of every view; note wrong stamps, and leave wrong values to the caller."""
     project = history.project
     check_requests(project, served, findings)
     values = served.predictions.num_rows * len(project.columns)

@@ -15,9 +15,10 @@ The frontier in the store must equal that of the last release; an older one woul
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -58,8 +59,7 @@ class Reading:
     statuses: list[str]
 
 
-@dataclass(frozen=True)
-class StoreCounts:
+class StoreCounts(NamedTuple):
     """How much was compared.
 
     Attributes:
@@ -74,14 +74,6 @@ class StoreCounts:
     not_found: int = 0
     outside_max_age: int = 0
 
-    def __add__(self, other: StoreCounts) -> StoreCounts:
-        return StoreCounts(
-            self.entities + other.entities,
-            self.values + other.values,
-            self.not_found + other.not_found,
-            self.outside_max_age + other.outside_max_age,
-        )
-
 
 def check_store(
     config: Configuration,
@@ -90,15 +82,7 @@ def check_store(
     progress: Progress,
     findings: Findings,
 ) -> StoreCounts:
-    """Read every entity of every view, and compare.
-
-    Args:
-        config: The configuration.
-        history: The original history.
-        evidence: The releases.
-        progress: Where progress is shown.
-        findings: Where mismatches are noted.
-    """
+    """Read every entity of every view, and compare."""
     project = config.project
     store = open_store(project, config.places, clock="replay")
     database = open_database(config.online_store)
@@ -108,9 +92,10 @@ def check_store(
             stage.note(view.name)
             (snapshot,) = database.read([(KeySpace.of(project.name, view), [])])
             _check_frontiers(evidence, view, snapshot.frontiers, findings)
-            total += _check_view(
+            found = _check_view(
                 history.of(view), evidence, store, view, snapshot.frontiers, findings, stage
             )
+            total = StoreCounts(*map(operator.add, total, found))
     database.close()
     return total
 

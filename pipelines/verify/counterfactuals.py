@@ -59,10 +59,6 @@ def values_of_cases(
 ) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
     """Compute a view's values for each case.
 
-    Args:
-        events: The view's events.
-        cases: The cases.
-
     Returns:
         The 64-bit patterns and the nulls of the view's columns, ``(cases, columns)``, as
         `pipelines.history.point_in_time.values_at`.

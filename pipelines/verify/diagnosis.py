@@ -40,15 +40,7 @@ UNKNOWN: Final = "unknown: no lost, stale, doubled or too new event explains it"
 def note_wrong_values(
     verdict: ViewVerdict, evidence: Evidence, served: Served, findings: Findings, listed: int
 ) -> None:
-    """Count a view's wrong values, and diagnose the first of them.
-
-    Args:
-        verdict: The verdict about the view.
-        evidence: The releases.
-        served: The predictions.
-        findings: Where the mismatches are noted.
-        listed: The greatest number of mismatches to list.
-    """
+    """Count a view's wrong values, and diagnose the first of them."""
     wrong_rows = np.flatnonzero(verdict.wrong.any(axis=1)).tolist()
     ids = served.predictions.column("request_id")
     columns = verdict.view.columns

@@ -29,14 +29,8 @@ from tidemill.pipelines.verify.verify import instant
 _LISTED: Final = 10
 """How many of a feature's events are printed, the newest first."""
 _STAMPS: Final = (
-    "bundle_version",
-    "transform_hash",
-    "spec_hash",
-    "padded_rows",
-    "device",
-    "tensorflow",
-    "xla",
-)
+    "bundle_version", "transform_hash", "spec_hash", "padded_rows", "device", "tensorflow", "xla",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,10 +104,6 @@ def _written(value: FeatureValue) -> str:
 
 def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
     """Explain a prediction.
-
-    Args:
-        config: The configuration.
-        request_id: The id of its request.
 
     Raises:
         InputError: There is no such prediction, or more than one.

@@ -24,12 +24,7 @@ from tidemill.pipelines.verify.source_history import History, SourceHistory
 
 
 def read_history(config: Configuration, progress: Progress) -> History:
-    """Read the original files of every source again.
-
-    Args:
-        config: The configuration.
-        progress: Where progress is shown.
-    """
+    """Read the original files of every source again."""
     sources = {}
     with progress.stage("read the original history", len(config.sources), "sources") as stage:
         for name in sorted(config.sources):

@@ -56,13 +56,7 @@ class Evidence:
         return self.handoff_us.get(view, TIME_MIN) if found is None else found[0]
 
     def frontiers(self, view: str, shards: Int64Array, numbers: Int64Array) -> FrontierColumns:
-        """Return the frontiers of many releases and of those before them.
-
-        Args:
-            view: The view.
-            shards: int64, ``(rows,)``.
-            numbers: int64, ``(rows,)``.
-        """
+        """Return the frontiers of many releases and of those before them."""
         pairs, inverse = np.unique(np.stack([shards, numbers], 1), axis=0, return_inverse=True)
         distinct: list[list[int]] = [pair.tolist() for pair in pairs]
         found = [self.releases.get((view, shard, number)) for shard, number in distinct]

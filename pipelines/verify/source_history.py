@@ -67,12 +67,7 @@ class History:
 
 
 class EventsByKey:
-    """The events of a view, indexed by entity and time.
-
-    Args:
-        view: The view.
-        source: The history of its stream.
-    """
+    """The events of a view, indexed by entity and time."""
 
     def __init__(self, view: FeatureView, source: SourceHistory) -> None:
         self.view = view
