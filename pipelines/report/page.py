@@ -289,7 +289,7 @@ def _bin_table(curves: Sequence[Curve]) -> Table:
         for curve in curves
         for b in curve.calibration
     ]
-    columns = ("scores on", "predicted between", "rows", "predicted on average", "happened")
+    columns = ("scores on", "prediction between", "rows", "mean prediction", "label is 1")
     return Table("", columns, rows, frozenset((1, 2, 3, 4)))
 
 

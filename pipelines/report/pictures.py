@@ -70,7 +70,7 @@ def draw_calibration(curves: Sequence[Curve]) -> str:
     """
     first = curves[0]
     told = "; ".join(
-        f"predicted {b.mean_score:.0%}, happened {b.rate:.0%} in {b.rows:,} rows"
+        f"predicted {b.mean_score:.0%}, label is 1 in {b.rate:.0%} of {b.rows:,} rows"
         for b in first.calibration
     )
     with _figure("calibration", 5.0, f"Calibration, {first.name}: {told}") as (figure, done):
@@ -84,7 +84,7 @@ def draw_calibration(curves: Sequence[Curve]) -> str:
                 markersize=5,
                 **style,
             )
-        upper.set_ylabel("share that happened")
+        upper.set_ylabel("share of label 1")
         upper.set(xlim=(0, 1), ylim=(0, 1))
         upper.legend(loc="upper left", frameon=False)
         lower.bar(
@@ -127,8 +127,8 @@ def draw_roc(curves: Sequence[Curve]) -> str:
             plain = {**style, "marker": ""}
             axes.plot(*zip(*curve.roc, strict=True), label=curve.name, **plain)
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.set_xlabel("false alarms: share of what did not happen")
-        axes.set_ylabel("hits: share of what happened")
+        axes.set_xlabel("false alarms: share of label 0")
+        axes.set_ylabel("hits: share of label 1")
         axes.xaxis.set_major_formatter(_percent)
         axes.yaxis.set_major_formatter(_percent)
         axes.legend(loc="lower right", frameon=False)

@@ -21,20 +21,20 @@ Summary = Mapping[str, Mapping[str, Any]]
 _LAST_YEAR_US: Final = time_of(datetime(9999, 1, 1, tzinfo=UTC))
 
 _COUNTS: Final = {
-    "requests": "predictions that were asked for",
+    "requests": "requests for a prediction",
     "predictions": "requests that were answered",
     "unanswered": "requests that a view did not answer in time; they are rejected records",
     "events": "events that were read",
     "rejected": "records that could not be used",
-    "late": "accepted events that came behind the frontier; they count for every later answer",
-    "late_requests": "requests that came behind the frontier, answered as of the frontier",
-    "duplicates": "events that came again, equal in every column; they count once",
-    "conflicts": "events with the id of another one and other content; each counts",
-    "repeats": "rows that the engine delivered again; they were cut",
-    "early": "batches that came before their turn; they waited",
+    "late": "accepted events behind the frontier; they count for every later answer",
+    "late_requests": "requests behind the frontier, answered as of the frontier",
+    "duplicates": "events equal to an earlier one in every column; they count once",
+    "conflicts": "events with the id of another event but other content; each counts",
+    "repeats": "rows that the engine delivered again; they were dropped",
+    "early": "batches that arrived before their turn; they waited",
     "overflows": "window totals too large for a number; their value is null",
     "publications": "rows sent to the feature store, one for each change of an entity's features",
-    "releases": "steps by which the stream moved on; each prediction names the ones it used",
+    "releases": "steps of the stream's operators; each prediction names those it used",
 }
 """The stream's counts, in order, and their meanings."""
 
@@ -170,7 +170,7 @@ def proof_verdict(verify: Mapping[str, Any]) -> ProofVerdict:
     wrong = [check for check in checks if check.mismatches]
     if wrong or total:
         where = ", ".join(f"{check.name} ({check.mismatches:,})" for check in wrong)
-        more = "What was served differs from its recomputation"
+        more = "Served values differ from their recomputation"
         return ProofVerdict("bad", line, f"{more}: {where}." if where else f"{more}.")
     if not values or any(check.mismatches is None for check in checks):
         return ProofVerdict("none", line, "This proves nothing: too little was compared.")
