@@ -1,7 +1,7 @@
 """The command line: light, strict, results apart from progress, and errors in one paragraph.
 
-The functions behind the commands have tests of their own; here they are stand-ins that note what
-they were called with.
+Stand-ins that record their arguments replace the functions behind the commands, which have tests of
+their own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STAGES = {
 
 @dataclass
 class Called:
-    """A stand-in for a stage: what it was called with, and what it returns or raises."""
+    """A stand-in for a stage: it records its arguments, and returns or raises ``result``."""
 
     result: Any
     arguments: tuple[Any, ...] = ()
@@ -68,7 +68,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], Called]:
-    """Put a stand-in where a command looks for its function."""
+    """Replace the function behind a command with a stand-in."""
 
     def stage(command: str, result: Any) -> Called:
         module_name, function = STAGES[command]
@@ -292,7 +292,7 @@ def test_the_demo_fails_on_a_mismatch(
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **projects: str) -> None:
-    """Make some packages the installed projects."""
+    """Make packages the only installed projects."""
     entries = [
         importlib.metadata.EntryPoint(name=name, value=value, group=PROJECTS)
         for name, value in projects.items()

@@ -1,4 +1,4 @@
-"""The YAML file: strict, with errors that name file, line, key and the mend."""
+"""The YAML file: strict, with errors that name file, line, key and the remedy."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def same_path() -> Iterator[None]:
-    """What is loaded here puts its folder on the path, and some folders hide modules."""
+    """Restore path and modules: loading a project changes both."""
     before = list(sys.path)
     yield
     sys.path[:] = before
@@ -79,7 +79,7 @@ def same_path() -> Iterator[None]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write a project and its YAML file, parts of the YAML text replaced."""
+    """Write a project and its YAML file, with parts of the YAML text replaced."""
 
     def write(*replacements: tuple[str, str], project: str = PROJECT, more: str = "") -> Path:
         text = YAML

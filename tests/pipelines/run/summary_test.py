@@ -1,4 +1,4 @@
-"""The summary: whole at all times, one stage's figures at a time."""
+"""The summary: always complete; a stage replaces only its own figures."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_the_transform_graph_saw_the_training_split_only() -> None:
     expected = ((grams - grams.mean()) / grams.std()).astype(np.float32)
     np.testing.assert_allclose(found["numbers"][known, 0], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["log_metres"][:, 0], metres, rtol=1e-5)
-    # Over the evaluation split the same scaling leaves another mean and deviation: not refitted.
+    # The scaling is not fitted again: over the evaluation split, mean and deviation are others.
     held_out = _split(given.table()).evaluate.columns.filter(
         _split(given.table()).evaluate.columns["grams"].is_valid()
     )
@@ -98,7 +98,7 @@ def test_the_transform_graph_saw_the_training_split_only() -> None:
 def test_outputs_have_their_declared_shapes_and_vocabularies() -> None:
     graph = given.bundle().transform_graph
     assert graph.numeric == {"numbers": 10, "log_metres": 1, "as_it_is": 1}
-    # Three places and one id for null and whatever was not seen; 24 hours and one more.
+    # Three places, and one id for null and unseen places; 24 hours and one more.
     assert graph.vocabularies == {"size": 4, "hour": 25}
     table = given.rows(10)
     unseen = table.set_column(2, "size", pa.array(["elsewhere", None] * 5))
@@ -135,7 +135,7 @@ def test_the_first_declared_seed_is_in_the_bundle_and_every_seed_is_reported() -
     assert evaluation.model.seeds == given.SEEDS
     assert len(evaluation.model.metrics) == len(given.SEEDS)
     assert bundle.manifest["training"]["seeds"] == list(given.SEEDS)
-    # The calibration is that of the chosen seed's scores: its Brier score fits within its bins.
+    # The calibration covers the rows of the chosen seed's scores.
     rows = sum(b.rows for b in evaluation.calibration)
     assert rows == evaluation.model.metrics[0].rows == _split(given.table()).counts.evaluate
 

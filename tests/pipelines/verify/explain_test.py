@@ -1,4 +1,4 @@
-"""Explain: each value of a prediction, the events it was made of, and whether it is right."""
+"""Explain: each value of a prediction, the events behind it, and whether it is right."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tidemill.pipelines.verify.verify import verify
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
-    """A run that was served right."""
+    """A run without faults."""
     folder: Path = tmp_path_factory.mktemp("explain")
     write_sources(folder)
     config = configuration(folder, folder / "run")
