@@ -69,11 +69,11 @@ def draw_calibration(curves: Sequence[Curve]) -> str:
         An ``svg`` element.
     """
     first = curves[0]
-    told = "; ".join(
+    alt_text = "; ".join(
         f"predicted {b.mean_score:.0%}, label is 1 in {b.rate:.0%} of {b.rows:,} rows"
         for b in first.calibration
     )
-    with _figure("calibration", 5.0, f"Calibration, {first.name}: {told}") as (figure, done):
+    with _figure("calibration", 5.0, f"Calibration, {first.name}: {alt_text}") as (figure, done):
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=":")
         for curve, style in zip(curves, _STYLES, strict=False):
@@ -148,10 +148,10 @@ def draw_latency(latency_ms: FloatArray) -> str:
     shares = np.arange(1, len(shown) + 1) / len(shown)
     drawn = np.unique(np.linspace(0, len(shown) - 1, _LATENCY_POINTS).astype(np.int64))
     marks = [(q, float(np.percentile(shown, q))) for q in QUANTILES]
-    told = ", ".join(f"p{q} {write_ms(at)}" for q, at in marks)
+    alt_text = ", ".join(f"p{q} {write_ms(at)}" for q, at in marks)
     wide = shown[-1] > _WIDE * shown[0]
     low, high = (shown[0], shown[-1] * 1.15) if wide else (0.0, shown[-1] * 1.1)
-    with _figure("latency", 3.4, f"Latency of {len(shown):,} predictions: {told}") as (
+    with _figure("latency", 3.4, f"Latency of {len(shown):,} predictions: {alt_text}") as (
         figure,
         done,
     ):
@@ -210,7 +210,9 @@ def _percent(value: float, _place: int | None = None) -> str:
 
 
 @contextmanager
-def _figure(name: str, height_inches: float, told: str) -> Iterator[tuple[Any, Callable[[], str]]]:
+def _figure(
+    name: str, height_inches: float, alt_text: str
+) -> Iterator[tuple[Any, Callable[[], str]]]:
     """Yield a figure in the report's style, and a function that returns it as an element."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -241,13 +243,13 @@ def _figure(name: str, height_inches: float, told: str) -> Iterator[tuple[Any, C
     with mpl.rc_context(style):
         figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
         FigureCanvasSVG(figure)
-        yield figure, lambda: _inline(written[0], name, told)
+        yield figure, lambda: _inline(written[0], name, alt_text)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
         written.append(file.getvalue())
 
 
-def _inline(document: str, name: str, told: str) -> str:
+def _inline(document: str, name: str, alt_text: str) -> str:
     """Turn matplotlib's SVG document into an element of an HTML page."""
     box = re.search(r'viewBox="([^"]*)"', document)
     assert box is not None  # every drawing of matplotlib has one
@@ -265,5 +267,5 @@ def _inline(document: str, name: str, told: str) -> str:
         inside = inside.replace(colour, of_page)
     return (
         f'<svg class="picture" viewBox="{box[1]}" role="img" aria-labelledby="picture-{name}">'
-        f'<title id="picture-{name}">{html.escape(told)}</title>{inside}</svg>'
+        f'<title id="picture-{name}">{html.escape(alt_text)}</title>{inside}</svg>'
     )
