@@ -16,7 +16,7 @@ from tidemill.pipelines.config.choices import MODES
 @click.option(
     "--mode",
     type=click.Choice(MODES),
-    help="exact: answer when the frontier has passed; eager: answer at once.",
+    help="exact: answer a request once no earlier event is expected; eager: answer at once.",
 )
 @click.option(
     "--until",
