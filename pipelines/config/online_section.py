@@ -73,7 +73,7 @@ def give_up_after_us(top: Section) -> int:
 
 def _feast_place(section: Section, root: Path) -> FeastPlace:
     options = section.required("options")
-    options.section()  # a mapping, or an error that says so
+    options.section()  # raises an error unless it is a mapping
     try:
         return FeastPlace(options.foreign(), root)
     except ConfigurationError as error:

@@ -2,7 +2,7 @@
 
 ```yaml
 registry: {type: file, path: registry.db}                  # the default; below the root
-registry: {type: sql, path: "sqlite:///registry-sql.db"}   # an SQLAlchemy URL; its file too
+registry: {type: sql, path: "sqlite:///registry-sql.db"}   # an SQLAlchemy URL; also below it
 registry: {type: sql, path: "postgresql+psycopg://feast@db.example/feast"}
 registry: {type: sql, path_env: REGISTRY_URL}              # a URL with a password
 ```

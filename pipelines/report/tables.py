@@ -195,7 +195,7 @@ def proof_table(verify: Mapping[str, Any]) -> Table | None:
 def listed(findings: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return findings, such as the first mismatches, as a table with a row each; None without any.
 
-    A column is a key that at least one of them has a value for.
+    A key that has no value in any finding gets no column.
     """
     keys = list(dict.fromkeys(key for item in findings for key in item))
     filled = [key for key in keys if any(item.get(key) not in (None, "") for item in findings)]
