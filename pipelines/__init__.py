@@ -1,1 +1,1 @@
-"""What moves data: Beam transforms, connectors, training, verification, the command line."""
+"""Beam transforms, connectors, training, verification and the command line."""

@@ -1,1 +1,1 @@
-"""The command line: `cli` is the group; a command is one module that parses, calls and prints."""
+"""The command line. `cli` is the group; each command is a module that parses, calls and prints."""

@@ -1,4 +1,4 @@
-"""`tidemill apply`: register the definitions, the plan first."""
+"""`tidemill apply`: show what registering the definitions would change, then register them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ if TYPE_CHECKING:
 _CLOCKS: Final = ("replay", "wall")
 
 
-@click.command(short_help="Register the definitions; show the plan first.")
-@click.option("--plan", "plan_only", is_flag=True, help="Show what would be done, and do nothing.")
-@click.option(
-    "--promote", is_flag=True, help="Let everybody read the code's definitions: views and service."
-)
+@click.command(short_help="Register the feature definitions.")
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would be done, and stop.")
+@click.option("--promote", is_flag=True, help="Switch all readers to the definitions in the code.")
 @click.option(
     "--serve-unfilled",
     is_flag=True,
-    help="With --promote: also where a definition has no values yet. Readers get NOT_FOUND, or "
-    "values that are not as old as they should be.",
+    help="With --promote: switch to definitions that have no values yet, too. Until they are "
+    "filled, readers get NOT_FOUND or values that lack older events.",
 )
 @click.option(
     "--clock",
     type=click.Choice(_CLOCKS),
     default="replay",
     show_default=True,
-    help="What Feast's programs judge the age of values by: the published frontier, which goes "
-    "with replayed sources, or the wall clock.",
+    help="The clock by which Feast's programs judge the age of values. replay: the frontier that "
+    "the stream publishes, for replayed sources. wall: the wall clock.",
 )
 @options.config
 @options.root
@@ -45,26 +43,28 @@ def apply(
     serve_unfilled: bool,
     clock: Clock,
 ) -> None:
-    """Register the project's definitions, and show before what that does.
+    """Show what registering the project's definitions would change, then register them.
 
-    A view that is new is promoted at once; a changed one gets a pending version beside the
-    promoted one, which everybody goes on reading until --promote. The root then holds the
-    feature_store.yaml with which Feast's own programs read. Applying again changes nothing.
+    Readers see a new view at once. Of a changed view they keep reading the registered version until
+    you run apply with --promote. The command also writes feature_store.yaml, which Feast's own
+    programs need, below the root. Running it twice changes nothing.
     """
     if (plan_only and promote) or (serve_unfilled and not promote):
-        raise click.UsageError("--plan stands alone, and --serve-unfilled needs --promote")
-    configuration = stages.load(config_path, root)
-    from tidemill.pipelines.commands import apply_plan as stage
+        raise click.UsageError("--plan excludes --promote, and --serve-unfilled needs --promote")
+    config = stages.load(config_path, root)
+    from tidemill.pipelines.commands import apply_plan
     from tidemill.pipelines.run.tables import print_tables
+    from tidemill.serving.registry.registration import plan_project
 
-    preview = stage.plan(configuration)
-    print_tables(stage.plan_tables(preview), sys.stdout)
-    click.echo("\n".join(stage.plan_verdict(preview)))
+    project, places = config.project, config.places
+    preview = plan_project(project, places)
+    print_tables(apply_plan.plan_tables(preview), sys.stdout)
+    click.echo("\n".join(apply_plan.plan_verdict(preview)))
     if plan_only:
         return
-    done = stage.apply(
-        configuration, preview, promote=promote, unfilled_too=serve_unfilled, clock=clock
+    done = apply_plan.carry_out(
+        project, places, preview, promote=promote, unfilled_too=serve_unfilled, clock=clock
     )
     click.echo("\n".join(["done:", *(f"  {line}" for line in done)]))
-    for line in stage.next_steps(preview.plan, promoted=promote):
+    for line in apply_plan.next_steps(preview.plan, promoted=promote):
         click.echo(f"next: {line}")

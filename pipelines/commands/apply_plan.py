@@ -1,7 +1,4 @@
-"""Apply and clean-store: the plan of a registration as tables, and what comes of it.
-
-What a plan means stands in `serving.registry.plan`; here it is written for a reader.
-"""
+"""The plan of a registration (`serving.registry.plan`) as tables, and carrying it out."""
 
 from __future__ import annotations
 
@@ -11,12 +8,11 @@ from typing import Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.contract import TIME_MAX, TIME_MIN, format_duration, moment_of
-from tidemill.pipelines.config.configuration import Configuration
+from tidemill.features.definitions import Project
 from tidemill.pipelines.run.tables import Table
 from tidemill.serving.definition_changes import Change
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.offline.bigquery_tables import project_ddl
-from tidemill.serving.registry.orphaned_spaces import drop_orphans, find_orphans
 from tidemill.serving.registry.plan import (
     Preview,
     RegistrationPlan,
@@ -25,10 +21,11 @@ from tidemill.serving.registry.plan import (
     ViewPlan,
     behind_us,
 )
-from tidemill.serving.registry.registration import apply_project, plan_project
+from tidemill.serving.registry.registration import apply_project
 from tidemill.serving.stores.class_paths import renamed_classes
 from tidemill.serving.stores.feast_config import FEATURE_STORE_YAML, write_feature_store_yaml
 from tidemill.serving.stores.online_places import Clock
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import registry_lock
 
 BIGQUERY_SQL: Final = "bigquery.sql"
@@ -38,54 +35,46 @@ _SIGNS = {Change.ADDED: "+", Change.CHANGED: "~", Change.REMOVED: "-", Change.UN
 _SECOND_US = 1_000_000
 
 
-def plan(config: Configuration) -> Preview:
-    """Compare the project with its registry and online store; nothing is changed.
-
-    Raises:
-        StoreError: The registry or the online store cannot be read.
-    """
-    return plan_project(config.project, config.places)
-
-
-def apply(
-    config: Configuration, shown: Preview, *, promote: bool, unfilled_too: bool, clock: Clock
+def carry_out(
+    project: Project,
+    places: StorePlaces,
+    shown: Preview,
+    *,
+    promote: bool,
+    unfilled_too: bool,
+    clock: Clock,
 ) -> list[str]:
-    """Do what a plan says, and write the file that Feast's own programs read.
+    """Register what a plan shows, and write the file that Feast's own programs read.
 
-    Where features of the past are read from BigQuery, the statements that make its tables are
-    written beside that file (`BIGQUERY_SQL`): Tidemill itself does not talk to BigQuery.
+    With an offline store in BigQuery, also write the statements that create its tables to
+    `BIGQUERY_SQL`: Tidemill itself does not connect to BigQuery.
 
     Args:
-        config: The configuration.
-        shown: The plan that was shown.
-        promote: Whether the code's definitions become the promoted ones.
-        unfilled_too: Whether to promote what has no values to read yet.
-        clock: What those programs judge age by.
+        project: The definitions.
+        places: Where the project's stores are.
+        shown: The plan that the user has seen.
+        promote: Whether to switch all readers to the code's definitions.
+        unfilled_too: Whether to promote definitions that have no values yet.
+        clock: The clock by which Feast's programs judge the age of values.
 
     Returns:
-        What was done, in lines.
+        One line for each thing that was done.
 
     Raises:
-        StoreError: The registry or the store refuses, is not as it was shown, or a definition that
-            is to be promoted is not filled.
+        StoreError: The registry or the store refuses, has changed since the plan was shown, or a
+            definition to promote has no values.
     """
-    done = apply_project(
-        config.project,
-        config.places,
-        promote=promote,
-        unfilled_too=unfilled_too,
-        shown=shown,
-    )
+    done = apply_project(project, places, promote=promote, unfilled_too=unfilled_too, shown=shown)
     lines = list(done.promotes if promote else done.registers)
     lines += [f"make key space {space.name}" for space in done.plan.spaces or () if _made(space)]
-    lines += _write_feature_store_yaml(config, clock)
-    if _wrote_bigquery_sql(config):
+    lines += _write_feature_store_yaml(project.name, places, clock)
+    if _wrote_bigquery_sql(project, places):
         lines.append(f"write {BIGQUERY_SQL}: run it in BigQuery, which makes the tables")
     return lines or ["nothing to do"]
 
 
 def next_steps(done: RegistrationPlan, *, promoted: bool) -> Iterator[str]:
-    """Yield what is left for somebody to do after registering, in lines."""
+    """Yield a line for each step that the user has to take after registering."""
     for view in done.views:
         if view.change is Change.ADDED and not view.in_service and done.service is Change.CHANGED:
             yield f"{view.view} is new: fill it with `tidemill backfill --publish`"
@@ -95,16 +84,11 @@ def next_steps(done: RegistrationPlan, *, promoted: bool) -> Iterator[str]:
                 "with `tidemill backfill --publish`"
             )
     if done.to_promote and not promoted:
-        yield "then let everybody read the new definitions with `tidemill apply --promote`"
+        yield "then switch all readers to the new definitions with `tidemill apply --promote`"
 
 
 def plan_tables(preview: Preview, *, now_us: int | None = None) -> list[Table]:
-    """Return a plan as tables.
-
-    Args:
-        preview: The plan.
-        now_us: What ages are measured from; None is the wall clock.
-    """
+    """Return a plan as tables."""
     made = preview.plan
     now = time.time_ns() // 1_000 if now_us is None else now_us
     tables = [
@@ -130,7 +114,7 @@ def plan_tables(preview: Preview, *, now_us: int | None = None) -> list[Table]:
 
 
 def plan_verdict(preview: Preview) -> list[str]:
-    """Return what a plan comes to, in lines."""
+    """Return lines that say what `apply` would do, and what `apply --promote` would do."""
     made = preview.plan
     made_spaces = [f"make key space {s.name}" for s in made.spaces or () if _made(s)]
     doing = [*preview.registers, *made_spaces]
@@ -147,12 +131,7 @@ def plan_verdict(preview: Preview) -> list[str]:
 
 
 def orphan_tables(orphans: list[SpacePlan], *, now_us: int | None = None) -> list[Table]:
-    """Return the key spaces that nobody refers to, as a table.
-
-    Args:
-        orphans: The key spaces.
-        now_us: What ages are measured from; None is the wall clock.
-    """
+    """Return the unused key spaces as a table."""
     now = time.time_ns() // 1_000 if now_us is None else now_us
     rows = [
         (orphan.space.name, orphan.space.view, _as_of(orphan.frontiers.least, now))
@@ -161,33 +140,12 @@ def orphan_tables(orphans: list[SpacePlan], *, now_us: int | None = None) -> lis
     return [Table("key spaces that no version refers to", ("key space", "view", "as of"), rows)]
 
 
-def orphans(config: Configuration) -> list[SpacePlan]:
-    """Find the key spaces that no version in the registry refers to.
-
-    Raises:
-        StoreError: The registry or the store cannot be read, or the registry is empty.
-    """
-    return find_orphans(config.project, config.places)
-
-
-def clean(config: Configuration, found: list[SpacePlan]) -> list[str]:
-    """Drop key spaces that still nobody refers to.
-
-    Returns:
-        The names of those that were dropped.
-
-    Raises:
-        StoreError: The registry or the store refuses.
-    """
-    return drop_orphans(config.project, config.places, found)
-
-
-def _write_feature_store_yaml(config: Configuration, clock: Clock) -> list[str]:
-    """Bring ``feature_store.yaml`` up to date; return what of it was not, in lines."""
-    target = config.root / FEATURE_STORE_YAML
-    with registry_lock(config.places.registry):
+def _write_feature_store_yaml(project: str, places: StorePlaces, clock: Clock) -> list[str]:
+    """Bring ``feature_store.yaml`` up to date; return a line for each change."""
+    target = places.root / FEATURE_STORE_YAML
+    with registry_lock(places.registry):
         before = target.read_bytes() if target.exists() else b""
-        write_feature_store_yaml(config.project.name, config.places, clock=clock)
+        write_feature_store_yaml(project, places, clock=clock)
         if target.read_bytes() == before:
             return []
     renamed = renamed_classes(before.decode(errors="replace"))
@@ -197,12 +155,12 @@ def _write_feature_store_yaml(config: Configuration, clock: Clock) -> list[str]:
     ]
 
 
-def _wrote_bigquery_sql(config: Configuration) -> bool:
-    """Bring ``bigquery.sql`` up to date; tell whether it was not."""
-    if not isinstance(config.offline_store, BigQueryDataset):
+def _wrote_bigquery_sql(project: Project, places: StorePlaces) -> bool:
+    """Bring ``bigquery.sql`` up to date; return whether it changed."""
+    if not isinstance(places.offline, BigQueryDataset):
         return False
-    target = config.root / BIGQUERY_SQL
-    text = project_ddl(config.offline_store, config.project)
+    target = places.root / BIGQUERY_SQL
+    text = project_ddl(places.offline, project)
     if target.exists() and target.read_text() == text:
         return False
     write_text(target, text)
@@ -221,13 +179,7 @@ def _view_row(view: ViewPlan) -> tuple[str, ...]:
         Change.REMOVED: "not in the code: stays until promotion",
         Change.UNCHANGED: "promoted",
     }[view.change]
-    return (
-        _SIGNS[view.change],
-        f"view {view.view}",
-        str(view.version),
-        view.definition,
-        what,
-    )
+    return _SIGNS[view.change], f"view {view.view}", str(view.version), view.definition, what
 
 
 def _superseded_rows(made: RegistrationPlan) -> Iterator[tuple[str, ...]]:
@@ -297,7 +249,7 @@ def _as_of(least_us: int, now_us: int) -> str:
 
 
 def _rounded(duration_us: int) -> str:
-    """Write a duration in whole units, from the largest that it holds twice."""
+    """Write a duration in the largest unit that it holds at least twice."""
     for unit_us in (86_400 * _SECOND_US, 3_600 * _SECOND_US, 60 * _SECOND_US, _SECOND_US):
         if duration_us >= 2 * unit_us:
             return format_duration(duration_us // unit_us * unit_us)

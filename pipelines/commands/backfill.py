@@ -1,4 +1,4 @@
-"""`tidemill backfill`: the features of all history."""
+"""`tidemill backfill`: compute the features of all history."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from tidemill.pipelines.commands import options, stages
 )
 @options.opened
 def backfill(config_path: Path, root: Path | None, quiet: bool, publish: bool) -> None:
-    """Compute the features of every request in history, and the state that a stream starts from."""
-    configuration = stages.load(config_path, root)
+    """Compute the features of every past request, and the state from which the stream starts."""
+    config = stages.load(config_path, root)
     from tidemill.pipelines.history import backfill as stage
     from tidemill.pipelines.run.run_record import remember
 
-    remember(configuration, sample=False)
+    remember(config.root, sample=False)
     progress = stages.progress(quiet)
-    stages.run_stage(
-        "backfill", configuration, lambda: stage.backfill(configuration, progress, publish)
-    )
+    stages.run_stage("backfill", config.root, lambda: stage.backfill(config, progress, publish))

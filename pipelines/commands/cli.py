@@ -1,24 +1,24 @@
 """The command line: ``tidemill``.
 
-A command opens the configuration, calls one function and prints what it returns: results on
-standard output, progress and errors on standard error. Each command is a module of this folder that
-is imported when it is asked for; it imports click and nothing else that costs time, and what the
-command needs inside its function, so that ``tidemill --help`` answers at once.
+A command loads the configuration, calls one function and prints what the function returns: results
+on standard output, progress and errors on standard error. Each command is a module of this folder,
+imported on demand. At the top it imports nothing slow, so ``tidemill --help`` answers at once; the
+rest it imports inside its function.
 
 Exit status:
 
 ======  ===========================================================================================
-0       all went well
+0       success
 1       an error, explained in one paragraph; or `verify` or `demo` found a mismatch
-2       the command line cannot be understood
+2       a wrong option or argument
 130     Ctrl-C
-141     whoever read standard output has gone (``tidemill verify | head``)
+141     the reader of standard output ended first (``tidemill verify | head``)
 143     SIGTERM
 ======  ===========================================================================================
 
-An error that is not explained is a fault of the program or of the project's own code: its traceback
-is shown, and the status is 1. ``--debug`` shows the traceback of every error, and what Beam,
-TensorFlow and the other libraries log.
+An error without an explanation is a fault of Tidemill or of the project's own code: the command
+shows its traceback and ends with status 1. ``--debug`` shows the traceback of every error, and the
+logs of Beam, TensorFlow and the other libraries.
 """
 
 from __future__ import annotations
@@ -38,23 +38,11 @@ from tidemill.pipelines.commands.session import Session
 from tidemill.pipelines.commands.signals import Stop, heeded
 
 COMMANDS: Final = (
-    "demo",
-    "init",
-    "validate",
-    "backfill",
-    "train",
-    "stream",
-    "republish",
-    "verify",
-    "features",
-    "explain",
-    "apply",
-    "clean-store",
-    "merge-log",
-    "replay-rejected",
-)
-"""In the order in which one comes to need them. The module of ``merge-log`` is ``merge_log``, and
-its function is the command."""
+    "demo", "init", "validate", "backfill", "train", "stream", "republish", "verify", "features",
+    "explain", "apply", "clean-store", "merge-log", "replay-rejected",
+)  # fmt: skip
+"""In the order in which a user needs them. The module ``merge_log`` holds the command ``merge-log``
+as a function of its own name."""
 
 _BROKEN_PIPE: Final = 141
 
@@ -71,7 +59,7 @@ def _debug() -> click.Option:
         expose_value=False,
         is_eager=True,
         callback=_show_everything,
-        help="Show the traceback of an error, and what Beam and other libraries log.",
+        help="Show tracebacks, and the logs of Beam and other libraries.",
     )
 
 
@@ -91,7 +79,7 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, context: click.Context) -> Any:
-        """Run the command; take a broken pipe and Ctrl-C before click has its own way with them."""
+        """Run the command; handle a broken pipe and Ctrl-C before click does."""
         try:
             return super().invoke(context)
         except OSError as error:
@@ -105,10 +93,10 @@ class _Commands(click.Group):
 
 commands = _Commands(
     name="tidemill",
-    help="""Streaming features and inference on Apache Beam, provably equal to batch.
+    help="""Windowed features, training and inference, the same in batch and on a stream.
 
-    A project is one Python module and one YAML file; `tidemill init NAME` writes both to start
-    from.
+    A project is one Python module and one YAML file. `tidemill init NAME` writes a small one to
+    start from; `tidemill demo` runs every stage of an installed one.
     """,
     params=[_debug()],
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -117,7 +105,7 @@ commands = click.version_option(package_name="tidemill")(commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and leave the process with its exit status.
+    """Run a command and exit with its status.
 
     Args:
         arguments: The command line without the program's name; the process's own by default.
@@ -140,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _failed(stop: Stop, session: Session, error: Exception) -> int | None:
-    """Explain an error and return the exit status; None where only its traceback explains it."""
+    """Explain an error and return the exit status; None if there is no explanation of it."""
     if stop.number is not None:
         return _stopped(stop, session, error)
     from tidemill.pipelines.commands.explained import explanation
@@ -155,11 +143,11 @@ def _failed(stop: Stop, session: Session, error: Exception) -> int | None:
 
 
 def _stopped(stop: Stop, session: Session, error: BaseException) -> int:
-    """Say that a signal has ended the command; return the exit status."""
+    """Print that a signal has ended the command; return the exit status."""
     if stop.number is None:  # raised by hand, such as by a test
         stop.number = 2
     _show_traceback(session, error)
-    with contextlib.suppress(OSError):  # the terminal may be gone: that is why we stop
+    with contextlib.suppress(OSError):  # the signal may mean that the terminal was closed
         click.echo(stop.line, err=True)
     return stop.status
 
@@ -170,8 +158,8 @@ def _show_traceback(session: Session, error: BaseException) -> None:
 
 
 def _leave_the_pipe() -> None:
-    """Let what is still to be written go nowhere, or Python complains of it at its end."""
-    with contextlib.suppress(OSError, ValueError):  # standard output may be no file at all
+    """Discard buffered output, or Python reports the broken pipe again when it exits."""
+    with contextlib.suppress(OSError, ValueError):  # standard output may have no file descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

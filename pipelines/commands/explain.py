@@ -1,4 +1,4 @@
-"""`tidemill explain`: what one prediction was made of."""
+"""`tidemill explain`: how one prediction was made."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 
-@click.command(short_help="Show what a prediction was made of.")
+@click.command(short_help="Show how one prediction was made.")
 @click.argument("prediction_id")
 @options.config
 @options.root
 def explain(config_path: Path, root: Path | None, prediction_id: str) -> None:
-    """Show what one prediction was made of: values, events, and the values recomputed.
+    """Show the feature values of one prediction, recompute them, and list the events behind them.
 
-    PREDICTION_ID is the id of its request.
+    PREDICTION_ID is the id of the prediction's request.
     """
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.run.tables import print_tables
     from tidemill.pipelines.verify import explain as stage
 
-    print_tables(stage.explain(configuration, prediction_id).tables(), sys.stdout)
+    print_tables(stage.explain(config, prediction_id).tables(), sys.stdout)

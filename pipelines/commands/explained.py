@@ -1,9 +1,9 @@
-"""What the command line says of an error: what was found, where, and what to do, in three lines.
+"""Explanations of errors, at most three lines each: what was found, where, and what to do.
 
-What is explained is every error of the tree (`features.errors`), whatever the operating system
-refuses (a full disk, a read-only folder, a missing right), also where a library or an engine has
-put its words into an error of its own, and the end of the machine's memory. Anything else is a
-fault of the program, or of the project's own code, and shows its traceback.
+The command line explains every error of the tree (`features.errors`), every refusal of the
+operating system (a full disk, a read-only folder, a missing permission), also one that a library or
+an engine has wrapped, and the lack of memory. Any other error is a fault of Tidemill or of the
+project's own code, and shows its traceback.
 """
 
 from __future__ import annotations
@@ -21,15 +21,10 @@ _TAIL: Final = 100
 
 
 def explanation(error: BaseException, root: Path | None) -> str | None:
-    """Say in one paragraph what an error means.
-
-    Args:
-        error: The error.
-        root: Where the command was writing, for errors that name no path.
+    """Explain an error in one paragraph.
 
     Returns:
-        The paragraph, in at most `LINES` lines of `COLUMNS` columns; None where the error is one
-        that only its traceback explains.
+        The paragraph, at most `LINES` lines of `COLUMNS` columns; None for any other error.
     """
     if isinstance(error, TidemillError):
         return in_short(str(error))
@@ -45,7 +40,7 @@ def explanation(error: BaseException, root: Path | None) -> str | None:
 
 
 def in_short(text: str) -> str:
-    r"""Write a message as one paragraph that fits, its beginning and its end kept.
+    r"""Write a message as one paragraph; shorten one that is too long in the middle.
 
     >>> in_short("found nothing:\n  look elsewhere")
     'error: found nothing: look elsewhere'
@@ -56,7 +51,7 @@ def in_short(text: str) -> str:
         return whole
     head = whole[: most - _TAIL - len(_CUT)]
     words = head.rpartition(" ")[0]
-    # A path may be longer than all of this: its beginning says which disk or folder it is.
+    # Cut inside a path that is too long: its beginning names the disk and the folder.
     head = words if len(head) - len(words) < _TAIL // 2 else head
     tail = whole[-_TAIL:].partition(" ")[2]
     return f"{head}{_CUT}{tail}"

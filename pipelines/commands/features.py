@@ -16,13 +16,13 @@ from tidemill.pipelines.commands import options, stages
 @options.config
 @options.root
 def features(config_path: Path, root: Path | None, view: str, keys: tuple[str, ...]) -> None:
-    """Read the features of some entities from the online store, with their status.
+    """Read the features of entities from the online store, with their status.
 
-    VIEW is a feature view's name, KEY an entity's key.
+    VIEW is the name of a feature view, KEY the key of an entity.
     """
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.run.tables import columns_as_rows, print_tables
     from tidemill.pipelines.verify.read_features import read_features
 
-    table = read_features(configuration, view, keys)
+    table = read_features(config.project, config.online_store, view, keys)
     print_tables([columns_as_rows(table.to_pydict())], sys.stdout)

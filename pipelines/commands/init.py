@@ -15,12 +15,12 @@ import click
     metavar="DIR",
     type=click.Path(path_type=Path),
     default=Path(),
-    help="The directory to write NAME/ into; the working directory by default.",
+    help="Parent of the new folder; the working directory by default.",
 )
 def init(name: str, parent: Path) -> None:
-    """Write a small working project to start from, with events of its own, to NAME/."""
+    """Write a small working project, with events to try it on, to the folder NAME."""
     from tidemill.pipelines.commands.scaffold import write_project
 
     folder = write_project(name, parent)
-    click.echo(f"{folder} is written. README.md in it says what it is; next:\n")
+    click.echo(f"{folder} is written; its README.md describes it. Next:\n")
     click.echo(f"  cd {folder}\n  tidemill validate")

@@ -1,4 +1,4 @@
-"""`tidemill merge-log`: few files of the many of the offline log."""
+"""`tidemill merge-log`: merge the small files of the offline log."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-@click.command("merge-log", short_help="Make few files of the offline log's many.")
+@click.command("merge-log", short_help="Merge the small files of the offline log.")
 @click.option(
     "--before",
     metavar="DATE",
     type=click.DateTime(["%Y-%m-%d"]),
-    help="Merge the days before DATE (UTC); by default those that get no more rows, which are the "
-    "days before the one that the slowest shard of the view has reached.",
+    help="Merge the days before DATE (UTC). By default, the days that get no more rows: those "
+    "before the day that the view's slowest shard has reached.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would become of how many files.")
+@click.option("--dry-run", is_flag=True, help="Only count the files before and after.")
 @options.opened
 def merge_log(
     config_path: Path, root: Path | None, quiet: bool, before: datetime | None, dry_run: bool
 ) -> None:
-    """Make few files of the many that the stream leaves in the offline log.
+    """Merge the many files that the stream writes to the offline log: one per day and segment.
 
-    One for each day and segment of the stream. History reads the same before, meanwhile and after;
-    the stream may run meanwhile, and can still go on from its last savepoint or start over. The
-    rows of one day and segment are in memory together.
+    Readers get the same rows before, during and after the merge. The stream may run at the same
+    time, and can still resume from its last savepoint or start over. The command holds the rows of
+    one day and segment in memory.
     """
-    configuration = stages.load(config_path, root)
+    config = stages.load(config_path, root)
     from tidemill.pipelines.history import merge_log as stage
+    from tidemill.pipelines.run.paths import OFFLINE
     from tidemill.pipelines.run.tables import print_tables
 
     merged = stage.merge_log(
-        configuration,
+        config.project,
+        config.root / OFFLINE,
         stages.progress(quiet),
         before=None if before is None else before.date().isoformat(),
         dry_run=dry_run,

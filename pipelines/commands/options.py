@@ -1,16 +1,16 @@
-"""The options that several commands take, each said once."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from tidemill.pipelines.config.choices import ENGINES
 
-ENGINES: Final = ("fnapi", "prism")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 config = click.option(
     "--config",
@@ -25,20 +25,18 @@ root = click.option(
     "--root",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Where everything is written, instead of the file's root.",
+    help="Folder for all outputs; replaces `root` of the configuration file.",
 )
-quiet = click.option("--quiet", is_flag=True, help="Print results and errors only.")
+quiet = click.option("--quiet", is_flag=True, help="Print only results and errors.")
 speed = click.option(
     "--speed",
     metavar="N",
     type=click.FloatRange(min=0, min_open=True),
-    help="Replay at N times real time; as fast as possible by default.",
+    help="Replay N times faster than real time; by default as fast as possible.",
 )
-engine = click.option(
-    "--engine", type=click.Choice(ENGINES), help="The Beam engine that runs the stream."
-)
+engine = click.option("--engine", type=click.Choice(ENGINES), help="Beam engine for the stream.")
 
 
-def opened(command: Command) -> Command:
-    """Give a command the options that say which configuration and where, and ``--quiet``."""
+def opened(command: _Command) -> _Command:
+    """Give a command ``--config``, ``--root`` and ``--quiet``."""
     return config(root(quiet(command)))

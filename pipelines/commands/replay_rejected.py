@@ -1,4 +1,4 @@
-"""`tidemill replay-rejected`: rejected records out, mended ones in."""
+"""`tidemill replay-rejected`: export rejected records, read repaired ones back in."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 
-@click.command("replay-rejected", short_help="Mend rejected records, feed them in.")
+@click.command("replay-rejected", short_help="Export rejected records; read repaired ones in.")
 @click.option(
     "--mended",
     metavar="FILE",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="An exported file, its payloads mended: feed it in.",
+    help="An exported file with repaired payloads, to be read in.",
 )
 @options.opened
 def replay_rejected(config_path: Path, root: Path | None, quiet: bool, mended: Path | None) -> None:
-    """Export rejected records to be mended, or feed mended ones in again.
+    """Export rejected records for repair, or read repaired records back in.
 
-    Without --mended the records are written to a file, whose payloads are yours to edit; with it
-    they are fed in.
+    Without --mended, write the records of each source to a file; repair the payloads in it. With
+    --mended, read that file.
     """
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.ingest.replay_rejected import replay
 
     progress = stages.progress(quiet)
     stages.run_stage(
-        "replay-rejected", configuration, lambda: replay(configuration, progress, mended=mended)
+        "replay-rejected",
+        config.root,
+        lambda: replay(config, progress, mended=mended),
     )

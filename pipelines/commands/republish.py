@@ -1,4 +1,4 @@
-"""`tidemill republish`: publish every entity again, from state."""
+"""`tidemill republish`: fill the online store again from saved state."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 
-@click.command(short_help="Publish every entity again, from state.")
+@click.command(short_help="Fill the online store again from saved state.")
 @options.opened
 def republish(config_path: Path, root: Path | None, quiet: bool) -> None:
-    """Fill the online store again from state, as of the last releases of the stream.
+    """Publish every entity again, with its values as of the stream's last releases.
 
-    For a store that was emptied, or has lost writes. The stream may run meanwhile: what is newer in
-    the store stays.
+    Use it when the store was emptied or has lost writes. The stream may run at the same time: newer
+    rows in the store stay.
     """
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.recovery import republish as stage
 
     progress = stages.progress(quiet)
-    stages.run_stage("republish", configuration, lambda: stage.republish(configuration, progress))
+    stages.run_stage("republish", config.root, lambda: stage.republish(config, progress))

@@ -1,8 +1,7 @@
-"""`tidemill init`: a small working project to start from.
+"""A new project from ``templates/project``, for `tidemill init`.
 
-What is promised here: the project works as it is (its events, those of a made-up shop, come with
-it from ``templates/project/data``), it is the same wherever it is written, nothing that exists is
-overwritten, and a project stands there whole or not at all.
+Promises: the project works without changes (it brings the events of a made-up shop along); nothing
+that exists is overwritten; and the folder appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -19,14 +18,7 @@ from typing import Final
 from tidemill.features.errors import ConfigurationError
 from tidemill.serving.files.file_errors import named_for
 
-_FILES: Final = {
-    "README.md": "README.md.template",
-    "model.py": "model.py.template",
-    "project.py": "project.py.template",
-    "project_test.py": "project_test.py.template",
-    "tidemill.yaml": "tidemill.yaml.template",
-    ".gitignore": "gitignore.template",
-}
+_TEMPLATE: Final = ".template"
 _PROJECT_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _NAME: Final = "PROJECT_NAME"
 _ROWS: Final = "ROW_COUNT"
@@ -43,8 +35,8 @@ def write_project(name: str, parent: Path) -> Path:
         The project's directory, ``parent/name``.
 
     Raises:
-        ConfigurationError: The name cannot be a project's, or the directory exists.
-        FileError: The place cannot be written.
+        ConfigurationError: The name is not allowed, or the directory exists.
+        FileError: The directory cannot be written.
     """
     if not _PROJECT_NAME.fullmatch(name):
         raise ConfigurationError(
@@ -68,18 +60,20 @@ def write_project(name: str, parent: Path) -> Path:
 def _write(
     folder: Path, templates: Traversable, name: str, events: Mapping[str, bytes], rows: int
 ) -> None:
-    """Write the files beside their place, and put them there together."""
+    """Write the files to a hidden folder beside the target, then rename it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
     try:
-        for file_name, template in _FILES.items():
-            text = templates.joinpath(template).read_text(encoding="utf-8")
-            text = text.replace(_NAME, name).replace(_ROWS, f"{rows:,}")
-            (scratch / file_name).write_text(text, encoding="utf-8")
+        for template in templates.iterdir():
+            if template.name.endswith(_TEMPLATE):
+                text = template.read_text(encoding="utf-8")
+                text = text.replace(_NAME, name).replace(_ROWS, f"{rows:,}")
+                file_name = template.name.removesuffix(_TEMPLATE).replace("gitignore", ".gitignore")
+                (scratch / file_name).write_text(text, encoding="utf-8")
         (scratch / "events").mkdir()
         for file_name, content in events.items():
             (scratch / "events" / file_name).write_bytes(content)
-        scratch.chmod(0o755)  # a temporary directory is its owner's alone
+        scratch.chmod(0o755)  # only the owner can read a temporary directory
         scratch.rename(folder)
     except BaseException:
         shutil.rmtree(scratch)

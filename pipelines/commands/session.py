@@ -1,9 +1,9 @@
-"""One run of the command line: what it was told, what it was doing, and what others logged.
+"""The state of one run of the command line: its root, and the log records of other libraries.
 
-Beam, TensorFlow, gRPC and Feast log warnings and whole tracebacks that would stand before the one
-line that explains an error. `Diagnostics` keeps what they say (the last `KEPT` records) and shows
-it where it helps: all of it as it comes with ``--debug``, and before the traceback of an error that
-nobody explains. What the project's own modules and Tidemill log is always shown.
+Beam, TensorFlow, gRPC and Feast log warnings and tracebacks that would hide the line that explains
+an error. `Diagnostics` keeps the last `KEPT` of their records. It shows them before the traceback
+of an error without an explanation; with ``--debug`` it shows every record at once. Records of the
+project's own modules and of Tidemill are always shown.
 """
 
 from __future__ import annotations
@@ -18,35 +18,21 @@ from pathlib import Path
 from typing import Final
 
 KEPT: Final = 200
-"""How many records of other programs are kept."""
+"""How many records of other libraries are kept."""
 
-OTHERS: Final = frozenset(
-    {
-        "absl",
-        "apache_beam",
-        "asyncio",
-        "concurrent",
-        "feast",
-        "grpc",
-        "h5py",
-        "keras",
-        "matplotlib",
-        "numba",
-        "redis",
-        "root",
-        "sqlalchemy",
-        "tensorflow",
-        "tensorflow_transform",
-        "tfx_bsl",
-        "urllib3",
-    }
-)
-"""The first names of the loggers whose records are kept and not shown. Beam puts the messages of
-Prism into the root logger."""
+OTHER_PROGRAMS: Final = frozenset(
+    (
+        "absl", "apache_beam", "asyncio", "concurrent", "feast", "grpc", "h5py", "keras",
+        "matplotlib", "numba", "redis", "root", "sqlalchemy", "tensorflow", "tensorflow_transform",
+        "tfx_bsl", "urllib3",
+    )
+)  # fmt: skip
+"""The top names of the loggers whose records are kept and not shown. ``root`` is among them since
+Beam logs the messages of Prism there."""
 
 
 class Diagnostics(logging.Handler):
-    """Shows what the project and Tidemill log; keeps what other programs log."""
+    """Shows the log records of the project and of Tidemill; keeps those of other libraries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +41,7 @@ class Diagnostics(logging.Handler):
         self._kept: deque[str] = deque(maxlen=KEPT)
 
     def show_everything(self) -> None:
-        """Show all records as they come, with logger and level, from INFO on."""
+        """Show every record at once, with logger and level, from INFO up."""
         self.debug = True
         self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         logging.getLogger().setLevel(logging.INFO)
@@ -63,13 +49,13 @@ class Diagnostics(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show or keep a record."""
         text = self.format(record)
-        if self.debug or record.name.partition(".")[0] not in OTHERS:
+        if self.debug or record.name.partition(".")[0] not in OTHER_PROGRAMS:
             sys.stderr.write(f"{text}\n")
         else:
             self._kept.append(f"{record.levelname} {record.name}: {text}")
 
     def show_kept(self) -> None:
-        """Show what was kept, before a traceback."""
+        """Show the kept records, before a traceback."""
         for text in self._kept:
             sys.stderr.write(f"{text}\n")
         self._kept.clear()
@@ -77,11 +63,11 @@ class Diagnostics(logging.Handler):
 
 @dataclass
 class Session:
-    """What a run of the command line knows of itself.
+    """The state of one run of the command line.
 
     Attributes:
-        diagnostics: What was logged.
-        root: Where the command writes, once its configuration is loaded.
+        diagnostics: The log records.
+        root: The root of the run, once its configuration is loaded.
     """
 
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
@@ -89,7 +75,7 @@ class Session:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take all log records while the block runs."""
+        """Handle all log records while the block runs."""
         root = logging.getLogger()
         level = root.level
         root.addHandler(self.diagnostics)

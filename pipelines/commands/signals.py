@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: an end in order, said in one line.
+"""Ctrl-C and SIGTERM: an orderly end, reported in one line.
 
-A signal raises in the main thread, so that every stage ends as it does after an error: half-written
-files are removed, Prism is stopped. Engines turn what is raised inside a step into an error of
-their own, so the signal is also remembered, and counts before any error that it has led to. A
+A signal raises ``KeyboardInterrupt`` in the main thread, so a stage cleans up as after an error: it
+removes half-written files and stops Prism. An engine may turn that exception into an error of its
+own; therefore the signal is also recorded, and a recorded signal takes precedence over the error. A
 second signal ends the process at once.
 """
 
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from types import FrameType
 
 _STATUS = 128
-"""A process that a signal ends has this status and the signal's number, as a shell says it."""
+"""The exit status is this plus the number of the signal, as in a shell."""
 
 
 @dataclass
 class Stop:
-    """The signal that came, if one did."""
+    """The signal that the process received, if any."""
 
     number: int | None = None
 
@@ -32,7 +32,7 @@ class Stop:
 
     @property
     def line(self) -> str:
-        """What is said of it."""
+        """The line to print."""
         if self.number == signal.SIGTERM:
             return "stopped by SIGTERM; what was finished is kept"
         return "interrupted; what was finished is kept"
@@ -40,10 +40,10 @@ class Stop:
 
 @contextmanager
 def heeded() -> Iterator[Stop]:
-    """Raise ``KeyboardInterrupt`` in the block on SIGINT and SIGTERM, and remember which it was."""
+    """Raise ``KeyboardInterrupt`` in the block on SIGINT and SIGTERM, and record which it was."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python hands signals to the main thread only
+        yield stop  # Python delivers signals to the main thread only
         return
 
     def end(number: int, _: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What most commands do around the stage that they call: load, show progress, print figures."""
+"""The steps around a stage that most commands share: load, show progress, print figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load(path: Path, root: Path | None) -> Configuration:
-    """Load the configuration that the options name."""
+    """Load a configuration, and record its root for explanations of errors."""
     from tidemill.pipelines.config.configuration import load as load_file
 
     configuration = load_file(path, root=root)
@@ -29,7 +29,7 @@ def load(path: Path, root: Path | None) -> Configuration:
 
 
 def load_for_existing_run(path: Path, root: Path | None) -> Configuration:
-    """Load the configuration for a command that works on what a root holds already."""
+    """Load a configuration for an existing root: with the sample's splits if it holds a sample."""
     from tidemill.pipelines.run.run_record import for_existing_run
 
     return for_existing_run(load(path, root))
@@ -42,22 +42,20 @@ def progress(quiet: bool) -> Progress:
     return make_progress(sys.stderr, quiet=quiet)
 
 
-def run_stage(
-    stage: str, configuration: Configuration, work: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """Run a stage, put its figures into the run's summary, and print them."""
+def run_stage(stage: str, root: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a stage, write its figures to the run's summary, and print them."""
     from tidemill.pipelines.run.summary import write_summary
     from tidemill.pipelines.run.tables import figure_tables, print_tables
 
     began = time.perf_counter()
     figures = {**work(), "seconds": round(time.perf_counter() - began, 3)}
-    write_summary(configuration.root, stage, figures)
+    write_summary(root, stage, figures)
     print_tables(figure_tables(stage, figures), sys.stdout)
     return figures
 
 
 def end_with_verdict(figures: dict[str, Any]) -> None:
-    """Print what `verify` found as the last line, and fail on a mismatch."""
+    """Print the result of `verify` as the last line; exit with status 1 on a mismatch."""
     mismatches, values = figures["mismatches"], figures["values"]
     click.echo(f"{mismatches:,} mismatches in {values:,} values")
     if mismatches != 0:

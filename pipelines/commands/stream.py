@@ -1,28 +1,30 @@
-"""`tidemill stream`: answer requests on the stream."""
+"""`tidemill stream`: run the stream."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import click
 
 from tidemill.pipelines.commands import options, stages
+from tidemill.pipelines.config.choices import MODES
 
-_MODES: Final = ("exact", "eager")
 
-
-@click.command(short_help="Answer requests on the stream.")
+@click.command(short_help="Run the stream: features, online store, predictions.")
 @options.speed
 @options.engine
-@click.option("--mode", type=click.Choice(_MODES), help="Wait for the frontier, or answer at once.")
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    help="exact: answer a request once no earlier event is expected; eager: answer at once.",
+)
 @click.option(
     "--until",
     metavar="TIME",
-    help="Stop before what was received from TIME on, such as 2026-02-20T00:00:00Z, and keep the "
-    "state to go on from.",
+    help="Stop with a savepoint before the first row that was received at TIME or later, such as "
+    "2026-02-20T00:00:00Z.",
 )
-@click.option("--resume", is_flag=True, help="Go on from where the stream stopped or was killed.")
+@click.option("--resume", is_flag=True, help="Resume from the last savepoint, also after a crash.")
 @options.opened
 def stream(
     config_path: Path,
@@ -34,21 +36,21 @@ def stream(
     until: str | None,
     resume: bool,
 ) -> None:
-    """Answer requests on the stream: features, publications, predictions.
+    """Replay the log as a stream: publish features, answer requests with predictions.
 
-    It starts over from the handed-over state: what an earlier run left is removed, also from the
-    online store. With --resume it goes on instead.
+    Without --resume the stream starts over from the state of the backfill, and removes what an
+    earlier stream wrote, its rows in the online store too.
     """
     until_us = None if until is None else _instant_us(until)
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.stream_run import stream as stage
 
     progress = stages.progress(quiet)
     stages.run_stage(
         "stream",
-        configuration,
+        config.root,
         lambda: stage.stream(
-            configuration,
+            config,
             progress,
             speed=speed,
             engine=engine,

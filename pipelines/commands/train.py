@@ -1,4 +1,4 @@
-"""`tidemill train`: a model from the training table, as a bundle."""
+"""`tidemill train`: train a model on the backfilled features."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tidemill.pipelines.commands import options, stages
 @options.opened
 def train(config_path: Path, root: Path | None, quiet: bool) -> None:
     """Train a model on the backfilled features, evaluate it, and write a bundle."""
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.training import train as stage
 
     progress = stages.progress(quiet)
-    stages.run_stage("train", configuration, lambda: stage.train(configuration, progress))
+    stages.run_stage("train", config.root, lambda: stage.train(config, progress))

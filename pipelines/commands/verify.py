@@ -1,4 +1,4 @@
-"""`tidemill verify`: prove what was served."""
+"""`tidemill verify`: recompute every served value and compare."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 
-@click.command(short_help="Prove what was served: recompute and compare.")
+@click.command(short_help="Recompute every served value and compare.")
 @click.option(
     "--sample",
     metavar="N",
     type=click.IntRange(min=0),
     default=1000,
     show_default=True,
-    help="How many requests the plain-Python oracle recomputes.",
+    help="Number of requests that the plain-Python oracle recomputes, too.",
 )
 @options.opened
 def verify(config_path: Path, root: Path | None, quiet: bool, sample: int) -> None:
-    """Recompute every feature value that was served, and compare bit for bit.
+    """Recompute every served feature value from the raw files, and compare bit for bit.
 
     The last line is `N mismatches in M values`; the exit status is 1 unless N is 0.
     """
-    configuration = stages.load_for_existing_run(config_path, root)
+    config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.verify import verify as stage
 
     progress = stages.progress(quiet)
     figures = stages.run_stage(
-        "verify", configuration, lambda: stage.verify(configuration, progress, sample=sample)
+        "verify", config.root, lambda: stage.verify(config, progress, sample=sample)
     )
     stages.end_with_verdict(figures)

@@ -1,4 +1,4 @@
-"""Demo: the whole loop, from raw files to proven predictions, on one machine without servers."""
+"""All stages in a row, from raw files to verified predictions, on one machine without servers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def demo(
     Args:
         config: The configuration.
         progress: Where progress is shown.
-        sample: Use the configuration's sample.
-        speed: Times real time for the stream; None for as fast as possible.
-        engine: The stream's engine; None for the configured one.
+        sample: Whether to use the configuration's sample.
+        speed: How many times faster than real time the stream runs; None is as fast as it can.
+        engine: The stream's engine; None is the configured one.
 
     Returns:
-        What each step returned, and the seconds it took.
+        The figures and the seconds of each step, by name, and the path of the report.
     """
-    remember(config, sample)
+    remember(config.root, sample)
     if sample:
         config = sampled(config)
     summary: dict[str, Any] = {}
@@ -58,63 +58,34 @@ def demo(
 
 
 def overview(summary: Mapping[str, Any]) -> Table:
-    """Return the run on one screen: what each step took, and what went in and out."""
+    """Return a table with the time and the main figures of each step."""
     sources = summary["backfill"]["sources"].values()
     read = sum(source["read"] for source in sources)
     refused = sum(source["rejected"] for source in sources)
     stream_, proof = summary["stream"], summary["verify"]
     evaluation = Evaluation.from_json(summary["train"]["evaluation"])
-    rows = [
-        ("backfill", f"{read:,} rows read, {refused:,} of them rejected"),
-        ("", f"{summary['backfill']['training']['rows']:,} requests with their features"),
-        *(
-            ("train" if runs is evaluation.model else "", _quality(runs))
-            for runs in (evaluation.model, *evaluation.baselines)
-        ),
-        ("", f"beats both baselines: {'yes' if evaluation.beats_baselines else 'no'}"),
-        ("stream", stream_["why"]),
-        (
-            "",
-            (
-                f"{stream_['events']:,} events and {stream_['requests']:,} requests in, "
-                f"{stream_['rejected']:,} rejected"
-            ),
-        ),
-        (
-            "",
-            (
-                f"{stream_['predictions']:,} predictions and {stream_['publications']:,} "
-                "publications out"
-            ),
-        ),
-        (
-            "verify",
-            (
-                f"{proof['feature_mismatches']:,} mismatches in {proof['values']:,} values "
-                f"({proof['predictions']:,} predictions x {proof['features']} features)"
-            ),
-        ),
-        (
-            "",
-            (
-                f"{proof['oracle_mismatches']:,} in {proof['oracle_values']:,} by the plain-Python "
-                "oracle"
-            ),
-        ),
-        (
-            "",
-            (
-                f"{proof['store_mismatches']:,} in {proof['store_values']:,} read back from the "
-                f"store ({proof['store_entities']:,} entities)"
-            ),
-        ),
-    ]
-    return Table(
-        "summary",
-        ("step", "seconds", "what came of it"),
-        [(step, f"{summary[step]['seconds']:,.1f}" if step else "", text) for step, text in rows],
-        frozenset([1]),
-    )
+    trained = "\n".join(map(_quality, (evaluation.model, *evaluation.baselines)))
+    results = {
+        "backfill": f"{read:,} rows read, {refused:,} of them rejected\n"
+        f"{summary['backfill']['training']['rows']:,} requests with their features",
+        "train": f"{trained}\n"
+        f"beats both baselines: {'yes' if evaluation.beats_baselines else 'no'}",
+        "stream": f"{stream_['why']}\n"
+        f"{stream_['events']:,} events and {stream_['requests']:,} requests in, "
+        f"{stream_['rejected']:,} rejected\n"
+        f"{stream_['predictions']:,} predictions and {stream_['publications']:,} publications out",
+        "verify": f"{proof['feature_mismatches']:,} mismatches in {proof['values']:,} values "
+        f"({proof['predictions']:,} predictions x {proof['features']} features)\n"
+        f"{proof['oracle_mismatches']:,} in {proof['oracle_values']:,} by the plain-Python oracle\n"
+        f"{proof['store_mismatches']:,} in {proof['store_values']:,} read back from the store "
+        f"({proof['store_entities']:,} entities)",
+    }
+    rows = []
+    for step, text in results.items():
+        first, *others = text.split("\n")
+        rows.append((step, f"{summary[step]['seconds']:,.1f}", first))
+        rows += [("", "", other) for other in others]
+    return Table("summary", ("step", "seconds", "result"), rows, frozenset([1]))
 
 
 def _quality(runs: Runs) -> str:

@@ -1,16 +1,16 @@
-"""Configuration: the YAML file says where things are; the project says what they are.
+"""The configuration: the YAML file names data and stores, the project defines the features.
 
-`load` is strict (`pipelines.config.strict_yaml`): an unknown key, a key that stands twice, a value
-of another type than expected is a `ConfigurationError` that names file, line, key and the nearest
-known key. What a configuration promises once it is loaded:
+`load` is strict (`pipelines.config.strict_yaml`): an unknown key, a duplicate key or a value of
+another type is a `ConfigurationError` that names file, line, key and the nearest known key.
+Promises of a loaded configuration:
 
-* The project is imported and is a `Project`; it has exactly the sources that it needs.
-* Every path is absolute. Relative ones started in the YAML file's folder, those of the stores and
-  the registry in the root; what starts with ``package://`` stays as it is.
+* The project is imported and is a `Project`; the configuration has exactly the sources it needs.
+* Every path is absolute. Relative paths start in the YAML file's folder, those of the stores and
+  the registry in the root; paths that start with ``package://`` stay as they are.
 * Times and durations are UTC microseconds.
 
-There is no interpolation: neither environment variables nor ``~`` are substituted. The file is
-the whole truth; the command line overrides what a command names (``--root``, ``--speed``...).
+Environment variables and ``~`` are not substituted. Only options of the command line (``--root``,
+``--speed``...) override the file.
 
 ```yaml
 project: project:project        # module:attribute; modules beside this file are found
@@ -24,12 +24,12 @@ sources:                        # one for each event stream and one for the requ
     zone: Europe/Berlin         # optional: of times without an offset
     transform: ingest:orders    # optional: raw RecordBatch -> RecordBatch, before validation
     partitions: 1               # optional: partitions of the replay log made from it
-    received: received_at       # optional, instead of partitions: the files are a log
-splits:                         # train before, evaluate before, stream before
+    received: received_at       # optional, instead of partitions: each file is a log
+splits:                         # where training, evaluation and stream end
   train_until: 2026-02-01T00:00:00Z
   evaluate_until: 2026-02-15T00:00:00Z
   stream_until: 2026-03-01T00:00:00Z
-sample: {train_until: ..., evaluate_until: ..., stream_until: ...}  # optional: of a quick look
+sample: {train_until: ..., evaluate_until: ..., stream_until: ...}  # optional: of a short run
 training: {epochs: 4, batch_size: 1024, learning_rate: 0.001, seeds: 5, seed: 1, rate_groups: []}
 online_store: {type: sqlite, path: online.db}  # `pipelines.config.online_section`
 offline_store: {type: parquet}  # optional (`pipelines.config.offline_section`)
@@ -49,7 +49,8 @@ from typing import Any, Final
 from tidemill.features import zones
 from tidemill.features.contract import MINUTE
 from tidemill.features.definitions import TIMESTAMP, Project
-from tidemill.features.errors import DefinitionError, nearest
+from tidemill.features.errors import ConfigurationError, DefinitionError, nearest
+from tidemill.pipelines.config.choices import ENGINES, MODES
 from tidemill.pipelines.config.offline_section import offline_place
 from tidemill.pipelines.config.online_section import (
     GIVE_UP_AFTER_US,
@@ -58,57 +59,55 @@ from tidemill.pipelines.config.online_section import (
 )
 from tidemill.pipelines.config.project_import import import_attribute
 from tidemill.pipelines.config.registry_section import registry_place
-from tidemill.pipelines.config.strict_yaml import Section, Value, read_file
+from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
 from tidemill.pipelines.io.files import input_files
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace
 
-FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
-ENGINES: Final = ("fnapi", "prism")
-"""The engines that run a stream (`pipelines.engines.choosing.Engine`; the third refuses them)."""
-MODES: Final = ("exact", "eager")
+_FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
 
 _KEYS: Final = (
-    "project",
-    "root",
-    "shards",
-    "sources",
-    "splits",
-    "sample",
-    "training",
-    "online_store",
-    "offline_store",
-    "registry",
-    "stream",
-)
+    "project", "root", "shards", "sources", "splits", "sample", "training", "online_store",
+    "offline_store", "registry", "stream",
+)  # fmt: skip
 _SOURCE_KEYS: Final = (
-    "files",
-    "format",
-    "nulls",
-    "zone",
-    "transform",
-    "partitions",
-    "received",
-)
+    "files", "format", "nulls", "zone", "transform", "partitions", "received",
+)  # fmt: skip
+_TRAINING: Final = {
+    "epochs": Value.count,
+    "batch_size": Value.count,
+    "learning_rate": Value.positive,
+    "seeds": Value.count,
+    "seed": Value.whole,
+    "rate_groups": Value.texts,
+}
+_STREAM: Final = {
+    "engine": or_null(lambda value: value.one_of(ENGINES)),
+    "mode": lambda value: value.one_of(MODES),
+    "poll_rows": Value.count,
+    "speed": or_null(Value.positive),
+    "answer_within": Value.duration_us,
+    "gap_batches": Value.count,
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of an event stream or of the requests are.
+    """The files of an event stream or of the requests.
 
     Attributes:
         name: The stream's or the request's name.
         files: Patterns (`pipelines.io.files.input_files.find_files`): absolute, or ``package://``.
         format: ``csv``, ``jsonl`` or ``parquet``; None goes by each file's extension.
         nulls: Texts that mean null; None is the format's default.
-        zone: The IANA zone of times without an offset; None refuses them.
-        transform: Works on raw batches before they are validated.
-        partitions: Partitions of the replay log made from it.
-        received: The timestamp column that says when the log received a row: each file is a
-            partition in order of arrival, and what is too late or ahead is rejected. None is
-            history read as a table, without an order of arrival.
+        zone: The IANA zone of times without an offset; None refuses such times.
+        transform: Applied to raw batches before validation.
+        partitions: The number of partitions of the replay log.
+        received: The timestamp column with the time at which the log received a row. Each file
+            is then a partition in order of arrival, and rows that are too late or ahead are
+            rejected. None: the files are a table without an order of arrival.
     """
 
     name: str
@@ -121,17 +120,17 @@ class Source:
     received: str | None = None
 
     def find_files(self) -> list[Path]:
-        """Return the files that the patterns name now.
+        """Return the files that match the patterns now.
 
         Raises:
-            ConfigurationError: A pattern names none.
+            ConfigurationError: A pattern matches no file.
         """
         return input_files.find_files(self.files)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Where training, evaluation and the stream end (UTC microseconds), each where one begins."""
+    """Where training, evaluation and the stream end, UTC microseconds; the ends come in order."""
 
     train_until_us: int
     evaluate_until_us: int
@@ -145,9 +144,9 @@ class Training:
     Attributes:
         epochs: Passes over the training split.
         batch_size: Rows of a step.
-        learning_rate: Given to the project's ``model`` function.
-        seeds: How many trainings are judged; the first makes the bundle.
-        seed: The first seed; the others follow it.
+        learning_rate: Passed to the project's ``model`` function.
+        seeds: How many models are trained and evaluated; the first is the bundle's.
+        seed: The seed of the first model; each further model adds one.
         rate_groups: Model inputs that the rate baseline groups by, the coarsest first.
     """
 
@@ -157,6 +156,13 @@ class Training:
     seeds: int = 5
     seed: int = 1
     rate_groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_size, self.seeds) < 1:
+            raise ConfigurationError(
+                "training takes at least one epoch, one row a batch and one seed, found "
+                f"{self.epochs}, {self.batch_size} and {self.seeds}"
+            )
 
     @property
     def seed_values(self) -> tuple[int, ...]:
@@ -172,10 +178,10 @@ class StreamOptions:
         engine: ``fnapi`` or ``prism``; None leaves it to
             `pipelines.engines.choosing.choose_engine`.
         mode: ``exact`` or ``eager``.
-        poll_rows: Rows that one poll of a source reads at most.
+        poll_rows: The most rows that one poll of a source reads.
         speed: How many times faster than real time a replay runs; None is as fast as it can.
-        answer_within_us: How long a request waits for its parts, in microseconds.
-        gap_batches: How many batches a gap in a partition may stay open.
+        answer_within_us: How long a request waits for the answers of its views, in microseconds.
+        gap_batches: The number of batches after which an open gap in a partition is an error.
     """
 
     engine: str | None = None
@@ -198,13 +204,13 @@ class Configuration:
         shards: The fixed number of shards of each view.
         sources: By the name of the stream or the request.
         splits: Where training, evaluation and stream end.
-        sample: The splits of a quick look at the same data; None where there is none.
-        read_until_us: Nothing that was received from here on is read; None reads everything. No
-            key of the file: a quick look sets it.
+        sample: The splits of a short run on the same data, if the file has any.
+        read_until_us: Rows that were received at this instant or later are not read; None reads
+            all rows. Set by a run on the sample, not by a key of the file.
         training: How the model is trained.
         online_store: Where the newest features are served from.
-        give_up_after_us: How long the online store may be away before the stream fails.
-        offline_store: Where features of the past are read from.
+        give_up_after_us: How long the online store may be unavailable before the stream fails.
+        offline_store: Where past features are read from.
         registry: Where the definitions are registered; None is a file below the root.
         stream: How the stream runs.
     """
@@ -227,7 +233,7 @@ class Configuration:
 
     @property
     def places(self) -> StorePlaces:
-        """Where the project's stores are: every stage opens them there."""
+        """Where the project's stores are."""
         return StorePlaces.below(
             self.root,
             online=self.online_store,
@@ -249,12 +255,12 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
     path = Path(path)
     top = read_file(path).section(_KEYS)
     folder = path.absolute().parent
-    # The project comes last: what is wrong with the file itself shows without its imports.
+    # Import the project last, so that errors in the file show without its imports.
     where = folder / top.required("root").text()
     where = Path(root).absolute() if root is not None else where
     sources = _sections(top.required("sources"))
     splits = _splits(top.required("splits"))
-    sample = top.nullable("sample", _splits)
+    sample = top.optional("sample", or_null(_splits), None)
     training = top.optional("training", _training, Training())
     registry = registry_place(top, where)
     online_store = online_place(top, folder, where)
@@ -262,7 +268,7 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         online_store = replace(online_store, registry=registry)
     offline_store = offline_place(top, where)
     stream = top.optional("stream", _stream, StreamOptions())
-    shards = top.optional("shards", _count, 2)
+    shards = top.optional("shards", Value.count, 2)
     reference = top.required("project")
     project = _project(reference, folder)
     _check_names(top.required("sources"), sources, project)
@@ -284,10 +290,6 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         stream=stream,
         sample=sample,
     )
-
-
-def _count(value: Value) -> int:
-    return value.whole(least=1)
 
 
 def _project(value: Value, folder: Path) -> Project:
@@ -334,12 +336,16 @@ def _source(project: Project, name: str, section: Section, folder: Path) -> Sour
             pattern if pattern.startswith(input_files.PACKAGE) else str(folder / pattern)
             for pattern in patterns
         ),
-        format=section.nullable("format", lambda value: value.one_of(FORMATS)),
-        nulls=section.nullable("nulls", Value.texts),
-        zone=section.nullable("zone", _zone),
-        transform=section.nullable("transform", lambda value: _transform(value, folder)),
-        partitions=section.optional("partitions", _count, 1),
-        received=section.nullable("received", lambda value: _received(value, project, name)),
+        **section.read(
+            {
+                "format": or_null(lambda value: value.one_of(_FORMATS)),
+                "nulls": or_null(Value.texts),
+                "zone": or_null(_zone),
+                "transform": or_null(lambda value: _transform(value, folder)),
+                "partitions": Value.count,
+                "received": or_null(lambda value: _received(value, project, name)),
+            }
+        ),
     )
 
 
@@ -383,18 +389,7 @@ def _splits(value: Value) -> Splits:
 
 
 def _training(value: Value) -> Training:
-    default = Training()
-    section = value.section(
-        ("epochs", "batch_size", "learning_rate", "seeds", "seed", "rate_groups")
-    )
-    return Training(
-        epochs=section.optional("epochs", _count, default.epochs),
-        batch_size=section.optional("batch_size", _count, default.batch_size),
-        learning_rate=section.optional("learning_rate", Value.positive, default.learning_rate),
-        seeds=section.optional("seeds", _count, default.seeds),
-        seed=section.optional("seed", Value.whole, default.seed),
-        rate_groups=section.optional("rate_groups", Value.texts, default.rate_groups),
-    )
+    return Training(**value.section(_TRAINING).read(_TRAINING))
 
 
 def _check_rate_groups(value: Value, training: Training, project: Project) -> None:
@@ -406,17 +401,4 @@ def _check_rate_groups(value: Value, training: Training, project: Project) -> No
 
 
 def _stream(value: Value) -> StreamOptions:
-    default = StreamOptions()
-    section = value.section(
-        ("engine", "mode", "poll_rows", "speed", "answer_within", "gap_batches")
-    )
-    return StreamOptions(
-        engine=section.nullable("engine", lambda engine: engine.one_of(ENGINES)),
-        mode=section.optional("mode", lambda mode: mode.one_of(MODES), default.mode),
-        poll_rows=section.optional("poll_rows", _count, default.poll_rows),
-        speed=section.nullable("speed", Value.positive),
-        answer_within_us=section.optional(
-            "answer_within", Value.duration_us, default.answer_within_us
-        ),
-        gap_batches=section.optional("gap_batches", _count, default.gap_batches),
-    )
+    return StreamOptions(**value.section(_STREAM).read(_STREAM))

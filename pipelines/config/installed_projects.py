@@ -1,6 +1,6 @@
-"""Projects that come with installed packages: the entry-point group ``tidemill.projects``.
+"""Projects in installed packages: the entry-point group ``tidemill.projects``.
 
-A package that brings a project names itself in that group and has a ``tidemill.yaml`` beside its
+A package that contains a project declares it in that group, and has a ``tidemill.yaml`` beside its
 ``__init__.py``:
 
 ```python
@@ -16,7 +16,7 @@ from typing import Final
 
 from tidemill.features.errors import ConfigurationError, nearest
 
-GROUP: Final = "tidemill.projects"
+PROJECTS: Final = "tidemill.projects"
 FILE_NAME: Final = "tidemill.yaml"
 
 
@@ -24,16 +24,16 @@ def installed_project(name: str | None = None) -> Path:
     """Return the YAML file of an installed project.
 
     Args:
-        name: Its name in the entry-point group; None where there is exactly one.
+        name: Its name in the entry-point group; may be None if there is exactly one.
 
     Raises:
         ConfigurationError: There is no such project or, without a name, not exactly one; or its
             package cannot be imported or has no YAML file.
     """
-    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=PROJECTS)}
     if not found:
         raise ConfigurationError(
-            f"no installed package brings a project (entry-point group {GROUP!r}); write one of "
+            f"no installed package brings a project (entry-point group {PROJECTS!r}); write one of "
             "your own with `tidemill init NAME`"
         )
     if name is None and len(found) > 1:

@@ -1,4 +1,4 @@
-"""The ``offline_store`` section of the YAML file: where features of the past are read from.
+"""The ``offline_store`` section of the YAML file: where Feast reads past features from.
 
 ```yaml
 offline_store: {type: parquet}   # the default: the change-point log below the root
@@ -6,8 +6,7 @@ offline_store: {type: parquet, memory_limit: 2GB, threads: 4, spill: /scratch}
 offline_store: {type: bigquery, project: some-project, dataset: features}
 ```
 
-It says what Feast reads. What is written is the log below the root in any case; BigQuery is loaded
-from it (docs/offline-store.md).
+Tidemill always writes the log below the root; BigQuery is loaded from it (docs/offline-store.md).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.errors import ConfigurationError
-from tidemill.pipelines.config.strict_yaml import Section, Value
+from tidemill.pipelines.config.strict_yaml import Section, Value, or_null
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 
 OFFLINE_STORES: Final = ("parquet", "bigquery")
@@ -26,12 +25,8 @@ OFFLINE_STORES: Final = ("parquet", "bigquery")
 def offline_place(top: Section, root: Path) -> OfflinePlace:
     """Read the section.
 
-    Args:
-        top: The whole file.
-        root: What relative paths are below.
-
     Raises:
-        ConfigurationError: The section says something else than an offline store.
+        ConfigurationError: The section is not that of an offline store.
     """
     if "offline_store" not in top.values:
         return ParquetPlace()
@@ -46,12 +41,12 @@ def offline_place(top: Section, root: Path) -> OfflinePlace:
 
 
 def _parquet(value: Value, root: Path) -> ParquetPlace:
-    section = value.section(("type", "memory_limit", "threads", "spill"))
-    return ParquetPlace(
-        memory_limit=section.nullable("memory_limit", Value.text),
-        threads=section.nullable("threads", lambda threads: threads.whole(least=1)),
-        spill=section.nullable("spill", lambda path: root / path.text()),
-    )
+    readers = {
+        "memory_limit": or_null(Value.text),
+        "threads": or_null(Value.count),
+        "spill": or_null(lambda path: root / path.text()),
+    }
+    return ParquetPlace(**value.section(("type", *readers)).read(readers))
 
 
 def _bigquery(value: Value) -> BigQueryDataset:

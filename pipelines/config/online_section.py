@@ -8,14 +8,14 @@ online_store:
   host: redis.example
   username: tidemill                # an ACL user; without it Redis's default user
   password_env: REDIS_PASSWORD      # the environment variable that holds the password, or
-  # password_file: redis-password   # the file that does
+  # password_file: redis-password   # the file that holds it
   tls: {ca: ca.crt, cert: own.crt, key: own.key}   # `tls: {}` trusts the system's authorities
 online_store: {type: feast, options: {type: postgres, host: db.example}}   # any other of Feast's
 ```
 
-A password never stands in the file. The files of a Redis start in the YAML file's folder, whatever
-the root of a run is. With any of them ``give_up_after: 10m`` says how long the store may be away
-before the stream fails (`pipelines.publish.store_writer`).
+The file never holds a password. Paths of a Redis section start in the YAML file's folder. Every
+type takes ``give_up_after: 10m``: how long the store may be unavailable before the stream fails
+(`pipelines.publish.store_writer`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Final
 
 from tidemill.features.contract import MINUTE
 from tidemill.features.errors import ConfigurationError
-from tidemill.pipelines.config.strict_yaml import Section, Value
+from tidemill.pipelines.config.strict_yaml import Section, Value, or_null
 from tidemill.serving.stores.online_places import (
     ONLINE,
     FeastPlace,
@@ -37,31 +37,15 @@ from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 ONLINE_STORES: Final = ("sqlite", "redis", "feast")
 
-_REDIS_KEYS: Final = (
-    "type",
-    "host",
-    "port",
-    "db",
-    "username",
-    "password_env",
-    "password_file",
-    "tls",
-    "timeout",
-    "give_up_after",
-)
+GIVE_UP_AFTER_US: Final = 10 * MINUTE
+"""How long a store may be unavailable before the run fails."""
 
 
 def online_place(top: Section, folder: Path, root: Path) -> OnlinePlace:
     """Read the section.
 
-    Args:
-        top: The whole file.
-        folder: The YAML file's folder.
-        root: Where the run writes.
-
     Raises:
-        ConfigurationError: The section says something else than an online store, or holds a
-            password.
+        ConfigurationError: The section is not that of an online store, or holds a password.
     """
     if "online_store" not in top.values:
         return default_place(root)
@@ -76,13 +60,10 @@ def online_place(top: Section, folder: Path, root: Path) -> OnlinePlace:
 
 
 def give_up_after_us(top: Section) -> int:
-    """Read how long the store may be away.
-
-    Args:
-        top: The whole file; its section has been read by `online_place`.
+    """Read how long the store may be unavailable.
 
     Raises:
-        ConfigurationError: It is no duration above zero.
+        ConfigurationError: The value is not a duration above zero.
     """
     if "online_store" not in top.values:
         return GIVE_UP_AFTER_US
@@ -92,7 +73,7 @@ def give_up_after_us(top: Section) -> int:
 
 def _feast_place(section: Section, root: Path) -> FeastPlace:
     options = section.required("options")
-    options.section()  # a mapping, or an error that says so
+    options.section()  # raises an error unless it is a mapping
     try:
         return FeastPlace(options.foreign(), root)
     except ConfigurationError as error:
@@ -100,42 +81,34 @@ def _feast_place(section: Section, root: Path) -> FeastPlace:
 
 
 def _redis_place(value: Value, folder: Path) -> RedisPlace:
-    if "password" in value.section().values:
-        raise (
-            value.section()
-            .values["password"]
-            .wrong(
-                "a password does not stand in this file: put it into an environment variable or a "
-                "file, and name that under password_env or password_file"
-            )
+    if password := value.section().values.get("password"):
+        raise password.wrong(
+            "a password must not be in this file: put it into an environment variable or a "
+            "file, and name that under password_env or password_file"
         )
-    section = value.section(_REDIS_KEYS)
-    default = RedisPlace()
 
     def file(path: Value) -> Path:
         return folder / path.text()
 
     def tls(files: Value) -> RedisTls:
-        found = files.section(("ca", "cert", "key"))
-        return RedisTls(*(found.nullable(name, file) for name in ("ca", "cert", "key")))
+        readers = dict.fromkeys(("ca", "cert", "key"), or_null(file))
+        return RedisTls(**files.section(readers).read(readers))
 
+    readers = {
+        "host": Value.text,
+        "port": Value.count,
+        "db": Value.whole,
+        "username": or_null(Value.text),
+        "password_env": or_null(Value.text),
+        "password_file": or_null(file),
+        "tls": or_null(tls),
+        "timeout": Value.duration_us,
+    }
+    section = value.section(("type", *readers, "give_up_after"))
     try:
-        return RedisPlace(
-            host=section.optional("host", Value.text, default.host),
-            port=section.optional("port", lambda port: port.whole(least=1), default.port),
-            db=section.optional("db", Value.whole, default.db),
-            username=section.nullable("username", Value.text),
-            password_env=section.nullable("password_env", Value.text),
-            password_file=section.nullable("password_file", file),
-            tls=section.nullable("tls", tls),
-            timeout_us=section.optional("timeout", Value.duration_us, default.timeout_us),
-        )
+        return RedisPlace(**section.read(readers))
     except ConfigurationError as error:
         if str(error).startswith(f"{value.file}:"):
             raise
         message = str(error).removeprefix("online_store: ").removeprefix("online_store.")
         raise value.wrong(message) from error
-
-
-GIVE_UP_AFTER_US: Final = 10 * MINUTE
-"""How long a store may be away before the run fails."""

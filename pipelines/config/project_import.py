@@ -1,8 +1,8 @@
-"""From ``module:attribute`` in the YAML file to the object that is meant.
+"""Importing the object that ``module:attribute`` in the YAML file names.
 
-What is promised here: a module beside the YAML file is found whatever the working directory (its
-folder is put first on ``sys.path`` and stays there); what is found is the file that stands there,
-not a module of the same name from elsewhere; the working directory is never changed.
+Promises: a module beside the YAML file is found from any working directory (its folder stays first
+on ``sys.path``); an installed module of the same name is never taken instead; the working directory
+does not change.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from tidemill.pipelines.config.strict_yaml import Value
 _REFERENCE: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 _folders: set[Path] = set()
-"""Folders whose modules this process has imported from. Their modules may make way for those of
-another project that have the same names (each project has a ``project.py``); others may not."""
+"""Folders of the projects that this process has imported. Only their modules may be replaced by
+those of another project: each project has a ``project.py``."""
 
 
 def import_attribute(value: Value, folder: Path) -> Any:
-    """Import what a value of the YAML file refers to.
+    """Import the object that a value of the YAML file names.
 
     Args:
-        value: Says ``module:attribute``.
+        value: ``module:attribute``.
         folder: The YAML file's folder.
 
     Returns:
         The attribute.
 
     Raises:
-        ConfigurationError: The reference is malformed, the module cannot be imported (with the
-            reason and, where it is the module's own, file and line), it is another of the same
-            name, or it has no such attribute.
+        ConfigurationError: The reference is malformed; the module cannot be imported (the message
+            has the reason and, for the project's own code, file and line); another module has its
+            name; or the module lacks the attribute.
     """
     reference = value.text()
     match = _REFERENCE.fullmatch(reference)
@@ -70,12 +70,12 @@ def import_attribute(value: Value, folder: Path) -> Any:
 
 
 def _make_first(folder: Path) -> None:
-    """Put a folder first on the path, and forget other projects' modules that it has too."""
+    """Put a folder first on the path; forget modules of other projects that have the same names."""
     text = str(folder)
     if text in sys.path:
         sys.path.remove(text)
     sys.path.insert(0, text)
-    importlib.invalidate_caches()  # the files may be younger than the last look at the folder
+    importlib.invalidate_caches()  # a file may be newer than the cached listing
     others = _folders - {folder}
     stale = {
         name
@@ -92,17 +92,17 @@ def _holds(folder: Path, name: str) -> bool:
 
 
 def _home(module: ModuleType) -> Path | None:
-    """Return the folder that a top-level module was found in; None where it has no file."""
+    """Return the folder that holds a top-level module; None if the module has no file."""
     file = getattr(module, "__file__", None)
     if not file:
         return None
-    # Not resolved: the files may be links into a store of versions, as in a mounted folder.
+    # Do not resolve links: in a mounted folder, files may be links to versioned copies.
     path = Path(file).absolute()
     return path.parent.parent if hasattr(module, "__path__") else path.parent
 
 
 def _place(error: Exception, folder: Path) -> str:
-    """Say where in the user's own files an error was raised."""
+    """Return the file and line of the project's own code that raised an error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({Path(error.filename).name}, line {error.lineno})"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

@@ -2,7 +2,7 @@
 
 ```yaml
 registry: {type: file, path: registry.db}                  # the default; below the root
-registry: {type: sql, path: "sqlite:///registry-sql.db"}   # an SQLAlchemy URL; its file too
+registry: {type: sql, path: "sqlite:///registry-sql.db"}   # an SQLAlchemy URL; also below it
 registry: {type: sql, path: "postgresql+psycopg://feast@db.example/feast"}
 registry: {type: sql, path_env: REGISTRY_URL}              # a URL with a password
 ```
@@ -32,12 +32,8 @@ REGISTRIES: Final = ("file", "sql")
 def registry_place(top: Section, root: Path) -> RegistryPlace:
     """Read the section.
 
-    Args:
-        top: The whole file.
-        root: What relative paths are below.
-
     Raises:
-        ConfigurationError: The section says something else than a registry, or holds a password.
+        ConfigurationError: The section is not that of a registry, or holds a password.
     """
     if "registry" not in top.values:
         return default_registry(root)
@@ -61,7 +57,7 @@ def registry_place(top: Section, root: Path) -> RegistryPlace:
 
 def _url(value: Value, root: Path) -> str:
     url = value.text()
-    # The URL is not shown before it is known to hold no password.
+    # Check for a password first: the other messages show the URL.
     if url_password(url):
         raise value.wrong(
             "the URL holds a password; put the URL into an environment variable, and its name "

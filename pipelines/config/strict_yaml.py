@@ -1,19 +1,17 @@
-"""Strict YAML: every value is asked for by name and type, and an error names file, line and key.
+"""Strict YAML: the reader asks for every value by name and type; errors name file, line and key.
 
-What is promised here: nothing is guessed. A key that nobody asks for, a key that stands twice, a
-value of another type than the one asked for: each is a `ConfigurationError`. Values are taken as
-they stand in the file: ``5`` is no text, ``"5"`` is no number, and neither environment variables
-(``${HOME}``) nor ``~`` are substituted. The file's text is parsed into nodes and never turned
-into Python objects, so YAML's own conversions (``NO`` as false, ``1:30`` as 90, ``1e-3`` as a
-text) play no part. Only a section that another program defines (`Value.foreign`) is read as that
-program would read it.
+Nothing is guessed. An unknown key, a duplicate key and a value of another type are each a
+`ConfigurationError`. ``5`` is not a text, ``"5"`` is not a number, and neither environment
+variables (``${HOME}``) nor ``~`` are substituted. The text is parsed into nodes and not into Python
+objects, so YAML's own conversions (``NO`` to false, ``1:30`` to 90, ``1e-3`` to a text) apply only
+to the options of another program (`Value.foreign`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -28,7 +26,7 @@ from tidemill.features.rows import text_values
 T = TypeVar("T")
 
 MOST_DEEP: Final = 50
-"""How deep mappings and lists may be nested in one another."""
+"""The greatest depth of nested mappings and lists."""
 
 _WHOLE: Final = re.compile(r"-?(0|[1-9][0-9_]{0,17})")
 _NUMBER: Final = re.compile(r"-?([0-9][0-9_]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?")
@@ -49,8 +47,8 @@ class Value:
 
     Attributes:
         file: The file's name, for errors.
-        name: Its key with those above it, such as ``stream.poll_rows``; empty for the whole file.
-        node: What stands there.
+        name: Its key after those above it, such as ``stream.poll_rows``; empty for the top level.
+        node: The parsed node.
     """
 
     file: str
@@ -58,7 +56,7 @@ class Value:
     node: yaml.Node
 
     def wrong(self, message: str, at: yaml.Node | None = None) -> ConfigurationError:
-        """Return the error that names the file, the line and the key.
+        """Return an error that names the file, the line and the key.
 
         Args:
             message: What was found, what was expected and what to do.
@@ -73,14 +71,14 @@ class Value:
 
     @property
     def is_null(self) -> bool:
-        """Whether the value is null (``null``, ``~`` or nothing at all)."""
+        """Whether the value is null (``null``, ``~`` or empty)."""
         return isinstance(self.node, yaml.ScalarNode) and self.node.tag == f"{_TAG}null"
 
     def text(self) -> str:
         """Return a text.
 
         Raises:
-            ConfigurationError: It is none, or holds ``${...}``.
+            ConfigurationError: The value is not a text, or holds ``${...}``.
         """
         node = self.node
         if not isinstance(node, yaml.ScalarNode) or node.tag != f"{_TAG}str":
@@ -103,6 +101,10 @@ class Value:
         if (number := int(text)) < least:
             raise self.wrong(f"found {number}, expected {expected}")
         return number
+
+    def count(self) -> int:
+        """Return a whole number, at least 1."""
+        return self.whole(least=1)
 
     def positive(self) -> float:
         """Return a finite number above zero."""
@@ -142,7 +144,7 @@ class Value:
         return tuple(item.text() for item in self._items("a list of texts such as [a, b]"))
 
     def one_of(self, known: Collection[str]) -> str:
-        """Return a text out of a few."""
+        """Return a text that must be one of those given."""
         text = self.text()
         if text not in known:
             raise self.wrong(
@@ -154,10 +156,11 @@ class Value:
         """Return a mapping.
 
         Args:
-            known: The keys that it may have; None for any.
+            known: The allowed keys; None for any.
 
         Raises:
-            ConfigurationError: It is none, or a key is not known, no text or stands twice.
+            ConfigurationError: The value is not a mapping, or a key is unknown, not a text or a
+                duplicate.
         """
         node = self.node
         if not isinstance(node, yaml.MappingNode):
@@ -172,18 +175,18 @@ class Value:
             if name in values:
                 first = values[name].node.start_mark.line + 1
                 raise self.wrong(
-                    f"key {name!r} stands twice, before in line {first}; remove one", at=key
+                    f"key {name!r} is a duplicate of the one in line {first}; remove one", at=key
                 )
             values[name] = Value(self.file, f"{self.name}.{name}".lstrip("."), value)
         return Section(self, values)
 
     def foreign(self) -> Any:
-        """Return what stands there, with YAML's own conversions: the options of another program.
+        """Return the options of another program, with YAML's own conversions.
 
-        Texts may hold ``${NAME}``; they are returned as they stand.
+        Texts may hold ``${NAME}``; they are returned unchanged.
 
         Raises:
-            ConfigurationError: A key of a mapping is no text, or stands twice.
+            ConfigurationError: A key of a mapping is not a text, or is a duplicate.
         """
         if isinstance(self.node, yaml.MappingNode):
             return {name: value.foreign() for name, value in self.section().values.items()}
@@ -200,7 +203,7 @@ class Value:
         ]
 
     def _plain(self) -> str | None:
-        """Return what stands there if it stands without quotes."""
+        """Return the text of a value without quotes; None for any other value."""
         node = self.node
         return node.value if isinstance(node, yaml.ScalarNode) and node.style is None else None
 
@@ -210,36 +213,48 @@ class Section:
     """A mapping of the file.
 
     Attributes:
-        value: The mapping itself, for errors about it.
-        values: What it holds, by key, in the file's order.
+        value: The mapping as a value, for errors about it.
+        values: Its values by key, in the file's order.
     """
 
     value: Value
     values: dict[str, Value]
 
     def required(self, key: str) -> Value:
-        """Return the value of a key that must be there.
+        """Return the value of a required key.
 
         Raises:
-            ConfigurationError: It is missing.
+            ConfigurationError: The key is missing.
         """
         if key not in self.values:
             raise self.value.wrong(f"key {key!r} is missing")
         return self.values[key]
 
     def optional(self, key: str, read: Callable[[Value], T], default: T) -> T:
-        """Read the value of a key, or return the default where the key is missing."""
+        """Read the value of a key, or return the default if the key is missing."""
         return read(self.values[key]) if key in self.values else default
 
-    def nullable(self, key: str, read: Callable[[Value], T], default: T | None = None) -> T | None:
-        """Read the value of a key that may be null or, meaning the default, be missing."""
-        if key not in self.values:
-            return default
-        return None if self.values[key].is_null else read(self.values[key])
+    def read(self, readers: Mapping[str, Callable[[Value], Any]]) -> dict[str, Any]:
+        """Read the keys that the mapping has, as arguments of a dataclass.
+
+        Args:
+            readers: Key to the function that reads its value. The argument of a key that
+                `Value.duration_us` reads has the suffix ``_us``.
+        """
+        return {
+            f"{key}_us" if read is Value.duration_us else key: read(self.values[key])
+            for key, read in readers.items()
+            if key in self.values
+        }
+
+
+def or_null(read: Callable[[Value], T]) -> Callable[[Value], T | None]:
+    """Return a reader that also accepts null, as None."""
+    return lambda value: None if value.is_null else read(value)
 
 
 class _Loader(yaml.SafeLoader):
-    """Stops at what is nested deeper than any configuration is, before Python's own stack ends."""
+    """Refuses a deeply nested file before Python's stack overflows."""
 
     _depth = 0
 
@@ -263,14 +278,14 @@ def read_file(path: Path) -> Value:
     """Parse a YAML file.
 
     Args:
-        path: Where it is; errors name it like this.
+        path: The file, as errors name it.
 
     Returns:
-        The whole file as one value.
+        The top level of the file.
 
     Raises:
-        ConfigurationError: It is not there, cannot be read, is not UTF-8 or no YAML, is empty, or
-            holds more than one document, or is nested deeper than `MOST_DEEP`.
+        ConfigurationError: The file is missing, unreadable, empty, not UTF-8, not YAML, has more
+            than one document, or is nested deeper than `MOST_DEEP`.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")

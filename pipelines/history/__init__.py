@@ -1,1 +1,1 @@
-"""Batch over history: the training table, the handed-over states, the offline log."""
+"""Batch over history: the training table, the states for the stream, the offline log."""

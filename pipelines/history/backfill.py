@@ -1,8 +1,8 @@
-"""Backfill: point-in-time features for every request in history, and the state to go on from.
+"""Backfill: point-in-time features for every past request, and the state for the stream.
 
-On Beam: the log is read as polls, sharded like the stream's, grouped by (view, shard), and each
-group goes through the kernel once, sorted; a worker holds one shard, not the history. The parts of
-an answer meet by the same joiner as in the stream.
+On Beam: read the log as polls, shard it as the stream does, group it by (view, shard), and run each
+group through the kernel once, sorted. A worker holds one shard in memory, not all history. The
+stream's joiner joins the answers of the views.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.serving.files.read_files import row_count
 
-CHUNK_ROWS: Final = 65_536
-"""Rows of a partition that are read, and requests that are joined, together."""
+SPAN_ROWS: Final = 65_536
+"""How many rows of a partition are read, and how many requests are joined, at once."""
 
 
 @beam.typehints.with_input_types(tuple[str, int, int, int])
@@ -66,15 +66,15 @@ class _ReadLog(beam.DoFn):
 
 
 def spans(log: Log, project: Project) -> list[tuple[str, int, int, int]]:
-    """Cut every partition of every source of the views and the request into spans."""
+    """Cut each partition of the sources of all views and of the request into spans."""
     out = []
     names = dict.fromkeys([*(view.stream.name for view in project.views), project.request.name])
     for name in names:
         for partition in range(log.partitions(name)):
             rows = log.read(name, partition, [POSITION]).num_rows
             out += [
-                (name, partition, start, min(start + CHUNK_ROWS, rows))
-                for start in range(0, rows, CHUNK_ROWS)
+                (name, partition, start, min(start + SPAN_ROWS, rows))
+                for start in range(0, rows, SPAN_ROWS)
             ]
     return out
 
@@ -82,16 +82,10 @@ def spans(log: Log, project: Project) -> list[tuple[str, int, int, int]]:
 def answer_shard(
     project: Project, view_index: int, shard: int, elements: Iterable[bytes]
 ) -> Iterator[tuple[int, AnswerPart]]:
-    """Put everything of one (view, shard) through the kernel.
-
-    Args:
-        project: The project.
-        view_index: The view's place in it.
-        shard: The shard.
-        elements: Sequenced batches, in any order.
+    """Run all rows of one (view, shard) through the kernel.
 
     Yields:
-        The group of requests, and its answers.
+        A group of requests, and its answers.
     """
     plan = make_plan(project.views[view_index])
     schema = sequenced_events_schema(plan)
@@ -152,7 +146,7 @@ def join_answers(project: Project, shards: int, parts: Iterable[bytes]) -> pa.Re
 @beam.typehints.with_input_types(tuple[int, Iterable[bytes]])
 @beam.typehints.with_output_types(pa.RecordBatch)
 class _TrainingRows(beam.DoFn):
-    """Joins the parts of a group, and adds the labels: rows of the training table."""
+    """Joins the answers of a group of requests and adds the labels."""
 
     def __init__(self, project: Project, shards: int, root: Path) -> None:
         self._project = project
@@ -171,7 +165,7 @@ class _TrainingRows(beam.DoFn):
 def training_rows(
     project: Project, answered: pa.RecordBatch, label_events: pa.Table | None
 ) -> pa.RecordBatch:
-    """Make rows of the training table.
+    """Make rows of the training table from answered requests.
 
     Args:
         project: The project.
@@ -203,18 +197,13 @@ def training_rows(
 
 
 def backfill(config: Configuration, progress: Progress, publish: bool = False) -> dict[str, Any]:
-    """Ingest, compute the training table, and hand over the state as of the evaluation's end.
-
-    Args:
-        config: The configuration.
-        progress: Where progress is shown.
-        publish: Fill the online store from the handed-over state, too.
+    """Ingest, compute the training table, and write the state as of the end of the evaluation.
 
     Returns:
         Counts and figures by step.
 
     Raises:
-        InputError: A source cannot be read, or events of a label precede their own request.
+        InputError: A source cannot be read, or events of a label precede their request.
     """
     compile_kernel(progress)
     summary: dict[str, Any] = {"sources": ingest(config, progress)}
@@ -240,8 +229,8 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
         if leaked:
             raise InputError(
                 f"label {project.label.name!r}: {leaked} of its events do not come after their "
-                f"own request; a feature could see what it is to predict. Ask earlier "
-                f"(request {project.request.name!r}), or drop those requests"
+                "request, so a feature could see what the model predicts; give request "
+                f"{project.request.name!r} an earlier time, or drop those requests"
             )
     shutil.rmtree(root / paths.TRAINING_TABLE, ignore_errors=True)
     choice = batch_engine()

@@ -1,4 +1,4 @@
-"""Bootstrap: the online store and the offline log filled from history."""
+"""Filling the online store and the offline log from history."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tidemill.serving.registry.registration import open_store
 
 
 def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Publish all history as of the states that a backfill has handed over; again is no harm.
+    """Publish all history up to the states of a backfill; repeating it changes nothing.
 
-    Online every entity's newest publication, offline every change point up to there.
+    The online store gets the newest publication of each entity, the offline log every change point.
 
     Returns:
         Counts.
 
     Raises:
-        StateMismatch: There are no states, or they are of other definitions.
+        StateMismatch: There are no states, or they were made by other definitions.
         StoreError: The store refuses.
     """
     project, root = config.project, config.root

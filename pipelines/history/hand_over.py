@@ -1,4 +1,4 @@
-"""The states that a stream starts from, made in batch from the accepted log."""
+"""Making the states from which a stream starts, in batch, from the accepted log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tidemill.pipelines.stream.state_files import file_hashes, write_handoff
 
 
 def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Write every operator's state of all that was received before the stream begins."""
+    """Write the state of every operator over all rows received before the stream begins."""
     project, root = config.project, config.root
     as_of = config.splits.evaluate_until_us
     log = Log(root)
@@ -35,8 +35,8 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
         run="handoff", shards=config.shards, partitions=partitions, publish=False
     )
     folder = root / paths.STATES
-    # The record goes first: without it the folder does not count, whatever else is in it. The
-    # savepoints of a stream that began with other states mean nothing any more.
+    # Delete the record first: without it the folder does not count, even if a crash leaves files.
+    # Savepoints of a stream that began with the old states are void, so delete them too.
     (folder / paths.HANDOFF).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     remove_savepoints(root)
@@ -50,7 +50,7 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
             key = operator_key(project, view, shard, config.shards)
             operator = make_operator(project, key, options)
             operator.receive(_without_requests(decode_batches(data, operator.event_schema)))
-            # The releases of a stream count from 1; those made here were never seen by anyone.
+            # The stream numbers its releases from 1.
             operator.number = 0
             write_handoff(folder, operator)
             events += operator.counters.events
@@ -73,6 +73,6 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
 
 
 def _without_requests(batches: Iterable[SequencedBatch]) -> Iterator[SequencedBatch]:
-    """Keep the places and watermarks of requests, not the requests: they are answered already."""
+    """Drop the rows of requests, which are answered already; keep positions and watermarks."""
     for batch in batches:
         yield dataclasses.replace(batch, rows=None) if batch.is_request else batch

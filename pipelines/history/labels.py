@@ -1,7 +1,7 @@
-"""Labels: what became of each request, joined by key within the horizon.
+"""Joining labels to requests, by key within the horizon.
 
-A label belongs to a request when ``request_time < label time <= request_time + horizon``; of
-several the first by (time, id). None by then is unlabelled, not negative.
+A label belongs to a request if ``request_time < label time <= request_time + horizon``; of several,
+the first by (time, id). A request without a label is unlabelled, not negative.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _places(label: Label) -> list[str]:
 
 
 def _by_place(table: pa.Table, columns: Iterable[str]) -> dict[str, pa.ChunkedArray]:
-    """Name the columns that are joined by their place: a user's name may be one of ours."""
+    """Name the join columns by index, since a user's column may have one of our names."""
     return {f"key_{place}": table.column(name) for place, name in enumerate(columns)}
 
 
@@ -93,15 +93,9 @@ def find_labels(label: Label, request: Request, requests: pa.Table, events: pa.T
 def leaks(label: Label, request: Request, requests: pa.Table, events: pa.Table) -> int:
     """Count the label's events that do not come after the request they belong to.
 
-    Args:
-        label: The label's definition.
-        request: The request's definition.
-        requests: Validated requests.
-        events: Validated rows of the label's stream.
-
     Returns:
-        Pairs of a request and an event of its own label at or before its request time. More than
-        0 means that features could see the future they are to predict.
+        The number of pairs of a request and an event of its label at or before the request time.
+        If it is above 0, features could see what the model predicts.
     """
     asked = pa.table(
         {

@@ -1,15 +1,15 @@
-"""Merge-log: a few files in the place of the many that a stream leaves in the offline log.
+"""Merging the small files that a stream writes to the offline log.
 
-Safe at any time, also beside a running stream and readers (`serving.offline.merge`).
+Safe at any time, also while a stream and readers run (`serving.offline.merge`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.run import paths
+from tidemill.features.definitions import Project
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.tables import Table
 from tidemill.serving.offline.log import OfflineLog
@@ -17,14 +17,14 @@ from tidemill.serving.offline.merge import merge_day, planned_merge
 
 
 class MergedLog(NamedTuple):
-    """What became of the log of a view.
+    """The result of merging the log of a view.
 
     Attributes:
         view: The view.
-        before: The days before this one were merged, ``YYYY-MM-DD``; None for all of them.
-        days: How many they were; None where the view has no log.
-        files_before: How many files they had.
-        files_after: How many they have now.
+        before: The days before this one were merged, ``YYYY-MM-DD``; None for all days.
+        days: How many days were merged; None if the view has no log.
+        files_before: How many files these days had.
+        files_after: How many files they have now.
     """
 
     view: str
@@ -35,26 +35,32 @@ class MergedLog(NamedTuple):
 
 
 def merge_log(
-    config: Configuration, progress: Progress, *, before: str | None = None, dry_run: bool = False
+    project: Project,
+    offline_root: Path,
+    progress: Progress,
+    *,
+    before: str | None = None,
+    dry_run: bool = False,
 ) -> list[MergedLog]:
-    """Merge the days of each view's log, of the definition that the code has.
+    """Merge days of each view's log; only the logs of the code's definitions.
 
     Args:
-        config: The configuration.
+        project: The definitions.
+        offline_root: The folder of offline logs.
         progress: Where progress is shown.
         before: The days before this one, ``YYYY-MM-DD``; None for those that get no more rows.
-        dry_run: Only tell what would become of them.
+        dry_run: Only count files, and change nothing.
 
     Returns:
-        What became of each view's log.
+        One result a view.
 
     Raises:
-        StoreError: A file of a log is not a whole one.
-        InputError: A file of a log has other columns than the others.
+        StoreError: A file of a log is damaged.
+        InputError: The files of a log have different columns.
     """
     out = []
-    for view in config.project.views:
-        log = OfflineLog.of(config.root / paths.OFFLINE, view)
+    for view in project.views:
+        log = OfflineLog.of(offline_root, view)
         until = log.ended_before() if before is None else before
         days = [day for day in log.days() if until is None or day < until]
         files_before = files_after = 0
@@ -73,7 +79,7 @@ def merge_log(
 
 
 def merged_tables(merged: Sequence[MergedLog], *, dry_run: bool) -> list[Table]:
-    """Return what became of logs as a table."""
+    """Return the results as a table."""
     columns = ("view", "days before", "days", "files", "would be" if dry_run else "are now")
     rows = [
         (one.view, "no log", "", "", "")

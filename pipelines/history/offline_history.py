@@ -1,13 +1,12 @@
-"""The change-point log of history: every publication there ever was, for Feast to join with.
+"""The change-point log of history: every past publication, for Feast's point-in-time joins.
 
-The one kernel, shard by shard: all of a shard's events in order, cut into slices, and of each
-slice every change point (`Publish.EVERY`) written before the next one is begun. So what is in
-memory is a shard's prepared events and one slice's publications, and the values are those that
-batch computes. The log is read once for each shard.
+The kernel runs over one shard after the other: the shard's events, sorted and cut into slices. The
+change points of a slice (`Publish.EVERY`) are written before the next slice is computed, so memory
+holds the events of one shard and the publications of one slice. The log is read once per shard.
 
-In history nothing is late. Where the log of accepted events goes on as a stream, history ends at
-the frontier that the stream goes on from, and `append_changes` adds what its releases publish; an
-event that came late counts there from the frontier at which it was applied.
+No event of history is late. History ends at the frontier from which the stream continues; from
+there `append_changes` adds the publications of the stream's releases, where a late event counts
+from the frontier at which it was applied.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from tidemill.pipelines.stream.publications import named_publications
 from tidemill.serving.offline.log import OfflineLog
 
 SLICE_EVENTS: Final = 65_536
-"""Events whose publications are in memory together; each makes one and, later, at most one more
-for each window of the view."""
+"""How many events make a slice. An event causes one publication and, later, at most one more for
+each window of the view."""
 
 
 def log_history(
@@ -48,17 +47,17 @@ def log_history(
     positions: Mapping[str, Sequence[int]] | None = None,
     done: Callable[[str, int], None] | None = None,
 ) -> dict[str, int]:
-    """Write the change-point log of all history, in place of what stood there.
+    """Write the change-point log of all history, and replace the old one.
 
     Args:
         project: The definitions.
         log: The log of accepted events.
-        offline_root: Where offline logs stand.
+        offline_root: The folder of offline logs.
         shards: How many shards each view has.
-        until_us: View to the instant up to which its log shall reach; the stream goes on there.
-        positions: Source to the position at which history ends in each partition; None for the
-            whole log. Events behind it are the stream's, late or not.
-        done: Called with view and shard when one is written.
+        until_us: View to the instant at which its log ends and the stream continues.
+        positions: Source to the position at which history ends in each partition; None for all
+            rows. Later rows belong to the stream, late or not.
+        done: Called with view and shard after each.
 
     Returns:
         View to the number of its change points.
@@ -123,7 +122,7 @@ def _shard_events(
     until_us: int,
     positions: Sequence[int] | None,
 ) -> pa.RecordBatch | None:
-    """Read a shard's events, prepared, each once and by time."""
+    """Read the events of a shard: prepared, deduplicated, sorted by time."""
     stream = view.stream
     found: list[pa.RecordBatch] = []
     for partition in range(log.partitions(stream.name)):
@@ -149,7 +148,7 @@ def _shard_events(
 def _slices(
     events: pa.RecordBatch | None, until_us: int
 ) -> Iterator[tuple[pa.RecordBatch | None, int]]:
-    """Cut events between distinct times, each slice with its frontier; the last ends at the end."""
+    """Cut events between distinct times; yield each slice with its frontier, ``until_us`` last."""
     if events is not None:
         times: Int64Array = hashing.bits(events.column(TIME))
         first = 0

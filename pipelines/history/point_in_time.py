@@ -1,6 +1,6 @@
-"""The point-in-time join as a plain function: values of a view at any (key, time) pairs.
+"""The point-in-time join as a plain function: a view's values at any (key, time) pairs.
 
-It is the batch twin of the stream: the same kernel, given everything at once and sorted.
+It uses the kernel of the stream, with all events at once and sorted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tidemill.pipelines.io.log import one_batch
 def values_at(
     view: FeatureView, events: pa.Table | pa.RecordBatch, keys: pa.Array, times_us: Int64Array
 ) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
-    """Compute a view's values for keys at instants, from the events given.
+    """Compute a view's values for keys at instants, from all its events.
 
     Args:
         view: The view.

@@ -1,1 +1,1 @@
-"""The report of a run: one html file."""
+"""The report of a run: one HTML file."""

@@ -1,9 +1,9 @@
-"""The report of a run: ``root/report.html``, one file that says what was found and how to read it.
+"""The report of a run, ``root/report.html``: results, and how to read them.
 
-What is promised here: the file refers to nothing outside itself, so that it reads offline and
-years later; it shows figures that the stages and the bundle gave, and measures only the streamed
-predictions against their labels; and what is missing (a stage that has not run, a project without
-a label) is said in its place. Any text of the user's data is escaped.
+Promises: the file refers to no other file or server, so it can be read offline; it shows the
+figures of the stages and of the bundle, and computes only the quality of the streamed predictions;
+and where something is missing (a stage that has not run, a project without a label) it says so.
+Text from the user's data is escaped.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup, escape
 
+from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, InputError
-from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configuration import Configuration, Splits
 from tidemill.pipelines.report.pictures import (
     QUANTILES,
     Curve,
@@ -28,7 +29,13 @@ from tidemill.pipelines.report.pictures import (
     draw_roc,
     write_ms,
 )
-from tidemill.pipelines.report.scores import STREAMED, Outcome, Served, judge, read_served
+from tidemill.pipelines.report.scores import (
+    STREAMED,
+    StreamedPredictions,
+    StreamQuality,
+    read_streamed,
+    stream_quality,
+)
 from tidemill.pipelines.report.tables import (
     count_table,
     frontier_table,
@@ -36,10 +43,10 @@ from tidemill.pipelines.report.tables import (
     mapping,
     number,
     proof_table,
+    proof_verdict,
     reason_table,
     source_table,
     stage_table,
-    verdict,
     write_time,
 )
 from tidemill.pipelines.run import paths
@@ -59,8 +66,8 @@ def write_report(config: Configuration, summary: Mapping[str, Any]) -> Path:
 
     Args:
         config: The configuration; its root holds bundle, log and predictions.
-        summary: The figures of each stage by its name, as `pipelines.run.summary.read_summary`
-            gives them; other entries are left alone.
+        summary: The figures of each stage by its name (`pipelines.run.summary.read_summary`);
+            entries that are not mappings are ignored.
 
     Returns:
         The file.
@@ -72,15 +79,14 @@ def write_report(config: Configuration, summary: Mapping[str, Any]) -> Path:
 
 
 def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
-    """Return the report as an HTML document; arguments as of `write_report`."""
+    """Return the report as an HTML document; arguments as for `write_report`."""
     stages = {name: found for name, found in summary.items() if isinstance(found, Mapping)}
     stream, verify = mapping(stages, "stream"), mapping(stages, "verify")
     backfill = mapping(stages, "backfill")
     bundle, no_bundle = _bundle(config.root)
     evaluation = None if bundle is None else Evaluation.from_json(bundle.evaluation)
-    served = read_served(config.root)
-    outcome, no_outcome = _outcome(config, served)
-    found = verdict(verify)
+    streamed = read_streamed(config.root)
+    outcome, no_outcome = _outcome(config.project, config.root, streamed)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -91,10 +97,10 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
     environment.filters["code"] = _code
     return environment.get_template("report.html").render(
         project=config.project.name,
-        verdict=found,
-        first_mismatches=listed(verify, "first_mismatches", "first"),
-        tiles=_tiles(stream, served, outcome),
-        facts=_facts(config, stream, bundle, served),
+        verdict=proof_verdict(verify),
+        first_mismatches=listed(verify.get("first_mismatches", ())),
+        tiles=_tiles(stream, streamed, outcome),
+        facts=_facts(config.splits, stream, bundle, streamed),
         no_bundle=no_bundle,
         evaluation=None if evaluation is None else _evaluation_table(evaluation),
         beats=None if evaluation is None else evaluation.beats_baselines,
@@ -107,20 +113,20 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
         other_effects=0 if evaluation is None else len(evaluation.effects) - _SHOWN_EFFECTS,
         stages=stage_table(stages, bundle),
         counts=count_table(stream),
-        latency=_latency(served),
-        quantiles={q: write_ms(took) for q, took in _quantiles(served).items()},
+        latency=_latency(streamed),
+        quantiles={q: write_ms(took) for q, took in _quantiles(streamed).items()},
         speed=_speed(stream),
-        frontiers=frontier_table(stream, config),
+        frontiers=frontier_table(stream, config.splits.stream_until_us),
         sources=source_table(backfill),
         reasons=reason_table(backfill),
         proof=proof_table(verify),
-        late=listed(verify, "first_late"),
+        late=listed(verify.get("first_late", ())),
         everything=list(_everything(stages)),
     )
 
 
 def _code(text: str) -> Markup:
-    """Escape a text and set what it has in backticks as code."""
+    """Escape a text; mark what is in backticks as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -137,14 +143,16 @@ def _bundle(root: Path) -> tuple[Bundle | None, str]:
         return None, str(error)
 
 
-def _outcome(config: Configuration, served: Served | None) -> tuple[Outcome | None, str]:
-    """Return what became of the predictions, or why that is not known."""
-    if served is None:
+def _outcome(
+    project: Project, root: Path, streamed: StreamedPredictions | None
+) -> tuple[StreamQuality | None, str]:
+    """Return the quality of the predictions, or why it is unknown."""
+    if streamed is None:
         return None, "There are no predictions yet; run `tidemill stream`."
-    if config.project.label is None:
+    if project.label is None:
         return None, "This project has no label, so its predictions cannot be judged."
     try:
-        return judge(config.project, config.root, served), ""
+        return stream_quality(project, root, streamed), ""
     except InputError as error:
         return None, str(error)
 
@@ -153,31 +161,30 @@ def _outcome(config: Configuration, served: Served | None) -> tuple[Outcome | No
 
 
 def _tiles(
-    stream: Mapping[str, Any], served: Served | None, outcome: Outcome | None
+    stream: Mapping[str, Any], streamed: StreamedPredictions | None, outcome: StreamQuality | None
 ) -> list[tuple[str, str]]:
-    """Return the few figures that a reader looks for first, each with its name."""
+    """Return the main figures, each with its name."""
     tiles = []
-    if served is not None:
-        tiles.append((f"{served.rows.num_rows:,}", "predictions"))
+    if streamed is not None:
+        tiles.append((f"{streamed.rows.num_rows:,}", "predictions"))
     if outcome is not None and outcome.metrics is not None:
         tiles.append((f"{outcome.metrics.auc:.3f}", f"AUC, {STREAMED}"))
         tiles.append((f"{outcome.metrics.log_loss:.3f}", f"log loss, {STREAMED}"))
     if rate := number(stream, "rows_per_s"):
         tiles.append((f"{rate:,.0f}", "rows/s through the stream"))
-    latency = _quantiles(served)
+    latency = _quantiles(streamed)
     if latency:
         tiles.append((write_ms(latency[50]), "median latency of the replay"))
     return tiles
 
 
 def _facts(
-    config: Configuration,
+    splits: Splits,
     stream: Mapping[str, Any],
     bundle: Bundle | None,
-    served: Served | None,
+    streamed: StreamedPredictions | None,
 ) -> list[tuple[str, str]]:
-    """Return what ran, on what and when."""
-    splits = config.splits
+    """Return splits, engine, bundle and versions of the run, by name."""
     facts = [
         ("Training split", f"requests before {write_time(splits.train_until_us)} UTC"),
         ("Evaluation split", _period(splits.train_until_us, splits.evaluate_until_us)),
@@ -188,7 +195,7 @@ def _facts(
         facts.append(("Engine", f"{engine}{why}"))
     if mode := stream.get("mode"):
         facts.append(("Mode", str(mode)))
-    stamps = {} if served is None else served.stamps
+    stamps = {} if streamed is None else streamed.stamps
     made = "" if bundle is None else f", made {bundle.created_at}"
     if bundle is not None:
         facts.append(("Bundle", bundle.version + made))
@@ -213,7 +220,7 @@ def _period(start_us: int, stop_us: int) -> str:
 
 
 def _evaluation_table(evaluation: Evaluation) -> Table:
-    """Return the model beside its baselines, over seeds."""
+    """Return a table of the model and its baselines, over all seeds."""
     rows = [_runs_row(evaluation.model, "the model")]
     for baseline, found in zip(evaluation.baselines, evaluation.verdicts(), strict=True):
         margins = f"by {found.log_loss_margin:.4f} log loss, {found.auc_margin:.4f} AUC"
@@ -235,8 +242,8 @@ def _runs_row(runs: Runs, beaten: str) -> tuple[str, ...]:
     return (runs.name, write_value(len(runs.seeds) or None), *figures, beaten)
 
 
-def _score_table(evaluation: Evaluation | None, outcome: Outcome | None) -> Table | None:
-    """Return the bundle's model on the evaluation split and on the streamed period."""
+def _score_table(evaluation: Evaluation | None, outcome: StreamQuality | None) -> Table | None:
+    """Return a table of the model on the evaluation split and on the streamed period."""
     rows = []
     if evaluation is not None:
         chosen = evaluation.model.seeds.index(evaluation.chosen_seed)
@@ -254,8 +261,8 @@ def _metrics_row(name: str, metrics: Metrics) -> tuple[str, ...]:
     return (name, f"{metrics.rows:,}", f"{metrics.positive_rate:.1%}", *figures)
 
 
-def _curves(evaluation: Evaluation | None, outcome: Outcome | None) -> dict[str, Any]:
-    """Return the pictures of calibration and ROC, and the calibration in numbers."""
+def _curves(evaluation: Evaluation | None, outcome: StreamQuality | None) -> dict[str, Any]:
+    """Return the pictures of calibration and ROC curve, and the table of the calibration."""
     curves = []
     if outcome is not None and outcome.curve is not None:
         curves.append(outcome.curve)
@@ -282,7 +289,7 @@ def _bin_table(curves: Sequence[Curve]) -> Table:
         for curve in curves
         for b in curve.calibration
     ]
-    columns = ("scores on", "predicted between", "rows", "predicted on average", "happened")
+    columns = ("scores on", "prediction between", "rows", "mean prediction", "label is 1")
     return Table("", columns, rows, frozenset((1, 2, 3, 4)))
 
 
@@ -292,8 +299,8 @@ class Bar:
 
     Attributes:
         name: The model input.
-        value: Its effect, written out.
-        percent: The bar's length, of 100; 0 for an effect that is none.
+        value: Its effect as text.
+        percent: The bar's length in percent; 0 for an effect of 0 or less.
     """
 
     name: str
@@ -317,34 +324,34 @@ def _bars(evaluation: Evaluation) -> list[Bar]:
 # --- throughput and freshness --------------------------------------------------------------------
 
 
-def _quantiles(served: Served | None) -> dict[int, float]:
-    """Return quantiles of the latency in milliseconds; empty where it is not known."""
+def _quantiles(streamed: StreamedPredictions | None) -> dict[int, float]:
+    """Return quantiles of the latency in milliseconds; empty if it is unknown."""
     import numpy as np
 
-    took = () if served is None else served.latency_ms()
+    took = () if streamed is None else streamed.latency_ms()
     return {q: float(np.percentile(took, q)) for q in QUANTILES} if len(took) else {}
 
 
-def _latency(served: Served | None) -> str:
-    """Return the picture of the latency; empty where it is not known."""
-    took = None if served is None else served.latency_ms()
+def _latency(streamed: StreamedPredictions | None) -> str:
+    """Return the picture of the latency; empty if it is unknown."""
+    took = None if streamed is None else streamed.latency_ms()
     return "" if took is None or not len(took) else draw_latency(took)
 
 
 def _speed(stream: Mapping[str, Any]) -> str:
-    """Say how fast the log was replayed, as far as the stream tells."""
+    """Return a sentence about the speed of the replay; empty if it is unknown."""
     if "speed" not in stream:
         return ""
     speed = number(stream, "speed")
     if speed is None:
         return (
-            "This replay ran as fast as it could, so rows waited for one another: read the "
-            "latency as that of a stream under full load."
+            "This replay ran as fast as it could, so rows waited in queues: the latency is that "
+            "of a stream under full load."
         )
     return f"This replay ran at {speed:g} times real time."
 
 
 def _everything(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
-    """Yield all figures of all stages, but those of the evaluation: they stand above."""
+    """Yield tables of all figures, except those of the evaluation, which the page shows above."""
     for stage, figures in stages.items():
         yield from figure_tables(stage, {k: v for k, v in figures.items() if k != "evaluation"})

@@ -1,8 +1,7 @@
-"""The report's pictures: inline SVG that takes its colours from the page.
+"""The report's pictures, as inline SVG with the colours of the page.
 
-What is promised here: a picture refers to nothing outside itself, has no id in common with another
-one on the page, follows the page's light and dark colours, and has a text for those who cannot see
-it. The same figures give the same bytes.
+Promises: a picture refers to no other file, shares no id with another picture of the page, follows
+the page's light and dark colours, and has a text alternative. The same figures give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,40 +18,40 @@ import numpy as np
 
 from tidemill.pipelines.training.evaluation import CalibrationBin, FloatArray
 
-# Colours that nothing else draws with stand for the page's own; `_inline` puts those in.
-INK: Final = "#010203"
-MUTED: Final = "#010204"
-LINES: Final = "#010205"
-FIRST: Final = "#010206"
-SECOND: Final = "#010207"
+# Placeholders, which nothing else draws with; `_inline` replaces them with the page's colours.
+_INK: Final = "#010203"
+_MUTED: Final = "#010204"
+_LINES: Final = "#010205"
+_FIRST: Final = "#010206"
+_SECOND: Final = "#010207"
 _PAGE_COLOURS: Final = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    LINES: "var(--lines)",
-    FIRST: "var(--first)",
-    SECOND: "var(--second)",
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _LINES: "var(--lines)",
+    _FIRST: "var(--first)",
+    _SECOND: "var(--second)",
 }
 
 _STYLES: Final = (
-    {"color": FIRST, "linestyle": "-", "marker": "o"},
-    {"color": SECOND, "linestyle": "--", "marker": "s"},
+    {"color": _FIRST, "linestyle": "-", "marker": "o"},
+    {"color": _SECOND, "linestyle": "--", "marker": "s"},
 )
 _WIDTH_INCHES: Final = 5.2
 _LATENCY_POINTS: Final = 400
 _WIDE: Final = 20.0
-"""From this ratio of the longest to the shortest latency on, the axis is logarithmic."""
+"""The axis is logarithmic if the longest latency is more than this times the shortest."""
 _LEAST_LATENCY_MS: Final = 0.01
 QUANTILES: Final = (50, 90, 99)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What is drawn of one set of scores.
+    """The curves of one set of scores.
 
     Attributes:
-        name: What they are, for the legend.
-        calibration: Scores and what happened, by bin.
-        roc: (false positive rate, true positive rate) pairs; empty where there are none.
+        name: The name in the legend.
+        calibration: Mean score and share of positive labels, by bin.
+        roc: (false positive rate, true positive rate) pairs; may be empty.
     """
 
     name: str
@@ -61,22 +60,22 @@ class Curve:
 
 
 def draw_calibration(curves: Sequence[Curve]) -> str:
-    """Draw what was predicted against what happened, above the first curve's rows by bin.
+    """Draw calibration curves, and below them the number of rows in each bin.
 
     Args:
-        curves: One or two; the first one's rows are counted below.
+        curves: One or two; the bins of the first show the numbers of rows.
 
     Returns:
         An ``svg`` element.
     """
     first = curves[0]
-    told = "; ".join(
-        f"predicted {b.mean_score:.0%}, happened {b.rate:.0%} in {b.rows:,} rows"
+    alt_text = "; ".join(
+        f"predicted {b.mean_score:.0%}, label is 1 in {b.rate:.0%} of {b.rows:,} rows"
         for b in first.calibration
     )
-    with _figure("calibration", 5.0, f"Calibration, {first.name}: {told}") as (figure, done):
+    with _figure("calibration", 5.0, f"Calibration, {first.name}: {alt_text}") as (figure, done):
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
+        upper.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=":")
         for curve, style in zip(curves, _STYLES, strict=False):
             upper.plot(
                 [b.mean_score for b in curve.calibration],
@@ -85,14 +84,14 @@ def draw_calibration(curves: Sequence[Curve]) -> str:
                 markersize=5,
                 **style,
             )
-        upper.set_ylabel("share that happened")
+        upper.set_ylabel("share of label 1")
         upper.set(xlim=(0, 1), ylim=(0, 1))
         upper.legend(loc="upper left", frameon=False)
         lower.bar(
             [(b.low + b.high) / 2 for b in first.calibration],
             [b.rows for b in first.calibration],
             width=[(b.high - b.low) * 0.9 for b in first.calibration],
-            color=FIRST,
+            color=_FIRST,
         )
         most = max(b.rows for b in first.calibration)
         for b in first.calibration:
@@ -123,13 +122,13 @@ def draw_roc(curves: Sequence[Curve]) -> str:
     names = " and ".join(curve.name for curve in curves)
     with _figure("roc", 5.0, f"ROC curve, {names}") as (figure, done):
         axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
+        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=":")
         for curve, style in zip(curves, _STYLES, strict=False):
             plain = {**style, "marker": ""}
             axes.plot(*zip(*curve.roc, strict=True), label=curve.name, **plain)
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.set_xlabel("false alarms: share of what did not happen")
-        axes.set_ylabel("hits: share of what happened")
+        axes.set_xlabel("false alarms: share of label 0")
+        axes.set_ylabel("hits: share of label 1")
         axes.xaxis.set_major_formatter(_percent)
         axes.yaxis.set_major_formatter(_percent)
         axes.legend(loc="lower right", frameon=False)
@@ -137,7 +136,7 @@ def draw_roc(curves: Sequence[Curve]) -> str:
 
 
 def draw_latency(latency_ms: FloatArray) -> str:
-    """Draw the share of predictions that took at most so long, with the quantiles.
+    """Draw the cumulative distribution of latency, with quantiles.
 
     Args:
         latency_ms: ``(predictions,)``, at least one, in milliseconds.
@@ -149,24 +148,24 @@ def draw_latency(latency_ms: FloatArray) -> str:
     shares = np.arange(1, len(shown) + 1) / len(shown)
     drawn = np.unique(np.linspace(0, len(shown) - 1, _LATENCY_POINTS).astype(np.int64))
     marks = [(q, float(np.percentile(shown, q))) for q in QUANTILES]
-    told = ", ".join(f"p{q} {write_ms(at)}" for q, at in marks)
+    alt_text = ", ".join(f"p{q} {write_ms(at)}" for q, at in marks)
     wide = shown[-1] > _WIDE * shown[0]
     low, high = (shown[0], shown[-1] * 1.15) if wide else (0.0, shown[-1] * 1.1)
-    with _figure("latency", 3.4, f"Latency of {len(shown):,} predictions: {told}") as (
+    with _figure("latency", 3.4, f"Latency of {len(shown):,} predictions: {alt_text}") as (
         figure,
         done,
     ):
         axes = figure.subplots()
         axes.plot(
-            [low, *shown[drawn], high], [0, *shares[drawn], 1], color=FIRST, drawstyle="steps-post"
+            [low, *shown[drawn], high], [0, *shares[drawn], 1], color=_FIRST, drawstyle="steps-post"
         )
         if wide:
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set(xlim=(low, high), ylim=(0, 1.08))
         for quantile, at in marks:
-            axes.plot([at], [quantile / 100], color=SECOND, marker="o", markersize=6)
-            # Labels stand below and right of the curve, or left of it where the room ends.
+            axes.plot([at], [quantile / 100], color=_SECOND, marker="o", markersize=6)
+            # Put the label below and right of the point, or left of it near the right edge.
             right = (np.log(at / low) < np.log(high / low) * 0.7) if wide else at < high * 0.7
             axes.annotate(
                 f"p{quantile}", (at, quantile / 100), (8 if right else -8, -4),
@@ -181,7 +180,7 @@ def draw_latency(latency_ms: FloatArray) -> str:
 
 
 def write_ms(value_ms: float) -> str:
-    """Write a time given in milliseconds in the unit that suits it.
+    """Format a duration, given in milliseconds, in a suitable unit.
 
     >>> write_ms(0.42), write_ms(37), write_ms(1234), write_ms(180_000)
     ('0.42 ms', '37 ms', '1.23 s', '3 min')
@@ -194,7 +193,7 @@ def write_ms(value_ms: float) -> str:
 
 
 def short_count(count: int) -> str:
-    """Write a count in at most four characters or so.
+    """Format a count in about four characters.
 
     >>> short_count(87), short_count(4_321), short_count(28_212), short_count(1_250_000)
     ('87', '4.3k', '28k', '1.2M')
@@ -211,52 +210,54 @@ def _percent(value: float, _place: int | None = None) -> str:
 
 
 @contextmanager
-def _figure(name: str, height_inches: float, told: str) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Give a figure in the report's style, and a function that returns it as an element."""
+def _figure(
+    name: str, height_inches: float, alt_text: str
+) -> Iterator[tuple[Any, Callable[[], str]]]:
+    """Yield a figure in the report's style, and a function that returns it as an element."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     style = {
         "svg.fonttype": "none",
-        "svg.hashsalt": name,  # its ids are hashes: those of two pictures differ by it
+        "svg.hashsalt": name,  # gives the ids of each picture another hash
         "font.size": 11,
-        "axes.edgecolor": LINES,
-        "axes.labelcolor": MUTED,
+        "axes.edgecolor": _LINES,
+        "axes.labelcolor": _MUTED,
         "axes.facecolor": "none",
         "axes.grid": True,
         "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "figure.facecolor": "none",
-        "grid.color": LINES,
+        "grid.color": _LINES,
         "grid.linewidth": 0.6,
         "lines.linewidth": 2,
-        "text.color": INK,
-        "xtick.color": LINES,
-        "ytick.color": LINES,
-        "xtick.labelcolor": MUTED,
-        "ytick.labelcolor": MUTED,
+        "text.color": _INK,
+        "xtick.color": _LINES,
+        "ytick.color": _LINES,
+        "xtick.labelcolor": _MUTED,
+        "ytick.labelcolor": _MUTED,
     }
     written: list[str] = []
     with mpl.rc_context(style):
         figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
         FigureCanvasSVG(figure)
-        yield figure, lambda: _inline(written[0], name, told)
+        yield figure, lambda: _inline(written[0], name, alt_text)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
         written.append(file.getvalue())
 
 
-def _inline(document: str, name: str, told: str) -> str:
+def _inline(document: str, name: str, alt_text: str) -> str:
     """Turn matplotlib's SVG document into an element of an HTML page."""
     box = re.search(r'viewBox="([^"]*)"', document)
     assert box is not None  # every drawing of matplotlib has one
     inside = document[document.index(">", box.end()) + 1 : document.rindex("</svg>")]
     inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
-    # This style would hold for the whole page; report.css says the same of pictures alone.
+    # The style would apply to all of the page; report.css has it for pictures only.
     inside = re.sub(r"<style.*?</style>", "", inside, flags=re.DOTALL)
-    # Groups are numbered alike in every picture, and nothing refers to them.
+    # The ids of groups repeat in every picture, and nothing refers to them.
     inside = re.sub(r'<g id="[^"]*"', "<g", inside)
     inside = re.sub(r"font-family: [^;\"]*;? ?", "", inside)
     inside = re.sub(r' transform="rotate\(-0 [^"]*"', "", inside)
@@ -266,5 +267,5 @@ def _inline(document: str, name: str, told: str) -> str:
         inside = inside.replace(colour, of_page)
     return (
         f'<svg class="picture" viewBox="{box[1]}" role="img" aria-labelledby="picture-{name}">'
-        f'<title id="picture-{name}">{html.escape(told)}</title>{inside}</svg>'
+        f'<title id="picture-{name}">{html.escape(alt_text)}</title>{inside}</svg>'
     )

@@ -1,7 +1,7 @@
-"""What the streamed predictions were worth: their scores beside the labels that came later.
+"""The quality of the streamed predictions: their scores, compared with later labels.
 
-Predictions carry no label. Each is led back to its request in the log by partition and position,
-and from there to its label by the rule that training uses (`pipelines.history.labels`).
+Partition and position of a prediction give its request in the log; the rule of the training table
+gives the label of the request (`pipelines.history.labels`).
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ _CLOCKS: Final = ("sent_us", "created_us")
 
 
 @dataclass(frozen=True)
-class Served:
-    """The predictions of a stream, as far as a report needs them.
+class StreamedPredictions:
+    """The columns of a stream's predictions that the report needs.
 
     Attributes:
-        rows: ``request_time``, ``partition``, ``position`` and ``score``, and the two clocks
-            ``sent_us`` and ``created_us`` where the predictions have them.
-        stamps: Each distinct value of bundle version, TensorFlow version, device and XLA flag, as
-            text, sorted.
+        rows: ``request_time``, ``partition``, ``position`` and ``score``, and if the predictions
+            have them, the times ``sent_us`` and ``created_us``.
+        stamps: The distinct values of bundle version, TensorFlow version, device and XLA flag, as
+            sorted texts.
     """
 
     rows: pa.Table
     stamps: dict[str, tuple[str, ...]]
 
     def latency_ms(self) -> npt.NDArray[np.float64]:
-        """Return the wall time from the poll that read each request to its score.
+        """Return the wall-clock time from the poll that read each request to its score.
 
         Returns:
-            float64, ``(predictions,)``, in milliseconds; empty if the predictions lack the clocks.
+            float64, ``(predictions,)``, in milliseconds; empty if the times are missing.
         """
         if not set(_CLOCKS) <= set(self.rows.column_names):
             return np.empty(0)
@@ -59,11 +59,8 @@ class Served:
         return took
 
 
-def read_served(root: Path) -> Served | None:
+def read_streamed(root: Path) -> StreamedPredictions | None:
     """Read the predictions of the last stream.
-
-    Args:
-        root: The run's folder.
 
     Returns:
         None before the first prediction.
@@ -82,20 +79,20 @@ def read_served(root: Path) -> Served | None:
         for name in _STAMPS
         if name in table.column_names
     }
-    return Served(table.drop_columns(list(stamps)), stamps)
+    return StreamedPredictions(table.drop_columns(list(stamps)), stamps)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of the predictions.
+class StreamQuality:
+    """The quality of a stream's predictions.
 
     Attributes:
-        predictions: How many there are.
-        labelled: How many of them have a label.
-        strangers: How many belong to no request in the log; they can have no label.
-        metrics: What the labelled ones are worth; None where that cannot be measured.
+        predictions: The number of predictions.
+        labelled: The number of predictions with a label.
+        strangers: The number of predictions without a request in the log, hence without a label.
+        metrics: The metrics of the labelled predictions; None if they cannot be measured.
         curve: Their calibration and ROC curve; None likewise.
-        why_not: Why it cannot be measured, in a sentence; empty where it can.
+        why_not: A sentence that says why they cannot be measured; empty if they can.
     """
 
     predictions: int
@@ -111,23 +108,18 @@ class Outcome:
         return 1 - self.labelled / self.predictions
 
 
-def judge(project: Project, root: Path, served: Served) -> Outcome:
-    """Compare predictions with the labels that arrived in the log.
-
-    Args:
-        project: The project; has a label.
-        root: The run's folder.
-        served: Its predictions.
+def stream_quality(project: Project, root: Path, streamed: StreamedPredictions) -> StreamQuality:
+    """Compare predictions with the labels in the log.
 
     Raises:
-        InputError: There is no log of the requests or of the label's stream.
+        InputError: The log of the requests or of the label's stream is missing.
     """
     label, request = project.label, project.request
     assert label is not None
     log = Log(root)
-    partitions: Int64Array = served.rows["partition"].to_numpy()
-    positions: Int64Array = served.rows["position"].to_numpy()
-    scores = served.rows["score"].to_numpy().astype(np.float64)
+    partitions: Int64Array = streamed.rows["partition"].to_numpy()
+    positions: Int64Array = streamed.rows["position"].to_numpy()
+    scores = streamed.rows["score"].to_numpy().astype(np.float64)
     columns = [*dict.fromkeys([*label.on, request.request_time]), POSITION]
     found, kept = [], []
     for partition in range(log.partitions(request.name)):
@@ -146,10 +138,10 @@ def judge(project: Project, root: Path, served: Served) -> Outcome:
     given = np.concatenate(kept)[labelled]
     counts = (len(scores), len(truth), len(scores) - len(requests))
     if not len(truth):
-        return Outcome(*counts, why_not="None of these predictions has a label yet.")
+        return StreamQuality(*counts, why_not="None of these predictions has a label yet.")
     try:
         metrics = measure(truth, given)
     except InputError as error:
-        return Outcome(*counts, why_not=f"These scores cannot be measured: {error}.")
+        return StreamQuality(*counts, why_not=f"These scores cannot be measured: {error}.")
     curve = Curve(STREAMED, calibration(truth, given), roc_points(truth, given))
-    return Outcome(*counts, metrics, curve)
+    return StreamQuality(*counts, metrics, curve)

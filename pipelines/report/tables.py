@@ -1,7 +1,7 @@
-"""The report's tables: what the summary of a run says, for a reader who sees it for the first time.
+"""The report's tables, from the summary of a run.
 
-The summary is read tolerantly: a stage that has not run, or a figure that it did not give, leaves
-its place out or a dash in it. Nothing is computed twice: what a stage counted is what is shown.
+A stage that has not run has no rows; a missing figure is a dash. The tables show the figures of the
+stages and compute none again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND, moment_of, time_of
 from tidemill.features.rows.rejected import Reason
-from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.tables import Table, write_value
 from tidemill.serving.bundles.bundle import Bundle
 
@@ -22,26 +21,26 @@ Summary = Mapping[str, Mapping[str, Any]]
 _LAST_YEAR_US: Final = time_of(datetime(9999, 1, 1, tzinfo=UTC))
 
 _COUNTS: Final = {
-    "requests": "predictions that were asked for",
+    "requests": "requests for a prediction",
     "predictions": "requests that were answered",
     "unanswered": "requests that a view did not answer in time; they are rejected records",
     "events": "events that were read",
     "rejected": "records that could not be used",
-    "late": "accepted events that came behind the frontier; they count for every later answer",
-    "late_requests": "requests that came behind the frontier, answered as of the frontier",
-    "duplicates": "events that came again, equal in every column; they count once",
-    "conflicts": "events with the id of another one and other content; each counts",
-    "repeats": "rows that the engine delivered again; they were cut",
-    "early": "batches that came before their turn; they waited",
+    "late": "accepted events behind the frontier; they count for every later answer",
+    "late_requests": "requests behind the frontier, answered as of the frontier",
+    "duplicates": "events equal to an earlier one in every column; they count once",
+    "conflicts": "events with the id of another event but other content; each counts",
+    "repeats": "rows that the engine delivered again; they were dropped",
+    "early": "batches that arrived before their turn; they waited",
     "overflows": "window totals too large for a number; their value is null",
     "publications": "rows sent to the feature store, one for each change of an entity's features",
-    "releases": "steps by which the stream moved on; each prediction names the ones it used",
+    "releases": "steps of the stream's operators; each prediction names those it used",
 }
-"""The stream's counts, in the order shown, and what they count."""
+"""The stream's counts, in order, and their meanings."""
 
 
 def write_time(time_us: int) -> str:
-    """Write an instant, UTC, to the second.
+    """Format an instant, UTC, to the second.
 
     >>> write_time(1_385_856_000_000_000)
     '2013-12-01 00:00:00'
@@ -52,7 +51,7 @@ def write_time(time_us: int) -> str:
 
 
 def write_span(span_us: float) -> str:
-    """Write a span of time in its two largest units.
+    """Format a duration in its two largest units.
 
     >>> write_span(90_061_000_000), write_span(754_300_000), write_span(2_340_000)
     ('1 d 1 h', '12 min 34 s', '2.34 s')
@@ -71,7 +70,7 @@ def write_span(span_us: float) -> str:
 
 
 def write_rate(work: float | None, seconds: float | None, unit: str) -> str:
-    """Write how much was done per second, a dash where either is unknown."""
+    """Format a rate; a dash if the work or the time is unknown."""
     if not work or not seconds:
         return "-"
     return (
@@ -82,7 +81,7 @@ def write_rate(work: float | None, seconds: float | None, unit: str) -> str:
 
 
 def number(figures: Mapping[str, Any], *path: str) -> float | None:
-    """Return a number of a stage's figures, None where there is none at that place."""
+    """Return the number at a path of keys; None if there is none."""
     found: Any = figures
     for key in path:
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -90,7 +89,7 @@ def number(figures: Mapping[str, Any], *path: str) -> float | None:
 
 
 def mapping(figures: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a mapping inside a stage's figures, an empty one where there is none."""
+    """Return the mapping at a key; an empty one if there is none."""
     found = figures.get(key)
     return found if isinstance(found, Mapping) else {}
 
@@ -98,16 +97,30 @@ def mapping(figures: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 # --- the proof -----------------------------------------------------------------------------------
 
 
+_CHECKS: Final = (
+    ("", "Values used", "every feature value of every prediction, against batch over all history",
+     "predictions", "feature_mismatches"),
+    ("late_", "Of them late", "differ by late events, against batch over what had arrived by then",
+     "", ""),
+    ("oracle_", "Oracle", "a sample, against slow and plain code of its own",
+     "oracle requests", "oracle_mismatches"),
+    ("store_", "Feature store", "read by the store's own client, against batch",
+     "store entities", "store_mismatches"),
+)  # fmt: skip
+"""What `verify` compares: the prefix of its figures, a name, what was compared with what, what was
+counted, and the figure of its mismatches; late values have none."""
+
+
 @dataclass(frozen=True)
 class Check:
-    """One comparison that the proof made.
+    """One comparison of the verification.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         how: What was compared with what.
-        of: What it was done for, such as ``"1,000 requests"``; may be empty.
-        values: How many values were compared.
-        mismatches: How many differed; None where that is not known.
+        of: Its scope, such as ``"1,000 requests"``; may be empty.
+        values: The number of values compared.
+        mismatches: The number of values that differed; None if it is unknown.
     """
 
     name: str
@@ -118,62 +131,25 @@ class Check:
 
 
 def proof_checks(verify: Mapping[str, Any]) -> list[Check]:
-    """Return what `verify` compared: every value used first, then each further comparison."""
+    """Return the comparisons that `verify` made, in the order of `_CHECKS`."""
     checks = []
-    values = number(verify, "values")
-    if values is not None:
-        wrong = number(verify, "feature_mismatches")
-        checks.append(
-            Check(
-                "Values used",
-                "every feature value of every prediction, against batch over the whole history",
-                _of(number(verify, "predictions"), "predictions"),
-                values,
-                number(verify, "mismatches") if wrong is None else wrong,
-            )
-        )
-    if late := _late(verify):
-        how = "differ by events that came late, against batch over what had arrived by then"
-        checks.append(Check("Of them late", how, "", late, 0))
-    for part, name, how, unit in (
-        ("oracle", "Oracle", "a sample, against slow and plain code of its own", "requests"),
-        (
-            "store",
-            "Feature store",
-            "read back by the store's own client, against batch",
-            "entities",
-        ),
-    ):
-        figures = _part(verify, part)
-        if (compared := number(figures, "values")) is not None:
-            of = _of(number(figures, unit), unit)
-            checks.append(Check(name, how, of, compared, number(figures, "mismatches")))
+    for prefix, name, how, unit, wrong in _CHECKS:
+        compared = number(verify, f"{prefix}values")
+        if compared or (wrong and compared is not None):
+            count = number(verify, unit.replace(" ", "_")) if unit else None
+            of = "" if count is None else f"{count:,} {unit.rpartition(' ')[2]}"
+            mismatches = number(verify, wrong) if wrong else 0
+            checks.append(Check(name, how, of, compared, mismatches))
     return checks
 
 
-def _part(verify: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """Return the figures of a part of the proof: a mapping, or all keys that start with it."""
-    start = f"{part}_"
-    flat = {key.removeprefix(start): v for key, v in verify.items() if key.startswith(start)}
-    return {**flat, **mapping(verify, part)}
-
-
-def _late(verify: Mapping[str, Any]) -> float | None:
-    found = number(verify, "late_values")
-    return number(verify, "late") if found is None else found
-
-
-def _of(count: float | None, unit: str) -> str:
-    return "" if count is None else f"{count:,} {unit}"
-
-
 @dataclass(frozen=True)
-class Verdict:
-    """What the proof says as a whole.
+class ProofVerdict:
+    """The result of the verification.
 
     Attributes:
-        tone: ``good``, ``bad`` or ``none`` (nothing was proven).
-        line: The verdict.
+        tone: ``good``, ``bad`` or ``none`` (too little was compared).
+        line: The result in short.
         more: A sentence about it.
     """
 
@@ -182,21 +158,23 @@ class Verdict:
     more: str
 
 
-def verdict(verify: Mapping[str, Any]) -> Verdict:
-    """Judge the proof: good only if something was compared and nothing differed anywhere."""
+def proof_verdict(verify: Mapping[str, Any]) -> ProofVerdict:
+    """Return the result; good only if values were compared and no comparison found a mismatch."""
     checks = proof_checks(verify)
     total, values = number(verify, "mismatches"), number(verify, "values")
     if total is None or values is None:
-        return Verdict("none", "Not proven yet", "Run `tidemill verify` to compare every value.")
+        return ProofVerdict(
+            "none", "Not proven yet", "Run `tidemill verify` to compare every value."
+        )
     line = f"{total:,} mismatches in {values:,} values"
     wrong = [check for check in checks if check.mismatches]
     if wrong or total:
         where = ", ".join(f"{check.name} ({check.mismatches:,})" for check in wrong)
-        more = "What was served differs from its recomputation"
-        return Verdict("bad", line, f"{more}: {where}." if where else f"{more}.")
+        more = "Served values differ from their recomputation"
+        return ProofVerdict("bad", line, f"{more}: {where}." if where else f"{more}.")
     if not values or any(check.mismatches is None for check in checks):
-        return Verdict("none", line, "This proves nothing: too little was compared.")
-    return Verdict(
+        return ProofVerdict("none", line, "This proves nothing: too little was compared.")
+    return ProofVerdict(
         "good",
         line,
         "Every feature value that a prediction used was computed again from the original history "
@@ -205,7 +183,7 @@ def verdict(verify: Mapping[str, Any]) -> Verdict:
 
 
 def proof_table(verify: Mapping[str, Any]) -> Table | None:
-    """Return the table of all comparisons; None before the first proof."""
+    """Return the table of all comparisons; None before the first verification."""
     rows = [
         (c.name, c.of, write_value(c.values), write_value(c.mismatches), c.how)
         for c in proof_checks(verify)
@@ -214,34 +192,25 @@ def proof_table(verify: Mapping[str, Any]) -> Table | None:
     return Table("", columns, rows, frozenset((1, 2, 3))) if rows else None
 
 
-def listed(verify: Mapping[str, Any], *names: str) -> Table | None:
-    """Return a list of findings, such as the first mismatches, as a table.
+def listed(findings: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Return findings, such as the first mismatches, as a table with a row each; None without any.
 
-    Args:
-        verify: The proof's figures.
-        names: Where the list may stand; the first that is there is taken.
-
-    Returns:
-        One row per finding, one column per key; None if there are none.
+    A key that has no value in any finding gets no column.
     """
-    found: Any = next((verify[name] for name in names if verify.get(name)), [])
-    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
-        return None
-    items = [item if isinstance(item, Mapping) else {"finding": item} for item in found]
-    keys = list(dict.fromkeys(key for item in items for key in item))
-    filled = [key for key in keys if any(item.get(key) not in (None, "") for item in items)]
+    keys = list(dict.fromkeys(key for item in findings for key in item))
+    filled = [key for key in keys if any(item.get(key) not in (None, "") for item in findings)]
     rows = [
         tuple("-" if item.get(key) in (None, "") else str(item[key]) for key in filled)
-        for item in items
+        for item in findings
     ]
-    return Table("", [key.replace("_", " ") for key in filled], rows)
+    return Table("", [key.replace("_", " ") for key in filled], rows) if rows else None
 
 
 # --- throughput, freshness, counts ---------------------------------------------------------------
 
 
 def stage_table(summary: Summary, bundle: Bundle | None) -> Table | None:
-    """Return what each stage did, how long it took and how fast it was; None before the first."""
+    """Return the work, time and rate of each stage; None before the first stage."""
     rows = list(_stages(summary, bundle))
     if not rows:
         return None
@@ -284,7 +253,7 @@ def _pace(work: float | None, seconds: float | None, unit: str) -> tuple[str, st
 
 
 def _trainings(bundle: Bundle | None) -> int:
-    """Count the models that were trained: one per seed, with and without windowed features."""
+    """Count the trained models: one per seed, with and without windowed features."""
     if bundle is None:
         return 0
     evaluation = bundle.evaluation
@@ -292,19 +261,18 @@ def _trainings(bundle: Bundle | None) -> int:
 
 
 def count_table(stream: Mapping[str, Any]) -> Table | None:
-    """Return what the stream counted; None before its first run."""
+    """Return the stream's counts; None before its first run."""
     rows = [
         (name.replace("_", " "), write_value(_total(stream[name])), meaning)
         for name, meaning in _COUNTS.items()
         if stream.get(name) is not None
     ]
-    return (
-        Table("", ("count", "how many", "what it counts"), rows, frozenset([1])) if rows else None
-    )
+    columns = ("count", "how many", "what it counts")
+    return Table("", columns, rows, frozenset([1])) if rows else None
 
 
 def _total(count: Any) -> Any:
-    """Return a count, or the sum of counts that are told apart (by reason, by view)."""
+    """Return a count, or the sum of counts by reason or by view."""
     return sum(count.values()) if isinstance(count, Mapping) else count
 
 
@@ -314,7 +282,7 @@ def _sources(backfill: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def source_table(backfill: Mapping[str, Any]) -> Table | None:
-    """Return what was read of each source and what was kept; None before the first backfill."""
+    """Return the rows read and kept of each source; None before the first backfill."""
     sources = _sources(backfill)
     if not sources:
         return None
@@ -327,7 +295,7 @@ def source_table(backfill: Mapping[str, Any]) -> Table | None:
 
 
 def reason_table(backfill: Mapping[str, Any]) -> Table | None:
-    """Return why records were rejected, the most frequent first; None if none were."""
+    """Return the reasons of rejected records, the most frequent first; None without any."""
     counted = [
         (source, code, count)
         for source, found in _sources(backfill).items()
@@ -341,15 +309,14 @@ def reason_table(backfill: Mapping[str, Any]) -> Table | None:
     return Table("", ("source", "reason", "what it means", "records"), rows, frozenset([3]))
 
 
-def frontier_table(stream: Mapping[str, Any], config: Configuration) -> Table | None:
-    """Return how far each view had got when the stream ended; None if it did not say."""
+def frontier_table(stream: Mapping[str, Any], end_us: int) -> Table | None:
+    """Return each view's frontier at the end of the stream; None if there is none."""
     frontiers = mapping(stream, "frontiers")
     if not frontiers:
         return None
-    end = config.splits.stream_until_us
     rows = []
     for name, frontier in frontiers.items():
-        behind = "nothing" if frontier >= end else write_span(end - frontier)
+        behind = "nothing" if frontier >= end_us else write_span(end_us - frontier)
         rows.append((name, write_time(frontier), behind))
     columns = ("view", "frontier (UTC)", "short of the end of the period")
     return Table("", columns, rows, frozenset((1, 2)))

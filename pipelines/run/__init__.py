@@ -1,1 +1,1 @@
-"""What a run shows and keeps about itself: progress, meters, summary, record."""
+"""Progress, figures and records of a run, and the names of its files."""

@@ -1,7 +1,7 @@
-"""A meter: how far a running pipeline is, for whoever watches it in the same process.
+"""Counters of a running pipeline, to show its progress in the same process.
 
-Beam's own metrics are only there at the end on some engines. A worker in another process has a
-meter of its own, and a watcher here then sees nothing move; nothing but display depends on it.
+Some engines report Beam's metrics only at the end. Workers in another process have a meter of their
+own, so nothing but the display may depend on it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Meter:
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, run: str, name: str, count: int) -> None:
-        """Count ``count`` more."""
+        """Add ``count``."""
         with self._lock:
             self._counts[run, name] += count
 

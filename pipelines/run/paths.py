@@ -1,69 +1,46 @@
-"""The names of all folders and files below a run's root, each once.
+"""The names of all folders and files below a run's root.
 
-Stores and bundles are named by what writes them (`serving.stores.places`, `serving.bundles`), the
-log by its reader and writer (`pipelines.io.log`).
+The modules that write stores, bundles and the log define those names.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from tidemill.pipelines.io.log import LOG
-from tidemill.serving.bundles.current import BUNDLES
-from tidemill.serving.stores.places import OFFLINE
-
-__all__ = [
-    "BUNDLES",
-    "EXPORT",
-    "HANDOFF",
-    "LOG",
-    "MENDED",
-    "OFFLINE",
-    "PREDICTIONS",
-    "PUBLICATIONS",
-    "REJECTED",
-    "REJECTED_BY_STREAM",
-    "RELEASES",
-    "REPORT",
-    "RUN_RECORD",
-    "SAVEPOINTS",
-    "SCRATCH",
-    "STATES",
-    "STREAM_RUN",
-    "SUMMARY",
-    "TRAINING_TABLE",
-]
+from tidemill.pipelines.io.log import LOG as LOG
+from tidemill.serving.bundles.current import BUNDLES as BUNDLES
+from tidemill.serving.stores.places import OFFLINE as OFFLINE
 
 RUN_RECORD: Final = "run.json"
-"""Says whether the root holds all data or a sample."""
+"""Whether the root holds all data or a sample."""
 SUMMARY: Final = "summary.json"
-"""What each stage counted and measured."""
+"""The figures of each stage."""
 REPORT: Final = "report.html"
 SCRATCH: Final = "scratch"
-"""Files that a stage needs while it runs."""
+"""Temporary files of a stage."""
 
 REJECTED: Final = "rejected"
-"""Records that were refused when the sources' files were read."""
+"""Records rejected while the files of the sources were read."""
 EXPORT: Final = "export"
-"""Below `REJECTED`: those records as texts, for a person to mend."""
+"""Below `REJECTED`: those records as text, for a person to repair."""
 MENDED: Final = "mended"
-"""Payloads that a person has mended, by source."""
+"""Repaired payloads, by source."""
 TRAINING_TABLE: Final = "features"
-"""The features of the requests that a bundle is trained on."""
+"""The training table: requests with features and labels."""
 
 STATES: Final = "states"
-"""The states that a backfill hands over."""
+"""The states that a backfill writes for the stream."""
 SAVEPOINTS: Final = "stops"
-"""A folder of states for each savepoint at which the stream stopped."""
+"""A folder of states for each savepoint."""
 HANDOFF: Final = "handoff.json"
-"""Makes a folder of states count."""
+"""The record of a folder of states; a folder without it does not count."""
 
 STREAM_RUN: Final = "stream.json"
-"""How the root's stream is being run."""
+"""Mode and start of the root's stream, and whether it has ended."""
 PREDICTIONS: Final = "predictions"
 RELEASES: Final = "releases"
 """The evidence of every step of the stream's operators."""
 PUBLICATIONS: Final = "publications"
 """Every publication of the stream, by view."""
 REJECTED_BY_STREAM: Final = "rejected_by_stream"
-"""Records that the stream refused, and requests that it could not answer."""
+"""Records that the stream rejected, and requests that it could not answer."""

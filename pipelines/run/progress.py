@@ -1,15 +1,15 @@
-"""Progress: what a long step shows while it works.
+"""The progress of long steps.
 
-A step is written against the `Progress` protocol and knows nothing of terminals:
+A step uses the `Progress` protocol and knows nothing of terminals:
 
 >>> with QuietProgress().stage("read orders", total=2_000) as stage:
 ...     stage.advance(1_000)
 ...     stage.note("orders-01.csv")
 
 Three implementations: `TerminalProgress` draws bars with a rate and the time left;
-`PlainProgress` writes lines, at most one every few seconds beside the first and the last of each
-stage; `QuietProgress` says nothing. All may be used by several threads at once, and stages may be
-nested or run side by side. Everything goes to standard error: standard output is for results.
+`PlainProgress` writes the first and the last line of each stage and, between them, a line every few
+seconds; `QuietProgress` writes nothing. Several threads may use each of them at once; stages may be
+nested or run in parallel. Progress goes to standard error, results to standard output.
 """
 
 from __future__ import annotations
@@ -26,47 +26,42 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LINE_EVERY_S: Final = 5.0
-"""Seconds between two lines of a stage, at least."""
+"""The least time between two lines of a stage, in seconds."""
 
 
-class Stage(Protocol):
-    """A step at work."""
+class StageProgress(Protocol):
+    """The progress of one running step."""
 
     def advance(self, count: int = 1) -> None:
-        """Say that ``count`` more are done."""
+        """Add ``count`` to the number done."""
 
     def expect(self, total: int) -> None:
-        """Say how many there are in all, where that was not known at the start."""
+        """Set the total, if it was not known at the start."""
 
     def note(self, text: str) -> None:
-        """Say what is being worked on or what was found; the next note takes its place."""
+        """Show a note; it replaces the one before."""
 
 
 class Progress(Protocol):
-    """Where steps show how far they are."""
+    """Shows the progress of steps."""
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "rows"
-    ) -> AbstractContextManager[Stage]:
-        """Show a step from its start to its end, or to its failure.
+    ) -> AbstractContextManager[StageProgress]:
+        """Show a step until it ends or fails.
 
         Args:
-            name: What is done, such as ``read orders``.
-            total: How many there are; None where nobody knows.
-            unit: What is counted, in the plural; empty where nothing is.
+            name: The step, such as ``read orders``.
+            total: The number of units; None if it is unknown.
+            unit: The unit, in the plural; empty if nothing is counted.
         """
 
     def say(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a permanent line."""
 
 
 def make_progress(stream: TextIO, *, quiet: bool = False) -> Progress:
-    """Return the progress that suits a stream: bars on a terminal, lines elsewhere.
-
-    Args:
-        stream: As a rule ``sys.stderr``.
-        quiet: Show nothing at all.
-    """
+    """Return bars for a terminal, lines for any other stream."""
     if quiet:
         return QuietProgress()
     if stream.isatty():
@@ -80,32 +75,23 @@ class QuietProgress:
     """Shows nothing."""
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "rows"
+    ) -> Iterator[StageProgress]:
         """Show nothing; see `Progress.stage`."""
-        yield _Silence()
+        yield _Shown(_Count(name, total, unit), lambda: None)
 
     def say(self, text: str) -> None:
         """Show nothing; see `Progress.say`."""
-
-
-class _Silence:
-    def advance(self, count: int = 1) -> None:
-        pass
-
-    def expect(self, total: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 class PlainProgress:
     """Writes lines.
 
     Args:
-        stream: Where to.
-        every_s: Seconds between two lines of a stage, at least.
-        clock: Gives seconds that never go back.
+        stream: The stream to write to.
+        every_s: The least time between two lines of a stage, in seconds.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -120,17 +106,31 @@ class PlainProgress:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
-        """Write a line at the start, at the end and now and then between; see `Progress.stage`."""
-        stage = _PlainStage(_Count(name, total, unit, self._clock), self._every_s, self.say)
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "rows"
+    ) -> Iterator[StageProgress]:
+        """Write a line at the start, at the end and every few seconds; see `Progress.stage`."""
+        count = _Count(name, total, unit, self._clock)
+        last_line = count.started
+
+        def maybe_say() -> None:
+            nonlocal last_line
+            with count.lock:
+                now = self._clock()
+                due = now - last_line >= self._every_s
+                if due:
+                    last_line = now
+            if due:
+                self.say(count.so_far())
+
         of = f" ({total:,} {unit})" if total is not None and unit else ""
         self.say(f"{name}: started{of}")
         try:
-            yield stage
+            yield _Shown(count, maybe_say)
         except BaseException:
-            self.say(stage.count.failed())
+            self.say(count.failed())
             raise
-        self.say(stage.count.done())
+        self.say(count.done())
 
     def say(self, text: str) -> None:
         """Write a line; see `Progress.say`."""
@@ -140,11 +140,7 @@ class PlainProgress:
 
 
 class TerminalProgress:
-    """Draws bars while stages are at work, and leaves a line for each that ended.
-
-    Args:
-        console: The terminal.
-    """
+    """Draws a bar for each running stage, and prints a line for each that has ended."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -165,11 +161,13 @@ class TerminalProgress:
         )
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
-        """Draw a bar, and in the end a line; see `Progress.stage`."""
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "rows"
+    ) -> Iterator[StageProgress]:
+        """Draw a bar, then print a line; see `Progress.stage`."""
         from rich.progress import TaskID
 
-        count = _Count(name, total, unit, time.monotonic)
+        count = _Count(name, total, unit)
         bars = self._bars
         with self._lock:
             if self._at_work == 0:
@@ -188,7 +186,7 @@ class TerminalProgress:
 
         failed = True
         try:
-            yield _BarStage(count, draw)
+            yield _Shown(count, draw)
             failed = False
         finally:
             bars.remove_task(task)
@@ -205,12 +203,12 @@ class TerminalProgress:
 
 @dataclass
 class _Count:
-    """How far a stage is, in words. Its methods are called by several threads at once."""
+    """The counts of a stage, and the texts that show them; several threads use it at once."""
 
     name: str
     total: int | None
     unit: str
-    clock: Callable[[], float]
+    clock: Callable[[], float] = time.monotonic
     done_so_far: int = 0
     last_note: str = ""
     started: float = field(init=False)
@@ -233,7 +231,7 @@ class _Count:
         return self.done_so_far / elapsed if elapsed > 0 else 0.0
 
     def figures(self) -> str:
-        """Return ``120,000 of 336,776 rows, 42,000 rows/s``; empty where nothing is counted."""
+        """Return ``120,000 of 336,776 rows, 42,000 rows/s``; empty without a unit."""
         if not self.unit:
             return ""
         done = f"{self.done_so_far:,}"
@@ -241,7 +239,7 @@ class _Count:
         return f"{done}{of} {self.unit}, {_rate(self.rate)} {self.unit}/s"
 
     def left(self) -> str:
-        """Return ``8.1 s left``; empty where nobody can say."""
+        """Return ``8.1 s left``; empty if it cannot be estimated."""
         if self.total is None or not self.rate or self.done_so_far >= self.total:
             return ""
         return f"{_seconds((self.total - self.done_so_far) / self.rate)} left"
@@ -265,51 +263,24 @@ class _Count:
         return f"{self.name}: failed after {_seconds(self.elapsed_s)}{counted}"
 
 
-class _PlainStage:
-    def __init__(self, count: _Count, every_s: float, say: Callable[[str], None]) -> None:
-        self.count = count
-        self._every_s = every_s
-        self._say = say
-        self._last_line = count.started
+class _Shown:
+    """The progress of a step; calls ``show`` after every change."""
 
-    def advance(self, count: int = 1) -> None:
-        self.count.add(count)
-        self._maybe_say()
-
-    def expect(self, total: int) -> None:
-        self.count.total = total
-
-    def note(self, text: str) -> None:
-        self.count.last_note = text
-        self._maybe_say()
-
-    def _maybe_say(self) -> None:
-        count = self.count
-        with count.lock:
-            now = count.clock()
-            due = now - self._last_line >= self._every_s
-            if due:
-                self._last_line = now
-        if due:
-            self._say(count.so_far())
-
-
-class _BarStage:
-    def __init__(self, count: _Count, draw: Callable[[], None]) -> None:
+    def __init__(self, count: _Count, show: Callable[[], None]) -> None:
         self._count = count
-        self._draw = draw
+        self._show = show
 
     def advance(self, count: int = 1) -> None:
         self._count.add(count)
-        self._draw()
+        self._show()
 
     def expect(self, total: int) -> None:
         self._count.total = total
-        self._draw()
+        self._show()
 
     def note(self, text: str) -> None:
         self._count.last_note = text
-        self._draw()
+        self._show()
 
 
 def _rate(per_second: float) -> str:
@@ -317,7 +288,7 @@ def _rate(per_second: float) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    """Write a length of time: ``0.3 s``, ``45 s``, ``2 min 05 s``, ``1 h 10 min``."""
+    """Write a duration: ``0.3 s``, ``45 s``, ``2 min 05 s``, ``1 h 10 min``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,13 +1,14 @@
-"""What a root was made with: the whole data, or the configuration's sample.
+"""The record of whether a root holds all data or the configuration's sample.
 
-The commands that work on a root (train, stream, verify, ...) must take the splits it was made with,
-or they would look for requests that were never read.
+Commands on an existing root (train, stream, verify, ...) must use the splits it was made with, or
+they would look for requests that were never read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any, Final
 
 from tidemill.features.errors import ConfigurationError
@@ -22,10 +23,10 @@ _MEND: Final = (
 
 
 def sampled(config: Configuration) -> Configuration:
-    """Return the configuration of a small run: its own splits, and nothing received after them.
+    """Return the configuration of a run on the sample: its splits, and no rows received later.
 
     Raises:
-        ConfigurationError: The configuration names no sample.
+        ConfigurationError: The configuration has no sample.
     """
     if config.sample is None:
         raise ConfigurationError(
@@ -37,14 +38,14 @@ def sampled(config: Configuration) -> Configuration:
     )
 
 
-def remember(config: Configuration, sample: bool) -> None:
-    """Write down in the root whether it holds a sample."""
-    with atomic_write(config.root / paths.RUN_RECORD) as unfinished:
+def remember(root: Path, sample: bool) -> None:
+    """Record below the root whether it holds the sample."""
+    with atomic_write(root / paths.RUN_RECORD) as unfinished:
         unfinished.write_text(json.dumps({"sample": sample}) + "\n")
 
 
 def for_existing_run(config: Configuration) -> Configuration:
-    """Return the configuration that the root was made with: the sample's where it holds one."""
+    """Return the configuration that the root was made with: the sample's if it holds that."""
     path = config.root / paths.RUN_RECORD
     if not path.exists():
         return config

@@ -1,7 +1,7 @@
-"""The summary of a run: what each stage counted and measured, kept in ``root/summary.json``.
+"""The summary of a run, ``root/summary.json``: the figures of each stage.
 
-What is promised here: the file always holds a whole summary. A stage's figures replace those of
-its last run and leave the other stages' alone, also when two stages end at the same time.
+Promises: the file is always complete. A stage's figures replace those of its last run and keep
+those of other stages, also when two stages end at the same time.
 """
 
 from __future__ import annotations
@@ -15,48 +15,44 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tidemill.features.errors import InputError, StateError
+from tidemill.features.errors import InputError
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.atomic_write import atomic_write
-from tidemill.serving.files.read_files import reading
+from tidemill.serving.files.read_files import read_json
 
 _ORDER: Final = ("backfill", "train", "stream", "verify")
-"""The stages of which each builds on those before it."""
+"""Stages in order: each uses the output of those before it."""
 
 
 def read_summary(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the figures of the last run of each stage, by stage; empty before the first.
+    """Return the figures of each stage's last run, by stage; empty before the first run.
 
     Raises:
-        StateError: The file is no summary.
+        DamagedFile: The file is not a summary.
     """
     path = root / paths.SUMMARY
-    if not path.exists():
-        return {}
-    with reading(path, "remove it and run again"):
-        text = path.read_bytes()
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise StateError(f"{path} is no JSON ({error}); remove it and run again") from error
+    return read_json(path, _stages, "remove it and run again") if path.exists() else {}
+
+
+def _stages(found: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
-        raise StateError(f"{path} must map stages to their figures; remove it and run again")
+        raise TypeError("it must map stages to their figures")
     return found
 
 
 def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
-    """Put a stage's figures into the summary, in place of those of its last run.
+    """Write a stage's figures to the summary, in place of those of its last run.
 
-    The figures of the stages that build on it are removed: they are of what was there before.
+    The figures of later stages are removed, since they describe the stage's old output.
 
     Args:
-        root: The run's root; made if it is missing.
+        root: The run's root; created if it is missing.
         stage: The stage's name.
-        figures: JSON values by name: numbers, texts, booleans, None, lists and mappings of these.
+        figures: JSON values by name.
 
     Raises:
-        InputError: A figure is no JSON value (NaN and infinity are none).
-        StateError: The file that is there is no summary.
+        InputError: A figure is not a JSON value, such as NaN or infinity.
+        DamagedFile: The existing file is not a summary.
     """
     _check(figures, stage)
     root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tables for a reader: figures as names and values, drawn on a terminal, aligned in a file."""
+"""Tables of figures: drawn on a terminal, aligned with spaces in a file."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Final, TextIO
 
 _LISTED: Final = 8
-"""Up to this many items of a list are printed; of a longer one the number."""
+"""A list of at most so many items is printed; of a longer list, its length."""
 _ROWS: Final = 20
-"""So many rows of a list of mappings are printed at most; the file has them all."""
+"""Of a list of mappings, at most so many rows are printed; the summary has them all."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for a reader.
+    """A table of texts.
 
     Attributes:
-        title: Above it; may be empty.
-        columns: Their headings.
-        rows: Texts, as many in each row as there are columns.
-        numbers: The places of the columns that are aligned on the right.
+        title: The title; may be empty.
+        columns: The headings.
+        rows: The rows, each with one text per column.
+        numbers: The indices of the columns to align on the right.
     """
 
     title: str
@@ -32,13 +32,9 @@ class Table:
 def figure_tables(title: str, figures: Mapping[str, Any]) -> list[Table]:
     """Return the tables of a stage's figures.
 
-    Args:
-        title: Above the first one.
-        figures: As for `write_summary`.
-
     Returns:
-        One table of names and values, those of inner mappings with the names above them; then one
-        table for each list of flat mappings, its columns the keys.
+        A table of names and values, where a value of an inner mapping has its path as name; then
+        one table for each list of flat mappings, with the keys as columns.
     """
     rows: list[tuple[str, str]] = []
     lists: list[Table] = []
@@ -63,7 +59,7 @@ def _collect(
         for item in value
         for inner in item.values()
     ):
-        # Too deep for one table: each item is a mapping of its own, by its name if it has one.
+        # Too deep for one table: list each item as a mapping, by its name if it has one.
         for place, item in enumerate(value):
             inner = {key: figure for key, figure in item.items() if key != "name"}
             _collect(inner, (*above, str(item.get("name", place))), rows, lists, title)
@@ -95,7 +91,7 @@ def _lists_mappings(value: Any) -> bool:
 
 
 def write_value(value: Any) -> str:
-    """Write a figure for a reader.
+    """Format a figure.
 
     >>> write_value(336776), write_value(0.23714), write_value(None)
     ('336,776', '0.2371', '-')
@@ -116,12 +112,7 @@ def write_value(value: Any) -> str:
 
 
 def print_tables(tables: Sequence[Table], stream: TextIO) -> None:
-    """Print tables: drawn on a terminal, aligned with spaces elsewhere.
-
-    Args:
-        tables: What to print, one below the other.
-        stream: Where to, as a rule ``sys.stdout``.
-    """
+    """Print tables: drawn on a terminal, aligned with spaces elsewhere."""
     if not stream.isatty():
         stream.write("\n".join("\n".join(_plain(table)) + "\n" for table in tables))
         stream.flush()
@@ -147,7 +138,7 @@ def print_tables(tables: Sequence[Table], stream: TextIO) -> None:
 
 
 def _plain(table: Table) -> Iterator[str]:
-    """Yield the lines of a table for a file or a pipe."""
+    """Yield the aligned lines of a table."""
     if table.title:
         yield table.title
     lines = [table.columns, *table.rows]
@@ -161,13 +152,7 @@ def _plain(table: Table) -> Iterator[str]:
 
 
 def columns_as_rows(columns: Mapping[str, Sequence[Any]], title: str = "") -> Table:
-    """Turn columns into a table with one row for each, for few rows of many columns.
-
-    Args:
-        columns: Values by column name, written in full; those of the first column become the
-            headings.
-        title: Above the table.
-    """
+    """Return a table with a row for each column and the first column as headings."""
     (first, headings), *others = columns.items()
     return Table(
         title,

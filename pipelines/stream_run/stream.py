@@ -37,7 +37,6 @@ from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.recovery.handoff import savepoint_folder
 from tidemill.pipelines.recovery.log_parts import source_partitions
-from tidemill.pipelines.recovery.release_log import WriteReleases
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
     check_positions,
@@ -50,6 +49,7 @@ from tidemill.pipelines.recovery.resume import (
     received,
     waiting,
 )
+from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.run.progress import Progress

@@ -1,7 +1,7 @@
-"""How good a model is, beside what it must beat.
+"""How good a model is, compared with baselines.
 
-Losses, areas and Brier scores are scikit-learn's. A model is judged over several seeds, each
-against every run of every baseline; nothing here chooses among seeds.
+scikit-learn computes losses, areas and Brier scores. A model is trained with several seeds, and
+each run is compared with every run of every baseline; no seed is chosen for its result.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tidemill.features.errors import InputError, nearest
 FloatArray = npt.NDArray[np.floating[Any]]
 
 RATE_PRIOR_ROWS: Final = 20.0
-"""How many rows of its coarser group a group's rate starts from."""
+"""The weight of the coarser group's rate in a group's rate, in rows."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a set of scores is worth.
+    """The quality of a set of scores.
 
     Attributes:
         rows: How many were scored.
@@ -91,13 +91,13 @@ def _checked(
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Rows with scores in ``[low, high)`` (the last bin holds 1 too).
+    """Rows with scores in ``[low, high)``; the last bin includes 1.
 
     Attributes:
-        low: Where the bin begins.
-        high: Where it ends.
+        low: The lowest score.
+        high: The bin's end.
         rows: How many rows are in it, at least one.
-        mean_score: What the model said of them.
+        mean_score: Their mean score.
         rate: The share of them whose label is 1.
     """
 
@@ -111,7 +111,7 @@ class CalibrationBin:
 def calibration(
     labels: FloatArray, scores: FloatArray, bins: int = 10
 ) -> tuple[CalibrationBin, ...]:
-    """Compare scores with what happened, in bins of equal width; empty ones are left out.
+    """Compare scores with labels in bins of equal width; leave out empty bins.
 
     Args:
         labels: ``(rows,)``: 0 and 1.
@@ -139,7 +139,7 @@ def calibration(
 def roc_points(
     labels: FloatArray, scores: FloatArray, points: int = 200
 ) -> tuple[tuple[float, float], ...]:
-    """Return (false positive rate, true positive rate) pairs along the ROC curve, to draw it."""
+    """Return (false positive rate, true positive rate) pairs along the ROC curve, for a picture."""
     labels, scores = _checked(labels, scores)
     false_rate, true_rate, _ = sklearn_metrics.roc_curve(labels, scores)
     pick = np.unique(np.linspace(0, len(false_rate) - 1, points).round().astype(np.int64))
@@ -149,17 +149,18 @@ def roc_points(
 def rate_scores(
     groups: Sequence[str], train: pa.Table, labels: FloatArray, evaluate: pa.Table
 ) -> npt.NDArray[np.float64]:
-    """Score rows by the rate of their group in the training split: a baseline with no model.
+    """Score rows by the rate of their group in the training split: a baseline without a model.
 
-    The rate of ``("carrier", "hour")`` starts from `RATE_PRIOR_ROWS` rows of the carrier's rate,
-    and that from as many rows of the overall rate; so a small group leans on the coarser one, and
-    a group never seen takes the coarser rate as it is. Nulls are a group.
+    To the rate of ``("carrier", "hour")`` the carrier's rate is added with the weight of
+    `RATE_PRIOR_ROWS` rows, and to the carrier's rate the overall rate. So a small group's rate is
+    close to that of the coarser group, and an unseen group has the coarser group's rate. Null is a
+    value like any other.
 
     Args:
-        groups: Columns, the coarsest first; none gives the overall rate.
-        train: The training split; has the columns.
+        groups: Columns, the coarsest first; without any, all scores are the overall rate.
+        train: The training split, with the columns.
         labels: ``(train rows,)``: its labels, 0 and 1.
-        evaluate: The rows to score; has the columns.
+        evaluate: The rows to score, with the columns.
 
     Returns:
         float64, ``(evaluate rows,)``.
@@ -182,7 +183,7 @@ def rate_scores(
                 )
         values = pc.unique(train[name])
         codes = _codes(train[name], values)
-        # One number per pair of coarser group and value that the training split has.
+        # One number for each pair of coarser group and value in the training split.
         pairs, train_next = np.unique(train_group * len(values) + codes, return_inverse=True)
         rows = np.bincount(train_next)
         prior = rates[pairs // len(values)]
@@ -200,7 +201,7 @@ def rate_scores(
 
 
 def _codes(column: pa.ChunkedArray, values: pa.Array) -> npt.NDArray[np.int64]:
-    """Return each row's place among ``values`` (null finds null), or -1."""
+    """Return the index of each row's value among ``values`` (null equals null), or -1."""
     codes: npt.NDArray[np.int64] = (
         pc.fill_null(pc.index_in(column, value_set=values), -1)
         .to_numpy(zero_copy_only=False)
@@ -211,7 +212,7 @@ def _codes(column: pa.ChunkedArray, values: pa.Array) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Effect:
-    """How much a column matters: the increase in log loss when it is shuffled."""
+    """The effect of a column: the increase in log loss when it is shuffled."""
 
     name: str
     log_loss_increase: float
@@ -225,20 +226,20 @@ def permutation_effects(
     *,
     sample_rows: int = 5000,
     seed: int = 0,
-    on_column: Callable[[int, int], None] | None = None,
+    on_column: Callable[[], None] = lambda: None,
 ) -> tuple[Effect, ...]:
     """Measure each column's effect by shuffling it (Breiman, "Random Forests", 2001, section 10).
 
-    Columns that carry the same information share it: each alone may look small.
+    Columns with the same information share their effect, so that of each may be small.
 
     Args:
-        predict: From model inputs to probabilities, ``(rows,)``.
+        predict: Takes model inputs, returns probabilities, ``(rows,)``.
         columns: The model inputs.
         labels: ``(rows,)``: 0 and 1.
         names: The columns to shuffle.
-        sample_rows: How many rows to take, at most.
-        seed: Of the sample and of the shuffles.
-        on_column: Told (columns done, columns) after each.
+        sample_rows: The size of the sample of rows.
+        seed: The seed of the sample and of the shuffles.
+        on_column: Called after each column.
 
     Returns:
         One effect per name, the largest first.
@@ -255,23 +256,22 @@ def permutation_effects(
 
     base = loss(sample)
     effects = []
-    for done, name in enumerate(names, start=1):
+    for name in names:
         index = sample.schema.get_field_index(name)
         shuffled = sample[name].take(pa.array(random.permutation(rows)))
         effects.append(Effect(name, loss(sample.set_column(index, name, shuffled)) - base))
-        if on_column is not None:
-            on_column(done, len(names))
+        on_column()
     return tuple(sorted(effects, key=lambda e: (-e.log_loss_increase, e.name)))
 
 
 @dataclass(frozen=True)
 class Runs:
-    """One kind of model, trained once per seed (a baseline without randomness: once).
+    """The runs of one kind of model: one per seed, or one if it uses no random numbers.
 
     Attributes:
-        name: What it is.
-        seeds: The seeds, as declared; empty where there is no randomness.
-        metrics: One per seed, in order (one in all where there are no seeds).
+        name: The kind of model.
+        seeds: The seeds, as declared; empty if it uses no random numbers.
+        metrics: One per run, in the order of the seeds.
     """
 
     name: str
@@ -292,7 +292,7 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BaselineVerdict:
     """Whether every run of a model beats every run of a baseline.
 
     Attributes:
@@ -313,15 +313,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model beside its baselines on the evaluation split.
+    """A model compared with its baselines on the evaluation split.
 
     Attributes:
-        model: The model with windowed features, once per seed.
-        baselines: What it must beat.
-        chosen_seed: Whose model is in the bundle: the first declared, never the best.
-        calibration: Of the chosen model.
-        roc: Of the chosen model, points to draw.
-        effects: Of the chosen model's inputs, the largest first.
+        model: The runs of the model with windowed features.
+        baselines: The runs of each baseline.
+        chosen_seed: The seed of the model in the bundle: the first declared, never the best.
+        calibration: The chosen model's calibration.
+        roc: The points of the chosen model's ROC curve.
+        effects: The effects of the chosen model's inputs, the largest first.
     """
 
     model: Runs
@@ -331,10 +331,10 @@ class Evaluation:
     roc: tuple[tuple[float, float], ...]
     effects: tuple[Effect, ...]
 
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Compare the model with each baseline, worst run against best run."""
+    def verdicts(self) -> tuple[BaselineVerdict, ...]:
+        """Compare the model's worst run with the best run of each baseline."""
         return tuple(
-            Verdict(
+            BaselineVerdict(
                 baseline=b.name,
                 log_loss_margin=float(
                     b.values("log_loss").min() - self.model.values("log_loss").max()
@@ -357,7 +357,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
-        """Read what `to_json` gave (the verdicts follow from the rest)."""
+        """Read what `to_json` returned; the verdicts follow from the rest."""
         return cls(
             model=_runs(content["model"]),
             baselines=tuple(_runs(b) for b in content["baselines"]),

@@ -1,9 +1,8 @@
 """Splitting a training table in time.
 
-What is promised: a row is in the training split only if its label's horizon had passed at the
-split (``request_time + horizon <= train_until``), so that no label from after the split leaks in;
-the evaluation split begins where the training split ends; and every row that is in neither is
-counted, with the reason.
+Promises: a row is in the training split only if its label's horizon had passed at the split
+(``request_time + horizon <= train_until``), so no later label leaks in; the evaluation split begins
+where the training split ends; and every row that is in neither split is counted, by reason.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from tidemill.serving.files.read_files import reading
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Where the rows of a training table went; they add up to ``rows``.
+    """How many rows of a training table are in which split; they add up to ``rows``.
 
     Attributes:
         rows: Rows in the table.
         train: In the training split, labelled.
-        train_unlabelled: Would be in it, and have no label: dropped.
-        straddling: Requests before the split whose horizon ends after it: dropped.
+        train_unlabelled: Dropped from it, since they have no label.
+        straddling: Dropped, since they come before the split and their horizon ends after it.
         evaluate: In the evaluation split, labelled.
-        evaluate_unlabelled: Would be in it, and have no label: dropped.
-        after: Requests whose horizon ends after the evaluation split.
+        evaluate_unlabelled: Dropped from it, since they have no label.
+        after: Dropped, since their horizon ends after the evaluation split.
     """
 
     rows: int
@@ -60,8 +59,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Splits:
-    """The two splits of a table, and what was left out."""
+class SplitTable:
+    """The two splits of a table, and the counts of all its rows."""
 
     train: Split
     evaluate: Split
@@ -70,11 +69,11 @@ class Splits:
 
 def split_table(
     project: Project, table: Path, train_until_us: int, evaluate_until_us: int
-) -> Splits:
+) -> SplitTable:
     """Read a training table and split it in time.
 
     Args:
-        project: Whose model inputs and label to read.
+        project: The project, with model inputs and label.
         table: A directory of Parquet files.
         train_until_us: Where the training split ends and the evaluation split begins (UTC,
             microseconds).
@@ -82,7 +81,7 @@ def split_table(
 
     Raises:
         DefinitionError: The project has no label.
-        DamagedFile: A file of the table is not what was written.
+        DamagedFile: A file of the table is damaged.
         InputError: There is no table, a column is missing, a label is neither 0 nor 1, or a split
             is empty or ends before it begins.
     """
@@ -108,7 +107,7 @@ def split_table(
             parts.append(pq.read_table(file, columns=wanted))
     with reading(table, "run `tidemill backfill` again"):
         rows = pa.concat_tables(parts)
-    # The order of files and shards must not reach the model.
+    # The order of files and shards must not change the model.
     rows = rows.sort_by([("request_time", "ascending"), ("request_id", "ascending")])
     times = rows["request_time"].cast(pa.int64()).to_numpy()
     known = times + project.label.horizon_us
@@ -130,7 +129,7 @@ def split_table(
                 f"training table {table}: the {what} split is empty ({counts}); move "
                 "train_until or evaluate_until, or backfill more history"
             )
-    return Splits(
+    return SplitTable(
         train=_take(rows, in_train & labelled, names, table),
         evaluate=_take(rows, in_evaluate & labelled, names, table),
         counts=counts,

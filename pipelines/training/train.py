@@ -1,64 +1,217 @@
-"""Train: the training table to a bundle, with the configuration's splits and seeds."""
+"""Training: from a table of point-in-time rows to a bundle.
+
+Promises: the transform graph and the model see the training split only; and the model in the bundle
+is that of the first seed, whatever the evaluation shows.
+
+The model inputs are held in memory as float32, once per variant (with and without the windowed
+features).
+"""
 
 from __future__ import annotations
 
-import contextlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from tidemill.pipelines.config.configuration import Configuration
+import numpy as np
+import numpy.typing as npt
+
+from tidemill.features.definitions import Project
+from tidemill.features.errors import DefinitionError
+from tidemill.features.models.preprocessing import ModelInput, model_inputs
+from tidemill.pipelines.config.configuration import Configuration, Splits, Training
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.run.progress import Progress, Stage
-from tidemill.pipelines.training.training import TrainingPlan, train_bundle
+from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.training.evaluation import (
+    Evaluation,
+    Runs,
+    calibration,
+    measure,
+    permutation_effects,
+    rate_scores,
+    roc_points,
+)
+from tidemill.pipelines.training.fit import fit, predictor
+from tidemill.pipelines.training.splits import SplitTable, split_table
+from tidemill.pipelines.training.statistics import input_statistics
+from tidemill.pipelines.training.transform import Transformer, analyse
+from tidemill.serving.bundles.bundle import Bundle, write_bundle
 from tidemill.serving.bundles.current import make_current
 
-
-class _Shown:
-    """Shows training's steps, one stage after the other."""
-
-    def __init__(self, progress: Progress, stack: contextlib.ExitStack) -> None:
-        self._progress = progress
-        self._stack = stack
-        self._name = ""
-        self._done = 0
-        self._stage: Stage | None = None
-
-    def step(self, name: str, done: int, total: int) -> None:
-        """Show how far a stage is; a new one ends the one before."""
-        if name != self._name or self._stage is None:
-            self._stack.close()
-            self._stage = self._stack.enter_context(self._progress.stage(name, total, "steps"))
-            self._name, self._done = name, 0
-        self._stage.expect(total)
-        self._stage.advance(done - self._done)
-        self._done = done
+WITH_WINDOWS: Final = "with windowed features"
+WITHOUT_WINDOWS: Final = "without windowed features"
 
 
 def train(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Analyse, train, evaluate and write a bundle, and make it the live one.
+    """Analyse, train, evaluate, write a bundle, and make it the live one.
 
     Returns:
         The bundle's version and its evaluation.
     """
-    plan = TrainingPlan(
-        train_until_us=config.splits.train_until_us,
-        evaluate_until_us=config.splits.evaluate_until_us,
-        epochs=config.training.epochs,
-        batch_size=config.training.batch_size,
-        learning_rate=config.training.learning_rate,
-        seeds=config.training.seed_values,
-        rate_groups=config.training.rate_groups,
+    bundle = train_bundle(
+        config.project,
+        config.root / paths.TRAINING_TABLE,
+        config.splits,
+        config.training,
+        work=config.root / paths.SCRATCH,
+        bundles=config.root / paths.BUNDLES,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        progress=progress,
     )
-    with contextlib.ExitStack() as stack:
-        shown = _Shown(progress, stack)
-        bundle = train_bundle(
-            config.project,
-            config.root / paths.TRAINING_TABLE,
-            plan,
-            work=config.root / paths.SCRATCH,
-            bundles=config.root / paths.BUNDLES,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            on_step=shown.step,
-        )
     make_current(config.root, bundle.version)
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}
+
+
+def train_bundle(
+    project: Project,
+    table: Path,
+    splits: Splits,
+    options: Training,
+    *,
+    work: Path,
+    bundles: Path,
+    created_at: str,
+    progress: Progress,
+) -> Bundle:
+    """Train, evaluate and write a bundle.
+
+    Args:
+        project: The definitions, with label, preprocessing_fn and model.
+        table: The training table (a directory of Parquet files).
+        splits: Where the training split and the evaluation split end.
+        options: How to train.
+        work: A directory for scratch files; made if it is missing.
+        bundles: The directory of bundles.
+        created_at: The time for the manifest.
+        progress: Where progress is shown.
+
+    Returns:
+        The bundle, loaded; its ``evaluation`` is an `Evaluation`'s JSON.
+
+    Raises:
+        DefinitionError: Label, preprocessing_fn or model are missing or break their contract.
+        InputError: The table lacks columns or rows.
+    """
+    for what in ("preprocessing_fn", "model"):
+        if getattr(project, what) is None:
+            raise DefinitionError(f"project {project.name!r} has no {what}; training needs one")
+    with progress.stage("read", 1, "steps") as stage:
+        rows = split_table(project, table, splits.train_until_us, splits.evaluate_until_us)
+        stage.advance()
+    inputs = model_inputs(project)
+    request_only = model_inputs(project, only_request=True)
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="training-", dir=work) as scratch:
+        trained = _train_variant(
+            project, rows, options, inputs, Path(scratch, "with"), WITH_WINDOWS, progress
+        )
+        baselines = [_rate_baseline(rows, options.rate_groups)]
+        if request_only:
+            plain = _train_variant(
+                project, rows, options, request_only, Path(scratch, "without"), WITHOUT_WINDOWS,
+                progress,
+            )  # fmt: skip
+            baselines.append(plain.runs)
+        evaluation = _evaluate(rows, options.seed, inputs, trained, baselines, progress)
+        plan = {
+            "train_until_us": splits.train_until_us,
+            "evaluate_until_us": splits.evaluate_until_us,
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "learning_rate": options.learning_rate,
+            "seeds": options.seed_values,
+            "rate_groups": options.rate_groups,
+            "rows": asdict(rows.counts),
+        }
+        with progress.stage("write", 1, "steps") as stage:
+            bundle = write_bundle(
+                bundles,
+                project=project,
+                graph=trained.transformer.graph,
+                model=trained.model,
+                created_at=created_at,
+                training=plan,
+                evaluation=evaluation.to_json(),
+                statistics=input_statistics(rows.train.columns, inputs),
+            )
+            stage.advance()
+    return bundle
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """One variant, trained with every seed; model and scores are the first seed's."""
+
+    transformer: Transformer
+    model: Any
+    scores: npt.NDArray[np.float32]
+    runs: Runs
+
+
+def _train_variant(
+    project: Project,
+    rows: SplitTable,
+    options: Training,
+    inputs: Sequence[ModelInput],
+    directory: Path,
+    name: str,
+    progress: Progress,
+) -> _Trained:
+    """Analyse, transform and train one variant; keep the first seed's model and scores."""
+    function: Any = project.preprocessing_fn
+    with progress.stage(f"analyse {name}", 1, "steps") as stage:
+        transformer = Transformer(analyse(function, inputs, rows.train.columns, directory))
+        arrays = transformer(rows.train.columns)
+        held_out = transformer(rows.evaluate.columns)
+        stage.advance()
+    labels = rows.train.labels
+    seeds = options.seed_values
+    steps = len(seeds) * options.epochs * -(-len(labels) // options.batch_size)
+    kept: list[tuple[Any, npt.NDArray[np.float32]]] = []
+    measured = []
+    with progress.stage(f"train {name}", steps, "steps") as stage:
+        for seed in seeds:
+            model = fit(project, transformer.graph, arrays, labels, options, seed, stage.advance)
+            scores = predictor(model)(held_out)
+            measured.append(measure(rows.evaluate.labels, scores))
+            kept = kept or [(model, scores)]
+    return _Trained(transformer, *kept[0], Runs(name, seeds, tuple(measured)))
+
+
+def _rate_baseline(rows: SplitTable, groups: Sequence[str]) -> Runs:
+    train, held_out = rows.train, rows.evaluate
+    scores = rate_scores(groups, train.columns, train.labels, held_out.columns)
+    name = f"rate by {' and '.join(groups)}" if groups else "overall rate"
+    return Runs(name, (), (measure(held_out.labels, scores),))
+
+
+def _evaluate(
+    rows: SplitTable,
+    seed: int,
+    inputs: Sequence[ModelInput],
+    trained: _Trained,
+    baselines: Sequence[Runs],
+    progress: Progress,
+) -> Evaluation:
+    labels = rows.evaluate.labels
+    call = predictor(trained.model)
+    with progress.stage("measure effects", len(inputs), "steps") as stage:
+        effects = permutation_effects(
+            lambda columns: call(trained.transformer(columns)),
+            rows.evaluate.columns,
+            labels,
+            [i.name for i in inputs],
+            seed=seed,
+            on_column=stage.advance,
+        )
+    return Evaluation(
+        model=trained.runs,
+        baselines=tuple(baselines),
+        chosen_seed=seed,
+        calibration=calibration(labels, trained.scores),
+        roc=roc_points(labels, trained.scores),
+        effects=effects,
+    )

@@ -1,9 +1,9 @@
 """The transform graph in batch: analysed once over the training split, then applied.
 
-The analysis is a Beam pipeline on FnApiRunner over Arrow batches of thousands of rows; whatever
-`analyse` is given is all it ever sees, so the caller passes the training split and nothing else.
-Applying the graph needs no Beam: it is a TensorFlow function, called in process on thousands of
-rows at a time, in the batch shapes that serving uses.
+The analysis is a Beam pipeline on FnApiRunner over Arrow batches of thousands of rows. It sees all
+rows that `analyse` gets, so the caller passes the training split only. Applying the graph needs no
+Beam: it is a TensorFlow function that runs in this process on thousands of rows at a time, in the
+batch shapes of serving.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tidemill.serving.bundles.saved_model import (
 )
 
 ANALYSIS_ROWS: Final = 8192
-"""Rows of a batch in the analysis."""
+"""How many rows a batch of the analysis has."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 """Transformed columns by name: float32 ``(rows, k)`` or int64 ids ``(rows,)``."""
@@ -43,15 +43,15 @@ def analyse(
 
     Args:
         preprocessing_fn: The user's ``preprocess`` (see `features.models.preprocessing`).
-        inputs: The model inputs that it gets.
+        inputs: Its model inputs.
         columns: The training split: the inputs by name in their declared types.
-        directory: Where the graph goes; must not exist or be empty.
+        directory: Where to save the graph; must be empty or missing.
 
     Returns:
         The saved graph.
 
     Raises:
-        DefinitionError: The function's outputs are not of the contract.
+        DefinitionError: The function's outputs break their contract.
         InputError: There are no rows, or a column is missing or of another type.
     """
     if columns.num_rows == 0:
@@ -67,8 +67,8 @@ def analyse(
     _quieten_python_logs()
     feed = to_arrow_feed(columns, inputs)
     with tempfile.TemporaryDirectory(prefix="analysis-") as scratch:
-        # The rows go through a file: as elements of a beam.Create they would be pickled and
-        # compressed into the pipeline's own description, which takes minutes.
+        # Pass the rows in a file: beam.Create would pickle and compress them into the description
+        # of the pipeline, which takes minutes.
         source = Path(scratch) / "rows.arrow"
         batches = _write_batches(_as_lists(feed), source)
         with beam.Pipeline(runner=FnApiRunner()) as pipeline, tft_beam.Context(temp_dir=scratch):
@@ -88,35 +88,25 @@ def analyse(
     return found
 
 
-def apply(graph: TransformGraph, columns: pa.Table | pa.RecordBatch) -> Arrays:
-    """Apply a transform graph in batch.
-
-    Args:
-        graph: The analysed graph.
-        columns: Its inputs by name in their declared types, any number of rows.
-
-    Returns:
-        The transformed columns, by output name.
-
-    Raises:
-        InputError: A column is missing or of another type.
-    """
-    return Transformer(graph)(columns)
-
-
 class Transformer:
-    """A loaded transform graph, applied in chunks.
-
-    Args:
-        graph: The analysed graph.
-    """
+    """A loaded transform graph, applied in chunks."""
 
     def __init__(self, graph: TransformGraph) -> None:
         self.graph = graph
         self._transform = graph.load()
 
     def __call__(self, columns: pa.Table | pa.RecordBatch) -> Arrays:
-        """Return the transformed columns; see `apply`."""
+        """Apply the graph in batch.
+
+        Args:
+            columns: Its inputs by name in their declared types, any number of rows.
+
+        Returns:
+            The transformed columns, by output name.
+
+        Raises:
+            InputError: A column is missing or of another type.
+        """
         graph = self.graph
         out: Arrays = {
             n: np.empty((columns.num_rows, k), np.float32) for n, k in graph.numeric.items()
@@ -132,7 +122,7 @@ class Transformer:
 
 
 def _tensors(feed: pa.RecordBatch, inputs: Sequence[ModelInput]) -> Iterator[dict[str, Any]]:
-    """Yield a feed in chunks, the last one padded by its last row as serving pads it."""
+    """Yield a feed in chunks; pad the last one with its last row, as serving does."""
     tf = load_tensorflow()
     arrays = {i.name: feed.column(i.name).to_numpy(zero_copy_only=False) for i in inputs}
     for start in range(0, feed.num_rows, MAX_ROWS):
@@ -149,7 +139,7 @@ def _tensors(feed: pa.RecordBatch, inputs: Sequence[ModelInput]) -> Iterator[dic
 def _checked(
     preprocessing_fn: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return the user's function with its outputs checked and in their canonical shapes."""
+    """Wrap the user's function: check its outputs and give them their canonical shapes."""
 
     def preprocess(inputs: dict[str, Any]) -> dict[str, Any]:
         import tensorflow as tf
@@ -217,7 +207,7 @@ def _outputs(schema: Any) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _as_lists(feed: pa.RecordBatch) -> pa.RecordBatch:
-    """Wrap each value into a list of one: what tf.Transform takes as a dense column."""
+    """Wrap each value into a list of one, the form of a dense column in tf.Transform."""
     offsets = pa.array(np.arange(feed.num_rows + 1, dtype=np.int32))
     arrays = []
     for column in feed.columns:
@@ -227,7 +217,7 @@ def _as_lists(feed: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _write_batches(feed: pa.RecordBatch, path: Path) -> int:
-    """Write a batch in slices of `ANALYSIS_ROWS`; return how many."""
+    """Write a batch in slices of `ANALYSIS_ROWS`; return the number of slices."""
     with pa.ipc.new_file(str(path), feed.schema) as writer:
         for start in range(0, feed.num_rows, ANALYSIS_ROWS):
             writer.write_batch(feed.slice(start, ANALYSIS_ROWS))
@@ -240,7 +230,7 @@ def _read_batch(index: int, path: str) -> pa.RecordBatch:
 
 
 def _adapter_config(inputs: Sequence[ModelInput]) -> Any:
-    """Say how tf.Transform reads the columns: each a dense tensor of shape ``(rows,)``."""
+    """Tell tf.Transform to read each column as a dense tensor of shape ``(rows,)``."""
     from tensorflow_metadata.proto.v0 import schema_pb2
     from tfx_bsl.tfxio import tensor_adapter
 
@@ -256,7 +246,7 @@ def _adapter_config(inputs: Sequence[ModelInput]) -> Any:
 
 
 def _quieten_python_logs() -> None:
-    """Let TensorFlow and tf.Transform log errors only (they warn about their own internals)."""
+    """Silence the warnings of TensorFlow and tf.Transform about their own internals."""
     import logging
 
     for name in ("tensorflow", "absl", "tensorflow_transform"):

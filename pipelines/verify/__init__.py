@@ -1,1 +1,1 @@
-"""The proof: everything that was served, recomputed from the raw files and compared bit for bit."""
+"""Verification: recompute all served values from the raw files, and compare them bit for bit."""

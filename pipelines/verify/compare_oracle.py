@@ -1,7 +1,7 @@
-"""The proof by the oracle: sampled predictions recomputed in plain Python.
+"""Comparing sampled predictions with the oracle, in plain Python.
 
-`features.oracle.values` shares no code with the kernel, so a fault that stream and batch have in
-common shows here.
+`features.oracle.values` shares no code with the kernel, so this finds a fault that stream and batch
+have in common.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tidemill.features.contract import Int64Array, window_tail
 from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.oracle.values import FeatureValue, Oracle
-from tidemill.pipelines.run.progress import Stage
+from tidemill.pipelines.run.progress import StageProgress
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
@@ -27,12 +27,12 @@ _SEED: Final = 1
 
 
 def sampled_rows(request_times_us: Int64Array, sample: int, seed: int = _SEED) -> Int64Array:
-    """Sample rows spread evenly over time: one at random of each of ``sample`` equal parts.
+    """Sample rows evenly over time: a random row out of each of ``sample`` equal parts.
 
     Args:
         request_times_us: int64, ``(rows,)``.
-        sample: How many.
-        seed: Decides which.
+        sample: The number of rows to sample.
+        seed: The seed of the random choice.
 
     Returns:
         int64, ``(min(sample, rows),)``: ascending in time.
@@ -51,22 +51,22 @@ def check_with_oracle(
     served: Served,
     rows: Int64Array,
     findings: Findings,
-    stage: Stage,
+    stage: StageProgress,
 ) -> int:
     """Compare the values of some predictions with the oracle's.
 
-    A late value is what had been seen: the oracle is given those events, and no others.
+    For a late value the oracle gets only the events that the release had seen.
 
     Args:
-        verdict: What was found about the view.
+        verdict: The verdict about the view.
         evidence: The releases.
         served: The predictions.
-        rows: int64: which of them.
+        rows: int64, ``(sample,)``: the rows to compare.
         findings: Where mismatches are noted.
         stage: Where progress is shown.
 
     Returns:
-        How many values were compared.
+        The number of values compared.
     """
     view = verdict.view
     oracle = Oracle(view, _events_of(verdict, rows))
@@ -101,7 +101,7 @@ def check_with_oracle(
 
 
 def _events_of(verdict: ViewVerdict, rows: Int64Array) -> list[dict[str, Any]]:
-    """Return the events of the sampled entities within the longest window of the sample."""
+    """Return the events of the sampled entities that a window of the sample can hold."""
     if not len(rows):
         return []
     view, events = verdict.view, verdict.events
@@ -115,7 +115,7 @@ def _events_of(verdict: ViewVerdict, rows: Int64Array) -> list[dict[str, Any]]:
 
 
 def plain_rows(view: FeatureView, rows: pa.Table, places: Int64Array) -> list[dict[str, Any]]:
-    """Return events as the oracle takes them: plain values, times as int microseconds."""
+    """Return events as plain Python values, times as int microseconds, for the oracle."""
     table = rows.select(list(view.stream.schema)).take(pa.array(places, pa.int64()))
     columns = {
         name: column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
@@ -126,7 +126,7 @@ def plain_rows(view: FeatureView, rows: pa.Table, places: Int64Array) -> list[di
 
 
 def same(one: FeatureValue, other: FeatureValue) -> bool:
-    """Tell whether two values are the same, to the bit and the type."""
+    """Return whether two values have the same type and the same bits."""
     if isinstance(one, float) and isinstance(other, float):
         return struct.pack("<d", one) == struct.pack("<d", other)
     return type(one) is type(other) and one == other

@@ -1,10 +1,10 @@
-"""The proof of what predictions used: every feature value recomputed and compared bit for bit.
+"""Comparing the feature values of predictions, each recomputed bit for bit.
 
-Two verdicts (DESIGN: evidence). *As complete*: the value from the whole original history at the
-prediction's own ``as_of``. Where that differs, *as seen*: the value from the history below the
-positions of the release that the answer names. If that is equal, the difference is *late*: it is
-explained by the events between the two sets, each of which, in exact mode, must really have come
-behind the frontier. Everything else is a mismatch.
+A value is recomputed *as complete*: from all original history at the prediction's own ``as_of``. If
+it differs, it is recomputed *as seen*: from the history below the positions of the release that the
+answer names. If that is equal, the value is *late*: the events between the two sets explain the
+difference. In exact mode each of these events must have come behind the frontier. Any other
+difference is a mismatch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import BoolArray, Int64Array
-from tidemill.features.definitions import ARROW_TYPES, FeatureView
+from tidemill.features.definitions import ARROW_TYPES, FeatureView, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.columns import UInt8Array
-from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.run.progress import Progress
@@ -29,12 +28,12 @@ from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.served import Served, check_requests, column_of
-from tidemill.pipelines.verify.source_history import EventsByKey, History
+from tidemill.pipelines.verify.source_history import EventsByKey, History, SourceHistory
 
 
 @dataclass(frozen=True, eq=False)
 class ViewVerdict:
-    """What was found about one view's values of the predictions that could be compared.
+    """The comparison of one view's values, for the predictions whose request is known.
 
     Attributes:
         events: The view's events.
@@ -42,11 +41,11 @@ class ViewVerdict:
         as_of_us: int64, ``(rows,)``.
         shards: int64, ``(rows,)``: the shard that each answer names.
         releases: int64, ``(rows,)``: the release that each answer names.
-        seen: Patterns and nulls that were used, ``(rows, columns)``.
-        complete: Patterns and nulls as complete, ``(rows, columns)``.
+        seen: Patterns and nulls of the served values, ``(rows, columns)``.
+        complete: Patterns and nulls recomputed from all events, ``(rows, columns)``.
         late: bool, ``(rows, columns)``: explained by late events.
         wrong: bool, ``(rows, columns)``: mismatches.
-        early: bool, ``(rows,)``: equal as seen, but the events that came after were not late.
+        early: bool, ``(rows,)``: equal as seen, but an event that was not seen was not late.
     """
 
     events: EventsByKey
@@ -70,7 +69,7 @@ class ViewVerdict:
         return self._seen(row, self.window(row), evidence)
 
     def events_at_its_instant(self, row: int, evidence: Evidence) -> Int64Array:
-        """Return the events at a row's very instant that its release had seen: none may count."""
+        """Return the events at a row's exact instant that its release had seen: none may count."""
         as_of = int(self.as_of_us[row])
         rows = self.events.window(self.keys[row].as_py(), as_of)
         return self._seen(row, rows[self.events.times[rows] == as_of], evidence)
@@ -94,30 +93,16 @@ def patterns(columns: Sequence[pa.Array]) -> tuple[Int64Array, UInt8Array]:
 
 
 def differ(one: tuple[Int64Array, UInt8Array], other: tuple[Int64Array, UInt8Array]) -> BoolArray:
-    """Tell where two matrices of patterns and nulls differ: bool, ``(rows, columns)``."""
+    """Return where two matrices of patterns and nulls differ: bool, ``(rows, columns)``."""
     different: BoolArray = (one[1] != other[1]) | ((one[1] == 0) & (one[0] != other[0]))
     return different
 
 
-def compare_view(
-    config: Configuration,
-    history: History,
-    evidence: Evidence,
-    served: Served,
-    view: FeatureView,
-    findings: Findings,
+def _compare_view(
+    history: History, evidence: Evidence, served: Served, view: FeatureView, findings: Findings
 ) -> ViewVerdict:
-    """Recompute a view's values and compare; stamps that are wrong are found here too.
-
-    Args:
-        config: The configuration.
-        history: The original history.
-        evidence: The releases.
-        served: The predictions.
-        view: The view.
-        findings: Where wrong stamps are noted; wrong values are left to the caller, who knows
-            more about them.
-    """
+    """Recompute a view's values and compare them; note the stamps that are wrong."""
+    request = history.project.request
     columns = []
     for column in view.columns:
         array = column_of(served.predictions, column.name)
@@ -133,7 +118,7 @@ def compare_view(
         for prefix in ("as_of", "release", "shard")
     )
     events = EventsByKey(view, history.of(view))
-    keys = served.requests.column(config.project.request.key_column(view.entity))
+    keys = served.requests.column(request.key_column(view.entity))
     seen = patterns(columns)
     complete = values_at(view, events.rows, keys, as_of)
     different = differ(seen, complete)
@@ -149,20 +134,20 @@ def compare_view(
         wrong=different.copy(),
         early=np.zeros(len(as_of), np.bool_),
     )
-    _check_stamps(config, evidence, served, verdict, findings)
-    _judge_as_seen(config, history, evidence, verdict)
+    _check_stamps(request, evidence, served, verdict, findings)
+    _judge_as_seen(history.of(view), evidence, verdict)
     return verdict
 
 
 def _check_stamps(
-    config: Configuration,
+    request: Request,
     evidence: Evidence,
     served: Served,
     verdict: ViewVerdict,
     findings: Findings,
 ) -> None:
-    """An answer must name its shard, a release of it, and an instant that this release explains."""
-    view, request = verdict.view, config.project.request
+    """Check that each answer names its shard, a release of it, and an instant that fits both."""
+    view = verdict.view
     asked = hashing.bits(served.requests.column(request.request_time))
     frontiers = evidence.frontiers(view.name, verdict.shards, verdict.releases)
     ids = served.predictions.column("request_id")
@@ -177,7 +162,7 @@ def _check_stamps(
                 )
             )  # fmt: skip
 
-    shards = hashing.shard_of(hashing.key_bytes(verdict.keys), config.shards)
+    shards = hashing.shard_of(hashing.key_bytes(verdict.keys), evidence.shards)
     note(
         "shard", verdict.shards != shards, verdict.shards, shards,
         "the entity belongs to another shard",
@@ -199,10 +184,8 @@ def _check_stamps(
     note("as_of", wrong, verdict.as_of_us, right, cause)
 
 
-def _judge_as_seen(
-    config: Configuration, history: History, evidence: Evidence, verdict: ViewVerdict
-) -> None:
-    """Take the differences that late events explain out of ``wrong``."""
+def _judge_as_seen(source: SourceHistory, evidence: Evidence, verdict: ViewVerdict) -> None:
+    """Move differences that late events explain from ``wrong`` to ``late``."""
     rows = np.flatnonzero(verdict.wrong.any(axis=1))
     rows = np.array(
         [
@@ -223,7 +206,7 @@ def _judge_as_seen(
     as_seen = values_of_cases(verdict.events, cases)
     seen = verdict.seen[0][rows], verdict.seen[1][rows]
     explained = ~differ(seen, as_seen) & verdict.wrong[rows]
-    behind = _came_late(config, history, evidence, verdict.events)
+    behind = _came_late(source, evidence, verdict.events)
     for place, row in enumerate(rows.tolist()):
         between = np.setdiff1d(verdict.window(row), known[place])
         if explained[place].any() and not behind[between].all():
@@ -233,17 +216,14 @@ def _judge_as_seen(
     verdict.wrong[rows] &= ~explained
 
 
-def _came_late(
-    config: Configuration, history: History, evidence: Evidence, events: EventsByKey
-) -> BoolArray:
-    """Tell which events of a stream could have come behind an honest frontier.
+def _came_late(source: SourceHistory, evidence: Evidence, events: EventsByKey) -> BoolArray:
+    """Return which events can have come behind a correct frontier: bool, ``(events,)``.
 
-    A partition's watermark trails what it has shown, and the time of receipt, by the stream's
-    out-of-orderness. Where the stream ended, its frontier was declared.
+    A partition's watermark is the highest event time and time of receipt so far, less the stream's
+    out-of-orderness. At the end of the stream it is the declared end.
     """
     if not evidence.exact:
         return np.ones(len(events.times), np.bool_)
-    source = history.of(events.view)
     received = source.words(RECEIVED)
     watermark = np.array(received, copy=True)
     for partition in np.unique(events.partitions).tolist():
@@ -252,25 +232,21 @@ def _came_late(
         highest = np.maximum.accumulate(events.times[rows])
         watermark[rows[1:]] = np.maximum(watermark[rows[1:]], highest[:-1])
     watermark -= events.view.stream.out_of_orderness_us
-    end_us = config.splits.stream_until_us
+    end_us = evidence.stream_until_us
     watermark[received >= end_us] = np.maximum(watermark[received >= end_us], end_us)
     behind: BoolArray = events.times < watermark
     return behind
 
 
-def compare(
-    config: Configuration,
-    history: History,
-    evidence: Evidence,
-    served: Served,
-    progress: Progress,
-    findings: Findings,
+def compare_predictions(
+    history: History, evidence: Evidence, served: Served, progress: Progress, findings: Findings
 ) -> Iterator[ViewVerdict]:
-    """Compare the values of every view, one after the other."""
-    check_requests(config.project, served, findings)
-    values = served.predictions.num_rows * len(config.project.columns)
+    """Compare the values of every view; note wrong stamps, and leave wrong values to the caller."""
+    project = history.project
+    check_requests(project, served, findings)
+    values = served.predictions.num_rows * len(project.columns)
     with progress.stage("recompute what predictions used", values, "values") as stage:
-        for view in config.project.views:
+        for view in project.views:
             stage.note(view.name)
-            yield compare_view(config, history, evidence, served, view, findings)
+            yield _compare_view(history, evidence, served, view, findings)
             stage.advance(served.predictions.num_rows * len(view.columns))

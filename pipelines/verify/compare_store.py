@@ -1,25 +1,24 @@
-"""The proof of the online store: every entity read back through Feast's own SDK, against batch.
+"""Comparing the online store: every entity, read through Feast's own SDK, with batch values.
 
-What an entity must read as, with the published frontier as the clock:
+With the published frontier as the clock, the status of an entity must be:
 
-* ``PRESENT`` with the batch value as of the frontier of its shard, from the events received before
-  the stream's end. An anchored feature is finished on both sides
+* ``PRESENT``, with the batch value as of its shard's frontier, from the events received before the
+  stream's end. Anchored features are finished on both sides
   (`serving.online.reader.finish_anchored`).
-* ``OUTSIDE_MAX_AGE`` without values, where its shard trails the others by more than the view's
+* ``OUTSIDE_MAX_AGE``, without values, if its shard is behind the others by more than the view's
   ``max_staleness``.
-* ``NOT_FOUND`` only where it has no event before the frontier: what was handed over is published
-  when the stream begins, and everything else when its first event counts. Windows that ran empty
-  are published too.
+* ``NOT_FOUND``, only if it has no event before the frontier: the stream publishes the entities of
+  the handed-over states when it begins, every other at its first event, and empty windows too.
 
-The frontier in the store must be the one that the releases reached: rows that were published to
-it and did not arrive would otherwise hide behind an older one.
+The frontier in the store must equal that of the last release; an older one would hide lost rows.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +32,12 @@ from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
-from tidemill.pipelines.run.progress import Progress, Stage
+from tidemill.pipelines.run.progress import Progress, StageProgress
 from tidemill.pipelines.verify.compare_predictions import differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
-from tidemill.pipelines.verify.source_history import History
+from tidemill.pipelines.verify.source_history import History, SourceHistory
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import finish_anchored
 from tidemill.serving.online.rows import Frontiers, KeySpace
@@ -49,40 +48,31 @@ _BATCH: Final = 1_000
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What Feast's SDK returned for some entities of a view.
+    """The answer of Feast's SDK for entities of a view.
 
     Attributes:
-        columns: Stored values by place of the view's columns, each ``(entities,)``.
-        statuses: The status of each entity: the worst of its fields.
+        columns: Stored values in the order of the view's columns, each ``(entities,)``.
+        statuses: The status of each entity; if its fields differ, all of them.
     """
 
     columns: list[pa.Array]
     statuses: list[str]
 
 
-@dataclass(frozen=True)
-class StoreCounts:
-    """What was compared.
+class StoreCounts(NamedTuple):
+    """How much was compared.
 
     Attributes:
         entities: Entities read, over all views.
         values: Values compared.
-        not_found: Entities that rightly have no row.
-        outside_max_age: Entities whose shard rightly counts as stale.
+        not_found: Entities that must have no row.
+        outside_max_age: Entities whose shard must count as stale.
     """
 
     entities: int = 0
     values: int = 0
     not_found: int = 0
     outside_max_age: int = 0
-
-    def __add__(self, other: StoreCounts) -> StoreCounts:
-        return StoreCounts(
-            self.entities + other.entities,
-            self.values + other.values,
-            self.not_found + other.not_found,
-            self.outside_max_age + other.outside_max_age,
-        )
 
 
 def check_store(
@@ -92,37 +82,28 @@ def check_store(
     progress: Progress,
     findings: Findings,
 ) -> StoreCounts:
-    """Read every entity of every view back and compare.
-
-    Args:
-        config: The configuration.
-        history: The original history.
-        evidence: The releases.
-        progress: Where progress is shown.
-        findings: Where mismatches are noted.
-    """
-    place = config.online_store
-    store = open_store(config.project, config.places, clock="replay")
-    database = open_database(place)
+    """Read every entity of every view, and compare."""
+    project = config.project
+    store = open_store(project, config.places, clock="replay")
+    database = open_database(config.online_store)
     total = StoreCounts()
     with progress.stage("read the store back", None, "entities") as stage:
-        for view in config.project.views:
+        for view in project.views:
             stage.note(view.name)
-            (snapshot,) = database.read([(KeySpace.of(config.project.name, view), [])])
-            _check_frontiers(config, evidence, view, snapshot.frontiers, findings)
-            total += _check_view(config, history, store, view, snapshot.frontiers, findings, stage)
+            (snapshot,) = database.read([(KeySpace.of(project.name, view), [])])
+            _check_frontiers(evidence, view, snapshot.frontiers, findings)
+            found = _check_view(
+                history.of(view), evidence, store, view, snapshot.frontiers, findings, stage
+            )
+            total = StoreCounts(*map(operator.add, total, found))
     database.close()
     return total
 
 
 def _check_frontiers(
-    config: Configuration,
-    evidence: Evidence,
-    view: FeatureView,
-    frontiers: Frontiers,
-    findings: Findings,
+    evidence: Evidence, view: FeatureView, frontiers: Frontiers, findings: Findings
 ) -> None:
-    for shard in range(config.shards):
+    for shard in range(evidence.shards):
         stored = frontiers.by_shard.get(shard)
         released = evidence.last_frontiers.get((view.name, shard))
         if stored != released or stored is None:
@@ -135,23 +116,22 @@ def _check_frontiers(
 
 
 def _check_view(
-    config: Configuration,
-    history: History,
+    source: SourceHistory,
+    evidence: Evidence,
     store: Any,
     view: FeatureView,
     frontiers: Frontiers,
     findings: Findings,
-    stage: Stage,
+    stage: StageProgress,
 ) -> StoreCounts:
-    source = history.of(view)
-    received = source.words(RECEIVED) < config.splits.stream_until_us
+    received = source.words(RECEIVED) < evidence.stream_until_us
     rows = source.rows.filter(pa.array(received))
     keys = pc.unique(rows.column(view.key))
     if isinstance(keys, pa.ChunkedArray):
         keys = keys.combine_chunks()
-    shards = hashing.shard_of(hashing.key_bytes(keys), config.shards)
+    shards = hashing.shard_of(hashing.key_bytes(keys), evidence.shards)
     instants = np.array([frontiers.of(shard) for shard in shards.tolist()], np.int64)
-    # A shard that published no frontier has no instant; its status says so.
+    # A shard without a frontier has no instant: its entities are OUTSIDE_MAX_AGE.
     right = values_at(view, rows, keys, np.maximum(instants, EARLIEST_EVENT))
     expected = _expected_statuses(view, frontiers, rows, keys, instants)
     stage.note(f"{view.name}: {len(keys):,} entities")
@@ -191,7 +171,7 @@ def _expected_statuses(
 
 
 def read_through_feast(
-    store: Any, view: FeatureView, keys: pa.Array, stage: Stage | None = None
+    store: Any, view: FeatureView, keys: pa.Array, stage: StageProgress | None = None
 ) -> Reading:
     """Read entities by Feast's ``FeatureStore.get_online_features``, in batches.
 
@@ -208,7 +188,7 @@ def read_through_feast(
     from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
     names = [field_name(column) for column in view.columns]
-    # While another definition is promoted, the code's stands under a name of its own.
+    # While another definition is promoted, the code's definition has a name of its own.
     registered = feast_name(store, view)
     values: list[list[int | float | None]] = [[] for _ in names]
     statuses: list[str] = []
@@ -258,7 +238,7 @@ def _compare(
     for row, (should, status) in enumerate(zip(expected, statuses, strict=True)):
         key, frontier = str(keys[row].as_py()), int(instants[row])
         if should != status:
-            # As many mismatches as there are values: none of them can be relied on.
+            # The status is wrong, so count every value of this entity as wrong.
             findings.add(
                 Mismatch(
                     "store", key, view.name, "status", frontier, status, should,
@@ -274,7 +254,7 @@ def _compare(
                     Mismatch(
                         "store", key, view.name, definition.name, frontier,
                         written(seen, row, column, dtype), written(right, row, column, dtype),
-                        "the row that stands is not the newest publication of the entity",
+                        "the stored row is not the newest publication of the entity",
                     )
                 )  # fmt: skip
 
@@ -285,5 +265,5 @@ def _status_cause(should: str, status: str) -> str:
     if should == ReadStatus.NOT_FOUND.name:
         return "the entity has a row in the store and no event before the frontier"
     if status == ReadStatus.OUTSIDE_MAX_AGE.name:
-        return "the row that stands is older than the frontier: it should have been replaced"
-    return "the status is not what frontier, clock and max_staleness say"
+        return "the stored row is older than the frontier: it should have been replaced"
+    return "the status does not follow from frontier, clock and max_staleness"

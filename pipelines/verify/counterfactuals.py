@@ -1,8 +1,8 @@
-"""Cases: what a view's values would be, had exactly these events counted.
+"""Counterfactual values of a view: those for a given set of events.
 
-A proof asks this for many small sets of events at once: what was seen below a position vector,
-what would have been seen had a batch been lost. Each set becomes an entity of its own in a copy of
-the view whose key is the number of the case, so all of them cost one call of the kernel.
+Verification needs them for many small sets: the events below a position vector, or all events but a
+lost batch. Each set (a `Case`) becomes an entity of a copy of the view, whose key is the number of
+the case, so that one call of the kernel computes all cases.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Case:
     """A set of events and an instant.
 
     Attributes:
-        events: int64: places in the rows of an `EventsByKey`.
+        events: int64: indices of rows of an `EventsByKey`.
         as_of_us: The instant.
         twice: int64: those of them that count twice.
     """
@@ -45,7 +45,7 @@ class Case:
 
 
 def case_view(view: FeatureView) -> FeatureView:
-    """Return a copy of a view whose entity is a case; its features are the same."""
+    """Return a copy of a view with the same features, whose entity is a case."""
     stream = dataclasses.replace(
         view.stream, schema={**view.stream.schema, _CASE: INT64, _COPY: INT64}
     )
@@ -58,10 +58,6 @@ def values_of_cases(
     events: EventsByKey, cases: Sequence[Case]
 ) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
     """Compute a view's values for each case.
-
-    Args:
-        events: The view's events.
-        cases: Each with the events that are to count.
 
     Returns:
         The 64-bit patterns and the nulls of the view's columns, ``(cases, columns)``, as
@@ -93,7 +89,7 @@ def _values(
 ) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
     places = np.concatenate([part for case in cases for part in (case.events, case.twice)])
     numbers = np.repeat(np.arange(len(cases)), [len(case) for case in cases])
-    # A copy is another row, so it is no duplicate.
+    # The number of the copy makes it another row, so that it is not dropped as a duplicate.
     copies = np.concatenate(
         [np.repeat([0, 1], [len(case.events), len(case.twice)]) for case in cases]
     )

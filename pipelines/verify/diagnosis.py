@@ -1,14 +1,14 @@
-"""Causes: for a value that is wrong, what must have happened for it to be what it is.
+"""The likely cause of a wrong value.
 
-Hypotheses are tried by recomputing the values that each would give
-(`pipelines.verify.counterfactuals`); one that gives what was seen, bit for bit, names the cause and
-the events:
+Each hypothesis is tested by recomputing the values that it implies
+(`pipelines.verify.counterfactuals`). If they equal the served values bit for bit, the hypothesis is
+reported with its events:
 
 * **same instant**: an event at the request's own instant was counted;
-* **lost**: the events that one release took in were not counted;
-* **stale**: those of several releases in a row were not counted: older state was used;
-* **doubled**: the events that one release took in were counted twice;
-* **flipped bit**: nothing else fits, and one bit differs.
+* **lost**: the events of one release were not counted;
+* **stale**: the events of several successive releases were not counted: an older state was used;
+* **doubled**: the events of one release were counted twice;
+* **flipped bit**: no other hypothesis fits, and one bit differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.served import Served
 
 _RELEASES_TRIED: Final = 24
-"""How many of the newest releases that took in events of the entity are tried."""
+"""How many of the newest releases with events of the entity are tried."""
 _IDS_NAMED: Final = 5
 
 EARLY: Final = (
@@ -40,15 +40,7 @@ UNKNOWN: Final = "unknown: no lost, stale, doubled or too new event explains it"
 def note_wrong_values(
     verdict: ViewVerdict, evidence: Evidence, served: Served, findings: Findings, listed: int
 ) -> None:
-    """Count a view's wrong values and say of the first ones how they came about.
-
-    Args:
-        verdict: What was found about the view.
-        evidence: The releases.
-        served: The predictions.
-        findings: Where they are noted.
-        listed: How many mismatches are listed at most.
-    """
+    """Count a view's wrong values, and diagnose the first of them."""
     wrong_rows = np.flatnonzero(verdict.wrong.any(axis=1)).tolist()
     ids = served.predictions.column("request_id")
     columns = verdict.view.columns
@@ -74,7 +66,7 @@ def note_wrong_values(
 
 
 def written(matrix: tuple[Int64Array, UInt8Array], row: int, column: int, dtype: str) -> str:
-    """Write a value in full: the shortest text that reads as the same float64."""
+    """Format a value: a float64 as the shortest text that reads as the same number."""
     values, nulls = matrix
     if nulls[row, column]:
         return "null"
@@ -83,7 +75,7 @@ def written(matrix: tuple[Int64Array, UInt8Array], row: int, column: int, dtype:
 
 
 def cause_of(verdict: ViewVerdict, evidence: Evidence, row: int) -> str:
-    """Return what explains the wrong values of a row."""
+    """Return the cause of the wrong values of a row."""
     if verdict.early[row]:
         return EARLY
     hypotheses = list(_hypotheses(verdict, evidence, row))
@@ -132,7 +124,7 @@ Groups = list[tuple[int, Int64Array]]
 
 
 def _runs(groups: Groups) -> Iterator[Groups]:
-    """Yield every run of successive groups, the short ones first."""
+    """Yield every run of successive groups, short runs first."""
     for length in range(1, len(groups) + 1):
         for first in range(len(groups) - length + 1):
             yield groups[first : first + length]
@@ -153,10 +145,11 @@ def _lost(verdict: ViewVerdict, what: str, run: Groups, lost: Int64Array, shard:
 def _by_release(
     verdict: ViewVerdict, evidence: Evidence, rows: Int64Array, shard: int, number: int
 ) -> tuple[Groups, Groups]:
-    """Group events by the release that took them in, and by the one that applied them.
+    """Group events by the release that received them, and by the release that applied them.
 
-    A batch is lost on the way in; an old state lacks what was applied since. An event is applied
-    once it is taken in and the frontier has passed it. What was handed over is release 0.
+    A lost batch lacks events that were received together; an old state lacks events that were
+    applied since. An event is applied once it is received and the frontier has passed it. The
+    handed-over state is release 0.
     """
     steps = evidence.steps(verdict.view, shard, number)
     taken = np.full(len(rows), -1, np.int64)

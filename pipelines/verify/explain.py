@@ -1,8 +1,7 @@
-"""Explain: what one prediction was made of.
+"""Explaining one prediction: each served value, the oracle's value, and the events it counted.
 
-Each value as it was served, beside the oracle's, with the events that the oracle counted. The
-events are those of the log, so that the answer comes at once; that the log is what the source
-files say is proven by `tidemill verify`.
+The events are read from the log, which is fast; `tidemill verify` checks that the log equals the
+source files.
 """
 
 from __future__ import annotations
@@ -14,30 +13,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.definitions import FeatureView
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import InputError, nearest
-from tidemill.features.oracle.values import Explanation as Made
 from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
 from tidemill.pipelines.verify.raw_history import logged_history
-from tidemill.pipelines.verify.release_evidence import Evidence
+from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import read_predictions
 from tidemill.pipelines.verify.source_history import EventsByKey
-from tidemill.pipelines.verify.verify import evidence_of, instant
+from tidemill.pipelines.verify.verify import instant
 
 _LISTED: Final = 10
-"""Of a feature's events the newest so many are printed."""
+"""How many of a feature's events are printed, the newest first."""
 _STAMPS: Final = (
-    "bundle_version",
-    "transform_hash",
-    "spec_hash",
-    "padded_rows",
-    "device",
-    "tensorflow",
-    "xla",
-)
+    "bundle_version", "transform_hash", "spec_hash", "padded_rows", "device", "tensorflow", "xla",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,11 +40,11 @@ class ExplainedValue:
     Attributes:
         view: The view.
         column: The feature column.
-        served: What the prediction used.
-        recomputed: What the oracle makes of all events.
-        verdict: ``equal``; ``late`` if it is what the oracle makes of what had been seen;
-            ``differs``.
-        events: (event time in microseconds, event id) of every event that counts, in order.
+        served: The value that the prediction used.
+        recomputed: The oracle's value over all events.
+        verdict: ``equal``; ``late`` if the served value is the oracle's over the events that had
+            been seen; else ``differs``.
+        events: (event time in microseconds, event id) of every counted event, in order.
     """
 
     view: str
@@ -63,12 +56,12 @@ class ExplainedValue:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """What a prediction was made of.
+class ExplainedPrediction:
+    """An explained prediction.
 
     Attributes:
-        stamps: What it says of itself: ids, times, score, bundle, and by view the instant, the
-            release and the shard that its values are from.
+        stamps: Its ids, times, score and bundle, and by view the instant, the release and the
+            shard of its values.
         values: Its values, in the order of the feature vector.
     """
 
@@ -76,7 +69,7 @@ class Explanation:
     values: tuple[ExplainedValue, ...]
 
     def tables(self) -> list[Table]:
-        """Return it for a reader: stamps, values, and the newest events of each feature."""
+        """Return tables of the stamps, the values, and the newest events of each feature."""
         events = []
         for value in self.values:
             for time_us, id in reversed(value.events[-_LISTED:]):
@@ -109,28 +102,24 @@ def _written(value: FeatureValue) -> str:
     return "-" if value is None else repr(value)
 
 
-def explain(config: Configuration, request_id: str) -> Explanation:
+def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
     """Explain a prediction.
-
-    Args:
-        config: The configuration.
-        request_id: The id of its request.
 
     Raises:
         InputError: There is no such prediction, or more than one.
     """
     project = config.project
-    predictions = read_predictions(config)
+    predictions = read_predictions(config.root, project)
     mine = predictions.filter(pc.equal(predictions["request_id"], request_id))
     if len(mine) != 1:
         known = predictions["request_id"].to_pylist()
         hint = nearest(request_id, known[:1000]) if not len(mine) else "run `tidemill verify`"
         raise InputError(
-            f"{len(mine)} predictions in {config.root / 'predictions'} have the id "
+            f"{len(mine)} predictions in {config.root / paths.PREDICTIONS} have the id "
             f"{request_id!r}; {hint}"
         )
-    history = logged_history(config)
-    evidence = evidence_of(config, history)
+    history = logged_history(config.root, project)
+    evidence = read_evidence(config, history)
     prediction: dict[str, Any] = mine.to_pylist()[0]
     place = (history.requests.words("_partition") == prediction["partition"]) & (
         history.requests.words("_position") == prediction["position"]
@@ -140,14 +129,14 @@ def explain(config: Configuration, request_id: str) -> Explanation:
         raise InputError(
             f"the request of prediction {request_id!r} is not in the log "
             f"(partition {prediction['partition']}, position {prediction['position']}); the log "
-            "was made again since: run `tidemill stream`"
+            "has been written again since: run `tidemill stream`"
         )
     values: list[ExplainedValue] = []
     for view in project.views:
         key = request[0][project.request.key_column(view.entity)]
         events = EventsByKey(view, history.of(view))
         values += _explain_view(view, events, evidence, prediction, key)
-    return Explanation(_stamps(config, prediction), tuple(values))
+    return ExplainedPrediction(_stamps(project, prediction), tuple(values))
 
 
 def _explain_view(
@@ -160,7 +149,7 @@ def _explain_view(
     as_of = prediction[f"as_of__{view.name}"]
     window = events.window(key, as_of)
     made = Oracle(view, plain_rows(view, events.rows, window)).explain(key, as_of)
-    recomputed = _values(made)
+    recomputed = {name: value for part in made.values() for name, value in part.values.items()}
     positions = evidence.positions(
         view, prediction[f"shard__{view.name}"], prediction[f"release__{view.name}"]
     )
@@ -184,11 +173,7 @@ def _explain_view(
     return out
 
 
-def _values(made: dict[str, Made]) -> dict[str, FeatureValue]:
-    return {name: value for part in made.values() for name, value in part.values.items()}
-
-
-def _stamps(config: Configuration, prediction: dict[str, Any]) -> dict[str, str]:
+def _stamps(project: Project, prediction: dict[str, Any]) -> dict[str, str]:
     stamps = {
         "request": prediction["request_id"],
         "request time": prediction["request_time"].isoformat(timespec="microseconds"),
@@ -198,11 +183,11 @@ def _stamps(config: Configuration, prediction: dict[str, Any]) -> dict[str, str]
         "scored (wall clock)": instant(prediction["created_us"]),
     }
     stamps |= {name.replace("_", " "): str(prediction[name]) for name in _STAMPS}
-    for view in config.project.views:
+    for view in project.views:
         stamps[view.name] = (
             f"as of {instant(prediction[f'as_of__{view.name}'])}, release "
             f"{prediction[f'release__{view.name}']} of shard {prediction[f'shard__{view.name}']}"
         )
-    for name in config.project.request.inputs:
+    for name in project.request.inputs:
         stamps[f"input {name}"] = str(prediction[name])
     return stamps

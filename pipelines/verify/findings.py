@@ -1,4 +1,4 @@
-"""Mismatches: what each says, how many there are, and the first of them in full."""
+"""Mismatches: a count of all, and the details of the first."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 from typing import Final
 
 LISTED: Final = 20
-"""How many mismatches are kept with all they say; the others are counted."""
+"""How many mismatches are kept with details; all are counted."""
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Something that was served and is not what it should be.
+    """A difference between what was served and what should have been.
 
     Attributes:
         what: ``value``, ``as_of``, ``release``, ``shard``, ``request``, ``missing``, ``extra``,
             ``doubled``, ``oracle`` or ``store``.
         id: The request's id, or the entity's key.
-        view: The view; empty where it is about the whole prediction.
+        view: The view; empty if the mismatch concerns all of the prediction.
         feature: The feature column.
         as_of_us: The instant.
-        seen: What was seen.
-        expected: What should be.
-        cause: How it came about, as far as that can be told.
+        seen: The value found.
+        expected: The correct value.
+        cause: The likely cause; empty if it is unknown.
     """
 
     what: str
@@ -37,18 +37,18 @@ class Mismatch:
 
 @dataclass
 class Findings:
-    """Mismatches: all are counted, the first are kept."""
+    """Counts mismatches, and keeps the first `LISTED`."""
 
     count: int = 0
     listed: list[Mismatch] = field(default_factory=list)
 
     def add(self, mismatch: Mismatch, count: int = 1) -> None:
-        """Count a mismatch, as often as there are values in it."""
+        """Count a mismatch as ``count`` values, and keep it if it is among the first."""
         self.count += count
         if len(self.listed) < LISTED:
             self.listed.append(mismatch)
 
     def merge(self, other: Findings) -> None:
-        """Add another's."""
+        """Add the findings of another."""
         self.count += other.count
         self.listed = [*self.listed, *other.listed][:LISTED]

@@ -1,17 +1,19 @@
-"""The original history, read again for the proof: raw files, through the same reader, in memory.
+"""The original history: the raw source files, read again into memory.
 
-What is promised: nothing here looks at what a run has written. The rows are those that the source
-files hold now, read, transformed, validated and put in order exactly as `pipelines.ingest.ingest`
-does, so a row has the partition and the position that it has in the log.
+Promise of `read_history`: the rows come from the source files, not from a run's output. They are
+read, transformed, validated and ordered as in `pipelines.ingest.ingest`, so a row has the partition
+and the position that it has in the log.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import EventStream, Request
+from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.ingest import read_log
 from tidemill.pipelines.io.files.judged_rows import Counts
@@ -21,19 +23,14 @@ from tidemill.pipelines.verify.source_history import History, SourceHistory
 
 
 def read_history(config: Configuration, progress: Progress) -> History:
-    """Read the original files of every source again.
-
-    Args:
-        config: Where they are.
-        progress: Where progress is shown.
-    """
+    """Read the original files of every source again."""
     sources = {}
     with progress.stage("read the original history", len(config.sources), "sources") as stage:
         for name in sorted(config.sources):
             stage.note(name)
             found = read_log(config, name)
             definition = config.project.definition(name)
-            # What was mended since the log was written is not in it yet.
+            # Leave out partitions of repaired records that are not in the log yet.
             logged = Log(config.root).partitions(name)
             parts = [
                 _placed(definition, part.partition, part.rows, part.received_us)
@@ -46,25 +43,25 @@ def read_history(config: Configuration, progress: Progress) -> History:
     return History(config.project, sources)
 
 
-def logged_history(config: Configuration) -> History:
-    """Return the history as the log holds it: quicker to read than the original, and no proof."""
-    log = Log(config.root)
+def logged_history(root: Path, project: Project) -> History:
+    """Return the history as the log holds it: faster to read than the raw files, but no proof."""
+    log = Log(root)
     sources = {}
-    for name in config.sources:
+    for name in (project.request.name, *(stream.name for stream in project.streams)):
         rows = log.read(name)
         sources[name] = SourceHistory(
-            config.project.definition(name),
+            project.definition(name),
             rows,
             log.partitions(name),
             Counts(read=len(rows), kept=len(rows)),
         )
-    return History(config.project, sources)
+    return History(project, sources)
 
 
 def _placed(
     definition: EventStream | Request, partition: int, rows: pa.Table, received_us: Int64Array
 ) -> pa.Table:
-    """Give the rows of a partition the places that they have in its log."""
+    """Add partition and position to the rows of a partition."""
     return pa.table(
         [
             *(rows.column(name) for name in definition.schema),

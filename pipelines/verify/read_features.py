@@ -1,9 +1,8 @@
-"""Features: what the online store says of some entities, now.
+"""The features of entities in the online store, for `tidemill features`.
 
-It reads with `serving.online.reader` and not through Feast's SDK: the SDK withholds the numbers of
-a stale row and knows no frontier, and whoever looks into the store by hand wants to see both. (That
-the SDK gives the same numbers is what `tidemill verify` proves.) The clock is the published
-frontier, as in every reading of a replay.
+It reads with `serving.online.reader`, since Feast's SDK hides the values of a stale row and the
+frontier; `tidemill verify` checks that the SDK returns the same values. The clock is the published
+frontier, as in every replay.
 """
 
 from __future__ import annotations
@@ -12,18 +11,19 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from tidemill.features.definitions import INT64
+from tidemill.features.definitions import INT64, Project
 from tidemill.features.errors import InputError
-from tidemill.pipelines.config.configuration import Configuration
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import OnlineReader
+from tidemill.serving.stores.online_places import OnlinePlace
 
 
-def read_features(config: Configuration, view: str, keys: Sequence[str]) -> pa.Table:
+def read_features(project: Project, place: OnlinePlace, view: str, keys: Sequence[str]) -> pa.Table:
     """Read entities from the online store.
 
     Args:
-        config: The configuration.
+        project: The project.
+        place: Where its online store is.
         view: The view's name.
         keys: Entity keys as texts; those of an int64 entity are decimal numbers.
 
@@ -33,13 +33,13 @@ def read_features(config: Configuration, view: str, keys: Sequence[str]) -> pa.T
 
     Raises:
         UnknownColumn: There is no such view.
-        InputError: A key of an int64 entity is no number.
-        StoreError: There is no online store, or the view's present definition is not in it.
+        InputError: A key of an int64 entity is not a number.
+        StoreError: There is no online store, or it lacks the view's current definition.
     """
-    definition = config.project.view(view)
+    definition = project.view(view)
     wanted = _typed(definition.entity.dtype, view, keys)
-    database = open_database(config.online_store)
-    reading = OnlineReader(database, config.project, "replay").read({view: wanted})[view]
+    database = open_database(place)
+    reading = OnlineReader(database, project, "replay").read({view: wanted})[view]
     database.close()
     return pa.table(
         [wanted, *reading.columns], names=[definition.entity.join_key, *reading.schema.names]

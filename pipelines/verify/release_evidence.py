@@ -1,68 +1,62 @@
-"""Evidence: the releases that a stream left, looked up by view, shard and number."""
+"""The releases of a stream as evidence, by view, shard and number."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions import FeatureView, Project
-from tidemill.features.errors import InputError
+from tidemill.features.definitions import FeatureView
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.summary import read_summary
-from tidemill.pipelines.verify.source_history import Positions
-from tidemill.serving.files.read_files import read_json, read_json_lines
-
-T = TypeVar("T")
+from tidemill.pipelines.verify.source_history import History, PositionVector
+from tidemill.serving.files.read_files import read_json
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a stream says of its own steps.
+    """What a stream recorded about its own steps.
 
     Attributes:
         releases: By view, shard and number: the frontier and the next position of each event
             partition.
-        conflicts: Releases of which the evidence says two different things.
-        gaps: Releases without evidence between others of their shard.
-        handoff_us: View to the frontier of the state that the stream started from; without one it
-            is `TIME_MIN`.
+        conflicts: Releases that were recorded twice with different content.
+        gaps: Releases that are missing between others of their shard.
+        handoff_us: View to the frontier of the state that the stream started from; `TIME_MIN`
+            without such a state.
         handoff: Source to the positions of that state.
-        exact: Whether the stream waited for its frontier; else it answered eagerly.
+        exact: Whether the stream ran in exact mode; else in eager mode.
+        shards: How many shards each view has.
+        stream_until_us: Where the stream ended.
     """
 
-    releases: Mapping[tuple[str, int, int], tuple[int, Positions]]
+    releases: Mapping[tuple[str, int, int], tuple[int, PositionVector]]
     conflicts: tuple[tuple[str, int, int], ...]
     gaps: tuple[tuple[str, int, int], ...]
     handoff_us: Mapping[str, int]
-    handoff: Mapping[str, Positions]
+    handoff: Mapping[str, PositionVector]
     exact: bool
+    shards: int
+    stream_until_us: int
 
-    def positions(self, view: FeatureView, shard: int, number: int) -> Positions | None:
-        """Return the event positions of a release; None where there is no evidence of it."""
+    def positions(self, view: FeatureView, shard: int, number: int) -> PositionVector | None:
+        """Return the event positions of a release; None if it is not recorded."""
         found = self.releases.get((view.name, shard, number))
-        if found is None:
-            return None
-        return found[1]
+        return None if found is None else found[1]
 
     def frontier_before(self, view: str, shard: int, number: int) -> int:
-        """Return the frontier that stood before a release."""
+        """Return the frontier before a release."""
         found = self.releases.get((view, shard, number - 1))
         return self.handoff_us.get(view, TIME_MIN) if found is None else found[0]
 
     def frontiers(self, view: str, shards: Int64Array, numbers: Int64Array) -> FrontierColumns:
-        """Return the frontiers of many releases and of those before them.
-
-        Args:
-            view: The view.
-            shards: int64, ``(rows,)``.
-            numbers: int64, ``(rows,)``.
-        """
+        """Return the frontiers of many releases and of those before them."""
         pairs, inverse = np.unique(np.stack([shards, numbers], 1), axis=0, return_inverse=True)
         distinct: list[list[int]] = [pair.tolist() for pair in pairs]
         found = [self.releases.get((view, shard, number)) for shard, number in distinct]
@@ -80,8 +74,10 @@ class Evidence:
             out[view, shard] = max(out.get((view, shard), frontier), frontier)
         return out
 
-    def steps(self, view: FeatureView, shard: int, number: int) -> list[tuple[int, int, Positions]]:
-        """Return what a shard had seen, step by step, up to a release.
+    def steps(
+        self, view: FeatureView, shard: int, number: int
+    ) -> list[tuple[int, int, PositionVector]]:
+        """Return the steps of a shard up to a release.
 
         Returns:
             (release, frontier, event positions), in order; the handed-over state is release 0.
@@ -101,9 +97,9 @@ class FrontierColumns:
     """Frontiers of many releases.
 
     Attributes:
-        known: bool, ``(rows,)``: there is evidence of the release.
+        known: bool, ``(rows,)``: whether the release is recorded.
         own: int64, ``(rows,)``: its frontier.
-        before: int64, ``(rows,)``: the frontier that stood before it.
+        before: int64, ``(rows,)``: the frontier before it.
     """
 
     known: np.ndarray[Any, np.dtype[np.bool_]]
@@ -111,46 +107,22 @@ class FrontierColumns:
     before: Int64Array
 
 
-def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
-    """Read the releases below a root in the order of their files.
+def read_evidence(config: Configuration, history: History) -> Evidence:
+    """Read the releases of a run.
 
     Args:
-        root: The run's folder.
-        take: Takes what the caller needs out of a release. The engine may have repeated one.
-
-    Raises:
-        InputError: There are none.
-        DamagedFile: A file does not hold what the stream wrote.
-    """
-    files = sorted((root / paths.RELEASES).glob("*.jsonl"))
-    if not files:
-        raise InputError(
-            f"there are no releases in {root / paths.RELEASES}: nothing says what the stream had "
-            "seen; run `tidemill stream` first"
-        )
-    for path in files:
-        yield from read_json_lines(path, take, "run `tidemill stream` again")
-
-
-def read_evidence(
-    root: Path, project: Project, partitions: Mapping[str, int], mode: str
-) -> Evidence:
-    """Read what a stream left below a root.
-
-    Args:
-        root: The run's folder.
-        project: The project.
-        partitions: Stream to its number of partitions.
-        mode: ``exact`` or ``eager``, where the summary of the run does not say which.
+        config: The configuration; its mode is used if the run's summary has none.
+        history: The history of its sources.
 
     Raises:
         InputError: There is no evidence.
     """
-    releases: dict[tuple[str, int, int], tuple[int, Positions]] = {}
+    root, project = config.root, config.project
+    releases: dict[tuple[str, int, int], tuple[int, PositionVector]] = {}
     conflicts = []
 
-    def take(entry: Any) -> tuple[tuple[str, int, int], tuple[int, Positions]]:
-        events = partitions[project.view(entry["view"]).stream.name]
+    def take(entry: Any) -> tuple[tuple[str, int, int], tuple[int, PositionVector]]:
+        events = history.of(project.view(entry["view"])).partitions
         positions = tuple(map(int, entry["positions"][:events]))
         key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
         return key, (int(entry["frontier_us"]), positions)
@@ -159,7 +131,7 @@ def read_evidence(
         if releases.setdefault(key, value) != value:
             conflicts.append(key)
     handoff_us: dict[str, int] = {}
-    handoff: dict[str, Positions] = {}
+    handoff: dict[str, PositionVector] = {}
     path = root / paths.STATES / paths.HANDOFF
     if path.exists():
         as_of_us, handoff = read_json(
@@ -171,12 +143,19 @@ def read_evidence(
             "run `tidemill backfill` again, and the stream from its beginning",
         )
         for view in project.views:
-            # What was received later may lie this far below; the frontier waits for it.
+            # Rows received later may be this much older, so the frontier waits for them.
             waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
             handoff_us[view.name] = as_of_us - waits
-    mode = read_summary(root).get("stream", {}).get("mode", mode)
+    mode = read_summary(root).get("stream", {}).get("mode", config.stream.mode)
     return Evidence(
-        releases, tuple(conflicts), _gaps(releases), handoff_us, handoff, mode == "exact"
+        releases=releases,
+        conflicts=tuple(conflicts),
+        gaps=_gaps(releases),
+        handoff_us=handoff_us,
+        handoff=handoff,
+        exact=mode == "exact",
+        shards=config.shards,
+        stream_until_us=config.splits.stream_until_us,
     )
 
 

@@ -1,8 +1,7 @@
-"""Predictions beside their requests: none missing, extra or doubled, each for its request's input.
+"""Matching predictions with requests: none missing, extra or doubled, each with the right inputs.
 
-The requests that must have been answered are those of the original history, less the ones that
-stand among the rejected records; a missing, an extra or a doubled prediction is as many
-mismatches as there are features.
+Every request of the original history must have a prediction, unless it is among the rejected
+records. A missing, extra or doubled prediction counts as one mismatch per feature.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
-from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configuration import Splits
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
@@ -32,14 +31,14 @@ _MEND: Final = "run `tidemill stream` again"
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """Predictions beside the requests of the original history.
+    """Predictions with their requests from the original history.
 
     Attributes:
-        predictions: Those whose request is known, ``(rows,)``.
+        predictions: The predictions whose request is known, ``(rows,)``.
         requests: The request of each, ``(rows,)``.
-        count: How many predictions there are in all.
-        expected: How many requests should have been answered.
-        unanswered: How many were rejected instead.
+        count: The number of all predictions.
+        expected: The number of requests that must have a prediction.
+        unanswered: The number of requests that were rejected instead.
     """
 
     predictions: pa.RecordBatch
@@ -49,19 +48,19 @@ class Served:
     unanswered: int
 
 
-def read_predictions(config: Configuration) -> pa.Table:
+def read_predictions(root: Path, project: Project) -> pa.Table:
     """Read the predictions of a run.
 
     Raises:
         InputError: There are none.
     """
-    files = sorted((config.root / paths.PREDICTIONS).glob("*.parquet"))
+    files = sorted((root / paths.PREDICTIONS).glob("*.parquet"))
     if not files:
         raise InputError(
-            f"there are no predictions in {config.root / paths.PREDICTIONS}; run `tidemill stream`"
+            f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
         )
     needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
-    for view in config.project.views:
+    for view in project.views:
         needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
     tables = []
     for path in files:
@@ -71,21 +70,19 @@ def read_predictions(config: Configuration) -> pa.Table:
                 f"{path}: there is no column {lacking[0]!r}; it was made by other definitions: "
                 "run `tidemill stream` again"
             )
-    with reading(config.root / paths.PREDICTIONS, _MEND):
+    with reading(root / paths.PREDICTIONS, _MEND):
         return pa.concat_tables(tables)
 
 
 def serve_beside_requests(
-    config: Configuration, history: History, predictions: pa.Table, findings: Findings
+    root: Path, splits: Splits, history: History, predictions: pa.Table, findings: Findings
 ) -> Served:
-    """Find the request of each prediction; what is missing, extra or doubled is a mismatch."""
-    project = config.project
-    request = project.request
-    features = len(project.columns)
-    splits = config.splits
+    """Find the request of each prediction; note missing, extra and doubled predictions."""
+    request = history.project.request
+    features = len(history.project.columns)
     asked = history.requests.received_in(splits.evaluate_until_us, splits.stream_until_us)
     asked_places = _places(asked, PARTITION, POSITION)
-    refused = np.isin(asked_places, _rejected_places(config.root, request.name))
+    refused = np.isin(asked_places, _rejected_places(root, request.name))
     order = np.argsort(asked_places, kind="stable")
     places = _places(predictions, "partition", "position")
     found = np.searchsorted(asked_places[order], places)
@@ -97,7 +94,7 @@ def serve_beside_requests(
         same = pc.equal(ids, asked_ids.take(pa.array(np.where(known, row, 0))))
         known &= same.fill_null(False).to_numpy(zero_copy_only=False) & ~refused[row]
     for id in ids.filter(pa.array(~known)).to_pylist():
-        cause = "no request of the original history, received while the stream ran, has this place"
+        cause = "no request that was received during the stream has its position"
         findings.add(
             Mismatch("extra", id, seen="a prediction", expected="none", cause=cause), features
         )
@@ -132,7 +129,7 @@ def _places(table: pa.Table, partition: str, position: str) -> Int64Array:
 
 
 def _rejected_places(root: Path, request: str) -> Int64Array:
-    """Return the places of the requests that the stream rejected instead of answering."""
+    """Return the places of the requests that the stream rejected."""
     places = [np.zeros(0, np.int64)]
     for path in sorted((root / paths.REJECTED_BY_STREAM).glob("*.parquet")):
         table = read_table(path, _MEND)
@@ -142,7 +139,7 @@ def _rejected_places(root: Path, request: str) -> Int64Array:
 
 
 def check_requests(project: Project, served: Served, findings: Findings) -> None:
-    """Compare the time and the inputs that predictions carry with their requests'."""
+    """Compare the time and the inputs of predictions with those of their requests."""
     requests = served.requests.select(list(project.request.schema))
     expected = {
         "request_time": requests.column(project.request.request_time),
@@ -166,7 +163,7 @@ def check_requests(project: Project, served: Served, findings: Findings) -> None
                     feature=name,
                     seen=str(seen[row].as_py()),
                     expected=str(column[row].as_py()),
-                    cause="the prediction was made for another input than the request's",
+                    cause="the prediction was made with another input than the request's",
                 )
             )
 
@@ -175,7 +172,7 @@ def column_of(predictions: pa.RecordBatch, name: str) -> pa.Array:
     """Return a column of predictions.
 
     Raises:
-        InputError: There is none: they were made by other definitions.
+        InputError: It is missing: the predictions were made by other definitions.
     """
     if name not in predictions.schema.names:
         raise InputError(

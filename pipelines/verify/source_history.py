@@ -1,4 +1,4 @@
-"""The rows of a source with the places that they have in its log, found by entity and time."""
+"""The rows of a source with their positions in the log, indexed by entity and time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch
 
-Positions = tuple[int, ...]
-"""The next position of each partition of a source: rows below it were seen."""
+PositionVector = tuple[int, ...]
+"""The next position of each partition of a source: lower positions were seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class SourceHistory:
     Attributes:
         definition: The stream or the request.
         rows: The declared columns, ``_position``, ``_received`` and ``_partition``, ``(rows,)``.
-        partitions: How many partitions it has.
-        counts: What became of the rows that were read.
+        partitions: The number of partitions.
+        counts: The numbers of rows read, kept, dropped and rejected.
     """
 
     definition: EventStream | Request
@@ -39,7 +39,7 @@ class SourceHistory:
         return hashing.bits(one_batch(self.rows.select([column])).column(0))
 
     def received_in(self, start_us: int, stop_us: int) -> pa.Table:
-        """Return the rows received from ``start_us`` on and before ``stop_us``."""
+        """Return the rows received in ``[start_us, stop_us)``."""
         received = self.words(RECEIVED)
         return self.rows.filter(pa.array((received >= start_us) & (received < stop_us)))
 
@@ -67,12 +67,7 @@ class History:
 
 
 class EventsByKey:
-    """The events of a view, found by entity and time.
-
-    Args:
-        view: The view.
-        source: The history of its stream.
-    """
+    """The events of a view, indexed by entity and time."""
 
     def __init__(self, view: FeatureView, source: SourceHistory) -> None:
         self.view = view
@@ -87,16 +82,17 @@ class EventsByKey:
         self._starts = np.searchsorted(codes[self._order], np.arange(len(self._code) + 1))
 
     def window(self, key: object, as_of_us: int) -> Int64Array:
-        """Return the rows that any window of the view can hold as of an instant.
+        """Return the rows that a window of the view can hold as of an instant.
 
-        Those at the instant itself are among them: they must not count, and may have.
+        Events at the instant itself must not count, but are included, since a fault may have
+        counted them.
 
         Args:
-            key: The entity's key; unknown or null has none.
+            key: The entity's key; an unknown or null key has no rows.
             as_of_us: The instant.
 
         Returns:
-            int64: places in ``rows``, by event time.
+            int64: indices in ``rows``, by event time.
         """
         code = self._code.get(key)
         if code is None:
@@ -109,8 +105,8 @@ class EventsByKey:
         ]
         return found
 
-    def below(self, rows: Int64Array, positions: Positions) -> Int64Array:
-        """Keep the rows that stand below a position vector (partitions beyond it: none)."""
+    def below(self, rows: Int64Array, positions: PositionVector) -> Int64Array:
+        """Return the rows below a position vector; partitions that it lacks have none."""
         limits = np.zeros(max(len(positions), int(self.partitions.max(initial=0)) + 1), np.int64)
         limits[: len(positions)] = positions
         kept: Int64Array = rows[self.positions[rows] < limits[self.partitions[rows]]]

@@ -1,11 +1,11 @@
-"""Verify: prove what was served. Everything is recomputed from the original files and compared.
+"""Verification of a stream: recompute what it served from the raw source files, and compare.
 
-What is promised: nothing that the stream wrote is believed but what it says it served: predictions,
-releases and the online store are the accused, the raw source files are the witness. Each value is
-compared bit for bit; nothing is rounded and nothing is skipped.
+Promises: predictions, releases and the online store are compared with values recomputed from the
+raw files, not from other outputs of the stream. Each value is compared bit for bit; no value is
+rounded or skipped.
 
-* `pipelines.verify.compare_predictions`: the values that predictions used, as complete and as seen;
-* `pipelines.verify.diagnosis`: how a wrong value came about;
+* `pipelines.verify.compare_predictions`: the values of predictions, as complete and as seen;
+* `pipelines.verify.diagnosis`: the cause of a wrong value;
 * `pipelines.verify.compare_oracle`: a sample in plain Python, without the kernel;
 * `pipelines.verify.compare_store`: the online store through Feast's own SDK.
 """
@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from tidemill.features.contract import Int64Array, moment_of
 from tidemill.features.kernel import hashing
-from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.configuration import Configuration, Splits
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_oracle import check_with_oracle, sampled_rows
-from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare
+from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_predictions
 from tidemill.pipelines.verify.compare_store import check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
 from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
@@ -34,7 +35,7 @@ from tidemill.pipelines.verify.source_history import History
 
 
 def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
-    """Recompute what was served, and compare.
+    """Recompute all served values, and compare.
 
     Args:
         config: The configuration; its root holds predictions, releases and the online store.
@@ -42,24 +43,24 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
         sample: How many requests the plain-Python oracle recomputes.
 
     Returns:
-        JSON values: ``mismatches``: all of them; ``values``: values compared, predictions times
-        features; and what they are made of, with the first mismatches in full.
+        JSON values: ``mismatches``, the number of all mismatches; ``values``, the number of
+        predictions times features; the figures of each comparison; and the first mismatches.
 
     Raises:
-        InputError: There is nothing to verify, or it was made by other definitions.
+        InputError: There are no predictions or releases, or other definitions made them.
     """
     began = time.perf_counter()
     history = read_history(config, progress)
-    evidence = evidence_of(config, history)
+    evidence = read_evidence(config, history)
     features, oracle, store = Findings(), Findings(), Findings()
     _check_evidence(evidence, features)
-    predictions = read_predictions(config)
-    served = serve_beside_requests(config, history, predictions, features)
+    predictions = read_predictions(config.root, config.project)
+    served = serve_beside_requests(config.root, config.splits, history, predictions, features)
     asked = hashing.bits(served.requests.column(config.project.request.request_time))
     rows = sampled_rows(asked, sample)
     late: list[dict[str, Any]] = []
     late_values = oracle_values = 0
-    verdicts = list(compare(config, history, evidence, served, progress, features))
+    verdicts = list(compare_predictions(history, evidence, served, progress, features))
     expected = len(rows) * len(config.project.columns)
     with progress.stage("check a sample with the oracle", expected, "values") as stage:
         for verdict in verdicts:
@@ -73,7 +74,7 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     for findings in (features, oracle, store):
         everything.merge(findings)
     return {
-        "sources": _source_counts(config, history),
+        "sources": _source_counts(config.splits, history),
         "requests": served.expected + served.unanswered,
         "rejected_requests": served.unanswered,
         "predictions": served.count,
@@ -107,18 +108,7 @@ def _check_evidence(evidence: Evidence, findings: Findings) -> None:
             findings.add(Mismatch("release", id, view, seen=seen, expected="one", cause=cause))
 
 
-def evidence_of(config: Configuration, history: History) -> Evidence:
-    """Read the releases of a run."""
-    return read_evidence(
-        config.root,
-        config.project,
-        {name: source.partitions for name, source in history.sources.items()},
-        config.stream.mode,
-    )
-
-
-def _source_counts(config: Configuration, history: History) -> dict[str, Mapping[str, int]]:
-    splits = config.splits
+def _source_counts(splits: Splits, history: History) -> dict[str, Mapping[str, int]]:
     return {
         name: {
             "read": source.counts.read,
@@ -134,7 +124,7 @@ def _source_counts(config: Configuration, history: History) -> dict[str, Mapping
 def _late_rows(
     verdict: ViewVerdict, evidence: Evidence, served: Served, room: int
 ) -> list[dict[str, Any]]:
-    """Name the events that explain the first late values."""
+    """Return the first late values with the events that explain them."""
     rows: Int64Array = np.flatnonzero(verdict.late.any(axis=1))[: max(room, 0)]
     ids = served.predictions.column("request_id")
     return [
@@ -150,20 +140,13 @@ def _late_rows(
 
 
 def _row(mismatch: Mismatch) -> dict[str, Any]:
-    return {
-        "what": mismatch.what,
-        "id": mismatch.id,
-        "view": mismatch.view,
-        "feature": mismatch.feature,
-        "as_of": "" if mismatch.as_of_us is None else instant(mismatch.as_of_us),
-        "seen": mismatch.seen,
-        "expected": mismatch.expected,
-        "cause": mismatch.cause,
-    }
+    as_of = "" if mismatch.as_of_us is None else instant(mismatch.as_of_us)
+    row = {**asdict(mismatch), "as_of_us": as_of}
+    return {name.removesuffix("_us"): value for name, value in row.items()}
 
 
 def instant(time_us: int) -> str:
-    """Write an instant with microseconds, or as a number where no calendar has it."""
+    """Format an instant with microseconds; as a number if it is outside the calendar."""
     try:
         return moment_of(time_us).isoformat(timespec="microseconds")
     except OverflowError:

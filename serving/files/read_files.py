@@ -6,7 +6,9 @@ gets one error, which names the file and the command that writes it again.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +103,8 @@ def read_table(path: Path, remedy: str, **options: Any) -> pa.Table:
         FileError: It cannot be read.
     """
     with reading(path, remedy):
+        if path.is_dir():  # Arrow would read it as an empty table
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         return pq.read_table(path, **options)
 
 

@@ -40,6 +40,7 @@ from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, LostPublications, StoreError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, offline_path
 from tidemill.serving.files.atomic_write import atomic_write, write_text
+from tidemill.serving.files.read_files import reading
 from tidemill.serving.files.segment_names import segment_of, segment_prefix
 from tidemill.serving.offline.offline_table import offline_table
 
@@ -294,10 +295,11 @@ class OfflineLog:
         return sorted(self.directory.glob(f"{_DATE}*"))
 
     def _spans(self) -> dict[str, Span]:
-        return {
-            file.name: Span(*map(int, file.read_text().split()))
-            for file in (self.directory / _REACHED).glob("?????-of-?????")
-        }
+        spans = {}
+        for file in (self.directory / _REACHED).glob("?????-of-?????"):
+            with reading(file, "write the log again with `tidemill backfill --publish`"):
+                spans[file.name] = Span(*map(int, file.read_text().split()))
+        return spans
 
     def _check(self, shard: int, shards: int, since_us: int) -> Span | None:
         spans = self._spans()

@@ -90,7 +90,7 @@ def _read_alike(parts: Sequence[Path]) -> pa.Table:
     tables = []
     for part in parts:
         try:
-            tables.append(pq.read_table(part, partitioning=None))
+            tables.append(pq.ParquetFile(part).read())
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the operating system; Arrow's own have no number

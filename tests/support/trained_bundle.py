@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ import pyarrow.parquet as pq
 from tidemill import Entity, EventStream, FeatureView, Label, Project, Request, col, count, mean
 from tidemill.features.contract import HOUR
 from tidemill.features.models.preprocessing import categories, fill, missing
-from tidemill.pipelines.training.training import TrainingPlan, train_bundle
+from tidemill.pipelines.config.configuration import Splits, Training
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.training.train import train_bundle
 from tidemill.serving.bundles.bundle import Bundle
 
 START = 1_600_000_000_000_000
@@ -135,13 +139,13 @@ def rows(count: int = ROWS, seed: int = 1) -> pa.Table:
     )
 
 
-PLAN = TrainingPlan(
-    train_until_us=TRAIN_UNTIL,
-    evaluate_until_us=EVALUATE_UNTIL,
+SPLITS = Splits(TRAIN_UNTIL, EVALUATE_UNTIL, EVALUATE_UNTIL)
+OPTIONS = Training(
     epochs=8,
     batch_size=128,
     learning_rate=0.01,
-    seeds=SEEDS,
+    seeds=len(SEEDS),
+    seed=SEEDS[0],
     rate_groups=("size", "hour"),
 )
 
@@ -165,7 +169,24 @@ def table() -> Path:
     return path
 
 
-steps: list[tuple[str, int, int]] = []
+class RecordedProgress(QuietProgress):
+    """Keeps how far each stage came and how far it was to come, by name."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[int | None]] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Any]:
+        self.stages[name] = counts = [0, total]
+
+        class Counted:
+            def advance(self, count: int = 1) -> None:
+                counts[0] = (counts[0] or 0) + count
+
+        yield Counted()
+
+
+progress = RecordedProgress()
 """The progress that training reported."""
 
 
@@ -175,9 +196,10 @@ def bundle() -> Bundle:
     return train_bundle(
         PROJECT,
         table(),
-        PLAN,
+        SPLITS,
+        OPTIONS,
         work=directory() / "work",
         bundles=directory() / "bundles",
         created_at="2026-11-20T12:00:00Z",
-        on_step=lambda stage, done, total: steps.append((stage, done, total)),
+        progress=progress,
     )

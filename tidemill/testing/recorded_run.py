@@ -38,11 +38,11 @@ from tidemill.features.rows.validation import validate
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, one_batch
+from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
-from tidemill.pipelines.verify.release_evidence import read_release_lines
-from tidemill.pipelines.verify.source_history import EventsByKey, Positions, SourceHistory
+from tidemill.pipelines.verify.source_history import EventsByKey, PositionVector, SourceHistory
 from tidemill.testing.rows import REJECTED_ROWS, CheckedRows
 
 DIFFERENCES: Final = pa.schema(
@@ -65,7 +65,7 @@ _IDS: Final = ("request_id", "request_time", "partition", "position")
 _STAMPS: Final = ("as_of", "release", "shard")
 _SCORE: Final = "score"
 
-_Releases = Mapping[tuple[str, int, int], Positions]
+_Releases = Mapping[tuple[str, int, int], PositionVector]
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +268,7 @@ def _places(rows: pa.Table | pa.RecordBatch, partition: str, position: str) -> I
 def _releases(root: Path) -> _Releases:
     """Return the positions of each release, by view, shard and number."""
 
-    def take(entry: Any) -> tuple[tuple[str, int, int], Positions]:
+    def take(entry: Any) -> tuple[tuple[str, int, int], PositionVector]:
         key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
         return key, tuple(map(int, entry["positions"]))
 
@@ -282,7 +282,7 @@ def _seen(
     events: SourceHistory,
     requests: SourceHistory,
     root: Path,
-) -> list[Positions] | None:
+) -> list[PositionVector] | None:
     """Return for each prediction how far its release had read each partition of the events.
 
     None where the run took the view's events from another stream: then no release says what it
@@ -330,7 +330,7 @@ def _recorded_streams(root: Path, served: pa.RecordBatch) -> dict[str, str]:
 
 
 def _values_now(
-    events: EventsByKey, keys: pa.Array, as_of_us: Int64Array, seen: list[Positions] | None
+    events: EventsByKey, keys: pa.Array, as_of_us: Int64Array, seen: list[PositionVector] | None
 ) -> dict[str, pa.Array]:
     """Compute a view's columns; where a release had not seen all events, from those it had."""
     view = events.view

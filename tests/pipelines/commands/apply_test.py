@@ -19,14 +19,14 @@ from tests.support.markdown import ROOT
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 from tests.support.postgresql_server import PostgresqlServer
 from tidemill.features.contract import DAY, HOUR
-from tidemill.pipelines.commands import apply_plan as apply
+from tidemill.pipelines.commands import apply_plan
 from tidemill.pipelines.commands.cli import commands
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.run.tables import print_tables
 from tidemill.pipelines.verify.compare_store import read_through_feast
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import KeySpace
-from tidemill.serving.registry.registration import apply_project, open_store
+from tidemill.serving.registry.registration import apply_project, open_store, plan_project
 from tidemill.serving.stores.online_places import default_place
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import FileRegistry, SqlRegistry
@@ -62,7 +62,7 @@ and is refused for now: fill with `tidemill backfill --publish`:
   view 'by_depot', key space parcels__by_depot__DEPOTNEWDEPOTNEW: nothing was published to it
 """  # noqa: E501 - as it is printed
 
-# The view as it was, and as it is after somebody changed it.
+# The project before and after changes of its views.
 MODULES = {
     "parcels_first": "from tests.support.parcels import PARCELS as project",
     "parcels_second": """
@@ -92,7 +92,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def written(folder: Path, module: str, *lines: str) -> Path:
-    """A configuration whose project is in a module, with these lines added."""
+    """Write a configuration whose project is in a module, with lines added."""
     path = folder / f"{module}.yaml"
     path.write_text(
         "\n".join(
@@ -128,11 +128,11 @@ def publish(config: Configuration, view: Any, rows: Any, *, frontier_us: int) ->
 
 
 def plan_text(config: Configuration, capsys: pytest.CaptureFixture[str]) -> str:
-    """What ``tidemill apply --plan`` prints, with its clock at `NOW`."""
-    preview = apply.plan(config)
+    """Return what ``tidemill apply --plan`` prints at `NOW`."""
+    preview = plan_project(config.project, config.places)
     capsys.readouterr()
-    print_tables(apply.plan_tables(preview, now_us=NOW), sys.stdout)
-    print("\n".join(apply.plan_verdict(preview)))
+    print_tables(apply_plan.plan_tables(preview, now_us=NOW), sys.stdout)
+    print("\n".join(apply_plan.plan_verdict(preview)))
     return capsys.readouterr().out
 
 
@@ -193,7 +193,7 @@ def test_whole_way_of_a_change(folder: Path) -> None:
 
 
 def stock_client(folder: Path, root: Path) -> list[str]:
-    """What a program has that knows Feast and a folder: the clock, and a depot's status."""
+    """Return the clock and a depot's status as a program with plain Feast reads them."""
     code = (
         "import sys, feast\n"
         "store = feast.FeatureStore(repo_path=sys.argv[1])\n"
@@ -222,7 +222,7 @@ def test_applied_root_is_read_by_feast_in_another_process(folder: Path) -> None:
     tidemill("apply", "--config", first)
     publish(load(first), BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
     assert stock_client(folder, root) == ["replay", "PRESENT", "5"]
-    # 1970 is old by the wall clock.
+    # By the wall clock, rows of 1970 are too old.
     said = tidemill("apply", "--clock", "wall", "--config", first)
     assert said.endswith("done:\n  write feature_store.yaml: clock wall\n")
     assert stock_client(folder, root) == ["wall", "OUTSIDE_MAX_AGE", "None"]

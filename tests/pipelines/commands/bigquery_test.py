@@ -1,6 +1,6 @@
 """``offline_store: {type: bigquery}`` as a user types it, without a cloud.
 
-What is asked of BigQuery itself is not shown here, and stands in docs/offline-store.md.
+These tests do not query BigQuery; docs/offline-store.md has the checks with a real one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No name is resolved and nothing is connected to."""
+    """Fail on any network access."""
 
     def refused(*arguments: Any, **_: Any) -> None:
         raise AssertionError(f"something was to be reached over the network: {arguments}")
@@ -52,7 +52,7 @@ def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sources(root: Path) -> dict[str, str]:
-    """What every registered view is read from, by view."""
+    """Return the batch source of every registered view."""
     store = feast.FeatureStore(
         config=repo_config(PARCELS.name, StorePlaces.below(root), clock="replay")
     )
@@ -87,7 +87,7 @@ def test_online_reads_do_not_ask_where_the_past_is(folder: Path) -> None:
     first = written(folder, "parcels_first", LINE)
     tidemill("apply", "--config", first)
     publish(load(first), BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
-    # Feast's own client, in another process: it has the file and the registry.
+    # Feast's own client in another process, with the file and the registry only.
     assert stock_client(folder, folder / "run") == ["replay", "PRESENT", "5"]
 
 

@@ -1,7 +1,7 @@
 """The command line: light, strict, results apart from progress, and errors in one paragraph.
 
-The functions behind the commands have tests of their own; here they are stand-ins that note what
-they were called with.
+Stand-ins that record their arguments replace the functions behind the commands, which have tests of
+their own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tidemill.features.errors import InputError
 from tidemill.pipelines.commands.cli import COMMANDS, main
 from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.config.configuration import Configuration, load
-from tidemill.pipelines.config.installed_projects import GROUP, installed_project
+from tidemill.pipelines.config.installed_projects import PROJECTS, installed_project
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.run.tables import Table
@@ -46,7 +46,7 @@ STAGES = {
 
 @dataclass
 class Called:
-    """A stand-in for a stage: what it was called with, and what it returns or raises."""
+    """A stand-in for a stage: it records its arguments, and returns or raises ``result``."""
 
     result: Any
     arguments: tuple[Any, ...] = ()
@@ -68,7 +68,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], Called]:
-    """Put a stand-in where a command looks for its function."""
+    """Replace the function behind a command with a stand-in."""
 
     def stage(command: str, result: Any) -> Called:
         module_name, function = STAGES[command]
@@ -235,7 +235,8 @@ def test_features_are_printed_one_below_the_other(
     )
     called = stage("features", table)
     assert run("features", "customer_refunds", "c-001", "c-002") == 0
-    assert called.arguments[1:] == ("customer_refunds", ("c-001", "c-002"))
+    assert called.arguments[0].name == "shop"
+    assert called.arguments[2:] == ("customer_refunds", ("c-001", "c-002"))
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["customer_id", "c-001", "c-002"],
         ["status", "PRESENT", "NOT_FOUND"],
@@ -291,14 +292,14 @@ def test_the_demo_fails_on_a_mismatch(
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **projects: str) -> None:
-    """Make some packages the installed projects."""
+    """Make packages the only installed projects."""
     entries = [
-        importlib.metadata.EntryPoint(name=name, value=value, group=GROUP)
+        importlib.metadata.EntryPoint(name=name, value=value, group=PROJECTS)
         for name, value in projects.items()
     ]
 
     def entry_points(*, group: str) -> list[importlib.metadata.EntryPoint]:
-        assert group == GROUP
+        assert group == PROJECTS
         return entries
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)

@@ -1,4 +1,4 @@
-"""The whole loop through the command line, as a user runs it."""
+"""All stages through the command line, as a user runs them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_demo_sample_ends_with_zero_mismatches(tmp_path: Path) -> None:
     summary = json.loads((root / "summary.json").read_text())
     assert summary["stream"]["predictions"] == summary["stream"]["requests"] > 1_000
     assert summary["verify"]["mismatches"] == 0
-    # The stream is not what the proof read: damage a prediction and it must be found.
+    # Damage a prediction: `verify` must find it.
     path = sorted((root / "predictions").glob("*.parquet"))[0]
     table = pq.read_table(path)
     column = next(name for name in table.column_names if "__" in name and "mean" in name)

@@ -1,12 +1,13 @@
-"""Every command beside every fault that a user can cause: one paragraph, no traceback.
+"""Every command with every fault that a user can cause: one paragraph, no traceback.
 
-The commands run in this process, on copies of one small root that a backfill has made and whose
-stream plain functions have served. Only signals and a broken pipe need a process of their own.
+The commands run in this process on copies of one small root, which the commands have made, without
+a model. Only signals and a broken pipe need a process of their own.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,15 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.support import hostile_places, trained_bundle
 from tests.support.killed_stream import score_without_a_model
 from tests.support.markdown import ROOT
-from tests.support.proof_run import Server, configuration, write_sources
+from tests.support.proof_run import write_sources
+from tidemill.features.rows import rejected
 from tidemill.pipelines.commands.cli import COMMANDS, main
 from tidemill.pipelines.commands.explained import COLUMNS, LINES
+from tidemill.pipelines.io.sinks import write_rows
+from tidemill.pipelines.run import paths
 
 RIDES_YAML = """\
 project: tests.support.proof_run:PROJECT
@@ -54,6 +60,9 @@ training: {epochs: 1, seeds: 1}
 """
 
 
+HALF_WAY = "--until 2026-01-03T12:00:00Z"
+
+
 @dataclass
 class Ended:
     """How a command ended."""
@@ -63,7 +72,7 @@ class Ended:
     err: str
 
     def is_explained(self, *names: str) -> None:
-        """Check that it failed with one paragraph of at most three lines that names something."""
+        """Check that the command failed with one paragraph of three lines at most, with names."""
         said = f"status {self.status}\n{self.out}\n{self.err}"
         assert self.status == 1, said
         assert "Traceback" not in self.err, said
@@ -99,24 +108,32 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sources(folder)
     yaml = folder / "tidemill.yaml"
     yaml.write_text(RIDES_YAML.format(root="run"))
-    for command in (["backfill", "--publish"], ["apply"]):
-        with pytest.raises(SystemExit) as left:
-            main([*command, "--config", str(yaml), *(["--quiet"] if len(command) > 1 else [])])
-        assert left.value.code == 0
-    Server(configuration(folder, folder / "run")).serve()
-    (folder / "run" / "bundles").mkdir()
-    (folder / "run" / "bundles" / "current").write_text("0123456789abcdef\n")
+    root = folder / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        without_a_model(patch)
+        for command in ("backfill --publish --quiet", "apply", f"stream {HALF_WAY} --quiet"):
+            with pytest.raises(SystemExit) as left:
+                main([*command.split(), "--config", str(yaml)])
+            assert left.value.code == 0
+    (root / "bundles").mkdir()
+    (root / "bundles" / "current").write_text("0123456789abcdef\n")
+    unanswered = rejected.batch(
+        rejected.Stage.ANSWER, stream="quotes", partition=0, positions=np.array([9_999]),
+        reasons=[rejected.Reason.NO_ANSWER], details=["too late"], origins=["quotes/0:9999"],
+        payloads=[b"{}"],
+    )  # fmt: skip
+    write_rows(root / "rejected_by_stream", pa.Table.from_batches([unanswered]), "00001-0")
     return folder
 
 
 @pytest.fixture
 def project(served: Path, tmp_path: Path) -> Path:
-    """A copy of it of one's own."""
+    """A copy of `served` for one test."""
     return shutil.copytree(served, tmp_path / "rides")
 
 
 def arguments(command: str, project: Path, root: Path | None = None) -> list[str]:
-    """A command line that works on a project, as quiet as it can be."""
+    """Return the arguments of a command on a project, with ``--quiet`` where it exists."""
     given = {
         "features": ["by_driver", "d1"],
         "explain": ["q000"],
@@ -126,13 +143,13 @@ def arguments(command: str, project: Path, root: Path | None = None) -> list[str
     if root is not None:
         places += ["--root", str(root)]
     loud = ("features", "explain", "apply", "clean-store")
-    return [command, *given, *places, *([] if command in loud else ["--quiet"])]
+    return [*command.split(), *given, *places, *([] if command in loud else ["--quiet"])]
 
 
 # Full disks, read-only folders
 
 WRITING = {
-    # What a command removes first is gone already: what it frees must not help it.
+    # Remove what a command would remove first, so that it frees no space on the full disk.
     "validate": ["rejected", "scratch"],
     "backfill": ["log", "features", "states", "offline", "rejected", "scratch", "online.db"],
     "stream": ["predictions", "releases", "rejected_by_stream", "online.db"],
@@ -172,7 +189,7 @@ def test_a_place_that_cannot_be_written_is_named(
 
 
 def reject_one(project: Path, run: Run) -> None:
-    """Have the project reject a record, so that there is something to export."""
+    """Make the project reject a record, so that there is one to export."""
     rides = project / "rides.csv"
     lines = rides.read_text().splitlines(keepends=True)
     lines[5] = lines[5].replace(",d", ",d", 1).replace(lines[5].split(",")[4], "nowhere", 1)
@@ -182,7 +199,7 @@ def reject_one(project: Path, run: Run) -> None:
 
 
 def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the stream score without a bundle until the test ends."""
+    """Let the stream score without a bundle until the test ends."""
     from tidemill.pipelines.stream import infer
     from tidemill.pipelines.stream_run import stream
 
@@ -214,38 +231,72 @@ def test_a_root_below_a_file_is_named(project: Path, tmp_path: Path, run: Run) -
 
 # Damaged files
 
+DEEP = b"[" * 20_000
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut off": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
     "a flipped byte": lambda content: content[:-2] + bytes([content[-2] ^ 0x55]) + content[-1:],
+    "random bytes": lambda content: random.Random(1).randbytes(300),
     "other JSON": lambda content: b'["something", "else"]\n',
-    "no text": lambda content: b"\xff\xfe\x00\x80" * 9,
+    "nested 20,000 deep": lambda content: DEEP + b"]" * 20_000,
 }
+RESUMED = "stream --resume"
+ON_EXISTING_RUN = ("verify", "features", "explain", "republish", "stream", "replay-rejected")
 READ = {
-    "run.json": ("verify", "features", "explain", "republish", "stream", "replay-rejected"),
-    "bundles/current": ("stream",),
-    "releases/*.jsonl": ("verify", "explain"),
-    "predictions/*.parquet": ("verify", "explain"),
-    "log/rides/00000.arrow": ("explain", "stream"),
-    "log/quotes/00001.arrow": ("explain",),
-    "states/handoff.json": ("verify",),
+    "run.json": ON_EXISTING_RUN,
     "summary.json": ("verify",),
+    "stream.json": (RESUMED,),
+    "bundles/current": ("stream",),
+    "releases/*.jsonl": ("verify", "explain", "republish"),
+    "predictions/*.parquet": ("verify", "explain"),
+    "log/rides/*.arrow": ("explain", "stream"),
+    "log/quotes/*.arrow": ("explain",),
+    "states/handoff.json": ("verify", "stream", "republish"),
+    "states/*.state": ("stream",),
+    "stops/*/handoff.json": (RESUMED, "republish"),
+    "stops/*/answers.state": (RESUMED,),
+    "stops/*/by_*.state": (RESUMED,),
     "rejected/*.parquet": ("replay-rejected",),
+    "rejected_by_stream/*.parquet": ("verify",),
     "registry.db": ("apply", "clean-store"),
     "online.db": ("features", "verify"),
     "offline/*/*/*/*.parquet": ("merge-log",),
+    "offline/*/*/_reached/*-of-*": ("merge-log",),
 }
-
+"""Every file below a root that a command reads, and the commands that read it."""
+NOT_READ = {
+    "feature_store.yaml": "`apply` compares it with the right content and writes it again",
+    "features/*.parquet": "`train` reads them: the test below",
+    "mended/*": "it has a test of its own",
+    "publications/*/*.parquet": "other programs read them",
+    "report.html": "people read it",
+    "scratch/**/*": "only the run of a stage that wrote it reads it",
+    "**/*.lock": "it is locked, not read",
+    "**/.lock": "it is locked, not read",
+}
+"""Every other file below a root."""
 
 SOUND = {
-    ("registry.db", "apply", "empty"),  # a registry that nothing was registered in
-    ("registry.db", "clean-store", "a flipped byte"),  # the time of the last update
+    ("registry.db", "apply", "empty"),  # an empty registry
+    ("registry.db", "clean-store", "a flipped byte"),  # the byte is in the time of the last update
     ("registry.db", "apply", "a flipped byte"),
-    ("online.db", "features", "a flipped byte"),  # the end of a page that nobody uses
+    ("online.db", "features", "a flipped byte"),  # the byte is in the unused end of a page
     ("online.db", "verify", "a flipped byte"),
-    ("online.db", "verify", "empty"),  # an empty database: `verify` counts what is missing in it
+    ("online.db", "verify", "empty"),  # an empty database: `verify` counts its missing rows
 }
-"""Bytes that are not those that were written, and still mean something."""
+"""Damages after which the file is still valid."""
+
+
+def test_no_file_below_a_root_is_forgotten(project: Path) -> None:
+    root = project / "run"
+    known = {path for pattern in [*READ, *NOT_READ] for path in root.glob(pattern)}
+    assert [path for path in root.glob("**/*") if path.is_file() and path not in known] == []
+    names = {name: value for name, value in vars(paths).items() if name.isupper()}
+    assert [
+        name
+        for name, value in names.items()
+        if not any(value in pattern.split("/") for pattern in [*READ, *NOT_READ])
+    ] == ["EXPORT"]  # below REJECTED, for a person to edit
 
 
 @pytest.mark.parametrize(
@@ -258,22 +309,28 @@ def test_a_damaged_file_is_named(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if command == "stream" and not pattern.startswith("bundles"):
+    if "stream" in command and not pattern.startswith("bundles"):
         without_a_model(monkeypatch)
     if pattern.startswith("rejected"):
         reject_one(project, run)
     path = min((project / "run").glob(pattern))
     whole = path.read_bytes()
+    named = "bundles" if path.name == "current" else path.name.partition(".")[0]
     for damage, change in DAMAGES.items():
-        if (pattern, command, damage) in SOUND:
+        if (pattern, command, damage) in SOUND or (b"\0" in whole and "JSON" in damage):
             continue
         for beside in path.parent.glob(f"{path.name}-*"):
-            beside.unlink()  # SQLite mends a database from its log
+            beside.unlink()  # SQLite would repair the database from its log
         path.write_bytes(change(whole))
         assert path.read_bytes() != whole
-        named = "bundles" if path.name == "current" else path.name.partition(".")[0]
         run(*arguments(command, project)).is_explained(named)
-        path.write_bytes(whole)
+    path.unlink()
+    path.mkdir()
+    run(*arguments(command, project)).is_explained(named)
+    ended = run("--debug", *arguments(command, project))
+    assert "Traceback (most recent call last)" in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: ")
+    assert ended.status == 1
 
 
 DELETED = {
@@ -301,7 +358,7 @@ def test_what_is_not_there_is_named_with_what_makes_it(
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a project that can be trained: its root holds a training table and no more."""
+    """The folder of a project with only a training table below its root."""
     folder = tmp_path_factory.mktemp("parcels")
     (folder / "tidemill.yaml").write_text(PARCELS_YAML)
     (folder / "run" / "features").mkdir(parents=True)
@@ -465,7 +522,7 @@ def test_a_reader_that_has_gone_ends_the_command_quietly() -> None:
 def test_a_signal_that_an_engine_has_wrapped_still_counts(
     project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beam makes a RuntimeError of what is raised inside a step."""
+    """Beam turns an exception inside a step into a RuntimeError."""
 
     def step(*_: Any, **__: Any) -> None:
         try:

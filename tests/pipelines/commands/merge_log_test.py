@@ -70,7 +70,7 @@ def test_days_that_get_no_more_rows_are_merged_and_counted(config: Path, log: Of
     assert files(log) == 9, "a dry run changes nothing"
     done = table(tidemill("merge-log", "--quiet", "--config", config))
     assert done[1] == ["view", "days", "before", "days", "files", "are", "now"]
-    # The second day is of both segments.
+    # Both segments wrote to the second day.
     assert done[3] == planned[3] == ["by_depot", "1970-01-03", "2", "6", "3"]
     assert done[2] == ["by_courier", "no", "log"]
     assert files(log) == 3 + 3

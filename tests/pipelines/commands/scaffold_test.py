@@ -147,7 +147,7 @@ def test_requests_have_null_keys_and_null_inputs(configuration: Configuration) -
 
 
 def test_the_windows_tell_more_than_the_request(configuration: Configuration) -> None:
-    # What the template is to show: who sent back before sends back again.
+    # The template must show this: past refunds of a customer predict the next.
     settlements, _, _ = read(configuration, "settlements")
     sent_back: Counter[str] = Counter()
     orders: Counter[str] = Counter()

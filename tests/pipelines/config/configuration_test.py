@@ -1,4 +1,4 @@
-"""The YAML file: strict, with errors that name file, line, key and the mend."""
+"""The YAML file: strict, with errors that name file, line, key and the remedy."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def same_path() -> Iterator[None]:
-    """What is loaded here puts its folder on the path, and some folders hide modules."""
+    """Restore path and modules: loading a project changes both."""
     before = list(sys.path)
     yield
     sys.path[:] = before
@@ -79,7 +79,7 @@ def same_path() -> Iterator[None]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write a project and its YAML file, parts of the YAML text replaced."""
+    """Write a project and its YAML file, with parts of the YAML text replaced."""
 
     def write(*replacements: tuple[str, str], project: str = PROJECT, more: str = "") -> Path:
         text = YAML
@@ -266,7 +266,12 @@ def test_source_files_are_found(write: Write, tmp_path: Path) -> None:
     [
         ("root:", "rooot:", 2, "unknown key 'rooot'; did you mean 'root'?"),
         ("    zone:", "    zones:", 10, "sources.checkouts: unknown key 'zones'; did you mean"),
-        ("root: ./run", "root: ./run\nroot: b", 3, "key 'root' stands twice, before in line 2"),
+        (
+            "root: ./run",
+            "root: ./run\nroot: b",
+            3,
+            "key 'root' is a duplicate of the one in line 2",
+        ),
         ("root: ./run", "root: 12", 2, "root: found a number ('12'), expected a text; put it into"),
         ("root: ./run", "root: null", 2, "root: found null, expected a text"),
         ("root: ./run", "root: [a]", 2, "root: found a list, expected a text"),
@@ -289,7 +294,7 @@ def test_source_files_are_found(write: Write, tmp_path: Path) -> None:
         ("2026-02-01T00:00:00Z", "2026-02-01", 14, "a date and time with its offset"),
         ("2026-02-01T00:00:00Z", "2026-03-01T00:00:00Z", 15, "must be after train_until"),
         ("  orders:", "  odrers:", 5, "has neither a stream nor a request 'odrers'; did you mean"),
-        ("  checkouts:", "  orders:", 6, "key 'orders' stands twice, before in line 5"),
+        ("  checkouts:", "  orders:", 6, "key 'orders' is a duplicate of the one in line 5"),
         ("shop_project:project", "shop_project", 1, "expected module:attribute such as"),
         ("shop_project:project", "shop_project:projects", 1, "no 'projects'; did you mean"),
         ("shop_project:project", "shop_projects:project", 1, "module 'shop_projects' cannot be"),

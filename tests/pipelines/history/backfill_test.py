@@ -1,4 +1,4 @@
-"""Backfill: the training table is the batch values, and the stream goes on from what it leaves."""
+"""Backfill: the training table has the batch values, and the stream continues from its states."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tidemill.features.kernel.advance import advance
 from tidemill.features.kernel.encoding import canonical_bytes
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.history.backfill import (
-    CHUNK_ROWS,
+    SPAN_ROWS,
     answer_shard,
     join_answers,
     point_in_time,
@@ -66,7 +66,7 @@ def run_log(stream: PlainStream, root: Path, start_us: int, poll_rows: int) -> N
 
 
 def bootstrapped(operator: ShardOperator) -> Release:
-    """What a bootstrap publishes of a handed-over operator."""
+    """Return what a bootstrap publishes from the state of an operator."""
     nothing = advance(State(operator.plan), None, None, START)
     everything = operator.everything()
     return Release(0, None, operator.state.frontier_us, (), nothing.answers, everything, 0)
@@ -76,9 +76,9 @@ def bootstrapped(operator: ShardOperator) -> Release:
 def test_a_stream_from_a_handed_over_state_equals_one_that_never_stopped(
     seed: int, tmp_path: Path
 ) -> None:
-    """Cut anywhere: the answers, the state, and what the online store holds in the end.
+    """At any cut, answers, state and online store are those of a stream that never stopped.
 
-    A row may be received after the cut and lie before it: the stream still waits for it.
+    A row may be received after the cut with a time before it: the stream still waits for it.
     """
     chance = random.Random(seed)
     rows = random_rows(seed, trips=100, hails=50)
@@ -156,7 +156,7 @@ def test_the_rows_before_an_instant_end_where_the_stream_begins(tmp_path: Path) 
     parts, _ = parts_before(log, PROJECT, PARTITIONS, cut)
     replay = ReplayLog(PROJECT, ReplayOptions(tmp_path, cut, STOP))
     assert tuple(part.stop for part in parts) == replay.start
-    # A row that is received later may lie as far below as its stream says.
+    # A row received later may be older by the stream's out-of-orderness.
     assert {part.source: cut - part.watermark_us for part in parts} == {
         "trips": 10 * SECOND,
         "rain": 0,
@@ -270,4 +270,4 @@ def test_spans_cover_every_row_of_every_partition_once(tmp_path: Path) -> None:
     assert sorted(found) == sorted(
         (part.source, part.partition, 0, len(part.rows)) for part in arrived
     )
-    assert max(len(part.rows) for part in arrived) < CHUNK_ROWS
+    assert max(len(part.rows) for part in arrived) < SPAN_ROWS

@@ -1,4 +1,4 @@
-"""Labels: after the request, within the horizon, the first of several; none is not negative."""
+"""Labels: after the request, within the horizon, the first of several; a missing one is null."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_row_where_the_value_is_null_is_no_label() -> None:
 
 
 def test_of_several_the_first_by_time_and_id_counts() -> None:
-    """Ids go by their bytes: "10" stands before "9"."""
+    """Ids are ordered by their bytes: "10" before "9"."""
     known = events(
         (ASKED + 5, 1, "x", 1, 20.0),
         (ASKED + 2, 9, "x", 1, 20.0),

@@ -1,6 +1,6 @@
 """The change-point log of history and of the stream, against batch: bit for bit.
 
-What is compared is read through Feast's own SDK (`FeatureStore.get_historical_features`).
+The values are read through Feast's own SDK (`FeatureStore.get_historical_features`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ KEYS = {CAB: "cab", ZONE: "zone", WEATHER: "zone"}
 
 
 def entity_rows(rows: Mapping[str, list[Row]], count: int, seed: int, end_us: int) -> pa.Table:
-    """Cabs, zones (unknown ones and nulls too) and instants at, beside and between events."""
+    """Return cabs and zones (unknown and null too) with instants at, near and between events."""
     chance = np.random.default_rng(seed)
     base = np.array([row["at"] for source in ("trips", "rain") for row in rows[source]])
     at = base[chance.integers(0, len(base), count)]
@@ -94,7 +94,7 @@ def joined(root: Path, rows: pa.Table) -> pa.Table:
 
 
 def batch(view: FeatureView, events: Iterable[Row], rows: pa.Table) -> dict[str, pa.Array]:
-    """What batch computes for entity rows, from these events."""
+    """Return the batch values of entity rows, from the given events."""
     values = values_at(
         view,
         to_batch(view.stream.schema, list(events)),
@@ -105,7 +105,7 @@ def batch(view: FeatureView, events: Iterable[Row], rows: pa.Table) -> dict[str,
 
 
 def differing(found: Mapping[str, Any] | pa.Table, expected: Mapping[str, pa.Array]) -> Any:
-    """Which rows differ in any column, bit for bit: bool, ``(rows,)``."""
+    """Return which rows differ in any column, bit for bit: bool, ``(rows,)``."""
     wrong = np.zeros(len(next(iter(expected.values()))), np.bool_)
     for name, column in expected.items():
         mine = found.column(name) if isinstance(found, pa.Table) else found[name]
@@ -115,7 +115,7 @@ def differing(found: Mapping[str, Any] | pa.Table, expected: Mapping[str, pa.Arr
 
 
 def log_rows(root: Path) -> dict[str, list[Row]]:
-    """All rows of every view's log, highest revision at each instant, in order."""
+    """Return all rows of every view's log, the highest revision at each instant, in order."""
     out = {}
     for view in PROJECT.views:
         log = OfflineLog.of(root / OFFLINE, view)
@@ -151,7 +151,7 @@ def test_log_is_the_same_however_history_is_sliced(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = random_rows(seed)
-    # All at one instant: a slice cannot be smaller.
+    # All events have the same time: a slice cannot be smaller.
     rows["trips"] += [{**row, "trip": f"x{i}", "at": START} for i, row in enumerate(rows["trips"])]
     end = end_of(rows) + 20 * MINUTE
     whole = {}
@@ -207,7 +207,7 @@ def test_history_ends_at_positions_and_an_instant(tmp_path: Path) -> None:
     assert differing(found, batch(CAB, rows["trips"], asked)).any()
 
 
-# The stream: its releases, with every change point.
+# The stream's releases, with every change point.
 
 
 class EveryChange(PlainStream):
@@ -221,12 +221,12 @@ class EveryChange(PlainStream):
 
 @dataclass(frozen=True)
 class Streamed:
-    """A stream that has run.
+    """The record of a stream that has run.
 
     Attributes:
         arrived: Its log.
-        polls: How far each partition had been read after each poll.
-        runs: What its operators published, release by release.
+        polls: The position of each partition after each poll.
+        runs: The publications of its operators, release by release.
     """
 
     arrived: list[Arrived]
@@ -237,7 +237,7 @@ class Streamed:
 def stream(
     rows: Mapping[str, list[Row]], arrived: list[Arrived], polls: int, seed: int
 ) -> Streamed:
-    """Run a stream over a log; a poll reads what has arrived by some instant."""
+    """Run a stream over a log; each poll reads the rows that have arrived by some instant."""
     chance = random.Random(seed)
     end = end_of(rows) + 20 * MINUTE
     first, last = START, max(part.received_us[-1] for part in arrived)
@@ -280,7 +280,7 @@ def late_arrivals(rows: Mapping[str, list[Row]], seed: int) -> list[Arrived]:
 
 
 def visible_from(streamed: Streamed, view: FeatureView, end_us: int) -> dict[int, int]:
-    """When each event counts, from the log and its watermarks alone: by the row's identity.
+    """Return the instant from which each event counts, by row, from the log and its watermarks.
 
     An event is applied by the first poll after which it is read and below every watermark; it
     counts from a microsecond past its time, or from the frontier before that poll.
@@ -323,7 +323,7 @@ def test_late_events_differ_from_their_time_to_the_frontier_and_nowhere_else(
     tmp_path: Path, seed: int
 ) -> None:
     rows = random_rows(seed + 20, trips=300, hails=300)
-    # One row for each trip: an equal one that came earlier would hide that the other was late.
+    # One row for each trip: an equal, earlier row would hide that the other is late.
     rows["trips"] = list({row["trip"]: row for row in rows["trips"]}.values())
     end = end_of(rows) + 20 * MINUTE
     streamed = stream(rows, late_arrivals(rows, seed), 80, seed)
@@ -342,7 +342,7 @@ def test_late_events_differ_from_their_time_to_the_frontier_and_nowhere_else(
             within = (times > row["at"]) & (times < visible[id(row)])
             hidden[index] = within & (keys == row[KEYS[view]])
         wrong = differing(found, complete)
-        # Nowhere else; there, always as if the hidden events had not been.
+        # Values differ nowhere else, and there they are those without the hidden events.
         assert not (wrong & ~hidden.any(axis=0)).any()
         for pattern in np.unique(hidden.T, axis=0):
             those = np.flatnonzero((pattern == hidden.T).all(axis=1))
@@ -350,7 +350,7 @@ def test_late_events_differ_from_their_time_to_the_frontier_and_nowhere_else(
             seen = [row for row in rows["trips"] if id(row) not in gone]
             part = asked.take(pa.array(those))
             assert not differing(found.take(pa.array(those)), batch(view, seen, part)).any()
-        if view is CAB:  # its count covers every late event, so there it always differs
+        if view is CAB:  # its count covers every late event, so it always differs
             assert (wrong == hidden.any(axis=0)).all()
             assert wrong.sum() > 100
 
@@ -404,7 +404,7 @@ def test_stream_goes_on_where_history_ends(tmp_path: Path) -> None:
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(34))
     streamed = stream(rows, arrived, 25, 34)
     write_log(tmp_path, PROJECT, arrived)
-    # History up to the frontier of each view's seventh release; the stream from there on.
+    # History up to the frontier of each view's seventh release, then the stream.
     until, rest = {}, []
     for index, view in enumerate(PROJECT.views):
         mine = [run for run in streamed.runs if run.view == index and run.since_us is not None]

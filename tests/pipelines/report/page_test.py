@@ -1,4 +1,4 @@
-"""The report: one file, the right figures, and a word for everything that is missing."""
+"""The report: one file, the right figures, and a sentence about everything that is missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tidemill.pipelines.report.pictures import (
     short_count,
     write_ms,
 )
-from tidemill.pipelines.report.tables import verdict, write_span, write_time
+from tidemill.pipelines.report.tables import proof_verdict, write_span, write_time
 from tidemill.pipelines.training.evaluation import (
     Effect,
     Evaluation,
@@ -47,7 +47,7 @@ STRANGERS = 2
 
 
 def scored(rows: int, seed: int, noise: float = 1.0) -> tuple[Any, Any]:
-    """Labels and scores that go with them, the less noise the better."""
+    """Return labels, and scores that predict them the better, the less noise there is."""
     random = np.random.default_rng(seed)
     scores = random.beta(1.5, 4.0, rows)
     labels = (random.random(rows) < scores).astype(np.float64)
@@ -78,7 +78,7 @@ def evaluation(beaten: bool = True) -> Evaluation:
 
 
 def write_bundle(root: Path, found: Evaluation) -> str:
-    """A bundle of which only the evaluation is real: no model is loaded here."""
+    """Write a bundle with a real evaluation and no model."""
     scratch = root / "bundles" / "new"
     scratch.mkdir(parents=True)
     (scratch / "evaluation.json").write_text(json.dumps(found.to_json()))
@@ -100,7 +100,7 @@ def write_bundle(root: Path, found: Evaluation) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-    """What became of the streamed requests."""
+    """The labels of the streamed requests."""
 
     labels: Any
     scores: Any
@@ -108,9 +108,9 @@ class Streamed:
 
 
 def write_streamed(root: Path, labels: Any = None, clocks: bool = True) -> Streamed:
-    """Requests, the scans that label most of them, and predictions in another order.
+    """Write requests, the scans that label most of them, and predictions in another order.
 
-    Every tenth request is labelled after the horizon of one hour, every tenth by nothing at all.
+    Of ten requests, one has its label after the horizon of one hour, and one has none.
     """
     drawn, scores = scored(ROWS, 5, 0.0)
     labels = drawn if labels is None else labels
@@ -210,7 +210,7 @@ SUMMARY: dict[str, Any] = {
 
 
 class Page(HTMLParser):
-    """A page's text, its tables' rows and what it refers to; fails where tags do not match."""
+    """Parses a page into text, rows of tables and references; fails if tags do not match."""
 
     _VOID = ("meta", "wbr", "br", "link", "img", "input")
 
@@ -402,7 +402,7 @@ def test_stages_say_what_they_did_and_how_fast(page: Page) -> None:
 
 
 def test_latency_runs_from_the_poll_to_the_score(page: Page) -> None:
-    # Latencies of 1 to 600 ms, and the two strangers' again.
+    # Latencies of 1 to 600 ms, and those of the two predictions without a request.
     assert "p50 300 ms , p90 540 ms , p99 594 ms" in page.text
     assert "This replay ran as fast as it could" in page.text
 
@@ -461,21 +461,22 @@ def test_mismatches_are_red_and_listed_first_and_escaped(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("part", ["oracle", "store"])
 def test_a_mismatch_anywhere_is_never_green(part: str) -> None:
-    found = verdict({**SUMMARY["verify"], f"{part}_mismatches": 2})
+    found = proof_verdict({**SUMMARY["verify"], f"{part}_mismatches": 2})
     assert found.tone == "bad"
     assert "(2)" in found.more
 
 
-def test_parts_of_a_proof_may_be_mappings() -> None:
-    nested = {"mismatches": 0, "values": 5, "oracle": {"values": 2, "mismatches": 0}}
-    assert verdict(nested).tone == "good"
-    assert verdict({**nested, "oracle": {"values": 2, "mismatches": 1}}).tone == "bad"
+def test_every_part_of_a_proof_counts() -> None:
+    parts = {"mismatches": 0, "values": 5, "oracle_values": 2, "oracle_mismatches": 0}
+    parts |= {"feature_mismatches": 0}
+    assert proof_verdict(parts).tone == "good"
+    assert proof_verdict({**parts, "oracle_mismatches": 1}).tone == "bad"
 
 
 def test_a_proof_of_nothing_is_not_green() -> None:
-    assert verdict({"mismatches": 0, "values": 0}).tone == "none"
-    assert verdict({"mismatches": 0, "values": 5, "oracle": {"values": 2}}).tone == "none"
-    assert verdict({}).line == "Not proven yet"
+    assert proof_verdict({"mismatches": 0, "values": 0}).tone == "none"
+    assert proof_verdict({"mismatches": 0, "values": 5, "oracle_values": 2}).tone == "none"
+    assert proof_verdict({}).line == "Not proven yet"
 
 
 def test_before_the_first_stage_every_part_says_what_is_missing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The summary: whole at all times, one stage's figures at a time."""
+"""The summary: always complete; a stage replaces only its own figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tidemill.features.errors import InputError, StateError
+from tidemill.features.errors import DamagedFile, InputError
 from tidemill.pipelines.run.summary import read_summary, write_summary
 
 
@@ -64,5 +64,5 @@ def test_what_is_no_json_is_refused_and_the_summary_stays(
 @pytest.mark.parametrize("text", ["{", "[]", '{"train": 1}'])
 def test_a_broken_summary_is_refused_by_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(StateError, match=r"summary\.json .*remove it and run again"):
+    with pytest.raises(DamagedFile, match=r"summary\.json .*remove it and run again"):
         read_summary(tmp_path)

@@ -1,4 +1,4 @@
-"""Tables of figures: what a reader sees of them, on a terminal and in a file."""
+"""Tables of figures, on a terminal and in a file."""
 
 from __future__ import annotations
 

@@ -213,7 +213,9 @@ def test_merging_between_segments_changes_nothing(config: Configuration) -> None
 
 def merged(config: Configuration) -> None:
     """Merge every day, also those that get more rows."""
-    for one in merge_log(config, QuietProgress(), before="9999-12-31"):
+    for one in merge_log(
+        config.project, config.root / "offline", QuietProgress(), before="9999-12-31"
+    ):
         assert one.files_before > one.files_after > 0
 
 

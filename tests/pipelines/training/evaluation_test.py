@@ -109,7 +109,7 @@ def test_the_column_that_decides_has_the_largest_effect_and_noise_has_none() -> 
     x = random.random(4000)
     table = pa.table({"noise": random.random(4000), "x": x})
     labels = (random.random(4000) < x).astype(float)
-    done: list[tuple[int, int]] = []
+    done: list[None] = []
 
     def effects(seed: int) -> Any:
         return permutation_effects(
@@ -119,7 +119,7 @@ def test_the_column_that_decides_has_the_largest_effect_and_noise_has_none() -> 
             ("noise", "x"),
             sample_rows=2000,
             seed=seed,
-            on_column=lambda at, of: done.append((at, of)),
+            on_column=lambda: done.append(None),
         )
 
     found = effects(1)
@@ -127,7 +127,7 @@ def test_the_column_that_decides_has_the_largest_effect_and_noise_has_none() -> 
     assert found[0].log_loss_increase > 0.1
     assert found[1].log_loss_increase == 0.0
     assert effects(1) == found
-    assert done == [(1, 2), (2, 2)] * 2
+    assert len(done) == 2 * 2
 
 
 def _runs(name: str, *pairs: tuple[float, float]) -> Runs:

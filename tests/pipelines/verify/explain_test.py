@@ -1,4 +1,4 @@
-"""Explain: each value of a prediction, the events it was made of, and whether it is right."""
+"""Explain: each value of a prediction, the events behind it, and whether it is right."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tidemill.pipelines.verify.verify import verify
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
-    """A run that was served right."""
+    """A run without faults."""
     folder: Path = tmp_path_factory.mktemp("explain")
     write_sources(folder)
     config = configuration(folder, folder / "run")
@@ -38,7 +38,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 
 def test_every_value_stands_with_its_events(served: Configuration) -> None:
     late = {row["request"] for row in verify(served, QuietProgress(), sample=0)["first_late"]}
-    predictions = read_predictions(served).to_pylist()
+    predictions = read_predictions(served.root, served.project).to_pylist()
     row = next(r for r in predictions if r["by_driver__rides_6h"] and r["request_id"] not in late)
     explained = explain(served, row["request_id"])
     assert len(explained.values) == FEATURES
@@ -61,7 +61,7 @@ def test_a_late_value_is_told_from_a_wrong_one(served: Configuration) -> None:
 
 
 def test_tables_hold_stamps_values_and_events(served: Configuration) -> None:
-    id = read_predictions(served)["request_id"][0].as_py()
+    id = read_predictions(served.root, served.project)["request_id"][0].as_py()
     stamps, values, events = explain(served, id).tables()
     said: dict[str, str] = {row[0]: row[1] for row in stamps.rows}
     assert said["request"] == id
@@ -84,6 +84,6 @@ def test_doubled_prediction_sends_the_reader_to_verify(
     shutil.copytree(served.root, tmp_path / "run")
     config = configuration(served.path.parent, tmp_path / "run")
     rewrite_predictions(config.root, lambda table: pa.concat_tables([table, table.slice(0, 1)]))
-    id = read_predictions(config)["request_id"][0].as_py()
+    id = read_predictions(config.root, config.project)["request_id"][0].as_py()
     with pytest.raises(InputError, match=r"2 predictions .* run `tidemill verify`"):
         explain(config, id)

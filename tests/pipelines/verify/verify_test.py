@@ -1,4 +1,4 @@
-"""The proof: a right run is proven, and every kind of wrong one is found out, with its cause."""
+"""Verification: a run without faults passes; every kind of fault is found, with its cause."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SAMPLE = 60
 
 @pytest.fixture(scope="module")
 def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
-    """A run that is ready to stream."""
+    """A run after its backfill."""
     folder = tmp_path_factory.mktemp("proof")
     write_sources(folder)
     config = configuration(folder, folder / "run")
@@ -59,7 +59,7 @@ def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 
 @pytest.fixture
 def ready(backfilled: Configuration, tmp_path: Path) -> Configuration:
-    """A copy of it of one's own."""
+    """A copy for one test."""
     shutil.copytree(backfilled.root, tmp_path / "run")
     return configuration(backfilled.path.parent, tmp_path / "run")
 
@@ -68,7 +68,7 @@ def ready(backfilled: Configuration, tmp_path: Path) -> Configuration:
 def served_once(
     backfilled: Configuration, tmp_path_factory: pytest.TempPathFactory
 ) -> Configuration:
-    """A run that was served right."""
+    """A run without faults."""
     root = tmp_path_factory.mktemp("served") / "run"
     shutil.copytree(backfilled.root, root)
     config = configuration(backfilled.path.parent, root)
@@ -78,7 +78,7 @@ def served_once(
 
 @pytest.fixture
 def served(served_once: Configuration, tmp_path: Path) -> Configuration:
-    """A copy of it of one's own."""
+    """A copy for one test."""
     shutil.copytree(served_once.root, tmp_path / "run")
     return configuration(served_once.path.parent, tmp_path / "run")
 
@@ -100,12 +100,12 @@ def test_a_right_run_has_no_mismatch_and_its_late_values_are_explained(
     assert figures["predictions"] == figures["requests"] > 80
     assert figures["values"] == figures["predictions"] * FEATURES
     assert figures["oracle_values"] == SAMPLE * FEATURES
-    # 6 drivers and 4 zones were seen; "new" and null never.
+    # The events have 6 drivers and 4 zones; "new" and null have no events.
     assert figures["store_entities"] == 10
     assert figures["store_values"] == 6 * len(BY_DRIVER.columns) + 4 * 4
     assert figures["sources"]["rides"]["read"] == 730
     assert figures["sources"]["quotes"]["streamed"] == figures["requests"]
-    # Rides that came late are named, and so are the values that could not know them.
+    # Late rides are named, with the values that lack them.
     assert figures["late_values"] > 0
     assert all(row["late_events"].startswith("r") for row in figures["first_late"])
 
@@ -346,18 +346,18 @@ def test_nothing_to_verify_is_an_error_that_says_what_to_do(ready: Configuration
 
 
 def test_features_command_reads_values_status_and_frontier(served: Configuration) -> None:
-    table = read_features(served, "by_zone", ["2", "17"])
+    table = read_features(served.project, served.online_store, "by_zone", ["2", "17"])
     assert table.column_names[0] == "zone"
     assert table["zone"].to_pylist() == [2, 17]
     assert table[STATUS].to_pylist() == ["PRESENT", "NOT_FOUND"]
     assert table[FRONTIER].to_pylist() == [STREAM_UNTIL, STREAM_UNTIL]
     assert table["by_zone__rides_1d"].to_pylist()[0] > 0
     with pytest.raises(InputError, match="int64 keys"):
-        read_features(served, "by_zone", ["two"])
+        read_features(served.project, served.online_store, "by_zone", ["two"])
 
 
 def test_late_requests_are_proven_as_of_the_frontier_they_met(served: Configuration) -> None:
-    table = read_predictions(served)
+    table = read_predictions(served.root, served.project)
     asked = table["request_time"].cast(pa.int64()).to_numpy()
     late = table["as_of__by_driver"].to_numpy() > asked
     assert late.sum() > 3

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support import trained_bundle as given
 from tidemill.features.errors import InputError
-from tidemill.pipelines.training.training import predictor
-from tidemill.pipelines.training.transform import apply
+from tidemill.pipelines.training.fit import predictor
+from tidemill.pipelines.training.transform import Transformer
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
 from tidemill.serving.bundles.saved_model import MAX_ROWS
 
@@ -42,7 +42,7 @@ def _hard(rows: int) -> pa.RecordBatch:
 @pytest.mark.parametrize("rows", [1, 3, 8, 100, 1000, MAX_ROWS + 5])
 def test_batch_and_saved_model_transform_to_the_same_bytes(scorer: Scorer, rows: int) -> None:
     batch = _hard(rows)
-    in_batch = apply(given.bundle().transform_graph, batch)
+    in_batch = Transformer(given.bundle().transform_graph)(batch)
     served = scorer.transform(batch)
     assert served.keys() == in_batch.keys()
     for name, array in in_batch.items():
@@ -89,7 +89,7 @@ def test_scores_are_the_trained_models(scorer: Scorer) -> None:
     restored = scorer._loaded.weights
     for variable, saved in zip(model.variables, restored, strict=True):
         variable.assign(keras.ops.convert_to_tensor(saved.numpy()))
-    expected = predictor(model)(apply(graph, batch))
+    expected = predictor(model)(Transformer(graph)(batch))
     np.testing.assert_allclose(scorer.score(batch), expected, rtol=1e-5)
 
 

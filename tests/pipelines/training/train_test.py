@@ -11,18 +11,15 @@ import pytest
 
 from tests.support import trained_bundle as given
 from tidemill.features.contract import HOUR
-from tidemill.features.errors import DefinitionError, InputError
+from tidemill.features.errors import ConfigurationError, DefinitionError, InputError
 from tidemill.features.models.preprocessing import model_inputs
+from tidemill.pipelines.config.configuration import Training
+from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.training.evaluation import Evaluation
+from tidemill.pipelines.training.fit import fit
 from tidemill.pipelines.training.splits import split_table
-from tidemill.pipelines.training.training import (
-    WITH_WINDOWS,
-    WITHOUT_WINDOWS,
-    TrainingPlan,
-    fit,
-    train_bundle,
-)
-from tidemill.pipelines.training.transform import Transformer, analyse, apply
+from tidemill.pipelines.training.train import WITH_WINDOWS, WITHOUT_WINDOWS, train_bundle
+from tidemill.pipelines.training.transform import Transformer, analyse
 
 INPUTS = model_inputs(given.PROJECT)
 
@@ -86,40 +83,42 @@ def test_the_transform_graph_saw_the_training_split_only() -> None:
     train = _split(given.table()).train
     metres = np.log1p(np.abs(train.columns["metres"].fill_null(0.0).to_numpy()))
     grams = train.columns["grams"].drop_null().to_numpy().astype(np.float32).astype(np.float64)
-    found = apply(graph, train.columns)
+    found = Transformer(graph)(train.columns)
     known = train.columns["grams"].is_valid().to_numpy()
     expected = ((grams - grams.mean()) / grams.std()).astype(np.float32)
     np.testing.assert_allclose(found["numbers"][known, 0], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["log_metres"][:, 0], metres, rtol=1e-5)
-    # Over the evaluation split the same scaling leaves another mean and deviation: not refitted.
+    # The scaling is not fitted again: over the evaluation split, mean and deviation are others.
     held_out = _split(given.table()).evaluate.columns.filter(
         _split(given.table()).evaluate.columns["grams"].is_valid()
     )
-    assert abs(apply(graph, held_out)["numbers"][:, 0].astype(np.float64).mean()) > 1e-3
+    assert abs(Transformer(graph)(held_out)["numbers"][:, 0].astype(np.float64).mean()) > 1e-3
 
 
 def test_outputs_have_their_declared_shapes_and_vocabularies() -> None:
     graph = given.bundle().transform_graph
     assert graph.numeric == {"numbers": 10, "log_metres": 1, "as_it_is": 1}
-    # Three places and one id for null and whatever was not seen; 24 hours and one more.
+    # Three places, and one id for null and unseen places; 24 hours and one more.
     assert graph.vocabularies == {"size": 4, "hour": 25}
     table = given.rows(10)
     unseen = table.set_column(2, "size", pa.array(["elsewhere", None] * 5))
-    found = apply(graph, unseen)
+    found = Transformer(graph)(unseen)
     assert found["size"].tolist() == [3] * 10
     assert found["hour"].tolist() == [0] * 10
 
 
 def test_a_batch_of_no_rows_transforms_to_none() -> None:
-    found = apply(given.bundle().transform_graph, given.rows(0))
+    found = Transformer(given.bundle().transform_graph)(given.rows(0))
     assert found["numbers"].shape == (0, 10)
 
 
 def _fit(seed: int) -> list[Any]:
     train = _split(given.table()).train
     graph = given.bundle().transform_graph
-    plan = replace(given.PLAN, epochs=1)
-    model = fit(given.PROJECT, graph, Transformer(graph)(train.columns), train.labels, plan, seed)
+    options = replace(given.OPTIONS, epochs=1)
+    model = fit(
+        given.PROJECT, graph, Transformer(graph)(train.columns), train.labels, options, seed
+    )
     return list(model.get_weights())
 
 
@@ -136,7 +135,7 @@ def test_the_first_declared_seed_is_in_the_bundle_and_every_seed_is_reported() -
     assert evaluation.model.seeds == given.SEEDS
     assert len(evaluation.model.metrics) == len(given.SEEDS)
     assert bundle.manifest["training"]["seeds"] == list(given.SEEDS)
-    # The calibration is that of the chosen seed's scores: its Brier score fits within its bins.
+    # The calibration covers the rows of the chosen seed's scores.
     rows = sum(b.rows for b in evaluation.calibration)
     assert rows == evaluation.model.metrics[0].rows == _split(given.table()).counts.evaluate
 
@@ -150,7 +149,7 @@ def test_windowed_features_beat_both_baselines_on_every_seed() -> None:
 
 def test_progress_names_each_stage_and_ends_each_at_its_total() -> None:
     given.bundle()
-    last = {stage: (done, total) for stage, done, total in given.steps}
+    last = given.progress.stages
     assert list(last) == [
         "read",
         f"analyse {WITH_WINDOWS}",
@@ -216,8 +215,8 @@ def test_a_model_that_is_not_compiled_is_refused() -> None:
     graph = given.bundle().transform_graph
     train = _split(given.table()).train
     with pytest.raises(DefinitionError, match="found Sequential that is not compiled"):
-        fit(replace(given.PROJECT, model=build), graph, apply(graph, train.columns),
-            train.labels, given.PLAN, 1)  # fmt: skip
+        fit(replace(given.PROJECT, model=build), graph, Transformer(graph)(train.columns),
+            train.labels, given.OPTIONS, 1)  # fmt: skip
 
 
 def test_training_without_a_model_or_a_label_is_refused(tmp_path: Path) -> None:
@@ -226,12 +225,13 @@ def test_training_without_a_model_or_a_label_is_refused(tmp_path: Path) -> None:
         project = replace(given.PROJECT, **changes)
         with pytest.raises(DefinitionError, match=f"has no {what}"):
             train_bundle(
-                project, given.table(), given.PLAN, work=tmp_path, bundles=tmp_path, created_at=""
-            )
+                project, given.table(), given.SPLITS, given.OPTIONS, work=tmp_path,
+                bundles=tmp_path, created_at="", progress=QuietProgress(),
+            )  # fmt: skip
 
 
-def test_a_plan_that_trains_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match="at least one epoch"):
-        TrainingPlan(0, 1, epochs=0)
-    with pytest.raises(InputError, match="seeds must differ"):
-        TrainingPlan(0, 1, seeds=(1, 1))
+def test_training_that_trains_nothing_is_refused() -> None:
+    for nothing in ({"epochs": 0}, {"batch_size": 0}, {"seeds": 0}):
+        with pytest.raises(ConfigurationError, match="at least one epoch"):
+            Training(**nothing)
+    assert len(set(given.OPTIONS.seed_values)) == given.OPTIONS.seeds
