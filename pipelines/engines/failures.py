@@ -18,7 +18,7 @@ from tidemill.serving.files.file_errors import file_error, named_in_text
 _STEP: Final = re.compile(r" \[while running '([^']*)'\]")
 _OURS: Final = re.compile(
     rf"^(?:\w+Error: )?{re.escape(errors.__name__)}\.(\w+): (.*?)"
-    r"(?= \[while running '|\n\n|\nTraceback |\Z)",
+    r"(?= \[while running '|\n\n(?:The above|During handling)|\nTraceback |\Z)",
     re.DOTALL | re.MULTILINE,
 )
 _SYSTEM: Final = re.compile(r"\[Errno (\d+)\] ([^\n:\[]*)(?:: ['\"]([^'\"\n]+)['\"])?")

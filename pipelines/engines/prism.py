@@ -28,7 +28,9 @@ behind a firewall.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -54,6 +56,7 @@ from tidemill.pipelines.engines.prism_options import JOB_SERVER_TIMEOUT_S, NO_SD
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 2_000
+_BEAM_LOG = logging.getLogger("apache_beam.runners.portability.prism_runner")
 
 
 class PrismServer(JobServer):
@@ -288,6 +291,24 @@ class PrismResult(PipelineResult):
             self._server.stop()
 
 
+@functools.cache
+def _log_lost_connections() -> None:
+    """Have Python log, and not print, that a thread has lost its connection to Prism.
+
+    Beam's worker threads read from Prism until it has gone, and die of that: their tracebacks would
+    stand beside the error of the run.
+    """
+    otherwise = threading.excepthook
+
+    def report(died: threading.ExceptHookArgs) -> None:
+        if issubclass(died.exc_type, grpc.RpcError):
+            _BEAM_LOG.info("A thread has lost its connection to Prism", exc_info=died.exc_value)
+        else:
+            otherwise(died)
+
+    threading.excepthook = report
+
+
 class OwnedPrismRunner(PrismRunner):
     """Runs pipelines on Prism processes of its own, one for each run.
 
@@ -299,6 +320,7 @@ class OwnedPrismRunner(PrismRunner):
         super().__init__()
         self._binary = binary
         self._server: PrismServer | None = None
+        _log_lost_connections()
 
     def default_job_server(self, options: PipelineOptions) -> JobServer:
         """Give Beam the process of the run at hand instead of its shared one."""

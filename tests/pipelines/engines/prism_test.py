@@ -24,9 +24,6 @@ from tidemill.features.errors import PrismFailed
 from tidemill.pipelines.engines.choosing import find_prism
 from tidemill.pipelines.engines.prism import OwnedPrismRunner, PrismResult, PrismServer
 
-# Where Prism goes before the job has ended, Beam's own threads die of it, and say so later.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
 ENDLESS = Path(__file__).parents[2] / "support" / "endless_stream.py"
 
 
