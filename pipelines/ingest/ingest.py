@@ -38,7 +38,7 @@ from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
-from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.read_files import read_json
 
 REJECTED: Final = "rejected"
@@ -182,9 +182,9 @@ def read_log(config: Configuration, name: str) -> SourceRead:
 
 
 @beam.typehints.with_input_types(str)
-@beam.typehints.with_output_types(dict)
+@beam.typehints.with_output_types(str, **{REJECTED: pa.RecordBatch})
 class _Ingest(beam.DoFn):
-    """Reads one source whole; writes its log, emits its rejected records and its counts."""
+    """Reads one source; writes its log, emits its rejected records and its counts as JSON."""
 
     def __init__(self, config: Configuration, write_log: bool) -> None:
         self._config = config
@@ -210,7 +210,7 @@ class _Ingest(beam.DoFn):
             for part in found.parts:
                 log.write(definition, part.partition, part.rows, part.received_us)
             row["logged"] = sum(part.rows.num_rows for part in found.parts)
-        yield row
+        yield json.dumps(row)
 
 
 @dataclass(eq=False)
@@ -266,19 +266,13 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
         )
         _ = out[COUNTS] | "Counts" >> beam.Map(_write_counts, str(collected))
         run(pipeline, choice)
-        counts = read_counts(collected)
+        counts = [read_json(path, dict, "run again") for path in sorted(collected.glob("*.json"))]
         stage.advance(len(counts))
     return {row.pop("source"): row for row in counts}
 
 
-def _write_counts(row: dict[str, Any], folder: str) -> None:
-    with atomic_write(Path(folder, f"{row['source']}.json")) as unfinished:
-        unfinished.write_text(json.dumps(row))
-
-
-def read_counts(folder: Path) -> list[dict[str, Any]]:
-    """Read the counts that a run left, by source."""
-    return [read_json(path, dict, "run again") for path in sorted(folder.glob("*.json"))]
+def _write_counts(counts: str, folder: str) -> None:
+    write_text(Path(folder, f"{json.loads(counts)['source']}.json"), counts)
 
 
 def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def same(one: AnswerJoiner, two: AnswerJoiner) -> bool:
     return (
         all(list(getattr(one, n).items()) == list(getattr(two, n).items()) for n in plain)
         and {at: w for at, w in one.waiting.items() if w} == two.waiting
-        and one.stops == two.stops
+        and one.savepoints == two.savepoints
         and np.array_equal(one.frontiers, two.frontiers)
         and np.array_equal(one.numbers, two.numbers)
         and list(one.pending) == list(two.pending)

@@ -25,6 +25,7 @@ from tests.support.streaming_project import (
     write_log,
 )
 from tidemill.features.contract import MINUTE
+from tidemill.pipelines.ingest.ingest import Ingest
 from tidemill.pipelines.io.coders import RecordBatchCoder
 from tidemill.pipelines.io.replay import (
     ReplayOptions,
@@ -74,6 +75,17 @@ def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     pipeline.visit(visitor)
     assert len(visitor.found) > 15
     assert {step: coder for step, coder in visitor.found.items() if not is_plain(coder)} == {}
+
+
+def test_no_element_of_an_ingest_is_pickled(tmp_path: Path) -> None:
+    config = configuration(tmp_path, PROJECT, START, START + MINUTE)
+    visitor = Coders()
+    pipeline = beam.Pipeline()
+    _ = pipeline | beam.Create(["trips"]) | Ingest(config)
+    pipeline.visit(visitor)
+    found = {step: coder for step, coder in visitor.found.items() if step.startswith("Ingest/")}
+    assert len(found) == 2
+    assert all(map(is_plain, found.values()))
 
 
 def test_state_cells_are_bytes() -> None:
