@@ -14,7 +14,9 @@ from tidemill.pipelines.commands import options, stages
 def validate(config_path: Path, root: Path | None, quiet: bool) -> None:
     """Read every source, count its rows, and say which are rejected and why."""
     configuration = stages.load(config_path, root)
-    from tidemill.pipelines.ingest.ingest import validate_sources
+    from tidemill.pipelines.ingest.ingest import ingest
 
     progress = stages.progress(quiet)
-    stages.run_stage("validate", configuration, lambda: validate_sources(configuration, progress))
+    stages.run_stage(
+        "validate", configuration, lambda: ingest(configuration, progress, write_log=False)
+    )

@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import ARROW_TYPES, EventStream, Project, Request
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration, Source
-from tidemill.pipelines.engines.choosing import make_runner, run
-from tidemill.pipelines.engines.options import batch_engine, pipeline_options
+from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
+from tidemill.pipelines.engines.options import pipeline_options
 from tidemill.pipelines.ingest.repaired_records import Mending
 from tidemill.pipelines.ingest.validate import definition_of, required_of
 from tidemill.pipelines.io.files.input_files import find_files
@@ -43,27 +43,6 @@ from tidemill.serving.files.read_files import read_json
 
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
-
-
-def read_source(project: Project, source: Source, root: Path) -> Iterator[StreamBatch]:
-    """Read, transform, validate and accept the rows of a source.
-
-    Args:
-        project: The project.
-        source: Where its files are.
-        root: The folder that relative paths start from.
-    """
-    definition = definition_of(project, source.name)
-    yield from read_stream(
-        definition,
-        find_files(source.files, root),
-        required=required_of(project, definition),
-        format=source.format,
-        nulls=source.nulls,
-        zone=source.zone,
-        transform=source.transform,
-        received=source.received,
-    )
 
 
 @dataclass(frozen=True)
@@ -165,15 +144,25 @@ def read_log(config: Configuration, name: str) -> SourceRead:
     """
     source = config.sources[name]
     definition = definition_of(config.project, name)
+    required = required_of(config.project, definition)
     mending = Mending(config.root, name)
     counts = Counts()
     kept: list[StreamBatch] = []
     refused: list[pa.RecordBatch] = []
-    for batch in read_source(config.project, source, config.path.parent):
+    for batch in read_stream(
+        definition,
+        find_files(source.files, config.path.parent),
+        required=required,
+        format=source.format,
+        nulls=source.nulls,
+        zone=source.zone,
+        transform=source.transform,
+        received=source.received,
+    ):
         counts += batch.counts
         kept.append(batch)
         refused.append(mending.take(batch.rejected))
-    settled = mending.settle(definition, source, required_of(config.project, definition), kept)
+    settled = mending.settle(definition, source, required, kept)
     refused.append(settled.rejected)
     parts = log_partitions(definition, source, kept, config.read_until_us, settled.parts)
     return SourceRead(
@@ -239,6 +228,11 @@ class Ingest(beam.PTransform):
 def ingest(config: Configuration, progress: Progress, write_log: bool = True) -> dict[str, Any]:
     """Read all sources into the log and the rejected records.
 
+    Args:
+        config: The configuration.
+        progress: Where progress is shown.
+        write_log: Write the log; else only validate, and write the rejected records.
+
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason.
     """
@@ -247,13 +241,14 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
     # Only these: what was exported from there to be mended is a person's work.
     for stale in (config.root / paths.REJECTED).glob("*.parquet"):
         stale.unlink()
-    choice = batch_engine()
+    choice = choose_engine(None, streaming=False)
     collected = config.root / paths.SCRATCH / "ingest"
     shutil.rmtree(collected, ignore_errors=True)
     with progress.stage("ingest", total=len(config.sources), unit="sources") as stage:
         stage.note(choice.why)
         pipeline = beam.Pipeline(
-            runner=make_runner(choice), options=pipeline_options(config, choice, "ingest")
+            runner=make_runner(choice),
+            options=pipeline_options(config.project.name, choice, "ingest"),
         )
         out = (
             pipeline
@@ -273,12 +268,3 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
 
 def _write_counts(counts: str, folder: str) -> None:
     write_text(Path(folder, f"{json.loads(counts)['source']}.json"), counts)
-
-
-def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Read and validate all sources; write rejected records, and nothing else.
-
-    Returns:
-        Counts by source, as `ingest`.
-    """
-    return ingest(config, progress, write_log=False)

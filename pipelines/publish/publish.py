@@ -10,7 +10,7 @@ happens, and when the store is away, stands in `pipelines.publish.store_writer`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import apache_beam as beam
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
+from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import joined_by_shard, newest_per_entity
 from tidemill.pipelines.publish.store_writer import StoreWriter
 from tidemill.pipelines.run import paths
@@ -34,43 +35,32 @@ from tidemill.serving.stores.online_places import OnlinePlace
 
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(str)
+@dataclass(eq=False)
 class _Publish(beam.DoFn):
-    def __init__(
-        self,
-        project: Project,
-        root: Path,
-        place: OnlinePlace,
-        shards: int,
-        keep_log: bool,
-        changes: bool,
-        segment: int,
-        run: str | None,
-        give_up_after_us: int,
-    ) -> None:
-        self._project = project
-        self._root = root
-        self._place = place
-        self._shards = shards
-        self._keep_log = keep_log
-        self._changes = changes
-        self._segment = segment
-        self._prefix = segment_prefix(segment)
-        self._run = run
-        self._give_up_after_us = give_up_after_us
-        self._bundle: list[Published] = []
+    """Publishes a bundle; its attributes are those of `Publish`."""
+
+    project: Project
+    root: Path
+    place: OnlinePlace
+    shards: int
+    keep_log: bool
+    changes: bool
+    segment: int
+    run: str | None
+    give_up_after_us: int
 
     def setup(self) -> None:
-        self._database = open_database(self._place)
-        self._writer = StoreWriter(self._database, self._project, self._run, self._give_up_after_us)
+        self._database = open_database(self.place)
+        self._writer = StoreWriter(self._database, self.project, self.run, self.give_up_after_us)
 
     def teardown(self) -> None:
         self._database.close()
 
     def start_bundle(self) -> None:
-        self._bundle = []
+        self._bundle: list[Published] = []
 
     def process(self, element: bytes) -> Iterator[str]:
-        self._bundle.append(unpack_publications(element, self._project))
+        self._bundle.append(unpack_publications(element, self.project))
         yield from ()
 
     def finish_bundle(self) -> None:
@@ -81,28 +71,26 @@ class _Publish(beam.DoFn):
         news = runs
         if not all(one.is_news for one in bundle):
             news = joined_by_shard([one for one in bundle if one.is_news])
-        if self._changes:
-            from tidemill.pipelines.publish.changes import append_changes
-
+        if self.changes:
             for run in news:
                 append_changes(
-                    self._project, self._root / paths.OFFLINE, self._shards, run, self._segment
+                    self.project, self.root / paths.OFFLINE, self.shards, run, self.segment
                 )
-        if self._keep_log:
+        if self.keep_log:
             for run in news:
                 if run.rows.num_rows:
-                    view = self._project.views[run.view]
+                    view = self.project.views[run.view]
                     named = named_publications(view, run.rows)
                     self._write_log(view, run.shard, run.frontier_us, named)
 
     def _parcel(self, run: Published) -> Parcel:
-        view = self._project.views[run.view]
+        view = self.project.views[run.view]
         return parcel_of(
-            self._project.name,
+            self.project.name,
             view,
             named_publications(view, newest_per_entity(run.rows)),
             shard=run.shard,
-            shard_count=self._shards,
+            shard_count=self.shards,
             since_us=run.since_us,
             frontier_us=run.frontier_us,
         )
@@ -110,9 +98,9 @@ class _Publish(beam.DoFn):
     def _write_log(
         self, view: FeatureView, shard: int, frontier: int, rows: pa.RecordBatch
     ) -> None:
-        folder = self._root / paths.PUBLICATIONS / view.name
+        folder = self.root / paths.PUBLICATIONS / view.name
         # A shard publishes at a frontier once, so a bundle that is repeated replaces itself.
-        path = folder / f"{self._prefix}{frontier:020d}-{shard:05d}.parquet"
+        path = folder / f"{segment_prefix(self.segment)}{frontier:020d}-{shard:05d}.parquet"
         with atomic_write(path) as unfinished:
             pq.write_table(pa.Table.from_batches([rows]), unfinished)
 
@@ -151,15 +139,5 @@ class Publish(beam.PTransform):
     def expand(self, published: beam.PCollection) -> beam.PCollection:
         """Wire the stage."""
         return published | "Publish" >> beam.ParDo(
-            _Publish(
-                self.project,
-                self.root,
-                self.place,
-                self.shards,
-                self.keep_log,
-                self.changes,
-                self.segment,
-                self.run,
-                self.give_up_after_us,
-            )
+            _Publish(**{field.name: getattr(self, field.name) for field in fields(_Publish)})
         )

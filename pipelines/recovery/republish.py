@@ -38,6 +38,7 @@ from tidemill.pipelines.recovery.handoff import (
     last_states,
     read_record,
 )
+from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
@@ -55,7 +56,7 @@ from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.parcels import online_rows, parcel_of
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
-from tidemill.serving.stores.online_places import FeastPlace
+from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 
 CHUNK_ROWS: Final = 10_000
 """Rows that go to the store in one call."""
@@ -105,7 +106,7 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         StoreUnavailable: The store is away for longer than `Configuration.give_up_after_us`.
         StoreError: The store refuses.
     """
-    if not keeps_frontiers(config):
+    if not keeps_frontiers(config.online_store):
         return False
 
     def mended() -> bool:
@@ -138,7 +139,7 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     """
     place = config.online_store
     open_store(config.project, config.places, clock="replay")
-    if keeps_frontiers(config):
+    if keeps_frontiers(config.online_store):
         expected = {
             (view, shard): frontier
             for view, frontiers in handoff.frontiers.items()
@@ -154,9 +155,9 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     publish_states(config, config.root / paths.STATES, progress, {})
 
 
-def keeps_frontiers(config: Configuration) -> bool:
-    """Tell whether the online store can say how far it has come: Feast's own stores cannot."""
-    return not isinstance(config.online_store, FeastPlace)
+def keeps_frontiers(place: OnlinePlace) -> bool:
+    """Tell whether an online store can say how far it has come: Feast's own stores cannot."""
+    return not isinstance(place, FeastPlace)
 
 
 def shown_frontiers(config: Configuration) -> dict[tuple[str, int], int]:
@@ -167,7 +168,7 @@ def shown_frontiers(config: Configuration) -> dict[tuple[str, int], int]:
     Raises:
         StoreError: The store cannot be read.
     """
-    if not keeps_frontiers(config):
+    if not keeps_frontiers(config.online_store):
         return {}
     views = config.project.views
     database = open_database(config.online_store)
@@ -199,11 +200,10 @@ def publish_states(
         Counts.
     """
     project, log = config.project, Log(config.root)
-    names = {*(stream.name for stream in project.streams), project.request.name}
     options = FeaturizeOptions(
         run="publish",
         shards=config.shards,
-        partitions={name: log.partitions(name) for name in names},
+        partitions=source_partitions(log, project),
         publish=False,
     )
     database = open_database(config.online_store)
@@ -314,10 +314,10 @@ def _step_ends(
     for partition in range(operator.inputs.event_partitions):
         start, stop = operator.expected[partition], int(positions[-1, partition])
         rows = log.read(view.stream.name, partition, [view.stream.event_time, view.key])
-        mine = rows.slice(start, stop - start)
-        times = hashing.bits(one_batch(mine.select([view.stream.event_time])).column(0))
+        event_times, keys = one_batch(rows.slice(start, stop - start)).columns
+        times = hashing.bits(event_times)
         applied = np.searchsorted(positions[:, partition], np.arange(start, stop), "right")
-        late = (times + 1 < before[applied]) & _of_shard(operator, mine.column(view.key))
+        late = (times + 1 < before[applied]) & _of_shard(operator, keys)
         first_of_step[applied[late]] = True
     taken = positions[:, : operator.inputs.event_partitions].sum(axis=1).tolist()
     since = sum(operator.expected[: operator.inputs.event_partitions])
@@ -329,9 +329,7 @@ def _step_ends(
     return [int(at) - 1 for at in np.flatnonzero(first_of_step) if at > 0]
 
 
-def _of_shard(operator: ShardOperator, keys: pa.Array | pa.ChunkedArray) -> BoolArray:
-    if isinstance(keys, pa.ChunkedArray):
-        keys = keys.combine_chunks()
+def _of_shard(operator: ShardOperator, keys: pa.Array) -> BoolArray:
     shards = hashing.shard_of(hashing.key_bytes(keys), operator.key.shards)
     found: BoolArray = shards == operator.key.shard
     return found

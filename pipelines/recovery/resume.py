@@ -121,16 +121,16 @@ def _checked(config: Configuration, folder: Path, handoff: Handoff) -> Handoff:
     return handoff
 
 
-def check_savepoint(config: Configuration, start: Start, until_us: int) -> None:
+def check_savepoint(start: Start, until_us: int, end_us: int) -> None:
     """Refuse a savepoint before the start or after the stream's end.
 
     Raises:
         InputError: It is one.
     """
-    begin, end = start.handoff.as_of_us, config.splits.stream_until_us
-    if not begin <= until_us <= end:
+    begin_us = start.handoff.as_of_us
+    if not begin_us <= until_us <= end_us:
         raise InputError(
-            f"the stream cannot stop at {until_us}: it starts at {begin} and ends at {end} "
+            f"the stream cannot stop at {until_us}: it starts at {begin_us} and ends at {end_us} "
             "(splits.stream_until), in microseconds UTC; choose an instant between them"
         )
 
@@ -183,7 +183,7 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
     # Registered here, once: workers only write.
     open_store(config.project, config.places, clock="replay")
     shown = shown_frontiers(config)
-    if keeps_frontiers(config):
+    if keeps_frontiers(config.online_store):
         _check_store(start, shown)
     return shown
 
@@ -224,9 +224,9 @@ def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
                 )
 
 
-def received(config: Configuration, replayed: ReplayLog) -> dict[str, int]:
+def received(root: Path, replayed: ReplayLog) -> dict[str, int]:
     """Count the rows of each source received since the stream began, up to where a replay ends."""
-    begun = read_record(config.root / paths.STATES).positions
+    begun = read_record(root / paths.STATES).positions
     stop = _by_source(replayed, replayed.stop)
     return {name: sum(ends) - sum(begun[name]) for name, ends in stop.items()}
 

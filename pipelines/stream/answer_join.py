@@ -104,18 +104,8 @@ class AnswerJoiner:
 
     def state(self) -> bytes:
         """Write what has come and waits."""
-        return encode_joiner(
-            JoinerState(
-                self.pending,
-                self.early,
-                self.closed,
-                self.waiting,
-                self.savepoints,
-                self.frontiers,
-                self.numbers,
-            ),
-            self.project,
-        )
+        state = JoinerState(*(getattr(self, name) for name in JoinerState._fields))
+        return encode_joiner(state, self.project)
 
     def restore(self, state: bytes) -> None:
         """Read back a `state`.
@@ -125,15 +115,7 @@ class AnswerJoiner:
             StateVersionError: It has a version that is not read.
             DamagedState: These bytes are not the state that was written.
         """
-        (
-            self.pending,
-            self.early,
-            self.closed,
-            self.waiting,
-            self.savepoints,
-            self.frontiers,
-            self.numbers,
-        ) = decode_joiner(state, self.project, self.shards)
+        vars(self).update(decode_joiner(state, self.project, self.shards)._asdict())
 
     def go_on(self) -> None:
         """Go on after the savepoint at which the state was written."""

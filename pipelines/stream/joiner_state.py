@@ -55,7 +55,7 @@ class JoinerState(NamedTuple):
     early: dict[int, list[AnswerPart]]
     closed: dict[int, bool]
     waiting: dict[tuple[int, int], dict[int, int]]
-    stops: dict[tuple[int, int], SavepointPart]
+    savepoints: dict[tuple[int, int], SavepointPart]
     frontiers: Int64Array
     numbers: Int64Array
 
@@ -100,7 +100,7 @@ def encode_joiner(state: JoinerState, project: Project) -> bytes:
             if frontiers
         ],
         "stops": [
-            [*at, part.number, list(part.groups)] for at, part in sorted(state.stops.items())
+            [*at, part.number, list(part.groups)] for at, part in sorted(state.savepoints.items())
         ],
         "frontiers": state.frontiers.tolist(),
         "numbers": state.numbers.tolist(),
@@ -145,7 +145,7 @@ def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
             for group, parts in fields["early"]
         },
         waiting={(view, shard): dict(waiting) for view, shard, waiting in fields["waiting"]},
-        stops={
+        savepoints={
             (view, shard): SavepointPart(view, shard, number, tuple(groups))
             for view, shard, number, groups in fields["stops"]
         },

@@ -78,10 +78,6 @@ def is_batches(element: tuple[str, bytes]) -> bool:
     return element[0] != ALL_REQUESTS
 
 
-def _declared(rows: pa.RecordBatch, schema: dict[str, str]) -> pa.RecordBatch:
-    return rows.select(list(schema))
-
-
 def shard_poll(
     project: Project, plans: dict[str, Plan], shards: int, poll: Poll
 ) -> Iterator[tuple[int, int, bytes]]:
@@ -98,7 +94,7 @@ def shard_poll(
     """
     digests = {
         (part.source, part.partition): hashing.digest_rows(
-            _declared(part.rows, dict(project.stream(part.source).schema))
+            part.rows.select(list(project.stream(part.source).schema))
         )
         for part in poll.parts
         if part.rows is not None and part.source != project.request.name
@@ -148,10 +144,3 @@ def request_parts(project: Project, poll: Poll) -> Iterator[RequestPart]:
             rows = part.rows.select([*project.request.schema, POSITION, RECEIVED])
             sent = pa.repeat(pa.scalar(poll.sent_us, pa.int64()), rows.num_rows)
             yield RequestPart(group_of(part.partition, part.start), rows.append_column(SENT, sent))
-
-
-def rows_of(poll: Poll, source: str) -> int:
-    """Count the rows that a poll read of a source."""
-    return sum(
-        part.rows.num_rows for part in poll.parts if part.source == source and part.rows is not None
-    )

@@ -106,9 +106,9 @@ def stream(
     project, root = config.project, config.root
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
-        check_savepoint(config, start, until_us)
+        check_savepoint(start, until_us, config.splits.stream_until_us)
     bundle = current_bundle(root)
-    choice = stream_engine(config, engine)
+    choice = stream_engine(config.stream.engine, engine)
     options = ReplayOptions(
         root=root,
         start_us=start.handoff.as_of_us,
@@ -143,12 +143,12 @@ def stream(
     ):
         stage.note(choice.why)
         pipeline = beam.Pipeline(
-            runner=make_runner(choice), options=pipeline_options(config, choice, "stream")
+            runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
         wire(pipeline, config, options, featurize, bundle, start.segment)
         run_pipeline(pipeline, choice)
     seconds = time.perf_counter() - began
-    rows = received(config, replayed)
+    rows = received(root, replayed)
     requests = rows.pop(project.request.name)
     summary = {
         "engine": choice.name,
@@ -164,7 +164,7 @@ def stream(
         "events": sum(rows.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
-        **count_outcome(config),
+        **count_outcome(root, project.request.name),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
     if summary["doubled"] or answered != requests:

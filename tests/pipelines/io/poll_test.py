@@ -25,7 +25,7 @@ from tidemill.pipelines.stream.sequence import (
     decode_batches,
     sequenced_events_schema,
 )
-from tidemill.pipelines.stream.shard import request_parts, rows_of, shard_poll
+from tidemill.pipelines.stream.shard import request_parts, shard_poll
 
 PLANS = {view.name: make_plan(view) for view in PROJECT.views}
 
@@ -114,12 +114,6 @@ def test_requests_go_to_the_joining_stage_as_they_came(arrived: list[Arrived]) -
 
 def test_a_partition_without_rows_gives_no_requests(arrived: list[Arrived]) -> None:
     assert list(request_parts(PROJECT, poll_of(arrived, 4, 4))) == []
-
-
-def test_rows_are_counted_by_source(arrived: list[Arrived]) -> None:
-    poll = poll_of(arrived)
-    assert [rows_of(poll, name) for name in ("trips", "rain", "hails")] == [20, 10, 20]
-    assert rows_of(poll_of(arrived, 4, 4), "trips") == 0
 
 
 def test_a_stream_without_a_view_is_no_operators_business(arrived: list[Arrived]) -> None:
