@@ -21,14 +21,13 @@ engine       unbounded sources      event-time timers, windows        needs
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidemill.features.errors import PrismMissing, UnknownEngine, WrongEngine
+from tidemill.features.errors import PrismMissing, UnknownEngine, WrongEngine, nearest
 from tidemill.pipelines.engines.failures import original
 from tidemill.pipelines.engines.prism_options import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
 
@@ -146,17 +145,21 @@ def choose_engine(requested: str | None, streaming: bool) -> EngineChoice:
     """
     if requested is None:
         return _default_engine(streaming)
-    engine = _engine_named(requested)
-    if engine is Engine.PRISM:
-        prism = find_prism()
-        return EngineChoice(engine, f"Prism, as requested ({prism})", streaming, prism)
-    if engine is Engine.FNAPI:
-        return EngineChoice(engine, "FnApiRunner, as requested", streaming)
-    return EngineChoice(
-        engine,
-        "BundleBasedDirectRunner, as requested: for TestStream; it refuses unbounded sources",
-        streaming,
-    )
+    names = [engine.value for engine in Engine]
+    if requested not in names:
+        raise UnknownEngine(
+            f"unknown engine {requested!r}, known are {', '.join(names)}: "
+            f"{nearest(requested, names)}"
+        )
+    engine = Engine(requested)
+    prism = find_prism() if engine is Engine.PRISM else None
+    why = {
+        Engine.FNAPI: "FnApiRunner, as requested",
+        Engine.PRISM: f"Prism, as requested ({prism})",
+        Engine.BUNDLE_BASED: "BundleBasedDirectRunner, as requested: for TestStream; it refuses "
+        "unbounded sources",
+    }
+    return EngineChoice(engine, why[engine], streaming, prism)
 
 
 def _default_engine(streaming: bool) -> EngineChoice:
@@ -179,15 +182,6 @@ def _default_engine(streaming: bool) -> EngineChoice:
         True,
         prism,
     )
-
-
-def _engine_named(name: str) -> Engine:
-    names = [engine.value for engine in Engine]
-    if name in names:
-        return Engine(name)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "take one of these"
-    raise UnknownEngine(f"unknown engine {name!r}, known are {', '.join(names)}: {hint}")
 
 
 def make_runner(choice: EngineChoice) -> PipelineRunner:

@@ -155,10 +155,10 @@ class PrismServer(JobServer):
 
     def _await_endpoint(self) -> str:
         assert self._prism is not None
-        assert self.log is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline:
-            endpoint = _endpoint_in(self.log)
+            # Prism writes this line once it listens.
+            endpoint = _logged(self.log, '"Serving JobManagement"', "endpoint")
             if endpoint is not None:
                 return endpoint
             status = self._prism.poll()
@@ -173,12 +173,7 @@ class PrismServer(JobServer):
 
     def failed_bundle(self) -> str | None:
         """Find in the log what the first bundle that failed said; None when none did."""
-        if self.log is None or not self.log.exists():
-            return None
-        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if '"msg":"Bundle Failed."' in line:
-                return str(json.loads(line)["error"])
-        return None
+        return _logged(self.log, '"msg":"Bundle Failed."', "error")
 
     def last_words(self) -> str:
         """Say where the log is and how it ends, for an error message."""
@@ -201,11 +196,13 @@ def _start_guard(pid: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _endpoint_in(log: Path) -> str | None:
-    """Find the address in the line that Prism writes once it listens."""
+def _logged(log: Path | None, text: str, key: str) -> str | None:
+    """Return the value of a key in the first whole line of Prism's log that holds a text."""
+    if log is None or not log.exists():
+        return None
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        if line.endswith("\n") and '"Serving JobManagement"' in line:
-            return str(json.loads(line)["endpoint"])
+        if line.endswith("\n") and text in line:
+            return str(json.loads(line)[key])
     return None
 
 

@@ -71,10 +71,8 @@ def _feed_source(
     source, definition = config.sources[name], definition_of(config.project, name)
     lines = [line for line in given if line.record in found]
     records = [found[line.record] for line in lines]
-    files, ends = (
-        SourceFiles(source, config.path.parent),
-        LogEnds(config.root, definition, source.received is not None),
-    )
+    files = SourceFiles(source)
+    ends = LogEnds(config.root, definition, source.received is not None)
     mended = [
         Mended(
             line.record,

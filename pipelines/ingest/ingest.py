@@ -32,7 +32,6 @@ from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
 from tidemill.pipelines.engines.options import pipeline_options
 from tidemill.pipelines.ingest.repaired_records import Mending
 from tidemill.pipelines.ingest.validate import definition_of, required_of
-from tidemill.pipelines.io.files.input_files import find_files
 from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -151,7 +150,7 @@ def read_log(config: Configuration, name: str) -> SourceRead:
     refused: list[pa.RecordBatch] = []
     for batch in read_stream(
         definition,
-        find_files(source.files, config.path.parent),
+        source.find_files(),
         required=required,
         format=source.format,
         nulls=source.nulls,
@@ -172,15 +171,21 @@ def read_log(config: Configuration, name: str) -> SourceRead:
 
 @beam.typehints.with_input_types(str)
 @beam.typehints.with_output_types(str, **{REJECTED: pa.RecordBatch})
-class _Ingest(beam.DoFn):
-    """Reads one source; writes its log, emits its rejected records and its counts as JSON."""
+@dataclass(eq=False)
+class Ingest(beam.DoFn):
+    """Reads one source; writes its log, emits its rejected records and its counts as JSON.
 
-    def __init__(self, config: Configuration, write_log: bool) -> None:
-        self._config = config
-        self._write_log = write_log
+    Attributes:
+        config: The configuration.
+        write_log: Write the log; else only validate.
+    """
+
+    config: Configuration
+    write_log: bool = True
 
     def process(self, name: str) -> Iterator[Any]:
-        found = read_log(self._config, name)
+        """Ingest the source of a name."""
+        found = read_log(self.config, name)
         reasons: Counter[str] = Counter()
         for batch in found.rejected:
             reasons.update(batch.column("reason").to_pylist())
@@ -194,35 +199,12 @@ class _Ingest(beam.DoFn):
             "rejected": sum(reasons.values()),
             "reasons": dict(reasons),
         }
-        if self._write_log:
-            log, definition = Log(self._config.root), definition_of(self._config.project, name)
+        if self.write_log:
+            log, definition = Log(self.config.root), definition_of(self.config.project, name)
             for part in found.parts:
                 log.write(definition, part.partition, part.rows, part.received_us)
             row["logged"] = sum(part.rows.num_rows for part in found.parts)
         yield json.dumps(row)
-
-
-@dataclass(eq=False)
-class Ingest(beam.PTransform):
-    """Names of sources to their logs on disk; gives ``counts`` and ``rejected`` batches.
-
-    Attributes:
-        config: The configuration.
-        write_log: Write the logs; else only validate.
-    """
-
-    config: Configuration
-    write_log: bool = True
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, names: beam.PCollection) -> dict[str, beam.PCollection]:
-        """Wire the stage."""
-        out = names | "Ingest" >> beam.ParDo(_Ingest(self.config, self.write_log)).with_outputs(
-            REJECTED, main=COUNTS
-        )
-        return {COUNTS: out[COUNTS], REJECTED: out[REJECTED]}
 
 
 def ingest(config: Configuration, progress: Progress, write_log: bool = True) -> dict[str, Any]:
@@ -254,7 +236,7 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
             pipeline
             | beam.Create(sorted(config.sources))
             | beam.Reshuffle()
-            | Ingest(config, write_log)
+            | beam.ParDo(Ingest(config, write_log)).with_outputs(REJECTED, main=COUNTS)
         )
         _ = out[REJECTED] | "Rejected" >> WriteParquet(
             config.root / paths.REJECTED, ("stage", "stream", "partition", "position")

@@ -11,7 +11,7 @@ from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Source
-from tidemill.pipelines.io.files.input_files import find_files, format_of
+from tidemill.pipelines.io.files.input_files import format_of
 from tidemill.pipelines.io.files.readers import read
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 
@@ -21,12 +21,11 @@ class SourceFiles:
 
     Args:
         source: The source.
-        folder: Where relative names of files begin: the configuration's.
     """
 
-    def __init__(self, source: Source, folder: Path) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
-        self._paths = find_files(source.files, folder)
+        self._paths = source.find_files()
         self._columns: dict[int, pa.Schema] = {}
 
     def format(self, partition: int) -> str:

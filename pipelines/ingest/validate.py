@@ -21,7 +21,6 @@ from tidemill.features.rows.validation import validate
 from tidemill.pipelines.io.log import POSITION, RECEIVED
 from tidemill.pipelines.io.poll import Poll, PollPart
 
-POLLS: Final = "polls"
 REJECTED: Final = "rejected"
 
 
@@ -86,20 +85,9 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
 
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(bytes, **{REJECTED: pa.RecordBatch})
-class _Validate(beam.DoFn):
-    def __init__(self, project: Project) -> None:
-        self._project = project
-
-    def process(self, element: bytes) -> Iterator[Any]:
-        poll, refused = validated_poll(self._project, Poll.decode(element))
-        yield poll.encode()
-        for batch in refused:
-            yield beam.pvalue.TaggedOutput(REJECTED, batch)
-
-
 @dataclass(eq=False)
-class Validate(beam.PTransform):
-    """Encoded polls to ``polls`` of valid rows and ``rejected`` record batches.
+class Validate(beam.DoFn):
+    """Encoded polls to polls of valid rows, and at `REJECTED` to record batches.
 
     Attributes:
         project: The project.
@@ -107,12 +95,9 @@ class Validate(beam.PTransform):
 
     project: Project
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, polls: beam.PCollection) -> dict[str, beam.PCollection]:
-        """Wire the stage."""
-        out = polls | "Validate" >> beam.ParDo(_Validate(self.project)).with_outputs(
-            REJECTED, main=POLLS
-        )
-        return {POLLS: out[POLLS], REJECTED: out[REJECTED]}
+    def process(self, element: bytes) -> Iterator[Any]:
+        """Validate the rows of a poll."""
+        poll, refused = validated_poll(self.project, Poll.decode(element))
+        yield poll.encode()
+        for batch in refused:
+            yield beam.pvalue.TaggedOutput(REJECTED, batch)

@@ -102,13 +102,8 @@ class ReplayLog:
 
     def rows_of(self, source: str) -> int:
         """Count the rows that are replayed of a source."""
-        return sum(
-            stop - start
-            for (definition, _), start, stop in zip(
-                self.sources, self.start, self.stop, strict=True
-            )
-            if definition.name == source
-        )
+        ends = zip(self.sources, self.start, self.stop, strict=True)
+        return sum(stop - start for (one, _), start, stop in ends if one.name == source)
 
     def due_us(self, elapsed_seconds: float) -> int:
         """Return up to which instant of arrival rows are due after some time."""
@@ -149,11 +144,7 @@ class ReplayLog:
 
         A frontier that moved here would let rows go that an uninterrupted run keeps waiting.
         """
-        parts = tuple(
-            PollPart(definition.name, partition, position, position, TIME_MIN, None)
-            for (definition, partition), position in zip(self.sources, at, strict=True)
-        )
-        return Poll(sent_us, parts, is_last=True)
+        return Poll(sent_us, self._empty_parts(at, TIME_MIN), is_last=True)
 
     def final_poll(self, at: Positions, sent_us: int) -> Poll:
         """Say that nothing more comes: every watermark is at the declared end, past every row."""
@@ -164,11 +155,13 @@ class ReplayLog:
         )
         # A row may lie ahead of its receipt, and so past the declared end: it is let go too.
         end = max(self._options.stop_us, *newest, TIME_MIN)
-        parts = tuple(
-            PollPart(definition.name, partition, position, position, end, None)
+        return Poll(sent_us, self._empty_parts(at, end))
+
+    def _empty_parts(self, at: Positions, watermark_us: int) -> tuple[PollPart, ...]:
+        return tuple(
+            PollPart(definition.name, partition, position, position, watermark_us, None)
             for (definition, partition), position in zip(self.sources, at, strict=True)
         )
-        return Poll(sent_us, parts)
 
     def _poll(self, at: Positions, after: Positions, clock_us: int, sent_us: int) -> Poll:
         parts = []

@@ -10,7 +10,7 @@ happens, and when the store is away, stands in `pipelines.publish.store_writer`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
@@ -36,34 +36,53 @@ from tidemill.serving.stores.online_places import OnlinePlace
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(str)
 @dataclass(eq=False)
-class _Publish(beam.DoFn):
-    """Publishes a bundle; its attributes are those of `Publish`."""
+class Publish(beam.DoFn):
+    """Publications (`Featurize`'s output of that name) to the online store and the offline log.
+
+    Attributes:
+        project: The project; it must be registered in the store.
+        root: The run's folder.
+        place: Where the online store is.
+        shards: How many shards each view has.
+        keep_log: Keep every publication under ``root/publications`` too.
+        changes: Whether the publications are every change point, and go on with the offline log.
+        segment: The segment of the stream (`pipelines.recovery.handoff`) that publishes.
+        run: Names the run (`pipelines.stream.featurize_options.FeaturizeOptions`) whose operators
+            can publish a whole shard again where the store has lost writes; None where there are
+            none.
+        give_up_after_us: How long the store may be away before the bundle fails.
+    """
 
     project: Project
     root: Path
     place: OnlinePlace
     shards: int
-    keep_log: bool
-    changes: bool
-    segment: int
-    run: str | None
-    give_up_after_us: int
+    keep_log: bool = True
+    changes: bool = False
+    segment: int = 0
+    run: str | None = None
+    give_up_after_us: int = GIVE_UP_AFTER_US
 
     def setup(self) -> None:
+        """Open the store."""
         self._database = open_database(self.place)
         self._writer = StoreWriter(self._database, self.project, self.run, self.give_up_after_us)
 
     def teardown(self) -> None:
+        """Close the store."""
         self._database.close()
 
     def start_bundle(self) -> None:
+        """Begin a bundle."""
         self._bundle: list[Published] = []
 
     def process(self, element: bytes) -> Iterator[str]:
+        """Take what a release published."""
         self._bundle.append(unpack_publications(element, self.project))
         yield from ()
 
     def finish_bundle(self) -> None:
+        """Publish what the bundle brought."""
         bundle, self._bundle = self._bundle, []
         runs = joined_by_shard(bundle)
         if runs:
@@ -103,41 +122,3 @@ class _Publish(beam.DoFn):
         path = folder / f"{segment_prefix(self.segment)}{frontier:020d}-{shard:05d}.parquet"
         with atomic_write(path) as unfinished:
             pq.write_table(pa.Table.from_batches([rows]), unfinished)
-
-
-@dataclass(eq=False)
-class Publish(beam.PTransform):
-    """Publications (`Featurize`'s output of that name) to the online store and the offline log.
-
-    Attributes:
-        project: The project; it must be registered in the store.
-        root: The run's folder.
-        place: Where the online store is.
-        shards: How many shards each view has.
-        keep_log: Keep every publication under ``root/publications`` too.
-        changes: Whether the publications are every change point, and go on with the offline log.
-        segment: The segment of the stream (`pipelines.recovery.handoff`) that publishes.
-        run: Names the run (`pipelines.stream.featurize_options.FeaturizeOptions`) whose operators
-            can publish a whole shard again where the store has lost writes; None where there are
-            none.
-        give_up_after_us: How long the store may be away before the bundle fails.
-    """
-
-    project: Project
-    root: Path
-    place: OnlinePlace
-    shards: int
-    keep_log: bool = True
-    changes: bool = False
-    segment: int = 0
-    run: str | None = None
-    give_up_after_us: int = GIVE_UP_AFTER_US
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, published: beam.PCollection) -> beam.PCollection:
-        """Wire the stage."""
-        return published | "Publish" >> beam.ParDo(
-            _Publish(**{field.name: getattr(self, field.name) for field in fields(_Publish)})
-        )

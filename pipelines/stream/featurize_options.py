@@ -57,6 +57,9 @@ def make_operator(project: Project, key: str, options: FeaturizeOptions) -> Shar
     parsed = OperatorKey.parse(key)
     view = project.view(parsed.view)
     stream = view.stream
+    published = Publish.NOTHING
+    if options.publish:
+        published = Publish.EVERY if options.changes else Publish.NEWEST
     return ShardOperator(
         key=parsed,
         plan=make_plan(view),
@@ -66,12 +69,6 @@ def make_operator(project: Project, key: str, options: FeaturizeOptions) -> Shar
             lateness_us=stream.tolerance_us - stream.out_of_orderness_us,
         ),
         mode=options.mode,
-        publish=_published(options),
+        publish=published,
         gap_batches=options.gap_batches,
     )
-
-
-def _published(options: FeaturizeOptions) -> Publish:
-    if not options.publish:
-        return Publish.NOTHING
-    return Publish.EVERY if options.changes else Publish.NEWEST

@@ -85,23 +85,8 @@ def predictions(
 
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(pa.RecordBatch)
-class _Infer(beam.DoFn):
-    def __init__(self, project: Project, bundle: Path, run: str) -> None:
-        self._project = project
-        self._bundle = bundle
-        self._run = run
-
-    def setup(self) -> None:
-        self._scorer = shared_scorer(Bundle.load(self._bundle, self._project))
-
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        made = predictions(self._project, self._scorer, element, time.time_ns() // 1_000)
-        METER.add(self._run, "predictions", made.num_rows)
-        yield made
-
-
 @dataclass(eq=False)
-class Infer(beam.PTransform):
+class Infer(beam.DoFn):
     """Answered record batches to predictions.
 
     Attributes:
@@ -114,9 +99,12 @@ class Infer(beam.PTransform):
     bundle: Path
     run: str = ""
 
-    def __post_init__(self) -> None:
-        super().__init__()
+    def setup(self) -> None:
+        """Load the bundle, once in a process."""
+        self._scorer = shared_scorer(Bundle.load(self.bundle, self.project))
 
-    def expand(self, answered: beam.PCollection) -> beam.PCollection:
-        """Wire the stage."""
-        return answered | "Infer" >> beam.ParDo(_Infer(self.project, self.bundle, self.run))
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Score answered requests."""
+        made = predictions(self.project, self._scorer, element, time.time_ns() // 1_000)
+        METER.add(self.run, "predictions", made.num_rows)
+        yield made

@@ -29,8 +29,8 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
-from tidemill.pipelines.ingest.validate import POLLS, Validate
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
+from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -191,14 +191,18 @@ def wire(
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
     project, root, prefix = config.project, config.root, segment_prefix(segment)
-    valid = pipeline | Replay(project, replay) | Validate(project)
-    out = valid[POLLS] | Shard(project, config.shards) | Featurize(project, featurize)
+    valid = (
+        pipeline
+        | Replay(project, replay)
+        | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
+    )
+    out = valid["polls"] | Shard(project, config.shards) | Featurize(project, featurize)
     _ = (
         out[ANSWERS]
-        | Infer(project, bundle, featurize.run)
+        | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
         | "Predictions" >> WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix)
     )
-    _ = out[PUBLICATIONS] | Publish(
+    publish = Publish(
         project,
         root,
         config.online_store,
@@ -208,6 +212,7 @@ def wire(
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,
     )
+    _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     _ = (

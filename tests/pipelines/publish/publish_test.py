@@ -67,7 +67,11 @@ def publish(engine: str, root: Path, published: Releases, keep_log: bool = True)
     open_store(PROJECT, StorePlaces.below(root), clock="replay")
     elements = [pack_publications(*one) for one in published]
     pipeline, choice = pipeline_on(engine, streaming=False)
-    _ = pipeline | beam.Create(elements) | Publish(PROJECT, root, default_place(root), 2, keep_log)
+    _ = (
+        pipeline
+        | beam.Create(elements)
+        | beam.ParDo(Publish(PROJECT, root, default_place(root), 2, keep_log))
+    )
     run(pipeline, choice)
 
 
@@ -149,7 +153,7 @@ def test_a_bundle_is_one_write_with_each_entity_once_a_view(
     published = releases(1)
     bundles: list[int] = []
     writes: list[list[Parcel]] = []
-    finish_bundle = module._Publish.finish_bundle
+    finish_bundle = module.Publish.finish_bundle
 
     write = SqliteDatabase.publish
 
@@ -163,7 +167,7 @@ def test_a_bundle_is_one_write_with_each_entity_once_a_view(
         finish_bundle(self)
 
     monkeypatch.setattr(SqliteDatabase, "publish", written)
-    monkeypatch.setattr(module._Publish, "finish_bundle", counted)
+    monkeypatch.setattr(module.Publish, "finish_bundle", counted)
     publish("fnapi", tmp_path, published)
     assert sum(bundles) == len(published)
     assert max(bundles) > len(PROJECT.views) * 2, "several releases of a shard in one bundle"
