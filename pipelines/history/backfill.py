@@ -257,7 +257,7 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
             | beam.Reshuffle()
             | "ReadLog" >> beam.ParDo(_ReadLog(root))
         )
-        sharded = polls | Shard(project, config.shards)
+        sharded = polls | "Shard" >> beam.ParDo(Shard(project, config.shards))
         answers = (
             sharded
             | "Batches" >> beam.Filter(is_batches)
@@ -274,7 +274,8 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
             | beam.Flatten()
             | "GroupByRequests" >> beam.GroupByKey()
             | "TrainingRows" >> beam.ParDo(_TrainingRows(project, config.shards, root))
-            | WriteParquet(root / paths.TRAINING_TABLE, ("_partition", "_position"))
+            | "WriteTable"
+            >> beam.ParDo(WriteParquet(root / paths.TRAINING_TABLE, ("_partition", "_position")))
         )
         run(pipeline, choice)
         rows = sum(

@@ -238,9 +238,10 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
             | beam.Reshuffle()
             | beam.ParDo(Ingest(config, write_log)).with_outputs(REJECTED, main=COUNTS)
         )
-        _ = out[REJECTED] | "Rejected" >> WriteParquet(
+        write = WriteParquet(
             config.root / paths.REJECTED, ("stage", "stream", "partition", "position")
         )
+        _ = out[REJECTED] | "Rejected" >> beam.ParDo(write)
         _ = out[COUNTS] | "Counts" >> beam.Map(_write_counts, str(collected))
         run(pipeline, choice)
         counts = [read_json(path, dict, "run again") for path in sorted(collected.glob("*.json"))]

@@ -24,24 +24,9 @@ def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
 
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(str)
-class _Write(beam.DoFn):
-    def __init__(self, folder: Path, named_by: tuple[str, ...], prefix: str) -> None:
-        self._folder = folder
-        self._named_by = named_by
-        self._prefix = prefix
-
-    def process(self, element: pa.RecordBatch) -> Iterator[str]:
-        if element.num_rows:
-            first = [element.column(column)[0].as_py() for column in self._named_by]
-            digest = hashlib.sha256(repr((first, element.num_rows)).encode()).hexdigest()[:16]
-            name = "-".join([*(str(part) for part in first if isinstance(part, int)), digest])
-            rows = pa.Table.from_batches([element])
-            yield str(write_rows(self._folder, rows, self._prefix + name))
-
-
 @dataclass(eq=False)
-class WriteParquet(beam.PTransform):
-    """Record batches to one Parquet file each; gives the files' paths.
+class WriteParquet(beam.DoFn):
+    """Writes each record batch to a Parquet file of its own; gives the files' paths.
 
     A file is named by its first row, so a batch that the engine repeats replaces itself.
 
@@ -55,9 +40,11 @@ class WriteParquet(beam.PTransform):
     named_by: tuple[str, ...]
     prefix: str = ""
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        """Wire the stage."""
-        return batches | "Write" >> beam.ParDo(_Write(self.folder, self.named_by, self.prefix))
+    def process(self, element: pa.RecordBatch) -> Iterator[str]:
+        """Write a batch; an empty one makes no file."""
+        if element.num_rows:
+            first = [element.column(column)[0].as_py() for column in self.named_by]
+            digest = hashlib.sha256(repr((first, element.num_rows)).encode()).hexdigest()[:16]
+            name = "-".join([*(str(part) for part in first if isinstance(part, int)), digest])
+            rows = pa.Table.from_batches([element])
+            yield str(write_rows(self.folder, rows, self.prefix + name))

@@ -15,17 +15,16 @@ from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tidemill.features.definitions import FeatureView, Project
+from tidemill.features.definitions import Project
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
+from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import joined_by_shard, newest_per_entity
 from tidemill.pipelines.publish.store_writer import StoreWriter
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
-from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
@@ -44,7 +43,6 @@ class Publish(beam.DoFn):
         root: The run's folder.
         place: Where the online store is.
         shards: How many shards each view has.
-        keep_log: Keep every publication under ``root/publications`` too.
         changes: Whether the publications are every change point, and go on with the offline log.
         segment: The segment of the stream (`pipelines.recovery.handoff`) that publishes.
         run: Names the run (`pipelines.stream.featurize_options.FeaturizeOptions`) whose operators
@@ -57,7 +55,6 @@ class Publish(beam.DoFn):
     root: Path
     place: OnlinePlace
     shards: int
-    keep_log: bool = True
     changes: bool = False
     segment: int = 0
     run: str | None = None
@@ -95,12 +92,9 @@ class Publish(beam.DoFn):
                 append_changes(
                     self.project, self.root / paths.OFFLINE, self.shards, run, self.segment
                 )
-        if self.keep_log:
-            for run in news:
-                if run.rows.num_rows:
-                    view = self.project.views[run.view]
-                    named = named_publications(view, run.rows)
-                    self._write_log(view, run.shard, run.frontier_us, named)
+        for run in news:
+            if run.rows.num_rows:
+                self._write_log(run)
 
     def _parcel(self, run: Published) -> Parcel:
         view = self.project.views[run.view]
@@ -114,11 +108,9 @@ class Publish(beam.DoFn):
             frontier_us=run.frontier_us,
         )
 
-    def _write_log(
-        self, view: FeatureView, shard: int, frontier: int, rows: pa.RecordBatch
-    ) -> None:
-        folder = self.root / paths.PUBLICATIONS / view.name
+    def _write_log(self, run: Published) -> None:
+        view = self.project.views[run.view]
+        rows = pa.Table.from_batches([named_publications(view, run.rows)])
         # A shard publishes at a frontier once, so a bundle that is repeated replaces itself.
-        path = folder / f"{segment_prefix(self.segment)}{frontier:020d}-{shard:05d}.parquet"
-        with atomic_write(path) as unfinished:
-            pq.write_table(pa.Table.from_batches([rows]), unfinished)
+        name = f"{segment_prefix(self.segment)}{run.frontier_us:020d}-{run.shard:05d}"
+        write_rows(self.root / paths.PUBLICATIONS / view.name, rows, name)

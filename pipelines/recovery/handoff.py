@@ -31,8 +31,6 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.state_files import file_hashes
 from tidemill.serving.files.atomic_write import write_text
 
-Kind = Literal["backfill", "stop"]
-
 
 @dataclass(frozen=True)
 class Handoff:
@@ -51,7 +49,7 @@ class Handoff:
         files: File to the SHA-256 of its bytes.
     """
 
-    kind: Kind
+    kind: Literal["backfill", "stop"]
     as_of_us: int
     positions: Mapping[str, list[int]]
     views: Mapping[str, str]

@@ -63,8 +63,6 @@ CHUNK_ROWS: Final = 10_000
 STEP_ROWS: Final = 262_144
 """About how many rows of the log are read at once."""
 
-Positions = Mapping[str, list[int]]
-
 
 def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
     """Publish every entity again, as of the last release of each shard.

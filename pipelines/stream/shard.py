@@ -29,24 +29,8 @@ from tidemill.pipelines.stream.wire_format import encode_part
 
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(tuple[str, bytes])
-class _Shard(beam.DoFn):
-    def __init__(self, project: Project, shards: int) -> None:
-        self._project = project
-        self._shards = shards
-
-    def setup(self) -> None:
-        self._plans = {view.name: make_plan(view) for view in self._project.views}
-
-    def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
-        poll = Poll.decode(element)
-        for part in request_parts(self._project, poll):
-            yield ALL_REQUESTS, encode_part(part)
-        for view, shard, data in shard_poll(self._project, self._plans, self._shards, poll):
-            yield operator_key(self._project, view, shard, self._shards), data
-
-
 @dataclass(eq=False)
-class Shard(beam.PTransform):
+class Shard(beam.DoFn):
     """Encoded polls to what `pipelines.stream.featurize.Featurize` takes.
 
     Output: one element for each (view, shard), at its operator's key, and the requests of each
@@ -60,12 +44,17 @@ class Shard(beam.PTransform):
     project: Project
     shards: int
 
-    def __post_init__(self) -> None:
-        super().__init__()
+    def setup(self) -> None:
+        """Make the plans."""
+        self._plans = {view.name: make_plan(view) for view in self.project.views}
 
-    def expand(self, polls: beam.PCollection) -> beam.PCollection:
-        """Wire the stage."""
-        return polls | "Shard" >> beam.ParDo(_Shard(self.project, self.shards))
+    def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
+        """Shard a poll."""
+        poll = Poll.decode(element)
+        for part in request_parts(self.project, poll):
+            yield ALL_REQUESTS, encode_part(part)
+        for view, shard, data in shard_poll(self.project, self._plans, self.shards, poll):
+            yield operator_key(self.project, view, shard, self.shards), data
 
 
 def is_request(element: tuple[str, bytes]) -> bool:

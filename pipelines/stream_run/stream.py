@@ -196,11 +196,13 @@ def wire(
         | Replay(project, replay)
         | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
     )
-    out = valid["polls"] | Shard(project, config.shards) | Featurize(project, featurize)
+    sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
+    out = sharded | Featurize(project, featurize)
     _ = (
         out[ANSWERS]
         | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
-        | "Predictions" >> WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix)
+        | "Predictions"
+        >> beam.ParDo(WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix))
     )
     publish = Publish(
         project,
@@ -219,8 +221,12 @@ def wire(
         (valid[INVALID], unanswered)
         | "Rejected" >> beam.Flatten()
         | "WriteRejected"
-        >> WriteParquet(
-            root / paths.REJECTED_BY_STREAM, ("stage", "stream", "partition", "position"), prefix
+        >> beam.ParDo(
+            WriteParquet(
+                root / paths.REJECTED_BY_STREAM,
+                ("stage", "stream", "partition", "position"),
+                prefix,
+            )
         )
     )
 

@@ -31,7 +31,7 @@ def written(folder: Path) -> list[tuple[int, int]]:
 
 def write(engine: str, folder: Path, batches: list[pa.RecordBatch], *names: str) -> None:
     pipeline, choice = pipeline_on(engine, streaming=False)
-    _ = pipeline | beam.Create(batches) | WriteParquet(folder, names)
+    _ = pipeline | beam.Create(batches) | beam.ParDo(WriteParquet(folder, names))
     run(pipeline, choice)
 
 

@@ -63,14 +63,14 @@ def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Releases:
     return stream.releases
 
 
-def publish(engine: str, root: Path, published: Releases, keep_log: bool = True) -> None:
+def publish(engine: str, root: Path, published: Releases) -> None:
     open_store(PROJECT, StorePlaces.below(root), clock="replay")
     elements = [pack_publications(*one) for one in published]
     pipeline, choice = pipeline_on(engine, streaming=False)
     _ = (
         pipeline
         | beam.Create(elements)
-        | beam.ParDo(Publish(PROJECT, root, default_place(root), 2, keep_log))
+        | beam.ParDo(Publish(PROJECT, root, default_place(root), 2))
     )
     run(pipeline, choice)
 
@@ -315,8 +315,3 @@ def test_a_repeat_whose_entities_come_in_another_order_replaces_itself_too(tmp_p
     once = log_of(tmp_path, "cab")
     publish("fnapi", tmp_path, [(view, shard, replace(release, publications=backwards))])
     assert log_of(tmp_path, "cab") == once[::-1]
-
-
-def test_the_log_is_kept_only_where_it_is_wanted(tmp_path: Path) -> None:
-    publish("fnapi", tmp_path, releases(5, polls=2), keep_log=False)
-    assert not (tmp_path / "publications").exists()

@@ -86,7 +86,11 @@ def answers() -> dict[Any, Vector]:
 def of_polls(engine: str, polls: list[Poll], made: FeaturizeOptions, between: Any = None) -> None:
     """Run polls through a bounded pipeline; ``between`` disturbs what goes to the operators."""
     pipeline, choice = pipeline_on(engine, streaming=False)
-    sharded = pipeline | beam.Create([poll.encode() for poll in polls]) | Shard(PROJECT, SHARDS)
+    sharded = (
+        pipeline
+        | beam.Create([poll.encode() for poll in polls])
+        | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
+    )
     if between is not None:
         disturbed = beam.ParDo(between()).with_output_types(tuple[str, bytes])
         sharded = sharded | "Disturb" >> disturbed
@@ -108,7 +112,7 @@ def test_an_unbounded_replay_gives_the_answers_of_batch(engine: str, tmp_path: P
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(2)))
     source = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=20, speed=None)
     pipeline, choice = pipeline_on(engine, streaming=True)
-    sharded = pipeline | Replay(PROJECT, source) | Shard(PROJECT, SHARDS)
+    sharded = pipeline | Replay(PROJECT, source) | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
     collect(outputs(sharded | Featurize(PROJECT, options())))
     run(pipeline, choice)
     assert answers() == expected_vectors(PROJECT, rows)
@@ -201,7 +205,7 @@ def test_test_stream_wires_polls_to_answers() -> None:
         source.add_elements([poll.encode()])
     source.advance_watermark_to_infinity()
     pipeline, choice = pipeline_on("bundle", streaming=True)
-    sharded = pipeline | source | Shard(PROJECT, SHARDS)
+    sharded = pipeline | source | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
     collect(outputs(sharded | Featurize(PROJECT, options())))
     run(pipeline, choice)
     assert answers() == expected_vectors(PROJECT, rows)
@@ -348,7 +352,14 @@ def streamed(tmp_path: Path, seed: int, made: FeaturizeOptions) -> dict[str, lis
         source.add_elements([poll.encode()])
     source.advance_watermark_to_infinity()
     pipeline, choice = pipeline_on("bundle", streaming=True)
-    collect(outputs(pipeline | source | Shard(PROJECT, SHARDS) | Featurize(PROJECT, made)))
+    collect(
+        outputs(
+            pipeline
+            | source
+            | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
+            | Featurize(PROJECT, made)
+        )
+    )
     run(pipeline, choice)
     return rows
 

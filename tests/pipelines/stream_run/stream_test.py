@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,35 +156,20 @@ def test_an_eager_stream_answers_every_request_too(
     assert all(row["as_of__depot"] >= at[name] for name, row in predictions(config.root).items())
 
 
-class Lossy(beam.PTransform):
-    """`Shard`, and an engine that loses one of its elements of a kind."""
+@beam.typehints.with_input_types(bytes)
+@beam.typehints.with_output_types(tuple[str, bytes])
+class Lossy(Shard):
+    """`Shard`, and an engine that loses the element of a kind that has a number, counted here."""
 
     OF_KIND = staticmethod(is_batches)
     NUMBER = 0
-
-    def __init__(self, project: Any, shards: int) -> None:
-        super().__init__()
-        self._shard = Shard(project, shards)
-
-    def expand(self, polls: beam.PCollection) -> beam.PCollection:
-        lose = LoseOne(Lossy.NUMBER, Lossy.OF_KIND)
-        sharded = self._shard.expand(polls)
-        return sharded | "Lose" >> beam.ParDo(lose).with_output_types(tuple[str, bytes])
-
-
-class LoseOne(beam.DoFn):
-    """Loses the element of a kind that has this number, counted in this process."""
-
     SEEN = 0
 
-    def __init__(self, number: int, of_kind: Callable[[tuple[str, bytes]], bool]) -> None:
-        self._number = number
-        self._of_kind = of_kind
-
-    def process(self, element: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
-        LoseOne.SEEN += self._of_kind(element)
-        if not self._of_kind(element) or self._number != LoseOne.SEEN:
-            yield element
+    def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
+        for sharded in super().process(element):
+            Lossy.SEEN += Lossy.OF_KIND(sharded)
+            if not Lossy.OF_KIND(sharded) or Lossy.NUMBER != Lossy.SEEN:
+                yield sharded
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -196,7 +181,7 @@ def test_a_run_whose_engine_lost_an_element_fails(
     monkeypatch.setattr(module, "Shard", Lossy)
     monkeypatch.setattr(Lossy, "OF_KIND", staticmethod(kind))
     monkeypatch.setattr(Lossy, "NUMBER", 3)
-    LoseOne.SEEN = 0
+    Lossy.SEEN = 0
     with pytest.raises(SequenceError, match=r"requests went in, .* lost or doubled batches"):
         stream(config, QuietProgress(), engine=engine)
 
@@ -208,7 +193,7 @@ def test_a_gap_fails_the_job_and_says_where(
     monkeypatch.setattr(module, "Shard", Lossy)
     monkeypatch.setattr(Lossy, "OF_KIND", staticmethod(is_batches))
     monkeypatch.setattr(Lossy, "NUMBER", 1)
-    LoseOne.SEEN = 0
+    Lossy.SEEN = 0
     hasty = replace(config, stream=replace(config.stream, gap_batches=1))
     with pytest.raises(Exception, match=r"depot shard 0 of 2: positions .* never came"):
         stream(hasty, QuietProgress(), engine=engine)
