@@ -1,7 +1,7 @@
-"""The one place where PipelineOptions are made.
+"""The only module that makes PipelineOptions.
 
-No other module parses a flag or builds options. Beam reads ``sys.argv``, ``tidemill``'s own command
-line, when it is given no arguments: here it is always given a list.
+Given no arguments, Beam would parse ``sys.argv``, which is ``tidemill``'s own command line. So this
+module always passes a list.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def stream_engine(configured: str | None, named: str | None = None) -> EngineChoice:
-    """Choose the engine of a stream: the one ``named`` by the caller goes before ``configured``.
+    """Choose the engine of a stream: ``named`` if it is given, else ``configured``.
 
     Raises:
         UnknownEngine: There is no such engine.
-        PrismMissing: It is Prism, and Prism is not built.
+        PrismMissing: The engine is Prism, and its binary is not built.
     """
     return choose_engine(named or configured, streaming=True)
 
@@ -30,10 +30,10 @@ def pipeline_options(project: str, choice: EngineChoice, step: str) -> PipelineO
     Args:
         project: The project's name, for the job's name.
         choice: The engine.
-        step: What the pipeline does, for the job's name: lower-case letters, digits, dashes.
+        step: The end of the job's name: lower-case letters, digits and dashes.
     """
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    # Dataflow takes letters, digits and dashes in a job's name; a project's has underscores.
+    # Dataflow allows only letters, digits and dashes; the project's name may have underscores.
     name = project.replace("_", "-")
     return PipelineOptions([*engine_options(choice), f"--job_name=tidemill-{name}-{step}"])

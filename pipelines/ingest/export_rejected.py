@@ -1,4 +1,4 @@
-"""Rejected records out: to files that a person can edit."""
+"""Export rejected records to files that the user can edit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tidemill.serving.files.atomic_write import atomic_write
 def export(
     config: Configuration, progress: Progress, found: Mapping[str, Record]
 ) -> dict[str, Any]:
-    """Write rejected records for a person to mend; see `pipelines.ingest.replay_rejected`."""
+    """Write the rejected records of each source; see `pipelines.ingest.replay_rejected`."""
     folder = config.root / paths.REJECTED / paths.EXPORT
     figures: dict[str, Any] = {}
     with progress.stage("export rejected", total=len(found), unit="records") as stage:
@@ -57,7 +57,7 @@ def _line(key: str, record: Record, files: SourceFiles) -> str:
 
 
 def _write_kept_apart(path: Path, text: str, progress: Progress) -> Path:
-    """Write a text, whole or not at all; keep what else stood there beside it."""
+    """Write a text atomically; first rename an existing file with other content."""
     if path.exists() and path.read_bytes() != text.encode():
         number = 1
         while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():

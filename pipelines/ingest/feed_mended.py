@@ -1,4 +1,4 @@
-"""Mended records in: judged, kept, and taken out of the rejected ones."""
+"""Read mended records in: judge them, keep the good ones, remove these from the rejected ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tidemill.pipelines.run.progress import Progress
 def feed(
     config: Configuration, progress: Progress, found: Mapping[str, Record], path: Path
 ) -> dict[str, Any]:
-    """Feed a mended file in; see `pipelines.ingest.replay_rejected`."""
+    """Read a mended file in; see `pipelines.ingest.replay_rejected`."""
     lines = read_lines(path, config.sources)
     before = {
         name: {one.record: one for replay in read_mended(config.root, name) for one in replay}

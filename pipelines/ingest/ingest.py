@@ -1,12 +1,12 @@
-"""Ingest: raw files to the accepted log and rejected records, on Beam.
+"""Ingest: raw files to the log and the rejected records, on Beam.
 
-A source with a ``received`` column is a log: its files are partitions, their order is the order of
-arrival, and rows that come too late or lie ahead are rejected there, once. A source without one is
-history read as a table: it has no order of arrival, so nothing in it is late; its log is sorted by
-time and id.
+A source with a ``received`` column is a log: each file is a partition, its rows are in order of
+arrival, and ingest rejects the rows that come too late or too far ahead. A source without one is
+history read as a table: it has no order of arrival, so no row is late; its log is sorted by time
+and id.
 
-Rejected records that were mended (`pipelines.ingest.repaired_records`) stand in the log after the
-rows of the files, and are counted as mended: ``read = kept + dropped + rejected + mended``.
+Rejected records that were mended (`pipelines.ingest.repaired_records`) follow the rows of the files
+in the log: ``read = kept + dropped + rejected + mended``.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ COUNTS: Final = "counts"
 
 @dataclass(frozen=True)
 class LogPartition:
-    """A partition of a source's log, ready to be written.
+    """A partition of a source's log.
 
     Attributes:
-        partition: Its number.
+        partition: The partition's number.
         rows: The declared columns, in order of arrival.
-        received_us: int64, ``(rows,)``: when each arrived.
+        received_us: int64, ``(rows,)``: when each row arrived.
     """
 
     partition: int
@@ -70,11 +70,11 @@ def log_partitions(
 
     Args:
         definition: The stream or request.
-        source: With a ``received`` column, files are partitions in order of arrival; without,
-            the rows are sorted by time and id and dealt to ``source.partitions`` by their id.
+        source: With a ``received`` column each file is a partition. Without one the rows are sorted
+            by time and id, and the hash of the id chooses among ``source.partitions``.
         batches: The accepted rows.
-        until_us: Rows received from then on are left out; None keeps all.
-        mended: Partitions to come after them: rows, and when each arrived.
+        until_us: Leave out rows received at or after this instant; None keeps all.
+        mended: Partitions to add: rows, and when each row arrived.
     """
     parts = list(_ordered(definition, source, batches))
     parts += [LogPartition(number, *part) for number, part in enumerate(mended, start=len(parts))]
@@ -93,7 +93,7 @@ def _ordered(
     batches = list(batches)
     kept = [batch for batch in batches if batch.batch.num_rows]
     if source.received is not None:
-        # A file of which every row was rejected is a partition too.
+        # A file is a partition also if all its rows were rejected.
         for partition in range(max((b.partition for b in batches), default=0) + 1):
             rows = pa.Table.from_batches(
                 [b.batch for b in kept if b.partition == partition], schema=schema
@@ -119,13 +119,13 @@ def _ordered(
 
 @dataclass(frozen=True, eq=False)
 class SourceRead:
-    """A source, read whole.
+    """All rows of a source.
 
     Attributes:
-        parts: The partitions of its log, mended records included.
-        rejected: Its rejected records.
-        counts: What became of the rows of its files.
-        mended: How many rejected rows stand in the log as mended.
+        parts: The partitions of the log, mended records included.
+        rejected: The rejected records.
+        counts: How many rows of the files were kept, dropped and rejected.
+        mended: How many rejected records are replaced by mended ones.
     """
 
     parts: list[LogPartition]
@@ -177,14 +177,14 @@ class Ingest(beam.DoFn):
 
     Attributes:
         config: The configuration.
-        write_log: Write the log; else only validate.
+        write_log: Whether to write the log; else the source is only validated.
     """
 
     config: Configuration
     write_log: bool = True
 
     def process(self, name: str) -> Iterator[Any]:
-        """Ingest the source of a name."""
+        """Ingest the source with this name."""
         found = read_log(self.config, name)
         reasons: Counter[str] = Counter()
         for batch in found.rejected:
@@ -208,19 +208,19 @@ class Ingest(beam.DoFn):
 
 
 def ingest(config: Configuration, progress: Progress, write_log: bool = True) -> dict[str, Any]:
-    """Read all sources into the log and the rejected records.
+    """Read all sources; write the log and the rejected records.
 
     Args:
         config: The configuration.
         progress: Where progress is shown.
-        write_log: Write the log; else only validate, and write the rejected records.
+        write_log: Whether to write the log, too.
 
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason.
     """
     if write_log:
         shutil.rmtree(config.root / paths.LOG, ignore_errors=True)
-    # Only these: what was exported from there to be mended is a person's work.
+    # The folder also holds exported files that the user may have edited: keep them.
     for stale in (config.root / paths.REJECTED).glob("*.parquet"):
         stale.unlink()
     choice = choose_engine(None, streaming=False)

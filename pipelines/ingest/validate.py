@@ -1,7 +1,7 @@
-"""Validate: polls to polls of valid rows, and rejected records.
+"""Validate: split polls into polls of valid rows and rejected records.
 
-`validated_poll` decides, `Validate` wires. A poll keeps its positions and watermarks whatever
-becomes of its rows: a row that is rejected leaves a hole, not a gap.
+A poll keeps its positions and watermarks when rows are rejected, so a rejected row is not a gap in
+the sequence.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def definition_of(project: Project, source: str) -> EventStream | Request:
 
 
 def required_of(project: Project, definition: EventStream | Request) -> tuple[str, ...]:
-    """Return the columns of a source in which no row may be null."""
+    """Return the columns of a source that may not be null."""
     if isinstance(definition, Request):
         return definition.required
     return project.required_columns(definition)
 
 
 def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBatch]]:
-    """Judge the rows of a poll against the declared schemas.
+    """Validate the rows of a poll against the declared schemas.
 
     Args:
         project: The project.
-        poll: What a source read: any columns, ``_position`` and ``_received``.
+        poll: Rows with any columns, ``_position`` and ``_received``.
 
     Returns:
-        The poll with the rows that are valid, and the others as rejected records
+        The poll with its valid rows; and the other rows as rejected records
         (`features.rows.rejected.SCHEMA`) whose payload is the row as JSON.
     """
     parts: list[PollPart] = []
@@ -87,7 +87,7 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
 @beam.typehints.with_output_types(bytes, **{REJECTED: pa.RecordBatch})
 @dataclass(eq=False)
 class Validate(beam.DoFn):
-    """Encoded polls to polls of valid rows, and at `REJECTED` to record batches.
+    """Turns encoded polls into polls of valid rows, and record batches with the tag `REJECTED`.
 
     Attributes:
         project: The project.

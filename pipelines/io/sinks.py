@@ -1,4 +1,4 @@
-"""Sink: record batches to Parquet files, whole or not at all, and the same ones if repeated."""
+"""Record batches to Parquet files, each written atomically; a repeat writes the same file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidemill.serving.files.atomic_write import atomic_write
 
 
 def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
-    """Write a table to ``folder/name.parquet``, whole or not at all."""
+    """Write a table to ``folder/name.parquet`` atomically."""
     path = folder / f"{name}.parquet"
     with atomic_write(path) as unfinished:
         pq.write_table(rows, unfinished)
@@ -26,14 +26,14 @@ def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
 @beam.typehints.with_output_types(str)
 @dataclass(eq=False)
 class WriteParquet(beam.DoFn):
-    """Writes each record batch to a Parquet file of its own; gives the files' paths.
+    """Writes each record batch to a Parquet file; emits the path.
 
-    A file is named by its first row, so a batch that the engine repeats replaces itself.
+    The first row names the file, so a repeated batch replaces its own file.
 
     Attributes:
-        folder: Where to.
-        named_by: Columns that tell batches apart by their first row.
-        prefix: How the files' names begin.
+        folder: The folder of the files.
+        named_by: Columns whose values in the first row tell batches apart.
+        prefix: The beginning of the files' names.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class WriteParquet(beam.DoFn):
     prefix: str = ""
 
     def process(self, element: pa.RecordBatch) -> Iterator[str]:
-        """Write a batch; an empty one makes no file."""
+        """Write a batch, unless it is empty."""
         if element.num_rows:
             first = [element.column(column)[0].as_py() for column in self.named_by]
             digest = hashlib.sha256(repr((first, element.num_rows)).encode()).hexdigest()[:16]

@@ -1,10 +1,10 @@
-"""Publish: what the kernel published goes to the online store and to the offline log.
+"""Publish: write the kernel's publications to the online store and to the offline log.
 
-Per bundle there is one write: of each (view, shard) the newest publication of every entity,
-together with the newest frontier. The store orders writes by itself, so a repeated bundle does no
-harm. One that overtook the bundle before it is refused (`LostPublications`), as is one that comes
-to a store that has lost writes: its frontier would say that what is missing is there. What then
-happens, and when the store is away, stands in `pipelines.publish.store_writer`.
+A bundle makes one write: for each (view, shard) the newest publication of every entity, and the
+newest frontier. The store orders writes itself, so a repeated bundle changes nothing. The store
+refuses a bundle that comes before its predecessor, or after lost writes (`LostPublications`),
+because the new frontier would claim that the missing rows are there.
+`pipelines.publish.store_writer` handles this, and a store that is away.
 """
 
 from __future__ import annotations
@@ -36,18 +36,17 @@ from tidemill.serving.stores.online_places import OnlinePlace
 @beam.typehints.with_output_types(str)
 @dataclass(eq=False)
 class Publish(beam.DoFn):
-    """Publications (`Featurize`'s output of that name) to the online store and the offline log.
+    """Writes publications (an output of `Featurize`) to the online store and the offline log.
 
     Attributes:
         project: The project; it must be registered in the store.
         root: The run's folder.
-        place: Where the online store is.
-        shards: How many shards each view has.
-        changes: Whether the publications are every change point, and go on with the offline log.
-        segment: The segment of the stream (`pipelines.recovery.handoff`) that publishes.
-        run: Names the run (`pipelines.stream.featurize_options.FeaturizeOptions`) whose operators
-            can publish a whole shard again where the store has lost writes; None where there are
-            none.
+        place: The place of the online store.
+        shards: The number of shards of each view.
+        changes: Whether the publications are every change point and continue the offline log.
+        segment: The segment of the stream (`pipelines.recovery.handoff`).
+        run: The run's name (`pipelines.stream.featurize_options.FeaturizeOptions`); the operators
+            of this run can publish a whole shard again. None if there are no operators.
         give_up_after_us: How long the store may be away before the bundle fails.
     """
 
@@ -74,12 +73,12 @@ class Publish(beam.DoFn):
         self._bundle: list[Published] = []
 
     def process(self, element: bytes) -> Iterator[str]:
-        """Take what a release published."""
+        """Collect the publications of a release."""
         self._bundle.append(unpack_publications(element, self.project))
         yield from ()
 
     def finish_bundle(self) -> None:
-        """Publish what the bundle brought."""
+        """Publish the bundle."""
         bundle, self._bundle = self._bundle, []
         runs = joined_by_shard(bundle)
         if runs:
@@ -111,6 +110,6 @@ class Publish(beam.DoFn):
     def _write_log(self, run: Published) -> None:
         view = self.project.views[run.view]
         rows = pa.Table.from_batches([named_publications(view, run.rows)])
-        # A shard publishes at a frontier once, so a bundle that is repeated replaces itself.
+        # A shard publishes at a frontier once, so a repeated bundle replaces its own file.
         name = f"{segment_prefix(self.segment)}{run.frontier_us:020d}-{run.shard:05d}"
         write_rows(self.root / paths.PUBLICATIONS / view.name, rows, name)

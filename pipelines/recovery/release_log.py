@@ -1,4 +1,4 @@
-"""Releases on disk: the evidence that a stream leaves of every step of its operators."""
+"""The release log on disk: evidence of every release of the stream's operators."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tidemill.serving.files.atomic_write import write_text
 @beam.typehints.with_input_types(str)
 @beam.typehints.with_output_types(str)
 class WriteReleases(beam.DoFn):
-    """Writes releases (JSON texts), one per line, to a file per bundle: whole or not at all.
+    """Writes releases (JSON texts), one a line, to a file for each bundle, atomically.
 
     Args:
-        folder: Where to.
-        prefix: How the files' names begin.
+        folder: The folder of the files.
+        prefix: The beginning of the files' names.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
@@ -47,12 +47,12 @@ class WriteReleases(beam.DoFn):
 
 
 def read_releases(root: Path) -> list[dict[str, Any]]:
-    """Read the evidence of a stream: one entry per release, by view, shard and number.
+    """Read the evidence of a stream, sorted by view, shard and number.
 
-    A release that the engine repeated stands once.
+    A release that the engine repeated occurs once.
 
     Raises:
-        StateVersionError: An entry has a version that is not read.
+        StateVersionError: The version of an entry is not supported.
     """
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
     for path in sorted((root / paths.RELEASES).glob("*.jsonl")):

@@ -1,6 +1,6 @@
-"""Infer: answered requests to predictions with a bundle.
+"""Infer: answered requests to predictions, with a bundle.
 
-`predictions` is the plain function; the transform loads one scorer per process.
+`predictions` is a plain function; `Infer` loads one scorer for each process.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def predictions(
         created_us: The wall clock, for the predictions' stamps.
 
     Returns:
-        One prediction per request, ``(rows,)``: ids and times, the instant and release that each
-        view answered from, the values used, the score and what its bytes depend on.
+        One prediction for each request, ``(rows,)``: ids and times, the instant and release of each
+        view's answer, the feature values, the score, and the versions that the score depends on.
     """
     rows = answered.num_rows
     request = project.request
@@ -87,12 +87,12 @@ def predictions(
 @beam.typehints.with_output_types(pa.RecordBatch)
 @dataclass(eq=False)
 class Infer(beam.DoFn):
-    """Answered record batches to predictions.
+    """Turns answered record batches into predictions.
 
     Attributes:
         project: The project.
         bundle: The bundle's folder.
-        run: Names the run, for its meter.
+        run: The run's name, for its meter.
     """
 
     project: Project
@@ -100,7 +100,7 @@ class Infer(beam.DoFn):
     run: str = ""
 
     def setup(self) -> None:
-        """Load the bundle, once in a process."""
+        """Load the bundle; the scorer is shared in the process."""
         self._scorer = shared_scorer(Bundle.load(self.bundle, self.project))
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""Shard: polls to one element per (view, shard), prepared for the kernel, and their wiring."""
+"""Shard: polls to one element for each (view, shard), with rows prepared for the kernel."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tidemill.pipelines.stream.wire_format import encode_part
 @beam.typehints.with_output_types(tuple[str, bytes])
 @dataclass(eq=False)
 class Shard(beam.DoFn):
-    """Encoded polls to what `pipelines.stream.featurize.Featurize` takes.
+    """Turns encoded polls into the input of `pipelines.stream.featurize.Featurize`.
 
-    Output: one element for each (view, shard), at its operator's key, and the requests of each
-    partition, at the key `ALL_REQUESTS`.
+    Output: one element for each (view, shard), with its operator's key; and the requests of each
+    partition, with the key `ALL_REQUESTS`.
 
     Attributes:
         project: The project.
@@ -58,7 +58,7 @@ class Shard(beam.DoFn):
 
 
 def is_request(element: tuple[str, bytes]) -> bool:
-    """Tell whether an element holds requests, and not batches of an operator."""
+    """Tell whether an element holds requests."""
     return element[0] == ALL_REQUESTS
 
 
@@ -79,7 +79,7 @@ def shard_poll(
         poll: The poll.
 
     Yields:
-        The view's place in the project, the shard, and the bytes of its sequenced batches.
+        The view's index in the project, the shard, and its encoded sequenced batches.
     """
     digests = {
         (part.source, part.partition): hashing.digest_rows(
@@ -127,7 +127,7 @@ def shard_poll(
 
 
 def request_parts(project: Project, poll: Poll) -> Iterator[RequestPart]:
-    """Give the requests of a poll, for the stage where answers meet."""
+    """Yield the requests of a poll, for the joining stage."""
     for part in poll.parts:
         if part.source == project.request.name and part.rows is not None:
             rows = part.rows.select([*project.request.schema, POSITION, RECEIVED])

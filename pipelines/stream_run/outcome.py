@@ -1,4 +1,4 @@
-"""What a run of the stream left on disk, counted."""
+"""Counts of the files that a run of the stream leaves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _rows(folder: Path) -> int:
 
 
 def count_outcome(root: Path, request: str) -> dict[str, Any]:
-    """Count what a run of the stream left on disk.
+    """Count the output of a run of the stream.
 
     Args:
         root: The run's folder.
@@ -60,13 +60,13 @@ def count_outcome(root: Path, request: str) -> dict[str, Any]:
 
 
 def _read(folder: Path, columns: list[str]) -> pa.Table | None:
-    """Read columns of all Parquet files in a folder; None when there is none."""
+    """Read columns of all Parquet files in a folder; None if there are none."""
     parts = [read_table(path, _MEND, columns=columns) for path in folder.glob("*.parquet")]
     return pa.concat_tables(parts) if parts else None
 
 
 def _doubled(folder: Path) -> int:
-    """Count the predictions that are not the first for their request."""
+    """Count the second and further predictions for a request."""
     places = _read(folder, ["partition", "position"])
     if places is None:
         return 0
@@ -74,7 +74,7 @@ def _doubled(folder: Path) -> int:
 
 
 def _latency(folder: Path) -> dict[str, float]:
-    """Return quantiles of the wall time from a poll to its predictions, in milliseconds."""
+    """Return quantiles of the wall time from poll to prediction, in milliseconds."""
     table = _read(folder, ["sent_us", "created_us"])
     if table is None:
         return {}

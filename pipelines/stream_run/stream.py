@@ -1,9 +1,10 @@
-"""Stream: replay the log from the handed-over state; features, publications, predictions.
+"""Stream: replay the log from the handed-over state; compute features, publish, predict.
 
-The same definitions, kernel and transform graph as in batch. The engine only carries batches: what
-is counted here at the end (requests in, predictions out, every release) does not rest on it.
+The stream uses the same definitions, kernel and transform graph as the batch stages. At the end it
+counts requests and predictions from the files, so it detects an engine that loses or doubles
+elements.
 
-A stream may stop at a savepoint and go on from there, in segments (`pipelines.recovery.resume`).
+A stream may stop at a savepoint and continue from there, in segments (`pipelines.recovery.resume`).
 """
 
 from __future__ import annotations
@@ -83,25 +84,25 @@ def stream(
     until_us: int | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Replay everything received between the evaluation's end and the stream's end, or a part.
+    """Replay the rows received between the evaluation's end and the stream's, or a part of them.
 
     Args:
         config: The configuration; its root holds log, handed-over state and bundle.
-        progress: Where progress is shown.
-        speed: Times real time; None for as fast as possible.
+        progress: Shows progress.
+        speed: How many times faster than real time; None for the configured speed.
         engine: ``fnapi`` or ``prism``; None for the configured one.
-        mode: ``exact`` or ``eager``; None for the configured one, or what is gone on with.
-        until_us: Stop before what was received from this instant on, and keep the operators'
-            states; None to go on to the stream's end.
-        resume: Go on from the last savepoint instead of starting over.
+        mode: ``exact`` or ``eager``; None for the configured one or, with ``resume``, the stream's.
+        until_us: Stop at a savepoint before the rows received at or after this instant; None to run
+            to the stream's end.
+        resume: Continue from the last savepoint instead of starting over.
 
     Returns:
         Counts since the stream began, figures, and the engine with the reason for it.
 
     Raises:
-        StateMismatch: The states are of other definitions, or there is nothing to go on from.
+        StateMismatch: The states are of other definitions, or there is no savepoint.
         InputError: ``until_us`` is not between the start and the stream's end.
-        SequenceError: Requests got lost between log and predictions.
+        SequenceError: The numbers of requests and predictions do not match.
     """
     project, root = config.project, config.root
     start = (next_start if resume else first_start)(config, mode)
@@ -234,7 +235,7 @@ def wire(
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(pa.RecordBatch)
 class _Reject(beam.DoFn):
-    """Turns requests that were not answered into rejected records."""
+    """Turns given-up requests into rejected records."""
 
     def __init__(self, request: str) -> None:
         self._request = request
@@ -259,7 +260,7 @@ class _Reject(beam.DoFn):
 
 @contextmanager
 def _watched(run_name: str, stage: Any) -> Iterator[None]:
-    """Show a run's predictions while it goes on."""
+    """Show the number of predictions while the block runs."""
     done = threading.Event()
 
     def watch() -> None:
