@@ -82,8 +82,8 @@ class EngineChoice:
         """Refuse a Prism without a binary, or a binary without Prism."""
         if (self.engine is Engine.PRISM) != (self.prism is not None):
             raise ValueError(
-                f"engine {self.engine.value!r} with prism={self.prism!r}: the path of the binary "
-                "goes with the engine 'prism' and with no other"
+                f"engine {self.engine.value!r} with prism={self.prism!r}: give the path of the "
+                "binary with the engine 'prism', and with no other"
             )
 
     @property

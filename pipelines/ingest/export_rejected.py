@@ -35,9 +35,9 @@ def export(
             stage.advance(len(lines))
     if figures:
         progress.say(
-            f"Edit the payloads in {folder}, one JSON object a line; lines that you do not mend "
-            "may stay or go. Then, for each file: tidemill replay-rejected --mended FILE; and then "
-            "tidemill backfill, which computes the features anew."
+            f"Edit the payloads in {folder}, one JSON object a line; lines that you do not edit "
+            "may be deleted. Then, for each file: tidemill replay-rejected --mended FILE; and then "
+            "tidemill backfill, which computes the features again."
         )
     else:
         progress.say(f"Nothing is rejected in {config.root}: there is nothing to mend.")
@@ -63,7 +63,7 @@ def _write_kept_apart(path: Path, text: str, progress: Progress) -> Path:
         while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():
             number += 1
         path.replace(kept)
-        progress.say(f"{path.name} stood there with other content: it is now {kept.name}")
+        progress.say(f"{path.name} had other content: it was renamed to {kept.name}")
     with atomic_write(path) as unfinished:
         unfinished.write_bytes(text.encode())
     return path

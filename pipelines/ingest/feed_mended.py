@@ -47,7 +47,7 @@ def feed(
             figures[name] = _feed_source(config, name, given, found)
             stage.advance(len(given))
     if any(figure["accepted"] or figure["dropped"] for figure in figures.values()):
-        progress.say("Now run tidemill backfill, which computes the features anew.")
+        progress.say("Now run tidemill backfill, which computes the features again.")
     return figures
 
 
@@ -55,7 +55,7 @@ def _check_mended_before(line: MendedLine, before: Mapping[str, Mended]) -> None
     if line.record not in before:
         raise InputError(
             f"{line.origin}: record {line.record} of {line.stream!r} is not rejected; its source "
-            "may have been read again since it was exported. Export anew: tidemill replay-rejected"
+            "may have been read again since the export. Export again: tidemill replay-rejected"
         )
     if line.payload != before[line.record].payload:
         raise InputError(

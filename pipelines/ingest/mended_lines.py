@@ -42,8 +42,8 @@ def read_lines(path: Path, sources: Collection[str]) -> list[MendedLine]:
         line = _read_line(text, where, sources)
         if line.record in lines:
             raise InputError(
-                f"{where}: record {line.record} stands in {lines[line.record].origin} too; keep "
-                "one of the two lines"
+                f"{where}: record {line.record} is also in {lines[line.record].origin}; keep one "
+                "of the two lines"
             )
         lines[line.record] = line
     return list(lines.values())
@@ -54,7 +54,7 @@ def _read_line(text: bytes, where: str, sources: Collection[str]) -> MendedLine:
         line = json.loads(text)
     except ValueError as error:
         raise InputError(
-            f"{where}: is no JSON ({error}); expected one object a line, as it was exported. In a "
+            f"{where}: is not JSON ({error}); expected one object a line, as it was exported. In a "
             'JSON text a quote is written as \\" and a backslash as \\\\'
         ) from error
     if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in _KEYS):

@@ -57,9 +57,8 @@ class SourceFiles:
     def _path(self, partition: int) -> Path:
         if partition >= len(self._paths):
             raise InputError(
-                f"source {self._source.name!r} has {len(self._paths)} files, and rejected records "
-                f"of a file {partition + 1}: the source has changed. Read it again: tidemill "
-                "backfill"
+                f"source {self._source.name!r} has {len(self._paths)} files, but rejected records "
+                f"of file {partition + 1}: the source has changed. Read it again: tidemill backfill"
             )
         return self._paths[partition]
 

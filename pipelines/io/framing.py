@@ -142,7 +142,7 @@ def unframe(
         )
     checksum = zlib.crc32(view[_HEADER_BYTES:], zlib.crc32(view[: _PREFIX.size]))
     if (checksum,) != _CHECKSUM.unpack_from(view, _PREFIX.size):
-        raise DamagedState(f"{what}: its checksum does not fit, so it was damaged; {remedy}")
+        raise DamagedState(f"{what}: its checksum does not match, so it was damaged; {remedy}")
     allowed = (kinds,) if isinstance(kinds, Kind) else kinds
     if number not in allowed:
         found = Kind(number).name if number in set(Kind) else f"number {number}"
@@ -169,7 +169,7 @@ def _unframed(view: memoryview, what: str, remedy: str) -> DamagedState | StateV
     if not len(view):
         return DamagedState(f"{what}: is empty; {remedy}")
     return DamagedState(
-        f"{what}: does not begin as Tidemill's data do but with {bytes(view[:8])!r}; {remedy}"
+        f"{what}: does not begin as data of Tidemill but with {bytes(view[:8])!r}; {remedy}"
     )
 
 

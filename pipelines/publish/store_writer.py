@@ -121,8 +121,8 @@ def retry_while_unavailable(
     except StoreUnavailable as error:
         raise StoreUnavailable(
             f"{error} (given up after {give_up_after_us / SECOND:g} s: "
-            "online_store.give_up_after); once the store takes writes again, go on from the last "
-            "states: `tidemill stream --resume`"
+            "online_store.give_up_after); once the store takes writes again, continue from the "
+            "last states: `tidemill stream --resume`"
         ) from error
     OUTAGES.over(store)
     return result
@@ -206,7 +206,9 @@ class StoreWriter:
         except NoKeySpace as error:
             if not self._can_mend(parcel):
                 raise
-            _log.warning("the online store was emptied; its key spaces are made again: %s", error)
+            _log.warning(
+                "the online store was emptied; its key spaces are created again: %s", error
+            )
             spaces = [KeySpace.of(self.project.name, view) for view in self.project.views]
             self.database.create(spaces)
             self.database.publish([parcel])
@@ -215,7 +217,7 @@ class StoreWriter:
         view, shard = parcel.space.view, parcel.shard
         if self.run is not None and LOST_WRITES.close(self.run, view, shard):
             _log.warning(
-                "%s, key space %s, shard %d: the writes that it had lost are there again",
+                "%s, key space %s, shard %d: the lost writes are repaired",
                 self.database.name,
                 parcel.space.name,
                 shard,

@@ -102,7 +102,7 @@ def _read(path: Path, form: _Format) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DamagedState(f"{path} is not JSON ({error}); {form.remedy}") from None
     if not isinstance(stored, dict):
-        raise DamagedState(f"{path} is no JSON object; {form.remedy}")
+        raise DamagedState(f"{path} is not a JSON object; {form.remedy}")
     found = stored.pop("format", None), stored.pop("version", None)
     if found == (None, None) and stored.keys() & form.fields:
         raise StateVersionError(
@@ -117,7 +117,7 @@ def _read(path: Path, form: _Format) -> dict[str, Any]:
     checksum = stored.pop("checksum", None)
     if checksum != _checksum(stored) or stored.keys() != form.fields:
         raise DamagedState(
-            f"{path} is not what was written: its checksum does not fit; {form.remedy}"
+            f"{path} was changed after it was written: its checksum does not match; {form.remedy}"
         )
     return stored
 
@@ -181,10 +181,10 @@ def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int)
     found = file_hashes(folder)
     for name, written in handoff.files.items():
         if found.get(name) != written:
-            what = "is missing" if name not in found else "is not what was written"
+            what = "is missing" if name not in found else "was changed after it was written"
             raise StateMismatch(
-                f"{folder / name} {what}; bring the folder back whole, or run `tidemill backfill` "
-                "again and the stream from its beginning"
+                f"{folder / name} {what}; restore the folder, or run `tidemill backfill` again and "
+                "the stream from its beginning"
             )
 
 

@@ -119,7 +119,7 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         if all(shown.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
             return False
         progress.say(
-            "the online store has lost writes since the last releases; all is published again"
+            "the online store has lost writes since the last releases; publishing everything again"
         )
         republish(config, progress)
         return True
@@ -277,8 +277,8 @@ def bring_forward(
     numbers = [entry["number"] for entry in ahead]
     if numbers != list(range(operator.number + 1, operator.number + 1 + len(ahead))):
         raise StateMismatch(
-            f"{operator.key}: the evidence has releases {numbers[:3]}... after "
-            f"{operator.number}, with gaps; nobody can say what was published: run "
+            f"{operator.key}: the release log has releases {numbers[:3]}... after "
+            f"{operator.number}, with gaps, so it is unknown what was published: run "
             "`tidemill stream` again"
         )
     if not ahead:

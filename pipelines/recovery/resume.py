@@ -94,18 +94,18 @@ def next_start(config: Configuration, mode: str | None) -> Start:
     run = StreamRun.read(root)
     if run is None or run.began != read_record(root / paths.STATES).id:
         raise StateMismatch(
-            f"there is no stream in {root} to go on with, or a backfill has replaced the states "
-            "that it began with; run `tidemill stream` without --resume"
+            f"there is no stream in {root} to resume, or a backfill has replaced the states that "
+            "it began with; run `tidemill stream` without --resume"
         )
     if run.ended:
         raise StateMismatch(
-            f"the stream in {root} has ended: nothing is left to go on with; run "
-            "`tidemill stream` without --resume to start over"
+            f"the stream in {root} has ended and cannot be resumed; run `tidemill stream` without "
+            "--resume to start over"
         )
     if mode is not None and mode != run.mode:
         raise StateMismatch(
-            f"the stream was begun in mode {run.mode!r}, and its states are of that mode: go on "
-            "with it, or start over"
+            f"the stream was begun in mode {run.mode!r}, and its states are of that mode: resume "
+            "in it, or start over"
         )
     folder, handoff = last_states(root)
     return Start(folder, _checked(config, folder, handoff), run, resumes=True)
@@ -145,7 +145,7 @@ def check_positions(start: Start, replayed: ReplayLog) -> None:
     if found != dict(start.handoff.positions):
         raise StateMismatch(
             f"{start.folder}: the states end at positions {start.handoff.positions}, the log has "
-            f"{found} at that instant: it was written anew; run `tidemill backfill` again"
+            f"{found} at that instant: it was written again; run `tidemill backfill` again"
         )
 
 
@@ -205,9 +205,9 @@ def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> 
         return True
     if there := [name for name, log in logs.items() if log.directory.exists()]:
         progress.say(
-            f"the offline log of {', '.join(there)} does not end where the stream goes on "
+            f"the offline log of {', '.join(there)} does not end where the stream continues "
             f"({', '.join(name for name, joins_on in joins.items() if not joins_on)}): the stream "
-            "adds nothing to it; `tidemill backfill --publish` writes it anew"
+            "adds nothing to it; `tidemill backfill --publish` writes it again"
         )
     return False
 
@@ -215,12 +215,12 @@ def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> 
 def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
     for view, frontiers in start.handoff.frontiers.items():
         for shard, frontier in enumerate(frontiers):
-            stands = shown.get((view, shard), TIME_MIN)
-            if stands < frontier:
+            stored = shown.get((view, shard), TIME_MIN)
+            if stored < frontier:
                 raise LostPublications(
-                    f"online store, view {view!r}, shard {shard}: it stands at frontier {stands}, "
-                    f"and the stream goes on from {frontier}: it has lost what was published in "
-                    "between; run `tidemill republish`, then go on"
+                    f"online store, view {view!r}, shard {shard}: its frontier is {stored}, but "
+                    f"the stream continues from {frontier}: it has lost the publications in "
+                    "between; run `tidemill republish`, then resume"
                 )
 
 

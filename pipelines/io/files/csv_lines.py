@@ -274,10 +274,12 @@ def _block(
 def _why_broken(row: bytes) -> str:
     if b'"' in row:
         return (
-            "a quote is not closed, or stands inside a cell that does not begin with one; "
-            "expected quotes around a whole cell and doubled inside it"
+            "a quote is not closed, or is inside a cell that does not begin with one; expected "
+            "quotes around a complete cell and doubled inside it"
         )
-    return "a carriage return stands alone; expected LF or CRLF after a row, others in quotes"
+    return (
+        "a carriage return without a line feed; expected LF or CRLF after a row, others in quotes"
+    )
 
 
 def _not_utf8(content: bytes, starts: Int64Array) -> dict[int, tuple[Reason, str]]:

@@ -97,7 +97,7 @@ def format_of(path: Path) -> str:
     suffix = _decompressed_name(path).suffix.lower()
     if suffix not in FORMATS:
         raise ConfigurationError(
-            f"the format of {path.name} cannot be told from its extension {suffix!r}; declare the "
+            f"the extension {suffix!r} of {path.name} does not tell its format; declare the "
             "source's format: csv, jsonl or parquet"
         )
     return FORMATS[suffix]
@@ -132,8 +132,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
                 yield stack.enter_context(path.open("rb"))
     except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(
-            f"{path.name}: cannot be decompressed ({error}); is it whole, and does its extension "
-            "say how it is compressed?"
+            f"{path.name}: cannot be decompressed ({error}); is it complete, and does its "
+            "extension match its compression?"
         ) from error
 
 

@@ -36,7 +36,9 @@ def read_rows(file: BinaryIO, origin: str, *, batch_rows: int) -> Iterator[pa.Re
             if batch.num_rows:
                 yield batch
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{origin}: cannot be read as Parquet ({error}); is it whole?") from error
+        raise InputError(
+            f"{origin}: cannot be read as Parquet ({error}); is it complete?"
+        ) from error
 
 
 def as_json(batch: pa.RecordBatch, row: int) -> bytes:

@@ -483,7 +483,7 @@ def test_a_mended_file_that_cannot_be_used_is_an_error_that_names_the_line(
 ) -> None:
     good, other, *_ = exported(config)
     text = json.dumps(good | {"payload": "o7,2026-01-01T00:07:00Z,c,7,7"})
-    refused(config, [text, '{"payload": "a "quote""}'], r"bad\.jsonl:2: is no JSON .*written as")
+    refused(config, [text, '{"payload": "a "quote""}'], r"bad\.jsonl:2: is not JSON .*written as")
     refused(config, [text, "[]"], r"bad\.jsonl:2: expected an object with the texts record")
     refused(config, [text, json.dumps(good)], rf"bad\.jsonl:2: record {good['record']} .*jsonl:1")
     refused(config, [text, json.dumps(other | {"stream": "order"})], "did you mean 'orders'")

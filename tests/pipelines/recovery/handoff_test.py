@@ -526,10 +526,10 @@ def write_the_log_anew(config: Configuration) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (damage, {}, "is not what was written"),
+        (damage, {}, "was changed after it was written"),
         (lose, {}, "is missing"),
-        (hand_over_anew, {}, "no stream in .* to go on with"),
-        (write_the_log_anew, {}, "written anew"),
+        (hand_over_anew, {}, "no stream in .* to resume"),
+        (write_the_log_anew, {}, "it was written again"),
         (lambda _: None, {"mode": "eager"}, "begun in mode 'exact'"),
     ],
 )
@@ -550,7 +550,7 @@ def test_what_cannot_be_gone_on_with_is_refused(
 
 def test_a_stream_that_has_ended_or_never_began_is_not_gone_on_with(tmp_path: Path) -> None:
     config = made(tmp_path, late_arrivals(3), poll_rows=200)
-    with pytest.raises(StateMismatch, match=r"no stream in .* to go on with"):
+    with pytest.raises(StateMismatch, match=r"no stream in .* to resume"):
         run(config, resume=True)
     run(config)
     with pytest.raises(StateMismatch, match="has ended"):

@@ -178,9 +178,7 @@ def test_a_store_that_lost_the_bootstrap_is_found_out_when_the_stream_goes_on(
 ) -> None:
     run(ready, until_us=EVALUATE_UNTIL + HOUR)
     delete(ready, ready.root)
-    with pytest.raises(
-        LostPublications, match=r"it stands at frontier .* run `tidemill republish`"
-    ):
+    with pytest.raises(LostPublications, match=r"its frontier is .* run `tidemill republish`"):
         run(ready, resume=True)
     republish(ready, QuietProgress())
     run(ready, resume=True)

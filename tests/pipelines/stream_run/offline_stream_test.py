@@ -229,7 +229,7 @@ def test_stream_adds_nothing_to_a_log_that_ends_elsewhere_and_says_so(
         log.reach(shard, config.shards, since_us=0, until_us=EVALUATE_UNTIL - 24 * HOUR)
     heard = Heard()
     assert not offline_goes_on(config, start, heard)
-    assert "does not end where the stream goes on" in heard.lines[0]
+    assert "does not end where the stream continues" in heard.lines[0]
     assert view.name in heard.lines[0]
     before = logged(config.root / OFFLINE)
     run(config)

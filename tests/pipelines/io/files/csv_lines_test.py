@@ -197,7 +197,7 @@ def test_a_row_of_several_lines_with_too_many_cells_is_one_bad_row() -> None:
         (b"1", "found 1 cells, expected 2"),
         (b'1,"2,3",4', "found 3 cells, expected 2"),
         (b'1,"2', "a quote is not closed"),
-        (b"1\r,2", "a carriage return stands alone"),
+        (b"1\r,2", "a carriage return without a line feed"),
         (b"1,\xfe", "found byte 0xfe at byte 2 of the row"),
     ],
 )

@@ -327,7 +327,7 @@ def test_a_file_that_is_not_what_its_name_says_is_an_error_that_names_it(
     tmp_path: Path, name: str
 ) -> None:
     path = written(tmp_path / name, b"something else entirely")
-    with pytest.raises(InputError, match=r"e\.(csv|parquet).*is it whole"):
+    with pytest.raises(InputError, match=r"e\.(csv|parquet).*is it complete"):
         judged(path)
 
 
