@@ -1,4 +1,4 @@
-"""Engines: chosen by name, run as chosen, whole in what they return."""
+"""Engines: they are chosen by name, run as chosen, and lose no rows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ BY_HAND = ManualWatermarkEstimator.default_provider()
 
 
 class Polled(beam.DoFn):
-    """An unbounded source that gives some rows, defers, and after the last one ends."""
+    """An unbounded source that emits some rows, defers, and ends after the last row."""
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -269,7 +269,7 @@ class TestRun:
     def test_an_error_in_a_step_is_raised_with_its_name(
         self, engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where Prism's log stays
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Prism's log file stays there
         choice = choose_engine(engine, streaming=False)
         pipeline = pipeline_on(choice)
         pipeline | beam.Create(range(30)) | "Refuse sour rows" >> beam.Map(refuse)

@@ -1,4 +1,4 @@
-"""The error of a step reads the same on every engine: its class, its message, the step's name."""
+"""The error of a step is the same on every engine: its class, its message, the step's name."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def fail(fault: str) -> None:
 
 @pytest.fixture(autouse=True)
 def logs_go_with_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where Prism's log stays
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Prism's log file stays there
 
 
 def failed(engine: str, fault: str) -> Exception:

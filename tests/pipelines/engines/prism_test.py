@@ -1,4 +1,4 @@
-"""Prism's process: there during a run, gone after it, however the run ends."""
+"""Prism's process runs during a run and is stopped after it, however the run ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def logs_go_with_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def is_running(pid: int) -> bool:
-    """Tell a live process from none; one that waits for a parent to notice its end is dead."""
+    """Tell whether a process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -147,7 +147,7 @@ class TestRun:
     def test_a_failure_is_told_also_where_prism_only_says_that_it_is_stuck(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Prism finds itself without work before it has passed the bundle's error on."""
+        """Prism may report that it has no work before it reports the bundle's error."""
         told = PipelineResult.wait_until_finish
 
         def stuck(result: PipelineResult, duration: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Replaying rejected records: out as a file to edit, and in again, once."""
+"""Replaying rejected records: export a file to edit, and read it in again, once."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ CLICKS = [click("k0", 100, 100), click("k1", 50, 101, None), click("k2", 120, 12
 
 
 def drops_zero(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """What is no number for `n`, and what is zero there, is not for us."""
+    """Drop rows whose `n` is zero; reject rows whose `n` is not a number."""
     assert batch.schema.types[:2] == [pa.string(), pa.timestamp("ns", "UTC")]
     return batch.append_column("__drop__", pc.equal(batch["n"], 0))
 
@@ -138,7 +138,7 @@ def exported(config: Configuration, source: str = "orders") -> list[dict[str, An
 def mended(
     config: Configuration, edits: dict[str, Callable[[str], str]], source: str = "orders"
 ) -> Path:
-    """Export, and edit the payloads in which a text stands."""
+    """Export, and edit the payloads that contain a text."""
     lines = exported(config, source)
     for part, edit in edits.items():
         (line,) = (line for line in lines if part in line["payload"])
@@ -255,7 +255,7 @@ def test_mended_records_leave_the_rejected_ones_and_stand_in_the_log_of_the_next
         "left": 2,
     }
     still = rejections(config)
-    # The payload stays the one that came; what is wrong now is said of the mended one.
+    # The record keeps its first payload; the detail is about the mended one.
     assert [row["payload"] for row in still] == [BAD_ORDERS[1], BAD_ORDERS[3]]
     assert still[0]["stage"] == "validate"
     assert still[0]["detail"].startswith("as mended in mended.jsonl:2: column 'n': found 'eight'")
@@ -263,7 +263,7 @@ def test_mended_records_leave_the_rejected_ones_and_stand_in_the_log_of_the_next
 
     counts = ingest(config, QuietProgress())["orders"]
     assert (counts["read"], counts["kept"], counts["mended"], counts["rejected"]) == (8, 4, 2, 2)
-    # History takes its place by its own time, after the rows of the files, which stay in theirs.
+    # Mended rows of a table follow the rows of the files, sorted by their own time.
     assert logged(config) == [*FILES_ROWS, ("o9", 1, 0), ("o7", 1, 1)]
     rows = Log(config.root).read("orders", 1).to_pylist()
     assert [(row["price"], row["n"]) for row in rows] == [(9.5, 9), (7.5, 7)]
@@ -326,7 +326,7 @@ def test_unedited_payloads_are_accepted_once_what_refused_them_is_mended(
     config = with_source(config, "orders", nulls=("", "NaN"))
     assert fed(config, mended(config, {}))["orders"]["accepted"] == 1
     ingest(config, QuietProgress())
-    # Its file is read with the new nulls too, so the row is there by itself, and once.
+    # The file is read with the new nulls, too, so the row is in the log already: keep it once.
     assert [name for name, *_ in logged(config)] == ["o0", "o1", "o2", "o3", "o7"]
 
 
@@ -403,7 +403,7 @@ def test_a_mended_record_of_a_log_comes_at_its_end_and_may_be_too_late_there(
     ingest(config, QuietProgress())
     assert logged(config, "clicks") == [("k0", 0, 0), ("k2", 0, 1), ("k1", 1, 0)]
     received = Log(config.root).read("clicks")[RECEIVED].to_pylist()
-    assert received[2] == received[1]  # it arrived with the last of its partition
+    assert received[2] == received[1]  # it arrived with the last row of its partition
 
 
 def test_a_record_that_was_accepted_stays_accepted_when_its_log_grows(

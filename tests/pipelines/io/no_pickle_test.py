@@ -1,7 +1,7 @@
-"""Nothing that is installed reads a pickle: neither from disk nor from an engine's state.
+"""No installed module reads a pickle, neither from disk nor from an engine's state.
 
-Ruff forbids the modules (`pyproject.toml`); this test also finds what reads a pickle by an argument
-or by a coder of Beam's, and looks at what ruff is told to leave out.
+Ruff forbids the modules that load pickles (`pyproject.toml`). This test also finds arguments and
+Beam coders that load them, and ignores ruff's exceptions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SWITCHES = {"allow_pickle": True, "safe_mode": False}
 
 
 def reads_pickles(code: str) -> Iterator[str]:
-    """Name what in a module reads pickles, or has Beam do so."""
+    """Yield the names in a module that read pickles, or make Beam read them."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if MODULES & {*name.name.split(".")})
@@ -41,7 +41,7 @@ def reads_pickles(code: str) -> Iterator[str]:
                 yield name
         elif isinstance(node, ast.Call):
             for given in node.keywords:
-                # Whatever is not plainly off counts as on.
+                # Only a literal that turns the switch off counts as off.
                 off = isinstance(given.value, ast.Constant) and (
                     given.value.value is not SWITCHES.get(given.arg or "")
                 )
@@ -88,6 +88,6 @@ def test_a_new_one_would_be_found(code: str) -> None:
     assert list(reads_pickles(code))
 
 
-def test_what_reads_none_is_left_alone() -> None:
+def test_code_that_reads_no_pickle_passes() -> None:
     code = "np.load(path, allow_pickle=False)\nROWS = BagStateSpec('rows', BytesCoder())"
     assert list(reads_pickles(code)) == []

@@ -65,7 +65,7 @@ def test_a_poll_comes_back_as_it_was(arrived: list[Arrived]) -> None:
 
 
 def test_every_operator_gets_every_partition_that_it_depends_on(arrived: list[Arrived]) -> None:
-    """Also those of which it got no row: their positions and watermarks go on."""
+    """Also partitions without rows: their positions and watermarks are needed."""
     found = batches_of(poll_of(arrived), shards=3)
     assert sorted(found) == [(view, shard) for view in range(3) for shard in range(3)]
     hails = [(True, 0), (True, 1)]

@@ -1,4 +1,4 @@
-"""Replay: the log in order of arrival, in polls that depend on positions alone."""
+"""Replay: the log in order of arrival, in polls that depend only on positions."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_poll_reads_about_as_many_rows_as_it_is_told(tmp_path: Path) -> None:
 
 
 def test_the_same_positions_give_the_same_polls(tmp_path: Path) -> None:
-    """A restart from any vector of positions goes on as if nothing had happened."""
+    """A restart from any vector of positions gives the same polls."""
     write(tmp_path)
     log = replay_log(tmp_path, poll_rows=9)
     polls = read_on(log, log.start)
@@ -141,7 +141,7 @@ def test_a_watermark_is_below_every_row_that_still_comes(tmp_path: Path) -> None
             assert all(part.watermark_us <= time for time in later)
             assert part.watermark_us >= marks[index]
             marks[index] = part.watermark_us
-    # A partition that has nothing moves on with the others.
+    # The watermark of a partition without rows advances with the others.
     assert min(marks) > START + 9 * MINUTE
 
 
@@ -191,7 +191,7 @@ def test_the_final_poll_is_past_the_declared_end_and_every_row(tmp_path: Path) -
 
 
 def test_a_request_that_lies_ahead_of_its_receipt_is_answered_at_the_end(tmp_path: Path) -> None:
-    """Also when that is past the declared end."""
+    """Also if the row is past the declared end."""
     rows = random_rows(2, trips=30, hails=10)
     asked = max(rows["hails"], key=lambda row: row["at"])
     asked["at"] = STOP + MINUTE

@@ -1,4 +1,4 @@
-"""Sink: Parquet files that are whole or not there, and replace themselves when repeated."""
+"""Sink: Parquet files are complete or missing, and a repeat replaces its own file."""
 
 from __future__ import annotations
 

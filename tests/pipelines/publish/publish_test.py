@@ -1,4 +1,4 @@
-"""Publish: what the kernel published stands in the online store and in the offline log."""
+"""Publish: the kernel's publications reach the online store and the offline log."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def log_of(root: Path, view: str) -> list[dict[str, Any]]:
 def test_the_online_store_holds_each_entitys_newest_publication(
     engine: str, tmp_path: Path
 ) -> None:
-    """In whatever order, and however often, bundles bring them."""
+    """In whatever order and however often bundles come."""
     published = releases(1)
     shuffled = published + published[::3]
     random.Random(1).shuffle(shuffled)
@@ -199,7 +199,7 @@ def _runs(*releases: Published) -> list[tuple[int | None, int, list[int]]]:
 def test_releases_that_go_on_from_each_other_are_one_run_in_any_order(
     steps: list[int], first: int | None, data: st.DataObject
 ) -> None:
-    """A step of 0 is a release that only answers (eager mode): it may leave the frontier."""
+    """A step of 0 is a release that only answers (eager mode): it may keep the frontier."""
     frontiers = [5 + 1, *(5 + 1 + step for step in itertools.accumulate(steps))]
     chain = [
         _published(since, frontier)
@@ -261,7 +261,7 @@ def test_a_store_that_has_lost_what_went_before_is_not_written_to(tmp_path: Path
 
 @pytest.mark.parametrize("mode", Mode)
 def test_every_release_that_publishes_moves_the_frontier(mode: Mode) -> None:
-    """In eager mode too, with late events only: so a store that has lost one stands behind."""
+    """In eager mode too, with late events only: so the store detects a lost release."""
     before: dict[tuple[int, int], int] = {}
     late = 0
     for view, shard, release in releases(3, mode):
@@ -276,7 +276,7 @@ def test_every_release_that_publishes_moves_the_frontier(mode: Mode) -> None:
 
 @pytest.mark.parametrize("mode", Mode)
 def test_the_offline_log_holds_every_publication(mode: Mode, tmp_path: Path) -> None:
-    """In eager mode one that only answers may stand at another one's frontier: none is replaced."""
+    """In eager mode a release may have the frontier of another one: no file is replaced."""
     published = releases(3, mode)
     frontiers = {(view, shard, release.frontier_us) for view, shard, release in published}
     assert (len(frontiers) < len(published)) == (mode is Mode.EAGER)
@@ -306,7 +306,7 @@ def test_a_bundle_that_is_repeated_replaces_itself_in_the_log(tmp_path: Path) ->
 
 
 def test_a_repeat_whose_entities_come_in_another_order_replaces_itself_too(tmp_path: Path) -> None:
-    """As after a restart from a snapshot, which numbers the entities anew."""
+    """As after a restart from a snapshot, which renumbers the entities."""
     (published,) = [p for p in releases(4, polls=1) if p[:2] == (0, 0)]
     view, shard, release = published
     backwards = release.publications.take(pa.array(range(release.publications.num_rows))[::-1])

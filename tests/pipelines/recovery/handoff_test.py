@@ -1,4 +1,4 @@
-"""Stop and go on: the segments of a stream are together one that never stopped."""
+"""Stop and resume: the segments of a stream together equal a stream that never stopped."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
 
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Score without a model: this is about everything before it."""
+    """Score without a model, which these tests do not need."""
     monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
     monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
     monkeypatch.setattr(module, "current_bundle", lambda _: Path("b1"))
@@ -112,7 +112,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def poll_by_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every poll is a bundle, and so a release: late values depend on how releases are cut."""
+    """Make every poll a bundle, and so a release: late values depend on the releases."""
     monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
 
 
@@ -133,14 +133,14 @@ def random_cuts(seed: int, count: int = CUTS) -> list[int]:
 
 
 def in_segments(config: Configuration, cuts: list[int], **options: Any) -> list[dict[str, Any]]:
-    """Run a stream that stops at every cut and goes on."""
+    """Run a stream that stops at every savepoint and resumes."""
     out = []
     for number, cut in enumerate([*cuts, None]):
         out.append(run(config, until_us=cut, resume=number > 0, **options))
     return out
 
 
-# What a stream leaves.
+# The output of a stream.
 
 
 def table(folder: Path) -> pa.Table:
@@ -158,7 +158,7 @@ def rejected(config: Configuration) -> list[str]:
 
 
 def publications_log(config: Configuration) -> dict[str, list[str]]:
-    """Every row, as often as it stands there."""
+    """Every row, with repeats."""
     folder = config.root / "publications"
     return {
         view.name: sorted(map(repr, table(folder / view.name).to_pylist()))
@@ -212,14 +212,14 @@ def state_differences(config: Configuration) -> list[str]:
     return [
         f"{at}: {found[at]} is not {row}"
         for at, row in expected.items()
-        # The instant from which on it holds may be a later one, after a run that was killed.
+        # After a killed run the instant from which it is valid may be later.
         if found[at]._replace(event_timestamp=0) != row._replace(event_timestamp=0)
     ]
 
 
 @dataclass
 class Reader:
-    """Reads a store over and over while a stream writes, and notes whatever goes back."""
+    """Reads a store repeatedly while a stream writes, and notes values that go back."""
 
     config: Configuration
     reads: int = 0
@@ -257,7 +257,7 @@ class Reader:
         database.close()
 
 
-# The mark of a savepoint, in any order.
+# The mark of a savepoint comes in any order.
 
 
 def newest_request_us(part: Part) -> int:
@@ -276,7 +276,7 @@ def test_nobody_has_stopped_before_the_last_element_came(
     chance = random.Random(seed)
     arrived = late_arrivals(seed)
     write_log(tmp_path, PROJECT, arrived)
-    # Just after a request that no view has answered: nobody but the operators knows of it.
+    # Just after a request that no view has answered: only the operators have it.
     cut = 1 + chance.choice(
         [
             received
@@ -329,21 +329,21 @@ def test_nobody_has_stopped_before_the_last_element_came(
     assert not again.at_savepoint
 
 
-# Stop and go on.
+# Stop and resume.
 
 
 @pytest.mark.parametrize("mode", ["exact", "eager"])
 def test_segments_between_twenty_random_cuts_are_an_uninterrupted_stream(
     mode: str, tmp_path: Path, poll_by_poll: None
 ) -> None:
-    """Late and out of order, with rejected rows: every output is the same, and no reader goes back.
+    """Late and out of order, with rejected rows: every output is the same, and no value goes back.
 
     Every poll is one microsecond of arrival, so that a cut does not change how polls are cut.
     """
     arrived = late_arrivals(3)
     whole, cut = (made(tmp_path / name, arrived, mode) for name in ("whole", "cut"))
     for config in (whole, cut):
-        # With an offline log to go on with: every change point is published.
+        # With an offline log to continue, every change point is published.
         bootstrap(config, QuietProgress())
     once = run(whole)
     with Reader(cut).reading() as reader:
@@ -367,7 +367,7 @@ def test_segments_between_twenty_random_cuts_are_an_uninterrupted_stream(
 
 
 def test_segments_on_prism_are_an_uninterrupted_stream(tmp_path: Path) -> None:
-    """Nothing is late, so no value depends on how the engine cuts bundles; releases do."""
+    """No row is late, so only the releases depend on the engine's bundles, not the values."""
     arrived = arrivals(PROJECT, random_rows(5, 70, 36), PARTITIONS, random.Random(5))
     whole, cut = (made(tmp_path / name, arrived, poll_rows=3) for name in ("whole", "cut"))
     run(whole)
@@ -422,11 +422,11 @@ def test_nothing_moves_where_nothing_came_between_two_cuts(
     assert (store(config), predictions(config), read_releases(config.root)) == before
 
 
-# A run that was killed.
+# A killed run.
 
 
 def kill(config: Configuration) -> None:
-    """Leave what a run leaves that was killed just before its cut would have counted."""
+    """Leave the files of a run that was killed just before its savepoint became valid."""
     folder, _ = last_states(config.root)
     (folder / HANDOFF).unlink()
 
@@ -439,7 +439,7 @@ def test_what_a_killed_segment_wrote_is_not_doubled(tmp_path: Path, poll_by_poll
     kept = last_states(killed.root)[0]
     shutil.copytree(kept, tmp_path / "kept")
     run(killed, until_us=BEGIN + 5 * MINUTE, resume=True)
-    # The second cut removed the first one: bring back how it stood while it was not complete.
+    # The second savepoint removed the first one: restore it.
     kill(killed)
     shutil.copytree(tmp_path / "kept", kept)
     with Reader(killed).reading() as reader:
@@ -453,7 +453,7 @@ def test_what_a_killed_segment_wrote_is_not_doubled(tmp_path: Path, poll_by_poll
 
 
 def two_late_events() -> tuple[list[Arrived], int]:
-    """Two events of one cab, both so late that the frontier has passed them, seconds apart.
+    """Two events of one cab, seconds apart, both behind the frontier when they arrive.
 
     Returns:
         The log, and an instant between the arrivals of the two.
@@ -477,7 +477,7 @@ def two_late_events() -> tuple[list[Arrived], int]:
 def test_a_stream_that_catches_up_with_its_store_corrects_what_the_killed_run_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The killed run gave its late event a frontier that this one, with other bundles, does not.
+    """The killed run applied its late event at another frontier than this run, with other bundles.
 
     So the publication that knows both events is the older one, and would never win.
     """
@@ -497,12 +497,12 @@ def test_a_stream_that_catches_up_with_its_store_corrects_what_the_killed_run_le
     assert shown_frontiers(config)["cab", 0] > shown["cab", 0]
     assert state_differences(config) == []
     assert reader.faults == []
-    # What only repeats, for the store, is not in the log of publications.
+    # Repairs of the store are not in the log of publications.
     assert all(len(rows) == len(set(rows)) for rows in publications_log(config).values())
     check_evidence(config)
 
 
-# What is refused.
+# States that are refused.
 
 
 def damage(config: Configuration) -> None:
@@ -533,7 +533,7 @@ def write_the_log_anew(config: Configuration) -> None:
         (lambda _: None, {"mode": "eager"}, "begun in mode 'exact'"),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_refused(
+def test_states_that_cannot_be_resumed_are_refused(
     change: Callable[[Configuration], None],
     options: dict[str, Any],
     message: str,
@@ -548,7 +548,7 @@ def test_what_cannot_be_gone_on_with_is_refused(
     assert predictions(config) == left
 
 
-def test_a_stream_that_has_ended_or_never_began_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_stream_that_has_ended_or_never_began_is_not_resumed(tmp_path: Path) -> None:
     config = made(tmp_path, late_arrivals(3), poll_rows=200)
     with pytest.raises(StateMismatch, match=r"no stream in .* to resume"):
         run(config, resume=True)

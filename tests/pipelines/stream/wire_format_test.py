@@ -1,4 +1,4 @@
-"""Messages between the stages: each kind comes back as it was, and for no other view."""
+"""Messages between stages: decoding restores each kind, and only for its view."""
 
 from __future__ import annotations
 

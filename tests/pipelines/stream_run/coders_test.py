@@ -1,4 +1,4 @@
-"""How elements and state are written by the engine: by coders that load no pickle."""
+"""The engine encodes elements and state with coders that load no pickle."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_watermark_of_the_replay_comes_back_as_it_was(state: Timestamp | Non
     assert _Watermarks().create_watermark_estimator(found).current_watermark() == state
 
 
-def test_what_the_source_keeps_is_not_pickled() -> None:
+def test_the_state_of_the_source_is_not_pickled() -> None:
     signature = DoFnSignature(_Read(PROJECT, ReplayOptions(Path(), 0, 1), 0.0))
     restriction, watermark = signature.get_restriction_coder()._coders
     assert isinstance(restriction, RestrictionCoder)

@@ -1,4 +1,4 @@
-"""The offline log as a stream goes on with it where `backfill --publish` has ended it."""
+"""A stream continues the offline log that `backfill --publish` has begun."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CUT = EVALUATE_UNTIL + (STREAM_UNTIL - EVALUATE_UNTIL) // 2
 
 
 class Heard(QuietProgress):
-    """Keeps what is said."""
+    """Keeps the lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def config(
     monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
     shutil.copytree(backfilled.root, tmp_path / "run")
     copied = configuration(backfilled.path.parent, tmp_path / "run", "exact")
-    # One poll a segment: every frontier but the first and the cuts is behind all of it.
+    # One poll a segment: only the first frontier and those at savepoints are not past all rows.
     return replace(copied, stream=replace(copied.stream, poll_rows=100_000))
 
 
@@ -99,14 +99,14 @@ def ends(config: Configuration) -> dict[str, int]:
 def test_stream_logs_every_change_up_to_its_last_release(
     engine: str, config: Configuration, tmp_path: Path
 ) -> None:
-    """Just what the kernel makes of all history, but for cards of which an event came late."""
+    """They equal those of the kernel over all history, except for cards with a late event."""
     run(config, engine=engine)
     last = {(one["view"], one["shard"]): one for one in read_releases(config.root)}
     frontiers, positions = {}, {}
     for view in PROJECT.views:
         mine = [one for (name, _), one in last.items() if name == view.name]
         frontiers[view.name] = min(one["frontier_us"] for one in mine)
-        # Those of the events' partitions come first.
+        # The positions of the event partitions come first.
         positions[view.stream.name] = mine[0]["positions"]
     assert ends(config) == frontiers
     log_history(
@@ -158,7 +158,7 @@ def test_log_of_segments_and_of_a_stream_that_starts_over_is_that_of_one_run(
 
 
 def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
-    """When a late event counts depends on how the run was cut into polls."""
+    """The instant at which a late event counts depends on the polls."""
     found = logged(config.root / OFFLINE)
     return all(
         of_others(found[view.name], view, late_keys(config, view)).equals(
@@ -174,7 +174,7 @@ def test_what_a_killed_segment_appended_is_taken_back(config: Configuration) -> 
     shutil.copytree(config.root, config.root.with_name("before"))
     run(config, resume=True)
     whole = logged(config.root / OFFLINE)
-    # As if it had been killed at its end: everything else is as it was at the cut.
+    # As if it had been killed at its end: restore everything else to the savepoint.
     for path in config.root.iterdir():
         if path.name != OFFLINE and not path.name.startswith("online.db"):
             old = config.root.with_name("before") / path.name
@@ -193,7 +193,7 @@ def test_what_a_killed_segment_appended_is_taken_back(config: Configuration) -> 
 
 
 def test_merging_between_segments_changes_nothing(config: Configuration) -> None:
-    """The stream goes on with a log that was merged, and starts over with it."""
+    """The stream continues a merged log, and starts over with it."""
     config = replace(config, stream=replace(config.stream, poll_rows=500))
     run(config, until_us=CUT)
     cut = logged(config.root / OFFLINE)

@@ -1,4 +1,4 @@
-"""The stream as a whole: every request is accounted for, on each engine, or the run fails."""
+"""The complete stream: on each engine every request is counted, or the run fails."""
 
 from __future__ import annotations
 
@@ -126,13 +126,13 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
     for row in predictions(config.root).values():
         entry = releases["depot", row["shard__depot"], row["release__depot"]]
         assert entry["frontier_us"] >= row["as_of__depot"]
-        # Its own partition's position has passed it; event partitions come first.
+        # The release's position is past the request; event partitions come first.
         assert entry["positions"][2 + row["partition"]] > row["position"]
     assert sum(entry["answers"] for entry in releases.values()) == len(predictions(config.root))
 
 
 def test_what_an_earlier_run_left_is_removed(config: Configuration) -> None:
-    """How many releases a run makes depends on when the engine cuts its bundles; the rest not."""
+    """Only the number of releases depends on the engine's bundles."""
     first = stream(config, QuietProgress(), engine="fnapi")
     outputs = (PREDICTIONS, RELEASES, REJECTED_BY_STREAM)
     for name in outputs:
@@ -159,7 +159,7 @@ def test_an_eager_stream_answers_every_request_too(
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(tuple[str, bytes])
 class Lossy(Shard):
-    """`Shard`, and an engine that loses the element of a kind that has a number, counted here."""
+    """`Shard` on an engine that loses one element: the one of a kind with a number."""
 
     OF_KIND = staticmethod(is_batches)
     NUMBER = 0
@@ -177,7 +177,7 @@ class Lossy(Shard):
 def test_a_run_whose_engine_lost_an_element_fails(
     engine: str, kind: Any, config: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lost rows of events or of requests: either way requests have no prediction."""
+    """Whether it lost events or requests, some requests have no prediction."""
     monkeypatch.setattr(module, "Shard", Lossy)
     monkeypatch.setattr(Lossy, "OF_KIND", staticmethod(kind))
     monkeypatch.setattr(Lossy, "NUMBER", 3)
@@ -225,7 +225,7 @@ def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
         assert json.loads(record["payload"])["parcel"] not in answered
 
 
-# What a stream does not start from.
+# Starts that are refused.
 
 
 def test_a_stream_needs_a_handed_over_state(config: Configuration) -> None:

@@ -1,4 +1,4 @@
-"""The rows of a csv file, against a reader that goes character by character."""
+"""The rows of a csv file, compared with a reader that reads character by character."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cells_of(content: bytes, **options: Any) -> list[Any]:
 
 
 def plainly(content: bytes, columns: int, longest: int) -> Read:
-    """Read rows without a header one character after the other, by the rules of the module."""
+    """Read rows without a header, character by character, by the rules of the module."""
     if not content.endswith(b"\n"):
         content += b"\n"
     found: Read = []
@@ -64,7 +64,7 @@ def plainly(content: bytes, columns: int, longest: int) -> Read:
 
 
 def one_row(content: bytes, at: int) -> tuple[int, list[bytes] | None]:
-    """Return where the row ends, past its newline, and its cells; None where quotes are broken."""
+    """Return the end of the row, after its newline, and its cells; None if quotes are broken."""
     cells: list[bytes] = []
     while True:
         cell = b""
@@ -99,7 +99,7 @@ pieces = st.lists(
 
 @pytest.fixture(autouse=True, scope="module")
 def short_rows() -> Any:
-    """Let a quoted row be long at 24 bytes, so that the bound matters."""
+    """Set the longest quoted row to 24 bytes, so that the tests reach the bound."""
     patch = pytest.MonkeyPatch()
     patch.setattr(csv_lines, "LONGEST_QUOTED_ROW", 24)
     yield

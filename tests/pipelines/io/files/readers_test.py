@@ -1,4 +1,4 @@
-"""Reading: every row once, in its place, kept or dropped or rejected with its bytes."""
+"""Reading: every row once, in order, kept, dropped, or rejected with its bytes."""
 
 from __future__ import annotations
 
