@@ -82,7 +82,7 @@ CHECKED = [name for name in FORMATS if name not in ("kernel_state.bin", "release
 
 
 @pytest.mark.parametrize("name", CHECKED)
-def test_whatever_harm_comes_to_a_file_is_found(name: str, tmp_path: Path) -> None:
+def test_any_damage_to_a_file_is_found(name: str, tmp_path: Path) -> None:
     """Other bits, missing ends or other contents raise a named error and are never read.
 
     White space means nothing in JSON, and no bytes at all are no batches: their positions tell

@@ -157,7 +157,7 @@ class TestChoice:
         assert (choice.name, choice.prism) == ("prism", binary)
         assert "unbounded" in choice.why
 
-    def test_a_stream_without_prism_gets_fnapi_and_is_told_so(self, no_prism: Path) -> None:
+    def test_a_stream_without_prism_gets_fnapi_with_the_reason(self, no_prism: Path) -> None:
         choice = choose_engine(None, streaming=True)
         assert (choice.name, choice.prism, choice.streaming) == ("fnapi", None, True)
         assert "Prism is not built here" in choice.why
@@ -235,7 +235,7 @@ class TestOptions:
 
 @pytest.mark.parametrize("engine", ["fnapi", "prism"])
 class TestRun:
-    def test_a_bounded_stateful_pipeline_is_whole(
+    def test_a_bounded_stateful_pipeline_loses_no_rows(
         self, engine: str, arrived: list[tuple[str, int]]
     ) -> None:
         choice = choose_engine(engine, streaming=False)
@@ -250,7 +250,7 @@ class TestRun:
         assert engine_of(result) == engine
         assert Counter(arrived) == every_number_once()
 
-    def test_an_unbounded_source_that_ends_is_whole(
+    def test_an_unbounded_source_that_ends_loses_no_rows(
         self, engine: str, arrived: list[tuple[str, int]]
     ) -> None:
         choice = choose_engine(engine, streaming=True)

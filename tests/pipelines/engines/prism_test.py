@@ -144,7 +144,7 @@ class TestRun:
         assert "division by zero" in log.read_text()
         assert result.state == "FAILED"
 
-    def test_a_failure_is_told_also_where_prism_only_says_that_it_is_stuck(
+    def test_the_error_is_raised_also_if_prism_reports_only_that_it_has_no_work(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Prism may report that it has no work before it reports the bundle's error."""
@@ -193,7 +193,7 @@ class TestRun:
         assert pid is not None
         assert not is_running(pid)
 
-    def test_what_keeps_rows_is_set_even_if_the_caller_forgets(self) -> None:
+    def test_options_that_keep_rows_are_set_even_if_the_caller_does_not(self) -> None:
         pipeline = pipeline_of(count, [1], "--experiments=another", "--job_server_timeout=5")
         pipeline.run().wait_until_finish()
         options = pipeline.options

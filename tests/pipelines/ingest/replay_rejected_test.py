@@ -84,7 +84,7 @@ CLICKS = [click("k0", 100, 100), click("k1", 50, 101, None), click("k2", 120, 12
 
 
 def drops_zero(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Drop rows whose `n` is zero; reject rows whose `n` is not a number."""
+    """Drop the rows whose `n` is zero."""
     assert batch.schema.types[:2] == [pa.string(), pa.timestamp("ns", "UTC")]
     return batch.append_column("__drop__", pc.equal(batch["n"], 0))
 
@@ -199,7 +199,7 @@ def test_an_export_shows_each_record_with_its_reason_and_a_payload_to_edit(
     assert "header" not in checkout
 
 
-def test_what_was_refused_while_answering_is_not_exported(config: Configuration) -> None:
+def test_requests_without_an_answer_are_not_exported(config: Configuration) -> None:
     unanswered = rejected.batch(
         Stage.ANSWER,
         stream="checkouts",
@@ -297,7 +297,7 @@ def test_later_mends_leave_every_position_where_it_was(config: Configuration) ->
     assert logged(config) == [*first, ("o9", 2, 0)]
 
 
-def test_a_row_that_stands_in_the_log_is_not_added_again(config: Configuration) -> None:
+def test_a_row_that_is_in_the_log_is_not_added_again(config: Configuration) -> None:
     path = mended(config, {"o7": to(GOOD_ORDERS[1].decode()), "o9": to(GOOD_ORDERS[1].decode())})
     figures = fed(config, path)["orders"]
     assert (figures["accepted"], figures["already_there"], figures["left"]) == (0, 2, 2)
@@ -320,7 +320,7 @@ def test_an_unedited_payload_keeps_its_bytes_and_its_reason(config: Configuratio
     assert [(row["reason"], row["payload"]) for row in rejections(config)] == before
 
 
-def test_unedited_payloads_are_accepted_once_what_refused_them_is_mended(
+def test_unedited_payloads_are_accepted_after_the_cause_is_corrected(
     config: Configuration,
 ) -> None:
     config = with_source(config, "orders", nulls=("", "NaN"))

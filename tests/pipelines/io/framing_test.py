@@ -75,7 +75,7 @@ def test_the_header_is_as_it_is_written_down() -> None:
     }
 
 
-def test_whatever_harm_comes_to_a_frame_is_found() -> None:
+def test_any_damage_to_a_frame_is_found() -> None:
     data = encode_document(Kind.POLL, "key", {"a": [1, 2, 3]}, [b"some bytes", b"more of them"])
     for _, harmed in damaged(data):
         with pytest.raises(StateError, match=f"^this: .*; {ADVICE}$"):

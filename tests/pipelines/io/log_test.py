@@ -53,7 +53,7 @@ def test_columns_can_be_chosen(log: Log) -> None:
     assert log.read("rain", columns=["mm"]).column_names == ["mm", PARTITION]
 
 
-def test_a_partition_is_replaced_whole(log: Log) -> None:
+def test_a_partition_is_replaced_atomically(log: Log) -> None:
     before = log.read("rain", 0)
     log.write(RAIN, 0, readings(8), received(8))
     assert log.read("rain", 0).column("reading").to_pylist() == [8]

@@ -116,7 +116,7 @@ def test_a_partition_without_rows_gives_no_requests(arrived: list[Arrived]) -> N
     assert list(request_parts(PROJECT, poll_of(arrived, 4, 4))) == []
 
 
-def test_a_stream_without_a_view_is_no_operators_business(arrived: list[Arrived]) -> None:
+def test_a_stream_without_a_view_goes_to_no_operator(arrived: list[Arrived]) -> None:
     """A label's stream is replayed too, but no view waits for it."""
     project = replace(PROJECT, views=PROJECT.views[2:])
     assert {stream.name for stream in project.streams} == {"rain", "trips"}

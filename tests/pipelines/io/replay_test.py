@@ -100,7 +100,7 @@ def test_rows_come_in_order_of_arrival_across_all_partitions(
     assert log.rows_of("hails") == 60
 
 
-def test_a_poll_reads_about_as_many_rows_as_it_is_told(tmp_path: Path) -> None:
+def test_a_poll_reads_about_poll_rows_rows(tmp_path: Path) -> None:
     write(tmp_path)
     log = replay_log(tmp_path, poll_rows=10)
     sizes = [len(received_of(poll)) for poll, _ in read_on(log, log.start)]
@@ -145,7 +145,7 @@ def test_a_watermark_is_below_every_row_that_still_comes(tmp_path: Path) -> None
     assert min(marks) > START + 9 * MINUTE
 
 
-def test_what_was_received_before_the_start_or_from_the_stop_on_is_not_replayed(
+def test_rows_received_before_the_start_or_after_the_stop_are_not_replayed(
     tmp_path: Path,
 ) -> None:
     arrived = write(tmp_path)
@@ -190,7 +190,7 @@ def test_the_final_poll_is_past_the_declared_end_and_every_row(tmp_path: Path) -
     assert all(p.rows is None and p.start == p.stop for p in log.final_poll(log.stop, 0).parts)
 
 
-def test_a_request_that_lies_ahead_of_its_receipt_is_answered_at_the_end(tmp_path: Path) -> None:
+def test_a_request_ahead_of_its_receipt_is_answered_at_the_end(tmp_path: Path) -> None:
     """Also if the row is past the declared end."""
     rows = random_rows(2, trips=30, hails=10)
     asked = max(rows["hails"], key=lambda row: row["at"])

@@ -53,7 +53,7 @@ def _read(config: Configuration) -> dict[str, Any]:
     }
 
 
-def test_a_run_on_feasts_own_store_says_once_what_it_cannot_promise_and_serves_the_same_values(
+def test_a_run_on_feasts_own_store_warns_once_and_serves_the_same_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))

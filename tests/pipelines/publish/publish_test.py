@@ -196,7 +196,7 @@ def _runs(*releases: Published) -> list[tuple[int | None, int, list[int]]]:
     first=st.sampled_from([None, 5]),
     data=st.data(),
 )
-def test_releases_that_go_on_from_each_other_are_one_run_in_any_order(
+def test_successive_releases_are_one_run_in_any_order(
     steps: list[int], first: int | None, data: st.DataObject
 ) -> None:
     """A step of 0 is a release that only answers (eager mode): it may keep the frontier."""
@@ -243,7 +243,7 @@ def test_two_publications_of_a_bundle_that_contradict_each_other_are_an_error(
         publish("fnapi", tmp_path, [published, (view, shard, replace(release, publications=other))])
 
 
-def test_a_store_that_has_lost_what_went_before_is_not_written_to(tmp_path: Path) -> None:
+def test_a_store_that_has_lost_earlier_writes_is_not_written_to(tmp_path: Path) -> None:
     view, shard = 0, 0
     published = [one for one in releases(6) if one[:2] == (view, shard)]
     assert len(published) > 2

@@ -392,7 +392,7 @@ class _When(logging.Handler):
 
 
 @pytest.mark.parametrize("until_us", [None, EVALUATE_UNTIL + 6 * HOUR])
-def test_what_is_lost_after_the_last_release_is_published_at_the_end(
+def test_writes_lost_after_the_last_release_are_published_at_the_end(
     until_us: int | None,
     backfilled: Configuration,
     tmp_path: Path,
@@ -538,7 +538,7 @@ def test_nothing_piles_up_while_the_store_is_away(
 
 
 @pytest.mark.parametrize("engine", ["fnapi", "prism"])
-def test_a_run_that_gave_up_goes_on_later(
+def test_a_run_that_gave_up_can_be_resumed(
     engine: str, backfilled: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "redis", KEPT) as server:

@@ -64,7 +64,7 @@ def run() -> Iterator[str]:
         yield RUN
 
 
-def test_a_hole_is_left_open_until_the_whole_shard_comes(
+def test_lost_writes_stay_noted_until_the_whole_shard_comes(
     database: SqliteDatabase, run: str
 ) -> None:
     counted = Counted(database)
@@ -119,7 +119,7 @@ def test_a_parcel_that_overtook_another_waits_for_it(database: SqliteDatabase, r
     assert frontiers(database) == {0: 30}
 
 
-def test_the_reason_of_a_failed_run_is_told_whatever_the_engine_says(
+def test_the_store_error_of_a_failed_run_is_raised_whatever_the_engine_raises(
     database: SqliteDatabase,
 ) -> None:
     def fail(name: str) -> None:

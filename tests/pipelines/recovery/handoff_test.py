@@ -261,7 +261,7 @@ class Reader:
 
 
 def newest_request_us(part: Part) -> int:
-    """When the last request of a part came; nothing else is a request."""
+    """Return when the last request of a part came; 0 if it has no requests."""
     if not isinstance(part, RequestPart):
         return 0
     return max(part.rows.column(RECEIVED).to_pylist())
@@ -269,7 +269,7 @@ def newest_request_us(part: Part) -> int:
 
 @pytest.mark.parametrize("mode", [Mode.EXACT, Mode.EAGER])
 @pytest.mark.parametrize("seed", range(6))
-def test_nobody_has_stopped_before_the_last_element_came(
+def test_no_stage_is_at_the_savepoint_before_the_last_element_came(
     seed: int, mode: Mode, tmp_path: Path
 ) -> None:
     """Elements and parts come in any order, some twice; the mark may be the first of them."""
@@ -333,7 +333,7 @@ def test_nobody_has_stopped_before_the_last_element_came(
 
 
 @pytest.mark.parametrize("mode", ["exact", "eager"])
-def test_segments_between_twenty_random_cuts_are_an_uninterrupted_stream(
+def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream(
     mode: str, tmp_path: Path, poll_by_poll: None
 ) -> None:
     """Late and out of order, with rejected rows: every output is the same, and no value goes back.
@@ -396,7 +396,7 @@ def check_evidence(config: Configuration) -> None:
     assert len(last) == len(PROJECT.views) * SHARDS
 
 
-def test_a_cut_counts_when_everything_is_there(tmp_path: Path) -> None:
+def test_a_savepoint_is_valid_when_all_its_files_are_there(tmp_path: Path) -> None:
     config = made(tmp_path, late_arrivals(3), poll_rows=20)
     first, second = BEGIN + 2 * MINUTE, BEGIN + 4 * MINUTE
     run(config, until_us=first)
@@ -410,7 +410,7 @@ def test_a_cut_counts_when_everything_is_there(tmp_path: Path) -> None:
     assert [path.name for path in (config.root / SAVEPOINTS).iterdir()] == ["00002"]
 
 
-def test_nothing_moves_where_nothing_came_between_two_cuts(
+def test_nothing_changes_if_no_rows_came_between_two_savepoints(
     tmp_path: Path, poll_by_poll: None
 ) -> None:
     config = made(tmp_path, late_arrivals(3))
@@ -431,7 +431,7 @@ def kill(config: Configuration) -> None:
     (folder / HANDOFF).unlink()
 
 
-def test_what_a_killed_segment_wrote_is_not_doubled(tmp_path: Path, poll_by_poll: None) -> None:
+def test_the_output_of_a_killed_segment_is_not_doubled(tmp_path: Path, poll_by_poll: None) -> None:
     arrived = late_arrivals(3)
     whole, killed = made(tmp_path / "whole", arrived), made(tmp_path / "killed", arrived)
     run(whole)
@@ -474,7 +474,7 @@ def two_late_events() -> tuple[list[Arrived], int]:
     ], at + 14_500_000
 
 
-def test_a_stream_that_catches_up_with_its_store_corrects_what_the_killed_run_left(
+def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The killed run applied its late event at another frontier than this run, with other bundles.
@@ -558,13 +558,13 @@ def test_a_stream_that_has_ended_or_never_began_is_not_resumed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("until", [BEGIN - 1, STOP + 1])
-def test_a_cut_lies_between_start_and_end(until: int, tmp_path: Path) -> None:
+def test_a_savepoint_is_between_start_and_end(until: int, tmp_path: Path) -> None:
     config = made(tmp_path, late_arrivals(3))
     with pytest.raises(InputError, match="cannot stop at"):
         run(config, until_us=until)
 
 
-def test_a_cut_without_all_states_does_not_count(
+def test_a_savepoint_without_all_states_is_not_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = made(tmp_path, late_arrivals(3), poll_rows=50)

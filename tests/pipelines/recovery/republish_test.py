@@ -173,7 +173,7 @@ def test_a_stream_takes_over_from_a_bootstrapped_store_and_does_not_fill_it_agai
     assert mismatches(ready) == 0
 
 
-def test_a_store_that_lost_the_bootstrap_is_found_out_when_the_stream_goes_on(
+def test_a_store_that_lost_the_bootstrap_is_detected_when_the_stream_resumes(
     ready: Configuration,
 ) -> None:
     run(ready, until_us=EVALUATE_UNTIL + HOUR)
@@ -295,7 +295,7 @@ def start_and_kill(config: Configuration, engine: str, how: str) -> None:
 @pytest.mark.parametrize(
     ("engine", "how"), [("fnapi", "resume"), ("prism", "start over"), ("prism", "resume")]
 )
-def test_a_stream_that_was_killed_goes_on_from_its_last_cut(
+def test_a_killed_stream_resumes_from_its_last_savepoint(
     engine: str, how: str, ready: Configuration
 ) -> None:
     if how == "resume":
@@ -316,7 +316,7 @@ def test_a_stream_that_was_killed_goes_on_from_its_last_cut(
     assert mismatches(ready) == 0
 
 
-def test_what_a_killed_stream_published_can_be_published_again(ready: Configuration) -> None:
+def test_the_publications_of_a_killed_stream_can_be_published_again(ready: Configuration) -> None:
     start_and_kill(ready, "fnapi", "start over")
     delete(ready, ready.root)
     republish(ready, QuietProgress())

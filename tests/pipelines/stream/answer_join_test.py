@@ -147,7 +147,7 @@ def test_a_request_that_is_answered_twice_is_refused(closed: bool) -> None:
         joining.receive([again])
 
 
-def test_a_missing_part_is_given_up_once_its_view_has_gone_past_it() -> None:
+def test_a_missing_part_is_given_up_when_its_view_has_passed_it() -> None:
     """Here the part came, but without its answers: the view is named, nothing is filled in."""
     rows, parts = parts_of(5)
     lost = next(index for index, part in enumerate(parts) if is_answer_of(part, 2))
@@ -194,7 +194,7 @@ def test_a_release_that_overtakes_another_gives_nothing_up() -> None:
     assert answered or more
 
 
-def test_a_release_that_never_comes_counts_as_lost_when_enough_later_ones_wait() -> None:
+def test_a_missing_release_counts_as_lost_when_enough_later_ones_wait() -> None:
     _, parts = parts_of(7, polls=30)
     lost = next(part for part in parts if is_answer_of(part, 0))
     assert isinstance(lost, AnswerPart)

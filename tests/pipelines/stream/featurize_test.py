@@ -186,7 +186,7 @@ def test_an_engine_that_loses_an_element_fails_the_job(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_waits_behind_a_lost_element_is_never_answered_wrongly(engine: str) -> None:
+def test_requests_behind_a_lost_element_get_no_wrong_answer(engine: str) -> None:
     """With a large gap allowed, the job ends and the requests get no answer."""
     rows, polls = a_run(4)
     lose_one(polls)

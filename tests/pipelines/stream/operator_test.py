@@ -105,7 +105,7 @@ def test_an_early_batch_waits_for_the_one_before_it() -> None:
     assert operator.counters.early == 1
 
 
-def test_repeats_are_cut_whole_and_in_part() -> None:
+def test_repeats_are_dropped_completely_and_in_part() -> None:
     operator = make_operator()
     assert play(
         operator,
@@ -303,7 +303,7 @@ def test_the_slowest_partition_is_the_frontier() -> None:
     ]
 
 
-def test_a_partition_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_partition_is_refused() -> None:
     operator = make_operator(2)
     with pytest.raises(SequenceError, match="event partition 2 came, but there are 2 event part"):
         operator.receive([parse("events 2 [0,0) <10")])
@@ -505,7 +505,7 @@ def restored(operator: ShardOperator) -> ShardOperator:
     return again  # type: ignore[no-any-return]
 
 
-def test_what_waits_survives_a_restart() -> None:
+def test_waiting_rows_survive_a_restart() -> None:
     operator = make_operator()
     first = Player(operator)
     assert first.play(

@@ -68,7 +68,7 @@ def config(
     monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
     shutil.copytree(backfilled.root, tmp_path / "run")
     copied = configuration(backfilled.path.parent, tmp_path / "run", "exact")
-    # One poll a segment: only the first frontier and those at savepoints are not past all rows.
+    # One poll a segment: then every frontier is past all rows, except the first and the savepoints.
     return replace(copied, stream=replace(copied.stream, poll_rows=100_000))
 
 
@@ -168,7 +168,7 @@ def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
     )
 
 
-def test_what_a_killed_segment_appended_is_taken_back(config: Configuration) -> None:
+def test_rows_that_a_killed_segment_appended_are_removed(config: Configuration) -> None:
     run(config, until_us=CUT)
     before, reached = logged(config.root / OFFLINE), ends(config)
     shutil.copytree(config.root, config.root.with_name("before"))

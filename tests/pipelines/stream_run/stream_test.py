@@ -131,7 +131,7 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
     assert sum(entry["answers"] for entry in releases.values()) == len(predictions(config.root))
 
 
-def test_what_an_earlier_run_left_is_removed(config: Configuration) -> None:
+def test_the_output_of_an_earlier_run_is_removed(config: Configuration) -> None:
     """Only the number of releases depends on the engine's bundles."""
     first = stream(config, QuietProgress(), engine="fnapi")
     outputs = (PREDICTIONS, RELEASES, REJECTED_BY_STREAM)
@@ -260,7 +260,7 @@ def test_a_state_of_another_instant_is_refused(config: Configuration) -> None:
         stream(replace(config, splits=splits), QuietProgress())
 
 
-def test_a_release_that_the_engine_repeated_stands_once(tmp_path: Path) -> None:
+def test_a_release_that_the_engine_repeated_is_read_once(tmp_path: Path) -> None:
     folder = tmp_path / "releases"
     folder.mkdir()
     lines = [json.dumps({"view": "a", "shard": 0, "number": n}) for n in (2, 1, 10, 2)]

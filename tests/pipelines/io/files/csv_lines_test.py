@@ -212,7 +212,7 @@ def test_nulls_are_the_cells_that_are_declared_to_mean_it() -> None:
     assert cells_of(content) == [["", "NA"], ["", "NA"], ["NaN", "na"]]
 
 
-def test_columns_that_nobody_wants_are_left_out_if_all_that_are_wanted_are_there() -> None:
+def test_unwanted_columns_are_left_out_if_all_wanted_ones_are_there() -> None:
     assert cells_of(b"x,y,z\n1,2,3\n", columns=["z", "x"]) == [["1", "3"]]
     assert cells_of(b"x,y,z\n1,2,3\n", columns=["z", "w"]) == [["1", "2", "3"]]
 
