@@ -117,7 +117,7 @@ class AnswerJoiner:
         """
         vars(self).update(decode_joiner(state, self.project, self.shards)._asdict())
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Continue after the savepoint at which the state was written."""
         self.savepoints = {}
 

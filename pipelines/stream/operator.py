@@ -345,7 +345,7 @@ class ShardOperator:
             self.expected[index] == position for index, position in self.savepoint_positions.items()
         )
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Continue after the savepoint at which the state was written."""
         self.savepoint_positions = {}
 

@@ -57,7 +57,7 @@ def read_handoff(folder: Path, operator: ShardOperator) -> None:
     ).blobs
     with _naming(path):
         operator.restore(head, snapshot, [])
-    operator.go_on()
+    operator.resume()
 
 
 def write_joiner(folder: Path, joiner: AnswerJoiner) -> None:
@@ -75,7 +75,7 @@ def read_joiner(folder: Path, joiner: AnswerJoiner) -> None:
     if path.exists():
         with _naming(path):
             joiner.restore(path.read_bytes())
-        joiner.go_on()
+        joiner.resume()
 
 
 @contextmanager

@@ -127,16 +127,18 @@ def run(config: Configuration, **options: Any) -> dict[str, Any]:
     return stream(config, QuietProgress(), **{"engine": "fnapi", **options})
 
 
-def random_cuts(seed: int, count: int = CUTS) -> list[int]:
+def random_savepoints(seed: int, count: int = CUTS) -> list[int]:
     chance = random.Random(seed)
     return sorted(chance.randrange(BEGIN, STOP) for _ in range(count))
 
 
-def in_segments(config: Configuration, cuts: list[int], **options: Any) -> list[dict[str, Any]]:
+def in_segments(
+    config: Configuration, savepoints: list[int], **options: Any
+) -> list[dict[str, Any]]:
     """Run a stream that stops at every savepoint and resumes."""
     out = []
-    for number, cut in enumerate([*cuts, None]):
-        out.append(run(config, until_us=cut, resume=number > 0, **options))
+    for number, savepoint in enumerate([*savepoints, None]):
+        out.append(run(config, until_us=savepoint, resume=number > 0, **options))
     return out
 
 
@@ -277,7 +279,7 @@ def test_no_stage_is_at_the_savepoint_before_the_last_element_came(
     arrived = late_arrivals(seed)
     write_log(tmp_path, PROJECT, arrived)
     # Just after a request that no view has answered: only the operators have it.
-    cut = 1 + chance.choice(
+    savepoint = 1 + chance.choice(
         [
             received
             for part in arrived
@@ -286,9 +288,9 @@ def test_no_stage_is_at_the_savepoint_before_the_last_element_came(
             if received - row["at"] < 2 * SECOND
         ]
     )
-    log = ReplayLog(PROJECT, ReplayOptions(tmp_path, START - MINUTE, cut, 3, ends=False))
+    log = ReplayLog(PROJECT, ReplayOptions(tmp_path, START - MINUTE, savepoint, 3, ends=False))
     polls, at = [], log.start
-    while (found := log.next_poll(at, cut, 0)) is not None:
+    while (found := log.next_poll(at, savepoint, 0)) is not None:
         poll, at = found
         polls.append(poll)
     polls.append(log.last_poll(at, 0))
@@ -325,7 +327,7 @@ def test_no_stage_is_at_the_savepoint_before_the_last_element_came(
     assert plain.joiner.at_savepoint
     again = AnswerJoiner(PROJECT, SHARDS, 0)
     again.restore(plain.joiner.state())
-    again.go_on()
+    again.resume()
     assert not again.at_savepoint
 
 
@@ -338,16 +340,16 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
 ) -> None:
     """Late and out of order, with rejected rows: every output is the same, and no value goes back.
 
-    Every poll is one microsecond of arrival, so that a cut does not change how polls are cut.
+    Every poll is one microsecond of arrival, so that a savepoint does not change the polls.
     """
     arrived = late_arrivals(3)
-    whole, cut = (made(tmp_path / name, arrived, mode) for name in ("whole", "cut"))
-    for config in (whole, cut):
+    whole, stopped = (made(tmp_path / name, arrived, mode) for name in ("whole", "stopped"))
+    for config in (whole, stopped):
         # With an offline log to continue, every change point is published.
         bootstrap(config, QuietProgress())
     once = run(whole)
-    with Reader(cut).reading() as reader:
-        segments = in_segments(cut, random_cuts(7))
+    with Reader(stopped).reading() as reader:
+        segments = in_segments(stopped, random_savepoints(7))
 
     assert len(segments) == CUTS + 1
     assert once["late"] > 0
@@ -355,11 +357,11 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
     if mode == "exact":
         assert once["late_requests"] > 0
         assert sum(segment["waiting"] > 0 for segment in segments) >= 3
-    assert predictions(cut) == predictions(whole)
-    assert read_releases(cut.root) == read_releases(whole.root)
-    assert rejected(cut) == rejected(whole)
-    assert store(cut) == store(whole)
-    assert publications_log(cut) == publications_log(whole)
+    assert predictions(stopped) == predictions(whole)
+    assert read_releases(stopped.root) == read_releases(whole.root)
+    assert rejected(stopped) == rejected(whole)
+    assert store(stopped) == store(whole)
+    assert publications_log(stopped) == publications_log(whole)
     assert reader.faults == []
     assert reader.reads > 50
     same = ("requests", "predictions", "unanswered", "rejected", "events", "releases", "late")
@@ -369,17 +371,17 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
 def test_segments_on_prism_are_an_uninterrupted_stream(tmp_path: Path) -> None:
     """No row is late, so only the releases depend on the engine's bundles, not the values."""
     arrived = arrivals(PROJECT, random_rows(5, 70, 36), PARTITIONS, random.Random(5))
-    whole, cut = (made(tmp_path / name, arrived, poll_rows=3) for name in ("whole", "cut"))
+    whole, stopped = (made(tmp_path / name, arrived, poll_rows=3) for name in ("whole", "stopped"))
     run(whole)
-    bootstrap(cut, QuietProgress())
-    with Reader(cut).reading() as reader:
-        segments = in_segments(cut, random_cuts(5, count=3), engine="prism")
+    bootstrap(stopped, QuietProgress())
+    with Reader(stopped).reading() as reader:
+        segments = in_segments(stopped, random_savepoints(5, count=3), engine="prism")
     assert {segment["engine"] for segment in segments} == {"prism"}
     releases = tuple(f"release__{view.name}" for view in PROJECT.views)
-    assert predictions(cut, releases) == predictions(whole, releases)
-    assert store(cut) == store(whole)
+    assert predictions(stopped, releases) == predictions(whole, releases)
+    assert store(stopped) == store(whole)
     assert reader.faults == []
-    check_evidence(cut)
+    check_evidence(stopped)
 
 
 def check_evidence(config: Configuration) -> None:
@@ -414,10 +416,10 @@ def test_nothing_changes_if_no_rows_came_between_two_savepoints(
     tmp_path: Path, poll_by_poll: None
 ) -> None:
     config = made(tmp_path, late_arrivals(3))
-    cut = BEGIN + 3 * MINUTE
-    run(config, until_us=cut)
+    savepoint = BEGIN + 3 * MINUTE
+    run(config, until_us=savepoint)
     before = store(config), predictions(config), read_releases(config.root)
-    again = run(config, until_us=cut, resume=True)
+    again = run(config, until_us=savepoint, resume=True)
     assert again["segment"] == 2
     assert (store(config), predictions(config), read_releases(config.root)) == before
 

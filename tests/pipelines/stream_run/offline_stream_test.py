@@ -36,7 +36,7 @@ from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.offline.log import OfflineLog, newest_rows
 from tidemill.serving.stores.places import OFFLINE
 
-CUT = EVALUATE_UNTIL + (STREAM_UNTIL - EVALUATE_UNTIL) // 2
+SAVEPOINT = EVALUATE_UNTIL + (STREAM_UNTIL - EVALUATE_UNTIL) // 2
 
 
 class Heard(QuietProgress):
@@ -139,8 +139,8 @@ def late_keys(config: Configuration, view: FeatureView) -> set[Any]:
     for partition in range(log.partitions(stream.name)):
         for row in log.read(stream.name, partition).to_pylist():
             at = int(row[stream.event_time].timestamp() * 1_000_000)
-            for cut in (EVALUATE_UNTIL, CUT, CUT + 1):
-                if at < cut - stream.out_of_orderness_us and cut <= row[RECEIVED]:
+            for savepoint in (EVALUATE_UNTIL, SAVEPOINT, SAVEPOINT + 1):
+                if at < savepoint - stream.out_of_orderness_us and savepoint <= row[RECEIVED]:
                     out.add(row[view.key])
     return out
 
@@ -150,7 +150,7 @@ def test_log_of_segments_and_of_a_stream_that_starts_over_is_that_of_one_run(
 ) -> None:
     run(config)
     whole = logged(config.root / OFFLINE)
-    run(config, until_us=CUT)
+    run(config, until_us=SAVEPOINT)
     part = logged(config.root / OFFLINE)
     assert all(len(part[name]) < len(whole[name]) for name in whole), "it started over"
     run(config, resume=True)
@@ -169,7 +169,7 @@ def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
 
 
 def test_rows_that_a_killed_segment_appended_are_removed(config: Configuration) -> None:
-    run(config, until_us=CUT)
+    run(config, until_us=SAVEPOINT)
     before, reached = logged(config.root / OFFLINE), ends(config)
     shutil.copytree(config.root, config.root.with_name("before"))
     run(config, resume=True)
@@ -183,7 +183,7 @@ def test_rows_that_a_killed_segment_appended_are_removed(config: Configuration) 
                 shutil.copytree(old, path)
             else:
                 shutil.copy(old, path)
-    run(config, resume=True, until_us=CUT + 1)
+    run(config, resume=True, until_us=SAVEPOINT + 1)
     taken_back = logged(config.root / OFFLINE)
     assert all(len(taken_back[name]) < len(whole[name]) for name in whole)
     assert all(len(taken_back[name]) >= len(before[name]) for name in before)
@@ -195,20 +195,20 @@ def test_rows_that_a_killed_segment_appended_are_removed(config: Configuration) 
 def test_merging_between_segments_changes_nothing(config: Configuration) -> None:
     """The stream continues a merged log, and starts over with it."""
     config = replace(config, stream=replace(config.stream, poll_rows=500))
-    run(config, until_us=CUT)
-    cut = logged(config.root / OFFLINE)
+    run(config, until_us=SAVEPOINT)
+    at_savepoint = logged(config.root / OFFLINE)
     merged(config)
-    assert logged(config.root / OFFLINE) == cut
+    assert logged(config.root / OFFLINE) == at_savepoint
     heard = Heard()
     assert offline_goes_on(config, next_start(config, None), heard), heard.lines
-    assert logged(config.root / OFFLINE) == cut
+    assert logged(config.root / OFFLINE) == at_savepoint
     run(config, resume=True)
     longer = logged(config.root / OFFLINE)
-    assert all(len(longer[name]) > len(cut[name]) for name in cut)
+    assert all(len(longer[name]) > len(at_savepoint[name]) for name in at_savepoint)
     merged(config)
     assert logged(config.root / OFFLINE) == longer
-    run(config, until_us=CUT)
-    assert same_but_late(config, cut)
+    run(config, until_us=SAVEPOINT)
+    assert same_but_late(config, at_savepoint)
 
 
 def merged(config: Configuration) -> None:
