@@ -77,7 +77,7 @@ def run_columnar(workload: Workload, engine: str) -> pa.Table:
         runner=choosing.make_runner(choice),
         options=PipelineOptions(choosing.engine_options(choice)),
     )
-    sharded = pipeline | Replay(project, replay) | Shard(project, 1)
+    sharded = pipeline | Replay(project, replay) | "Shard" >> beam.ParDo(Shard(project, 1))
     answered = (sharded | Featurize(project, featurize))[ANSWERS]
     _ = answered | "Collect" >> beam.Map(_collect)
     choosing.run(pipeline, choice)

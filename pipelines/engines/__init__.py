@@ -1,4 +1,1 @@
-"""Beam engines: chosen by name, started, checked after the run.
-
-The only place that makes PipelineOptions.
-"""
+"""Beam engines: choose one by name, start it, check after the run that it was the one that ran."""

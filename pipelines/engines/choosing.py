@@ -1,13 +1,13 @@
-"""Which engine runs a pipeline, said aloud and checked afterwards.
+"""Choosing the engine that runs a pipeline, and checking afterwards that it did.
 
-The promise: the engine that ran is the engine that was named. Beam 2.77's ``DirectRunner`` is a
-switch that tries Prism (downloading it if need be), then FnApiRunner, then the bundle-based
-runner, and leaves one INFO line behind; nothing here uses it. A program asks `choose_engine`,
-prints the sentence it gets, builds its pipeline with `make_runner` and `engine_options`, and runs
-it with `run`, which compares the engine that ran with the one chosen.
+The promise: the engine that runs is the engine that was named. Beam 2.77's ``DirectRunner`` breaks
+it: it tries Prism (and may download it), then FnApiRunner, then the bundle-based runner, and logs
+its choice at INFO only. So this module never uses it. A program calls `choose_engine`, prints the
+reason, builds its pipeline with `make_runner` and `engine_options`, and runs it with `run`, which
+compares the engine that ran with the one chosen.
 
-The results do not depend on the engine: no runner timer and no runner watermark is used for
-correctness. What differs is what else one gets:
+Results do not depend on the engine: correctness uses no timer and no watermark of a runner. The
+engines differ in this:
 
 ===========  =====================  ================================  ==========================
 engine       unbounded sources      event-time timers, windows        needs
@@ -21,14 +21,13 @@ engine       unbounded sources      event-time timers, windows        needs
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidemill.features.errors import PrismMissing, UnknownEngine, WrongEngine
+from tidemill.features.errors import PrismMissing, UnknownEngine, WrongEngine, nearest
 from tidemill.pipelines.engines.failures import original
 from tidemill.pipelines.engines.prism_options import JOB_SERVER_TIMEOUT_S, NO_SDF_SPLIT
 
@@ -41,21 +40,21 @@ PRISM_PATH = Path(".tidemill") / "bin" / "prism"
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-# Beam's workers cache state, and weigh every value that they put there: `objsize` walks the globals
-# of all loaded modules for each, tens of milliseconds beside TensorFlow. Our stages keep what they
-# decoded from state themselves and read it back only when they have lost it.
+# Beam's workers measure the size of every value in their state cache: `objsize` walks the globals
+# of all loaded modules, which takes tens of milliseconds when TensorFlow is loaded. Our stages keep
+# decoded state themselves (`pipelines.stream.token_cache`), so they do not need Beam's cache.
 STATE_CACHE_MB = 0
 
 
 class Engine(Enum):
-    """The engines a pipeline runs on locally. The value is what a user types."""
+    """The engines that run a pipeline on this machine. The value is what a user types."""
 
     FNAPI = "fnapi"
     PRISM = "prism"
     BUNDLE_BASED = "bundle"
 
 
-# The module of the result's class is what tells engines apart once a pipeline has run.
+# After a run only the module of the result's class tells which engine ran.
 _RESULT_MODULES = {
     "apache_beam.runners.portability.fn_api_runner.fn_runner": Engine.FNAPI,
     "tidemill.pipelines.engines.prism": Engine.PRISM,
@@ -68,9 +67,9 @@ class EngineChoice:
     """An engine and the reason for it.
 
     Attributes:
-        engine: What will run the pipeline.
-        why: A sentence for a person: which engine, and why this one.
-        streaming: Whether the pipeline is to run as a stream.
+        engine: The engine.
+        why: A sentence for the user: which engine, and why this one.
+        streaming: Whether the pipeline runs as a stream.
         prism: The Prism binary; set exactly when the engine is Prism.
     """
 
@@ -83,8 +82,8 @@ class EngineChoice:
         """Refuse a Prism without a binary, or a binary without Prism."""
         if (self.engine is Engine.PRISM) != (self.prism is not None):
             raise ValueError(
-                f"engine {self.engine.value!r} with prism={self.prism!r}: the path of the binary "
-                "goes with the engine 'prism' and with no other"
+                f"engine {self.engine.value!r} with prism={self.prism!r}: give the path of the "
+                "binary with the engine 'prism', and with no other"
             )
 
     @property
@@ -94,15 +93,15 @@ class EngineChoice:
 
 
 def find_prism() -> Path:
-    """Find the Prism binary: ``$TIDEMILL_PRISM``, the working directory, the repository.
+    """Find the Prism binary in ``$TIDEMILL_PRISM``, the working directory or the repository.
 
-    Nothing is ever downloaded.
+    Nothing is downloaded.
 
     Returns:
         The absolute path of an executable file.
 
     Raises:
-        PrismMissing: There is none, or ``$TIDEMILL_PRISM`` names something that cannot be run.
+        PrismMissing: There is no binary, or ``$TIDEMILL_PRISM`` does not name an executable file.
     """
     named = os.environ.get(PRISM_VARIABLE)
     if named:
@@ -130,33 +129,37 @@ def _is_program(path: Path) -> bool:
 def choose_engine(requested: str | None, streaming: bool) -> EngineChoice:
     """Choose the engine for a run.
 
-    Without a request a batch run gets FnApiRunner, and a stream gets Prism where its binary has
-    been built and FnApiRunner where not: both are exact, only Prism also moves watermarks.
+    By default a batch run gets FnApiRunner, and a stream gets Prism if its binary is built, else
+    FnApiRunner. Both give exact results; only Prism moves watermarks during the run.
 
     Args:
-        requested: ``fnapi``, ``prism``, ``bundle``, or None to leave it to this function.
-        streaming: Whether the pipeline is to run as a stream.
+        requested: ``fnapi``, ``prism``, ``bundle``, or None for the default.
+        streaming: Whether the pipeline runs as a stream.
 
     Returns:
         The choice, with the sentence to print.
 
     Raises:
         UnknownEngine: ``requested`` names no engine.
-        PrismMissing: Prism was requested and is not there.
+        PrismMissing: Prism was requested and its binary is not built.
     """
     if requested is None:
         return _default_engine(streaming)
-    engine = _engine_named(requested)
-    if engine is Engine.PRISM:
-        prism = find_prism()
-        return EngineChoice(engine, f"Prism, as requested ({prism})", streaming, prism)
-    if engine is Engine.FNAPI:
-        return EngineChoice(engine, "FnApiRunner, as requested", streaming)
-    return EngineChoice(
-        engine,
-        "BundleBasedDirectRunner, as requested: for TestStream; it refuses unbounded sources",
-        streaming,
-    )
+    names = [engine.value for engine in Engine]
+    if requested not in names:
+        raise UnknownEngine(
+            f"unknown engine {requested!r}, known are {', '.join(names)}: "
+            f"{nearest(requested, names)}"
+        )
+    engine = Engine(requested)
+    prism = find_prism() if engine is Engine.PRISM else None
+    why = {
+        Engine.FNAPI: "FnApiRunner, as requested",
+        Engine.PRISM: f"Prism, as requested ({prism})",
+        Engine.BUNDLE_BASED: "BundleBasedDirectRunner, as requested: for TestStream; it refuses "
+        "unbounded sources",
+    }
+    return EngineChoice(engine, why[engine], streaming, prism)
 
 
 def _default_engine(streaming: bool) -> EngineChoice:
@@ -181,24 +184,15 @@ def _default_engine(streaming: bool) -> EngineChoice:
     )
 
 
-def _engine_named(name: str) -> Engine:
-    names = [engine.value for engine in Engine]
-    if name in names:
-        return Engine(name)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "take one of these"
-    raise UnknownEngine(f"unknown engine {name!r}, known are {', '.join(names)}: {hint}")
-
-
 def make_runner(choice: EngineChoice) -> PipelineRunner:
-    """Make the Beam runner of a choice, each named explicitly.
+    """Make the Beam runner of a choice.
 
     Args:
         choice: From `choose_engine`.
 
     Returns:
-        A runner for ``beam.Pipeline(runner=...)``. A Prism runner starts its process when a
-        pipeline is run and stops it when that run ends.
+        A runner for ``beam.Pipeline(runner=...)``. A Prism runner starts a process for each run
+        and stops it when the run ends.
     """
     if choice.engine is Engine.FNAPI:
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
@@ -213,24 +207,24 @@ def make_runner(choice: EngineChoice) -> PipelineRunner:
 
     from tidemill.pipelines.engines.prism import OwnedPrismRunner
 
-    # Beam's worker logs the traceback of a step that failed, and prints it besides: once will do.
+    # Beam's worker both logs and prints the traceback of a step that failed. Keep only the log.
     vars(sdk_worker)["print"] = _say_nothing
     assert choice.prism is not None  # EngineChoice has checked it
     return OwnedPrismRunner(choice.prism)
 
 
 def _say_nothing(*_: object, **__: object) -> None:
-    """Stand in for ``print`` where the same text is logged too."""
+    """Replace ``print`` in Beam's worker."""
 
 
 def engine_options(choice: EngineChoice) -> list[str]:
-    """Give the arguments for `PipelineOptions` that belong to an engine.
+    """Return the command-line arguments for `PipelineOptions` that an engine needs.
 
     Args:
         choice: From `choose_engine`.
 
     Returns:
-        Arguments as on a command line, to be put before the program's own.
+        The arguments, to be put before the program's own.
     """
     options = ["--streaming"] if choice.streaming else []
     if choice.engine is Engine.PRISM:
@@ -245,14 +239,14 @@ def engine_options(choice: EngineChoice) -> list[str]:
 
 
 def engine_of(result: PipelineResult) -> str:
-    """Tell which engine a pipeline ran on, from what it returned.
+    """Tell which engine a pipeline ran on.
 
     Args:
-        result: What ``Pipeline.run`` returned.
+        result: The result of ``Pipeline.run``.
 
     Returns:
-        ``fnapi``, ``prism`` or ``bundle``; for an engine that is none of these, the module and name
-        of the result's class.
+        ``fnapi``, ``prism`` or ``bundle``; for any other engine the module and name of the result's
+        class.
     """
     kind = type(result)
     engine = _RESULT_MODULES.get(kind.__module__)
@@ -267,11 +261,12 @@ def run(pipeline: Pipeline, choice: EngineChoice) -> PipelineResult:
         choice: From `choose_engine`.
 
     Returns:
-        The result of a pipeline that is done, its metrics readable.
+        The result of the finished pipeline; its metrics can be read.
 
     Raises:
         WrongEngine: The pipeline ran on another engine.
-        TidemillError: A step raised it, or met what the operating system refused.
+        TidemillError: A step raised this error, or an operating system error that has a class in
+            the tree.
         RuntimeError: A step failed for another reason; the message holds its error.
     """
     try:

@@ -1,9 +1,9 @@
-"""What went wrong in a step, out of what an engine makes of it.
+"""The error that a step raised, recovered from the error that the engine raises.
 
-Beam carries the error of a step to the program in a form of its own. FnApiRunner raises an error of
-the same class with ``[while running 'STEP']`` behind its message, or a RuntimeError where the class
-takes more than one argument; Prism hands over the text of a traceback. `original` finds the error
-that the step raised, so that the same mistake reads the same on every engine.
+FnApiRunner raises an error of the same class with ``[while running 'STEP']`` after its message, or
+a RuntimeError if the class takes more than one argument. Prism raises a RuntimeError that holds the
+text of a traceback. `original` recovers the step's own error, so that the same mistake gives the
+same message on every engine.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from tidemill.serving.files.file_errors import file_error, named_in_text
 _STEP: Final = re.compile(r" \[while running '([^']*)'\]")
 _OURS: Final = re.compile(
     rf"^(?:\w+Error: )?{re.escape(errors.__name__)}\.(\w+): (.*?)"
-    r"(?= \[while running '|\n\n|\nTraceback |\Z)",
+    r"(?= \[while running '|\n\n(?:The above|During handling)|\nTraceback |\Z)",
     re.DOTALL | re.MULTILINE,
 )
 _SYSTEM: Final = re.compile(r"\[Errno (\d+)\] ([^\n:\[]*)(?:: ['\"]([^'\"\n]+)['\"])?")
 
 
 def original(error: Exception) -> TidemillError | None:
-    """Return the error of the tree that made a pipeline fail.
+    """Return the error of the tree (`features.errors`) that made a pipeline fail.
 
     Args:
-        error: What running the pipeline raised.
+        error: The error that running the pipeline raised.
 
     Returns:
-        The error as the step raised it, the step's name in a note; None where the step raised
-        something that is not of the tree and not the operating system's.
+        The error as the step raised it, with the step's name in a note; None if the step's error is
+        neither of the tree nor an operating system error.
     """
     text = str(error)
     found = _found(error, text)
@@ -54,7 +54,7 @@ def _found(error: Exception, text: str) -> TidemillError | None:
         if isinstance(found := getattr(errors, kind, None), type):
             named: TidemillError = found(_STEP.sub("", message))
             return named
-    # The system's own words, and then, where a library has put them into a text of its own.
+    # First an OSError as Python writes it, then the system's words inside a library's message.
     if _STEP.search(text) and (system := list(_SYSTEM.finditer(text))):
         number, why, path = system[-1].groups()
         return file_error(OSError(int(number), why.strip(), path))

@@ -1,76 +1,39 @@
-"""The one place where a configuration becomes Beam's PipelineOptions.
+"""The only module that makes PipelineOptions.
 
-No other module parses a flag or builds options. Beam itself would read ``sys.argv`` when it is
-given none, and so take ``tidemill``'s own command line for its own: here it is always given a
-list.
+Given no arguments, Beam would parse ``sys.argv``, which is ``tidemill``'s own command line. So this
+module always passes a list.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.engines.choosing import (
-    EngineChoice,
-    choose_engine,
-    engine_options,
-)
+from tidemill.pipelines.engines.choosing import EngineChoice, choose_engine, engine_options
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 
-def batch_engine() -> EngineChoice:
-    """Choose the engine of a bounded run.
-
-    Returns:
-        The choice, with the sentence to print.
-    """
-    return choose_engine(None, streaming=False)
-
-
-def stream_engine(configuration: Configuration, engine: str | None = None) -> EngineChoice:
-    """Choose the engine of a stream.
-
-    Args:
-        configuration: Its ``stream.engine`` is the request, unless
-        engine: names another (the command line's).
-
-    Returns:
-        The choice, with the sentence to print.
+def stream_engine(configured: str | None, named: str | None = None) -> EngineChoice:
+    """Choose the engine of a stream: ``named`` if it is given, else ``configured``.
 
     Raises:
         UnknownEngine: There is no such engine.
-        PrismMissing: It is Prism, and Prism is not built.
+        PrismMissing: The engine is Prism, and its binary is not built.
     """
-    return choose_engine(engine or configuration.stream.engine, streaming=True)
+    return choose_engine(named or configured, streaming=True)
 
 
-def pipeline_arguments(
-    configuration: Configuration, choice: EngineChoice, step: str = "pipeline"
-) -> list[str]:
-    """Return the arguments that PipelineOptions are parsed from.
-
-    Args:
-        configuration: Names the job.
-        choice: The engine.
-        step: What the pipeline does, for the job's name: lower-case letters, digits, dashes.
-    """
-    # Dataflow takes letters, digits and dashes in a job's name; a project's has underscores.
-    name = configuration.project.name.replace("_", "-")
-    return [*engine_options(choice), f"--job_name=tidemill-{name}-{step}"]
-
-
-def pipeline_options(
-    configuration: Configuration, choice: EngineChoice, step: str = "pipeline"
-) -> PipelineOptions:
+def pipeline_options(project: str, choice: EngineChoice, step: str) -> PipelineOptions:
     """Return Beam's options for ``beam.Pipeline(runner=make_runner(choice), options=...)``.
 
     Args:
-        configuration: As for `pipeline_arguments`.
-        choice: As for `pipeline_arguments`.
-        step: As for `pipeline_arguments`.
+        project: The project's name, for the job's name.
+        choice: The engine.
+        step: The end of the job's name: lower-case letters, digits and dashes.
     """
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    return PipelineOptions(pipeline_arguments(configuration, choice, step))
+    # Dataflow allows only letters, digits and dashes; the project's name may have underscores.
+    name = project.replace("_", "-")
+    return PipelineOptions([*engine_options(choice), f"--job_name=tidemill-{name}-{step}"])

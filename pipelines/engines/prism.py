@@ -1,34 +1,33 @@
-"""Prism as a process of ours: started for a run, stopped with it, its log in a file.
+"""Prism as a child process: started for a run, stopped with it, its log in a file.
 
-The promise: when a run ends, however it ends, no Prism is left behind.
+The promise: however a run ends, no Prism process is left.
 
-Beam's own ``PrismRunner`` is not enough for that. It keeps one Prism per process as a shared
-singleton until the interpreter exits; a SIGTERM, a kill or ``os._exit`` leave it running; it may
-download a binary; and it feeds Prism's log into the program's. So `OwnedPrismRunner` keeps what
-Beam does to submit a job to Prism (that is all in ``PortableRunner``) and replaces the job server.
-Starting the binary apart and pointing ``PortableRunner`` to it with ``--job_endpoint`` would do as
-well, but then nobody ties the process to the run, and the result's class would be the one that
-Flink has too; the subclass gives it a name of its own.
+Beam's own ``PrismRunner`` does not promise that. It keeps one shared Prism until the interpreter
+exits; SIGTERM, SIGKILL and ``os._exit`` leave it running; it may download a binary; and it copies
+Prism's log into the program's. So `OwnedPrismRunner` submits jobs as Beam does (``PortableRunner``)
+but replaces the job server. The subclass also gives the result a class of its own, by which
+`choosing.engine_of` tells Prism from other portable engines.
 
-- The port is chosen by the kernel (``--job_port=0``) and read from Prism's first log line; there is
-  no moment at which another program could take it.
-- Prism runs in a session of its own: Ctrl-C reaches our process, which ends the run in order.
-- A small shell process, the *guard*, waits at a pipe that we hold open and never write to. When our
-  process is gone, by whatever signal, the pipe closes and the guard terminates Prism.
-- The log file is deleted after a run that succeeded and kept after one that failed, and the error
-  says where it is.
-- A job that failed says why. When a bundle fails, Prism 2.77 may find itself without work before it
-  has passed the bundle's error on, and then reports only that ("nothing in progress ..."); the
-  error itself always stands in its log first, and is taken from there.
+- The operating system chooses the port (``--job_port=0``), and we read it from Prism's first log
+  line, so no other program can take it in between.
+- Prism runs in its own session, so Ctrl-C reaches only our process, which stops Prism in order.
+- A small shell process, the *guard*, reads from a pipe that we hold open and never write to. When
+  our process dies of any signal, the pipe closes and the guard terminates Prism.
+- The log file is deleted after a run that succeeded and kept after one that failed; the error names
+  it.
+- A failed job reports the error of its bundle. Prism 2.77 sometimes reports only "nothing in
+  progress ..." instead; then we take the bundle's error from Prism's log.
 
-Prism 2.77 listens on all interfaces and asks for no password; on a shared network keep its port
-behind a firewall.
+Prism 2.77 listens on all interfaces without a password: on a shared network keep its port behind a
+firewall.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -54,6 +53,7 @@ from tidemill.pipelines.engines.prism_options import JOB_SERVER_TIMEOUT_S, NO_SD
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 2_000
+_BEAM_LOG = logging.getLogger("apache_beam.runners.portability.prism_runner")
 
 
 class PrismServer(JobServer):
@@ -73,17 +73,17 @@ class PrismServer(JobServer):
 
     @property
     def pid(self) -> int | None:
-        """The process id of Prism while it is ours to stop, else None."""
+        """The process id of Prism while it runs, else None."""
         return self._prism.pid if self._prism else None
 
     def start(self) -> beam_job_api_pb2_grpc.JobServiceStub:
-        """Start Prism and wait until it serves.
+        """Start Prism and wait until it accepts jobs.
 
         Returns:
             The stub to submit jobs to.
 
         Raises:
-            PrismFailed: It ended at once, or did not serve within a minute.
+            PrismFailed: Prism ended at once, or did not accept jobs within a minute.
         """
         with self._lock:
             if self._prism is not None:
@@ -116,7 +116,7 @@ class PrismServer(JobServer):
         except BaseException:
             self.stop()
             raise
-        # A pipeline with its functions pickled into it may well pass gRPC's 4 MB.
+        # A pipeline holds its pickled functions, and may be larger than gRPC's default of 4 MB.
         unlimited = [
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
@@ -125,7 +125,7 @@ class PrismServer(JobServer):
         return beam_job_api_pb2_grpc.JobServiceStub(self._channel)
 
     def stop(self) -> None:
-        """Stop Prism. Does nothing where it has been stopped already."""
+        """Stop Prism, if it runs."""
         with self._lock:
             prism, self._prism = self._prism, None
             guard, self._guard = self._guard, None
@@ -133,7 +133,7 @@ class PrismServer(JobServer):
         atexit.unregister(self.stop)
         if channel is not None:
             channel.close()
-        # The guard goes first: once Prism is reaped its number may be another process's.
+        # Stop the guard first: it must not kill another process that gets Prism's id later.
         if guard is not None:
             guard.kill()
             guard.communicate()
@@ -146,16 +146,16 @@ class PrismServer(JobServer):
                 prism.wait()
 
     def delete_log(self) -> None:
-        """Delete the log of a run that went well."""
+        """Delete the log of a run that succeeded."""
         if self.log is not None:
             self.log.unlink(missing_ok=True)
 
     def _await_endpoint(self) -> str:
         assert self._prism is not None
-        assert self.log is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline:
-            endpoint = _endpoint_in(self.log)
+            # Prism writes this line once it listens.
+            endpoint = _logged(self.log, '"Serving JobManagement"', "endpoint")
             if endpoint is not None:
                 return endpoint
             status = self._prism.poll()
@@ -169,16 +169,11 @@ class PrismServer(JobServer):
         )
 
     def failed_bundle(self) -> str | None:
-        """Find in the log what the first bundle that failed said; None when none did."""
-        if self.log is None or not self.log.exists():
-            return None
-        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if '"msg":"Bundle Failed."' in line:
-                return str(json.loads(line)["error"])
-        return None
+        """Return the error of the first bundle that failed, from the log; None if none failed."""
+        return _logged(self.log, '"msg":"Bundle Failed."', "error")
 
     def last_words(self) -> str:
-        """Say where the log is and how it ends, for an error message."""
+        """Return where the log is and how it ends, for an error message."""
         if self.log is None or not self.log.exists():
             return "it has left no log"
         with self.log.open("rb") as log:
@@ -188,7 +183,7 @@ class PrismServer(JobServer):
 
 
 def _start_guard(pid: int) -> subprocess.Popen[bytes]:
-    """Start the process that terminates Prism when ours is gone: its end of the pipe closes."""
+    """Start the process that terminates Prism when our process dies and its pipe closes."""
     return subprocess.Popen(
         ["/bin/sh", "-c", 'read -r nothing; kill -TERM "$1"', "tidemill-guard", str(pid)],
         stdin=subprocess.PIPE,
@@ -198,16 +193,18 @@ def _start_guard(pid: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _endpoint_in(log: Path) -> str | None:
-    """Find the address in the line that Prism writes once it listens."""
+def _logged(log: Path | None, text: str, key: str) -> str | None:
+    """Return the value of a key in the first whole line of Prism's log that holds a text."""
+    if log is None or not log.exists():
+        return None
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        if line.endswith("\n") and '"Serving JobManagement"' in line:
-            return str(json.loads(line)["endpoint"])
+        if line.endswith("\n") and text in line:
+            return str(json.loads(line)[key])
     return None
 
 
 class PrismResult(PipelineResult):
-    """A run on Prism. When it has ended its process is gone and its metrics are kept."""
+    """A run on Prism. After the run Prism is stopped, and the metrics can still be read."""
 
     def __init__(self, submitted: PipelineResult, server: PrismServer) -> None:
         super().__init__(
@@ -227,34 +224,34 @@ class PrismResult(PipelineResult):
 
     @property
     def log(self) -> Path | None:
-        """Prism's log file: deleted when the run went well, kept when it did not."""
+        """Prism's log file: deleted after a run that succeeded, else kept."""
         return self._server.log
 
     @property
     def state(self) -> str:
-        """The state of the job: asked of Prism while it lives, remembered afterwards."""
+        """The state of the job: Prism's answer while it runs, afterwards the last one."""
         if self._server.pid is None:
             return str(self._state)
         return str(super().state)
 
     def metrics(self) -> object:
-        """Give the metrics: the current ones while the job runs, afterwards the last ones."""
+        """Return the metrics: the current ones while the job runs, afterwards the last ones."""
         if self._server.pid is not None:
-            self._metrics = None  # Beam keeps the first answer for ever
+            self._metrics = None  # Beam would return its first answer again
         return super().metrics()
 
     def wait_until_finish(self, duration: int | None = None) -> str:
-        """Wait for the end of the job, and end Prism with it.
+        """Wait for the end of the job, then stop Prism.
 
         Args:
-            duration: At most this many milliseconds; the job goes on after them.
+            duration: Wait at most this many milliseconds; the job continues after them.
 
         Returns:
             The state of the job.
 
         Raises:
-            PrismFailed: Prism's process ended before the job did.
-            RuntimeError: The job failed; the message holds the error of the step that did.
+            PrismFailed: Prism ended before the job did.
+            RuntimeError: The job failed; the message holds the error of the failed step.
         """
         try:
             state = super().wait_until_finish(duration)
@@ -281,15 +278,33 @@ class PrismResult(PipelineResult):
         return str(state)
 
     def cancel(self) -> None:
-        """Cancel the job and end Prism."""
+        """Cancel the job and stop Prism."""
         try:
             super().cancel()
         finally:
             self._server.stop()
 
 
+@functools.cache
+def _log_lost_connections() -> None:
+    """Log, instead of printing, that a thread lost its connection to Prism.
+
+    Beam's worker threads raise a gRPC error when Prism is stopped. Python would print these
+    tracebacks beside the error of the run.
+    """
+    otherwise = threading.excepthook
+
+    def report(died: threading.ExceptHookArgs) -> None:
+        if issubclass(died.exc_type, grpc.RpcError):
+            _BEAM_LOG.info("a thread lost its connection to Prism", exc_info=died.exc_value)
+        else:
+            otherwise(died)
+
+    threading.excepthook = report
+
+
 class OwnedPrismRunner(PrismRunner):
-    """Runs pipelines on Prism processes of its own, one for each run.
+    """Runs each pipeline on a Prism process of its own.
 
     Args:
         binary: The Prism binary.
@@ -299,9 +314,10 @@ class OwnedPrismRunner(PrismRunner):
         super().__init__()
         self._binary = binary
         self._server: PrismServer | None = None
+        _log_lost_connections()
 
     def default_job_server(self, options: PipelineOptions) -> JobServer:
-        """Give Beam the process of the run at hand instead of its shared one."""
+        """Return the process of the current run, instead of Beam's shared one."""
         if self._server is None:
             raise RuntimeError("no run is being submitted: call run_portable_pipeline")
         return self._server
@@ -313,8 +329,8 @@ class OwnedPrismRunner(PrismRunner):
 
         Args:
             pipeline: The translated pipeline.
-            options: Its options. What keeps Prism from losing rows and from ending a stream is set
-                here, whether or not the caller has.
+            options: Its options. The options of `prism_options` are set here, whether or not the
+                caller has set them.
 
         Returns:
             The running job.

@@ -28,8 +28,8 @@ from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of, nulls_of
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.engines.choosing import make_runner, run
-from tidemill.pipelines.engines.options import batch_engine, pipeline_options
+from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
+from tidemill.pipelines.engines.options import pipeline_options
 from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.labels import find_labels, leaks
@@ -233,12 +233,12 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
                 f"{project.request.name!r} an earlier time, or drop those requests"
             )
     shutil.rmtree(root / paths.TRAINING_TABLE, ignore_errors=True)
-    choice = batch_engine()
+    choice = choose_engine(None, streaming=False)
     requests = log.read(project.request.name, columns=[POSITION]).num_rows
     with progress.stage("point-in-time features", total=requests, unit="requests") as stage:
         stage.note(choice.why)
         pipeline = beam.Pipeline(
-            runner=make_runner(choice), options=pipeline_options(config, choice, "backfill")
+            runner=make_runner(choice), options=pipeline_options(project.name, choice, "backfill")
         )
         polls = (
             pipeline
@@ -246,7 +246,7 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
             | beam.Reshuffle()
             | "ReadLog" >> beam.ParDo(_ReadLog(root))
         )
-        sharded = polls | Shard(project, config.shards)
+        sharded = polls | "Shard" >> beam.ParDo(Shard(project, config.shards))
         answers = (
             sharded
             | "Batches" >> beam.Filter(is_batches)
@@ -263,7 +263,8 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
             | beam.Flatten()
             | "GroupByRequests" >> beam.GroupByKey()
             | "TrainingRows" >> beam.ParDo(_TrainingRows(project, config.shards, root))
-            | WriteParquet(root / paths.TRAINING_TABLE, ("_partition", "_position"))
+            | "WriteTable"
+            >> beam.ParDo(WriteParquet(root / paths.TRAINING_TABLE, ("_partition", "_position")))
         )
         run(pipeline, choice)
         rows = sum(

@@ -1,1 +1,1 @@
-"""From raw files to the accepted log and the rejected records; repaired records go in again."""
+"""From raw files to the log and the rejected records, which can be repaired and read in again."""

@@ -1,4 +1,4 @@
-"""Rejected records out: to files that a person can edit."""
+"""Export rejected records to files that the user can edit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tidemill.serving.files.atomic_write import atomic_write
 def export(
     config: Configuration, progress: Progress, found: Mapping[str, Record]
 ) -> dict[str, Any]:
-    """Write rejected records for a person to mend; see `pipelines.ingest.replay_rejected`."""
+    """Write the rejected records of each source; see `pipelines.ingest.replay_rejected`."""
     folder = config.root / paths.REJECTED / paths.EXPORT
     figures: dict[str, Any] = {}
     with progress.stage("export rejected", total=len(found), unit="records") as stage:
         for name in sorted({record["stream"] for record in found.values()}):
-            files = SourceFiles(config.sources[name], config.path.parent)
+            files = SourceFiles(config.sources[name])
             lines = [
                 _line(key, record, files)
                 for key, record in found.items()
@@ -35,9 +35,9 @@ def export(
             stage.advance(len(lines))
     if figures:
         progress.say(
-            f"Edit the payloads in {folder}, one JSON object a line; lines that you do not mend "
-            "may stay or go. Then, for each file: tidemill replay-rejected --mended FILE; and then "
-            "tidemill backfill, which computes the features anew."
+            f"Edit the payloads in {folder}, one JSON object a line; lines that you do not edit "
+            "may be deleted. Then, for each file: tidemill replay-rejected --mended FILE; and then "
+            "tidemill backfill, which computes the features again."
         )
     else:
         progress.say(f"Nothing is rejected in {config.root}: there is nothing to mend.")
@@ -57,13 +57,13 @@ def _line(key: str, record: Record, files: SourceFiles) -> str:
 
 
 def _write_kept_apart(path: Path, text: str, progress: Progress) -> Path:
-    """Write a text, whole or not at all; keep what else stood there beside it."""
+    """Write a text atomically; first rename an existing file with other content."""
     if path.exists() and path.read_bytes() != text.encode():
         number = 1
         while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():
             number += 1
         path.replace(kept)
-        progress.say(f"{path.name} stood there with other content: it is now {kept.name}")
+        progress.say(f"{path.name} had other content: it was renamed to {kept.name}")
     with atomic_write(path) as unfinished:
         unfinished.write_bytes(text.encode())
     return path

@@ -1,4 +1,4 @@
-"""Mended records in: judged, kept, and taken out of the rejected ones."""
+"""Read mended records in: judge them, keep the good ones, remove these from the rejected ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tidemill.pipelines.run.progress import Progress
 def feed(
     config: Configuration, progress: Progress, found: Mapping[str, Record], path: Path
 ) -> dict[str, Any]:
-    """Feed a mended file in; see `pipelines.ingest.replay_rejected`."""
+    """Read a mended file in; see `pipelines.ingest.replay_rejected`."""
     lines = read_lines(path, config.sources)
     before = {
         name: {one.record: one for replay in read_mended(config.root, name) for one in replay}
@@ -46,7 +46,7 @@ def feed(
             figures[name] = _feed_source(config, name, given, found)
             stage.advance(len(given))
     if any(figure["accepted"] or figure["dropped"] for figure in figures.values()):
-        progress.say("Now run tidemill backfill, which computes the features anew.")
+        progress.say("Now run tidemill backfill, which computes the features again.")
     return figures
 
 
@@ -54,7 +54,7 @@ def _check_mended_before(line: MendedLine, before: Mapping[str, Mended]) -> None
     if line.record not in before:
         raise InputError(
             f"{line.origin}: record {line.record} of {line.stream!r} is not rejected; its source "
-            "may have been read again since it was exported. Export anew: tidemill replay-rejected"
+            "may have been read again since the export. Export again: tidemill replay-rejected"
         )
     if line.payload != before[line.record].payload:
         raise InputError(
@@ -70,10 +70,8 @@ def _feed_source(
     source, definition = config.sources[name], config.project.definition(name)
     lines = [line for line in given if line.record in found]
     records = [found[line.record] for line in lines]
-    files, ends = (
-        SourceFiles(source, config.path.parent),
-        LogEnds(config.root, definition, source.received is not None),
-    )
+    files = SourceFiles(source)
+    ends = LogEnds(config.root, definition, source.received is not None)
     mended = [
         Mended(
             line.record,

@@ -1,12 +1,12 @@
-"""Ingest: raw files to the accepted log and rejected records, on Beam.
+"""Ingest: raw files to the log and the rejected records, on Beam.
 
-A source with a ``received`` column is a log: its files are partitions, their order is the order of
-arrival, and rows that come too late or lie ahead are rejected there, once. A source without one is
-history read as a table: it has no order of arrival, so nothing in it is late; its log is sorted by
-time and id.
+A source with a ``received`` column is a log: each file is a partition, its rows are in order of
+arrival, and ingest rejects the rows that come too late or too far ahead. A source without one is
+history read as a table: it has no order of arrival, so no row is late; its log is sorted by time
+and id.
 
-Rejected records that were mended (`pipelines.ingest.repaired_records`) stand in the log after the
-rows of the files, and are counted as mended: ``read = kept + dropped + rejected + mended``.
+Rejected records that were mended (`pipelines.ingest.repaired_records`) follow the rows of the files
+in the log: ``read = kept + dropped + rejected + mended``.
 """
 
 from __future__ import annotations
@@ -25,54 +25,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import ARROW_TYPES, EventStream, Project, Request
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration, Source
-from tidemill.pipelines.engines.choosing import make_runner, run
-from tidemill.pipelines.engines.options import batch_engine, pipeline_options
+from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
+from tidemill.pipelines.engines.options import pipeline_options
 from tidemill.pipelines.ingest.repaired_records import Mending
-from tidemill.pipelines.io.files.input_files import find_files
 from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
-from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.read_files import read_json
 
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
 
 
-def read_source(project: Project, source: Source, root: Path) -> Iterator[StreamBatch]:
-    """Read, transform, validate and accept the rows of a source.
-
-    Args:
-        project: The project.
-        source: Where its files are.
-        root: The folder that relative paths start from.
-    """
-    definition = project.definition(source.name)
-    yield from read_stream(
-        definition,
-        find_files(source.files, root),
-        required=project.required_columns(definition),
-        format=source.format,
-        nulls=source.nulls,
-        zone=source.zone,
-        transform=source.transform,
-        received=source.received,
-    )
-
-
 @dataclass(frozen=True)
 class LogPartition:
-    """A partition of a source's log, ready to be written.
+    """A partition of a source's log.
 
     Attributes:
-        partition: Its number.
+        partition: The partition's number.
         rows: The declared columns, in order of arrival.
-        received_us: int64, ``(rows,)``: when each arrived.
+        received_us: int64, ``(rows,)``: when each row arrived.
     """
 
     partition: int
@@ -91,11 +69,11 @@ def log_partitions(
 
     Args:
         definition: The stream or request.
-        source: With a ``received`` column, files are partitions in order of arrival; without,
-            the rows are sorted by time and id and dealt to ``source.partitions`` by their id.
+        source: With a ``received`` column each file is a partition. Without one the rows are sorted
+            by time and id, and the hash of the id chooses among ``source.partitions``.
         batches: The accepted rows.
-        until_us: Rows received from then on are left out; None keeps all.
-        mended: Partitions to come after them: rows, and when each arrived.
+        until_us: Leave out rows received at or after this instant; None keeps all.
+        mended: Partitions to add: rows, and when each row arrived.
     """
     parts = list(_ordered(definition, source, batches))
     parts += [LogPartition(number, *part) for number, part in enumerate(mended, start=len(parts))]
@@ -114,7 +92,7 @@ def _ordered(
     batches = list(batches)
     kept = [batch for batch in batches if batch.batch.num_rows]
     if source.received is not None:
-        # A file of which every row was rejected is a partition too.
+        # A file is a partition also if all its rows were rejected.
         for partition in range(max((b.partition for b in batches), default=0) + 1):
             rows = pa.Table.from_batches(
                 [b.batch for b in kept if b.partition == partition], schema=schema
@@ -140,13 +118,13 @@ def _ordered(
 
 @dataclass(frozen=True, eq=False)
 class SourceRead:
-    """A source, read whole.
+    """All rows of a source.
 
     Attributes:
-        parts: The partitions of its log, mended records included.
-        rejected: Its rejected records.
-        counts: What became of the rows of its files.
-        mended: How many rejected rows stand in the log as mended.
+        parts: The partitions of the log, mended records included.
+        rejected: The rejected records.
+        counts: How many rows of the files were kept, dropped and rejected.
+        mended: How many rejected records are replaced by mended ones.
     """
 
     parts: list[LogPartition]
@@ -164,15 +142,25 @@ def read_log(config: Configuration, name: str) -> SourceRead:
     """
     source = config.sources[name]
     definition = config.project.definition(name)
+    required = config.project.required_columns(definition)
     mending = Mending(config.root, name)
     counts = Counts()
     kept: list[StreamBatch] = []
     refused: list[pa.RecordBatch] = []
-    for batch in read_source(config.project, source, config.path.parent):
+    for batch in read_stream(
+        definition,
+        source.find_files(),
+        required=required,
+        format=source.format,
+        nulls=source.nulls,
+        zone=source.zone,
+        transform=source.transform,
+        received=source.received,
+    ):
         counts += batch.counts
         kept.append(batch)
         refused.append(mending.take(batch.rejected))
-    settled = mending.settle(definition, source, config.project.required_columns(definition), kept)
+    settled = mending.settle(definition, source, required, kept)
     refused.append(settled.rejected)
     parts = log_partitions(definition, source, kept, config.read_until_us, settled.parts)
     return SourceRead(
@@ -181,16 +169,22 @@ def read_log(config: Configuration, name: str) -> SourceRead:
 
 
 @beam.typehints.with_input_types(str)
-@beam.typehints.with_output_types(dict)
-class _Ingest(beam.DoFn):
-    """Reads one source whole; writes its log, emits its rejected records and its counts."""
+@beam.typehints.with_output_types(str, **{REJECTED: pa.RecordBatch})
+@dataclass(eq=False)
+class Ingest(beam.DoFn):
+    """Reads one source; writes its log, emits its rejected records and its counts as JSON.
 
-    def __init__(self, config: Configuration, write_log: bool) -> None:
-        self._config = config
-        self._write_log = write_log
+    Attributes:
+        config: The configuration.
+        write_log: Whether to write the log; else the source is only validated.
+    """
+
+    config: Configuration
+    write_log: bool = True
 
     def process(self, name: str) -> Iterator[Any]:
-        found = read_log(self._config, name)
+        """Ingest the source with this name."""
+        found = read_log(self.config, name)
         reasons: Counter[str] = Counter()
         for batch in found.rejected:
             reasons.update(batch.column("reason").to_pylist())
@@ -204,86 +198,55 @@ class _Ingest(beam.DoFn):
             "rejected": sum(reasons.values()),
             "reasons": dict(reasons),
         }
-        if self._write_log:
-            log, definition = Log(self._config.root), self._config.project.definition(name)
+        if self.write_log:
+            log, definition = Log(self.config.root), self.config.project.definition(name)
             for part in found.parts:
                 log.write(definition, part.partition, part.rows, part.received_us)
             row["logged"] = sum(part.rows.num_rows for part in found.parts)
-        yield row
-
-
-@dataclass(eq=False)
-class Ingest(beam.PTransform):
-    """Names of sources to their logs on disk; gives ``counts`` and ``rejected`` batches.
-
-    Attributes:
-        config: The configuration.
-        write_log: Write the logs; else only validate.
-    """
-
-    config: Configuration
-    write_log: bool = True
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, names: beam.PCollection) -> dict[str, beam.PCollection]:
-        """Wire the stage."""
-        out = names | "Ingest" >> beam.ParDo(_Ingest(self.config, self.write_log)).with_outputs(
-            REJECTED, main=COUNTS
-        )
-        return {COUNTS: out[COUNTS], REJECTED: out[REJECTED]}
+        yield json.dumps(row)
 
 
 def ingest(config: Configuration, progress: Progress, write_log: bool = True) -> dict[str, Any]:
-    """Read all sources into the log and the rejected records.
+    """Read all sources; write the log and the rejected records.
+
+    Args:
+        config: The configuration.
+        progress: Where progress is shown.
+        write_log: Whether to write the log, too.
 
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason.
     """
     if write_log:
         shutil.rmtree(config.root / paths.LOG, ignore_errors=True)
-    # Only these: what was exported from there to be mended is a person's work.
+    # The folder also holds exported files that the user may have edited: keep them.
     for stale in (config.root / paths.REJECTED).glob("*.parquet"):
         stale.unlink()
-    choice = batch_engine()
+    choice = choose_engine(None, streaming=False)
     collected = config.root / paths.SCRATCH / "ingest"
     shutil.rmtree(collected, ignore_errors=True)
     with progress.stage("ingest", total=len(config.sources), unit="sources") as stage:
         stage.note(choice.why)
         pipeline = beam.Pipeline(
-            runner=make_runner(choice), options=pipeline_options(config, choice, "ingest")
+            runner=make_runner(choice),
+            options=pipeline_options(config.project.name, choice, "ingest"),
         )
         out = (
             pipeline
             | beam.Create(sorted(config.sources))
             | beam.Reshuffle()
-            | Ingest(config, write_log)
+            | beam.ParDo(Ingest(config, write_log)).with_outputs(REJECTED, main=COUNTS)
         )
-        _ = out[REJECTED] | "Rejected" >> WriteParquet(
+        write = WriteParquet(
             config.root / paths.REJECTED, ("stage", "stream", "partition", "position")
         )
+        _ = out[REJECTED] | "Rejected" >> beam.ParDo(write)
         _ = out[COUNTS] | "Counts" >> beam.Map(_write_counts, str(collected))
         run(pipeline, choice)
-        counts = read_counts(collected)
+        counts = [read_json(path, dict, "run again") for path in sorted(collected.glob("*.json"))]
         stage.advance(len(counts))
     return {row.pop("source"): row for row in counts}
 
 
-def _write_counts(row: dict[str, Any], folder: str) -> None:
-    with atomic_write(Path(folder, f"{row['source']}.json")) as unfinished:
-        unfinished.write_text(json.dumps(row))
-
-
-def read_counts(folder: Path) -> list[dict[str, Any]]:
-    """Read the counts that a run left, by source."""
-    return [read_json(path, dict, "run again") for path in sorted(folder.glob("*.json"))]
-
-
-def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Read and validate all sources; write rejected records, and nothing else.
-
-    Returns:
-        Counts by source, as `ingest`.
-    """
-    return ingest(config, progress, write_log=False)
+def _write_counts(counts: str, folder: str) -> None:
+    write_text(Path(folder, f"{json.loads(counts)['source']}.json"), counts)

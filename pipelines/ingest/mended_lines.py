@@ -1,4 +1,4 @@
-"""The lines of a mended file: what is read of each, and which are refused."""
+"""The lines of a mended file: read them, and refuse those that cannot be used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEYS: Final = ("record", "stream", "payload")
 
 @dataclass(frozen=True)
 class MendedLine:
-    """A line of a mended file: which record, where it stands, the payload as it is now."""
+    """A line of a mended file: the record's id, its stream, the line's place, the new payload."""
 
     record: str
     stream: str
@@ -30,7 +30,7 @@ def read_lines(path: Path, sources: Collection[str]) -> list[MendedLine]:
     """Read the lines of a mended file.
 
     Raises:
-        InputError: A line is no record that was exported, or names one a second time.
+        InputError: A line is not an exported record, or repeats a record.
     """
     lines: dict[str, MendedLine] = {}
     with reading(path, "name the file that was exported and mended"):
@@ -42,8 +42,8 @@ def read_lines(path: Path, sources: Collection[str]) -> list[MendedLine]:
         line = _read_line(text, where, sources)
         if line.record in lines:
             raise InputError(
-                f"{where}: record {line.record} stands in {lines[line.record].origin} too; keep "
-                "one of the two lines"
+                f"{where}: record {line.record} is also in {lines[line.record].origin}; keep one "
+                "of the two lines"
             )
         lines[line.record] = line
     return list(lines.values())
@@ -54,7 +54,7 @@ def _read_line(text: bytes, where: str, sources: Collection[str]) -> MendedLine:
         line = json.loads(text)
     except ValueError as error:
         raise InputError(
-            f"{where}: is no JSON ({error}); expected one object a line, as it was exported. In a "
+            f"{where}: is not JSON ({error}); expected one object a line, as it was exported. In a "
             'JSON text a quote is written as \\" and a backslash as \\\\'
         ) from error
     if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in _KEYS):
@@ -72,7 +72,7 @@ def _payload(line: Mapping[str, Any], where: str) -> bytes:
     text: str = line["payload"]
     try:
         untouched = base64.b64decode(line.get("payload_base64", ""), validate=True)
-        # Bytes that no text can hold are used as they are where nobody edited their text.
+        # The text of bytes that are not UTF-8 is lossy: if it is unedited, take the bytes.
         if untouched and text == as_text(untouched):
             return untouched
         return text.encode("utf-8")

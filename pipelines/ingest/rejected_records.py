@@ -1,4 +1,4 @@
-"""Rejected records below a root, by their ids, and what is taken out of them or put in anew."""
+"""The rejected records below a root: read them by id, and update them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Record = Mapping[str, Any]
 
 
 def read_rejected(root: Path, sources: Collection[str]) -> dict[str, Record]:
-    """Return the rejected records that can be mended, by their ids, in order of their place."""
+    """Return the rejected records that can be mended, by id, in the order of their sources."""
     files = (root / paths.REJECTED).glob("*.parquet")
     records = [record for path in files for record in read_records(path)]
     records.sort(key=lambda record: (record["stream"], record["partition"], record["position"]))
@@ -39,7 +39,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def update_rejected(root: Path, settled: set[str], still: Mapping[str, Record]) -> None:
-    """Take records out of ``root/rejected`` and write others there anew, file by file."""
+    """Remove settled records from the files in ``root/rejected``; replace the ones in ``still``."""
     for path in sorted((root / paths.REJECTED).glob("*.parquet")):
         records = read_records(path)
         left = [
@@ -54,5 +54,5 @@ def update_rejected(root: Path, settled: set[str], still: Mapping[str, Record]) 
 
 
 def as_text(payload: bytes) -> str:
-    """Return bytes as a text; of those that are not UTF-8, backslash, x and two hex digits."""
+    """Return bytes as a text; a byte that is not UTF-8 becomes a backslash, x and two digits."""
     return payload.decode("utf-8", "backslashreplace")

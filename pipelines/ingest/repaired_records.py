@@ -1,23 +1,21 @@
-"""Mended records: rejected ones whose payload somebody put right, kept beside the source's files.
+"""Mended records: rejected records with a corrected payload, kept beside the source's files.
 
-What is promised here:
+The promises:
 
-* A mended record is kept as what it is, a payload, in ``root/mended/<source>/<number>.parquet``
-  (one file for each replay), never as a row. Every ingest reads it again as its source's format
-  says, through the same transform and validation as the source's files; so it survives the log's
-  being rebuilt, and follows a change of the schema or the transform as the files do.
-* It stands in for one rejected record (`record_id`), and counts as long as the source's files
-  still hold that record. Once they are mended themselves, it is out of use.
-* In the log, each replay's rows are a partition of their own after those of the files. So whatever
-  is mended later, the positions of all rows that were there stay what they are.
-* A row that stands in the log already is not added again.
+* A mended record is stored as a payload in ``root/mended/<source>/<number>.parquet``, one file for
+  each replay, never as a row. Every ingest parses it as the source's format says and applies the
+  same transform and validation as to the source's files. So it survives a rebuild of the log, and
+  changes of the schema or the transform apply to it.
+* It replaces one rejected record (`record_id`), as long as the source's files contain that record.
+* In the log, the rows of each replay are a partition after the partitions of the files. So later
+  replays do not change the positions of earlier rows.
+* A row that is already in the log is not added again.
 
-A record of a table is history: nothing in it is late, and it takes its place by its own time. One
-of a log with a time of receipt comes at the log's end, where it is fed in: it is too late where
-its time lies further below the highest time that its partition had accepted by then than its
-stream allows, it is ahead by the time of receipt in its payload, and it arrives with the
-partition's last row. That is decided from what the log held at the replay, which is kept with the
-record; so an ingest of the same files, or of longer ones, decides the same.
+A record of a table is never late; its own time gives its place. A record of a log with a time of
+receipt arrives at the end of the log, with the last row of its partition. It is too late if its
+time is further below the partition's highest accepted time than the stream allows, and too far
+ahead by the time of receipt in its payload. The record is stored with the highest time and the last
+arrival at the replay, so that every later ingest decides the same.
 """
 
 from __future__ import annotations
@@ -69,15 +67,14 @@ class Mended:
     """A mended record.
 
     Attributes:
-        record: The rejected record that it stands in for (`record_id`).
-        origin: Where it was mended, such as ``"orders.jsonl:3"``.
+        record: The rejected record that it replaces (`record_id`).
+        origin: The line of the mended file, such as ``"orders.jsonl:3"``.
         payload: The mended bytes: a csv line without its newline, or a JSON object (also for
             Parquet).
-        format: ``csv``, ``jsonl`` or ``parquet``: its source's.
-        columns: The columns of the file that the record is from, as they are read.
-        highest_us: The highest time that its partition had accepted at the replay; `TIME_MIN` for
-            a table.
-        received_us: When the last row of its partition had arrived by the replay; likewise.
+        format: The source's format: ``csv``, ``jsonl`` or ``parquet``.
+        columns: The columns of the record's file, as they are read.
+        highest_us: The partition's highest accepted time at the replay; `TIME_MIN` for a table.
+        received_us: When the partition's last row arrived, at the replay; `TIME_MIN` for a table.
     """
 
     record: str
@@ -90,16 +87,16 @@ class Mended:
 
 
 def record_id(record: Mapping[str, Any]) -> str:
-    """Return the 16 hex digits that name a rejected record (a row of `rows.rejected.SCHEMA`).
+    """Return the id of a rejected record (a row of `rows.rejected.SCHEMA`): 16 hex digits.
 
-    It depends on the record's place in its source and on its bytes, and on nothing else.
+    The id depends only on the record's position in its source and on its bytes.
     """
     place = [record["stream"], record["partition"], record["position"], record["payload"].hex()]
     return hashlib.sha256(json.dumps(place).encode("ascii")).hexdigest()[:16]
 
 
 def read_mended(root: Path, source: str) -> list[list[Mended]]:
-    """Read a source's mended records, replay by replay; one mended again counts there only."""
+    """Read a source's mended records by replay; each record only in its newest replay."""
     replays = []
     for path in sorted((root / paths.MENDED / source).glob("*.parquet")):
         with reading(path, "remove it, and replay the mended records again"):
@@ -127,14 +124,12 @@ def write_mended(root: Path, source: str, mended: Sequence[Mended]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of mended records.
+    """Mended records, judged. Records that are in neither attribute were dropped by the transform.
 
     Attributes:
         rows: The accepted rows, in the declared columns and types, ``(accepted,)``.
-        accepted: int64, ``(accepted,)``: which of the records they are, ascending.
-        refused: The records that are no good yet: stage, reason and detail.
-
-    The others are no events of the stream: its transform dropped them.
+        accepted: int64, ``(accepted,)``: the indices of their records, ascending.
+        refused: Record index to stage, reason and detail.
     """
 
     rows: pa.RecordBatch
@@ -151,9 +146,9 @@ def judge_mended(
     """Read, transform, validate and accept mended records, each on its own.
 
     Args:
-        definition: What they must become.
-        source: The source that they are of.
-        required: The columns in which no row may be null.
+        definition: The declaration that the rows must match.
+        source: The records' source.
+        required: The columns that may not be null.
         mended: The records.
 
     Raises:
@@ -210,11 +205,11 @@ def _as_read(batch: pa.RecordBatch, indices: Int64Array, mended: Sequence[Mended
 
 
 class _Unreadable(Exception):
-    """A payload is no row: the reason and the detail."""
+    """A payload that is not a valid row: the reason and the detail."""
 
 
 def _raw_row(one: Mended, source: Source) -> pa.RecordBatch:
-    """Read a payload as its source's reader would, in the columns of its file."""
+    """Parse a payload as the source's reader does, with the columns of its file."""
     if one.format == "csv":
         header = io.StringIO()
         csv.writer(header, lineterminator="\n").writerow(one.columns.names)
@@ -241,10 +236,10 @@ def _only(
 
 
 def _typed(batch: pa.RecordBatch, schema: pa.Schema, required: bool) -> pa.RecordBatch:
-    """Turn the texts of one row into the types of its Parquet file, where they can be.
+    """Convert the texts of one row to the types of its Parquet file, where that is possible.
 
-    Where not, the text stays for the validation to read; a transform knows the file's types only,
-    so for it they are required.
+    Validation can read the remaining texts. A transform expects the file's types, so with one they
+    are required.
     """
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for field_ in schema:
@@ -267,7 +262,7 @@ def _typed(batch: pa.RecordBatch, schema: pa.Schema, required: bool) -> pa.Recor
 
 
 def fresh_rows(rows: pa.RecordBatch, others: pa.Table) -> Int64Array:
-    """Return which rows stand neither among others nor further up: int64 indices, ascending.
+    """Return the indices (int64, ascending) of rows that equal no other row and no earlier row.
 
     Args:
         rows: ``(rows,)``.
@@ -285,13 +280,13 @@ def restated(
     mended: Sequence[Mended],
     refused: Mapping[int, tuple[str, str, str]],
 ) -> list[dict[str, Any]]:
-    """Return rejected records that were mended in vain, with what is wrong now.
+    """Return the rejected records whose mended payload is refused, with the new reason.
 
-    Their payloads stay those that came; the detail names the place of the mended ones.
+    They keep their first payload; the detail names the line of the mended file.
 
     Args:
         records: Rows of `features.rows.rejected.SCHEMA`.
-        mended: What each was mended to.
+        mended: The mended record of each.
         refused: As in `Outcome`.
     """
     return [
@@ -307,13 +302,13 @@ def restated(
 
 @dataclass(frozen=True, eq=False)
 class Settled:
-    """What an ingest makes of a source's mended records.
+    """The result of an ingest for a source's mended records.
 
     Attributes:
         parts: Partitions for the log: the declared columns, in order of arrival, and when each
             row arrived (int64 microseconds).
-        rejected: The records that are no good any more (`features.rows.rejected.SCHEMA`).
-        mended: How many rejected records are settled.
+        rejected: The records that are refused now (`features.rows.rejected.SCHEMA`).
+        mended: How many rejected records the mended ones replace.
     """
 
     parts: list[tuple[pa.Table, Int64Array]]
@@ -323,7 +318,7 @@ class Settled:
 
 @dataclass
 class Mending:
-    """Takes a source's mended records through an ingest.
+    """Replaces a source's rejected records by its mended ones, during an ingest.
 
     Attributes:
         root: The run's folder.
@@ -339,7 +334,7 @@ class Mending:
         self._known = {one.record for replay in self._replays for one in replay}
 
     def take(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Take those that are mended out of a batch of rejected records."""
+        """Return a batch of rejected records without those that are mended."""
         if not self._known or batch.num_rows == 0:
             return batch
         left = []
@@ -357,13 +352,13 @@ class Mending:
         required: Collection[str],
         batches: Sequence[StreamBatch],
     ) -> Settled:
-        """Judge what was taken, once all of the source's files were read.
+        """Judge the mended records, after all of the source's files were read.
 
         Args:
             definition: As for `judge_mended`.
             source: As for `judge_mended`.
             required: As for `judge_mended`.
-            batches: The rows that the files gave.
+            batches: The rows of the files.
         """
         parts: list[tuple[pa.Table, Int64Array]] = []
         wrong: list[dict[str, Any]] = []

@@ -1,23 +1,21 @@
-"""Replaying rejected records: out to a file that a person can edit, and in again.
+"""Replaying rejected records: export them to a file, and read the edited file in again.
 
 Without a mended file, `replay` writes ``root/rejected/export/<source>.jsonl``: one JSON object a
-line, with the reason, the payload as text, and for csv the header that it stands under. A person
-edits the payloads (in place; lines that are none of their business may go) and hands the file
-back. Each payload is then read as its source's format says, and goes through the same transform,
-validation and acceptance as any other row (`pipelines.ingest.repaired_records` says what exactly,
-and where it comes to stand in the log).
+line, with the reason, the payload as text, and for csv the header. The user edits the payloads and
+may delete lines. With the edited file, `replay` parses each payload as its source's format says and
+applies the same transform, validation and acceptance as to other rows
+(`pipelines.ingest.repaired_records`).
 
-What is promised here:
+The promises:
 
-* Records that are good now leave ``root/rejected``; the others stay there with what is wrong now.
-* The log, the features, the states and the evidence stay as they are, and of one piece, until the
-  next ``tidemill backfill`` computes them from the source's files and the mended records.
-* The same file twice changes nothing. A line that names no rejected record, or one that was mended
-  otherwise before, is an error that names the line, and then nothing of the file is used.
-* No export overwrites another that differs from it, since somebody may have worked on that.
+* Records that are valid now leave ``root/rejected``; the others stay there with the new reason.
+* Log, features, states and evidence stay unchanged and consistent until the next ``tidemill
+  backfill`` computes them from the source's files and the mended records.
+* Replaying a file twice changes nothing. A line whose record is not rejected, or was mended to
+  another payload before, is an error that names the line; then no line of the file is used.
+* An export never overwrites a file with other content, since the user may have edited it.
 
-Records that were refused while answering (stage ``answer``) had nothing wrong with them, so there
-is nothing to mend, and they are left out.
+Records rejected at stage ``answer`` are left out: their rows are valid already.
 """
 
 from __future__ import annotations
@@ -33,17 +31,17 @@ from tidemill.pipelines.run.progress import Progress
 
 
 def replay(config: Configuration, progress: Progress, mended: Path | None) -> dict[str, Any]:
-    """Export rejected records to be mended, or feed mended ones in again.
+    """Export rejected records, or read a mended file in.
 
     Args:
         config: The configuration.
-        progress: Where to show what is done, and what to do next.
-        mended: An exported file, its payloads edited; None to export.
+        progress: Shows progress, and what to do next.
+        mended: An exported file with edited payloads; None to export.
 
     Returns:
-        Counts by source. Of an export: ``exported``, and the ``file``. Of a mended file: ``given =
-        accepted + dropped + already_there + mended_before + still_rejected`` records, the last by
-        reason too, and ``left``, which is how many of the source are rejected now.
+        Counts by source. For an export: ``exported``, and the ``file``. For a mended file:
+        ``given = accepted + dropped + already_there + mended_before + still_rejected`` records; the
+        last also by reason; and ``left``, the number of the source's records rejected now.
 
     Raises:
         InputError: The mended file cannot be used, or the files of a source have changed.

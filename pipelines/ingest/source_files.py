@@ -1,4 +1,4 @@
-"""What a rejected record needs to know of its source's files and of its log."""
+"""The formats and columns of a source's files, and the ends of its log, for mended records."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Source
-from tidemill.pipelines.io.files.input_files import find_files, format_of
+from tidemill.pipelines.io.files.input_files import format_of
 from tidemill.pipelines.io.files.readers import read
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 
 
 class SourceFiles:
-    """The formats and columns of a source's files, by partition, looked up once each.
+    """The formats and columns of a source's files, by partition, each looked up once.
 
     Args:
         source: The source.
-        folder: Where relative names of files begin: the configuration's.
     """
 
-    def __init__(self, source: Source, folder: Path) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
-        self._paths = find_files(source.files, folder)
+        self._paths = source.find_files()
         self._columns: dict[int, pa.Schema] = {}
 
     def format(self, partition: int) -> str:
@@ -34,7 +33,7 @@ class SourceFiles:
         return self._source.format or format_of(self._path(partition))
 
     def header(self, partition: int) -> str:
-        """Return the column names of a csv file as they would stand in one of its lines."""
+        """Return the column names of a csv file as a csv line."""
         names = self.columns(partition).names
         return ",".join(
             '"' + name.replace('"', '""') + '"' if set(name) & set('",\r\n') else name
@@ -49,7 +48,7 @@ class SourceFiles:
             )
             schemas = (raw.batch.schema for raw in batches)
             if self.format(partition) == "jsonl":
-                # A key becomes a column with the first line that has it.
+                # A key becomes a column in the first batch that has it.
                 self._columns[partition] = pa.unify_schemas(list(schemas))
             else:
                 self._columns[partition] = next(schemas, pa.schema([]))
@@ -58,15 +57,14 @@ class SourceFiles:
     def _path(self, partition: int) -> Path:
         if partition >= len(self._paths):
             raise InputError(
-                f"source {self._source.name!r} has {len(self._paths)} files, and rejected records "
-                f"of a file {partition + 1}: the source has changed. Read it again: tidemill "
-                "backfill"
+                f"source {self._source.name!r} has {len(self._paths)} files, but rejected records "
+                f"of file {partition + 1}: the source has changed. Read it again: tidemill backfill"
             )
         return self._paths[partition]
 
 
 class LogEnds:
-    """What the log of a source holds at its end, by partition, looked up once each."""
+    """The end of a source's log, by partition, each looked up once."""
 
     def __init__(self, root: Path, definition: EventStream | Request, is_log: bool) -> None:
         self._is_log = is_log
@@ -75,10 +73,10 @@ class LogEnds:
         self._ends: dict[int, tuple[int, int]] = {}
 
     def of(self, partition: int) -> tuple[int, int]:
-        """Return the highest accepted time of a partition, and when its last row arrived.
+        """Return the highest accepted time of a partition, and the arrival of its last row.
 
         Raises:
-            InputError: The source is a log, and it was never ingested.
+            InputError: The source is a log that was never ingested.
         """
         if not self._is_log:
             return TIME_MIN, TIME_MIN

@@ -1,7 +1,7 @@
-"""Validate: polls to polls of valid rows, and rejected records.
+"""Validate: split polls into polls of valid rows and rejected records.
 
-`validated_poll` decides, `Validate` wires. A poll keeps its positions and watermarks whatever
-becomes of its rows: a row that is rejected leaves a hole, not a gap.
+A poll keeps its positions and watermarks when rows are rejected, so a rejected row is not a gap in
+the sequence.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from tidemill.features.rows.validation import validate
 from tidemill.pipelines.io.log import POSITION, RECEIVED
 from tidemill.pipelines.io.poll import Poll, PollPart
 
-POLLS: Final = "polls"
 REJECTED: Final = "rejected"
 
 
 def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBatch]]:
-    """Judge the rows of a poll against the declared schemas.
+    """Validate the rows of a poll against the declared schemas.
 
     Args:
         project: The project.
-        poll: What a source read: any columns, ``_position`` and ``_received``.
+        poll: Rows with any columns, ``_position`` and ``_received``.
 
     Returns:
-        The poll with the rows that are valid, and the others as rejected records
+        The poll with its valid rows; and the other rows as rejected records
         (`features.rows.rejected.SCHEMA`) whose payload is the row as JSON.
     """
     parts: list[PollPart] = []
@@ -74,20 +73,9 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
 
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(bytes, **{REJECTED: pa.RecordBatch})
-class _Validate(beam.DoFn):
-    def __init__(self, project: Project) -> None:
-        self._project = project
-
-    def process(self, element: bytes) -> Iterator[Any]:
-        poll, refused = validated_poll(self._project, Poll.decode(element))
-        yield poll.encode()
-        for batch in refused:
-            yield beam.pvalue.TaggedOutput(REJECTED, batch)
-
-
 @dataclass(eq=False)
-class Validate(beam.PTransform):
-    """Encoded polls to ``polls`` of valid rows and ``rejected`` record batches.
+class Validate(beam.DoFn):
+    """Turns encoded polls into polls of valid rows, and record batches with the tag `REJECTED`.
 
     Attributes:
         project: The project.
@@ -95,12 +83,9 @@ class Validate(beam.PTransform):
 
     project: Project
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, polls: beam.PCollection) -> dict[str, beam.PCollection]:
-        """Wire the stage."""
-        out = polls | "Validate" >> beam.ParDo(_Validate(self.project)).with_outputs(
-            REJECTED, main=POLLS
-        )
-        return {POLLS: out[POLLS], REJECTED: out[REJECTED]}
+    def process(self, element: bytes) -> Iterator[Any]:
+        """Validate the rows of a poll."""
+        poll, refused = validated_poll(self.project, Poll.decode(element))
+        yield poll.encode()
+        for batch in refused:
+            yield beam.pvalue.TaggedOutput(REJECTED, batch)

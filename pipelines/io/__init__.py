@@ -1,4 +1,1 @@
-"""Sources and sinks: files, the accepted log and its replay, and what a poll is.
-
-Every row has a place (partition, position). Acceptance depends on the log alone.
-"""
+"""Input and output of pipelines: files, the log, polls, replay, sinks, bytes between stages."""

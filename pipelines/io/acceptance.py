@@ -1,9 +1,8 @@
-"""Acceptance: which rows of a log's partition count, decided once, in order of arrival.
+"""Acceptance: reject the rows of a log's partition that come too late or too far ahead.
 
-What is promised here: the decision is `features.contract.accept`, a function of the log alone,
-whatever the batches that the log is read in. It comes after validation and transform, so that a
-row that was rejected earlier, or is no event, moves no watermark; and so that what is accepted
-here is the log that training, replay and proof all read.
+The promise: the decision (`features.contract.accept`) depends on the log alone, not on the batches
+in which the log is read. Acceptance runs after transform and validation, so rejected and dropped
+rows move no watermark. Training, replay and verification all read the accepted rows.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from tidemill.features.kernel import hashing
 from tidemill.features.rows.rejected import Reason
 
 Refusals = dict[int, tuple[Reason, str]]
-"""Rows that are refused, by their indices: the reason, and a sentence about it."""
+"""Row index to the reason why the row is refused, and a sentence about it."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is refused of a partition's next rows.
+    """The decision about a partition's next rows.
 
     Attributes:
-        refusals: Rows to reason and detail.
-        highest_us: The highest accepted time after them.
+        refusals: The refused rows.
+        highest_us: The highest accepted time after these rows.
     """
 
     refusals: Refusals
@@ -43,9 +42,9 @@ def judge_arrivals(
     Args:
         definition: Bounds how late and how far ahead a row may come.
         rows: The declared columns, ``(rows,)``.
-        received: The column that says when the log received a row. A row where it is null is
-            refused too: nobody can say whether it lies ahead.
-        highest_us: The highest accepted time before them (`TIME_MIN` at the start).
+        received: The column that holds the time of receipt. A row with null there is refused: it
+            cannot be judged whether it lies ahead.
+        highest_us: The highest accepted time before these rows (`TIME_MIN` at the start).
     """
     arrived = rows.column(received)
     known = np.flatnonzero(hashing.validity(arrived))
@@ -97,7 +96,7 @@ class Gate:
         self._highest_us: dict[int, int] = {}
 
     def refuse(self, partition: int, rows: pa.RecordBatch) -> Refusals:
-        """Return the rows that are refused of a partition's next ones."""
+        """Judge a partition's next rows; return the refused ones."""
         highest_us = self._highest_us.get(partition, TIME_MIN)
         judgement = judge_arrivals(self.definition, rows, self.received, highest_us)
         self._highest_us[partition] = judgement.highest_us

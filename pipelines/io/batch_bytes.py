@@ -1,4 +1,4 @@
-"""Record batches as Arrow IPC streams, without Beam."""
+"""Record batches as Arrow IPC streams. This module does not import Beam."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 
 
 def batch_bytes(batch: pa.RecordBatch | None) -> pa.Buffer:
-    """Write a batch with its schema, as an Arrow IPC stream; no bytes for None."""
+    """Encode a batch with its schema; None becomes no bytes."""
     sink = pa.BufferOutputStream()
     if batch is not None:
         with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -15,7 +15,7 @@ def batch_bytes(batch: pa.RecordBatch | None) -> pa.Buffer:
 
 
 def batch_of(data: bytes | pa.Buffer) -> pa.RecordBatch | None:
-    """Read what `batch_bytes` wrote, in place: the batch refers to ``data``."""
+    """Decode the output of `batch_bytes`; the batch refers to ``data``, without a copy."""
     if not len(data):
         return None
     with pa.ipc.open_stream(data) as reader:

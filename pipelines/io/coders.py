@@ -1,4 +1,4 @@
-"""How record batches travel between Beam stages: as Arrow IPC streams."""
+"""Beam's coder for record batches; importing this module registers it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 
 
 class RecordBatchCoder(beam.coders.Coder):
-    """Arrow IPC stream of one batch, with its schema."""
+    """Encodes a batch, with its schema, as an Arrow IPC stream."""
 
     def encode(self, value: pa.RecordBatch) -> bytes:
-        """Write a batch."""
+        """Encode a batch."""
         return bytes(batch_bytes(value))
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
-        """Read a batch."""
+        """Decode a batch."""
         return batch_of(encoded)
 
     def is_deterministic(self) -> bool:
-        """Equal batches of equal layout have equal bytes, but slices need not."""
+        """Return False: the bytes of equal batches differ if one of them is a slice."""
         return False
 
 

@@ -1,17 +1,19 @@
-"""Frames: the header of everything that outlives the code that wrote it, and of every message.
+"""Frames: the header of all state, and of every message between stages.
 
-What is promised:
+The promises:
 
-* A frame names its format (`Kind`), the version of the format, and whose it is (its key). These are
-  checked before anything of the content is looked at.
-* Bytes that are damaged, cut short, of another kind, version or key are an error that says so.
-* No content is ever executed: it is JSON, Arrow and plain numbers. A pickle is refused unread.
+* A frame names its format (`Kind`), the version of the format, and its key (the owner). These are
+  checked before the content is decoded.
+* Bytes that are damaged or cut short, or have another kind, version or key, raise an error that
+  says so.
+* Decoding executes no code: the content is JSON, Arrow and plain numbers. A pickle is refused
+  without loading it.
 * Equal contents have equal bytes.
 
-Layout: 8 bytes of magic; the kind as 1 byte and a zero byte; the version as 2 bytes; the length of
-the key as 4 and that of the content as 8 bytes; a CRC-32 of all these, of key and content, in 8
-bytes; the key as UTF-8, filled up with zeros to a multiple of 8; the content. Numbers are unsigned
-and little-endian. The content starts at a multiple of 8, so Arrow and numpy read it in place.
+Layout: 8 bytes of magic; the kind in 1 byte, and a zero byte; the version in 2 bytes; the length of
+the key in 4 bytes and of the content in 8; a CRC-32 of these fields, the key and the content, in 8
+bytes; the key as UTF-8, padded with zeros to a multiple of 8; the content. Numbers are unsigned and
+little-endian. The content starts at a multiple of 8, so Arrow and numpy read it in place.
 """
 
 from __future__ import annotations
@@ -28,19 +30,23 @@ import pyarrow as pa
 from tidemill.features.errors import DamagedState, StateMismatch, StateVersionError
 
 MAGIC: Final = b"\x89TMILL\r\n"
-"""Not text in any encoding, and broken by whatever mends line ends: as PNG's."""
+"""Like PNG's: not text in any encoding, and damaged by programs that convert line ends."""
 _PREFIX: Final = struct.Struct("<8sBxHIQ")
 _CHECKSUM: Final = struct.Struct("<Q")
 _HEADER_BYTES: Final = _PREFIX.size + _CHECKSUM.size
 _COUNTS: Final = struct.Struct("<QQ")
+# `json.dumps` with options makes an encoder for each call, and `json.loads` of bytes detects their
+# encoding. Both cost more than encoding a small message.
+_TO_JSON: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_FROM_JSON: Final = json.JSONDecoder().decode
 _PICKLE: Final = b"\x80"
-"""What a pickle of protocol 2 or later begins with."""
+"""The first byte of a pickle of protocol 2 or later."""
 
 Bytes: TypeAlias = bytes | memoryview | pa.Buffer
 
 
 class Kind(enum.IntEnum):
-    """What a frame holds. A number that was used once is never used for something else."""
+    """What a frame holds. A number is never used again for something else."""
 
     # Messages between the stages of a pipeline.
     POLL = 1
@@ -69,21 +75,16 @@ VERSIONS: Final[Mapping[Kind, int]] = {
 
 
 def frame(kind: Kind, key: str, parts: Iterable[Bytes]) -> bytes:
-    """Write a frame.
+    """Encode a frame.
 
     Args:
         kind: What it holds.
-        key: Whose it is; empty where that does not matter.
+        key: The owner; empty where the owner does not matter.
         parts: The content, in pieces.
-
-    Returns:
-        The frame.
     """
-    name = _filled(key.encode())
-    pieces = list(parts)
-    prefix = _PREFIX.pack(
-        MAGIC, kind, VERSIONS[kind], len(key.encode()), sum(memoryview(p).nbytes for p in pieces)
-    )
+    text, pieces = key.encode(), list(parts)
+    name, size = _filled(text), sum(memoryview(piece).nbytes for piece in pieces)
+    prefix = _PREFIX.pack(MAGIC, kind, VERSIONS[kind], len(text), size)
     checksum = zlib.crc32(name, zlib.crc32(prefix))
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
@@ -91,11 +92,11 @@ def frame(kind: Kind, key: str, parts: Iterable[Bytes]) -> bytes:
 
 
 class Frame(NamedTuple):
-    """A frame that was read.
+    """A decoded frame.
 
     Attributes:
         kind: What it holds.
-        key: Whose it is.
+        key: The owner.
         content: The content; it starts at an address that is a multiple of 8.
     """
 
@@ -107,22 +108,22 @@ class Frame(NamedTuple):
 def unframe(
     data: Bytes, kinds: Kind | Sequence[Kind], what: str, remedy: str, key: str | None = None
 ) -> Frame:
-    """Read a frame.
+    """Decode a frame.
 
     Args:
-        data: The frame.
+        data: The bytes of the frame.
         kinds: What it may hold.
-        what: What these bytes should be and where they are from, for errors.
-        remedy: What to do when they are not, for errors.
-        key: Whose it must be; None to leave that to the caller.
+        what: What the bytes are and where they are from, for errors.
+        remedy: What the user should do, for errors.
+        key: The owner that it must have; None if the caller checks it.
 
     Returns:
         The frame. It refers to ``data``, without a copy.
 
     Raises:
-        DamagedState: The bytes are not a frame, or not all of one, or of another kind.
-        StateVersionError: They are of a version that is not read.
-        StateMismatch: They have another key.
+        DamagedState: The bytes are not a whole frame, or hold another kind.
+        StateVersionError: The version is not supported.
+        StateMismatch: The key is another one.
     """
     buffer = data if isinstance(data, pa.Buffer) else pa.py_buffer(data)
     if buffer.address % 8:
@@ -141,7 +142,7 @@ def unframe(
         )
     checksum = zlib.crc32(view[_HEADER_BYTES:], zlib.crc32(view[: _PREFIX.size]))
     if (checksum,) != _CHECKSUM.unpack_from(view, _PREFIX.size):
-        raise DamagedState(f"{what}: its checksum does not fit, so it was damaged; {remedy}")
+        raise DamagedState(f"{what}: its checksum does not match, so it was damaged; {remedy}")
     allowed = (kinds,) if isinstance(kinds, Kind) else kinds
     if number not in allowed:
         found = Kind(number).name if number in set(Kind) else f"number {number}"
@@ -168,7 +169,7 @@ def _unframed(view: memoryview, what: str, remedy: str) -> DamagedState | StateV
     if not len(view):
         return DamagedState(f"{what}: is empty; {remedy}")
     return DamagedState(
-        f"{what}: does not begin as Tidemill's data do but with {bytes(view[:8])!r}; {remedy}"
+        f"{what}: does not begin as data of Tidemill but with {bytes(view[:8])!r}; {remedy}"
     )
 
 
@@ -177,9 +178,9 @@ class Document(NamedTuple):
 
     Attributes:
         kind: What it holds.
-        key: Whose it is.
-        fields: What JSON can say.
-        blobs: The rest; each starts at an address that is a multiple of 8.
+        key: The owner.
+        fields: JSON values by name.
+        blobs: The binary parts; each starts at an address that is a multiple of 8.
     """
 
     kind: Kind
@@ -191,45 +192,40 @@ class Document(NamedTuple):
 def encode_document(
     kind: Kind, key: str, fields: Mapping[str, Any], blobs: Iterable[Bytes] = ()
 ) -> bytes:
-    """Write named fields and blobs as a frame.
+    """Encode named fields and blobs as a frame.
 
-    The content is the length of the JSON and the number of blobs, the length of each blob (8 bytes
-    each), the JSON with its keys sorted, and the blobs; each is filled up to a multiple of 8.
+    The content: the length of the JSON, the number of blobs and the length of each blob (8 bytes
+    each), the JSON with sorted keys, and the blobs. The JSON and each blob are padded to a multiple
+    of 8.
 
     Args:
-        kind: What it holds.
-        key: Whose it is.
-        fields: What JSON can say.
-        blobs: The rest.
-
-    Returns:
-        The frame.
+        kind: What the frame holds.
+        key: The owner.
+        fields: JSON values by name.
+        blobs: The binary parts.
     """
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
-    views = [memoryview(blob).cast("B") for blob in blobs]
-    sizes = [len(view) for view in views]
-    parts: list[Bytes] = [
-        _COUNTS.pack(len(text), len(sizes)),
-        struct.pack(f"<{len(sizes)}Q", *sizes),
-        _filled(text),
-    ]
-    for view in views:
-        parts.append(view)
-        if len(view) % 8:
-            parts.append(bytes(-len(view) % 8))
+    text = _TO_JSON(fields).encode()
+    pieces = list(blobs)
+    sizes = [memoryview(piece).nbytes for piece in pieces]
+    counts = struct.pack(f"<{2 + len(sizes)}Q", len(text), len(sizes), *sizes)
+    parts: list[Bytes] = [counts + _filled(text)]
+    for piece, size in zip(pieces, sizes, strict=True):
+        parts.append(piece)
+        if size % 8:
+            parts.append(bytes(-size % 8))
     return frame(kind, key, parts)
 
 
 def decode_document(
     data: Bytes, kinds: Kind | Sequence[Kind], what: str, remedy: str, key: str | None = None
 ) -> Document:
-    """Read named fields and blobs; see `unframe`."""
+    """Decode named fields and blobs; see `unframe`."""
     kind, found_key, content = unframe(data, kinds, what, remedy, key)
     view = memoryview(content)
     size, count = _COUNTS.unpack_from(view)
     sizes = struct.unpack_from(f"<{count}Q", view, _COUNTS.size)
     at = _COUNTS.size + 8 * count
-    fields = json.loads(bytes(view[at : at + size]))
+    fields = _FROM_JSON(str(view[at : at + size], "utf-8"))
     at += size + -size % 8
     blobs = []
     for size in sizes:

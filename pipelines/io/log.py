@@ -1,8 +1,8 @@
 """The log of a source on disk: every accepted row, in order of arrival, by partition.
 
-A partition is one Arrow IPC file: the declared columns, then ``_position`` (int64: the row's place
+A partition is one Arrow IPC file: the declared columns, then ``_position`` (int64: the row's number
 in the partition, ascending) and ``_received`` (int64 microseconds: when it arrived; for a table
-without an order of arrival, its own time). The log is what training, replay and proof all read.
+without an order of arrival, the row's own time). Training, replay and verification read the log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POSITION: Final = "_position"
 RECEIVED: Final = "_received"
 PARTITION: Final = "_partition"
 SENT: Final = "_sent"
-"""When a poll read the row, by the wall clock (for latency only)."""
+"""When a poll read the row: wall clock in microseconds, for latency only."""
 _BATCH_ROWS: Final = 65_536
 _MEND: Final = "run `tidemill backfill` again, which writes the log anew"
 
@@ -42,7 +42,7 @@ def log_schema(definition: EventStream | Request) -> pa.Schema:
 
 
 LOG: Final = "log"
-"""The folder of the logs below a root."""
+"""The name of the logs' folder below a root."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Log:
     """The logs of a run.
 
     Attributes:
-        root: The run's folder; logs stand in ``root/log/<source>/<partition>.arrow``.
+        root: The run's folder; a partition is the file ``root/log/<source>/<partition>.arrow``.
     """
 
     root: Path
@@ -83,7 +83,7 @@ class Log:
     def read(
         self, source: str, partition: int | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
-        """Read a partition, or all of them one after the other with a ``_partition`` column."""
+        """Read a partition, or all partitions in order with a ``_partition`` column."""
         if partition is not None:
             reader = self.open(source, partition)
             with reading(self.path(source, partition), _MEND):

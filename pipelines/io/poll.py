@@ -1,7 +1,7 @@
-"""Polls: what a source read at once, of all its partitions, with their places and watermarks.
+"""Polls: the rows that the source reads at once, with their positions and watermarks.
 
-A poll carries every partition of every source that its reader reads, empty ones too, so that
-watermarks move together. `stream.shard` turns it into one element per (view, shard).
+A poll has a part for every partition of every source, also where no rows came, so that all
+watermarks advance together. `stream.shard` turns a poll into one element for each (view, shard).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
 
 @dataclass(frozen=True)
 class PollPart:
-    """What a poll read of one partition.
+    """The rows that a poll read from one partition.
 
     Attributes:
         source: The stream's or the request's name.
@@ -27,7 +27,7 @@ class PollPart:
         start: The first position.
         stop: The position after the last.
         watermark_us: The partition's watermark after these rows.
-        rows: Accepted rows: the declared columns, ``_position`` and ``_received``; None for none.
+        rows: Accepted rows: the declared columns, ``_position`` and ``_received``; None if empty.
     """
 
     source: str
@@ -40,12 +40,12 @@ class PollPart:
 
 @dataclass(frozen=True)
 class Poll:
-    """What a source read at once.
+    """The rows that the source reads at once.
 
     Attributes:
-        sent_us: The wall clock when it was read (for latency only).
-        parts: One per partition.
-        is_last: The run stops here, though the stream goes on: nothing follows.
+        sent_us: The wall clock when it was read, for latency only.
+        parts: One for each partition.
+        is_last: Marks a savepoint: the run stops after this poll, and a later run continues.
     """
 
     sent_us: int
@@ -53,7 +53,7 @@ class Poll:
     is_last: bool = False
 
     def encode(self) -> bytes:
-        """Write a poll."""
+        """Encode the poll."""
         parts = [
             [part.source, part.partition, part.start, part.stop, part.watermark_us]
             for part in self.parts
@@ -64,10 +64,10 @@ class Poll:
 
     @staticmethod
     def decode(data: bytes) -> Poll:
-        """Read a poll.
+        """Decode a poll.
 
         Raises:
-            StateError: These bytes are not a poll, or of a version that is not read.
+            StateError: The bytes are not a poll, or have a version that is not supported.
         """
         found = decode_document(data, Kind.POLL, "a poll between two stages", _REMEDY)
         parts = tuple(

@@ -1,15 +1,15 @@
-"""Replaying the log as an unbounded source, in order of arrival.
+"""Replay: the log as an unbounded source, in order of arrival.
 
-What is promised: rows come in the order in which they were received, across all partitions; a
-poll never cuts between rows received at the same microsecond; and reading the same positions
-again gives the same polls. The watermark of a partition is the highest time it has shown, or the
-replay's own clock (the last instant of arrival that has been read whole), less the stream's
-out-of-orderness: a fetch that reached that instant found nothing more of the partition. A run may
-stop at a savepoint, an instant of arrival, without ending the stream: the next run reads on from
-there.
+The promises: rows come in the order in which they were received, across all partitions. A poll
+never separates rows received at the same microsecond. Reading from the same positions again gives
+the same polls.
 
-`ReplayLog` decides, `Replay` wires it into a splittable DoFn whose restriction is a vector of
-positions; it refuses to be split, because its order is its meaning.
+The watermark of a partition is the later of its highest time so far and the replay clock (the last
+instant of arrival up to which all partitions are read), minus the stream's out-of-orderness. A run
+may stop at a savepoint, an instant of arrival; the next run continues from there.
+
+`ReplayLog` decides what to read. `Replay` wires it into a splittable DoFn whose restriction is a
+vector of positions. It refuses to be split, because splits would break the order.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ class ReplayOptions:
 
     Attributes:
         root: The run's folder.
-        start_us: Rows received before it are not replayed (they are in the handed-over state).
-        stop_us: Rows received from it on are not replayed; the final frontier.
+        start_us: Rows received before this instant are not replayed: the handed-over state
+            contains them.
+        stop_us: Rows received at or after this instant are not replayed.
         poll_rows: About how many rows a poll reads.
-        speed: Times real time; None for as fast as possible.
-        ends: The stream ends there: nothing more is expected, every row is let go. Else this is a
-            savepoint: what waits goes on waiting, for the run that goes on from it.
+        speed: How many times faster than real time; None for as fast as possible.
+        ends: Whether the stream ends at ``stop_us``: then all waiting rows are released. Else
+            ``stop_us`` is a savepoint, and waiting rows stay in state for the next run.
     """
 
     root: Path
@@ -65,7 +66,7 @@ class ReplayOptions:
 
 
 class ReplayLog:
-    """The partitions of all sources of a project, and what to read of them next."""
+    """The partitions of all sources of a project, and the next rows to read from them."""
 
     def __init__(self, project: Project, options: ReplayOptions) -> None:
         self._options = options
@@ -97,36 +98,31 @@ class ReplayLog:
 
     @property
     def rows(self) -> int:
-        """How many rows are replayed in all."""
+        """The number of rows to replay."""
         return len(self._merged)
 
     def rows_of(self, source: str) -> int:
-        """Count the rows that are replayed of a source."""
-        return sum(
-            stop - start
-            for (definition, _), start, stop in zip(
-                self.sources, self.start, self.stop, strict=True
-            )
-            if definition.name == source
-        )
+        """Count the rows to replay from a source."""
+        ends = zip(self.sources, self.start, self.stop, strict=True)
+        return sum(stop - start for (one, _), start, stop in ends if one.name == source)
 
     def due_us(self, elapsed_seconds: float) -> int:
-        """Return up to which instant of arrival rows are due after some time."""
+        """Return the instant of arrival up to which rows are due after some seconds."""
         if self._options.speed is None:
             return self._options.stop_us
         elapsed = int(elapsed_seconds * self._options.speed * 1_000_000)
         return min(self._options.start_us + elapsed, self._options.stop_us)
 
     def next_poll(self, at: Positions, due_us: int, sent_us: int) -> tuple[Poll, Positions] | None:
-        """Read on from some positions.
+        """Read the next poll.
 
         Args:
             at: The next position of each partition.
-            due_us: Rows received from then on are not due yet.
+            due_us: Rows received at or after this instant are not due yet.
             sent_us: The wall clock, for the poll's stamp.
 
         Returns:
-            The poll and the positions after it; None when nothing is due.
+            The poll and the positions after it; None if no row is due.
         """
         done = sum(at) - sum(self.start)
         due = int(np.searchsorted(self._merged, due_us, "left"))
@@ -140,35 +136,33 @@ class ReplayLog:
         return self._poll(at, after, clock + 1, sent_us), after
 
     def last_poll(self, at: Positions, sent_us: int) -> Poll:
-        """Return what follows the last row: the stream's end, or the mark of a savepoint."""
+        """Return the poll after the last row: the stream's end, or the mark of a savepoint."""
         ends = self._options.ends
         return self.final_poll(at, sent_us) if ends else self.savepoint_poll(at, sent_us)
 
     def savepoint_poll(self, at: Positions, sent_us: int) -> Poll:
-        """Say that the run stops here. No watermark moves: that the run stops says nothing of time.
+        """Return the mark of a savepoint. It moves no watermark.
 
-        A frontier that moved here would let rows go that an uninterrupted run keeps waiting.
+        If it moved the frontier, rows would be released that wait in an uninterrupted run.
         """
-        parts = tuple(
-            PollPart(definition.name, partition, position, position, TIME_MIN, None)
-            for (definition, partition), position in zip(self.sources, at, strict=True)
-        )
-        return Poll(sent_us, parts, is_last=True)
+        return Poll(sent_us, self._empty_parts(at, TIME_MIN), is_last=True)
 
     def final_poll(self, at: Positions, sent_us: int) -> Poll:
-        """Say that nothing more comes: every watermark is at the declared end, past every row."""
+        """Return the stream's end: it moves every watermark past every row."""
         newest = (
             int(highest[position - 1]) + 1
             for highest, position in zip(self._highest, at, strict=True)
             if position
         )
-        # A row may lie ahead of its receipt, and so past the declared end: it is let go too.
+        # The time of a row may be after its receipt, and so after the declared end.
         end = max(self._options.stop_us, *newest, TIME_MIN)
-        parts = tuple(
-            PollPart(definition.name, partition, position, position, end, None)
+        return Poll(sent_us, self._empty_parts(at, end))
+
+    def _empty_parts(self, at: Positions, watermark_us: int) -> tuple[PollPart, ...]:
+        return tuple(
+            PollPart(definition.name, partition, position, position, watermark_us, None)
             for (definition, partition), position in zip(self.sources, at, strict=True)
         )
-        return Poll(sent_us, parts)
 
     def _poll(self, at: Positions, after: Positions, clock_us: int, sent_us: int) -> Poll:
         parts = []
@@ -184,7 +178,7 @@ class ReplayLog:
 
 
 class _Tracker(RestrictionTracker):
-    """Tracks a vector of positions; refuses every split but a checkpoint of what is left."""
+    """Tracks a vector of positions; allows no split except a checkpoint of the remainder."""
 
     def __init__(self, restriction: tuple[Positions, bool]) -> None:
         self._start = restriction
@@ -209,7 +203,7 @@ class _Tracker(RestrictionTracker):
 
     def check_done(self) -> None:
         if not self._stopped:
-            raise ValueError(f"the replay stopped at {self._at[0]} without saying so")
+            raise ValueError(f"the replay stopped at {self._at[0]} without claiming its end")
 
     def current_progress(self) -> RestrictionProgress:
         return RestrictionProgress(completed=0.0, remaining=1.0)
@@ -219,24 +213,24 @@ class _Tracker(RestrictionTracker):
 
 
 class RestrictionCoder(beam.coders.Coder):
-    """Positions, and whether the replay has stopped there, as JSON: Beam's default is a pickle."""
+    """Encodes positions, and whether the replay has stopped, as JSON; Beam would pickle them."""
 
     def encode(self, value: tuple[Positions, bool]) -> bytes:
-        """Write a restriction."""
+        """Encode a restriction."""
         return json.dumps(value).encode()
 
     def decode(self, encoded: bytes) -> tuple[Positions, bool]:
-        """Read a restriction."""
+        """Decode a restriction."""
         positions, stopped = json.loads(encoded)
         return tuple(positions), stopped
 
     def is_deterministic(self) -> bool:
-        """Equal restrictions have equal bytes."""
+        """Return True: equal restrictions have equal bytes."""
         return True
 
 
 class _Provider(RestrictionProvider):
-    """Starts a replay at the positions of its first instant."""
+    """Decodes the initial restriction from the element."""
 
     def initial_restriction(self, element: bytes) -> tuple[Positions, bool]:
         return RestrictionCoder().decode(element)
@@ -255,25 +249,28 @@ class _Provider(RestrictionProvider):
 
 
 class WatermarkCoder(beam.coders.Coder):
-    """A watermark or None, as microseconds: Beam's default is a pickle, its own coder keeps ms."""
+    """Encodes a watermark, or None, in microseconds.
+
+    Beam would pickle it; Beam's coder for timestamps keeps milliseconds only.
+    """
 
     def encode(self, value: Timestamp | None) -> bytes:
-        """Write a watermark; None is no bytes."""
+        """Encode a watermark; None becomes no bytes."""
         return b"" if value is None else value.micros.to_bytes(8, "big", signed=True)
 
     def decode(self, encoded: bytes) -> Timestamp | None:
-        """Read a watermark."""
+        """Decode a watermark."""
         if not encoded:
             return None
         return Timestamp(micros=int.from_bytes(encoded, "big", signed=True))
 
     def is_deterministic(self) -> bool:
-        """Equal watermarks have equal bytes."""
+        """Return True: equal watermarks have equal bytes."""
         return True
 
 
 class _Watermarks(WatermarkEstimatorProvider):
-    """Estimators that are told the watermark."""
+    """Makes watermark estimators that the DoFn sets."""
 
     def initial_estimator_state(self, element: Any, restriction: Any) -> Timestamp | None:
         return None
@@ -290,7 +287,7 @@ _WATERMARKS: Final = _Watermarks()
 
 
 class _Read(beam.DoFn):
-    """Reads polls, a tenth of a second a call."""
+    """Reads polls, for a tenth of a second in each call."""
 
     def __init__(self, project: Project, options: ReplayOptions, began: float) -> None:
         self._project = project

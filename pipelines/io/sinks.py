@@ -1,4 +1,4 @@
-"""Sink: record batches to Parquet files, whole or not at all, and the same ones if repeated."""
+"""Record batches to Parquet files, each written atomically; a repeat writes the same file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidemill.serving.files.atomic_write import atomic_write
 
 
 def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
-    """Write a table to ``folder/name.parquet``, whole or not at all."""
+    """Write a table to ``folder/name.parquet`` atomically."""
     path = folder / f"{name}.parquet"
     with atomic_write(path) as unfinished:
         pq.write_table(rows, unfinished)
@@ -24,40 +24,27 @@ def write_rows(folder: Path, rows: pa.Table, name: str) -> Path:
 
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(str)
-class _Write(beam.DoFn):
-    def __init__(self, folder: Path, named_by: tuple[str, ...], prefix: str) -> None:
-        self._folder = folder
-        self._named_by = named_by
-        self._prefix = prefix
-
-    def process(self, element: pa.RecordBatch) -> Iterator[str]:
-        if element.num_rows:
-            first = [element.column(column)[0].as_py() for column in self._named_by]
-            digest = hashlib.sha256(repr((first, element.num_rows)).encode()).hexdigest()[:16]
-            name = "-".join([*(str(part) for part in first if isinstance(part, int)), digest])
-            rows = pa.Table.from_batches([element])
-            yield str(write_rows(self._folder, rows, self._prefix + name))
-
-
 @dataclass(eq=False)
-class WriteParquet(beam.PTransform):
-    """Record batches to one Parquet file each; gives the files' paths.
+class WriteParquet(beam.DoFn):
+    """Writes each record batch to a Parquet file; emits the path.
 
-    A file is named by its first row, so a batch that the engine repeats replaces itself.
+    The first row names the file, so a repeated batch replaces its own file.
 
     Attributes:
-        folder: Where to.
-        named_by: Columns that tell batches apart by their first row.
-        prefix: How the files' names begin.
+        folder: The folder of the files.
+        named_by: Columns whose values in the first row tell batches apart.
+        prefix: The beginning of the files' names.
     """
 
     folder: Path
     named_by: tuple[str, ...]
     prefix: str = ""
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        """Wire the stage."""
-        return batches | "Write" >> beam.ParDo(_Write(self.folder, self.named_by, self.prefix))
+    def process(self, element: pa.RecordBatch) -> Iterator[str]:
+        """Write a batch, unless it is empty."""
+        if element.num_rows:
+            first = [element.column(column)[0].as_py() for column in self.named_by]
+            digest = hashlib.sha256(repr((first, element.num_rows)).encode()).hexdigest()[:16]
+            name = "-".join([*(str(part) for part in first if isinstance(part, int)), digest])
+            rows = pa.Table.from_batches([element])
+            yield str(write_rows(self.folder, rows, self.prefix + name))

@@ -1,4 +1,4 @@
-"""From the kernel's publications to the online store and the offline log.
+"""Publishing the kernel's publications to the online store and the offline log.
 
-Nothing is dropped while a store is away; what a store lost is found and written again.
+While a store is away, writes wait. Writes that a store has lost are detected and repeated.
 """

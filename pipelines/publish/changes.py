@@ -1,4 +1,4 @@
-"""What releases publish, appended to the offline log."""
+"""Appending the publications of releases to the offline log."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tidemill.serving.offline.log import OfflineLog
 def append_changes(
     project: Project, offline_root: Path, shards: int, run: Published, segment: int = 0
 ) -> None:
-    """Add what successive releases of a (view, shard) published to the offline log.
+    """Append the publications of successive releases of a (view, shard) to the offline log.
 
-    They must have been made with `Publish.EVERY`: the log says afterwards that nothing is missing
-    between where the releases began and their last frontier. A repeated run replaces itself.
+    The publications must be made with `Publish.EVERY`: afterwards the log states that it has every
+    change between the frontiers of the first and the last release. Repeating a run replaces it.
 
     Args:
         project: The definitions.
-        offline_root: Where offline logs stand.
-        shards: How many shards each view has.
-        run: Releases that join on, as one (`pipelines.publish.newest_rows.joined_releases`).
-        segment: The segment of the stream that they are of.
+        offline_root: The folder of the offline logs.
+        shards: The number of shards of each view.
+        run: Successive releases as one (`pipelines.publish.newest_rows.joined_releases`).
+        segment: The segment of the stream.
 
     Raises:
         LostPublications: The log ends before the run begins.

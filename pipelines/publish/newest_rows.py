@@ -1,4 +1,4 @@
-"""What successive releases published, joined and reduced to what the store needs."""
+"""Joining the publications of successive releases, and reducing them to the newest rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidemill.pipelines.stream.wire_format import Published
 def newest_per_entity(kernel: pa.RecordBatch) -> pa.RecordBatch:
     """Keep each entity's newest publication by (event_timestamp, revision).
 
-    Where it came more than once it stays so: whether the two say the same is the store's to judge.
+    Repeats of it are kept too: the store checks that they are equal.
     """
     if kernel.num_rows < 2:
         return kernel
@@ -40,20 +40,19 @@ def newest_per_entity(kernel: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def joined_releases(releases: Iterable[Published]) -> list[Published]:
-    """Join what releases of one (view, shard) published, in whatever order they come.
+    """Join the publications of releases of one (view, shard), given in any order, into runs.
 
-    Each release goes on where the one before it ended, so those of a bundle are as a rule one
-    run; it goes on from where its first release did. A release of the whole shard starts one that
-    needs nothing before it, and what older releases published goes along. Where a release in
-    between is missing a run ends, so that the store can see that.
+    Successive releases form one run, which continues from where its first release does. A release
+    of the whole shard continues from nothing and takes in the older releases. A run ends where a
+    release is missing, so that the store detects the gap.
 
     Args:
         releases: The releases; at least one.
 
     Returns:
-        The runs, each as one release, in their order.
+        The runs, each as one release, in order.
     """
-    # In eager mode one that only answers may leave the frontier where it was: it comes after.
+    # In eager mode a release that only answers may keep the frontier: sort it after the others.
     ordered = sorted(
         releases, key=lambda one: (one.frontier_us, one.since_us is not None, one.since_us or 0)
     )
@@ -72,7 +71,7 @@ def joined_releases(releases: Iterable[Published]) -> list[Published]:
 
 
 def joined_by_shard(releases: Iterable[Published]) -> list[Published]:
-    """Join the releases of each (view, shard)."""
+    """Join the releases of each (view, shard) with `joined_releases`."""
     of_shards: dict[tuple[int, int], list[Published]] = {}
     for one in releases:
         of_shards.setdefault((one.view, one.shard), []).append(one)

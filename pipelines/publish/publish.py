@@ -1,10 +1,10 @@
-"""Publish: what the kernel published goes to the online store and to the offline log.
+"""Publish: write the kernel's publications to the online store and to the offline log.
 
-Per bundle there is one write: of each (view, shard) the newest publication of every entity,
-together with the newest frontier. The store orders writes by itself, so a repeated bundle does no
-harm. One that overtook the bundle before it is refused (`LostPublications`), as is one that comes
-to a store that has lost writes: its frontier would say that what is missing is there. What then
-happens, and when the store is away, stands in `pipelines.publish.store_writer`.
+A bundle makes one write: for each (view, shard) the newest publication of every entity, and the
+newest frontier. The store orders writes itself, so a repeated bundle changes nothing. The store
+refuses a bundle that comes before its predecessor, or after lost writes (`LostPublications`),
+because the new frontier would claim that the missing rows are there.
+`pipelines.publish.store_writer` handles this, and a store that is away.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tidemill.features.definitions import FeatureView, Project
+from tidemill.features.definitions import Project
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
+from tidemill.pipelines.io.sinks import write_rows
+from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import joined_by_shard, newest_per_entity
 from tidemill.pipelines.publish.store_writer import StoreWriter
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
-from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
@@ -34,104 +34,19 @@ from tidemill.serving.stores.online_places import OnlinePlace
 
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(str)
-class _Publish(beam.DoFn):
-    def __init__(
-        self,
-        project: Project,
-        root: Path,
-        place: OnlinePlace,
-        shards: int,
-        keep_log: bool,
-        changes: bool,
-        segment: int,
-        run: str | None,
-        give_up_after_us: int,
-    ) -> None:
-        self._project = project
-        self._root = root
-        self._place = place
-        self._shards = shards
-        self._keep_log = keep_log
-        self._changes = changes
-        self._segment = segment
-        self._prefix = segment_prefix(segment)
-        self._run = run
-        self._give_up_after_us = give_up_after_us
-        self._bundle: list[Published] = []
-
-    def setup(self) -> None:
-        self._database = open_database(self._place)
-        self._writer = StoreWriter(self._database, self._project, self._run, self._give_up_after_us)
-
-    def teardown(self) -> None:
-        self._database.close()
-
-    def start_bundle(self) -> None:
-        self._bundle = []
-
-    def process(self, element: bytes) -> Iterator[str]:
-        self._bundle.append(unpack_publications(element, self._project))
-        yield from ()
-
-    def finish_bundle(self) -> None:
-        bundle, self._bundle = self._bundle, []
-        runs = joined_by_shard(bundle)
-        if runs:
-            self._writer.write([self._parcel(run) for run in runs])
-        news = runs
-        if not all(one.is_news for one in bundle):
-            news = joined_by_shard([one for one in bundle if one.is_news])
-        if self._changes:
-            from tidemill.pipelines.publish.changes import append_changes
-
-            for run in news:
-                append_changes(
-                    self._project, self._root / paths.OFFLINE, self._shards, run, self._segment
-                )
-        if self._keep_log:
-            for run in news:
-                if run.rows.num_rows:
-                    view = self._project.views[run.view]
-                    named = named_publications(view, run.rows)
-                    self._write_log(view, run.shard, run.frontier_us, named)
-
-    def _parcel(self, run: Published) -> Parcel:
-        view = self._project.views[run.view]
-        return parcel_of(
-            self._project.name,
-            view,
-            named_publications(view, newest_per_entity(run.rows)),
-            shard=run.shard,
-            shard_count=self._shards,
-            since_us=run.since_us,
-            frontier_us=run.frontier_us,
-        )
-
-    def _write_log(
-        self, view: FeatureView, shard: int, frontier: int, rows: pa.RecordBatch
-    ) -> None:
-        folder = self._root / paths.PUBLICATIONS / view.name
-        # A shard publishes at a frontier once, so a bundle that is repeated replaces itself.
-        path = folder / f"{self._prefix}{frontier:020d}-{shard:05d}.parquet"
-        with atomic_write(path) as unfinished:
-            pq.write_table(pa.Table.from_batches([rows]), unfinished)
-
-
 @dataclass(eq=False)
-class Publish(beam.PTransform):
-    """Publications (`Featurize`'s output of that name) to the online store and the offline log.
+class Publish(beam.DoFn):
+    """Writes publications (an output of `Featurize`) to the online store and the offline log.
 
     Attributes:
         project: The project; it must be registered in the store.
         root: The run's folder.
-        place: Where the online store is.
-        shards: How many shards each view has.
-        keep_log: Keep every publication under ``root/publications`` too.
-        changes: Whether the publications are every change point, and go on with the offline log.
-        segment: The segment of the stream (`pipelines.recovery.handoff`) that publishes.
-        run: Names the run (`pipelines.stream.featurize_options.FeaturizeOptions`) whose operators
-            can publish a whole shard again where the store has lost writes; None where there are
-            none.
+        place: The place of the online store.
+        shards: The number of shards of each view.
+        changes: Whether the publications are every change point and continue the offline log.
+        segment: The segment of the stream (`pipelines.recovery.handoff`).
+        run: The run's name (`pipelines.stream.featurize_options.FeaturizeOptions`); the operators
+            of this run can publish a whole shard again. None if there are no operators.
         give_up_after_us: How long the store may be away before the bundle fails.
     """
 
@@ -139,27 +54,62 @@ class Publish(beam.PTransform):
     root: Path
     place: OnlinePlace
     shards: int
-    keep_log: bool = True
     changes: bool = False
     segment: int = 0
     run: str | None = None
     give_up_after_us: int = GIVE_UP_AFTER_US
 
-    def __post_init__(self) -> None:
-        super().__init__()
+    def setup(self) -> None:
+        """Open the store."""
+        self._database = open_database(self.place)
+        self._writer = StoreWriter(self._database, self.project, self.run, self.give_up_after_us)
 
-    def expand(self, published: beam.PCollection) -> beam.PCollection:
-        """Wire the stage."""
-        return published | "Publish" >> beam.ParDo(
-            _Publish(
-                self.project,
-                self.root,
-                self.place,
-                self.shards,
-                self.keep_log,
-                self.changes,
-                self.segment,
-                self.run,
-                self.give_up_after_us,
-            )
+    def teardown(self) -> None:
+        """Close the store."""
+        self._database.close()
+
+    def start_bundle(self) -> None:
+        """Begin a bundle."""
+        self._bundle: list[Published] = []
+
+    def process(self, element: bytes) -> Iterator[str]:
+        """Collect the publications of a release."""
+        self._bundle.append(unpack_publications(element, self.project))
+        yield from ()
+
+    def finish_bundle(self) -> None:
+        """Publish the bundle."""
+        bundle, self._bundle = self._bundle, []
+        runs = joined_by_shard(bundle)
+        if runs:
+            self._writer.write([self._parcel(run) for run in runs])
+        news = runs
+        if not all(one.is_news for one in bundle):
+            news = joined_by_shard([one for one in bundle if one.is_news])
+        if self.changes:
+            for run in news:
+                append_changes(
+                    self.project, self.root / paths.OFFLINE, self.shards, run, self.segment
+                )
+        for run in news:
+            if run.rows.num_rows:
+                self._write_log(run)
+
+    def _parcel(self, run: Published) -> Parcel:
+        view = self.project.views[run.view]
+        return parcel_of(
+            self.project.name,
+            view,
+            named_publications(view, newest_per_entity(run.rows)),
+            shard=run.shard,
+            shard_count=self.shards,
+            since_us=run.since_us,
+            frontier_us=run.frontier_us,
         )
+
+    def _write_log(self, run: Published) -> None:
+        view = self.project.views[run.view]
+        rows = pa.Table.from_batches([named_publications(view, run.rows)])
+        # A shard publishes at a frontier once, so a repeated bundle replaces its own file.
+        name = f"{segment_prefix(self.segment)}{run.frontier_us:020d}-{run.shard:05d}"
+        write_rows(self.root / paths.PUBLICATIONS / view.name, rows, name)

@@ -1,17 +1,17 @@
-"""Writing a bundle's parcels to an online store that fails, forgets, or is away for a while.
+"""Writing a bundle's parcels to an online store that fails, loses writes, or is away for a while.
 
-What is promised:
+The promises:
 
-* A store that is away (`StoreUnavailable`) is tried again, with exponential back-off and full
-  jitter, until it takes the parcels or `give_up_after_us` is over: then the error is raised, and
-  the bundle fails. The caller waits meanwhile, so nothing queues up here, and nothing of the same
-  shard can overtake. What is wrong is logged, at most once in `SAY_EVERY_S`, and when it is over.
-* A store that has lost writes is not written to over the hole. Key spaces that are gone are made
-  again, and the hole is noted (`pipelines.stream.lost_writes`): the next release of the shard
-  publishes all of it, so what was refused is in there. Until then the shard's frontier, by which
-  readers judge age, stays where the store left it. Where nobody here can mend it, the error is
-  raised.
-* Anything else (a contradiction, a wrong password) is raised at once.
+* While the store is away (`StoreUnavailable`), the write is retried with exponential back-off and
+  full jitter, until `give_up_after_us` is over; then the error is raised and the bundle fails. The
+  caller waits, so no writes queue up, and no later write of the shard overtakes. The outage is
+  logged, at most once in `SAY_EVERY_S`, and again when it ends.
+* If the store has lost writes of a shard, later publications of the shard are not written. Missing
+  key spaces are created again, and the loss is noted (`pipelines.stream.lost_writes`): the next
+  release publishes the whole shard, which contains the refused rows. Until then the shard's
+  frontier in the store stays, so readers see the true age. If no operator in this process can
+  repair the loss, the error is raised.
+* Other errors (a contradiction, a wrong password) are raised at once.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ SAY_EVERY_S: Final = 10.0
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 5.0
 _OVERTAKEN_TRIES: Final = 5
-"""How often a refused parcel is offered again: the one that it overtook may be under way."""
+"""How often a refused parcel is tried: its predecessor may still be on its way."""
 
 _T = TypeVar("_T")
 
 _log: Final = logging.getLogger(__name__)
-# Full jitter: anything between none of it and all, so that workers do not come back together.
+# Full jitter: a random wait between zero and the back-off, so that workers do not retry together.
 _BACK_OFF: Final = tenacity.wait_random_exponential(_FIRST_WAIT_S, _LONGEST_WAIT_S)
 
 
 class Outages:
-    """What this process's log says of stores that are away; thread-safe.
+    """Logs the outages of stores; thread-safe.
 
     Args:
-        clock: Seconds that only grow.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,7 +62,7 @@ class Outages:
         self._said: dict[str, float] = {}
 
     def failed(self, store: str, error: StoreUnavailable, give_up_after_us: int) -> None:
-        """Note a write that failed, and say so unless it was said just now."""
+        """Note a failed write; log it, unless the last log line is newer than `SAY_EVERY_S`."""
         with self._lock:
             now = self._clock()
             began = self._began.setdefault(store, now)
@@ -78,7 +78,7 @@ class Outages:
         )
 
     def over(self, store: str) -> None:
-        """Note a write that was taken; say so where the store was away."""
+        """Note a successful write; log it if the store was away."""
         with self._lock:
             began = self._began.pop(store, None)
             now = self._clock()
@@ -93,15 +93,15 @@ OUTAGES: Final = Outages()
 def retry_while_unavailable(
     action: Callable[[], _T], store: str, give_up_after_us: int = GIVE_UP_AFTER_US
 ) -> _T:
-    """Do something with a store, again and again while it is away.
+    """Call a function, and retry it while the store is away.
 
     Args:
-        action: What to do; the same again does no harm.
+        action: The function; it must be idempotent.
         store: The store's name.
-        give_up_after_us: After how long its error is raised.
+        give_up_after_us: After this many microseconds the error is raised.
 
     Raises:
-        StoreUnavailable: The store was away for that long.
+        StoreUnavailable: The store was away for too long.
     """
 
     def say(state: tenacity.RetryCallState) -> None:
@@ -121,8 +121,8 @@ def retry_while_unavailable(
     except StoreUnavailable as error:
         raise StoreUnavailable(
             f"{error} (given up after {give_up_after_us / SECOND:g} s: "
-            "online_store.give_up_after); once the store takes writes again, go on from the last "
-            "states: `tidemill stream --resume`"
+            "online_store.give_up_after); once the store takes writes again, continue from the "
+            "last states: `tidemill stream --resume`"
         ) from error
     OUTAGES.over(store)
     return result
@@ -133,9 +133,9 @@ class StoreWriter:
     """Writes parcels of a run.
 
     Attributes:
-        database: Where to.
-        project: Whose key spaces are made again.
-        run: The run whose operators can fill holes; None where there are none.
+        database: The online store.
+        project: The project whose key spaces are created again.
+        run: The run whose operators can repair lost writes; None if there are none.
         give_up_after_us: How long the store may be away.
     """
 
@@ -145,17 +145,17 @@ class StoreWriter:
     give_up_after_us: int = GIVE_UP_AFTER_US
 
     def write(self, parcels: Sequence[Parcel]) -> None:
-        """Write parcels, or note that the store has lost what they build on.
+        """Write parcels, or note that the store has lost earlier writes.
 
         Args:
-            parcels: Those of a bundle.
+            parcels: The parcels of a bundle.
 
         Raises:
             StoreUnavailable: The store was away for too long.
-            LostPublications: It has lost writes, and nobody here can mend it.
-            NoKeySpace: It was emptied, and nobody here can mend it.
-            ConflictingPublication: A publication contradicts the one that stands.
-            StoreError: The store refuses.
+            LostPublications: It has lost writes that no operator in this process can repair.
+            NoKeySpace: It was emptied, and no operator in this process can repair that.
+            ConflictingPublication: A publication contradicts the one in the store.
+            StoreError: The store refuses the write.
         """
         try:
             self._write(parcels)
@@ -167,7 +167,7 @@ class StoreWriter:
     def _write(self, parcels: Sequence[Parcel]) -> None:
         refused = self._offer(parcels)
         for number in range(1, _OVERTAKEN_TRIES):
-            # A hole that is known needs no second look.
+            # Noted losses need no retry.
             if all(self._is_known(parcel) for parcel, _ in refused):
                 break
             time.sleep(_FIRST_WAIT_S * 2 ** (number - 1))
@@ -176,7 +176,7 @@ class StoreWriter:
             self._note(parcel, error)
 
     def _offer(self, parcels: Sequence[Parcel]) -> list[tuple[Parcel, LostPublications]]:
-        """Write what the store takes; return what it refuses, since it has lost writes."""
+        """Write parcels; return those that the store refuses because it has lost writes."""
         return retry_while_unavailable(
             lambda: self._offered(parcels), self.database.name, self.give_up_after_us
         )
@@ -185,7 +185,7 @@ class StoreWriter:
         try:
             self.database.publish(parcels)
         except (LostPublications, NoKeySpace):
-            pass  # which of them are refused shows one by one
+            pass  # write them one by one, to find which are refused
         else:
             for parcel in parcels:
                 self._is_written(parcel)
@@ -206,7 +206,9 @@ class StoreWriter:
         except NoKeySpace as error:
             if not self._can_mend(parcel):
                 raise
-            _log.warning("the online store was emptied; its key spaces are made again: %s", error)
+            _log.warning(
+                "the online store was emptied; its key spaces are created again: %s", error
+            )
             spaces = [KeySpace.of(self.project.name, view) for view in self.project.views]
             self.database.create(spaces)
             self.database.publish([parcel])
@@ -215,7 +217,7 @@ class StoreWriter:
         view, shard = parcel.space.view, parcel.shard
         if self.run is not None and LOST_WRITES.close(self.run, view, shard):
             _log.warning(
-                "%s, key space %s, shard %d: the writes that it had lost are there again",
+                "%s, key space %s, shard %d: the lost writes are repaired",
                 self.database.name,
                 parcel.space.name,
                 shard,

@@ -1,1 +1,1 @@
-"""Start, stop, go on, repair: states in files, segments, the release log, republication."""
+"""Start, stop, resume and repair a stream: states in files, segments, the release log."""

@@ -1,17 +1,16 @@
-"""Handed-over states: what a stream starts from, and the record of what they are.
+"""Handed-over states, from which a stream starts, and the record that describes them.
 
-Two things write them: a backfill (``root/states``: every operator's state of all that was received
-before the stream begins) and a stream that stops at a savepoint (``root/stops/NUMBER``: the
-operators' and the joining stage's). What is promised:
+A backfill writes them to ``root/states``: each operator's state of all rows received before the
+stream begins. A stream that stops at a savepoint writes them to ``root/stops/NUMBER``: the states
+of the operators and of the joining stage. The promises:
 
-* The states are files of `pipelines.stream.state_files`. A folder of them counts once its
-  `handoff.json` is there. That is written last, when every other file is there whole, so a run that
-  was killed leaves none that is half.
-* The record names what the states are of: definitions, shards, positions, mode, and the hash of
-  every file. Anything else is refused by name.
-* Every run of the stream between two of them is a *segment* with a number; what it writes has the
-  number in its name (`serving.files.segment_names`), so what a killed run left can be told from
-  what counts.
+* The states are files of `pipelines.stream.state_files`. Their folder is valid only with the record
+  ``handoff.json``, which is written last. So a killed run leaves no incomplete folder that is used.
+* The record names definitions, shards, positions, mode, and the hash of every file. States that do
+  not match are refused by name.
+* Each run of the stream between two such folders is a *segment* with a number. Its files have the
+  number in their names (`serving.files.segment_names`), so the files of a killed run can be told
+  from those that count.
 """
 
 from __future__ import annotations
@@ -31,27 +30,25 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.state_files import file_hashes
 from tidemill.serving.files.atomic_write import write_text
 
-Kind = Literal["backfill", "stop"]
-
 
 @dataclass(frozen=True)
 class Handoff:
-    """What a folder of states is of.
+    """Describes a folder of states.
 
     Attributes:
-        kind: What wrote it.
-        as_of_us: Everything received before this instant is in the states.
+        kind: The writer: a backfill, or a stream that stops at a savepoint.
+        as_of_us: The states contain all rows received before this instant.
         positions: Source to the next position of each partition.
         views: View to the hash of its definition.
-        shards: How many shards each view has.
+        shards: The number of shards of each view.
         segment: The number of the segment that ends here; 0 for a backfill.
-        frontiers: View to the frontier of each of its shards.
-        began: The `id` of the backfill's states that the stream began with; of a backfill, None.
-        mode: The mode of the stream; of a backfill, None.
+        frontiers: View to the frontier of each shard.
+        began: The `id` of the backfill's record that the stream began with; None for a backfill.
+        mode: The mode of the stream; None for a backfill.
         files: File to the SHA-256 of its bytes.
     """
 
-    kind: Kind
+    kind: Literal["backfill", "stop"]
     as_of_us: int
     positions: Mapping[str, list[int]]
     views: Mapping[str, str]
@@ -64,24 +61,24 @@ class Handoff:
 
     @property
     def id(self) -> str:
-        """A hash of all that the record says, and so of every file."""
+        """A hash of the record, which contains the hash of every file."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def write(self, folder: Path) -> None:
-        """Make a folder of states count."""
+        """Write the record, which makes the folder valid."""
         _write(folder / paths.HANDOFF, _HANDOFF, dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
 class _Format:
-    """A kind of record: a JSON object with its format, its version and a checksum of the rest.
+    """A format of record: a JSON object with format, version and a checksum of the other fields.
 
     Attributes:
-        name: What stands in it as its format.
+        name: The name of the format in the file.
         version: The version that is written and read.
-        fields: What else stands in it.
-        remedy: What to do when one cannot be read.
+        fields: The names of the other fields.
+        remedy: What the user should do if a record cannot be read.
     """
 
     name: str
@@ -105,7 +102,7 @@ def _read(path: Path, form: _Format) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DamagedState(f"{path} is not JSON ({error}); {form.remedy}") from None
     if not isinstance(stored, dict):
-        raise DamagedState(f"{path} is no JSON object; {form.remedy}")
+        raise DamagedState(f"{path} is not a JSON object; {form.remedy}")
     found = stored.pop("format", None), stored.pop("version", None)
     if found == (None, None) and stored.keys() & form.fields:
         raise StateVersionError(
@@ -120,7 +117,7 @@ def _read(path: Path, form: _Format) -> dict[str, Any]:
     checksum = stored.pop("checksum", None)
     if checksum != _checksum(stored) or stored.keys() != form.fields:
         raise DamagedState(
-            f"{path} is not what was written: its checksum does not fit; {form.remedy}"
+            f"{path} was changed after it was written: its checksum does not match; {form.remedy}"
         )
     return stored
 
@@ -139,12 +136,12 @@ def savepoint_folder(root: Path, segment: int) -> Path:
 
 
 def read_record(folder: Path) -> Handoff:
-    """Read what a folder of states is of.
+    """Read the record of a folder of states.
 
     Raises:
-        StateMismatch: There is none.
-        StateVersionError: It was written by another version.
-        DamagedState: It is not what was written.
+        StateMismatch: There is no record.
+        StateVersionError: Its version is not supported.
+        DamagedState: It is damaged.
     """
     path = folder / paths.HANDOFF
     if not path.exists():
@@ -153,10 +150,10 @@ def read_record(folder: Path) -> Handoff:
 
 
 def last_states(root: Path) -> tuple[Path, Handoff]:
-    """Find the newest states of a root: those of the last savepoint, else those of the backfill.
+    """Find the newest states of a root: of the last savepoint, else of the backfill.
 
     Raises:
-        StateMismatch: There are none.
+        StateMismatch: There are no states.
     """
     stops = sorted(path.parent for path in (root / paths.SAVEPOINTS).glob(f"*/{paths.HANDOFF}"))
     folder = stops[-1] if stops else root / paths.STATES
@@ -164,10 +161,10 @@ def last_states(root: Path) -> tuple[Path, Handoff]:
 
 
 def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int) -> None:
-    """Refuse states that are of other definitions or shards, or not the bytes that were written.
+    """Check that states are of these definitions and shards, and that the files are unchanged.
 
     Raises:
-        StateMismatch: Which they are, and what was expected.
+        StateMismatch: They are not; the message says what was found and expected.
     """
     for view in project.views:
         made_for = handoff.views.get(view.name)
@@ -184,15 +181,15 @@ def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int)
     found = file_hashes(folder)
     for name, written in handoff.files.items():
         if found.get(name) != written:
-            what = "is missing" if name not in found else "is not what was written"
+            what = "is missing" if name not in found else "was changed after it was written"
             raise StateMismatch(
-                f"{folder / name} {what}; bring the folder back whole, or run `tidemill backfill` "
-                "again and the stream from its beginning"
+                f"{folder / name} {what}; restore the folder, or run `tidemill backfill` again and "
+                "the stream from its beginning"
             )
 
 
 def remove_savepoints(root: Path, keep: Path | None = None) -> None:
-    """Remove the states of all savepoints but one."""
+    """Remove the states of all savepoints, or of all except one."""
     for folder in (root / paths.SAVEPOINTS).glob("*"):
         if folder != keep:
             shutil.rmtree(folder)
@@ -200,12 +197,12 @@ def remove_savepoints(root: Path, keep: Path | None = None) -> None:
 
 @dataclass(frozen=True)
 class StreamRun:
-    """How the stream of a root is being run, from its first segment to its end.
+    """The stream of a root, from its first segment to its end.
 
     Attributes:
-        began: The `Handoff.id` of the backfill's states that it began with.
+        began: The `Handoff.id` of the backfill's states that the stream began with.
         mode: ``exact`` or ``eager``.
-        ended: Whether it has ended: there is nothing to go on with.
+        ended: Whether the stream has ended and cannot be resumed.
     """
 
     began: str
@@ -213,16 +210,16 @@ class StreamRun:
     ended: bool
 
     def write(self, root: Path) -> None:
-        """Write it down."""
+        """Write ``stream.json``."""
         _write(root / paths.STREAM_RUN, _STREAM, dataclasses.asdict(self))
 
     @staticmethod
     def read(root: Path) -> StreamRun | None:
-        """Read it; None where no stream was begun.
+        """Read ``stream.json``; None if no stream was begun.
 
         Raises:
-            StateVersionError: It was written by another version.
-            DamagedState: It is not what was written.
+            StateVersionError: Its version is not supported.
+            DamagedState: It is damaged.
         """
         path = root / paths.STREAM_RUN
         return StreamRun(**_read(path, _STREAM)) if path.exists() else None

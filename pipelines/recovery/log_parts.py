@@ -1,4 +1,4 @@
-"""The accepted log in parts, as a source would have polled it."""
+"""The log as parts of a poll, to make states in batch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def source_partitions(log: Log, project: Project) -> dict[str, int]:
 def parts_before(
     log: Log, project: Project, partitions: dict[str, int], as_of: int
 ) -> tuple[list[PollPart], dict[str, list[int]]]:
-    """Return every partition's rows received before an instant, and where they end."""
+    """Return each partition's rows received before an instant, and the positions after them."""
     parts = []
     positions: dict[str, list[int]] = {}
     for name, count in partitions.items():
-        # Rows received later may still lie this far below: the stream goes on waiting for them.
+        # Rows received later may have times this far below: the stream still waits for them.
         definition = project.definition(name)
         for partition in range(count):
             table = log.read(name, partition)

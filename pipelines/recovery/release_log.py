@@ -1,4 +1,4 @@
-"""The releases below a root, read: the evidence of every step of the stream's operators."""
+"""Reads the release log below a root: the evidence of every release of the stream's operators."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
 
 
 def read_releases(root: Path) -> list[dict[str, Any]]:
-    """Read the evidence of a stream: one entry per release, by view, shard and number.
+    """Read the evidence of a stream, sorted by view, shard and number.
 
-    A release that the engine repeated stands once.
+    A release that the engine repeated occurs once.
 
     Raises:
         StateVersionError: A release has a version that is not read.

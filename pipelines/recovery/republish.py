@@ -1,15 +1,15 @@
-"""Whole shards to the online store, from state.
+"""Publishing whole shards to the online store, from state.
 
-What is promised:
+The promises:
 
-* Every entity that a state knows is written, and then the shard's frontier. Until it stands, what
-  is read says that its age is not known; so a run that was killed in between is simply done again.
-* The store orders the rows by itself, so this is safe beside a stream that writes: what the store
-  has already is left alone, what is newer there stays.
-* A republication gives the rows that the stream itself published, byte for byte, late events too.
-  A late event's publication holds from the frontier at which it was applied, so the releases
-  are done again as the evidence tells of them; where nothing was late, many at once.
-* A shard at a time is in memory, and its rows go out in chunks.
+* All entities of a state are written first, and then the shard's frontier. Before the frontier is
+  written, readers see that the age of the rows is unknown; a killed run is simply repeated.
+* The store orders rows itself, so a stream may write at the same time: rows that the store has
+  already, and newer rows, stay.
+* The rows are those that the stream published, byte for byte, also after late events. The
+  publication of a late event is valid from the frontier at which it was applied, so releases are
+  repeated as the release log states them; where no event was late, many at once.
+* One shard at a time is in memory, and its rows are written in chunks.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from tidemill.pipelines.recovery.handoff import (
     last_states,
     read_record,
 )
+from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
@@ -55,27 +56,25 @@ from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.parcels import online_rows, parcel_of
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
-from tidemill.serving.stores.online_places import FeastPlace
+from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 
 CHUNK_ROWS: Final = 10_000
-"""Rows that go to the store in one call."""
+"""Rows of one write."""
 STEP_ROWS: Final = 262_144
-"""About how many rows of the log are read at once."""
-
-Positions = Mapping[str, list[int]]
+"""About how many rows of the log are applied in one step."""
 
 
 def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
     """Publish every entity again, as of the last release of each shard.
 
-    Key spaces that are not there are made. A stream may run meanwhile.
+    Missing key spaces are created. A stream may run at the same time.
 
     Returns:
         Counts.
 
     Raises:
         StateMismatch: There are no states, or they are not those that the stream began with.
-        StoreError: The store refuses.
+        StoreError: The store refuses a write.
     """
     project, root = config.project, config.root
     folder, handoff = last_states(root)
@@ -94,18 +93,18 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
 
 
 def mend_store(config: Configuration, progress: Progress) -> bool:
-    """Publish everything again if the store stands behind the last releases of a run.
+    """Publish everything again if the store is behind the last releases of a run.
 
-    It does where it lost writes so late that no release came after that.
+    This happens if the store lost writes after the last release that could repair them.
 
     Returns:
-        Whether it did.
+        Whether everything was published again.
 
     Raises:
         StoreUnavailable: The store is away for longer than `Configuration.give_up_after_us`.
-        StoreError: The store refuses.
+        StoreError: The store refuses a write.
     """
-    if not keeps_frontiers(config):
+    if not keeps_frontiers(config.online_store):
         return False
 
     def mended() -> bool:
@@ -120,7 +119,7 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         if all(shown.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
             return False
         progress.say(
-            "the online store has lost writes since the last releases; all is published again"
+            "the online store has lost writes since the last releases; publishing everything again"
         )
         republish(config, progress)
         return True
@@ -130,15 +129,15 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
 
 
 def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> None:
-    """Bring the online store to where a stream begins: filled from the backfill, and no further.
+    """Bring the online store to the beginning of a stream: the entities as of the backfill.
 
-    A store that a bootstrap has filled, and nobody has written to since, is left as it is. One
-    that an earlier run has moved on from there, or another backfill has filled, is emptied and
-    filled again: between these two steps its readers find nothing, and then older values.
+    A store that already has exactly these frontiers is left as it is. Any other store, which an
+    earlier run or another backfill has filled, is emptied and filled again; in between its readers
+    find no rows.
     """
     place = config.online_store
     open_store(config.project, config.places, clock="replay")
-    if keeps_frontiers(config):
+    if keeps_frontiers(config.online_store):
         expected = {
             (view, shard): frontier
             for view, frontiers in handoff.frontiers.items()
@@ -154,20 +153,18 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     publish_states(config, config.root / paths.STATES, progress, {})
 
 
-def keeps_frontiers(config: Configuration) -> bool:
-    """Tell whether the online store can say how far it has come: Feast's own stores cannot."""
-    return not isinstance(config.online_store, FeastPlace)
+def keeps_frontiers(place: OnlinePlace) -> bool:
+    """Tell whether an online store keeps frontiers: Feast's own stores do not."""
+    return not isinstance(place, FeastPlace)
 
 
 def shown_frontiers(config: Configuration) -> dict[tuple[str, int], int]:
-    """Return the frontier that readers of the online store see, by view and shard.
-
-    Without frontiers there is nothing to see.
+    """Return the frontiers in the online store, by view and shard; empty if it keeps none.
 
     Raises:
         StoreError: The store cannot be read.
     """
-    if not keeps_frontiers(config):
+    if not keeps_frontiers(config.online_store):
         return {}
     views = config.project.views
     database = open_database(config.online_store)
@@ -190,20 +187,19 @@ def publish_states(
 
     Args:
         config: The configuration; the project is registered.
-        folder: The states to begin with.
-        progress: Where progress is shown.
-        releases: By view and shard: the evidence of what the stream did, maybe from before these
-            states on. A shard without any is published as of its state.
+        folder: The states to start from.
+        progress: Shows progress.
+        releases: By view and shard: the stream's releases; those before the states are ignored. A
+            shard without releases is published as of its state.
 
     Returns:
         Counts.
     """
     project, log = config.project, Log(config.root)
-    names = {*(stream.name for stream in project.streams), project.request.name}
     options = FeaturizeOptions(
         run="publish",
         shards=config.shards,
-        partitions={name: log.partitions(name) for name in names},
+        partitions=source_partitions(log, project),
         publish=False,
     )
     database = open_database(config.online_store)
@@ -227,10 +223,10 @@ def publish_states(
 def publish_shard(
     database: OnlineDatabase, project: Project, view: FeatureView, operator: ShardOperator
 ) -> int:
-    """Write all entities of an operator, and last the frontier that they are as of.
+    """Write all entities of an operator, and then their frontier.
 
     Returns:
-        How many rows stand now; the others were there already, or newer ones.
+        The number of rows that changed the store.
     """
     shard, everything = operator.key.shard, operator.everything()
     space = KeySpace.of(project.name, view)
@@ -265,14 +261,14 @@ def bring_forward(
     operator: ShardOperator,
     releases: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Do the releases again that come after an operator's state.
+    """Repeat the releases after an operator's state.
 
     Args:
         project: The project.
         view: The operator's view.
-        log: Where the events are.
-        operator: The operator; brought to the last release.
-        releases: Evidence, by number.
+        log: The log with the events.
+        operator: The operator; after the call its state is that of the last release.
+        releases: The releases from the release log, sorted by number.
 
     Raises:
         StateMismatch: A release is missing.
@@ -281,8 +277,8 @@ def bring_forward(
     numbers = [entry["number"] for entry in ahead]
     if numbers != list(range(operator.number + 1, operator.number + 1 + len(ahead))):
         raise StateMismatch(
-            f"{operator.key}: the evidence has releases {numbers[:3]}... after "
-            f"{operator.number}, with gaps; nobody can say what was published: run "
+            f"{operator.key}: the release log has releases {numbers[:3]}... after "
+            f"{operator.number}, with gaps, so it is unknown what was published: run "
             "`tidemill stream` again"
         )
     if not ahead:
@@ -302,11 +298,11 @@ def _step_ends(
     positions: Int64Array,
     frontiers: Int64Array,
 ) -> list[int]:
-    """Tell after which releases to stop: all between can be done at once without a difference.
+    """Return the last release of each step: the releases of a step can be applied at once.
 
-    An event's change point is the instant after it or, where that lies behind, the frontier that
-    stood when it was applied. Releases done together stand behind the first one's frontier; so
-    one that applies a late event must be the first of its step.
+    An event's change point is the later of the instant after the event and the frontier before its
+    release. Releases applied at once all have the frontier before the first of them. So a release
+    that applies a late event must be the first of its step.
     """
     first_of_step = np.zeros(len(frontiers) + 1, np.bool_)
     first_of_step[-1] = True
@@ -314,10 +310,10 @@ def _step_ends(
     for partition in range(operator.inputs.event_partitions):
         start, stop = operator.expected[partition], int(positions[-1, partition])
         rows = log.read(view.stream.name, partition, [view.stream.event_time, view.key])
-        mine = rows.slice(start, stop - start)
-        times = hashing.bits(one_batch(mine.select([view.stream.event_time])).column(0))
+        event_times, keys = one_batch(rows.slice(start, stop - start)).columns
+        times = hashing.bits(event_times)
         applied = np.searchsorted(positions[:, partition], np.arange(start, stop), "right")
-        late = (times + 1 < before[applied]) & _of_shard(operator, mine.column(view.key))
+        late = (times + 1 < before[applied]) & _of_shard(operator, keys)
         first_of_step[applied[late]] = True
     taken = positions[:, : operator.inputs.event_partitions].sum(axis=1).tolist()
     since = sum(operator.expected[: operator.inputs.event_partitions])
@@ -329,9 +325,7 @@ def _step_ends(
     return [int(at) - 1 for at in np.flatnonzero(first_of_step) if at > 0]
 
 
-def _of_shard(operator: ShardOperator, keys: pa.Array | pa.ChunkedArray) -> BoolArray:
-    if isinstance(keys, pa.ChunkedArray):
-        keys = keys.combine_chunks()
+def _of_shard(operator: ShardOperator, keys: pa.Array) -> BoolArray:
     shards = hashing.shard_of(hashing.key_bytes(keys), operator.key.shards)
     found: BoolArray = shards == operator.key.shard
     return found
@@ -344,7 +338,7 @@ def _batches(
     operator: ShardOperator,
     until: Sequence[int],
 ) -> Iterator[SequencedBatch]:
-    """Read an operator's events up to some positions, and pass over the requests."""
+    """Read an operator's events up to some positions; requests without rows."""
     events = operator.inputs.event_partitions
     for index, stop in enumerate(until):
         is_request = index >= events
@@ -360,7 +354,7 @@ def _batches(
                 operator,
                 PollPart(view.stream.name, partition, start, stop, TIME_MIN, mine),
             )
-        # Watermarks are not in the evidence. The one that stands lets nothing be forgotten early.
+        # The release log has no watermarks. With the old one no row is forgotten too early.
         watermark = operator.watermarks[index]
         yield SequencedBatch(is_request, partition, start, stop, watermark, 0, rows)
 
@@ -368,7 +362,7 @@ def _batches(
 def _event_rows(
     project: Project, view: FeatureView, operator: ShardOperator, part: PollPart
 ) -> pa.RecordBatch | None:
-    """Prepare rows of the log for the operator: judged again, as the stream did."""
+    """Validate rows of the log as the stream does, and prepare them for the operator."""
     (judged,) = validated_poll(project, Poll(0, (part,)))[0].parts
     if judged.rows is None:
         return None

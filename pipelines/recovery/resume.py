@@ -1,13 +1,13 @@
-"""Segments: how a run of the stream begins, goes on from a savepoint, and stops at one.
+"""Segments: how a run of the stream begins, resumes from a savepoint, and stops at one.
 
-A stream runs in segments, one or many. What is promised:
+A stream runs in one or more segments. The promises:
 
 * The outputs of all segments together are those of a stream that never stopped.
-* A segment counts once the states at its end do (`pipelines.recovery.handoff`). One that was killed
-  is done again from the savepoint before it; the files that it wrote are removed first. What it
-  published stays in the online store, whose order takes care of it
+* A segment counts when the states at its end are valid (`pipelines.recovery.handoff`). A killed
+  segment is repeated from the savepoint before it, after its files are removed. Its publications
+  stay in the online store, which orders them
   (`pipelines.stream.featurize_options`, ``overtaken``).
-* A stream that starts over removes everything of the one before, its rows in the store too.
+* A stream that starts over removes all output of the stream before, also from the store.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ _OUTPUTS: Final = (
 
 @dataclass(frozen=True)
 class Start:
-    """Where a segment starts from.
+    """The start of a segment.
 
     Attributes:
-        folder: The states.
-        handoff: What they are of.
-        run: How the stream is run.
-        resumes: Whether it goes on from a savepoint, or from a run that was killed before its first
-            one.
+        folder: The folder of the states.
+        handoff: The record of the states.
+        run: The stream.
+        resumes: Whether the stream resumes from a savepoint, or from a run that was killed before
+            its first savepoint.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ def first_start(config: Configuration, mode: str | None) -> Start:
     """Return the start of a stream that begins with the states of a backfill.
 
     Raises:
-        StateMismatch: There are none, or they are of other definitions.
+        StateMismatch: There are no states, or they are of other definitions.
     """
     folder = config.root / paths.STATES
     handoff = _checked(config, folder, read_record(folder))
@@ -85,27 +85,27 @@ def first_start(config: Configuration, mode: str | None) -> Start:
 
 
 def next_start(config: Configuration, mode: str | None) -> Start:
-    """Return the start of a stream that goes on.
+    """Return the start of a stream that resumes.
 
     Raises:
-        StateMismatch: There is nothing to go on from, or it is of something else.
+        StateMismatch: There is no stream to resume, or its states do not match.
     """
     root = config.root
     run = StreamRun.read(root)
     if run is None or run.began != read_record(root / paths.STATES).id:
         raise StateMismatch(
-            f"there is no stream in {root} to go on with, or a backfill has replaced the states "
-            "that it began with; run `tidemill stream` without --resume"
+            f"there is no stream in {root} to resume, or a backfill has replaced the states that "
+            "it began with; run `tidemill stream` without --resume"
         )
     if run.ended:
         raise StateMismatch(
-            f"the stream in {root} has ended: nothing is left to go on with; run "
-            "`tidemill stream` without --resume to start over"
+            f"the stream in {root} has ended and cannot be resumed; run `tidemill stream` without "
+            "--resume to start over"
         )
     if mode is not None and mode != run.mode:
         raise StateMismatch(
-            f"the stream was begun in mode {run.mode!r}, and its states are of that mode: go on "
-            "with it, or start over"
+            f"the stream was begun in mode {run.mode!r}, and its states are of that mode: resume "
+            "in it, or start over"
         )
     folder, handoff = last_states(root)
     return Start(folder, _checked(config, folder, handoff), run, resumes=True)
@@ -121,31 +121,31 @@ def _checked(config: Configuration, folder: Path, handoff: Handoff) -> Handoff:
     return handoff
 
 
-def check_savepoint(config: Configuration, start: Start, until_us: int) -> None:
-    """Refuse a savepoint before the start or after the stream's end.
+def check_savepoint(start: Start, until_us: int, end_us: int) -> None:
+    """Check that a savepoint is between the start and the stream's end.
 
     Raises:
-        InputError: It is one.
+        InputError: It is not.
     """
-    begin, end = start.handoff.as_of_us, config.splits.stream_until_us
-    if not begin <= until_us <= end:
+    begin_us = start.handoff.as_of_us
+    if not begin_us <= until_us <= end_us:
         raise InputError(
-            f"the stream cannot stop at {until_us}: it starts at {begin} and ends at {end} "
+            f"the stream cannot stop at {until_us}: it starts at {begin_us} and ends at {end_us} "
             "(splits.stream_until), in microseconds UTC; choose an instant between them"
         )
 
 
 def check_positions(start: Start, replayed: ReplayLog) -> None:
-    """Refuse a log that is not the one that the states were made of.
+    """Check that the states were made from this log.
 
     Raises:
-        StateMismatch: It is another one.
+        StateMismatch: They were made from another log.
     """
     found = _by_source(replayed, replayed.start)
     if found != dict(start.handoff.positions):
         raise StateMismatch(
             f"{start.folder}: the states end at positions {start.handoff.positions}, the log has "
-            f"{found} at that instant: it was written anew; run `tidemill backfill` again"
+            f"{found} at that instant: it was written again; run `tidemill backfill` again"
         )
 
 
@@ -157,18 +157,18 @@ def _by_source(replayed: ReplayLog, positions: Iterable[int]) -> dict[str, list[
 
 
 def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tuple[str, int], int]:
-    """Bring files and online store to where the segment starts.
+    """Bring files and online store to the start of the segment.
 
     Returns:
-        By (view, shard): the frontier that readers of the store see already, where the stream
-        goes on; it may be past the states'.
+        By (view, shard): the frontier in the store, which may be past the states'; empty if the
+        stream starts over.
 
     Raises:
-        StoreError: The store refuses, or has lost what was published before the savepoint.
+        StoreError: The store refuses a write, or has lost publications from before the savepoint.
     """
     root = config.root
     if not start.resumes:
-        # A run that is killed before the store is filled has not begun.
+        # Delete stream.json first, so that a crash before the store is filled counts as not begun.
         (root / paths.STREAM_RUN).unlink(missing_ok=True)
         for name in _OUTPUTS:
             shutil.rmtree(root / name, ignore_errors=True)
@@ -180,19 +180,19 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
         for path in (root / name).glob(f"**/{segment_prefix(start.segment)}*"):
             path.unlink()
     remove_savepoints(root, keep=start.folder)
-    # Registered here, once: workers only write.
+    # Register here, once: workers only write rows.
     open_store(config.project, config.places, clock="replay")
     shown = shown_frontiers(config)
-    if keeps_frontiers(config):
+    if keeps_frontiers(config.online_store):
         _check_store(start, shown)
     return shown
 
 
 def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> bool:
-    """Cut the offline log back to where the segment starts, and tell whether it goes on there.
+    """Cut the offline log back to the start of the segment; tell whether it can continue there.
 
-    It does where `tidemill backfill --publish` has written it up to the states that the stream
-    began with. The log of all views goes on, or of none.
+    It can if `tidemill backfill --publish` has written it up to the states that the stream began
+    with. The logs of all views continue, or none.
     """
     logs = {
         view.name: OfflineLog.of(config.root / paths.OFFLINE, view) for view in config.project.views
@@ -205,9 +205,9 @@ def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> 
         return True
     if there := [name for name, log in logs.items() if log.directory.exists()]:
         progress.say(
-            f"the offline log of {', '.join(there)} does not end where the stream goes on "
+            f"the offline log of {', '.join(there)} does not end where the stream continues "
             f"({', '.join(name for name, joins_on in joins.items() if not joins_on)}): the stream "
-            "adds nothing to it; `tidemill backfill --publish` writes it anew"
+            "adds nothing to it; `tidemill backfill --publish` writes it again"
         )
     return False
 
@@ -215,18 +215,18 @@ def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> 
 def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
     for view, frontiers in start.handoff.frontiers.items():
         for shard, frontier in enumerate(frontiers):
-            stands = shown.get((view, shard), TIME_MIN)
-            if stands < frontier:
+            stored = shown.get((view, shard), TIME_MIN)
+            if stored < frontier:
                 raise LostPublications(
-                    f"online store, view {view!r}, shard {shard}: it stands at frontier {stands}, "
-                    f"and the stream goes on from {frontier}: it has lost what was published in "
-                    "between; run `tidemill republish`, then go on"
+                    f"online store, view {view!r}, shard {shard}: its frontier is {stored}, but "
+                    f"the stream continues from {frontier}: it has lost the publications in "
+                    "between; run `tidemill republish`, then resume"
                 )
 
 
-def received(config: Configuration, replayed: ReplayLog) -> dict[str, int]:
-    """Count the rows of each source received since the stream began, up to where a replay ends."""
-    begun = read_record(config.root / paths.STATES).positions
+def received(root: Path, replayed: ReplayLog) -> dict[str, int]:
+    """Count each source's rows from the beginning of the stream to the end of a replay."""
+    begun = read_record(root / paths.STATES).positions
     stop = _by_source(replayed, replayed.stop)
     return {name: sum(ends) - sum(begun[name]) for name, ends in stop.items()}
 
@@ -238,10 +238,10 @@ def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:
 
 
 def waiting(config: Configuration, folder: Path, engine: str) -> int:
-    """Count the requests that wait at a savepoint; every state must be there.
+    """Count the requests that wait at a savepoint.
 
     Raises:
-        SequenceError: One is missing.
+        SequenceError: A state is missing.
     """
     missing = missing_files(folder, config.project, config.shards)
     if missing:
@@ -256,8 +256,8 @@ def waiting(config: Configuration, folder: Path, engine: str) -> int:
 def keep_savepoint(
     config: Configuration, start: Start, until_us: int, replayed: ReplayLog, folder: Path
 ) -> None:
-    """Make the states at a savepoint count; the ones before are not needed any more."""
-    # A shard that has released nothing since it began stands where it began.
+    """Write the record of a savepoint; remove the savepoints before it."""
+    # A shard without a release since its start has its first frontier.
     released = _joiner(config, folder).frontiers
     frontiers = {
         view.name: np.maximum(start.handoff.frontiers[view.name], released[index]).tolist()

@@ -1,4 +1,4 @@
-"""The releases of a stream, written: the evidence of every step of its operators."""
+"""Writes the release log of a stream: evidence of every release of its operators."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tidemill.serving.files.atomic_write import write_text
 @beam.typehints.with_input_types(str)
 @beam.typehints.with_output_types(str)
 class WriteReleases(beam.DoFn):
-    """Writes releases (JSON texts), one per line, to a file per bundle: whole or not at all.
+    """Writes releases (JSON texts), one a line, to a file for each bundle, atomically.
 
     Args:
-        folder: Where to.
-        prefix: How the files' names begin.
+        folder: The folder of the files.
+        prefix: The beginning of the files' names.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:

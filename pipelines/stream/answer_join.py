@@ -1,10 +1,10 @@
-"""Where the parts of an answer meet: a request asks several views, each answers in its own shard.
+"""Joining the parts of an answer: a request asks several views, and each answers in its own shard.
 
-What is promised: a request is answered once, when every view has answered it, whatever the order
-in which the parts come and however often the engine repeats the requests; a missing part is never
-filled in. A request whose view has gone past it by ``answer_within`` without an answer becomes a
-rejected record that names the view. A view has gone past a request when every release up to there
-has come: one that overtook another says nothing of what the other answers.
+The promises: a request is answered once, when every view has answered it, in whatever order the
+parts come and however often the engine repeats requests. A missing part is never filled in. If a
+view's frontier passes a request by more than ``answer_within`` without an answer, the request
+becomes a rejected record that names the view. A frontier counts only when all releases before it
+have come, because a missing release may hold the answer.
 
 This is a plain object; `pipelines.stream.featurize` wires it into a stateful stage.
 """
@@ -51,7 +51,7 @@ AS_OF: Final = "_as_of"
 RELEASE: Final = "_release"
 SHARD: Final = "_shard"
 _REMEMBERED: Final = 4_096
-"""Groups that are remembered after they are closed, to know repeats of them."""
+"""How many closed groups are remembered, to recognize repeats."""
 
 
 def answered_schema(project: Project) -> list[str]:
@@ -76,14 +76,14 @@ class AnswerJoiner:
 
     Attributes:
         project: The project.
-        shards: How many shards each view has.
-        answer_within_us: How far a view may go past a request without answering it.
+        shards: The number of shards of each view.
+        answer_within_us: How far a frontier may pass an unanswered request.
         gap_releases: How many later releases may wait for a missing one before it counts as lost.
         pending: Requests that wait for answers, by group.
-        early: Answers that wait for their requests, by group.
-        closed: The newest groups that are done with: True where answered, False where given up.
-        waiting: By (view, shard): the frontiers of releases that overtook another, by number.
-        savepoints: By (view, shard): what it said at the savepoint where the run stops.
+        early: Answers that came before their requests, by group.
+        closed: The newest closed groups: True if answered, False if given up.
+        waiting: By (view, shard): the frontiers of early releases, by release number.
+        savepoints: By (view, shard): its part about the savepoint where the run stops.
     """
 
     project: Project
@@ -103,48 +103,30 @@ class AnswerJoiner:
         self.numbers = np.zeros((len(widths), self.shards), np.int64)
 
     def state(self) -> bytes:
-        """Write what has come and waits."""
-        return encode_joiner(
-            JoinerState(
-                self.pending,
-                self.early,
-                self.closed,
-                self.waiting,
-                self.savepoints,
-                self.frontiers,
-                self.numbers,
-            ),
-            self.project,
-        )
+        """Encode the state."""
+        state = JoinerState(*(getattr(self, name) for name in JoinerState._fields))
+        return encode_joiner(state, self.project)
 
     def restore(self, state: bytes) -> None:
-        """Read back a `state`.
+        """Decode a `state`.
 
         Raises:
             StateMismatch: It is of other views, or another number of shards.
-            StateVersionError: It has a version that is not read.
-            DamagedState: These bytes are not the state that was written.
+            StateVersionError: Its version is not supported.
+            DamagedState: The bytes are damaged.
         """
-        (
-            self.pending,
-            self.early,
-            self.closed,
-            self.waiting,
-            self.savepoints,
-            self.frontiers,
-            self.numbers,
-        ) = decode_joiner(state, self.project, self.shards)
+        vars(self).update(decode_joiner(state, self.project, self.shards)._asdict())
 
-    def go_on(self) -> None:
-        """Go on after the savepoint at which the state was written."""
+    def resume(self) -> None:
+        """Continue after the savepoint at which the state was written."""
         self.savepoints = {}
 
     @property
     def at_savepoint(self) -> bool:
-        """Whether everything before the savepoint has come: no answer and no request is on its way.
+        """Whether all answers and requests from before the savepoint have come.
 
-        Every request goes to one shard of each view. So those that the shards have taken and not
-        answered, and those whose answers came, are all there are.
+        Every request goes to one shard of each view. So each request is either among those that
+        some shard has taken and not answered, or its answers have come.
         """
         return (
             len(self.savepoints) == self.numbers.size
@@ -159,18 +141,18 @@ class AnswerJoiner:
 
     @property
     def requests_pending(self) -> int:
-        """How many requests wait for an answer."""
+        """The number of requests that wait for an answer."""
         return sum(pending.rows.num_rows for pending in self.pending.values())
 
     def receive(self, parts: Iterable[Part]) -> tuple[list[pa.RecordBatch], list[Unanswered]]:
         """Take parts, in any order.
 
         Returns:
-            Answered batches (`answered_schema`): values and nulls over all views' columns; one
-            ``_as_of``, ``_release`` and ``_shard`` word per view. And what will not be answered.
+            Answered batches (`answered_schema`): values and nulls over all views' columns, and one
+            ``_as_of``, ``_release`` and ``_shard`` word for each view; and the given-up requests.
 
         Raises:
-            BatchConflict: A request was answered twice by a view, or came twice and differently.
+            BatchConflict: A view answered a request twice, or a repeated request differs.
         """
         touched: dict[int, None] = {}
         for part in parts:
@@ -205,12 +187,12 @@ class AnswerJoiner:
         return answered, self._give_up()
 
     def _is_repeat(self, part: RequestPart) -> bool:
-        """Tell whether these requests have come before."""
+        """Tell whether these requests came before."""
         if part.group in self.closed:
             return True
         if part.group not in self.pending:
             return False
-        # When they were read may differ; what was read may not.
+        # Ignore `_sent`: a retry changes it. All other columns must match.
         names = [name for name in part.rows.schema.names if name != SENT]
         if not part.rows.select(names).equals(self.pending[part.group].rows.select(names)):
             raise BatchConflict(
@@ -220,14 +202,14 @@ class AnswerJoiner:
         return True
 
     def _reach(self, part: AnswerPart) -> None:
-        """Move a shard's frontier on, as far as its releases have come without a gap."""
+        """Advance a shard's frontier over the releases that have come without a gap."""
         at = (part.view, part.shard)
         if part.number <= self.numbers[at]:
             return
         waiting = self.waiting.setdefault(at, {})
         waiting[part.number] = part.frontier_us
         if len(waiting) > self.gap_releases:
-            # The ones before are lost, and with them what they answered: it will be given up.
+            # The missing releases are lost; the requests that they answered will be given up.
             self.numbers[at] = min(waiting) - 1
         while int(self.numbers[at]) + 1 in waiting:
             self.numbers[at] += 1
@@ -293,7 +275,7 @@ class AnswerJoiner:
         )
 
     def _give_up(self) -> list[Unanswered]:
-        """Find requests that some view has gone past without answering."""
+        """Give up requests that some view's frontier has passed without an answer."""
         out = []
         slowest = self.frontiers.min(axis=1)
         for group, pending in list(self.pending.items()):
@@ -314,7 +296,7 @@ class AnswerJoiner:
         return out
 
     def drain(self) -> list[Unanswered]:
-        """Give up everything that is still pending, naming the views that did not answer."""
+        """Give up all pending requests; name the views that did not answer."""
         out = []
         for group, pending in self.pending.items():
             names = tuple(

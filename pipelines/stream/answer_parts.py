@@ -1,4 +1,4 @@
-"""The parts that an answer is put together from, and what becomes of requests without an answer."""
+"""The parts of an answer, and requests that are given up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _POSITION_BITS: Final = 44
 
 
 def group_of(partition: int, start: int) -> int:
-    """Name the poll of a request partition by where it starts."""
+    """Return the group of a poll's requests: partition and start position in one number."""
     return partition << _POSITION_BITS | start
 
 
@@ -25,7 +25,7 @@ class RequestPart:
     """The requests of one poll of one partition.
 
     Attributes:
-        group: Its name.
+        group: See `group_of`.
         rows: The declared columns, ``_position``, ``_received`` and ``_sent``, in log order.
     """
 
@@ -35,14 +35,14 @@ class RequestPart:
 
 @dataclass(frozen=True)
 class AnswerPart:
-    """What one release of one (view, shard) answered.
+    """The answers of one release of one (view, shard).
 
     Attributes:
-        view: The view's place in the project.
+        view: The view's index in the project.
         shard: The shard.
-        number: The release's number; 0 where answers do not come by releases.
-        frontier_us: Its frontier.
-        answers: Kernel answers with a ``group`` column; None for none.
+        number: The release's number; 0 in a batch run, which has no releases.
+        frontier_us: The release's frontier.
+        answers: Kernel answers with a ``group`` column; None if there are none.
     """
 
     view: int
@@ -54,14 +54,13 @@ class AnswerPart:
 
 @dataclass(frozen=True)
 class SavepointPart:
-    """Says that one (view, shard) has taken everything before a savepoint.
+    """Says that one (view, shard) has taken all rows before a savepoint.
 
     Attributes:
-        view: The view's place in the project.
+        view: The view's index in the project.
         shard: The shard.
         number: The number of its last release before the savepoint.
-        groups: The groups of the requests that it has taken and will only answer after the
-            savepoint.
+        groups: The groups of the requests that it has taken and will answer after the savepoint.
     """
 
     view: int
@@ -75,12 +74,12 @@ Part = RequestPart | AnswerPart | SavepointPart
 
 @dataclass(frozen=True)
 class Unanswered:
-    """A request that will not be answered.
+    """Requests that are given up.
 
     Attributes:
         rows: The requests, as in `RequestPart`.
-        partition: Their partition.
-        views: For each of them, the views that did not answer.
+        partition: The requests' partition.
+        views: The names of the views that did not answer.
     """
 
     rows: pa.RecordBatch

@@ -1,13 +1,12 @@
 """Featurize: sequenced batches in; answers, publications and releases out. Wiring only.
 
 One stateful stage serves all views, keyed by (view, definition, shard, shard count), because every
-stage and every state cell costs on every engine. A second, small one joins the parts of answers.
-What they decide stands in `pipelines.stream.operator` and `pipelines.stream.answer_join`, as plain
-objects.
+stage and every state cell has a cost on every engine. A second, small stage joins the parts of
+answers. The decisions are in `pipelines.stream.operator` and `pipelines.stream.answer_join`.
 
-State of the first stage: a head that changes with every bundle (positions, watermarks, what
-waits), a bag of releases since the last snapshot, and the snapshot; so a bundle's cost is in
-proportion to what it changed. Decoded operators are kept in a process-wide cache
+The state of a stage has three cells: a head that every bundle rewrites (positions, watermarks,
+waiting rows), a bag of log entries since the last snapshot, and the snapshot. So the cost of a
+bundle is proportional to its changes. Decoded state is kept in a process-wide cache
 (`pipelines.stream.token_cache`).
 """
 
@@ -58,7 +57,7 @@ PUBLICATIONS: Final = "publications"
 RELEASES: Final = "releases"
 UNANSWERED: Final = "unanswered"
 ALL_REQUESTS: Final = "requests"
-"""The key of the joining stage: one, since what waits there is little."""
+"""The key of the joining stage. One key is enough, because little state waits there."""
 
 _OPERATORS: Final = TokenCache(most=1_024)
 _JOINERS: Final = TokenCache(most=64)
@@ -70,10 +69,10 @@ def _windowed(value: Any, time_us: int) -> WindowedValue:
 
 
 class _OncePerKey(beam.DoFn):
-    """Collects a bundle's elements by key in ``process``, works once per key when it ends.
+    """Collects a bundle's elements by key, and works once for each key when the bundle ends.
 
     Attributes:
-        PASSES: A key whose elements are only passed on.
+        PASSES: A key whose elements pass through.
     """
 
     HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
@@ -113,7 +112,7 @@ class _OncePerKey(beam.DoFn):
     def work(
         self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
     ) -> Iterator[Any]:
-        """Take what a bundle brought for a key; give what the stage puts out."""
+        """Process the bundle's elements of a key; yield the stage's output."""
 
 
 @beam.typehints.with_input_types(tuple[str, bytes])
@@ -148,7 +147,7 @@ class _Operate(_OncePerKey):
             yield self._keep(operator, self._options.savepoint)
 
     def _keep(self, operator: ShardOperator, folder: Path) -> WindowedValue:
-        """Keep the state of an operator that has taken everything before a savepoint."""
+        """Write the state of an operator that has taken all rows before a savepoint."""
         write_handoff(folder, operator)
         key = operator.key
         part = SavepointPart(
@@ -171,7 +170,7 @@ class _Operate(_OncePerKey):
             return operator, logged
         if self._options.handoff is not None:
             read_handoff(self._options.handoff, operator)
-            # From here on the engine's state is the truth, so it must hold the whole of it.
+            # From now on only the engine's state counts, so write the complete state there.
             snapshot.write(operator.snapshot())
         return operator, 0
 
@@ -241,7 +240,7 @@ class _Join(_OncePerKey):
         if token is None:
             if self._options.handoff is not None:
                 read_joiner(self._options.handoff, joiner)
-                # From here on the engine's state is the truth, so it must hold the whole of it.
+                # From now on only the engine's state counts, so write the complete state there.
                 snapshot.write(joiner.state())
             return joiner, JoinerLog.after_snapshot()
         state = snapshot.read()
@@ -249,7 +248,7 @@ class _Join(_OncePerKey):
             joiner.restore(state)
         entries = list(log.read())
         for _, elements in sorted(map(decode_logged_parts, entries), key=itemgetter(0)):
-            # What it answered was given out when the entry was written.
+            # Discard the result: these answers were emitted when the entry was written.
             joiner.receive(self._parts(elements))
         size = sum(len(entry) for entry in entries)
         return joiner, JoinerLog.after_snapshot(state or b"", len(entries), size)
@@ -259,9 +258,9 @@ class _Join(_OncePerKey):
 class Featurize(beam.PTransform):
     """Sequenced batches to answers.
 
-    Input: pairs of an operator's key and the bytes of its sequenced batches; and, at the key
-    `ALL_REQUESTS`, encoded request parts. These only pass through the first stage: two inputs of
-    the second would cost a flatten, which engines run as a stage of its own between them.
+    Input: pairs of an operator's key and its encoded sequenced batches; and, with the key
+    `ALL_REQUESTS`, encoded request parts. Request parts pass through the first stage, because a
+    second input of the second stage would need a flatten, which engines run as another stage.
     Output, by name: ``answers`` (answered record batches), ``publications``, ``releases`` (JSON
     texts) and ``unanswered`` (`pipelines.stream.wire_format`).
     """
@@ -276,7 +275,7 @@ class Featurize(beam.PTransform):
         """Wire the two stages."""
         parts = (
             sharded
-            # Flink names a stage by its input: an input of its own keeps state across upgrades.
+            # Flink names a stage after its input: a separate input keeps the state on upgrades.
             | "KeyByOperator" >> beam.Map(_same).with_output_types(tuple[str, bytes])
             | "Operate"
             >> beam.ParDo(_Operate(self.project, self.options)).with_outputs(

@@ -1,4 +1,4 @@
-"""How operators run, what Beam key each has, and how an empty one is made."""
+"""The options of operators, their Beam keys, and how to make an empty operator."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class FeaturizeOptions:
     """How the operators run.
 
     Attributes:
-        run: Names the run: operators in the process-wide cache belong to one run.
-        shards: How many shards each view has.
-        partitions: Partitions of each source, the request's too.
+        run: The run's name; the process-wide caches are keyed by it.
+        shards: The number of shards of each view.
+        partitions: The number of partitions of each source, including the request.
         mode: ``exact`` or ``eager``.
-        publish: Whether publications are made.
-        changes: Publish every change point, for the offline log, and not only the newest.
+        publish: Whether to publish.
+        changes: Whether to publish every change point, for the offline log, or only the newest.
         gap_batches: How many batches, or releases, may wait behind a gap.
-        answer_within_us: How far a view may go past a request without answering it.
-        handoff: A folder of handed-over states, or None to start empty.
-        savepoint: The folder of states that is written when the mark of a savepoint comes, or None
-            where the stream runs to its end.
-        overtaken: By (view, shard): the frontier that the online store shows already, where a run
-            that was killed has published past the handed-over state.
+        answer_within_us: How far a frontier may pass an unanswered request.
+        handoff: The folder of handed-over states; None to start empty.
+        savepoint: The folder that the states are written to at a savepoint; None if the stream runs
+            to its end.
+        overtaken: By (view, shard): the frontier in the online store, where a run that was killed
+            has published past the handed-over state.
     """
 
     run: str
@@ -57,6 +57,9 @@ def make_operator(project: Project, key: str, options: FeaturizeOptions) -> Shar
     parsed = OperatorKey.parse(key)
     view = project.view(parsed.view)
     stream = view.stream
+    published = Publish.NOTHING
+    if options.publish:
+        published = Publish.EVERY if options.changes else Publish.NEWEST
     return ShardOperator(
         key=parsed,
         plan=make_plan(view),
@@ -66,12 +69,6 @@ def make_operator(project: Project, key: str, options: FeaturizeOptions) -> Shar
             lateness_us=stream.tolerance_us - stream.out_of_orderness_us,
         ),
         mode=options.mode,
-        publish=_published(options),
+        publish=published,
         gap_batches=options.gap_batches,
     )
-
-
-def _published(options: FeaturizeOptions) -> Publish:
-    if not options.publish:
-        return Publish.NOTHING
-    return Publish.EVERY if options.changes else Publish.NEWEST

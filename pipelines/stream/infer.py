@@ -1,6 +1,6 @@
-"""Infer: answered requests to predictions with a bundle.
+"""Infer: answered requests to predictions, with a bundle.
 
-`predictions` is the plain function; the transform loads one scorer per process.
+`predictions` is a plain function; `Infer` loads one scorer for each process.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def predictions(
         created_us: The wall clock, for the predictions' stamps.
 
     Returns:
-        One prediction per request, ``(rows,)``: ids and times, the instant and release that each
-        view answered from, the values used, the score and what its bytes depend on.
+        One prediction for each request, ``(rows,)``: ids and times, the instant and release of each
+        view's answer, the feature values, the score, and the versions that the score depends on.
     """
     rows = answered.num_rows
     request = project.request
@@ -85,38 +85,26 @@ def predictions(
 
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(pa.RecordBatch)
-class _Infer(beam.DoFn):
-    def __init__(self, project: Project, bundle: Path, run: str) -> None:
-        self._project = project
-        self._bundle = bundle
-        self._run = run
-
-    def setup(self) -> None:
-        self._scorer = shared_scorer(Bundle.load(self._bundle, self._project))
-
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        made = predictions(self._project, self._scorer, element, time.time_ns() // 1_000)
-        METER.add(self._run, "predictions", made.num_rows)
-        yield made
-
-
 @dataclass(eq=False)
-class Infer(beam.PTransform):
-    """Answered record batches to predictions.
+class Infer(beam.DoFn):
+    """Turns answered record batches into predictions.
 
     Attributes:
         project: The project.
         bundle: The bundle's folder.
-        run: Names the run, for its meter.
+        run: The run's name, for its meter.
     """
 
     project: Project
     bundle: Path
     run: str = ""
 
-    def __post_init__(self) -> None:
-        super().__init__()
+    def setup(self) -> None:
+        """Load the bundle; the scorer is shared in the process."""
+        self._scorer = shared_scorer(Bundle.load(self.bundle, self.project))
 
-    def expand(self, answered: beam.PCollection) -> beam.PCollection:
-        """Wire the stage."""
-        return answered | "Infer" >> beam.ParDo(_Infer(self.project, self.bundle, self.run))
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Score answered requests."""
+        made = predictions(self.project, self._scorer, element, time.time_ns() // 1_000)
+        METER.add(self.run, "predictions", made.num_rows)
+        yield made

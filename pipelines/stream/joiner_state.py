@@ -1,7 +1,7 @@
 """The state of the joining stage as bytes: a frame (`pipelines.io.framing`) that names its views.
 
-What was written comes back as it was, the order in which groups came included, since closed groups
-are forgotten in that order. Equal states have equal bytes.
+The order of the groups is kept, because closed groups are forgotten in that order. Equal states
+have equal bytes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _WORD: Final = np.dtype("<i8")
 
 @dataclass
 class Pending:
-    """The requests of one group, and what has been answered of them.
+    """The requests of one group, and their answers so far.
 
     Attributes:
         rows: The requests.
         values: int64 patterns, ``(rows, columns)``, over all views' columns in order.
         nulls: uint8, ``(rows, columns)``: 1 = null.
-        as_of: int64, ``(rows, views)``: the instant that each view answered for.
+        as_of: int64, ``(rows, views)``: the instant of each view's answer.
         release: int64, ``(rows, views)``: the release that answered.
-        shard: int64, ``(rows, views)``: the shard that answered; -1 where none has.
-        missing: For each view, how many rows it has not answered.
+        shard: int64, ``(rows, views)``: the shard that answered; -1 if none has.
+        missing: For each view, the number of rows that it has not answered.
     """
 
     rows: pa.RecordBatch
@@ -49,28 +49,28 @@ class Pending:
 
 
 class JoinerState(NamedTuple):
-    """What the joining stage knows; see `pipelines.stream.answer_join.AnswerJoiner`."""
+    """The state of an `AnswerJoiner` (`pipelines.stream.answer_join`), attribute by attribute."""
 
     pending: dict[int, Pending]
     early: dict[int, list[AnswerPart]]
     closed: dict[int, bool]
     waiting: dict[tuple[int, int], dict[int, int]]
-    stops: dict[tuple[int, int], SavepointPart]
+    savepoints: dict[tuple[int, int], SavepointPart]
     frontiers: Int64Array
     numbers: Int64Array
 
 
 def encode_joiner(state: JoinerState, project: Project) -> bytes:
-    """Write a joiner's state.
+    """Encode a joiner's state.
 
     Args:
         state: The state.
-        project: Whose it is.
+        project: The project.
 
     Returns:
-        The state as a frame. Its fields say, for each group of requests that waits and for each
-        answer that came early, whose it is; its blobs hold the rows: of a group the requests, the
-        words (values, ``as_of``, release, shard) and the nulls, of an early answer its rows.
+        The state as a frame. Its fields list the pending groups and the early answers; its blobs
+        hold their rows: for a group the requests, the words (values, ``as_of``, release, shard) and
+        the nulls, for an early answer its rows.
     """
     blobs: list[Bytes] = [
         np.fromiter(state.closed, _WORD, len(state.closed)).tobytes(),
@@ -100,7 +100,7 @@ def encode_joiner(state: JoinerState, project: Project) -> bytes:
             if frontiers
         ],
         "stops": [
-            [*at, part.number, list(part.groups)] for at, part in sorted(state.stops.items())
+            [*at, part.number, list(part.groups)] for at, part in sorted(state.savepoints.items())
         ],
         "frontiers": state.frontiers.tolist(),
         "numbers": state.numbers.tolist(),
@@ -109,20 +109,17 @@ def encode_joiner(state: JoinerState, project: Project) -> bytes:
 
 
 def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
-    """Read a joiner's state.
+    """Decode a joiner's state.
 
     Args:
-        data: Its bytes.
-        project: Whose it must be.
-        shards: How many shards each view must have.
-
-    Returns:
-        The state.
+        data: The bytes.
+        project: The project that the state must belong to.
+        shards: The number of shards that each view must have.
 
     Raises:
         StateMismatch: It is of another project, of other views or another number of shards.
-        StateVersionError: It has a version that is not read.
-        DamagedState: These bytes are not a joiner's state.
+        StateVersionError: Its version is not supported.
+        DamagedState: The bytes are not a joiner's state.
     """
     found = decode_document(
         data, Kind.JOINER_STATE, "the state of the joining stage", _REMEDY, project.name
@@ -145,7 +142,7 @@ def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
             for group, parts in fields["early"]
         },
         waiting={(view, shard): dict(waiting) for view, shard, waiting in fields["waiting"]},
-        stops={
+        savepoints={
             (view, shard): SavepointPart(view, shard, number, tuple(groups))
             for view, shard, number, groups in fields["stops"]
         },
@@ -171,7 +168,7 @@ def _pending(
     rows: pa.RecordBatch, words: pa.Buffer, nulls: pa.Buffer, missing: list[int], project: Project
 ) -> Pending:
     count, columns, views = rows.num_rows, len(project.columns), len(project.views)
-    # Answers are filled in as they come, so these arrays must not lie in the bytes that were read.
+    # The joiner writes answers into these arrays, so copy them from the read-only bytes.
     widths = (columns, views, views, views)
     matrices = np.split(np.frombuffer(words, _WORD), np.cumsum([count * w for w in widths])[:-1])
     values, as_of, release, shard = (

@@ -1,14 +1,14 @@
-"""Lost writes: shards whose online store has lost writes, and what else the driver is told of it.
+"""A register of shards whose writes the online store has lost.
 
-The stage that publishes finds a hole, the one that runs the operators has the state that fills it.
-They are fused on every engine used here, and so they meet in this register of their process: a
-hole that is noted at one release makes the next one publish the whole shard. Where the operator of
-a shard has not been seen in this process nothing is noted, and publishing fails
-(`pipelines.publish.store_writer`).
+The publishing stage finds a loss; the stage of the operators has the state that repairs it. Every
+engine used here fuses the two stages, so they share this register of their process: after a noted
+loss, the next release publishes the whole shard. If the shard's operator does not run in this
+process, nothing is noted and publishing fails (`pipelines.publish.store_writer`).
 
-The error that ends a run is told here too: an engine may put one of its own in place of it.
+The register also keeps the error that ends a run, because an engine may replace it by its own.
 
-A worker that dies forgets its holes. They are found again: the store refuses what comes next.
+A worker that dies loses its register. The loss is found again, since the store refuses the next
+write.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tidemill.features.errors import StoreError
 
 
 class LostWrites:
-    """Lost writes by run, view and shard; thread-safe."""
+    """Shards with lost writes, by run, view and shard; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -31,10 +31,10 @@ class LostWrites:
         self._failed: dict[str, StoreError] = {}
 
     def operates(self, run: str, view: str, shard: int) -> bool:
-        """Say that a shard's operator runs in this process.
+        """Note that a shard's operator runs in this process.
 
         Returns:
-            Whether its store has a hole, so that the whole shard is to be published.
+            Whether the store has lost writes of the shard, so that all of it must be published.
         """
         with self._lock:
             self._operated.setdefault(run, set()).add((view, shard))
@@ -51,12 +51,12 @@ class LostWrites:
             self._open.setdefault(run, set()).add((view, shard))
 
     def is_open(self, run: str, view: str, shard: int) -> bool:
-        """Tell whether a hole is noted."""
+        """Tell whether lost writes of a shard are noted."""
         with self._lock:
             return (view, shard) in self._open.get(run, ())
 
     def close(self, run: str, view: str, shard: int) -> bool:
-        """Say that the store has the shard; returns whether a hole had been noted."""
+        """Note that the store has all of a shard; return whether lost writes were noted."""
         with self._lock:
             mine = self._open.get(run, set())
             was_open = (view, shard) in mine
@@ -64,16 +64,16 @@ class LostWrites:
             return was_open
 
     def fail(self, run: str, error: StoreError) -> None:
-        """Say why a bundle of a run fails."""
+        """Note the error that a bundle of a run fails with."""
         with self._lock:
             self._failed.setdefault(run, error)
 
     @contextmanager
     def of(self, run: str) -> Iterator[None]:
-        """Forget all about a run when it has ended.
+        """Forget a run when it ends.
 
         Raises:
-            StoreError: The run failed, and this is why.
+            StoreError: The noted error, if the run failed.
         """
         try:
             yield

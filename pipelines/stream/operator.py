@@ -1,16 +1,17 @@
 """The exact operator of one (view, shard), as a plain object: sequenced batches in, releases out.
 
-What is promised, on any engine that is at-least-once:
+The promises, on any engine that delivers at least once:
 
-* A batch that comes early waits; rows before the expected position are cut as repeats; a gap that
-  stays open fails the job with the partition and the positions. So each row counts exactly once.
-* The **frontier** is the least watermark over *all* partitions that the view depends on, events
-  and requests; until each has reported it is minus infinity. Rows wait until their time is below
-  it and then go to the kernel in the order of the contract.
-* Every release says which positions it covers, so what was seen can be proven later.
+* A batch that comes early waits; rows before the expected position are dropped as repeats; a gap
+  that stays open fails the job with the partition and the positions. So each row counts exactly
+  once.
+* The **frontier** is the lowest watermark of *all* partitions that the view reads, events and
+  requests; before every partition has reported, it is minus infinity. Rows wait until their time
+  is below the frontier, and then go to the kernel in the order of the contract.
+* Every release states the positions that it covers, so that its values can be verified later.
 
-No clock and no timer is used. ``eager`` hands rows to the kernel as they come instead; its answers
-state the instant they are for.
+The operator uses no clock and no timer. In mode ``eager`` it passes rows to the kernel as they
+come; each answer states its instant.
 """
 
 from __future__ import annotations
@@ -55,15 +56,15 @@ from tidemill.pipelines.stream.sequence import (
 
 @dataclass
 class OperatorCounters:
-    """What an operator saw.
+    """Counts of an operator.
 
     Attributes:
         events: Event rows taken.
         requests: Request rows taken.
-        repeats: Batches that had come before, whole or in part.
-        early: Batches that had to wait for an earlier one.
+        repeats: Batches that came before, completely or in part.
+        early: Batches that waited for an earlier one.
         duplicates: Event rows equal to an earlier one.
-        conflicts: Event rows with an earlier row's id and something else.
+        conflicts: Event rows with an earlier row's id and other values.
         late: Event rows behind the frontier.
         late_requests: Request rows behind the frontier.
     """
@@ -80,17 +81,18 @@ class OperatorCounters:
 
 @dataclass(frozen=True)
 class Release:
-    """What one step of the frontier let go.
+    """The result of one step of the frontier.
 
     Attributes:
-        number: Counts the releases of an operator, from 1.
+        number: The number of the release of the operator, from 1.
         since_us: The frontier of the release before: the publications are the changes after it.
-            None where they are the whole shard: at the first release of an empty start.
+            None if they are the whole shard, at the first release of an operator that started
+            empty.
         frontier_us: The frontier.
-        positions: The next position of each partition, events' and then requests'.
+        positions: The next position of each partition, first of events and then of requests.
         answers: Kernel answers with a ``group`` column, in the order of the requests.
         publications: Kernel publications.
-        events: How many events it applied.
+        events: The number of applied events.
     """
 
     number: int
@@ -107,12 +109,12 @@ class ShardOperator:
     """The operator of one (view, shard).
 
     Attributes:
-        key: What it does.
+        key: The operator's key.
         plan: The view's plan.
-        inputs: What it depends on.
+        inputs: The input partitions.
         mode: When rows go to the kernel.
         publish: What is published.
-        gap_batches: How many batches may come behind a gap before it fails the job.
+        gap_batches: How many batches may come behind a gap before the job fails.
     """
 
     key: OperatorKey
@@ -129,8 +131,8 @@ class ShardOperator:
         self.expected = [0] * partitions
         self.watermarks = [TIME_MIN] * partitions
         self.held: list[dict[tuple[int, int], SequencedBatch]] = [{} for _ in range(partitions)]
-        # Batches that came behind a gap since it opened: more than are held, since empty ones of
-        # an idle partition all stand at one position.
+        # Batches that came behind a gap since it opened. Fewer are held: the empty batches of an
+        # idle partition all have one position.
         self.stalled = [0] * partitions
         self.events: list[pa.RecordBatch] = []
         self.requests: list[pa.RecordBatch] = []
@@ -138,24 +140,23 @@ class ShardOperator:
         self.ids_seen = PairSet()
         self.number = 0
         self.newest_us = TIME_MIN
-        # Where the run stops, by partition: known once the mark of a savepoint has come.
+        # The position of the savepoint, by partition: known once the savepoint's mark has come.
         self.savepoint_positions: dict[int, int] = {}
         self.event_schema = sequenced_events_schema(self.plan)
 
     def receive(self, batches: Iterable[SequencedBatch]) -> tuple[Release | None, bytes | None]:
-        """Take batches, in any order, and release what they allow.
+        """Take batches, in any order, and release rows if the frontier advances.
 
         Args:
             batches: Batches of any of the partitions.
 
         Returns:
-            The release, if there was one, and its entry for the change log (`replay`), if it
-            changed the kernel's state.
+            The release and its entry for the log (`replay`); None and None if there is no release.
 
         Raises:
             PartitionGap: Rows between two positions never came.
-            BatchConflict: Two batches claim the same positions with different rows.
-            SequenceError: A batch is of a partition that the operator does not depend on.
+            BatchConflict: Two batches have the same positions and different rows.
+            SequenceError: A batch is of a partition that the operator does not read.
         """
         for batch in batches:
             index = self._index(batch)
@@ -214,7 +215,7 @@ class ShardOperator:
                     "different rows; the source does not read its log the same way twice"
                 )
             self.counters.repeats += 1
-            # An empty batch never replaces a full one, nor an older watermark a newer one.
+            # Keep the rows if the repeat is empty, and the later watermark.
             held[span] = dataclasses.replace(
                 other,
                 rows=rows if other.rows is None else other.rows,
@@ -237,7 +238,7 @@ class ShardOperator:
         return f"request partition {index - events}"
 
     def _take(self, index: int, batch: SequencedBatch) -> None:
-        """Take a batch whose start is not after the expected position."""
+        """Take a batch that starts at or before the expected position."""
         expected = self.expected[index]
         if batch.stop < expected or (batch.start < expected and batch.stop == expected):
             self.counters.repeats += 1
@@ -265,7 +266,7 @@ class ShardOperator:
             self.events.append(rows)
 
     def _new_rows(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Drop the rows that are equal to earlier ones; count ids that are not what they were."""
+        """Drop rows equal to earlier ones; count rows that have an earlier id and other values."""
         new, same_id = self._remember(rows)
         self.counters.duplicates += int((~new).sum())
         self.counters.conflicts += int((new & same_id).sum())
@@ -279,7 +280,7 @@ class ShardOperator:
         return new, ~self.ids_seen.add(pairs, times)
 
     def _forget(self) -> None:
-        """Forget rows that the stream can no longer accept again."""
+        """Forget rows whose repeats the stream would reject as too late."""
         oldest = min(self.watermarks[: self.inputs.event_partitions]) - self.inputs.lateness_us
         self.rows_seen.forget_before(oldest)
         self.ids_seen.forget_before(oldest)
@@ -303,8 +304,8 @@ class ShardOperator:
         least = self.state.frontier_us
         if events is not None and events.num_rows:
             self.newest_us = max(self.newest_us, int(hashing.bits(events.column(TIME)).max()) + 1)
-            # By the frontier a store is found out that has lost a release (`Release.since_us`), so
-            # one that publishes never leaves it where it was.
+            # The store detects a lost release by the frontiers (`Release.since_us`), so a release
+            # that publishes must advance the frontier.
             least += 1
         until = max(self.newest_us, least)
         if requests is not None:
@@ -339,13 +340,13 @@ class ShardOperator:
 
     @property
     def at_savepoint(self) -> bool:
-        """Whether every partition has brought the mark of a savepoint, and all before it."""
+        """Whether every partition's mark of a savepoint, and all rows before it, have come."""
         return len(self.savepoint_positions) == len(self.expected) and all(
             self.expected[index] == position for index, position in self.savepoint_positions.items()
         )
 
-    def go_on(self) -> None:
-        """Go on after the savepoint at which the state was written."""
+    def resume(self) -> None:
+        """Continue after the savepoint at which the state was written."""
         self.savepoint_positions = {}
 
     def waiting_groups(self) -> tuple[int, ...]:
@@ -354,12 +355,12 @@ class ShardOperator:
         return () if rows is None else tuple(np.unique(hashing.bits(rows.column(GROUP))).tolist())
 
     def catch_up(self, batches: Iterable[SequencedBatch], until_us: int) -> None:
-        """Do releases again that evidence tells of, for their effect on the state.
+        """Repeat releases of the release log, for their effect on the state.
 
         Args:
-            batches: Everything from the operator's positions to those of the last of the releases;
-                requests without their rows.
-            until_us: The frontier that it reached. Watermarks decide nothing here.
+            batches: The batches from the operator's positions to those of the last release;
+                requests without rows.
+            until_us: The frontier of the last release. Watermarks are not used.
         """
         for batch in batches:
             self._sequence(self._index(batch), batch)
@@ -368,11 +369,11 @@ class ShardOperator:
         advance(self.state, events, None, until_us, Publish.NOTHING)
 
     def everything(self) -> pa.RecordBatch:
-        """Publish every entity as of the frontier; the state stays what it is."""
+        """Return publications of all entities as of the frontier; the state does not change."""
         return advance(self.state, None, None, self.state.frontier_us, Publish.ALL).publications
 
     def replay(self, entry: bytes) -> int:
-        """Do a logged release again, for its effect on the state; returns its number of events."""
+        """Repeat a logged release, for its effect on the state; return its number of events."""
         until, events = decode_release(entry, self.key, self.event_schema)
         if events is not None:
             self._remember(events)
@@ -380,7 +381,7 @@ class ShardOperator:
         return 0 if events is None else int(events.num_rows)
 
     def head(self) -> bytes:
-        """Write what changes with every batch and stays small: positions, watermarks, waiting."""
+        """Encode the small state that changes with every batch: see `Head`."""
         head = Head(
             expected=self.expected,
             watermarks=self.watermarks,
@@ -397,7 +398,7 @@ class ShardOperator:
         return head.encode(self.key)
 
     def snapshot(self) -> bytes:
-        """Write the rest: the kernel's state and the remembered rows."""
+        """Encode the kernel's state and the remembered rows."""
         return encode_snapshot(self.key, self.state, self.rows_seen, self.ids_seen)
 
     def restore(
@@ -406,15 +407,15 @@ class ShardOperator:
         snapshot: bytes | pa.Buffer | None,
         entries: Iterable[bytes],
     ) -> int:
-        """Read back a head, a snapshot (None: the empty state) and the log since the snapshot.
+        """Decode a head, a snapshot (None: the empty state) and the log since the snapshot.
 
         Returns:
             The number of events in the log.
 
         Raises:
             StateMismatch: The state belongs to another key.
-            StateVersionError: The state has a version that is not read.
-            DamagedState: These bytes are not the state that was written.
+            StateVersionError: The version of the state is not supported.
+            DamagedState: The bytes are damaged.
         """
         stored = Head.decode(head, self.key, self.event_schema)
         if len(stored.expected) != len(self.expected):
@@ -437,7 +438,7 @@ class ShardOperator:
         self.newest_us = stored.newest_us
         self.savepoint_positions = dict(stored.stops_at)
         self.counters = OperatorCounters(**stored.seen)
-        # Replaying the log applies events again, but asks nothing: it does not see overflows.
+        # Replaying the log answers no requests, so it does not count overflows: take the counters.
         self.state.counters = Counters(**stored.kernel)
         if stored.events is not None:
             self._remember(stored.events)

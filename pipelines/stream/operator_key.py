@@ -1,4 +1,4 @@
-"""Which operator: its part of the work, what it depends on, and when it lets rows go."""
+"""The identity of an operator, its inputs, and its mode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Mode(enum.Enum):
-    """When rows go to the kernel."""
+    """When an operator passes rows to the kernel."""
 
     EXACT = "exact"
     EAGER = "eager"
@@ -15,13 +15,13 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True)
 class OperatorKey:
-    """Which part of the work an operator does; its state belongs to exactly this key.
+    """Identifies an operator; its state belongs to exactly this key.
 
     Attributes:
         view: The view's name.
-        hash: The view's hash.
+        hash: The hash of the view's definition.
         shard: The shard.
-        shards: How many shards the view has.
+        shards: The number of shards of the view.
     """
 
     view: str
@@ -34,25 +34,25 @@ class OperatorKey:
 
     @property
     def text(self) -> str:
-        """The key as it stands in Beam's elements and in the header of state and messages."""
+        """The key as text, in Beam's elements and in the headers of state and messages."""
         return f"{self.view}/{self.hash}/{self.shard}/{self.shards}"
 
     @staticmethod
     def parse(text: str) -> OperatorKey:
-        """Read a `text`."""
+        """Parse a `text`."""
         view, digest, shard, shards = text.split("/")
         return OperatorKey(view, digest, int(shard), int(shards))
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an operator depends on.
+    """The input partitions of an operator.
 
     Attributes:
-        event_partitions: Partitions of the view's event stream.
-        request_partitions: Partitions of the request stream.
-        lateness_us: The event stream's allowed lateness: how far below its watermark a row may
-            still be accepted, and so how long rows are remembered.
+        event_partitions: The number of partitions of the view's event stream.
+        request_partitions: The number of partitions of the request stream.
+        lateness_us: The event stream's allowed lateness: how far below its watermark a row is still
+            accepted, and so how long rows are remembered.
     """
 
     event_partitions: int

@@ -1,7 +1,7 @@
-"""The state of an operator as bytes: its head, its snapshot, and the log of releases since.
+"""The state of an operator as bytes: the head, the snapshot, and the log of releases since.
 
 Each is a frame (`pipelines.io.framing`) with the operator's key. Equal states have equal bytes:
-batches that wait are in the order of their positions, remembered rows in that of their digests.
+waiting batches are sorted by position, remembered rows by digest.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _PAIR: Final = np.dtype("<u8")
 
 @dataclass(frozen=True)
 class Head:
-    """What changes with every batch and stays small.
+    """The small state that changes with every batch.
 
     Attributes:
         expected: The next position of each partition.
         watermarks: The watermark of each partition.
-        stalled: How many batches came behind a gap of each partition.
+        stalled: For each partition, how many batches came behind a gap.
         held: For each partition, the batches that wait for an earlier one.
-        events: Event rows that wait for the frontier; None for none.
-        requests: Request rows that wait for it; None for none.
+        events: Event rows that wait for the frontier; None if there are none.
+        requests: Request rows that wait for the frontier; None if there are none.
         number: The number of the last release.
-        newest_us: The instant after the newest event (eager mode).
-        stops_at: By partition: where the savepoint is, at which the run stops.
-        seen: What the operator counted, by name.
-        kernel: What the kernel counted, by name.
+        newest_us: The instant after the newest event (mode ``eager``).
+        stops_at: By partition: the position of the savepoint where the run stops.
+        seen: The operator's counters by name.
+        kernel: The kernel's counters by name.
     """
 
     expected: Sequence[int]
@@ -67,7 +67,7 @@ class Head:
     kernel: Mapping[str, int]
 
     def encode(self, key: OperatorKey) -> bytes:
-        """Write a head."""
+        """Encode the head."""
         waiting = [
             SequencedBatch(is_request, 0, 0, 0, 0, 0, rows)
             for is_request, rows in ((False, self.events), (True, self.requests))
@@ -89,20 +89,17 @@ class Head:
 
     @staticmethod
     def decode(data: bytes | pa.Buffer, key: OperatorKey, events: pa.Schema) -> Head:
-        """Read a head.
+        """Decode a head.
 
         Args:
-            data: Its bytes.
-            key: Whose it must be.
+            data: The bytes.
+            key: The operator that the head must belong to.
             events: The schema of event rows.
 
-        Returns:
-            The head.
-
         Raises:
-            StateMismatch: It belongs to another key.
-            StateVersionError: It has a version that is not read.
-            DamagedState: These bytes are not a head.
+            StateMismatch: The head belongs to another key.
+            StateVersionError: Its version is not supported.
+            DamagedState: The bytes are not a head.
         """
         found = _document(data, Kind.OPERATOR_HEAD, key)
         fields = found.fields
@@ -127,16 +124,13 @@ def _span(batch: SequencedBatch) -> tuple[int, int]:
 
 
 def encode_snapshot(key: OperatorKey, state: State, rows: PairSet, ids: PairSet) -> bytes:
-    """Write the kernel's state and the remembered rows.
+    """Encode the kernel's state and the remembered rows.
 
     Args:
-        key: Whose they are.
+        key: The operator.
         state: The kernel's state.
         rows: Digests of rows, with their times.
         ids: Hashes of rows' ids, with their times.
-
-    Returns:
-        The snapshot.
     """
     blobs: list[Bytes] = [encode(state)]
     for pairs, times in (_sorted(*rows.entries()), _sorted(*ids.entries())):
@@ -152,7 +146,7 @@ def _sorted(pairs: UInt64Array, times: Int64Array) -> tuple[UInt64Array, Int64Ar
 def decode_snapshot(
     data: bytes | pa.Buffer, key: OperatorKey, plan: Plan
 ) -> tuple[State, PairSet, PairSet]:
-    """Read a snapshot; arguments and errors are those of `Head.decode`."""
+    """Decode a snapshot into state, rows and ids; arguments and errors as for `Head.decode`."""
     state, *entries = _document(data, Kind.OPERATOR_SNAPSHOT, key).blobs
     rows, ids = PairSet(), PairSet()
     for remembered, pairs, times in zip((rows, ids), entries[::2], entries[1::2], strict=True):
@@ -164,7 +158,7 @@ def decode_snapshot(
 
 
 def encode_release(key: OperatorKey, until_us: int, events: pa.RecordBatch | None) -> bytes:
-    """Write a release for the log: up to where it went, and the events that it applied."""
+    """Encode a release for the log: its frontier, and the applied events."""
     rows = b"" if events is None else events.serialize()
     return frame(Kind.LOGGED_RELEASE, key.text, [until_us.to_bytes(8, "little", signed=True), rows])
 
@@ -172,7 +166,7 @@ def encode_release(key: OperatorKey, until_us: int, events: pa.RecordBatch | Non
 def decode_release(
     entry: bytes, key: OperatorKey, events: pa.Schema
 ) -> tuple[int, pa.RecordBatch | None]:
-    """Read a logged release; arguments and errors are those of `Head.decode`."""
+    """Decode a logged release; arguments and errors as for `Head.decode`."""
     content = unframe(entry, Kind.LOGGED_RELEASE, f"{key}: a logged release", _REMEDY, key.text)[2]
     until = int.from_bytes(content.slice(0, 8).to_pybytes(), "little", signed=True)
     rows = content.slice(8)

@@ -1,4 +1,4 @@
-"""Publications of the kernel with the names of a view's columns."""
+"""Kernel publications with the names of a view's columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidemill.serving import publications
 
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
-    """Name the columns of kernel publications: `serving.publications.schema`."""
+    """Convert kernel publications to the schema `serving.publications.schema`."""
     values, nulls = matrix_of(kernel.column(VALUES)), nulls_of(kernel.column(NULLS))
     arrays = column_arrays(view.columns, values, nulls)
     return pa.RecordBatch.from_arrays(

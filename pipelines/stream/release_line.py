@@ -1,4 +1,4 @@
-"""The evidence of a release: what an operator did in one step, as JSON in one line."""
+"""The evidence of a release, as JSON in one line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 
 RELEASE_VERSION: Final = 1
-"""The version of the JSON that says what a release did; what has none is of version 1 too."""
+"""The version of the JSON; JSON without a version is version 1, too."""
 
 
 def release_line(operator: ShardOperator, release: Release) -> str:
-    """Write the evidence of a release: JSON in one line."""
+    """Return the evidence of a release as JSON in one line."""
     evidence = {
         "version": RELEASE_VERSION,
         "view": operator.key.view,
@@ -24,7 +24,7 @@ def release_line(operator: ShardOperator, release: Release) -> str:
         "events": release.events,
         "answers": release.answers.num_rows,
         "publications": release.publications.num_rows,
-        # Since the operator began:
+        # Counted since the operator's start:
         "seen": dataclasses.asdict(operator.counters),
         "kernel": dataclasses.asdict(operator.state.counters),
     }

@@ -1,7 +1,7 @@
-"""What a release sends to the online store: its publications, or the whole shard to repair it.
+"""What a release sends to the online store: its publications and, as a repair, the whole shard.
 
-The whole shard is sent where the store has lost writes of it, and once where a run that was killed
-had published past the state that this run began with.
+The whole shard is sent if the store has lost writes of it. It is also sent once if a killed run had
+published past the state that this run started from.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ def pack_release(
     shown_us: int | None,
     has_lost_writes: bool,
 ) -> list[bytes]:
-    """Pack what a release sends to the online store.
+    """Encode what a release sends to the online store.
 
     Args:
-        view: The view's place in the project.
+        view: The view's index in the project.
         operator: The operator, after the release.
         release: The release.
-        shown_us: The frontier that the store showed when the run began; None where it is the
-            state's.
+        shown_us: The store's frontier when the run began, if it was past the state's; else None.
         has_lost_writes: Whether the store has lost writes of the shard.
     """
     key = operator.key
@@ -36,6 +35,6 @@ def pack_release(
 
 
 def _passes(release: Release, shown_us: int) -> bool:
-    """Tell whether a release is the one that reaches what the online store shows already."""
+    """Tell whether a release is the first to reach the frontier that the store had already."""
     since = release.since_us
     return (since is None or since < shown_us) and shown_us <= release.frontier_us

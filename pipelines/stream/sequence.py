@@ -1,12 +1,12 @@
 """Sequenced batches: the stream carries its own order.
 
-Beam promises no order between bundles, so every batch says where in its partition it stands:
+Beam guarantees no order between bundles, so every batch states its positions in its partition:
 ``[start, stop)``. Successive batches of a partition join without a gap. A batch also carries the
-partition's watermark after it: before that time, nothing more is expected of the partition.
+partition's watermark after its rows: no rows before that time are expected from the partition.
 
-One element of the stream goes to one (view, shard) and carries one batch per partition that was
-read in the same poll, empty ones too. Its bytes are a frame (`pipelines.io.framing`) of a header
-per batch and the Arrow rows.
+One element of the stream goes to one (view, shard) and has one batch for each partition of the
+poll, also where no rows came. Its bytes are a frame (`pipelines.io.framing`) with a header and the
+Arrow rows of each batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tidemill.features.kernel.prepare import (
 from tidemill.pipelines.io.framing import Bytes, Kind, frame, unframe
 
 GROUP: Final = "group"
-"""The column of a request that names the poll it came in: where its batch starts."""
+"""The column of a request that identifies its poll (`answer_parts.group_of`)."""
 
 _HEADER: Final = struct.Struct("<7q")
 _REQUEST: Final = 1
@@ -44,7 +44,7 @@ _REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
 
 @dataclass(frozen=True)
 class SequencedBatch:
-    """Rows of a partition with their place.
+    """Rows of a partition with their positions.
 
     Attributes:
         is_request: True for requests, False for events.
@@ -52,9 +52,9 @@ class SequencedBatch:
         start: The first position.
         stop: The position after the last.
         watermark_us: The partition's watermark after these rows.
-        sent_us: The wall clock when they were read (for latency only).
-        rows: Prepared rows with an ``ordinal`` column that holds their positions; None for none.
-        is_last: The run stops here: nothing of the partition follows, though its stream goes on.
+        sent_us: The wall clock when the rows were read, for latency only.
+        rows: Prepared rows with an ``ordinal`` column that holds their positions; None if empty.
+        is_last: Marks a savepoint: the run stops after this batch, and a later run continues.
     """
 
     is_request: bool
@@ -77,10 +77,10 @@ REQUEST_ROWS: Final = REQUESTS_SCHEMA.append(pa.field(GROUP, pa.int64()))
 
 
 def encode_batches(batches: Iterable[SequencedBatch]) -> bytes:
-    """Write batches, one after the other; none are no bytes."""
+    """Encode batches in order; no batches become no bytes."""
     out: list[Bytes] = []
     for batch in batches:
-        # Arrow fills a record batch up to a multiple of 8 bytes, so the next header is aligned.
+        # Arrow pads a record batch to a multiple of 8 bytes, so the next header is aligned.
         rows = b"" if batch.rows is None else batch.rows.serialize()
         header = _HEADER.pack(
             _REQUEST * batch.is_request | _STOP * batch.is_last,
@@ -96,12 +96,12 @@ def encode_batches(batches: Iterable[SequencedBatch]) -> bytes:
 
 
 def decode_batches(data: bytes | pa.Buffer, events: pa.Schema) -> Iterator[SequencedBatch]:
-    """Read batches; ``events`` is the schema of event rows.
+    """Decode batches; ``events`` is the schema of event rows.
 
     The rows refer to ``data``, without a copy.
 
     Raises:
-        StateError: These bytes are not batches, or of a version that is not read.
+        StateError: The bytes are not batches, or have a version that is not supported.
     """
     if not len(data):
         return
@@ -121,7 +121,7 @@ def decode_batches(data: bytes | pa.Buffer, events: pa.Schema) -> Iterator[Seque
 
 
 def split_by_shard(rows: pa.RecordBatch, shards: int) -> list[pa.RecordBatch | None]:
-    """Split prepared rows by the shard of their key, keeping the order within each."""
+    """Split prepared rows by the shard of their key; keep the order within each shard."""
     if rows.num_rows == 0:
         return [None] * shards
     if shards == 1:
@@ -157,7 +157,7 @@ def request_rows(
     positions: Int64Array,
     groups: Int64Array,
 ) -> pa.RecordBatch:
-    """Prepare validated requests for a view, with their positions and the poll they came in."""
+    """Prepare validated requests for a view, with their positions and groups."""
     prepared = prepare_requests(view, project.request, batch, positions)
     return pa.RecordBatch.from_arrays(
         [*prepared.columns, pa.array(groups, pa.int64())], schema=REQUEST_ROWS

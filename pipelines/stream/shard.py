@@ -1,4 +1,4 @@
-"""Shard: polls to one element per (view, shard), prepared for the kernel, and their wiring."""
+"""Shard: polls to one element for each (view, shard), with rows prepared for the kernel."""
 
 from __future__ import annotations
 
@@ -29,28 +29,12 @@ from tidemill.pipelines.stream.wire_format import encode_part
 
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(tuple[str, bytes])
-class _Shard(beam.DoFn):
-    def __init__(self, project: Project, shards: int) -> None:
-        self._project = project
-        self._shards = shards
-
-    def setup(self) -> None:
-        self._plans = {view.name: make_plan(view) for view in self._project.views}
-
-    def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
-        poll = Poll.decode(element)
-        for part in request_parts(self._project, poll):
-            yield ALL_REQUESTS, encode_part(part)
-        for view, shard, data in shard_poll(self._project, self._plans, self._shards, poll):
-            yield operator_key(self._project, view, shard, self._shards), data
-
-
 @dataclass(eq=False)
-class Shard(beam.PTransform):
-    """Encoded polls to what `pipelines.stream.featurize.Featurize` takes.
+class Shard(beam.DoFn):
+    """Turns encoded polls into the input of `pipelines.stream.featurize.Featurize`.
 
-    Output: one element for each (view, shard), at its operator's key, and the requests of each
-    partition, at the key `ALL_REQUESTS`.
+    Output: one element for each (view, shard), with its operator's key; and the requests of each
+    partition, with the key `ALL_REQUESTS`.
 
     Attributes:
         project: The project.
@@ -60,26 +44,27 @@ class Shard(beam.PTransform):
     project: Project
     shards: int
 
-    def __post_init__(self) -> None:
-        super().__init__()
+    def setup(self) -> None:
+        """Make the plans."""
+        self._plans = {view.name: make_plan(view) for view in self.project.views}
 
-    def expand(self, polls: beam.PCollection) -> beam.PCollection:
-        """Wire the stage."""
-        return polls | "Shard" >> beam.ParDo(_Shard(self.project, self.shards))
+    def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
+        """Shard a poll."""
+        poll = Poll.decode(element)
+        for part in request_parts(self.project, poll):
+            yield ALL_REQUESTS, encode_part(part)
+        for view, shard, data in shard_poll(self.project, self._plans, self.shards, poll):
+            yield operator_key(self.project, view, shard, self.shards), data
 
 
 def is_request(element: tuple[str, bytes]) -> bool:
-    """Tell whether an element holds requests, and not batches of an operator."""
+    """Tell whether an element holds requests."""
     return element[0] == ALL_REQUESTS
 
 
 def is_batches(element: tuple[str, bytes]) -> bool:
     """Tell whether an element holds batches of an operator."""
     return element[0] != ALL_REQUESTS
-
-
-def _declared(rows: pa.RecordBatch, schema: dict[str, str]) -> pa.RecordBatch:
-    return rows.select(list(schema))
 
 
 def shard_poll(
@@ -94,11 +79,11 @@ def shard_poll(
         poll: The poll.
 
     Yields:
-        The view's place in the project, the shard, and the bytes of its sequenced batches.
+        The view's index in the project, the shard, and its encoded sequenced batches.
     """
     digests = {
         (part.source, part.partition): hashing.digest_rows(
-            _declared(part.rows, dict(project.stream(part.source).schema))
+            part.rows.select(list(project.stream(part.source).schema))
         )
         for part in poll.parts
         if part.rows is not None and part.source != project.request.name
@@ -142,16 +127,9 @@ def shard_poll(
 
 
 def request_parts(project: Project, poll: Poll) -> Iterator[RequestPart]:
-    """Give the requests of a poll, for the stage where answers meet."""
+    """Yield the requests of a poll, for the joining stage."""
     for part in poll.parts:
         if part.source == project.request.name and part.rows is not None:
             rows = part.rows.select([*project.request.schema, POSITION, RECEIVED])
             sent = pa.repeat(pa.scalar(poll.sent_us, pa.int64()), rows.num_rows)
             yield RequestPart(group_of(part.partition, part.start), rows.append_column(SENT, sent))
-
-
-def rows_of(poll: Poll, source: str) -> int:
-    """Count the rows that a poll read of a source."""
-    return sum(
-        part.rows.num_rows for part in poll.parts if part.source == source and part.rows is not None
-    )

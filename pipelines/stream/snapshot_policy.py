@@ -1,4 +1,4 @@
-"""When a stage writes a snapshot of its state, and not one more entry of its log."""
+"""When a stage writes a snapshot of its state instead of another log entry."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Final, NamedTuple
 
 SNAPSHOT_EVENTS: Final = 50_000
 SNAPSHOT_TILES: Final = 4
-"""A snapshot is written once the log has more events than both allow: its cost, which is that of
-the whole state, is then small beside theirs, and so is replaying the log after a restart."""
+"""A snapshot is written when the log has more events than `SNAPSHOT_EVENTS`, and more than this for
+each tile. Then its cost, which grows with the state, is small beside that of the events."""
 JOINER_LOG_BYTES: Final = 4 * 2**20
-"""The joining stage logs what came until that is more than this and twice the last snapshot."""
+"""The joining stage writes a snapshot when its log is larger than this and than twice the last
+snapshot."""
 
 
 def operator_snapshot_due(events: int, tiles: int) -> bool:
-    """Tell whether an operator's log has become long enough for a snapshot.
+    """Tell whether an operator's log is long enough for a snapshot.
 
     Args:
         events: Events in the log since the last snapshot.
@@ -23,12 +24,12 @@ def operator_snapshot_due(events: int, tiles: int) -> bool:
 
 
 class JoinerLog(NamedTuple):
-    """What the joining stage's log holds since the last snapshot.
+    """The size of the joining stage's log since the last snapshot.
 
     Attributes:
-        entries: How many bundles.
+        entries: The number of entries: one for each bundle.
         size: Their bytes.
-        most: At how many bytes the next snapshot is due.
+        most: The next snapshot is due when the log has more bytes than this.
     """
 
     entries: int
@@ -37,7 +38,7 @@ class JoinerLog(NamedTuple):
 
     @staticmethod
     def after_snapshot(state: bytes = b"", entries: int = 0, size: int = 0) -> JoinerLog:
-        """Return the log that follows a snapshot: empty, or of so many entries already."""
+        """Return the log after a snapshot; by default it is empty."""
         return JoinerLog(entries, size, max(JOINER_LOG_BYTES, 2 * len(state)))
 
     def with_entry(self, entry: bytes) -> JoinerLog:
@@ -46,5 +47,5 @@ class JoinerLog(NamedTuple):
 
     @property
     def snapshot_due(self) -> bool:
-        """Whether the log is longer than a snapshot would cost."""
+        """Whether the log is long enough for a snapshot."""
         return self.size > self.most

@@ -1,7 +1,7 @@
 """Handed-over states in files: one for each operator, and one for the joining stage.
 
-A file is written whole or not at all, again does no harm, and nothing in it is ever executed
-(`pipelines.io.framing`). Which files belong together stands in the record beside them
+Files are written atomically, and writing again replaces them. Reading executes nothing
+(`pipelines.io.framing`). The record beside the files says which belong together
 (`pipelines.recovery.handoff`).
 """
 
@@ -31,7 +31,7 @@ def state_path(folder: Path, key: OperatorKey) -> Path:
 
 
 def write_handoff(folder: Path, operator: ShardOperator) -> None:
-    """Write an operator's whole state for another run to start from; again does no harm."""
+    """Write the complete state of an operator, from which another run can start."""
     blobs = [operator.head(), operator.snapshot()]
     data = encode_document(Kind.OPERATOR_FILE, operator.key.text, {}, blobs)
     _write(state_path(folder, operator.key), data)
@@ -41,10 +41,10 @@ def read_handoff(folder: Path, operator: ShardOperator) -> None:
     """Start an operator from a handed-over state.
 
     Raises:
-        FileNotFoundError: There is no state for its key.
-        StateMismatch: It is of another definition, or other partitions.
-        StateVersionError: It has a version that is not read.
-        DamagedState: It is not what was written.
+        FileNotFoundError: There is no state for the operator's key.
+        StateMismatch: The state is of another definition, or other partitions.
+        StateVersionError: Its version is not supported.
+        DamagedState: The file is damaged.
     """
     path = state_path(folder, operator.key)
     if not path.exists():
@@ -57,16 +57,16 @@ def read_handoff(folder: Path, operator: ShardOperator) -> None:
     ).blobs
     with _naming(path):
         operator.restore(head, snapshot, [])
-    operator.go_on()
+    operator.resume()
 
 
 def write_joiner(folder: Path, joiner: AnswerJoiner) -> None:
-    """Write what waits in the joining stage; again does no harm."""
+    """Write the state of the joining stage."""
     _write(folder / _ANSWERS, joiner.state())
 
 
 def read_joiner(folder: Path, joiner: AnswerJoiner) -> None:
-    """Start a joining stage from what waited at a savepoint; nothing waits after a backfill.
+    """Start a joining stage from the state at a savepoint; a backfill leaves none.
 
     Raises:
         StateError: As `read_handoff`.
@@ -75,12 +75,12 @@ def read_joiner(folder: Path, joiner: AnswerJoiner) -> None:
     if path.exists():
         with _naming(path):
             joiner.restore(path.read_bytes())
-        joiner.go_on()
+        joiner.resume()
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Say in errors which file holds the state, and what to do about it."""
+    """Add the file and the remedy to errors of the block."""
     try:
         yield
     except StateError as error:
@@ -93,7 +93,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def missing_files(folder: Path, project: Project, shards: int) -> list[str]:
-    """Name the files of a stop that are not there."""
+    """Return the names of the missing files of a savepoint."""
     wanted = [
         state_path(folder, OperatorKey(view.name, view.hash, shard, shards))
         for view in project.views
@@ -103,7 +103,7 @@ def missing_files(folder: Path, project: Project, shards: int) -> list[str]:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of states in a folder, by name."""
+    """Return the SHA-256 of every state file in a folder, by name."""
     return {path.name: _hash(path) for path in sorted(folder.glob("*.state"))}
 
 

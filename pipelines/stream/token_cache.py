@@ -1,8 +1,9 @@
-"""A cache of what was decoded from an engine's state, right only while that state says so.
+"""A cache of decoded state, valid only while the engine's state has the same token.
 
-The token protocol: a random token stands in the state's head. An entry is *taken out* of the cache
-to be used, is right only if its token is the head's, and goes back with a new token. Anything else
-(a retried bundle, another worker, a restart) rebuilds from state.
+The token protocol: the state's head contains a random token. A stage *takes* an entry out of the
+cache to use it; the entry is valid only if its token is the head's. The stage puts it back with a
+new token, which it also writes to the head. In any other case (a retried bundle, another worker, a
+restart) the stage decodes the state again.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ TOKEN_BYTES: Final = 12
 
 
 def new_token() -> bytes:
-    """Return a token that no other head has."""
+    """Return a random token."""
     return os.urandom(TOKEN_BYTES)
 
 
 class TokenCache:
-    """Decoded values by run and key, least recently used first; thread-safe."""
+    """Decoded values by run and key; forgets the least recently used; thread-safe."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -31,7 +32,7 @@ class TokenCache:
         )
 
     def take(self, key: tuple[str, str], token: bytes) -> Any | None:
-        """Take an entry out; None unless its token is ``token``."""
+        """Take an entry out; return None if its token is not ``token``."""
         with self._lock:
             entry = self._entries.pop(key, None)
         return entry[1] if entry is not None and entry[0] == token else None

@@ -1,9 +1,9 @@
-"""What travels between the stages as bytes: the parts of answers, publications, lost requests.
+"""Messages between stages as bytes: parts of answers, publications, given-up requests.
 
-The joining stage takes parts (`pipelines.stream.answer_parts`); the publishing stage takes what a
-release published. Each is a frame (`pipelines.io.framing`) whose kind says what it holds: a few
-fields and an Arrow IPC stream. What an operator sends has the operator's key in its header, so that
-no stage takes it for another view's or another definition's.
+The joining stage takes parts (`pipelines.stream.answer_parts`); the publishing stage takes the
+publications of a release. Each message is a frame (`pipelines.io.framing`) with a few fields and an
+Arrow IPC stream. A message of an operator has the operator's key in its header, so that no stage
+mistakes it for that of another view or definition.
 """
 
 from __future__ import annotations
@@ -35,14 +35,11 @@ _REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
 
 
 def encode_part(part: Part, key: str = "") -> bytes:
-    """Write a part for the joining stage.
+    """Encode a part for the joining stage.
 
     Args:
         part: The part.
-        key: The `OperatorKey.text` of the operator that sends it; empty where none does.
-
-    Returns:
-        The part as a frame.
+        key: The `OperatorKey.text` of the sender; empty if the sender is not an operator.
     """
     if isinstance(part, RequestPart):
         return encode_document(
@@ -57,19 +54,19 @@ def encode_part(part: Part, key: str = "") -> bytes:
 
 
 def decode_part(data: bytes | pa.Buffer, project: Project | None = None) -> Part:
-    """Read a part.
+    """Decode a part.
 
     Args:
         data: The part as a frame.
-        project: Whose views the part must be of, where its sender's key stands in it.
+        project: The project whose view must be the sender; None to skip this check.
 
     Returns:
         The part; its rows refer to ``data``.
 
     Raises:
-        StateMismatch: Another view, or another definition of the view, sent it.
-        StateVersionError: It has a version that is not read.
-        DamagedState: These bytes are not a part.
+        StateMismatch: The sender is another view, or another definition of the view.
+        StateVersionError: The version is not supported.
+        DamagedState: The bytes are not a part.
     """
     kind, key, fields, blobs = decode_document(data, _PARTS, "a part of an answer", _REMEDY)
     if kind is Kind.REQUEST_PART:
@@ -94,16 +91,16 @@ def _check_sender(key: str, view: int, project: Project | None) -> None:
 
 
 class Published(NamedTuple):
-    """What a release published.
+    """The publications of a release.
 
     Attributes:
-        view: The view's place in the project.
+        view: The view's index in the project.
         shard: The shard.
         since_us: See `pipelines.stream.operator.Release`.
         frontier_us: The frontier.
         rows: Kernel publications.
-        is_news: False where the rows only repeat what releases have published, for the online
-            store: they are no part of the publications' log.
+        is_news: False if the rows repeat earlier publications to repair the online store; then
+            they do not belong to the log of publications.
     """
 
     view: int
@@ -115,19 +112,22 @@ class Published(NamedTuple):
 
 
 def pack_publications(view: int, shard: int, release: Release, key: str = "") -> bytes:
-    """Write what a release published as one element; see `encode_part` for ``key``."""
+    """Encode the publications of a release; see `encode_part` for ``key``."""
     return _pack(
         Published(view, shard, release.since_us, release.frontier_us, release.publications), key
     )
 
 
 def pack_everything(view: int, operator: ShardOperator, shown_us: int | None) -> bytes:
-    """Write every entity of a shard: the online store has lost writes, or shows ``shown_us``.
+    """Encode every entity of a shard, to repair the online store.
 
-    A run that was killed has published past the state that this one began with. A late event
-    that it applied at one frontier was applied at another one this time, so of the two
-    publications the one that knows less may be the newer. From here on the values are those of
-    this run, from the first instant at which no reader can have seen otherwise.
+    Args:
+        view: The view's index in the project.
+        operator: The operator.
+        shown_us: The frontier up to which a killed run has published; None if there was none. That
+            run may have applied a late event at another frontier than this run, so its publication
+            may be newer than this run's and contain fewer events. So publish the values of this
+            run as of ``shown_us``, the first instant at which no reader has seen other values.
     """
     rows = operator.everything()
     place = rows.schema.get_field_index(EVENT_TIMESTAMP)
@@ -145,39 +145,36 @@ def _pack(published: Published, key: str) -> bytes:
 
 
 def unpack_publications(data: bytes, project: Project | None = None) -> Published:
-    """Read a published element; see `decode_part` for ``project`` and the errors."""
+    """Decode publications; see `decode_part` for ``project`` and the errors."""
     found = decode_document(data, Kind.PUBLISHED, "publications of a release", _REMEDY)
     _check_sender(found.key, found.fields["view"], project)
     return Published(**found.fields, rows=batch_of(found.blobs[0]))
 
 
 def encode_unanswered(lost: Unanswered) -> bytes:
-    """Write requests that will not be answered."""
+    """Encode requests that are given up."""
     fields = {"partition": lost.partition, "views": lost.views}
     return encode_document(Kind.UNANSWERED, "", fields, [batch_bytes(lost.rows)])
 
 
 def decode_unanswered(data: bytes) -> Unanswered:
-    """Read requests that will not be answered; see `decode_part` for the errors."""
+    """Decode requests that are given up; see `decode_part` for the errors."""
     found = decode_document(data, Kind.UNANSWERED, "requests without an answer", _REMEDY)
     partition, views = found.fields["partition"], tuple(found.fields["views"])
     return Unanswered(batch_of(found.blobs[0]), partition, views)
 
 
 def encode_logged_parts(number: int, parts: Iterable[bytes]) -> bytes:
-    """Write what a bundle brought to the joining stage, for its log.
+    """Encode an entry of the joining stage's log: the parts of a bundle.
 
     Args:
-        number: Counts the entries since the last snapshot.
+        number: The number of the entry since the last snapshot.
         parts: Encoded parts.
-
-    Returns:
-        The entry.
     """
     return encode_document(Kind.LOGGED_PARTS, "", {"number": number}, parts)
 
 
 def decode_logged_parts(entry: bytes) -> tuple[int, list[pa.Buffer]]:
-    """Read an entry of the joining stage's log; see `decode_part` for the errors."""
+    """Decode an entry of the joining stage's log; see `decode_part` for the errors."""
     found = decode_document(entry, Kind.LOGGED_PARTS, "the joining stage's log", _REMEDY)
     return found.fields["number"], found.blobs

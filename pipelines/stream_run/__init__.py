@@ -1,1 +1,1 @@
-"""A run of the stream, from its start to the account of everything that went in."""
+"""A run of the stream, from its start to the count of every request that went in."""

@@ -1,4 +1,4 @@
-"""What a run of the stream left on disk, counted."""
+"""Counts of the files that a run of the stream leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.rows import rejected
-from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.read_files import read_table, row_count
@@ -27,9 +26,13 @@ def _rows(folder: Path) -> int:
     return sum(row_count(path, _MEND) for path in folder.glob("**/*.parquet"))
 
 
-def count_outcome(config: Configuration) -> dict[str, Any]:
-    """Count what a run left on disk."""
-    root = config.root
+def count_outcome(root: Path, request: str) -> dict[str, Any]:
+    """Count the output of a run of the stream.
+
+    Args:
+        root: The run's folder.
+        request: The request's name.
+    """
     releases = read_releases(root)
     last = {(entry["view"], entry["shard"]): entry for entry in releases}
     seen = {
@@ -41,7 +44,7 @@ def count_outcome(config: Configuration) -> dict[str, Any]:
         frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
     refused = read_rejected(root / paths.REJECTED_BY_STREAM)
     by_source = refused.column("stream").to_pylist()
-    unanswered = by_source.count(config.project.request.name)
+    unanswered = by_source.count(request)
     return {
         "predictions": _rows(root / paths.PREDICTIONS),
         "doubled": _doubled(root / paths.PREDICTIONS),
@@ -57,13 +60,13 @@ def count_outcome(config: Configuration) -> dict[str, Any]:
 
 
 def _read(folder: Path, columns: list[str]) -> pa.Table | None:
-    """Read columns of all Parquet files in a folder; None when there is none."""
+    """Read columns of all Parquet files in a folder; None if there are none."""
     parts = [read_table(path, _MEND, columns=columns) for path in folder.glob("*.parquet")]
     return pa.concat_tables(parts) if parts else None
 
 
 def _doubled(folder: Path) -> int:
-    """Count the predictions that are not the first for their request."""
+    """Count the second and further predictions for a request."""
     places = _read(folder, ["partition", "position"])
     if places is None:
         return 0
@@ -71,7 +74,7 @@ def _doubled(folder: Path) -> int:
 
 
 def _latency(folder: Path) -> dict[str, float]:
-    """Return quantiles of the wall time from a poll to its predictions, in milliseconds."""
+    """Return quantiles of the wall time from poll to prediction, in milliseconds."""
     table = _read(folder, ["sent_us", "created_us"])
     if table is None:
         return {}

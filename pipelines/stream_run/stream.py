@@ -1,9 +1,10 @@
-"""Stream: replay the log from the handed-over state; features, publications, predictions.
+"""Stream: replay the log from the handed-over state; compute features, publish, predict.
 
-The same definitions, kernel and transform graph as in batch. The engine only carries batches: what
-is counted here at the end (requests in, predictions out, every release) does not rest on it.
+The stream uses the same definitions, kernel and transform graph as the batch stages. At the end it
+counts requests and predictions from the files, so it detects an engine that loses or doubles
+elements.
 
-A stream may stop at a savepoint and go on from there, in segments (`pipelines.recovery.resume`).
+A stream may stop at a savepoint and continue from there, in segments (`pipelines.recovery.resume`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
-from tidemill.pipelines.ingest.validate import POLLS, Validate
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
+from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -83,32 +84,32 @@ def stream(
     until_us: int | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Replay everything received between the evaluation's end and the stream's end, or a part.
+    """Replay the rows received between the evaluation's end and the stream's, or a part of them.
 
     Args:
         config: The configuration; its root holds log, handed-over state and bundle.
-        progress: Where progress is shown.
-        speed: Times real time; None for as fast as possible.
+        progress: Shows progress.
+        speed: How many times faster than real time; None for the configured speed.
         engine: ``fnapi`` or ``prism``; None for the configured one.
-        mode: ``exact`` or ``eager``; None for the configured one, or what is gone on with.
-        until_us: Stop before what was received from this instant on, and keep the operators'
-            states; None to go on to the stream's end.
-        resume: Go on from the last savepoint instead of starting over.
+        mode: ``exact`` or ``eager``; None for the configured one or, with ``resume``, the stream's.
+        until_us: Stop at a savepoint before the rows received at or after this instant; None to run
+            to the stream's end.
+        resume: Continue from the last savepoint instead of starting over.
 
     Returns:
         Counts since the stream began, figures, and the engine with the reason for it.
 
     Raises:
-        StateMismatch: The states are of other definitions, or there is nothing to go on from.
+        StateMismatch: The states are of other definitions, or there is no savepoint.
         InputError: ``until_us`` is not between the start and the stream's end.
-        SequenceError: Requests got lost between log and predictions.
+        SequenceError: The numbers of requests and predictions do not match.
     """
     project, root = config.project, config.root
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
-        check_savepoint(config, start, until_us)
+        check_savepoint(start, until_us, config.splits.stream_until_us)
     bundle = current_bundle(root)
-    choice = stream_engine(config, engine)
+    choice = stream_engine(config.stream.engine, engine)
     options = ReplayOptions(
         root=root,
         start_us=start.handoff.as_of_us,
@@ -143,12 +144,12 @@ def stream(
     ):
         stage.note(choice.why)
         pipeline = beam.Pipeline(
-            runner=make_runner(choice), options=pipeline_options(config, choice, "stream")
+            runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
         wire(pipeline, config, options, featurize, bundle, start.segment)
         run_pipeline(pipeline, choice)
     seconds = time.perf_counter() - began
-    rows = received(config, replayed)
+    rows = received(root, replayed)
     requests = rows.pop(project.request.name)
     summary = {
         "engine": choice.name,
@@ -164,7 +165,7 @@ def stream(
         "events": sum(rows.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
-        **count_outcome(config),
+        **count_outcome(root, project.request.name),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
     if summary["doubled"] or answered != requests:
@@ -191,14 +192,20 @@ def wire(
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
     project, root, prefix = config.project, config.root, segment_prefix(segment)
-    valid = pipeline | Replay(project, replay) | Validate(project)
-    out = valid[POLLS] | Shard(project, config.shards) | Featurize(project, featurize)
+    valid = (
+        pipeline
+        | Replay(project, replay)
+        | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
+    )
+    sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
+    out = sharded | Featurize(project, featurize)
     _ = (
         out[ANSWERS]
-        | Infer(project, bundle, featurize.run)
-        | "Predictions" >> WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix)
+        | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
+        | "Predictions"
+        >> beam.ParDo(WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix))
     )
-    _ = out[PUBLICATIONS] | Publish(
+    publish = Publish(
         project,
         root,
         config.online_store,
@@ -208,14 +215,19 @@ def wire(
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,
     )
+    _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     _ = (
         (valid[INVALID], unanswered)
         | "Rejected" >> beam.Flatten()
         | "WriteRejected"
-        >> WriteParquet(
-            root / paths.REJECTED_BY_STREAM, ("stage", "stream", "partition", "position"), prefix
+        >> beam.ParDo(
+            WriteParquet(
+                root / paths.REJECTED_BY_STREAM,
+                ("stage", "stream", "partition", "position"),
+                prefix,
+            )
         )
     )
 
@@ -223,7 +235,7 @@ def wire(
 @beam.typehints.with_input_types(bytes)
 @beam.typehints.with_output_types(pa.RecordBatch)
 class _Reject(beam.DoFn):
-    """Turns requests that were not answered into rejected records."""
+    """Turns given-up requests into rejected records."""
 
     def __init__(self, request: str) -> None:
         self._request = request
@@ -248,7 +260,7 @@ class _Reject(beam.DoFn):
 
 @contextmanager
 def _watched(run_name: str, stage: Any) -> Iterator[None]:
-    """Show a run's predictions while it goes on."""
+    """Show the number of predictions while the block runs."""
     done = threading.Event()
 
     def watch() -> None:

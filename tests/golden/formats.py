@@ -1,4 +1,4 @@
-"""Every format that outlives the code: how to read a file of it, and what stands in it as JSON."""
+"""Every persistent format: how to read a file of it, and its content as JSON."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def joiner() -> AnswerJoiner:
 
 
 def as_json(value: Any) -> Any:
-    """Say what a value holds, all of it, as JSON can."""
+    """Return the complete content of a value as JSON."""
     if isinstance(value, pa.RecordBatch):
         return [as_json(row) for row in value.to_pylist()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -167,10 +167,10 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "stream.json": lambda path: as_json(StreamRun.read(path.parent)),
     "releases/release.jsonl": lambda path: json.loads(path.read_text()),
 }
-"""By file: what reads it with the code at hand."""
+"""File name to the function that reads it."""
 
 
 def described(folder: Path) -> str:
-    """Say what stands in all files of a folder, as JSON."""
+    """Return the content of all files of a folder as JSON."""
     found = {name: read(folder / name) for name, read in FORMATS.items()}
     return json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

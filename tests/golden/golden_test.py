@@ -1,7 +1,7 @@
-"""Golden files: what earlier versions wrote is read as it was meant, or refused by name.
+"""Golden files: data of earlier versions is read correctly, or refused by name.
 
-These files stand for the data that users have. They are never written again: a version that changes
-a format adds a folder (`tests.golden.make` says how), and goes on reading these, or refuses them
+These files represent the data of users. They are never written again: a version that changes a
+format adds a folder (`tests.golden.make` says how) and still reads the old ones, or refuses them
 with an error that says what to do. Only then is an expectation here changed, by hand.
 """
 
@@ -57,7 +57,7 @@ def test_a_file_of_each_format_holds_what_was_written(folder: str, name: str) ->
 
 
 def test_every_version_that_is_written_has_a_golden_file() -> None:
-    """Whoever raises a version adds a folder: else nobody would notice when it is not read."""
+    """A new version needs a new folder; without one nothing would test that it can be read."""
     found = {}
     for name in FORMATS:
         data = (HERE / FOLDERS[-1] / name).read_bytes()
@@ -67,7 +67,7 @@ def test_every_version_that_is_written_has_a_golden_file() -> None:
 
 
 def test_golden_files_can_be_made_again(tmp_path: Path) -> None:
-    """The script writes what this folder holds, so the next version's folder can be made by it."""
+    """The script writes the content of this folder, so it can make the next version's folder."""
     make.make(tmp_path / "made")
     made = json.loads((tmp_path / "made" / "expected.json").read_text())
     expected = json.loads((HERE / FOLDERS[-1] / "expected.json").read_text())
@@ -77,13 +77,13 @@ def test_golden_files_can_be_made_again(tmp_path: Path) -> None:
             assert made[name] == expected[name], name
 
 
-# The kernel's state stands inside a snapshot, and a release's line is evidence that others judge.
+# A snapshot's checksum covers the kernel's state; `verify` checks a release's line.
 CHECKED = [name for name in FORMATS if name not in ("kernel_state.bin", "releases/release.jsonl")]
 
 
 @pytest.mark.parametrize("name", CHECKED)
-def test_whatever_harm_comes_to_a_file_is_found(name: str, tmp_path: Path) -> None:
-    """Other bits, missing ends, other contents: a named error, and never another content.
+def test_any_damage_to_a_file_is_found(name: str, tmp_path: Path) -> None:
+    """Other bits, missing ends or other contents raise a named error and are never read.
 
     White space means nothing in JSON, and no bytes at all are no batches: their positions tell
     that they are missing.
@@ -112,11 +112,11 @@ def test_whatever_harm_comes_to_a_file_is_found(name: str, tmp_path: Path) -> No
     assert not made.exists()
 
 
-# The commit before frames: what users have.
+# The data of the commit before frames.
 
 
 def plain(value: Any) -> Any:
-    """Bring values to what the commit before wrote into ``expected.json``."""
+    """Convert values to the form of ``expected.json`` of that commit."""
     text = json.dumps(value, default=lambda v: v.hex() if isinstance(v, bytes) else str(v))
     return json.loads(text)
 
@@ -203,13 +203,13 @@ def test_the_summary_and_the_bundle_of_it_are_read(tmp_path: Path) -> None:
     shutil.copytree(BEFORE / "shop", tmp_path / "shop")
     stages = read_summary(tmp_path / "shop")
     assert stages["stream"]["predictions"] == 100
-    # Its format is the one that is read; what is missing here is the model beside it.
+    # The manifest can be read; the model beside it is missing here.
     with pytest.raises(BundleError, match=r"lacks 'evaluation\.json' and"):
         Bundle.load(tmp_path / "shop")
 
 
 def test_states_and_stops_of_it_are_refused_by_name(old: Configuration) -> None:
-    """Not misread, and not a class that cannot be found: the error says to run the backfill."""
+    """They are not misread; the error says to run the backfill."""
     advice = "written by an older version of Tidemill.* run `tidemill backfill` again"
     for read in (lambda: first_start(old, None), lambda: last_states(old.root)):
         with pytest.raises(StateVersionError, match=advice):
@@ -255,11 +255,11 @@ def test_pickles_in_their_place_are_never_loaded(old: Configuration, tmp_path: P
 
 
 def test_after_a_backfill_the_stream_can_begin(old: Configuration) -> None:
-    """The advice of the errors helps: the states are made again of the log that is there."""
+    """The advice in the errors works: the states are made again from the log."""
     hand_over(old, QuietProgress())
     start = first_start(old, None)
     assert start.segment == 1
-    # What ran before is not gone on with.
+    # The old stream cannot be resumed.
     with pytest.raises(StateVersionError, match="run `tidemill stream` without --resume"):
         next_start(old, None)
     start.run.write(old.root)

@@ -1,4 +1,4 @@
-"""Make the golden files of the formats as this code writes them.
+"""Write golden files of all formats with the current code.
 
     python -m tests.golden.make tests/golden/frames_2
 
@@ -8,10 +8,10 @@ data that users have, and every later version must read them, or refuse them by 
 CHANGELOG says what to do. Where a later version reads an old file into something else (a new
 field, say), its expectation is changed by hand, with the reason.
 
-What stands in the folders:
+The folders:
 
 ``frames_1``
-    One file for each format of the stream, and ``expected.json``: what stands in them.
+    One file for each format of the stream, and ``expected.json``: their contents.
 ``before_frames/root``
     The root of a small stream that stopped at a savepoint (12 trips, 8 requests), written by the
     commit before frames: log, states and stop (pickles), offline log, online store (SQLite),
@@ -55,7 +55,7 @@ from tidemill.pipelines.stream.wire_format import (
 
 
 def make(folder: Path) -> None:
-    """Write one file of each format, from a stream in whose midst much waits."""
+    """Write one file of each format, from the middle of a stream in which many rows wait."""
     chance = random.Random(14)
     rows = random_rows(14, trips=24, hails=12)
     arrived = arrivals(PROJECT, rows, PARTITIONS, chance)

@@ -1,1 +1,1 @@
-"""Rows of csv, JSON Lines and Parquet files, each with its place and its bytes."""
+"""Rows of csv, JSON Lines and Parquet files, each with its position and its bytes."""

@@ -1,19 +1,19 @@
-"""The rows of a csv file, by RFC 4180, a block at a time, with the lines that are none.
+"""The rows of a csv file (RFC 4180), block by block, with the lines that are not valid rows.
 
-What is promised here:
+The promises:
 
-* Cells are separated by commas, rows by LF or CRLF. A cell may be quoted and then hold commas,
-  newlines and doubled quotes. A quote anywhere else, and a CR alone outside quotes, is broken.
-* The first row is the header. An empty line is no row. A byte order mark is skipped, and the last
-  newline may be missing.
-* A line is refused, and it alone, when its quotes are broken, when its number of cells is not the
-  header's or when it is not UTF-8. A quote that stays open would swallow the rest of the file, so
-  where nothing well-formed comes of it within `LONGEST_QUOTED_ROW`, only the line on which its row
-  began is refused, and reading goes on with the next.
-* The outcome does not depend on where blocks end.
+* Commas separate cells; LF or CRLF separates rows. A quoted cell may contain commas, newlines and
+  doubled quotes. A quote anywhere else, or a single CR outside quotes, makes its line broken.
+* The first row is the header. Empty lines and a byte order mark are skipped. The last newline may
+  be missing.
+* A line is refused if its quotes are broken, its number of cells differs from the header's, or it
+  is not UTF-8; other lines are not affected. An unclosed quote would take in the rest of the file:
+  if no well-formed row ends within `LONGEST_QUOTED_ROW`, only the line where the row began is
+  refused, and reading continues with the next line.
+* The result does not depend on where blocks end.
 
-Good blocks cost a few passes of numpy and one of Arrow's own csv parser. Only a block with broken
-quotes is cut into rows one by one, by a regular expression.
+A good block costs a few numpy passes and one pass of Arrow's csv parser. Only a block with broken
+quotes is cut row by row, with a regular expression.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from tidemill.features.errors import InputError
 from tidemill.features.rows.rejected import Reason
 
 BLOCK_BYTES: Final = 4 << 20
-"""How much is read at a time."""
+"""The size of a block."""
 LONGEST_QUOTED_ROW: Final = 1 << 20
-"""A row of several lines that is longer than this many bytes is taken for an unclosed quote."""
+"""A row of several lines with more bytes than this counts as an unclosed quote."""
 
 _QUOTED: Final = rb'"(?:[^"]++|"")*+"'
 _CELL: Final = rb'(?:%b|[^",\r\n]*+)' % _QUOTED
@@ -49,16 +49,16 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some successive rows of a csv file; a row is any line that is not empty, broken or not.
+    """Successive rows of a csv file; every line that is not empty counts as a row.
 
     Attributes:
-        batch: The rows that could be read: a string column for each cell of the header.
-        readable: int64, ``(readable rows,)``: which of the block's rows they are.
-        faults: Of the other rows: row to reason and detail.
-        lines: int64, ``(rows,)``: the line of the file on which each begins, counted from 1.
-        content: The bytes.
-        starts: int64, ``(rows,)``: where each row begins in them.
-        ends: int64, ``(rows,)``: where it ends, without its newline.
+        batch: The readable rows: a string column for each cell of the header.
+        readable: int64, ``(readable rows,)``: their indices among the block's rows.
+        faults: The other rows: row to reason and detail.
+        lines: int64, ``(rows,)``: the line of the file on which each row begins, from 1.
+        content: The block's bytes.
+        starts: int64, ``(rows,)``: where each row begins in ``content``.
+        ends: int64, ``(rows,)``: where each row ends, without its newline.
     """
 
     batch: pa.RecordBatch
@@ -70,13 +70,13 @@ class Block:
     ends: Int64Array
 
     def payload(self, row: int) -> bytes:
-        """Return a row's bytes as they came, without its newline."""
+        """Return a row's unchanged bytes, without its newline."""
         return self.content[self.starts[row] : self.ends[row]]
 
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """Where rows lie: starts, ends past the newline, rows with broken quotes, bytes used."""
+    """Row boundaries: starts, ends after the newline, rows with broken quotes, bytes used."""
 
     starts: Int64Array
     ends: Int64Array
@@ -96,13 +96,13 @@ def read_blocks(
 
     Args:
         file: The file, at its beginning.
-        origin: What to call it in errors.
+        origin: The file's name in errors.
         nulls: Cells that mean null, quoted or not.
-        columns: The columns that are wanted, if the header has them all; None for all.
-        block_bytes: How much to read at a time.
+        columns: Read these columns only, if the header has them all; None for all.
+        block_bytes: The size of a block.
 
     Yields:
-        Blocks with at least one row, in order; none for a file without rows.
+        Blocks with at least one row, in order.
 
     Raises:
         InputError: The header is unusable.
@@ -155,7 +155,7 @@ def _header(row: bytes, origin: str) -> list[str]:
 
 
 def _cut_well_formed(content: bytes) -> _Cut | None:
-    """Cut at the newlines outside quotes; None where quotes are broken or there is no such one."""
+    """Cut at the newlines outside quotes; None if quotes are broken or no row is complete."""
     data = np.frombuffer(content, np.uint8)
     ends = newlines = np.flatnonzero(data == _LF)
     quotes = np.zeros(0, np.int64)
@@ -182,10 +182,10 @@ def _cut_well_formed(content: bytes) -> _Cut | None:
 
 
 def _quotes_are_well_formed(data: npt.NDArray[np.uint8], quotes: Int64Array) -> bool:
-    """Tell whether quotes that open, close, open, close... stand where RFC 4180 has them.
+    """Tell whether alternately opening and closing quotes are where RFC 4180 allows them.
 
-    One that opens follows a comma or newline, one that closes precedes one, or they are the two
-    halves of a doubled quote inside a cell.
+    An opening quote follows a comma or newline, and a closing quote precedes one; or a closing and
+    an opening quote together are a doubled quote inside a cell.
     """
     opening, closing = quotes[0::2], quotes[1::2]
     doubled: BoolArray = closing[:-1] + 1 == opening[1:]
@@ -213,7 +213,7 @@ def _cut_one_by_one(content: bytes, ended: bool) -> _Cut:
         if match:
             end = match.end()
         elif limit > len(content) and not ended:
-            break  # what closes the quote may be still to come
+            break  # the closing quote may be in the next block
         else:
             broken.append(len(starts))
             end = newline + 1
@@ -274,10 +274,12 @@ def _block(
 def _why_broken(row: bytes) -> str:
     if b'"' in row:
         return (
-            "a quote is not closed, or stands inside a cell that does not begin with one; "
-            "expected quotes around a whole cell and doubled inside it"
+            "a quote is not closed, or is inside a cell that does not begin with one; expected "
+            "quotes around a complete cell and doubled inside it"
         )
-    return "a carriage return stands alone; expected LF or CRLF after a row, others in quotes"
+    return (
+        "a carriage return without a line feed; expected LF or CRLF after a row, others in quotes"
+    )
 
 
 def _not_utf8(content: bytes, starts: Int64Array) -> dict[int, tuple[Reason, str]]:

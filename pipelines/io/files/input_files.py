@@ -1,4 +1,4 @@
-"""Input files: found by path, glob or package, told apart by name, opened decompressed."""
+"""Input files: find them by path, glob or package, tell their format, open them decompressed."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ FORMATS: Final[Mapping[str, str]] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
-"""The formats by a file's extension, after that of its compression."""
+"""File extension, without that of the compression, to format."""
 PACKAGE: Final = "package://"
 _COMPRESSED: Final = (".gz", ".zip")
 
 
 def find_files(patterns: Sequence[str], root: Path = Path()) -> list[Path]:
-    """Return the files that patterns name, in the patterns' order, those of a glob sorted.
+    """Return the files that patterns match, in the patterns' order; those of a glob are sorted.
 
     Args:
-        patterns: Paths or globs (``**`` goes deeper), relative to ``root`` or absolute, or
-            ``package://NAME/PATH``: the same inside an installed top-level package, which is
-            found without being imported.
-        root: Where relative ones start.
+        patterns: Paths or globs (``**`` matches any depth), relative to ``root`` or absolute; or
+            ``package://NAME/PATH``, a path or glob inside an installed top-level package. The
+            package is not imported.
+        root: The folder that relative patterns start from.
 
     Returns:
         The files, each once.
 
     Raises:
-        ConfigurationError: A pattern names no file, or no package.
+        ConfigurationError: A pattern matches no file, or its package is not installed.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -56,7 +56,7 @@ def find_files(patterns: Sequence[str], root: Path = Path()) -> list[Path]:
 
 
 def _package_folders(package: str, pattern: str) -> list[Path]:
-    # Looking for a dotted name would import its parent.
+    # `find_spec` of a dotted name would import the parent package.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(
@@ -75,7 +75,7 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
-    """Return names for files: without compression, with as many folders as tell them apart.
+    """Return short names: without the compression's extension, with only the folders needed.
 
     >>> short_names([Path("/data/2013/orders.csv.gz"), Path("/data/2014/orders.csv.gz")])
     ['2013/orders.csv', '2014/orders.csv']
@@ -92,12 +92,12 @@ def format_of(path: Path) -> str:
     """Return a file's format by its extension.
 
     Raises:
-        ConfigurationError: The extension is none of `FORMATS`.
+        ConfigurationError: The extension is not in `FORMATS`.
     """
     suffix = _decompressed_name(path).suffix.lower()
     if suffix not in FORMATS:
         raise ConfigurationError(
-            f"the format of {path.name} cannot be told from its extension {suffix!r}; declare the "
+            f"the extension {suffix!r} of {path.name} does not tell its format; declare the "
             "source's format: csv, jsonl or parquet"
         )
     return FORMATS[suffix]
@@ -114,10 +114,10 @@ def _decompressed_name(path: Path) -> Path:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, decompressed: ``.gz``, or ``.zip`` with one member.
+    """Open a file for reading, and decompress ``.gz``, or ``.zip`` with one member.
 
     Raises:
-        InputError: It cannot be decompressed (when it is opened or while it is read).
+        InputError: The file cannot be decompressed, when it is opened or while it is read.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -132,8 +132,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
                 yield stack.enter_context(path.open("rb"))
     except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(
-            f"{path.name}: cannot be decompressed ({error}); is it whole, and does its extension "
-            "say how it is compressed?"
+            f"{path.name}: cannot be decompressed ({error}); is it complete, and does its "
+            "extension match its compression?"
         ) from error
 
 

@@ -1,13 +1,12 @@
-"""The rows of a JSON Lines file, a batch at a time, with the lines that are none.
+"""The rows of a JSON Lines file, batch by batch, with the lines that are not valid rows.
 
-What is promised here:
+The promises:
 
-* A line is one JSON object in UTF-8 (jsonlines.org). Any other is refused, and it alone. An empty
-  line is no row.
-* Every value is read as its text, so that nothing about a row depends on its neighbours' types: a
-  string is itself, a number its digits as written, true and false those words, a list or an object
-  its JSON. null is null, and so is a key that a line leaves out though another line of the file
-  has it.
+* A line is one JSON object in UTF-8 (jsonlines.org). Any other line is refused; the lines beside it
+  are not affected. Empty lines are skipped.
+* Every value is read as text, so that a row does not depend on the types in other rows: a string
+  as it is, a number as its digits, true and false as these words, a list or an object as its JSON.
+  null is null, and so is a key that a line lacks and another line of the file has.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Some successive rows of a JSON Lines file; a row is any line that is not empty.
+    """Successive rows of a JSON Lines file; every line that is not empty counts as a row.
 
     Attributes:
-        batch: The rows that could be read: a string column for each key.
-        readable: int64, ``(readable rows,)``: which of the rows they are.
-        faults: Of the other rows: row to reason and detail.
-        lines: int64, ``(rows,)``: the line of the file that each is, counted from 1.
+        batch: The readable rows: a string column for each key.
+        readable: int64, ``(readable rows,)``: their indices among the rows.
+        faults: The other rows: row to reason and detail.
+        lines: int64, ``(rows,)``: each row's line number in the file, from 1.
         payloads: ``(rows,)``: each row's bytes, without the newline.
     """
 
@@ -48,7 +47,7 @@ class Lines:
 
 
 class _Refused(Exception):
-    """A line is no row: the reason and the detail."""
+    """A line that is not a valid row: the reason and the detail."""
 
 
 def read_lines(
@@ -58,9 +57,9 @@ def read_lines(
 
     Args:
         file: The file, at its beginning.
-        keys: Keys that become columns whether or not a batch has them (see `keys_in`); others
-            become columns from the batch on in which they first come.
-        batch_rows: How many rows a batch has at most.
+        keys: Keys that are columns of every batch (see `keys_in`). Another key is a column from the
+            batch on in which it first occurs.
+        batch_rows: The most rows of a batch.
 
     Yields:
         Batches with at least one row, in order.
@@ -92,7 +91,7 @@ def read_lines(
 
 
 def keys_in(file: BinaryIO, wanted: Iterable[str]) -> list[str]:
-    """Return those of the wanted keys that some line has; reads until all of them were seen."""
+    """Return the wanted keys that occur in some line; stop reading when all have occurred."""
     wanted = list(wanted)
     missing = set(wanted)
     for _, line in _numbered(file):
@@ -102,7 +101,7 @@ def keys_in(file: BinaryIO, wanted: Iterable[str]) -> list[str]:
             try:
                 missing -= _texts(line).keys()
             except _Refused:
-                continue  # it is refused, with its reason, when the file is read
+                continue  # `read_lines` refuses this line with its reason
     return [key for key in wanted if key not in missing]
 
 
@@ -125,7 +124,7 @@ def _texts(line: bytes) -> dict[str, str | None]:
     except (ValueError, RecursionError) as error:
         raise _Refused(Reason.BROKEN_JSON, f"{error}; expected one JSON object") from None
     if "\\u" in text:
-        # An escape can spell half of a surrogate pair, which no UTF-8 text can hold.
+        # A \u escape can give half of a surrogate pair, which UTF-8 cannot encode.
         for spelt in itertools.chain(row, row.values()):
             try:
                 (spelt or "").encode("utf-8")
@@ -146,5 +145,5 @@ def _text(value: Any, key: str, line: str) -> str | None:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    # Read again, so that the numbers inside are numbers and not texts.
+    # Parse again: the first time numbers were parsed as texts.
     return json.dumps(json.loads(line)[key], ensure_ascii=False, separators=(",", ":"))

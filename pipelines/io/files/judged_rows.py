@@ -1,8 +1,8 @@
-"""Raw rows judged: each is kept, dropped by its source's transform, or rejected with a reason.
+"""Raw rows judged: each row is kept, dropped by its source's transform, or rejected with a reason.
 
-`read_stream` lets the source's own transform work on whole raw batches and validates the result.
-Where the source is a log with a time of receipt, it also judges, in order of arrival, which rows
-came too late or lie ahead. ``read = kept + dropped + rejected``, always.
+`read_stream` applies the source's transform to raw batches and validates the result. If the source
+is a log with a time of receipt, it then rejects, in order of arrival, the rows that come too late
+or too far ahead. Always ``read = kept + dropped + rejected``.
 """
 
 from __future__ import annotations
@@ -27,19 +27,16 @@ from tidemill.pipelines.io.files import csv_lines, json_lines
 from tidemill.pipelines.io.files.readers import RawBatch, read
 
 REJECT_COLUMN: Final = "__reject__"
-"""A transform's string column: why it refuses a row, null where it does not."""
-
-
+"""A transform's string column: why it rejects a row; null for other rows."""
 DROP_COLUMN: Final = "__drop__"
-"""A transform's bool column: true where a row is no event of this stream."""
-
+"""A transform's bool column: true for a row that is not an event of this stream."""
 
 Transform = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of rows: ``read = kept + dropped + rejected``."""
+    """Numbers of rows: ``read = kept + dropped + rejected``."""
 
     read: int = 0
     kept: int = 0
@@ -61,11 +58,10 @@ class StreamBatch:
 
     Attributes:
         batch: The accepted rows, ``(rows,)``.
-        partition: The partition (file) they are from.
-        positions: int64, ``(rows,)``: their places in it, ascending.
-        rejected: The rows among them that were refused (`features.rows.rejected.SCHEMA`), by
-            position.
-        counts: What became of the rows.
+        partition: The partition (file) of the rows.
+        positions: int64, ``(rows,)``: the accepted rows' numbers in the file, ascending.
+        rejected: The rejected rows (`features.rows.rejected.SCHEMA`), by position.
+        counts: How many rows were kept, dropped and rejected.
     """
 
     batch: pa.RecordBatch
@@ -91,27 +87,26 @@ def read_stream(
     """Read, transform, validate and accept the files of an event stream or a request.
 
     Args:
-        definition: What the rows must become.
-        files: Its files (`pipelines.io.files.input_files.find_files`); the i-th is partition i.
-        required: The columns in which no row may be null.
+        definition: The declaration that the rows must match.
+        files: The source's files (`pipelines.io.files.input_files`); the i-th is partition i.
+        required: The columns that may not be null.
         format: As for `read`.
         nulls: As for `read`.
-        zone: The IANA zone of times without an offset; None where the source declares none.
+        zone: The IANA zone of times without an offset; None if the source declares none.
         transform: Turns a raw batch into one with the same rows, in order, and the declared
-            columns. It may add a string column ``__reject__``: why it refuses a row, null where it
-            does not; and a bool column ``__drop__``: true where a row is no event of this stream.
-            A row that is both is dropped.
-        received: The timestamp column that says when the log received a row: the rows of each
-            file stand in order of arrival, and those that are too late or ahead are rejected.
-            None for history read as a table: it has no order of arrival, so nothing is late.
+            columns. It may add the columns `REJECT_COLUMN` and `DROP_COLUMN`. A row that both mark
+            is dropped.
+        received: The timestamp column with the time of receipt: the rows of each file are in order
+            of arrival, and rows that come too late or too far ahead are rejected. None for history
+            read as a table: it has no order of arrival, so no row is late.
         block_bytes: As for `read`.
         batch_rows: As for `read`.
 
     Yields:
-        The rows that are accepted, those that were refused, and the counts, batch by batch.
+        The accepted rows, the rejected rows and the counts, batch by batch.
 
     Raises:
-        InputError: A file cannot be read at all, or the transform failed.
+        InputError: A whole file cannot be read, or the transform failed.
         ConfigurationError: A file's format is not known.
     """
     raw_batches = read(
@@ -119,7 +114,7 @@ def read_stream(
         stream=definition.name,
         format=format,
         nulls=nulls,
-        # What a transform reads is its own matter.
+        # A transform may read any column of the file.
         columns=list(definition.schema) if transform is None else None,
         block_bytes=block_bytes,
         batch_rows=batch_rows,
@@ -137,7 +132,7 @@ def judge(
     transform: Transform | None,
     gate: Gate | None = None,
 ) -> StreamBatch:
-    """Transform, validate and accept rows as they were read.
+    """Transform, validate and accept raw rows.
 
     Args:
         definition: As for `read_stream`.
@@ -145,7 +140,7 @@ def judge(
         required: As for `read_stream`.
         zone: As for `read_stream`.
         transform: As for `read_stream`.
-        gate: Judges when rows came; None where nothing is late.
+        gate: Rejects rows that come too late or too far ahead; None if no row can.
 
     Raises:
         InputError: The transform failed.

@@ -1,7 +1,7 @@
-"""The rows of a Parquet file, a batch at a time, and each as one line of JSON.
+"""The rows of a Parquet file, batch by batch, and a row as one line of JSON.
 
-A Parquet file has no lines to keep untouched, so the payload of a row that is refused is the row as
-a JSON object: readable, and the same values when it is read again.
+A Parquet file has no lines, so the payload of a rejected row is the row as a JSON object. Reading
+that object gives the same values again.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ from tidemill.features.errors import InputError
 
 
 def read_rows(file: BinaryIO, origin: str, *, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Read a Parquet file batch by batch, all its columns.
+    """Read all columns of a Parquet file, batch by batch.
 
     Args:
         file: The file, seekable.
-        origin: What to call it in errors.
-        batch_rows: How many rows a batch has at most.
+        origin: The file's name in errors.
+        batch_rows: The most rows of a batch.
 
     Yields:
         Batches with at least one row, in order.
 
     Raises:
-        InputError: It is no Parquet file, or is damaged.
+        InputError: The file is not Parquet, or is damaged.
     """
     try:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=batch_rows):
             if batch.num_rows:
                 yield batch
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{origin}: cannot be read as Parquet ({error}); is it whole?") from error
+        raise InputError(
+            f"{origin}: cannot be read as Parquet ({error}); is it complete?"
+        ) from error
 
 
 def as_json(batch: pa.RecordBatch, row: int) -> bytes:
-    """Return a row as a JSON object, without spaces; texts keep their bytes, UTF-8 or not."""
+    """Return a row as a JSON object without spaces; texts keep their bytes, valid UTF-8 or not."""
     values = {name: _plain(batch[name][row]) for name in batch.schema.names}
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), default=str)
     return text.encode("utf-8", "surrogateescape")
@@ -51,7 +53,7 @@ def _plain(value: pa.Scalar) -> Any:
     if not value.is_valid:
         return None
     if pa.types.is_timestamp(kind):
-        # Python's datetime has neither nanoseconds nor all the years that Arrow has.
+        # Python's datetime has no nanoseconds and fewer years than Arrow.
         return f"{np.datetime64(value.value, kind.unit)}{'' if kind.tz is None else 'Z'}"
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         return value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")

@@ -1,14 +1,14 @@
-"""Reading: files become batches of raw rows, each row with its place and its bytes.
+"""Reading files into batches of raw rows, each row with its position and its bytes.
 
-What is promised here:
+The promises:
 
-* `read` gives every row of its files exactly once, in order: as part of a raw batch, or as a
-  rejected record. Each has its partition (the file's place in the list), its position (the row's
-  place in the file, from 0, counting rejected rows) and its origin (``"name:line"``).
-* A file that cannot be read at all is an `InputError`; a bad row never is.
+* `read` gives every row of its files exactly once, in order, in a raw batch or as a rejected
+  record. A row has a partition (the file's index in the list), a position (the row's index in the
+  file, from 0, rejected rows included) and an origin (``"name:line"``).
+* A file that cannot be read raises `InputError`; a bad row never does.
 
-Rows of csv and JSON Lines files come as texts (`pipelines.io.files.csv_lines`,
-`pipelines.io.files.json_lines`), those of Parquet files typed (`pipelines.io.files.parquet_rows`).
+Rows of csv and JSON Lines files are texts (`csv_lines`, `json_lines`); rows of Parquet files are
+typed (`parquet_rows`).
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from tidemill.pipelines.io.files.input_files import (
 
 @dataclass(frozen=True, eq=False)
 class RawBatch:
-    """Rows as they were read.
+    """Rows as read from a file.
 
     Attributes:
-        batch: The rows that could be read, ``(rows,)``.
-        partition: The file's place in the list of files.
-        positions: int64, ``(rows,)``: each row's place in the file.
-        origins: Gives the origins of some rows, by their indices.
-        payloads: Gives the untouched bytes of some rows, by their indices: for csv and JSON Lines
-            the line without its newline; for Parquet, which has no lines, the row as JSON.
-        rejected: The rows between them that could not be read (`features.rows.rejected.SCHEMA`).
+        batch: The readable rows, ``(rows,)``.
+        partition: The file's index in the list of files.
+        positions: int64, ``(rows,)``: each row's index in the file.
+        origins: Returns the origins of the rows with some indices.
+        payloads: Returns the unchanged bytes of the rows with some indices: for csv and JSON Lines
+            the line without its newline, for Parquet the row as JSON.
+        rejected: The rows that could not be read (`features.rows.rejected.SCHEMA`).
     """
 
     batch: pa.RecordBatch
@@ -69,23 +69,23 @@ def read(
     block_bytes: int = csv_lines.BLOCK_BYTES,
     batch_rows: int = json_lines.BATCH_ROWS,
 ) -> Iterator[RawBatch]:
-    """Read files, one after the other.
+    """Read files in order.
 
     Args:
         files: The files (`pipelines.io.files.input_files.find_files`); the i-th is partition i.
         stream: The stream's name, for rejected records.
-        format: ``csv``, ``jsonl`` or ``parquet``; None goes by each file's extension.
-        nulls: Texts that mean null; None is the empty cell for csv and nothing for the others.
-        columns: The columns that are wanted: others may be left out, and one that only some lines
-            of a JSON Lines file have is null in the others. None for all.
-        block_bytes: How much of a csv file is read at a time.
-        batch_rows: How many rows of another file make a batch.
+        format: ``csv``, ``jsonl`` or ``parquet``; None to tell it from each file's extension.
+        nulls: Texts that mean null; None means the empty cell for csv, and no text for the others.
+        columns: The columns to read; other columns may be left out. A column that only some lines
+            of a JSON Lines file have is null in the others. None for all columns.
+        block_bytes: The size of a csv file's block.
+        batch_rows: The most rows of a batch of another file.
 
     Yields:
         Raw batches, each with at least one row, readable or rejected.
 
     Raises:
-        InputError: A file cannot be read at all.
+        InputError: A whole file cannot be read.
         ConfigurationError: A file's format is not known.
     """
     kinds = sorted(set(FORMATS.values()))
@@ -120,7 +120,7 @@ class _Source:
         lines: Int64Array,
         payload: Callable[[int], bytes],
     ) -> RawBatch:
-        """Make a batch of the rows from position ``first`` on, some readable and some faulty."""
+        """Make a batch of the readable and the faulty rows from position ``first`` on."""
         wrong = sorted(faults)
         return RawBatch(
             batch,
@@ -183,7 +183,7 @@ def _read_jsonl(
 def _read_parquet(source: _Source, nulls: Sequence[str], batch_rows: int) -> Iterator[RawBatch]:
     first = 0
     with opened(source.path) as file:
-        # Parquet is read from its end, and a file that is being decompressed cannot go back.
+        # Reading Parquet starts at the end of the file, and a decompressed stream cannot seek.
         seekable = io.BytesIO(file.read()) if is_compressed(source.path) else file
         for batch in parquet_rows.read_rows(seekable, source.name, batch_rows=batch_rows):
             rows = np.arange(batch.num_rows)
@@ -193,7 +193,7 @@ def _read_parquet(source: _Source, nulls: Sequence[str], batch_rows: int) -> Ite
 
 
 def nulled(batch: pa.RecordBatch, nulls: Sequence[str]) -> pa.RecordBatch:
-    """Return a batch with null where a column of texts holds one that means null."""
+    """Replace the texts that mean null by null in the string columns of a batch."""
     if not nulls:
         return batch
     meaning_null = pa.array(nulls, pa.string())

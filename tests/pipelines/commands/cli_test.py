@@ -31,7 +31,7 @@ from tidemill.pipelines.run.tables import Table
 Invoke = Callable[..., int]
 
 STAGES = {
-    "validate": ("ingest.ingest", "validate_sources"),
+    "validate": ("ingest.ingest", "ingest"),
     "backfill": ("history.backfill", "backfill"),
     "train": ("training.train", "train"),
     "stream": ("stream_run.stream", "stream"),

@@ -430,6 +430,47 @@ def test_nothing_of_beam_stands_before_an_explained_error(
     assert all(": started" in line or ": failed after" in line for line in lines[:-1]), ended.err
 
 
+FAILING = """
+import os, sys
+from tests.support.killed_stream import score_without_a_model
+from tidemill.pipelines.commands.cli import main
+score_without_a_model()
+for quiet in ([], ["--quiet"]):
+    try:
+        main([*sys.argv[1:], *quiet])
+    except SystemExit as left:
+        os.write(2, b"status %d\\n" % left.code)
+"""
+"""The stream, loud and then quiet: what the threads of the first run say late is seen too."""
+
+
+@pytest.mark.parametrize("engine", ["fnapi", "prism"])
+def test_an_engine_writes_nothing_beside_the_error_of_a_step(
+    engine: str, project: Path, tmp_path: Path
+) -> None:
+    """Neither Beam's worker threads nor Prism nor gRPC write to file descriptor 2."""
+    in_the_way = project / "run" / "releases"
+    shutil.rmtree(in_the_way)
+    in_the_way.touch()
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILING, *arguments("stream", project)[:-1], "--engine", engine],
+        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+        | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        cwd=ROOT,
+        text=True,
+        check=True,
+        timeout=500,
+    )
+    assert ended.stdout == ""
+    *shown, loud, status_1, quiet, status_2 = ended.stderr.splitlines()
+    assert (status_1, status_2) == ("status 1", "status 1"), ended.stderr
+    assert loud == quiet
+    assert loud.startswith(f"error: {in_the_way}: something else stands there")
+    assert {line.partition(":")[0] for line in shown} == {"publish every entity", "stream"}
+    assert shown[-1].startswith("stream: failed after"), ended.stderr
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_debug_shows_the_traceback_of_an_explained_error(
     before: bool, project: Path, run: Run

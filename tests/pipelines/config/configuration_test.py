@@ -13,7 +13,7 @@ from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.contract import DAY, MINUTE, SECOND
 from tidemill.features.errors import ConfigurationError, EngineError
 from tidemill.pipelines.config.configuration import Configuration, load
-from tidemill.pipelines.engines.options import pipeline_arguments, pipeline_options, stream_engine
+from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.serving.stores.offline_places import ParquetPlace
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
@@ -458,19 +458,17 @@ def test_the_stream_engine_is_the_one_configured_unless_the_command_line_says_so
     write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = load(write(more="stream: {engine: fnapi}"))
-    assert stream_engine(found).name == "fnapi"
+    assert stream_engine(found.stream.engine).name == "fnapi"
     monkeypatch.setenv("TIDEMILL_PRISM", str(tmp_path / "no-such-prism"))
     with pytest.raises(EngineError, match="not an executable file"):
-        stream_engine(found, "prism")
+        stream_engine(found.stream.engine, "prism")
 
 
 def test_beam_never_reads_the_command_line(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["tidemill", "--runner=DataflowRunner", "--job_name=mine"])
     found = load(write(more="stream: {engine: fnapi}"))
-    choice = stream_engine(found)
-    arguments = pipeline_arguments(found, choice, "stream")
-    assert arguments == ["--streaming", "--job_name=tidemill-little-shop-stream"]
-    options = pipeline_options(found, choice, "stream").get_all_options()
+    choice = stream_engine(found.stream.engine)
+    options = pipeline_options(found.project.name, choice, "stream").get_all_options()
     assert options["streaming"] is True
     assert options["job_name"] == "tidemill-little-shop-stream"
     assert options["runner"] != "DataflowRunner"

@@ -1,4 +1,4 @@
-"""Engines: chosen by name, run as chosen, whole in what they return."""
+"""Engines: they are chosen by name, run as chosen, and lose no rows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ BY_HAND = ManualWatermarkEstimator.default_provider()
 
 
 class Polled(beam.DoFn):
-    """An unbounded source that gives some rows, defers, and after the last one ends."""
+    """An unbounded source that emits some rows, defers, and ends after the last row."""
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -157,7 +157,7 @@ class TestChoice:
         assert (choice.name, choice.prism) == ("prism", binary)
         assert "unbounded" in choice.why
 
-    def test_a_stream_without_prism_gets_fnapi_and_is_told_so(self, no_prism: Path) -> None:
+    def test_a_stream_without_prism_gets_fnapi_with_the_reason(self, no_prism: Path) -> None:
         choice = choose_engine(None, streaming=True)
         assert (choice.name, choice.prism, choice.streaming) == ("fnapi", None, True)
         assert "Prism is not built here" in choice.why
@@ -235,7 +235,7 @@ class TestOptions:
 
 @pytest.mark.parametrize("engine", ["fnapi", "prism"])
 class TestRun:
-    def test_a_bounded_stateful_pipeline_is_whole(
+    def test_a_bounded_stateful_pipeline_loses_no_rows(
         self, engine: str, arrived: list[tuple[str, int]]
     ) -> None:
         choice = choose_engine(engine, streaming=False)
@@ -250,7 +250,7 @@ class TestRun:
         assert engine_of(result) == engine
         assert Counter(arrived) == every_number_once()
 
-    def test_an_unbounded_source_that_ends_is_whole(
+    def test_an_unbounded_source_that_ends_loses_no_rows(
         self, engine: str, arrived: list[tuple[str, int]]
     ) -> None:
         choice = choose_engine(engine, streaming=True)
@@ -269,7 +269,7 @@ class TestRun:
     def test_an_error_in_a_step_is_raised_with_its_name(
         self, engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where Prism's log stays
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Prism's log file stays there
         choice = choose_engine(engine, streaming=False)
         pipeline = pipeline_on(choice)
         pipeline | beam.Create(range(30)) | "Refuse sour rows" >> beam.Map(refuse)

@@ -1,4 +1,4 @@
-"""Prism's process: there during a run, gone after it, however the run ends."""
+"""Prism's process runs during a run and is stopped after it, however the run ends."""
 
 from __future__ import annotations
 
@@ -24,9 +24,6 @@ from tidemill.features.errors import PrismFailed
 from tidemill.pipelines.engines.choosing import find_prism
 from tidemill.pipelines.engines.prism import OwnedPrismRunner, PrismResult, PrismServer
 
-# Where Prism goes before the job has ended, Beam's own threads die of it, and say so later.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
 ENDLESS = Path(__file__).parents[2] / "support" / "endless_stream.py"
 
 
@@ -37,7 +34,7 @@ def logs_go_with_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def is_running(pid: int) -> bool:
-    """Tell a live process from none; one that waits for a parent to notice its end is dead."""
+    """Tell whether a process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -147,10 +144,10 @@ class TestRun:
         assert "division by zero" in log.read_text()
         assert result.state == "FAILED"
 
-    def test_a_failure_is_told_also_where_prism_only_says_that_it_is_stuck(
+    def test_the_error_is_raised_also_if_prism_reports_only_that_it_has_no_work(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Prism finds itself without work before it has passed the bundle's error on."""
+        """Prism may report that it has no work before it reports the bundle's error."""
         told = PipelineResult.wait_until_finish
 
         def stuck(result: PipelineResult, duration: int | None = None) -> str:
@@ -196,7 +193,7 @@ class TestRun:
         assert pid is not None
         assert not is_running(pid)
 
-    def test_what_keeps_rows_is_set_even_if_the_caller_forgets(self) -> None:
+    def test_options_that_keep_rows_are_set_even_if_the_caller_does_not(self) -> None:
         pipeline = pipeline_of(count, [1], "--experiments=another", "--job_server_timeout=5")
         pipeline.run().wait_until_finish()
         options = pipeline.options

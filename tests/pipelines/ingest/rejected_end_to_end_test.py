@@ -155,7 +155,7 @@ class Bad:
         reason: Why it must be refused.
         payload: Its bytes, as they must come out.
         stage: Where it must be refused.
-        mended: What its payload is mended to; None for what cannot be mended in a line.
+        mended: The mended payload; None if no line can mend it.
         row: What becomes of it then.
         origin: Where it stands.
     """
@@ -313,7 +313,7 @@ def plant_visits(folder: Path, chance: random.Random, planted: Planted) -> None:
     pq.write_table(raws, folder / "visits.parquet")
 
 
-# readings: JSON Lines, a log that says when it received what
+# readings: JSON Lines, a log with a time of receipt
 
 LOG_ROWS: Final = 725
 """One a minute in each of two partitions."""
@@ -335,13 +335,13 @@ def json_line(row: Row, **changes: Any) -> str:
 
 def bad_reading(chance: random.Random, kind: str, name: str, minute: int) -> Bad:
     row = reading(chance, name, minute)
-    # Fed in again at the log's end, it must lie within an hour of the highest time there.
+    # Read in at the log's end, its time must be within an hour of the highest time there.
     mended = reading(chance, name, LOG_ROWS, late=chance.randrange(20, 50))
     tomorrow = at(minute + 1440)
     line, stage = {
         "too_late": (json_line(row, at=at(minute - 75)), "accept"),
         "ahead": (json_line(row, at=tomorrow), "accept"),
-        # Had one of these moved the watermark, what follows them would be too late.
+        # If one of these moved the watermark, the rows after them would be too late.
         "nan": (json_line(row, at=tomorrow, level=float("nan")), "validate"),
         "broken_json": (json_line(row, at=tomorrow)[:-1], "read"),
     }[kind]
@@ -392,7 +392,7 @@ def by_id(table: pa.Table) -> list[Row]:
 
 
 def assert_features_are_those_of(config: Configuration, rows: dict[str, list[Row]]) -> None:
-    """Compare the log with rows that were written down, and the features of both bit for bit."""
+    """Compare the log with expected rows, and the features of both bit for bit."""
     log = Log(config.root)
     minutes = range(0, 5 * 1440, 97)
     times = np.array([int(at(m).timestamp()) * 1_000_000 + 1 for m in minutes])

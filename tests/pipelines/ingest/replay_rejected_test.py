@@ -1,4 +1,4 @@
-"""Replaying rejected records: out as a file to edit, and in again, once."""
+"""Replaying rejected records: export a file to edit, and read it in again, once."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ CLICKS = [click("k0", 100, 100), click("k1", 50, 101, None), click("k2", 120, 12
 
 
 def drops_zero(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """What is no number for `n`, and what is zero there, is not for us."""
+    """Drop the rows whose `n` is zero."""
     assert batch.schema.types[:2] == [pa.string(), pa.timestamp("ns", "UTC")]
     return batch.append_column("__drop__", pc.equal(batch["n"], 0))
 
@@ -138,7 +138,7 @@ def exported(config: Configuration, source: str = "orders") -> list[dict[str, An
 def mended(
     config: Configuration, edits: dict[str, Callable[[str], str]], source: str = "orders"
 ) -> Path:
-    """Export, and edit the payloads in which a text stands."""
+    """Export, and edit the payloads that contain a text."""
     lines = exported(config, source)
     for part, edit in edits.items():
         (line,) = (line for line in lines if part in line["payload"])
@@ -199,7 +199,7 @@ def test_an_export_shows_each_record_with_its_reason_and_a_payload_to_edit(
     assert "header" not in checkout
 
 
-def test_what_was_refused_while_answering_is_not_exported(config: Configuration) -> None:
+def test_requests_without_an_answer_are_not_exported(config: Configuration) -> None:
     unanswered = rejected.batch(
         Stage.ANSWER,
         stream="checkouts",
@@ -255,7 +255,7 @@ def test_mended_records_leave_the_rejected_ones_and_stand_in_the_log_of_the_next
         "left": 2,
     }
     still = rejections(config)
-    # The payload stays the one that came; what is wrong now is said of the mended one.
+    # The record keeps its first payload; the detail is about the mended one.
     assert [row["payload"] for row in still] == [BAD_ORDERS[1], BAD_ORDERS[3]]
     assert still[0]["stage"] == "validate"
     assert still[0]["detail"].startswith("as mended in mended.jsonl:2: column 'n': found 'eight'")
@@ -263,7 +263,7 @@ def test_mended_records_leave_the_rejected_ones_and_stand_in_the_log_of_the_next
 
     counts = ingest(config, QuietProgress())["orders"]
     assert (counts["read"], counts["kept"], counts["mended"], counts["rejected"]) == (8, 4, 2, 2)
-    # History takes its place by its own time, after the rows of the files, which stay in theirs.
+    # Mended rows of a table follow the rows of the files, sorted by their own time.
     assert logged(config) == [*FILES_ROWS, ("o9", 1, 0), ("o7", 1, 1)]
     rows = Log(config.root).read("orders", 1).to_pylist()
     assert [(row["price"], row["n"]) for row in rows] == [(9.5, 9), (7.5, 7)]
@@ -297,7 +297,7 @@ def test_later_mends_leave_every_position_where_it_was(config: Configuration) ->
     assert logged(config) == [*first, ("o9", 2, 0)]
 
 
-def test_a_row_that_stands_in_the_log_is_not_added_again(config: Configuration) -> None:
+def test_a_row_that_is_in_the_log_is_not_added_again(config: Configuration) -> None:
     path = mended(config, {"o7": to(GOOD_ORDERS[1].decode()), "o9": to(GOOD_ORDERS[1].decode())})
     figures = fed(config, path)["orders"]
     assert (figures["accepted"], figures["already_there"], figures["left"]) == (0, 2, 2)
@@ -320,13 +320,13 @@ def test_an_unedited_payload_keeps_its_bytes_and_its_reason(config: Configuratio
     assert [(row["reason"], row["payload"]) for row in rejections(config)] == before
 
 
-def test_unedited_payloads_are_accepted_once_what_refused_them_is_mended(
+def test_unedited_payloads_are_accepted_after_the_cause_is_corrected(
     config: Configuration,
 ) -> None:
     config = with_source(config, "orders", nulls=("", "NaN"))
     assert fed(config, mended(config, {}))["orders"]["accepted"] == 1
     ingest(config, QuietProgress())
-    # Its file is read with the new nulls too, so the row is there by itself, and once.
+    # The file is read with the new nulls, too, so the row is in the log already: keep it once.
     assert [name for name, *_ in logged(config)] == ["o0", "o1", "o2", "o3", "o7"]
 
 
@@ -403,7 +403,7 @@ def test_a_mended_record_of_a_log_comes_at_its_end_and_may_be_too_late_there(
     ingest(config, QuietProgress())
     assert logged(config, "clicks") == [("k0", 0, 0), ("k2", 0, 1), ("k1", 1, 0)]
     received = Log(config.root).read("clicks")[RECEIVED].to_pylist()
-    assert received[2] == received[1]  # it arrived with the last of its partition
+    assert received[2] == received[1]  # it arrived with the last row of its partition
 
 
 def test_a_record_that_was_accepted_stays_accepted_when_its_log_grows(
@@ -483,7 +483,7 @@ def test_a_mended_file_that_cannot_be_used_is_an_error_that_names_the_line(
 ) -> None:
     good, other, *_ = exported(config)
     text = json.dumps(good | {"payload": "o7,2026-01-01T00:07:00Z,c,7,7"})
-    refused(config, [text, '{"payload": "a "quote""}'], r"bad\.jsonl:2: is no JSON .*written as")
+    refused(config, [text, '{"payload": "a "quote""}'], r"bad\.jsonl:2: is not JSON .*written as")
     refused(config, [text, "[]"], r"bad\.jsonl:2: expected an object with the texts record")
     refused(config, [text, json.dumps(good)], rf"bad\.jsonl:2: record {good['record']} .*jsonl:1")
     refused(config, [text, json.dumps(other | {"stream": "order"})], "did you mean 'orders'")

@@ -1,4 +1,4 @@
-"""Acceptance: what comes too late or lies ahead is refused, by the log alone, and nothing else."""
+"""Acceptance: exactly the rows that come too late or too far ahead are rejected."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_row_below_the_bound_is_too_late_and_one_on_it_is_not(tmp_path: Path) 
 def test_a_row_too_far_past_its_receipt_is_ahead_and_moves_no_watermark(tmp_path: Path) -> None:
     lines = [line(100, 100), line(200, 194), line(105, 100), line(75, 100)]
     found = rejections(batches := judged([written(tmp_path / "e.csv", lines)]))
-    # Had the second moved the watermark, the two after it would be too late.
+    # If the second row moved the watermark, the two rows after it would be too late.
     assert [p for _, p in kept(batches)] == [0, 2, 3]
     assert [(r["position"], r["stage"], r["reason"]) for r in found] == [(1, "accept", "ahead")]
     assert found[0]["payload"] == lines[1]

@@ -1,4 +1,4 @@
-"""Frames: what was written comes back, and nothing else is ever taken for it."""
+"""Frames: they decode to what was encoded, and any other bytes are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ JSON = st.recursive(
 def test_a_document_comes_back_as_it_was(
     kind: Kind, key: str, fields: dict[str, object], blobs: list[bytes], shift: int
 ) -> None:
-    """Wherever it lies in memory; and equal documents are equal bytes."""
+    """At any address in memory; and equal documents have equal bytes."""
     data = encode_document(kind, key, fields, blobs)
     shifted = pa.py_buffer(bytes(shift) + data).slice(shift)
     found = decode_document(shifted, kind, "this", ADVICE, key)
@@ -51,7 +51,7 @@ def test_a_document_comes_back_as_it_was(
 
 
 def test_the_header_is_as_it_is_written_down() -> None:
-    """The layout that the module's first lines state, so that no version changes it by accident."""
+    """Pin the layout in the module docstring, so that no version changes it by accident."""
     data = frame(Kind.POLL, "äb", [b"12", b"3"])
     assert data[:8] == MAGIC == b"\x89TMILL\r\n"
     assert data[8:24] == bytes([1, 0]) + VERSIONS[Kind.POLL].to_bytes(2, "little") + bytes(
@@ -75,7 +75,7 @@ def test_the_header_is_as_it_is_written_down() -> None:
     }
 
 
-def test_whatever_harm_comes_to_a_frame_is_found() -> None:
+def test_any_damage_to_a_frame_is_found() -> None:
     data = encode_document(Kind.POLL, "key", {"a": [1, 2, 3]}, [b"some bytes", b"more of them"])
     for _, harmed in damaged(data):
         with pytest.raises(StateError, match=f"^this: .*; {ADVICE}$"):

@@ -1,4 +1,4 @@
-"""The log on disk: accepted rows by partition, with their places and when they arrived."""
+"""The log on disk: accepted rows by partition, with positions and times of arrival."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_columns_can_be_chosen(log: Log) -> None:
     assert log.read("rain", columns=["mm"]).column_names == ["mm", PARTITION]
 
 
-def test_a_partition_is_replaced_whole(log: Log) -> None:
+def test_a_partition_is_replaced_atomically(log: Log) -> None:
     before = log.read("rain", 0)
     log.write(RAIN, 0, readings(8), received(8))
     assert log.read("rain", 0).column("reading").to_pylist() == [8]
-    # A reader that has the old file open goes on with it.
+    # A reader that has the old file open still reads it.
     assert before.column("reading").to_pylist() == [5, 3]
     assert list((log.root / "log" / "rain").glob("*.unfinished")) == []
 

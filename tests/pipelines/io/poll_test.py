@@ -25,7 +25,7 @@ from tidemill.pipelines.stream.sequence import (
     decode_batches,
     sequenced_events_schema,
 )
-from tidemill.pipelines.stream.shard import request_parts, rows_of, shard_poll
+from tidemill.pipelines.stream.shard import request_parts, shard_poll
 
 PLANS = {view.name: make_plan(view) for view in PROJECT.views}
 
@@ -65,7 +65,7 @@ def test_a_poll_comes_back_as_it_was(arrived: list[Arrived]) -> None:
 
 
 def test_every_operator_gets_every_partition_that_it_depends_on(arrived: list[Arrived]) -> None:
-    """Also those of which it got no row: their positions and watermarks go on."""
+    """Also partitions without rows: their positions and watermarks are needed."""
     found = batches_of(poll_of(arrived), shards=3)
     assert sorted(found) == [(view, shard) for view in range(3) for shard in range(3)]
     hails = [(True, 0), (True, 1)]
@@ -116,13 +116,7 @@ def test_a_partition_without_rows_gives_no_requests(arrived: list[Arrived]) -> N
     assert list(request_parts(PROJECT, poll_of(arrived, 4, 4))) == []
 
 
-def test_rows_are_counted_by_source(arrived: list[Arrived]) -> None:
-    poll = poll_of(arrived)
-    assert [rows_of(poll, name) for name in ("trips", "rain", "hails")] == [20, 10, 20]
-    assert rows_of(poll_of(arrived, 4, 4), "trips") == 0
-
-
-def test_a_stream_without_a_view_is_no_operators_business(arrived: list[Arrived]) -> None:
+def test_a_stream_without_a_view_goes_to_no_operator(arrived: list[Arrived]) -> None:
     """A label's stream is replayed too, but no view waits for it."""
     project = replace(PROJECT, views=PROJECT.views[2:])
     assert {stream.name for stream in project.streams} == {"rain", "trips"}

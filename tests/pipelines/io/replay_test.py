@@ -1,4 +1,4 @@
-"""Replay: the log in order of arrival, in polls that depend on positions alone."""
+"""Replay: the log in order of arrival, in polls that depend only on positions."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_rows_come_in_order_of_arrival_across_all_partitions(
     assert log.rows_of("hails") == 60
 
 
-def test_a_poll_reads_about_as_many_rows_as_it_is_told(tmp_path: Path) -> None:
+def test_a_poll_reads_about_poll_rows_rows(tmp_path: Path) -> None:
     write(tmp_path)
     log = replay_log(tmp_path, poll_rows=10)
     sizes = [len(received_of(poll)) for poll, _ in read_on(log, log.start)]
@@ -108,7 +108,7 @@ def test_a_poll_reads_about_as_many_rows_as_it_is_told(tmp_path: Path) -> None:
 
 
 def test_the_same_positions_give_the_same_polls(tmp_path: Path) -> None:
-    """A restart from any vector of positions goes on as if nothing had happened."""
+    """A restart from any vector of positions gives the same polls."""
     write(tmp_path)
     log = replay_log(tmp_path, poll_rows=9)
     polls = read_on(log, log.start)
@@ -141,11 +141,11 @@ def test_a_watermark_is_below_every_row_that_still_comes(tmp_path: Path) -> None
             assert all(part.watermark_us <= time for time in later)
             assert part.watermark_us >= marks[index]
             marks[index] = part.watermark_us
-    # A partition that has nothing moves on with the others.
+    # The watermark of a partition without rows advances with the others.
     assert min(marks) > START + 9 * MINUTE
 
 
-def test_what_was_received_before_the_start_or_from_the_stop_on_is_not_replayed(
+def test_rows_received_before_the_start_or_after_the_stop_are_not_replayed(
     tmp_path: Path,
 ) -> None:
     arrived = write(tmp_path)
@@ -190,8 +190,8 @@ def test_the_final_poll_is_past_the_declared_end_and_every_row(tmp_path: Path) -
     assert all(p.rows is None and p.start == p.stop for p in log.final_poll(log.stop, 0).parts)
 
 
-def test_a_request_that_lies_ahead_of_its_receipt_is_answered_at_the_end(tmp_path: Path) -> None:
-    """Also when that is past the declared end."""
+def test_a_request_ahead_of_its_receipt_is_answered_at_the_end(tmp_path: Path) -> None:
+    """Also if the row is past the declared end."""
     rows = random_rows(2, trips=30, hails=10)
     asked = max(rows["hails"], key=lambda row: row["at"])
     asked["at"] = STOP + MINUTE

@@ -1,4 +1,4 @@
-"""Sink: Parquet files that are whole or not there, and replace themselves when repeated."""
+"""Sink: Parquet files are complete or missing, and a repeat replaces its own file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def written(folder: Path) -> list[tuple[int, int]]:
 
 def write(engine: str, folder: Path, batches: list[pa.RecordBatch], *names: str) -> None:
     pipeline, choice = pipeline_on(engine, streaming=False)
-    _ = pipeline | beam.Create(batches) | WriteParquet(folder, names)
+    _ = pipeline | beam.Create(batches) | beam.ParDo(WriteParquet(folder, names))
     run(pipeline, choice)
 
 

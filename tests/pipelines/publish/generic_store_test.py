@@ -27,7 +27,7 @@ KEYS = {"by_driver": pa.array([f"d{n}" for n in range(6)]), "by_zone": pa.array(
 
 
 class Said(QuietProgress):
-    """Keeps what was said."""
+    """Keeps the lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -53,7 +53,7 @@ def _read(config: Configuration) -> dict[str, Any]:
     }
 
 
-def test_a_run_on_feasts_own_store_says_once_what_it_cannot_promise_and_serves_the_same_values(
+def test_a_run_on_feasts_own_store_warns_once_and_serves_the_same_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
@@ -71,7 +71,7 @@ def test_a_run_on_feasts_own_store_says_once_what_it_cannot_promise_and_serves_t
         stream(config, streamed, engine="fnapi")
         assert streamed.warnings == warnings
     assert (generic.root / "stock.db").exists()
-    # The last publications of a stream are the values as of its end, whatever the store.
+    # With any store, the last publications of a stream are the values as of its end.
     assert _read(generic) == _read(ordered)
     with pytest.raises(StoreError, match="keeps no frontiers"):
         verify(generic, QuietProgress(), sample=1)

@@ -1,4 +1,4 @@
-"""Publish: what the kernel published stands in the online store and in the offline log."""
+"""Publish: the kernel's publications reach the online store and the offline log."""
 
 from __future__ import annotations
 
@@ -63,11 +63,15 @@ def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Releases:
     return stream.releases
 
 
-def publish(engine: str, root: Path, published: Releases, keep_log: bool = True) -> None:
+def publish(engine: str, root: Path, published: Releases) -> None:
     open_store(PROJECT, StorePlaces.below(root), clock="replay")
     elements = [pack_publications(*one) for one in published]
     pipeline, choice = pipeline_on(engine, streaming=False)
-    _ = pipeline | beam.Create(elements) | Publish(PROJECT, root, default_place(root), 2, keep_log)
+    _ = (
+        pipeline
+        | beam.Create(elements)
+        | beam.ParDo(Publish(PROJECT, root, default_place(root), 2))
+    )
     run(pipeline, choice)
 
 
@@ -80,7 +84,7 @@ def log_of(root: Path, view: str) -> list[dict[str, Any]]:
 def test_the_online_store_holds_each_entitys_newest_publication(
     engine: str, tmp_path: Path
 ) -> None:
-    """In whatever order, and however often, bundles bring them."""
+    """In whatever order and however often bundles come."""
     published = releases(1)
     shuffled = published + published[::3]
     random.Random(1).shuffle(shuffled)
@@ -149,7 +153,7 @@ def test_a_bundle_is_one_write_with_each_entity_once_a_view(
     published = releases(1)
     bundles: list[int] = []
     writes: list[list[Parcel]] = []
-    finish_bundle = module._Publish.finish_bundle
+    finish_bundle = module.Publish.finish_bundle
 
     write = SqliteDatabase.publish
 
@@ -163,7 +167,7 @@ def test_a_bundle_is_one_write_with_each_entity_once_a_view(
         finish_bundle(self)
 
     monkeypatch.setattr(SqliteDatabase, "publish", written)
-    monkeypatch.setattr(module._Publish, "finish_bundle", counted)
+    monkeypatch.setattr(module.Publish, "finish_bundle", counted)
     publish("fnapi", tmp_path, published)
     assert sum(bundles) == len(published)
     assert max(bundles) > len(PROJECT.views) * 2, "several releases of a shard in one bundle"
@@ -192,10 +196,10 @@ def _runs(*releases: Published) -> list[tuple[int | None, int, list[int]]]:
     first=st.sampled_from([None, 5]),
     data=st.data(),
 )
-def test_releases_that_go_on_from_each_other_are_one_run_in_any_order(
+def test_successive_releases_are_one_run_in_any_order(
     steps: list[int], first: int | None, data: st.DataObject
 ) -> None:
-    """A step of 0 is a release that only answers (eager mode): it may leave the frontier."""
+    """A step of 0 is a release that only answers (eager mode): it may keep the frontier."""
     frontiers = [5 + 1, *(5 + 1 + step for step in itertools.accumulate(steps))]
     chain = [
         _published(since, frontier)
@@ -239,7 +243,7 @@ def test_two_publications_of_a_bundle_that_contradict_each_other_are_an_error(
         publish("fnapi", tmp_path, [published, (view, shard, replace(release, publications=other))])
 
 
-def test_a_store_that_has_lost_what_went_before_is_not_written_to(tmp_path: Path) -> None:
+def test_a_store_that_has_lost_earlier_writes_is_not_written_to(tmp_path: Path) -> None:
     view, shard = 0, 0
     published = [one for one in releases(6) if one[:2] == (view, shard)]
     assert len(published) > 2
@@ -257,7 +261,7 @@ def test_a_store_that_has_lost_what_went_before_is_not_written_to(tmp_path: Path
 
 @pytest.mark.parametrize("mode", Mode)
 def test_every_release_that_publishes_moves_the_frontier(mode: Mode) -> None:
-    """In eager mode too, with late events only: so a store that has lost one stands behind."""
+    """In eager mode too, with late events only: so the store detects a lost release."""
     before: dict[tuple[int, int], int] = {}
     late = 0
     for view, shard, release in releases(3, mode):
@@ -272,7 +276,7 @@ def test_every_release_that_publishes_moves_the_frontier(mode: Mode) -> None:
 
 @pytest.mark.parametrize("mode", Mode)
 def test_the_offline_log_holds_every_publication(mode: Mode, tmp_path: Path) -> None:
-    """In eager mode one that only answers may stand at another one's frontier: none is replaced."""
+    """In eager mode a release may have the frontier of another one: no file is replaced."""
     published = releases(3, mode)
     frontiers = {(view, shard, release.frontier_us) for view, shard, release in published}
     assert (len(frontiers) < len(published)) == (mode is Mode.EAGER)
@@ -302,7 +306,7 @@ def test_a_bundle_that_is_repeated_replaces_itself_in_the_log(tmp_path: Path) ->
 
 
 def test_a_repeat_whose_entities_come_in_another_order_replaces_itself_too(tmp_path: Path) -> None:
-    """As after a restart from a snapshot, which numbers the entities anew."""
+    """As after a restart from a snapshot, which renumbers the entities."""
     (published,) = [p for p in releases(4, polls=1) if p[:2] == (0, 0)]
     view, shard, release = published
     backwards = release.publications.take(pa.array(range(release.publications.num_rows))[::-1])
@@ -311,8 +315,3 @@ def test_a_repeat_whose_entities_come_in_another_order_replaces_itself_too(tmp_p
     once = log_of(tmp_path, "cab")
     publish("fnapi", tmp_path, [(view, shard, replace(release, publications=backwards))])
     assert log_of(tmp_path, "cab") == once[::-1]
-
-
-def test_the_log_is_kept_only_where_it_is_wanted(tmp_path: Path) -> None:
-    publish("fnapi", tmp_path, releases(5, polls=2), keep_log=False)
-    assert not (tmp_path / "publications").exists()

@@ -53,7 +53,7 @@ from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace
 SAMPLE = 5
 STRIKE_AT = {"fnapi": 8, "prism": 3}
 KEYS = {"by_driver": pa.array([f"d{n}" for n in range(6)]), "by_zone": pa.array(range(4))}
-# Prism ends by closing its connections, whatever the job's end was.
+# Prism closes its connections when it ends.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 KEPT = {"appendonly": "yes", "appendfsync": "always"}
@@ -78,7 +78,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def at(backfilled: Configuration, root: Path, place: OnlinePlace) -> Configuration:
-    """A run of one's own, with its online store there."""
+    """A copy of a run, with this online store."""
     shutil.copytree(backfilled.root, root)
     config = configuration(backfilled.path.parent, root)
     return replace(config, online_store=place, stream=replace(config.stream, poll_rows=15))
@@ -86,7 +86,7 @@ def at(backfilled: Configuration, root: Path, place: OnlinePlace) -> Configurati
 
 @dataclass
 class Publications:
-    """What happens before the publications of a run, by their number from 1; failed ones count."""
+    """Calls a function before each publication of a run, with its number; failed ones count."""
 
     happenings: dict[int, Callable[[Sequence[Parcel]], None]] = field(default_factory=dict)
     count: int = 0
@@ -125,7 +125,7 @@ def run(config: Configuration, engine: str = "fnapi", **options: Any) -> dict[st
 
 
 def assert_whole(config: Configuration, figures: dict[str, Any]) -> None:
-    """Every request has its prediction, and the store is what it is after an undisturbed run."""
+    """Check that every request has a prediction, and the store equals that of a normal run."""
     assert figures["predictions"] == figures["requests"] > 100
     assert (figures["doubled"], figures["rejected"]) == (0, 0)
     proof = verify(config, QuietProgress(), sample=SAMPLE)
@@ -134,7 +134,7 @@ def assert_whole(config: Configuration, figures: dict[str, Any]) -> None:
     assert proof["store_values"] > 0
 
 
-# Outages: the store is away, and comes back with all that it had.
+# Outages: the store is away, and comes back with all its rows.
 
 
 def _kill(server: RedisServer) -> None:
@@ -206,7 +206,7 @@ def test_the_stream_waits_for_a_store_that_is_away(
 
 @contextmanager
 def when(event: threading.Event, action: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread of its own once an event has come."""
+    """Call a function in another thread when an event is set."""
     is_over = False
 
     def wait() -> None:
@@ -264,7 +264,7 @@ def test_a_server_that_is_killed_again_and_again(
 
 @contextmanager
 def _meanwhile(seen: Publications, action: Callable[[], None], failures: int) -> Iterator[None]:
-    """Do something in another thread over and over, until so many publications have failed."""
+    """Call a function in another thread repeatedly, until this many publications have failed."""
     begun, over = threading.Event(), threading.Event()
     seen.happenings[3] = lambda _: begun.set()
 
@@ -279,12 +279,12 @@ def _meanwhile(seen: Publications, action: Callable[[], None], failures: int) ->
             over.set()
 
 
-# Losses: the store is there, and has lost writes.
+# Losses: the store works, and has lost writes.
 
 
 @dataclass
 class Loss:
-    """A Redis that loses what it was told lately, or all of it.
+    """A Redis that loses its latest writes, or all.
 
     Attributes:
         server: The server.
@@ -348,7 +348,7 @@ def test_a_store_that_lost_writes_is_mended_by_the_stream(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Until it is, no reader takes the old numbers for fresh ones."""
+    """Until then no reader takes old values for fresh ones."""
     with running(tmp_path / "redis", {**KEPT, "appendfsync": fsync}) as server:
         config = at(backfilled, tmp_path / "run", server.place)
         config = replace(config, stream=replace(config.stream, mode=mode))
@@ -377,7 +377,7 @@ def test_a_store_that_lost_writes_is_mended_by_the_stream(
 
 
 class _When(logging.Handler):
-    """Do something when a message has come so many times, before whoever logs it goes on."""
+    """Call a function when a message is logged the n-th time, before the logging call returns."""
 
     def __init__(self, caplog: Any, text: str, times: int) -> None:
         super().__init__()
@@ -392,7 +392,7 @@ class _When(logging.Handler):
 
 
 @pytest.mark.parametrize("until_us", [None, EVALUATE_UNTIL + 6 * HOUR])
-def test_what_is_lost_after_the_last_release_is_published_at_the_end(
+def test_writes_lost_after_the_last_release_are_published_at_the_end(
     until_us: int | None,
     backfilled: Configuration,
     tmp_path: Path,
@@ -429,7 +429,7 @@ sys.stdin.readline()
 
 @dataclass
 class SqliteFault:
-    """Something that happens to an SQLite file, and its end."""
+    """A fault of an SQLite file, and its end."""
 
     path: Path
     locker: subprocess.Popen[str] | None = None
@@ -449,7 +449,7 @@ class SqliteFault:
         self.locker.communicate("\n")
 
     def fill_the_disk(self, _: Sequence[Parcel]) -> None:
-        """Let no file of this process become larger than the store's log: as a full disk does."""
+        """Limit the file size of this process to that of the store's log, like a full disk."""
         log = self.path.with_name(f"{self.path.name}-wal")
         resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size, resource.RLIM_INFINITY))
 
@@ -500,13 +500,13 @@ def test_a_file_that_is_deleted_is_made_and_filled_again(
     assert_whole(config, figures)
 
 
-# What is not waited out.
+# Errors that are raised at once.
 
 
 def test_nothing_piles_up_while_the_store_is_away(
     backfilled: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing more is read from the source, and memory stays what it was."""
+    """No more rows are read from the source, and memory does not grow."""
     polls, memory = [], []
     next_poll = replay.ReplayLog.next_poll
 
@@ -538,7 +538,7 @@ def test_nothing_piles_up_while_the_store_is_away(
 
 
 @pytest.mark.parametrize("engine", ["fnapi", "prism"])
-def test_a_run_that_gave_up_goes_on_later(
+def test_a_run_that_gave_up_can_be_resumed(
     engine: str, backfilled: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "redis", KEPT) as server:

@@ -24,7 +24,7 @@ RUN = "a run"
 
 
 def parcel(since: int | None, frontier: int, shard: int = 0) -> Parcel:
-    """What a shard of two published on its way from frontier to frontier."""
+    """A parcel of one of two shards, from one frontier to another."""
     key = online_keys("depot", pa.array([shard]))[0]
     row = Row(key, frontier - 1, 1, 10**15, shard, encode_row(DEPOT_SPACE.dtypes, [frontier]))
     return Parcel(DEPOT_SPACE, RowBatch.of([row], shard), shard, 2, since, frontier)
@@ -35,7 +35,7 @@ def frontiers(database: SqliteDatabase) -> dict[int, int]:
 
 
 class Counted:
-    """A database that counts what is asked of it; before a call it may do something else."""
+    """A database that counts calls, and can call a function before each."""
 
     def __init__(self, database: SqliteDatabase, before: dict[int, Parcel] | None = None) -> None:
         self.database, self.calls, self._before = database, 0, before or {}
@@ -64,7 +64,7 @@ def run() -> Iterator[str]:
         yield RUN
 
 
-def test_a_hole_is_left_open_until_the_whole_shard_comes(
+def test_lost_writes_stay_noted_until_the_whole_shard_comes(
     database: SqliteDatabase, run: str
 ) -> None:
     counted = Counted(database)
@@ -74,7 +74,7 @@ def test_a_hole_is_left_open_until_the_whole_shard_comes(
     assert frontiers(database) == {0: 10, 1: 30}
     assert [LOST_WRITES.operates(run, "by_depot", shard) for shard in (0, 1)] == [True, False]
     before = counted.calls
-    writer.write([parcel(30, 40)])  # the hole is known: nobody waits for it
+    writer.write([parcel(30, 40)])  # the loss is noted: no retry
     assert counted.calls == before + 2
     assert frontiers(database) == {0: 10, 1: 30}
     writer.write([parcel(None, 50), parcel(30, 50, shard=1)])
@@ -119,7 +119,7 @@ def test_a_parcel_that_overtook_another_waits_for_it(database: SqliteDatabase, r
     assert frontiers(database) == {0: 30}
 
 
-def test_the_reason_of_a_failed_run_is_told_whatever_the_engine_says(
+def test_the_store_error_of_a_failed_run_is_raised_whatever_the_engine_raises(
     database: SqliteDatabase,
 ) -> None:
     def fail(name: str) -> None:

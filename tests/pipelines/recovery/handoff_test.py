@@ -1,4 +1,4 @@
-"""Stop and go on: the segments of a stream are together one that never stopped."""
+"""Stop and resume: the segments of a stream together equal a stream that never stopped."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
 
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Score without a model: this is about everything before it."""
+    """Score without a model, which these tests do not need."""
     monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
     monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
     monkeypatch.setattr(module, "current_bundle", lambda _: Path("b1"))
@@ -111,7 +111,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def poll_by_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every poll is a bundle, and so a release: late values depend on how releases are cut."""
+    """Make every poll a bundle, and so a release: late values depend on the releases."""
     monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
 
 
@@ -126,20 +126,22 @@ def run(config: Configuration, **options: Any) -> dict[str, Any]:
     return stream(config, QuietProgress(), **{"engine": "fnapi", **options})
 
 
-def random_cuts(seed: int, count: int = CUTS) -> list[int]:
+def random_savepoints(seed: int, count: int = CUTS) -> list[int]:
     chance = random.Random(seed)
     return sorted(chance.randrange(BEGIN, STOP) for _ in range(count))
 
 
-def in_segments(config: Configuration, cuts: list[int], **options: Any) -> list[dict[str, Any]]:
-    """Run a stream that stops at every cut and goes on."""
+def in_segments(
+    config: Configuration, savepoints: list[int], **options: Any
+) -> list[dict[str, Any]]:
+    """Run a stream that stops at every savepoint and resumes."""
     out = []
-    for number, cut in enumerate([*cuts, None]):
-        out.append(run(config, until_us=cut, resume=number > 0, **options))
+    for number, savepoint in enumerate([*savepoints, None]):
+        out.append(run(config, until_us=savepoint, resume=number > 0, **options))
     return out
 
 
-# What a stream leaves.
+# The output of a stream.
 
 
 def table(folder: Path) -> pa.Table:
@@ -157,7 +159,7 @@ def rejected(config: Configuration) -> list[str]:
 
 
 def publications_log(config: Configuration) -> dict[str, list[str]]:
-    """Every row, as often as it stands there."""
+    """Every row, with repeats."""
     folder = config.root / "publications"
     return {
         view.name: sorted(map(repr, table(folder / view.name).to_pylist()))
@@ -211,14 +213,14 @@ def state_differences(config: Configuration) -> list[str]:
     return [
         f"{at}: {found[at]} is not {row}"
         for at, row in expected.items()
-        # The instant from which on it holds may be a later one, after a run that was killed.
+        # After a killed run the instant from which it is valid may be later.
         if found[at]._replace(event_timestamp=0) != row._replace(event_timestamp=0)
     ]
 
 
 @dataclass
 class Reader:
-    """Reads a store over and over while a stream writes, and notes whatever goes back."""
+    """Reads a store repeatedly while a stream writes, and notes values that go back."""
 
     config: Configuration
     reads: int = 0
@@ -256,11 +258,11 @@ class Reader:
         database.close()
 
 
-# The mark of a savepoint, in any order.
+# The mark of a savepoint comes in any order.
 
 
 def newest_request_us(part: Part) -> int:
-    """When the last request of a part came; nothing else is a request."""
+    """Return when the last request of a part came; 0 if it has no requests."""
     if not isinstance(part, RequestPart):
         return 0
     return max(part.rows.column(RECEIVED).to_pylist())
@@ -268,15 +270,15 @@ def newest_request_us(part: Part) -> int:
 
 @pytest.mark.parametrize("mode", [Mode.EXACT, Mode.EAGER])
 @pytest.mark.parametrize("seed", range(6))
-def test_nobody_has_stopped_before_the_last_element_came(
+def test_no_stage_is_at_the_savepoint_before_the_last_element_came(
     seed: int, mode: Mode, tmp_path: Path
 ) -> None:
     """Elements and parts come in any order, some twice; the mark may be the first of them."""
     chance = random.Random(seed)
     arrived = late_arrivals(seed)
     write_log(tmp_path, PROJECT, arrived)
-    # Just after a request that no view has answered: nobody but the operators knows of it.
-    cut = 1 + chance.choice(
+    # Just after a request that no view has answered: only the operators have it.
+    savepoint = 1 + chance.choice(
         [
             received
             for part in arrived
@@ -285,9 +287,9 @@ def test_nobody_has_stopped_before_the_last_element_came(
             if received - row["at"] < 2 * SECOND
         ]
     )
-    log = ReplayLog(PROJECT, ReplayOptions(tmp_path, START - MINUTE, cut, 3, ends=False))
+    log = ReplayLog(PROJECT, ReplayOptions(tmp_path, START - MINUTE, savepoint, 3, ends=False))
     polls, at = [], log.start
-    while (found := log.next_poll(at, cut, 0)) is not None:
+    while (found := log.next_poll(at, savepoint, 0)) is not None:
         poll, at = found
         polls.append(poll)
     polls.append(log.last_poll(at, 0))
@@ -324,29 +326,29 @@ def test_nobody_has_stopped_before_the_last_element_came(
     assert plain.joiner.at_savepoint
     again = AnswerJoiner(PROJECT, SHARDS, 0)
     again.restore(plain.joiner.state())
-    again.go_on()
+    again.resume()
     assert not again.at_savepoint
 
 
-# Stop and go on.
+# Stop and resume.
 
 
 @pytest.mark.parametrize("mode", ["exact", "eager"])
-def test_segments_between_twenty_random_cuts_are_an_uninterrupted_stream(
+def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream(
     mode: str, tmp_path: Path, poll_by_poll: None
 ) -> None:
-    """Late and out of order, with rejected rows: every output is the same, and no reader goes back.
+    """Late and out of order, with rejected rows: every output is the same, and no value goes back.
 
-    Every poll is one microsecond of arrival, so that a cut does not change how polls are cut.
+    Every poll is one microsecond of arrival, so that a savepoint does not change the polls.
     """
     arrived = late_arrivals(3)
-    whole, cut = (made(tmp_path / name, arrived, mode) for name in ("whole", "cut"))
-    for config in (whole, cut):
-        # With an offline log to go on with: every change point is published.
+    whole, stopped = (made(tmp_path / name, arrived, mode) for name in ("whole", "stopped"))
+    for config in (whole, stopped):
+        # With an offline log to continue, every change point is published.
         bootstrap(config, QuietProgress())
     once = run(whole)
-    with Reader(cut).reading() as reader:
-        segments = in_segments(cut, random_cuts(7))
+    with Reader(stopped).reading() as reader:
+        segments = in_segments(stopped, random_savepoints(7))
 
     assert len(segments) == CUTS + 1
     assert once["late"] > 0
@@ -354,11 +356,11 @@ def test_segments_between_twenty_random_cuts_are_an_uninterrupted_stream(
     if mode == "exact":
         assert once["late_requests"] > 0
         assert sum(segment["waiting"] > 0 for segment in segments) >= 3
-    assert predictions(cut) == predictions(whole)
-    assert read_releases(cut.root) == read_releases(whole.root)
-    assert rejected(cut) == rejected(whole)
-    assert store(cut) == store(whole)
-    assert publications_log(cut) == publications_log(whole)
+    assert predictions(stopped) == predictions(whole)
+    assert read_releases(stopped.root) == read_releases(whole.root)
+    assert rejected(stopped) == rejected(whole)
+    assert store(stopped) == store(whole)
+    assert publications_log(stopped) == publications_log(whole)
     assert reader.faults == []
     assert reader.reads > 50
     same = ("requests", "predictions", "unanswered", "rejected", "events", "releases", "late")
@@ -366,19 +368,19 @@ def test_segments_between_twenty_random_cuts_are_an_uninterrupted_stream(
 
 
 def test_segments_on_prism_are_an_uninterrupted_stream(tmp_path: Path) -> None:
-    """Nothing is late, so no value depends on how the engine cuts bundles; releases do."""
+    """No row is late, so only the releases depend on the engine's bundles, not the values."""
     arrived = arrivals(PROJECT, random_rows(5, 70, 36), PARTITIONS, random.Random(5))
-    whole, cut = (made(tmp_path / name, arrived, poll_rows=3) for name in ("whole", "cut"))
+    whole, stopped = (made(tmp_path / name, arrived, poll_rows=3) for name in ("whole", "stopped"))
     run(whole)
-    bootstrap(cut, QuietProgress())
-    with Reader(cut).reading() as reader:
-        segments = in_segments(cut, random_cuts(5, count=3), engine="prism")
+    bootstrap(stopped, QuietProgress())
+    with Reader(stopped).reading() as reader:
+        segments = in_segments(stopped, random_savepoints(5, count=3), engine="prism")
     assert {segment["engine"] for segment in segments} == {"prism"}
     releases = tuple(f"release__{view.name}" for view in PROJECT.views)
-    assert predictions(cut, releases) == predictions(whole, releases)
-    assert store(cut) == store(whole)
+    assert predictions(stopped, releases) == predictions(whole, releases)
+    assert store(stopped) == store(whole)
     assert reader.faults == []
-    check_evidence(cut)
+    check_evidence(stopped)
 
 
 def check_evidence(config: Configuration) -> None:
@@ -395,7 +397,7 @@ def check_evidence(config: Configuration) -> None:
     assert len(last) == len(PROJECT.views) * SHARDS
 
 
-def test_a_cut_counts_when_everything_is_there(tmp_path: Path) -> None:
+def test_a_savepoint_is_valid_when_all_its_files_are_there(tmp_path: Path) -> None:
     config = made(tmp_path, late_arrivals(3), poll_rows=20)
     first, second = BEGIN + 2 * MINUTE, BEGIN + 4 * MINUTE
     run(config, until_us=first)
@@ -409,28 +411,28 @@ def test_a_cut_counts_when_everything_is_there(tmp_path: Path) -> None:
     assert [path.name for path in (config.root / SAVEPOINTS).iterdir()] == ["00002"]
 
 
-def test_nothing_moves_where_nothing_came_between_two_cuts(
+def test_nothing_changes_if_no_rows_came_between_two_savepoints(
     tmp_path: Path, poll_by_poll: None
 ) -> None:
     config = made(tmp_path, late_arrivals(3))
-    cut = BEGIN + 3 * MINUTE
-    run(config, until_us=cut)
+    savepoint = BEGIN + 3 * MINUTE
+    run(config, until_us=savepoint)
     before = store(config), predictions(config), read_releases(config.root)
-    again = run(config, until_us=cut, resume=True)
+    again = run(config, until_us=savepoint, resume=True)
     assert again["segment"] == 2
     assert (store(config), predictions(config), read_releases(config.root)) == before
 
 
-# A run that was killed.
+# A killed run.
 
 
 def kill(config: Configuration) -> None:
-    """Leave what a run leaves that was killed just before its cut would have counted."""
+    """Leave the files of a run that was killed just before its savepoint became valid."""
     folder, _ = last_states(config.root)
     (folder / HANDOFF).unlink()
 
 
-def test_what_a_killed_segment_wrote_is_not_doubled(tmp_path: Path, poll_by_poll: None) -> None:
+def test_the_output_of_a_killed_segment_is_not_doubled(tmp_path: Path, poll_by_poll: None) -> None:
     arrived = late_arrivals(3)
     whole, killed = made(tmp_path / "whole", arrived), made(tmp_path / "killed", arrived)
     run(whole)
@@ -438,7 +440,7 @@ def test_what_a_killed_segment_wrote_is_not_doubled(tmp_path: Path, poll_by_poll
     kept = last_states(killed.root)[0]
     shutil.copytree(kept, tmp_path / "kept")
     run(killed, until_us=BEGIN + 5 * MINUTE, resume=True)
-    # The second cut removed the first one: bring back how it stood while it was not complete.
+    # The second savepoint removed the first one: restore it.
     kill(killed)
     shutil.copytree(tmp_path / "kept", kept)
     with Reader(killed).reading() as reader:
@@ -452,7 +454,7 @@ def test_what_a_killed_segment_wrote_is_not_doubled(tmp_path: Path, poll_by_poll
 
 
 def two_late_events() -> tuple[list[Arrived], int]:
-    """Two events of one cab, both so late that the frontier has passed them, seconds apart.
+    """Two events of one cab, seconds apart, both behind the frontier when they arrive.
 
     Returns:
         The log, and an instant between the arrivals of the two.
@@ -473,10 +475,10 @@ def two_late_events() -> tuple[list[Arrived], int]:
     ], at + 14_500_000
 
 
-def test_a_stream_that_catches_up_with_its_store_corrects_what_the_killed_run_left(
+def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The killed run gave its late event a frontier that this one, with other bundles, does not.
+    """The killed run applied its late event at another frontier than this run, with other bundles.
 
     So the publication that knows both events is the older one, and would never win.
     """
@@ -496,12 +498,12 @@ def test_a_stream_that_catches_up_with_its_store_corrects_what_the_killed_run_le
     assert shown_frontiers(config)["cab", 0] > shown["cab", 0]
     assert state_differences(config) == []
     assert reader.faults == []
-    # What only repeats, for the store, is not in the log of publications.
+    # Repairs of the store are not in the log of publications.
     assert all(len(rows) == len(set(rows)) for rows in publications_log(config).values())
     check_evidence(config)
 
 
-# What is refused.
+# States that are refused.
 
 
 def damage(config: Configuration) -> None:
@@ -525,14 +527,14 @@ def write_the_log_anew(config: Configuration) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (damage, {}, "is not what was written"),
+        (damage, {}, "was changed after it was written"),
         (lose, {}, "is missing"),
-        (hand_over_anew, {}, "no stream in .* to go on with"),
-        (write_the_log_anew, {}, "written anew"),
+        (hand_over_anew, {}, "no stream in .* to resume"),
+        (write_the_log_anew, {}, "it was written again"),
         (lambda _: None, {"mode": "eager"}, "begun in mode 'exact'"),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_refused(
+def test_states_that_cannot_be_resumed_are_refused(
     change: Callable[[Configuration], None],
     options: dict[str, Any],
     message: str,
@@ -547,9 +549,9 @@ def test_what_cannot_be_gone_on_with_is_refused(
     assert predictions(config) == left
 
 
-def test_a_stream_that_has_ended_or_never_began_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_stream_that_has_ended_or_never_began_is_not_resumed(tmp_path: Path) -> None:
     config = made(tmp_path, late_arrivals(3), poll_rows=200)
-    with pytest.raises(StateMismatch, match=r"no stream in .* to go on with"):
+    with pytest.raises(StateMismatch, match=r"no stream in .* to resume"):
         run(config, resume=True)
     run(config)
     with pytest.raises(StateMismatch, match="has ended"):
@@ -557,13 +559,13 @@ def test_a_stream_that_has_ended_or_never_began_is_not_gone_on_with(tmp_path: Pa
 
 
 @pytest.mark.parametrize("until", [BEGIN - 1, STOP + 1])
-def test_a_cut_lies_between_start_and_end(until: int, tmp_path: Path) -> None:
+def test_a_savepoint_is_between_start_and_end(until: int, tmp_path: Path) -> None:
     config = made(tmp_path, late_arrivals(3))
     with pytest.raises(InputError, match="cannot stop at"):
         run(config, until_us=until)
 
 
-def test_a_cut_without_all_states_does_not_count(
+def test_a_savepoint_without_all_states_is_not_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = made(tmp_path, late_arrivals(3), poll_rows=50)

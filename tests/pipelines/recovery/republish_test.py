@@ -1,4 +1,4 @@
-"""Whole shards published from state: bootstrap, republication, and a stream that was killed."""
+"""Whole shards published from state: bootstrap, republication, and a killed stream."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
     monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
     monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
-    # Every poll is a bundle: with few of them nothing would be late.
+    # Every poll is a bundle: with few bundles no row would be late.
     monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
 
 
@@ -82,7 +82,7 @@ def copy_of(config: Configuration, root: Path, mode: str = "exact") -> Configura
 
 @pytest.fixture
 def ready(backfilled: Configuration, tmp_path: Path) -> Configuration:
-    """A run of one's own that is ready to stream."""
+    """A copy of a run that is ready to stream."""
     return copy_of(backfilled, tmp_path / "run")
 
 
@@ -173,14 +173,12 @@ def test_a_stream_takes_over_from_a_bootstrapped_store_and_does_not_fill_it_agai
     assert mismatches(ready) == 0
 
 
-def test_a_store_that_lost_the_bootstrap_is_found_out_when_the_stream_goes_on(
+def test_a_store_that_lost_the_bootstrap_is_detected_when_the_stream_resumes(
     ready: Configuration,
 ) -> None:
     run(ready, until_us=EVALUATE_UNTIL + HOUR)
     delete(ready, ready.root)
-    with pytest.raises(
-        LostPublications, match=r"it stands at frontier .* run `tidemill republish`"
-    ):
+    with pytest.raises(LostPublications, match=r"its frontier is .* run `tidemill republish`"):
         run(ready, resume=True)
     republish(ready, QuietProgress())
     run(ready, resume=True)
@@ -204,7 +202,7 @@ def test_a_second_run_starts_over_from_the_handoff(ready: Configuration) -> None
 def test_a_damaged_store_gets_the_very_rows_that_the_stream_published(
     mode: str, backfilled: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Late events too: with the instant from which on the stream let them count."""
+    """Late events, too, are valid from the same instant as in the stream."""
     config = copy_of(backfilled, tmp_path / "run", mode)
     run(config, until_us=EVALUATE_UNTIL + 7 * HOUR)
     old = tmp_path / "old"
@@ -226,7 +224,7 @@ def test_a_damaged_store_gets_the_very_rows_that_the_stream_published(
 def test_a_late_event_counts_from_the_instant_at_which_the_stream_let_it(
     ready: Configuration,
 ) -> None:
-    """Its release is done again by itself: with the ones before it, it would not be late."""
+    """Its release is repeated alone: together with those before it, it would not be late."""
     times, received = (
         hashing.bits(Log(ready.root).read("rides", 0).combine_chunks().column(name).chunk(0))
         for name in ("ended_at", RECEIVED)
@@ -239,7 +237,7 @@ def test_a_late_event_counts_from_the_instant_at_which_the_stream_let_it(
     before = everything(ready)
     let_in = [row.event_timestamp for row in before[0].values()]
     assert any(at - 1 not in times and at % (5 * MINUTE) for at in let_in)
-    # As if the run had been killed: the states that count are those of the backfill.
+    # As if the run had been killed: only the states of the backfill are valid.
     shutil.rmtree(ready.root / SAVEPOINTS)
     delete(ready, ready.root)
     republish(ready, QuietProgress())
@@ -266,7 +264,7 @@ def test_a_release_without_evidence_is_not_guessed(ready: Configuration) -> None
         republish(ready, QuietProgress())
 
 
-# A stream that was killed.
+# A killed stream.
 
 
 def offline_files(config: Configuration) -> set[Path]:
@@ -297,14 +295,14 @@ def start_and_kill(config: Configuration, engine: str, how: str) -> None:
 @pytest.mark.parametrize(
     ("engine", "how"), [("fnapi", "resume"), ("prism", "start over"), ("prism", "resume")]
 )
-def test_a_stream_that_was_killed_goes_on_from_its_last_cut(
+def test_a_killed_stream_resumes_from_its_last_savepoint(
     engine: str, how: str, ready: Configuration
 ) -> None:
     if how == "resume":
         run(ready, until_us=EVALUATE_UNTIL + 3 * HOUR, engine=engine)
     history = offline_files(ready)
     start_and_kill(ready, engine, how)
-    if engine == "prism":  # the other one carries all to the end at once
+    if engine == "prism":  # the other engine processes everything at once
         assert max(shown_frontiers(ready).values()) < STREAM_UNTIL
     figures = run(ready, resume=True, engine=engine)
     assert figures["predictions"] == figures["requests"] > 100
@@ -318,7 +316,7 @@ def test_a_stream_that_was_killed_goes_on_from_its_last_cut(
     assert mismatches(ready) == 0
 
 
-def test_what_a_killed_stream_published_can_be_published_again(ready: Configuration) -> None:
+def test_the_publications_of_a_killed_stream_can_be_published_again(ready: Configuration) -> None:
     start_and_kill(ready, "fnapi", "start over")
     delete(ready, ready.root)
     republish(ready, QuietProgress())
@@ -347,6 +345,6 @@ def test_every_stage_leaves_the_offline_store_where_the_configuration_says(
         )
         found = {view.name: view.batch_source.table for view in store.list_feature_views()}
         assert found == tables, done
-    # The log is written as Parquet all the same.
+    # The log is written as Parquet anyway.
     for view in PROJECT.views:
         assert OfflineLog.of(config.root / OFFLINE, view).reached()

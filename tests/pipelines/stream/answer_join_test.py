@@ -1,4 +1,4 @@
-"""Where the parts of an answer meet: any order, each once, and nothing filled in."""
+"""Joining the parts of answers: in any order, each once, and nothing is filled in."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def is_answer_of(part: Part, view: int) -> bool:
 def test_parts_may_come_in_any_order_and_in_any_bundles(
     seed: int, bundle: int, restart: bool, chance: random.Random
 ) -> None:
-    """Nothing is answered twice, given up or missing, though releases overtake each other."""
+    """No request is answered twice, given up or missing, though releases overtake each other."""
     rows, parts = parts_of(seed)
     chance.shuffle(parts)
     joining = joiner(answer_within_us=0)
@@ -104,7 +104,7 @@ def test_an_answered_batch_has_the_requests_as_they_came() -> None:
 
 
 def test_requests_that_the_engine_repeats_are_answered_once() -> None:
-    """While they wait, and after they were answered; when they were read does not matter."""
+    """While they wait, and after they were answered; the time of reading may differ."""
     rows, parts = parts_of(2)
     again: list[Part] = []
     for part in parts:
@@ -147,7 +147,7 @@ def test_a_request_that_is_answered_twice_is_refused(closed: bool) -> None:
         joining.receive([again])
 
 
-def test_a_missing_part_is_given_up_once_its_view_has_gone_past_it() -> None:
+def test_a_missing_part_is_given_up_when_its_view_has_passed_it() -> None:
     """Here the part came, but without its answers: the view is named, nothing is filled in."""
     rows, parts = parts_of(5)
     lost = next(index for index, part in enumerate(parts) if is_answer_of(part, 2))
@@ -179,7 +179,7 @@ def test_a_request_is_not_given_up_before_answer_within() -> None:
 
 
 def test_a_release_that_overtakes_another_gives_nothing_up() -> None:
-    """What the earlier one answers is still on its way."""
+    """The answers of the earlier release are still on their way."""
     _, parts = parts_of(6)
     of_weather = [p for p in parts if isinstance(p, AnswerPart) and p.view == 2]
     first = {shard: next(p for p in of_weather if p.shard == shard) for shard in range(SHARDS)}
@@ -194,7 +194,7 @@ def test_a_release_that_overtakes_another_gives_nothing_up() -> None:
     assert answered or more
 
 
-def test_a_release_that_never_comes_counts_as_lost_when_enough_later_ones_wait() -> None:
+def test_a_missing_release_counts_as_lost_when_enough_later_ones_wait() -> None:
     _, parts = parts_of(7, polls=30)
     lost = next(part for part in parts if is_answer_of(part, 0))
     assert isinstance(lost, AnswerPart)

@@ -1,4 +1,4 @@
-"""Featurize on real engines: the same answers as batch, bit for bit, whatever the engine does."""
+"""Featurize on real engines: the answers equal batch bit for bit, however the engine behaves."""
 
 from __future__ import annotations
 
@@ -84,9 +84,13 @@ def answers() -> dict[Any, Vector]:
 
 
 def of_polls(engine: str, polls: list[Poll], made: FeaturizeOptions, between: Any = None) -> None:
-    """Run polls through a bounded pipeline; ``between`` disturbs what goes to the operators."""
+    """Run polls through a bounded pipeline; ``between`` disturbs the operators' input."""
     pipeline, choice = pipeline_on(engine, streaming=False)
-    sharded = pipeline | beam.Create([poll.encode() for poll in polls]) | Shard(PROJECT, SHARDS)
+    sharded = (
+        pipeline
+        | beam.Create([poll.encode() for poll in polls])
+        | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
+    )
     if between is not None:
         disturbed = beam.ParDo(between()).with_output_types(tuple[str, bytes])
         sharded = sharded | "Disturb" >> disturbed
@@ -108,7 +112,7 @@ def test_an_unbounded_replay_gives_the_answers_of_batch(engine: str, tmp_path: P
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(2)))
     source = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=20, speed=None)
     pipeline, choice = pipeline_on(engine, streaming=True)
-    sharded = pipeline | Replay(PROJECT, source) | Shard(PROJECT, SHARDS)
+    sharded = pipeline | Replay(PROJECT, source) | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
     collect(outputs(sharded | Featurize(PROJECT, options())))
     run(pipeline, choice)
     assert answers() == expected_vectors(PROJECT, rows)
@@ -128,7 +132,7 @@ def _number(entry: dict[str, Any]) -> int:
 
 
 class DoubleAndReorder(beam.DoFn):
-    """Gives every element of a bundle twice, in another order."""
+    """Emits every element of a bundle twice, in another order."""
 
     def __init__(self) -> None:
         self._elements: list[Any] = []
@@ -148,7 +152,7 @@ class DoubleAndReorder(beam.DoFn):
 
 
 class DropOne(beam.DoFn):
-    """Loses one element of one operator; which one, the test says."""
+    """Loses one element of one operator, chosen by the test."""
 
     LOST: tuple[str, bytes] | None = None
 
@@ -182,8 +186,8 @@ def test_an_engine_that_loses_an_element_fails_the_job(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_waits_behind_a_lost_element_is_never_answered_wrongly(engine: str) -> None:
-    """With a generous gap the job ends, and the requests have no answer: nothing is filled in."""
+def test_requests_behind_a_lost_element_get_no_wrong_answer(engine: str) -> None:
+    """With a large gap allowed, the job ends and the requests get no answer."""
     rows, polls = a_run(4)
     lose_one(polls)
     of_polls(engine, polls, options(gap_batches=1_000), DropOne)
@@ -194,14 +198,14 @@ def test_what_waits_behind_a_lost_element_is_never_answered_wrongly(engine: str)
 
 
 def test_test_stream_wires_polls_to_answers() -> None:
-    """On the one engine that has TestStream: answers come as the polls do, not at the end."""
+    """On the only engine with TestStream: answers come after each poll, not at the end."""
     rows, polls = a_run(5, polls=6)
     source = test_stream.TestStream(coder=BytesCoder())
     for poll in polls:
         source.add_elements([poll.encode()])
     source.advance_watermark_to_infinity()
     pipeline, choice = pipeline_on("bundle", streaming=True)
-    sharded = pipeline | source | Shard(PROJECT, SHARDS)
+    sharded = pipeline | source | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
     collect(outputs(sharded | Featurize(PROJECT, options())))
     run(pipeline, choice)
     assert answers() == expected_vectors(PROJECT, rows)
@@ -211,19 +215,19 @@ def test_test_stream_wires_polls_to_answers() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_eager_answers_state_the_instant_they_are_for(engine: str) -> None:
-    """One poll holds all: every event is applied when the answers are made."""
+    """One poll holds all rows, so every event is applied before the answers are made."""
     rows, polls = a_run(6, polls=1)
     of_polls(engine, polls, options(mode=Mode.EAGER))
     found = answers()
     as_of = {name: instants for name, (_, instants) in found.items()}
     assert found == expected_vectors(PROJECT, rows, as_of)
-    # A shard has its own instant: at least past its newest event and at least the request's.
+    # Each shard has its own instant: after its newest event, and not before the request.
     assert all(min(as_of[row["hail"]]) >= row["at"] for row in rows["hails"])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_publications_are_what_plain_operators_publish(engine: str) -> None:
-    """The newest per entity; how releases are cut is the engine's."""
+    """Compare the newest of each entity, because bundles decide how releases are cut."""
     _, polls = a_run(7)
     of_polls(engine, polls, options())
     plain = PlainStream(PROJECT, SHARDS, PARTITIONS)
@@ -281,12 +285,12 @@ class FinishBundleWrites(beam.DoFn):
 def test_state_written_in_finish_bundle_is_committed(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An internal detail of Beam 2.77 that the operators rest on: a bundle sees the one before."""
+    """The operators need this detail of Beam 2.77: a bundle sees the state of the one before."""
     rows = random_rows(8, trips=300, hails=150)
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(2)))
     weighed: list[Any] = []
     monkeypatch.setattr(statecache, "get_deep_size", lambda *values: weighed.append(values) or 1)
-    # The source gives way after every poll, and a bundle ends there.
+    # The source defers after every poll, which ends the bundle.
     monkeypatch.setattr(replay, "_SLICE_SECONDS", -1.0)
     source = ReplayOptions(tmp_path, START - MINUTE, START + 11 * MINUTE, poll_rows=60)
     pipeline, choice = pipeline_on(engine, streaming=True)
@@ -315,7 +319,7 @@ def _keyed(poll: bytes) -> tuple[str, int]:
 
 
 class Poisoned(TokenCache):
-    """A cache whose entries are of an older bundle, as after a bundle that failed."""
+    """A cache with the entries of an older bundle, as after a failed bundle."""
 
     def __init__(self) -> None:
         super().__init__(most=100)
@@ -331,7 +335,7 @@ class Poisoned(TokenCache):
 
 
 class NeverThere(TokenCache):
-    """A cache that has nothing, as on another worker."""
+    """An empty cache, as on another worker."""
 
     def __init__(self) -> None:
         super().__init__(most=1)
@@ -348,7 +352,14 @@ def streamed(tmp_path: Path, seed: int, made: FeaturizeOptions) -> dict[str, lis
         source.add_elements([poll.encode()])
     source.advance_watermark_to_infinity()
     pipeline, choice = pipeline_on("bundle", streaming=True)
-    collect(outputs(pipeline | source | Shard(PROJECT, SHARDS) | Featurize(PROJECT, made)))
+    collect(
+        outputs(
+            pipeline
+            | source
+            | "Shard" >> beam.ParDo(Shard(PROJECT, SHARDS))
+            | Featurize(PROJECT, made)
+        )
+    )
     run(pipeline, choice)
     return rows
 
@@ -369,7 +380,7 @@ def test_a_stale_operator_is_never_used(tmp_path: Path, monkeypatch: pytest.Monk
 def test_operators_and_joiner_are_rebuilt_from_snapshot_and_log(
     snapshot_events: int, joiner_log_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every bundle starts from state: from a snapshot, from both, or from the log alone."""
+    """Every bundle starts from state: from a snapshot, the log, or both."""
     monkeypatch.setattr(featurize, "_OPERATORS", NeverThere())
     monkeypatch.setattr(featurize, "_JOINERS", NeverThere())
     monkeypatch.setattr(snapshot_policy, "SNAPSHOT_EVENTS", snapshot_events)

@@ -1,4 +1,4 @@
-"""The joining stage's state as bytes: it comes back as it was, and for no other project."""
+"""The joining stage's state as bytes: decoding restores it, and only for its project."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def joiner(project: Project = PROJECT, shards: int = SHARDS) -> AnswerJoiner:
 
 
 def some_parts(seed: int, chance: random.Random) -> list[Part]:
-    """Parts of a stream in any order, some missing, some twice; shards say that they stop."""
+    """Parts of a stream in any order, some missing, some twice, some about a savepoint."""
     rows = random_rows(seed, trips=12, hails=10)
     polls = random_polls(
         PROJECT, arrivals(PROJECT, rows, PARTITIONS, chance), end_of(rows), 6, chance
@@ -54,13 +54,13 @@ def some_parts(seed: int, chance: random.Random) -> list[Part]:
 
 
 def same(one: AnswerJoiner, two: AnswerJoiner) -> bool:
-    """Compare all that joiners know, groups in the order in which they came."""
+    """Compare the states of joiners, with the order of their groups."""
     plain = ("early", "closed")
     arrays = ("values", "nulls", "as_of", "release", "shard")
     return (
         all(list(getattr(one, n).items()) == list(getattr(two, n).items()) for n in plain)
         and {at: w for at, w in one.waiting.items() if w} == two.waiting
-        and one.stops == two.stops
+        and one.savepoints == two.savepoints
         and np.array_equal(one.frontiers, two.frontiers)
         and np.array_equal(one.numbers, two.numbers)
         and list(one.pending) == list(two.pending)
@@ -76,7 +76,7 @@ def same(one: AnswerJoiner, two: AnswerJoiner) -> bool:
 @settings(max_examples=60)
 @given(st.integers(0, 10**6), st.randoms(use_true_random=False))
 def test_law_a_joiners_state_comes_back_as_it_was(seed: int, chance: random.Random) -> None:
-    """And equal states are equal bytes; what comes next is answered as if nothing had happened."""
+    """And equal states have equal bytes; later parts are answered the same."""
     whole = joiner()
     parts = some_parts(seed, chance)
     rest = parts[len(parts) // 2 :]

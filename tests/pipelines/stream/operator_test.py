@@ -105,7 +105,7 @@ def test_an_early_batch_waits_for_the_one_before_it() -> None:
     assert operator.counters.early == 1
 
 
-def test_repeats_are_cut_whole_and_in_part() -> None:
+def test_repeats_are_dropped_completely_and_in_part() -> None:
     operator = make_operator()
     assert play(
         operator,
@@ -124,7 +124,7 @@ def test_repeats_are_cut_whole_and_in_part() -> None:
         "frontier 12; a@11 is 1 sum 1; a from 12 to 30 revision 2 is 2 sum 5",
     ]
     assert (operator.counters.repeats, operator.counters.events) == (2, 3)
-    # It is the place that was cut, not the row: nothing was a duplicate.
+    # The row was dropped by its position, so it does not count as a duplicate.
     assert operator.counters.duplicates == 0
 
 
@@ -245,7 +245,7 @@ def test_a_gap_that_stays_open_fails_and_names_partition_from_and_to() -> None:
 
 
 def test_a_gap_before_an_idle_partition_fails_too() -> None:
-    """Its empty batches all stand at one position: it is not what waits that is counted."""
+    """Its empty batches all have one position: arrivals are counted, not waiting batches."""
     operator = make_operator(gap_batches=3)
     for watermark in (10, 11, 12):
         operator.receive([parse(f"requests 0 [2,2) <{watermark}")])
@@ -303,7 +303,7 @@ def test_the_slowest_partition_is_the_frontier() -> None:
     ]
 
 
-def test_a_partition_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_partition_is_refused() -> None:
     operator = make_operator(2)
     with pytest.raises(SequenceError, match="event partition 2 came, but there are 2 event part"):
         operator.receive([parse("events 2 [0,0) <10")])
@@ -424,11 +424,11 @@ def test_releases_are_numbered_and_say_what_they_cover() -> None:
     assert (second.number, second.positions, second.events) == (2, (5, 1, 1), 5)
 
 
-# Eager: rows go to the kernel as they come, and answers state the instant they are for.
+# Eager: rows go to the kernel as they come, and each answer states its instant.
 
 
 def test_an_eager_answer_states_its_instant() -> None:
-    """It is at least 1 us past the newest event applied, and never goes back."""
+    """It is at least 1 us after the newest applied event, and never decreases."""
     operator = make_operator(mode=Mode.EAGER)
     assert play(
         operator,
@@ -457,7 +457,7 @@ def test_an_eager_answer_states_its_instant() -> None:
 
 
 def test_an_eager_release_that_publishes_moves_the_frontier() -> None:
-    """So a store that has lost it stands behind, and is found out."""
+    """So a store that has lost it has a lower frontier, which is detected."""
     assert play(
         make_operator(mode=Mode.EAGER),
         """
@@ -505,7 +505,7 @@ def restored(operator: ShardOperator) -> ShardOperator:
     return again  # type: ignore[no-any-return]
 
 
-def test_what_waits_survives_a_restart() -> None:
+def test_waiting_rows_survive_a_restart() -> None:
     operator = make_operator()
     first = Player(operator)
     assert first.play(
@@ -525,7 +525,7 @@ def test_what_waits_survives_a_restart() -> None:
 
 
 def test_overflows_are_counted_across_a_restart_from_the_log() -> None:
-    """Replaying the log applies events but answers nothing, so it sees no overflow by itself."""
+    """Replaying the log applies events but answers nothing, so it counts no overflows."""
     operator = make_operator()
     batches = [
         parse(f"events 0 [0,2) <10: a@3={2**63 - 1} a@4=1"),
@@ -581,7 +581,7 @@ def test_a_key_says_what_it_is() -> None:
 def _text(release: Release | None) -> object:
     if release is None:
         return None
-    # A snapshot numbers entities anew: their order may change, that of one entity's rows may not.
+    # A snapshot renumbers entities: their order may change, but not that of one entity's rows.
     published = sorted(release.publications.to_pylist(), key=lambda row: str(row["key"]))
     return (
         release.number,

@@ -1,4 +1,4 @@
-"""Sequenced batches: they travel as bytes, and are split by shard without losing their order."""
+"""Sequenced batches: they are encoded, and split by shard without losing their order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_batches_come_back_as_they_were() -> None:
 
 
 def test_a_slice_travels_alone() -> None:
-    """Only the rows of the slice, and none of what stands beside them."""
+    """Only the rows of the slice are encoded, not the rows beside it."""
     whole = parse("events 0 [0,300) <10: " + " ".join(f"k{n}@{n}={n}" for n in range(300)))
     assert whole.rows is not None
     small = SequencedBatch(False, 0, 7, 9, 10, 0, whole.rows.slice(7, 2))

@@ -1,4 +1,4 @@
-"""The cache of decoded operators: an entry is right only under its token."""
+"""The cache of decoded operators: an entry is valid only with its token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def test_an_entry_is_taken_only_under_its_token() -> None:
     cache = TokenCache(most=2)
     cache.put(("run", "a"), b"1", "first")
     assert cache.take(("run", "a"), b"2") is None
-    # A stale entry is gone: whoever asked rebuilds from state and puts his own back.
+    # Taking removes a stale entry: the caller decodes the state again.
     assert cache.take(("run", "a"), b"1") is None
     cache.put(("run", "a"), b"3", "second")
     assert cache.take(("other", "a"), b"3") is None

@@ -1,4 +1,4 @@
-"""Messages between the stages: each kind comes back as it was, and for no other view."""
+"""Messages between stages: decoding restores each kind, and only for its view."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_what_is_no_message_of_this_version_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_bytes_that_are_no_message_of_this_version_are_refused_by_name(
+    name: str, tmp_path: Path
+) -> None:
     data, read = MESSAGES[name]
     for _, harmed in damaged(data):
         with pytest.raises(StateError, match="run the stream from its last savepoint"):

@@ -1,4 +1,4 @@
-"""How elements and state are written by the engine: by coders that load no pickle."""
+"""The engine encodes elements and state with coders that load no pickle."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tests.support.streaming_project import (
     write_log,
 )
 from tidemill.features.contract import MINUTE
+from tidemill.pipelines.ingest.ingest import Ingest
 from tidemill.pipelines.io.coders import RecordBatchCoder
 from tidemill.pipelines.io.replay import (
     ReplayOptions,
@@ -76,6 +77,17 @@ def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     assert {step: coder for step, coder in visitor.found.items() if not is_plain(coder)} == {}
 
 
+def test_no_element_of_an_ingest_is_pickled(tmp_path: Path) -> None:
+    config = configuration(tmp_path, PROJECT, START, START + MINUTE)
+    visitor = Coders()
+    pipeline = beam.Pipeline()
+    _ = pipeline | beam.Create(["trips"]) | beam.ParDo(Ingest(config)).with_outputs("rejected")
+    pipeline.visit(visitor)
+    found = {step: coder for step, coder in visitor.found.items() if "Ingest" in step}
+    assert len(found) == 2
+    assert all(map(is_plain, found.values()))
+
+
 def test_state_cells_are_bytes() -> None:
     for stage in (featurize._Operate, featurize._Join):
         specs, _ = userstate.get_dofn_specs(stage(PROJECT, None))
@@ -100,7 +112,7 @@ def test_the_watermark_of_the_replay_comes_back_as_it_was(state: Timestamp | Non
     assert _Watermarks().create_watermark_estimator(found).current_watermark() == state
 
 
-def test_what_the_source_keeps_is_not_pickled() -> None:
+def test_the_state_of_the_source_is_not_pickled() -> None:
     signature = DoFnSignature(_Read(PROJECT, ReplayOptions(Path(), 0, 1), 0.0))
     restriction, watermark = signature.get_restriction_coder()._coders
     assert isinstance(restriction, RestrictionCoder)

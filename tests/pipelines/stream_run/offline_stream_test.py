@@ -1,4 +1,4 @@
-"""The offline log as a stream goes on with it where `backfill --publish` has ended it."""
+"""A stream continues the offline log that `backfill --publish` has begun."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.offline.log import OfflineLog, newest_rows
 from tidemill.serving.stores.places import OFFLINE
 
-CUT = EVALUATE_UNTIL + (STREAM_UNTIL - EVALUATE_UNTIL) // 2
+SAVEPOINT = EVALUATE_UNTIL + (STREAM_UNTIL - EVALUATE_UNTIL) // 2
 
 
 class Heard(QuietProgress):
-    """Keeps what is said."""
+    """Keeps the lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def config(
     monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
     shutil.copytree(backfilled.root, tmp_path / "run")
     copied = configuration(backfilled.path.parent, tmp_path / "run", "exact")
-    # One poll a segment: every frontier but the first and the cuts is behind all of it.
+    # One poll a segment: then every frontier is past all rows, except the first and the savepoints.
     return replace(copied, stream=replace(copied.stream, poll_rows=100_000))
 
 
@@ -99,14 +99,14 @@ def ends(config: Configuration) -> dict[str, int]:
 def test_stream_logs_every_change_up_to_its_last_release(
     engine: str, config: Configuration, tmp_path: Path
 ) -> None:
-    """Just what the kernel makes of all history, but for cards of which an event came late."""
+    """They equal those of the kernel over all history, except for cards with a late event."""
     run(config, engine=engine)
     last = {(one["view"], one["shard"]): one for one in read_releases(config.root)}
     frontiers, positions = {}, {}
     for view in PROJECT.views:
         mine = [one for (name, _), one in last.items() if name == view.name]
         frontiers[view.name] = min(one["frontier_us"] for one in mine)
-        # Those of the events' partitions come first.
+        # The positions of the event partitions come first.
         positions[view.stream.name] = mine[0]["positions"]
     assert ends(config) == frontiers
     log_history(
@@ -139,8 +139,8 @@ def late_keys(config: Configuration, view: FeatureView) -> set[Any]:
     for partition in range(log.partitions(stream.name)):
         for row in log.read(stream.name, partition).to_pylist():
             at = int(row[stream.event_time].timestamp() * 1_000_000)
-            for cut in (EVALUATE_UNTIL, CUT, CUT + 1):
-                if at < cut - stream.out_of_orderness_us and cut <= row[RECEIVED]:
+            for savepoint in (EVALUATE_UNTIL, SAVEPOINT, SAVEPOINT + 1):
+                if at < savepoint - stream.out_of_orderness_us and savepoint <= row[RECEIVED]:
                     out.add(row[view.key])
     return out
 
@@ -150,7 +150,7 @@ def test_log_of_segments_and_of_a_stream_that_starts_over_is_that_of_one_run(
 ) -> None:
     run(config)
     whole = logged(config.root / OFFLINE)
-    run(config, until_us=CUT)
+    run(config, until_us=SAVEPOINT)
     part = logged(config.root / OFFLINE)
     assert all(len(part[name]) < len(whole[name]) for name in whole), "it started over"
     run(config, resume=True)
@@ -158,7 +158,7 @@ def test_log_of_segments_and_of_a_stream_that_starts_over_is_that_of_one_run(
 
 
 def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
-    """When a late event counts depends on how the run was cut into polls."""
+    """The instant at which a late event counts depends on the polls."""
     found = logged(config.root / OFFLINE)
     return all(
         of_others(found[view.name], view, late_keys(config, view)).equals(
@@ -168,13 +168,13 @@ def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
     )
 
 
-def test_what_a_killed_segment_appended_is_taken_back(config: Configuration) -> None:
-    run(config, until_us=CUT)
+def test_rows_that_a_killed_segment_appended_are_removed(config: Configuration) -> None:
+    run(config, until_us=SAVEPOINT)
     before, reached = logged(config.root / OFFLINE), ends(config)
     shutil.copytree(config.root, config.root.with_name("before"))
     run(config, resume=True)
     whole = logged(config.root / OFFLINE)
-    # As if it had been killed at its end: everything else is as it was at the cut.
+    # As if it had been killed at its end: restore everything else to the savepoint.
     for path in config.root.iterdir():
         if path.name != OFFLINE and not path.name.startswith("online.db"):
             old = config.root.with_name("before") / path.name
@@ -183,7 +183,7 @@ def test_what_a_killed_segment_appended_is_taken_back(config: Configuration) -> 
                 shutil.copytree(old, path)
             else:
                 shutil.copy(old, path)
-    run(config, resume=True, until_us=CUT + 1)
+    run(config, resume=True, until_us=SAVEPOINT + 1)
     taken_back = logged(config.root / OFFLINE)
     assert all(len(taken_back[name]) < len(whole[name]) for name in whole)
     assert all(len(taken_back[name]) >= len(before[name]) for name in before)
@@ -193,22 +193,22 @@ def test_what_a_killed_segment_appended_is_taken_back(config: Configuration) -> 
 
 
 def test_merging_between_segments_changes_nothing(config: Configuration) -> None:
-    """The stream goes on with a log that was merged, and starts over with it."""
+    """The stream continues a merged log, and starts over with it."""
     config = replace(config, stream=replace(config.stream, poll_rows=500))
-    run(config, until_us=CUT)
-    cut = logged(config.root / OFFLINE)
+    run(config, until_us=SAVEPOINT)
+    at_savepoint = logged(config.root / OFFLINE)
     merged(config)
-    assert logged(config.root / OFFLINE) == cut
+    assert logged(config.root / OFFLINE) == at_savepoint
     heard = Heard()
     assert offline_goes_on(config, next_start(config, None), heard), heard.lines
-    assert logged(config.root / OFFLINE) == cut
+    assert logged(config.root / OFFLINE) == at_savepoint
     run(config, resume=True)
     longer = logged(config.root / OFFLINE)
-    assert all(len(longer[name]) > len(cut[name]) for name in cut)
+    assert all(len(longer[name]) > len(at_savepoint[name]) for name in at_savepoint)
     merged(config)
     assert logged(config.root / OFFLINE) == longer
-    run(config, until_us=CUT)
-    assert same_but_late(config, cut)
+    run(config, until_us=SAVEPOINT)
+    assert same_but_late(config, at_savepoint)
 
 
 def merged(config: Configuration) -> None:
@@ -231,7 +231,7 @@ def test_stream_adds_nothing_to_a_log_that_ends_elsewhere_and_says_so(
         log.reach(shard, config.shards, since_us=0, until_us=EVALUATE_UNTIL - 24 * HOUR)
     heard = Heard()
     assert not offline_goes_on(config, start, heard)
-    assert "does not end where the stream goes on" in heard.lines[0]
+    assert "does not end where the stream continues" in heard.lines[0]
     assert view.name in heard.lines[0]
     before = logged(config.root / OFFLINE)
     run(config)

@@ -1,11 +1,11 @@
-"""The stream as a whole: every request is accounted for, on each engine, or the run fails."""
+"""The complete stream: on each engine every request is counted, or the run fails."""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,13 +126,13 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
     for row in predictions(config.root).values():
         entry = releases["depot", row["shard__depot"], row["release__depot"]]
         assert entry["frontier_us"] >= row["as_of__depot"]
-        # Its own partition's position has passed it; event partitions come first.
+        # The release's position is past the request; event partitions come first.
         assert entry["positions"][2 + row["partition"]] > row["position"]
     assert sum(entry["answers"] for entry in releases.values()) == len(predictions(config.root))
 
 
-def test_what_an_earlier_run_left_is_removed(config: Configuration) -> None:
-    """How many releases a run makes depends on when the engine cuts its bundles; the rest not."""
+def test_the_output_of_an_earlier_run_is_removed(config: Configuration) -> None:
+    """Only the number of releases depends on the engine's bundles."""
     first = stream(config, QuietProgress(), engine="fnapi")
     outputs = (PREDICTIONS, RELEASES, REJECTED_BY_STREAM)
     for name in outputs:
@@ -156,35 +156,20 @@ def test_an_eager_stream_answers_every_request_too(
     assert all(row["as_of__depot"] >= at[name] for name, row in predictions(config.root).items())
 
 
-class Lossy(beam.PTransform):
-    """`Shard`, and an engine that loses one of its elements of a kind."""
+@beam.typehints.with_input_types(bytes)
+@beam.typehints.with_output_types(tuple[str, bytes])
+class Lossy(Shard):
+    """`Shard` on an engine that loses one element: the one of a kind with a number."""
 
     OF_KIND = staticmethod(is_batches)
     NUMBER = 0
-
-    def __init__(self, project: Any, shards: int) -> None:
-        super().__init__()
-        self._shard = Shard(project, shards)
-
-    def expand(self, polls: beam.PCollection) -> beam.PCollection:
-        lose = LoseOne(Lossy.NUMBER, Lossy.OF_KIND)
-        sharded = self._shard.expand(polls)
-        return sharded | "Lose" >> beam.ParDo(lose).with_output_types(tuple[str, bytes])
-
-
-class LoseOne(beam.DoFn):
-    """Loses the element of a kind that has this number, counted in this process."""
-
     SEEN = 0
 
-    def __init__(self, number: int, of_kind: Callable[[tuple[str, bytes]], bool]) -> None:
-        self._number = number
-        self._of_kind = of_kind
-
-    def process(self, element: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
-        LoseOne.SEEN += self._of_kind(element)
-        if not self._of_kind(element) or self._number != LoseOne.SEEN:
-            yield element
+    def process(self, element: bytes) -> Iterator[tuple[str, bytes]]:
+        for sharded in super().process(element):
+            Lossy.SEEN += Lossy.OF_KIND(sharded)
+            if not Lossy.OF_KIND(sharded) or Lossy.NUMBER != Lossy.SEEN:
+                yield sharded
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -192,11 +177,11 @@ class LoseOne(beam.DoFn):
 def test_a_run_whose_engine_lost_an_element_fails(
     engine: str, kind: Any, config: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lost rows of events or of requests: either way requests have no prediction."""
+    """Whether it lost events or requests, some requests have no prediction."""
     monkeypatch.setattr(module, "Shard", Lossy)
     monkeypatch.setattr(Lossy, "OF_KIND", staticmethod(kind))
     monkeypatch.setattr(Lossy, "NUMBER", 3)
-    LoseOne.SEEN = 0
+    Lossy.SEEN = 0
     with pytest.raises(SequenceError, match=r"requests went in, .* lost or doubled batches"):
         stream(config, QuietProgress(), engine=engine)
 
@@ -208,7 +193,7 @@ def test_a_gap_fails_the_job_and_says_where(
     monkeypatch.setattr(module, "Shard", Lossy)
     monkeypatch.setattr(Lossy, "OF_KIND", staticmethod(is_batches))
     monkeypatch.setattr(Lossy, "NUMBER", 1)
-    LoseOne.SEEN = 0
+    Lossy.SEEN = 0
     hasty = replace(config, stream=replace(config.stream, gap_batches=1))
     with pytest.raises(Exception, match=r"depot shard 0 of 2: positions .* never came"):
         stream(hasty, QuietProgress(), engine=engine)
@@ -240,7 +225,7 @@ def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
         assert json.loads(record["payload"])["parcel"] not in answered
 
 
-# What a stream does not start from.
+# Starts that are refused.
 
 
 def test_a_stream_needs_a_handed_over_state(config: Configuration) -> None:
@@ -275,7 +260,7 @@ def test_a_state_of_another_instant_is_refused(config: Configuration) -> None:
         stream(replace(config, splits=splits), QuietProgress())
 
 
-def test_a_release_that_the_engine_repeated_stands_once(tmp_path: Path) -> None:
+def test_a_release_that_the_engine_repeated_is_read_once(tmp_path: Path) -> None:
     folder = tmp_path / "releases"
     folder.mkdir()
     lines = [json.dumps({"view": "a", "shard": 0, "number": n}) for n in (2, 1, 10, 2)]

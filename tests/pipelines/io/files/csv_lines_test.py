@@ -1,4 +1,4 @@
-"""The rows of a csv file, against a reader that goes character by character."""
+"""The rows of a csv file, compared with a reader that reads character by character."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cells_of(content: bytes, **options: Any) -> list[Any]:
 
 
 def plainly(content: bytes, columns: int, longest: int) -> Read:
-    """Read rows without a header one character after the other, by the rules of the module."""
+    """Read rows without a header, character by character, by the rules of the module."""
     if not content.endswith(b"\n"):
         content += b"\n"
     found: Read = []
@@ -64,7 +64,7 @@ def plainly(content: bytes, columns: int, longest: int) -> Read:
 
 
 def one_row(content: bytes, at: int) -> tuple[int, list[bytes] | None]:
-    """Return where the row ends, past its newline, and its cells; None where quotes are broken."""
+    """Return the end of the row, after its newline, and its cells; None if quotes are broken."""
     cells: list[bytes] = []
     while True:
         cell = b""
@@ -99,7 +99,7 @@ pieces = st.lists(
 
 @pytest.fixture(autouse=True, scope="module")
 def short_rows() -> Any:
-    """Let a quoted row be long at 24 bytes, so that the bound matters."""
+    """Set the longest quoted row to 24 bytes, so that the tests reach the bound."""
     patch = pytest.MonkeyPatch()
     patch.setattr(csv_lines, "LONGEST_QUOTED_ROW", 24)
     yield
@@ -197,7 +197,7 @@ def test_a_row_of_several_lines_with_too_many_cells_is_one_bad_row() -> None:
         (b"1", "found 1 cells, expected 2"),
         (b'1,"2,3",4', "found 3 cells, expected 2"),
         (b'1,"2', "a quote is not closed"),
-        (b"1\r,2", "a carriage return stands alone"),
+        (b"1\r,2", "a carriage return without a line feed"),
         (b"1,\xfe", "found byte 0xfe at byte 2 of the row"),
     ],
 )
@@ -212,7 +212,7 @@ def test_nulls_are_the_cells_that_are_declared_to_mean_it() -> None:
     assert cells_of(content) == [["", "NA"], ["", "NA"], ["NaN", "na"]]
 
 
-def test_columns_that_nobody_wants_are_left_out_if_all_that_are_wanted_are_there() -> None:
+def test_unwanted_columns_are_left_out_if_all_wanted_ones_are_there() -> None:
     assert cells_of(b"x,y,z\n1,2,3\n", columns=["z", "x"]) == [["1", "3"]]
     assert cells_of(b"x,y,z\n1,2,3\n", columns=["z", "w"]) == [["1", "2", "3"]]
 

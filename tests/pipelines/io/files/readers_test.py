@@ -1,4 +1,4 @@
-"""Reading: every row once, in its place, kept or dropped or rejected with its bytes."""
+"""Reading: every row once, in order, kept, dropped, or rejected with its bytes."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def test_texts_of_a_json_file_mean_null_only_if_they_are_declared_to(tmp_path: P
 # Files
 
 
-def test_compressed_files_are_read_as_what_they_hold(tmp_path: Path) -> None:
+def test_compressed_files_are_read_in_the_format_that_they_hold(tmp_path: Path) -> None:
     content = csv_of([good_line(n) for n in range(10)] + [b"bad"])
     plain = written(tmp_path / "e.csv", content)
     (batch,) = judged(plain)
@@ -323,11 +323,9 @@ def test_compressed_files_are_read_as_what_they_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["e.csv.gz", "e.csv.zip", "e.parquet", "e.parquet.gz"])
-def test_a_file_that_is_not_what_its_name_says_is_an_error_that_names_it(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_file_of_another_format_than_its_name_says_is_an_error(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / name, b"something else entirely")
-    with pytest.raises(InputError, match=r"e\.(csv|parquet).*is it whole"):
+    with pytest.raises(InputError, match=r"e\.(csv|parquet).*is it complete"):
         judged(path)
 
 
