@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import InputError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.mended_lines import MendedLine, read_lines
@@ -22,7 +24,7 @@ from tidemill.pipelines.ingest.repaired_records import (
     restated,
     write_mended,
 )
-from tidemill.pipelines.ingest.source_files import LogEnds, SourceFiles
+from tidemill.pipelines.ingest.source_files import SourceFiles, log_end
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run.progress import Progress
 
@@ -70,8 +72,9 @@ def _feed_source(
     source, definition = config.sources[name], config.project.definition(name)
     lines = [line for line in given if line.record in found]
     records = [found[line.record] for line in lines]
-    files = SourceFiles(source)
-    ends = LogEnds(config.root, definition, source.received is not None)
+    files, log = SourceFiles(source), Log(config.root)
+    end = functools.cache(functools.partial(log_end, log, definition))
+    is_log = source.received is not None
     mended = [
         Mended(
             line.record,
@@ -79,12 +82,12 @@ def _feed_source(
             line.payload,
             files.format(record["partition"]),
             files.columns(record["partition"]),
-            *ends.of(record["partition"]),
+            *(end(record["partition"]) if is_log else (TIME_MIN, TIME_MIN)),
         )
         for line, record in zip(lines, records, strict=True)
     ]
     outcome = judge_mended(definition, source, config.project.required_columns(definition), mended)
-    log, rows = Log(config.root), outcome.rows
+    rows = outcome.rows
     there = pa.Table.from_batches([], schema=rows.schema)
     if log.path(name, 0).exists():
         there = log.read(name, columns=rows.schema.names).select(rows.schema.names)

@@ -63,30 +63,12 @@ class SourceFiles:
         return self._paths[partition]
 
 
-class LogEnds:
-    """The end of a source's log, by partition, each looked up once."""
+def log_end(log: Log, definition: EventStream | Request, partition: int) -> tuple[int, int]:
+    """Return the highest accepted time of a partition, and the arrival of its last row.
 
-    def __init__(self, root: Path, definition: EventStream | Request, is_log: bool) -> None:
-        self._is_log = is_log
-        self._log = Log(root)
-        self._definition = definition
-        self._ends: dict[int, tuple[int, int]] = {}
-
-    def of(self, partition: int) -> tuple[int, int]:
-        """Return the highest accepted time of a partition, and the arrival of its last row.
-
-        Raises:
-            InputError: The source is a log that was never ingested.
-        """
-        if not self._is_log:
-            return TIME_MIN, TIME_MIN
-        if partition not in self._ends:
-            time_column = self._definition.time_column
-            table = self._log.read(self._definition.name, partition, [time_column, RECEIVED])
-            times, received = one_batch(table).columns
-            self._ends[partition] = (
-                (int(hashing.bits(times).max()), int(hashing.bits(received).max()))
-                if len(times)
-                else (TIME_MIN, TIME_MIN)
-            )
-        return self._ends[partition]
+    Raises:
+        InputError: The source was never ingested.
+    """
+    columns = log.read(definition.name, partition, [definition.time_column, RECEIVED])
+    times, received = map(hashing.bits, one_batch(columns).columns)
+    return (int(times.max()), int(received.max())) if len(times) else (TIME_MIN, TIME_MIN)

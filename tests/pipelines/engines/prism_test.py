@@ -24,6 +24,9 @@ from tidemill.features.errors import PrismFailed
 from tidemill.pipelines.engines.choosing import find_prism
 from tidemill.pipelines.engines.prism import OwnedPrismRunner, PrismResult, PrismServer
 
+# A thread that loses its connection to Prism is logged, and not reported as an error.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
 ENDLESS = Path(__file__).parents[2] / "support" / "endless_stream.py"
 
 

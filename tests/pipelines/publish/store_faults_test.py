@@ -53,8 +53,6 @@ from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace
 SAMPLE = 5
 STRIKE_AT = {"fnapi": 8, "prism": 3}
 KEYS = {"by_driver": pa.array([f"d{n}" for n in range(6)]), "by_zone": pa.array(range(4))}
-# Prism closes its connections when it ends.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 KEPT = {"appendonly": "yes", "appendfsync": "always"}
 
