@@ -245,7 +245,7 @@ class _Work:
             self.request_entity = _resolve(state, requests.column(KEY), insert=False)
             self.ordinals = requests.column(ORDINAL)
             _check_before(self.request_as_of - 1, until_us, plan.view, "request")
-        self.event_order = _order(self.event_change)
+        self.event_order = _order(self.event_time)
         self.request_order = _order(self.request_as_of)
 
     def chunks(self, until_us: int) -> Iterator[tuple[int, int, int]]:
@@ -278,6 +278,7 @@ class _Work:
 
 
 def _order(instants: Int64Array) -> Int64Array:
+    """Return the rows by instant, those of one instant in their order."""
     if len(instants) < 2 or bool((instants[1:] >= instants[:-1]).all()):
         return np.arange(len(instants))
     return np.argsort(instants, kind="stable")

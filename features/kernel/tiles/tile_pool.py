@@ -68,8 +68,9 @@ def make_tiles(
     meta: Int64Array,
     template: Int64Array,
     hops: Int64Array,
+    n_hops: int,
 ) -> bool:
-    """Give an entity an (empty) tile for each of ``hops`` (ascending, with repeats).
+    """Give an entity an (empty) tile for each of ``hops[:n_hops]`` (distinct, ascending).
 
     Returns:
         False, with nothing changed, when the pool has no room.
@@ -79,10 +80,8 @@ def make_tiles(
     newest = tiles[end - 1, HOP] if length else TIME_MIN
     missing = 0
     appends = True
-    for k in range(hops.shape[0]):
+    for k in range(n_hops):
         hop = hops[k]
-        if k and hop == hops[k - 1]:
-            continue
         if hop <= newest:
             at = lower_bound(tiles, start, end, hop)
             if tiles[at, HOP] == hop:
@@ -108,15 +107,13 @@ def make_tiles(
                 return False
             at = start
             row = fresh
-            for k in range(hops.shape[0]):
+            for k in range(n_hops):
                 hop = hops[k]
                 while at < end and tiles[at, HOP] < hop:
                     _copy_tile(tiles, at, row)
                     at += 1
                     row += 1
                 if at < end and tiles[at, HOP] == hop:
-                    continue
-                if row > fresh and tiles[row - 1, HOP] == hop:
                     continue
                 _empty_tile(tiles, row, template, hop)
                 row += 1
@@ -131,11 +128,10 @@ def make_tiles(
             entities[entity, START] = fresh
             entities[entity, LENGTH] = total
             return True
-    for k in range(hops.shape[0]):
+    for k in range(n_hops):
         hop = hops[k]
         if hop > newest:
             _empty_tile(tiles, end, template, hop)
-            newest = hop
             end += 1
     entities[entity, LENGTH] = total
     return True
