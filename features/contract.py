@@ -1,4 +1,7 @@
-"""The contract of time: what "as of" means, in one place that everything else calls.
+"""The contract of time: the specification of "as of".
+
+The kernel computes the same rules in compiled code (`features.kernel.tiles.layout`), and labels are
+joined in Arrow; `tests/laws/contract_laws_test.py` compares both with the functions of this page.
 
 What is promised here:
 
