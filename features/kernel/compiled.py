@@ -12,13 +12,26 @@ Compiling costs by the function and by the signature, so:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from numba import config, njit
 from numba.core import types
 
 from tidemill.features.kernel.code_cache import code_cache
+from tidemill.features.kernel.compiler import (
+    EntryCompiler,
+    InnerCompiler,
+    compile_options,
+)
+
+_ENTRY: Final = {"no_cfunc_wrapper": True, **compile_options(EntryCompiler)}
+_INNER: Final = {
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    **compile_options(InnerCompiler),
+}
 
 
 def entry(function: Callable[..., Any]) -> Any:
@@ -33,32 +46,30 @@ def entry(function: Callable[..., Any]) -> Any:
     """
     directory = code_cache()
     if directory is None:
-        return _without_literals(njit(no_cfunc_wrapper=True)(function))
+        return _without_literals(njit(**_ENTRY)(function))
     # numba reads the setting here and nowhere later; code of others keeps the directory it had.
     before = config.CACHE_DIR
     config.CACHE_DIR = str(directory)
     try:
-        return _without_literals(njit(cache=True, no_cfunc_wrapper=True)(function))
+        return _without_literals(njit(cache=True, **_ENTRY)(function))
     finally:
         config.CACHE_DIR = before
 
 
-def inner(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+def inner(function: Callable[..., Any] | None = None, *, forceinline: bool = False) -> Any:
     """Compile a function that only compiled functions call.
 
     Args:
         function: The function.
-        options: Options of `numba.njit`. ``forceinline=True`` inlines in LLVM, at half the cost of
-            numba's own ``inline="always"``.
+        forceinline: Inline it in LLVM, at half the cost of numba's own ``inline="always"``. False
+            leaves it to LLVM; numba would hand a caller's True down.
 
     Returns:
-        The compiled function, or a decorator where only options are given.
+        The compiled function, or a decorator where only the option is given.
     """
     if function is None:
-        return lambda decorated: inner(decorated, **options)
-    return _without_literals(
-        njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
-    )
+        return functools.partial(inner, forceinline=forceinline)
+    return _without_literals(njit(forceinline=forceinline, **_INNER)(function))
 
 
 def _without_literals(dispatcher: Any) -> Any:

@@ -232,8 +232,7 @@ def _copy(source: Int64Array, start: int, n: int, out: Int64Array, at: int) -> i
     """Copy words; returns where they end, or -1 for want of room."""
     if at < 0 or at + n > out.shape[0]:
         return -1
-    for k in range(n):
-        out[at + k] = source[start + k]
+    arena.copy_words(source, start, n, out, at)
     return at + n
 
 
@@ -458,8 +457,7 @@ def _take(
 ) -> int:
     """Copy words into a fresh block; returns the block."""
     block = arena.allocate(blocks, block_meta, c)
-    for k in range(n):
-        blocks[block + k] = words[at + k]
+    arena.copy_words(words, at, n, blocks, block)
     return block
 
 

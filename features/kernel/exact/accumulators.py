@@ -155,8 +155,7 @@ def _add_in_scratch(
     return _fixed_to_compact(scratch, _SCRATCH_WORDS, lowest, at, limbs)
 
 
-# Said outright, because numba hands the forced inlining of the callers below down to callees.
-@inner(forceinline=False)
+@inner
 def _add_scaled(
     at: int,
     limbs: int,

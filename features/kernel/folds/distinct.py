@@ -88,7 +88,7 @@ def _add_hash(
     block = arena.allocate(blocks, block_meta, REGISTER_CLASS)
     if block == arena.NO_BLOCK:
         return False
-    blocks[block : block + (1 << REGISTER_CLASS)] = 0
+    arena.clear_words(blocks, block, 1 << REGISTER_CLASS)
     old = tiles[at, base + 1]
     for k in range(n):
         _raise_register(blocks, block, blocks[old + k])
@@ -158,7 +158,7 @@ def _collect(scratch: Int64Array, generation: int, n: int, word: int) -> int:
             scratch[slot] = word
             scratch[_SLOTS + slot] = generation
             return n + 1
-        scratch[registers : registers + _M] = 0
+        arena.clear_words(scratch, registers, _M)
         for k in range(_SLOTS):
             if scratch[_SLOTS + k] == generation:
                 at = registers + _register_of(scratch[k])
@@ -175,7 +175,7 @@ def _collect_registers(
     """Merge a tile's registers into the scratch; returns REGISTERS."""
     registers = 2 * _SLOTS + 1
     if n != REGISTERS:
-        scratch[registers : registers + _M] = 0
+        arena.clear_words(scratch, registers, _M)
         for k in range(_SLOTS):
             if scratch[_SLOTS + k] == generation:
                 at = registers + _register_of(scratch[k])

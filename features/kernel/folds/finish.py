@@ -185,12 +185,12 @@ def _variance(
         return variance_to_float(a, ao, 0, b, bo, 0, n, ddof)
     sums, sum_at = blocks, a[ao, 1]
     if a[ao, 0] != SPILLED:
-        wide[:WIDE_SUM] = 0
+        arena.clear_words(wide, 0, WIDE_SUM)
         wide_add_compact(wide, 0, a, ao, 0, SUM_LIMBS)
         sums, sum_at = wide, 0
     squares, square_at = blocks, b[bo, 1]
     if b[bo, 0] != SPILLED:
-        wide[WIDE_SUM : WIDE_SUM + WIDE_SQUARE] = 0
+        arena.clear_words(wide, WIDE_SUM, WIDE_SQUARE)
         wide_add_compact(wide, WIDE_SUM, b, bo, 0, SQUARE_LIMBS)
         squares, square_at = wide, WIDE_SUM
     return wide_variance_to_float(sums, sum_at, squares, square_at, n, ddof)

@@ -41,7 +41,7 @@ _OF_INTS: Final = 0
 _OF_FLOATS: Final = 1
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _bucket(word: int) -> int:
     """Return the bucket of a float by its bits: signed, ascending with the value."""
     magnitude = (word & 0x7FFFFFFFFFFFFFFF) >> _BUCKET_SHIFT
@@ -87,7 +87,7 @@ def _add_bucket(
     return insert(tiles, at, base, place, word + 1, blocks, block_meta)
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _tally(scratch: Int64Array, word: int, sign: int) -> None:
     """Add a bucket's count to the histogram and its two coarser levels, or take it out."""
     bucket = (word >> _COUNT_BITS) + (_BUCKETS >> 1)
@@ -116,7 +116,7 @@ def _bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     return bucket - (_BUCKETS >> 1)
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _gather(scratch: Int64Array, n: int, word: int) -> int:
     """Add a bucket's count to the short sorted list at the end of the scratch.
 
@@ -138,7 +138,7 @@ def _gather(scratch: Int64Array, n: int, word: int) -> int:
     return n + 1
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _listed_bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     seen = 0
     place = 0
@@ -148,7 +148,7 @@ def _listed_bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     return scratch[_LIST + place] >> _COUNT_BITS
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _gather_tile(
     scratch: Int64Array, listed: int, tiles: Int64Array, p: int, base: int, blocks: Int64Array
 ) -> int:
@@ -184,7 +184,7 @@ def _forget_tile(
         _tally(scratch, block if n == 1 else blocks[block + k], -1)
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _count_tile(tiles: Int64Array, p: int, base: int, blocks: Int64Array) -> int:
     n = tiles[p, base]
     block = tiles[p, base + 1]

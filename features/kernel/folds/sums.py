@@ -71,7 +71,7 @@ def _add_to_tile(
         block = arena.allocate(blocks, block_meta, arena.class_of(words))
         if block == arena.NO_BLOCK:
             return False
-        blocks[block : block + words] = 0
+        arena.clear_words(blocks, block, words)
         wide_add_compact(blocks, block, tiles, at, base, limbs)
         for k in range(1 + limbs):
             tiles[at, base + k] = 0
@@ -92,7 +92,7 @@ def _add_to_tile(
 @inner
 def _widen(out: Int64Array, o: int, limbs: int, words: int, blocks: Int64Array, block: int) -> None:
     """Move an answer's compact accumulator into a wide block."""
-    blocks[block : block + words] = 0
+    arena.clear_words(blocks, block, words)
     wide_add_compact(blocks, block, out, o, 0, limbs)
     out[o, 0] = SPILLED
     out[o, 1] = block
@@ -166,8 +166,7 @@ def fold_exact(
                 if out[o, 0] == SPILLED:
                     wide = True
                     block = arena.allocate(blocks, block_meta, block_class)
-                    before = out[o - 1, 1]
-                    blocks[block : block + words] = blocks[before : before + words]
+                    arena.copy_words(blocks, out[o - 1, 1], words, blocks, block)
                     out[o, 1] = block
             tail = queries[at, Q_TAILS + ask_windows[a]]
             while p >= tail:

@@ -63,3 +63,20 @@ def release(arena: Int64Array, meta: Int64Array, block: int, c: int) -> None:
     arena[block] = meta[1 + c]
     meta[1 + c] = block
     meta[meta.shape[0] - 1] -= 1 << c
+
+
+@inner
+def clear_words(words: Int64Array, start: int, n: int) -> None:
+    """Set ``words[start : start + n]`` to zero.
+
+    A loop, because an assignment to a slice compiles numba's message for shapes that differ.
+    """
+    for k in range(start, start + n):
+        words[k] = 0
+
+
+@inner
+def copy_words(source: Int64Array, start: int, n: int, target: Int64Array, at: int) -> None:
+    """Copy ``source[start : start + n]`` to ``target[at : at + n]``."""
+    for k in range(n):
+        target[at + k] = source[start + k]

@@ -14,7 +14,7 @@ from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.tiles import arena
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def search(blocks: Int64Array, block: int, n: int, word: int) -> int:
     """Return the first place in a sorted block whose word is at least ``word``."""
     low, high = 0, n
@@ -52,8 +52,7 @@ def insert(
             if n == 1:
                 blocks[fresh] = block
             else:
-                for k in range(n):
-                    blocks[fresh + k] = blocks[block + k]
+                arena.copy_words(blocks, block, n, blocks, fresh)
                 arena.release(blocks, block_meta, block, old_class)
             block = fresh
             tiles[at, base + 1] = block
