@@ -33,7 +33,6 @@ from tidemill.features.kernel.prepare import (
     KEY,
     ORDINAL,
     TIME,
-    bytes_column,
     fixed_binary,
     matrix_of,
 )
@@ -181,7 +180,7 @@ def advance(
             work.ordinals,
             pa.array(work.request_as_of, pa.int64()),
             fixed_binary(values),
-            bytes_column(nulls),
+            fixed_binary(nulls),
         ],
         schema=answers_schema(state.plan),
     )
@@ -544,7 +543,7 @@ def _publications(
             pa.array(queries[:, Q_VALID_UNTIL], pa.int64()),
             pa.array(queries[:, Q_REVISION], pa.int64()),
             fixed_binary(values),
-            bytes_column(nulls),
+            fixed_binary(nulls),
         ],
         schema=publications_schema(state.plan),
     )

@@ -38,7 +38,7 @@ from tidemill.features.kernel.exact.accumulators import (
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.registry import (
     OWNS_ID,
-    OWNS_PICKS,
+    OWNS_LAST_K,
     OWNS_SKETCH,
     OWNS_WIDE_SQUARE,
     OWNS_WIDE_SUM,
@@ -216,7 +216,7 @@ def _write(
             tile = at
             at += width
             for r in range(references.shape[0]):
-                at = _write_owned(
+                at = _write_blocks(
                     references[r, 0], references[r, 1], tiles, row, blocks, scratch, out, at
                 )
                 if at < 0:
@@ -242,7 +242,7 @@ def _id_words(blocks: Int64Array, block: int) -> int:
 
 
 @inner
-def _write_owned(
+def _write_blocks(
     kind: int,
     base: int,
     tiles: Int64Array,
@@ -267,7 +267,7 @@ def _write_owned(
         if ref >= 0:
             scratch[0, base + 1] = 0
             return _copy(blocks, ref, _id_words(blocks, ref), out, at)
-    elif kind == OWNS_PICKS:
+    elif kind == OWNS_LAST_K:
         scratch[0, base + 1] = 0
         for pick in range(tiles[row, base]):
             at = _copy(blocks, ref + 3 * pick, 1, out, at)
@@ -350,7 +350,7 @@ def _restore(
 
 
 @inner
-def _owned_words(kind: int, words: Int64Array, tile: int, base: int, at: int) -> tuple[int, int]:
+def _block_words(kind: int, words: Int64Array, tile: int, base: int, at: int) -> tuple[int, int]:
     """Return where a partial's owned words end, and how many arena words they take at most."""
     n = words[tile + base]
     if kind == OWNS_WIDE_SUM or kind == OWNS_WIDE_SQUARE:
@@ -362,7 +362,7 @@ def _owned_words(kind: int, words: Int64Array, tile: int, base: int, at: int) ->
         if words[tile + base + 1] == -1:
             return at, 0
         return at + 1 + ((words[at] + 7) >> 3), 1 << id_class(words[at])
-    if kind == OWNS_PICKS:
+    if kind == OWNS_LAST_K:
         room = 0
         for _ in range(n):
             room += 1 << id_class(words[at + 2])
@@ -395,8 +395,8 @@ def _index(
             tile = at
             at += width
             for r in range(references.shape[0]):
-                at, room = _owned_words(references[r, 0], words, tile, references[r, 1], at)
-                if references[r, 0] == OWNS_PICKS:
+                at, room = _block_words(references[r, 0], words, tile, references[r, 1], at)
+                if references[r, 0] == OWNS_LAST_K:
                     room += 1 << arena.class_of(3 * references[r, 2])
                 owned[1] += room
     starts[key_lengths.shape[0]] = at
@@ -437,7 +437,7 @@ def _read(
                 tiles[row, j] = words[tile + j]
             at += width
             for r in range(references.shape[0]):
-                at = _read_owned(
+                at = _read_blocks(
                     references[r, 0],
                     references[r, 1],
                     references[r, 2],
@@ -462,7 +462,7 @@ def _take(
 
 
 @inner
-def _read_owned(
+def _read_blocks(
     kind: int,
     base: int,
     size: int,
@@ -475,8 +475,8 @@ def _read_owned(
     block_meta: Int64Array,
 ) -> int:
     n = words[tile + base]
-    end, _ = _owned_words(kind, words, tile, base, at)
-    if kind == OWNS_PICKS:
+    end, _ = _block_words(kind, words, tile, base, at)
+    if kind == OWNS_LAST_K:
         if n == 0:
             return at
         picks = arena.allocate(blocks, block_meta, arena.class_of(3 * size))

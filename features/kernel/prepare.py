@@ -7,7 +7,7 @@ patterns of the values that the view's partials take, followed by the bits of th
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import Expression, FeatureView, Mask, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.hashing import UInt8Array
 from tidemill.features.kernel.plan import MASKS_PER_WORD, Plan
 
 KEY: Final = "key"
@@ -46,39 +47,30 @@ def events_schema(plan: Plan) -> pa.Schema:
     )
 
 
-def fixed_binary(matrix: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> pa.Array:
-    """Return an Arrow column of the rows of a 64-bit matrix, without copying them."""
-    words = np.ascontiguousarray(matrix)
-    kind = pa.binary(8 * words.shape[1])
-    return pa.Array.from_buffers(kind, words.shape[0], [None, pa.py_buffer(words)])
+def fixed_binary(matrix: npt.NDArray[Any]) -> pa.Array:
+    """Return an Arrow column of the rows of a matrix, without copying a contiguous one."""
+    rows = np.ascontiguousarray(matrix)
+    kind = pa.binary(rows.itemsize * rows.shape[1])
+    return pa.Array.from_buffers(kind, rows.shape[0], [None, pa.py_buffer(rows)])
+
+
+def _matrix(array: pa.Array, dtype: type[Any]) -> npt.NDArray[Any]:
+    row_bytes = array.type.byte_width
+    data = array.buffers()[1]
+    if data is None:
+        data = b""
+    flat = np.frombuffer(data, np.uint8, len(array) * row_bytes, array.offset * row_bytes)
+    return flat.view(dtype).reshape(len(array), row_bytes // np.dtype(dtype).itemsize)
 
 
 def matrix_of(array: pa.Array) -> Int64Array:
     """Return a fixed-size binary column as an int64 matrix ``(rows, words)``, without copying."""
-    words = array.type.byte_width // 8
-    data = array.buffers()[1]
-    if data is None or len(array) == 0:
-        return np.zeros((0, words), np.int64)
-    flat = np.frombuffer(data, np.int64, count=len(array) * words, offset=array.offset * words * 8)
-    return flat.reshape(len(array), words)
+    return _matrix(array, np.int64)
 
 
-def nulls_of(array: pa.Array) -> npt.NDArray[np.uint8]:
+def nulls_of(array: pa.Array) -> UInt8Array:
     """Return a column of null flags as a uint8 matrix ``(rows, columns)``, without copying."""
-    width = array.type.byte_width
-    data = array.buffers()[1]
-    if data is None or len(array) == 0:
-        return np.zeros((0, width), np.uint8)
-    flat = np.frombuffer(data, np.uint8, count=len(array) * width, offset=array.offset * width)
-    return flat.reshape(len(array), width)
-
-
-def bytes_column(matrix: npt.NDArray[np.uint8]) -> pa.Array:
-    """Return a uint8 matrix as a fixed-size binary column, without copying."""
-    matrix = np.ascontiguousarray(matrix)
-    return pa.Array.from_buffers(
-        pa.binary(matrix.shape[1]), matrix.shape[0], [None, pa.py_buffer(matrix)]
-    )
+    return _matrix(array, np.uint8)
 
 
 class _Evaluator:

@@ -17,7 +17,7 @@ OWNS_NOTHING: Final = 0
 OWNS_WIDE_SUM: Final = 1
 OWNS_WIDE_SQUARE: Final = 2
 OWNS_ID: Final = 3
-OWNS_PICKS: Final = 4
+OWNS_LAST_K: Final = 4
 OWNS_SKETCH: Final = 5
 OWNS_SET: Final = 6
 

@@ -50,6 +50,11 @@ from tidemill.features.kernel.tiles import arena
 from tidemill.features.kernel.tiles.layout import Q_AS_OF, Q_REQUEST
 from tidemill.features.kernel.tiles.tile_blocks import SPILLED
 
+# The variants of `finish_word`.
+_COUNT: Final = 0
+_EXTREME: Final = 1
+_SINCE: Final = 2
+
 # The variants of `finish_variance`.
 _VARIANCE: Final = 0
 _STD: Final = 1
@@ -61,9 +66,11 @@ def _put(values: Int64Array, nulls: UInt8Array, q: int, column: int, null: bool,
     nulls[q, column] = 1 if null else 0
 
 
-@finish("count")
+@finish("count", variant=_COUNT)
+@finish("extreme", variant=_EXTREME)
+@finish("since", variant=_SINCE)
 @entry
-def finish_count(
+def finish_word(
     variant: int,
     a: Int64Array,
     a_ask: int,
@@ -83,9 +90,48 @@ def finish_count(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Take the count as it is."""
+    """Take a count as it is, and an extreme where there are rows.
+
+    The time since an extreme is that to the query; to a publication it is the anchor itself.
+    """
     for q in range(queries.shape[0]):
-        _put(values, nulls, q, column, False, a[q * a_asks + a_ask, 0])
+        word = a[q * a_asks + a_ask, 0]
+        null = variant != _COUNT and b[q * b_asks + b_ask, 0] == 0
+        if variant == _SINCE and queries[q, Q_REQUEST] != -1:
+            word = queries[q, Q_AS_OF] - word
+        _put(values, nulls, q, column, null, word)
+    return 0
+
+
+@finish("pick")
+@finish("pick_k")
+@finish("estimate")
+@entry
+def finish_present(
+    variant: int,
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Take the values that are present: picks, the newest first, or an estimate."""
+    for q in range(queries.shape[0]):
+        o = q * a_asks + a_ask
+        for k in range(width):
+            _put(values, nulls, q, column + k, a[o, width + k] == 0, a[o, k])
     return 0
 
 
@@ -237,95 +283,6 @@ def finish_variance(
     return overflows
 
 
-@finish("extreme")
-@entry
-def finish_extreme(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Take the extreme where there are rows."""
-    for q in range(queries.shape[0]):
-        n = b[q * b_asks + b_ask, 0]
-        _put(values, nulls, q, column, n == 0, a[q * a_asks + a_ask, 0])
-    return 0
-
-
-@finish("pick")
-@finish("estimate")
-@entry
-def finish_pick(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Take the picked value, or the estimate, where there is one."""
-    for q in range(queries.shape[0]):
-        o = q * a_asks + a_ask
-        _put(values, nulls, q, column, a[o, 0] == 0, a[o, 1])
-    return 0
-
-
-@finish("pick_k")
-@entry
-def finish_pick_k(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Take the picked values, the newest first."""
-    for q in range(queries.shape[0]):
-        o = q * a_asks + a_ask
-        for k in range(width):
-            _put(values, nulls, q, column + k, a[o, width + k] == 0, a[o, k])
-    return 0
-
-
 @finish("ratio")
 @entry
 def finish_ratio(
@@ -353,37 +310,6 @@ def finish_ratio(
         n = b[q * b_asks + b_ask, 0]
         value = float(a[q * a_asks + a_ask, 0]) / float(n) if n else 0.0
         _put(values, nulls, q, column, n == 0, float_to_bits(value))
-    return 0
-
-
-@finish("since")
-@entry
-def finish_since(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Give the time since the anchor, or to a publication the anchor itself."""
-    for q in range(queries.shape[0]):
-        n = b[q * b_asks + b_ask, 0]
-        anchor = a[q * a_asks + a_ask, 0]
-        word = anchor if queries[q, Q_REQUEST] == -1 else queries[q, Q_AS_OF] - anchor
-        _put(values, nulls, q, column, n == 0, word)
     return 0
 
 

@@ -23,7 +23,7 @@ from tidemill.features.kernel.folds.counts_and_extremes import (
     Int32Array,
     UInt8Array,
 )
-from tidemill.features.kernel.registry import OWNS_ID, OWNS_PICKS, fold
+from tidemill.features.kernel.registry import OWNS_ID, OWNS_LAST_K, fold
 from tidemill.features.kernel.tiles import arena
 from tidemill.features.kernel.tiles.layout import Q_HEAD, Q_TAILS
 from tidemill.features.kernel.tiles.tile_blocks import id_class, release_id
@@ -63,38 +63,10 @@ def _compare_row(
             return difference
     if length != other:
         return -1 if length < other else 1
-    return _compare_unsigned(row_value, value)
-
-
-@inner
-def _compare_unsigned(a: int, b: int) -> int:
-    if a == b:
+    if row_value == value:
         return 0
-    return -1 if (a ^ LEAST) < (b ^ LEAST) else 1
-
-
-@inner
-def compare_picks(
-    a_blocks: Int64Array,
-    a_time: int,
-    a_block: int,
-    a_value: int,
-    b_blocks: Int64Array,
-    b_time: int,
-    b_block: int,
-    b_value: int,
-) -> int:
-    """Compare two picks: negative when ``a`` comes first, 0 when they are the same."""
-    if a_time != b_time:
-        return -1 if a_time < b_time else 1
-    a_length, b_length = a_blocks[a_block], b_blocks[b_block]
-    for k in range(min(a_length, b_length)):
-        difference = _byte(a_blocks, a_block, k) - _byte(b_blocks, b_block, k)
-        if difference:
-            return difference
-    if a_length != b_length:
-        return -1 if a_length < b_length else 1
-    return _compare_unsigned(a_value, b_value)
+    # As unsigned integers.
+    return -1 if (row_value ^ LEAST) < (value ^ LEAST) else 1
 
 
 @inner
@@ -154,7 +126,7 @@ def fold_first_or_last(
     scratch: Int64Array,
     out: Int64Array,
 ) -> int:
-    """Keep the first or the last row; the answer is (presence, value bits)."""
+    """Keep the first or the last row; the answer is (value bits, presence)."""
     latest = variant == _LAST
     asks = ask_windows.shape[0]
     for i in range(first, step_row.shape[0]):
@@ -197,12 +169,12 @@ def fold_first_or_last(
                     found = p
                 p -= 1
             o = at * asks + a
-            out[o, 0] = 1 if found >= 0 else 0
-            out[o, 1] = tiles[found, base + 2] if found >= 0 else 0
+            out[o, 0] = tiles[found, base + 2] if found >= 0 else 0
+            out[o, 1] = 1 if found >= 0 else 0
     return step_row.shape[0]
 
 
-@fold("last_k", identity=(0, 0), owns=OWNS_PICKS, answer_words=0)
+@fold("last_k", identity=(0, 0), owns=OWNS_LAST_K, answer_words=0)
 @entry
 def fold_last_k(
     variant: int,

@@ -238,7 +238,7 @@ def fold_sketch(
     scratch: Int64Array,
     out: Int64Array,
 ) -> int:
-    """Count values by bucket; the answer is (presence, bits of the quantile)."""
+    """Count values by bucket; the answer is (bits of the quantile, presence)."""
     is_float = variant == _OF_FLOATS
     asks = ask_windows.shape[0]
     for i in range(first, step_row.shape[0]):
@@ -265,15 +265,15 @@ def fold_sketch(
                     listed = _gather_tile(scratch, listed, tiles, p, base, blocks)
                 p -= 1
             o = at * asks + a
-            out[o, 0] = 1 if total else 0
-            out[o, 1] = 0
+            out[o, 0] = 0
+            out[o, 1] = 1 if total else 0
             if total:
                 rank = np.int64(math.floor(ask_params[a] * float(total - 1)))
                 if listed >= 0:
                     bucket = _listed_bucket_of_rank(scratch, rank)
                 else:
                     bucket = _bucket_of_rank(scratch, rank)
-                out[o, 1] = float_to_bits(_representative(bucket))
+                out[o, 0] = float_to_bits(_representative(bucket))
         if listed < 0:
             for q in range(p + 1, head + 1):
                 _forget_tile(scratch, tiles, q, base, blocks)

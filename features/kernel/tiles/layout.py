@@ -330,9 +330,13 @@ def _lay_out_rows(
         for w in range(window_hops.shape[0]):
             leaving[w] = lower_bound(tiles, start, end, since // hop_us - window_hops[w])
     at = start
-    for r in range(low, high):
-        code = codes[r]
-        key = event_change[code] if code >= 0 else request_as_of[~code]
+    for r in range(low, high + 1):
+        code = 0
+        # After the last row, publish at the boundaries up to the frontier.
+        key = until + 1
+        if r < high:
+            code = codes[r]
+            key = event_change[code] if code >= 0 else request_as_of[~code]
         if every:
             event = _publish_before(
                 key,
@@ -348,6 +352,8 @@ def _lay_out_rows(
                 queries,
                 filled,
             )
+        if r == high:
+            break
         step = filled[0]
         filled[0] += 1
         if code >= 0:
@@ -368,21 +374,6 @@ def _lay_out_rows(
             step_row[step] = -1
             step_at[step] = filled[1]
             filled[1] += 1
-    if every:
-        _publish_before(
-            until + 1,
-            event,
-            leaving,
-            entities,
-            entity,
-            tiles,
-            hop_us,
-            window_hops,
-            step_row,
-            step_at,
-            queries,
-            filled,
-        )
 
 
 @inner

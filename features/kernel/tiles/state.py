@@ -32,13 +32,13 @@ from tidemill.features.kernel.tiles import arena
 START: Final = 0  # row of the oldest tile
 LENGTH: Final = 1  # number of tiles
 BASE: Final = 2  # first row of the segment
-CLASS: Final = 3  # the segment has 2**CLASS rows; NO_SEGMENT without one
+CLASS: Final = 3  # the segment has 2**CLASS rows; NO_ROWS without one
 REVISION: Final = 4  # accepted events applied
 DUE: Final = 5  # hop index of the boundary at which the next tile leaves; NEVER without one
 CHANGED: Final = 6  # the last change point that was passed (only kept for publishing states)
 ENTITY_COLUMNS: Final = 8
 
-NO_SEGMENT: Final = -1
+NO_ROWS: Final = -1
 NOBODY: Final = -1
 NEVER: Final = TIME_MIN
 _MOST_SLOTS: Final = 4_096
@@ -307,7 +307,7 @@ def resolve(
             entities[found, START] = 0
             entities[found, LENGTH] = 0
             entities[found, BASE] = 0
-            entities[found, CLASS] = NO_SEGMENT
+            entities[found, CLASS] = NO_ROWS
             entities[found, REVISION] = 0
             entities[found, DUE] = NEVER
             entities[found, CHANGED] = TIME_MIN

@@ -13,7 +13,7 @@ from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.exact.accumulators import WIDE_SQUARE, WIDE_SUM
 from tidemill.features.kernel.registry import (
     OWNS_ID,
-    OWNS_PICKS,
+    OWNS_LAST_K,
     OWNS_SET,
     OWNS_SKETCH,
     OWNS_WIDE_SQUARE,
@@ -58,7 +58,7 @@ def release_tile(
                 arena.release(blocks, block_meta, tiles[row, base + 1], arena.class_of(words))
         elif kind == OWNS_ID:
             release_id(blocks, block_meta, tiles[row, base + 1])
-        elif kind == OWNS_PICKS:
+        elif kind == OWNS_LAST_K:
             if tiles[row, base] > 0:
                 block = tiles[row, base + 1]
                 for pick in range(tiles[row, base]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.tiles import arena
-from tidemill.features.kernel.tiles.state import BASE, CLASS, HOP, LENGTH, NO_SEGMENT, START
+from tidemill.features.kernel.tiles.state import BASE, CLASS, HOP, LENGTH, NO_ROWS, START
 
 
 @inner(forceinline=True)
@@ -92,8 +92,8 @@ def make_tiles(
         return True
     base, c = entities[entity, BASE], entities[entity, CLASS]
     total = length + missing
-    if c == NO_SEGMENT or not appends or end + missing > base + (1 << c):
-        if c != NO_SEGMENT and appends and total <= start - base:
+    if c == NO_ROWS or not appends or end + missing > base + (1 << c):
+        if c != NO_ROWS and appends and total <= start - base:
             # The dead rows in front hold everything: move down within the segment.
             for k in range(length):
                 _copy_tile(tiles, start + k, base + k)
@@ -121,7 +121,7 @@ def make_tiles(
                 _copy_tile(tiles, at, row)
                 at += 1
                 row += 1
-            if c != NO_SEGMENT:
+            if c != NO_ROWS:
                 release_rows(tiles, meta, base, c)
             entities[entity, BASE] = fresh
             entities[entity, CLASS] = wanted

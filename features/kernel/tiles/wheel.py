@@ -22,7 +22,7 @@ from tidemill.features.kernel.tiles.state import (
     HOP,
     LENGTH,
     NEVER,
-    NO_SEGMENT,
+    NO_ROWS,
     NOBODY,
     START,
 )
@@ -126,9 +126,9 @@ def settle(
                 release_tile(tiles, row, blocks, block_meta, references)
             start += drop
             length -= drop
-        if length == 0 and entities[entity, CLASS] != NO_SEGMENT:
+        if length == 0 and entities[entity, CLASS] != NO_ROWS:
             release_rows(tiles, tile_meta, entities[entity, BASE], entities[entity, CLASS])
-            entities[entity, CLASS] = NO_SEGMENT
+            entities[entity, CLASS] = NO_ROWS
             start = 0
         entities[entity, START] = start
         entities[entity, LENGTH] = length
