@@ -236,31 +236,6 @@ def _check_divisors(n: int, ddof: int) -> None:
 
 
 @inner
-def sum_to_float(words: Words, pos: int, base: int) -> tuple[float, bool]:
-    """The float64 nearest to a compact sum.
-
-    Args:
-        words: int64 matrix; the sum is ``words[pos, base : base + 1 + SUM_LIMBS]``.
-        pos: row of the sum.
-        base: column of its first word.
-
-    Returns:
-        The value, and whether it overflowed (the value is an infinity then).
-    """
-    negative, w1, w2, exponent = _compact_magnitude(row_address(words, pos, base))
-    return _ratio_to_float(negative, 0, w1, w2, False, exponent, 1, 1)
-
-
-@inner
-def wide_sum_to_float(arena: Words, ref: int) -> tuple[float, bool]:
-    """The float64 nearest to ``arena[ref : ref + WIDE_SUM]``; see ``sum_to_float``."""
-    negative, w0, w1, w2, sticky, exponent = _fixed_magnitude(
-        word_address(arena, ref), WIDE_SUM, SUM_LSB
-    )
-    return _ratio_to_float(negative, w0, w1, w2, sticky, exponent, 1, 1)
-
-
-@inner
 def sum_to_int(words: Words, pos: int, base: int) -> tuple[int, bool]:
     """The compact sum of int64 values as int64.
 
@@ -278,7 +253,7 @@ def sum_to_int(words: Words, pos: int, base: int) -> tuple[int, bool]:
     if (i0 | i1) == 0:
         return 0, False
     if exponent < 0:
-        raise ValueError("an int64 sum was asked of a sum with a fraction: use sum_to_float")
+        raise ValueError("an int64 sum was asked of a sum with a fraction: use mean_to_float")
     if signed_bits_192(i0, i1, sign) + exponent > 63:
         return 0, True
     return i0 << exponent, False
@@ -293,9 +268,9 @@ def wide_sum_to_int(arena: Words, ref: int) -> tuple[int, bool]:
     bits = -SUM_LSB % 64
     for at in range(place):
         if load(fixed, at) != 0:
-            raise ValueError("an int64 sum was asked of a sum with a fraction: use sum_to_float")
+            raise ValueError("an int64 sum was asked of a sum with a fraction: use mean_to_float")
     if (load(fixed, place) << (64 - bits)) != 0:
-        raise ValueError("an int64 sum was asked of a sum with a fraction: use sum_to_float")
+        raise ValueError("an int64 sum was asked of a sum with a fraction: use mean_to_float")
     value = shift_right_unsigned(load(fixed, place), bits) | (load(fixed, place + 1) << (64 - bits))
     sign = load(fixed, WIDE_SUM - 1) >> 63
     if value >> 63 != sign or load(fixed, place + 1) >> bits != sign:

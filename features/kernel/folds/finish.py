@@ -35,11 +35,9 @@ from tidemill.features.kernel.exact.accumulators import (
 )
 from tidemill.features.kernel.exact.rounding import (
     mean_to_float,
-    sum_to_float,
     sum_to_int,
     variance_to_float,
     wide_mean_to_float,
-    wide_sum_to_float,
     wide_sum_to_int,
     wide_variance_to_float,
 )
@@ -54,6 +52,11 @@ from tidemill.features.kernel.tiles.tile_blocks import SPILLED
 _COUNT: Final = 0
 _EXTREME: Final = 1
 _SINCE: Final = 2
+_RATIO: Final = 3
+
+# The variants of `finish_sum`.
+_SUM: Final = 0
+_MEAN: Final = 1
 
 # The variants of `finish_variance`.
 _VARIANCE: Final = 0
@@ -69,6 +72,7 @@ def _put(values: Int64Array, nulls: UInt8Array, q: int, column: int, null: bool,
 @finish("count", variant=_COUNT)
 @finish("extreme", variant=_EXTREME)
 @finish("since", variant=_SINCE)
+@finish("ratio", variant=_RATIO)
 @entry
 def finish_word(
     variant: int,
@@ -90,16 +94,21 @@ def finish_word(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Take a count as it is, and an extreme where there are rows.
+    """Take a count as it is, and what else there is where there are rows.
 
-    The time since an extreme is that to the query; to a publication it is the anchor itself.
+    An extreme is taken as it is. The time since one is that to the query; to a publication it is
+    the anchor itself. A ratio of two counts is exact below 2**53, and rounded once.
     """
     for q in range(queries.shape[0]):
         word = a[q * a_asks + a_ask, 0]
-        null = variant != _COUNT and b[q * b_asks + b_ask, 0] == 0
+        n = 1
+        if variant != _COUNT:
+            n = b[q * b_asks + b_ask, 0]
         if variant == _SINCE and queries[q, Q_REQUEST] != -1:
             word = queries[q, Q_AS_OF] - word
-        _put(values, nulls, q, column, null, word)
+        elif variant == _RATIO and n:
+            word = float_to_bits(float(word) / float(n))
+        _put(values, nulls, q, column, n == 0, word)
     return 0
 
 
@@ -135,7 +144,8 @@ def finish_present(
     return 0
 
 
-@finish("sum")
+@finish("sum", variant=_SUM)
+@finish("mean", variant=_MEAN)
 @entry
 def finish_sum(
     variant: int,
@@ -157,16 +167,22 @@ def finish_sum(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Round the exact sum once."""
+    """Round the exact sum once, or the exact sum over the count."""
     overflows = 0
     for q in range(queries.shape[0]):
         o = q * a_asks + a_ask
+        n = 1
+        if variant == _MEAN:
+            n = b[q * b_asks + b_ask, 0]
+        if n == 0:
+            _put(values, nulls, q, column, True, 0)
+            continue
         wide = a[o, 0] == SPILLED
         if is_float:
             if wide:
-                value, over = wide_sum_to_float(blocks, a[o, 1])
+                value, over = wide_mean_to_float(blocks, a[o, 1], n)
             else:
-                value, over = sum_to_float(a, o, 0)
+                value, over = mean_to_float(a, o, 0, n)
             word = float_to_bits(value)
         elif wide:
             word, over = wide_sum_to_int(blocks, a[o, 1])
@@ -174,44 +190,6 @@ def finish_sum(
             word, over = sum_to_int(a, o, 0)
         overflows += over
         _put(values, nulls, q, column, over, word)
-    return overflows
-
-
-@finish("mean")
-@entry
-def finish_mean(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Divide the exact sum by the count and round once."""
-    overflows = 0
-    for q in range(queries.shape[0]):
-        o = q * a_asks + a_ask
-        n = b[q * b_asks + b_ask, 0]
-        value, over = 0.0, False
-        if n:
-            if a[o, 0] == SPILLED:
-                value, over = wide_mean_to_float(blocks, a[o, 1], n)
-            else:
-                value, over = mean_to_float(a, o, 0, n)
-            overflows += over
-        _put(values, nulls, q, column, n == 0 or over, float_to_bits(value))
     return overflows
 
 
@@ -281,36 +259,6 @@ def finish_variance(
                 value = math.sqrt(value)
         _put(values, nulls, q, column, n <= ddof or over, float_to_bits(value))
     return overflows
-
-
-@finish("ratio")
-@entry
-def finish_ratio(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Divide two counts (exact below 2**53, and rounded once)."""
-    for q in range(queries.shape[0]):
-        n = b[q * b_asks + b_ask, 0]
-        value = float(a[q * a_asks + a_ask, 0]) / float(n) if n else 0.0
-        _put(values, nulls, q, column, n == 0, float_to_bits(value))
-    return 0
 
 
 @entry

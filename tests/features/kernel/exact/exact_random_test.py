@@ -25,10 +25,8 @@ from tidemill.features.kernel.exact.accumulators import (
 )
 from tidemill.features.kernel.exact.rounding import (
     mean_to_float,
-    sum_to_float,
     variance_to_float,
     wide_mean_to_float,
-    wide_sum_to_float,
     wide_variance_to_float,
 )
 from tidemill.features.kernel.exact.wide_ints import Words
@@ -78,10 +76,10 @@ def _run(
         if case % 4 >= 2 and not square_wide:
             normalise(words, 0, SQUARES, SQUARE_LIMBS)
         if sum_wide:
-            results[case, 0], flags[case, 0] = wide_sum_to_float(arena, 0)
+            results[case, 0], flags[case, 0] = wide_mean_to_float(arena, 0, 1)
             results[case, 1], flags[case, 1] = wide_mean_to_float(arena, 0, n)
         else:
-            results[case, 0], flags[case, 0] = sum_to_float(words, 0, 0)
+            results[case, 0], flags[case, 0] = mean_to_float(words, 0, 0, 1)
             results[case, 1], flags[case, 1] = mean_to_float(words, 0, 0, n)
         if n > ddofs[case]:
             if sum_wide or square_wide:

@@ -42,11 +42,9 @@ wide_add_square = through_an_entry(accumulators.wide_add_square)
 wide_add_wide = through_an_entry(accumulators.wide_add_wide)
 wide_to_compact = through_an_entry(accumulators.wide_to_compact)
 mean_to_float = through_an_entry(rounding.mean_to_float)
-sum_to_float = through_an_entry(rounding.sum_to_float)
 sum_to_int = through_an_entry(rounding.sum_to_int)
 variance_to_float = through_an_entry(rounding.variance_to_float)
 wide_mean_to_float = through_an_entry(rounding.wide_mean_to_float)
-wide_sum_to_float = through_an_entry(rounding.wide_sum_to_float)
 wide_sum_to_int = through_an_entry(rounding.wide_sum_to_int)
 wide_variance_to_float = through_an_entry(rounding.wide_variance_to_float)
 
@@ -129,8 +127,8 @@ class Moments:
 
     def sum(self) -> Rounded:
         if self.sums is None:
-            return sum_to_float(self.words, 0, 0)
-        return wide_sum_to_float(self.sums, 0)
+            return mean_to_float(self.words, 0, 0, 1)
+        return wide_mean_to_float(self.sums, 0, 1)
 
     def int_sum(self) -> tuple[int, bool]:
         if self.sums is None:
@@ -595,6 +593,6 @@ def test_two_to_the_sixty_two_greatest_values_fit_a_wide_sum() -> None:
         wide_add_wide(sums, 0, sums, 0, WIDE_SUM)
         wide_add_wide(squares, 0, squares, 0, WIDE_SQUARE)
     n = 2**doublings
-    assert bits(wide_sum_to_float(sums, 0)) == bits((math.inf, True))
+    assert bits(wide_mean_to_float(sums, 0, 1)) == bits((math.inf, True))
     assert bits(wide_mean_to_float(sums, 0, n)) == bits((greatest, False))
     assert bits(wide_variance_to_float(sums, 0, squares, 0, n, 1)) == bits((0.0, False))
