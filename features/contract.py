@@ -3,15 +3,13 @@
 The kernel computes the same rules in compiled code (`features.kernel.tiles.layout`), and labels are
 joined in Arrow; `tests/laws/contract_laws_test.py` compares both with the functions of this page.
 
-What is promised here:
-
 * Times are UTC, int64 microseconds. Hops are aligned to the UTC epoch.
 * The value of a feature with window ``W`` and hop ``h`` as of ``t`` covers the events ``e`` with
   ``floor((t - W) / h) * h <= e < t``. The head is exact; the tail moves on the hop grid.
 * So a value changes only at ``e + 1`` for an event at ``e``, or at a hop boundary: it is
   piecewise constant between its *change points*.
 * At equal times a hop boundary comes first, then a request, then an event; events at equal times
-  go by their id as UTF-8 bytes.
+  are ordered by their ids as UTF-8 bytes.
 * Acceptance of an event is a function of the log alone (`accept`).
 """
 
@@ -39,17 +37,17 @@ HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
 
 TIME_MIN: Final = -(2**62)
-"""Minus infinity as a time: before every event (also the frontier of a shard that waits)."""
+"""Minus infinity as a time: before every event (the frontier of a shard that waits)."""
 TIME_MAX: Final = 2**62
-"""Plus infinity as a time: after every event (also the watermark of a partition that ended)."""
+"""Plus infinity as a time: after every event (the watermark of a partition that ended)."""
 
 EARLIEST_EVENT: Final = -62_135_596_800_000_000
-"""0001-01-01T00:00:00Z: an event time before it is out of range."""
+"""0001-01-01T00:00:00Z: earlier event times are out of range."""
 LATEST_EVENT: Final = 253_402_300_799_999_999
-"""9999-12-31T23:59:59.999999Z: an event time after it is out of range."""
+"""9999-12-31T23:59:59.999999Z: later event times are out of range."""
 
 LONGEST_DURATION: Final = 10**18
-"""No duration is longer (about 31,000 years): sums of a time and durations then fit int64."""
+"""The longest duration (about 31,000 years), so that a time plus durations fits int64."""
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND: Final = datetime.timedelta(microseconds=1)
@@ -64,7 +62,7 @@ _UNITS: Final = {
 }
 _DURATION: Final = re.compile(r"([0-9]+)(us|ms|s|m|h|d|w)")
 _DIGITS: Final = 30
-"""No duration needs more, and Python would refuse to read more than 4,300."""
+"""The most digits of a number in a duration: Python raises for more than 4,300."""
 
 
 def parse_duration(text: str, what: str = "duration") -> int:
@@ -121,7 +119,7 @@ def moment_of(time_us: int) -> datetime.datetime:
     """Return a time as a datetime of UTC.
 
     Raises:
-        OverflowError: No calendar has it (`EARLIEST_EVENT` to `LATEST_EVENT`).
+        OverflowError: It is not between `EARLIEST_EVENT` and `LATEST_EVENT`.
 
     >>> moment_of(90 * MINUTE).isoformat()
     '1970-01-01T01:30:00+00:00'
@@ -146,7 +144,7 @@ def hop_index(time_us: int, hop_us: int) -> int:
 
 
 def window_tail(as_of_us: int, window_us: int, hop_us: int) -> int:
-    """Return the first time that a window covers as of ``as_of_us``: it moves on the hop grid."""
+    """Return the first time that a window covers as of ``as_of_us``; it is on the hop grid."""
     return (as_of_us - window_us) // hop_us * hop_us
 
 
@@ -158,8 +156,8 @@ def covers(event_us: int, as_of_us: int, window_us: int, hop_us: int) -> bool:
 def event_change_point(event_us: int, frontier_us: int = TIME_MIN) -> int:
     """Return the first instant at which an event counts.
 
-    An event in order counts one microsecond after it happened; a late one (behind the frontier
-    at which it is applied) counts from that frontier on.
+    An event in order counts one microsecond after it happened; a late event (before the frontier
+    at which it is applied) counts from that frontier.
     """
     return max(event_us + 1, frontier_us)
 
@@ -184,7 +182,7 @@ class Rank(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Which rows of a partition's next rows its log accepts, and the watermark after them.
+    """The decision on a partition's next rows, and the watermark after them.
 
     Attributes:
         too_late: bool, ``(rows,)``: more than out-of-orderness + lateness below the highest
@@ -211,15 +209,15 @@ def accept(
     tolerance_us: int,
     max_ahead_us: int,
 ) -> Acceptance:
-    """Decide which rows of a partition are accepted; a function of the log alone.
+    """Decide which rows of a partition are accepted, from the log alone.
 
     Args:
         times_us: int64, ``(rows,)``: event times in log order.
-        received_us: int64, ``(rows,)``: when the log received each row; None where the log does
-            not say, and then nothing is ahead.
+        received_us: int64, ``(rows,)``: when the log received each row; None if the log does not
+            record it: then no row is ahead.
         highest_us: The highest accepted time before these rows (`TIME_MIN` at the start).
         tolerance_us: ``out_of_orderness + allowed_lateness``, in microseconds.
-        max_ahead_us: How far past its receipt a time may lie, in microseconds.
+        max_ahead_us: How far a time may be after its receipt, in microseconds.
 
     Returns:
         The decision for each row. A row that is ahead moves no watermark.
@@ -230,14 +228,14 @@ def accept(
         ahead = times_us > received_us + max_ahead_us
     usable = np.where(ahead, TIME_MIN, times_us)
     highest = np.maximum.accumulate(np.concatenate([[highest_us], usable]))
-    # A row that is too late lies below the highest, so it never moves it: accumulating over all
-    # usable rows gives the highest *accepted* time.
+    # A row that is too late is below the highest time and never changes it, so the maximum over all
+    # usable rows is the highest *accepted* time.
     too_late = ~ahead & (times_us < highest[:-1] - tolerance_us)
     return Acceptance(too_late, ahead, int(highest[-1]))
 
 
 class ReadStatus(enum.Enum):
-    """What an online read says of a view's row (the names of Feast's ``FieldStatus``)."""
+    """The status of a view's row in an online read (the names of Feast's ``FieldStatus``)."""
 
     PRESENT = "PRESENT"
     NOT_FOUND = "NOT_FOUND"
@@ -252,8 +250,8 @@ def read_status(
     Args:
         clock_us: The reader's declared clock: the wall clock live, the frontier in a replay.
         frontier_us: The published frontier of the row's view and shard.
-        valid_until_us: Where the row's span of validity ends.
-        max_staleness_us: How far the frontier may lag behind the clock.
+        valid_until_us: The end of the row's validity.
+        max_staleness_us: How far the frontier may be behind the clock.
 
     Returns:
         ``PRESENT`` or ``OUTSIDE_MAX_AGE``.

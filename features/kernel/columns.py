@@ -1,4 +1,4 @@
-"""Columns and rows beside the kernel: matrices as named columns, batches joined and filtered."""
+"""Feature matrices as named columns, and batches concatenated and filtered."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def column_arrays(
 
 
 def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch | None:
-    """Put batches of one schema one after the other; None for none."""
+    """Concatenate batches of one schema; None if there are none."""
     if not batches:
         return None
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)

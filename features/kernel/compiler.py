@@ -1,14 +1,14 @@
-"""How numba compiles the kernel: by its own passes, without those that no function here needs.
+"""How numba compiles the kernel: by its own passes, without those that the kernel does not need.
 
-numba compiles a function in passes, and lets a decorator choose others
-(`numba.core.compiler.CompilerBase`). The kernel's functions are plain loops over arrays. So:
+numba compiles a function in passes, and a decorator can choose the passes
+(`numba.core.compiler.CompilerBase`). The kernel's functions are plain loops over arrays, so:
 
 * The passes for closures, ``with`` blocks, array expressions and literal arguments are left out.
-* A function that only compiled functions call becomes LLVM code that its callers link. It gets no
-  machine code, because Python cannot call it.
+* An inner function becomes LLVM code that its callers link. It gets no machine code, because Python
+  cannot call it.
 
-Both save a third of the time, and change no instruction of the code that runs. The passes are
-those of the numba that the tests have seen; another one compiles by all of its own passes, after a
+This saves a third of the time and does not change the code that runs. It depends on internals of
+numba, so a version of numba that the tests have not seen compiles by all of its passes, after a
 warning.
 """
 
@@ -62,7 +62,7 @@ class _LinkedLibrary(JITCodeLibrary):
     """The optimised LLVM code of a function that is only linked into its callers."""
 
     def _finalize_final_module(self) -> None:
-        # numba's own method also gives the module to the engine that makes machine code.
+        # numba's method also adds the module to the engine, which makes machine code of it.
         self._finalize_dynamic_globals()
         self._verify_declare_only_symbols()
         self._finalized = True
@@ -79,7 +79,7 @@ class _InnerLowering(typed_passes.NativeLowering):
         state.flags.no_compile = True
         super().run_pass(state)
         lowered = state["cr"]
-        # numba finds a compiled function by its callable; this one has no code (address 0).
+        # numba identifies a compiled function by its callable; this one has no code (address 0).
         name = lowered.fndesc.qualname
         handle = _dynfunc.make_function(
             lowered.fndesc.lookup_module(), name, name, 0, lowered.env, (state.library,)

@@ -1,10 +1,10 @@
-"""State as bytes: canonical, versioned, and refused by name when it does not fit.
+"""State as bytes: canonical and versioned; a state that does not fit is refused by name.
 
-The canonical part of a state is a function of the events alone, not of the order in which they
-came, of how the log was cut, or of where blocks lie in memory: entities by the bytes of their
-keys, tiles by their hop, sums in lowest terms, sets and sketches sorted. Beside it stand the
-frontier, the last change point of each entity and the counters, which do depend on when late
-events came.
+The canonical part of a state depends on the events alone, not on the order in which they came, on
+how the log was cut, or on addresses in memory: entities are sorted by the bytes of their keys,
+tiles by their hop; sums are in canonical form, sets and sketches are sorted. The other part is the
+frontier, the last change point of each entity and the counters, which depend on when late events
+came.
 
 Layout: ``TIDEMILL-STATE``, the version as 2 bytes, the length of a JSON header as 8 bytes, the
 header, then arrays of little-endian 64-bit words as the header lists them.
@@ -64,7 +64,7 @@ _WORD: Final = np.dtype("<i8")
 
 
 def encode(state: State) -> bytes:
-    """Write a state, whole."""
+    """Encode a state."""
     order, words, keys = _canonical_parts(state)
     changed = state.entities[order, CHANGED]
     header = {
@@ -92,17 +92,17 @@ def encode(state: State) -> bytes:
 
 
 def canonical_bytes(state: State) -> bytes:
-    """Return what a state owes to the events alone (see the module's promise)."""
+    """Return the canonical part of a state, which depends on the events alone."""
     _, words, keys = _canonical_parts(state)
     return state.plan.hash.encode("ascii") + words.astype(_WORD).tobytes() + keys
 
 
 def decode(data: bytes, plan: Plan) -> State:
-    """Read a state.
+    """Decode a state.
 
     Raises:
         StateError: The bytes are not a state, or are cut short.
-        StateVersionError: The state has a version that is not read.
+        StateVersionError: This code does not read the state's version.
         StateMismatch: The state belongs to another definition.
     """
     view = memoryview(data)
@@ -179,7 +179,7 @@ def _canonical_parts(state: State) -> tuple[Int64Array, Int64Array, bytes]:
     return order, words[:filled], data.tobytes()
 
 
-# What an entity's words begin with: the length of its key, its revision, its tiles.
+# Words before an entity's tiles: the length of its key, its revision, the number of tiles.
 _ENTITY_HEADER: Final = 3
 
 
@@ -196,7 +196,11 @@ def _write(
     scratch: Int64Array,
     out: Int64Array,
 ) -> tuple[int, int]:
-    """Write entities from ``first`` on; stops at one that does not fit."""
+    """Write the entities from ``first`` on, up to one that does not fit.
+
+    Returns:
+        The next entity to write, and the number of words written.
+    """
     width = tiles.shape[1]
     for k in range(first, order.shape[0]):
         entity = order[k]
@@ -229,7 +233,7 @@ def _write(
 
 @inner
 def _copy(source: Int64Array, start: int, n: int, out: Int64Array, at: int) -> int:
-    """Copy words; returns where they end, or -1 for want of room."""
+    """Copy words; return their end, or -1 if there is no room."""
     if at < 0 or at + n > out.shape[0]:
         return -1
     arena.copy_words(source, start, n, out, at)
@@ -252,7 +256,7 @@ def _write_blocks(
     out: Int64Array,
     at: int,
 ) -> int:
-    """Write what a partial owns; references become 0 in the scratch tile."""
+    """Write a partial's blocks; references to them become 0 in the scratch tile."""
     ref = tiles[row, base + 1]
     if kind == OWNS_WIDE_SUM or kind == OWNS_WIDE_SQUARE:
         limbs, words = (
@@ -351,7 +355,7 @@ def _restore(
 
 @inner
 def _block_words(kind: int, words: Int64Array, tile: int, base: int, at: int) -> tuple[int, int]:
-    """Return where a partial's owned words end, and how many arena words they take at most."""
+    """Return the end of a partial's blocks, and the arena words that they need at most."""
     n = words[tile + base]
     if kind == OWNS_WIDE_SUM or kind == OWNS_WIDE_SQUARE:
         if n != SPILLED:
@@ -383,7 +387,7 @@ def _index(
     tiles: Int64Array,
     owned: Int64Array,
 ) -> None:
-    """Find where each entity's words start, and how much room everything takes."""
+    """Find the start of each entity's words, and the rows and arena words that all need."""
     at = 0
     for e in range(key_lengths.shape[0]):
         starts[e] = at
@@ -414,7 +418,7 @@ def _read(
     references: Int64Array,
     template: Int64Array,
 ) -> None:
-    """Rebuild tiles and blocks; there is room for all."""
+    """Rebuild the tiles and blocks; there must be room for them."""
     width = template.shape[0]
     for e in range(starts.shape[0] - 1):
         at = starts[e]
@@ -455,7 +459,7 @@ def _read(
 def _take(
     words: Int64Array, at: int, n: int, c: int, blocks: Int64Array, block_meta: Int64Array
 ) -> int:
-    """Copy words into a fresh block; returns the block."""
+    """Copy words into a new block; return the block."""
     block = arena.allocate(blocks, block_meta, c)
     arena.copy_words(words, at, n, blocks, block)
     return block

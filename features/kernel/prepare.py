@@ -1,8 +1,8 @@
-"""Preparing rows for the kernel: expressions are evaluated here, once per batch, columnar.
+"""Preparing rows for the kernel: expressions are evaluated here, once per batch.
 
-A prepared event batch has few columns whatever the number of features, because building an Arrow
-batch costs by the column: ``key time id digest cells``. The cells of a row are the 64-bit
-patterns of the values that the view's partials take, followed by the bits of their masks.
+A prepared event batch has the columns ``key time id digest cells``, whatever the number of
+features, because the cost of an Arrow batch grows with its columns. The cells of a row are the
+64-bit patterns of the values that the view's partials take, followed by the bits of their masks.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ORDINAL: Final = "ordinal"
 REQUESTS_SCHEMA: Final = pa.schema(
     [pa.field(KEY, pa.string()), pa.field(TIME, pa.int64()), pa.field(ORDINAL, pa.int64())]
 )
-"""Prepared requests: the entity's key (null: no entity), the request time, and the caller's own
-number for the request, which comes back with its answer."""
+"""Prepared requests: the entity's key (null: no entity), the request time, and the caller's number
+for the request, which the answer repeats."""
 
 
 def events_schema(plan: Plan) -> pa.Schema:
@@ -74,7 +74,7 @@ def nulls_of(array: pa.Array) -> UInt8Array:
 
 
 class _Evaluator:
-    """Evaluates expressions over one batch, each distinct one once."""
+    """Evaluates expressions over one batch, each distinct expression once."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._batch = batch
@@ -87,7 +87,7 @@ class _Evaluator:
         return self._known[key]
 
     def mask(self, mask: Mask) -> BoolArray | None:
-        """Return which rows a mask takes; None for all."""
+        """Return the rows that a mask selects; None for all."""
         taken: BoolArray | None = None
         if mask.where is not None:
             where = self(mask.where)
@@ -103,7 +103,7 @@ class _Evaluator:
 
 
 def make_cells(plan: Plan, batch: pa.RecordBatch) -> Int64Array:
-    """Evaluate what a plan takes of validated rows.
+    """Evaluate the cells of validated rows.
 
     Args:
         plan: The view's plan.
@@ -141,7 +141,7 @@ def prepare_events(
         plan: The view's plan.
         view: The view.
         batch: Validated rows, ``(rows,)``: no null in the key, time and id columns.
-        digests: uint64, ``(rows, 2)``: the rows' digests, where the caller has them already.
+        digests: uint64, ``(rows, 2)``: the rows' digests, if the caller has them already.
 
     Returns:
         A batch of `events_schema`, ``(rows,)``, in the same order.

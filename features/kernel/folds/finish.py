@@ -1,17 +1,17 @@
-"""Finish functions: merged answers become values, rounded once.
+"""The finishes: they turn merged answers into values, rounded once.
 
-Every finish is one compiled function over all queries of a batch, with the same arguments:
+Every finish is one compiled function over all queries of a batch:
 
     run(variant, a, a_ask, a_asks, b, b_ask, b_asks, c, c_ask, c_asks, queries,
         blocks, param, width, is_float, column, values, nulls) -> overflows
 
-* ``variant``: the number that the finish was registered with, where one function serves several.
-* ``a``, ``b``, ``c``: the answers of the feature's partials, in the order in which the
-  aggregation names them (missing ones are empty); the answer to query ``q`` is row
+* ``variant``: the number that the finish was registered with, if one function serves several.
+* ``a``, ``b``, ``c``: the answers of the feature's partials, in the order of
+  `Aggregation.partials` (an empty array where there is none); the answer to query ``q`` is row
   ``q * asks + ask``.
-* ``values[q, column : column + width]`` and ``nulls[...]`` receive the 64-bit patterns and which
-  of them are null; nulls have the pattern 0.
-* Returned is the number of values that are null because a total does not fit its dtype.
+* ``values[q, column : column + width]`` receives 64-bit patterns, ``nulls[...]`` which of them are
+  null; a null has the pattern 0.
+* It returns the number of values that are null because a total does not fit its dtype.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -94,10 +94,10 @@ def finish_word(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Take a count as it is, and what else there is where there are rows.
+    """Write a count or, where there are rows, an extreme, the time since it, or a ratio.
 
-    An extreme is taken as it is. The time since one is that to the query; to a publication it is
-    the anchor itself. A ratio of two counts is exact below 2**53, and rounded once.
+    A publication has the anchor itself in place of the time since it. The ratio of two counts is
+    rounded once (the counts are exact below 2**53).
     """
     for q in range(queries.shape[0]):
         word = a[q * a_asks + a_ask, 0]
@@ -136,7 +136,7 @@ def finish_present(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Take the values that are present: picks, the newest first, or an estimate."""
+    """Write the values that are present: picks, the newest first, or an estimate."""
     for q in range(queries.shape[0]):
         o = q * a_asks + a_ask
         for k in range(width):
@@ -167,7 +167,7 @@ def finish_sum(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Round the exact sum once, or the exact sum over the count."""
+    """Round the exact sum, or the exact sum divided by the count, once."""
     overflows = 0
     for q in range(queries.shape[0]):
         o = q * a_asks + a_ask
@@ -204,7 +204,7 @@ def _variance(
     blocks: Int64Array,
     wide: Int64Array,
 ) -> tuple[float, bool]:
-    """Return the rounded variance and whether it overflowed; ``wide`` is scratch."""
+    """Return the rounded variance, and overflow; ``wide`` is scratch."""
     if a[ao, 0] != SPILLED and b[bo, 0] != SPILLED:
         return variance_to_float(a, ao, 0, b, bo, 0, n, ddof)
     sums, sum_at = blocks, a[ao, 1]
@@ -243,7 +243,7 @@ def finish_variance(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Round the exact variance once; ``std`` is the root of that."""
+    """Round the exact variance once; ``std`` is the root of the rounded variance."""
     ddof = int(param)
     overflows = 0
     wide = np.empty(WIDE_SUM + WIDE_SQUARE, np.int64)
@@ -265,7 +265,7 @@ def finish_variance(
 def release_answers(
     out: Int64Array, words: int, blocks: Int64Array, block_meta: Int64Array
 ) -> None:
-    """Give back the wide blocks that answers of an exact sum took."""
+    """Release the wide blocks of the answers of an exact sum."""
     for o in range(out.shape[0]):
         if out[o, 0] == SPILLED:
             arena.release(blocks, block_meta, out[o, 1], arena.class_of(words))

@@ -1,8 +1,8 @@
 """The folds that pick rows by (event time, id): first, last, last-k.
 
-Rows at equal times go by their ids as UTF-8 bytes, and rows of equal time and id (which are
-different events: their values differ) by the bits of their values as unsigned integers. Ids live
-in arena blocks: the length in bytes, then the bytes, eight to a word, padded with zeros.
+Rows at equal times are ordered by their ids as UTF-8 bytes, and rows of equal time and id
+(different events, whose values differ) by the bits of their values as unsigned integers. An id is
+in an arena block: its length in bytes, then the bytes, eight in a word, padded with zeros.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -53,7 +53,7 @@ def _compare_row(
     length: int,
     row_value: int,
 ) -> int:
-    """Compare a row with a pick: negative when the row comes first, 0 when they are the same."""
+    """Compare a row with a pick: negative if the row comes first, 0 if they are the same."""
     if row_time != time:
         return -1 if row_time < time else 1
     other = blocks[block]
@@ -88,7 +88,7 @@ def _replace_id(
     start: int,
     length: int,
 ) -> int:
-    """Write an id over another one (or none); returns its block, or -1 for want of room."""
+    """Replace an id (or none) by another; return its block, or -1 if there is no room."""
     wanted = id_class(length)
     if block == _NO_ID or id_class(blocks[block]) != wanted:
         fresh = arena.allocate(blocks, block_meta, wanted)
@@ -159,7 +159,7 @@ def fold_first_or_last(
             tiles[at, base + 1] = block
             tiles[at, base + 2] = value
             continue
-        # Tiles stand in time order, so the newest (oldest) one that has a pick has the pick.
+        # Tiles are in order of time: take the pick of the newest (oldest) tile that has one.
         p = queries[at, Q_HEAD]
         found = -1
         for a in range(asks):
@@ -201,7 +201,7 @@ def fold_last_k(
 ) -> int:
     """Keep the last ``size`` rows, ascending; the answer is their values, the newest first.
 
-    A tile's words are (number of picks, block); a block holds (time, id, value) per pick. The
+    A tile's words are (number of picks, block); the block has (time, id, value) for each pick. The
     answer has ``size`` values and then ``size`` presences.
     """
     asks = ask_windows.shape[0]
@@ -247,7 +247,7 @@ def fold_last_k(
                 tiles[at, base + 1] = block
             _write_id(blocks, fresh, id_data, start, length)
             if n == size:
-                # The oldest pick makes room.
+                # Drop the oldest pick.
                 release_id(blocks, block_meta, blocks[block + 1])
                 place -= 1
                 for k in range(_PICK_WORDS * place):

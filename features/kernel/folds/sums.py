@@ -1,7 +1,7 @@
 """The folds of exact sums and sums of squares, over floats and integers.
 
-A tile's accumulator is a small window of bits (`features.kernel.exact.accumulators`); what does not
-fit it moves into a wide block of the arena, so the sum stays exact whatever the values.
+A tile has a compact accumulator (`features.kernel.exact.accumulators`). A sum that does not fit it
+moves into a wide block of the arena, so the sum is exact whatever the values.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -53,7 +53,7 @@ def _add_to_tile(
     blocks: Int64Array,
     block_meta: Int64Array,
 ) -> bool:
-    """Add a value to a tile's accumulator; False, with nothing changed, for want of room."""
+    """Add a value to a tile's accumulator; False, with nothing changed, if there is no room."""
     if tiles[at, base] != SPILLED:
         if kind == _FLOAT_SUM:
             fits = add_float(tiles, at, base, bits_to_float(value))
@@ -132,10 +132,7 @@ def fold_exact(
     scratch: Int64Array,
     out: Int64Array,
 ) -> int:
-    """Sum values or their squares exactly; the answer is an accumulator.
-
-    See `features.kernel.exact.accumulators`.
-    """
+    """Sum values or their squares exactly; the answer is an accumulator."""
     asks = ask_windows.shape[0]
     limbs, words = (SUM_LIMBS, WIDE_SUM) if variant < _FLOAT_SQUARE else (SQUARE_LIMBS, WIDE_SQUARE)
     block_class = arena.class_of(words)
@@ -178,8 +175,8 @@ def fold_exact(
                     p -= 1
                     continue
                 if not wide:
-                    # Before the first wide answer, make sure that all of this query's fit, so
-                    # that giving up leaves nothing behind.
+                    # Check before the first wide answer that all of this query's answers fit, so
+                    # that returning leaves no block allocated.
                     if not roomy:
                         if not arena.has_room(blocks, block_meta, asks << block_class):
                             return i

@@ -1,11 +1,12 @@
-"""Where things go in time: grouping a batch's rows by entity, laying out tiles, asking queries.
+"""The layout of a batch in time: rows grouped by entity, tiles, queries.
 
-These functions decide structure only: which tile an event falls in, which run of tiles a query
-covers, at which instants something is published. The folds then do the arithmetic.
+These functions decide the tile of each event, the tiles that each query covers, and the instants of
+publications. The folds then do the arithmetic.
 
-An event at ``e`` counts from its change point ``c`` on: ``e + 1``, or the frontier if it was late.
-A query as of ``t`` sees it when ``c <= t``. So a batch is ordered by change point and ``as_of``,
-events first where they are equal, and that one rule gives every clause of the contract of time.
+An event at ``e`` counts from its change point ``c``: ``e + 1``, or the frontier if the event is
+late. A query as of ``t`` sees it if ``c <= t``. So a batch is ordered by change point and
+``as_of``, events first where they are equal; every clause of the contract of time follows from that
+rule.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ PUBLISH_ALL: Final = 3
 
 # Columns of the query matrix.
 Q_AS_OF: Final = 0
-Q_HEAD: Final = 1  # row of the newest tile it sees; its windows end there
+Q_HEAD: Final = 1  # row of the newest tile it covers
 Q_REQUEST: Final = 2  # index of the request, or -1 for a publication
 Q_ENTITY: Final = 3
 Q_CHANGED: Final = 4  # a publication's event_timestamp
 Q_REVISION: Final = 5
 Q_VALID_UNTIL: Final = 6
-Q_TAILS: Final = 7  # then, per window, the row of the oldest tile it sees
+Q_TAILS: Final = 7  # from here on, per window, the row of the oldest tile it covers
 
 _NONE: Final = 2**63 - 1
 """No change point: later than all of them."""
@@ -51,22 +52,22 @@ def group_rows(
     stamps: Int64Array,
     batch_number: int,
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Merge events and requests by time and group them by entity, keeping the order.
+    """Merge events and requests in order of time, and group them by entity.
 
     Args:
         event_entity: int64: the entity of each event.
-        event_order: int64: the events to take, by event time (and so by change point).
+        event_order: int64: the events to take, in order of time (and so of change point).
         event_change: int64: the change point of each event.
-        request_entity: int64: the entity of each request, NOBODY where there is none (skipped).
-        request_order: int64: the requests to take, by as_of.
+        request_entity: int64: the entity of each request; a request of NOBODY is skipped.
+        request_order: int64: the requests to take, in order of as_of.
         request_as_of: int64: the instant of each request.
-        due: int64: entities to make a group for even without rows.
-        stamps: int64, per entity: scratch.
+        due: int64: entities that get a group even without rows.
+        stamps: int64, per entity: scratch that is kept between calls.
         batch_number: A number that was never used with these stamps.
 
     Returns:
-        The groups' entities; where each group starts in the codes (one longer); the codes: an
-        event's index, or ``~index`` of a request.
+        The groups' entities; the start of each group in the codes, and the end of the last; the
+        codes: the index of an event, or ``~index`` of a request.
     """
     n = event_order.shape[0] + request_order.shape[0]
     local_of = np.empty(n, np.int64)
@@ -133,13 +134,13 @@ def _ask(
     hop_us: int,
     window_hops: Int64Array,
 ) -> None:
-    """Write a query: which rows each window covers as of ``as_of``."""
+    """Write a query: the rows of tiles that each window covers as of ``as_of``."""
     low = entities[entity, START]
     high = low + entities[entity, LENGTH]
     queries[q, Q_AS_OF] = as_of
     queries[q, Q_REQUEST] = request
     queries[q, Q_ENTITY] = entity
-    # Tiles past the hop of the last covered microsecond hold only events that come later.
+    # Tiles after the hop of the last covered microsecond hold only later events.
     head = lower_bound(tiles, low, high, (as_of - 1) // hop_us + 1) - 1
     queries[q, Q_HEAD] = head
     high = head + 1
@@ -164,7 +165,7 @@ def _last_boundary(
     window_hops: Int64Array,
     until: int,
 ) -> int:
-    """Return the latest boundary at or before ``until`` at which a tile left a window."""
+    """Return the last instant at or before ``until`` at which a tile left a window."""
     low = entities[entity, START]
     end = low + entities[entity, LENGTH]
     last = TIME_MIN
@@ -179,7 +180,7 @@ def _last_boundary(
 def _prefetch_group(
     g: int, group_entity: Int64Array, entities: Int64Array, tiles: Int64Array
 ) -> None:
-    """Ask early for the entity of a later group, and for the newest tile of a nearer one."""
+    """Prefetch the entity of a later group, and the newest tile of a nearer one."""
     if g + 16 < group_entity.shape[0]:
         prefetch(row_address(entities, group_entity[g + 16], 0))
     if g + 8 < group_entity.shape[0]:
@@ -205,7 +206,7 @@ def _find_hops(
     window_hops: Int64Array,
     hops: Int64Array,
 ) -> tuple[int, int]:
-    """Write the distinct hops of a group's events into ``hops``, but for expired events.
+    """Write the distinct hops of a group's events into ``hops``, without those of expired events.
 
     Returns:
         The number of events, and the number of hops.
@@ -267,9 +268,8 @@ def _publish_before(
 ) -> int:
     """Publish an entity at each of its change points before ``key``.
 
-    ``event`` is the change point of the last event laid out, `_NONE` when it is published
-    already, and is returned so. ``leaving`` holds, per window, the row of the tile that leaves
-    the window next; it moves on.
+    ``event`` is the change point of the last event, or `_NONE` once it is published, and is
+    returned. ``leaving``, per window the row of the tile that leaves it next, is updated.
     """
     end = entities[entity, START] + entities[entity, LENGTH]
     while True:
@@ -322,7 +322,7 @@ def _lay_out_rows(
     queries: Int64Array,
     filled: Int64Array,
 ) -> None:
-    """Append the steps of a group's rows, and with ``every`` of its publications."""
+    """Append the steps of a group's rows and, with ``every``, of its publications."""
     start = entities[entity, START]
     end = start + entities[entity, LENGTH]
     event = _NONE
@@ -392,7 +392,7 @@ def _close_group(
     queries: Int64Array,
     filled: Int64Array,
 ) -> None:
-    """Note the last boundary up to ``until``, and publish the newest values where wanted."""
+    """Record the last boundary up to ``until``, and publish the newest values if required."""
     boundary = _last_boundary(entities, entity, tiles, hop_us, window_hops, until)
     changes = has_events
     if boundary > since:
@@ -438,12 +438,12 @@ def lay_out(
     queries: Int64Array,
     filled: Int64Array,
 ) -> int:
-    """Lay out groups one after the other, from ``group`` on.
+    """Lay out the groups from ``group`` on.
 
     Args:
         group: The first group to lay out.
         group_entity: The groups' entities, as `group_rows` returned them.
-        group_start: Where each group starts in the codes.
+        group_start: The start of each group in the codes.
         codes: The groups' events and requests.
         event_time: int64: the time of each event.
         event_change: int64: its change point.
@@ -455,19 +455,18 @@ def lay_out(
         hop_us: The hop.
         window_hops: The windows, in hops, ascending.
         publish: ``PUBLISH_...``.
-        tracks: Keep each entity's last change point.
-        since: Change points in ``(since, until]`` belong to this batch, but for events: theirs
-            all do.
+        tracks: Whether to keep each entity's last change point.
+        since: The frontier before this batch: boundaries in ``(since, until]`` belong to the batch.
         until: The frontier after this batch.
         step_row: Receives, per step, the event's index, or -1 for a query.
         step_at: Receives, per step, the event's tile row (-1: expired), or the query's index.
         queries: Receives the queries (columns ``Q_...``).
-        filled: int64, ``(3,)``: steps and queries written, events that had expired on arrival;
-            kept from call to call.
+        filled: int64, ``(3,)``: the numbers of steps, of queries and of events that had expired on
+            arrival, over all calls.
 
     Returns:
-        The next group to lay out: less than the number of groups when something ran out of room
-        (the pool of tiles, the steps or the queries), which the caller then grows.
+        The next group to lay out. It is less than the number of groups if there is no room for it
+        (tiles, steps or queries): the caller grows all three and calls again.
     """
     hops = np.empty(codes.shape[0], np.int64)
     leaving = np.empty(window_hops.shape[0], np.int64)
@@ -540,10 +539,10 @@ def mark_presence(
     hop_us: int,
     window_hops: Int64Array,
 ) -> None:
-    """Count rows into tiles, and find until when each publication holds.
+    """Count the rows of tiles, and write the ``valid_until`` of each publication.
 
-    A publication holds until the first boundary at which a tile *with rows* leaves a window; a
-    tile that the batch has laid out but not yet reached does not count.
+    A publication is valid until the first boundary at which a tile *with rows* leaves a window. A
+    tile that the batch has laid out, but whose events come later, does not count.
     """
     for i in range(step_row.shape[0]):
         at = step_at[i]

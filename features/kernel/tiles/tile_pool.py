@@ -1,7 +1,8 @@
-"""Segments: the tiles of an entity, side by side in time order in a pool of rows.
+"""The pool of tiles: an entity's tiles are adjacent rows, in order of time.
 
-A segment has ``2**c`` rows; free segments of a class are chained through their first word. A new
-newest tile is appended; one in the middle (a late event's) makes the entity a new segment.
+Each entity with tiles has a block of ``2**c`` rows; free blocks of a class are linked through their
+first word, as in the arena. A new tile after the newest one is appended; a new tile before it (of a
+late event) moves the entity to a new block.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _empty_tile(tiles: Int64Array, row: int, template: Int64Array, hop: int) -> 
 
 @inner
 def _allocate_rows(tiles: Int64Array, meta: Int64Array, c: int) -> int:
-    """Take a segment of ``2**c`` rows from the pool, or -1 (`arena.allocate`, over rows)."""
+    """Take a block of ``2**c`` rows from the pool, or -1 (`arena.allocate`, over rows)."""
     block = meta[1 + c]
     if block != -1:
         meta[1 + c] = tiles[block, 0]
@@ -54,7 +55,7 @@ def _allocate_rows(tiles: Int64Array, meta: Int64Array, c: int) -> int:
 
 @inner
 def release_rows(tiles: Int64Array, meta: Int64Array, block: int, c: int) -> None:
-    """Give a segment of ``2**c`` rows back to the pool."""
+    """Release a block of ``2**c`` rows."""
     tiles[block, 0] = meta[1 + c]
     meta[1 + c] = block
     meta[meta.shape[0] - 1] -= 1 << c
@@ -70,10 +71,10 @@ def make_tiles(
     hops: Int64Array,
     n_hops: int,
 ) -> bool:
-    """Give an entity an (empty) tile for each of ``hops[:n_hops]`` (distinct, ascending).
+    """Make the missing tiles of an entity for ``hops[:n_hops]`` (distinct, ascending).
 
     Returns:
-        False, with nothing changed, when the pool has no room.
+        False, with nothing changed, if the pool has no room.
     """
     start, length = entities[entity, START], entities[entity, LENGTH]
     end = start + length
@@ -94,7 +95,7 @@ def make_tiles(
     total = length + missing
     if c == NO_ROWS or not appends or end + missing > base + (1 << c):
         if c != NO_ROWS and appends and total <= start - base:
-            # The dead rows in front hold everything: move down within the segment.
+            # The rows before the oldest tile are free: move to the start of the block.
             for k in range(length):
                 _copy_tile(tiles, start + k, base + k)
             start = base
