@@ -1,7 +1,7 @@
-"""The contract of time is the specification; what computes does it in code of its own, and agrees.
+"""The kernel and the join of labels agree with the contract of time.
 
-`features.contract` says rule by rule when an event counts. The kernel has compiled code for that,
-and labels are joined in Arrow: both are compared here with those rules.
+`features.contract` specifies when an event counts. The kernel computes that in compiled code, and
+labels are joined in Arrow; both are compared with the functions of the contract here.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ times = st.integers(-60, 60)
 
 @dataclass(frozen=True)
 class Applied:
-    """An event, with the frontier behind which it may lie when it is applied."""
+    """An event, and the frontier at which it was applied."""
 
     time: int
     frontier: int
@@ -74,7 +74,7 @@ class Applied:
 
 
 calls = st.lists(st.tuples(st.lists(times, max_size=6), st.lists(times, max_size=6)), max_size=4)
-"""What each call brings: times of events, and of requests."""
+"""Per call, the times of events and of requests."""
 
 
 @LAW
@@ -132,7 +132,7 @@ def test_the_kernel_counts_and_publishes_by_the_contract(
 
 
 def _counted(events: list[Applied], instant: int, window_us: int) -> int:
-    """Count what a window covers at an instant, which is that of a request."""
+    """Count the events that a window covers at the instant of a request."""
     now = (instant, Rank.REQUEST)
     counted = 0
     for event in events:

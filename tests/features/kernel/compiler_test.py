@@ -1,4 +1,4 @@
-"""The kernel's own choice of numba's passes: less work for numba, the same results."""
+"""The kernel is compiled by fewer passes than numba's own, with the same results."""
 
 from __future__ import annotations
 

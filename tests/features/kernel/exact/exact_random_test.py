@@ -1,7 +1,7 @@
 """Thirty thousand seeded cases of every size and shape, compared with fractions.
 
-They run inside one compiled function, as in the kernel: compact until a value is refused, then
-wide; and all of them once more with wide accumulators only.
+They run inside one compiled function as in the kernel (compact until a value does not fit, then
+wide), and again with wide accumulators only.
 """
 
 import math
@@ -50,7 +50,7 @@ def as_bits(result: tuple[float, bool]) -> tuple[str, bool]:
 def _run(
     values: npt.NDArray[np.float64], starts: Words, ddofs: Words, wide_only: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Sum, mean, variance and overflow flags of every case, as a query computes them."""
+    """Return sum, mean, variance and overflow flags of every case, as a query computes them."""
     cases = len(starts) - 1
     results = np.zeros((cases, 3))
     flags = np.zeros((cases, 3), np.bool_)
@@ -98,7 +98,7 @@ def _run(
 
 
 def _random_case(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """Rows of one of the shapes that data, or malice, has."""
+    """Return rows of one of several shapes, usual and hostile."""
     kind = int(rng.integers(0, 12))
     signs = rng.choice([-1.0, 1.0], size)
     if kind == 0:
@@ -158,5 +158,5 @@ def test_thirty_thousand_random_cases_equal_the_fractions() -> None:
             values.tolist()
         )
         overflows += any(flag for _, flag in expected)
-    # The cases are worth their time only if they reach the far ends.
+    # Check that the cases reach the extremes.
     assert overflows > 1000
