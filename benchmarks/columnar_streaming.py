@@ -16,7 +16,7 @@ from benchmarks.workload import PAYMENTS, REQUEST, SPAN_US, START_US, TWELVE, Wo
 from tidemill import Project
 from tidemill.features.contract import HOUR
 from tidemill.features.kernel import hashing
-from tidemill.features.kernel.columns import feature_arrays
+from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.engines import choosing
 from tidemill.pipelines.io.log import POSITION, Log
@@ -84,8 +84,8 @@ def run_columnar(workload: Workload, engine: str) -> pa.Table:
     whole = pa.Table.from_batches(_ANSWERS).combine_chunks()
     batch = whole.to_batches()[0]
     positions = hashing.bits(batch.column(POSITION))
-    columns = feature_arrays(
-        project, matrix_of(batch.column("values")), nulls_of(batch.column("nulls"))
+    columns = column_arrays(
+        project.columns, matrix_of(batch.column("values")), nulls_of(batch.column("nulls"))
     )
     order = np.argsort(positions, kind="stable")
     named = {name.split("__", 1)[1]: array.take(pa.array(order)) for name, array in columns.items()}

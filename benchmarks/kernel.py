@@ -1,15 +1,15 @@
-"""The kernel alone, on one core: rows a second, bytes per tile, cost per event by entities.
+"""The kernel alone, on one core: rows per second, bytes per tile, cost per row by entities.
 
-* **Rate.** A million rows of `workload`, twelve features over three windows, 20,000 cards. Two
-  ways of calling: everything at once, and slices of 16,384 rows by time, as a stream does.
-  Preparing (expressions, digests, the shape that the kernel takes) is stated alone and included.
+* **Rate.** A million rows of `workload`, twelve features over three windows, 20,000 cards. The rows
+  come in one call, or in slices of 16,384 rows by time, as in a stream. Preparing (expressions,
+  digests, the columns that the kernel takes) is measured alone and included.
 * **Entities.** The same log (300,000 rows a day) with its keys drawn from 1,000 or from 1,000,000
-  cards. Every card is known beforehand, and two days of the log have passed, so that as many tiles
-  leave as come. Only `advance` is timed; the next calls are prepared in between. The two states
-  are measured in turn. With 1,024 rows a call most rows are of different cards in both; with
-  16,384 a call finds each of the few cards sixteen times, and what a card costs once a call is
-  shared among them. Payments make about as many tiles in both, but a request finds some 180 tiles
-  in a day of one of the few cards, and one tile or none of one of the many: it costs less there.
+  cards. All cards are known and two days of the log have passed before, so that as many tiles
+  expire as are made. Only `advance` is timed; the next calls are prepared in between. The two
+  states are measured in turn. With 1,024 rows a call most rows are of different cards in both
+  states; with 16,384 a call has each of the 1,000 cards sixteen times, so the cost per card and
+  call is shared. Payments make about the same number of tiles in both states, but a request merges
+  some 180 tiles of one of the 1,000 cards, and at most one tile of one of the 1,000,000.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class Slice:
 
 
 class OneView:
-    """The twelve features' view, its plan, and how the benchmark calls the kernel."""
+    """A view, its plan, and the calls of the kernel."""
 
     def __init__(self, features: dict[str, Aggregation]) -> None:
         self.view = make_view(features)
         self.plan: Plan = make_plan(self.view)
 
     def prepare(self, workload: Workload) -> Slice:
-        """Prepare all rows as one call's."""
+        """Prepare all rows for one call."""
         return Slice(
             prepare_events(self.plan, self.view, workload.events),
             prepare_requests(
@@ -90,7 +90,7 @@ class OneView:
     def advance_over(
         self, slices: list[Slice], publish: Publish = Publish.NOTHING
     ) -> tuple[State, list[pa.RecordBatch]]:
-        """Advance a new state; returns it and the answers of each call."""
+        """Advance a new state; return it and the answers of each call."""
         state = State(self.plan, publishes=publish is not Publish.NOTHING)
         answers = [
             advance(state, part.events, part.requests, part.until_us, publish).answers
@@ -121,13 +121,13 @@ def cut(workload: Workload, rows: int) -> list[Workload]:
 
 
 def check_slicing(once: list[pa.RecordBatch], slices: list[pa.RecordBatch]) -> int:
-    """Check that answers in slices are those given at once, bit for bit.
+    """Check that the answers of one call and of slices are equal, bit for bit.
 
     Returns:
-        How many values were compared.
+        The number of values compared.
 
     Raises:
-        AnswersDiffer: They are not.
+        AnswersDiffer: They differ.
     """
     whole = pa.Table.from_batches(once).select(["as_of", "values", "nulls"]).combine_chunks()
     parts = pa.Table.from_batches(slices).select(["as_of", "values", "nulls"]).combine_chunks()
@@ -140,7 +140,7 @@ def check_slicing(once: list[pa.RecordBatch], slices: list[pa.RecordBatch]) -> i
 
 
 def measure_rate(rows: int, effort: Effort) -> list[Figure]:
-    """Measure rows a second, with and without preparing, at once and in slices."""
+    """Measure rows per second, with and without preparing, at once and in slices."""
     one = OneView(TWELVE)
     workload = make_workload(rows)
     pieces = cut(workload, SLICE_ROWS)
@@ -200,7 +200,7 @@ def measure_rate(rows: int, effort: Effort) -> list[Figure]:
             "state per tile",
             state.nbytes / state.n_tiles,
             "bytes",
-            note="tiles, what they refer to, entities and keys, over the tiles at the end",
+            note="tiles and their blocks, entities and keys, divided by the tiles at the end",
         ),
         Figure("rows per tile", float(state.counters.events) / state.n_tiles, "events"),
     ]
@@ -221,13 +221,13 @@ def measure_wide_view(rows: int, effort: Effort) -> list[Figure]:
 
 @dataclass
 class SteadyLog:
-    """An endless log over a number of cards, and a state that follows it.
+    """An endless log over a number of cards, and a state that is advanced over it.
 
     Attributes:
         entities: The number of cards.
         request_share: The share of requests among the rows.
         rows: Rows a call.
-        calls: How many calls are prepared and timed at a time.
+        calls: The number of calls that are prepared and timed at a time.
     """
 
     entities: int
@@ -242,7 +242,7 @@ class SteadyLog:
         self.one = OneView(TWELVE)
         self.state = State(self.one.plan, publishes=False)
         self._chance = np.random.default_rng(self.entities)
-        # Every card is known, in random order, and its first payment leaves again before timing.
+        # Make all cards known, in random order; their first payments expire before timing.
         cards = self._chance.permutation(self.entities)
         times = np.full(self.entities, self._next_us)
         self._advance_seed(times, cards)
@@ -286,14 +286,14 @@ class SteadyLog:
         self._ready = [self._slice() for _ in range(self.calls)]
 
     def work(self) -> int:
-        """Make the calls; returns their rows."""
+        """Make the calls; return the number of their rows."""
         for part in self._ready:
             advance(self.state, part.events, part.requests, part.until_us)
         return len(self._ready) * self.rows
 
 
 def measure_entities(few: int, many: int, rows: int, effort: Effort) -> list[Figure]:
-    """Measure the cost of a row with few and with many entities, ``rows`` rows a call."""
+    """Measure the cost of a row with few and with many entities, in calls of ``rows`` rows."""
     out = []
     calls = max(4, 65_536 // rows)
     for what, share in (("events only", 0.0), ("events and requests", 0.4)):
@@ -306,7 +306,7 @@ def measure_entities(few: int, many: int, rows: int, effort: Effort) -> list[Fig
             out += rates(f"steady, {name}", runs[name], "rows/s")
             out.append(Figure(f"steady, {name}: tiles", log.state.n_tiles, "tiles"))
         cheap, dear = runs.values()
-        # How many times faster the few are is how many times dearer a row of the many is.
+        # The ratio of the rates is the ratio of the costs of a row.
         label = f"cost of a row, {many:,} / {few:,} cards, {what}, {rows:,} a call"
         out += ratios(label, cheap, dear)
     return out
@@ -316,7 +316,7 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
     """Run the benchmark.
 
     Raises:
-        AnswersDiffer: Answers in slices are not those given at once.
+        AnswersDiffer: The answers of one call and of slices differ.
     """
     os.environ["NUMBA_NUM_THREADS"] = "1"
     pin_to_one_core()

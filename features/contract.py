@@ -11,8 +11,10 @@ What is promised here:
   go by their id as UTF-8 bytes.
 * Acceptance of an event is a function of the log alone (`accept`).
 
-The compiled kernel has these rules in `features.kernel.tiles.layout`, the oracle once more in plain
-Python; `tests/features/contract_test.py` tests the kernel rule by rule.
+This module has the rules that plain Python needs. The compiled kernel has its rules in
+`features.kernel.tiles.layout`, the oracle has all of them in plain Python.
+`tests/features/contract_test.py` tests the kernel rule by rule, `tests/laws/contract_laws_test.py`
+compares it with the formulas.
 """
 
 from __future__ import annotations

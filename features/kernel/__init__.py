@@ -1,5 +1,5 @@
-"""The one kernel: what computes every feature value, in batch and in the stream.
+"""The kernel: it computes every feature value, in batch and in the stream.
 
-Its functions are compiled by numba and kept on disk (`kernel.code_cache`); `kernel.compilation`
-compiles them all beforehand, in half the time.
+numba compiles its functions and keeps them on disk (`kernel.code_cache`); `kernel.compilation`
+compiles all of them beforehand, in half the time.
 """

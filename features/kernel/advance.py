@@ -1,12 +1,12 @@
-"""The one kernel: events and requests in, answers and publications out.
+"""The kernel's interface: events and requests in, answers and publications out.
 
     advance(state, events, requests, until, publish) -> Advance
 
-Batch calls it with everything of a shard, sorted; the stream calls it many times with what the
-frontier released. However a log is cut into calls, the answers and the state are the same bytes.
-Nobody else computes a feature.
+Batch calls it once with all rows of a shard; the stream calls it many times with the rows that the
+frontier released. However a log is cut into calls, the answers and the state are the same bytes. No
+other code computes a feature.
 
-It does no I/O and reads no clock. The state it is given is brought forward in place.
+`advance` does no I/O and reads no clock. It changes the state in place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from tidemill.features.kernel.prepare import (
     KEY,
     ORDINAL,
     TIME,
-    bytes_column,
     fixed_binary,
     matrix_of,
 )
@@ -50,17 +49,17 @@ from tidemill.features.kernel.tiles.layout import (
 from tidemill.features.kernel.tiles.state import LENGTH, State, resolve
 
 CHUNK_ROWS: Final = 262_144
-"""Rows handled at once: enough to make calls cheap, few enough to keep tiles of a long history
-from standing in memory together."""
+"""Rows handled at once: enough to make calls cheap, few enough that the tiles of a long history are
+not in memory at the same time."""
 BLOCK_STEPS: Final = 2_048
-"""Steps that all folds do before the next ones: their tiles stay in the processor's cache."""
+"""Steps that all folds handle before the next ones, so that tiles stay in the processor's cache."""
 
 VALUES: Final = "values"
 NULLS: Final = "nulls"
 
 
 class Publish(enum.Enum):
-    """What is published of an advance."""
+    """What an advance publishes."""
 
     NOTHING = layout.PUBLISH_NOTHING
     NEWEST = layout.PUBLISH_NEWEST
@@ -70,11 +69,11 @@ class Publish(enum.Enum):
 
 @dataclass(frozen=True)
 class Advance:
-    """What an advance gave.
+    """The result of an advance.
 
     Attributes:
         answers: One row per request, in the order of the requests; see `answers_schema`.
-        publications: See `publications_schema`; those of an entity by event_timestamp.
+        publications: See `publications_schema`; those of an entity are in order of event_timestamp.
     """
 
     answers: pa.RecordBatch
@@ -84,7 +83,7 @@ class Advance:
 def answers_schema(plan: Plan) -> pa.Schema:
     """Return the schema of answers.
 
-    ``ordinal``: the caller's number of the request. ``as_of``: the instant it is answered for.
+    ``ordinal``: the caller's number for the request. ``as_of``: the instant of the answer.
     ``values``: the 64-bit patterns of the view's columns. ``nulls``: a byte per column, 1 = null.
     """
     return pa.schema(
@@ -100,8 +99,8 @@ def answers_schema(plan: Plan) -> pa.Schema:
 def publications_schema(plan: Plan) -> pa.Schema:
     """Return the schema of publications.
 
-    A publication says that from ``event_timestamp`` on, until ``valid_until`` unless an event
-    comes, an entity's values are these. Anchored values are anchors.
+    A publication says that an entity has these values from ``event_timestamp`` until
+    ``valid_until``, unless an event comes. Of an anchored column it has the anchor.
     """
     return pa.schema(
         [
@@ -122,24 +121,24 @@ def advance(
     until_us: int,
     publish: Publish = Publish.NOTHING,
 ) -> Advance:
-    """Bring a state forward to ``until_us``.
+    """Advance a state to ``until_us``.
 
     Args:
-        state: The state of one view in one shard; brought forward in place. If this raises, it
-            must not be used again.
-        events: Prepared events of the view (`prepare.events_schema`), each once, in any order,
-            all before ``until_us``. Those behind the state's frontier are late: they count for
-            every later answer.
+        state: The state of one view in one shard; changed in place. It must not be used again after
+            an exception.
+        events: Prepared events of the view (`prepare.events_schema`), without duplicates, in any
+            order, all before ``until_us``. Events before the state's frontier are late: they count
+            for every later answer.
         requests: Prepared requests (`prepare.REQUESTS_SCHEMA`), in any order, none after
-            ``until_us``. Those behind the frontier are answered as of the frontier.
-        until_us: The new frontier; at least the old one.
+            ``until_us``. Requests before the frontier are answered as of the frontier.
+        until_us: The new frontier, not before the old one.
         publish: What to publish.
 
     Returns:
         Answers and publications.
 
     Raises:
-        InputError: A row is not before ``until_us``, or the frontier would go back.
+        InputError: A row is not before ``until_us``, or the frontier would move back.
     """
     if until_us < state.frontier_us:
         raise InputError(
@@ -181,7 +180,7 @@ def advance(
             work.ordinals,
             pa.array(work.request_as_of, pa.int64()),
             fixed_binary(values),
-            bytes_column(nulls),
+            fixed_binary(nulls),
         ],
         schema=answers_schema(state.plan),
     )
@@ -205,7 +204,7 @@ def _empty_answers(plan: Plan, rows: int) -> tuple[Int64Array, npt.NDArray[np.ui
 
 
 class _Work:
-    """The rows of one call: where they belong and in what order they happen."""
+    """The rows of one call, with their entities and their order in time."""
 
     def __init__(
         self,
@@ -245,11 +244,11 @@ class _Work:
             self.request_entity = _resolve(state, requests.column(KEY), insert=False)
             self.ordinals = requests.column(ORDINAL)
             _check_before(self.request_as_of - 1, until_us, plan.view, "request")
-        self.event_order = _order(self.event_change)
+        self.event_order = _order(self.event_time)
         self.request_order = _order(self.request_as_of)
 
     def chunks(self, until_us: int) -> Iterator[tuple[int, int, int]]:
-        """Cut the rows, in order, between distinct instants.
+        """Cut the rows into chunks between distinct instants.
 
         Yields:
             The end of the chunk among the events and among the requests, and its frontier.
@@ -261,7 +260,7 @@ class _Work:
             instants = np.sort(np.concatenate([change, as_of]), kind="stable")
             cut = CHUNK_ROWS
             while cut < rows:
-                # The rows at one instant stay together.
+                # Keep the rows of one instant together.
                 end = int(np.searchsorted(instants, instants[cut], "left"))
                 if end == 0 or instants[end - 1] == instants[0]:
                     end = int(np.searchsorted(instants, instants[cut], "right"))
@@ -278,6 +277,7 @@ class _Work:
 
 
 def _order(instants: Int64Array) -> Int64Array:
+    """Return the rows in order of their instants (stable)."""
     if len(instants) < 2 or bool((instants[1:] >= instants[:-1]).all()):
         return np.arange(len(instants))
     return np.argsort(instants, kind="stable")
@@ -323,7 +323,7 @@ def _advance_chunk(
     until: int,
     publish: Publish,
 ) -> tuple[Int64Array, Int64Array, npt.NDArray[np.uint8]]:
-    """Handle the rows of one chunk; returns the queries with their values and nulls."""
+    """Handle the rows of one chunk; return the queries with their values and nulls."""
     plan = state.plan
     until_hop = until // plan.hop_us
     if publish is Publish.ALL:
@@ -417,8 +417,7 @@ def _lay_out(
         )
         if group >= len(group_entity):
             break
-        # Something ran out of room: steps and queries by what this group may need, tiles by
-        # what its segment may need.
+        # Make room for the steps and queries of this group, and for its tiles.
         rows = int(group_start[group + 1] - group_start[group])
         tiles = int(state.entities[group_entity[group], LENGTH]) + rows
         need = rows + 2 + (rows + tiles) * len(plan.windows_us)
@@ -438,13 +437,13 @@ def _lay_out(
 def _fold_all(
     state: State, work: _Work, step_row: Int64Array, step_at: Int64Array, queries: Int64Array
 ) -> list[Int64Array]:
-    """Run every partial's fold over the steps; returns the answers of each."""
+    """Run every partial's fold over the steps; return the answers of each."""
     plan = state.plan
     answers = []
     for partial in plan.partials:
         words = partial.fold.answer_words or 2 * partial.size
         answers.append(np.empty((len(queries) * len(partial.asks), words), np.int64))
-    # Any cut will do: steps stand in order, and those of one entity side by side.
+    # Any cut is right: the steps of an entity are in order.
     for first in range(0, len(step_row), BLOCK_STEPS):
         rows = step_row[first : first + BLOCK_STEPS]
         at = step_at[first : first + BLOCK_STEPS]
@@ -543,7 +542,7 @@ def _publications(
             pa.array(queries[:, Q_VALID_UNTIL], pa.int64()),
             pa.array(queries[:, Q_REVISION], pa.int64()),
             fixed_binary(values),
-            bytes_column(nulls),
+            fixed_binary(nulls),
         ],
         schema=publications_schema(state.plan),
     )

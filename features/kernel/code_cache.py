@@ -1,19 +1,19 @@
-"""Where compiled code is kept: a directory that only the user can write to, named by its sources.
+"""The cache of compiled code: a directory that only the user can write to, named by its sources.
 
 Promises:
 
-* **Only the user's code runs.** numba trusts the pickled files it finds in its cache, so whoever
-  can write there runs code as the user. The cache is a directory of the user, mode 0700, below the
-  user's cache directory, and never the temporary directory. A directory that another user owns,
-  that others can write to, or that is somebody else's link is refused (`UnsafeCache`).
-* **Only today's code runs.** numba knows the file of the function that it loads, not the functions
-  that this one calls. So the directory's name is a digest of all sources of the kernel, of the
-  modules that it takes constants from, and of numba's version. numba itself tells versions of
-  Python and kinds of CPU apart.
+* **Only the user's code runs.** numba trusts the pickled files in its cache, so another user who
+  can write there can run code as this user. The cache is a directory with mode 0700 in the user's
+  cache directory, never in the temporary directory. A directory that another user owns, that others
+  can write to, or that is a link of another user is refused (`UnsafeCache`).
+* **Only current code runs.** numba checks the file of the function that it loads, but not the
+  functions that this one calls. So the directory's name is a digest of all sources of the kernel,
+  of the modules that it takes constants from, and of numba's version. numba itself distinguishes
+  versions of Python and kinds of CPU.
 
-`NUMBA_CACHE_DIR` in the environment takes the place of the user's cache directory; what it names
-is the user's choice and is not checked, the directories made in it are. Where no directory can be
-made (a read-only home), code is compiled in each process, and a warning says so.
+The environment variable `NUMBA_CACHE_DIR` replaces the user's cache directory. It is not checked
+itself; the directories made in it are. Where no directory can be made (a read-only home), each
+process compiles for itself, after a warning.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ import numba
 from tidemill.features.errors import UnsafeCache
 
 _KERNEL: Final = Path(__file__).resolve().parent
-# What compiled functions take constants from, outside the kernel.
+# Modules outside the kernel that compiled functions take constants from.
 _CONSTANTS: Final = ("definitions/aggregations.py", "contract.py")
 _UNUSED_S: Final = 30 * 24 * 3600.0
-"""Age after which the compiled code of other sources is removed."""
+"""The compiled code of other sources is removed after this time."""
 
 
 def sources() -> list[Path]:
@@ -62,7 +62,7 @@ def digest() -> str:
 
 
 def user_cache() -> Path:
-    """Return the directory in which programs of this user cache what they can make again.
+    """Return the user's cache directory.
 
     Raises:
         RuntimeError: The user has no home directory.
@@ -79,13 +79,13 @@ def user_cache() -> Path:
 
 @functools.cache
 def code_cache() -> Path | None:
-    """Return the directory for compiled code, made where it was missing.
+    """Return the directory for compiled code; make it if it is missing.
 
     Returns:
         The directory; None, after a warning, where none can be made.
 
     Raises:
-        UnsafeCache: Somebody else could put code there.
+        UnsafeCache: Another user can write to it.
     """
     try:
         chosen = os.environ.get("NUMBA_CACHE_DIR")
@@ -113,13 +113,13 @@ def code_cache() -> Path | None:
 
 
 def _require_private(directory: Path) -> None:
-    """Refuse a directory in which another user (but root) could put files.
+    """Check that no other user but root can write to a directory.
 
     Raises:
-        UnsafeCache: It is one.
+        UnsafeCache: Another user can.
     """
     if sys.platform == "win32":
-        # Profiles are private by their access control lists; modes and owners say nothing.
+        # Access control lists protect a profile; mode and owner have no meaning.
         return
     link, found = directory.lstat(), directory.stat()
     ours = (os.geteuid(), 0)
@@ -140,15 +140,15 @@ def _require_private(directory: Path) -> None:
 
 
 def remove_unused(current: Path) -> None:
-    """Remove the compiled code of other sources that no process has opened for 30 days.
+    """Remove the compiled code of other sources that no process has used for 30 days.
 
-    A directory counts as opened when a process chooses it (its time of modification says when), so
-    two checkouts that are both in use keep their code.
+    A process that uses a directory sets its modification time, so two checkouts that are both in
+    use keep their code.
     """
     os.utime(current)
     oldest = time.time() - _UNUSED_S
     for other in current.parent.iterdir():
-        # Another process may remove it at the same time, or root may have made it.
+        # Another process may remove it at the same time, or it may belong to root.
         with contextlib.suppress(FileNotFoundError, PermissionError):
             if other != current and other.lstat().st_mtime < oldest:
                 shutil.rmtree(other)

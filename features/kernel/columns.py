@@ -1,4 +1,4 @@
-"""Columns and rows beside the kernel: matrices as named columns, batches joined and filtered."""
+"""Feature matrices as named columns, and batches concatenated and filtered."""
 
 from __future__ import annotations
 
@@ -10,29 +10,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import BoolArray, Int64Array
-from tidemill.features.definitions import FeatureColumn, Project
+from tidemill.features.definitions import FeatureColumn
 
 UInt8Array = npt.NDArray[np.uint8]
-
-
-def feature_arrays(project: Project, values: Int64Array, nulls: UInt8Array) -> dict[str, pa.Array]:
-    """Name the columns of a feature matrix.
-
-    Args:
-        project: The project.
-        values: int64 patterns, ``(rows, columns)``, over all views' columns in order.
-        nulls: uint8, ``(rows, columns)``: 1 = null.
-
-    Returns:
-        int64 or float64 arrays, ``(rows,)``, by `FeatureColumn.name`.
-    """
-    return column_arrays(project.columns, values, nulls)
 
 
 def column_arrays(
     columns: Sequence[FeatureColumn], values: Int64Array, nulls: UInt8Array
 ) -> dict[str, pa.Array]:
-    """Name the columns of a matrix of some feature columns; see `feature_arrays`."""
+    """Name the columns of a feature matrix.
+
+    Args:
+        columns: The feature columns, in the order of the matrix.
+        values: int64 patterns, ``(rows, columns)``.
+        nulls: uint8, ``(rows, columns)``: 1 = null.
+
+    Returns:
+        int64 or float64 arrays, ``(rows,)``, by `FeatureColumn.name`.
+    """
     out: dict[str, pa.Array] = {}
     by_column = np.ascontiguousarray(values.T)
     for index, column in enumerate(columns):
@@ -43,7 +38,7 @@ def column_arrays(
 
 
 def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch | None:
-    """Put batches of one schema one after the other; None for none."""
+    """Concatenate batches of one schema; None if there are none."""
     if not batches:
         return None
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)

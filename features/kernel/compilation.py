@@ -1,11 +1,11 @@
-"""Compiling the kernel, all of it, once: a step of its own instead of pauses at first calls.
+"""Compile the whole kernel beforehand, as one step instead of a pause at each first call.
 
     seconds = compile_kernel(progress)
 
-Two processes of their own compile half of the entries each, which takes half the time on two
-cores, and leaves this process without numba's garbage. What they compiled lies in the cache of
-compiled code (`kernel.code_cache`); this process loads it from there at each first call. Nobody
-has to call this: whatever is not compiled yet is compiled at its first call.
+Two child processes compile half of the entries each. This takes half the time on two cores, and
+keeps numba's memory out of this process. The children write to the cache of compiled code
+(`kernel.code_cache`), from which this process loads an entry at its first call. The step is
+optional: an entry that is not compiled yet is compiled at its first call.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from tidemill.features.kernel import code_cache
 from tidemill.features.kernel.signatures import Entry, entries, shares
 
 STEP: Final = "compile the kernel, once"
-"""What the step is called where progress is shown."""
+"""Name of the step in the progress display."""
 
 
 class ShowsSteps(Protocol):
-    """Where `compile_kernel` shows that it is at work, such as `pipelines.run.progress`."""
+    """Shows progress, such as `pipelines.run.progress`."""
 
     def stage(
         self, name: str, total: int | None = None, unit: str = ...
     ) -> AbstractContextManager[Any]:
-        """Show a step from its start to its end, with the seconds that it took."""
+        """Show a step while the context is open, and then the seconds that it took."""
 
 
 def is_compiled() -> bool:
-    """Return whether the kernel lies compiled in the cache, for this Python and this CPU."""
+    """Return whether the cache has the compiled kernel, for this Python and this CPU."""
     marker = _marker()
     return marker is not None and marker.exists()
 
@@ -51,13 +51,13 @@ def compile_kernel(progress: ShowsSteps | None = None) -> float:
     """Compile every entry of the kernel that is not compiled yet.
 
     Args:
-        progress: Where the step is shown; nothing is where the kernel is compiled already.
+        progress: Shows the step, unless the kernel is compiled already.
 
     Returns:
-        The seconds that it took; 0.0 where the kernel was compiled already.
+        The seconds that it took; 0.0 if the kernel was compiled already.
 
     Raises:
-        UnsafeCache: Another user could write to the cache of compiled code.
+        UnsafeCache: Another user can write to the cache of compiled code.
     """
     if is_compiled():
         return 0.0
@@ -72,10 +72,10 @@ def compile_kernel(progress: ShowsSteps | None = None) -> float:
 
 
 def compile_here(wanted: Sequence[Entry]) -> None:
-    """Compile entries in this process, without collecting garbage meanwhile.
+    """Compile entries in this process, with garbage collection turned off.
 
-    numba makes millions of objects that live until the end; going through them again and again
-    costs a tenth of the time.
+    numba allocates millions of objects that are all in use; the collector would traverse them again
+    and again, for a tenth of the time.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -88,8 +88,8 @@ def compile_here(wanted: Sequence[Entry]) -> None:
 
 
 def _compiled_by_processes() -> bool:
-    """Compile in processes of their own; False where one of them cannot."""
-    # numba colours each line of messages that nobody sees, at 7 % of the time.
+    """Compile in child processes; False if one of them fails."""
+    # numba colours messages that are never shown, for 7 % of the time.
     environment = {**os.environ, "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(entry or "." for entry in sys.path)
     processes = []
@@ -106,7 +106,7 @@ def _compiled_by_processes() -> bool:
             )
         return not any(process.wait() for process in processes)
     except OSError:
-        # No process can be started here: this one does the work.
+        # No process can be started: this process compiles instead.
         return False
     finally:
         for process in processes:
@@ -116,9 +116,10 @@ def _compiled_by_processes() -> bool:
 
 
 def _marker() -> Path | None:
-    """Return the file that says that all is compiled; None where nothing is kept.
+    """Return the file that marks a compiled kernel; None where nothing is kept.
 
-    Its name tells apart what numba tells apart: the files (by place and time), Python and the CPU.
+    Its name depends on what numba's cache depends on: the paths and times of the source files,
+    Python, numba and the CPU.
     """
     directory = code_cache.code_cache()
     if directory is None:

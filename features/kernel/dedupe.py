@@ -1,7 +1,4 @@
-"""Duplicates: equal rows count once; equal ids with anything else are counted as conflicts.
-
-Rows are told apart by their 128-bit digests (`hashing.digest_rows`).
-"""
+"""Duplicates: of rows with equal 128-bit digests (`hashing.digest_rows`) only the first counts."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ _FREE: Final = TIME_MIN - 1
 
 
 def first_occurrences(digests: UInt64Array) -> Int64Array:
-    """Return the rows that are the first of their digest, in their order.
+    """Return the first row of each distinct digest.
 
     Args:
         digests: uint64, ``(rows, 2)``.
@@ -60,7 +57,7 @@ def _first_rows(digests: UInt64Array, table: Int64Array, rows: Int64Array) -> in
 
 @inner
 def _insert(table: UInt64Array, times: Int64Array, a: int, b: int, time: int) -> bool:
-    """Insert a pair; False when it is there already."""
+    """Insert a pair; False if the table has it already."""
     mask = np.uint64(table.shape[0] - 1)
     slot = a & mask
     while times[slot] != _FREE:
@@ -85,7 +82,7 @@ def _insert_all(
 
 
 class PairSet:
-    """A set of 128-bit pairs with the time of each, from which old ones are forgotten."""
+    """A set of digests (pairs of uint64), each with its time, that can forget old ones."""
 
     def __init__(self) -> None:
         self._table = np.zeros((256, 2), np.uint64)
@@ -97,7 +94,7 @@ class PairSet:
         return self._count
 
     def add(self, pairs: UInt64Array, times_us: Int64Array) -> BoolArray:
-        """Add pairs; returns which of them were not there (the first of equal ones)."""
+        """Add pairs; returns which of them are new (of equal ones, the first)."""
         needed = 2 * (self._count + len(pairs))
         if needed > len(self._times):
             self._rebuild(*self.entries(), size=needed)
@@ -108,7 +105,7 @@ class PairSet:
         return new
 
     def forget_before(self, time_us: int) -> None:
-        """Forget pairs older than ``time_us``, once there are enough of them to be worth it."""
+        """Forget pairs older than ``time_us``, unless the set is too small to be worth it."""
         if self._count < self._forget_at:
             return
         pairs, times = self.entries()

@@ -1,10 +1,10 @@
-"""State as bytes: canonical, versioned, and refused by name when it does not fit.
+"""State as bytes: canonical and versioned; a state that does not fit is refused by name.
 
-The canonical part of a state is a function of the events alone, not of the order in which they
-came, of how the log was cut, or of where blocks lie in memory: entities by the bytes of their
-keys, tiles by their hop, sums in lowest terms, sets and sketches sorted. Beside it stand the
-frontier, the last change point of each entity and the counters, which do depend on when late
-events came.
+The canonical part of a state depends on the events alone, not on the order in which they came, on
+how the log was cut, or on addresses in memory: entities are sorted by the bytes of their keys,
+tiles by their hop; sums are in canonical form, sets and sketches are sorted. The other part is the
+frontier, the last change point of each entity and the counters, which depend on when late events
+came.
 
 Layout: ``TIDEMILL-STATE``, the version as 2 bytes, the length of a JSON header as 8 bytes, the
 header, then arrays of little-endian 64-bit words as the header lists them.
@@ -38,7 +38,7 @@ from tidemill.features.kernel.exact.accumulators import (
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.registry import (
     OWNS_ID,
-    OWNS_PICKS,
+    OWNS_LAST_K,
     OWNS_SKETCH,
     OWNS_WIDE_SQUARE,
     OWNS_WIDE_SUM,
@@ -64,7 +64,7 @@ _WORD: Final = np.dtype("<i8")
 
 
 def encode(state: State) -> bytes:
-    """Write a state, whole."""
+    """Encode a state."""
     order, words, keys = _canonical_parts(state)
     changed = state.entities[order, CHANGED]
     header = {
@@ -92,17 +92,17 @@ def encode(state: State) -> bytes:
 
 
 def canonical_bytes(state: State) -> bytes:
-    """Return what a state owes to the events alone (see the module's promise)."""
+    """Return the canonical part of a state, which depends on the events alone."""
     _, words, keys = _canonical_parts(state)
     return state.plan.hash.encode("ascii") + words.astype(_WORD).tobytes() + keys
 
 
 def decode(data: bytes, plan: Plan) -> State:
-    """Read a state.
+    """Decode a state.
 
     Raises:
         StateError: The bytes are not a state, or are cut short.
-        StateVersionError: The state has a version that is not read.
+        StateVersionError: This code does not read the state's version.
         StateMismatch: The state belongs to another definition.
     """
     view = memoryview(data)
@@ -179,7 +179,7 @@ def _canonical_parts(state: State) -> tuple[Int64Array, Int64Array, bytes]:
     return order, words[:filled], data.tobytes()
 
 
-# What an entity's words begin with: the length of its key, its revision, its tiles.
+# Words before an entity's tiles: the length of its key, its revision, the number of tiles.
 _ENTITY_HEADER: Final = 3
 
 
@@ -196,7 +196,11 @@ def _write(
     scratch: Int64Array,
     out: Int64Array,
 ) -> tuple[int, int]:
-    """Write entities from ``first`` on; stops at one that does not fit."""
+    """Write the entities from ``first`` on, up to one that does not fit.
+
+    Returns:
+        The next entity to write, and the number of words written.
+    """
     width = tiles.shape[1]
     for k in range(first, order.shape[0]):
         entity = order[k]
@@ -216,7 +220,7 @@ def _write(
             tile = at
             at += width
             for r in range(references.shape[0]):
-                at = _write_owned(
+                at = _write_blocks(
                     references[r, 0], references[r, 1], tiles, row, blocks, scratch, out, at
                 )
                 if at < 0:
@@ -229,11 +233,10 @@ def _write(
 
 @inner
 def _copy(source: Int64Array, start: int, n: int, out: Int64Array, at: int) -> int:
-    """Copy words; returns where they end, or -1 for want of room."""
+    """Copy words; return their end, or -1 if there is no room."""
     if at < 0 or at + n > out.shape[0]:
         return -1
-    for k in range(n):
-        out[at + k] = source[start + k]
+    arena.copy_words(source, start, n, out, at)
     return at + n
 
 
@@ -243,7 +246,7 @@ def _id_words(blocks: Int64Array, block: int) -> int:
 
 
 @inner
-def _write_owned(
+def _write_blocks(
     kind: int,
     base: int,
     tiles: Int64Array,
@@ -253,7 +256,7 @@ def _write_owned(
     out: Int64Array,
     at: int,
 ) -> int:
-    """Write what a partial owns; references become 0 in the scratch tile."""
+    """Write a partial's blocks; references to them become 0 in the scratch tile."""
     ref = tiles[row, base + 1]
     if kind == OWNS_WIDE_SUM or kind == OWNS_WIDE_SQUARE:
         limbs, words = (
@@ -268,7 +271,7 @@ def _write_owned(
         if ref >= 0:
             scratch[0, base + 1] = 0
             return _copy(blocks, ref, _id_words(blocks, ref), out, at)
-    elif kind == OWNS_PICKS:
+    elif kind == OWNS_LAST_K:
         scratch[0, base + 1] = 0
         for pick in range(tiles[row, base]):
             at = _copy(blocks, ref + 3 * pick, 1, out, at)
@@ -351,8 +354,8 @@ def _restore(
 
 
 @inner
-def _owned_words(kind: int, words: Int64Array, tile: int, base: int, at: int) -> tuple[int, int]:
-    """Return where a partial's owned words end, and how many arena words they take at most."""
+def _block_words(kind: int, words: Int64Array, tile: int, base: int, at: int) -> tuple[int, int]:
+    """Return the end of a partial's blocks, and the arena words that they need at most."""
     n = words[tile + base]
     if kind == OWNS_WIDE_SUM or kind == OWNS_WIDE_SQUARE:
         if n != SPILLED:
@@ -363,7 +366,7 @@ def _owned_words(kind: int, words: Int64Array, tile: int, base: int, at: int) ->
         if words[tile + base + 1] == -1:
             return at, 0
         return at + 1 + ((words[at] + 7) >> 3), 1 << id_class(words[at])
-    if kind == OWNS_PICKS:
+    if kind == OWNS_LAST_K:
         room = 0
         for _ in range(n):
             room += 1 << id_class(words[at + 2])
@@ -384,7 +387,7 @@ def _index(
     tiles: Int64Array,
     owned: Int64Array,
 ) -> None:
-    """Find where each entity's words start, and how much room everything takes."""
+    """Find the start of each entity's words, and the rows and arena words that all need."""
     at = 0
     for e in range(key_lengths.shape[0]):
         starts[e] = at
@@ -396,8 +399,8 @@ def _index(
             tile = at
             at += width
             for r in range(references.shape[0]):
-                at, room = _owned_words(references[r, 0], words, tile, references[r, 1], at)
-                if references[r, 0] == OWNS_PICKS:
+                at, room = _block_words(references[r, 0], words, tile, references[r, 1], at)
+                if references[r, 0] == OWNS_LAST_K:
                     room += 1 << arena.class_of(3 * references[r, 2])
                 owned[1] += room
     starts[key_lengths.shape[0]] = at
@@ -415,7 +418,7 @@ def _read(
     references: Int64Array,
     template: Int64Array,
 ) -> None:
-    """Rebuild tiles and blocks; there is room for all."""
+    """Rebuild the tiles and blocks; there must be room for them."""
     width = template.shape[0]
     for e in range(starts.shape[0] - 1):
         at = starts[e]
@@ -438,7 +441,7 @@ def _read(
                 tiles[row, j] = words[tile + j]
             at += width
             for r in range(references.shape[0]):
-                at = _read_owned(
+                at = _read_blocks(
                     references[r, 0],
                     references[r, 1],
                     references[r, 2],
@@ -456,15 +459,14 @@ def _read(
 def _take(
     words: Int64Array, at: int, n: int, c: int, blocks: Int64Array, block_meta: Int64Array
 ) -> int:
-    """Copy words into a fresh block; returns the block."""
+    """Copy words into a new block; return the block."""
     block = arena.allocate(blocks, block_meta, c)
-    for k in range(n):
-        blocks[block + k] = words[at + k]
+    arena.copy_words(words, at, n, blocks, block)
     return block
 
 
 @inner
-def _read_owned(
+def _read_blocks(
     kind: int,
     base: int,
     size: int,
@@ -477,8 +479,8 @@ def _read_owned(
     block_meta: Int64Array,
 ) -> int:
     n = words[tile + base]
-    end, _ = _owned_words(kind, words, tile, base, at)
-    if kind == OWNS_PICKS:
+    end, _ = _block_words(kind, words, tile, base, at)
+    if kind == OWNS_LAST_K:
         if n == 0:
             return at
         picks = arena.allocate(blocks, block_meta, arena.class_of(3 * size))

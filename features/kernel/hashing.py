@@ -1,8 +1,8 @@
 """Stable 64-bit hashes over Arrow columns: shards, entity tables, distinct counts, row digests.
 
 Texts are hashed with XXH64 (the xxHash specification, version 0.1.1), numbers with the splitmix64
-finaliser (Steele, Lea and Flood, 2014), which is one-to-one on 64 bits. The results are part of
-persisted state and never change.
+finaliser (Steele, Lea and Flood, 2014), which is one-to-one on 64 bits. Persisted state contains
+these hashes, so they must never change.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _chain(digests: UInt64Array, hashes: UInt64Array, valid: BoolArray) -> None:
 def text_buffers(array: pa.Array) -> tuple[npt.NDArray[np.int32], UInt8Array]:
     """Return the offsets (int32, ``(rows + 1,)``) and bytes of a string or binary array.
 
-    The bytes keep their place: offsets of a slice need not start at 0. A null has length 0.
+    The bytes are not copied: offsets of a slice need not start at 0. A null has length 0.
     """
     _, offsets_buffer, data_buffer = array.buffers()
     if offsets_buffer is None or len(array) == 0:
@@ -153,7 +153,7 @@ def bits(array: pa.Array) -> Int64Array:
 
 
 def hash_column(array: pa.Array, seed: int = 0) -> UInt64Array:
-    """Hash each value of a column; a null hashes as an empty value, so look at its validity too.
+    """Hash each value of a column. A null has the hash of an empty value; see `validity`.
 
     Args:
         array: string, binary, int64, float64, bool or timestamp, ``(rows,)``.
@@ -171,8 +171,8 @@ def hash_column(array: pa.Array, seed: int = 0) -> UInt64Array:
 def digest_rows(batch: pa.RecordBatch) -> UInt64Array:
     """Return a 128-bit digest of each row over all columns in order: uint64, ``(rows, 2)``.
 
-    Two rows have equal digests when all their values are equal bit for bit; different rows
-    collide with a probability of about 2**-128 per pair.
+    Rows whose values are all equal bit for bit have equal digests. Two different rows collide with
+    a probability of about 2**-128.
     """
     digests = np.zeros((batch.num_rows, 2), np.uint64)
     for array in batch.columns:
@@ -181,7 +181,7 @@ def digest_rows(batch: pa.RecordBatch) -> UInt64Array:
 
 
 def shard_of(keys: pa.Array, shards: int) -> Int64Array:
-    """Return the shard of each entity key (UTF-8 bytes): int64, ``(rows,)``; a null is shard 0."""
+    """Return the shard of each entity key: int64, ``(rows,)``; a null belongs to shard 0."""
     shard = ((hash_column(keys, seed=0x7469646D) >> np.uint64(32)) % np.uint64(shards)).astype(
         np.int64
     )
@@ -189,5 +189,5 @@ def shard_of(keys: pa.Array, shards: int) -> Int64Array:
 
 
 def key_bytes(keys: pa.Array) -> pa.Array:
-    """Return entity keys as text: int64 keys are written in decimal."""
+    """Return entity keys as text, int64 keys in decimal."""
     return keys if pa.types.is_string(keys.type) else keys.cast(pa.string())

@@ -1,7 +1,7 @@
-"""The plan of a view: which cells a row brings, how a tile is laid out, what a query asks.
+"""The plan of a view: the cells of a row, the layout of a tile, what a query asks.
 
-A plan is compiled once from a `FeatureView`. Features that need the same partial (the same fold
-of the same expression under the same mask) share it, whatever their windows.
+A plan is made once from a `FeatureView`. Features that need the same partial (the same fold of the
+same expression under the same mask) share it, whatever their windows.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tidemill.features.kernel.registry import FINISHES, FOLDS, Finish, Fold
 
 MASKS_PER_WORD: Final = 64
 TILE_HEADER: Final = 2
-"""Words of a tile before its partials: its hop index, and the rows applied to it."""
+"""Words of a tile before its partials: its hop index, and the number of its rows."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a query wants of a partial: its merge over one window, under a parameter.
+    """What a query asks of a partial: its merge over one window, with a parameter.
 
     Attributes:
         window: Index of the window among the plan's windows, ascending.
-        param: A number the fold's answer depends on, such as the ``q`` of a quantile.
+        param: A parameter of the fold's answer, such as the ``q`` of a quantile.
     """
 
     window: int
@@ -38,15 +38,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class PlannedPartial:
-    """A partial with its place in the row's cells and in the tile.
+    """A partial with its place in a row's cells and in a tile.
 
     Attributes:
         fold: The kernel fold.
-        value_cell: The cell that it takes of a row, or -1.
+        value_cell: The cell of a row that it takes, or -1.
         mask: The index of its mask.
         base: Its first word in the tile.
         size: ``k`` of last-k, else 0.
-        asks: What queries want of it, by ascending window.
+        asks: What queries ask of it, by ascending window.
     """
 
     fold: Fold
@@ -73,11 +73,11 @@ class PlannedFeature:
 
     Attributes:
         finish: The kernel finish function.
-        takes: For each of its partials: (index of the partial, index of the ask).
+        takes: For each partial of the feature: (index of the partial, index of the ask).
         column: Its first column in the answer matrix.
         width: How many columns it has.
         param: The aggregation's parameter.
-        is_float: True when its values are float64 (their bits stand in the cells), else int64.
+        is_float: Whether its values are float64 (as 64-bit patterns), else int64.
     """
 
     finish: Finish
@@ -94,7 +94,7 @@ class ValueCell:
 
     Attributes:
         expression: What to evaluate.
-        hashed: True for the 64-bit hash of the value instead of its bits.
+        hashed: Whether the cell has the 64-bit hash of the value instead of its bits.
     """
 
     expression: Expression
@@ -103,7 +103,7 @@ class ValueCell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything the kernel knows about a view.
+    """All that the kernel needs to know about a view.
 
     Attributes:
         view: The view's name.
@@ -111,7 +111,7 @@ class Plan:
         hop_us: The hop.
         windows_us: int64, ``(windows,)``: the distinct windows, ascending.
         cells: The values taken of each row.
-        masks: The masks; their bits stand in words after the cells.
+        masks: The masks; their bits are in words after the cells.
         partials: The partials.
         features: The features.
         columns: The feature columns, in the order of the answer matrix.
@@ -133,7 +133,7 @@ class Plan:
 
     @property
     def mask_words(self) -> int:
-        """Words that hold the mask bits of a row."""
+        """Words of a row's mask bits."""
         return -(-len(self.masks) // MASKS_PER_WORD)
 
     @property
@@ -165,7 +165,7 @@ def _key(spec: Any) -> str:
 
 
 def make_plan(view: FeatureView) -> Plan:
-    """Compile a view.
+    """Make the plan of a view.
 
     Raises:
         DefinitionError: An aggregation names a fold or finish function that the kernel lacks.

@@ -1,13 +1,13 @@
-"""Preparing rows for the kernel: expressions are evaluated here, once per batch, columnar.
+"""Preparing rows for the kernel: expressions are evaluated here, once per batch.
 
-A prepared event batch has few columns whatever the number of features, because building an Arrow
-batch costs by the column: ``key time id digest cells``. The cells of a row are the 64-bit
-patterns of the values that the view's partials take, followed by the bits of their masks.
+A prepared event batch has the columns ``key time id digest cells``, whatever the number of
+features, because the cost of an Arrow batch grows with its columns. The cells of a row are the
+64-bit patterns of the values that the view's partials take, followed by the bits of their masks.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import Expression, FeatureView, Mask, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.hashing import UInt8Array
 from tidemill.features.kernel.plan import MASKS_PER_WORD, Plan
 
 KEY: Final = "key"
@@ -29,8 +30,8 @@ ORDINAL: Final = "ordinal"
 REQUESTS_SCHEMA: Final = pa.schema(
     [pa.field(KEY, pa.string()), pa.field(TIME, pa.int64()), pa.field(ORDINAL, pa.int64())]
 )
-"""Prepared requests: the entity's key (null: no entity), the request time, and the caller's own
-number for the request, which comes back with its answer."""
+"""Prepared requests: the entity's key (null: no entity), the request time, and the caller's number
+for the request, which the answer repeats."""
 
 
 def events_schema(plan: Plan) -> pa.Schema:
@@ -46,43 +47,34 @@ def events_schema(plan: Plan) -> pa.Schema:
     )
 
 
-def fixed_binary(matrix: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> pa.Array:
-    """Return an Arrow column of the rows of a 64-bit matrix, without copying them."""
-    words = np.ascontiguousarray(matrix)
-    kind = pa.binary(8 * words.shape[1])
-    return pa.Array.from_buffers(kind, words.shape[0], [None, pa.py_buffer(words)])
+def fixed_binary(matrix: npt.NDArray[Any]) -> pa.Array:
+    """Return an Arrow column of the rows of a matrix, without copying a contiguous one."""
+    rows = np.ascontiguousarray(matrix)
+    kind = pa.binary(rows.itemsize * rows.shape[1])
+    return pa.Array.from_buffers(kind, rows.shape[0], [None, pa.py_buffer(rows)])
+
+
+def _matrix(array: pa.Array, dtype: type[Any]) -> npt.NDArray[Any]:
+    row_bytes = array.type.byte_width
+    data = array.buffers()[1]
+    if data is None:
+        data = b""
+    flat = np.frombuffer(data, np.uint8, len(array) * row_bytes, array.offset * row_bytes)
+    return flat.view(dtype).reshape(len(array), row_bytes // np.dtype(dtype).itemsize)
 
 
 def matrix_of(array: pa.Array) -> Int64Array:
     """Return a fixed-size binary column as an int64 matrix ``(rows, words)``, without copying."""
-    words = array.type.byte_width // 8
-    data = array.buffers()[1]
-    if data is None or len(array) == 0:
-        return np.zeros((0, words), np.int64)
-    flat = np.frombuffer(data, np.int64, count=len(array) * words, offset=array.offset * words * 8)
-    return flat.reshape(len(array), words)
+    return _matrix(array, np.int64)
 
 
-def nulls_of(array: pa.Array) -> npt.NDArray[np.uint8]:
+def nulls_of(array: pa.Array) -> UInt8Array:
     """Return a column of null flags as a uint8 matrix ``(rows, columns)``, without copying."""
-    width = array.type.byte_width
-    data = array.buffers()[1]
-    if data is None or len(array) == 0:
-        return np.zeros((0, width), np.uint8)
-    flat = np.frombuffer(data, np.uint8, count=len(array) * width, offset=array.offset * width)
-    return flat.reshape(len(array), width)
-
-
-def bytes_column(matrix: npt.NDArray[np.uint8]) -> pa.Array:
-    """Return a uint8 matrix as a fixed-size binary column, without copying."""
-    matrix = np.ascontiguousarray(matrix)
-    return pa.Array.from_buffers(
-        pa.binary(matrix.shape[1]), matrix.shape[0], [None, pa.py_buffer(matrix)]
-    )
+    return _matrix(array, np.uint8)
 
 
 class _Evaluator:
-    """Evaluates expressions over one batch, each distinct one once."""
+    """Evaluates expressions over one batch, each distinct expression once."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._batch = batch
@@ -95,7 +87,7 @@ class _Evaluator:
         return self._known[key]
 
     def mask(self, mask: Mask) -> BoolArray | None:
-        """Return which rows a mask takes; None for all."""
+        """Return the rows that a mask selects; None for all."""
         taken: BoolArray | None = None
         if mask.where is not None:
             where = self(mask.where)
@@ -111,7 +103,7 @@ class _Evaluator:
 
 
 def make_cells(plan: Plan, batch: pa.RecordBatch) -> Int64Array:
-    """Evaluate what a plan takes of validated rows.
+    """Evaluate the cells of validated rows.
 
     Args:
         plan: The view's plan.
@@ -149,7 +141,7 @@ def prepare_events(
         plan: The view's plan.
         view: The view.
         batch: Validated rows, ``(rows,)``: no null in the key, time and id columns.
-        digests: uint64, ``(rows, 2)``: the rows' digests, where the caller has them already.
+        digests: uint64, ``(rows, 2)``: the rows' digests, if the caller has them already.
 
     Returns:
         A batch of `events_schema`, ``(rows,)``, in the same order.

@@ -1,8 +1,8 @@
 """The kernel's functions by name: folds (one per partial) and finishes (one per aggregation).
 
-A **fold** is one compiled function that goes over a batch's steps in order: an event step merges
-the row into its tile, a query step merges the tiles of each window into an answer. A **finish**
-turns the merged answers of a feature's partials into its values.
+A **fold** is one compiled function that handles a batch's steps in order: an event step merges the
+row into its tile, a query step merges the tiles of each window into an answer. A **finish** turns
+the merged answers of a feature's partials into the feature's values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OWNS_NOTHING: Final = 0
 OWNS_WIDE_SUM: Final = 1
 OWNS_WIDE_SQUARE: Final = 2
 OWNS_ID: Final = 3
-OWNS_PICKS: Final = 4
+OWNS_LAST_K: Final = 4
 OWNS_SKETCH: Final = 5
 OWNS_SET: Final = 6
 
@@ -28,15 +28,14 @@ class Fold:
 
     Attributes:
         name: Its name in `Partial.fold`.
-        run: The compiled function; see `features.kernel.folds.counts_and_extremes` for what it
-            takes.
+        run: The compiled function; `features.kernel.folds.counts_and_extremes` lists its arguments.
         identity: The words of the empty partial.
-        owns: Which kind of arena block its words refer to (``OWNS_...``).
+        owns: The kind of arena block that its words refer to (``OWNS_...``).
         answer_words: Words of an answer; 0 means ``2 * size`` (value and presence per element).
-        hashed: True when it takes the 64-bit hash of a value.
-        takes_param: True when its answer depends on the aggregation's parameter.
-        scratch_words: Words of scratch it wants; zeroed once, its own from then on.
-        variant: Tells the folds apart that one function serves.
+        hashed: Whether it takes the 64-bit hash of a value.
+        takes_param: Whether its answer depends on the aggregation's parameter.
+        scratch_words: Words of scratch that it needs; zeroed once, then kept between calls.
+        variant: Identifies the fold to a function that serves several.
     """
 
     name: str
@@ -56,8 +55,8 @@ class Finish:
 
     Attributes:
         name: Its name in `Aggregation.finish`.
-        run: The compiled function; see `features.kernel.folds.finish` for what it takes.
-        variant: Tells the finishes apart that one function serves.
+        run: The compiled function; `features.kernel.folds.finish` lists its arguments.
+        variant: Identifies the finish to a function that serves several.
     """
 
     name: str
@@ -66,9 +65,9 @@ class Finish:
 
 
 FOLDS: dict[str, Fold] = {}
-"""Every fold by name."""
+"""The folds by name."""
 FINISHES: dict[str, Finish] = {}
-"""Every finish function by name."""
+"""The finishes by name."""
 
 
 def fold(

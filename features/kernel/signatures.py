@@ -1,7 +1,6 @@
-"""Every entry of the kernel with the types that it is called with, each once.
+"""Every entry of the kernel, once, with the types of its arguments.
 
-The tests of `kernel.compilation` find an entry that is missing here, and one that is called with
-other types.
+The tests of `kernel.compilation` fail if an entry is missing here or is called with other types.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ FOLD: Final[Signature] = (
     _INTS,  # scratch
     _INT_ROWS,  # out
 )
-"""What every fold takes (`kernel.folds.counts_and_extremes`)."""
+"""The arguments of every fold (`kernel.folds.counts_and_extremes`)."""
 
 FINISH: Final[Signature] = (
     _INT,  # variant
@@ -79,7 +78,7 @@ FINISH: Final[Signature] = (
     _INT_ROWS,  # values
     _FLAGS,  # nulls
 )
-"""What every finish takes (`kernel.folds.finish`)."""
+"""The arguments of every finish (`kernel.folds.finish`)."""
 
 ENCODING: Final[tuple[Entry, ...]] = (
     (encoding._index, (_INTS, _INT, _INT_ROWS, *(_INTS,) * 4)),
@@ -173,10 +172,10 @@ def entries() -> list[Entry]:
 
 
 def shares() -> tuple[list[Entry], list[Entry]]:
-    """Return the entries in two shares that take about as long to compile.
+    """Return the entries in two shares that take about the same time to compile.
 
-    Entries that call the same functions are in the same share, so that few of those are compiled
-    twice: exact sums are half of the work.
+    Entries that call the same inner functions are in the same share, so that few of these are
+    compiled twice.
     """
     return list(_sums_and_encoding()), list(_all_else())
 

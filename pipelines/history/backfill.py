@@ -21,7 +21,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
-from tidemill.features.kernel.columns import concat, feature_arrays
+from tidemill.features.kernel.columns import column_arrays, concat
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import make_plan
@@ -183,8 +183,8 @@ def training_rows(
         "request_time": requests.column(request.request_time),
     }
     columns |= {name: e.evaluate(requests) for name, e in request.inputs.items()}
-    columns |= feature_arrays(
-        project, matrix_of(answered.column("values")), nulls_of(answered.column("nulls"))
+    columns |= column_arrays(
+        project.columns, matrix_of(answered.column("values")), nulls_of(answered.column("nulls"))
     )
     if project.label is not None and label_events is not None:
         found = find_labels(project.label, request, pa.Table.from_batches([requests]), label_events)

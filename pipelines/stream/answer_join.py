@@ -25,7 +25,6 @@ from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.prepare import (
     ORDINAL,
-    bytes_column,
     fixed_binary,
     matrix_of,
     nulls_of,
@@ -269,7 +268,7 @@ class AnswerJoiner:
                 fixed_binary(pending.release),
                 fixed_binary(pending.shard),
                 fixed_binary(pending.values),
-                bytes_column(pending.nulls),
+                fixed_binary(pending.nulls),
             ],
             names=answered_schema(self.project),
         )

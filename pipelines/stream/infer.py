@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tidemill.features.definitions import Project
 from tidemill.features.kernel.advance import NULLS, VALUES
-from tidemill.features.kernel.columns import feature_arrays
+from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.run.meter import METER
@@ -29,8 +29,8 @@ def model_columns(project: Project, answered: pa.RecordBatch) -> dict[str, pa.Ar
     """Return the model's inputs by name: the request's own, then the feature columns."""
     requests = answered.select(list(project.request.schema))
     inputs = {name: e.evaluate(requests) for name, e in project.request.inputs.items()}
-    features = feature_arrays(
-        project, matrix_of(answered.column(VALUES)), nulls_of(answered.column(NULLS))
+    features = column_arrays(
+        project.columns, matrix_of(answered.column(VALUES)), nulls_of(answered.column(NULLS))
     )
     return {**inputs, **features}
 

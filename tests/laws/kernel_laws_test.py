@@ -1,6 +1,6 @@
 """The kernel's laws over random definitions, events and requests (DESIGN: laws 1 to 5).
 
-Aggregations are found by reflection: one that is registered is tested here.
+Aggregations are found by reflection, so every registered aggregation is tested here.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def test_every_publication_is_the_value_as_of_its_timestamp_until_the_next(
         if not spans:
             continue
         at, until, found = spans[-1]
-        # Nothing changed since, or there would be a later publication.
+        # The value has not changed since, or there would be a later publication.
         expected = dict(found)
         for column in plan.columns:
             if column.anchored and expected[column.name] is not None:

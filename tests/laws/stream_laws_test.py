@@ -1,8 +1,8 @@
 """The stream's laws: it equals batch and the oracle, whatever the engine does to batches.
 
-Random definitions and rows; the log is dealt to partitions, cut into random polls and sharded;
-elements come shuffled, doubled or not at all. No engine here, so that many cases are tried; the
-same deliveries on real engines are in `tests/pipelines/stream/featurize_test.py`.
+Definitions and rows are random. The log is divided into partitions, cut into random polls and
+sharded; elements are delivered shuffled, twice or not at all. No engine runs here, so that many
+cases are tried; `tests/pipelines/stream/featurize_test.py` has the same deliveries on engines.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ LAW = settings(
 
 @dataclass(frozen=True)
 class Case:
-    """A project over one random view, its rows, and how they arrive.
+    """A project over one random view, its rows, and their order of arrival.
 
     Attributes:
         project: The project.
-        rows: By source.
-        arrived: The same, by partition, in order of arrival.
-        polls: The log, cut.
-        partitions: By source.
-        shards: How many shards the view has.
-        chance: What decides how elements are delivered.
+        rows: The rows by source.
+        arrived: The rows by partition, in order of arrival.
+        polls: The log, cut into polls.
+        partitions: The partitions by source.
+        shards: The number of shards of the view.
+        chance: Decides how elements are delivered.
     """
 
     project: Project
@@ -107,7 +107,7 @@ def start(case: Case, mode: Mode = Mode.EXACT, gap_batches: int = 1_000) -> Plai
 
 
 def deliver(case: Case, stream: PlainStream, elements: list[Element]) -> dict[int, Vector]:
-    """Bring the elements in bundles of any size; the requests come at any time."""
+    """Deliver the elements in bundles of any size; the requests come at any time."""
     waiting = [part for poll in case.polls for part in request_parts(case.project, poll)]
     case.chance.shuffle(waiting)
     at = 0
@@ -122,7 +122,7 @@ def deliver(case: Case, stream: PlainStream, elements: list[Element]) -> dict[in
 
 
 def of_oracle(case: Case) -> dict[int, tuple[int | None, ...]]:
-    """The oracle's values as 64-bit patterns, by request."""
+    """Return the oracle's values as 64-bit patterns, by request."""
     oracle = Oracle(case.view, case.rows["events"])
     out = {}
     for row in case.rows["asked"]:
@@ -160,7 +160,7 @@ def test_elements_that_come_shuffled_and_doubled_give_the_same_answers_and_state
     assert not stream.joiner.pending
     for key, operator in orderly.operators.items():
         assert canonical_bytes(stream.operators[key].state) == canonical_bytes(operator.state)
-        # Not as many releases, but the same end: nothing waits, and the frontier is the same.
+        # The number of releases differs, but no row waits, and the frontier is the same.
         assert stream.operators[key].state.frontier_us == operator.state.frontier_us
         assert stream.operators[key].expected == operator.expected
         assert not any(stream.operators[key].held)
@@ -169,9 +169,9 @@ def test_elements_that_come_shuffled_and_doubled_give_the_same_answers_and_state
 @LAW
 @given(cases())
 def test_an_element_that_never_comes_is_noticed_and_nothing_is_wrong(case: Case) -> None:
-    """A request is right or has no answer; if rows were lost, the operator says which."""
+    """Every answer is right; if rows were lost, the operator names them."""
     elements = elements_of(case.project, case.shards, case.polls)
-    # Of one operator, so that what it did not get is known.
+    # Lose elements of one operator only, so that the lost rows are known.
     lost = case.chance.randrange(len(elements))
     _, shard, _ = elements[lost]
     stream = start(case)
@@ -217,7 +217,7 @@ def test_a_gap_fails_within_gap_batches(case: Case) -> None:
 @LAW
 @given(cases())
 def test_an_eager_answer_is_the_batch_value_of_what_was_seen(case: Case) -> None:
-    """As of the instant that it states, from the events below its release's positions."""
+    """The answer is as of the instant that it states, from the events below its positions."""
     stream = start(case, mode=Mode.EAGER)
     stream.run(case.polls)
     answered = vectors_of(case.project, stream.answered)

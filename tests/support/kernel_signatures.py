@@ -1,8 +1,7 @@
-"""Programs of their own that compile or use the kernel, and print as JSON what was compiled.
+"""A program that compiles or uses the kernel, and prints as JSON what was compiled.
 
-``share N`` compiles a share of the entries here; ``use`` calls `compile_kernel` twice and then
-everything that the demo needs of the kernel: twelve features, publications, states written and
-read, duplicates.
+``share N`` compiles a share of the entries; ``use`` calls `compile_kernel` twice and then uses all
+parts of the kernel that the demo uses: twelve features, publications, encoding, duplicates.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def dispatchers() -> list[Any]:
 
 
 def is_entry(function: Any) -> bool:
-    """True for a function that Python can call."""
+    """Return whether Python can call a function."""
     return not function.targetoptions.get("no_cpython_wrapper", False)
 
 

@@ -1,29 +1,31 @@
 """Exact accumulators for sums and sums of squares of float64 and int64 values.
 
-Promise: an accumulator holds the *exact* real sum of what was added to it, so adding and merging
-commute and associate, and the canonical form of a sum is a function of its exact value alone: the
-same bytes, whatever the order and grouping. No bit is ever rounded here; ``rounding`` rounds once,
-at the end.
+Promise: an accumulator holds the *exact* sum of the values that were added to it. So adding and
+merging commute and associate, and the canonical form of a sum depends on its exact value alone: the
+same bytes, whatever the order and grouping. Nothing is rounded here; ``rounding`` rounds once, at
+the end.
 
-Two forms hold a sum:
+A sum has one of two forms:
 
 - **compact**: ``1 + limbs`` int64 words in a row of a matrix, ``words[pos, base : base + 1 +
   limbs]``. Word 0 is the exponent ``e`` of the least significant bit, the others are a two's
-  complement integer ``I``, least significant word first; the value is ``I * 2**e``. All words zero
-  is the empty sum. Sums have ``SUM_LIMBS``, sums of squares ``SQUARE_LIMBS``. A sum that needs more
-  bits than that is refused (``False``, the accumulator unchanged): the caller moves it into a
-- **wide** accumulator: ``WIDE_SUM`` or ``WIDE_SQUARE`` int64 words of an arena from ``ref`` on, a
+  complement integer ``I``, least significant word first; the value is ``I * 2**e``. Sums have
+  ``SUM_LIMBS``, sums of squares ``SQUARE_LIMBS``.
+- **wide**: ``WIDE_SUM`` or ``WIDE_SQUARE`` int64 words of an arena, from ``ref`` on. They are a
   two's complement fixed point number whose least significant bit is worth ``2**SUM_LSB`` or
-  ``2**SQUARE_LSB``: every finite float64 fits, and 2**63 of them added up. All words zero is the
-  empty sum.
+  ``2**SQUARE_LSB``. Every finite float64 fits, and so does the sum of 2**63 of them.
+
+All words zero is the empty sum in both forms. A function that adds to a compact sum returns False,
+with the sum unchanged, where the result needs more bits (or the value is not finite): the caller
+then moves the sum into a wide accumulator.
 
 The canonical form of a value is the compact one with odd ``I`` (``normalise``) where that fits,
-else the wide one (``wide_to_compact`` says which). This is the superaccumulator of Kulisch
-("Computer Arithmetic and Validity", 2008) behind a small window that real data rarely leaves; see
-Demmel and Nguyen, "Parallel Reproducible Summation" (IEEE Transactions on Computers, 2015), for the
-problem and other answers to it.
+else the wide one (``wide_to_compact``). A wide accumulator is the superaccumulator of Kulisch
+("Computer Arithmetic and Validity", 2008); real data rarely needs more than the compact form.
+Demmel and Nguyen, "Parallel Reproducible Summation" (IEEE Transactions on Computers, 2015),
+describe the problem and other solutions.
 
-Everything is compiled for scalar arguments; ``pos``, ``base`` and ``ref`` are not bounds-checked.
+``pos``, ``base`` and ``ref`` are not bounds-checked.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -64,26 +66,26 @@ SUM_LSB: Final = -1074
 SQUARE_LSB: Final = -2148
 """Exponent of the least significant bit of a wide sum of squares."""
 WIDE_SUM: Final = 34
-"""Words of a wide sum: 1074 + 1024 bits of one float64, 63 for their number, a sign."""
+"""Words of a wide sum: 1074 + 1024 bits for one float64, 63 for the count, a sign."""
 WIDE_SQUARE: Final = 67
-"""Words of a wide sum of squares: 2148 + 2048 bits of one square, 63 for their number, a sign."""
+"""Words of a wide sum of squares: 2148 + 2048 bits for one square, 63 for the count, a sign."""
 
 _MANTISSA: Final = (1 << 52) - 1
 _HIDDEN_BIT: Final = 1 << 52
 _NOT_FINITE: Final = 2047
-# Two odd integers whose exponents lie further apart than this have no sum of 192 bits or less.
+# Two odd integers whose exponents differ by more than this have no sum of 192 bits or less.
 _FARTHEST: Final = 192
 _SCRATCH_WORDS: Final = 8
 
 
 @inner(forceinline=True)
 def _split(x: float) -> tuple[int, int, int, int]:
-    """Takes a finite float64 apart.
+    """Split a finite float64.
 
     Returns:
         (sign, magnitude, exponent, bound): x is magnitude * 2**exponent, negated where sign is -1
-        and not where it is 0; the magnitude is odd and below 2**53, or zero, whose sign and
-        exponent mean nothing; |x| < 2**bound.
+        (else 0). The magnitude is odd and below 2**53, or zero: then sign and exponent mean
+        nothing. |x| < 2**bound.
     """
     bits = float_to_bits(x)
     biased = (bits >> 52) & 2047
@@ -104,7 +106,7 @@ def _fixed_to_compact(
     at: int,
     limbs: int,
 ) -> bool:
-    """Writes a fixed point number in canonical compact form; writes nothing where too long."""
+    """Write a fixed point number in canonical compact form; False if it is too long."""
     sign = load(fixed, n_words - 1) >> 63
     low = 0
     while low < n_words and load(fixed, low) == 0:
@@ -137,7 +139,7 @@ def _add_in_scratch(
     v2: int,
     exponent: int,
 ) -> bool:
-    """Adds a non-zero value to a non-zero compact sum where only the normalised result may fit."""
+    """Add a non-zero value to a non-zero compact sum, where only the normalised result may fit."""
     i0 = load(at, 1)
     i1 = load(at, 2)
     i2 = load(at, 3) if limbs == SQUARE_LIMBS else i1 >> 63
@@ -155,8 +157,7 @@ def _add_in_scratch(
     return _fixed_to_compact(scratch, _SCRATCH_WORDS, lowest, at, limbs)
 
 
-# Said outright, because numba hands the forced inlining of the callers below down to callees.
-@inner(forceinline=False)
+@inner
 def _add_scaled(
     at: int,
     limbs: int,
@@ -165,7 +166,7 @@ def _add_scaled(
     v2: int,
     exponent: int,
 ) -> bool:
-    """Adds the signed 192-bit integer v, which fits in ``limbs`` words, times 2**exponent."""
+    """Add the signed 192-bit integer v, which fits in ``limbs`` words, times 2**exponent."""
     if (v0 | v1 | v2) == 0:
         return True
     i0 = load(at, 1)
@@ -184,7 +185,7 @@ def _add_scaled(
             fits = signed_bits_192(v0, v1, v2) + up <= capacity
         elif held_up > 0:
             fits = signed_bits_192(i0, i1, i2) + held_up <= capacity
-        # A count past 191 is cut to its low bits here; its result is not used then.
+        # A shift of more than 191 bits gives a wrong result here, which is not used.
         a0, a1, a2 = shift_left_192(i0, i1, i2, held_up)
         b0, b1, b2 = shift_left_192(v0, v1, v2, up)
         s0, s1, s2 = add_192(a0, a1, a2, b0, b1, b2)
@@ -204,18 +205,7 @@ def _add_scaled(
 
 @inner(forceinline=True)
 def add_float(words: Words, pos: int, base: int, x: float) -> bool:
-    """Adds a float64 to a compact sum.
-
-    Args:
-        words: int64 matrix; the sum is ``words[pos, base : base + 1 + SUM_LIMBS]``.
-        pos: row of the sum.
-        base: column of its first word.
-        x: the float64 to add.
-
-    Returns:
-        False, with the sum unchanged, where the exact result does not fit in the compact form or x
-        is not finite (``wide_add_float`` raises on the latter).
-    """
+    """Add a float64 to a compact sum (``wide_add_float`` raises where it is not finite)."""
     at = row_address(words, pos, base)
     sign, magnitude, exponent, bound = _split(x)
     if bound == _NOT_FINITE - 1022:
@@ -237,18 +227,7 @@ def add_float(words: Words, pos: int, base: int, x: float) -> bool:
 
 @inner(forceinline=True)
 def add_square(words: Words, pos: int, base: int, x: float) -> bool:
-    """Adds the exact square of a float64 to a compact sum of squares.
-
-    Args:
-        words: int64 matrix; the sum is ``words[pos, base : base + 1 + SQUARE_LIMBS]``.
-        pos: row of the sum.
-        base: column of its first word.
-        x: the float64 whose square is added.
-
-    Returns:
-        False, with the sum unchanged, where the exact result does not fit in the compact form or x
-        is not finite (``wide_add_square`` raises on the latter).
-    """
+    """Add the exact square of a float64 to a compact sum of squares; as ``add_float``."""
     at = row_address(words, pos, base)
     _, magnitude, exponent, bound = _split(x)
     if bound == _NOT_FINITE - 1022:
@@ -262,7 +241,7 @@ def add_square(words: Words, pos: int, base: int, x: float) -> bool:
     if up >= 0 and 2 * bound - lowest <= 64 * SQUARE_LIMBS - 2:
         v0, v1, v2 = shift_left_192(p0, p1, 0, up)
         s0, s1, s2 = add_192(load(at, 1), load(at, 2), load(at, 3), v0, v1, v2)
-        # Neither addend is negative, so the sum overflowed just where it is.
+        # Neither addend is negative, so a negative sum has overflowed.
         if s2 >= 0:
             store(at, 1, s0)
             store(at, 2, s1)
@@ -273,7 +252,7 @@ def add_square(words: Words, pos: int, base: int, x: float) -> bool:
 
 @inner(forceinline=True)
 def add_int(words: Words, pos: int, base: int, i: int) -> bool:
-    """Adds an int64 to a compact sum; as ``add_float`` otherwise."""
+    """Add an int64 to a compact sum."""
     at = row_address(words, pos, base)
     sign = i >> 63
     if load(at, 0) == 0:
@@ -287,10 +266,10 @@ def add_int(words: Words, pos: int, base: int, i: int) -> bool:
 
 @inner(forceinline=True)
 def add_int_square(words: Words, pos: int, base: int, i: int) -> bool:
-    """Adds the exact square of an int64 to a compact sum of squares; else as ``add_square``."""
+    """Add the exact square of an int64 to a compact sum of squares."""
     at = row_address(words, pos, base)
     sign = i >> 63
-    # The magnitude of -2**63 wraps to 2**63 read as unsigned, which is right.
+    # The magnitude of -2**63 wraps; read as unsigned it is 2**63, which is right.
     magnitude = (i ^ sign) - sign
     p0, p1 = multiply_add(magnitude, magnitude, 0, 0)
     if load(at, 0) == 0:
@@ -313,20 +292,7 @@ def merge_compact(
     source_base: int,
     limbs: int,
 ) -> bool:
-    """Adds one compact accumulator to another.
-
-    Args:
-        words: int64 matrix of the accumulator that is added to.
-        pos: its row.
-        base: column of its first word.
-        source: int64 matrix of the accumulator that is added; not changed.
-        source_pos: its row.
-        source_base: column of its first word.
-        limbs: ``SUM_LIMBS`` or ``SQUARE_LIMBS``, the same for both.
-
-    Returns:
-        False, with both unchanged, where the exact result does not fit in the compact form.
-    """
+    """Add the compact accumulator in ``source`` to the one in ``words``; both have ``limbs``."""
     at = row_address(words, pos, base)
     source_at = row_address(source, source_pos, source_base)
     v0 = load(source_at, 1)
@@ -338,7 +304,7 @@ def merge_compact(
 
 @inner
 def normalise(words: Words, pos: int, base: int, limbs: int) -> None:
-    """Brings a compact accumulator into its canonical form: odd integer, or all words zero."""
+    """Bring a compact accumulator into its canonical form: odd integer, or all words zero."""
     at = row_address(words, pos, base)
     i0 = load(at, 1)
     i1 = load(at, 2)
@@ -356,7 +322,7 @@ def normalise(words: Words, pos: int, base: int, limbs: int) -> None:
 
 @inner
 def wide_add_float(arena: Words, ref: int, x: float) -> None:
-    """Adds a finite float64 to the wide sum at ``arena[ref : ref + WIDE_SUM]``.
+    """Add a float64 to the wide sum at ``arena[ref : ref + WIDE_SUM]``.
 
     Raises:
         ValueError: x is a NaN or an infinity.
@@ -371,7 +337,7 @@ def wide_add_float(arena: Words, ref: int, x: float) -> None:
 
 @inner
 def wide_add_square(arena: Words, ref: int, x: float) -> None:
-    """Adds the exact square of a finite float64 to ``arena[ref : ref + WIDE_SQUARE]``.
+    """Add the exact square of a float64 to ``arena[ref : ref + WIDE_SQUARE]``.
 
     Raises:
         ValueError: x is a NaN or an infinity.
@@ -386,14 +352,14 @@ def wide_add_square(arena: Words, ref: int, x: float) -> None:
 
 @inner
 def wide_add_int(arena: Words, ref: int, i: int) -> None:
-    """Adds an int64 to the wide sum at ``arena[ref : ref + WIDE_SUM]``."""
+    """Add an int64 to the wide sum at ``arena[ref : ref + WIDE_SUM]``."""
     sign = i >> 63
     add_shifted(word_address(arena, ref), WIDE_SUM, i, sign, sign, -SUM_LSB)
 
 
 @inner
 def wide_add_int_square(arena: Words, ref: int, i: int) -> None:
-    """Adds the exact square of an int64 to the wide sum at ``arena[ref : ref + WIDE_SQUARE]``."""
+    """Add the exact square of an int64 to the wide sum at ``arena[ref : ref + WIDE_SQUARE]``."""
     sign = i >> 63
     magnitude = (i ^ sign) - sign
     p0, p1 = multiply_add(magnitude, magnitude, 0, 0)
@@ -402,17 +368,7 @@ def wide_add_int_square(arena: Words, ref: int, i: int) -> None:
 
 @inner
 def wide_add_compact(arena: Words, ref: int, words: Words, pos: int, base: int, limbs: int) -> None:
-    """Adds a compact accumulator to a wide one: into zeroed words, this is the promotion.
-
-    Args:
-        arena: int64 words of wide accumulators.
-        ref: first word of the wide one, which has ``WIDE_SUM`` words where limbs is ``SUM_LIMBS``
-            and ``WIDE_SQUARE`` where it is ``SQUARE_LIMBS``.
-        words: int64 matrix of the compact one; not changed.
-        pos: its row.
-        base: column of its first word.
-        limbs: ``SUM_LIMBS`` or ``SQUARE_LIMBS``.
-    """
+    """Add a compact accumulator to a wide one; zeroed words make it a copy in the wide form."""
     at = row_address(words, pos, base)
     v0 = load(at, 1)
     v1 = load(at, 2)
@@ -426,14 +382,9 @@ def wide_add_compact(arena: Words, ref: int, words: Words, pos: int, base: int, 
 
 @inner
 def wide_add_wide(arena: Words, ref: int, source: Words, source_ref: int, n_words: int) -> None:
-    """Adds the wide accumulator at ``source[source_ref:]`` to the one at ``arena[ref:]``.
+    """Add the wide accumulator at ``source[source_ref:]`` to the one at ``arena[ref:]``.
 
-    Args:
-        arena: int64 words; ``arena[ref : ref + n_words]`` is added to.
-        ref: first word of the accumulator that is added to.
-        source: int64 words; not changed, unless it is the same accumulator, which then doubles.
-        source_ref: first word of the accumulator that is added.
-        n_words: ``WIDE_SUM`` or ``WIDE_SQUARE``, the same for both.
+    Both have ``n_words`` words. Added to itself, an accumulator doubles.
     """
     carry = 0
     at = word_address(arena, ref)
@@ -445,16 +396,7 @@ def wide_add_wide(arena: Words, ref: int, source: Words, source_ref: int, n_word
 
 @inner
 def wide_to_compact(arena: Words, ref: int, words: Words, pos: int, base: int, limbs: int) -> bool:
-    """Writes the canonical compact form of a wide accumulator, if it has one.
-
-    Args:
-        arena: int64 words of wide accumulators; not changed.
-        ref: first word of the wide one, which has ``WIDE_SUM`` words where limbs is ``SUM_LIMBS``
-            and ``WIDE_SQUARE`` where it is ``SQUARE_LIMBS``.
-        words: int64 matrix of the compact one, which is overwritten.
-        pos: its row.
-        base: column of its first word.
-        limbs: ``SUM_LIMBS`` or ``SQUARE_LIMBS``.
+    """Write the canonical compact form of a wide accumulator over ``words[pos, base:]``.
 
     Returns:
         False, with nothing written, where it does not fit: the canonical form is the wide one.

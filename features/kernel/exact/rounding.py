@@ -1,15 +1,18 @@
-"""Sums, means and variances out of exact accumulators, rounded once.
+"""Sums, means and variances from exact accumulators, rounded once.
 
-Promise: every result is the float64 nearest to the exact real value of the statistic, ties to even,
-subnormals included: ``float(Fraction(...))`` of the exact value, only fast, and the same on every
-CPU. Where that would not be finite, the value is the infinity of its sign and the overflow flag is
-True. A result that rounds to zero is 0.0, never -0.0.
+Promise: every result is the float64 nearest to the exact value of the statistic, ties to even,
+subnormals included: the same as ``float(Fraction(...))`` of the exact value, on every CPU. Where
+that is not finite, the value is the infinity of its sign and the overflow flag is True. A result
+that rounds to zero is 0.0, never -0.0.
 
-How: a magnitude is brought to its 192 leading bits and a *sticky* flag, which says that something
-non-zero was cut off below. Division by a whole number keeps the flag exact, because
-``floor(floor(a) / n) == floor(a / n)`` and a remainder only sets it; and the flag is all that
-round-half-even needs to know. The variance is one fraction,
-``(n * S2 - S1**2) / (n * (n - ddof))``, whose numerator is formed exactly.
+A magnitude is reduced to its 192 leading bits and a *sticky* flag, which says that a non-zero bit
+was cut off below them. Division by an integer keeps the flag exact, because
+``floor(floor(a) / n) == floor(a / n)`` and a remainder only sets it. Rounding half to even needs no
+more than the leading bits and the flag. The variance is one fraction,
+``(n * S2 - S1**2) / (n * (n - ddof))``, whose numerator is exact.
+
+S1 is a sum, S2 a sum of squares of the same ``n`` rows. A function that returns (value, overflow)
+raises ValueError where ``n`` is too small or the variance is negative.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -52,18 +55,18 @@ _NUMERATOR_WORDS = WIDE_SQUARE + 2
 
 @inner
 def _round_half_even(negative: bool, word: int, sticky: bool, exponent: int) -> tuple[float, bool]:
-    """Rounds (word + something below 1, if sticky) * 2**exponent to float64.
+    """Round (word + something below 1, if sticky) * 2**exponent to float64.
 
     Args:
-        negative: whether the result is negated.
-        word: the leading 64 bits, unsigned; its top bit is set.
-        sticky: whether non-zero bits stand below the word.
-        exponent: exponent of the word's least significant bit.
+        negative: Whether the result is negated.
+        word: The leading 64 bits, unsigned; the top bit is set.
+        sticky: Whether there are non-zero bits below the word.
+        exponent: Exponent of the word's least significant bit.
 
     Returns:
         The value, and whether it overflowed.
     """
-    # 53 bits are kept, fewer where they would reach below the least subnormal.
+    # Keep 53 bits, or fewer where they would be smaller than the least subnormal.
     lsb = max(exponent + 11, _LEAST_EXPONENT)
     dropped = lsb - exponent
     if dropped > 64:
@@ -74,7 +77,7 @@ def _round_half_even(negative: bool, word: int, sticky: bool, exponent: int) -> 
     else:
         kept = shift_right_unsigned(word, dropped)
         rest = word << (64 - dropped)
-    # The rest stands at the top of its word: its sign bit is the half, whatever follows is more.
+    # The rest is shifted to the top of its word: the sign bit is the half, other bits are more.
     if rest < 0 and ((rest << 1) != 0 or sticky or (kept & 1) != 0):
         kept += 1
     if lsb > _GREATEST_EXPONENT:
@@ -90,7 +93,7 @@ def _round_half_even(negative: bool, word: int, sticky: bool, exponent: int) -> 
 
 @inner
 def _divide_by_small(w1: int, w2: int, divisor: int) -> tuple[int, int, int]:
-    """(quotient words, remainder) of an unsigned 128-bit integer by a divisor below 2**32."""
+    """Return (two words, remainder) of an unsigned 128-bit integer over a divisor < 2**32."""
     q2, rest = divide_unsigned(w2, divisor)
     high, rest = divide_unsigned((rest << 32) | shift_right_unsigned(w1, 32), divisor)
     low, rest = divide_unsigned((rest << 32) | (w1 & _LOW_HALF), divisor)
@@ -99,7 +102,7 @@ def _divide_by_small(w1: int, w2: int, divisor: int) -> tuple[int, int, int]:
 
 @inner
 def _divide_word(rest: int, word: int, divisor: int) -> tuple[int, int]:
-    """(quotient, remainder) of ``rest * 2**64 + word`` by a positive int64 above rest."""
+    """Return (quotient, remainder) of ``rest * 2**64 + word`` and a positive int64 above rest."""
     quotient = 0
     for place in range(64):
         rest = (rest << 1) | (shift_right_unsigned(word, 63 - place) & 1)
@@ -112,7 +115,7 @@ def _divide_word(rest: int, word: int, divisor: int) -> tuple[int, int]:
 
 @inner
 def _divide_by_any(w0: int, w1: int, w2: int, divisor: int) -> tuple[int, int, int, int]:
-    """(quotient words 0 to 2, remainder) of an unsigned 192-bit integer by a positive int64."""
+    """Return (three words, remainder) of an unsigned 192-bit integer over an int64 > 0."""
     q2, rest = _divide_word(0, w2, divisor)
     q1, rest = _divide_word(rest, w1, divisor)
     q0, rest = _divide_word(rest, w0, divisor)
@@ -130,17 +133,17 @@ def _ratio_to_float(
     first: int,
     second: int,
 ) -> tuple[float, bool]:
-    """Rounds a magnitude over a product of two positive int64 once.
+    """Round a magnitude divided by ``first * second`` once.
 
     Args:
-        negative: whether the result is negated.
-        w0: least significant word of the magnitude.
-        w1: middle word.
-        w2: most significant word; its top bit is set unless the magnitude is zero.
-        sticky: whether non-zero bits stand below word 0.
-        exponent: exponent of the least significant bit of word 0.
-        first: one factor of the divisor, positive.
-        second: the other one, positive.
+        negative: Whether the result is negated.
+        w0: Least significant word of the magnitude.
+        w1: Middle word.
+        w2: Most significant word; its top bit is set unless the magnitude is zero.
+        sticky: Whether there are non-zero bits below word 0.
+        exponent: Exponent of the least significant bit of word 0.
+        first: One factor of the divisor, positive.
+        second: The other one, positive.
 
     Returns:
         The value, and whether it overflowed.
@@ -149,7 +152,7 @@ def _ratio_to_float(
         return 0.0, False
     if first != 1 or second != 1:
         if first < _HALF_WORD and second < _HALF_WORD:
-            # 128 bits over 64 leave 64 at least: word 0 can only be sticky.
+            # 128 bits divided by 64 leave at least 64, so word 0 only decides whether it is sticky.
             sticky = sticky or w0 != 0
             w0 = 0
             w1, w2, rest = _divide_by_small(w1, w2, first)
@@ -173,7 +176,7 @@ def _ratio_to_float(
 
 @inner
 def _compact_magnitude(at: int) -> tuple[bool, int, int, int]:
-    """The magnitude of a compact sum, shifted until its top bit is set, as that of 192 bits.
+    """Return the magnitude of a compact sum as 192 bits with the top bit set.
 
     Returns:
         (negative, word 1, word 2, exponent of the least bit of word 0, which is zero).
@@ -195,13 +198,13 @@ def _compact_magnitude(at: int) -> tuple[bool, int, int, int]:
 
 @inner
 def _magnitude_word(fixed: int, place: int, low: int, negative: bool) -> int:
-    """One word of the magnitude of a fixed point number whose lowest non-zero word is ``low``."""
+    """Return a word of a fixed point number's magnitude; ``low`` is its lowest non-zero word."""
     if place < low:
         return 0
     word = load(fixed, place)
     if not negative:
         return word
-    # Negation is complement plus one, and the one is carried up through the zero words only.
+    # Negation is complement plus one; the one is carried through the zero words only.
     return -word if place == low else ~word
 
 
@@ -209,7 +212,7 @@ def _magnitude_word(fixed: int, place: int, low: int, negative: bool) -> int:
 def _fixed_magnitude(
     fixed: int, n_words: int, lsb_exponent: int
 ) -> tuple[bool, int, int, int, bool, int]:
-    """(negative, words 0 to 2, sticky, exponent) of the leading bits of a fixed point number."""
+    """Return (negative, words 0 to 2, sticky, exponent) of a fixed point number's leading bits."""
     negative = load(fixed, n_words - 1) < 0
     low = 0
     while low < n_words and load(fixed, low) == 0:
@@ -236,39 +239,14 @@ def _check_divisors(n: int, ddof: int) -> None:
 
 
 @inner
-def sum_to_float(words: Words, pos: int, base: int) -> tuple[float, bool]:
-    """The float64 nearest to a compact sum.
-
-    Args:
-        words: int64 matrix; the sum is ``words[pos, base : base + 1 + SUM_LIMBS]``.
-        pos: row of the sum.
-        base: column of its first word.
-
-    Returns:
-        The value, and whether it overflowed (the value is an infinity then).
-    """
-    negative, w1, w2, exponent = _compact_magnitude(row_address(words, pos, base))
-    return _ratio_to_float(negative, 0, w1, w2, False, exponent, 1, 1)
-
-
-@inner
-def wide_sum_to_float(arena: Words, ref: int) -> tuple[float, bool]:
-    """The float64 nearest to ``arena[ref : ref + WIDE_SUM]``; see ``sum_to_float``."""
-    negative, w0, w1, w2, sticky, exponent = _fixed_magnitude(
-        word_address(arena, ref), WIDE_SUM, SUM_LSB
-    )
-    return _ratio_to_float(negative, w0, w1, w2, sticky, exponent, 1, 1)
-
-
-@inner
 def sum_to_int(words: Words, pos: int, base: int) -> tuple[int, bool]:
-    """The compact sum of int64 values as int64.
+    """Return a compact sum of int64 values as int64.
 
     Returns:
-        The value, and whether it does not fit in int64 (the value is 0 then).
+        The value, and whether it overflowed: it does not fit in int64, and the value is 0.
 
     Raises:
-        ValueError: the sum is not a whole number, so it is not one of int64 values.
+        ValueError: The sum has a fraction, so it is not one of int64 values.
     """
     at = row_address(words, pos, base)
     exponent = load(at, 0)
@@ -278,7 +256,7 @@ def sum_to_int(words: Words, pos: int, base: int) -> tuple[int, bool]:
     if (i0 | i1) == 0:
         return 0, False
     if exponent < 0:
-        raise ValueError("an int64 sum was asked of a sum with a fraction: use sum_to_float")
+        raise ValueError("an int64 sum was asked of a sum with a fraction: use mean_to_float")
     if signed_bits_192(i0, i1, sign) + exponent > 63:
         return 0, True
     return i0 << exponent, False
@@ -286,16 +264,16 @@ def sum_to_int(words: Words, pos: int, base: int) -> tuple[int, bool]:
 
 @inner
 def wide_sum_to_int(arena: Words, ref: int) -> tuple[int, bool]:
-    """The wide sum of int64 values at ``arena[ref : ref + WIDE_SUM]``; see ``sum_to_int``."""
+    """Return the wide sum of int64 values at ``arena[ref:]``; see ``sum_to_int``."""
     fixed = word_address(arena, ref)
     # The unit bit is bit 1074: bit 50 of word 16.
     place = -SUM_LSB // 64
     bits = -SUM_LSB % 64
     for at in range(place):
         if load(fixed, at) != 0:
-            raise ValueError("an int64 sum was asked of a sum with a fraction: use sum_to_float")
+            raise ValueError("an int64 sum was asked of a sum with a fraction: use mean_to_float")
     if (load(fixed, place) << (64 - bits)) != 0:
-        raise ValueError("an int64 sum was asked of a sum with a fraction: use sum_to_float")
+        raise ValueError("an int64 sum was asked of a sum with a fraction: use mean_to_float")
     value = shift_right_unsigned(load(fixed, place), bits) | (load(fixed, place + 1) << (64 - bits))
     sign = load(fixed, WIDE_SUM - 1) >> 63
     if value >> 63 != sign or load(fixed, place + 1) >> bits != sign:
@@ -308,20 +286,7 @@ def wide_sum_to_int(arena: Words, ref: int) -> tuple[int, bool]:
 
 @inner
 def mean_to_float(words: Words, pos: int, base: int, n: int) -> tuple[float, bool]:
-    """The float64 nearest to a compact sum over a number of rows.
-
-    Args:
-        words: int64 matrix; the sum is ``words[pos, base : base + 1 + SUM_LIMBS]``.
-        pos: row of the sum.
-        base: column of its first word.
-        n: rows that were summed, at least 1.
-
-    Returns:
-        The value, and whether it overflowed (the value is an infinity then).
-
-    Raises:
-        ValueError: n is below 1.
-    """
+    """Return the float64 nearest to a compact sum divided by ``n`` (1: the sum), and overflow."""
     _check_divisors(n, 0)
     negative, w1, w2, exponent = _compact_magnitude(row_address(words, pos, base))
     return _ratio_to_float(negative, 0, w1, w2, False, exponent, n, 1)
@@ -329,7 +294,7 @@ def mean_to_float(words: Words, pos: int, base: int, n: int) -> tuple[float, boo
 
 @inner
 def wide_mean_to_float(arena: Words, ref: int, n: int) -> tuple[float, bool]:
-    """The mean of n rows from ``arena[ref : ref + WIDE_SUM]``; see ``mean_to_float``."""
+    """Return the float64 nearest to a wide sum divided by ``n``, and overflow."""
     _check_divisors(n, 0)
     negative, w0, w1, w2, sticky, exponent = _fixed_magnitude(
         word_address(arena, ref), WIDE_SUM, SUM_LSB
@@ -339,7 +304,7 @@ def wide_mean_to_float(arena: Words, ref: int, n: int) -> tuple[float, bool]:
 
 @inner
 def _fixed_variance(sums: int, squares: int, n: int, ddof: int) -> tuple[float, bool]:
-    """The variance from the addresses of a wide S1 and a wide S2."""
+    """Return the variance, and overflow, from the addresses of a wide S1 and a wide S2."""
     numerator = stack_words(_NUMERATOR_WORDS)
     carry = 0
     for place in range(WIDE_SQUARE):
@@ -386,23 +351,9 @@ def _fixed_variance(sums: int, squares: int, n: int, ddof: int) -> tuple[float, 
 def wide_variance_to_float(
     sums: Words, sum_ref: int, squares: Words, square_ref: int, n: int, ddof: int
 ) -> tuple[float, bool]:
-    """The variance of n rows from a wide S1 and S2; see ``variance_to_float``.
+    """Return the variance, and overflow, from a wide S1 and S2; see ``variance_to_float``.
 
     Where only one of the two is wide, add the other to zeroed words with ``wide_add_compact``.
-
-    Args:
-        sums: int64 words; S1 is ``sums[sum_ref : sum_ref + WIDE_SUM]``.
-        sum_ref: first word of S1.
-        squares: int64 words; S2 is ``squares[square_ref : square_ref + WIDE_SQUARE]``.
-        square_ref: first word of S2.
-        n: rows that were summed, at least 1 and more than ddof.
-        ddof: what is taken off n in the divisor.
-
-    Returns:
-        The value, never negative, and whether it overflowed (the value is an infinity then).
-
-    Raises:
-        ValueError: n is too small, or S1 and S2 are not of the same n rows (a negative variance).
     """
     _check_divisors(n, ddof)
     return _fixed_variance(word_address(sums, sum_ref), word_address(squares, square_ref), n, ddof)
@@ -412,7 +363,7 @@ def wide_variance_to_float(
 def _variance_of_far_exponents(
     sum_at: int, square_at: int, n: int, ddof: int
 ) -> tuple[float, bool]:
-    """The variance from the addresses of a compact S1 and S2, neither of them zero, made wide."""
+    """Return the variance, and overflow, from the addresses of a non-zero compact S1 and S2."""
     sums = stack_words(WIDE_SUM)
     clear(sums, WIDE_SUM)
     a1 = load(sum_at, 2)
@@ -441,23 +392,9 @@ def variance_to_float(
     n: int,
     ddof: int,
 ) -> tuple[float, bool]:
-    """The float64 nearest to ``(S2 - S1 * S1 / n) / (n - ddof)``, from a compact S1 and S2.
+    """Return the float64 nearest to ``(S2 - S1 * S1 / n) / (n - ddof)``, and overflow.
 
-    Args:
-        sums: int64 matrix; S1 is ``sums[sum_pos, sum_base : sum_base + 1 + SUM_LIMBS]``.
-        sum_pos: row of S1.
-        sum_base: column of its first word.
-        squares: int64 matrix; S2 is ``squares[square_pos, square_base : ... + 1 + SQUARE_LIMBS]``.
-        square_pos: row of S2.
-        square_base: column of its first word.
-        n: rows that were summed, at least 1 and more than ddof.
-        ddof: what is taken off n in the divisor: 0 for the population, 1 for a sample.
-
-    Returns:
-        The value, never negative, and whether it overflowed (the value is an infinity then).
-
-    Raises:
-        ValueError: n is too small, or S1 and S2 are not of the same n rows (a negative variance).
+    S1 and S2 are compact; ``ddof`` is 0 for a population, 1 for a sample.
     """
     _check_divisors(n, ddof)
     sum_at = row_address(sums, sum_pos, sum_base)
@@ -473,7 +410,7 @@ def variance_to_float(
         a0, carry = add_carry(~a0, 0, 1)
         a1 = ~a1 + carry
     exponent = load(square_at, 0)
-    # How far n * S2 stands above S1 * S1.
+    # By how many bits n * S2 has to be shifted to the exponent of S1 * S1.
     above = exponent - 2 * load(sum_at, 0)
     if (a0 | a1) == 0:
         above = 0

@@ -1,19 +1,19 @@
-"""Multi-limb integers on 64-bit words: the machine operations that exact sums are made of.
+"""Integers of several 64-bit words: the machine operations that exact sums need.
 
-A *word* is an int64 that holds 64 bits; whether they are read as signed or unsigned is said by the
-function. Integers of several words are little-endian: word 0 is the least significant one. numba
-has no integer wider than 64 bits and turns a mix of int64 and uint64 into float64, so the few
-operations that need a carry, a wide product or a logical shift are written here as LLVM
-instructions over int64 words. They compile to a handful of machine instructions (on x86-64
-``adc``, ``mul``, ``shld``, ``tzcnt``) and give the same bits on every CPU.
+A *word* is an int64 that holds 64 bits; each function says whether it reads them as signed or
+unsigned. Integers of several words are little-endian: word 0 is the least significant. numba has no
+integer wider than 64 bits and turns a mix of int64 and uint64 into float64, so the operations that
+need a carry, a wide product or a logical shift are written here as LLVM instructions over int64
+words. They compile to a few machine instructions (on x86-64 ``adc``, ``mul``, ``shld``, ``tzcnt``)
+and give the same bits on every CPU.
 
-Words in memory are reached by address, an int64 too: a compiled function that takes an array counts
-references to it, and those atomic increments cost more than the addition itself. Whoever asks for
-an address keeps the array alive while the address is in use.
+Words in memory are read and written by address, also an int64: a compiled function that takes an
+array counts references to it, and the atomic increments cost more than the addition. The caller
+keeps the array alive while it uses an address.
 """
 
 # ruff: noqa: ARG001
-# The arguments of an intrinsic are its signature; its body sees their LLVM values instead.
+# The arguments of an intrinsic are its signature; its body uses their LLVM values instead.
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ _INT = types.int64
 
 
 def _pack(builder: Any, words: Sequence[Any], bits: int) -> Any:
-    """Joins words, least significant first, into one zero-extended LLVM integer."""
+    """Join words, least significant first, into one zero-extended LLVM integer."""
     wide = ir.IntType(bits)
     value = builder.zext(words[0], wide)
     for place, word in enumerate(words[1:], start=1):
@@ -43,7 +43,7 @@ def _pack(builder: Any, words: Sequence[Any], bits: int) -> Any:
 
 
 def _unpack(builder: Any, value: Any, count: int) -> list[Any]:
-    """Cuts the lowest ``count`` words out of an LLVM integer, least significant first."""
+    """Return the lowest ``count`` words of an LLVM integer, least significant first."""
     wide = value.type
     return [builder.trunc(builder.lshr(value, wide(64 * place)), _WORD) for place in range(count)]
 
@@ -53,7 +53,7 @@ def _words(count: int) -> Any:
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
-    """The address ``offset`` words into the first axis' entry of an array, as an integer."""
+    """Return the address of an array's word ``offset``, as an integer."""
     data = context.make_array(kind)(context, builder, array).data
     return builder.add(builder.ptrtoint(data, _WORD), builder.mul(offset, _WORD(8)))
 
@@ -73,7 +73,7 @@ def _require_words(kind: Any, axes: int, name: str) -> None:
 
 @intrinsic
 def prefetch(typing_context: Any, address: Any) -> tuple[Any, Any]:
-    """Ask for the cache line at an address; changes nothing, whatever the address."""
+    """Load the cache line at an address into the cache early; any address is allowed."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -90,7 +90,7 @@ def prefetch(typing_context: Any, address: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def row_address(typing_context: Any, words: Any, pos: Any, base: Any) -> tuple[Any, Any]:
-    """The address of ``words[pos, base]`` in a C-contiguous int64 matrix; not bounds-checked."""
+    """Return the address of ``words[pos, base]`` in a C-contiguous matrix; not bounds-checked."""
     _require_words(words, 2, "words")
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -105,7 +105,7 @@ def row_address(typing_context: Any, words: Any, pos: Any, base: Any) -> tuple[A
 
 @intrinsic
 def word_address(typing_context: Any, arena: Any, ref: Any) -> tuple[Any, Any]:
-    """The address of ``arena[ref]`` in a C-contiguous int64 vector; not bounds-checked."""
+    """Return the address of ``arena[ref]`` in a C-contiguous vector; not bounds-checked."""
     _require_words(arena, 1, "arena")
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -117,11 +117,9 @@ def word_address(typing_context: Any, arena: Any, ref: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def stack_words(typing_context: Any, count: Any) -> tuple[Any, Any]:
-    """The address of ``count`` words, not cleared, that live until the calling function returns.
+    """Return the address of ``count`` words, a constant number, on the caller's stack.
 
-    Args:
-        typing_context: numba's.
-        count: number of words, a constant.
+    The words are not cleared.
     """
     if not isinstance(count, types.IntegerLiteral):
         raise RequireLiteralValue("stack_words takes a constant number of words")
@@ -136,7 +134,7 @@ def stack_words(typing_context: Any, count: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def load(typing_context: Any, address: Any, place: Any) -> tuple[Any, Any]:
-    """The word that stands ``place`` words after an address."""
+    """Return the word ``place`` words after an address."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         start = builder.inttoptr(arguments[0], _WORD.as_pointer())
@@ -147,7 +145,7 @@ def load(typing_context: Any, address: Any, place: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def store(typing_context: Any, address: Any, place: Any, word: Any) -> tuple[Any, Any]:
-    """Writes a word ``place`` words after an address."""
+    """Write a word ``place`` words after an address."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         start = builder.inttoptr(arguments[0], _WORD.as_pointer())
@@ -159,7 +157,7 @@ def store(typing_context: Any, address: Any, place: Any, word: Any) -> tuple[Any
 
 @intrinsic
 def float_to_bits(typing_context: Any, value: Any) -> tuple[Any, Any]:
-    """The 64 bits of a float64 as a word."""
+    """Return the 64 bits of a float64 as a word."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], _WORD)
@@ -169,7 +167,7 @@ def float_to_bits(typing_context: Any, value: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def bits_to_float(typing_context: Any, word: Any) -> tuple[Any, Any]:
-    """The float64 whose 64 bits are the word."""
+    """Return the float64 whose 64 bits are the word."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.DoubleType())
@@ -179,7 +177,7 @@ def bits_to_float(typing_context: Any, word: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def trailing_zeros(typing_context: Any, word: Any) -> tuple[Any, Any]:
-    """Zero bits below the lowest set bit of a word; 64 for zero."""
+    """Count the zero bits below the lowest set bit of a word; 64 for zero."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.IntType(1)(0))
@@ -189,7 +187,7 @@ def trailing_zeros(typing_context: Any, word: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def leading_zeros(typing_context: Any, word: Any) -> tuple[Any, Any]:
-    """Zero bits above the highest set bit of a word; 64 for zero."""
+    """Count the zero bits above the highest set bit of a word; 64 for zero."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctlz(arguments[0], ir.IntType(1)(0))
@@ -199,7 +197,7 @@ def leading_zeros(typing_context: Any, word: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def shift_right_unsigned(typing_context: Any, word: Any, count: Any) -> tuple[Any, Any]:
-    """Logical right shift of one word by 0..63 bits (numba's ``>>`` on int64 copies the sign)."""
+    """Shift a word right by 0..63 bits, filling with zeros (``>>`` on int64 copies the sign)."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.lshr(arguments[0], arguments[1])
@@ -209,7 +207,7 @@ def shift_right_unsigned(typing_context: Any, word: Any, count: Any) -> tuple[An
 
 @intrinsic
 def below_unsigned(typing_context: Any, a: Any, b: Any) -> tuple[Any, Any]:
-    """Whether word ``a`` is below word ``b``, both read as unsigned."""
+    """Return whether word ``a`` is below word ``b``, both unsigned."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.icmp_unsigned("<", arguments[0], arguments[1])
@@ -219,7 +217,7 @@ def below_unsigned(typing_context: Any, a: Any, b: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def divide_unsigned(typing_context: Any, word: Any, divisor: Any) -> tuple[Any, Any]:
-    """(quotient, remainder) of one unsigned word by a non-zero unsigned word."""
+    """Return (quotient, remainder) of an unsigned word and a non-zero unsigned divisor."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word_value, divisor_value = arguments
@@ -232,7 +230,7 @@ def divide_unsigned(typing_context: Any, word: Any, divisor: Any) -> tuple[Any, 
 
 @intrinsic
 def multiply_add(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any]:
-    """(low, high) of ``a * b + c + d`` over unsigned words: it never exceeds 128 bits."""
+    """Return (low, high) of ``a * b + c + d`` over unsigned words: never more than 128 bits."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         wide_a, wide_b, wide_c, wide_d = (_pack(builder, [word], 128) for word in arguments)
@@ -244,7 +242,7 @@ def multiply_add(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> tuple[A
 
 @intrinsic
 def add_carry(typing_context: Any, a: Any, b: Any, carry: Any) -> tuple[Any, Any]:
-    """(sum, carry out) of two unsigned words and a carry of 0 or 1."""
+    """Return (sum, carry out) of two unsigned words and a carry of 0 or 1."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         wide_a, wide_b, wide_carry = (_pack(builder, [word], 128) for word in arguments)
@@ -256,7 +254,7 @@ def add_carry(typing_context: Any, a: Any, b: Any, carry: Any) -> tuple[Any, Any
 
 @intrinsic
 def add_128(typing_context: Any, a0: Any, a1: Any, b0: Any, b1: Any) -> tuple[Any, Any]:
-    """(word 0, word 1, overflow) of the sum of two signed 128-bit integers; overflow is a bool."""
+    """Return (word 0, word 1, overflow) of the sum of two signed 128-bit integers."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a = _pack(builder, arguments[:2], 128)
@@ -274,7 +272,7 @@ def add_128(typing_context: Any, a0: Any, a1: Any, b0: Any, b1: Any) -> tuple[An
 def add_192(
     typing_context: Any, a0: Any, a1: Any, a2: Any, b0: Any, b1: Any, b2: Any
 ) -> tuple[Any, Any]:
-    """The three words of the sum of two 192-bit integers, modulo 2**192."""
+    """Return the three words of the sum of two 192-bit integers, modulo 2**192."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value = builder.add(_pack(builder, arguments[:3], 192), _pack(builder, arguments[3:], 192))
@@ -285,7 +283,7 @@ def add_192(
 
 @intrinsic
 def shift_left_128(typing_context: Any, w0: Any, w1: Any, count: Any) -> tuple[Any, Any]:
-    """The two words of a 128-bit integer shifted left by 0..127 bits, modulo 2**128."""
+    """Shift a 128-bit integer left by 0..127 bits, modulo 2**128; returns two words."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value = _pack(builder, arguments[:2], 128)
@@ -299,7 +297,7 @@ def shift_left_128(typing_context: Any, w0: Any, w1: Any, count: Any) -> tuple[A
 def shift_left_256(
     typing_context: Any, w0: Any, w1: Any, w2: Any, w3: Any, count: Any
 ) -> tuple[Any, Any]:
-    """The four words of a 256-bit integer shifted left by 0..255 bits, modulo 2**256."""
+    """Shift a 256-bit integer left by 0..255 bits, modulo 2**256; returns four words."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value = _pack(builder, arguments[:4], 256)
@@ -321,7 +319,7 @@ def subtract_256(
     b2: Any,
     b3: Any,
 ) -> tuple[Any, Any]:
-    """Four words of ``a - b`` modulo 2**256, and the borrow: 1 where a < b, both unsigned."""
+    """Return four words of ``a - b`` modulo 2**256, and the borrow: 1 where a < b, unsigned."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a = _pack(builder, arguments[:4], 256)
@@ -335,7 +333,7 @@ def subtract_256(
 
 @inner(forceinline=True)
 def shift_left_192(w0: int, w1: int, w2: int, count: int) -> tuple[int, int, int]:
-    """The three words of a 192-bit integer shifted left by 0..191 bits, modulo 2**192."""
+    """Shift a 192-bit integer left by 0..191 bits, modulo 2**192; returns three words."""
     bits = count & 63
     s0 = w0 << bits
     # A shift by 64 is undefined on the machine; two shifts, of which one is by 1, are not.
@@ -350,7 +348,7 @@ def shift_left_192(w0: int, w1: int, w2: int, count: int) -> tuple[int, int, int
 
 @inner
 def signed_bits_192(w0: int, w1: int, w2: int) -> int:
-    """Bits of a signed 192-bit integer without its sign: the least b with -2**b <= value < 2**b."""
+    """Return the least b with -2**b <= value < 2**b for a signed 192-bit integer."""
     sign = w2 >> 63
     bits: int
     if w2 != sign:
@@ -364,10 +362,10 @@ def signed_bits_192(w0: int, w1: int, w2: int) -> int:
 
 @inner
 def strip_trailing_zeros_192(w0: int, w1: int, w2: int) -> tuple[int, int, int, int]:
-    """A non-zero signed 192-bit integer without its trailing zero bits, and their number.
+    """Shift a non-zero signed 192-bit integer right until it is odd.
 
     Returns:
-        The three words of the odd integer, and the number of zero bits taken off.
+        The three words of the odd integer, and by how many bits it was shifted.
     """
     sign = w2 >> 63
     stripped = 0
@@ -382,22 +380,17 @@ def strip_trailing_zeros_192(w0: int, w1: int, w2: int) -> tuple[int, int, int, 
 
 @inner
 def clear(at: int, n_words: int) -> None:
-    """Sets words in memory to zero."""
+    """Set words in memory to zero."""
     for place in range(n_words):
         store(at, place, 0)
 
 
 @inner
 def add_shifted(at: int, n_words: int, w0: int, w1: int, w2: int, shift: int) -> None:
-    """Adds a signed 192-bit integer, shifted left, into a two's complement integer in place.
+    """Add a signed 192-bit integer, shifted left by ``shift`` bits, to an integer in memory.
 
-    Args:
-        at: address of the target.
-        n_words: words of the target; the sum is taken modulo ``2**(64 * n_words)``.
-        w0: least significant word of the addend.
-        w1: middle word of the addend.
-        w2: most significant, signed word of the addend.
-        shift: bits to shift the addend left by, not negative.
+    The integer at the address ``at`` has ``n_words`` words; the sum is taken modulo
+    ``2**(64 * n_words)``.
     """
     first = shift >> 6
     bits = shift & 63
@@ -407,12 +400,12 @@ def add_shifted(at: int, n_words: int, w0: int, w1: int, w2: int, shift: int) ->
     s3 = (w2 >> 1) >> (63 - bits)
     carry = 0
     for place, part in enumerate((w0 << bits, s1, s2, s3)):
-        # Words past the end can only repeat the sign of a sum that fits.
+        # Words past the end only repeat the sign of a sum that fits.
         if first + place < n_words:
             total, carry = add_carry(load(at, first + place), part, carry)
             store(at, first + place, total)
     place = first + 4
-    # Adding -1 with a carry, or 0 without, changes nothing from here on.
+    # From here on, adding -1 with a carry, or 0 without, changes nothing.
     while place < n_words and carry != (sign & 1):
         total, carry = add_carry(load(at, place), sign, carry)
         store(at, place, total)

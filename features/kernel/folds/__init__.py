@@ -1,4 +1,4 @@
-"""How events enter a tile, how tiles merge, and how a merged window becomes an answer.
+"""The folds (how events enter tiles, and how tiles merge) and the finishes.
 
 Every fold is a commutative monoid, bit for bit. Importing this package registers all of them.
 """

@@ -1,22 +1,22 @@
-"""The folds of one word: counts and extremes; and what every fold has in common.
+"""The folds of one word, counts and extremes, and the arguments of every fold.
 
-Every fold is one compiled function over a batch's steps, with the same arguments:
+Every fold is one compiled function over a batch's steps:
 
     run(variant, first, step_row, step_at, queries, tiles, base, size, cells, value_cell,
         mask_word, mask_bit, event_time, id_offsets, id_data, blocks, block_meta,
         ask_windows, ask_params, scratch, out) -> next step
 
 * ``variant``: the number that the fold was registered with. One function serves several folds
-  that differ in little, such as least and greatest, and tells them apart by it.
-* ``first``: the step to begin with. A fold that runs out of arena room returns the step it could
-  not do, having changed nothing for it; the caller grows the arena and calls again from there.
-* ``step_row[i]``: the event's index, or -1 for a query; ``step_at[i]``: the event's tile row (-1:
-  no tile), or the query's index.
-* ``tiles[row, base : ...]``: the partial's words in a tile; ``cells[event]``: a row's cells.
-* ``out[query * asks + ask]``: receives the answer's words. Asks go by ascending window, so each
-  goes on from the one before.
+  that differ little, such as least and greatest.
+* ``first``: the step to begin with. A fold that finds no room in the arena returns the step that it
+  could not do, with nothing changed for it; the caller grows the arena and calls again from there.
+* ``step_row[i]``: the index of an event, or -1 for a query; ``step_at[i]``: the row of the event's
+  tile (-1: no tile), or the index of the query.
+* ``tiles[row, base : ...]``: the partial's words in a tile; ``cells[event]``: the cells of a row.
+* ``out[query * asks + ask]``: receives the answer's words. Asks are in order of ascending windows,
+  so each continues from the one before.
 
-Merging is commutative and associative bit for bit in each of them; the law suite shows it.
+Merging is commutative and associative bit for bit; `tests/laws` tests that.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -41,7 +41,7 @@ Int32Array = npt.NDArray[np.int32]
 GREATEST: Final = 2**63 - 1
 LEAST: Final = -(2**63)
 
-# What the variants of `fold_extreme` differ in.
+# The bits of the variants of `fold_extreme`.
 _OF_FLOATS: Final = 1
 _GREATEST: Final = 2
 
@@ -119,13 +119,13 @@ def fold_extreme(
     scratch: Int64Array,
     out: Int64Array,
 ) -> int:
-    """Keep the least or the greatest value; the answer is its bits (the identity when empty).
+    """Keep the least or the greatest value; the answer is its bits (the identity if empty).
 
-    A float is kept as the integer of the same order: its bits, those of a negative one flipped
-    below the sign (which is its own inverse).
+    A float is kept as an integer of the same order: its bits, with those below the sign flipped if
+    it is negative. Doing this twice gives the float's bits again.
     """
-    # Flipping all bits of an integer turns the order round: the greatest becomes the least. This
-    # and the order of floats are masks here, because a branch in the loop takes a third longer.
+    # Flipping all bits of an integer reverses the order: the greatest becomes the least. Both
+    # mappings are masks, because a branch in the loop takes a third longer.
     flip = -1 if variant & _GREATEST else 0
     bend = GREATEST if variant & _OF_FLOATS else 0
     asks = ask_windows.shape[0]

@@ -1,8 +1,9 @@
 """The fold of distinct counts: the exact set of hashes, then HyperLogLog.
 
-Exact up to `DISTINCT_EXACT_BOUND` hashes, past that the registers of Flajolet et al. (2007), with
-Ertl's improved raw estimator ("New cardinality estimation algorithms for HyperLogLog sketches",
-2017, algorithm 6). Sets and registers only ever grow, so any order gives the same.
+The count is exact up to `DISTINCT_EXACT_BOUND` hashes. Beyond that it uses the registers of
+Flajolet et al. (2007) with Ertl's improved raw estimator ("New cardinality estimation algorithms
+for HyperLogLog sketches", 2017, algorithm 6). Sets and registers only grow, so the order of rows
+does not matter.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -39,7 +40,7 @@ def _register_of(word: int) -> int:
 
 @inner
 def _rank_of(word: int) -> int:
-    """Return the leading zeros of the bits that do not name the register, plus one."""
+    """Return the leading zeros of the bits below the register's number, plus one."""
     rest = word & ((1 << _REST_BITS) - 1)
     return _REST_BITS + 1 if rest == 0 else leading_zeros(rest) - (64 - _REST_BITS) + 1
 
@@ -67,7 +68,7 @@ def _add_hash(
     blocks: Int64Array,
     block_meta: Int64Array,
 ) -> bool:
-    """Put a hash into a tile's set; False, with nothing changed, for want of room."""
+    """Add a hash to a tile's set; False, with nothing changed, if there is no room."""
     n = tiles[at, base]
     if n == REGISTERS:
         _raise_register(blocks, tiles[at, base + 1], word)
@@ -88,7 +89,7 @@ def _add_hash(
     block = arena.allocate(blocks, block_meta, REGISTER_CLASS)
     if block == arena.NO_BLOCK:
         return False
-    blocks[block : block + (1 << REGISTER_CLASS)] = 0
+    arena.clear_words(blocks, block, 1 << REGISTER_CLASS)
     old = tiles[at, base + 1]
     for k in range(n):
         _raise_register(blocks, block, blocks[old + k])
@@ -142,10 +143,10 @@ def _estimate(scratch: Int64Array) -> int:
 
 @inner(forceinline=True)
 def _collect(scratch: Int64Array, generation: int, n: int, word: int) -> int:
-    """Add a hash to the scratch set, or to the scratch registers (n = REGISTERS); returns n.
+    """Add a hash to the scratch set, or to the scratch registers (n = REGISTERS); return n.
 
-    A slot belongs to the set when it carries the generation; past the exact bound the set is
-    turned into registers.
+    A slot belongs to the set if it has the current generation. Beyond the exact bound the set
+    becomes registers.
     """
     registers = 2 * _SLOTS + 1
     if n != REGISTERS:
@@ -158,7 +159,7 @@ def _collect(scratch: Int64Array, generation: int, n: int, word: int) -> int:
             scratch[slot] = word
             scratch[_SLOTS + slot] = generation
             return n + 1
-        scratch[registers : registers + _M] = 0
+        arena.clear_words(scratch, registers, _M)
         for k in range(_SLOTS):
             if scratch[_SLOTS + k] == generation:
                 at = registers + _register_of(scratch[k])
@@ -172,10 +173,10 @@ def _collect(scratch: Int64Array, generation: int, n: int, word: int) -> int:
 def _collect_registers(
     scratch: Int64Array, generation: int, n: int, blocks: Int64Array, block: int
 ) -> int:
-    """Merge a tile's registers into the scratch; returns REGISTERS."""
+    """Merge a tile's registers into the scratch; return REGISTERS."""
     registers = 2 * _SLOTS + 1
     if n != REGISTERS:
-        scratch[registers : registers + _M] = 0
+        arena.clear_words(scratch, registers, _M)
         for k in range(_SLOTS):
             if scratch[_SLOTS + k] == generation:
                 at = registers + _register_of(scratch[k])
@@ -212,7 +213,7 @@ def fold_distinct(
     scratch: Int64Array,
     out: Int64Array,
 ) -> int:
-    """Collect hashes; the answer is the (estimated) number of distinct ones."""
+    """Collect hashes; the answer is the (estimated) number of distinct hashes."""
     asks = ask_windows.shape[0]
     for i in range(first, step_row.shape[0]):
         row = step_row[i]

@@ -1,17 +1,17 @@
-"""Finish functions: merged answers become values, rounded once.
+"""The finishes: they turn merged answers into values, rounded once.
 
-Every finish is one compiled function over all queries of a batch, with the same arguments:
+Every finish is one compiled function over all queries of a batch:
 
     run(variant, a, a_ask, a_asks, b, b_ask, b_asks, c, c_ask, c_asks, queries,
         blocks, param, width, is_float, column, values, nulls) -> overflows
 
-* ``variant``: the number that the finish was registered with, where one function serves several.
-* ``a``, ``b``, ``c``: the answers of the feature's partials, in the order in which the
-  aggregation names them (missing ones are empty); the answer to query ``q`` is row
+* ``variant``: the number that the finish was registered with, if one function serves several.
+* ``a``, ``b``, ``c``: the answers of the feature's partials, in the order of
+  `Aggregation.partials` (an empty array where there is none); the answer to query ``q`` is row
   ``q * asks + ask``.
-* ``values[q, column : column + width]`` and ``nulls[...]`` receive the 64-bit patterns and which
-  of them are null; nulls have the pattern 0.
-* Returned is the number of values that are null because a total does not fit its dtype.
+* ``values[q, column : column + width]`` receives 64-bit patterns, ``nulls[...]`` which of them are
+  null; a null has the pattern 0.
+* It returns the number of values that are null because a total does not fit its dtype.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -35,11 +35,9 @@ from tidemill.features.kernel.exact.accumulators import (
 )
 from tidemill.features.kernel.exact.rounding import (
     mean_to_float,
-    sum_to_float,
     sum_to_int,
     variance_to_float,
     wide_mean_to_float,
-    wide_sum_to_float,
     wide_sum_to_int,
     wide_variance_to_float,
 )
@@ -49,6 +47,16 @@ from tidemill.features.kernel.registry import finish
 from tidemill.features.kernel.tiles import arena
 from tidemill.features.kernel.tiles.layout import Q_AS_OF, Q_REQUEST
 from tidemill.features.kernel.tiles.tile_blocks import SPILLED
+
+# The variants of `finish_word`.
+_COUNT: Final = 0
+_EXTREME: Final = 1
+_SINCE: Final = 2
+_RATIO: Final = 3
+
+# The variants of `finish_sum`.
+_SUM: Final = 0
+_MEAN: Final = 1
 
 # The variants of `finish_variance`.
 _VARIANCE: Final = 0
@@ -61,9 +69,12 @@ def _put(values: Int64Array, nulls: UInt8Array, q: int, column: int, null: bool,
     nulls[q, column] = 1 if null else 0
 
 
-@finish("count")
+@finish("count", variant=_COUNT)
+@finish("extreme", variant=_EXTREME)
+@finish("since", variant=_SINCE)
+@finish("ratio", variant=_RATIO)
 @entry
-def finish_count(
+def finish_word(
     variant: int,
     a: Int64Array,
     a_ask: int,
@@ -83,13 +94,58 @@ def finish_count(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Take the count as it is."""
+    """Write a count or, where there are rows, an extreme, the time since it, or a ratio.
+
+    A publication has the anchor itself in place of the time since it. The ratio of two counts is
+    rounded once (the counts are exact below 2**53).
+    """
     for q in range(queries.shape[0]):
-        _put(values, nulls, q, column, False, a[q * a_asks + a_ask, 0])
+        word = a[q * a_asks + a_ask, 0]
+        n = 1
+        if variant != _COUNT:
+            n = b[q * b_asks + b_ask, 0]
+        if variant == _SINCE and queries[q, Q_REQUEST] != -1:
+            word = queries[q, Q_AS_OF] - word
+        elif variant == _RATIO and n:
+            word = float_to_bits(float(word) / float(n))
+        _put(values, nulls, q, column, n == 0, word)
     return 0
 
 
-@finish("sum")
+@finish("pick")
+@finish("pick_k")
+@finish("estimate")
+@entry
+def finish_present(
+    variant: int,
+    a: Int64Array,
+    a_ask: int,
+    a_asks: int,
+    b: Int64Array,
+    b_ask: int,
+    b_asks: int,
+    c: Int64Array,
+    c_ask: int,
+    c_asks: int,
+    queries: Int64Array,
+    blocks: Int64Array,
+    param: float,
+    width: int,
+    is_float: bool,
+    column: int,
+    values: Int64Array,
+    nulls: UInt8Array,
+) -> int:
+    """Write the values that are present: picks, the newest first, or an estimate."""
+    for q in range(queries.shape[0]):
+        o = q * a_asks + a_ask
+        for k in range(width):
+            _put(values, nulls, q, column + k, a[o, width + k] == 0, a[o, k])
+    return 0
+
+
+@finish("sum", variant=_SUM)
+@finish("mean", variant=_MEAN)
 @entry
 def finish_sum(
     variant: int,
@@ -111,16 +167,22 @@ def finish_sum(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Round the exact sum once."""
+    """Round the exact sum, or the exact sum divided by the count, once."""
     overflows = 0
     for q in range(queries.shape[0]):
         o = q * a_asks + a_ask
+        n = 1
+        if variant == _MEAN:
+            n = b[q * b_asks + b_ask, 0]
+        if n == 0:
+            _put(values, nulls, q, column, True, 0)
+            continue
         wide = a[o, 0] == SPILLED
         if is_float:
             if wide:
-                value, over = wide_sum_to_float(blocks, a[o, 1])
+                value, over = wide_mean_to_float(blocks, a[o, 1], n)
             else:
-                value, over = sum_to_float(a, o, 0)
+                value, over = mean_to_float(a, o, 0, n)
             word = float_to_bits(value)
         elif wide:
             word, over = wide_sum_to_int(blocks, a[o, 1])
@@ -128,44 +190,6 @@ def finish_sum(
             word, over = sum_to_int(a, o, 0)
         overflows += over
         _put(values, nulls, q, column, over, word)
-    return overflows
-
-
-@finish("mean")
-@entry
-def finish_mean(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Divide the exact sum by the count and round once."""
-    overflows = 0
-    for q in range(queries.shape[0]):
-        o = q * a_asks + a_ask
-        n = b[q * b_asks + b_ask, 0]
-        value, over = 0.0, False
-        if n:
-            if a[o, 0] == SPILLED:
-                value, over = wide_mean_to_float(blocks, a[o, 1], n)
-            else:
-                value, over = mean_to_float(a, o, 0, n)
-            overflows += over
-        _put(values, nulls, q, column, n == 0 or over, float_to_bits(value))
     return overflows
 
 
@@ -180,17 +204,17 @@ def _variance(
     blocks: Int64Array,
     wide: Int64Array,
 ) -> tuple[float, bool]:
-    """Return the rounded variance and whether it overflowed; ``wide`` is scratch."""
+    """Return the rounded variance, and overflow; ``wide`` is scratch."""
     if a[ao, 0] != SPILLED and b[bo, 0] != SPILLED:
         return variance_to_float(a, ao, 0, b, bo, 0, n, ddof)
     sums, sum_at = blocks, a[ao, 1]
     if a[ao, 0] != SPILLED:
-        wide[:WIDE_SUM] = 0
+        arena.clear_words(wide, 0, WIDE_SUM)
         wide_add_compact(wide, 0, a, ao, 0, SUM_LIMBS)
         sums, sum_at = wide, 0
     squares, square_at = blocks, b[bo, 1]
     if b[bo, 0] != SPILLED:
-        wide[WIDE_SUM : WIDE_SUM + WIDE_SQUARE] = 0
+        arena.clear_words(wide, WIDE_SUM, WIDE_SQUARE)
         wide_add_compact(wide, WIDE_SUM, b, bo, 0, SQUARE_LIMBS)
         squares, square_at = wide, WIDE_SUM
     return wide_variance_to_float(sums, sum_at, squares, square_at, n, ddof)
@@ -219,7 +243,7 @@ def finish_variance(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Round the exact variance once; ``std`` is the root of that."""
+    """Round the exact variance once; ``std`` is the root of the rounded variance."""
     ddof = int(param)
     overflows = 0
     wide = np.empty(WIDE_SUM + WIDE_SQUARE, np.int64)
@@ -237,161 +261,11 @@ def finish_variance(
     return overflows
 
 
-@finish("extreme")
-@entry
-def finish_extreme(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Take the extreme where there are rows."""
-    for q in range(queries.shape[0]):
-        n = b[q * b_asks + b_ask, 0]
-        _put(values, nulls, q, column, n == 0, a[q * a_asks + a_ask, 0])
-    return 0
-
-
-@finish("pick")
-@finish("estimate")
-@entry
-def finish_pick(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Take the picked value, or the estimate, where there is one."""
-    for q in range(queries.shape[0]):
-        o = q * a_asks + a_ask
-        _put(values, nulls, q, column, a[o, 0] == 0, a[o, 1])
-    return 0
-
-
-@finish("pick_k")
-@entry
-def finish_pick_k(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Take the picked values, the newest first."""
-    for q in range(queries.shape[0]):
-        o = q * a_asks + a_ask
-        for k in range(width):
-            _put(values, nulls, q, column + k, a[o, width + k] == 0, a[o, k])
-    return 0
-
-
-@finish("ratio")
-@entry
-def finish_ratio(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Divide two counts (exact below 2**53, and rounded once)."""
-    for q in range(queries.shape[0]):
-        n = b[q * b_asks + b_ask, 0]
-        value = float(a[q * a_asks + a_ask, 0]) / float(n) if n else 0.0
-        _put(values, nulls, q, column, n == 0, float_to_bits(value))
-    return 0
-
-
-@finish("since")
-@entry
-def finish_since(
-    variant: int,
-    a: Int64Array,
-    a_ask: int,
-    a_asks: int,
-    b: Int64Array,
-    b_ask: int,
-    b_asks: int,
-    c: Int64Array,
-    c_ask: int,
-    c_asks: int,
-    queries: Int64Array,
-    blocks: Int64Array,
-    param: float,
-    width: int,
-    is_float: bool,
-    column: int,
-    values: Int64Array,
-    nulls: UInt8Array,
-) -> int:
-    """Give the time since the anchor, or to a publication the anchor itself."""
-    for q in range(queries.shape[0]):
-        n = b[q * b_asks + b_ask, 0]
-        anchor = a[q * a_asks + a_ask, 0]
-        word = anchor if queries[q, Q_REQUEST] == -1 else queries[q, Q_AS_OF] - anchor
-        _put(values, nulls, q, column, n == 0, word)
-    return 0
-
-
 @entry
 def release_answers(
     out: Int64Array, words: int, blocks: Int64Array, block_meta: Int64Array
 ) -> None:
-    """Give back the wide blocks that answers of an exact sum took."""
+    """Release the wide blocks of the answers of an exact sum."""
     for o in range(out.shape[0]):
         if out[o, 0] == SPILLED:
             arena.release(blocks, block_meta, out[o, 1], arena.class_of(words))

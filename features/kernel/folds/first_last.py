@@ -1,8 +1,8 @@
 """The folds that pick rows by (event time, id): first, last, last-k.
 
-Rows at equal times go by their ids as UTF-8 bytes, and rows of equal time and id (which are
-different events: their values differ) by the bits of their values as unsigned integers. Ids live
-in arena blocks: the length in bytes, then the bytes, eight to a word, padded with zeros.
+Rows at equal times are ordered by their ids as UTF-8 bytes, and rows of equal time and id
+(different events, whose values differ) by the bits of their values as unsigned integers. An id is
+in an arena block: its length in bytes, then the bytes, eight in a word, padded with zeros.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -23,7 +23,7 @@ from tidemill.features.kernel.folds.counts_and_extremes import (
     Int32Array,
     UInt8Array,
 )
-from tidemill.features.kernel.registry import OWNS_ID, OWNS_PICKS, fold
+from tidemill.features.kernel.registry import OWNS_ID, OWNS_LAST_K, fold
 from tidemill.features.kernel.tiles import arena
 from tidemill.features.kernel.tiles.layout import Q_HEAD, Q_TAILS
 from tidemill.features.kernel.tiles.tile_blocks import id_class, release_id
@@ -53,7 +53,7 @@ def _compare_row(
     length: int,
     row_value: int,
 ) -> int:
-    """Compare a row with a pick: negative when the row comes first, 0 when they are the same."""
+    """Compare a row with a pick: negative if the row comes first, 0 if they are the same."""
     if row_time != time:
         return -1 if row_time < time else 1
     other = blocks[block]
@@ -63,38 +63,10 @@ def _compare_row(
             return difference
     if length != other:
         return -1 if length < other else 1
-    return _compare_unsigned(row_value, value)
-
-
-@inner
-def _compare_unsigned(a: int, b: int) -> int:
-    if a == b:
+    if row_value == value:
         return 0
-    return -1 if (a ^ LEAST) < (b ^ LEAST) else 1
-
-
-@inner
-def compare_picks(
-    a_blocks: Int64Array,
-    a_time: int,
-    a_block: int,
-    a_value: int,
-    b_blocks: Int64Array,
-    b_time: int,
-    b_block: int,
-    b_value: int,
-) -> int:
-    """Compare two picks: negative when ``a`` comes first, 0 when they are the same."""
-    if a_time != b_time:
-        return -1 if a_time < b_time else 1
-    a_length, b_length = a_blocks[a_block], b_blocks[b_block]
-    for k in range(min(a_length, b_length)):
-        difference = _byte(a_blocks, a_block, k) - _byte(b_blocks, b_block, k)
-        if difference:
-            return difference
-    if a_length != b_length:
-        return -1 if a_length < b_length else 1
-    return _compare_unsigned(a_value, b_value)
+    # As unsigned integers.
+    return -1 if (row_value ^ LEAST) < (value ^ LEAST) else 1
 
 
 @inner
@@ -116,7 +88,7 @@ def _replace_id(
     start: int,
     length: int,
 ) -> int:
-    """Write an id over another one (or none); returns its block, or -1 for want of room."""
+    """Replace an id (or none) by another; return its block, or -1 if there is no room."""
     wanted = id_class(length)
     if block == _NO_ID or id_class(blocks[block]) != wanted:
         fresh = arena.allocate(blocks, block_meta, wanted)
@@ -154,7 +126,7 @@ def fold_first_or_last(
     scratch: Int64Array,
     out: Int64Array,
 ) -> int:
-    """Keep the first or the last row; the answer is (presence, value bits)."""
+    """Keep the first or the last row; the answer is (value bits, presence)."""
     latest = variant == _LAST
     asks = ask_windows.shape[0]
     for i in range(first, step_row.shape[0]):
@@ -187,7 +159,7 @@ def fold_first_or_last(
             tiles[at, base + 1] = block
             tiles[at, base + 2] = value
             continue
-        # Tiles stand in time order, so the newest (oldest) one that has a pick has the pick.
+        # Tiles are in order of time: take the pick of the newest (oldest) tile that has one.
         p = queries[at, Q_HEAD]
         found = -1
         for a in range(asks):
@@ -197,12 +169,12 @@ def fold_first_or_last(
                     found = p
                 p -= 1
             o = at * asks + a
-            out[o, 0] = 1 if found >= 0 else 0
-            out[o, 1] = tiles[found, base + 2] if found >= 0 else 0
+            out[o, 0] = tiles[found, base + 2] if found >= 0 else 0
+            out[o, 1] = 1 if found >= 0 else 0
     return step_row.shape[0]
 
 
-@fold("last_k", identity=(0, 0), owns=OWNS_PICKS, answer_words=0)
+@fold("last_k", identity=(0, 0), owns=OWNS_LAST_K, answer_words=0)
 @entry
 def fold_last_k(
     variant: int,
@@ -229,7 +201,7 @@ def fold_last_k(
 ) -> int:
     """Keep the last ``size`` rows, ascending; the answer is their values, the newest first.
 
-    A tile's words are (number of picks, block); a block holds (time, id, value) per pick. The
+    A tile's words are (number of picks, block); the block has (time, id, value) for each pick. The
     answer has ``size`` values and then ``size`` presences.
     """
     asks = ask_windows.shape[0]
@@ -275,7 +247,7 @@ def fold_last_k(
                 tiles[at, base + 1] = block
             _write_id(blocks, fresh, id_data, start, length)
             if n == size:
-                # The oldest pick makes room.
+                # Drop the oldest pick.
                 release_id(blocks, block_meta, blocks[block + 1])
                 place -= 1
                 for k in range(_PICK_WORDS * place):

@@ -1,8 +1,8 @@
 """The fold of quantiles: DDSketch with buckets taken from the float's bits.
 
-Masson, Rim and Lee, "DDSketch" (VLDB 2019): sign, exponent and the top `QUANTILE_MANTISSA_BITS` of
-the mantissa are the bucket, so every CPU gives the same, and a sketch adds up in any order. The
-relative error is at most 1/256. A tile keeps sorted words of bucket and count.
+Masson, Rim and Lee, "DDSketch" (VLDB 2019). A bucket is the sign, the exponent and the top
+`QUANTILE_MANTISSA_BITS` of the mantissa, so every CPU computes the same, and sketches merge in any
+order. The relative error is at most 1/256. A tile keeps sorted words of bucket and count.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -34,16 +34,16 @@ _SUPERS: Final = _GROUPS >> _GROUP_BITS
 _LIST: Final = _BUCKETS + _GROUPS + _SUPERS
 _LIST_WORDS: Final = 64
 SKETCH_SCRATCH: Final = _LIST + _LIST_WORDS
-"""A histogram with two coarser levels, and a short sorted list that most queries do with."""
+"""A histogram with two coarser levels, and a short sorted list that suffices for most queries."""
 
 # The variants of `fold_sketch`.
 _OF_INTS: Final = 0
 _OF_FLOATS: Final = 1
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _bucket(word: int) -> int:
-    """Return the bucket of a float by its bits: signed, ascending with the value."""
+    """Return the bucket of a float's bits: signed, in the order of the values."""
     magnitude = (word & 0x7FFFFFFFFFFFFFFF) >> _BUCKET_SHIFT
     return -magnitude if word < 0 else magnitude
 
@@ -68,7 +68,7 @@ def _add_bucket(
     blocks: Int64Array,
     block_meta: Int64Array,
 ) -> bool:
-    """Count one value into a tile's sketch: sorted words of bucket and count."""
+    """Count a value in a tile's sketch; False, with nothing changed, if there is no room."""
     n = tiles[at, base]
     word = bucket << _COUNT_BITS
     place = 0
@@ -87,9 +87,9 @@ def _add_bucket(
     return insert(tiles, at, base, place, word + 1, blocks, block_meta)
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _tally(scratch: Int64Array, word: int, sign: int) -> None:
-    """Add a bucket's count to the histogram and its two coarser levels, or take it out."""
+    """Add a bucket's count to the histogram and its coarser levels, or subtract it (sign -1)."""
     bucket = (word >> _COUNT_BITS) + (_BUCKETS >> 1)
     count = word & _COUNT_MASK
     scratch[bucket] += sign * count
@@ -99,7 +99,7 @@ def _tally(scratch: Int64Array, word: int, sign: int) -> None:
 
 @inner
 def _bucket_of_rank(scratch: Int64Array, rank: int) -> int:
-    """Return the bucket that holds the value of a rank."""
+    """Return the bucket of the value with a rank."""
     seen = 0
     upper = 0
     while seen + scratch[_BUCKETS + _GROUPS + upper] <= rank:
@@ -116,12 +116,12 @@ def _bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     return bucket - (_BUCKETS >> 1)
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _gather(scratch: Int64Array, n: int, word: int) -> int:
     """Add a bucket's count to the short sorted list at the end of the scratch.
 
     Returns:
-        The buckets in the list now, or -1, with nothing changed, when it is full.
+        The number of buckets in the list, or -1, with nothing changed, if it is full.
     """
     bucket = word >> _COUNT_BITS
     place = n
@@ -138,7 +138,7 @@ def _gather(scratch: Int64Array, n: int, word: int) -> int:
     return n + 1
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _listed_bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     seen = 0
     place = 0
@@ -148,14 +148,14 @@ def _listed_bucket_of_rank(scratch: Int64Array, rank: int) -> int:
     return scratch[_LIST + place] >> _COUNT_BITS
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _gather_tile(
     scratch: Int64Array, listed: int, tiles: Int64Array, p: int, base: int, blocks: Int64Array
 ) -> int:
-    """Add a tile's buckets to the list, or once that is full to the histogram.
+    """Add a tile's buckets to the list or, once that is full, to the histogram.
 
-    ``listed`` is how many buckets are in the list, or -1 when the histogram is in use; its value
-    afterwards is returned.
+    ``listed`` is the number of buckets in the list, or -1 if the histogram is in use; the function
+    returns its new value.
     """
     n = tiles[p, base]
     block = tiles[p, base + 1]
@@ -177,14 +177,14 @@ def _gather_tile(
 def _forget_tile(
     scratch: Int64Array, tiles: Int64Array, p: int, base: int, blocks: Int64Array
 ) -> None:
-    """Take a tile's buckets out of the histogram again."""
+    """Subtract a tile's buckets from the histogram."""
     n = tiles[p, base]
     block = tiles[p, base + 1]
     for k in range(n):
         _tally(scratch, block if n == 1 else blocks[block + k], -1)
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def _count_tile(tiles: Int64Array, p: int, base: int, blocks: Int64Array) -> int:
     n = tiles[p, base]
     block = tiles[p, base + 1]
@@ -238,7 +238,7 @@ def fold_sketch(
     scratch: Int64Array,
     out: Int64Array,
 ) -> int:
-    """Count values by bucket; the answer is (presence, bits of the quantile)."""
+    """Count values per bucket; the answer is (bits of the quantile, presence)."""
     is_float = variant == _OF_FLOATS
     asks = ask_windows.shape[0]
     for i in range(first, step_row.shape[0]):
@@ -265,15 +265,15 @@ def fold_sketch(
                     listed = _gather_tile(scratch, listed, tiles, p, base, blocks)
                 p -= 1
             o = at * asks + a
-            out[o, 0] = 1 if total else 0
-            out[o, 1] = 0
+            out[o, 0] = 0
+            out[o, 1] = 1 if total else 0
             if total:
                 rank = np.int64(math.floor(ask_params[a] * float(total - 1)))
                 if listed >= 0:
                     bucket = _listed_bucket_of_rank(scratch, rank)
                 else:
                     bucket = _bucket_of_rank(scratch, rank)
-                out[o, 1] = float_to_bits(_representative(bucket))
+                out[o, 0] = float_to_bits(_representative(bucket))
         if listed < 0:
             for q in range(p + 1, head + 1):
                 _forget_tile(scratch, tiles, q, base, blocks)

@@ -1,7 +1,7 @@
 """The folds of exact sums and sums of squares, over floats and integers.
 
-A tile's accumulator is a small window of bits (`features.kernel.exact.accumulators`); what does not
-fit it moves into a wide block of the arena, so the sum stays exact whatever the values.
+A tile has a compact accumulator (`features.kernel.exact.accumulators`). A sum that does not fit it
+moves into a wide block of the arena, so the sum is exact whatever the values.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -53,7 +53,7 @@ def _add_to_tile(
     blocks: Int64Array,
     block_meta: Int64Array,
 ) -> bool:
-    """Add a value to a tile's accumulator; False, with nothing changed, for want of room."""
+    """Add a value to a tile's accumulator; False, with nothing changed, if there is no room."""
     if tiles[at, base] != SPILLED:
         if kind == _FLOAT_SUM:
             fits = add_float(tiles, at, base, bits_to_float(value))
@@ -71,7 +71,7 @@ def _add_to_tile(
         block = arena.allocate(blocks, block_meta, arena.class_of(words))
         if block == arena.NO_BLOCK:
             return False
-        blocks[block : block + words] = 0
+        arena.clear_words(blocks, block, words)
         wide_add_compact(blocks, block, tiles, at, base, limbs)
         for k in range(1 + limbs):
             tiles[at, base + k] = 0
@@ -92,7 +92,7 @@ def _add_to_tile(
 @inner
 def _widen(out: Int64Array, o: int, limbs: int, words: int, blocks: Int64Array, block: int) -> None:
     """Move an answer's compact accumulator into a wide block."""
-    blocks[block : block + words] = 0
+    arena.clear_words(blocks, block, words)
     wide_add_compact(blocks, block, out, o, 0, limbs)
     out[o, 0] = SPILLED
     out[o, 1] = block
@@ -132,10 +132,7 @@ def fold_exact(
     scratch: Int64Array,
     out: Int64Array,
 ) -> int:
-    """Sum values or their squares exactly; the answer is an accumulator.
-
-    See `features.kernel.exact.accumulators`.
-    """
+    """Sum values or their squares exactly; the answer is an accumulator."""
     asks = ask_windows.shape[0]
     limbs, words = (SUM_LIMBS, WIDE_SUM) if variant < _FLOAT_SQUARE else (SQUARE_LIMBS, WIDE_SQUARE)
     block_class = arena.class_of(words)
@@ -166,8 +163,7 @@ def fold_exact(
                 if out[o, 0] == SPILLED:
                     wide = True
                     block = arena.allocate(blocks, block_meta, block_class)
-                    before = out[o - 1, 1]
-                    blocks[block : block + words] = blocks[before : before + words]
+                    arena.copy_words(blocks, out[o - 1, 1], words, blocks, block)
                     out[o, 1] = block
             tail = queries[at, Q_TAILS + ask_windows[a]]
             while p >= tail:
@@ -179,8 +175,8 @@ def fold_exact(
                     p -= 1
                     continue
                 if not wide:
-                    # Before the first wide answer, make sure that all of this query's fit, so
-                    # that giving up leaves nothing behind.
+                    # Check before the first wide answer that all of this query's answers fit, so
+                    # that returning leaves no block allocated.
                     if not roomy:
                         if not arena.has_room(blocks, block_meta, asks << block_class):
                             return i

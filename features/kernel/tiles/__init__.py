@@ -1,5 +1,5 @@
-"""Entities, their tiles, and the memory that both live in.
+"""Entities, their tiles, and the memory of both.
 
-A tile is the partial aggregate of one entity over one hop. Only non-empty tiles exist.
-The order in which events came never shows in a tile.
+A tile is the partial aggregate of one entity over one hop. Only non-empty tiles exist. A tile does
+not depend on the order in which its events came.
 """

@@ -1,9 +1,9 @@
-"""Blocks of words with free lists: where tiles keep what does not fit a fixed number of words.
+"""Blocks of words with free lists, for the parts of a tile that have no fixed size.
 
-A block of class ``c`` has ``2**c`` words. Blocks carry no header: whoever owns one knows its
-class. ``meta[0]`` is the first word never used, ``meta[1 + c]`` the first free block of class
-``c`` (a free block's first word names the next one), and ``meta[-1]`` the words in use. A function
-that finds no room returns -1 and changes nothing; the caller grows the arena and goes on.
+A block of class ``c`` has ``2**c`` words and no header: its owner knows its class. ``meta[0]`` is
+the first word that was never used, ``meta[1 + c]`` the first free block of class ``c`` (the first
+word of a free block is the next one), and ``meta[-1]`` the number of words in use. A function that
+finds no room returns -1 and changes nothing; the caller grows the arena and tries again.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def class_of(words: int) -> int:
 
 @inner
 def has_room(arena: Int64Array, meta: Int64Array, words: int) -> bool:
-    """Tell whether ``words`` words that were never used are left."""
+    """Return whether ``words`` words are left that were never used."""
     return meta[0] + words <= arena.shape[0]
 
 
 @inner
 def allocate(arena: Int64Array, meta: Int64Array, c: int) -> int:
-    """Take a block of class ``c``; returns its first word, or -1 when there is no room."""
+    """Take a block of class ``c``; return its first word, or -1 if there is no room."""
     block = meta[1 + c]
     if block != -1:
         meta[1 + c] = arena[block]
@@ -59,7 +59,25 @@ def allocate(arena: Int64Array, meta: Int64Array, c: int) -> int:
 
 @inner
 def release(arena: Int64Array, meta: Int64Array, block: int, c: int) -> None:
-    """Give a block of class ``c`` back."""
+    """Release a block of class ``c``."""
     arena[block] = meta[1 + c]
     meta[1 + c] = block
     meta[meta.shape[0] - 1] -= 1 << c
+
+
+@inner
+def clear_words(words: Int64Array, start: int, n: int) -> None:
+    """Set ``words[start : start + n]`` to zero.
+
+    This is a loop because numba compiles an assignment to a slice with an error message for
+    different shapes, which takes longer than all else here.
+    """
+    for k in range(start, start + n):
+        words[k] = 0
+
+
+@inner
+def copy_words(source: Int64Array, start: int, n: int, target: Int64Array, at: int) -> None:
+    """Copy ``source[start : start + n]`` to ``target[at : at + n]``."""
+    for k in range(n):
+        target[at + k] = source[start + k]

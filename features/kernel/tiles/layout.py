@@ -1,11 +1,12 @@
-"""Where things go in time: grouping a batch's rows by entity, laying out tiles, asking queries.
+"""The layout of a batch in time: rows grouped by entity, tiles, queries.
 
-These functions decide structure only: which tile an event falls in, which run of tiles a query
-covers, at which instants something is published. The folds then do the arithmetic.
+These functions decide the tile of each event, the tiles that each query covers, and the instants of
+publications. The folds then do the arithmetic.
 
-An event at ``e`` counts from its change point ``c`` on: ``e + 1``, or the frontier if it was late.
-A query as of ``t`` sees it when ``c <= t``. So a batch is ordered by change point and ``as_of``,
-events first where they are equal, and that one rule gives every clause of the contract of time.
+An event at ``e`` counts from its change point ``c``: ``e + 1``, or the frontier if the event is
+late. A query as of ``t`` sees it if ``c <= t``. So a batch is ordered by change point and
+``as_of``, events first where they are equal; every clause of the contract of time follows from that
+rule.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ PUBLISH_ALL: Final = 3
 
 # Columns of the query matrix.
 Q_AS_OF: Final = 0
-Q_HEAD: Final = 1  # row of the newest tile it sees; its windows end there
+Q_HEAD: Final = 1  # row of the newest tile it covers
 Q_REQUEST: Final = 2  # index of the request, or -1 for a publication
 Q_ENTITY: Final = 3
 Q_CHANGED: Final = 4  # a publication's event_timestamp
 Q_REVISION: Final = 5
 Q_VALID_UNTIL: Final = 6
-Q_TAILS: Final = 7  # then, per window, the row of the oldest tile it sees
+Q_TAILS: Final = 7  # from here on, per window, the row of the oldest tile it covers
+
+_NONE: Final = 2**63 - 1
+"""No change point: later than all of them."""
 
 
 @entry
@@ -48,22 +52,22 @@ def group_rows(
     stamps: Int64Array,
     batch_number: int,
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Merge events and requests by time and group them by entity, keeping the order.
+    """Merge events and requests in order of time, and group them by entity.
 
     Args:
         event_entity: int64: the entity of each event.
-        event_order: int64: the events to take, by change point.
+        event_order: int64: the events to take, in order of time (and so of change point).
         event_change: int64: the change point of each event.
-        request_entity: int64: the entity of each request, NOBODY where there is none (skipped).
-        request_order: int64: the requests to take, by as_of.
+        request_entity: int64: the entity of each request; a request of NOBODY is skipped.
+        request_order: int64: the requests to take, in order of as_of.
         request_as_of: int64: the instant of each request.
-        due: int64: entities to make a group for even without rows.
-        stamps: int64, per entity: scratch.
+        due: int64: entities that get a group even without rows.
+        stamps: int64, per entity: scratch that is kept between calls.
         batch_number: A number that was never used with these stamps.
 
     Returns:
-        The groups' entities; where each group starts in the codes (one longer); the codes: an
-        event's index, or ``~index`` of a request.
+        The groups' entities; the start of each group in the codes, and the end of the last; the
+        codes: the index of an event, or ``~index`` of a request.
     """
     n = event_order.shape[0] + request_order.shape[0]
     local_of = np.empty(n, np.int64)
@@ -130,13 +134,13 @@ def _ask(
     hop_us: int,
     window_hops: Int64Array,
 ) -> None:
-    """Write a query: which rows each window covers as of ``as_of``."""
+    """Write a query: the rows of tiles that each window covers as of ``as_of``."""
     low = entities[entity, START]
     high = low + entities[entity, LENGTH]
     queries[q, Q_AS_OF] = as_of
     queries[q, Q_REQUEST] = request
     queries[q, Q_ENTITY] = entity
-    # Tiles past the hop of the last covered microsecond hold only events that come later.
+    # Tiles after the hop of the last covered microsecond hold only later events.
     head = lower_bound(tiles, low, high, (as_of - 1) // hop_us + 1) - 1
     queries[q, Q_HEAD] = head
     high = head + 1
@@ -144,6 +148,12 @@ def _ask(
         # floor((t - n * h) / h) is floor(t / h) - n.
         high = lower_bound(tiles, low, high, as_of // hop_us - window_hops[w])
         queries[q, Q_TAILS + w] = high
+
+
+@inner(forceinline=True)
+def _boundary(tiles: Int64Array, row: int, hop_us: int, window: int) -> int:
+    """Return the instant at which a tile leaves a window of so many hops."""
+    return (tiles[row, HOP] + 1 + window) * hop_us
 
 
 @inner
@@ -155,15 +165,253 @@ def _last_boundary(
     window_hops: Int64Array,
     until: int,
 ) -> int:
-    """Return the latest boundary at or before ``until`` at which a tile left a window."""
+    """Return the last instant at or before ``until`` at which a tile left a window."""
     low = entities[entity, START]
     end = low + entities[entity, LENGTH]
     last = TIME_MIN
     for w in range(window_hops.shape[0]):
         at = lower_bound(tiles, low, end, until // hop_us - window_hops[w])
         if at > low:
-            last = max(last, (tiles[at - 1, HOP] + 1 + window_hops[w]) * hop_us)
+            last = max(last, _boundary(tiles, at - 1, hop_us, window_hops[w]))
     return last
+
+
+@inner(forceinline=True)
+def _prefetch_group(
+    g: int, group_entity: Int64Array, entities: Int64Array, tiles: Int64Array
+) -> None:
+    """Prefetch the entity of a later group, and the newest tile of a nearer one."""
+    if g + 16 < group_entity.shape[0]:
+        prefetch(row_address(entities, group_entity[g + 16], 0))
+    if g + 8 < group_entity.shape[0]:
+        ahead = group_entity[g + 8]
+        newest = entities[ahead, START] + entities[ahead, LENGTH] - 1
+        prefetch(row_address(tiles, newest, 0))
+
+
+@inner(forceinline=True)
+def _oldest_hop(change: int, hop_us: int, window_hops: Int64Array) -> int:
+    """Return the oldest hop that a window still covers at a change point."""
+    return change // hop_us - window_hops[-1]
+
+
+@inner(forceinline=True)
+def _find_hops(
+    codes: Int64Array,
+    low: int,
+    high: int,
+    event_time: Int64Array,
+    event_change: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+    hops: Int64Array,
+) -> tuple[int, int]:
+    """Write the distinct hops of a group's events into ``hops``, without those of expired events.
+
+    Returns:
+        The number of events, and the number of hops.
+    """
+    n_events = 0
+    n_hops = 0
+    for r in range(low, high):
+        code = codes[r]
+        if code >= 0:
+            n_events += 1
+            hop = event_time[code] // hop_us
+            if hop >= _oldest_hop(event_change[code], hop_us, window_hops) and (
+                n_hops == 0 or hop != hops[n_hops - 1]
+            ):
+                hops[n_hops] = hop
+                n_hops += 1
+    return n_events, n_hops
+
+
+@inner
+def _publish(
+    as_of: int,
+    changed: int,
+    entities: Int64Array,
+    entity: int,
+    tiles: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+    step_row: Int64Array,
+    step_at: Int64Array,
+    queries: Int64Array,
+    filled: Int64Array,
+) -> None:
+    """Append a publication of an entity as of ``as_of``; there is room."""
+    q = filled[1]
+    _ask(queries, q, as_of, -1, entities, entity, tiles, hop_us, window_hops)
+    queries[q, Q_CHANGED] = changed
+    queries[q, Q_REVISION] = entities[entity, REVISION]
+    step_row[filled[0]] = -1
+    step_at[filled[0]] = q
+    filled[0] += 1
+    filled[1] += 1
+
+
+@inner
+def _publish_before(
+    key: int,
+    event: int,
+    leaving: Int64Array,
+    entities: Int64Array,
+    entity: int,
+    tiles: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+    step_row: Int64Array,
+    step_at: Int64Array,
+    queries: Int64Array,
+    filled: Int64Array,
+) -> int:
+    """Publish an entity at each of its change points before ``key``.
+
+    ``event`` is the change point of the last event, or `_NONE` once it is published, and is
+    returned. ``leaving``, per window the row of the tile that leaves it next, is updated.
+    """
+    end = entities[entity, START] + entities[entity, LENGTH]
+    while True:
+        instant = event
+        for w in range(window_hops.shape[0]):
+            if leaving[w] < end:
+                instant = min(instant, _boundary(tiles, leaving[w], hop_us, window_hops[w]))
+        if instant >= key:
+            return event
+        entities[entity, CHANGED] = instant
+        _publish(
+            instant,
+            instant,
+            entities,
+            entity,
+            tiles,
+            hop_us,
+            window_hops,
+            step_row,
+            step_at,
+            queries,
+            filled,
+        )
+        if event == instant:
+            event = _NONE
+        for w in range(window_hops.shape[0]):
+            if leaving[w] < end:
+                leaving[w] += _boundary(tiles, leaving[w], hop_us, window_hops[w]) == instant
+
+
+@inner(forceinline=True)
+def _lay_out_rows(
+    codes: Int64Array,
+    low: int,
+    high: int,
+    event_time: Int64Array,
+    event_change: Int64Array,
+    request_as_of: Int64Array,
+    entities: Int64Array,
+    entity: int,
+    tiles: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+    every: bool,
+    since: int,
+    until: int,
+    leaving: Int64Array,
+    step_row: Int64Array,
+    step_at: Int64Array,
+    queries: Int64Array,
+    filled: Int64Array,
+) -> None:
+    """Append the steps of a group's rows and, with ``every``, of its publications."""
+    start = entities[entity, START]
+    end = start + entities[entity, LENGTH]
+    event = _NONE
+    if every:
+        for w in range(window_hops.shape[0]):
+            leaving[w] = lower_bound(tiles, start, end, since // hop_us - window_hops[w])
+    at = start
+    for r in range(low, high + 1):
+        code = 0
+        # After the last row, publish at the boundaries up to the frontier.
+        key = until + 1
+        if r < high:
+            code = codes[r]
+            key = event_change[code] if code >= 0 else request_as_of[~code]
+        if every:
+            event = _publish_before(
+                key,
+                event,
+                leaving,
+                entities,
+                entity,
+                tiles,
+                hop_us,
+                window_hops,
+                step_row,
+                step_at,
+                queries,
+                filled,
+            )
+        if r == high:
+            break
+        step = filled[0]
+        filled[0] += 1
+        if code >= 0:
+            event = key
+            entities[entity, REVISION] += 1
+            entities[entity, CHANGED] = max(entities[entity, CHANGED], key)
+            step_row[step] = code
+            hop = event_time[code] // hop_us
+            if hop < _oldest_hop(key, hop_us, window_hops):
+                step_at[step] = -1
+                filled[2] += 1
+            else:
+                if tiles[at, HOP] != hop:
+                    at = lower_bound(tiles, start, end, hop)
+                step_at[step] = at
+        else:
+            _ask(queries, filled[1], key, ~code, entities, entity, tiles, hop_us, window_hops)
+            step_row[step] = -1
+            step_at[step] = filled[1]
+            filled[1] += 1
+
+
+@inner
+def _close_group(
+    has_events: bool,
+    publish: int,
+    since: int,
+    until: int,
+    entities: Int64Array,
+    entity: int,
+    tiles: Int64Array,
+    hop_us: int,
+    window_hops: Int64Array,
+    step_row: Int64Array,
+    step_at: Int64Array,
+    queries: Int64Array,
+    filled: Int64Array,
+) -> None:
+    """Record the last boundary up to ``until``, and publish the newest values if required."""
+    boundary = _last_boundary(entities, entity, tiles, hop_us, window_hops, until)
+    changes = has_events
+    if boundary > since:
+        entities[entity, CHANGED] = max(entities[entity, CHANGED], boundary)
+        changes = True
+    if publish == PUBLISH_ALL or (publish == PUBLISH_NEWEST and changes):
+        _publish(
+            until,
+            entities[entity, CHANGED],
+            entities,
+            entity,
+            tiles,
+            hop_us,
+            window_hops,
+            step_row,
+            step_at,
+            queries,
+            filled,
+        )
 
 
 @entry
@@ -190,12 +438,12 @@ def lay_out(
     queries: Int64Array,
     filled: Int64Array,
 ) -> int:
-    """Lay out groups one after the other, from ``group`` on.
+    """Lay out the groups from ``group`` on.
 
     Args:
         group: The first group to lay out.
         group_entity: The groups' entities, as `group_rows` returned them.
-        group_start: Where each group starts in the codes.
+        group_start: The start of each group in the codes.
         codes: The groups' events and requests.
         event_time: int64: the time of each event.
         event_change: int64: its change point.
@@ -207,128 +455,68 @@ def lay_out(
         hop_us: The hop.
         window_hops: The windows, in hops, ascending.
         publish: ``PUBLISH_...``.
-        tracks: Keep each entity's last change point.
-        since: Change points in ``(since, until]`` belong to this batch, but for events: theirs
-            all do.
+        tracks: Whether to keep each entity's last change point.
+        since: The frontier before this batch: boundaries in ``(since, until]`` belong to the batch.
         until: The frontier after this batch.
         step_row: Receives, per step, the event's index, or -1 for a query.
         step_at: Receives, per step, the event's tile row (-1: expired), or the query's index.
         queries: Receives the queries (columns ``Q_...``).
-        filled: int64, ``(3,)``: steps and queries written, events that had expired on arrival;
-            kept from call to call.
+        filled: int64, ``(3,)``: the numbers of steps, of queries and of events that had expired on
+            arrival, over all calls.
 
     Returns:
-        The next group to lay out: less than the number of groups when something ran out of room
-        (the pool of tiles, the steps or the queries), which the caller then grows.
+        The next group to lay out. It is less than the number of groups if there is no room for it
+        (tiles, steps or queries): the caller grows all three and calls again.
     """
-    most = 0
+    hops = np.empty(codes.shape[0], np.int64)
+    leaving = np.empty(window_hops.shape[0], np.int64)
     for g in range(group, group_entity.shape[0]):
-        most = max(most, group_start[g + 1] - group_start[g])
-    hops = np.empty(most, np.int64)
-    points = np.empty(0, np.int64)
-    for g in range(group, group_entity.shape[0]):
-        if g + 16 < group_entity.shape[0]:
-            prefetch(row_address(entities, group_entity[g + 16], 0))
-        if g + 8 < group_entity.shape[0]:
-            ahead = group_entity[g + 8]
-            newest = entities[ahead, START] + entities[ahead, LENGTH] - 1
-            prefetch(row_address(tiles, newest, 0))
+        _prefetch_group(g, group_entity, entities, tiles)
         entity = group_entity[g]
         low, high = group_start[g], group_start[g + 1]
-        # The events' hops.
-        n_events = 0
-        n_hops = 0
-        ascending = True
-        for r in range(low, high):
-            code = codes[r]
-            if code >= 0:
-                n_events += 1
-                hop = event_time[code] // hop_us
-                tail = event_change[code] // hop_us - window_hops[-1]
-                if hop >= tail:
-                    ascending = ascending and (n_hops == 0 or hop >= hops[n_hops - 1])
-                    hops[n_hops] = hop
-                    n_hops += 1
-        if not ascending:
-            hops[:n_hops] = np.sort(hops[:n_hops])
+        n_events, n_hops = _find_hops(
+            codes, low, high, event_time, event_change, hop_us, window_hops, hops
+        )
         publications = 0
         if publish == PUBLISH_NEWEST or publish == PUBLISH_ALL:
             publications = 1
         elif publish == PUBLISH_EVERY:
-            tiles_then = entities[entity, LENGTH] + n_hops
-            publications = n_events + tiles_then * window_hops.shape[0]
+            publications = n_events + (entities[entity, LENGTH] + n_hops) * window_hops.shape[0]
         rows = high - low
         if (
             filled[0] + rows + publications > step_row.shape[0]
             or filled[1] + rows - n_events + publications > queries.shape[0]
         ):
             return g
-        if n_hops and not make_tiles(entities, entity, tiles, tile_meta, template, hops[:n_hops]):
+        if n_hops and not make_tiles(entities, entity, tiles, tile_meta, template, hops, n_hops):
             return g
-        start = entities[entity, START]
-        end = start + entities[entity, LENGTH]
-        # The instants at which this batch changes the entity's value.
-        n_points = 0
-        if publish == PUBLISH_EVERY:
-            if publications > points.shape[0]:
-                points = np.empty(2 * publications, np.int64)
-            for r in range(low, high):
-                if codes[r] >= 0:
-                    points[n_points] = event_change[codes[r]]
-                    n_points += 1
-            for w in range(window_hops.shape[0]):
-                for row in range(start, end):
-                    boundary = (tiles[row, HOP] + 1 + window_hops[w]) * hop_us
-                    if boundary > until:
-                        break
-                    if boundary > since:
-                        points[n_points] = boundary
-                        n_points += 1
-            points[:n_points] = np.sort(points[:n_points])
-        point = 0
-        at = start
-        for r in range(low, high):
-            code = codes[r]
-            key = event_change[code] if code >= 0 else request_as_of[~code]
-            while point < n_points and points[point] < key:
-                point = _publish_at(
-                    points,
-                    point,
-                    n_points,
-                    entities,
-                    entity,
-                    tiles,
-                    hop_us,
-                    window_hops,
-                    step_row,
-                    step_at,
-                    queries,
-                    filled,
-                )
-            step = filled[0]
-            filled[0] += 1
-            if code >= 0:
-                entities[entity, REVISION] += 1
-                step_row[step] = code
-                hop = event_time[code] // hop_us
-                if hop < event_change[code] // hop_us - window_hops[-1]:
-                    step_at[step] = -1
-                    filled[2] += 1
-                else:
-                    if tiles[at, HOP] != hop:
-                        at = lower_bound(tiles, start, end, hop)
-                    step_at[step] = at
-                entities[entity, CHANGED] = max(entities[entity, CHANGED], event_change[code])
-            else:
-                _ask(queries, filled[1], key, ~code, entities, entity, tiles, hop_us, window_hops)
-                step_row[step] = -1
-                step_at[step] = filled[1]
-                filled[1] += 1
-        while point < n_points:
-            point = _publish_at(
-                points,
-                point,
-                n_points,
+        _lay_out_rows(
+            codes,
+            low,
+            high,
+            event_time,
+            event_change,
+            request_as_of,
+            entities,
+            entity,
+            tiles,
+            hop_us,
+            window_hops,
+            publish == PUBLISH_EVERY,
+            since,
+            until,
+            leaving,
+            step_row,
+            step_at,
+            queries,
+            filled,
+        )
+        if tracks:
+            _close_group(
+                n_events > 0,
+                publish,
+                since,
+                until,
                 entities,
                 entity,
                 tiles,
@@ -339,87 +527,7 @@ def lay_out(
                 queries,
                 filled,
             )
-        if tracks:
-            boundary = _last_boundary(entities, entity, tiles, hop_us, window_hops, until)
-            if boundary > since:
-                entities[entity, CHANGED] = max(entities[entity, CHANGED], boundary)
-            changes = n_events > 0 or boundary > since
-            if publish == PUBLISH_ALL or (publish == PUBLISH_NEWEST and changes):
-                _publish(
-                    until,
-                    entities[entity, CHANGED],
-                    entities,
-                    entity,
-                    tiles,
-                    hop_us,
-                    window_hops,
-                    step_row,
-                    step_at,
-                    queries,
-                    filled,
-                )
     return group_entity.shape[0]
-
-
-@inner
-def _publish(
-    as_of: int,
-    changed: int,
-    entities: Int64Array,
-    entity: int,
-    tiles: Int64Array,
-    hop_us: int,
-    window_hops: Int64Array,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    filled: Int64Array,
-) -> None:
-    """Add a query step whose answer is published with ``changed`` as its event_timestamp."""
-    q = filled[1]
-    _ask(queries, q, as_of, -1, entities, entity, tiles, hop_us, window_hops)
-    queries[q, Q_CHANGED] = changed
-    queries[q, Q_REVISION] = entities[entity, REVISION]
-    step_row[filled[0]] = -1
-    step_at[filled[0]] = q
-    filled[0] += 1
-    filled[1] += 1
-
-
-@inner
-def _publish_at(
-    points: Int64Array,
-    point: int,
-    n_points: int,
-    entities: Int64Array,
-    entity: int,
-    tiles: Int64Array,
-    hop_us: int,
-    window_hops: Int64Array,
-    step_row: Int64Array,
-    step_at: Int64Array,
-    queries: Int64Array,
-    filled: Int64Array,
-) -> int:
-    """Publish at a change point; returns the next distinct one."""
-    instant = points[point]
-    entities[entity, CHANGED] = instant
-    _publish(
-        instant,
-        instant,
-        entities,
-        entity,
-        tiles,
-        hop_us,
-        window_hops,
-        step_row,
-        step_at,
-        queries,
-        filled,
-    )
-    while point < n_points and points[point] == instant:
-        point += 1
-    return point
 
 
 @entry
@@ -431,10 +539,10 @@ def mark_presence(
     hop_us: int,
     window_hops: Int64Array,
 ) -> None:
-    """Count rows into tiles, and find until when each publication holds.
+    """Count the rows of tiles, and write the ``valid_until`` of each publication.
 
-    A publication holds until the first boundary at which a tile *with rows* leaves a window; a
-    tile that the batch has laid out but not yet reached does not count.
+    A publication is valid until the first boundary at which a tile *with rows* leaves a window. A
+    tile that the batch has laid out, but whose events come later, does not count.
     """
     for i in range(step_row.shape[0]):
         at = step_at[i]
@@ -446,6 +554,6 @@ def mark_presence(
             for w in range(window_hops.shape[0]):
                 for row in range(queries[at, Q_TAILS + w], queries[at, Q_HEAD] + 1):
                     if tiles[row, ROWS]:
-                        until = min(until, (tiles[row, HOP] + 1 + window_hops[w]) * hop_us)
+                        until = min(until, _boundary(tiles, row, hop_us, window_hops[w]))
                         break
             queries[at, Q_VALID_UNTIL] = until

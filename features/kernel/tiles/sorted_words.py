@@ -1,7 +1,6 @@
-"""A tile's small sorted sets of words: one word in the tile itself, more in an arena block.
+"""Sorted sets of words of a tile: one word is in the tile itself, more are in an arena block.
 
-A tile's two words are (n, ref): with n = 1 ``ref`` is the word, with more it is a block of the
-class of n.
+The tile has two words (n, ref): ``ref`` is the only word if n is 1, else a block of the class of n.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -14,9 +13,9 @@ from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.tiles import arena
 
 
-@inner(inline="always")
+@inner(forceinline=True)
 def search(blocks: Int64Array, block: int, n: int, word: int) -> int:
-    """Return the first place in a sorted block whose word is at least ``word``."""
+    """Return the first place in a sorted block with a word of at least ``word``."""
     low, high = 0, n
     while low < high:
         middle = (low + high) >> 1
@@ -37,7 +36,7 @@ def insert(
     blocks: Int64Array,
     block_meta: Int64Array,
 ) -> bool:
-    """Insert a word into a tile's sorted words; False, with nothing changed, for want of room."""
+    """Insert a word into a tile's sorted words; False, with nothing changed, without room."""
     n = tiles[at, base]
     if n == 0:
         tiles[at, base + 1] = word
@@ -52,8 +51,7 @@ def insert(
             if n == 1:
                 blocks[fresh] = block
             else:
-                for k in range(n):
-                    blocks[fresh + k] = blocks[block + k]
+                arena.copy_words(blocks, block, n, blocks, fresh)
                 arena.release(blocks, block_meta, block, old_class)
             block = fresh
             tiles[at, base + 1] = block

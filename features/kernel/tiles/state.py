@@ -1,15 +1,13 @@
-"""The state of one view in one shard: entities, their tiles, and what the tiles refer to.
+"""The state of one view in one shard: entities, their tiles, and the blocks of the tiles.
 
-* **Entities** stand in an open-addressing table by the hash of their key; a matrix row each holds
-  where their tiles are, how many events were applied (the revision), and when the next tile of
-  theirs leaves a window.
-* **Tiles** of an entity stand side by side in time order (a segment of a row pool), so that a
-  window is a run of rows. Only non-empty tiles exist.
-* A **timing wheel** over hops finds the entities whose next tile leaves a window, without looking
-  at the others (Varghese and Lauck, 1987).
+* **Entities** are in an open-addressing table by the hash of their key. Each has a matrix row: the
+  place of its tiles, the number of events applied (the revision), the next boundary.
+* **Tiles** of an entity are adjacent rows in order of time (`tile_pool`), so a window is a range of
+  rows. Only non-empty tiles exist.
+* A **timing wheel** over hops finds the entities of which a tile leaves a window (`wheel`).
 
-Memory grows with non-empty tiles, plus a fixed amount per entity ever seen: its revision must not
-start again.
+Memory grows with the number of non-empty tiles, plus a fixed amount for every entity ever seen,
+because its revision must not start again.
 """
 
 from __future__ import annotations
@@ -31,18 +29,18 @@ from tidemill.features.kernel.tiles import arena
 # Columns of the entity matrix; a row is one cache line.
 START: Final = 0  # row of the oldest tile
 LENGTH: Final = 1  # number of tiles
-BASE: Final = 2  # first row of the segment
-CLASS: Final = 3  # the segment has 2**CLASS rows; NO_SEGMENT without one
+BASE: Final = 2  # first row of its block of rows
+CLASS: Final = 3  # the block has 2**CLASS rows; NO_ROWS without a block
 REVISION: Final = 4  # accepted events applied
-DUE: Final = 5  # hop index of the boundary at which the next tile leaves; NEVER without one
-CHANGED: Final = 6  # the last change point that was passed (only kept for publishing states)
+DUE: Final = 5  # hop index of the next boundary at which a tile leaves; NEVER without one
+CHANGED: Final = 6  # the last change point (only kept in states that publish)
 ENTITY_COLUMNS: Final = 8
 
-NO_SEGMENT: Final = -1
+NO_ROWS: Final = -1
 NOBODY: Final = -1
 NEVER: Final = TIME_MIN
 _MOST_SLOTS: Final = 4_096
-_GROWTH: Final = 8  # memory that is reserved but never touched costs nothing; copies do
+_GROWTH: Final = 8  # memory that is never touched costs nothing, but copies do
 _LARGE_BYTES: Final = 1 << 28  # from here on, double
 
 # Words of a tile's header.
@@ -52,13 +50,13 @@ ROWS: Final = 1
 
 @dataclass
 class Counters:
-    """What happened in a state since it was made.
+    """What a state has counted since it was made.
 
     Attributes:
         events: Events applied.
-        expired: Among them, events older than every window when they came.
-        late: Among them, events behind the frontier when they came.
-        overflows: Values that were null because a total does not fit its dtype.
+        expired: Events among them that were older than every window when they came.
+        late: Events among them that were before the frontier when they came.
+        overflows: Values that are null because a total does not fit its dtype.
     """
 
     events: int = 0
@@ -73,9 +71,8 @@ class State:
 
     Attributes:
         plan: The view's plan.
-        publishes: True when publications are wanted of it (the wheel then watches every window,
-            else only the longest).
-        frontier_us: Everything before it has been applied.
+        publishes: Whether it publishes: the wheel then watches every window, else the longest.
+        frontier_us: All events before it have been applied.
     """
 
     plan: Plan
@@ -93,7 +90,7 @@ class State:
         self.tile_meta = arena.make_meta()
         self.arena = np.zeros(1024, np.int64)
         self.arena_meta = arena.make_meta()
-        # Boundaries past the wheel's size share its slots; who looks there skips them.
+        # Boundaries past the wheel's size share slots with nearer ones.
         hops = min(int(self.plan.window_hops[-1]), _MOST_SLOTS - 4)
         self.wheel = np.full(1 << (hops + 3).bit_length(), NOBODY, np.int64)
         self.wheel_hop = NEVER
@@ -110,7 +107,7 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in use: tiles, what they refer to, entities and their keys."""
+        """Bytes in use: tiles, their blocks, entities and their keys."""
         per_entity = 8 * ENTITY_COLUMNS + 2 * 2 * 8 + 8 + 8
         return (
             int(self.tile_meta[-1]) * self.tiles.itemsize * self.plan.tile_words
@@ -123,7 +120,7 @@ class State:
 
     @property
     def watched_hops(self) -> Int64Array:
-        """int64: the windows, in hops, whose boundaries the wheel watches."""
+        """int64: the windows, in hops, that the wheel watches."""
         hops = self.plan.window_hops
         return hops if self.publishes else hops[-1:]
 
@@ -142,7 +139,7 @@ class State:
         )
 
     def scratch(self, fold: Fold) -> Int64Array:
-        """Return a fold's scratch words: zeroed once, its own from then on."""
+        """Return a fold's scratch words: zeroed once, then kept between calls."""
         found = self._scratch.get(fold.name)
         if found is None:
             found = self._scratch[fold.name] = np.zeros(fold.scratch_words, np.int64)
@@ -197,7 +194,7 @@ def _factor(array: Int64Array) -> int:
 
 
 def _extended(array: Int64Array, used: int, size: int) -> Int64Array:
-    """Return a larger array whose rows past the used ones are undefined."""
+    """Return a larger array; its rows after the used ones are undefined."""
     extended = np.empty((size, *array.shape[1:]), array.dtype)
     extended[:used] = array[:used]
     return extended
@@ -252,12 +249,12 @@ def resolve(
         offsets: Where each key's bytes begin and end.
         data: The bytes.
         valid: Which keys are not null.
-        insert: Make missing entities; there must be room (`State.reserve_entities`).
+        insert: Whether to make missing entities; there must be room (`State.reserve_entities`).
         table: The state's hash table.
         entities: The state's entities.
-        key_offsets: Where the bytes of the entities' keys begin and end.
+        key_offsets: The offsets of the bytes of the entities' keys.
         key_data: The bytes.
-        n_entities: How many entities there are so far.
+        n_entities: The number of entities so far.
         out: int64, ``(rows,)``: receives the entity of each row, or NOBODY.
 
     Returns:
@@ -266,7 +263,7 @@ def resolve(
     mask = table.shape[0] - 1
     rows = out.shape[0]
     for i in range(rows):
-        # Ask early for what the next rows need: their slots, and then their entities' keys.
+        # Prefetch for the next rows: first their slots, then their entities' keys.
         if i + 24 < rows:
             prefetch(row_address(table, np.int64(hashes[i + 24]) & mask, 0))
         if i + 12 < rows:
@@ -307,7 +304,7 @@ def resolve(
             entities[found, START] = 0
             entities[found, LENGTH] = 0
             entities[found, BASE] = 0
-            entities[found, CLASS] = NO_SEGMENT
+            entities[found, CLASS] = NO_ROWS
             entities[found, REVISION] = 0
             entities[found, DUE] = NEVER
             entities[found, CHANGED] = TIME_MIN

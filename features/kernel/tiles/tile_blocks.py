@@ -1,7 +1,7 @@
-"""What tiles own in the arena: wide sums, ids, picks, sketches, sets.
+"""The arena blocks of tiles: wide sums, ids, last-k rows, sketches, sets.
 
-A tile's words refer to arena blocks; these functions know the classes of the blocks, and give them
-back when a tile goes.
+A tile's words refer to the blocks. These functions know the class of each block, and release all
+blocks of a tile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.exact.accumulators import WIDE_SQUARE, WIDE_SUM
 from tidemill.features.kernel.registry import (
     OWNS_ID,
-    OWNS_PICKS,
+    OWNS_LAST_K,
     OWNS_SET,
     OWNS_SKETCH,
     OWNS_WIDE_SQUARE,
@@ -22,7 +22,7 @@ from tidemill.features.kernel.registry import (
 from tidemill.features.kernel.tiles import arena
 
 SPILLED: Final = -(2**63)
-"""First word of an accumulator that has moved to a wide block in the arena."""
+"""First word of an accumulator that has moved to a wide block of the arena."""
 REGISTERS: Final = -1
 """Count of a distinct set that has become HyperLogLog registers."""
 REGISTER_CLASS: Final = 8
@@ -36,7 +36,7 @@ def id_class(length: int) -> int:
 
 @inner
 def release_id(blocks: Int64Array, block_meta: Int64Array, block: int) -> None:
-    """Give back the block of an id; -1 owns none."""
+    """Release the block of an id; -1 is no block."""
     if block >= 0:
         arena.release(blocks, block_meta, block, id_class(blocks[block]))
 
@@ -49,7 +49,7 @@ def release_tile(
     block_meta: Int64Array,
     references: Int64Array,
 ) -> None:
-    """Give back the arena blocks that a tile owns."""
+    """Release the arena blocks of a tile."""
     for k in range(references.shape[0]):
         kind, base, size = references[k, 0], references[k, 1], references[k, 2]
         if kind == OWNS_WIDE_SUM or kind == OWNS_WIDE_SQUARE:
@@ -58,7 +58,7 @@ def release_tile(
                 arena.release(blocks, block_meta, tiles[row, base + 1], arena.class_of(words))
         elif kind == OWNS_ID:
             release_id(blocks, block_meta, tiles[row, base + 1])
-        elif kind == OWNS_PICKS:
+        elif kind == OWNS_LAST_K:
             if tiles[row, base] > 0:
                 block = tiles[row, base + 1]
                 for pick in range(tiles[row, base]):

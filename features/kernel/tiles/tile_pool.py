@@ -1,7 +1,8 @@
-"""Segments: the tiles of an entity, side by side in time order in a pool of rows.
+"""The pool of tiles: an entity's tiles are adjacent rows, in order of time.
 
-A segment has ``2**c`` rows; free segments of a class are chained through their first word. A new
-newest tile is appended; one in the middle (a late event's) makes the entity a new segment.
+Each entity with tiles has a block of ``2**c`` rows; free blocks of a class are linked through their
+first word, as in the arena. A new tile after the newest one is appended; a new tile before it (of a
+late event) moves the entity to a new block.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.kernel.compiled import inner
 from tidemill.features.kernel.tiles import arena
-from tidemill.features.kernel.tiles.state import BASE, CLASS, HOP, LENGTH, NO_SEGMENT, START
+from tidemill.features.kernel.tiles.state import BASE, CLASS, HOP, LENGTH, NO_ROWS, START
 
 
 @inner(forceinline=True)
@@ -39,7 +40,7 @@ def _empty_tile(tiles: Int64Array, row: int, template: Int64Array, hop: int) -> 
 
 @inner
 def _allocate_rows(tiles: Int64Array, meta: Int64Array, c: int) -> int:
-    """Take a segment of ``2**c`` rows from the pool, or -1 (`arena.allocate`, over rows)."""
+    """Take a block of ``2**c`` rows from the pool, or -1 (`arena.allocate`, over rows)."""
     block = meta[1 + c]
     if block != -1:
         meta[1 + c] = tiles[block, 0]
@@ -54,7 +55,7 @@ def _allocate_rows(tiles: Int64Array, meta: Int64Array, c: int) -> int:
 
 @inner
 def release_rows(tiles: Int64Array, meta: Int64Array, block: int, c: int) -> None:
-    """Give a segment of ``2**c`` rows back to the pool."""
+    """Release a block of ``2**c`` rows."""
     tiles[block, 0] = meta[1 + c]
     meta[1 + c] = block
     meta[meta.shape[0] - 1] -= 1 << c
@@ -68,21 +69,20 @@ def make_tiles(
     meta: Int64Array,
     template: Int64Array,
     hops: Int64Array,
+    n_hops: int,
 ) -> bool:
-    """Give an entity an (empty) tile for each of ``hops`` (ascending, with repeats).
+    """Make the missing tiles of an entity for ``hops[:n_hops]`` (distinct, ascending).
 
     Returns:
-        False, with nothing changed, when the pool has no room.
+        False, with nothing changed, if the pool has no room.
     """
     start, length = entities[entity, START], entities[entity, LENGTH]
     end = start + length
     newest = tiles[end - 1, HOP] if length else TIME_MIN
     missing = 0
     appends = True
-    for k in range(hops.shape[0]):
+    for k in range(n_hops):
         hop = hops[k]
-        if k and hop == hops[k - 1]:
-            continue
         if hop <= newest:
             at = lower_bound(tiles, start, end, hop)
             if tiles[at, HOP] == hop:
@@ -93,9 +93,9 @@ def make_tiles(
         return True
     base, c = entities[entity, BASE], entities[entity, CLASS]
     total = length + missing
-    if c == NO_SEGMENT or not appends or end + missing > base + (1 << c):
-        if c != NO_SEGMENT and appends and total <= start - base:
-            # The dead rows in front hold everything: move down within the segment.
+    if c == NO_ROWS or not appends or end + missing > base + (1 << c):
+        if c != NO_ROWS and appends and total <= start - base:
+            # The rows before the oldest tile are free: move to the start of the block.
             for k in range(length):
                 _copy_tile(tiles, start + k, base + k)
             start = base
@@ -108,7 +108,7 @@ def make_tiles(
                 return False
             at = start
             row = fresh
-            for k in range(hops.shape[0]):
+            for k in range(n_hops):
                 hop = hops[k]
                 while at < end and tiles[at, HOP] < hop:
                     _copy_tile(tiles, at, row)
@@ -116,26 +116,23 @@ def make_tiles(
                     row += 1
                 if at < end and tiles[at, HOP] == hop:
                     continue
-                if row > fresh and tiles[row - 1, HOP] == hop:
-                    continue
                 _empty_tile(tiles, row, template, hop)
                 row += 1
             while at < end:
                 _copy_tile(tiles, at, row)
                 at += 1
                 row += 1
-            if c != NO_SEGMENT:
+            if c != NO_ROWS:
                 release_rows(tiles, meta, base, c)
             entities[entity, BASE] = fresh
             entities[entity, CLASS] = wanted
             entities[entity, START] = fresh
             entities[entity, LENGTH] = total
             return True
-    for k in range(hops.shape[0]):
+    for k in range(n_hops):
         hop = hops[k]
         if hop > newest:
             _empty_tile(tiles, end, template, hop)
-            newest = hop
             end += 1
     entities[entity, LENGTH] = total
     return True

@@ -1,9 +1,9 @@
-"""The timing wheel: which entities have a tile that leaves a window, hop by hop.
+"""The timing wheel: finds the entities that have a tile about to leave a window, hop by hop.
 
-Each entity with tiles stands in the slot of its next boundary (Varghese and Lauck, "Hashed and
-Hierarchical Timing Wheels", 1987). Slots are lists of (entity, hop, next) that only grow: an entity
-whose boundary has changed since is skipped when its slot comes round, which touches no neighbours.
-Boundaries further ahead than the wheel has slots share them; who looks there keeps those.
+Each entity with tiles is in the slot of its next boundary (Varghese and Lauck, "Hashed and
+Hierarchical Timing Wheels", 1987). A slot is a list of (entity, hop, next). An entity whose
+boundary changes gets a new entry; the old entry is skipped when its slot is reached. Boundaries
+further ahead than the wheel has slots share slots with nearer ones, and stay until they are due.
 
 ``meta[0]`` is the first node never used, ``meta[1]`` the first free one.
 """
@@ -22,7 +22,7 @@ from tidemill.features.kernel.tiles.state import (
     HOP,
     LENGTH,
     NEVER,
-    NO_SEGMENT,
+    NO_ROWS,
     NOBODY,
     START,
 )
@@ -39,7 +39,7 @@ def due_entities(
     wheel_hop: int,
     until_hop: int,
 ) -> Int64Array:
-    """Take out the entities with a boundary at or before ``until_hop`` (some perhaps twice)."""
+    """Remove and return the entities with a boundary at or before ``until_hop`` (may repeat)."""
     if wheel_hop == NEVER:
         return np.empty(0, np.int64)
     size = wheel.shape[0]
@@ -76,7 +76,7 @@ def due_entities(
 def _enter(
     wheel: Int64Array, nodes: Int64Array, meta: Int64Array, entity: int, boundary: int
 ) -> None:
-    """Put an entity into the slot of a boundary; there is room."""
+    """Put an entity into the slot of a boundary; there must be room."""
     node = meta[1]
     if node != NOBODY:
         meta[1] = nodes[node, 2]
@@ -106,9 +106,9 @@ def settle(
     watched_hops: Int64Array,
     until: int,
 ) -> None:
-    """Drop the tiles that no window covers as of ``until``, and set the entities' next boundary.
+    """Drop the tiles that no window covers as of ``until``, and set the entities' next boundaries.
 
-    There must be room in the wheel for one entry per entity (`State.reserve_wheel`).
+    The wheel must have room for one entry per entity (`State.reserve_wheel`).
     """
     until_hop = until // hop_us
     oldest = until_hop - watched_hops[-1]
@@ -126,9 +126,9 @@ def settle(
                 release_tile(tiles, row, blocks, block_meta, references)
             start += drop
             length -= drop
-        if length == 0 and entities[entity, CLASS] != NO_SEGMENT:
+        if length == 0 and entities[entity, CLASS] != NO_ROWS:
             release_rows(tiles, tile_meta, entities[entity, BASE], entities[entity, CLASS])
-            entities[entity, CLASS] = NO_SEGMENT
+            entities[entity, CLASS] = NO_ROWS
             start = 0
         entities[entity, START] = start
         entities[entity, LENGTH] = length

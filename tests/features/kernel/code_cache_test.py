@@ -1,4 +1,4 @@
-"""Compiled code comes from a directory that only the user can write to, or from nowhere."""
+"""Compiled code is loaded only from a directory that no other user can write to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a path somebody else's: really as root, else by being somebody else from here on."""
+    """Make a path belong to another user: as root by chown, else by changing our own user id."""
     if os.geteuid() == 0:
         os.chown(path, SOMEBODY, SOMEBODY, follow_symlinks=False)
     else:
@@ -171,7 +171,7 @@ def test_the_digest_is_of_every_source_in_every_folder(
 
 
 class _Attack:
-    """What makes a folder when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -180,7 +180,7 @@ class _Attack:
         return os.mkdir, (str(self.folder),)
 
 
-# Makes numba look for the compiled code of one small function.
+# A program that makes numba look for the compiled code of a small function.
 _LOOK = """
 import sys
 from tidemill.features.kernel import hashing
@@ -217,7 +217,7 @@ def test_code_that_another_user_could_have_planted_does_not_run(tmp_path: Path) 
     index.parent.mkdir(parents=True, exist_ok=True)
     ran = tmp_path / "attack ran"
     index.write_bytes(pickle.dumps(_Attack(ran)))
-    # numba trusts what is in the directory, so who can write there must be nobody else.
+    # numba trusts the files in the directory, so no other user may be able to write there.
     _look(tmp_path)
     assert ran.is_dir(), "the attack is none: this test shows nothing"
     ran.rmdir()

@@ -1,4 +1,4 @@
-"""Matrices as named columns, batches joined and filtered."""
+"""Matrices as named columns, batches concatenated and filtered."""
 
 from __future__ import annotations
 

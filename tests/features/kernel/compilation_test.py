@@ -1,4 +1,4 @@
-"""The kernel is compiled once: all of it beforehand, each function for one signature."""
+"""The whole kernel is compiled once, beforehand, each function for one signature."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compiled(cache: Path) -> list[Found]:
-    """What compiling each share compiled, in processes as `compile_kernel` starts them."""
+    """What each share compiled, in processes as `compile_kernel` starts them."""
     processes = [_program(cache, "share", str(number)) for number in range(len(shares()))]
     return [_printed(process) for process in processes]
 
 
 @pytest.fixture(scope="module")
 def used(cache: Path, compiled: list[Found]) -> dict[str, Any]:
-    """What the demo needs of the kernel, on the cache that the shares filled."""
+    """What a program compiled that uses the kernel as the demo does, on the filled cache."""
     found: dict[str, Any] = _printed(_program(cache, "use"))
     return found
 
@@ -104,7 +104,7 @@ def test_every_entry_is_listed_once_and_in_one_share() -> None:
 
 
 class _Steps:
-    """A progress that remembers its steps."""
+    """Progress that records its steps."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

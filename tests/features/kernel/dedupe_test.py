@@ -1,4 +1,4 @@
-"""Duplicates: the first of equal digests, and what is remembered of a stream."""
+"""Duplicates: the first row of each digest, and the set of digests of a stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tidemill.features.kernel.dedupe import PairSet, UInt64Array, first_occurrences
 from tidemill.features.kernel.hashing import digest_rows
 
-# Few values, and such that share low bits, so that they meet in a table.
+# Few values, with equal low bits, so that they collide in a table.
 _words = st.sampled_from((0, 1, 2, 256, 512, 2**32, 2**63, 2**64 - 1))
 pairs = st.lists(st.tuples(_words, _words), max_size=60)
 
@@ -74,7 +74,7 @@ def test_few_rows_are_never_forgotten() -> None:
 
 
 def test_old_rows_are_forgotten_once_there_are_many() -> None:
-    """Those at the instant itself are not: their stream may still accept them again."""
+    """Digests at the instant itself are kept: their stream may still accept them again."""
     remembered = PairSet()
     remembered.add(numbers(0, 10_000), np.arange(10_000))
     remembered.forget_before(7_000)

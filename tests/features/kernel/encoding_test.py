@@ -1,4 +1,4 @@
-"""State as bytes: read back whole, canonical, and refused by name when it does not fit."""
+"""State as bytes: decoded to an equal state, canonical, and refused by name if it does not fit."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def expected() -> list[dict[str, Any]]:
 
 
 def edited(data: bytes, **header: Any) -> bytes:
-    """The same bytes with other entries in the header."""
+    """Return the same bytes with other entries in the header."""
     at = len(MAGIC) + 2
     length = int.from_bytes(data[at : at + 8], "little")
     content = {**json.loads(data[at + 8 : at + 8 + length]), **header}
@@ -112,9 +112,9 @@ def test_canonical_bytes_do_not_know_the_order_of_arrival() -> None:
     assert canonical_bytes(slowly) != canonical_bytes(state_of(ROWS[1:]))
 
 
-# Written by version 1: an entity after the other by the bytes of its key. It must stay readable for
-# as long as VERSION is 1; with a new version this test stays as it is, and the old one is read or
-# refused by name.
+# Written by version 1: the entities by the bytes of their keys. The code must read it as long as
+# VERSION is 1. Keep this test when VERSION changes: then the code reads version 1 or refuses it by
+# name.
 GOLDEN_BODY = """
 78dae36380003e28cd08a599d0680634794606fc601333844e976550e2ffc98aa19f0187b9d7a2f72f3cda5f968a62cf
 07697b561cf6a3bb9790bb70d98bce7ff2ebce4f9ed3aaabd0d5f3a2d12c501ae6beb4ccb4920c24f73013198e7638dc
@@ -134,7 +134,7 @@ GOLDEN_HEADER = {
 
 
 def golden() -> bytes:
-    # A definition's hash covers the version of tzdata, which may change under a state.
+    # The definition's hash depends on the version of tzdata, which may change after encoding.
     text = json.dumps({**GOLDEN_HEADER, "hash": PLAN.hash}, sort_keys=True).encode("ascii")
     body = zlib.decompress(bytes.fromhex("".join(GOLDEN_BODY.split())))
     return b"TIDEMILL-STATE\x01\x00" + len(text).to_bytes(8, "little") + text + body

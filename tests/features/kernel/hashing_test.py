@@ -1,4 +1,4 @@
-"""Hashes: stable for ever, since shards, sketches and remembered rows rest on them."""
+"""Hashes must never change, because persisted shards, sketches and digests depend on them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_golden_hashes_of_texts() -> None:
 
 
 def test_golden_hashes_of_numbers() -> None:
-    """splitmix64 of the 64 bits, so that equal bits of any dtype have one hash."""
+    """The hash is splitmix64 of the 64 bits, so equal bits of any dtype have one hash."""
     assert hexes(hash_column(pa.array([0, 1, -1]))) == [
         "0000000000000000", "5692161d100b05e5", "b4d055fcf2cbbd7b"
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def test_golden_digests_of_rows() -> None:
 
 
 def test_golden_shards() -> None:
-    """A key stays in its shard for as long as the shard count stays; no key is shard 0."""
+    """A key has the same shard as long as the shard count is the same; a null has shard 0."""
     assert shard_of(KEYS, 7).tolist() == [3, 2, 1, 0, 0, 0]
     assert shard_of(KEYS, 2).tolist() == [1, 0, 0, 0, 0, 0]
     assert shard_of(KEYS, 1).tolist() == [0] * 6
@@ -86,7 +86,7 @@ def test_golden_shards() -> None:
 def test_shards_are_even() -> None:
     keys = pa.array([f"key {n}" for n in range(10_000)])
     counts = np.bincount(shard_of(keys, 8), minlength=8)
-    # Six standard deviations of a fair deal.
+    # Six standard deviations of a uniform distribution.
     assert np.abs(counts - 1_250).max() < 6 * np.sqrt(1_250)
 
 
@@ -109,7 +109,7 @@ def test_a_digest_does_not_depend_on_what_stands_beside_the_row() -> None:
     whole = digest_rows(ROWS)
     for n in range(2):
         assert digest_rows(ROWS.slice(n, 1)).tolist() == whole[n : n + 1].tolist()
-    # The bytes under a null may be anything.
+    # The bytes of a null may have any value.
     masked = pa.array([7, 7], pa.int64(), mask=np.array([False, True]))
     plain = pa.array([7, None], pa.int64())
     of = [digest_rows(pa.record_batch({"n": array})).tolist() for array in (masked, plain)]

@@ -1,4 +1,4 @@
-"""The plan: features share partials, and a tile holds each once."""
+"""The plan: features share partials, and a tile has each partial once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_windows_of_one_aggregation_share_a_partial() -> None:
     assert [ask.window for ask in partial.asks] == [0, 1, 2]
     assert plan.windows_us.tolist() == [20, 40, 80]
     assert plan.window_hops.tolist() == [2, 4, 8]
-    # Features keep their own order; each takes the ask of its window.
+    # Features keep their order; each takes the ask of its window.
     assert [feature.takes for feature in plan.features] == [((0, 1),), ((0, 0),), ((0, 2),)]
 
 

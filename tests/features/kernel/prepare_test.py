@@ -44,7 +44,7 @@ def view_of(**aggregations: Any) -> FeatureView:
 
 
 def masks_of(plan: Plan, cells: np.ndarray[Any, np.dtype[np.int64]]) -> list[list[bool]]:
-    """Which rows each mask takes."""
+    """Return the rows that each mask selects."""
     words = cells[:, len(plan.cells) :].view(np.uint64)
     return [
         [bool(int(word[i // 64]) >> (i % 64) & 1) for word in words] for i in range(len(plan.masks))
@@ -143,5 +143,5 @@ def test_a_matrix_travels_as_fixed_size_bytes() -> None:
     assert column.type == pa.binary(16)
     assert matrix_of(column).tolist() == matrix.tolist()
     assert matrix_of(column.slice(1, 2)).tolist() == [[3, 4], [5, 6]]
-    # A transposed matrix has its rows elsewhere in memory.
+    # A transposed matrix is not contiguous.
     assert matrix_of(fixed_binary(matrix.T)).tolist() == matrix.T.tolist()

@@ -1,7 +1,8 @@
 """The table of values in docs/contract-of-time.md: every cell computed by kernel and oracle.
 
-The table has a row for each registered aggregation and each dtype it takes, found by reflection:
-a new aggregation fails here until its rows stand in the document. The failing test prints them.
+The table has a row for each registered aggregation and each dtype that it takes, found by
+reflection. A new aggregation fails here until the document has its rows; the failing test prints
+them.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ HEADER: Final = (
     "| aggregation | of | result | empty window | all values null | overflow |\n"
     "|---|---|---|---|---|---|\n"
 )
-# The arguments of an aggregation that have no default.
+# The arguments of aggregations that have no default.
 ARGUMENTS: Final = {"q": 0.5}
 
 GREATEST: Final = 1.7976931348623157e308
-# Two values each, which add up, spread or differ as far as the dtype allows.
+# Two values each whose sum, spread or difference is as large as the dtype allows.
 EXTREMES: Final[dict[str, tuple[tuple[Any, Any], ...]]] = {
     INT64: ((2**63 - 1, 2**63 - 1), (-(2**63), -(2**63)), (-(2**63), 2**63 - 1)),
     FLOAT64: ((GREATEST, GREATEST), (-GREATEST, -GREATEST), (-GREATEST, GREATEST)),
@@ -52,7 +53,7 @@ Row = dict[str, Any]
 
 
 def operands(cls: type[Aggregation]) -> Iterator[str | None]:
-    """The dtypes that an aggregation takes; None for the row itself."""
+    """Return the dtypes that an aggregation takes; None for the row itself."""
     hints = typing.get_type_hints(cls)
     named = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.name != "where"}
     operand = [hint for hint in named.values() if Expression in (hint, *typing.get_args(hint))]
@@ -63,7 +64,7 @@ def operands(cls: type[Aggregation]) -> Iterator[str | None]:
 
 
 def view_of(cls: type[Aggregation], dtype: str | None) -> FeatureView:
-    """A view with one feature: the aggregation over an hour, of a column ``x`` where it has one."""
+    """Return a view with one feature: the aggregation over an hour, of ``x`` if it needs it."""
     arguments: dict[str, Any] = {"over": "1h"}
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -89,7 +90,7 @@ def view_of(cls: type[Aggregation], dtype: str | None) -> FeatureView:
 
 
 def computed(view: FeatureView, rows: Sequence[Row], as_of_us: int) -> tuple[list[Any], int]:
-    """The feature's values for key "a" as of an instant, and how many totals did not fit.
+    """Return the feature's values for key "a" as of an instant, and the number of overflows.
 
     Kernel and oracle must agree, bit for bit.
     """
@@ -111,12 +112,12 @@ def written(values: Sequence[Any]) -> str:
 
 
 def overflow(view: FeatureView, dtype: str | None) -> str:
-    """What becomes of a total that does not fit: null and counted, or that there is none."""
+    """Return what happens to a total that does not fit: null and counted, or not possible."""
     found = []
     for extremes in EXTREMES[dtype] if dtype is not None else ((1, 1),):
         values, overflows = computed(view, rows_with(extremes, 0), HOUR)
         assert overflows in (0, len(values))
-        # Two rows, so two values at most (of last_k); each is there or has overflowed.
+        # Two rows, so at most two values (of last_k); each is present or has overflowed.
         assert [value is None for value in values[:2]] == [bool(overflows)] * len(values[:2])
         found.append(overflows)
     return "null, counted" if any(found) else "never"
@@ -144,7 +145,7 @@ def table_row(cls: type[Aggregation], dtype: str | None) -> str:
 
 
 def value_table() -> str:
-    """The whole table, as it stands in the document."""
+    """Return the table as the document has it."""
     pairs = [(cls, dtype) for cls in REGISTRY.values() for dtype in operands(cls)]
     return HEADER + "".join(table_row(cls, dtype) for cls, dtype in pairs)
 

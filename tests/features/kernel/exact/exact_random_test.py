@@ -1,7 +1,7 @@
 """Thirty thousand seeded cases of every size and shape, compared with fractions.
 
-They run inside one compiled function, as in the kernel: compact until a value is refused, then
-wide; and all of them once more with wide accumulators only.
+They run inside one compiled function as in the kernel (compact until a value does not fit, then
+wide), and again with wide accumulators only.
 """
 
 import math
@@ -25,10 +25,8 @@ from tidemill.features.kernel.exact.accumulators import (
 )
 from tidemill.features.kernel.exact.rounding import (
     mean_to_float,
-    sum_to_float,
     variance_to_float,
     wide_mean_to_float,
-    wide_sum_to_float,
     wide_variance_to_float,
 )
 from tidemill.features.kernel.exact.wide_ints import Words
@@ -52,7 +50,7 @@ def as_bits(result: tuple[float, bool]) -> tuple[str, bool]:
 def _run(
     values: npt.NDArray[np.float64], starts: Words, ddofs: Words, wide_only: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Sum, mean, variance and overflow flags of every case, as a query computes them."""
+    """Return sum, mean, variance and overflow flags of every case, as a query computes them."""
     cases = len(starts) - 1
     results = np.zeros((cases, 3))
     flags = np.zeros((cases, 3), np.bool_)
@@ -78,10 +76,10 @@ def _run(
         if case % 4 >= 2 and not square_wide:
             normalise(words, 0, SQUARES, SQUARE_LIMBS)
         if sum_wide:
-            results[case, 0], flags[case, 0] = wide_sum_to_float(arena, 0)
+            results[case, 0], flags[case, 0] = wide_mean_to_float(arena, 0, 1)
             results[case, 1], flags[case, 1] = wide_mean_to_float(arena, 0, n)
         else:
-            results[case, 0], flags[case, 0] = sum_to_float(words, 0, 0)
+            results[case, 0], flags[case, 0] = mean_to_float(words, 0, 0, 1)
             results[case, 1], flags[case, 1] = mean_to_float(words, 0, 0, n)
         if n > ddofs[case]:
             if sum_wide or square_wide:
@@ -100,7 +98,7 @@ def _run(
 
 
 def _random_case(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """Rows of one of the shapes that data, or malice, has."""
+    """Return rows of one of several shapes, usual and hostile."""
     kind = int(rng.integers(0, 12))
     signs = rng.choice([-1.0, 1.0], size)
     if kind == 0:
@@ -160,5 +158,5 @@ def test_thirty_thousand_random_cases_equal_the_fractions() -> None:
             values.tolist()
         )
         overflows += any(flag for _, flag in expected)
-    # The cases are worth their time only if they reach the far ends.
+    # Check that the cases reach the extremes.
     assert overflows > 1000

@@ -1,7 +1,7 @@
 """Sums, means and variances are the exact value, rounded once, whatever the order.
 
 The oracle is ``fractions.Fraction``: ``float`` of a fraction is correctly rounded. Each case runs
-as the kernel runs it (compact until a value is refused, then wide) and with wide accumulators only.
+as in the kernel (compact until a value does not fit, then wide) and with wide accumulators only.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns.
@@ -42,11 +42,9 @@ wide_add_square = through_an_entry(accumulators.wide_add_square)
 wide_add_wide = through_an_entry(accumulators.wide_add_wide)
 wide_to_compact = through_an_entry(accumulators.wide_to_compact)
 mean_to_float = through_an_entry(rounding.mean_to_float)
-sum_to_float = through_an_entry(rounding.sum_to_float)
 sum_to_int = through_an_entry(rounding.sum_to_int)
 variance_to_float = through_an_entry(rounding.variance_to_float)
 wide_mean_to_float = through_an_entry(rounding.wide_mean_to_float)
-wide_sum_to_float = through_an_entry(rounding.wide_sum_to_float)
 wide_sum_to_int = through_an_entry(rounding.wide_sum_to_int)
 wide_variance_to_float = through_an_entry(rounding.wide_variance_to_float)
 
@@ -62,14 +60,14 @@ def _row() -> Words:
 
 @dataclass
 class Moments:
-    """A sum and a sum of squares as a query holds them: compact first, promoted when refused."""
+    """A sum and a sum of squares as a query has them: compact, and wide once they do not fit."""
 
     words: Words = field(default_factory=_row)
     sums: Words | None = None
     squares: Words | None = None
 
     def promote(self) -> None:
-        """Moves both into wide accumulators."""
+        """Move both into wide accumulators."""
         self.promote_sum()
         self.promote_squares()
 
@@ -129,8 +127,8 @@ class Moments:
 
     def sum(self) -> Rounded:
         if self.sums is None:
-            return sum_to_float(self.words, 0, 0)
-        return wide_sum_to_float(self.sums, 0)
+            return mean_to_float(self.words, 0, 0, 1)
+        return wide_mean_to_float(self.sums, 0, 1)
 
     def int_sum(self) -> tuple[int, bool]:
         if self.sums is None:
@@ -157,14 +155,14 @@ def moments_of(values: Sequence[float]) -> Moments:
 
 def rounded(exact: Fraction) -> Rounded:
     try:
-        # 0.0 is added because a result of -0.0 is stated as 0.0.
+        # Add 0.0, because a result of -0.0 becomes 0.0.
         return float(exact) + 0.0, False
     except OverflowError:
         return (math.inf if exact > 0 else -math.inf), True
 
 
 def bits(result: Rounded) -> tuple[str, bool]:
-    """The float told apart to the last bit and the sign of zero."""
+    """Return the bits of the float, which differ for 0.0 and -0.0."""
     return float(result[0]).hex(), bool(result[1])
 
 
@@ -181,7 +179,7 @@ def exact_variance(values: Sequence[float], n: int, ddof: int) -> Fraction:
 
 
 def fits(exact: Fraction, limbs: int) -> bool:
-    """Whether the odd integer of an exact binary value has a compact form."""
+    """Return whether the odd integer of an exact binary value has a compact form."""
     numerator = abs(exact.numerator)
     if numerator == 0:
         return True
@@ -218,7 +216,7 @@ floats = st.one_of(
 
 @st.composite
 def _rows(draw: st.DrawFn) -> list[float]:
-    """Values of all sizes, some of which cancel, or nearly do."""
+    """Values of all sizes; some of them cancel, or nearly cancel."""
     values = draw(st.lists(floats, min_size=1, max_size=12))
     for x in draw(st.lists(st.sampled_from(values), max_size=8)):
         near = draw(st.sampled_from([-x, math.nextafter(-x, math.inf), math.nextafter(-x, 0.0)]))
@@ -292,7 +290,7 @@ def test_a_value_is_refused_only_where_the_exact_result_does_not_fit(values: lis
 
 
 def _set(words: Words, base: int, limbs: int, integer: int, exponent: int) -> None:
-    """Writes a compact accumulator by hand."""
+    """Write a compact accumulator."""
     raw = integer.to_bytes(8 * limbs, "little", signed=True)
     words[0, base] = exponent if integer else 0
     words[0, base + 1 : base + 1 + limbs] = np.frombuffer(raw, np.int64)
@@ -595,6 +593,6 @@ def test_two_to_the_sixty_two_greatest_values_fit_a_wide_sum() -> None:
         wide_add_wide(sums, 0, sums, 0, WIDE_SUM)
         wide_add_wide(squares, 0, squares, 0, WIDE_SQUARE)
     n = 2**doublings
-    assert bits(wide_sum_to_float(sums, 0)) == bits((math.inf, True))
+    assert bits(wide_mean_to_float(sums, 0, 1)) == bits((math.inf, True))
     assert bits(wide_mean_to_float(sums, 0, n)) == bits((greatest, False))
     assert bits(wide_variance_to_float(sums, 0, squares, 0, n, 1)) == bits((0.0, False))

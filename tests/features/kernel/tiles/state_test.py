@@ -1,4 +1,4 @@
-"""The state of a shard: entities are found by their keys, and memory goes with what it holds."""
+"""The state of a shard: entities are found by their keys; memory grows with the content."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_request_makes_no_entity() -> None:
 
 
 def test_many_entities_are_all_found_again() -> None:
-    """Also keys of which one is the beginning of another, and the empty one."""
+    """Also keys of which one is a prefix of another, and the empty key."""
     keys = ["", *(f"k{n}" for n in range(5_000)), "k" * 300, "é", "nul\0", "nul"]
     state = State(PLAN)
     for start in range(0, len(keys), 617):
@@ -85,7 +85,7 @@ def test_tiles_that_left_the_longest_window_are_gone() -> None:
     assert state.n_tiles == 1
     apply(state, [], 10_000)
     assert state.n_tiles == 0
-    # An entity is remembered: its revision must not start again.
+    # The state keeps the entity, because its revision must not start again.
     assert state.n_entities == 2
     advanced = advance(state, prepared(PLAN, VIEW, [click("a", 10_005, 1)]), None, 10_010,
                    Publish.NEWEST)  # fmt: skip
@@ -93,7 +93,7 @@ def test_tiles_that_left_the_longest_window_are_gone() -> None:
 
 
 def test_memory_does_not_grow_with_time() -> None:
-    """What a quiet hour leaves is used again."""
+    """The memory of tiles that have expired is reused."""
     state = State(PLAN)
     sizes = []
     for hop in range(400):
