@@ -183,11 +183,11 @@ def judge_mended(
     places = np.array(accepted, np.int64)[order]
     if source.received is not None:
         for row, index in enumerate(places.tolist()):
-            found = judge_arrivals(
+            refusals, _ = judge_arrivals(
                 definition, table.slice(row, 1), source.received, mended[index].highest_us
             )
-            if found.refusals:
-                refused[index] = (Stage.ACCEPT, *found.refusals[0])
+            if refusals:
+                refused[index] = (Stage.ACCEPT, *refusals[0])
         good = np.array([index not in refused for index in places.tolist()], np.bool_)
         table, places = table.take(pa.array(np.flatnonzero(good))), places[good]
     return Outcome(table, places, refused)

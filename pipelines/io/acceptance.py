@@ -21,22 +21,9 @@ Refusals = dict[int, tuple[Reason, str]]
 """Row index to the reason why the row is refused, and a sentence about it."""
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """The decision about a partition's next rows.
-
-    Attributes:
-        refusals: The refused rows.
-        highest_us: The highest accepted time after these rows.
-    """
-
-    refusals: Refusals
-    highest_us: int
-
-
 def judge_arrivals(
     definition: EventStream | Request, rows: pa.RecordBatch, received: str, highest_us: int
-) -> Judgement:
+) -> tuple[Refusals, int]:
     """Judge the next valid rows of a partition, in order of arrival.
 
     Args:
@@ -45,6 +32,9 @@ def judge_arrivals(
         received: The column that holds the time of receipt. A row with null there is refused: it
             cannot be judged whether it lies ahead.
         highest_us: The highest accepted time before these rows (`TIME_MIN` at the start).
+
+    Returns:
+        The refused rows, and the highest accepted time after these rows.
     """
     arrived = rows.column(received)
     known = np.flatnonzero(hashing.validity(arrived))
@@ -77,7 +67,7 @@ def judge_arrivals(
         so_far = f"; the highest accepted time before it is {_shown(highest[place])}"
         found = f"column {definition.time_column!r}: found {_shown(times_us[place])}"
         refusals[int(known[place])] = (reason, f"{found}, {why}{so_far}")
-    return Judgement(refusals, outcome.highest_us)
+    return refusals, outcome.highest_us
 
 
 @dataclass
@@ -98,9 +88,10 @@ class Gate:
     def refuse(self, partition: int, rows: pa.RecordBatch) -> Refusals:
         """Judge a partition's next rows; return the refused ones."""
         highest_us = self._highest_us.get(partition, TIME_MIN)
-        judgement = judge_arrivals(self.definition, rows, self.received, highest_us)
-        self._highest_us[partition] = judgement.highest_us
-        return judgement.refusals
+        refusals, self._highest_us[partition] = judge_arrivals(
+            self.definition, rows, self.received, highest_us
+        )
+        return refusals
 
 
 def _shown(time_us: int | np.int64) -> str:

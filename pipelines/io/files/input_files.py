@@ -97,7 +97,7 @@ def format_of(path: Path) -> str:
     suffix = _decompressed_name(path).suffix.lower()
     if suffix not in FORMATS:
         raise ConfigurationError(
-            f"the extension {suffix!r} of {path.name} does not tell its format; declare the "
+            f"{path.name}: its format cannot be derived from the extension {suffix!r}; declare the "
             "source's format: csv, jsonl or parquet"
         )
     return FORMATS[suffix]

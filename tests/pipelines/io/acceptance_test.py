@@ -162,7 +162,7 @@ def test_a_request_is_judged_by_its_own_bounds() -> None:
         "asked", schema=SCHEMA, request_time="at", request_id="id", out_of_orderness="1s"
     )
     rows = batch_of([(100, 100), (99, 100), (98, 100)])
-    assert judge_arrivals(request, rows, "got", TIME_MIN).refusals.keys() == {2}
+    assert judge_arrivals(request, rows, "got", TIME_MIN)[0].keys() == {2}
 
 
 def batch_of(rows: Sequence[tuple[int, int | None]]) -> pa.RecordBatch:

@@ -244,7 +244,7 @@ def test_a_tracker_that_was_left_in_the_middle_is_an_error() -> None:
     tracker = _Provider().create_tracker(_Provider().initial_restriction(b"[[0, 0], false]"))
     tracker.try_claim(((3, 1), False))
     assert not tracker.is_bounded()
-    with pytest.raises(ValueError, match=r"stopped at \(3, 1\) without saying so"):
+    with pytest.raises(ValueError, match=r"stopped at \(3, 1\) without claiming its end"):
         tracker.check_done()
     assert tracker.try_claim(((5, 2), True))
     tracker.check_done()

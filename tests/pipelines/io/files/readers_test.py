@@ -357,7 +357,7 @@ def test_each_file_is_a_partition_with_positions_of_its_own(tmp_path: Path) -> N
 def test_the_format_is_the_extensions_unless_it_is_declared(tmp_path: Path) -> None:
     path = written(tmp_path / "events.log", csv_of([good_line(0)]))
     assert kept(judged(path, format="csv")) == ["e0"]
-    with pytest.raises(ConfigurationError, match=r"events\.log .*'\.log'; declare"):
+    with pytest.raises(ConfigurationError, match=r"events\.log: .*'\.log'; declare"):
         judged(path)
     with pytest.raises(ConfigurationError, match="'cvs' is not known; did you mean 'csv'"):
         judged(path, format="cvs")
