@@ -298,8 +298,8 @@ def _restore(
     starts = np.empty(len(changed) + 1, np.int64)
     key_lengths = np.empty(len(changed), np.int64)
     tiles = np.empty(len(changed), np.int64)
-    owned = np.array([0, 0], np.int64)
-    _index(words, plan.tile_words, plan.references, starts, key_lengths, tiles, owned)
+    needed = np.array([0, 0], np.int64)
+    _index(words, plan.tile_words, plan.references, starts, key_lengths, tiles, needed)
     offsets = np.concatenate([[0], np.cumsum(key_lengths)]).astype(np.int32)
     array = pa.Array.from_buffers(
         pa.string(), len(changed), [None, pa.py_buffer(offsets), pa.py_buffer(keys)]
@@ -319,8 +319,8 @@ def _restore(
         0,
         found,
     )
-    state.grow_tiles(int(owned[0]))
-    while len(state.arena) < int(owned[1]):
+    state.grow_tiles(int(needed[0]))
+    while len(state.arena) < int(needed[1]):
         state.grow_arena()
     _read(
         words,
@@ -385,7 +385,7 @@ def _index(
     starts: Int64Array,
     key_lengths: Int64Array,
     tiles: Int64Array,
-    owned: Int64Array,
+    needed: Int64Array,
 ) -> None:
     """Find the start of each entity's words, and the rows and arena words that all need."""
     at = 0
@@ -394,7 +394,7 @@ def _index(
         key_lengths[e] = words[at]
         tiles[e] = words[at + 2]
         at += _ENTITY_HEADER
-        owned[0] += 1 << arena.class_of(max(tiles[e], 1))
+        needed[0] += 1 << arena.class_of(max(tiles[e], 1))
         for _ in range(tiles[e]):
             tile = at
             at += width
@@ -402,7 +402,7 @@ def _index(
                 at, room = _block_words(references[r, 0], words, tile, references[r, 1], at)
                 if references[r, 0] == OWNS_LAST_K:
                     room += 1 << arena.class_of(3 * references[r, 2])
-                owned[1] += room
+                needed[1] += room
     starts[key_lengths.shape[0]] = at
 
 

@@ -14,7 +14,14 @@ from typing import Any, Final
 import numpy as np
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import Expression, FeatureColumn, FeatureView, Mask, Partial
+from tidemill.features.definitions import (
+    Aggregation,
+    Expression,
+    FeatureColumn,
+    FeatureView,
+    Mask,
+    Partial,
+)
 from tidemill.features.errors import DefinitionError
 from tidemill.features.kernel.registry import FINISHES, FOLDS, Finish, Fold
 
@@ -164,6 +171,44 @@ def _key(spec: Any) -> str:
     return json.dumps(spec, sort_keys=True)
 
 
+def _ask(aggregation: Aggregation, fold: Fold, windows: list[int]) -> Ask:
+    """Return what an aggregation asks of one of its partials."""
+    param = aggregation.param if fold.takes_param else 0.0
+    return Ask(windows.index(aggregation.window_us), param)
+
+
+def _plan_features(
+    view: FeatureView, windows: list[int], planned: dict[str, PlannedPartial]
+) -> tuple[PlannedFeature, ...]:
+    order = list(planned)
+    features = []
+    column = 0
+    for name, aggregation in view.features.items():
+        if aggregation.finish not in FINISHES:
+            raise DefinitionError(
+                f"feature {view.name}.{name}: the kernel has no finish {aggregation.finish!r}; "
+                "register it in features/kernel/folds/finish.py"
+            )
+        takes = []
+        for partial in aggregation.partials(view.stream.schema, view.stream.event_time):
+            key = _key(partial.spec())
+            part = planned[key]
+            ask = _ask(aggregation, part.fold, windows)
+            takes.append((order.index(key), part.asks.index(ask)))
+        features.append(
+            PlannedFeature(
+                finish=FINISHES[aggregation.finish],
+                takes=tuple(takes),
+                column=column,
+                width=aggregation.width,
+                param=aggregation.param,
+                is_float=aggregation.result_dtype(view.stream.schema) == "float64",
+            )
+        )
+        column += aggregation.width
+    return tuple(features)
+
+
 def make_plan(view: FeatureView) -> Plan:
     """Make the plan of a view.
 
@@ -185,9 +230,7 @@ def make_plan(view: FeatureView) -> Plan:
                 )
             key = _key(partial.spec())
             partials.setdefault(key, partial)
-            window = windows.index(aggregation.window_us)
-            param = aggregation.param if FOLDS[partial.fold].takes_param else 0.0
-            asks.setdefault(key, set()).add(Ask(window, param))
+            asks.setdefault(key, set()).add(_ask(aggregation, FOLDS[partial.fold], windows))
     planned: dict[str, PlannedPartial] = {}
     base = TILE_HEADER
     for key, partial in partials.items():
@@ -212,33 +255,6 @@ def make_plan(view: FeatureView) -> Plan:
     template = np.zeros(base, np.int64)
     for part in planned.values():
         template[part.base : part.base + len(part.fold.identity)] = part.fold.identity
-    order = list(planned)
-    features = []
-    column = 0
-    for name, aggregation in view.features.items():
-        if aggregation.finish not in FINISHES:
-            raise DefinitionError(
-                f"feature {view.name}.{name}: the kernel has no finish {aggregation.finish!r}; "
-                "register it in features/kernel/folds/finish.py"
-            )
-        window = windows.index(aggregation.window_us)
-        takes = []
-        for partial in aggregation.partials(schema, view.stream.event_time):
-            key = _key(partial.spec())
-            part = planned[key]
-            param = aggregation.param if part.fold.takes_param else 0.0
-            takes.append((order.index(key), part.asks.index(Ask(window, param))))
-        features.append(
-            PlannedFeature(
-                finish=FINISHES[aggregation.finish],
-                takes=tuple(takes),
-                column=column,
-                width=aggregation.width,
-                param=aggregation.param,
-                is_float=aggregation.result_dtype(schema) == "float64",
-            )
-        )
-        column += aggregation.width
     return Plan(
         view=view.name,
         hash=view.hash,
@@ -247,7 +263,7 @@ def make_plan(view: FeatureView) -> Plan:
         cells=tuple(cells.values()),
         masks=tuple(masks.values()),
         partials=tuple(planned.values()),
-        features=tuple(features),
+        features=_plan_features(view, windows, planned),
         columns=view.columns,
         tile_words=base,
         template=template,

@@ -5,7 +5,7 @@ The tests of `kernel.compilation` fail if an entry is missing here or is called 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from numba import types
@@ -90,7 +90,7 @@ ENCODING: Final[tuple[Entry, ...]] = (
 )
 """The entries that write and read states."""
 
-OTHERS: Final[tuple[Entry, ...]] = (
+LAYOUT: Final[tuple[Entry, ...]] = (
     (
         layout.lay_out,
         (
@@ -139,6 +139,10 @@ OTHERS: Final[tuple[Entry, ...]] = (
         ),
     ),
     (folds.finish.release_answers, (_INT_ROWS, _INT, _INTS, _INTS)),
+)
+"""The entries that decide the layout of a batch, and drop tiles."""
+
+KEYS: Final[tuple[Entry, ...]] = (
     (
         state.resolve,
         (
@@ -163,12 +167,12 @@ OTHERS: Final[tuple[Entry, ...]] = (
     (dedupe._first_rows, (_GIVEN_DIGESTS, _INTS, _INTS)),
     (dedupe._insert_all, (_DIGESTS, _INTS, _GIVEN_DIGESTS, _GIVEN_INTS, _BOOLS)),
 )
-"""The other entries that are neither a fold nor a finish."""
+"""The entries that hash keys, find entities and drop duplicates."""
 
 
 def entries() -> list[Entry]:
     """Return every entry with its signature."""
-    return [*_sums_and_encoding(), *_all_else()]
+    return [entry for share in shares() for entry in share]
 
 
 def shares() -> tuple[list[Entry], list[Entry]]:
@@ -177,18 +181,10 @@ def shares() -> tuple[list[Entry], list[Entry]]:
     Entries that call the same inner functions are in the same share, so that few of these are
     compiled twice.
     """
-    return list(_sums_and_encoding()), list(_all_else())
-
-
-def _sums_and_encoding() -> Iterator[Entry]:
-    yield FOLDS["sum_float"].run, FOLD
-    for run in dict.fromkeys(finish.run for finish in FINISHES.values()):
-        yield run, FINISH
-    yield from ENCODING
-
-
-def _all_else() -> Iterator[Entry]:
-    for run in dict.fromkeys(fold.run for fold in FOLDS.values()):
-        if run is not FOLDS["sum_float"].run:
-            yield run, FOLD
-    yield from OTHERS
+    exact = FOLDS["sum_float"].run
+    folds = dict.fromkeys(fold.run for fold in FOLDS.values() if fold.run is not exact)
+    finishes = dict.fromkeys(finish.run for finish in FINISHES.values())
+    return (
+        [(exact, FOLD), *((run, FINISH) for run in finishes), *ENCODING, *KEYS],
+        [*((run, FOLD) for run in folds), *LAYOUT],
+    )
