@@ -1,6 +1,7 @@
-"""The contract of time: what "as of" means.
+"""The contract of time: the specification of "as of".
 
-What is promised here:
+The kernel computes the same rules in compiled code (`features.kernel.tiles.layout`), and labels are
+joined in Arrow; `tests/laws/contract_laws_test.py` compares both with the functions of this page.
 
 * Times are UTC, int64 microseconds. Hops are aligned to the UTC epoch.
 * The value of a feature with window ``W`` and hop ``h`` as of ``t`` covers the events ``e`` with
@@ -8,11 +9,8 @@ What is promised here:
 * So a value changes only at ``e + 1`` for an event at ``e``, or at a hop boundary: it is
   piecewise constant between its *change points*.
 * At equal times a hop boundary comes first, then a request, then an event; events at equal times
-  go by their id as UTF-8 bytes.
+  are ordered by their ids as UTF-8 bytes.
 * Acceptance of an event is a function of the log alone (`accept`).
-
-The compiled kernel has these rules in `features.kernel.tiles.layout`, the oracle once more in plain
-Python; `tests/features/contract_test.py` tests the kernel rule by rule.
 """
 
 from __future__ import annotations
@@ -39,17 +37,17 @@ HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
 
 TIME_MIN: Final = -(2**62)
-"""Minus infinity as a time: before every event (also the frontier of a shard that waits)."""
+"""Minus infinity as a time: before every event (the frontier of a shard that waits)."""
 TIME_MAX: Final = 2**62
-"""Plus infinity as a time: after every event (also the watermark of a partition that ended)."""
+"""Plus infinity as a time: after every event (the watermark of a partition that ended)."""
 
 EARLIEST_EVENT: Final = -62_135_596_800_000_000
-"""0001-01-01T00:00:00Z: an event time before it is out of range."""
+"""0001-01-01T00:00:00Z: earlier event times are out of range."""
 LATEST_EVENT: Final = 253_402_300_799_999_999
-"""9999-12-31T23:59:59.999999Z: an event time after it is out of range."""
+"""9999-12-31T23:59:59.999999Z: later event times are out of range."""
 
 LONGEST_DURATION: Final = 10**18
-"""The longest duration (about 31,000 years): the sum of a time and durations fits int64."""
+"""The longest duration (about 31,000 years), so that a time plus durations fits int64."""
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND: Final = datetime.timedelta(microseconds=1)
@@ -64,7 +62,7 @@ _UNITS: Final = {
 }
 _DURATION: Final = re.compile(r"([0-9]+)(us|ms|s|m|h|d|w)")
 _DIGITS: Final = 30
-"""No number in a duration needs more digits; Python refuses to read more than 4,300."""
+"""The most digits of a number in a duration: Python raises for more than 4,300."""
 
 
 def parse_duration(text: str, what: str = "duration") -> int:
@@ -121,7 +119,7 @@ def moment_of(time_us: int) -> datetime.datetime:
     """Return a time as a datetime of UTC.
 
     Raises:
-        OverflowError: The time is not from `EARLIEST_EVENT` to `LATEST_EVENT`.
+        OverflowError: It is not between `EARLIEST_EVENT` and `LATEST_EVENT`.
 
     >>> moment_of(90 * MINUTE).isoformat()
     '1970-01-01T01:30:00+00:00'
@@ -140,14 +138,51 @@ def time_of(moment: datetime.datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+def hop_index(time_us: int, hop_us: int) -> int:
+    """Return the index of the hop that holds ``time_us`` (hops start at the UTC epoch)."""
+    return time_us // hop_us
+
+
 def window_tail(as_of_us: int, window_us: int, hop_us: int) -> int:
-    """Return the first time that a window covers as of ``as_of_us``: it moves on the hop grid."""
+    """Return the first time that a window covers as of ``as_of_us``; it is on the hop grid."""
     return (as_of_us - window_us) // hop_us * hop_us
+
+
+def covers(event_us: int, as_of_us: int, window_us: int, hop_us: int) -> bool:
+    """Tell whether the window as of ``as_of_us`` covers an event at ``event_us``."""
+    return window_tail(as_of_us, window_us, hop_us) <= event_us < as_of_us
+
+
+def event_change_point(event_us: int, frontier_us: int = TIME_MIN) -> int:
+    """Return the first instant at which an event counts.
+
+    An event in order counts one microsecond after it happened; a late event (before the frontier
+    at which it is applied) counts from that frontier.
+    """
+    return max(event_us + 1, frontier_us)
+
+
+def expiry(tile_index: int, window_us: int, hop_us: int) -> int:
+    """Return the hop boundary at which a tile leaves a window."""
+    return (tile_index + 1) * hop_us + window_us
+
+
+def as_of(request_us: int, frontier_us: int) -> int:
+    """Return the instant that an answer is for: the request time, or the frontier if it is late."""
+    return max(request_us, frontier_us)
+
+
+class Rank(enum.IntEnum):
+    """The order of things that happen at the same microsecond."""
+
+    HOP_BOUNDARY = 0
+    REQUEST = 1
+    EVENT = 2
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Which of a partition's next rows are accepted, and the highest accepted time after them.
+    """The decision on a partition's next rows, and the watermark after them.
 
     Attributes:
         too_late: bool, ``(rows,)``: more than out-of-orderness + lateness below the highest
@@ -174,7 +209,7 @@ def accept(
     tolerance_us: int,
     max_ahead_us: int,
 ) -> Acceptance:
-    """Decide which rows of a partition are accepted; a function of the log alone.
+    """Decide which rows of a partition are accepted, from the log alone.
 
     Args:
         times_us: int64, ``(rows,)``: event times in log order.
@@ -182,7 +217,7 @@ def accept(
             record it: then no row is ahead.
         highest_us: The highest accepted time before these rows (`TIME_MIN` at the start).
         tolerance_us: ``out_of_orderness + allowed_lateness``, in microseconds.
-        max_ahead_us: How far a time may be past its receipt, in microseconds.
+        max_ahead_us: How far a time may be after its receipt, in microseconds.
 
     Returns:
         The decision for each row. A row that is ahead moves no watermark.
@@ -193,14 +228,14 @@ def accept(
         ahead = times_us > received_us + max_ahead_us
     usable = np.where(ahead, TIME_MIN, times_us)
     highest = np.maximum.accumulate(np.concatenate([[highest_us], usable]))
-    # A row that is too late is below the highest time and cannot raise it, so the maximum over all
+    # A row that is too late is below the highest time and never changes it, so the maximum over all
     # usable rows is the highest *accepted* time.
     too_late = ~ahead & (times_us < highest[:-1] - tolerance_us)
     return Acceptance(too_late, ahead, int(highest[-1]))
 
 
 class ReadStatus(enum.Enum):
-    """The status of a view's row in an online read, named as in Feast's ``FieldStatus``."""
+    """The status of a view's row in an online read (the names of Feast's ``FieldStatus``)."""
 
     PRESENT = "PRESENT"
     NOT_FOUND = "NOT_FOUND"
@@ -215,11 +250,16 @@ def read_status(
     Args:
         clock_us: The reader's declared clock: the wall clock live, the frontier in a replay.
         frontier_us: The published frontier of the row's view and shard.
-        valid_until_us: When the row stops being valid.
-        max_staleness_us: How far the frontier may lag behind the clock.
+        valid_until_us: The end of the row's validity.
+        max_staleness_us: How far the frontier may be behind the clock.
 
     Returns:
         ``PRESENT`` or ``OUTSIDE_MAX_AGE``.
     """
     fresh = clock_us - frontier_us <= max_staleness_us and valid_until_us > frontier_us
     return ReadStatus.PRESENT if fresh else ReadStatus.OUTSIDE_MAX_AGE
+
+
+def label_holds(request_us: int, label_us: int, horizon_us: int) -> bool:
+    """Tell whether a label belongs to a request: after it, and within the horizon."""
+    return request_us < label_us <= request_us + horizon_us

@@ -1,4 +1,4 @@
-"""The contract of time, rule by rule; rules about values are tested on the kernel."""
+"""The contract of time, rule by rule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tidemill import Entity, EventStream, FeatureView, Request, count
 from tidemill.features.contract import (
     DAY,
     EARLIEST_EVENT,
@@ -17,19 +16,23 @@ from tidemill.features.contract import (
     MINUTE,
     SECOND,
     TIME_MIN,
+    Rank,
     ReadStatus,
     accept,
+    as_of,
+    covers,
+    event_change_point,
+    expiry,
     format_duration,
-    moment_of,
+    hop_index,
+    label_holds,
     parse_duration,
     read_status,
     window_tail,
 )
 from tidemill.features.errors import DefinitionError
-from tidemill.testing import ShardPlayer, features_at
 
-# A few hops before and after these are still in the years 1 to 9999.
-times = st.integers(EARLIEST_EVENT + 20 * DAY, LATEST_EVENT - 20 * DAY) | st.integers(-50, 50)
+times = st.integers(EARLIEST_EVENT, LATEST_EVENT) | st.integers(-50, 50)
 hops = st.integers(1, 10) | st.sampled_from((MINUTE, HOUR, DAY))
 widths = st.integers(1, 6)
 
@@ -97,69 +100,31 @@ def test_the_largest_unit_without_a_remainder_is_written(duration_us: int, text:
 
 # Windows
 
-TICKS = EventStream(
-    "ticks",
-    schema={"at": "timestamp", "id": "int64", "key": "string"},
-    event_time="at",
-    event_id="id",
-    allowed_lateness="1d",
-)
-ASKED = Request(
-    "asked",
-    schema={"at": "timestamp", "id": "int64", "key": "string"},
-    request_time="at",
-    request_id="id",
-)
-
-
-def ticks_in(window_us: int, hop_us: int) -> FeatureView:
-    return FeatureView(
-        "seen",
-        entity=Entity("key"),
-        stream=TICKS,
-        hop=f"{hop_us}us",
-        features={"ticks": count(over=f"{window_us}us")},
-    )
-
-
-def row(at: int) -> dict[str, object]:
-    return {"at": at, "id": 0, "key": "a"}
-
-
-def counts(event_us: int, instants: list[int], window_us: int, hop_us: int) -> list[bool]:
-    """Whether an event counts as of each instant."""
-    view = ticks_in(window_us, hop_us)
-    found = features_at(view, {"ticks": [row(event_us)]}, at=instants, keys=["a"])
-    return [value == 1 for value in found["seen__ticks"].to_pylist()]
-
 
 def test_event_at_request_time_is_not_seen() -> None:
-    assert counts(100, [100], 10, 5) == [False]
-    assert counts(99, [100], 10, 5) == [True]
+    assert not covers(100, 100, 10, 5)
+    assert covers(99, 100, 10, 5)
 
 
 def test_the_tail_stands_on_the_hop_grid() -> None:
     assert window_tail(103, 10, 5) == 90
-    assert counts(90, [103], 10, 5) == [True]
-    assert counts(89, [103], 10, 5) == [False]
+    assert covers(90, 103, 10, 5)
+    assert not covers(89, 103, 10, 5)
     assert window_tail(-3, 10, 5) == -15  # floors, before the epoch too
 
 
-@given(times, hops, widths, st.integers(-3, 9), st.integers(-50, 50))
-@example(event_us=90, hop_us=5, hops_wide=2, hops_later=3, later_us=0)
+@given(times, times, hops, widths)
+@example(event_us=90, as_of_us=105, hop_us=5, hops_wide=2)
 def test_a_window_holds_its_length_and_less_than_a_hop_more(
-    event_us: int, hop_us: int, hops_wide: int, hops_later: int, later_us: int
+    event_us: int, as_of_us: int, hop_us: int, hops_wide: int
 ) -> None:
     window_us = hops_wide * hop_us
-    as_of_us = event_us + hops_later * hop_us + later_us
-    tail_us = window_tail(as_of_us, window_us, hop_us)
-    (seen,) = counts(event_us, [as_of_us], window_us, hop_us)
-    assert seen == (tail_us <= event_us < as_of_us)
+    seen = covers(event_us, as_of_us, window_us, hop_us)
     if as_of_us - window_us <= event_us < as_of_us:
         assert seen
     if seen:
         assert as_of_us - window_us - hop_us < event_us < as_of_us
-    assert tail_us % hop_us == 0
+    assert window_tail(as_of_us, window_us, hop_us) % hop_us == 0
 
 
 @given(times, hops, widths, st.integers(-100, 100))
@@ -167,34 +132,30 @@ def test_an_event_counts_from_its_change_point_to_the_expiry_of_its_tile(
     event_us: int, hop_us: int, hops_wide: int, step: int
 ) -> None:
     window_us = hops_wide * hop_us
-    first = event_us + 1
-    end = (event_us // hop_us + 1) * hop_us + window_us
-    instants = [first - 1, first, end - 1, end, first + step, end + step]
-    assert counts(event_us, instants, window_us, hop_us) == [first <= i < end for i in instants]
+    first = event_change_point(event_us)
+    end = expiry(hop_index(event_us, hop_us), window_us, hop_us)
+    for instant in (first - 1, first, end - 1, end, first + step, end + step):
+        assert covers(event_us, instant, window_us, hop_us) == (first <= instant < end)
+    assert end % hop_us == 0
 
 
-def test_what_is_late_counts_and_is_answered_from_the_frontier_at_which_it_is_applied() -> None:
-    player = ShardPlayer(ticks_in(100, 10), ASKED)
-    player.receive(player.events(watermark=50), player.requests(watermark=50))
-    late = player.receive(
-        player.events([row(10)], watermark=60), player.requests([row(20)], watermark=60)
-    )
-    assert late is not None
-    assert late.publications["event_timestamp"].to_pylist() == [moment_of(50)]
-    assert late.answers["as_of"].to_pylist() == [moment_of(50)]
-    assert late.answers["seen__ticks"].to_pylist() == [1]
+def test_a_late_event_counts_from_the_frontier_at_which_it_is_applied() -> None:
+    assert event_change_point(10) == 11
+    assert event_change_point(10, frontier_us=11) == 11
+    assert event_change_point(10, frontier_us=50) == 50
+
+
+def test_an_answer_is_for_its_request_time_or_the_frontier_if_that_is_later() -> None:
+    assert as_of(100, frontier_us=90) == 100
+    assert as_of(100, frontier_us=130) == 130
 
 
 def test_at_equal_times_a_boundary_comes_before_a_request_and_that_before_an_event() -> None:
-    """As of 20 the window no longer holds the event at 5, and not yet the event at 20."""
-    player = ShardPlayer(ticks_in(10, 10), ASKED)
-    found = player.receive(
-        player.events([row(5), {**row(20), "id": 1}], watermark=30),
-        player.requests([row(19), {**row(20), "id": 1}, {**row(21), "id": 2}], watermark=30),
-    )
-    assert found is not None
-    assert found.answers["seen__ticks"].to_pylist() == [1, 0, 1]
-    assert found.answers["as_of"].to_pylist() == [moment_of(at) for at in (19, 20, 21)]
+    assert sorted([Rank.EVENT, Rank.REQUEST, Rank.HOP_BOUNDARY]) == [
+        Rank.HOP_BOUNDARY,
+        Rank.REQUEST,
+        Rank.EVENT,
+    ]
 
 
 # Acceptance
@@ -262,7 +223,7 @@ def test_exactly_the_tolerance_below_the_highest_is_still_accepted() -> None:
     assert accept(np.array([90, 89]), None, 100, 10, 0).accepted.tolist() == [True, False]
 
 
-# Reading
+# Reading and labels
 
 
 @pytest.mark.parametrize(
@@ -279,3 +240,10 @@ def test_a_row_is_present_while_the_frontier_is_fresh_and_the_row_holds(
     clock: int, frontier: int, valid_until: int, wanted: ReadStatus
 ) -> None:
     assert read_status(clock, frontier, valid_until, max_staleness_us=10) == wanted
+
+
+def test_a_label_is_after_its_request_and_within_the_horizon() -> None:
+    assert not label_holds(100, 100, 10)
+    assert label_holds(100, 101, 10)
+    assert label_holds(100, 110, 10)
+    assert not label_holds(100, 111, 10)
