@@ -82,7 +82,11 @@ _CLIENTS: list[feast.FeatureStore] = []
 def client(root: Path, place: RegistryPlace, project: Project = OLD) -> feast.FeatureStore:
     """What a stock client has: Feast's SDK and a configuration, no definitions."""
     config = repo_config(project.name, StorePlaces.below(root, registry=place), clock="replay")
-    store = feast.FeatureStore(config=config)
+    return keep_client(feast.FeatureStore(config=config))
+
+
+def keep_client(store: feast.FeatureStore) -> feast.FeatureStore:
+    """Keep a client until the process ends, and return it."""
     _CLIENTS.append(store)
     return store
 

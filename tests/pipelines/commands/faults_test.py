@@ -466,7 +466,7 @@ def test_an_engine_writes_nothing_beside_the_error_of_a_step(
     *shown, loud, status_1, quiet, status_2 = ended.stderr.splitlines()
     assert (status_1, status_2) == ("status 1", "status 1"), ended.stderr
     assert loud == quiet
-    assert loud.startswith(f"error: {in_the_way}: something else stands there")
+    assert loud.startswith(f"error: {in_the_way}: it exists already")
     assert {line.partition(":")[0] for line in shown} == {"publish every entity", "stream"}
     assert shown[-1].startswith("stream: failed after"), ended.stderr
 

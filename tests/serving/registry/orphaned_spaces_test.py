@@ -20,6 +20,7 @@ from tests.support.versions import (
     apply,
     client,
     depot,
+    keep_client,
     promote,
     publish,
     read,
@@ -145,11 +146,10 @@ def test_store_that_keeps_rows_by_name_reads_versions_by_theirs(
     _publish_by_name(online, BY_DEPOT, 5)
     apply(NEW, root, place, online=online)
     _publish_by_name(online, WIDER, 8)
-    stock = feast.FeatureStore(
-        config=repo_config(
-            OLD.name, StorePlaces.below(root, online=online, registry=place), clock="wall"
-        )
+    config = repo_config(
+        OLD.name, StorePlaces.below(root, online=online, registry=place), clock="wall"
     )
+    stock = keep_client(feast.FeatureStore(config=config))
     assert read(stock, "by_depot:scans_1d") == [5]
     assert read(stock, "by_depot__v2:scans_1d") == [8]
     with pytest.raises(StoreError, match="rows of the old definition would answer"):
@@ -184,13 +184,13 @@ def test_versions_and_cleaning_on_redis(
     config = repo_config(
         old.name, StorePlaces.below(root, online=redis, registry=place), clock="replay"
     )
-    assert read(feast.FeatureStore(config=config), "by_depot:scans_1d") == [5]
+    assert read(keep_client(feast.FeatureStore(config=config)), "by_depot:scans_1d") == [5]
     apply(new, root, place, online=redis, promote=True)
-    assert read(feast.FeatureStore(config=config), "by_depot:scans_1d") == [8]
+    assert read(keep_client(feast.FeatureStore(config=config)), "by_depot:scans_1d") == [8]
 
     gone, kept = (KeySpace.of("parcels", view).name for view in (BY_DEPOT, WIDER))
     found = find_orphans(new, StorePlaces.below(root, online=redis, registry=place))
     assert [(orphan.space.name, orphan.frontiers.least) for orphan in found] == [(gone, 5_000)]
     assert drop_orphans(new, StorePlaces.below(root, online=redis, registry=place), found) == [gone]
     assert open_database(redis).spaces() == [kept]
-    assert read(feast.FeatureStore(config=config), "by_depot:scans_1d") == [8]
+    assert read(keep_client(feast.FeatureStore(config=config)), "by_depot:scans_1d") == [8]

@@ -18,7 +18,7 @@ import sqlalchemy
 from tests.support import parcels
 from tests.support.parcels import BY_DEPOT
 from tests.support.postgresql_server import PostgresqlServer
-from tests.support.versions import NEW, OLD, client, publish, read, registered_names
+from tests.support.versions import NEW, OLD, client, keep_client, publish, read, registered_names
 from tidemill.features.errors import ConfigurationError, StoreError
 from tidemill.serving.registry.registration import apply_project, plan_project
 from tidemill.serving.stores.feast_config import write_feature_store_yaml
@@ -55,7 +55,9 @@ def test_password_stays_in_the_environment(tmp_path: Path, url: sqlalchemy.URL) 
     assert f"${{{VARIABLE}}}" in file.read_text()
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert url.password.encode() not in written
-    assert read(feast.FeatureStore(repo_path=str(tmp_path)), "by_depot:scans_1d") == [5]
+    assert read(keep_client(feast.FeatureStore(repo_path=str(tmp_path))), "by_depot:scans_1d") == [
+        5
+    ]
 
 
 def test_url_without_a_driver_gets_feasts_own_and_no_warning(
