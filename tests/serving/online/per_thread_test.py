@@ -47,7 +47,7 @@ def _in_a_fork(opened: PerThread[str, _Opened]) -> None:
     assert kept() is not None  # never closed by being collected
 
 
-def test_a_forked_process_has_nothing_and_keeps_its_parents_open() -> None:
+def _fork() -> None:
     opened = PerThread[str, _Opened]()
     one = _Opened()
     opened.put("a", one)
@@ -57,3 +57,11 @@ def test_a_forked_process_has_nothing_and_keeps_its_parents_open() -> None:
     child.join()
     assert child.exitcode == 0
     assert opened.get("a") is not None
+
+
+def test_a_forked_process_has_nothing_and_keeps_its_parents_open() -> None:
+    # Fork from a new process: this one may have threads of TensorFlow, whose locks do not survive.
+    process = multiprocessing.get_context("spawn").Process(target=_fork)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
