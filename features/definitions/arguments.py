@@ -1,6 +1,6 @@
 """Checks of the arguments that a user passes to a definition.
 
-Each raises a DefinitionError that says which argument, what was found and what was expected,
+Each check raises a DefinitionError that says which argument, what was found and what was expected,
 before Python itself can fail on the value.
 """
 
@@ -83,7 +83,7 @@ def check_name(name: object, what: str) -> None:
 
 
 def check_unique(names: Iterable[str], what: str) -> None:
-    """Check that no name comes twice."""
+    """Check that no name occurs twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
