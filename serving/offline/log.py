@@ -10,9 +10,9 @@ It promises:
 * Parts may be merged at any time, also while a stream adds to the log and others read it: a join
   gives the same before, during and after, and the parts that a segment has added can still be
   removed (`serving.offline.merge`).
-* A shard's log reaches as far as its writer said *after* it wrote the rows. A writer whose rows do
-  not continue from there is refused (`LostPublications`), as by the online store, so a gap is never
-  hidden by later rows.
+* A writer extends a shard's span only *after* it has written the rows. A writer whose rows do not
+  continue from the end of the span is refused (`LostPublications`), as by the online store, so
+  later rows never hide a gap.
 
 The columns are always those of `serving.offline.offline_table`.
 """
