@@ -7,7 +7,7 @@ What is promised here:
   is an error: it is probably misspelt.
 * A pandas DataFrame, a `pa.Table`, a `pa.RecordBatch` or anything else that exports an Arrow stream
   is read as a Parquet file is: columns that are not declared are ignored, a declared one that is
-  missing rejects every row. NaN is null in pandas, as pandas has it.
+  missing rejects every row. NaN in a pandas DataFrame is null, as in pandas itself.
 * A time is an aware ``datetime``, an ISO 8601 text with its offset, or an int of microseconds UTC.
   A time without an offset is rejected (``naive_time``): a test declares no zone.
 """
