@@ -125,7 +125,7 @@ def check_kind(value: object, kind: type | types.UnionType, what: str, write: st
 
 @contextlib.contextmanager
 def prefix_errors(what: str) -> Iterator[None]:
-    """Put what a DefinitionError is about in front of its message."""
+    """Put the name of what a DefinitionError is about in front of its message."""
     try:
         yield
     except DefinitionError as error:
