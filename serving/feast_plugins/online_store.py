@@ -170,7 +170,7 @@ class OrderedOnlineStore(OnlineStore):
 
         A changed definition gets a new, empty key space. The rows of a generated view stay, even if
         Feast deletes the view: a reader may use that definition until `tidemill clean-store`
-        removes the key spaces of no registered version. Those of a foreign view are dropped.
+        removes the key spaces that no registered version uses. Those of a foreign view are dropped.
 
         Raises:
             StoreError: The store cannot hold a view, or cannot be written.

@@ -208,7 +208,7 @@ class Frontiers:
 
 
 def clock_us(clock: Clock, frontiers: Frontiers) -> int:
-    """Return the time of a declared clock, in microseconds; readers ask for the time here only.
+    """Return the time of a declared clock, in microseconds; readers take the time from here only.
 
     It is the wall clock, or in a replay the highest frontier published for the view.
     """

@@ -256,7 +256,7 @@ def _one_write(store: feast.FeatureStore) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _OneTransaction:
-    """In place of an engine: every transaction that begins on it is part of that of its connection.
+    """Replaces SQLAlchemy's engine: a transaction begun on it joins that of its one connection.
 
     Feast's SQL registry opens a transaction for each object, and offers no way to join several.
     """
