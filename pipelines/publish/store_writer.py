@@ -87,7 +87,7 @@ class Outages:
 
 
 OUTAGES: Final = Outages()
-"""This process's."""
+"""The outages of this process's stores."""
 
 
 def retry_while_unavailable(

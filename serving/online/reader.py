@@ -41,7 +41,7 @@ from tidemill.serving.stores.online_places import Clock
 STATUS: Final = "tidemill_status"
 """Column of the `ReadStatus`, by name (string)."""
 FRONTIER: Final = "tidemill_frontier"
-"""Column of the instant that the values are as of (int64, microseconds UTC)."""
+"""Column of the instant as of which the values hold (int64, microseconds UTC)."""
 
 
 class OnlineReading(NamedTuple):
