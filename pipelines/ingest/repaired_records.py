@@ -124,7 +124,7 @@ def write_mended(root: Path, source: str, mended: Sequence[Mended]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Mended records, judged. Records that are in neither attribute were dropped by the transform.
+    """The result of judging mended records; the transform dropped those in neither attribute.
 
     Attributes:
         rows: The accepted rows, in the declared columns and types, ``(accepted,)``.
