@@ -1,4 +1,4 @@
-"""Read mended records: validate them, store the valid ones, drop these from the rejected records."""
+"""Read mended records: validate them, store the valid ones, update the rejected records."""
 
 from __future__ import annotations
 
