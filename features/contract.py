@@ -41,7 +41,7 @@ HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
 
 TIME_MIN: Final = -(2**62)
-"""Minus infinity as a time: before every event (also the frontier of a shard that waits)."""
+"""Minus infinity as a time: before every event (also the frontier of a shard at the start)."""
 TIME_MAX: Final = 2**62
 """Plus infinity as a time: after every event (also the watermark of a partition that ended)."""
 

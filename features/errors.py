@@ -1,4 +1,4 @@
-"""The errors of Tidemill: one tree, each leaf also the builtin that a reader would expect.
+"""The errors of Tidemill: one tree; a leaf also inherits from the built-in error that it resembles.
 
 ```
 TidemillError
@@ -39,7 +39,7 @@ TidemillError
 `tests/features/errors_test.py` checks that this tree is that of the classes, and that each leaf is
 raised somewhere.
 
-Bad *records* are never exceptions past the reader: they become rejected records.
+A bad *record* raises no exception once it has been read: it becomes a rejected record.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ The Feast registry holds all that a reader needs:
   leaves them out.
 * Tags of a feature view hold its definition's hash, its staleness bound and how far back its
   values look (`DEFINITION_TAG`, `MAX_STALENESS_TAG`, `REACH_TAG`). Tags of a feature say whether
-  its stored value is an anchor (`ANCHORED_TAG`), and give its value without events where that is
-  not null (`EMPTY_TAG`).
+  its stored value is an anchor (`ANCHORED_TAG`: an event's time, from which a reader computes the
+  time since), and give the value of an entity without events if it is not null (`EMPTY_TAG`).
 * Tags also hold the view's own name, the number of the version and the definition's canonical
   form (`VIEW_TAG`, `VERSION_TAG`, `SPEC_TAG`): a version that is not promoted has another name in
   Feast (`version_name`), and a plan compares definitions part by part.

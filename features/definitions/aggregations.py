@@ -177,7 +177,7 @@ refuse_operators(
 
 @dataclass(frozen=True, eq=False)
 class _OfColumn(Aggregation):
-    """An aggregation of one column or expression; nulls are not rows."""
+    """An aggregation of one column or expression; rows where it is null are ignored."""
 
     column: Expression = field(kw_only=False)
 

@@ -1,6 +1,6 @@
 """Checks of the arguments that a user passes to a definition.
 
-Each raises a DefinitionError that says which argument, what was found and what was expected,
+Each check raises a DefinitionError that says which argument, what was found and what was expected,
 before Python itself can fail on the value.
 """
 
@@ -83,7 +83,7 @@ def check_name(name: object, what: str) -> None:
 
 
 def check_unique(names: Iterable[str], what: str) -> None:
-    """Check that no name comes twice."""
+    """Check that no name occurs twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -125,7 +125,7 @@ def check_kind(value: object, kind: type | types.UnionType, what: str, write: st
 
 @contextlib.contextmanager
 def prefix_errors(what: str) -> Iterator[None]:
-    """Put what a DefinitionError is about in front of its message."""
+    """Put the name of what a DefinitionError is about in front of its message."""
     try:
         yield
     except DefinitionError as error:

@@ -21,8 +21,8 @@ class Definition(Protocol):
         """Return a canonical JSON value."""
 
 
-# Every batch needs the hash, and the canonical form of a view takes a millisecond. The definition
-# does not hold it: pickled to a worker with another version of tzdata, it would be wrong.
+# Cached, because every batch needs the hash and the canonical form of a view takes a millisecond.
+# Not stored in the definition: a worker that unpickles it may have another version of tzdata.
 @functools.lru_cache(maxsize=1_024)
 def hash_of(definition: Definition) -> str:
     """Return the hash of a definition's canonical form."""

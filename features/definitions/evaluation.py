@@ -1,6 +1,6 @@
 """The evaluation of expressions over Arrow arrays.
 
-Semantics (SQL's, made total):
+Semantics (SQL's, but an operation that fails gives null instead of an error):
 
 * Arithmetic and comparisons with a null are null; ``&``, ``|``, ``~`` are Kleene's.
 * ``int64`` with ``float64`` is computed in float64; ``/`` is always float64.

@@ -26,11 +26,11 @@ class Label:
 
     Attributes:
         name: Its name.
-        stream: The stream of the events that decide it.
+        stream: The stream of the events that carry the label.
         value: The label's value, a bool expression over an event; a null is no label.
         on: Request column to the stream column that must equal it.
-        horizon: ``request_time < label time <= request_time + horizon``; none by then is
-            unlabelled, not negative.
+        horizon: ``request_time < label time <= request_time + horizon``; a request without a
+            label in that time is unlabelled, not negative.
     """
 
     name: str

@@ -42,7 +42,7 @@ def check_schema(
 
     Args:
         schema: The schema.
-        what: Whose it is; used in the error.
+        what: The definition that has the schema; used in the error.
         reserved: Names that no column may have.
     """
     copy = read_only(schema, f"{what}: the schema", "a dict such as {'at': 'timestamp'}")

@@ -55,8 +55,8 @@ class EventStream(Arriving):
         event_id: The column of the event's id (string or int64).
         out_of_orderness: How far below the highest time of its partition an event is still
             expected; the partition's watermark is that far below the highest time.
-        allowed_lateness: How much further below that an event is late, but accepted.
-        max_ahead: How far past its receipt an event's time may be.
+        allowed_lateness: How far below the watermark an event is still accepted, as late.
+        max_ahead: How far an event's time may be after the time of its receipt.
     """
 
     name: str

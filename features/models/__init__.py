@@ -1,1 +1,1 @@
-"""What the user's two functions, `preprocessing_fn` and the model builder, take and give."""
+"""The inputs and outputs of the user's two functions: `preprocessing_fn` and the model builder."""

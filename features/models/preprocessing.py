@@ -1,4 +1,4 @@
-"""What the transform graph takes and gives: the contract with the user's two functions.
+"""The inputs and outputs of the transform graph: the contract with the user's two functions.
 
 A user who wants a model writes two functions:
 

@@ -163,7 +163,7 @@ def estimate_cardinality(registers: Sequence[int]) -> float:
 def _sigma(x: float) -> float:
     """Return ``x + sum(x**(2**k) * 2**(k - 1) for k = 1, 2, ...)``, for 0 <= x < 1.
 
-    Step: ``x = x * x; z = z + x * y; y = y + y`` from ``z = x, y = 1.0``, until z stays as it was.
+    Step: ``x = x * x; z = z + x * y; y = y + y`` from ``z = x, y = 1.0``, until z is constant.
     """
     y, z = 1.0, x
     while True:
@@ -178,7 +178,7 @@ def _tau(x: float) -> float:
     """Return ``(1 - x - sum((1 - x**(2**-k))**2 * 2**-k for k = 1, 2, ...)) / 3``.
 
     It is 0.0 for 0 and 1; else 0 < x < 1. Step: ``x = sqrt(x); y = 0.5 * y; d = 1.0 - x;
-    z = z - d * d * y`` from ``z = 1.0 - x, y = 1.0``, until z stays as it was; then ``z / 3.0``.
+    z = z - d * d * y`` from ``z = 1.0 - x, y = 1.0``, until z is constant; then ``z / 3.0``.
     """
     if x in (0.0, 1.0):
         return 0.0

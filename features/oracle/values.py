@@ -6,15 +6,15 @@ time and the definitions say, bit for bit. It reads the definitions and shares n
 kernel: no numpy, no Arrow, no tiles, no state. It is slow and obvious, and tests compare the kernel
 with it.
 
-All rules:
+The rules:
 
 * The window ``W`` with hop ``h`` as of ``t`` holds the events
   ``floor((t - W) / h) * h <= e < t``.
 * Equal rows (every declared column) count once. The same id with anything else is another event.
 * A row counts where ``where`` is true and the aggregated value is not null.
-* Order is (event time, id as UTF-8 bytes, the aggregated value's 64 bits as an unsigned int); the
-  last is for one id that comes at one time with two payloads. The bytes of an int64 id are
-  those of its decimal digits.
+* Order is (event time, id as UTF-8 bytes, the aggregated value's 64 bits as an unsigned int). The
+  value decides only between rows of the same time and id that have different payloads. The bytes
+  of an int64 id are those of its decimal digits.
 * Sums, means and variances are the exact rational value, rounded once; what does not fit its
   dtype is null. A standard deviation is the IEEE square root of the rounded variance.
 * Distinct counts and quantiles: `features.oracle.sketches`. Expressions:

@@ -33,7 +33,7 @@ SCHEMA: Final = pa.schema(
 
 * stage: where it was refused (`Stage`). reason: a code (`Reason`). detail: a sentence that says
   what was found, where, and what was expected.
-* stream, partition, position: its place in its log. origin: the same for people, such as
+* stream, partition, position: its place in its log. origin: the same place for a person, such as
   ``"orders.csv:1234"`` (a file and the line on which the record starts, counted from 1).
 * payload: the bytes as they came; of a csv file the line without its newline.
 """

@@ -4,12 +4,12 @@ What is promised here, for one text:
 
 * int64: ASCII digits with an optional sign, in range. ``1.0`` and ``0x1F`` are refused.
 * float64: Python's float syntax (``1``, ``.5``, ``-1.5e-3``) in ASCII and without underscores,
-  rounded correctly. NaN, and infinities and overflows, are refused with reasons of their own.
+  rounded correctly. NaN is refused, and so are infinities and overflows, each with its reason.
 * bool: ``true`` and ``false`` in any case, ``1`` and ``0``.
 * timestamp: an ISO 8601 date and time, with ``T`` or a space, seconds and up to six decimals
-  optional, then ``Z`` or an offset (``+05:30``, ``+0530``, ``+05``). Without one, it is a
-  local time of the given zone: a repeated one is the first of its two instants, one that clocks
-  skipped is refused.
+  optional, then ``Z`` or an offset (``+05:30``, ``+0530``, ``+05``). Without an offset it is a
+  local time of the given zone: one that occurs twice is the first of its two instants, one that
+  the clocks skipped is refused.
 * White space is not stripped.
 
 `parse_one` parses one text. `parse` parses a column at once: regular expressions find the texts
@@ -82,7 +82,7 @@ def parse(text: pa.Array, dtype: str, zone: str | None) -> Parsed:
     Args:
         text: string, ``(rows,)``; well-formed UTF-8, nulls allowed.
         dtype: ``int64``, ``float64``, ``bool`` or ``timestamp``.
-        zone: The IANA zone of times without an offset; None where there is none.
+        zone: The IANA zone of times without an offset; None refuses such times.
 
     Returns:
         The values, and why a text has none.

@@ -5,9 +5,9 @@ What is promised here:
 * `validate` checks every value of every declared column and ignores other columns. The rows that it
   keeps have exactly the declared columns, order and Arrow types; no null in a required column, no
   NaN and no infinity; ``-0.0`` is ``0.0``.
-* Every other row is rejected with one reason: that of the first declared column that has one.
-* The outcome for a row depends on that row alone (and on which columns there are), never on its
-  neighbours: however rows are sliced into batches, the same rows are refused for the same reasons.
+* Every other row is rejected with one reason: that of the first declared column with a fault.
+* The outcome for a row depends only on the row and on the batch's columns, never on other rows:
+  however rows are sliced into batches, the same rows are rejected for the same reasons.
 
 A column may hold text (a csv file's cells) or be typed already:
 
@@ -65,7 +65,7 @@ EXACT_IN_FLOAT64: Final = 2**53
 
 @dataclass(frozen=True, eq=False)
 class Validated:
-    """What became of a batch's rows.
+    """The result of validating a batch: the rows that were kept, and the rejected ones.
 
     Attributes:
         batch: The rows that were kept, in order, in the declared columns and types.

@@ -41,8 +41,8 @@ COMMANDS: Final = (
     "demo", "init", "validate", "backfill", "train", "stream", "republish", "verify", "features",
     "explain", "apply", "clean-store", "merge-log", "replay-rejected",
 )  # fmt: skip
-"""In the order in which a user needs them. The module ``merge_log`` holds the command ``merge-log``
-as a function of its own name."""
+"""The commands, in the order in which a user needs them. The command ``merge-log`` is the function
+``merge_log`` of the module ``merge_log``, and so for the others."""
 
 _BROKEN_PIPE: Final = 141
 

@@ -1,10 +1,10 @@
-"""Names that the configuration and the command line share; quick to import."""
+"""The names of engines and modes, for the configuration and the command line; quick to import."""
 
 from __future__ import annotations
 
 from typing import Final
 
 ENGINES: Final = ("fnapi", "prism")
-"""The engines that run a stream (`pipelines.engines.choosing.Engine`; the third refuses them)."""
+"""The engines that run a stream; `pipelines.engines.choosing.Engine` also has one for batch."""
 MODES: Final = ("exact", "eager")
 """exact: answer a request when the frontier has passed it; eager: answer it at once."""

@@ -1,4 +1,4 @@
-"""Read mended records in: judge them, keep the good ones, remove these from the rejected ones."""
+"""Read mended records: validate them, store the valid ones, update the rejected records."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def write_mended(root: Path, source: str, mended: Sequence[Mended]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Mended records, judged. Records that are in neither attribute were dropped by the transform.
+    """The result of judging mended records; the transform dropped those in neither attribute.
 
     Attributes:
         rows: The accepted rows, in the declared columns and types, ``(accepted,)``.
@@ -238,8 +238,8 @@ def _only(
 def _typed(batch: pa.RecordBatch, schema: pa.Schema, required: bool) -> pa.RecordBatch:
     """Convert the texts of one row to the types of its Parquet file, where that is possible.
 
-    Validation can read the remaining texts. A transform expects the file's types, so with one they
-    are required.
+    Validation can read the remaining texts. A transform expects the file's types, so if the
+    source has a transform, every text must be converted.
     """
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for field_ in schema:

@@ -29,8 +29,8 @@ def judge_arrivals(
     Args:
         definition: Bounds how late and how far ahead a row may come.
         rows: The declared columns, ``(rows,)``.
-        received: The column that holds the time of receipt. A row with null there is refused: it
-            cannot be judged whether it lies ahead.
+        received: The column that holds the time of receipt. A row with null in this column is
+            refused, because nothing tells whether its time is too far ahead.
         highest_us: The highest accepted time before these rows (`TIME_MIN` at the start).
 
     Returns:

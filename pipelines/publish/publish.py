@@ -4,7 +4,7 @@ A bundle makes one write: for each (view, shard) the newest publication of every
 newest frontier. The store orders writes itself, so a repeated bundle changes nothing. The store
 refuses a bundle that comes before its predecessor, or after lost writes (`LostPublications`),
 because the new frontier would claim that the missing rows are there.
-`pipelines.publish.store_writer` handles this, and a store that is away.
+`pipelines.publish.store_writer` handles this, and a store that is unavailable.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Publish(beam.DoFn):
         segment: The segment of the stream (`pipelines.recovery.handoff`).
         run: The run's name (`pipelines.stream.featurize_options.FeaturizeOptions`); the operators
             of this run can publish a whole shard again. None if there are no operators.
-        give_up_after_us: How long the store may be away before the bundle fails.
+        give_up_after_us: How long the store may be unavailable before the bundle fails.
     """
 
     project: Project

@@ -1,16 +1,16 @@
-"""Writing a bundle's parcels to an online store that fails, loses writes, or is away for a while.
+"""Writing a bundle's parcels to an online store that fails, loses writes, or is unavailable.
 
 The promises:
 
-* While the store is away (`StoreUnavailable`), the write is retried with exponential back-off and
-  full jitter, until `give_up_after_us` is over; then the error is raised and the bundle fails. The
+* While the store is unavailable (`StoreUnavailable`), the write is retried for `give_up_after_us`,
+  with exponential back-off and full jitter; then the error is raised and the bundle fails. The
   caller waits, so no writes queue up, and no later write of the shard overtakes. The outage is
   logged, at most once in `SAY_EVERY_S`, and again when it ends.
 * If the store has lost writes of a shard, later publications of the shard are not written. Missing
   key spaces are created again, and the loss is noted (`pipelines.stream.lost_writes`): the next
   release publishes the whole shard, which contains the refused rows. Until then the shard's
-  frontier in the store stays, so readers see the true age. If no operator in this process can
-  repair the loss, the error is raised.
+  frontier in the store does not advance, so readers see the true age. If no operator in this
+  process can repair the loss, the error is raised.
 * Other errors (a contradiction, a wrong password) are raised at once.
 """
 
@@ -78,7 +78,7 @@ class Outages:
         )
 
     def over(self, store: str) -> None:
-        """Note a successful write; log it if the store was away."""
+        """Note a successful write; log it if the store was unavailable."""
         with self._lock:
             began = self._began.pop(store, None)
             now = self._clock()
@@ -87,13 +87,13 @@ class Outages:
 
 
 OUTAGES: Final = Outages()
-"""This process's."""
+"""The outages of this process's stores."""
 
 
 def retry_while_unavailable(
     action: Callable[[], _T], store: str, give_up_after_us: int = GIVE_UP_AFTER_US
 ) -> _T:
-    """Call a function, and retry it while the store is away.
+    """Call a function, and retry it while the store is unavailable.
 
     Args:
         action: The function; it must be idempotent.
@@ -101,7 +101,7 @@ def retry_while_unavailable(
         give_up_after_us: After this many microseconds the error is raised.
 
     Raises:
-        StoreUnavailable: The store was away for too long.
+        StoreUnavailable: The store was unavailable for too long.
     """
 
     def say(state: tenacity.RetryCallState) -> None:
@@ -136,7 +136,7 @@ class StoreWriter:
         database: The online store.
         project: The project whose key spaces are created again.
         run: The run whose operators can repair lost writes; None if there are none.
-        give_up_after_us: How long the store may be away.
+        give_up_after_us: How long the store may be unavailable.
     """
 
     database: OnlineDatabase
@@ -151,7 +151,7 @@ class StoreWriter:
             parcels: The parcels of a bundle.
 
         Raises:
-            StoreUnavailable: The store was away for too long.
+            StoreUnavailable: The store was unavailable for too long.
             LostPublications: It has lost writes that no operator in this process can repair.
             NoKeySpace: It was emptied, and no operator in this process can repair that.
             ConflictingPublication: A publication contradicts the one in the store.

@@ -101,7 +101,7 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         Whether everything was published again.
 
     Raises:
-        StoreUnavailable: The store is away for longer than `Configuration.give_up_after_us`.
+        StoreUnavailable: The store is unavailable for longer than `Configuration.give_up_after_us`.
         StoreError: The store refuses a write.
     """
     if not keeps_frontiers(config.online_store):
@@ -354,7 +354,8 @@ def _batches(
                 operator,
                 PollPart(view.stream.name, partition, start, stop, TIME_MIN, mine),
             )
-        # The release log has no watermarks. With the old one no row is forgotten too early.
+        # The release log has no watermarks. The old watermark is low enough that the operator
+        # forgets no row too early.
         watermark = operator.watermarks[index]
         yield SequencedBatch(is_request, partition, start, stop, watermark, 0, rows)
 

@@ -257,7 +257,7 @@ def keep_savepoint(
     config: Configuration, start: Start, until_us: int, replayed: ReplayLog, folder: Path
 ) -> None:
     """Write the record of a savepoint; remove the savepoints before it."""
-    # A shard without a release since its start has its first frontier.
+    # A shard that has released nothing in this segment keeps the frontier that it started from.
     released = _joiner(config, folder).frontiers
     frontiers = {
         view.name: np.maximum(start.handoff.frontiers[view.name], released[index]).tolist()

@@ -1,7 +1,7 @@
 """The report's tables, from the summary of a run.
 
 A stage that has not run has no rows; a missing figure is a dash. The tables show the figures of the
-stages and compute none again.
+stages and recompute none.
 """
 
 from __future__ import annotations

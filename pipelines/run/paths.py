@@ -33,7 +33,7 @@ STATES: Final = "states"
 SAVEPOINTS: Final = "stops"
 """A folder of states for each savepoint."""
 HANDOFF: Final = "handoff.json"
-"""The record of a folder of states; a folder without it does not count."""
+"""The record of a folder of states; a folder without it is ignored."""
 
 STREAM_RUN: Final = "stream.json"
 """Mode and start of the root's stream, and whether it has ended."""

@@ -1,7 +1,8 @@
 """The summary of a run, ``root/summary.json``: the figures of each stage.
 
-Promises: the file is always complete. A stage's figures replace those of its last run and keep
-those of other stages, also when two stages end at the same time.
+Promises: the file is always complete. A stage's figures replace those of its last run and remove
+those of later stages, which used its old output; no others are lost, also when two stages end at
+the same time.
 """
 
 from __future__ import annotations

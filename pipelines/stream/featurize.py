@@ -69,7 +69,7 @@ def _windowed(value: Any, time_us: int) -> WindowedValue:
 
 
 class _OncePerKey(beam.DoFn):
-    """Collects a bundle's elements by key, and works once for each key when the bundle ends.
+    """Collects a bundle's elements by key, and processes each key once when the bundle ends.
 
     Attributes:
         PASSES: A key whose elements pass through.

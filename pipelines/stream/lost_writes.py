@@ -70,7 +70,7 @@ class LostWrites:
 
     @contextmanager
     def of(self, run: str) -> Iterator[None]:
-        """Forget a run when it ends.
+        """Forget a run when the block ends.
 
         Raises:
             StoreError: The noted error, if the run failed.

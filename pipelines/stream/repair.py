@@ -1,7 +1,7 @@
 """What a release sends to the online store: its publications and, as a repair, the whole shard.
 
 The whole shard is sent if the store has lost writes of it. It is also sent once if a killed run had
-published past the state that this run started from.
+published beyond the state from which this run started.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A run of the stream, from its start to the count of every request that went in."""
+"""One run of the stream: start, replay, and a count that compares requests with predictions."""

@@ -230,7 +230,7 @@ def permutation_effects(
 ) -> tuple[Effect, ...]:
     """Measure each column's effect by shuffling it (Breiman, "Random Forests", 2001, section 10).
 
-    Columns with the same information share their effect, so that of each may be small.
+    Columns with the same information share their effect, so the effect of each may be small.
 
     Args:
         predict: Takes model inputs, returns probabilities, ``(rows,)``.
@@ -357,7 +357,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
-        """Read what `to_json` returned; the verdicts follow from the rest."""
+        """Read the result of `to_json`; the verdicts are computed again."""
         return cls(
             model=_runs(content["model"]),
             baselines=tuple(_runs(b) for b in content["baselines"]),

@@ -147,9 +147,9 @@ def _by_release(
 ) -> tuple[Groups, Groups]:
     """Group events by the release that received them, and by the release that applied them.
 
-    A lost batch lacks events that were received together; an old state lacks events that were
-    applied since. An event is applied once it is received and the frontier has passed it. The
-    handed-over state is release 0.
+    If a batch was lost, events that were received together are missing; if an old state was used,
+    the events applied since then are missing. An event is applied once it is received and the
+    frontier has passed it. The handed-over state is release 0.
     """
     steps = evidence.steps(verdict.view, shard, number)
     taken = np.full(len(rows), -1, np.int64)

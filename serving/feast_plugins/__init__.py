@@ -1,4 +1,4 @@
 """The classes that Feast loads by class path (`serving.stores.class_paths`).
 
-These paths are in users' feature_store.yaml files: they are public, and they stay.
+Users' feature_store.yaml files hold these paths, so a path that was published must keep working.
 """

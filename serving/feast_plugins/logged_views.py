@@ -1,4 +1,4 @@
-"""Feast's objects as the change-point log has them: sources, views, features and rows."""
+"""Convert Feast's sources, views, features and rows to those of the change-point log."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def logged_view(config: RepoConfig, feature_view: FeatureView, names: list[str])
     """Describe features of a Feast feature view, from its fields, its tags and its source.
 
     Raises:
-        StoreError: `features.feast_objects` did not generate the view, or a version of it that had
-            no offline log did.
+        StoreError: The view lacks tags: `features.feast_objects` did not generate it, or did so
+            before it had tags for the offline log.
     """
     lacking = [tag for tag in (DEFINITION_TAG, REACH_TAG) if tag not in feature_view.tags]
     if lacking:

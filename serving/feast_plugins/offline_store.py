@@ -1,4 +1,4 @@
-"""Feast's plug-in for the change-point log: point-in-time joins with the values of batch.
+"""Feast's plug-in for the change-point log: point-in-time joins that give the values of batch.
 
 Plugged in by class path: ``offline_store: {type:
 tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore}``. It reads the views that

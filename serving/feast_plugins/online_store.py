@@ -31,9 +31,10 @@ absent                    ``NOT_FOUND``            null
 * All views of a request are read in one round trip, as of one instant of the store.
 * An anchored feature (time since last event) reads as its anchor;
   `serving.online.reader.finish_anchored` computes its value.
-* A stock client writes through Feast's generic path. Its rows must hold every feature of the view;
-  without the two technical fields (absent or null) a row has revision 0 and is valid forever. Its
-  shard is unknown, so it is read as of the view's least frontier.
+* A stock client (plain Feast, such as ``FeatureStore.push``) writes through Feast's generic path.
+  Its rows must hold every feature of the view; a row without the two technical fields (absent or
+  null) has revision 0 and is valid forever. The shard of such a row is unknown, so it is read as of
+  the view's least frontier.
 * A view that Tidemill did not generate (`serving.online.feast_rows`: a foreign one) may have fields
   of any Feast type. Its rows are written in order like all others, and have no age: they are
   present or absent.
@@ -128,7 +129,7 @@ class OrderedOnlineStore(OnlineStore):
         include_feature_view_version_metadata: bool,
     ) -> None:
         # The step of get_online_features that Feast lets stores override: read all views in one
-        # snapshot, and return statuses that the stock step does not know.
+        # snapshot, and return statuses that Feast's own step never returns.
         unique = [
             utils._get_unique_entities(table, join_key_values, entity_name_to_join_key_map)
             for table, _ in grouped_refs
@@ -169,7 +170,7 @@ class OrderedOnlineStore(OnlineStore):
 
         A changed definition gets a new, empty key space. The rows of a generated view stay, even if
         Feast deletes the view: a reader may use that definition until `tidemill clean-store`
-        removes the key spaces of no registered version. Those of a foreign view are dropped.
+        removes the key spaces that no registered version uses. Those of a foreign view are dropped.
 
         Raises:
             StoreError: The store cannot hold a view, or cannot be written.

@@ -65,10 +65,10 @@ _PATH: Final = re.compile(r"""['"](/[^'"\n]+)['"]|(?<![\w'"/])(/[^\s'":;,)\]]+)"
 def file_error(
     error: OSError, path: Path | str | None = None, *, believed: bool = True
 ) -> FileError:
-    """Turn an ``OSError`` into ours: what was found, where, and what to do.
+    """Turn an ``OSError`` into a `FileError`: what was found, where, and what to do.
 
     Args:
-        error: The system's error; ours has the same ``errno``.
+        error: The system's error; the `FileError` has the same ``errno``.
         path: The file or folder in use, for errors that do not name one themselves.
         believed: Whether the path that the error names takes precedence over ``path``.
     """
@@ -112,9 +112,9 @@ def _named(number: int | None, why: str, where: str | None) -> FileError:
 
 @contextmanager
 def named_for(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` of the block into ours, with the path that it may lack.
+    """Turn an ``OSError`` of the block into a `FileError`; add the path if the error lacks one.
 
-    An error without a number is not the operating system's, and stays as it is.
+    An error without a number is not the operating system's, and is raised unchanged.
     """
     try:
         yield

@@ -38,7 +38,7 @@ _DAMAGE: Final = (
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Turn the errors of reading and parsing a file into ours.
+    """Turn the errors of reading and parsing a file into a `FileError`.
 
     Args:
         path: The file.

@@ -7,13 +7,13 @@ before ``t``: an as-of join. It also promises:
 * An entity without a publication has the view's declared empty values; so has a null key.
 * An anchored feature is finished for the row's own instant, as a request at that instant sees it.
 * Each given row is returned once, in the given order.
-* No row reads past a publication's `VALID_UNTIL`, nor outside the span in which the log is
-  complete: that is a `StoreError` that names the instant, never an old number.
+* No value is used past its publication's `VALID_UNTIL`, or outside the span in which the log is
+  complete: a join at such an instant raises a `StoreError` that names it.
 
 Cost: it reads the days up to the latest instant, from the earliest instant less the view's reach
 on, because older rows can only be empty (`features.feast_objects.REACH_TAG`). If one of the two
-technical fields is wanted, it reads the log from its beginning, because older rows do hold these.
-It sorts only publications of the wanted entities, and duckdb spills to disk what exceeds its memory
+technical fields is wanted, it reads the log from its beginning: older rows have these fields. It
+sorts only publications of the wanted entities, and duckdb spills to disk what exceeds its memory
 limit; the given rows and their values are in memory.
 """
 
@@ -191,7 +191,7 @@ def _newest_before(
 ) -> pa.Table:
     names = [feature.name for feature in view.features]
     columns = list(dict.fromkeys([*names, VALID_UNTIL]))
-    # Rows older than the reach can only be empty, but have technical fields of their own.
+    # In rows older than the reach all features are empty, but the technical fields are not.
     oldest = TIME_MIN if set(names) & set(_TECHNICAL) else int(times_us.min()) - view.reach_us
     span = Span(oldest, int(times_us.max()))
     rows = pa.table({"row": pa.array(np.arange(len(keys))), "key": keys, "time": times_us})

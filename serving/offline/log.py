@@ -10,9 +10,9 @@ It promises:
 * Parts may be merged at any time, also while a stream adds to the log and others read it: a join
   gives the same before, during and after, and the parts that a segment has added can still be
   removed (`serving.offline.merge`).
-* A shard's log reaches as far as its writer said *after* it wrote the rows. A writer whose rows do
-  not continue from there is refused (`LostPublications`), as by the online store, so a gap is never
-  hidden by later rows.
+* A writer extends a shard's span only *after* it has written the rows. A writer whose rows do not
+  continue from the end of the span is refused (`LostPublications`), as by the online store, so
+  later rows never hide a gap.
 
 The columns are always those of `serving.offline.offline_table`.
 """
@@ -155,7 +155,7 @@ class OfflineLog:
     def reached(self) -> Span | None:
         """Return the span of instants at which the whole log is complete: all shards cover it.
 
-        It holds no instant until all shards have reported, and is None if no shard has (all rows
+        The span is empty until all shards have reported, and None if no shard has (all rows
         came by Feast's own write path).
         """
         spans = self._spans()
@@ -180,7 +180,7 @@ class OfflineLog:
         until_us: int,
         segment: int = 0,
     ) -> None:
-        """Write the change points of a shard's advances, and then how far the shard reaches.
+        """Write the change points of a shard's advances, and then extend the shard's span.
 
         A repeated call replaces its own files. An engine that repeats releases may group them in
         other calls, so a part's name holds a digest of its content.
@@ -207,7 +207,7 @@ class OfflineLog:
         self.reach(shard, shards, since_us=since_us, until_us=until_us)
 
     def reach(self, shard: int, shards: int, *, since_us: int, until_us: int) -> None:
-        """Record that a shard's log is complete over a span of instants; write the rows before.
+        """Record that a shard's log is complete over a span; write the span's rows first.
 
         Args:
             shard: The shard.
@@ -232,7 +232,7 @@ class OfflineLog:
         """Remove the parts that a stream has appended in a segment and in later ones.
 
         This prepares to repeat a segment, or to start the stream again. If it is killed half-way,
-        the log claims to reach less far than its rows, and the next call continues.
+        the recorded span ends before the last rows, and the next call continues.
 
         Args:
             segment: The first segment to remove.
@@ -283,7 +283,7 @@ class OfflineLog:
             yield
 
     def take_over(self, other: OfflineLog) -> None:
-        """Replace this log by another one, beside it and complete.
+        """Replace this log by another, complete one in a directory beside it.
 
         A concurrent reader sees the old log, or none for a moment, never a part of one.
         """

@@ -3,8 +3,8 @@
 It promises:
 
 * A join gives the same before, during and after. The merged file is on the disk before its parts
-  are removed; if the process is killed in between, rows exist twice, which no join sees, and the
-  next merge removes them.
+  are removed; if the process is killed in between, rows exist twice, but a join returns them once,
+  and the next merge removes the second copy.
 * The rows that a segment of a stream has added can still be removed (`OfflineLog.cut_back`): they
   become a file of their own, with the segment in its name.
 * A stream may add to the log meanwhile, also to the same day: a part that is added during a merge

@@ -1,7 +1,7 @@
-"""The online store: one row per entity, the newest publication wins, and a read states its age.
+"""The online store: one row per entity, the newest publication wins, a read says how old it is.
 
-`database` states the promises of every backend. The backends have a folder each and know nothing of
-each other; Feast and Redis are imported when one of their stores is opened.
+`database` states the promises of every backend. Each backend has its own folder and does not import
+the others; Feast and Redis are imported when one of their stores is opened.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ Every implementation promises, whatever the order of writes and the number of wr
 * A reader sees rows and frontiers of one instant.
 * After any error the same call may be repeated; rows that it wrote before do no harm.
 
-No Feast is imported here, so the stream's workers need not import it either.
+This module does not import Feast, so the stream's workers need not either.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Parcel:
         shard_count: Number of shards of the view; fixed for a key space.
         since_us: Frontier that the store must have reached already, because the rows are the
             changes after it; None if the rows are the whole shard.
-        frontier_us: The instant that the shard's rows hold as of, once these are written.
+        frontier_us: The instant as of which the shard is complete once these rows are written.
     """
 
     space: KeySpace

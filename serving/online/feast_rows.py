@@ -6,7 +6,8 @@ Any Feast view has a key space (`stored_view`):
   **judged**: the age of its rows is that of the frontier that the stream published.
 * Any other view is **foreign**. Its key space is that of its name and schema, so a changed schema
   starts empty. It has no published frontier, so its rows are never too old, as in Feast's own
-  stores. An Int64 field `REVISION` or `VALID_UNTIL` in its schema has the same meaning as in ours.
+  stores. An Int64 field `REVISION` or `VALID_UNTIL` in its schema means what it means in a judged
+  view.
 
 Values keep their bits: an Int64 or Float64 as its 8 bytes, any other type as the bytes of Feast's
 ``Value`` message. An empty ``Value`` and ``null_val`` are both null; an empty list is not null.

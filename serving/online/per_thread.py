@@ -1,4 +1,4 @@
-"""Connections that neither several threads share nor a forked process uses."""
+"""Connections that belong to one thread of one process: a forked process opens its own."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from tidemill.serving.stores.online_places import Clock
 STATUS: Final = "tidemill_status"
 """Column of the `ReadStatus`, by name (string)."""
 FRONTIER: Final = "tidemill_frontier"
-"""Column of the instant that the values are as of (int64, microseconds UTC)."""
+"""Column of the instant as of which the values hold (int64, microseconds UTC)."""
 
 
 class OnlineReading(NamedTuple):
@@ -158,7 +158,7 @@ class OnlineReader:
     def _judged(
         self, plan: _Plan, snapshot: Snapshot, rows: list[Row | None]
     ) -> tuple[list[ReadStatus], list[int]]:
-        """Return the status of each row, and the instant that it is as of."""
+        """Return the status of each row, and the instant as of which its values hold."""
         frontiers, max_staleness_us = snapshot.frontiers, plan.space.max_staleness_us
         now_us = clock_us(self.clock, frontiers)
         statuses, as_of = [], []

@@ -4,7 +4,7 @@
   changed definition is another key space, so old values are never read for a new definition.
 * The **key** is Feast's own entity key, serialization version 3, so Feast's SDK finds it.
 * The **cells** of a row are all its values as one string of bytes (`serving.online.cells`).
-* The **frontiers** of a key space are the instants, by shard, that its rows hold as of.
+* The **frontiers** of a key space say, by shard, the instant as of which its rows are complete.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Frontiers:
 
 
 def clock_us(clock: Clock, frontiers: Frontiers) -> int:
-    """Return the time of a declared clock, in microseconds; readers ask for the time here only.
+    """Return the time of a declared clock, in microseconds; readers take the time from here only.
 
     It is the wall clock, or in a replay the highest frontier published for the view.
     """

@@ -40,7 +40,7 @@ _UNIMPORTANT: Final = ("createdTimestamp", "lastUpdatedTimestamp", "dataSourceCl
 
 @dataclass
 class Entries:
-    """What the registry shall hold, and what it shall not: objects by kind and name."""
+    """The objects to write to the registry and those to remove, by kind and name."""
 
     wanted: dict[tuple[str, str], Any] = field(default_factory=dict)
     unwanted: set[tuple[str, str]] = field(default_factory=set)
@@ -68,12 +68,12 @@ def registry_entries(
     *,
     promote: bool,
 ) -> Entries:
-    """Return what the registry shall hold.
+    """Return the objects to write to the registry and those to remove.
 
     Registering adds all of the code's definitions and removes nothing. Promotion removes all other
-    versions. A version that was pending keeps its name ``VIEW__vN``, for those who read it there,
-    until another one is promoted. A store that keeps rows by name is the exception: there the two
-    names would be two tables, of which only one would be written.
+    versions. A promoted version that was pending also keeps its name ``VIEW__vN``, for readers of
+    that name, until another version is promoted. A store that keeps rows by name is the exception:
+    there the two names would be two tables, of which only one would be written.
     """
     entries = Entries()
     planned = {view.view: view for view in plan.views}
@@ -256,7 +256,7 @@ def _one_write(store: feast.FeatureStore) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _OneTransaction:
-    """In place of an engine: every transaction that begins on it is part of that of its connection.
+    """Replaces SQLAlchemy's engine: a transaction begun on it joins that of its one connection.
 
     Feast's SQL registry opens a transaction for each object, and offers no way to join several.
     """

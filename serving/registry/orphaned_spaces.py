@@ -1,9 +1,9 @@
 """Removing orphans: key spaces that no version in the registry refers to.
 
-A key space of a promoted, removed-but-promoted, pending or superseded version is never dropped,
-nor one of the code's definitions, nor one of another project. With an empty registry nothing is
-dropped, because it cannot say which key spaces are in use. `find_orphans` changes nothing;
-`drop_orphans` checks again, under the lock that registering takes.
+The key space of a registered version (promoted, pending or superseded), of a definition in the code
+or of another project is never dropped. With an empty registry nothing is dropped, because it cannot
+say which key spaces are in use. `find_orphans` changes nothing; `drop_orphans` checks again, under
+the lock that registering takes.
 
 A reader or a stream may still use the key space of its own definition (`serving.online.reader`):
 the frontier shows whether a stream still writes to it.

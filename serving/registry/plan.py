@@ -254,8 +254,8 @@ def service_parts(project: Project) -> tuple[ServicePart, ...]:
 def entity_name(entity: Entity, registered: Registered) -> str:
     """Return the Feast name that pending versions use for an entity.
 
-    It is the entity's own name unless the registered entity has another key: that one stays as long
-    as the promoted views use it.
+    It is the entity's own name unless the registered entity has another key: that entity is kept
+    as long as the promoted views use it.
     """
     found = registered.entities.get(entity.name)
     if found is None or (found.join_key, found.dtype) == (entity.join_key, entity.dtype):
@@ -315,7 +315,7 @@ def _removed(version: RegisteredView) -> ViewPlan:
 
 
 def _is_alias(version: RegisteredView, registered: Registered) -> bool:
-    """Tell whether a version is the promoted one under its name as a pending version."""
+    """Tell whether a version is the promoted one, under the name that it had while pending."""
     promoted = registered.promoted(version.view)
     return promoted is not None and promoted.definition == version.definition
 

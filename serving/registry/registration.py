@@ -1,7 +1,7 @@
 """Registration: a project's definitions become a Feast store, in process.
 
-No generated repository is imported, the working directory stays, and registering again changes
-nothing. `serving.registry.plan` states the rules for changed definitions.
+No generated repository is imported, the working directory does not change, and registering again
+changes nothing. `serving.registry.plan` states the rules for changed definitions.
 """
 
 from __future__ import annotations

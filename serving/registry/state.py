@@ -1,8 +1,8 @@
 """The registered definitions of a project, and its key spaces in the online store.
 
 Names in the registry: the Feast view ``VIEW`` is the promoted version of a view, and ``VIEW__vN``
-(`features.feast_objects.version_name`) is version N: pending, or the promoted one under its name as
-a pending version. Feast views that Tidemill did not generate are left alone.
+(`features.feast_objects.version_name`) is version N: pending, or promoted and still readable under
+the name that it had while pending. Feast views that Tidemill did not generate are left alone.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class RegisteredView:
 
     @property
     def is_promoted(self) -> bool:
-        """Whether stock clients read it under the view's name."""
+        """Whether clients of Feast read this version under the view's name."""
         return self.feast_name == self.view
 
 

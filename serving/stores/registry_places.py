@@ -163,7 +163,7 @@ def holds_project(place: RegistryPlace, project: str) -> bool:
 
 @contextmanager
 def named_errors(place: RegistryPlace) -> Iterator[None]:
-    """Turn errors of a registry's file or database into ours, with its name and a remedy.
+    """Turn errors of a registry's file or database into Tidemill's, with its name and a remedy.
 
     Raises:
         ConfigurationError: A driver is missing.

@@ -285,8 +285,8 @@ def _seen(
 ) -> list[PositionVector] | None:
     """Return for each prediction how far its release had read each partition of the events.
 
-    None where the run took the view's events from another stream: then no release says what it
-    would have seen of this one.
+    None if the run took the view's events from another stream: then no release states positions
+    of this one.
     """
     recorded = _recorded_streams(root, served).get(view.name, view.stream.name)
     if recorded != view.stream.name:
@@ -318,7 +318,7 @@ def _seen(
 def _recorded_streams(root: Path, served: pa.RecordBatch) -> dict[str, str]:
     """Return the stream of each view, as the bundle that scored the predictions has it.
 
-    Views that no bundle below the root knows are left out.
+    Views that no bundle below the root names are left out.
     """
     streams: dict[str, str] = {}
     for version in pc.unique(served.column("bundle_version")).to_pylist():

@@ -7,7 +7,7 @@ What is promised here:
   is an error: it is probably misspelt.
 * A pandas DataFrame, a `pa.Table`, a `pa.RecordBatch` or anything else that exports an Arrow stream
   is read as a Parquet file is: columns that are not declared are ignored, a declared one that is
-  missing rejects every row. NaN is null in pandas, as pandas has it.
+  missing rejects every row. NaN in a pandas DataFrame is null, as in pandas itself.
 * A time is an aware ``datetime``, an ISO 8601 text with its offset, or an int of microseconds UTC.
   A time without an offset is rejected (``naive_time``): a test declares no zone.
 """
@@ -177,7 +177,7 @@ def _from_dicts(definition: EventStream | Request, rows: Sequence[Any]) -> pa.Ta
 
 
 def _times(values: list[Any]) -> pa.Array:
-    """Return times as microseconds if each surely is one, else as texts for validation."""
+    """Return times as microseconds if all are aware or ints, else as texts for validation."""
     numbers: list[int | None] = []
     for value in values:
         number = _microseconds(value)
@@ -196,7 +196,7 @@ def _microseconds(value: Any) -> int | None:
 
 
 def _iso(value: Any) -> Any:
-    """Return a time as a text that says the same, so that validation can judge it."""
+    """Write a time as ISO 8601, so that validation can judge it."""
     number = _microseconds(value)
     if number is not None:
         return f"{np.datetime64(number, 'us')}Z"

@@ -3,7 +3,7 @@
 What is promised here: the operator is the one that the stream runs
 (`tidemill.pipelines.stream.operator`), batches are encoded as in the stream, and a restart reads
 the bytes that the stream keeps. Only the engine is missing, so a test decides what an engine does:
-in which order batches come, which come twice, and when the worker dies.
+in which order batches arrive, which arrive twice, and when the worker dies.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The folds of one word, counts and extremes, and the arguments of every fold.
+"""The folds whose partial is one word (counts and extremes), and the arguments of every fold.
 
 Every fold is one compiled function over a batch's steps:
 

@@ -11,7 +11,7 @@ Every finish is one compiled function over all queries of a batch:
   ``q * asks + ask``.
 * ``values[q, column : column + width]`` receives 64-bit patterns, ``nulls[...]`` which of them are
   null; a null has the pattern 0.
-* It returns the number of values that are null because a total does not fit its dtype.
+* The function returns the number of values that are null because a total exceeds its dtype.
 """
 
 # numba is Any to mypy, and so is what a compiled function returns to another.
@@ -94,10 +94,10 @@ def finish_word(
     values: Int64Array,
     nulls: UInt8Array,
 ) -> int:
-    """Write a count or, where there are rows, an extreme, the time since it, or a ratio.
+    """Write a count, an extreme, the time since an event, or a ratio; the last three null if empty.
 
-    A publication has the anchor itself in place of the time since it. The ratio of two counts is
-    rounded once (the counts are exact below 2**53).
+    For a publication the anchor (the event's time) is written instead of the time since it. The
+    ratio of two counts is rounded once (the counts are exact below 2**53).
     """
     for q in range(queries.shape[0]):
         word = a[q * a_asks + a_ask, 0]

@@ -1,7 +1,8 @@
 """The state of one view in one shard: entities, their tiles, and the blocks of the tiles.
 
 * **Entities** are in an open-addressing table by the hash of their key. Each has a matrix row: the
-  place of its tiles, the number of events applied (the revision), the next boundary.
+  place of its tiles, the number of events applied (the revision), the next boundary (the hop at
+  which a tile leaves a window).
 * **Tiles** of an entity are adjacent rows in order of time (`tile_pool`), so a window is a range of
   rows. Only non-empty tiles exist.
 * A **timing wheel** over hops finds the entities of which a tile leaves a window (`wheel`).
@@ -40,8 +41,8 @@ NO_ROWS: Final = -1
 NOBODY: Final = -1
 NEVER: Final = TIME_MIN
 _MOST_SLOTS: Final = 4_096
-_GROWTH: Final = 8  # memory that is never touched costs nothing, but copies do
-_LARGE_BYTES: Final = 1 << 28  # from here on, double
+_GROWTH: Final = 8  # untouched memory costs nothing, but each copy costs time
+_LARGE_BYTES: Final = 1 << 28  # larger arrays grow by doubling
 
 # Words of a tile's header.
 HOP: Final = 0
@@ -71,7 +72,7 @@ class State:
 
     Attributes:
         plan: The view's plan.
-        publishes: Whether it publishes: the wheel then watches every window, else the longest.
+        publishes: Whether advances publish. The wheel then tracks all windows, else the longest.
         frontier_us: All events before it have been applied.
     """
 

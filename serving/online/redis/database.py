@@ -5,12 +5,12 @@ In addition:
 * One script decides about rows and writes them (`serving.online.redis.scripts`); all parcels of a
   call are sent in one round trip. Up to `CHUNK_ROWS` rows of a parcel and its frontier become
   visible together or not at all. The rows of a longer parcel are written in chunks, and its
-  frontier with the last one; after a conflict the chunks without it are stored, and the frontier
-  is unchanged.
+  frontier with the last one; if a row conflicts, the chunks without that row are stored, and the
+  frontier is unchanged.
 * A Redis that has lost its scripts gets them again. One that was emptied has no key spaces, and one
   that lost its last writes is behind the next parcel: both refuse the write.
-* How much a crash of the server may lose is its own setting (``appendonly``): then publish again
-  from state.
+* The server's setting ``appendonly`` decides how many writes a crash may lose; after a loss,
+  publish again from state.
 * A server that may evict keys (``maxmemory-policy allkeys-...``) is refused, because an evicted row
   would read as that of an entity that was never seen. So is a node of a Redis Cluster, which cannot
   write several keys in one step.

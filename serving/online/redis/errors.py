@@ -81,7 +81,7 @@ _CODE: Final = re.compile(rf"(?:^|[-\s])({'|'.join([*_PASSING, *_LASTING])})\b")
 
 
 def explained(place: RedisPlace, spaces: Sequence[KeySpace], error: RedisError) -> StoreError:
-    """Turn one of Redis's errors into ours, with the store, the key spaces (or all) and a remedy.
+    """Turn a Redis error into a `StoreError`, with the store, the key spaces (or all) and a remedy.
 
     It is a `StoreUnavailable` if the same call may succeed later, else a `StoreError`.
     """

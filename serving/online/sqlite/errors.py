@@ -1,4 +1,4 @@
-"""SQLite's errors, turned into ours with the store, the key space and a remedy."""
+"""SQLite's errors, turned into a `StoreError` with the store, the key space and a remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRANSIENT: Final = frozenset(
 
 @contextmanager
 def named_errors(path: str, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
-    """Turn the errors of reading or writing key spaces of a file into ours.
+    """Turn the errors of reading or writing key spaces of a file into a `StoreError`.
 
     Raises:
         NoKeySpace: A key space does not exist, or the file itself.
