@@ -61,7 +61,7 @@ def group_rows(
         request_entity: int64: the entity of each request; a request of NOBODY is skipped.
         request_order: int64: the requests to take, in order of as_of.
         request_as_of: int64: the instant of each request.
-        due: int64: entities with a boundary to publish; each gets a group even without rows.
+        due: int64: entities that get a group even without rows.
         stamps: int64, per entity: scratch that is kept between calls.
         batch_number: A number that was never used with these stamps.
 
