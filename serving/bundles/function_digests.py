@@ -70,6 +70,16 @@ def array_digest(array: Any) -> bytes:
     return digest(array.dtype.name.encode(), shape, array.tobytes())
 
 
+def tensor_digest(tensor: Any) -> bytes:
+    """Return the digest of a TensorProto's values; it has several ways to hold equal ones."""
+    tf = load_tensorflow()
+    try:
+        array = tf.make_ndarray(tensor)
+    except TypeError:  # numpy has no such dtype: count the bytes as they are
+        return message_digest(tensor)
+    return digest(number_bytes(tensor.dtype), array_digest(array))
+
+
 def message_digest(message: Any) -> bytes:
     """Return the digest of a protocol buffer, its maps in the order of their keys."""
     return digest(message.SerializeToString(deterministic=True))
@@ -202,7 +212,7 @@ class FunctionDigests:
             digest(*arguments),
             digest(*results),
             digest(*(number_bytes(argument.is_ref) for argument in signature.input_arg)),
-            digest(number_bytes(signature.is_stateful)),
+            digest(number_bytes(signature.is_stateful), *map(message_digest, signature.attr)),
             self._attributes(function.attr, self.of, _as_it_is),
             digest(*self._argument_attributes(function)),
             digest(*records),
@@ -270,10 +280,10 @@ class FunctionDigests:
         if kind == "func":
             return self._called(value.func, function)
         if kind == "tensor":
-            return digest(b"tensor", _tensor_digest(value.tensor))
+            return digest(b"tensor", tensor_digest(value.tensor))
         if kind == "list" and (value.list.func or value.list.tensor):
             functions = (self._called(called, function) for called in value.list.func)
-            return digest(b"list", *functions, *map(_tensor_digest, value.list.tensor))
+            return digest(b"list", *functions, *map(tensor_digest, value.list.tensor))
         return message_digest(value)
 
     def _called(self, called: Any, function: Callable[[str], bytes]) -> bytes:
@@ -311,17 +321,13 @@ def _as_it_is(value: bytes) -> bytes:
 def _call_options(serialized: bytes) -> bytes:
     """Return the digest of a serialized ConfigProto; its maps are in no fixed order."""
     load_tensorflow()
+    from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import config_pb2
 
-    return message_digest(config_pb2.ConfigProto.FromString(serialized))
-
-
-def _tensor_digest(tensor: Any) -> bytes:
-    """Return the digest of a TensorProto; equal values may be written in several ways."""
-    tf = load_tensorflow()
-    if tf.as_dtype(tensor.dtype) in (tf.variant, tf.resource):
-        return message_digest(tensor)
-    return digest(number_bytes(tensor.dtype), array_digest(tf.make_ndarray(tensor)))
+    try:
+        return message_digest(config_pb2.ConfigProto.FromString(serialized))
+    except DecodeError:  # something else of this name: count its bytes
+        return digest(serialized)
 
 
 def _parse(function: Any) -> dict[str, _Node]:
@@ -331,11 +337,16 @@ def _parse(function: Any) -> dict[str, _Node]:
     for node in function.node_def:
         data, controls = [], []
         for text in node.input:
-            if text.startswith("^"):
-                # An argument is there before anything runs.
-                controls += [text[1:]] if text[1:] in names else []
-            else:
+            if not text.startswith("^"):
                 data.append(_reference(text, arguments))
+            elif text[1:] not in arguments:  # an argument is there before any node runs
+                controls.append(text[1:])
+        needed = {*controls, *(r.node for r in data if r.node is not None)}
+        for missing in sorted(needed - names):
+            raise BundleError(
+                f"the graph's function {function.signature.name!r} has no node {missing!r}, which "
+                f"its node {node.name!r} needs; train again"
+            )
         nodes[node.name] = _Node(node, tuple(data), tuple(dict.fromkeys(controls)))
     return nodes
 

@@ -16,7 +16,7 @@ of TensorFlow. Whatever can hold a value and is of a kind unknown here is an err
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from tidemill.serving.bundles.function_digests import (
     digest,
     message_digest,
     number_bytes,
+    tensor_digest,
 )
 from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 from tidemill.serving.files.read_files import reading
@@ -111,7 +112,7 @@ class _SavedModel:
         return digest(*parts)
 
     def _signature(self, name: str) -> bytes:
-        signature = self._graph.signature_def[name]
+        signature = self._in(self._graph.signature_def, name, "signature")
         parts = [signature.method_name.encode()]
         for tensors in (signature.inputs, signature.outputs):
             for key in sorted(tensors):
@@ -126,7 +127,7 @@ class _SavedModel:
 
     def _concrete(self, name: str) -> bytes:
         """Return the digest of a function and of which objects it has captured."""
-        saved = self._objects.concrete_functions[name]
+        saved = self._in(self._objects.concrete_functions, name, "function")
         return digest(
             self._functions.of(name),
             message_digest(saved.canonicalized_input_signature),
@@ -152,19 +153,17 @@ class _SavedModel:
                     f"{self._directory}: variable {variable.name!r} has no saved value; {_REMEDY}"
                 )
         elif kind == "constant":
-            from tensorflow.core.framework import attr_value_pb2
-
-            value = self._constants[node.constant.operation].attr.get(
-                "value", attr_value_pb2.AttrValue()
-            )
-            parts.append(_constant(value.tensor))
+            operation = self._in(self._constants, node.constant.operation, "constant")
+            parts.append(tensor_digest(self._in(operation.attr, "value", "constant").tensor))
         elif kind == "asset":
             parts.append(self._asset(node.asset.asset_file_def_index))
         elif kind == "resource":
             parts.append(node.resource.device.encode())
             for name in _TABLE_FUNCTIONS:
-                function = self._objects.nodes[self._find(index, name)].function
-                parts += [name.encode(), *map(self._concrete, function.concrete_functions)]
+                found = self._objects.nodes[self._find(index, name)].function.concrete_functions
+                if not found:
+                    raise BundleError(f"{self._directory}: {name!r} is no function; {_REMEDY}")
+                parts += [name.encode(), *map(self._concrete, found)]
         else:
             raise BundleError(
                 f"a function in {self._directory} has captured an object of the kind {kind}, which "
@@ -172,7 +171,15 @@ class _SavedModel:
             )
         return digest(*parts, *self._values.of(index))
 
+    def _in(self, found: Mapping[str, Any], name: str, what: str) -> Any:
+        # A map of a protocol buffer would make the entry that it lacks.
+        if name not in found:
+            raise BundleError(f"{self._directory} lacks the {what} {name!r}; {_REMEDY}")
+        return found[name]
+
     def _asset(self, index: int) -> bytes:
+        if index >= len(self._graph.asset_file_def):
+            raise BundleError(f"{self._directory} lacks the asset {index}; {_REMEDY}")
         path = self._directory / "assets" / self._graph.asset_file_def[index].filename
         with reading(path, _REMEDY), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
@@ -209,6 +216,7 @@ class _Values:
                 graph = self._reader.get_tensor(_OBJECTS_OF_VALUES)
             except tf.errors.OpError as error:
                 raise ValueError(error.message) from error
+            self._names = sorted(self._reader.get_variable_to_shape_map())
             saved = _parse(trackable_object_graph_pb2.TrackableObjectGraph, graph)
         waiting = [(0, 0)]
         while waiting:
@@ -239,12 +247,14 @@ class _Values:
             )
         for attribute in sorted(node.attributes, key=lambda a: str(a.name)):
             yield attribute.name.encode()
-            yield array_digest(self._reader.get_tensor(attribute.checkpoint_key))
-
-
-def _constant(tensor: Any) -> bytes:
-    tf = load_tensorflow()
-    return digest(number_bytes(tensor.dtype), array_digest(tf.make_ndarray(tensor)))
+            # A mutable table has two tensors, whose names begin with this key.
+            key = attribute.checkpoint_key
+            tensors = [name for name in self._names if name.startswith(key)]
+            if not tensors:
+                raise BundleError(f"the model has no saved value of {key!r}; {_REMEDY}")
+            for name in tensors:
+                yield name.removeprefix(key).encode()
+                yield array_digest(self._reader.get_tensor(name))
 
 
 def _parse(kind: Any, content: bytes) -> Any:

@@ -203,7 +203,7 @@ def test_the_summary_of_it_is_read_and_the_bundle_refused_by_name(tmp_path: Path
     shutil.copytree(BEFORE / "shop", tmp_path / "shop")
     stages = read_summary(tmp_path / "shop")
     assert stages["stream"]["predictions"] == 100
-    with pytest.raises(BundleError, match="has format 1; .* run `tidemill train` again"):
+    with pytest.raises(BundleError, match=r"has format 1; .* run `tidemill train` again"):
         Bundle.load(tmp_path / "shop")
 
 
