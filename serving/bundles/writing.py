@@ -1,20 +1,11 @@
-"""Writing bundles: a directory appears whole or not at all.
-
-A bundle is written to a directory beside the others, which has a name that no reader opens, and
-renamed. A writer that is killed leaves that directory; the next one removes it. Several writers may
-run at once: each has a directory of its own, and they rename one after the other.
-"""
+"""Writing bundles: a directory appears whole or not at all, also if several trainings write."""
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,11 +26,9 @@ from tidemill.serving.bundles.saved_model import (
     model_hash,
     save_model,
 )
-from tidemill.serving.files.atomic_write import wait_for_disk
+from tidemill.serving.files.atomic_directory import publish, scratch_directory
 from tidemill.serving.files.file_errors import named_for
 
-_WRITING: Final = ".writing-"
-_DAMAGED: Final = ".damaged-"
 _SOFTWARE: Final = ("tensorflow", "tensorflow-transform", "keras")
 
 
@@ -76,71 +65,34 @@ def write_bundle(
         BundleError: A graph holds something that has no canonical hash.
         FileError: The disk is full, the folder read-only, ...
     """
-    with named_for(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with _scratch(root) as scratch:
-            shutil.copytree(graph.directory, scratch / "transform")
-            save_model(graph, model, scratch / "model")
-            described = {"spec": project.spec(), "evaluation": evaluation, "statistics": statistics}
-            for name, content in described.items():
-                _write_json(scratch / f"{name}.json", content)
-            manifest: dict[str, Any] = {
-                "format": FORMAT,
-                "created_at": created_at,
-                "project": project.name,
-                "feature_spec_hash": project.hash,
-                "view_hashes": {view.name: view.hash for view in project.views},
-                "transform_hash": graph.hash,
-                "model_hash": model_hash(scratch / "model"),
-                "inputs": [
-                    {"name": i.name, "kind": i.kind, "dtype": i.dtype} for i in graph.inputs
-                ],
-                "transformed": graph.outputs(),
-                "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
-                "padding": {"least_rows": MIN_ROWS, "most_rows": MAX_ROWS},
-                "training": dict(training),
-                "lineage": dict(lineage or {}),
-                "files": file_hashes(scratch),
-            }
-            manifest["version"] = bundle_version(manifest)
-            manifest["digest"] = manifest_digest(manifest)
-            _write_json(scratch / MANIFEST, manifest)
-            place = root / manifest["version"]
-            _publish(scratch, place)
+    with named_for(root), scratch_directory(root) as scratch:
+        shutil.copytree(graph.directory, scratch / "transform")
+        save_model(graph, model, scratch / "model")
+        described = {"spec": project.spec(), "evaluation": evaluation, "statistics": statistics}
+        for name, content in described.items():
+            _write_json(scratch / f"{name}.json", content)
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "created_at": created_at,
+            "project": project.name,
+            "feature_spec_hash": project.hash,
+            "view_hashes": {view.name: view.hash for view in project.views},
+            "transform_hash": graph.hash,
+            "model_hash": model_hash(scratch / "model"),
+            "inputs": [{"name": i.name, "kind": i.kind, "dtype": i.dtype} for i in graph.inputs],
+            "transformed": graph.outputs(),
+            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
+            "padding": {"least_rows": MIN_ROWS, "most_rows": MAX_ROWS},
+            "training": dict(training),
+            "lineage": dict(lineage or {}),
+            "files": file_hashes(scratch),
+        }
+        manifest["version"] = bundle_version(manifest)
+        manifest["digest"] = manifest_digest(manifest)
+        _write_json(scratch / MANIFEST, manifest)
+        place = root / manifest["version"]
+        publish(scratch, place, _is_whole)
     return Bundle.load(place, project)
-
-
-@contextmanager
-def _scratch(root: Path) -> Iterator[Path]:
-    """Yield a new directory, locked while this process lives, and remove what is left of it."""
-    scratch = root / f"{_WRITING}{uuid.uuid4().hex}"
-    with _locked(root):
-        _remove_abandoned(root)
-        scratch.mkdir()
-        lock = os.open(scratch, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield scratch
-    finally:
-        os.close(lock)
-        if scratch.exists():
-            shutil.rmtree(scratch)
-
-
-def _publish(scratch: Path, place: Path) -> None:
-    """Give a finished bundle its name, unless a whole bundle has it."""
-    for path in scratch.rglob("*"):
-        wait_for_disk(path)
-    wait_for_disk(scratch)
-    root = place.parent
-    with _locked(root):
-        if place.exists():
-            if _is_whole(place):
-                return
-            place.rename(root / f"{_DAMAGED}{uuid.uuid4().hex}")
-        scratch.rename(place)
-        wait_for_disk(root)
-        _remove_abandoned(root)
 
 
 def _is_whole(place: Path) -> bool:
@@ -148,31 +100,6 @@ def _is_whole(place: Path) -> bool:
         return Bundle.load(place).version == place.name
     except (BundleError, DamagedFile):
         return False
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Remove the directories of writers that died, and damaged bundles that were replaced."""
-    for path in (*root.glob(f"{_WRITING}*"), *root.glob(f"{_DAMAGED}*")):
-        directory = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its writer lives
-        else:
-            shutil.rmtree(path)
-        finally:
-            os.close(directory)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory; it ends with the process, however that ends."""
-    opened = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(opened)
 
 
 def _write_json(path: Path, content: Any) -> None:
