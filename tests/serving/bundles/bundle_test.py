@@ -17,7 +17,7 @@ from tidemill.features.errors import (
     DamagedBundle,
     DefinitionError,
 )
-from tidemill.serving.bundles.bundle import Bundle, bundle_version, manifest_digest
+from tidemill.serving.bundles.bundle import IDENTITY, Bundle, bundle_version, manifest_digest
 from tidemill.serving.bundles.saved_model import TransformGraph, save_model
 from tidemill.serving.bundles.writing import write_bundle
 
@@ -90,6 +90,16 @@ def test_a_changed_lineage_is_refused_although_it_is_no_part_of_the_version(copy
     assert Bundle.load(copy, given.PROJECT).lineage == {"generation": "another"}
 
 
+def test_the_version_depends_on_each_part_of_the_identity_and_on_nothing_else() -> None:
+    manifest = given.bundle().manifest
+    for name in manifest:
+        changed = bundle_version({**manifest, name: "something else"})
+        assert (changed != manifest["version"]) == (name in IDENTITY), name
+    assert set(manifest) - set(IDENTITY) == {
+        "created_at", "digest", "files", "lineage", "version", "view_hashes",
+    }  # fmt: skip
+
+
 def test_another_format_and_no_bundle_at_all_are_refused(copy: Path, tmp_path: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
@@ -131,6 +141,36 @@ def test_a_bundle_is_written_below_its_version(tmp_path: Path) -> None:
     assert written.directory == tmp_path / written.version
     assert written.transform_hash == first.transform_hash
     assert [p.name for p in tmp_path.iterdir()] == [written.version]
+
+
+def test_a_version_that_exists_stays_if_it_is_whole_and_is_replaced_if_it_is_damaged(
+    tmp_path: Path,
+) -> None:
+    graph = given.bundle().transform_graph
+    model = given.build_model(graph.model_spec(0.01, 1))
+
+    def write(day: str) -> Bundle:
+        return write_bundle(
+            tmp_path,
+            project=given.PROJECT,
+            graph=graph,
+            model=model,
+            created_at=day,
+            training={},
+            evaluation={},
+            statistics={},
+            lineage={"day": day},
+        )
+
+    first = write("first")
+    assert write("second").manifest == first.manifest
+    (first.directory / "evaluation.json").write_text("{ }")
+    with pytest.raises(DamagedBundle, match=r"has changed: 'evaluation\.json'"):
+        Bundle.load(first.directory)
+    third = write("third")
+    assert third.directory == first.directory
+    assert (third.created_at, third.lineage) == ("third", {"day": "third"})
+    assert [path.name for path in tmp_path.iterdir()] == [first.version]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
