@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from tidemill.features.errors import BundleError
-from tidemill.serving.bundles.function_digests import (
-    FunctionDigests,
+from tidemill.serving.bundles.function_digests import FunctionDigests
+from tidemill.serving.bundles.tensorflow_start import load_tensorflow
+from tidemill.serving.bundles.value_digests import (
     array_digest,
     digest,
     message_digest,
     number_bytes,
     tensor_digest,
 )
-from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 from tidemill.serving.files.read_files import reading
 
 _REMEDY: Final = "run `tidemill train` again"

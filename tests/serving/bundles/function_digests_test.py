@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.support.saved_models import Model, attribute_changes, parsed
 from tidemill.features.errors import BundleError
-from tidemill.serving.bundles.function_digests import FunctionDigests, array_digest
+from tidemill.serving.bundles.function_digests import FunctionDigests
 
 
 @pytest.fixture(scope="module")
@@ -158,27 +157,6 @@ def test_a_cycle_and_an_input_from_nowhere_are_refused(library: Any) -> None:
     _reached(copy)[-1].node_def.add(name="lost", op="Identity", input=["nowhere:output:0"])
     with pytest.raises(BundleError, match="has no node 'nowhere'"):
         _digest(copy)
-
-
-def test_arrays_count_bit_for_bit() -> None:
-    zero = array_digest(np.array([0.0, 1.0]))
-    assert array_digest(np.array([-0.0, 1.0])) != zero
-    assert array_digest(np.array([[0.0, 1.0]])) != zero
-    assert array_digest(np.array([0.0, 1.0], np.float32)) != zero
-    assert array_digest(np.array([0.0, 1.0])) == zero
-    texts = [np.array(words, object) for words in ([b"a", b"bc"], [b"ab", b"c"], [b"a", b"bc"])]
-    assert array_digest(texts[0]) == array_digest(texts[2]) != array_digest(texts[1])
-
-
-def test_equal_tensors_count_as_equal_however_they_are_written() -> None:
-    import tensorflow as tf
-
-    from tidemill.serving.bundles.function_digests import tensor_digest
-
-    whole = tf.make_tensor_proto(np.full(4, 2.0, np.float32))
-    short = tf.make_tensor_proto(2.0, shape=(4,), dtype=tf.float32)
-    assert whole.SerializeToString() != short.SerializeToString()
-    assert tensor_digest(whole) == tensor_digest(short)
 
 
 def test_a_saved_model_is_the_one_that_the_tests_think(tmp_path: Path) -> None:
