@@ -1,7 +1,7 @@
 """Fitting one Keras model to transformed columns, and scoring with it.
 
 Promise: the same columns, options and seed give the same weights, byte for byte, on the same
-machine.
+processor with the same number of cores (TensorFlow splits sums among its threads).
 """
 
 from __future__ import annotations

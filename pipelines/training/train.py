@@ -3,8 +3,8 @@
 Promises: the transform graph and the model see the training split only; the model in the bundle is
 that of the first seed, whatever the evaluation shows; and the bundle's version is a function of the
 definitions, the table's rows, the settings, the software, and the weights that TensorFlow computes
-from them. On one machine it computes equal weights each time; another processor may round
-differently, and then the version differs.
+from them. On one machine it computes equal weights each time; another processor or number of cores
+may round differently, and then the version differs.
 
 The model inputs are held in memory as float32, once per variant (with and without the windowed
 features).
