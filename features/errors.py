@@ -16,7 +16,8 @@ TidemillError
 │   ├── PartitionGap
 │   └── BatchConflict
 ├── BundleError (ValueError)          a bundle that cannot be used
-│   └── BundleMismatch
+│   ├── DamagedBundle                 its files are not those that were written
+│   └── BundleMismatch                it was trained for other definitions
 ├── StoreError (RuntimeError)         the online store refused or lost something
 │   ├── StoreUnavailable              it cannot be written or read now: try again later
 │   ├── LostPublications              it is behind what was already published
@@ -114,6 +115,10 @@ class BatchConflict(SequenceError):
 
 class BundleError(TidemillError, ValueError):
     """A bundle cannot be loaded or used."""
+
+
+class DamagedBundle(BundleError):
+    """A file of a bundle is missing, added or changed."""
 
 
 class BundleMismatch(BundleError):
