@@ -305,6 +305,11 @@ def test_the_page_refers_to_nothing_outside_itself(page: Page) -> None:
     assert page.source.count("<svg") == 3
 
 
+def test_the_page_names_the_generation_that_the_bundle_was_trained_on(page: Page) -> None:
+    assert "Trained on" in page.source
+    assert "generation g1" in page.source
+
+
 def test_every_id_stands_once_and_every_reference_finds_one(page: Page) -> None:
     assert len(page.ids) == len(set(page.ids))
     clips = re.findall(r"url\(#([^)]*)\)", page.source)
