@@ -14,7 +14,8 @@ TidemillError
 │   └── DamagedState
 ├── SequenceError (RuntimeError)      the stream's own order is broken
 │   ├── PartitionGap
-│   └── BatchConflict
+│   ├── BatchConflict
+│   └── OutputConflict                a repeated output differs from the first
 ├── BundleError (ValueError)          a bundle that cannot be used
 │   └── BundleMismatch
 ├── StoreError (RuntimeError)         the online store refused or lost something
@@ -110,6 +111,10 @@ class PartitionGap(SequenceError):
 
 class BatchConflict(SequenceError):
     """Two batches claim the same positions with different rows."""
+
+
+class OutputConflict(SequenceError):
+    """An output was written again with other content."""
 
 
 class BundleError(TidemillError, ValueError):

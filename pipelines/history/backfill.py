@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MAX
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
@@ -41,6 +41,7 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart
+from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.pipelines.stream.sequence import GROUP, decode_batches, sequenced_events_schema
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
@@ -62,7 +63,7 @@ class _ReadLog(beam.DoFn):
         source, partition, start, stop = element
         table = Log(self._root).read(source, partition).slice(start, stop - start)
         part = PollPart(source, partition, start, stop, TIME_MAX, one_batch(table))
-        yield Poll(0, (part,)).encode()
+        yield Poll(1, 0, (part,)).encode()
 
 
 def spans(log: Log, project: Project) -> list[tuple[str, int, int, int]]:
@@ -80,14 +81,14 @@ def spans(log: Log, project: Project) -> list[tuple[str, int, int, int]]:
 
 
 def answer_shard(
-    project: Project, view_index: int, shard: int, elements: Iterable[bytes]
+    view: FeatureView, shard: int, elements: Iterable[bytes]
 ) -> Iterator[tuple[int, AnswerPart]]:
     """Run all rows of one (view, shard) through the kernel.
 
     Yields:
         A group of requests, and its answers.
     """
-    plan = make_plan(project.views[view_index])
+    plan = make_plan(view)
     schema = sequenced_events_schema(plan)
     events: list[pa.RecordBatch] = []
     requests: list[pa.RecordBatch] = []
@@ -111,7 +112,7 @@ def answer_shard(
     )
     for group in np.unique(groups).tolist():
         rows = answers.filter(pa.array(groups == group))
-        yield group, AnswerPart(view_index, shard, 0, until, rows)
+        yield group, AnswerPart(view.name, shard, 0, until, rows)
 
 
 @beam.typehints.with_input_types(tuple[str, Iterable[bytes]])
@@ -122,10 +123,10 @@ class _Answer(beam.DoFn):
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
         key, elements = element
-        name, _, shard, _ = key.split("/")
-        view = [v.name for v in self._project.views].index(name)
-        for group, part in answer_shard(self._project, view, int(shard), elements):
-            yield group, encode_part(part)
+        parsed = OperatorKey.parse(key)
+        view = self._project.view(parsed.view)
+        for group, part in answer_shard(view, parsed.shard, elements):
+            yield group, encode_part(part, key)
 
 
 def join_answers(project: Project, shards: int, parts: Iterable[bytes]) -> pa.RecordBatch:
@@ -135,7 +136,7 @@ def join_answers(project: Project, shards: int, parts: Iterable[bytes]) -> pa.Re
         InputError: A part is missing.
     """
     joiner = AnswerJoiner(project, shards, answer_within_us=0)
-    answered, _ = joiner.receive(decode_part(data) for data in parts)
+    answered, _ = joiner.receive(decode_part(data, project) for data in parts)
     if len(answered) != 1:
         lost = joiner.drain()
         views = sorted({view for part in lost for view in part.views})

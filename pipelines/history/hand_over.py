@@ -46,12 +46,13 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
     total = len(project.views) * config.shards
     with progress.stage("hand over state", total=total, unit="shards") as stage:
         plans = {view.name: make_plan(view) for view in project.views}
-        for view, shard, data in shard_poll(project, plans, config.shards, Poll(0, tuple(parts))):
+        for view, shard, data in shard_poll(
+            project, plans, config.shards, Poll(1, 0, tuple(parts))
+        ):
             key = operator_key(project, view, shard, config.shards)
             operator = make_operator(project, key, options)
             operator.receive(_without_requests(decode_batches(data, operator.event_schema)))
-            # The stream numbers its releases from 1.
-            operator.number = 0
+            operator.begin()
             write_handoff(folder, operator)
             events += operator.counters.events
             frontiers[operator.key.view].append(operator.state.frontier_us)
@@ -64,6 +65,7 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
         shards=config.shards,
         segment=0,
         frontiers=frontiers,
+        polls=0,
         began=None,
         mode=None,
         files=file_hashes(folder),

@@ -43,6 +43,7 @@ class Handoff:
         shards: The number of shards of each view.
         segment: The number of the segment that ends here; 0 for a backfill.
         frontiers: View to the frontier of each shard.
+        polls: The number of the last poll that the states contain; 0 for a backfill.
         began: The `id` of the backfill's record that the stream began with; None for a backfill.
         mode: The mode of the stream; None for a backfill.
         files: File to the SHA-256 of its bytes.
@@ -55,6 +56,7 @@ class Handoff:
     shards: int
     segment: int
     frontiers: Mapping[str, list[int]]
+    polls: int
     began: str | None
     mode: str | None
     files: Mapping[str, str]
@@ -124,7 +126,7 @@ def _read(path: Path, form: _Format) -> dict[str, Any]:
 
 _HANDOFF: Final = _Format(
     name="tidemill-handoff",
-    version=2,
+    version=3,
     fields=frozenset(field.name for field in dataclasses.fields(Handoff)),
     remedy="run `tidemill backfill` again, and the stream from its beginning",
 )
@@ -202,11 +204,13 @@ class StreamRun:
     Attributes:
         began: The `Handoff.id` of the backfill's states that the stream began with.
         mode: ``exact`` or ``eager``.
+        poll_rows: Where polls end (`pipelines.io.replay.ReplayOptions`): releases depend on it.
         ended: Whether the stream has ended and cannot be resumed.
     """
 
     began: str
     mode: str
+    poll_rows: int
     ended: bool
 
     def write(self, root: Path) -> None:
@@ -227,7 +231,7 @@ class StreamRun:
 
 _STREAM: Final = _Format(
     name="tidemill-stream",
-    version=2,
+    version=3,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
 )

@@ -289,6 +289,7 @@ def bring_forward(
         batches = list(_batches(project, view, log, operator, positions[end].tolist()))
         operator.catch_up(batches, int(frontiers[end]))
     operator.number = numbers[-1]
+    operator.mark = bytes.fromhex(ahead[-1]["mark"])
 
 
 def _step_ends(
@@ -357,14 +358,14 @@ def _batches(
         # The release log has no watermarks. The old watermark is low enough that the operator
         # forgets no row too early.
         watermark = operator.watermarks[index]
-        yield SequencedBatch(is_request, partition, start, stop, watermark, 0, rows)
+        yield SequencedBatch(0, is_request, partition, start, stop, watermark, 0, rows)
 
 
 def _event_rows(
     project: Project, view: FeatureView, operator: ShardOperator, part: PollPart
 ) -> pa.RecordBatch | None:
     """Validate rows of the log as the stream does, and prepare them for the operator."""
-    (judged,) = validated_poll(project, Poll(0, (part,)))[0].parts
+    (judged,) = validated_poll(project, Poll(0, 0, (part,)))[0].parts
     if judged.rows is None:
         return None
     positions = hashing.bits(judged.rows.column(POSITION))

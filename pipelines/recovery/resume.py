@@ -80,7 +80,8 @@ def first_start(config: Configuration, mode: str | None) -> Start:
     """
     folder = config.root / paths.STATES
     handoff = _checked(config, folder, read_record(folder))
-    run = StreamRun(handoff.id, mode or config.stream.mode, ended=False)
+    options = config.stream
+    run = StreamRun(handoff.id, mode or options.mode, options.poll_rows, ended=False)
     return Start(folder, handoff, run, resumes=False)
 
 
@@ -141,7 +142,7 @@ def check_positions(start: Start, replayed: ReplayLog) -> None:
     Raises:
         StateMismatch: They were made from another log.
     """
-    found = _by_source(replayed, replayed.start)
+    found = _by_source(replayed, replayed.start.positions)
     if found != dict(start.handoff.positions):
         raise StateMismatch(
             f"{start.folder}: the states end at positions {start.handoff.positions}, the log has "
@@ -170,6 +171,7 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
     if not start.resumes:
         # Delete stream.json first, so that a crash before the store is filled counts as not begun.
         (root / paths.STREAM_RUN).unlink(missing_ok=True)
+        (root / paths.CUTS).unlink(missing_ok=True)
         for name in _OUTPUTS:
             shutil.rmtree(root / name, ignore_errors=True)
         remove_savepoints(root)
@@ -271,6 +273,7 @@ def keep_savepoint(
         shards=config.shards,
         segment=start.segment,
         frontiers=frontiers,
+        polls=replayed.last_poll_number,
         began=start.run.began,
         mode=start.run.mode,
         files=file_hashes(folder),

@@ -37,6 +37,8 @@ HANDOFF: Final = "handoff.json"
 
 STREAM_RUN: Final = "stream.json"
 """Mode and start of the root's stream, and whether it has ended."""
+CUTS: Final = "cuts.log"
+"""Where the stream's savepoints have cut its polls."""
 PREDICTIONS: Final = "predictions"
 RELEASES: Final = "releases"
 """The evidence of every step of the stream's operators."""

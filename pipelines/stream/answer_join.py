@@ -81,8 +81,8 @@ class AnswerJoiner:
         pending: Requests that wait for answers, by group.
         early: Answers that came before their requests, by group.
         closed: The newest closed groups: True if answered, False if given up.
-        waiting: By (view, shard): the frontiers of early releases, by release number.
-        savepoints: By (view, shard): its part about the savepoint where the run stops.
+        waiting: By (view's name, shard): the frontiers of early releases, by release number.
+        savepoints: By (view's name, shard): its part about the savepoint where the run stops.
     """
 
     project: Project
@@ -92,10 +92,11 @@ class AnswerJoiner:
     pending: dict[int, Pending] = field(default_factory=dict)
     early: dict[int, list[AnswerPart]] = field(default_factory=dict)
     closed: dict[int, bool] = field(default_factory=dict)
-    waiting: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
-    savepoints: dict[tuple[int, int], SavepointPart] = field(default_factory=dict)
+    waiting: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
+    savepoints: dict[tuple[str, int], SavepointPart] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._places = {view.name: place for place, view in enumerate(self.project.views)}
         widths = [len(view.columns) for view in self.project.views]
         self._offsets = np.concatenate([[0], np.cumsum(widths)]).tolist()
         self.frontiers = np.full((len(widths), self.shards), TIME_MIN, np.int64)
@@ -129,7 +130,10 @@ class AnswerJoiner:
         """
         return (
             len(self.savepoints) == self.numbers.size
-            and all(self.numbers[at] == part.number for at, part in self.savepoints.items())
+            and all(
+                self.numbers[self._places[view], shard] == part.number
+                for (view, shard), part in self.savepoints.items()
+            )
             and not self.early
             and all(
                 group in self.pending or group in self.closed
@@ -202,10 +206,10 @@ class AnswerJoiner:
 
     def _reach(self, part: AnswerPart) -> None:
         """Advance a shard's frontier over the releases that have come without a gap."""
-        at = (part.view, part.shard)
+        at = (self._places[part.view], part.shard)
         if part.number <= self.numbers[at]:
             return
-        waiting = self.waiting.setdefault(at, {})
+        waiting = self.waiting.setdefault((part.view, part.shard), {})
         waiting[part.number] = part.frontier_us
         if len(waiting) > self.gap_releases:
             # The missing releases are lost; the requests that they answered will be given up.
@@ -232,19 +236,20 @@ class AnswerJoiner:
         place = np.searchsorted(
             hashing.bits(pending.rows.column(POSITION)), hashing.bits(answers.column(ORDINAL))
         )
-        if (pending.shard[place, part.view] != -1).any():
+        view = self._places[part.view]
+        if (pending.shard[place, view] != -1).any():
             raise self._answered_twice(group, part)
-        low, high = self._offsets[part.view], self._offsets[part.view + 1]
+        low, high = self._offsets[view], self._offsets[view + 1]
         pending.values[place, low:high] = matrix_of(answers.column(VALUES))
         pending.nulls[place, low:high] = nulls_of(answers.column(NULLS))
-        pending.as_of[place, part.view] = hashing.bits(answers.column("as_of"))
-        pending.release[place, part.view] = part.number
-        pending.shard[place, part.view] = part.shard
-        pending.missing[part.view] -= len(place)
+        pending.as_of[place, view] = hashing.bits(answers.column("as_of"))
+        pending.release[place, view] = part.number
+        pending.shard[place, view] = part.shard
+        pending.missing[view] -= len(place)
 
     def _answered_twice(self, group: int, part: AnswerPart) -> BatchConflict:
         return BatchConflict(
-            f"view {self.project.views[part.view].name!r} answered a request of group {group} "
+            f"view {part.view!r} answered a request of group {group} "
             f"twice (release {part.number} of shard {part.shard}); the engine repeated a release "
             "whose state was saved: restart from the last checkpoint"
         )

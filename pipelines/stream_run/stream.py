@@ -9,10 +9,10 @@ A stream may stop at a savepoint and continue from there, in segments (`pipeline
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +32,7 @@ from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
+from tidemill.pipelines.io.cuts import Cut, FileCutLog
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -60,9 +61,10 @@ from tidemill.pipelines.stream.featurize import (
     RELEASES,
     UNANSWERED,
     Featurize,
+    forget_run,
 )
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
-from tidemill.pipelines.stream.infer import Infer
+from tidemill.pipelines.stream.infer import STAMPS, Infer
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
@@ -114,9 +116,11 @@ def stream(
         root=root,
         start_us=start.handoff.as_of_us,
         stop_us=config.splits.stream_until_us if until_us is None else until_us,
-        poll_rows=config.stream.poll_rows,
+        poll_rows=start.run.poll_rows,
         speed=speed if speed is not None else config.stream.speed,
         ends=until_us is None,
+        polls=start.handoff.polls,
+        cuts=tuple(FileCutLog(root / paths.CUTS).recorded()) if start.resumes else (),
     )
     replayed = ReplayLog(project, options)
     check_positions(start, replayed)
@@ -124,7 +128,7 @@ def stream(
         progress.say(warning)
     compile_kernel(progress)
     featurize = FeaturizeOptions(
-        run=uuid.uuid4().hex,
+        run=run_id(root, start.segment),
         shards=config.shards,
         partitions=source_partitions(Log(root), project),
         mode=Mode(start.run.mode),
@@ -135,8 +139,12 @@ def stream(
         overtaken=prepare(config, start, progress),
         changes=offline_goes_on(config, start, progress),
     )
+    if not options.ends:
+        record_savepoint(root, replayed)
     began = time.perf_counter()
     requests = replayed.rows_of(project.request.name)
+    forget_run(featurize.run)
+    METER.forget(featurize.run)
     with (
         LOST_WRITES.of(featurize.run),
         progress.stage("stream", total=requests, unit="requests") as stage,
@@ -165,6 +173,9 @@ def stream(
         "events": sum(rows.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
+        # What this process has seen; the release log does not depend on it.
+        "repeats": METER.read(featurize.run, "repeats"),
+        "early": METER.read(featurize.run, "early"),
         **count_outcome(root, project.request.name),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
@@ -180,6 +191,24 @@ def stream(
     else:
         keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
+
+
+def run_id(root: Path, segment: int) -> str:
+    """Return the name of a run: it is the same whenever a segment of a root is repeated.
+
+    The caches of a process are keyed by it; `forget_run` empties them before a run begins.
+    """
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return f"{digest}-{segment:05d}"
+
+
+def record_savepoint(root: Path, replayed: ReplayLog) -> None:
+    """Record where the savepoint of a run cuts its polls, so that a later run cuts there too."""
+    cuts = FileCutLog(root / paths.CUTS)
+    cut = Cut(replayed.last_poll_number, replayed.stop)
+    if cut not in cuts.recorded():
+        cuts.keep_before(cut.number)
+        cuts.append(cut)
 
 
 def wire(
@@ -203,7 +232,9 @@ def wire(
         out[ANSWERS]
         | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
         | "Predictions"
-        >> beam.ParDo(WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix))
+        >> beam.ParDo(
+            WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix, STAMPS)
+        )
     )
     publish = Publish(
         project,

@@ -44,7 +44,24 @@ from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.stores.online_places import SqlitePlace
 
 HERE = Path(__file__).parent
-FOLDERS = ["frames_1"]
+FOLDERS = ["frames_1", "frames_2"]
+REFUSED = {
+    "frames_1": {
+        "operator_head.bin": "has version 3, this code reads 4; start it from handed-over states",
+        "logged_release.bin": "has version 1, this code reads 2; start it from handed-over states",
+        "poll.bin": "has version 1, this code reads 2; run the stream from its last savepoint",
+        "batches.bin": "has version 1, this code reads 2; run the stream from its last savepoint",
+        "logged_parts.bin": "a part of an answer: has version 1, this code reads 2",
+        "answer_part.bin": "a part of an answer: has version 1, this code reads 2",
+        "stop_part.bin": "a part of an answer: has version 1, this code reads 2",
+        "published.bin": "publications of a release: has version 1, this code reads 2",
+        "cab-00001-of-00002.state": "has version 3, this code reads 4; .*run `tidemill backfill`",
+        "answers.state": "the joining stage: has version 1, this code reads 2; .*`tidemill backf",
+        "handoff.json": "has version 2, this code reads 3; run `tidemill backfill` again",
+        "stream.json": "has version 2, this code reads 3; run `tidemill stream` without --resume",
+    }
+}
+"""By folder: the files of versions that are not read any more, and how they are refused."""
 BEFORE = HERE / "before_frames"
 EXPECTED: dict[str, Any] = json.loads((BEFORE / "expected.json").read_text())
 
@@ -52,6 +69,10 @@ EXPECTED: dict[str, Any] = json.loads((BEFORE / "expected.json").read_text())
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_of_each_format_holds_what_was_written(folder: str, name: str) -> None:
+    if (refusal := REFUSED.get(folder, {}).get(name)) is not None:
+        with pytest.raises(StateVersionError, match=refusal):
+            FORMATS[name](HERE / folder / name)
+        return
     expected = json.loads((HERE / folder / "expected.json").read_text())
     assert json.loads(json.dumps(FORMATS[name](HERE / folder / name))) == expected[name]
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.streaming_project import answer_part
 from tidemill import (
     Entity,
     EventStream,
@@ -50,7 +51,6 @@ from tidemill.pipelines.recovery.republish import start_over
 from tidemill.pipelines.run.paths import STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.answer_parts import AnswerPart
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
@@ -280,11 +280,8 @@ class Server:
             operator = self.operator(view, shard)
             batches = list(decode_batches(data, operator.event_schema))
             operator = self.cached(view, shard, operator)
-            release, _ = operator.receive(self.delivered(view, shard, batches))
-            if release is not None:
-                parts.append(
-                    AnswerPart(view, shard, release.number, release.frontier_us, release.answers)
-                )
+            for release in operator.receive(self.delivered(view, shard, batches)):
+                parts.append(answer_part(operator, release))
                 self.publish(view, shard, release)
                 self.witness(view, shard, release)
         answered, _ = self.joiner.receive(parts)
@@ -334,9 +331,12 @@ class Server:
         folder = self.config.root / "releases"
         folder.mkdir(exist_ok=True)
         entry = {
+            "version": 2,
             "view": PROJECT.views[view].name,
             "shard": shard,
             "number": release.number,
+            "mark_before": release.mark_before.hex(),
+            "mark": release.mark.hex(),
             "frontier_us": release.frontier_us,
             "positions": list(release.positions),
         }

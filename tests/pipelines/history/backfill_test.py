@@ -47,6 +47,7 @@ from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.recovery.handoff import read_record
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream.featurize_options import operator_key
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.state_files import read_handoff
@@ -69,7 +70,11 @@ def bootstrapped(operator: ShardOperator) -> Release:
     """Return what a bootstrap publishes from the state of an operator."""
     nothing = advance(State(operator.plan), None, None, START)
     everything = operator.everything()
-    return Release(0, None, operator.state.frontier_us, (), nothing.answers, everything, 0)
+    return Release(
+        number=0, mark_before=b"", mark=operator.mark, since_us=None,
+        frontier_us=operator.state.frontier_us, positions=(), answers=nothing.answers,
+        publications=everything, events=0, seen={}, kernel={}, entry=None,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -155,7 +160,7 @@ def test_the_rows_before_an_instant_end_where_the_stream_begins(tmp_path: Path) 
     assert source_partitions(log, PROJECT) == PARTITIONS
     parts, _ = parts_before(log, PROJECT, PARTITIONS, cut)
     replay = ReplayLog(PROJECT, ReplayOptions(tmp_path, cut, STOP))
-    assert tuple(part.stop for part in parts) == replay.start
+    assert tuple(part.stop for part in parts) == replay.start.positions
     # A row received later may be older by the stream's out-of-orderness.
     assert {part.source: cut - part.watermark_us for part in parts} == {
         "trips": 10 * SECOND,
@@ -228,7 +233,7 @@ def test_a_label_event_before_its_own_request_stops_the_backfill(tmp_path: Path)
 def whole_poll(rows: dict[str, list[Row]], seed: int) -> Poll:
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(seed))
     parts = [poll_part(PROJECT, part, 0, len(part.rows), STOP) for part in arrived]
-    return Poll(0, tuple(parts))
+    return Poll(1, 0, tuple(parts))
 
 
 def test_a_shard_goes_through_the_kernel_once_in_any_order() -> None:
@@ -239,8 +244,9 @@ def test_a_shard_goes_through_the_kernel_once_in_any_order() -> None:
     for part in request_parts(PROJECT, poll):
         by_group.setdefault(part.group, []).append(encode_part(part))
     for view, shard, data in elements:
-        for group, answer in answer_shard(PROJECT, view, shard, [data]):
-            by_group[group].append(encode_part(answer))
+        key = operator_key(PROJECT, view, shard, 2)
+        for group, answer in answer_shard(PROJECT.views[view], shard, [data]):
+            by_group[group].append(encode_part(answer, key))
     answered = [join_answers(PROJECT, 2, parts) for parts in by_group.values()]
     assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
 
@@ -250,9 +256,9 @@ def test_a_part_that_the_engine_lost_is_named() -> None:
     asked = next(iter(request_parts(PROJECT, poll)))
     parts = [encode_part(asked)]
     for view, shard, data in elements_of(PROJECT, 2, [poll]):
-        for group, part in answer_shard(PROJECT, view, shard, [data]):
+        for group, part in answer_shard(PROJECT.views[view], shard, [data]):
             if group == asked.group and (view, shard) != (1, 0):
-                parts.append(encode_part(part))
+                parts.append(encode_part(part, operator_key(PROJECT, view, shard, 2)))
     with pytest.raises(InputError, match=r"lost parts of the answers of views \['zone'\]"):
         join_answers(PROJECT, 2, parts)
 
@@ -260,7 +266,7 @@ def test_a_part_that_the_engine_lost_is_named() -> None:
 def test_a_shard_without_requests_answers_nothing() -> None:
     rows = {**random_rows(6), "hails": []}
     for view, shard, data in elements_of(PROJECT, 2, [whole_poll(rows, 6)]):
-        assert list(answer_shard(PROJECT, view, shard, [data])) == []
+        assert list(answer_shard(PROJECT.views[view], shard, [data])) == []
 
 
 def test_spans_cover_every_row_of_every_partition_once(tmp_path: Path) -> None:

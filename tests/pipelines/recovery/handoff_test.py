@@ -39,9 +39,10 @@ from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.handoff import last_states, read_record
+from tidemill.pipelines.recovery.handoff import StreamRun, last_states, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import shown_frontiers
+from tidemill.pipelines.run.paths import CUTS as CUTS_LOG
 from tidemill.pipelines.run.paths import HANDOFF, SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
@@ -302,7 +303,7 @@ def test_no_stage_is_at_the_savepoint_before_the_last_element_came(
         [
             position
             for name in (view.stream.name, PROJECT.request.name)
-            for (source, _), position in zip(log.sources, at, strict=True)
+            for (source, _), position in zip(log.sources, at.positions, strict=True)
             if source.name == name
         ]
         for view in PROJECT.views
@@ -313,9 +314,10 @@ def test_no_stage_is_at_the_savepoint_before_the_last_element_came(
             parts += plain.operate([(view, shard, data)])
             operator = plain.operator(view, shard)
             assert not operator.at_savepoint or operator.expected == ends[view]
-    for (view, shard), operator in plain.operators.items():
+    for operator in plain.operators.values():
         assert operator.at_savepoint
-        parts.append(SavepointPart(view, shard, operator.number, operator.waiting_groups()))
+        key = operator.key
+        parts.append(SavepointPart(key.view, key.shard, operator.number, operator.waiting_groups()))
     parts = [decode_part(encode_part(part)) for part in parts]
     chance.shuffle(parts)
     if seed % 2:
@@ -339,7 +341,7 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
 ) -> None:
     """Late and out of order, with rejected rows: every output is the same, and no value goes back.
 
-    Every poll is one microsecond of arrival, so that a savepoint does not change the polls.
+    Every poll is one row, so that a savepoint does not change the polls.
     """
     arrived = late_arrivals(3)
     whole, stopped = (made(tmp_path / name, arrived, mode) for name in ("whole", "stopped"))
@@ -478,7 +480,7 @@ def two_late_events() -> tuple[list[Arrived], int]:
 def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The killed run applied its late event at another frontier than this run, with other bundles.
+    """The killed run applied its late event at another frontier than this run, with other polls.
 
     So the publication that knows both events is the older one, and would never win.
     """
@@ -493,8 +495,11 @@ def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
     shutil.copytree(tmp_path / "kept", config.root / SAVEPOINTS / "00001")
     shown = shown_frontiers(config)
     with Reader(config).reading() as reader:
-        all_at_once = replace(config, stream=replace(config.stream, poll_rows=1_000))
-        assert run(all_at_once, until_us=killed_at + MINUTE, resume=True)["late"] == 0
+        began = StreamRun.read(config.root)
+        assert began is not None
+        replace(began, poll_rows=1_000).write(config.root)
+        (config.root / CUTS_LOG).unlink()
+        assert run(config, until_us=killed_at + MINUTE, resume=True)["late"] == 0
     assert shown_frontiers(config)["cab", 0] > shown["cab", 0]
     assert state_differences(config) == []
     assert reader.faults == []

@@ -248,7 +248,7 @@ def test_releases_of_another_backfill_are_not_published(ready: Configuration) ->
     run(ready, until_us=EVALUATE_UNTIL + HOUR)
     began = StreamRun.read(ready.root)
     assert began is not None
-    StreamRun("of another", began.mode, began.ended).write(ready.root)
+    replace(began, began="of another").write(ready.root)
     with pytest.raises(StateMismatch, match="a backfill has replaced them"):
         republish(ready, QuietProgress())
 

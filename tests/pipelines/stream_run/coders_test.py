@@ -27,6 +27,7 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import MINUTE
 from tidemill.pipelines.ingest.ingest import Ingest
 from tidemill.pipelines.io.coders import RecordBatchCoder
+from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.replay import (
     ReplayOptions,
     RestrictionCoder,
@@ -97,11 +98,18 @@ def test_state_cells_are_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "restriction", [((), False), ((0, 2**62, 5), True), (tuple(range(300)), False)]
+    "restriction",
+    [
+        (Cut(0, ()), False),
+        (Cut(2**40, (0, 2**62, 5)), True),
+        (Cut(7, tuple(range(300))), False),
+    ],
 )
 def test_a_restriction_of_the_replay_comes_back_as_it_was(restriction: Any) -> None:
     coder = _Provider().restriction_coder()
-    assert coder.decode(coder.encode(restriction)) == restriction
+    found = coder.decode(coder.encode(restriction))
+    assert found == restriction
+    assert isinstance(found[0], Cut)
 
 
 @pytest.mark.parametrize("state", [None, Timestamp(micros=-(2**60)), MIN_TIMESTAMP, Timestamp(7)])

@@ -195,7 +195,7 @@ def test_a_gap_fails_the_job_and_says_where(
     monkeypatch.setattr(Lossy, "NUMBER", 1)
     Lossy.SEEN = 0
     hasty = replace(config, stream=replace(config.stream, gap_batches=1))
-    with pytest.raises(Exception, match=r"depot shard 0 of 2: positions .* never came"):
+    with pytest.raises(Exception, match=r"depot shard 0 of 2: poll 1 never came"):
         stream(hasty, QuietProgress(), engine=engine)
 
 

@@ -52,7 +52,7 @@ def add(log: OfflineLog, segment: int | None, at_us: int, *rows: Row) -> None:
         return
     log.append(
         BY_DEPOT,
-        depot_rows(*rows),
+        {at_us: depot_rows(*rows)},
         shard=0,
         shards=1,
         since_us=TIME_MIN,
