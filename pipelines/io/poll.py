@@ -3,7 +3,8 @@
 A poll has a part for every partition of every source, also where no rows came, so that all
 watermarks advance together. Polls are numbered from 1, without a gap, over all segments of a
 stream: where a poll ends is a function of the log (`pipelines.io.replay`), or was recorded before
-the poll was sent (`pipelines.io.cuts`). So a repeated poll has the same number and the same rows. `stream.shard` turns a poll into one element for each (view, shard).
+the poll was sent (`pipelines.io.cuts`). So a repeated poll has the same number and the same rows.
+`stream.shard` turns a poll into one element for each (view, shard).
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 The promises: rows come in the order in which they were received, across all partitions; rows
 received at the same microsecond in the order of the sources, then of the partitions. In this order
-a poll ends wherever the number of rows from the beginning of the log is a multiple of ``poll_rows``,
-at each recorded cut (`pipelines.io.cuts`), and where the replay ends. The clock decides only when a
-poll is sent. So reading again gives the same polls with the same numbers, at any speed, from any
-poll on.
+a poll ends wherever the number of rows from the beginning of the log is a multiple of
+``poll_rows``, at each recorded cut (`pipelines.io.cuts`), and where the replay ends. The clock
+decides only when a poll is sent. So reading again gives the same polls with the same numbers, at
+any speed, from any poll on.
 
 A poll may separate rows received at the same microsecond: nothing but the watermark depends on it.
 The watermark of a partition is the later of its highest time so far and the replay clock, minus the

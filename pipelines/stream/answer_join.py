@@ -1,18 +1,18 @@
 """Joining the parts of an answer: a request asks several views, and each answers in its own shard.
 
 The promises: a request is answered once, when every view has answered it, in whatever order the
-parts come and however often the engine repeats requests. A missing part is never filled in. If a
-view's frontier passes a request by more than ``answer_within`` without an answer, the request
-becomes a rejected record that names the view. A frontier counts only when all releases before it
-have come, because a missing release may hold the answer.
+parts come and however often the engine repeats requests and releases. A missing part is never
+filled in. If a view's frontier passes a request by more than ``answer_within`` without an answer,
+the request becomes a rejected record that names the view. A frontier counts only when all releases
+before it have come, because a missing release may hold the answer.
 
 This is a plain object; `pipelines.stream.featurize` wires it into a stateful stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -168,26 +168,25 @@ class AnswerJoiner:
                 touched[part.group] = None
             elif isinstance(part, SavepointPart):
                 self.savepoints[part.view, part.shard] = part
-            else:
-                self._reach(part)
-                if part.answers is not None and part.answers.num_rows:
-                    groups = hashing.bits(part.answers.column(GROUP))
-                    for group in np.unique(groups).tolist():
-                        mine = part
-                        if not (groups == group).all():
-                            rows = part.answers.filter(pa.array(groups == group))
-                            mine = AnswerPart(
-                                part.view, part.shard, part.number, part.frontier_us, rows
-                            )
-                        if group in self.pending:
-                            self._fill(group, mine)
-                            touched[group] = None
-                        elif group not in self.closed:
-                            self.early.setdefault(group, []).append(mine)
-                        elif self.closed[group]:
-                            raise self._answered_twice(group, mine)
+            elif self._reach(part) and part.answers is not None:
+                touched |= dict.fromkeys(self._take(part, part.answers))
         answered = [self._close(group) for group in touched if not any(self.pending[group].missing)]
         return answered, self._give_up()
+
+    def _take(self, part: AnswerPart, answers: pa.RecordBatch) -> Iterator[int]:
+        """Take the answers of a part; yield the groups of requests that are pending."""
+        groups = hashing.bits(answers.column(GROUP))
+        for group in np.unique(groups).tolist():
+            mine = part
+            if not (groups == group).all():
+                mine = replace(part, answers=answers.filter(pa.array(groups == group)))
+            if group in self.pending:
+                self._fill(group, mine)
+                yield group
+            elif group not in self.closed:
+                self.early.setdefault(group, []).append(mine)
+            elif self.closed[group]:
+                raise self._answered_twice(group, mine)
 
     def _is_repeat(self, part: RequestPart) -> bool:
         """Tell whether these requests came before."""
@@ -204,12 +203,20 @@ class AnswerJoiner:
             )
         return True
 
-    def _reach(self, part: AnswerPart) -> None:
-        """Advance a shard's frontier over the releases that have come without a gap."""
+    def _reach(self, part: AnswerPart) -> bool:
+        """Advance a shard's frontier over the releases that have come without a gap.
+
+        Returns:
+            Whether the part is new, and not a release that came before or counted as lost.
+        """
+        if not part.number:
+            return True  # of a batch run
         at = (self._places[part.view], part.shard)
         if part.number <= self.numbers[at]:
-            return
+            return False
         waiting = self.waiting.setdefault((part.view, part.shard), {})
+        if part.number in waiting:
+            return False
         waiting[part.number] = part.frontier_us
         if len(waiting) > self.gap_releases:
             # The missing releases are lost; the requests that they answered will be given up.
@@ -217,6 +224,7 @@ class AnswerJoiner:
         while int(self.numbers[at]) + 1 in waiting:
             self.numbers[at] += 1
             self.frontiers[at] = max(self.frontiers[at], waiting.pop(int(self.numbers[at])))
+        return True
 
     def _open(self, part: RequestPart) -> None:
         rows, views = part.rows.num_rows, len(self.project.views)
@@ -250,8 +258,8 @@ class AnswerJoiner:
     def _answered_twice(self, group: int, part: AnswerPart) -> BatchConflict:
         return BatchConflict(
             f"view {part.view!r} answered a request of group {group} "
-            f"twice (release {part.number} of shard {part.shard}); the engine repeated a release "
-            "whose state was saved: restart from the last checkpoint"
+            f"twice (release {part.number} of shard {part.shard}, and another one); the operator's "
+            "state does not fit its log: restart from the last checkpoint or from a handoff"
         )
 
     def _close(self, group: int) -> pa.RecordBatch:

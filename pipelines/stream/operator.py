@@ -208,9 +208,10 @@ class ShardOperator:
             return batch.poll, index
         if not _same(batch, other):
             raise BatchConflict(
-                f"{self.key}: two batches claim {self._name(index)} of poll {batch.poll}: positions "
-                f"{other.start} to {other.stop}, and {batch.start} to {batch.stop} with other rows "
-                "or another watermark; the source does not read its log the same way twice"
+                f"{self.key}: two batches claim {self._name(index)} of poll {batch.poll}: "
+                f"positions {other.start} to {other.stop}, and {batch.start} to {batch.stop} with "
+                "other rows or another watermark; the source does not read its log the same way "
+                "twice"
             )
         self.counters.repeats += 1
         return None

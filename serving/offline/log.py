@@ -6,7 +6,8 @@
 It promises:
 
 * A part is written atomically. A repeated `write` replaces its part; a repeated `append` must be
-  equal, and changes nothing. A part has one row per (entity, event_timestamp), the highest revision, sorted by both.
+  equal, and changes nothing. A part has one row per (entity, event_timestamp), the highest
+  revision, sorted by both.
 * Parts may be merged at any time, also while a stream adds to the log and others read it: a join
   gives the same before, during and after, and the parts that a segment has added can still be
   removed (`serving.offline.merge`).

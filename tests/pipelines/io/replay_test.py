@@ -130,7 +130,7 @@ def test_the_clock_decides_only_when_a_poll_is_sent(step_us: int, tmp_path: Path
     write(tmp_path)
     log = replay_log(tmp_path, poll_rows=9)
     expected = read_on(log, log.start)
-    (first, *_), at, due, found = expected, log.start, START - MINUTE, []
+    (_first, *_), at, due, found = expected, log.start, START - MINUTE, []
     assert log.next_poll(at, due, 5) is None
     while at.positions != log.stop:
         due = max(received_of(expected[len(found)][0])) + 1 if step_us == 1 else due + step_us
@@ -182,7 +182,7 @@ def test_recorded_cuts_end_polls_too(tmp_path: Path) -> None:
         p.encode() for p, _ in read_on(rest, rest.start)
     ]
     elsewhere = Cut(cut.number, (cut.positions[0] - 1, cut.positions[1] + 1, *cut.positions[2:]))
-    with pytest.raises(StateMismatch, match="the log was written again|it was written again"):
+    with pytest.raises(StateMismatch, match="it was written again"):
         replay_log(tmp_path, poll_rows=9, cuts=(elsewhere,))
 
 

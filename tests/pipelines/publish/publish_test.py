@@ -197,8 +197,9 @@ def _mark(number: int) -> bytes:
 def _published(number: int, frontier: int | None = None, since: int | None = 0) -> Published:
     """Return release ``number``; without a ``since``, the whole shard at that release."""
     rows = pa.record_batch({"number": pa.array([number], pa.int64())})
+    before = None if since is None else _mark(number - 1)
     return Published(
-        view="cab", shard=0, number=number, mark_before=None if since is None else _mark(number - 1),
+        view="cab", shard=0, number=number, mark_before=before,
         mark=_mark(number), attempt=0, since_us=since, is_news=since is not None,
         frontier_us=10 * number if frontier is None else frontier, rows=rows,
     )  # fmt: skip
@@ -207,8 +208,8 @@ def _published(number: int, frontier: int | None = None, since: int | None = 0) 
 def _runs(*releases: Published) -> list[tuple[int | None, int, list[int]]]:
     """Return each run: the release that it builds on, its last one, and the rows."""
     out = []
-    for run in release_runs(releases):
-        joined = joined_release(run)
+    for successive in release_runs(releases):
+        joined = joined_release(successive)
         before = None if joined.mark_before is None else int(joined.mark_before)
         assert joined.mark == _mark(joined.number)
         out.append((before, joined.number, joined.rows.column(0).to_pylist()))
@@ -225,9 +226,9 @@ def test_successive_releases_are_one_run_in_any_order(
         for number in range(first, first + count)
     ]
     again = data.draw(st.lists(st.sampled_from(chain), max_size=3))
-    (run,) = _runs(*data.draw(st.permutations(chain + again)))
+    (found,) = _runs(*data.draw(st.permutations(chain + again)))
     numbers = [one.number for one in chain]
-    assert run == (first - 1, numbers[-1], numbers)
+    assert found == (first - 1, numbers[-1], numbers)
 
 
 def test_missing_release_ends_a_run() -> None:
@@ -239,8 +240,8 @@ def test_release_of_the_whole_shard_needs_nothing_before_it() -> None:
     releases = (_published(8), whole, _published(3), _published(6), _published(1))
     assert _runs(*releases) == [(None, 6, [1, 3, 5, 6]), (7, 8, [8])]
     assert _runs(_published(5), whole) == [(None, 5, [5, 5])]
-    (run,) = release_runs([_published(5), whole])
-    assert joined_release(run).since_us is None
+    (successive,) = release_runs([_published(5), whole])
+    assert joined_release(successive).since_us is None
 
 
 def test_two_publications_of_a_bundle_that_contradict_each_other_are_an_error(

@@ -134,7 +134,7 @@ def test_requests_that_come_twice_with_other_rows_are_a_conflict() -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_request_that_is_answered_twice_is_refused(closed: bool) -> None:
+def test_a_request_that_two_releases_answer_is_refused(closed: bool) -> None:
     _, parts = parts_of(4)
     again = next(part for part in parts if is_answer_of(part, "zone"))
     joining = joiner()
@@ -143,8 +143,22 @@ def test_a_request_that_is_answered_twice_is_refused(closed: bool) -> None:
     else:
         joining.receive([p for p in parts if isinstance(p, RequestPart)])
         joining.receive([again])
+    assert isinstance(again, AnswerPart)
     with pytest.raises(BatchConflict, match="view 'zone' answered a request of group"):
-        joining.receive([again])
+        joining.receive([replace(again, number=1_000)])
+
+
+def test_releases_that_the_engine_repeats_are_joined_once() -> None:
+    """In one bundle, while others wait, and after their requests were answered."""
+    rows, parts = parts_of(4)
+    joining = joiner(answer_within_us=0)
+    answered = []
+    for first in range(0, len(parts), 5):
+        done, given_up = joining.receive(parts[max(first - 7, 0) : first + 5] * 2)
+        answered += done
+        assert not given_up
+    assert joining.receive(parts) == ([], [])
+    assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
 
 
 def test_a_missing_part_is_given_up_when_its_view_has_passed_it() -> None:

@@ -135,7 +135,10 @@ def test_an_early_poll_waits_for_the_one_before_it() -> None:
         """,
     ) == [
         "nothing",
-        "1: frontier 10; a from 4 to 30 revision 1 is 1 sum 1; b from 6 to 30 revision 1 is 1 sum 2",
+        (
+            "1: frontier 10; "
+            "a from 4 to 30 revision 1 is 1 sum 1; b from 6 to 30 revision 1 is 1 sum 2"
+        ),
         "2: frontier 25; a@13 is 2 sum 5; a from 13 to 30 revision 2 is 2 sum 5",
     ]
     assert operator.counters.early == 2
@@ -157,7 +160,10 @@ def test_repeats_are_dropped() -> None:
         2 requests 0 [0,1) <12: a@11
         """,
     ) == [
-        "1: frontier 10; a from 4 to 30 revision 1 is 1 sum 1; b from 6 to 30 revision 1 is 1 sum 2",
+        (
+            "1: frontier 10; "
+            "a from 4 to 30 revision 1 is 1 sum 1; b from 6 to 30 revision 1 is 1 sum 2"
+        ),
         "nothing",
         "2: frontier 12; a@11 is 1 sum 1; a from 12 to 30 revision 2 is 2 sum 5",
     ]

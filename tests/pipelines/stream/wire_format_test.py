@@ -74,7 +74,7 @@ def others(sender: OperatorKey) -> list[Part]:
 def test_a_part_of_an_unknown_view_or_another_definition_is_refused_by_name() -> None:
     strange = replace(ZONE, view="tram")
     for part in others(strange):
-        with pytest.raises(StateMismatch, match="view 'tram' .*no such view, but cab, zone, weat"):
+        with pytest.raises(StateMismatch, match=r"view 'tram' .*no such view, but cab, zone, weat"):
             decode_part(encode_part(part, strange.text), PROJECT)
     changed = replace(ZONE, hash="0" * 16)
     for part in others(changed):
@@ -98,7 +98,9 @@ def test_publications_come_back_as_they_were() -> None:
             since_us=since, frontier_us=77, rows=ROWS, is_news=True,
         )  # fmt: skip
     fewer = replace(PROJECT, views=PROJECT.views[:1], label=None)
-    with pytest.raises(StateMismatch, match="view 'zone' .* the project has no such view, but cab"):
+    with pytest.raises(
+        StateMismatch, match=r"view 'zone' .* the project has no such view, but cab"
+    ):
         unpack_publications(data, fewer)
 
 
