@@ -508,6 +508,24 @@ def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
     check_evidence(config)
 
 
+def test_a_killed_run_is_repeated_release_by_release(tmp_path: Path) -> None:
+    """Also where a savepoint had cut its polls, and the configuration has changed since."""
+    config = made(tmp_path, late_arrivals(3), "eager", poll_rows=3)
+    run(config, until_us=BEGIN + 2 * MINUTE + 1)
+    shutil.copytree(last_states(config.root)[0], tmp_path / "kept")
+    run(config, until_us=BEGIN + 5 * MINUTE + 1, resume=True)
+    folder = config.root / "releases"
+    written = {path.name: path.read_bytes() for path in folder.glob("00002-*")}
+    assert len(written) > 5 * SHARDS * len(PROJECT.views)
+    kill(config)
+    shutil.copytree(tmp_path / "kept", config.root / SAVEPOINTS / "00001")
+    changed = replace(config, stream=replace(config.stream, poll_rows=500))
+    run(changed, resume=True)
+    again = {path.name: path.read_bytes() for path in folder.glob("00002-*")}
+    assert {name: again[name] for name in written} == written
+    assert len(again) > len(written)
+
+
 # States that are refused.
 
 

@@ -60,7 +60,7 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import read_handoff, state_path, write_handoff
 from tidemill.pipelines.stream.token_cache import TokenCache
-from tidemill.pipelines.stream.wire_format import pack_publications
+from tidemill.pipelines.stream.wire_format import pack_publications, unpack_publications
 
 SHARDS = 2
 
@@ -377,6 +377,32 @@ def test_operators_and_joiner_are_rebuilt_from_snapshot_and_log(
     monkeypatch.setattr(snapshot_policy, "JOINER_LOG_BYTES", joiner_log_bytes)
     rows = streamed(tmp_path, 10, options())
     assert answers() == expected_vectors(PROJECT, rows)
+    # Each decoded operator has a number of its own, so that a store can refuse an older one.
+    assert attempts()["cab", 0] == list(range(len(attempts()["cab", 0])))
+    assert len(attempts()["cab", 0]) > 1
+
+
+def attempts() -> dict[tuple[str, int], list[int]]:
+    """Return the attempt numbers in the publications of each shard, without repeats, in order."""
+    found: dict[tuple[str, int], dict[int, None]] = {}
+    for data in collected(PUBLICATIONS):
+        one = unpack_publications(data)
+        found.setdefault((one.view, one.shard), {})[one.attempt] = None
+    return {shard: list(numbers) for shard, numbers in found.items()}
+
+
+def test_an_operator_that_was_never_decoded_has_the_first_attempt_number(tmp_path: Path) -> None:
+    streamed(tmp_path, 10, options())
+    assert {tuple(numbers) for numbers in attempts().values()} == {(0,)}
+
+
+def test_a_handed_over_state_is_the_same_whatever_the_engine_did(tmp_path: Path) -> None:
+    operator = make_operator(PROJECT, operator_key(PROJECT, 0, 1, SHARDS), options())
+    write_handoff(tmp_path / "calm", operator)
+    operator.attempt, operator.counters.repeats, operator.counters.early = 3, 5, 7
+    write_handoff(tmp_path / "busy", operator)
+    calm, busy = (state_path(tmp_path / name, operator.key) for name in ("calm", "busy"))
+    assert calm.read_bytes() == busy.read_bytes()
 
 
 # Handing over.

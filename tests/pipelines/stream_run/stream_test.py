@@ -26,6 +26,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.run.paths import PREDICTIONS, REJECTED_BY_STREAM, RELEASES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import featurize
@@ -34,7 +35,7 @@ from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part
 from tidemill.pipelines.stream_run import stream as module
 from tidemill.pipelines.stream_run.outcome import read_rejected
-from tidemill.pipelines.stream_run.stream import stream
+from tidemill.pipelines.stream_run.stream import run_id, stream
 
 CUT = START + 4 * HOUR
 STOP = START + 8 * HOUR
@@ -132,18 +133,29 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
 
 
 def test_the_output_of_an_earlier_run_is_removed(config: Configuration) -> None:
-    """Only the number of releases depends on the engine's bundles."""
+    """Here also in the process: a repeated segment has the run id of the first run."""
+    run = run_id(config.root, 1)
     first = stream(config, QuietProgress(), engine="fnapi")
     outputs = (PREDICTIONS, RELEASES, REJECTED_BY_STREAM)
     for name in outputs:
         (config.root / name).mkdir(exist_ok=True)
         (config.root / name / "left.by.an.earlier.run").touch()
+    METER.add(run, "predictions", 1_000)
+    featurize._OPERATORS.put((run, "left by an earlier run"), b"token", "state")
     again = stream(config, QuietProgress(), engine="fnapi")
+    assert METER.read(run, "predictions") == again["predictions"]
+    assert featurize._OPERATORS.take((run, "left by an earlier run"), b"token") is None
     assert not [*config.root.rglob("left.by.an.earlier.run")]
     assert len(read_releases(config.root)) == again["releases"]
     assert len(predictions(config.root)) == again["predictions"]
-    counts = ("requests", "predictions", "frontiers", "duplicates", "rejected")
+    counts = ("requests", "predictions", "releases", "frontiers", "duplicates", "rejected")
     assert {name: again[name] for name in counts} == {name: first[name] for name in counts}
+
+
+def test_a_run_is_named_by_root_and_segment(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    assert run_id(root, 1) == run_id(tmp_path / "other" / ".." / "root", 1)
+    assert len({run_id(root, 1), run_id(root, 2), run_id(tmp_path, 1)}) == 3
 
 
 def test_an_eager_stream_answers_every_request_too(
