@@ -17,7 +17,7 @@ from tests.support.redis_proxy import SwitchingProxy
 from tests.support.redis_server import RedisServer, running
 from tidemill.pipelines.publish import store_writer
 from tidemill.pipelines.publish.run_fills import RunFills
-from tidemill.pipelines.publish.store_writer import StoreWriter
+from tidemill.pipelines.publish.store_writer import StoreWriter, retry_while_unavailable
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.serving.online.cells import cell_matrix
 from tidemill.serving.online.database import Parcel
@@ -64,7 +64,10 @@ def parcels(writer: StoreWriter, release: int, *, whole: bool = False) -> list[P
 
 def assert_no_row_is_newer_or_older_than_its_frontier(database: RedisDatabase) -> set[int]:
     """Check every row by the frontier of its slice; return the frontiers."""
-    ((frontiers, rows),) = database.read([(DEPOT_SPACE, KEYS)])
+    # The server may be replaced during this read, too.
+    ((frontiers, rows),) = retry_while_unavailable(
+        lambda: database.read([(DEPOT_SPACE, KEYS)]), database.name
+    )
     for row in rows:
         assert row is not None
         as_of = frontiers.of_row(row)
@@ -134,6 +137,7 @@ def test_older_server_is_noticed_at_every_reply_of_a_publication_there_and_back(
             found = assert_no_row_is_newer_or_older_than_its_frontier(database)
             assert found == {frontier(release)}
             release += 1
+            proxy.switch_after({})
             leads = proxy.server
 
 
