@@ -25,6 +25,7 @@ from tidemill.pipelines.config.choices import MODES
     "2026-02-20T00:00:00Z.",
 )
 @click.option("--resume", is_flag=True, help="Resume from the last savepoint, also after a crash.")
+@options.wait
 @options.opened
 def stream(
     config_path: Path,
@@ -35,11 +36,11 @@ def stream(
     mode: str | None,
     until: str | None,
     resume: bool,
+    wait: bool,
 ) -> None:
     """Replay the log as a stream: publish features, answer requests with predictions.
 
-    Without --resume the stream starts over from the state of the backfill, and removes what an
-    earlier stream wrote, its rows in the online store too.
+    Without --resume the stream starts over from the state of the backfill, in a folder of its own.
     """
     until_us = None if until is None else _instant_us(until)
     config = stages.load_for_existing_run(config_path, root)
@@ -57,6 +58,7 @@ def stream(
             mode=mode,
             until_us=until_us,
             resume=resume,
+            wait=wait,
         ),
     )
 

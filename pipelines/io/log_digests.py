@@ -117,6 +117,10 @@ class PartitionDigests:
         """The number of whole blocks."""
         return self.rows // BLOCK_ROWS
 
+    def span(self, block: int) -> tuple[int, int]:
+        """Return the positions of the first row of a block and of the row after it."""
+        return block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self.rows)
+
     def prefix(self, position: int, partial: Callable[[int, int], bytes]) -> bytes:
         """Return the digested prefix of the partition: 72 bytes.
 

@@ -40,7 +40,8 @@ class Publish(beam.DoFn):
 
     Attributes:
         project: The project; it must be registered in the store.
-        root: The run's folder.
+        root: The stream's folder.
+        offline_root: The folder of the offline logs.
         place: The place of the online store.
         shards: The number of shards of each view.
         changes: Whether the publications are every change point and continue the offline log.
@@ -52,6 +53,7 @@ class Publish(beam.DoFn):
 
     project: Project
     root: Path
+    offline_root: Path
     place: OnlinePlace
     shards: int
     changes: bool = False
@@ -88,9 +90,7 @@ class Publish(beam.DoFn):
             news = joined_by_shard([one for one in bundle if one.is_news])
         if self.changes:
             for run in news:
-                append_changes(
-                    self.project, self.root / paths.OFFLINE, self.shards, run, self.segment
-                )
+                append_changes(self.project, self.offline_root, self.shards, run, self.segment)
         for run in news:
             if run.rows.num_rows:
                 self._write_log(run)

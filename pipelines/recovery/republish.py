@@ -35,8 +35,8 @@ from tidemill.pipelines.recovery.handoff import (
     Handoff,
     StreamRun,
     check_handoff,
+    check_log,
     last_states,
-    read_record,
 )
 from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.release_log import read_releases
@@ -76,15 +76,16 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
         StateMismatch: There are no states, or they are not those that the stream began with.
         StoreError: The store refuses a write.
     """
-    project, root = config.project, config.root
-    folder, handoff = last_states(root)
+    project, current = config.project, config.current
+    folder, handoff = last_states(current)
     check_handoff(folder, handoff, project, config.shards)
-    releases = _releases_by_shard(root)
-    began = StreamRun.read(root)
-    if releases and (began is None or began.began != read_record(root / paths.STATES).id):
+    check_log(folder, handoff, Log(current.build_folder), handoff.positions)
+    releases = _releases_by_shard(current.stream_folder)
+    began = StreamRun.read(current.stream_folder)
+    if releases and handoff.kind == "backfill" and (began is None or began.began != handoff.id):
         raise StateMismatch(
-            f"the releases in {root} are not of a stream that began with the states in "
-            f"{root / paths.STATES}: a backfill has replaced them since; run `tidemill stream`"
+            f"the releases in {current.stream_folder} are not of a stream that began with the "
+            f"states in {folder}: a backfill has replaced them since; run `tidemill stream`"
         )
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
@@ -113,7 +114,7 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         except NoKeySpace:
             shown = {}
         released: dict[tuple[str, int], int] = {}
-        for entry in read_releases(config.root):
+        for entry in read_releases(config.current.stream_folder):
             key = (entry["view"], entry["shard"])
             released[key] = max(released.get(key, TIME_MIN), entry["frontier_us"])
         if all(shown.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
@@ -150,7 +151,7 @@ def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> N
     database.drop(spaces)
     database.create(spaces)
     database.close()
-    publish_states(config, config.root / paths.STATES, progress, {})
+    publish_states(config, config.current.build_folder / paths.STATES, progress, {})
 
 
 def keeps_frontiers(place: OnlinePlace) -> bool:
@@ -195,7 +196,7 @@ def publish_states(
     Returns:
         Counts.
     """
-    project, log = config.project, Log(config.root)
+    project, log = config.project, Log(config.current.build_folder)
     options = FeaturizeOptions(
         run="publish",
         shards=config.shards,

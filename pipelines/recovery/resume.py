@@ -12,7 +12,6 @@ A stream runs in one or more segments. The promises:
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,14 @@ import numpy as np
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.recovery.handoff import (
     Handoff,
     StreamRun,
     check_handoff,
+    check_log,
+    cut_digests,
     last_states,
     read_record,
     remove_savepoints,
@@ -38,6 +40,7 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.state_files import file_hashes, missing_files, read_joiner
 from tidemill.serving.files.segment_names import segment_prefix
+from tidemill.serving.generations.current import Current, write_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.registry.registration import open_store
 
@@ -54,6 +57,7 @@ class Start:
     """The start of a segment.
 
     Attributes:
+        current: The root's folders, with that of the stream.
         folder: The folder of the states.
         handoff: The record of the states.
         run: The stream.
@@ -61,6 +65,7 @@ class Start:
             its first savepoint.
     """
 
+    current: Current
     folder: Path
     handoff: Handoff
     run: StreamRun
@@ -78,10 +83,17 @@ def first_start(config: Configuration, mode: str | None) -> Start:
     Raises:
         StateMismatch: There are no states, or they are of other definitions.
     """
-    folder = config.root / paths.STATES
-    handoff = _checked(config, folder, read_record(folder))
-    run = StreamRun(handoff.id, mode or config.stream.mode, ended=False)
-    return Start(folder, handoff, run, resumes=False)
+    current = config.current.with_next_stream()
+    folder = current.build_folder / paths.STATES
+    handoff = read_record(folder)
+    _check(config, current, folder, handoff)
+    if handoff.as_of_us != config.splits.evaluate_until_us:
+        raise StateMismatch(
+            "the handed-over state ends at another instant than splits.evaluate_until; run "
+            "`tidemill backfill` again"
+        )
+    run = StreamRun.beginning(handoff, mode or config.stream.mode)
+    return Start(current, folder, handoff, run, resumes=False)
 
 
 def next_start(config: Configuration, mode: str | None) -> Start:
@@ -90,12 +102,12 @@ def next_start(config: Configuration, mode: str | None) -> Start:
     Raises:
         StateMismatch: There is no stream to resume, or its states do not match.
     """
-    root = config.root
-    run = StreamRun.read(root)
-    if run is None or run.began != read_record(root / paths.STATES).id:
+    root, current = config.root, config.current
+    run = StreamRun.read(current.stream_folder)
+    if run is None:
         raise StateMismatch(
-            f"there is no stream in {root} to resume, or a backfill has replaced the states that "
-            "it began with; run `tidemill stream` without --resume"
+            f"there is no stream in {root} to resume: none was begun since the last backfill that "
+            "corrected history; run `tidemill stream` without --resume"
         )
     if run.ended:
         raise StateMismatch(
@@ -107,18 +119,24 @@ def next_start(config: Configuration, mode: str | None) -> Start:
             f"the stream was begun in mode {run.mode!r}, and its states are of that mode: resume "
             "in it, or start over"
         )
-    folder, handoff = last_states(root)
-    return Start(folder, _checked(config, folder, handoff), run, resumes=True)
-
-
-def _checked(config: Configuration, folder: Path, handoff: Handoff) -> Handoff:
-    check_handoff(folder, handoff, config.project, config.shards)
-    if read_record(config.root / paths.STATES).as_of_us != config.splits.evaluate_until_us:
+    folder, handoff = last_states(current)
+    if handoff.kind == "backfill" and handoff.id != run.began:
         raise StateMismatch(
-            "the handed-over state ends at another instant than splits.evaluate_until; run "
-            "`tidemill backfill` again"
+            f"the stream in {root} was killed before its first savepoint, and a backfill has "
+            "replaced the states that it began with; run `tidemill stream` without --resume"
         )
-    return handoff
+    if run.as_of_us != config.splits.evaluate_until_us:
+        raise StateMismatch(
+            f"the stream in {root} began at another instant than splits.evaluate_until; set it "
+            "back, or run `tidemill stream` without --resume"
+        )
+    _check(config, current, folder, handoff)
+    return Start(current, folder, handoff, run, resumes=True)
+
+
+def _check(config: Configuration, current: Current, folder: Path, handoff: Handoff) -> None:
+    check_handoff(folder, handoff, config.project, config.shards)
+    check_log(folder, handoff, Log(current.build_folder), handoff.positions)
 
 
 def check_savepoint(start: Start, until_us: int, end_us: int) -> None:
@@ -166,20 +184,17 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
     Raises:
         StoreError: The store refuses a write, or has lost publications from before the savepoint.
     """
-    root = config.root
+    stream = start.current.stream_folder
     if not start.resumes:
-        # Delete stream.json first, so that a crash before the store is filled counts as not begun.
-        (root / paths.STREAM_RUN).unlink(missing_ok=True)
-        for name in _OUTPUTS:
-            shutil.rmtree(root / name, ignore_errors=True)
-        remove_savepoints(root)
         start_over(config, start.handoff, progress)
-        start.run.write(root)
+        # Last, so that a stream that is killed before the store is filled has not begun.
+        start.run.write(stream)
+        write_current(start.current)
         return {}
     for name in _OUTPUTS:
-        for path in (root / name).glob(f"**/{segment_prefix(start.segment)}*"):
+        for path in (stream / name).glob(f"**/{segment_prefix(start.segment)}*"):
             path.unlink()
-    remove_savepoints(root, keep=start.folder)
+    remove_savepoints(stream, keep=start.folder)
     # Register here, once: workers only write rows.
     open_store(config.project, config.places, clock="replay")
     shown = shown_frontiers(config)
@@ -195,7 +210,7 @@ def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> 
     with. The logs of all views continue, or none.
     """
     logs = {
-        view.name: OfflineLog.of(config.root / paths.OFFLINE, view) for view in config.project.views
+        view.name: OfflineLog.of(start.current.offline_root, view) for view in config.project.views
     }
     segment = start.segment if start.resumes else 0
     joins = {
@@ -224,11 +239,10 @@ def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
                 )
 
 
-def received(root: Path, replayed: ReplayLog) -> dict[str, int]:
+def received(run: StreamRun, replayed: ReplayLog) -> dict[str, int]:
     """Count each source's rows from the beginning of the stream to the end of a replay."""
-    begun = read_record(root / paths.STATES).positions
     stop = _by_source(replayed, replayed.stop)
-    return {name: sum(ends) - sum(begun[name]) for name, ends in stop.items()}
+    return {name: sum(ends) - sum(run.positions[name]) for name, ends in stop.items()}
 
 
 def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:
@@ -263,10 +277,11 @@ def keep_savepoint(
         view.name: np.maximum(start.handoff.frontiers[view.name], released[index]).tolist()
         for index, view in enumerate(config.project.views)
     }
+    positions = _by_source(replayed, replayed.stop)
     handoff = Handoff(
         kind="stop",
         as_of_us=until_us,
-        positions=_by_source(replayed, replayed.stop),
+        positions=positions,
         views={view.name: view.hash for view in config.project.views},
         shards=config.shards,
         segment=start.segment,
@@ -274,6 +289,8 @@ def keep_savepoint(
         began=start.run.began,
         mode=start.run.mode,
         files=file_hashes(folder),
+        generation=start.run.generation,
+        digests=cut_digests(Log(start.current.build_folder), positions),
     )
     handoff.write(folder)
-    remove_savepoints(config.root, keep=folder)
+    remove_savepoints(start.current.stream_folder, keep=folder)

@@ -40,6 +40,7 @@ from tidemill.pipelines.recovery.handoff import savepoint_folder
 from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
+    Start,
     check_positions,
     check_savepoint,
     first_start,
@@ -69,6 +70,7 @@ from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.serving.bundles.current import current_bundle
+from tidemill.serving.files.locks import lock
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import missing_guarantees
 
@@ -83,6 +85,7 @@ def stream(
     mode: str | None = None,
     until_us: int | None = None,
     resume: bool = False,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Replay the rows received between the evaluation's end and the stream's, or a part of them.
 
@@ -95,6 +98,7 @@ def stream(
         until_us: Stop at a savepoint before the rows received at or after this instant; None to run
             to the stream's end.
         resume: Continue from the last savepoint instead of starting over.
+        wait: Wait for another stream of the generation; else it is an error.
 
     Returns:
         Counts since the stream began, figures, and the engine with the reason for it.
@@ -103,15 +107,43 @@ def stream(
         StateMismatch: The states are of other definitions, or there is no savepoint.
         InputError: ``until_us`` is not between the start and the stream's end.
         SequenceError: The numbers of requests and predictions do not match.
+        Locked: Another process runs a stream of the generation.
     """
+    with _alone(config, wait=wait) as pinned:
+        return _stream(pinned, progress, speed, engine, mode, until_us, resume=resume)
+
+
+@contextmanager
+def _alone(config: Configuration, *, wait: bool) -> Iterator[Configuration]:
+    """Hold the lock of the generation's stream; yield the configuration with its folders."""
+    while True:
+        pinned = config.pin()
+        with lock(pinned.current.stream_lock, "run this generation's stream", wait=wait):
+            # A backfill may have begun another generation in between.
+            if config.pin().current.generation == pinned.current.generation:
+                yield config.pin()
+                return
+
+
+def _stream(
+    config: Configuration,
+    progress: Progress,
+    speed: float | None,
+    engine: str | None,
+    mode: str | None,
+    until_us: int | None,
+    *,
+    resume: bool,
+) -> dict[str, Any]:
     project, root = config.project, config.root
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
         check_savepoint(start, until_us, config.splits.stream_until_us)
-    bundle = current_bundle(root)
+    config = replace(config, pinned=start.current)
+    bundle, stream_folder = current_bundle(root), start.current.stream_folder
     choice = stream_engine(config.stream.engine, engine)
     options = ReplayOptions(
-        root=root,
+        root=start.current.build_folder,
         start_us=start.handoff.as_of_us,
         stop_us=config.splits.stream_until_us if until_us is None else until_us,
         poll_rows=config.stream.poll_rows,
@@ -126,12 +158,12 @@ def stream(
     featurize = FeaturizeOptions(
         run=uuid.uuid4().hex,
         shards=config.shards,
-        partitions=source_partitions(Log(root), project),
+        partitions=source_partitions(Log(start.current.build_folder), project),
         mode=Mode(start.run.mode),
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,
         handoff=start.folder,
-        savepoint=None if options.ends else savepoint_folder(root, start.segment),
+        savepoint=None if options.ends else savepoint_folder(stream_folder, start.segment),
         overtaken=prepare(config, start, progress),
         changes=offline_goes_on(config, start, progress),
     )
@@ -146,10 +178,10 @@ def stream(
         pipeline = beam.Pipeline(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
-        wire(pipeline, config, options, featurize, bundle, start.segment)
+        wire(pipeline, config, options, featurize, bundle, start)
         run_pipeline(pipeline, choice)
     seconds = time.perf_counter() - began
-    rows = received(root, replayed)
+    rows = received(start.run, replayed)
     requests = rows.pop(project.request.name)
     summary = {
         "engine": choice.name,
@@ -165,7 +197,7 @@ def stream(
         "events": sum(rows.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
-        **count_outcome(root, project.request.name),
+        **count_outcome(stream_folder, project.request.name),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
     if summary["doubled"] or answered != requests:
@@ -176,7 +208,7 @@ def stream(
             "batches"
         )
     if featurize.savepoint is None:
-        replace(start.run, ended=True).write(root)
+        replace(start.run, ended=True).write(stream_folder)
     else:
         keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
@@ -188,10 +220,14 @@ def wire(
     replay: ReplayOptions,
     featurize: FeaturizeOptions,
     bundle: Path,
-    segment: int,
+    start: Start,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
-    project, root, prefix = config.project, config.root, segment_prefix(segment)
+    project, root, prefix = (
+        config.project,
+        start.current.stream_folder,
+        segment_prefix(start.segment),
+    )
     valid = (
         pipeline
         | Replay(project, replay)
@@ -208,10 +244,11 @@ def wire(
     publish = Publish(
         project,
         root,
+        start.current.offline_root,
         config.online_store,
         config.shards,
         changes=featurize.changes,
-        segment=segment,
+        segment=start.segment,
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,
     )

@@ -109,16 +109,17 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
         InputError: There is no such prediction, or more than one.
     """
     project = config.project
-    predictions = read_predictions(config.root, project)
+    stream = config.current.stream_folder
+    predictions = read_predictions(stream, project)
     mine = predictions.filter(pc.equal(predictions["request_id"], request_id))
     if len(mine) != 1:
         known = predictions["request_id"].to_pylist()
         hint = nearest(request_id, known[:1000]) if not len(mine) else "run `tidemill verify`"
         raise InputError(
-            f"{len(mine)} predictions in {config.root / paths.PREDICTIONS} have the id "
+            f"{len(mine)} predictions in {stream / paths.PREDICTIONS} have the id "
             f"{request_id!r}; {hint}"
         )
-    history = logged_history(config.root, project)
+    history = logged_history(config.current.build_folder, project)
     evidence = read_evidence(config, history)
     prediction: dict[str, Any] = mine.to_pylist()[0]
     place = (history.requests.words("_partition") == prediction["partition"]) & (

@@ -31,7 +31,7 @@ def read_history(config: Configuration, progress: Progress) -> History:
             found = read_log(config, name)
             definition = config.project.definition(name)
             # Leave out partitions of repaired records that are not in the log yet.
-            logged = Log(config.root).partitions(name)
+            logged = Log(config.current.build_folder).partitions(name)
             parts = [
                 _placed(definition, part.partition, part.rows, part.received_us)
                 for part in found.parts[:logged]
@@ -43,9 +43,9 @@ def read_history(config: Configuration, progress: Progress) -> History:
     return History(config.project, sources)
 
 
-def logged_history(root: Path, project: Project) -> History:
+def logged_history(build: Path, project: Project) -> History:
     """Return the history as the log holds it: faster to read than the raw files, but no proof."""
-    log = Log(root)
+    log = Log(build)
     sources = {}
     for name in (project.request.name, *(stream.name for stream in project.streams)):
         rows = log.read(name)

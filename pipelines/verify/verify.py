@@ -50,12 +50,14 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
         InputError: There are no predictions or releases, or other definitions made them.
     """
     began = time.perf_counter()
+    config = config.pin()
     history = read_history(config, progress)
     evidence = read_evidence(config, history)
     features, oracle, store = Findings(), Findings(), Findings()
     _check_evidence(evidence, features)
-    predictions = read_predictions(config.root, config.project)
-    served = serve_beside_requests(config.root, config.splits, history, predictions, features)
+    stream = config.current.stream_folder
+    predictions = read_predictions(stream, config.project)
+    served = serve_beside_requests(stream, config.splits, history, predictions, features)
     asked = hashing.bits(served.requests.column(config.project.request.request_time))
     rows = sampled_rows(asked, sample)
     late: list[dict[str, Any]] = []
