@@ -211,6 +211,24 @@ class Log:
             writer.write_table(whole, max_chunksize=BLOCK_ROWS)
 
 
+def rows_digest(definition: EventStream | Request, partitions: Sequence[pa.Table]) -> str:
+    """Return the prefix digest of rows that are not in a log: of the end of all partitions.
+
+    Args:
+        definition: The source.
+        partitions: The rows of each partition, with the columns of a log.
+    """
+    prefixes = []
+    for rows in partitions:
+        found = PartitionDigests(len(rows), tuple(_digests(definition.schema, rows)))
+        prefixes.append(found.prefix(len(rows), _no_partial))
+    return prefix_digest(prefixes)
+
+
+def _no_partial(start: int, stop: int) -> bytes:
+    raise AssertionError(f"the end of a partition is no partial block: {start} to {stop}")
+
+
 def _digests(schema: Schema, table: pa.Table) -> list[bytes]:
     return [
         block_digest(schema, one_batch(table.slice(start, BLOCK_ROWS)), _TECHNICAL)

@@ -7,6 +7,7 @@ and the position that it has in the log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.source_history import History, SourceHistory
 
 
-def read_history(config: Configuration, progress: Progress) -> History:
-    """Read the original files of every source again."""
+def read_history(config: Configuration, names: Sequence[str], progress: Progress) -> History:
+    """Read the original files of some sources again."""
     sources = {}
-    with progress.stage("read the original history", len(config.sources), "sources") as stage:
-        for name in sorted(config.sources):
+    with progress.stage("read the original history", len(names), "sources") as stage:
+        for name in names:
             stage.note(name)
             found = read_log(config, name)
             definition = config.project.definition(name)

@@ -14,7 +14,6 @@ from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_release_lines
-from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.verify.source_history import History, PositionVector
 
 
@@ -139,7 +138,7 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
             # Rows received later may be this much older, so the frontier waits for them.
             waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
             handoff_us[view.name] = as_of_us - waits
-    mode = read_summary(config.root).get("stream", {}).get("mode", config.stream.mode)
+    mode = config.stream.mode if run is None else run.mode
     return Evidence(
         releases=releases,
         conflicts=tuple(conflicts),

@@ -48,6 +48,11 @@ class Served:
     unanswered: int
 
 
+def has_predictions(stream: Path) -> bool:
+    """Tell whether a stream has answered a request."""
+    return any((stream / paths.PREDICTIONS).glob("*.parquet"))
+
+
 def read_predictions(root: Path, project: Project) -> pa.Table:
     """Read the predictions of a run.
 
