@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ from tidemill.pipelines.verify.served import (
 )
 from tidemill.pipelines.verify.source_history import History
 from tidemill.pipelines.verify.witness import find_witness
-from tidemill.serving.generations.current import GENERATIONS, Current
+from tidemill.serving.generations.current import Current, streams_of
 
 
 def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
@@ -89,16 +88,8 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
 
 def streams_to_prove(current: Current) -> list[Current]:
     """Return the folders of all streams that have answered, the current or newest one first."""
-    found = [current] if has_predictions(current.stream_folder) else []
-    earlier = []
-    for folder in (current.root / GENERATIONS).glob("*/stream-??????"):
-        number = int(folder.name.rpartition("-")[2])
-        of_it = Current(current.root, folder.parent.name, 0, 0, number)
-        of_it = replace(of_it, build=of_it.next_number("build") - 1)
-        if of_it.stream_folder != current.stream_folder and has_predictions(folder):
-            earlier.append((folder.stat().st_mtime_ns, of_it))
-    found += [of_it for _, of_it in sorted(earlier, key=itemgetter(0), reverse=True)]
-    return found or [current]
+    answered = [of_it for of_it in streams_of(current.root) if has_predictions(of_it.stream_folder)]
+    return answered or [current]
 
 
 def _prove(

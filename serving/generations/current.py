@@ -79,6 +79,15 @@ class Current:
         taken = [int(path.name.rpartition("-")[2]) for path in self.folder.glob(f"{kind}-??????")]
         return max(taken, default=0) + 1
 
+    @property
+    def newest_build(self) -> Path:
+        """The folder of the newest build of the generation, whose log extends all before it."""
+        return dataclasses.replace(self, build=self.next_number("build") - 1).build_folder
+
+    def with_stream(self, number: int) -> Current:
+        """Return the same folders with those of a stream."""
+        return dataclasses.replace(self, stream=number)
+
     def with_next_stream(self) -> Current:
         """Return the same folders with those of a further stream of the generation."""
         return dataclasses.replace(self, stream=self.next_number("stream"))
@@ -97,6 +106,21 @@ def write_current(current: Current) -> None:
     content = dataclasses.asdict(current)
     del content["root"]
     write_record(current.root / CURRENT, _CURRENT, content, durable=True)
+
+
+def streams_of(root: Path) -> list[Current]:
+    """Return the folders of every stream whose folder is there: the current one, then the newest.
+
+    The build of each is the newest of its generation.
+    """
+    current = find_current(root)
+    found = []
+    for folder in (root / GENERATIONS).glob("*/stream-??????"):
+        of_it = Current(root, folder.parent.name, 0, 0, int(folder.name.rpartition("-")[2]))
+        of_it = dataclasses.replace(of_it, build=of_it.next_number("build") - 1)
+        is_current = current is not None and folder == current.stream_folder
+        found.append((is_current, folder.stat().st_mtime_ns, of_it))
+    return [of_it for *_, of_it in sorted(found, key=lambda one: one[:2], reverse=True)]
 
 
 def find_current(root: Path) -> Current | None:
