@@ -12,20 +12,21 @@ Else history was corrected, and a new generation begins.
 from __future__ import annotations
 
 import dataclasses
-import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.serving.files.locks import is_locked, lock
 from tidemill.serving.generations.current import (
     GENERATIONS,
     Current,
+    changing,
     find_current,
     write_current,
 )
@@ -136,19 +137,21 @@ class Build:
 
     def finish(self) -> Current:
         """Give the build its place, and make it the current one."""
-        target = Current(self.root, self.generation, 0, 0, 0)
-        if self.before is not None and not self.is_new_generation:
-            target = self.before
-        target = dataclasses.replace(target, build=target.next_number("build"))
-        target.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.rename(target.build_folder)
-        if self.is_new_generation:
-            target = dataclasses.replace(target, offline=target.next_number("offline"))
-            self.offline_root.mkdir(exist_ok=True)
-            self.offline_root.rename(target.offline_root)
-        elif self.offline_root.exists():
-            target = self._add_offline_logs(target)
-        write_current(target)
+        with changing(self.root):
+            # A stream of the generation may have begun since the build did.
+            target = find_current(self.root)
+            if target is None or self.is_new_generation:
+                target = Current(self.root, self.generation, build=0, offline=0, stream=0)
+            target = dataclasses.replace(target, build=target.next_number("build"))
+            target.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.rename(target.build_folder)
+            if self.is_new_generation:
+                target = dataclasses.replace(target, offline=target.next_number("offline"))
+                self.offline_root.mkdir(exist_ok=True)
+                self.offline_root.rename(target.offline_root)
+            elif self.offline_root.exists():
+                target = self._add_offline_logs(target)
+            write_current(target)
         self._prune(target)
         return target
 
@@ -164,11 +167,17 @@ class Build:
         for log in target.offline_root.glob("*/*"):
             name = log.relative_to(target.offline_root)
             if log.is_dir() and name not in fresh:
-                with OfflineLog(log).alone():
-                    shutil.copytree(log, self.offline_root / name, copy_function=os.link)
+                OfflineLog(log).link_to(OfflineLog(self.offline_root / name))
         target = dataclasses.replace(target, offline=target.next_number("offline"))
         self.offline_root.rename(target.offline_root)
         return target
+
+    @staticmethod
+    def _stopped(kept: Iterable[Current]) -> Iterator[Current]:
+        for current in kept:
+            run = StreamRun.read(current.stream_folder)
+            if run is not None and run.offline is not None:
+                yield dataclasses.replace(current, offline=run.offline)
 
     def _prune(self, target: Current) -> None:
         """Remove folders that neither the current record nor the one before it names.
@@ -191,6 +200,8 @@ class Build:
                 for current in kept
                 for path in (current.build_folder, current.offline_root, current.stream_folder)
             }
+            # A stopped stream goes on with the offline logs that it has begun.
+            named |= {of_it.offline_root for of_it in self._stopped(kept)}
             for kind in ("build", "offline", "stream"):
                 for path in folder.glob(f"{kind}-??????"):
                     if path not in named:

@@ -203,6 +203,7 @@ class StreamRun:
         as_of_us: The instant that it began at: rows received before are in those states.
         positions: Source to the position of each partition that it began at.
         digests: Source to the prefix digest of its log at ``positions``.
+        offline: The number of the folder of offline logs that it adds to; None if to none.
     """
 
     began: str
@@ -212,6 +213,7 @@ class StreamRun:
     as_of_us: int
     positions: Mapping[str, list[int]]
     digests: Mapping[str, str]
+    offline: int | None = None
 
     @staticmethod
     def beginning(handoff: Handoff, mode: str) -> StreamRun:

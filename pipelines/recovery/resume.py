@@ -12,8 +12,8 @@ A stream runs in one or more segments. The promises:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +40,7 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.state_files import file_hashes, missing_files, read_joiner
 from tidemill.serving.files.segment_names import segment_prefix
-from tidemill.serving.generations.current import Current, write_current
+from tidemill.serving.generations.current import Current, changing, read_current, write_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.registry.registration import open_store
 
@@ -174,12 +174,14 @@ def _by_source(replayed: ReplayLog, positions: Iterable[int]) -> dict[str, list[
     return found
 
 
-def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tuple[str, int], int]:
+def prepare(
+    config: Configuration, start: Start, progress: Progress
+) -> tuple[Start, dict[tuple[str, int], int]]:
     """Bring files and online store to the start of the segment.
 
     Returns:
-        By (view, shard): the frontier in the store, which may be past the states'; empty if the
-        stream starts over.
+        The start, its stream recorded. By (view, shard): the frontier in the store, which may be
+        past the states'; empty if the stream starts over.
 
     Raises:
         StoreError: The store refuses a write, or has lost publications from before the savepoint.
@@ -187,44 +189,97 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
     stream = start.current.stream_folder
     if not start.resumes:
         start_over(config, start.handoff, progress)
+        offline = _offline_of_new_stream(config, start, progress)
+        start = replace(start, run=replace(start.run, offline=offline))
         # Last, so that a stream that is killed before the store is filled has not begun.
         start.run.write(stream)
-        write_current(start.current)
-        return {}
+        _change_current(start, {"stream": start.current.stream})
+        return start, {}
     for name in _OUTPUTS:
         for path in (stream / name).glob(f"**/{segment_prefix(start.segment)}*"):
             path.unlink()
     remove_savepoints(stream, keep=start.folder)
+    for log in _offline_logs(config, start).values():
+        log.cut_back(start.segment, start.handoff.frontiers[log.directory.parent.name])
     # Register here, once: workers only write rows.
     open_store(config.project, config.places, clock="replay")
     shown = shown_frontiers(config)
     if keeps_frontiers(config.online_store):
         _check_store(start, shown)
-    return shown
+    return start, shown
 
 
-def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> bool:
-    """Cut the offline log back to the start of the segment; tell whether it can continue there.
+def _change_current(start: Start, numbers: Mapping[str, int]) -> None:
+    """Let the record name other folders, unless another generation has begun."""
+    root = start.current.root
+    with changing(root):
+        found = read_current(root)
+        if found.generation == start.current.generation:
+            changed = {"stream": found.stream, "offline": found.offline, **numbers}
+            write_current(replace(found, stream=changed["stream"], offline=changed["offline"]))
 
-    It can if `tidemill backfill --publish` has written it up to the states that the stream began
-    with. The logs of all views continue, or none.
+
+def _offline_logs(config: Configuration, start: Start) -> dict[str, OfflineLog]:
+    """Return the logs that the stream adds to, by view; none if it adds to none."""
+    if start.run.offline is None:
+        return {}
+    folder = replace(start.current, offline=start.run.offline).offline_root
+    return {view.name: OfflineLog.of(folder, view) for view in config.project.views}
+
+
+def _offline_of_new_stream(config: Configuration, start: Start, progress: Progress) -> int | None:
+    """Return the number of the folder of offline logs that a new stream adds to; None for none.
+
+    It adds to the current logs if they end where it begins. If an earlier stream has added to them,
+    readers keep these until the new stream has caught up (`offline_caught_up`), and it adds to
+    copies (links) that end where it begins. The logs of all views continue, or none.
     """
+    frontiers = start.handoff.frontiers
     logs = {
         view.name: OfflineLog.of(start.current.offline_root, view) for view in config.project.views
     }
-    segment = start.segment if start.resumes else 0
-    joins = {
-        name: log.cut_back(segment, start.handoff.frontiers[name]) for name, log in logs.items()
-    }
-    if all(joins.values()):
-        return True
+    spans = {name: log.ends() for name, log in logs.items()}
+    if all(spans[name] == frontiers[name] for name in logs):
+        return start.current.offline
+    if all(_covers(spans[name], frontiers[name]) for name in logs):
+        copies = replace(start.current, offline=start.current.next_number("offline"))
+        for view in config.project.views:
+            copy = OfflineLog.of(copies.offline_root, view)
+            logs[view.name].link_to(copy)
+            copy.cut_back(0, frontiers[view.name])
+        return copies.offline
     if there := [name for name, log in logs.items() if log.directory.exists()]:
         progress.say(
-            f"the offline log of {', '.join(there)} does not end where the stream continues "
-            f"({', '.join(name for name, joins_on in joins.items() if not joins_on)}): the stream "
-            "adds nothing to it; `tidemill backfill --publish` writes it again"
+            f"the offline log of {', '.join(there)} does not end where the stream continues: the "
+            "stream adds nothing to it; `tidemill backfill --publish` writes it again"
         )
-    return False
+    return None
+
+
+def _covers(ends: Sequence[int], frontiers: Sequence[int]) -> bool:
+    return len(ends) == len(frontiers) and all(
+        end >= frontier for end, frontier in zip(ends, frontiers, strict=True)
+    )
+
+
+def offline_caught_up(config: Configuration, start: Start) -> bool:
+    """Let joins read the logs that a stream adds to, once none ends before the one that they read.
+
+    Returns:
+        Whether joins read them now.
+    """
+    shown = read_current(start.current.root)
+    if start.run.offline is None or shown.generation != start.current.generation:
+        return False
+    if shown.offline == start.run.offline:
+        return True
+    for view in config.project.views:
+        mine = _offline_logs(config, start)[view.name].ends()
+        read = OfflineLog.of(shown.offline_root, view).ends()
+        if not _covers(mine, read):
+            return False
+    _change_current(start, {"offline": start.run.offline})
+    return True
 
 
 def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:

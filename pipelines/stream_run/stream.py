@@ -46,7 +46,7 @@ from tidemill.pipelines.recovery.resume import (
     first_start,
     keep_savepoint,
     next_start,
-    offline_goes_on,
+    offline_caught_up,
     prepare,
     received,
     waiting,
@@ -155,6 +155,7 @@ def _stream(
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     compile_kernel(progress)
+    start, overtaken = prepare(config, start, progress)
     featurize = FeaturizeOptions(
         run=uuid.uuid4().hex,
         shards=config.shards,
@@ -164,8 +165,8 @@ def _stream(
         answer_within_us=config.stream.answer_within_us,
         handoff=start.folder,
         savepoint=None if options.ends else savepoint_folder(stream_folder, start.segment),
-        overtaken=prepare(config, start, progress),
-        changes=offline_goes_on(config, start, progress),
+        overtaken=overtaken,
+        changes=start.run.offline is not None,
     )
     began = time.perf_counter()
     requests = replayed.rows_of(project.request.name)
@@ -211,6 +212,7 @@ def _stream(
         replace(start.run, ended=True).write(stream_folder)
     else:
         keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
+    offline_caught_up(config, start)
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
 
 
@@ -244,7 +246,7 @@ def wire(
     publish = Publish(
         project,
         root,
-        start.current.offline_root,
+        replace(start.current, offline=start.run.offline or 0).offline_root,
         config.online_store,
         config.shards,
         changes=featurize.changes,

@@ -15,11 +15,14 @@ streams add to ``stream-N`` and ``offline-N``, and files of the offline log may 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from tidemill.features.errors import StateMismatch, StateVersionError
+from tidemill.serving.files.locks import lock
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
 CURRENT: Final = "CURRENT"
@@ -102,10 +105,20 @@ _CURRENT: Final = RecordFormat(
 
 
 def write_current(current: Current) -> None:
-    """Make the folders of a record the current ones, in one step, and wait for the disk."""
+    """Make the folders of a record the current ones, in one step, and wait for the disk.
+
+    Processes that change one record at the same time hold `changing`.
+    """
     content = dataclasses.asdict(current)
     del content["root"]
     write_record(current.root / CURRENT, _CURRENT, content, durable=True)
+
+
+@contextmanager
+def changing(root: Path) -> Iterator[None]:
+    """Exclude other changes of the record while the block reads and replaces it."""
+    with lock(root / GENERATIONS / "current.lock", "change CURRENT", wait=True):
+        yield
 
 
 def streams_of(root: Path) -> list[Current]:
