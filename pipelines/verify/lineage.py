@@ -20,10 +20,10 @@ from tidemill.pipelines.ingest.source_digests import sha256_of
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.verify.served import has_predictions
+from tidemill.pipelines.verify.served import prediction_file
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.files.read_files import read_table
-from tidemill.serving.generations.current import GENERATIONS, Current, streams_of
+from tidemill.serving.generations.current import GENERATIONS, Current
 
 _AGAIN = "run `tidemill stream` again"
 
@@ -88,29 +88,26 @@ def _of_path(root: Path, path: Path) -> Link:
 
 
 def _of_prediction(root: Path, request_id: str) -> Link:
-    for current in streams_of(root):
-        if not has_predictions(current.stream_folder):
-            continue
-        for path in sorted((current.stream_folder / paths.PREDICTIONS).glob("*.parquet")):
-            table = read_table(path, _AGAIN)
-            mine = table.filter(pc.equal(table["request_id"], request_id))
-            for row in mine.to_pylist():
-                made = f"prediction for request {request_id}: score {row['score']} ({path.name})"
-                releases = ", ".join(
-                    f"{name.partition('__')[2]} {row[name]}"
-                    for name in row
-                    if name.startswith("release__")
-                )
-                return Link(
-                    made,
-                    [
-                        _of_bundle(root, root / paths.BUNDLES / row["bundle_version"]),
-                        Link(f"releases: {releases}", [_of_stream(current)]),
-                    ],
-                )
-    raise InputError(
-        f"{request_id!r} is neither a path below {root}, nor the version of a bundle, nor the id "
-        "of an answered request"
+    found = prediction_file(root, request_id)
+    if found is None:
+        raise InputError(
+            f"{request_id!r} is neither a path below {root}, nor the version of a bundle, nor the "
+            "id of an answered request"
+        )
+    current, path = found
+    table = read_table(path, _AGAIN)
+    row = table.filter(pc.equal(table["request_id"], request_id)).slice(0, 1).to_pylist()[0]
+    releases = ", ".join(
+        f"{name.removeprefix('release__')} {row[name]}"
+        for name in row
+        if name.startswith("release__")
+    )
+    return Link(
+        f"prediction for request {request_id}: score {row['score']} ({path.name})",
+        [
+            _of_bundle(root, root / paths.BUNDLES / row["bundle_version"]),
+            Link(f"releases: {releases}", [_of_stream(current)]),
+        ],
     )
 
 

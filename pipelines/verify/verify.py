@@ -32,13 +32,12 @@ from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import (
     Served,
-    has_predictions,
     read_predictions,
     serve_beside_requests,
+    streams_to_prove,
 )
 from tidemill.pipelines.verify.source_history import History
 from tidemill.pipelines.verify.witness import find_witness
-from tidemill.serving.generations.current import Current, streams_of
 
 
 def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
@@ -84,12 +83,6 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
         "seconds": round(time.perf_counter() - began, 3),
         "first_mismatches": [_row(mismatch) for mismatch in everything.listed],
     }
-
-
-def streams_to_prove(current: Current) -> list[Current]:
-    """Return the folders of all streams that have answered, the current or newest one first."""
-    answered = [of_it for of_it in streams_of(current.root) if has_predictions(of_it.stream_folder)]
-    return answered or [current]
 
 
 def _prove(
