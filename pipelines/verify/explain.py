@@ -120,7 +120,7 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
         hint = nearest(request_id, known[:1000]) if not len(mine) else "run `tidemill verify`"
         raise InputError(
             f"{len(mine)} predictions in {current.stream_folder / paths.PREDICTIONS} have the id "
-            f" {request_id!r}; {hint}"
+            f"{request_id!r}; {hint}"
         )
     history = logged_history(config.current.build_folder, project)
     evidence = read_evidence(config, history)
