@@ -25,6 +25,12 @@ from tidemill.pipelines.config.choices import MODES
     "2026-02-20T00:00:00Z.",
 )
 @click.option("--resume", is_flag=True, help="Resume from the last savepoint, also after a crash.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the online store's key spaces from another root, whose stream is refused from then "
+    "on.",
+)
 @options.opened
 def stream(
     config_path: Path,
@@ -35,11 +41,13 @@ def stream(
     mode: str | None,
     until: str | None,
     resume: bool,
+    take_over: bool,
 ) -> None:
     """Replay the log as a stream: publish features, answer requests with predictions.
 
     Without --resume the stream starts over from the state of the backfill, and removes what an
-    earlier stream wrote, its rows in the online store too.
+    earlier stream wrote. Readers of the online store see the earlier stream's values until the new
+    one has caught up with them.
     """
     until_us = None if until is None else _instant_us(until)
     config = stages.load_for_existing_run(config_path, root)
@@ -57,6 +65,7 @@ def stream(
             mode=mode,
             until_us=until_us,
             resume=resume,
+            take_over=take_over,
         ),
     )
 

@@ -43,6 +43,7 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
     parts, positions = parts_before(log, project, partitions, as_of)
     events = 0
     frontiers: dict[str, list[int]] = {view.name: [] for view in project.views}
+    marks: dict[str, list[str]] = {view.name: [] for view in project.views}
     total = len(project.views) * config.shards
     with progress.stage("hand over state", total=total, unit="shards") as stage:
         plans = {view.name: make_plan(view) for view in project.views}
@@ -56,6 +57,7 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
             write_handoff(folder, operator)
             events += operator.counters.events
             frontiers[operator.key.view].append(operator.state.frontier_us)
+            marks[operator.key.view].append(operator.mark.hex())
             stage.advance(1)
     handoff = Handoff(
         kind="backfill",
@@ -65,6 +67,7 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
         shards=config.shards,
         segment=0,
         frontiers=frontiers,
+        marks=marks,
         polls=0,
         began=None,
         mode=None,

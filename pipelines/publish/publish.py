@@ -1,9 +1,10 @@
 """Publish: write the kernel's publications to the online store and to the offline log.
 
 A bundle makes one write: for each (view, shard) the newest publication of every entity, and the
-newest frontier. The store orders writes itself, so a repeated bundle changes nothing. The logs of
-publications get a file for each release, named by its number, however bundles are cut. The store
-refuses a bundle that comes before its predecessor, or after lost writes (`LostPublications`),
+newest frontier. The store checks the mark that they build on, so a repeated bundle changes nothing.
+The logs of publications get a file for each release, named by its number, however bundles are cut.
+The store refuses a bundle that comes before its predecessor, or after lost writes
+(`LostPublications`),
 because the new frontier would claim that the missing rows are there.
 `pipelines.publish.store_writer` handles this, and a store that is unavailable.
 """
@@ -23,6 +24,7 @@ from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
 from tidemill.pipelines.io.sinks import write_rows_once
 from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import joined_release, newest_per_entity, runs_by_shard
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import StoreWriter
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.publications import named_publications
@@ -30,7 +32,7 @@ from tidemill.pipelines.stream.wire_format import Published, unpack_publications
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
-from tidemill.serving.online.parcels import parcel_of
+from tidemill.serving.online.parcels import parcels_of
 from tidemill.serving.publications import ENTITY_KEY, REVISION_COLUMN
 from tidemill.serving.stores.online_places import OnlinePlace
 
@@ -46,6 +48,7 @@ class Publish(beam.DoFn):
         root: The run's folder.
         place: The place of the online store.
         shards: The number of shards of each view.
+        fills: The fills that the run writes, and its token.
         changes: Whether the publications are every change point and continue the offline log.
         segment: The segment of the stream (`pipelines.recovery.handoff`).
         run: The run's name (`pipelines.stream.featurize_options.FeaturizeOptions`); the operators
@@ -57,6 +60,7 @@ class Publish(beam.DoFn):
     root: Path
     place: OnlinePlace
     shards: int
+    fills: RunFills
     changes: bool = False
     segment: int = 0
     run: str | None = None
@@ -65,7 +69,9 @@ class Publish(beam.DoFn):
     def setup(self) -> None:
         """Open the store."""
         self._database = open_database(self.place)
-        self._writer = StoreWriter(self._database, self.project, self.run, self.give_up_after_us)
+        self._writer = StoreWriter(
+            self._database, self.project, self.fills, self.run, self.give_up_after_us
+        )
 
     def teardown(self) -> None:
         """Close the store."""
@@ -85,7 +91,9 @@ class Publish(beam.DoFn):
         bundle, self._bundle = self._bundle, []
         runs = runs_by_shard(bundle)
         if runs:
-            self._writer.write([self._parcel(joined_release(run)) for run in runs])
+            self._writer.write(
+                [parcel for run in runs for parcel in self._parcels(joined_release(run))]
+            )
         news = runs
         if not all(one.is_news for one in bundle):
             news = runs_by_shard([one for one in bundle if one.is_news])
@@ -98,16 +106,18 @@ class Publish(beam.DoFn):
                 if release.rows.num_rows:
                     self._write_log(release)
 
-    def _parcel(self, run: Published) -> Parcel:
-        view = self.project.view(run.view)
-        return parcel_of(
-            self.project.name,
+    def _parcels(self, run: Published) -> list[Parcel]:
+        view, fills = self.project.view(run.view), self._writer.fills
+        return parcels_of(
+            fills.fills[view.name],
+            fills.writer(view.name),
             view,
             named_publications(view, newest_per_entity(run.rows)),
             shard=run.shard,
-            shard_count=self.shards,
-            since_us=run.since_us,
+            mark_before=run.mark_before,
+            mark=run.mark,
             frontier_us=run.frontier_us,
+            attempt=run.attempt,
         )
 
     def _write_log(self, release: Published) -> None:

@@ -44,6 +44,8 @@ class Handoff:
         segment: The number of the segment that ends here; 0 for a backfill.
         frontiers: View to the frontier of each shard.
         polls: The number of the last poll that the states contain; 0 for a backfill.
+        marks: View to the mark of each shard's last release (`pipelines.stream.marks`), 32
+            hexadecimal digits.
         began: The `id` of the backfill's record that the stream began with; None for a backfill.
         mode: The mode of the stream; None for a backfill.
         files: File to the SHA-256 of its bytes.
@@ -57,6 +59,7 @@ class Handoff:
     segment: int
     frontiers: Mapping[str, list[int]]
     polls: int
+    marks: Mapping[str, list[str]]
     began: str | None
     mode: str | None
     files: Mapping[str, str]

@@ -2,20 +2,21 @@
 
 The promises:
 
-* All entities of a state are written first, and then the shard's frontier. Before the frontier is
-  written, readers see that the age of the rows is unknown; a killed run is simply repeated.
-* The store orders rows itself, so a stream may write at the same time: rows that the store has
-  already, and newer rows, stay.
+* Each part of a shard is written in one step with its mark and frontier. A fill that nobody reads
+  is written in chunks, and its frontiers with the last of them. A killed run is simply repeated.
+* A republication writes under the token that stands, and ends when another writer takes it. A
+  stream may write at the same time: a part that is further already stays as it is.
 * The rows are those that the stream published, byte for byte, also after late events. The
   publication of a late event is valid from the frontier at which it was applied, so releases are
   repeated as the release log states them; where no event was late, many at once.
-* One shard at a time is in memory, and its rows are written in chunks.
+* One shard at a time is in memory.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,12 +25,13 @@ import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import FeatureView, Project
-from tidemill.features.errors import NoKeySpace, StateMismatch
+from tidemill.features.errors import BehindReaders, NoKeySpace, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.log import POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import retry_while_unavailable
 from tidemill.pipelines.recovery.handoff import (
     Handoff,
@@ -40,7 +42,16 @@ from tidemill.pipelines.recovery.handoff import (
 )
 from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.store_fills import (
+    EntitiesOf,
+    begin_fills,
+    fills_of_run,
+    key_spaces,
+    new_fills,
+    take_token,
+)
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.holder import this_holder
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
@@ -53,13 +64,14 @@ from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.parcels import online_rows, parcel_of
+from tidemill.serving.online.fills import Fill
+from tidemill.serving.online.parcels import in_chunks, parcels_of
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 
-CHUNK_ROWS: Final = 10_000
-"""Rows of one write."""
+CHUNK_ROWS: Final = 1_000
+"""Rows of one step into a fill that nobody reads: a Redis serves readers in between."""
 STEP_ROWS: Final = 262_144
 """About how many rows of the log are applied in one step."""
 
@@ -89,13 +101,41 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     open_store(config.project, config.places, clock="replay")
-    return publish_states(config, folder, progress, releases)
+    database = open_database(config.online_store)
+    try:
+        run, made = _standing_fills(config, database)
+        counts = publish_states(config, database, folder, progress, releases, run)
+        if made:
+            database.switch(made, run.writer(made[0].space.view))
+    finally:
+        database.close()
+    return counts
+
+
+def _standing_fills(config: Configuration, database: OnlineDatabase) -> tuple[RunFills, list[Fill]]:
+    """Return the fills that the stream writes, under its token, and those that are new.
+
+    Where there is none (the store was emptied, say), one is begun in its place.
+    """
+    handoff = read_record(config.root / paths.STATES)
+    run, missing = fills_of_run(config, database, handoff)
+    made = []
+    if missing:
+        made = new_fills(config, database, handoff, missing, entities_in(config))
+        run = replace(run, fills={**run.fills, **{fill.space.view: fill for fill in made}})
+    without = [fill for fill in run.fills.values() if fill.writer is None]
+    if without:
+        writer = database.take_token(without, this_holder(config.root))
+        taken = {fill.space.view: replace(fill, writer=writer) for fill in without}
+        run = replace(run, fills={**run.fills, **taken})
+    return run, made
 
 
 def mend_store(config: Configuration, progress: Progress) -> bool:
-    """Publish everything again if the store is behind the last releases of a run.
+    """Publish everything again if the store is behind the last releases of a run; switch readers.
 
-    This happens if the store lost writes after the last release that could repair them.
+    The store is behind if it lost writes after the last release that could repair them. Readers are
+    switched to the run's fills if these have caught up.
 
     Returns:
         Whether everything was published again.
@@ -108,15 +148,21 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         return False
 
     def mended() -> bool:
-        try:
-            shown = shown_frontiers(config)
-        except NoKeySpace:
-            shown = {}
         released: dict[tuple[str, int], int] = {}
         for entry in read_releases(config.root):
             key = (entry["view"], entry["shard"])
             released[key] = max(released.get(key, TIME_MIN), entry["frontier_us"])
-        if all(shown.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
+        database = open_database(config.online_store)
+        try:
+            handoff = read_record(config.root / paths.STATES)
+            run, missing = fills_of_run(config, database, handoff)
+            reached = {} if missing else frontiers_of(database, run)
+        except NoKeySpace:
+            reached = {}
+        finally:
+            database.close()
+        if all(reached.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
+            switch_if_caught_up(config, run, progress)
             return False
         progress.say(
             "the online store has lost writes since the last releases; publishing everything again"
@@ -128,29 +174,68 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
     return retry_while_unavailable(mended, name, config.give_up_after_us)
 
 
-def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> None:
-    """Bring the online store to the beginning of a stream: the entities as of the backfill.
+def switch_if_caught_up(config: Configuration, run: RunFills, progress: Progress) -> RunFills:
+    """Switch readers to the fills of a run, or say what they wait for.
 
-    A store that already has exactly these frontiers is left as it is. Any other store, which an
-    earlier run or another backfill has filled, is emptied and filled again; in between its readers
-    find no rows.
+    Raises:
+        HeldByAnotherRoot: Another root writes a fill that readers see.
+        StoreError: The store refuses.
+    """
+    if not run.unread:
+        return run
+    database = open_database(config.online_store)
+    writer = run.writer(run.unread[0].space.view)
+    try:
+        return run.updated(database.switch(list(run.fills.values()), writer))
+    except BehindReaders as error:
+        progress.say(str(error))
+        return run
+    finally:
+        database.close()
+
+
+def start_over(
+    config: Configuration, handoff: Handoff, progress: Progress, *, take_over: bool = False
+) -> RunFills:
+    """Prepare the online store for the beginning of a stream: the entities as of the backfill.
+
+    A fill that has exactly the marks of the states is gone on with. Any other view gets a new fill,
+    which readers are switched to when the stream has caught up with what they see; until then they
+    see the old one.
+
+    Args:
+        config: The configuration.
+        handoff: The record of the states.
+        progress: Shows progress.
+        take_over: Whether to take key spaces that another root writes.
+
+    Raises:
+        HeldByAnotherRoot: Another root writes a key space.
+        StoreFull: There is no room for the new fills.
+        StoreError: The store refuses a write.
     """
     place = config.online_store
     open_store(config.project, config.places, clock="replay")
-    if keeps_frontiers(config.online_store):
-        expected = {
-            (view, shard): frontier
-            for view, frontiers in handoff.frontiers.items()
-            for shard, frontier in enumerate(frontiers)
-        }
-        if shown_frontiers(config) == expected:
-            return
-    spaces = [KeySpace.of(config.project.name, view) for view in config.project.views]
     database = open_database(place)
-    database.drop(spaces)
-    database.create(spaces)
-    database.close()
-    publish_states(config, config.root / paths.STATES, progress, {})
+    try:
+        if not keeps_frontiers(place):
+            database.drop(key_spaces(config))
+            database.create(key_spaces(config))
+        run, made = begin_fills(config, database, handoff, entities_in(config))
+        run = take_token(config, database, run, take_over=take_over)
+        if made:
+            publish_states(
+                config,
+                database,
+                config.root / paths.STATES,
+                progress,
+                {},
+                run,
+                [fill.space.view for fill in made],
+            )
+    finally:
+        database.close()
+    return switch_if_caught_up(config, run, progress)
 
 
 def keeps_frontiers(place: OnlinePlace) -> bool:
@@ -159,7 +244,7 @@ def keeps_frontiers(place: OnlinePlace) -> bool:
 
 
 def shown_frontiers(config: Configuration) -> dict[tuple[str, int], int]:
-    """Return the frontiers in the online store, by view and shard; empty if it keeps none.
+    """Return the frontiers that readers see, by view and shard; empty if the store keeps none.
 
     Raises:
         StoreError: The store cannot be read.
@@ -177,36 +262,79 @@ def shown_frontiers(config: Configuration) -> dict[tuple[str, int], int]:
     }
 
 
+def frontiers_of(database: OnlineDatabase, run: RunFills) -> dict[tuple[str, int], int]:
+    """Return the frontiers of the fills of a run, by view and shard; the least of its slices.
+
+    A shard of which a slice has no frontier is left out.
+    """
+    fills = list(run.fills.values())
+    found = {}
+    for fill, states in zip(fills, database.part_states(fills), strict=True):
+        for shard in range(fill.shards):
+            slices = states[shard * fill.slices : (shard + 1) * fill.slices]
+            known = [state.frontier_us for state in slices if state.frontier_us is not None]
+            if len(known) == fill.slices:
+                found[fill.space.view, shard] = min(known)
+    return found
+
+
+def entities_in(config: Configuration) -> EntitiesOf:
+    """Return a function that counts the entities of a view's first shard at the handoff.
+
+    Shards are cut by a hash of the key, so all of a view have about the same size.
+    """
+    project = config.project
+    options = _options(config)
+
+    def entities(view: str) -> int:
+        index = [one.name for one in project.views].index(view)
+        operator = make_operator(project, operator_key(project, index, 0, config.shards), options)
+        read_handoff(config.root / paths.STATES, operator)
+        return operator.state.n_entities
+
+    return entities
+
+
+def _options(config: Configuration) -> FeaturizeOptions:
+    return FeaturizeOptions(
+        run="publish",
+        shards=config.shards,
+        partitions=source_partitions(Log(config.root), config.project),
+        publish=False,
+    )
+
+
 def publish_states(
     config: Configuration,
+    database: OnlineDatabase,
     folder: Path,
     progress: Progress,
     releases: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+    run: RunFills,
+    views: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Publish every entity of every shard, as of the last of its releases.
 
     Args:
         config: The configuration; the project is registered.
+        database: The online store.
         folder: The states to start from.
         progress: Shows progress.
         releases: By view and shard: the stream's releases; those before the states are ignored. A
             shard without releases is published as of its state.
+        run: The fills that are written.
+        views: The views to publish; None for all.
 
     Returns:
         Counts.
     """
     project, log = config.project, Log(config.root)
-    options = FeaturizeOptions(
-        run="publish",
-        shards=config.shards,
-        partitions=source_partitions(log, project),
-        publish=False,
-    )
-    database = open_database(config.online_store)
+    options = _options(config)
+    wanted = [one for one in enumerate(project.views) if views is None or one[1].name in views]
     entities = written = 0
-    total = len(project.views) * config.shards
+    total = len(wanted) * config.shards
     with progress.stage("publish every entity", total=total, unit="shards") as stage:
-        for index, view in enumerate(project.views):
+        for index, view in wanted:
             stage.note(view.name)
             for shard in range(config.shards):
                 key = operator_key(project, index, shard, config.shards)
@@ -214,37 +342,37 @@ def publish_states(
                 read_handoff(folder, operator)
                 bring_forward(project, view, log, operator, releases.get((view.name, shard), ()))
                 entities += operator.state.n_entities
-                written += publish_shard(database, project, view, operator)
+                written += publish_shard(database, view, operator, run)
                 stage.advance(1)
-    database.close()
     return {"entities": entities, "written": written, "shards": total}
 
 
 def publish_shard(
-    database: OnlineDatabase, project: Project, view: FeatureView, operator: ShardOperator
+    database: OnlineDatabase, view: FeatureView, operator: ShardOperator, run: RunFills
 ) -> int:
-    """Write all entities of an operator, and then their frontier.
+    """Write all entities of an operator with the mark and the frontier of its last release.
 
     Returns:
         The number of rows that changed the store.
+
+    Raises:
+        SupersededWriter: Another writer has taken the fill.
+        StoreError: The store refuses.
     """
-    shard, everything = operator.key.shard, operator.everything()
-    space = KeySpace.of(project.name, view)
-    written = 0
-    last = max(everything.num_rows - 1, 0) // CHUNK_ROWS * CHUNK_ROWS
-    for start in range(0, last, CHUNK_ROWS):
-        some = named_publications(view, everything.slice(start, CHUNK_ROWS))
-        written += database.write(space, online_rows(view, some, shard))
-    parcel = parcel_of(
-        project.name,
+    fill, shard, frontier_us = run.fills[view.name], operator.key.shard, operator.state.frontier_us
+    parcels = parcels_of(
+        fill,
+        run.writer(view.name),
         view,
-        named_publications(view, everything.slice(last)),
+        named_publications(view, operator.everything()),
         shard=shard,
-        shard_count=operator.key.shards,
-        since_us=None,
-        frontier_us=operator.state.frontier_us,
+        mark_before=None,
+        mark=operator.mark,
+        frontier_us=frontier_us,
     )
-    return written + sum(database.publish([parcel]))
+    if fill.is_current:
+        return sum(database.publish(parcels))
+    return sum(sum(database.publish(in_chunks(parcel, CHUNK_ROWS))) for parcel in parcels)
 
 
 def _releases_by_shard(root: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:

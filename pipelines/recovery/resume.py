@@ -7,7 +7,8 @@ A stream runs in one or more segments. The promises:
   segment is repeated from the savepoint before it, after its files are removed. Its publications
   stay in the online store, which orders them
   (`pipelines.stream.featurize_options`, ``overtaken``).
-* A stream that starts over removes all output of the stream before, also from the store.
+* A stream that starts over removes all output of the stream before. In the online store it fills
+  other key spaces beside those that readers see, until it has caught up with them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.replay import ReplayLog
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import (
     Handoff,
     StreamRun,
@@ -32,13 +34,16 @@ from tidemill.pipelines.recovery.handoff import (
     read_record,
     remove_savepoints,
 )
-from tidemill.pipelines.recovery.republish import keeps_frontiers, shown_frontiers, start_over
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers, start_over
+from tidemill.pipelines.recovery.store_fills import begin_fills, resumed_fills, take_token
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.state_files import file_hashes, missing_files, read_joiner
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.registry.registration import open_store
 
 _OUTPUTS: Final = (
@@ -157,14 +162,33 @@ def _by_source(replayed: ReplayLog, positions: Iterable[int]) -> dict[str, list[
     return found
 
 
-def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tuple[str, int], int]:
-    """Bring files and online store to the start of the segment.
+@dataclass(frozen=True)
+class Prepared:
+    """The online store at the start of a segment.
 
-    Returns:
-        By (view, shard): the frontier in the store, which may be past the states'; empty if the
-        stream starts over.
+    Attributes:
+        fills: The fills that the segment publishes to, with its token.
+        shown: By (view, shard): the frontier of these fills, which may be past the states'; empty
+            if the stream starts over.
+    """
+
+    fills: RunFills
+    shown: Mapping[tuple[str, int], int]
+
+
+def prepare(
+    config: Configuration, start: Start, progress: Progress, *, take_over: bool = False
+) -> Prepared:
+    """Bring files and online store to the start of the segment, and take the writer's token.
+
+    Args:
+        config: The configuration.
+        start: The start of the segment.
+        progress: Shows progress.
+        take_over: Whether to take key spaces that another root writes.
 
     Raises:
+        HeldByAnotherRoot: Another root writes a key space.
         StoreError: The store refuses a write, or has lost publications from before the savepoint.
     """
     root = config.root
@@ -175,19 +199,30 @@ def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tup
         for name in _OUTPUTS:
             shutil.rmtree(root / name, ignore_errors=True)
         remove_savepoints(root)
-        start_over(config, start.handoff, progress)
+        fills = start_over(config, start.handoff, progress, take_over=take_over)
         start.run.write(root)
-        return {}
+        return Prepared(fills, {})
     for name in _OUTPUTS:
         for path in (root / name).glob(f"**/{segment_prefix(start.segment)}*"):
             path.unlink()
     remove_savepoints(root, keep=start.folder)
     # Register here, once: workers only write rows.
     open_store(config.project, config.places, clock="replay")
-    shown = shown_frontiers(config)
+    began = read_record(root / paths.STATES)
+    database = open_database(config.online_store)
+    try:
+        if not keeps_frontiers(config.online_store):
+            fills, _ = begin_fills(config, database, began, lambda _: 0)
+        else:
+            fills = resumed_fills(config, database, began)
+        # The marks are read after the token was taken: an elder writer cannot move them any more.
+        fills = take_token(config, database, fills, take_over=take_over)
+        shown = frontiers_of(database, fills)
+    finally:
+        database.close()
     if keeps_frontiers(config.online_store):
         _check_store(start, shown)
-    return shown
+    return Prepared(fills, shown)
 
 
 def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> bool:
@@ -265,6 +300,9 @@ def keep_savepoint(
         view.name: np.maximum(start.handoff.frontiers[view.name], released[index]).tolist()
         for index, view in enumerate(config.project.views)
     }
+    marks = {name: list(of_view) for name, of_view in start.handoff.marks.items()}
+    for release in read_releases(config.root):
+        marks[release["view"]][release["shard"]] = release["mark"]
     handoff = Handoff(
         kind="stop",
         as_of_us=until_us,
@@ -274,6 +312,7 @@ def keep_savepoint(
         segment=start.segment,
         frontiers=frontiers,
         polls=replayed.last_poll_number,
+        marks=marks,
         began=start.run.began,
         mode=start.run.mode,
         files=file_hashes(folder),

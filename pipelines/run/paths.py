@@ -13,6 +13,8 @@ from tidemill.serving.stores.places import OFFLINE as OFFLINE
 
 RUN_RECORD: Final = "run.json"
 """Whether the root holds all data or a sample."""
+ROOT_ID: Final = "root-id"
+"""A random text that tells this root from all others."""
 SUMMARY: Final = "summary.json"
 """The figures of each stage."""
 REPORT: Final = "report.html"

@@ -37,6 +37,7 @@ from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import savepoint_folder
 from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.republish import mend_store
@@ -85,6 +86,7 @@ def stream(
     mode: str | None = None,
     until_us: int | None = None,
     resume: bool = False,
+    take_over: bool = False,
 ) -> dict[str, Any]:
     """Replay the rows received between the evaluation's end and the stream's, or a part of them.
 
@@ -97,12 +99,14 @@ def stream(
         until_us: Stop at a savepoint before the rows received at or after this instant; None to run
             to the stream's end.
         resume: Continue from the last savepoint instead of starting over.
+        take_over: Take key spaces of the online store that another root writes.
 
     Returns:
         Counts since the stream began, figures, and the engine with the reason for it.
 
     Raises:
         StateMismatch: The states are of other definitions, or there is no savepoint.
+        HeldByAnotherRoot: Another root writes a key space of the online store.
         InputError: ``until_us`` is not between the start and the stream's end.
         SequenceError: The numbers of requests and predictions do not match.
     """
@@ -127,6 +131,7 @@ def stream(
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     compile_kernel(progress)
+    prepared = prepare(config, start, progress, take_over=take_over)
     featurize = FeaturizeOptions(
         run=run_id(root, start.segment),
         shards=config.shards,
@@ -136,7 +141,7 @@ def stream(
         answer_within_us=config.stream.answer_within_us,
         handoff=start.folder,
         savepoint=None if options.ends else savepoint_folder(root, start.segment),
-        overtaken=prepare(config, start, progress),
+        overtaken=prepared.shown,
         changes=offline_goes_on(config, start, progress),
     )
     if not options.ends:
@@ -154,7 +159,7 @@ def stream(
         pipeline = beam.Pipeline(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
-        wire(pipeline, config, options, featurize, bundle, start.segment)
+        wire(pipeline, config, options, featurize, bundle, start.segment, prepared.fills)
         run_pipeline(pipeline, choice)
     seconds = time.perf_counter() - began
     rows = received(root, replayed)
@@ -218,6 +223,7 @@ def wire(
     featurize: FeaturizeOptions,
     bundle: Path,
     segment: int,
+    fills: RunFills,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
     project, root, prefix = config.project, config.root, segment_prefix(segment)
@@ -241,6 +247,7 @@ def wire(
         root,
         config.online_store,
         config.shards,
+        fills,
         changes=featurize.changes,
         segment=segment,
         run=featurize.run,

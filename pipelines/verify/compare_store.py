@@ -40,7 +40,7 @@ from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.source_history import History, SourceHistory
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import finish_anchored
-from tidemill.serving.online.rows import Frontiers, KeySpace
+from tidemill.serving.online.rows import Frontiers, KeySpace, online_keys
 from tidemill.serving.registry.registration import feast_name, open_store
 
 _BATCH: Final = 1_000
@@ -130,7 +130,8 @@ def _check_view(
     if isinstance(keys, pa.ChunkedArray):
         keys = keys.combine_chunks()
     shards = hashing.shard_of(hashing.key_bytes(keys), evidence.shards)
-    instants = np.array([frontiers.of(shard) for shard in shards.tolist()], np.int64)
+    raw = online_keys(view.entity.join_key, keys)
+    instants = np.array(list(map(frontiers.of, shards.tolist(), raw)), np.int64)
     # A shard without a frontier has no instant: its entities are OUTSIDE_MAX_AGE.
     right = values_at(view, rows, keys, np.maximum(instants, EARLIEST_EVENT))
     expected = _expected_statuses(view, frontiers, rows, keys, instants)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.golden.formats import FORMATS, joiner, operator_of
 from tests.support.frames import bomb, damaged
 from tests.support.streaming_project import PARTITIONS, PROJECT, START, configuration
 from tidemill.features.contract import MINUTE
-from tidemill.features.errors import BundleError, StateError, StateVersionError
+from tidemill.features.errors import BundleError, OtherLayout, StateError, StateVersionError
 from tidemill.features.rows import rejected
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.hand_over import hand_over
@@ -40,6 +41,7 @@ from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.offline.merge import merge_day
 from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.fills import NewFill
 from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.stores.online_places import SqlitePlace
 
@@ -172,8 +174,25 @@ def test_predictions_rejected_records_and_releases_of_it_are_read(old: Configura
     assert read_releases(old.root) == EXPECTED["releases"]
 
 
-def test_the_online_store_of_it_is_read(old: Configuration) -> None:
+def test_the_online_store_of_it_is_brought_to_the_present_layout_and_read(
+    old: Configuration,
+) -> None:
+    """It has no fills, marks or tokens: its rows are those of the current fill from then on."""
     database = open_database(SqlitePlace(old.root / "online.db"))
+    spaces = [KeySpace.of(PROJECT.name, view) for view in PROJECT.views]
+    calls: list[Callable[[], object]] = [
+        lambda: database.read([(spaces[0], [])]),
+        lambda: database.fills(spaces),
+        lambda: database.begin_fills([NewFill(spaces[0], 1)]),
+    ]
+    for call in calls:
+        with pytest.raises(
+            OtherLayout, match=r"in layout 1; .* reads layout 2; .*`tidemill apply`"
+        ):
+            call()
+    assert {space.name for space in spaces} <= set(database.spaces())
+    database.create(spaces)
+    database.create(spaces)
     keys = {
         "cab": pa.array(["a", "b", "ç", ""]),
         "zone": pa.array([1, 2, -3]),
@@ -185,9 +204,12 @@ def test_the_online_store_of_it_is_read(old: Configuration) -> None:
             for view in PROJECT.views
         ]
     )
-    database.close()
     found = [[dict(one.frontiers.by_shard), one.rows] for one in snapshots]
     assert plain(found) == EXPECTED["store"]
+    fills = database.fills(spaces)
+    database.close()
+    assert [fill.space for fill in fills] == spaces
+    assert all(fill.is_current and fill.writer is None for fill in fills)
 
 
 def test_the_offline_log_of_it_is_read_and_merged(old: Configuration) -> None:

@@ -22,8 +22,9 @@ EXPORTS = {
     "files": "atomic_write segment_of segment_prefix write_text",
     "offline": "Merge OfflineLog Span log_ddl merge_day newest_ddl offline_table planned_merge "
     "project_ddl",
-    "online": "Frontiers KeySpace OnlineDatabase OnlineReader OnlineReading Parcel Row RowBatch "
-    "Snapshot finish_anchored missing_guarantees online_rows open_database parcel_of",
+    "online": "Fill Frontiers Holder KeySpace NewFill OnlineDatabase OnlineReader OnlineReading "
+    "Parcel Row RowBatch Snapshot Writer finish_anchored missing_guarantees "
+    "online_rows open_database parcels_of",
     "registry": "Preview RegistrationPlan SpacePlan apply_project drop_orphans feast_name "
     "find_orphans open_store plan_project",
     "stores": "OFFLINE Clock FeastPlace FileRegistry OfflinePlace OnlinePlace ParquetPlace "

@@ -66,7 +66,7 @@ from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.verify.verify import instant
 from tidemill.serving.bundles.inference import Stamps
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.parcels import parcel_of
+from tidemill.serving.online.parcels import parcels_of
 from tidemill.serving.stores.online_places import SqlitePlace
 
 START = 1_767_225_600 * SECOND  # 2026-01-01
@@ -252,7 +252,7 @@ class Server:
         self.joiner = AnswerJoiner(PROJECT, SHARDS, answer_within_us=30 * DAY)
         self.operators: dict[str, ShardOperator] = {}
         self.polls = 0
-        start_over(config, read_record(config.root / STATES), QuietProgress())
+        self.fills = start_over(config, read_record(config.root / STATES), QuietProgress())
         self.database = open_database(config.online_store)
 
     def serve(self) -> None:
@@ -315,16 +315,18 @@ class Server:
     def publish(self, view: int, shard: int, release: Release) -> None:
         """Write a release's publications and its frontier to the store."""
         definition = PROJECT.views[view]
-        parcel = parcel_of(
-            PROJECT.name,
+        since_us, mark = release.since_us, self.fills.mark
+        parcels = parcels_of(
+            self.fills.fills[definition.name],
+            self.fills.writer(definition.name),
             definition,
             named_publications(definition, newest_per_entity(release.publications)),
             shard=shard,
-            shard_count=SHARDS,
-            since_us=release.since_us,
+            mark_before=None if since_us is None else mark(definition, shard, since_us),
+            mark=mark(definition, shard, release.frontier_us),
             frontier_us=release.frontier_us,
         )
-        self.database.publish([parcel])
+        self.database.publish(parcels)
 
     def witness(self, view: int, shard: int, release: Release) -> None:
         """Write the evidence of a release."""

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.driver import values_of
+from tests.support.fills import current_target
 from tests.support.streaming_project import (
     ENGINES,
     PARTITIONS,
@@ -37,6 +38,7 @@ from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.publish import publish as module
 from tidemill.pipelines.publish.newest_rows import joined_release, newest_per_entity, release_runs
 from tidemill.pipelines.publish.publish import Publish
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
@@ -70,16 +72,29 @@ def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Releases:
     return stream.releases
 
 
+def run_fills(root: Path) -> RunFills:
+    """The fills of the root's run: begun by the first call, and found by later ones."""
+    database = open_database(default_place(root))
+    found = {}
+    for view in PROJECT.views:
+        target = current_target(database, KeySpace.of(PROJECT.name, view), 2)
+        found[view.name] = replace(target.fill, writer=target.writer)
+    database.close()
+    origins = {(view.name, shard): "an origin" for view in PROJECT.views for shard in range(2)}
+    return RunFills(found, origins)
+
+
 def publish(engine: str, root: Path, published: Releases) -> None:
     open_store(PROJECT, StorePlaces.below(root), clock="replay")
     elements = [
         pack_publications(OPERATORS[view, shard], release) for view, shard, release in published
     ]
+    fills = run_fills(root)
     pipeline, choice = pipeline_on(engine, streaming=False)
     _ = (
         pipeline
         | beam.Create(elements)
-        | beam.ParDo(Publish(PROJECT, root, default_place(root), 2))
+        | beam.ParDo(Publish(PROJECT, root, default_place(root), 2, fills))
     )
     run(pipeline, choice)
 
@@ -265,7 +280,7 @@ def test_a_store_that_has_lost_earlier_writes_is_not_written_to(tmp_path: Path) 
     database = open_database(default_place(tmp_path))
     database.drop([KeySpace.of(PROJECT.name, each) for each in PROJECT.views])
     database.close()
-    with pytest.raises(LostPublications, match=r"from frontier .* the store has no frontier"):
+    with pytest.raises(LostPublications, match=r"build on mark .* the store has no mark"):
         publish("fnapi", tmp_path, published[2:])
     database = open_database(default_place(tmp_path))
     (snapshot,) = database.read([(KeySpace.of(PROJECT.name, PROJECT.views[view]), [])])

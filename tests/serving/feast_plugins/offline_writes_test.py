@@ -33,6 +33,7 @@ from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.newest_rows import newest_per_entity
 from tidemill.pipelines.stream.publications import named_publications
+from tidemill.serving.feast_plugins.materialization import GENERATION
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.parcels import online_rows
@@ -184,6 +185,19 @@ def test_materializing_again_changes_nothing_and_never_goes_back(
     for last, expected in ((15, (10, 1)), (25, (20, 3)), (25, (20, 3)), (15, (20, 3))):
         depots.materialize(at(0), at(last), feature_views=["by_depot"])
         assert stands() == [expected]
+
+
+def test_materialize_from_another_generation_is_refused(
+    depots: feast.FeatureStore, tmp_path: Path
+) -> None:
+    write(tmp_path, BY_DEPOT, depot_rows((7, 10, 1, 5)), "p0")
+    source = depots.get_feature_view("by_depot").batch_source
+    file = Path(source.path) / GENERATION
+    file.write_text("another\n")
+    with pytest.raises(StoreError, match=r"of generation none, and .*'by_depot' of another: rows"):
+        depots.materialize(at(0), at(25), feature_views=["by_depot"])
+    file.unlink()
+    depots.materialize(at(0), at(25), feature_views=["by_depot"])
 
 
 def test_materialize_writes_to_stores_of_feast_too_with_every_bit(tmp_path: Path) -> None:

@@ -1,0 +1,273 @@
+"""Which fills of the online store a run writes: those that it can go on with, else new ones.
+
+* A stream that starts goes on with a fill whose marks are those of its states; for any other view
+  it begins a fill beside the one that readers see, to which they are switched when it has caught
+  up.
+* A stream that resumes finds the fills that it wrote before: being filled by its root, else the
+  current ones, begun with the same states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tidemill.features.definitions import FeatureView
+from tidemill.features.errors import LostPublications
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.publish.run_fills import RunFills
+from tidemill.pipelines.recovery.handoff import Handoff
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.holder import this_holder
+from tidemill.pipelines.stream.operator_key import OperatorKey
+from tidemill.pipelines.stream.state_files import state_path
+from tidemill.serving.online.database import OnlineDatabase
+from tidemill.serving.online.fills import (
+    Fill,
+    FillState,
+    NewFill,
+    PartState,
+    slices_for,
+)
+from tidemill.serving.online.refusals import held
+from tidemill.serving.online.rows import KeySpace
+
+EntitiesOf = Callable[[str], int]
+"""View to about how many entities a shard of it has."""
+
+
+def key_spaces(config: Configuration) -> list[KeySpace]:
+    """Return the key spaces of the project's views, in their order."""
+    return [KeySpace.of(config.project.name, view) for view in config.project.views]
+
+
+def origins(config: Configuration, handoff: Handoff) -> dict[tuple[str, int], str]:
+    """Return the hash of the state of each (view, shard) that a backfill handed over."""
+    folder = config.root / paths.STATES
+    found = {}
+    for view in config.project.views:
+        for shard in range(config.shards):
+            key = OperatorKey(view.name, view.hash, shard, config.shards)
+            found[view.name, shard] = handoff.files[state_path(folder, key).name]
+    return found
+
+
+def begin_fills(
+    config: Configuration, database: OnlineDatabase, handoff: Handoff, entities_of: EntitiesOf
+) -> tuple[RunFills, list[Fill]]:
+    """Choose the fills of a stream that starts with the states of a backfill.
+
+    Fills that this root began before and does not go on with are removed.
+
+    Args:
+        config: The configuration; the project is registered.
+        database: The online store.
+        handoff: The record of the states.
+        entities_of: The size of new fills.
+
+    Returns:
+        The fills, without a writer yet, and those of them that must be filled.
+
+    Raises:
+        StoreFull: There is no room for the new fills.
+        StoreError: The store refuses.
+    """
+
+    def goes_on(view: FeatureView, shard: int, state: PartState) -> bool:
+        frontier_us = handoff.frontiers[view.name][shard]
+        mark = bytes.fromhex(handoff.marks[view.name][shard])
+        return state == PartState(mark, frontier_us)
+
+    return _chosen(config, database, handoff, goes_on, entities_of)
+
+
+def bootstrap_fills(
+    config: Configuration, database: OnlineDatabase, handoff: Handoff, entities_of: EntitiesOf
+) -> tuple[RunFills, list[Fill]]:
+    """Choose the fills of a backfill that publishes: new ones where readers see another history.
+
+    A fill that was begun with the same states and has reached them stays as it is.
+
+    Returns:
+        As `begin_fills`.
+    """
+
+    def has_reached(view: FeatureView, shard: int, state: PartState) -> bool:
+        frontier_us = handoff.frontiers[view.name][shard]
+        return state.frontier_us is not None and state.frontier_us >= frontier_us
+
+    return _chosen(config, database, handoff, has_reached, entities_of)
+
+
+def fills_of_run(
+    config: Configuration, database: OnlineDatabase, handoff: Handoff
+) -> tuple[RunFills, list[str]]:
+    """Find the fills that the root's stream writes.
+
+    Args:
+        config: The configuration; the project is registered.
+        database: The online store.
+        handoff: The record of the states of the backfill that the stream began with.
+
+    Returns:
+        The fills, with the writers that stand, and the views without one.
+    """
+    wanted = _marks(config, handoff)
+    chosen: dict[str, Fill] = {}
+    missing = []
+    for view in config.project.views:
+        found = [
+            fill
+            for fill in _candidates(config, database, view.name)
+            if fill.shards == config.shards and _same_history(wanted, fill)
+        ]
+        if found:
+            # One that is being filled is newer than the current one.
+            chosen[view.name] = min(found, key=lambda fill: fill.is_current)
+        else:
+            missing.append(view.name)
+    return replace(wanted, fills=chosen), missing
+
+
+def resumed_fills(config: Configuration, database: OnlineDatabase, handoff: Handoff) -> RunFills:
+    """Find the fills of a stream that resumes.
+
+    Raises:
+        LostPublications: The store has none for a view.
+    """
+    found, missing = fills_of_run(config, database, handoff)
+    if missing:
+        raise LostPublications(
+            f"{database.name}: no key space of view {', '.join(missing)} was filled from the "
+            "states that this stream began with: the store was emptied, lost writes, or was filled "
+            "from another history; run `tidemill republish`, then resume"
+        )
+    return found
+
+
+def new_fills(
+    config: Configuration,
+    database: OnlineDatabase,
+    handoff: Handoff,
+    views: Sequence[str],
+    entities_of: EntitiesOf,
+) -> list[Fill]:
+    """Begin fills of views, from the states of a backfill."""
+    wanted = _marks(config, handoff)
+    made = []
+    for view in config.project.views:
+        if view.name in views:
+            entities = entities_of(view.name)
+            made.append(
+                NewFill(
+                    space=KeySpace.of(config.project.name, view),
+                    shards=config.shards,
+                    slices=slices_for(entities),
+                    cuts=_cuts(config, handoff, wanted, view.name),
+                    mode=config.stream.mode,
+                    expected_rows=entities * config.shards,
+                )
+            )
+    return database.begin_fills(made)
+
+
+def take_token(
+    config: Configuration, database: OnlineDatabase, run: RunFills, *, take_over: bool
+) -> RunFills:
+    """Take the token of all fills of a run, and of those that readers see instead, in one step.
+
+    So a writer of what readers see ends before the run begins, and cannot run ahead of it.
+
+    Raises:
+        HeldByAnotherRoot: Another root writes one of them.
+    """
+    fills = list(run.fills.values())
+    fills += [
+        fill
+        for fill in database.fills(key_spaces(config))
+        if fill.is_current and fill.id != run.fills[fill.space.view].id
+    ]
+    writer = database.take_token(fills, this_holder(config.root), take_over=take_over)
+    return run.written_by(writer)
+
+
+def check_holders(config: Configuration, database: OnlineDatabase) -> None:
+    """Check that no other root writes what readers see.
+
+    Raises:
+        HeldByAnotherRoot: One does.
+    """
+    root = this_holder(config.root).root
+    for fill in database.fills(key_spaces(config)):
+        if fill.is_current and fill.writer is not None and fill.writer.holder.root != root:
+            raise held(database.name, fill, fill.writer.holder)
+
+
+def _chosen(
+    config: Configuration,
+    database: OnlineDatabase,
+    handoff: Handoff,
+    fits: Callable[[FeatureView, int, PartState], bool],
+    entities_of: EntitiesOf,
+) -> tuple[RunFills, list[Fill]]:
+    wanted = _marks(config, handoff)
+    chosen: dict[str, Fill] = {}
+    for view in config.project.views:
+        for fill in _candidates(config, database, view.name):
+            (states,) = database.part_states([fill])
+            if (
+                view.name not in chosen
+                and fill.shards == config.shards
+                and _same_history(wanted, fill)
+                and all(fits(view, part // fill.slices, at) for part, at in enumerate(states))
+            ):
+                chosen[view.name] = fill
+            elif not fill.is_current:
+                database.drop_fills([fill])
+    views = [view.name for view in config.project.views]
+    missing = [name for name in views if name not in chosen]
+    made = new_fills(config, database, handoff, missing, entities_of) if missing else []
+    chosen |= {fill.space.view: fill for fill in made}
+    run = replace(wanted, fills={name: chosen[name] for name in views})
+    return run, made
+
+
+def _candidates(config: Configuration, database: OnlineDatabase, view: str) -> list[Fill]:
+    """Return the current fill of a view, and those that this root is filling."""
+    space = KeySpace.of(config.project.name, config.project.view(view))
+    root = this_holder(config.root).root
+    return [
+        fill
+        for fill in database.fills([space])
+        if fill.is_current
+        or (
+            fill.state is FillState.FILLING
+            and fill.writer is not None
+            and fill.writer.holder.root == root
+        )
+    ]
+
+
+def _marks(config: Configuration, handoff: Handoff) -> RunFills:
+    return RunFills({}, origins(config, handoff))
+
+
+def _states_hash(run: RunFills, view: str) -> str:
+    """Return a hash of all states of a view that the run began with."""
+    found = sorted((shard, origin) for (name, shard), origin in run.origins.items() if name == view)
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def _cuts(config: Configuration, handoff: Handoff, run: RunFills, view: str) -> str:
+    source = config.project.view(view).stream.name
+    return json.dumps(
+        {"positions": {source: handoff.positions[source]}, "states": _states_hash(run, view)},
+        sort_keys=True,
+    )
+
+
+def _same_history(run: RunFills, fill: Fill) -> bool:
+    """Tell whether a fill was begun with the states of a run."""
+    return bool(json.loads(fill.cuts).get("states") == _states_hash(run, fill.space.view))
