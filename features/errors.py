@@ -17,7 +17,8 @@ TidemillError
 │   ├── BatchConflict
 │   └── OutputConflict                a repeated output differs from the first
 ├── BundleError (ValueError)          a bundle that cannot be used
-│   └── BundleMismatch
+│   ├── DamagedBundle                 its files are not those that were written
+│   └── BundleMismatch                it was trained for other definitions
 ├── StoreError (RuntimeError)         the online store refused or lost something
 │   ├── StoreUnavailable              it cannot be written or read now: try again later
 │   ├── LostPublications              it is behind what was already published
@@ -124,6 +125,10 @@ class OutputConflict(SequenceError):
 
 class BundleError(TidemillError, ValueError):
     """A bundle cannot be loaded or used."""
+
+
+class DamagedBundle(BundleError):
+    """A file of a bundle is missing, added or changed."""
 
 
 class BundleMismatch(BundleError):

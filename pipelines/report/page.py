@@ -199,6 +199,8 @@ def _facts(
     made = "" if bundle is None else f", made {bundle.created_at}"
     if bundle is not None:
         facts.append(("Bundle", bundle.version + made))
+        if generation := bundle.lineage.get("generation"):
+            facts.append(("Trained on", f"generation {generation}"))
         facts.append(("Feature-spec hash", bundle.feature_spec_hash))
     if (versions := stamps.get("bundle_version")) and (
         bundle is None or versions != (bundle.version,)

@@ -1,7 +1,7 @@
 """Fitting one Keras model to transformed columns, and scoring with it.
 
 Promise: the same columns, options and seed give the same weights, byte for byte, on the same
-machine.
+processor with the same number of cores (TensorFlow splits sums among its threads).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError
 from tidemill.pipelines.config.configuration import Training
 from tidemill.pipelines.training.transform import Arrays
-from tidemill.serving.bundles.saved_model import TransformGraph, load_tensorflow
+from tidemill.serving.bundles.saved_model import TransformGraph
+from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 
 _STEPS_PER_EXECUTION: Final = 16
 _PREDICT_ROWS: Final = 4096

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError, InputError, nearest
 from tidemill.features.models.preprocessing import model_inputs
+from tidemill.pipelines.training.table_digest import in_canonical_order, table_digest
 from tidemill.serving.files.read_files import reading
 
 
@@ -60,11 +61,19 @@ class Split:
 
 @dataclass(frozen=True)
 class SplitTable:
-    """The two splits of a table, and the counts of all its rows."""
+    """The two splits of a table.
+
+    Attributes:
+        train: The training split.
+        evaluate: The evaluation split.
+        counts: How many of all rows are where.
+        digest: `table_digest` of the columns that training reads, over all rows.
+    """
 
     train: Split
     evaluate: Split
     counts: SplitCounts
+    digest: str
 
 
 def split_table(
@@ -108,7 +117,7 @@ def split_table(
     with reading(table, "run `tidemill backfill` again"):
         rows = pa.concat_tables(parts)
     # The order of files and shards must not change the model.
-    rows = rows.sort_by([("request_time", "ascending"), ("request_id", "ascending")])
+    rows = in_canonical_order(rows)
     times = rows["request_time"].cast(pa.int64()).to_numpy()
     known = times + project.label.horizon_us
     labelled = pc.is_valid(rows["label"]).to_numpy()
@@ -133,6 +142,7 @@ def split_table(
         train=_take(rows, in_train & labelled, names, table),
         evaluate=_take(rows, in_evaluate & labelled, names, table),
         counts=counts,
+        digest=table_digest(rows),
     )
 
 

@@ -1,7 +1,10 @@
 """Training: from a table of point-in-time rows to a bundle.
 
-Promises: the transform graph and the model see the training split only; and the model in the bundle
-is that of the first seed, whatever the evaluation shows.
+Promises: the transform graph and the model see the training split only; the model in the bundle is
+that of the first seed, whatever the evaluation shows; and the bundle's version is a function of the
+definitions, the table's rows, the settings, the software, and the weights that TensorFlow computes
+from them. On one machine it computes equal weights each time; another processor or number of cores
+may round differently, and then the version differs.
 
 The model inputs are held in memory as float32, once per variant (with and without the windowed
 features).
@@ -10,7 +13,7 @@ features).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,15 +41,23 @@ from tidemill.pipelines.training.fit import fit, predictor
 from tidemill.pipelines.training.splits import SplitTable, split_table
 from tidemill.pipelines.training.statistics import input_statistics
 from tidemill.pipelines.training.transform import Transformer, analyse
-from tidemill.serving.bundles.bundle import Bundle, write_bundle
+from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.current import make_current
+from tidemill.serving.bundles.writing import write_bundle
 
 WITH_WINDOWS: Final = "with windowed features"
 WITHOUT_WINDOWS: Final = "without windowed features"
 
 
-def train(config: Configuration, progress: Progress) -> dict[str, Any]:
+def train(
+    config: Configuration, progress: Progress, lineage: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Analyse, train, evaluate, write a bundle, and make it the live one.
+
+    Args:
+        config: The run's configuration.
+        progress: Where progress is shown.
+        lineage: From which data the training table was made (JSON), for the bundle's manifest.
 
     Returns:
         The bundle's version and its evaluation.
@@ -60,6 +71,7 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
         bundles=config.root / paths.BUNDLES,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         progress=progress,
+        lineage=lineage,
     )
     make_current(config.root, bundle.version)
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}
@@ -75,6 +87,7 @@ def train_bundle(
     bundles: Path,
     created_at: str,
     progress: Progress,
+    lineage: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Train, evaluate and write a bundle.
 
@@ -87,6 +100,8 @@ def train_bundle(
         bundles: The directory of bundles.
         created_at: The time for the manifest.
         progress: Where progress is shown.
+        lineage: From which data the table was made (JSON). It is recorded, and no part of the
+            version.
 
     Returns:
         The bundle, loaded; its ``evaluation`` is an `Evaluation`'s JSON.
@@ -125,6 +140,7 @@ def train_bundle(
             "seeds": options.seed_values,
             "rate_groups": options.rate_groups,
             "rows": asdict(rows.counts),
+            "table": rows.digest,
         }
         with progress.stage("write", 1, "steps") as stage:
             bundle = write_bundle(
@@ -136,6 +152,7 @@ def train_bundle(
                 training=plan,
                 evaluation=evaluation.to_json(),
                 statistics=input_statistics(rows.train.columns, inputs),
+                lineage=lineage,
             )
             stage.advance()
     return bundle

@@ -22,9 +22,9 @@ from tidemill.features.models.preprocessing import TEXT_KIND, ModelInput, to_arr
 from tidemill.serving.bundles.saved_model import (
     MAX_ROWS,
     TransformGraph,
-    load_tensorflow,
     padded_rows,
 )
+from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 
 ANALYSIS_ROWS: Final = 8192
 """How many rows a batch of the analysis has."""

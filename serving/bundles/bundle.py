@@ -2,7 +2,7 @@
 
 ```
 VERSION/
-├── manifest.json     versions, hashes, inputs, training; the hash of every other file
+├── manifest.json     what it is, what it was made from; the hash of every other file
 ├── spec.json         the project's canonical form (`Project.spec`) that it was trained for
 ├── evaluation.json   its metrics, and those of its baselines
 ├── statistics.json   statistics of the inputs in the training split
@@ -10,45 +10,44 @@ VERSION/
 └── model/            the SavedModel: cast, transform graph and Keras model in one
 ```
 
-The directory is written atomically. A bundle whose bytes have changed is refused, and so is one
-that was trained for other definitions than the project's; the error names each view, feature and
-property that differs.
+Its *identity* is the version: a hash of what it computes and of what that was made from (`IDENTITY`
+lists the fields). Equal definitions, rows, settings, software and weights give equal versions, in
+any process and on any day, although TensorFlow writes other bytes each time.
+
+Its *integrity* is that of the files: a bundle of which a file is missing, added or changed is
+refused, and so is one that was trained for other definitions than the project's; the error names
+the file, or each view, feature and property that differs. Neither depends on the *lineage*, which
+says from which data the bundle was made.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tidemill.features.definitions import Project
-from tidemill.features.errors import BundleError, BundleMismatch
+from tidemill.features.errors import BundleError, BundleMismatch, DamagedBundle
 from tidemill.features.models.preprocessing import ModelInput
-from tidemill.serving.bundles.saved_model import (
-    MAX_ROWS,
-    MIN_ROWS,
-    TransformGraph,
-    content_hash,
-    file_hashes,
-    load_tensorflow,
-    save_model,
-)
+from tidemill.serving.bundles.content_hash import content_hash, file_hashes
+from tidemill.serving.bundles.saved_model import TransformGraph
 from tidemill.serving.definition_changes import project_changes
+from tidemill.serving.files.file_errors import named_for
 from tidemill.serving.files.read_files import read_json, reading
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the directory's layout and of the manifest."""
 MANIFEST: Final = "manifest.json"
+IDENTITY: Final = (
+    "format", "project", "feature_spec_hash", "transform_hash", "model_hash", "inputs",
+    "transformed", "padding", "software", "training",
+)  # fmt: skip
+"""The fields of the manifest that the version is a hash of."""
 
-# No part of the content that the version is a hash of.
-_NOT_CONTENT: Final = ("version", "created_at")
+_DIGEST: Final = "digest"
 _AGAIN: Final = "copy the bundle again or run `tidemill train` again"
-_SOFTWARE: Final = ("tensorflow", "tensorflow-transform", "keras")
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,12 @@ class Bundle:
 
     @property
     def version(self) -> str:
-        """The content hash, 16 hexadecimal digits."""
+        """The hash of its identity, 16 hexadecimal digits."""
         return str(self.manifest["version"])
 
     @property
     def created_at(self) -> str:
-        """Time of its creation, as given to `write_bundle`."""
+        """When it was written; no part of the version."""
         return str(self.manifest["created_at"])
 
     @property
@@ -80,8 +79,22 @@ class Bundle:
 
     @property
     def transform_hash(self) -> str:
-        """The transform graph's hash."""
+        """Canonical hash of what the transform graph computes."""
         return str(self.manifest["transform_hash"])
+
+    @property
+    def model_hash(self) -> str:
+        """Canonical hash of what the SavedModel computes, weights included."""
+        return str(self.manifest["model_hash"])
+
+    @property
+    def lineage(self) -> Mapping[str, Any]:
+        """From which data it was made, as given to `train_bundle`; never a reason to refuse it.
+
+        If several trainings gave this version, it is the lineage of the first.
+        """
+        lineage: Mapping[str, Any] = self.manifest["lineage"]
+        return lineage
 
     @property
     def inputs(self) -> tuple[ModelInput, ...]:
@@ -120,24 +133,27 @@ class Bundle:
             project: The definitions that it is used with; None checks the files alone.
 
         Raises:
-            BundleError: It is not a bundle, has another format, or its files have changed.
+            BundleError: It is not a bundle, or has another format.
+            DamagedBundle: A file is missing, added or changed.
             BundleMismatch: It was trained for other definitions.
         """
         directory = Path(directory)
         path = directory / MANIFEST
         if not path.is_file():
-            raise BundleError(f"{directory} is no bundle: there is no {MANIFEST}; train one first")
+            raise BundleError(
+                f"{directory} is no bundle: there is no {MANIFEST}; run `tidemill train`"
+            )
         try:
             with reading(path, _AGAIN):
                 text = path.read_bytes()
             manifest = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BundleError(f"{path} is not JSON: {error}; {_AGAIN}") from error
+            raise DamagedBundle(f"{path} is not JSON: {error}; {_AGAIN}") from error
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             found = manifest.get("format") if isinstance(manifest, dict) else manifest
             raise BundleError(
-                f"{path} has format {found!r}; this program reads format {FORMAT}: train again, "
-                "or use the program that wrote it"
+                f"{path} has format {found!r}; this program reads format {FORMAT}: run "
+                "`tidemill train` again, or use the program that wrote it"
             )
         bundle = cls(directory, manifest)
         bundle._check_files()
@@ -148,9 +164,16 @@ class Bundle:
     def _check_files(self) -> None:
         with reading(self.directory / MANIFEST, _AGAIN):
             written: dict[str, str] = dict(self.manifest["files"])
-            _ = self.version, self.created_at, self.feature_spec_hash, self.transform_hash
-            _ = self.inputs
-        found = file_hashes(self.directory)
+            _ = self.created_at, self.feature_spec_hash, self.transform_hash, self.model_hash
+            _ = self.inputs, self.lineage
+            version, computed = self.version, bundle_version(self.manifest)
+            intact = self.manifest[_DIGEST] == manifest_digest(self.manifest)
+        if version != computed or not intact:
+            raise DamagedBundle(
+                f"bundle {self.directory}: {MANIFEST} was changed after it was written; {_AGAIN}"
+            )
+        with named_for(self.directory):
+            found = file_hashes(self.directory)
         found.pop(MANIFEST, None)
         for what, names in (
             ("lacks", sorted(written.keys() - found.keys())),
@@ -158,16 +181,11 @@ class Bundle:
             ("has changed:", sorted(n for n in written if found.get(n, written[n]) != written[n])),
         ):
             if names:
-                raise BundleError(
+                raise DamagedBundle(
                     f"bundle {self.directory} {what} {names[0]!r}"
                     f"{f' and {len(names) - 1} more' if names[1:] else ''}; its files are not "
-                    "those that were written: copy it again or train again"
+                    f"those that were written: {_AGAIN}"
                 )
-        if (computed := _version(self.manifest)) != self.version:
-            raise BundleError(
-                f"bundle {self.directory}: {MANIFEST} was changed after it was written: its "
-                f"content has version {computed}, it says {self.version}"
-            )
 
     def check_project(self, project: Project) -> None:
         """Check that the bundle was trained for a project's present definitions.
@@ -189,71 +207,11 @@ class Bundle:
         )
 
 
-def write_bundle(
-    root: Path,
-    *,
-    project: Project,
-    graph: TransformGraph,
-    model: Any,
-    created_at: str,
-    training: Mapping[str, Any],
-    evaluation: Any,
-    statistics: Any,
-) -> Bundle:
-    """Write a bundle below ``root``, in a directory named by its version.
-
-    It is written to a temporary directory and renamed. An existing bundle of this content stays.
-
-    Args:
-        root: The directory of bundles; created if it does not exist.
-        project: The definitions that it was trained for.
-        graph: The analysed transform graph.
-        model: The trained keras.Model over the graph's outputs.
-        created_at: Time of its creation; no part of the version.
-        training: Settings of the training (JSON).
-        evaluation: Its metrics (JSON).
-        statistics: Statistics of the inputs (JSON).
-
-    Raises:
-        DefinitionError: The model does not end in one number per row.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    load_tensorflow()
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
-    try:
-        shutil.copytree(graph.directory, scratch / "transform")
-        save_model(graph, model, scratch / "model")
-        described = {"spec": project.spec(), "evaluation": evaluation, "statistics": statistics}
-        for name, content in described.items():
-            _write_json(scratch / f"{name}.json", content)
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "created_at": created_at,
-            "project": project.name,
-            "feature_spec_hash": project.hash,
-            "transform_hash": graph.hash,
-            "inputs": [{"name": i.name, "kind": i.kind, "dtype": i.dtype} for i in graph.inputs],
-            "transformed": graph.outputs(),
-            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
-            "padding": {"least_rows": MIN_ROWS, "most_rows": MAX_ROWS},
-            "training": dict(training),
-            "files": file_hashes(scratch),
-        }
-        manifest["version"] = _version(manifest)
-        _write_json(scratch / MANIFEST, manifest)
-        scratch.chmod(0o755)
-        place = root / manifest["version"]
-        if not place.exists():
-            scratch.rename(place)
-    finally:
-        if scratch.exists():
-            shutil.rmtree(scratch)
-    return Bundle.load(place, project)
+def bundle_version(manifest: Mapping[str, Any]) -> str:
+    """Return the version of a bundle: the hash of the identity in its manifest."""
+    return content_hash({name: manifest[name] for name in IDENTITY})
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
-
-
-def _version(manifest: Mapping[str, Any]) -> str:
-    return content_hash({k: v for k, v in manifest.items() if k not in _NOT_CONTENT})
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """Return the hash of a whole manifest, for its field ``digest``."""
+    return content_hash({k: v for k, v in manifest.items() if k != _DIGEST})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import BundleError
-from tidemill.serving.files.atomic_write import write_text
+from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading
 
 BUNDLES: Final = "bundles"
@@ -36,5 +36,6 @@ def current_bundle(root: Path) -> Path:
 
 
 def make_current(root: Path, version: str) -> None:
-    """Make an existing version the live bundle, atomically."""
-    write_text(root / BUNDLES / CURRENT, version + "\n")
+    """Make an existing version the live bundle, atomically; it stays so after a power cut."""
+    with atomic_write(root / BUNDLES / CURRENT, durable=True) as unfinished:
+        unfinished.write_text(version + "\n")

@@ -24,11 +24,13 @@ from tidemill.features.models.preprocessing import ModelInput, input_column
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.saved_model import (
     MAX_ROWS,
+    SCORE,
+    TRANSFORM,
     Blocks,
     Layout,
-    load_tensorflow,
     padded_rows,
 )
+from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 
 Columns: TypeAlias = "pa.RecordBatch | pa.Table | Mapping[str, Any]"
 """Model inputs by name: Arrow, or numpy arrays (masked where an int64 or bool is null)."""
@@ -68,8 +70,8 @@ class Scorer:
         self._layout = Layout.of(bundle.inputs)
         # Keras 3 loads no SavedModels; TensorFlow does. The loaded object owns the variables.
         self._loaded = tf.saved_model.load(str(bundle.model_directory))
-        self._score = self._loaded.signatures["serving_default"]
-        self._transform = self._loaded.signatures["transform"]
+        self._score = self._loaded.signatures[SCORE]
+        self._transform = self._loaded.signatures[TRANSFORM]
         self.stamps = Stamps(
             bundle=bundle.version,
             transform=bundle.transform_hash,

@@ -21,15 +21,8 @@ Within a block the columns are in the order of the model's inputs. ``serving_def
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import os
-import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,10 +40,20 @@ from tidemill.features.models.preprocessing import (
     ModelSpec,
     input_column,
 )
+from tidemill.serving.bundles.content_hash import content_hash
+from tidemill.serving.bundles.graph_hash import graph_hash
+from tidemill.serving.bundles.tensorflow_start import load_tensorflow
 from tidemill.serving.files.read_files import read_json
 
 GRAPH_FILE: Final = "transform.json"
 """The file of the graph's inputs and outputs, beside tf.Transform's own files."""
+SCORE: Final = "serving_default"
+"""The signature that scores."""
+TRANSFORM: Final = "transform"
+"""The signature that returns the model's inputs."""
+_GRAPH: Final = "transform_fn"
+"""tf.Transform's SavedModel, and its function."""
+_FUNCTION: Final = "transform_fn"
 MIN_ROWS: Final = 8
 """Least padded rows: below, TensorFlow's kernels take other paths, and last bits differ."""
 MAX_ROWS: Final = 4096
@@ -66,55 +69,6 @@ def padded_rows(rows: int) -> int:
     [8, 8, 16, 1024]
     """
     return max(MIN_ROWS, 1 << (rows - 1).bit_length())
-
-
-# Messages of TensorFlow's C++ code on every start: information and warnings, an explanation why
-# they go to stderr and, on a machine without an NVIDIA device, that CUDA found none.
-_CHATTER: Final = re.compile(rb"[IW]\d{4} |WARNING: All log messages before absl::InitializeLog|$")
-_NO_GPU: Final = b"failed call to cuInit"
-
-
-@contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Hold back the output to file descriptor 2, and then write it without known chatter."""
-    has_nvidia = Path("/dev/nvidiactl").exists()
-    sys.stderr.flush()
-    real = os.dup(2)
-    python_stderr = sys.stderr
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        # Python's own messages (a progress bar, say) still go straight to the terminal.
-        sys.stderr = os.fdopen(os.dup(real), "w", buffering=1)
-        try:
-            yield
-        finally:
-            sys.stderr.close()
-            sys.stderr = python_stderr
-            os.dup2(real, 2)
-            os.close(real)
-            held.seek(0)
-            for line in held.read().splitlines(keepends=True):
-                if _CHATTER.match(line.rstrip()) or (_NO_GPU in line and not has_nvidia):
-                    continue
-                os.write(2, line)
-
-
-@functools.cache
-def load_tensorflow() -> Any:
-    """Import TensorFlow without its start-up chatter, and return the module.
-
-    Errors are still printed. ``TF_CPP_MIN_LOG_LEVEL`` keeps its value if it is set.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if "tensorflow" in sys.modules:
-        import tensorflow as tf
-    else:
-        with _quiet_start():
-            import tensorflow as tf
-
-            # CUDA writes its messages when devices are first listed.
-            tf.config.list_physical_devices()
-    return tf
 
 
 @dataclass(frozen=True)
@@ -165,8 +119,14 @@ class TransformGraph:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the names and bytes of all its files, 16 hexadecimal digits."""
-        return content_hash(file_hashes(self.directory))
+        """Canonical hash of what it computes and of its inputs and outputs, 16 hexadecimal digits.
+
+        Raises:
+            BundleError: The graph holds something that has no canonical hash.
+        """
+        inputs = [[i.name, i.dtype] for i in self.inputs]
+        computed = graph_hash(self.directory / _GRAPH, [_FUNCTION])
+        return content_hash({"inputs": inputs, **self.outputs(), "graph": computed})
 
     def load(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Load the graph as a function over tensors.
@@ -176,7 +136,7 @@ class TransformGraph:
             tensor. Its attribute ``resources`` must be tracked by a module that is saved with it.
         """
         tf = load_tensorflow()
-        loaded = tf.saved_model.load(str(self.directory / "transform_fn"))
+        loaded = tf.saved_model.load(str(self.directory / _GRAPH))
         shapes: dict[str, list[int | None]] = {n: [None, k] for n, k in self.numeric.items()}
         shapes |= {name: [None] for name in self.vocabularies}
 
@@ -187,21 +147,6 @@ class TransformGraph:
 
         transform.resources = loaded  # type: ignore[attr-defined]
         return transform
-
-
-def file_hashes(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 (hexadecimal) of every file below a directory, by relative path."""
-    return {
-        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-
-
-def content_hash(content: Any) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of a canonical JSON value."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 Blocks = dict[str, npt.NDArray[Any]]
@@ -300,5 +245,19 @@ def save_model(graph: TransformGraph, model: Any, directory: Path) -> None:
     module.weights = [variable.value for variable in model.variables]
     module.score = tf.function(score, input_signature=signature)
     module.transformed = tf.function(transformed, input_signature=signature)
-    signatures = {"serving_default": module.score, "transform": module.transformed}
+    signatures = {SCORE: module.score, TRANSFORM: module.transformed}
     tf.saved_model.save(module, str(directory), signatures=signatures)
+
+
+def model_hash(directory: Path) -> str:
+    """Return the canonical hash of what a saved model's signatures compute, 16 hexadecimal digits.
+
+    Args:
+        directory: The SavedModel, as `save_model` writes it.
+
+    Raises:
+        BundleError: The model holds something that has no canonical hash.
+    """
+    return content_hash(
+        graph_hash(directory, [f"signatures/{name}" for name in (SCORE, TRANSFORM)])
+    )

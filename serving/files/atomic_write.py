@@ -37,13 +37,13 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         try:
             yield unfinished
             if durable:
-                _wait_for_disk(unfinished)
+                wait_for_disk(unfinished)
             unfinished.replace(path)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
         if durable:
-            _wait_for_disk(path.parent)
+            wait_for_disk(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,7 +52,8 @@ def write_text(path: Path, text: str) -> None:
         unfinished.write_bytes(text.encode())
 
 
-def _wait_for_disk(path: Path) -> None:
+def wait_for_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -242,12 +242,11 @@ def test_publications_of_it_are_read(old: Configuration) -> None:
         assert plain(found.to_pylist()) == EXPECTED["publications"][name]
 
 
-def test_the_summary_and_the_bundle_of_it_are_read(tmp_path: Path) -> None:
+def test_the_summary_of_it_is_read_and_the_bundle_refused_by_name(tmp_path: Path) -> None:
     shutil.copytree(BEFORE / "shop", tmp_path / "shop")
     stages = read_summary(tmp_path / "shop")
     assert stages["stream"]["predictions"] == 100
-    # The manifest can be read; the model beside it is missing here.
-    with pytest.raises(BundleError, match=r"lacks 'evaluation\.json' and"):
+    with pytest.raises(BundleError, match=r"has format 1; .* run `tidemill train` again"):
         Bundle.load(tmp_path / "shop")
 
 

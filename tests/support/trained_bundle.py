@@ -148,6 +148,7 @@ OPTIONS = Training(
     seed=SEEDS[0],
     rate_groups=("size", "hour"),
 )
+LINEAGE = {"generation": "g1", "sources": {"scans": {"cut": [4_000], "digest": "0" * 64}}}
 
 
 @functools.cache
@@ -202,4 +203,5 @@ def bundle() -> Bundle:
         bundles=directory() / "bundles",
         created_at="2026-11-20T12:00:00Z",
         progress=progress,
+        lineage=LINEAGE,
     )

@@ -36,7 +36,8 @@ from tidemill.pipelines.training.evaluation import (
     measure,
     roc_points,
 )
-from tidemill.serving.bundles.saved_model import content_hash, file_hashes
+from tidemill.serving.bundles.bundle import FORMAT, bundle_version, manifest_digest
+from tidemill.serving.bundles.content_hash import file_hashes
 from tidemill.serving.stores.online_places import SqlitePlace
 
 START = 1_600_000_000_000_000
@@ -83,16 +84,23 @@ def write_bundle(root: Path, found: Evaluation) -> str:
     scratch.mkdir(parents=True)
     (scratch / "evaluation.json").write_text(json.dumps(found.to_json()))
     manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "project": "parcels",
         "inputs": [],
+        "transformed": {},
+        "padding": {},
+        "software": {},
         "transform_hash": "0" * 16,
-        "format": 1,
+        "model_hash": "0" * 16,
+        "lineage": {"generation": "g1"},
         "created_at": "2026-11-20T12:00:00Z",
         "feature_spec_hash": "feedbeef",
         "training": {"epochs": 4, "rows": {"train": 10_000}},
         "files": file_hashes(scratch),
     }
-    version = content_hash({k: v for k, v in manifest.items() if k != "created_at"})
-    (scratch / "manifest.json").write_text(json.dumps({**manifest, "version": version}))
+    version = manifest["version"] = bundle_version(manifest)
+    manifest["digest"] = manifest_digest(manifest)
+    (scratch / "manifest.json").write_text(json.dumps(manifest))
     scratch.rename(root / "bundles" / version)
     (root / "bundles" / "current").write_text(version + "\n")
     return version
@@ -295,6 +303,11 @@ def test_the_page_refers_to_nothing_outside_itself(page: Page) -> None:
     assert {name for name, _ in page.attributes}.isdisjoint({"src", "srcset", "xlink:href", "data"})
     assert set(re.findall(r"url\((.)", page.source)) <= {"#"}
     assert page.source.count("<svg") == 3
+
+
+def test_the_page_names_the_generation_that_the_bundle_was_trained_on(page: Page) -> None:
+    assert "Trained on" in page.source
+    assert "generation g1" in page.source
 
 
 def test_every_id_stands_once_and_every_reference_finds_one(page: Page) -> None:

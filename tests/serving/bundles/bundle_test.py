@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 
 from tests.support import trained_bundle as given
-from tidemill.features.errors import BundleError, BundleMismatch, DefinitionError
-from tidemill.serving.bundles.bundle import Bundle, write_bundle
+from tidemill.features.errors import (
+    BundleError,
+    BundleMismatch,
+    DamagedBundle,
+    DefinitionError,
+)
+from tidemill.serving.bundles.bundle import IDENTITY, Bundle, bundle_version, manifest_digest
 from tidemill.serving.bundles.saved_model import TransformGraph, save_model
+from tidemill.serving.bundles.writing import write_bundle
 
 
 @pytest.fixture
@@ -33,6 +39,8 @@ def test_a_bundle_says_what_it_is() -> None:
     assert bundle.transform_hash == bundle.transform_graph.hash
     assert manifest["inputs"][0] == {"name": "size", "kind": "text", "dtype": "string"}
     assert [i.name for i in bundle.inputs] == [i["name"] for i in manifest["inputs"]]
+    assert manifest["view_hashes"] == {"depot": given.DEPOT.hash}
+    assert bundle.lineage == given.LINEAGE
     assert set(manifest["software"]) == {"tensorflow", "tensorflow-transform", "keras"}
     assert manifest["training"]["rows"]["rows"] == given.ROWS
     assert json.loads((bundle.directory / "spec.json").read_text()) == given.PROJECT.spec()
@@ -44,7 +52,7 @@ def test_nothing_half_written_is_left_beside_a_bundle() -> None:
 
 
 def _refused(copy: Path, message: str) -> None:
-    with pytest.raises(BundleError, match=message):
+    with pytest.raises(DamagedBundle, match=message):
         Bundle.load(copy, given.PROJECT)
 
 
@@ -71,10 +79,32 @@ def test_a_changed_manifest_is_refused(copy: Path) -> None:
     _refused(copy, "was changed after it was written")
 
 
+def test_a_changed_lineage_is_refused_although_it_is_no_part_of_the_version(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["lineage"] = {"generation": "another"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert bundle_version(manifest) == manifest["version"]
+    _refused(copy, "was changed after it was written")
+    manifest["digest"] = manifest_digest(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert Bundle.load(copy, given.PROJECT).lineage == {"generation": "another"}
+
+
+def test_the_version_depends_on_each_part_of_the_identity_and_on_nothing_else() -> None:
+    manifest = given.bundle().manifest
+    for name in manifest:
+        changed = bundle_version({**manifest, name: "something else"})
+        assert (changed != manifest["version"]) == (name in IDENTITY), name
+    assert set(manifest) - set(IDENTITY) == {
+        "created_at", "digest", "files", "lineage", "version", "view_hashes",
+    }  # fmt: skip
+
+
 def test_another_format_and_no_bundle_at_all_are_refused(copy: Path, tmp_path: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
-    _refused(copy, "has format 2; this program reads format 1")
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    with pytest.raises(BundleError, match=r"has format 1; .* reads format 2: run `tidemill train`"):
+        Bundle.load(copy)
     (copy / "manifest.json").write_text("{")
     _refused(copy, "is not JSON")
     with pytest.raises(BundleError, match="is no bundle"):
@@ -111,6 +141,36 @@ def test_a_bundle_is_written_below_its_version(tmp_path: Path) -> None:
     assert written.directory == tmp_path / written.version
     assert written.transform_hash == first.transform_hash
     assert [p.name for p in tmp_path.iterdir()] == [written.version]
+
+
+def test_a_version_that_exists_stays_if_it_is_whole_and_is_replaced_if_it_is_damaged(
+    tmp_path: Path,
+) -> None:
+    graph = given.bundle().transform_graph
+    model = given.build_model(graph.model_spec(0.01, 1))
+
+    def write(day: str) -> Bundle:
+        return write_bundle(
+            tmp_path,
+            project=given.PROJECT,
+            graph=graph,
+            model=model,
+            created_at=day,
+            training={},
+            evaluation={},
+            statistics={},
+            lineage={"day": day},
+        )
+
+    first = write("first")
+    assert write("second").manifest == first.manifest
+    (first.directory / "evaluation.json").write_text("{ }")
+    with pytest.raises(DamagedBundle, match=r"has changed: 'evaluation\.json'"):
+        Bundle.load(first.directory)
+    third = write("third")
+    assert third.directory == first.directory
+    assert (third.created_at, third.lineage) == ("third", {"day": "third"})
+    assert [path.name for path in tmp_path.iterdir()] == [first.version]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
@@ -153,7 +213,9 @@ def test_the_saved_model_carries_no_optimizer_state(tmp_path: Path) -> None:
 
 def _stderr_of_loading(environment: dict[str, str]) -> bytes:
     plain = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    code = "from tidemill.serving.bundles.saved_model import load_tensorflow; load_tensorflow()"
+    code = (
+        "from tidemill.serving.bundles.tensorflow_start import load_tensorflow; load_tensorflow()"
+    )
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[3],
