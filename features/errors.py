@@ -34,6 +34,7 @@ TidemillError
 │   ├── NoAccess (PermissionError)    it is read-only, or not this user's
 │   ├── NoSuchFile (FileNotFoundError)  it is not there
 │   └── DamagedFile (ValueError)      its bytes are not those that were written
+├── Locked (RuntimeError)             another process does what only one at a time may do
 ├── UnsafeCache (PermissionError)     other users could write to the cache of compiled code
 ├── EngineError (RuntimeError)        the Beam engine failed
 │   ├── UnknownEngine (ValueError)    no engine has the name that was asked for
@@ -189,6 +190,10 @@ class StoreFull(StoreError):
 
 class OtherLayout(StoreError):
     """The online store has the layout of another version of Tidemill."""
+
+
+class Locked(TidemillError, RuntimeError):
+    """Another process does what only one process at a time may do."""
 
 
 class FileError(TidemillError, OSError):

@@ -35,12 +35,11 @@ def merge_log(
     """
     config = stages.load(config_path, root)
     from tidemill.pipelines.history import merge_log as stage
-    from tidemill.pipelines.run.paths import OFFLINE
     from tidemill.pipelines.run.tables import print_tables
 
     merged = stage.merge_log(
         config.project,
-        config.root / OFFLINE,
+        config.current.offline_root,
         stages.progress(quiet),
         before=None if before is None else before.date().isoformat(),
         dry_run=dry_run,

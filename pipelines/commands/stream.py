@@ -31,6 +31,7 @@ from tidemill.pipelines.config.choices import MODES
     help="Take the online store's key spaces from another root, whose stream is refused from then "
     "on.",
 )
+@options.wait
 @options.opened
 def stream(
     config_path: Path,
@@ -42,12 +43,13 @@ def stream(
     until: str | None,
     resume: bool,
     take_over: bool,
+    wait: bool,
 ) -> None:
     """Replay the log as a stream: publish features, answer requests with predictions.
 
-    Without --resume the stream starts over from the state of the backfill, and removes what an
-    earlier stream wrote. Readers of the online store see the earlier stream's values until the new
-    one has caught up with them.
+    Without --resume the stream starts over from the state of the backfill, in a folder of its own.
+    Readers of the online store see the earlier stream's values until the new one has caught up with
+    them.
     """
     until_us = None if until is None else _instant_us(until)
     config = stages.load_for_existing_run(config_path, root)
@@ -66,6 +68,7 @@ def stream(
             until_us=until_us,
             resume=resume,
             take_over=take_over,
+            wait=wait,
         ),
     )
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.recovery.handoff import Handoff, remove_savepoints
+from tidemill.pipelines.recovery.handoff import Handoff, cut_digests
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
@@ -25,21 +25,28 @@ from tidemill.pipelines.stream.shard import shard_poll
 from tidemill.pipelines.stream.state_files import file_hashes, write_handoff
 
 
-def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Write the state of every operator over all rows received before the stream begins."""
-    project, root = config.project, config.root
+def hand_over(
+    config: Configuration, progress: Progress, build: Path, generation: str
+) -> tuple[Handoff, dict[str, Any]]:
+    """Write the state of every operator over all rows received before the stream begins.
+
+    Args:
+        config: The configuration.
+        progress: Where progress is shown.
+        build: The folder of the build, with its log.
+        generation: The generation of the build.
+
+    Returns:
+        The record of the states, and figures.
+    """
+    project = config.project
     as_of = config.splits.evaluate_until_us
-    log = Log(root)
+    log = Log(build)
     partitions = source_partitions(log, project)
     options = FeaturizeOptions(
         run="handoff", shards=config.shards, partitions=partitions, publish=False
     )
-    folder = root / paths.STATES
-    # Delete the record first: without it the folder does not count, even if a crash leaves files.
-    # Savepoints of a stream that began with the old states are void, so delete them too.
-    (folder / paths.HANDOFF).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    remove_savepoints(root)
+    folder = build / paths.STATES
     parts, positions = parts_before(log, project, partitions, as_of)
     events = 0
     frontiers: dict[str, list[int]] = {view.name: [] for view in project.views}
@@ -72,9 +79,11 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
         began=None,
         mode=None,
         files=file_hashes(folder),
+        generation=generation,
+        digests=cut_digests(log, positions),
     )
     handoff.write(folder)
-    return {"as_of_us": as_of, "shards": total, "events": events}
+    return handoff, {"as_of_us": as_of, "shards": total, "events": events}
 
 
 def _without_requests(batches: Iterable[SequencedBatch]) -> Iterator[SequencedBatch]:

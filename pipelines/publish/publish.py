@@ -45,7 +45,8 @@ class Publish(beam.DoFn):
 
     Attributes:
         project: The project; it must be registered in the store.
-        root: The run's folder.
+        root: The stream's folder.
+        offline_root: The folder of the offline logs.
         place: The place of the online store.
         shards: The number of shards of each view.
         fills: The fills that the run writes, and its token.
@@ -58,6 +59,7 @@ class Publish(beam.DoFn):
 
     project: Project
     root: Path
+    offline_root: Path
     place: OnlinePlace
     shards: int
     fills: RunFills
@@ -99,9 +101,7 @@ class Publish(beam.DoFn):
             news = runs_by_shard([one for one in bundle if one.is_news])
         for run in news:
             if self.changes:
-                append_changes(
-                    self.project, self.root / paths.OFFLINE, self.shards, run, self.segment
-                )
+                append_changes(self.project, self.offline_root, self.shards, run, self.segment)
             for release in run:
                 if release.rows.num_rows:
                     self._write_log(release)

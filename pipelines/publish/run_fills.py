@@ -14,11 +14,9 @@ class RunFills:
 
     Attributes:
         fills: View to its fill; the fill's writer is that of the run.
-        origins: By view and shard: the hash of the state that the run began with.
     """
 
     fills: Mapping[str, Fill]
-    origins: Mapping[tuple[str, int], str]
 
     @property
     def unread(self) -> list[Fill]:

@@ -37,6 +37,7 @@ from tidemill.pipelines.recovery.handoff import (
     Handoff,
     StreamRun,
     check_handoff,
+    check_log,
     last_states,
     read_record,
 )
@@ -88,15 +89,16 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
         StateMismatch: There are no states, or they are not those that the stream began with.
         StoreError: The store refuses a write.
     """
-    project, root = config.project, config.root
-    folder, handoff = last_states(root)
+    project, current = config.project, config.current
+    folder, handoff = last_states(current)
     check_handoff(folder, handoff, project, config.shards)
-    releases = _releases_by_shard(root)
-    began = StreamRun.read(root)
-    if releases and (began is None or began.began != read_record(root / paths.STATES).id):
+    check_log(folder, handoff, Log(current.build_folder), handoff.positions)
+    releases = _releases_by_shard(current.stream_folder)
+    began = StreamRun.read(current.stream_folder)
+    if releases and handoff.kind == "backfill" and (began is None or began.began != handoff.id):
         raise StateMismatch(
-            f"the releases in {root} are not of a stream that began with the states in "
-            f"{root / paths.STATES}: a backfill has replaced them since; run `tidemill stream`"
+            f"the releases in {current.stream_folder} are not of a stream that began with the "
+            f"states in {folder}: a backfill has replaced them since; run `tidemill stream`"
         )
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
@@ -117,7 +119,7 @@ def _standing_fills(config: Configuration, database: OnlineDatabase) -> tuple[Ru
 
     Where there is none (the store was emptied, say), one is begun in its place.
     """
-    handoff = read_record(config.root / paths.STATES)
+    handoff = _began(config.current)
     run, missing = fills_of_run(config, database, handoff)
     made = []
     if missing:
@@ -129,6 +131,12 @@ def _standing_fills(config: Configuration, database: OnlineDatabase) -> tuple[Ru
         taken = {fill.space.view: replace(fill, writer=writer) for fill in without}
         run = replace(run, fills={**run.fills, **taken})
     return run, made
+
+
+def _began(current: Current) -> Handoff | StreamRun:
+    """Return what says where the fills of a root begin: its stream, else the states of the build."""
+    run = StreamRun.read(current.stream_folder)
+    return read_record(current.build_folder / paths.STATES) if run is None else run
 
 
 def mend_store(config: Configuration, progress: Progress) -> bool:
@@ -149,12 +157,12 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
 
     def mended() -> bool:
         released: dict[tuple[str, int], int] = {}
-        for entry in read_releases(config.root):
+        for entry in read_releases(config.current.stream_folder):
             key = (entry["view"], entry["shard"])
             released[key] = max(released.get(key, TIME_MIN), entry["frontier_us"])
         database = open_database(config.online_store)
         try:
-            handoff = read_record(config.root / paths.STATES)
+            handoff = _began(config.current)
             run, missing = fills_of_run(config, database, handoff)
             reached = {} if missing else frontiers_of(database, run)
         except NoKeySpace:
@@ -227,7 +235,7 @@ def start_over(
             publish_states(
                 config,
                 database,
-                config.root / paths.STATES,
+                config.current.build_folder / paths.STATES,
                 progress,
                 {},
                 run,
@@ -289,7 +297,7 @@ def entities_in(config: Configuration) -> EntitiesOf:
     def entities(view: str) -> int:
         index = [one.name for one in project.views].index(view)
         operator = make_operator(project, operator_key(project, index, 0, config.shards), options)
-        read_handoff(config.root / paths.STATES, operator)
+        read_handoff(config.current.build_folder / paths.STATES, operator)
         return operator.state.n_entities
 
     return entities
@@ -299,7 +307,7 @@ def _options(config: Configuration) -> FeaturizeOptions:
     return FeaturizeOptions(
         run="publish",
         shards=config.shards,
-        partitions=source_partitions(Log(config.root), config.project),
+        partitions=source_partitions(Log(config.current.build_folder), config.project),
         publish=False,
     )
 
@@ -328,7 +336,7 @@ def publish_states(
     Returns:
         Counts.
     """
-    project, log = config.project, Log(config.root)
+    project, log = config.project, Log(config.current.build_folder)
     options = _options(config)
     wanted = [one for one in enumerate(project.views) if views is None or one[1].name in views]
     entities = written = 0

@@ -9,20 +9,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import LostPublications
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.publish.run_fills import RunFills
-from tidemill.pipelines.recovery.handoff import Handoff
-from tidemill.pipelines.run import paths
+from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
 from tidemill.pipelines.run.holder import this_holder
-from tidemill.pipelines.stream.operator_key import OperatorKey
-from tidemill.pipelines.stream.state_files import state_path
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.fills import (
     Fill,
@@ -41,17 +36,6 @@ EntitiesOf = Callable[[str], int]
 def key_spaces(config: Configuration) -> list[KeySpace]:
     """Return the key spaces of the project's views, in their order."""
     return [KeySpace.of(config.project.name, view) for view in config.project.views]
-
-
-def origins(config: Configuration, handoff: Handoff) -> dict[tuple[str, int], str]:
-    """Return the hash of the state of each (view, shard) that a backfill handed over."""
-    folder = config.root / paths.STATES
-    found = {}
-    for view in config.project.views:
-        for shard in range(config.shards):
-            key = OperatorKey(view.name, view.hash, shard, config.shards)
-            found[view.name, shard] = handoff.files[state_path(folder, key).name]
-    return found
 
 
 def begin_fills(
@@ -102,7 +86,7 @@ def bootstrap_fills(
 
 
 def fills_of_run(
-    config: Configuration, database: OnlineDatabase, handoff: Handoff
+    config: Configuration, database: OnlineDatabase, handoff: Handoff | StreamRun
 ) -> tuple[RunFills, list[str]]:
     """Find the fills that the root's stream writes.
 
@@ -114,24 +98,23 @@ def fills_of_run(
     Returns:
         The fills, with the writers that stand, and the views without one.
     """
-    wanted = _marks(config, handoff)
     chosen: dict[str, Fill] = {}
     missing = []
     for view in config.project.views:
         found = [
             fill
             for fill in _candidates(config, database, view.name)
-            if fill.shards == config.shards and _same_history(wanted, fill)
+            if fill.shards == config.shards and _same_history(view, handoff, fill)
         ]
         if found:
             # One that is being filled is newer than the current one.
             chosen[view.name] = min(found, key=lambda fill: fill.is_current)
         else:
             missing.append(view.name)
-    return replace(wanted, fills=chosen), missing
+    return RunFills(chosen), missing
 
 
-def resumed_fills(config: Configuration, database: OnlineDatabase, handoff: Handoff) -> RunFills:
+def resumed_fills(config: Configuration, database: OnlineDatabase, handoff: StreamRun) -> RunFills:
     """Find the fills of a stream that resumes.
 
     Raises:
@@ -150,12 +133,11 @@ def resumed_fills(config: Configuration, database: OnlineDatabase, handoff: Hand
 def new_fills(
     config: Configuration,
     database: OnlineDatabase,
-    handoff: Handoff,
+    handoff: Handoff | StreamRun,
     views: Sequence[str],
     entities_of: EntitiesOf,
 ) -> list[Fill]:
     """Begin fills of views, from the states of a backfill."""
-    wanted = _marks(config, handoff)
     made = []
     for view in config.project.views:
         if view.name in views:
@@ -165,7 +147,8 @@ def new_fills(
                     space=KeySpace.of(config.project.name, view),
                     shards=config.shards,
                     slices=slices_for(entities),
-                    cuts=_cuts(config, handoff, wanted, view.name),
+                    generation=handoff.generation,
+                    cuts=_cuts(view, handoff),
                     mode=config.stream.mode,
                     expected_rows=entities * config.shards,
                 )
@@ -212,7 +195,6 @@ def _chosen(
     fits: Callable[[FeatureView, int, PartState], bool],
     entities_of: EntitiesOf,
 ) -> tuple[RunFills, list[Fill]]:
-    wanted = _marks(config, handoff)
     chosen: dict[str, Fill] = {}
     for view in config.project.views:
         for fill in _candidates(config, database, view.name):
@@ -220,7 +202,7 @@ def _chosen(
             if (
                 view.name not in chosen
                 and fill.shards == config.shards
-                and _same_history(wanted, fill)
+                and _same_history(view, handoff, fill)
                 and all(fits(view, part // fill.slices, at) for part, at in enumerate(states))
             ):
                 chosen[view.name] = fill
@@ -230,7 +212,7 @@ def _chosen(
     missing = [name for name in views if name not in chosen]
     made = new_fills(config, database, handoff, missing, entities_of) if missing else []
     chosen |= {fill.space.view: fill for fill in made}
-    run = replace(wanted, fills={name: chosen[name] for name in views})
+    run = RunFills({name: chosen[name] for name in views})
     return run, made
 
 
@@ -250,24 +232,15 @@ def _candidates(config: Configuration, database: OnlineDatabase, view: str) -> l
     ]
 
 
-def _marks(config: Configuration, handoff: Handoff) -> RunFills:
-    return RunFills({}, origins(config, handoff))
-
-
-def _states_hash(run: RunFills, view: str) -> str:
-    """Return a hash of all states of a view that the run began with."""
-    found = sorted((shard, origin) for (name, shard), origin in run.origins.items() if name == view)
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
-
-
-def _cuts(config: Configuration, handoff: Handoff, run: RunFills, view: str) -> str:
-    source = config.project.view(view).stream.name
+def _cuts(view: FeatureView, handoff: Handoff | StreamRun) -> str:
+    """Return the cut that a view's rows are made from; only its own stream matters."""
+    source = view.stream.name
     return json.dumps(
-        {"positions": {source: handoff.positions[source]}, "states": _states_hash(run, view)},
+        {"positions": {source: handoff.positions[source]}, "digest": handoff.digests[source]},
         sort_keys=True,
     )
 
 
-def _same_history(run: RunFills, fill: Fill) -> bool:
-    """Tell whether a fill was begun with the states of a run."""
-    return bool(json.loads(fill.cuts).get("states") == _states_hash(run, fill.space.view))
+def _same_history(view: FeatureView, handoff: Handoff | StreamRun, fill: Fill) -> bool:
+    """Tell whether a fill was begun with states of the same rows."""
+    return fill.cuts == _cuts(view, handoff)

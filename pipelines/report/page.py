@@ -85,8 +85,8 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
     backfill = mapping(stages, "backfill")
     bundle, no_bundle = _bundle(config.root)
     evaluation = None if bundle is None else Evaluation.from_json(bundle.evaluation)
-    streamed = read_streamed(config.root)
-    outcome, no_outcome = _outcome(config.project, config.root, streamed)
+    streamed = read_streamed(config.current.stream_folder)
+    outcome, no_outcome = _outcome(config.project, config.current.build_folder, streamed)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,

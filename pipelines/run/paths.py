@@ -9,7 +9,6 @@ from typing import Final
 
 from tidemill.pipelines.io.log import LOG as LOG
 from tidemill.serving.bundles.current import BUNDLES as BUNDLES
-from tidemill.serving.stores.places import OFFLINE as OFFLINE
 
 RUN_RECORD: Final = "run.json"
 """Whether the root holds all data or a sample."""

@@ -26,6 +26,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError
 from tidemill.features.models.preprocessing import ModelInput, model_inputs
 from tidemill.pipelines.config.configuration import Configuration, Splits, Training
+from tidemill.pipelines.history.build_manifest import check_training_table
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.training.evaluation import (
@@ -62,9 +63,11 @@ def train(
     Returns:
         The bundle's version and its evaluation.
     """
+    build = config.current.build_folder
+    check_training_table(build, config.project, config.shards)
     bundle = train_bundle(
         config.project,
-        config.root / paths.TRAINING_TABLE,
+        build / paths.TRAINING_TABLE,
         config.splits,
         config.training,
         work=config.root / paths.SCRATCH,

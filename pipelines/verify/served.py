@@ -25,6 +25,7 @@ from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.source_history import History
 from tidemill.serving.files.read_files import read_table, reading
+from tidemill.serving.generations.current import Current, streams_of
 
 _MEND: Final = "run `tidemill stream` again"
 
@@ -46,6 +47,31 @@ class Served:
     count: int
     expected: int
     unanswered: int
+
+
+def has_predictions(stream: Path) -> bool:
+    """Tell whether a stream has answered a request."""
+    return any((stream / paths.PREDICTIONS).glob("*.parquet"))
+
+
+def streams_to_prove(current: Current) -> list[Current]:
+    """Return the folders of all streams that have answered, the current or newest one first."""
+    answered = [of_it for of_it in streams_of(current.root) if has_predictions(of_it.stream_folder)]
+    return answered or [current]
+
+
+def prediction_file(root: Path, request_id: str) -> tuple[Current, Path] | None:
+    """Find the file with the prediction for a request, and the folders of its stream.
+
+    Returns:
+        None if no stream has answered the request.
+    """
+    for current in streams_of(root):
+        for path in sorted((current.stream_folder / paths.PREDICTIONS).glob("*.parquet")):
+            ids = read_table(path, _MEND, columns=["request_id"]).column(0)
+            if pc.any(pc.equal(ids, request_id)).as_py():
+                return current, path
+    return None
 
 
 def read_predictions(root: Path, project: Project) -> pa.Table:

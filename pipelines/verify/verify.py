@@ -1,8 +1,8 @@
 """Verification of a stream: recompute what it served from the raw source files, and compare.
 
 Promises: predictions, releases and the online store are compared with values recomputed from the
-raw files, not from other outputs of the stream. Each value is compared bit for bit; no value is
-rounded or skipped.
+raw files (`pipelines.verify.witness`), not from other outputs of the stream. Each value is compared
+bit for bit; no value is rounded or skipped.
 
 * `pipelines.verify.compare_predictions`: the values of predictions, as complete and as seen;
 * `pipelines.verify.diagnosis`: the cause of a wrong value;
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,29 @@ import numpy as np
 from tidemill.features.contract import Int64Array, moment_of
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration, Splits
+from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_oracle import check_with_oracle, sampled_rows
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_predictions
-from tidemill.pipelines.verify.compare_store import check_store
+from tidemill.pipelines.verify.compare_store import StoreCounts, check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
 from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
-from tidemill.pipelines.verify.raw_history import read_history
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
-from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
+from tidemill.pipelines.verify.served import (
+    Served,
+    read_predictions,
+    serve_beside_requests,
+    streams_to_prove,
+)
 from tidemill.pipelines.verify.source_history import History
+from tidemill.pipelines.verify.witness import find_witness
 
 
 def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
     """Recompute all served values, and compare.
+
+    The stream that is current is proven, or the newest one before it if none has begun since; and
+    every earlier one whose folder is there, against the log of its own generation.
 
     Args:
         config: The configuration; its root holds predictions, releases and the online store.
@@ -44,18 +53,50 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
 
     Returns:
         JSON values: ``mismatches``, the number of all mismatches; ``values``, the number of
-        predictions times features; the figures of each comparison; and the first mismatches.
+        predictions times features; the figures of each comparison; the first mismatches; and the
+        figures of ``earlier`` streams.
 
     Raises:
         InputError: There are no predictions or releases, or other definitions made them.
     """
     began = time.perf_counter()
-    history = read_history(config, progress)
-    evidence = read_evidence(config, history)
+    config = config.pin()
+    first, *others = streams_to_prove(config.current)
+    figures, everything = _prove(replace(config, pinned=first), progress, sample, first=True)
+    earlier = []
+    for current in others:
+        made_by = BuildManifest.read(current.build_folder).project
+        row: dict[str, Any] = {"generation": current.generation, "stream": current.stream}
+        if made_by != config.project.hash:
+            earlier.append({**row, "mismatches": None, "why": f"of definitions {made_by}"})
+            continue
+        of_it, findings = _prove(replace(config, pinned=current), progress, sample, first=False)
+        everything.merge(findings)
+        figures["values"] += of_it["values"]
+        earlier.append(
+            {**row, "mismatches": findings.count, "why": "", "predictions": of_it["predictions"]}
+        )
+    return {
+        **figures,
+        "earlier": earlier,
+        "mismatches": everything.count,
+        "seconds": round(time.perf_counter() - began, 3),
+        "first_mismatches": [_row(mismatch) for mismatch in everything.listed],
+    }
+
+
+def _prove(
+    config: Configuration, progress: Progress, sample: int, *, first: bool
+) -> tuple[dict[str, Any], Findings]:
+    """Prove one stream; the online store belongs to the first one."""
     features, oracle, store = Findings(), Findings(), Findings()
+    witness = find_witness(config, progress, features)
+    history = witness.history
+    evidence = read_evidence(config, history)
     _check_evidence(evidence, features)
-    predictions = read_predictions(config.root, config.project)
-    served = serve_beside_requests(config.root, config.splits, history, predictions, features)
+    stream = config.current.stream_folder
+    predictions = read_predictions(stream, config.project)
+    served = serve_beside_requests(stream, config.splits, history, predictions, features)
     asked = hashing.bits(served.requests.column(config.project.request.request_time))
     rows = sampled_rows(asked, sample)
     late: list[dict[str, Any]] = []
@@ -69,12 +110,16 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
             late_values += int(verdict.late.sum())
             late += _late_rows(verdict, evidence, served, LISTED - len(late))
             oracle_values += check_with_oracle(verdict, evidence, served, rows, oracle, stage)
-    stored = check_store(config, history, evidence, progress, store)
+    stored = StoreCounts()
+    if first:
+        stored = check_store(config, history, evidence, progress, store)
     everything = Findings()
     for findings in (features, oracle, store):
         everything.merge(findings)
-    return {
+    figures = {
         "sources": _source_counts(config.splits, history),
+        "generation": config.current.generation,
+        "log_is_witness": [f"{name}: {why}" for name, why in witness.changed.items()],
         "requests": served.expected + served.unanswered,
         "rejected_requests": served.unanswered,
         "predictions": served.count,
@@ -90,11 +135,9 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
         "store_not_found": stored.not_found,
         "store_outside_max_age": stored.outside_max_age,
         "store_mismatches": store.count,
-        "mismatches": everything.count,
-        "seconds": round(time.perf_counter() - began, 3),
         "first_late": late,
-        "first_mismatches": [_row(mismatch) for mismatch in everything.listed],
     }
+    return figures, everything
 
 
 def _check_evidence(evidence: Evidence, findings: Findings) -> None:

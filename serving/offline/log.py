@@ -238,6 +238,22 @@ class OfflineLog:
                 first = since_us if span is None else span.first_us
                 _write_span(folder / _shard_name(shard, shards), first, until_us)
 
+    def ends(self) -> list[int]:
+        """Return the last instant of each shard's span, by shard; empty if one has not reported."""
+        spans = self._spans()
+        names = sorted(spans)
+        if not names or len(names) != int(names[0][-5:]):
+            return []
+        return [spans[name].last_us for name in names]
+
+    def link_to(self, other: OfflineLog) -> None:
+        """Make another log with the same files, as links to them; it must not exist.
+
+        Files are only replaced and removed as a whole, so the two change independently.
+        """
+        with self.alone():
+            shutil.copytree(self.directory, other.directory, copy_function=os.link)
+
     def cut_back(self, segment: int, reached_us: Sequence[int]) -> bool:
         """Remove the parts that a stream has appended in a segment and in later ones.
 

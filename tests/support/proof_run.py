@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.folders import build_of, stream_of
 from tests.support.streaming_project import answer_part
 from tidemill import (
     Entity,
@@ -245,9 +246,9 @@ class Server:
         self.options = FeaturizeOptions(
             run="test",
             shards=SHARDS,
-            partitions=source_partitions(Log(config.root), PROJECT),
+            partitions=source_partitions(Log(build_of(config.root)), PROJECT),
             mode=Mode(config.stream.mode),
-            handoff=config.root / "states",
+            handoff=build_of(config.root) / "states",
         )
         self.joiner = AnswerJoiner(PROJECT, SHARDS, answer_within_us=30 * DAY)
         self.operators: dict[str, ShardOperator] = {}
@@ -288,14 +289,16 @@ class Server:
         for batch in answered:
             rows = predictions(PROJECT, FakeScorer(), batch, 0)  # type: ignore[arg-type]
             name = f"{rows.column('partition')[0]}-{rows.column('position')[0]}"
-            write_rows(self.config.root / "predictions", pa.Table.from_batches([rows]), name)
+            write_rows(
+                stream_of(self.config.root) / "predictions", pa.Table.from_batches([rows]), name
+            )
 
     def operator(self, view: int, shard: int) -> ShardOperator:
         """Return the operator of a view and shard; it starts from the handed-over state."""
         key = operator_key(PROJECT, view, shard, SHARDS)
         if key not in self.operators:
             self.operators[key] = self.made(make_operator(PROJECT, key, self.options))
-            read_handoff(self.config.root / "states", self.operators[key])
+            read_handoff(build_of(self.config.root) / "states", self.operators[key])
         return self.operators[key]
 
     def made(self, operator: ShardOperator) -> ShardOperator:
@@ -330,7 +333,7 @@ class Server:
 
     def witness(self, view: int, shard: int, release: Release) -> None:
         """Write the evidence of a release."""
-        folder = self.config.root / "releases"
+        folder = stream_of(self.config.root) / "releases"
         folder.mkdir(exist_ok=True)
         entry = {
             "version": 2,
@@ -417,8 +420,8 @@ class ReusesAStaleOperator(Server):
 
 def rewrite_predictions(root: Path, change: Any) -> None:
     """Rewrite all predictions as ``change`` of their table, in one file."""
-    paths = sorted((root / "predictions").glob("*.parquet"))
+    paths = sorted((stream_of(root) / "predictions").glob("*.parquet"))
     table = pa.concat_tables([pq.read_table(path) for path in paths])
     for path in paths:
         path.unlink()
-    write_rows(root / "predictions", change(table), "all")
+    write_rows(stream_of(root) / "predictions", change(table), "all")

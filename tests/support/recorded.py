@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.folders import build_of, stream_of
 from tidemill import Project
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.log import Log
@@ -25,9 +26,11 @@ def record(root: Path, project: Project, events: Mapping[str, Any], requests: An
         given = requests if definition is project.request else events.get(definition.name, [])
         rows = check_rows(definition, given, project.required_columns(definition)).rows
         times = hashing.bits(rows.column(definition.time_column))
-        Log(root).write(definition, 0, pa.Table.from_batches([rows]), np.maximum.accumulate(times))
+        Log(build_of(root)).write(
+            definition, 0, pa.Table.from_batches([rows]), np.maximum.accumulate(times)
+        )
         positions[definition.name] = rows.num_rows
-    (root / "releases").mkdir()
+    (stream_of(root) / "releases").mkdir()
     asked = positions[project.request.name]
     entries = [
         {
@@ -40,7 +43,7 @@ def record(root: Path, project: Project, events: Mapping[str, Any], requests: An
         for view in project.views
     ]
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    (root / "releases" / "all.jsonl").write_text(lines)
+    (stream_of(root) / "releases" / "all.jsonl").write_text(lines)
     values = features_at(project, events, requests=requests)
     columns: dict[str, Any] = {
         "request_id": values["request_id"],
@@ -56,6 +59,6 @@ def record(root: Path, project: Project, events: Mapping[str, Any], requests: An
     names = [*project.request.inputs, *(column.name for column in project.columns)]
     columns |= {name: values[name] for name in names}
     columns |= {"score": np.zeros(asked, np.float32), "bundle_version": ["b1"] * asked}
-    (root / "predictions").mkdir()
-    pq.write_table(pa.table(columns), root / "predictions" / "all.parquet")
+    (stream_of(root) / "predictions").mkdir()
+    pq.write_table(pa.table(columns), stream_of(root) / "predictions" / "all.parquet")
     return root

@@ -19,6 +19,7 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import tidemill
+from tests.support.folders import build_of
 from tests.support.strategies import to_batch
 from tidemill import (
     Entity,
@@ -201,7 +202,9 @@ def write_log(root: Path, project: Project, arrived: Iterable[Arrived]) -> None:
     for part in arrived:
         definition = project.definition(part.source)
         table = pa.Table.from_batches([to_batch(definition.schema, part.rows)])
-        Log(root).write(definition, part.partition, table, np.array(part.received_us, np.int64))
+        Log(build_of(root)).write(
+            definition, part.partition, table, np.array(part.received_us, np.int64)
+        )
 
 
 def poll_part(

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from tests.support.folders import stream_of
 from tests.support.markdown import ROOT
 from tests.support.proof_run import (
     BY_DRIVER,
@@ -209,13 +210,13 @@ def _remove(folder: str) -> Any:
 
 
 def _forget_releases(root: Path) -> None:
-    for path in (root / "releases").glob("*.jsonl"):
+    for path in (stream_of(root) / "releases").glob("*.jsonl"):
         lines = [line for line in path.read_text().splitlines() if '"number": 3,' not in line]
         path.write_text("\n".join(lines) + "\n")
 
 
 def _other_positions(root: Path) -> None:
-    for path in (root / "releases").glob("*.jsonl"):
+    for path in (stream_of(root) / "releases").glob("*.jsonl"):
         entries = [json.loads(line) for line in path.read_text().splitlines()]
         for entry in entries:
             entry["positions"].append(0)

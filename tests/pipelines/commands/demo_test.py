@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import stream_of
+
 TIDEMILL = Path(sys.executable).parent / "tidemill"
 
 
@@ -47,7 +49,7 @@ def test_the_demo_sample_ends_with_zero_mismatches(tmp_path: Path) -> None:
     assert summary["stream"]["predictions"] == summary["stream"]["requests"] > 1_000
     assert summary["verify"]["mismatches"] == 0
     # Damage a prediction: `verify` must find it.
-    path = sorted((root / "predictions").glob("*.parquet"))[0]
+    path = sorted((stream_of(root) / "predictions").glob("*.parquet"))[0]
     table = pq.read_table(path)
     column = next(name for name in table.column_names if "__" in name and "mean" in name)
     values = table.column(column).to_pylist()

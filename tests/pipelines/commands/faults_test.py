@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support import hostile_places, trained_bundle
+from tests.support.folders import stream_of
 from tests.support.killed_stream import score_without_a_model
 from tests.support.markdown import ROOT
 from tests.support.proof_run import write_sources
@@ -122,7 +123,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reasons=[rejected.Reason.NO_ANSWER], details=["too late"], origins=["quotes/0:9999"],
         payloads=[b"{}"],
     )  # fmt: skip
-    write_rows(root / "rejected_by_stream", pa.Table.from_batches([unanswered]), "00001-0")
+    write_rows(
+        stream_of(root) / "rejected_by_stream", pa.Table.from_batches([unanswered]), "00001-0"
+    )
     return folder
 
 

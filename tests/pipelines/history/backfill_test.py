@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import build_of
 from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
@@ -99,7 +100,7 @@ def test_a_stream_from_a_handed_over_state_equals_one_that_never_stopped(
     for view in range(len(PROJECT.views)):
         for shard in range(2):
             operator = rest.operator(view, shard)
-            read_handoff(tmp_path / "states", operator)
+            read_handoff(build_of(tmp_path) / "states", operator)
             begun.append((view, shard, bootstrapped(operator)))
     run_log(rest, tmp_path, cut, chance.randint(1, 30))
 
@@ -128,11 +129,11 @@ def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(1))
     write_log(tmp_path, PROJECT, arrived)
     cut = START + 5 * MINUTE
-    stale = tmp_path / "states" / "cab-00000-of-00009.state"
+    stale = build_of(tmp_path) / "states" / "cab-00000-of-00009.state"
     stale.parent.mkdir()
     stale.touch()
     counts = hand_over(configuration(tmp_path, PROJECT, cut, STOP, shards=3), QuietProgress())
-    handoff = read_record(tmp_path / "states")
+    handoff = read_record(build_of(tmp_path) / "states")
     before = {
         name: [
             sum(received < cut for received in part.received_us)
@@ -156,7 +157,7 @@ def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
 def test_the_rows_before_an_instant_end_where_the_stream_begins(tmp_path: Path) -> None:
     write_log(tmp_path, PROJECT, arrivals(PROJECT, random_rows(1), PARTITIONS, random.Random(1)))
     cut = START + 4 * MINUTE
-    log = Log(tmp_path)
+    log = Log(build_of(tmp_path))
     assert source_partitions(log, PROJECT) == PARTITIONS
     parts, _ = parts_before(log, PROJECT, PARTITIONS, cut)
     replay = ReplayLog(PROJECT, ReplayOptions(tmp_path, cut, STOP))
@@ -170,7 +171,7 @@ def test_the_rows_before_an_instant_end_where_the_stream_begins(tmp_path: Path) 
 
 
 def training_table(root: Path) -> dict[str, dict[str, Any]]:
-    paths = sorted((root / "features").glob("*.parquet"))
+    paths = sorted((build_of(root) / "features").glob("*.parquet"))
     table = pa.concat_tables([pq.read_table(path) for path in paths])
     return {row["request_id"]: row for row in table.to_pylist()}
 
@@ -272,7 +273,7 @@ def test_a_shard_without_requests_answers_nothing() -> None:
 def test_spans_cover_every_row_of_every_partition_once(tmp_path: Path) -> None:
     arrived = arrivals(PROJECT, random_rows(7), PARTITIONS, random.Random(7))
     write_log(tmp_path, PROJECT, arrived)
-    found = spans(Log(tmp_path), PROJECT)
+    found = spans(Log(build_of(tmp_path)), PROJECT)
     assert sorted(found) == sorted(
         (part.source, part.partition, 0, len(part.rows)) for part in arrived
     )

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.support.folders import build_of, offline_of
 from tests.support.offline_project import words
 from tests.support.strategies import to_batch
 from tests.support.streaming_project import (
@@ -118,7 +119,7 @@ def log_rows(root: Path) -> dict[str, list[Row]]:
     """Return all rows of every view's log, the highest revision at each instant, in order."""
     out = {}
     for view in PROJECT.views:
-        log = OfflineLog.of(root / OFFLINE, view)
+        log = OfflineLog.of(offline_of(root), view)
         found: dict[Any, Row] = {}
         for file in log.files(TIME_MIN, -TIME_MIN):
             for row in pa.parquet.read_table(file, partitioning=None).to_pylist():
@@ -132,7 +133,7 @@ def log_rows(root: Path) -> dict[str, list[Row]]:
 def write_history(root: Path, rows: Mapping[str, list[Row]], seed: int, end_us: int) -> None:
     write_log(root, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(seed)))
     until = {view.name: end_us for view in PROJECT.views}
-    log_history(PROJECT, Log(root), root / OFFLINE, shards=SHARDS, until_us=until)
+    log_history(PROJECT, Log(build_of(root)), offline_of(root), shards=SHARDS, until_us=until)
 
 
 def test_100_000_pairs_of_history_are_what_batch_computes(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_history_replaces_history_and_what_followed(tmp_path: Path) -> None:
     end = end_of(rows) + 20 * MINUTE
     write_history(tmp_path, rows, 3, end)
     first = log_rows(tmp_path)
-    log = OfflineLog.of(tmp_path / OFFLINE, CAB)
+    log = OfflineLog.of(offline_of(tmp_path), CAB)
     assert log.reached() == Span(TIME_MIN, end)
     log.reach(0, SHARDS, since_us=end, until_us=end + DAY)
     (log.directory / "date=2001-01-01").mkdir()
@@ -195,8 +196,8 @@ def test_history_ends_at_positions_and_an_instant(tmp_path: Path) -> None:
     until = sorted(row["at"] for row in seen)[-2] + 1
     log_history(
         PROJECT,
-        Log(tmp_path),
-        tmp_path / OFFLINE,
+        Log(build_of(tmp_path)),
+        offline_of(tmp_path),
         shards=SHARDS,
         until_us={view.name: until for view in PROJECT.views},
         positions=positions,
@@ -315,7 +316,7 @@ def visible_from(streamed: Streamed, view: FeatureView, end_us: int) -> dict[int
 
 def append_all(root: Path, runs: Iterable[Published]) -> None:
     for run in runs:
-        append_changes(PROJECT, root / OFFLINE, SHARDS, run)
+        append_changes(PROJECT, offline_of(root), SHARDS, run)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -364,7 +365,7 @@ def test_where_nothing_is_late_the_stream_logs_what_history_logs(tmp_path: Path)
     write_log(tmp_path / "history", PROJECT, arrived)
     until = {view.name: end for view in PROJECT.views}
     root = tmp_path / "history"
-    log_history(PROJECT, Log(root), root / OFFLINE, shards=SHARDS, until_us=until)
+    log_history(PROJECT, Log(build_of(root)), offline_of(root), shards=SHARDS, until_us=until)
     assert log_rows(tmp_path / "stream") == log_rows(tmp_path / "history")
     for view in PROJECT.views:
         assert OfflineLog.of(tmp_path / "stream" / OFFLINE, view).reached() == Span(TIME_MIN, end)
@@ -410,7 +411,9 @@ def test_stream_goes_on_where_history_ends(tmp_path: Path) -> None:
         mine = [run for run in streamed.runs if run.view == index and run.since_us is not None]
         until[view.name] = sorted({run.frontier_us for run in mine})[7]
         rest += [run for run in mine if run.frontier_us > until[view.name]]
-    log_history(PROJECT, Log(tmp_path), tmp_path / OFFLINE, shards=SHARDS, until_us=until)
+    log_history(
+        PROJECT, Log(build_of(tmp_path)), offline_of(tmp_path), shards=SHARDS, until_us=until
+    )
     append_all(tmp_path, rest)
     asked = entity_rows(rows, 10_000, 34, end)
     found = joined(tmp_path, asked)

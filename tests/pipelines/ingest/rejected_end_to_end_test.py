@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import build_of
 from tidemill import (
     Entity,
     EventStream,
@@ -393,7 +394,7 @@ def by_id(table: pa.Table) -> list[Row]:
 
 def assert_features_are_those_of(config: Configuration, rows: dict[str, list[Row]]) -> None:
     """Compare the log with expected rows, and the features of both bit for bit."""
-    log = Log(config.root)
+    log = Log(build_of(config.root))
     minutes = range(0, 5 * 1440, 97)
     times = np.array([int(at(m).timestamp()) * 1_000_000 + 1 for m in minutes])
     keys = pa.array([name for name in ACCOUNTS for _ in minutes])

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import build_of
 from tidemill import Entity, EventStream, FeatureView, Project, Request, col, count
 from tidemill.features.definitions import FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.features.errors import InputError
@@ -161,7 +162,7 @@ def rejections(config: Configuration, source: str = "orders") -> list[dict[str, 
 
 
 def logged(config: Configuration, source: str = "orders") -> list[tuple[Any, ...]]:
-    table = Log(config.root).read(source)
+    table = Log(build_of(config.root)).read(source)
     return [(row["id"], row[PARTITION], row[POSITION]) for row in table.to_pylist()]
 
 
@@ -235,7 +236,7 @@ def test_an_export_that_somebody_has_edited_is_never_lost(config: Configuration)
 def test_mended_records_leave_the_rejected_ones_and_stand_in_the_log_of_the_next_ingest(
     config: Configuration,
 ) -> None:
-    before = everything(config.root / "log")
+    before = everything(build_of(config.root) / "log")
     path = mended(
         config,
         {
@@ -259,13 +260,13 @@ def test_mended_records_leave_the_rejected_ones_and_stand_in_the_log_of_the_next
     assert [row["payload"] for row in still] == [BAD_ORDERS[1], BAD_ORDERS[3]]
     assert still[0]["stage"] == "validate"
     assert still[0]["detail"].startswith("as mended in mended.jsonl:2: column 'n': found 'eight'")
-    assert everything(config.root / "log") == before
+    assert everything(build_of(config.root) / "log") == before
 
     counts = ingest(config, QuietProgress())["orders"]
     assert (counts["read"], counts["kept"], counts["mended"], counts["rejected"]) == (8, 4, 2, 2)
     # Mended rows of a table follow the rows of the files, sorted by their own time.
     assert logged(config) == [*FILES_ROWS, ("o9", 1, 0), ("o7", 1, 1)]
-    rows = Log(config.root).read("orders", 1).to_pylist()
+    rows = Log(build_of(config.root)).read("orders", 1).to_pylist()
     assert [(row["price"], row["n"]) for row in rows] == [(9.5, 9), (7.5, 7)]
     assert [row[RECEIVED] for row in rows] == [
         int(row["at"].timestamp()) * 1_000_000 for row in rows
@@ -282,10 +283,10 @@ def test_the_same_mended_file_twice_changes_nothing(config: Configuration) -> No
     assert (again["accepted"], again["mended_before"], again["still_rejected"]) == (0, 1, 3)
 
     ingest(config, QuietProgress())
-    log = everything(config.root / "log")
+    log = everything(build_of(config.root) / "log")
     fed(config, path)
     ingest(config, QuietProgress())
-    assert everything(config.root / "log") == log
+    assert everything(build_of(config.root) / "log") == log
 
 
 def test_later_mends_leave_every_position_where_it_was(config: Configuration) -> None:
@@ -333,7 +334,7 @@ def test_unedited_payloads_are_accepted_after_the_cause_is_corrected(
 def test_broken_encoding_can_be_mended_by_typing_the_text(config: Configuration) -> None:
     fed(config, mended(config, {"o10": lambda payload: payload.replace(r"\xe9", "é")}))
     ingest(config, QuietProgress())
-    assert Log(config.root).read("orders", 1)["customer"].to_pylist() == ["café"]
+    assert Log(build_of(config.root)).read("orders", 1)["customer"].to_pylist() == ["café"]
 
 
 @pytest.mark.parametrize("payload", ["", "\n", GOOD_ORDERS[0].decode() + "\n" + "o,o,o,o,o", '"o'])
@@ -351,7 +352,7 @@ def test_a_parquet_row_is_mended_as_json_in_the_types_of_its_file(config: Config
     )
     assert fed(config, path)["checkouts"]["accepted"] == 1
     ingest(config, QuietProgress())
-    (row,) = Log(config.root).read("checkouts", 1).to_pylist()
+    (row,) = Log(build_of(config.root)).read("checkouts", 1).to_pylist()
     assert (row["id"], row[RECEIVED]) == ("r1", 1_000_001)
 
 
@@ -402,7 +403,7 @@ def test_a_mended_record_of_a_log_comes_at_its_end_and_may_be_too_late_there(
     assert fed(config, path)["clicks"]["accepted"] == 1
     ingest(config, QuietProgress())
     assert logged(config, "clicks") == [("k0", 0, 0), ("k2", 0, 1), ("k1", 1, 0)]
-    received = Log(config.root).read("clicks")[RECEIVED].to_pylist()
+    received = Log(build_of(config.root)).read("clicks")[RECEIVED].to_pylist()
     assert received[2] == received[1]  # it arrived with the last row of its partition
 
 
@@ -445,7 +446,7 @@ def test_a_mended_record_is_out_of_use_once_its_file_is_mended(
     counts = ingest(config, QuietProgress())["orders"]
     assert (counts["kept"], counts["mended"], counts["rejected"]) == (5, 1, 2)
     assert [name for name, *_ in logged(config)] == ["o0", "o1", "o2", "o3", "o7", "o9"]
-    assert Log(config.root).read("orders", 0)["price"].to_pylist()[-1] == 8
+    assert Log(build_of(config.root)).read("orders", 0)["price"].to_pylist()[-1] == 8
 
 
 def test_a_mended_record_that_a_new_definition_refuses_is_rejected_again_and_can_be_mended_again(

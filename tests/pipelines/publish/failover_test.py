@@ -142,5 +142,5 @@ def test_older_server_is_noticed_at_every_reply_of_a_publication_there_and_back(
 
 
 def _writer(database: RedisDatabase, target: Target) -> StoreWriter:
-    fills = RunFills({"by_depot": target.fill}, {("by_depot", 0): "an origin"})
+    fills = RunFills({"by_depot": target.fill})
     return StoreWriter(database, project(BY_DEPOT), fills, RUN)

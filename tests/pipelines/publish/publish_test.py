@@ -80,8 +80,7 @@ def run_fills(root: Path) -> RunFills:
         target = current_target(database, KeySpace.of(PROJECT.name, view), 2)
         found[view.name] = replace(target.fill, writer=target.writer)
     database.close()
-    origins = {(view.name, shard): "an origin" for view in PROJECT.views for shard in range(2)}
-    return RunFills(found, origins)
+    return RunFills(found)
 
 
 def publish(engine: str, root: Path, published: Releases) -> None:

@@ -35,8 +35,7 @@ def parcel(target: Target, since: int | None, frontier: int, shard: int = 0) -> 
 
 def run_fills(target: Target) -> RunFills:
     """The fills of a run that writes a target."""
-    origins = {("by_depot", shard): "an origin" for shard in range(2)}
-    return RunFills({"by_depot": target.fill}, origins)
+    return RunFills({"by_depot": target.fill})
 
 
 def frontiers(database: SqliteDatabase) -> dict[int, int]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import stream_of
 from tests.support.proof_run import FakeScorer
 from tests.support.streaming_project import (
     PARTITIONS,
@@ -61,6 +62,7 @@ from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.pipelines.stream_run import stream as module
 from tidemill.pipelines.stream_run.outcome import read_rejected
 from tidemill.pipelines.stream_run.stream import stream
+from tidemill.serving.generations.current import read_current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.rows import KeySpace, Row, online_keys
@@ -150,18 +152,18 @@ def table(folder: Path) -> pa.Table:
 
 
 def predictions(config: Configuration, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    found = table(config.root / "predictions").drop_columns([*WALL_CLOCK, *without])
+    found = table(stream_of(config.root) / "predictions").drop_columns([*WALL_CLOCK, *without])
     return found.sort_by([("partition", "ascending"), ("position", "ascending")]).to_pylist()
 
 
 def rejected(config: Configuration) -> list[str]:
-    folder = config.root / "rejected_by_stream"
+    folder = stream_of(config.root) / "rejected_by_stream"
     return sorted(map(repr, read_rejected(folder).to_pylist()))
 
 
 def publications_log(config: Configuration) -> dict[str, list[str]]:
     """Every row, with repeats."""
-    folder = config.root / "publications"
+    folder = stream_of(config.root) / "publications"
     return {
         view.name: sorted(map(repr, table(folder / view.name).to_pylist()))
         for view in PROJECT.views
@@ -194,7 +196,7 @@ def store(config: Configuration) -> list[tuple[Any, list[Row | None]]]:
 
 def state_differences(config: Configuration) -> list[str]:
     """Compare the rows of the store with what the states at the last savepoint publish."""
-    folder, _ = last_states(config.root)
+    folder, _ = last_states(read_current(config.root))
     options = FeaturizeOptions(run="test", shards=SHARDS, partitions=PARTITIONS)
     expected: dict[tuple[int, bytes], Row] = {}
     for view in range(len(PROJECT.views)):
@@ -359,7 +361,7 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
         assert once["late_requests"] > 0
         assert sum(segment["waiting"] > 0 for segment in segments) >= 3
     assert predictions(stopped) == predictions(whole)
-    assert read_releases(stopped.root) == read_releases(whole.root)
+    assert read_releases(stream_of(stopped.root)) == read_releases(stream_of(whole.root))
     assert rejected(stopped) == rejected(whole)
     assert store(stopped) == store(whole)
     assert publications_log(stopped) == publications_log(whole)
@@ -388,7 +390,7 @@ def test_segments_on_prism_are_an_uninterrupted_stream(tmp_path: Path) -> None:
 def check_evidence(config: Configuration) -> None:
     """Releases of a shard are numbered without gaps, and never go back."""
     last: dict[tuple[str, int], dict[str, Any]] = {}
-    for entry in read_releases(config.root):
+    for entry in read_releases(stream_of(config.root)):
         at = entry["view"], entry["shard"]
         before = last.get(at, {"number": 0, "frontier_us": TIME_MIN, "positions": []})
         assert entry["number"] == before["number"] + 1
@@ -403,7 +405,7 @@ def test_a_savepoint_is_valid_when_all_its_files_are_there(tmp_path: Path) -> No
     config = made(tmp_path, late_arrivals(3), poll_rows=20)
     first, second = BEGIN + 2 * MINUTE, BEGIN + 4 * MINUTE
     run(config, until_us=first)
-    folder, handoff = last_states(config.root)
+    folder, handoff = last_states(read_current(config.root))
     assert (folder.name, handoff.kind, handoff.segment) == ("00001", "stop", 1)
     assert (handoff.as_of_us, handoff.mode) == (first, "exact")
     assert handoff.began == read_record(config.root / STATES).id
@@ -419,10 +421,10 @@ def test_nothing_changes_if_no_rows_came_between_two_savepoints(
     config = made(tmp_path, late_arrivals(3))
     savepoint = BEGIN + 3 * MINUTE
     run(config, until_us=savepoint)
-    before = store(config), predictions(config), read_releases(config.root)
+    before = store(config), predictions(config), read_releases(stream_of(config.root))
     again = run(config, until_us=savepoint, resume=True)
     assert again["segment"] == 2
-    assert (store(config), predictions(config), read_releases(config.root)) == before
+    assert (store(config), predictions(config), read_releases(stream_of(config.root))) == before
 
 
 # A killed run.
@@ -430,7 +432,7 @@ def test_nothing_changes_if_no_rows_came_between_two_savepoints(
 
 def kill(config: Configuration) -> None:
     """Leave the files of a run that was killed just before its savepoint became valid."""
-    folder, _ = last_states(config.root)
+    folder, _ = last_states(read_current(config.root))
     (folder / HANDOFF).unlink()
 
 
@@ -439,7 +441,7 @@ def test_the_output_of_a_killed_segment_is_not_doubled(tmp_path: Path, poll_by_p
     whole, killed = made(tmp_path / "whole", arrived), made(tmp_path / "killed", arrived)
     run(whole)
     run(killed, until_us=BEGIN + 2 * MINUTE)
-    kept = last_states(killed.root)[0]
+    kept = last_states(read_current(killed.root))[0]
     shutil.copytree(kept, tmp_path / "kept")
     run(killed, until_us=BEGIN + 5 * MINUTE, resume=True)
     # The second savepoint removed the first one: restore it.
@@ -449,7 +451,7 @@ def test_the_output_of_a_killed_segment_is_not_doubled(tmp_path: Path, poll_by_p
         run(killed, resume=True)
     assert predictions(killed) == predictions(whole)
     assert rejected(killed) == rejected(whole)
-    assert read_releases(killed.root) == read_releases(whole.root)
+    assert read_releases(stream_of(killed.root)) == read_releases(stream_of(whole.root))
     assert publications_log(killed) == publications_log(whole)
     assert store(killed)[0][0] == store(whole)[0][0]
     assert reader.faults == []
@@ -487,7 +489,7 @@ def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
     arrived, killed_at = two_late_events()
     config = made(tmp_path, arrived)
     run(config, until_us=BEGIN + 2 * MINUTE)
-    shutil.copytree(last_states(config.root)[0], tmp_path / "kept")
+    shutil.copytree(last_states(read_current(config.root))[0], tmp_path / "kept")
     with monkeypatch.context() as patch:
         patch.setattr(replay, "_SLICE_SECONDS", 0.0)
         assert run(config, until_us=killed_at, resume=True)["late"] > 0
@@ -530,12 +532,12 @@ def test_a_killed_run_is_repeated_release_by_release(tmp_path: Path) -> None:
 
 
 def damage(config: Configuration) -> None:
-    path = next(last_states(config.root)[0].glob("cab-*"))
+    path = next(last_states(read_current(config.root))[0].glob("cab-*"))
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def lose(config: Configuration) -> None:
-    next(last_states(config.root)[0].glob("cab-*")).unlink()
+    next(last_states(read_current(config.root))[0].glob("cab-*")).unlink()
 
 
 def hand_over_anew(config: Configuration) -> None:
@@ -595,7 +597,7 @@ def test_a_savepoint_without_all_states_is_not_valid(
     monkeypatch.setattr("tidemill.pipelines.stream.featurize.write_joiner", lambda *_: None)
     with pytest.raises(SequenceError, match=r"not all there \(answers.state"):
         run(config, until_us=BEGIN + MINUTE)
-    assert last_states(config.root)[1].kind == "backfill"
+    assert last_states(read_current(config.root))[1].kind == "backfill"
 
 
 def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import feast
 import pyarrow as pa
 import pytest
 
+from tests.support.folders import build_of, offline_of, stream_of
 from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
@@ -50,7 +51,7 @@ from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import KeySpace, Row, online_keys
 from tidemill.serving.stores.feast_config import repo_config
 from tidemill.serving.stores.online_places import SqlitePlace
-from tidemill.serving.stores.places import OFFLINE, StorePlaces
+from tidemill.serving.stores.places import StorePlaces
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = 20
@@ -240,7 +241,9 @@ def test_a_late_event_counts_from_the_instant_at_which_the_stream_let_it(
 ) -> None:
     """Its release is repeated alone: together with those before it, it would not be late."""
     times, received = (
-        hashing.bits(Log(ready.root).read("rides", 0).combine_chunks().column(name).chunk(0))
+        hashing.bits(
+            Log(build_of(ready.root)).read("rides", 0).combine_chunks().column(name).chunk(0)
+        )
         for name in ("ended_at", RECEIVED)
     )
     late = (received > EVALUATE_UNTIL) & (received - times > 8 * MINUTE)
@@ -260,7 +263,7 @@ def test_a_late_event_counts_from_the_instant_at_which_the_stream_let_it(
 
 def test_releases_of_another_backfill_are_not_published(ready: Configuration) -> None:
     run(ready, until_us=EVALUATE_UNTIL + HOUR)
-    began = StreamRun.read(ready.root)
+    began = StreamRun.read(stream_of(ready.root))
     assert began is not None
     replace(began, began="of another").write(ready.root)
     with pytest.raises(StateMismatch, match="a backfill has replaced them"):
@@ -269,7 +272,7 @@ def test_releases_of_another_backfill_are_not_published(ready: Configuration) ->
 
 def test_a_release_without_evidence_is_not_guessed(ready: Configuration) -> None:
     run(ready)
-    path = next((ready.root / "releases").glob("*.jsonl"))
+    path = next((stream_of(ready.root) / "releases").glob("*.jsonl"))
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     for entry in entries:
         entry["number"] += entry["number"] > 0
@@ -282,7 +285,7 @@ def test_a_release_without_evidence_is_not_guessed(ready: Configuration) -> None
 
 
 def offline_files(config: Configuration) -> set[Path]:
-    found = set((config.root / OFFLINE).rglob("*.parquet"))
+    found = set((offline_of(config.root)).rglob("*.parquet"))
     assert len(found) > 5
     return found
 
@@ -322,9 +325,12 @@ def test_a_killed_stream_resumes_from_its_last_savepoint(
     assert figures["predictions"] == figures["requests"] > 100
     assert (figures["doubled"], figures["segment"]) == (0, 2 if how == "resume" else 1)
     assert offline_files(ready) > history
-    last = {(one["view"], one["shard"]): one["frontier_us"] for one in read_releases(ready.root)}
+    last = {
+        (one["view"], one["shard"]): one["frontier_us"]
+        for one in read_releases(stream_of(ready.root))
+    }
     for view in PROJECT.views:
-        reached = OfflineLog.of(ready.root / OFFLINE, view).reached()
+        reached = OfflineLog.of(offline_of(ready.root), view).reached()
         assert reached is not None
         assert reached.last_us == min(at for (name, _), at in last.items() if name == view.name)
     assert mismatches(ready) == 0
@@ -361,4 +367,4 @@ def test_every_stage_leaves_the_offline_store_where_the_configuration_says(
         assert found == tables, done
     # The log is written as Parquet anyway.
     for view in PROJECT.views:
-        assert OfflineLog.of(config.root / OFFLINE, view).reached()
+        assert OfflineLog.of(offline_of(config.root), view).reached()

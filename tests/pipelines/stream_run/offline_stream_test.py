@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import build_of, offline_of, stream_of
 from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
@@ -89,7 +90,7 @@ def logged(root: Path) -> dict[str, pa.Table]:
 def ends(config: Configuration) -> dict[str, int]:
     out = {}
     for view in PROJECT.views:
-        reached = OfflineLog.of(config.root / OFFLINE, view).reached()
+        reached = OfflineLog.of(offline_of(config.root), view).reached()
         assert reached is not None
         out[view.name] = reached.last_us
     return out
@@ -101,7 +102,7 @@ def test_stream_logs_every_change_up_to_its_last_release(
 ) -> None:
     """They equal those of the kernel over all history, except for cards with a late event."""
     run(config, engine=engine)
-    last = {(one["view"], one["shard"]): one for one in read_releases(config.root)}
+    last = {(one["view"], one["shard"]): one for one in read_releases(stream_of(config.root))}
     frontiers, positions = {}, {}
     for view in PROJECT.views:
         mine = [one for (name, _), one in last.items() if name == view.name]
@@ -111,13 +112,13 @@ def test_stream_logs_every_change_up_to_its_last_release(
     assert ends(config) == frontiers
     log_history(
         PROJECT,
-        Log(config.root),
+        Log(build_of(config.root)),
         tmp_path / "all",
         shards=config.shards,
         until_us=frontiers,
         positions=positions,
     )
-    found, expected = logged(config.root / OFFLINE), logged(tmp_path / "all")
+    found, expected = logged(offline_of(config.root)), logged(tmp_path / "all")
     for view in PROJECT.views:
         keys = late_keys(config, view)
         assert of_others(found[view.name], view, keys).equals(
@@ -134,7 +135,7 @@ def of_others(rows: pa.Table, view: FeatureView, keys: set[Any]) -> pa.Table:
 
 def late_keys(config: Configuration, view: FeatureView) -> set[Any]:
     """The keys of events that one of the few frontiers of these runs may have passed."""
-    stream, log = view.stream, Log(config.root)
+    stream, log = view.stream, Log(build_of(config.root))
     out = set()
     for partition in range(log.partitions(stream.name)):
         for row in log.read(stream.name, partition).to_pylist():
@@ -149,9 +150,9 @@ def test_log_of_segments_and_of_a_stream_that_starts_over_is_that_of_one_run(
     config: Configuration,
 ) -> None:
     run(config)
-    whole = logged(config.root / OFFLINE)
+    whole = logged(offline_of(config.root))
     run(config, until_us=SAVEPOINT)
-    part = logged(config.root / OFFLINE)
+    part = logged(offline_of(config.root))
     assert all(len(part[name]) < len(whole[name]) for name in whole), "it started over"
     run(config, resume=True)
     assert same_but_late(config, whole)
@@ -159,7 +160,7 @@ def test_log_of_segments_and_of_a_stream_that_starts_over_is_that_of_one_run(
 
 def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
     """The instant at which a late event counts depends on the polls."""
-    found = logged(config.root / OFFLINE)
+    found = logged(offline_of(config.root))
     return all(
         of_others(found[view.name], view, late_keys(config, view)).equals(
             of_others(whole[view.name], view, late_keys(config, view))
@@ -170,10 +171,10 @@ def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
 
 def test_rows_that_a_killed_segment_appended_are_removed(config: Configuration) -> None:
     run(config, until_us=SAVEPOINT)
-    before, reached = logged(config.root / OFFLINE), ends(config)
+    before, reached = logged(offline_of(config.root)), ends(config)
     shutil.copytree(config.root, config.root.with_name("before"))
     run(config, resume=True)
-    whole = logged(config.root / OFFLINE)
+    whole = logged(offline_of(config.root))
     # As if it had been killed at its end: restore everything else to the savepoint.
     for path in config.root.iterdir():
         if path.name != OFFLINE and not path.name.startswith("online.db"):
@@ -184,7 +185,7 @@ def test_rows_that_a_killed_segment_appended_are_removed(config: Configuration) 
             else:
                 shutil.copy(old, path)
     run(config, resume=True, until_us=SAVEPOINT + 1)
-    taken_back = logged(config.root / OFFLINE)
+    taken_back = logged(offline_of(config.root))
     assert all(len(taken_back[name]) < len(whole[name]) for name in whole)
     assert all(len(taken_back[name]) >= len(before[name]) for name in before)
     assert all(ends(config)[name] >= reached[name] for name in reached)
@@ -196,17 +197,17 @@ def test_merging_between_segments_changes_nothing(config: Configuration) -> None
     """The stream continues a merged log, and starts over with it."""
     config = replace(config, stream=replace(config.stream, poll_rows=500))
     run(config, until_us=SAVEPOINT)
-    at_savepoint = logged(config.root / OFFLINE)
+    at_savepoint = logged(offline_of(config.root))
     merged(config)
-    assert logged(config.root / OFFLINE) == at_savepoint
+    assert logged(offline_of(config.root)) == at_savepoint
     heard = Heard()
     assert offline_goes_on(config, next_start(config, None), heard), heard.lines
-    assert logged(config.root / OFFLINE) == at_savepoint
+    assert logged(offline_of(config.root)) == at_savepoint
     run(config, resume=True)
-    longer = logged(config.root / OFFLINE)
+    longer = logged(offline_of(config.root))
     assert all(len(longer[name]) > len(at_savepoint[name]) for name in at_savepoint)
     merged(config)
-    assert logged(config.root / OFFLINE) == longer
+    assert logged(offline_of(config.root)) == longer
     run(config, until_us=SAVEPOINT)
     assert same_but_late(config, at_savepoint)
 
@@ -214,7 +215,7 @@ def test_merging_between_segments_changes_nothing(config: Configuration) -> None
 def merged(config: Configuration) -> None:
     """Merge every day, also those that get more rows."""
     for one in merge_log(
-        config.project, config.root / "offline", QuietProgress(), before="9999-12-31"
+        config.project, offline_of(config.root), QuietProgress(), before="9999-12-31"
     ):
         assert one.files_before > one.files_after > 0
 
@@ -225,7 +226,7 @@ def test_stream_adds_nothing_to_a_log_that_ends_elsewhere_and_says_so(
     start = first_start(config, None)
     assert offline_goes_on(config, start, QuietProgress())
     view = PROJECT.views[0]
-    log = OfflineLog.of(config.root / OFFLINE, view)
+    log = OfflineLog.of(offline_of(config.root), view)
     for shard in range(config.shards):
         (log.directory / "_reached" / f"{shard:05d}-of-{config.shards:05d}").unlink()
         log.reach(shard, config.shards, since_us=0, until_us=EVALUATE_UNTIL - 24 * HOUR)
@@ -233,15 +234,15 @@ def test_stream_adds_nothing_to_a_log_that_ends_elsewhere_and_says_so(
     assert not offline_goes_on(config, start, heard)
     assert "does not end where the stream continues" in heard.lines[0]
     assert view.name in heard.lines[0]
-    before = logged(config.root / OFFLINE)
+    before = logged(offline_of(config.root))
     run(config)
-    assert logged(config.root / OFFLINE) == before
+    assert logged(offline_of(config.root)) == before
 
 
 def test_without_an_offline_log_none_is_begun(config: Configuration) -> None:
-    shutil.rmtree(config.root / OFFLINE)
+    shutil.rmtree(offline_of(config.root))
     heard = Heard()
     assert not offline_goes_on(config, first_start(config, None), heard)
     assert heard.lines == []
     run(config)
-    assert not (config.root / OFFLINE).exists()
+    assert not (offline_of(config.root)).exists()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import build_of, stream_of
 from tests.support.strategies import to_batch
 from tests.support.streaming_project import ENGINES, Row, arrivals, configuration, write_log
 from tests.support.trained_bundle import DEPOT, PROJECT, REQUEST, SCANS, START, bundle, with_window
@@ -80,7 +81,9 @@ def config(tmp_path: Path, rows: dict[str, list[Row]]) -> Configuration:
 
 
 def predictions(root: Path) -> dict[str, dict[str, Any]]:
-    tables = [pq.read_table(path) for path in sorted((root / "predictions").glob("*.parquet"))]
+    tables = [
+        pq.read_table(path) for path in sorted((stream_of(root) / "predictions").glob("*.parquet"))
+    ]
     out: dict[str, dict[str, Any]] = {}
     for row in pa.concat_tables(tables).to_pylist():
         assert row["request_id"] not in out
@@ -120,7 +123,7 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
     stream(config, QuietProgress(), engine="fnapi")
     releases = {
         (entry["view"], entry["shard"], entry["number"]): entry
-        for entry in read_releases(config.root)
+        for entry in read_releases(stream_of(config.root))
     }
     for _, shard, number in releases:
         assert ("depot", shard, number - 1) in releases or number == 1
@@ -146,7 +149,7 @@ def test_the_output_of_an_earlier_run_is_removed(config: Configuration) -> None:
     assert METER.read(run, "predictions") == again["predictions"]
     assert featurize._OPERATORS.take((run, "left by an earlier run"), b"token") is None
     assert not [*config.root.rglob("left.by.an.earlier.run")]
-    assert len(read_releases(config.root)) == again["releases"]
+    assert len(read_releases(stream_of(config.root))) == again["releases"]
     assert len(predictions(config.root)) == again["predictions"]
     counts = ("requests", "predictions", "releases", "frontiers", "duplicates", "rejected")
     assert {name: again[name] for name in counts} == {name: first[name] for name in counts}
@@ -227,7 +230,7 @@ def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
     summary = stream(patient, QuietProgress(), engine="fnapi")
     assert summary["unanswered"] > 0
     assert summary["predictions"] + summary["unanswered"] == len(asked_after_the_cut(rows))
-    records = read_rejected(config.root / "rejected_by_stream").to_pylist()
+    records = read_rejected(stream_of(config.root) / "rejected_by_stream").to_pylist()
     assert len(records) == summary["unanswered"]
     answered = predictions(config.root) if summary["predictions"] else {}
     for record in records:
@@ -241,7 +244,7 @@ def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
 
 
 def test_a_stream_needs_a_handed_over_state(config: Configuration) -> None:
-    shutil.rmtree(config.root / "states")
+    shutil.rmtree(build_of(config.root) / "states")
     with pytest.raises(StateMismatch, match=r"no handed-over state .* run `tidemill backfill`"):
         stream(config, QuietProgress())
 
@@ -273,9 +276,9 @@ def test_a_state_of_another_instant_is_refused(config: Configuration) -> None:
 
 
 def test_a_release_that_the_engine_repeated_is_read_once(tmp_path: Path) -> None:
-    folder = tmp_path / "releases"
+    folder = stream_of(tmp_path) / "releases"
     folder.mkdir()
     lines = [json.dumps({"view": "a", "shard": 0, "number": n}) for n in (2, 1, 10, 2)]
     (folder / "0.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "1.jsonl").write_text(lines[0] + "\n")
-    assert [entry["number"] for entry in read_releases(tmp_path)] == [1, 2, 10]
+    assert [entry["number"] for entry in read_releases(stream_of(tmp_path))] == [1, 2, 10]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import (
     BY_DRIVER,
     FEATURES,
@@ -215,7 +216,9 @@ def test_a_missing_prediction_is_right_where_its_request_was_rejected(
         origins=["quotes/0:0"],
         payloads=[b"{}"],
     )
-    write_rows(served.root / "rejected_by_stream", pa.Table.from_batches([record]), "one")
+    write_rows(
+        stream_of(served.root) / "rejected_by_stream", pa.Table.from_batches([record]), "one"
+    )
     figures = _verify(served)
     assert figures["mismatches"] == 0
     assert figures["rejected_requests"] == 1
@@ -258,7 +261,7 @@ def test_an_answer_for_another_instant_than_it_was_asked_for_is_found(
 
 
 def test_an_answer_that_names_a_release_without_evidence_is_found(served: Configuration) -> None:
-    path = served.root / "releases" / "1-0.jsonl"
+    path = stream_of(served.root) / "releases" / "1-0.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[len(lines) // 2 :]))
     figures = _verify(served)
@@ -267,7 +270,7 @@ def test_an_answer_that_names_a_release_without_evidence_is_found(served: Config
 
 
 def test_a_release_that_left_no_evidence_is_found(served: Configuration) -> None:
-    path = served.root / "releases" / "1-0.jsonl"
+    path = stream_of(served.root) / "releases" / "1-0.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2] + lines[3:]))
     figures = _verify(served)
@@ -277,7 +280,7 @@ def test_a_release_that_left_no_evidence_is_found(served: Configuration) -> None
 
 
 def test_the_log_that_was_replayed_is_not_believed(ready: Configuration) -> None:
-    log = Log(ready.root)
+    log = Log(build_of(ready.root))
     table = log.read("rides", 0)
     received = table.column("_received").to_numpy()
     fares = pc.add(table["fare"], 1e-9)
@@ -357,7 +360,7 @@ def test_features_command_reads_values_status_and_frontier(served: Configuration
 
 
 def test_late_requests_are_proven_as_of_the_frontier_they_met(served: Configuration) -> None:
-    table = read_predictions(served.root, served.project)
+    table = read_predictions(stream(served.root), served.project)
     asked = table["request_time"].cast(pa.int64()).to_numpy()
     late = table["as_of__by_driver"].to_numpy() > asked
     assert late.sum() > 3
