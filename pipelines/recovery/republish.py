@@ -63,6 +63,7 @@ from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
 from tidemill.pipelines.stream.state_files import read_handoff
+from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.fills import Fill
@@ -134,7 +135,7 @@ def _standing_fills(config: Configuration, database: OnlineDatabase) -> tuple[Ru
 
 
 def _began(current: Current) -> Handoff | StreamRun:
-    """Return what says where the fills of a root begin: its stream, else the states of the build."""
+    """Return the record of where the fills of a root begin: its stream's, else the build's."""
     run = StreamRun.read(current.stream_folder)
     return read_record(current.build_folder / paths.STATES) if run is None else run
 

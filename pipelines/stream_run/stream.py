@@ -159,9 +159,7 @@ def _stream(
         speed=speed if speed is not None else config.stream.speed,
         ends=until_us is None,
         polls=start.handoff.polls,
-        cuts=tuple(FileCutLog(start.current.stream_folder / paths.CUTS).recorded())
-        if start.resumes
-        else (),
+        cuts=tuple(FileCutLog(stream_folder / paths.CUTS).recorded()) if start.resumes else (),
     )
     replayed = ReplayLog(project, options)
     check_positions(start, replayed)
@@ -245,9 +243,9 @@ def run_id(root: Path, segment: int) -> str:
     return f"{digest}-{segment:05d}"
 
 
-def record_savepoint(root: Path, replayed: ReplayLog) -> None:
+def record_savepoint(folder: Path, replayed: ReplayLog) -> None:
     """Record where the savepoint of a run cuts its polls, so that a later run cuts there too."""
-    cuts = FileCutLog(start.current.stream_folder / paths.CUTS)
+    cuts = FileCutLog(folder / paths.CUTS)
     cut = Cut(replayed.last_poll_number, replayed.stop)
     if cut not in cuts.recorded():
         cuts.keep_before(cut.number)
