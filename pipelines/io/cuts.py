@@ -19,10 +19,13 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from tidemill.features.errors import BatchConflict, DamagedState
 from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.read_files import reading
 
 Positions: TypeAlias = tuple[int, ...]
 """The next position of each partition of all sources, in the order of the sources."""
 
+_TORN: Final = b"0123456789abcdef \0"
+"""The bytes of a line that was being written; a file system may have zeros in their place."""
 _REMEDY: Final = "run `tidemill stream` without --resume to start over"
 
 
@@ -116,20 +119,28 @@ class FileCutLog:
     def recorded(self) -> list[Cut]:
         """See `CutLog.recorded`."""
         if self._cuts is None:
-            data = self._path.read_bytes() if self._path.exists() else b""
+            data = b""
+            if self._path.exists():
+                with reading(self._path, _REMEDY):
+                    data = self._path.read_bytes()
             self._bytes = data.rfind(b"\n") + 1
+            if data[self._bytes :].translate(None, _TORN):
+                raise self._damaged(data[self._bytes :])
             self._cuts = [self._parse(line) for line in data[: self._bytes].split(b"\n")[:-1]]
         return self._cuts
 
     def _parse(self, line: bytes) -> Cut:
         content, _, checksum = line.rpartition(b" ")
         if checksum != _checksum(content):
-            raise DamagedState(
-                f"{self._path}: the line {line[:80]!r} was damaged: its checksum does not match; "
-                f"{_REMEDY}"
-            )
+            raise self._damaged(line)
         number, *positions = map(int, content.split())
         return Cut(number, tuple(positions))
+
+    def _damaged(self, line: bytes) -> DamagedState:
+        return DamagedState(
+            f"{self._path}: the line {line[:80]!r} was damaged: it is no cut with its checksum; "
+            f"{_REMEDY}"
+        )
 
     def append(self, cut: Cut) -> None:
         """See `CutLog.append`; the file's folder is created if it does not exist."""

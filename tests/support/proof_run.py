@@ -379,7 +379,7 @@ class DoesNotWaitForStragglers(Server):
 class _SeesItsOwnInstant(ShardOperator):
     def _release(
         self, events: pa.RecordBatch | None, requests: pa.RecordBatch | None, until: int
-    ) -> tuple[Release, bytes]:
+    ) -> Release:
         def shifted(rows: pa.RecordBatch, column: str, by_us: int) -> pa.RecordBatch:
             place = rows.schema.get_field_index(column)
             times = rows.column(place).to_numpy() + by_us
@@ -387,8 +387,8 @@ class _SeesItsOwnInstant(ShardOperator):
 
         if requests is not None:
             requests = shifted(requests, "time", 1)
-        release, entry = super()._release(events, requests, until)
-        return dataclasses.replace(release, answers=shifted(release.answers, "as_of", -1)), entry
+        release = super()._release(events, requests, until)
+        return dataclasses.replace(release, answers=shifted(release.answers, "as_of", -1))
 
 
 class CountsTheRequestsOwnInstant(Server):

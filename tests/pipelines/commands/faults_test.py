@@ -249,6 +249,7 @@ READ = {
     "run.json": ON_EXISTING_RUN,
     "summary.json": ("verify",),
     "stream.json": (RESUMED,),
+    "cuts.log": (RESUMED,),
     "bundles/current": ("stream",),
     "releases/*.jsonl": ("verify", "explain", "republish"),
     "predictions/*.parquet": ("verify", "explain"),
@@ -285,6 +286,8 @@ SOUND = {
     ("registry.db", "apply", "a flipped byte"),
     ("online.db", "features", "a flipped byte"),  # the byte is in the unused end of a page
     ("online.db", "verify", "a flipped byte"),
+    ("cuts.log", RESUMED, "cut off"),  # the machine stopped while the line was written
+    ("cuts.log", RESUMED, "empty"),
     ("online.db", "verify", "empty"),  # an empty database: `verify` counts its missing rows
 }
 """Damages after which the file is still valid."""

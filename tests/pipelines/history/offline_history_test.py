@@ -47,9 +47,13 @@ from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.publish.changes import append_changes
-from tidemill.pipelines.publish.newest_rows import joined_releases
+from tidemill.pipelines.publish.newest_rows import release_runs
 from tidemill.pipelines.stream.operator import ShardOperator
-from tidemill.pipelines.stream.wire_format import Published
+from tidemill.pipelines.stream.wire_format import (
+    Published,
+    pack_publications,
+    unpack_publications,
+)
 from tidemill.serving.offline.log import OfflineLog, Span
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.places import OFFLINE, StorePlaces
@@ -254,10 +258,10 @@ def stream(
             )
             for part, start, stop in zip(arrived, before, stops, strict=True)
         )
-        plain.run([Poll(number, parts)])
+        plain.run([Poll(number + 1, number, parts)])
         before = stops
     runs = [
-        Published(view, shard, release.since_us, release.frontier_us, release.publications)
+        unpack_publications(pack_publications(plain.operator(view, shard), release))
         for view, shard, release in plain.releases
     ]
     return Streamed(arrived, ends, runs)
@@ -315,7 +319,14 @@ def visible_from(streamed: Streamed, view: FeatureView, end_us: int) -> dict[int
 
 
 def append_all(root: Path, runs: Iterable[Published]) -> None:
+    """Append releases one by one."""
     for run in runs:
+        append_changes(PROJECT, offline_of(root), SHARDS, [run])
+
+
+def append_bundle(root: Path, releases: list[Published]) -> None:
+    """Append the releases of a bundle of one shard."""
+    for run in release_runs(releases):
         append_changes(PROJECT, offline_of(root), SHARDS, run)
 
 
@@ -377,21 +388,21 @@ def test_repeated_and_joined_bundles_change_nothing(tmp_path: Path) -> None:
     streamed = stream(rows, arrived, 12, 32)
     append_all(tmp_path / "once", streamed.runs)
     chance = random.Random(32)
-    for view in range(len(PROJECT.views)):
+    for view in PROJECT.views:
         for shard in range(SHARDS):
-            mine = [run for run in streamed.runs if (run.view, run.shard) == (view, shard)]
+            mine = [run for run in streamed.runs if (run.view, run.shard) == (view.name, shard)]
             for first in range(0, len(mine), 3):
                 for _ in range(chance.randint(1, 2)):
-                    append_all(tmp_path / "again", joined_releases(mine[first : first + 3]))
+                    append_bundle(tmp_path / "again", mine[first : first + 3])
                 again = mine[max(first - 2, 0) : first + 1]
-                append_all(tmp_path / "again", joined_releases(again))
+                append_bundle(tmp_path / "again", again)
     assert log_rows(tmp_path / "again") == log_rows(tmp_path / "once")
 
 
 def test_release_that_overtook_another_is_refused(tmp_path: Path) -> None:
     rows = random_rows(33)
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(33))
-    mine = [r for r in stream(rows, arrived, 12, 33).runs if (r.view, r.shard) == (0, 0)]
+    mine = [r for r in stream(rows, arrived, 12, 33).runs if (r.view, r.shard) == ("cab", 0)]
     first, *rest = [run for run in mine if run.since_us != run.frontier_us]
     append_all(tmp_path, [first])
     with pytest.raises(LostPublications, match="those between are missing"):
@@ -407,8 +418,8 @@ def test_stream_goes_on_where_history_ends(tmp_path: Path) -> None:
     write_log(tmp_path, PROJECT, arrived)
     # History up to the frontier of each view's seventh release, then the stream.
     until, rest = {}, []
-    for index, view in enumerate(PROJECT.views):
-        mine = [run for run in streamed.runs if run.view == index and run.since_us is not None]
+    for view in PROJECT.views:
+        mine = [run for run in streamed.runs if run.view == view.name and run.since_us is not None]
         until[view.name] = sorted({run.frontier_us for run in mine})[7]
         rest += [run for run in mine if run.frontier_us > until[view.name]]
     log_history(

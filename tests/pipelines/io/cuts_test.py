@@ -48,6 +48,9 @@ def test_any_damage_to_a_whole_line_is_found(path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(DamagedState, match=r"cuts\.log: the line .* was damaged: .*--resume"):
             FileCutLog(path).recorded()
+    path.write_bytes(whole + b"[[[")
+    with pytest.raises(DamagedState, match=r"cuts\.log: the line b'\[\[\[' was damaged"):
+        FileCutLog(path).recorded()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from tests.support.folders import build_of
+from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import (
     FEATURES,
     Server,
