@@ -50,21 +50,18 @@ WITH_WINDOWS: Final = "with windowed features"
 WITHOUT_WINDOWS: Final = "without windowed features"
 
 
-def train(
-    config: Configuration, progress: Progress, lineage: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def train(config: Configuration, progress: Progress) -> dict[str, Any]:
     """Analyse, train, evaluate, write a bundle, and make it the live one.
 
     Args:
         config: The run's configuration.
         progress: Where progress is shown.
-        lineage: From which data the training table was made (JSON), for the bundle's manifest.
 
     Returns:
         The bundle's version and its evaluation.
     """
     build = config.current.build_folder
-    check_training_table(build, config.project, config.shards)
+    manifest = check_training_table(build, config.project, config.shards)
     bundle = train_bundle(
         config.project,
         build / paths.TRAINING_TABLE,
@@ -74,7 +71,12 @@ def train(
         bundles=config.root / paths.BUNDLES,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         progress=progress,
-        lineage=lineage,
+        lineage={
+            "generation": manifest.generation,
+            "build": build.name,
+            "training_table": manifest.training_table,
+            "sources": manifest.sources,
+        },
     )
     make_current(config.root, bundle.version)
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}
