@@ -57,16 +57,24 @@ class OfflineFolders:
 
     def find(self, registered: Path) -> Path:
         """Return the folder of a log."""
-        view, offline = registered.parent, registered.parent.parent
-        if offline.name != OFFLINE:
+        current = self._current(registered)
+        if current is None:
             return registered
+        return current.offline_root / registered.parent.name / registered.name
+
+    def generation(self, registered: Path) -> str:
+        """Return the generation of a log; empty if it belongs to none."""
+        current = self._current(registered)
+        return "" if current is None else current.generation
+
+    def _current(self, registered: Path) -> Current | None:
+        offline = registered.parent.parent
+        if offline.name != OFFLINE:
+            return None
         root = offline.parent
         if root not in self._known:
             self._known[root] = find_current(root)
-        current = self._known[root]
-        if current is None:
-            return registered
-        return current.offline_root / view.name / registered.name
+        return self._known[root]
 
 
 def source_log(repo_path: Path | None, source: DataSource) -> OfflineLog:

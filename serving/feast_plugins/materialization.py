@@ -9,7 +9,7 @@ frontier. Rows go to the fill that readers see, if log and fill are of one gener
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from feast import FeatureView, FileSource
@@ -21,15 +21,12 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import DEFINITION_TAG, REVISION, VALID_UNTIL
-from tidemill.serving.feast_plugins.logged_views import source_path
+from tidemill.serving.feast_plugins.logged_views import OfflineFolders, source_path
 from tidemill.serving.feast_plugins.online_store import OrderedOnlineStore, database
 from tidemill.serving.online.cells import cell_matrix
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.feast_rows import StoredView, feast_rows, stored_view
 from tidemill.serving.online.rows import KeySpace, RowBatch, online_keys
-
-GENERATION: Final = "generation"
-"""The file of a view's offline log that names the generation that the log was written from."""
 
 
 class ChangePointComputeEngineConfig(FeastConfigBaseModel):
@@ -83,12 +80,11 @@ class ChangePointComputeEngine(LocalComputeEngine):
 
 
 def log_generation(config: RepoConfig, table: FeatureView) -> str:
-    """Return the generation that a view's offline log names; empty if it names none."""
+    """Return the generation of a view's offline log; empty if it belongs to none."""
     source = table.batch_source
     if not isinstance(source, FileSource):
         return ""
-    path = source_path(config.repo_path, source) / GENERATION
-    return path.read_text().strip() if path.exists() else ""
+    return OfflineFolders().generation(source_path(config.repo_path, source))
 
 
 def _check_generation(online: OnlineDatabase, space: KeySpace, logged: str) -> None:

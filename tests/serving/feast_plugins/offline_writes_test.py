@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.newest_rows import newest_per_entity
 from tidemill.pipelines.stream.publications import named_publications
-from tidemill.serving.feast_plugins.materialization import GENERATION
+from tidemill.serving.generations.current import CURRENT, Current, write_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.parcels import online_rows
@@ -191,12 +192,12 @@ def test_materialize_from_another_generation_is_refused(
     depots: feast.FeatureStore, tmp_path: Path
 ) -> None:
     write(tmp_path, BY_DEPOT, depot_rows((7, 10, 1, 5)), "p0")
-    source = depots.get_feature_view("by_depot").batch_source
-    file = Path(source.path) / GENERATION
-    file.write_text("another\n")
+    current = Current(tmp_path, "another", build=1, offline=1, stream=0)
+    write_current(current)
+    shutil.copytree(tmp_path / OFFLINE, current.offline_root)
     with pytest.raises(StoreError, match=r"of generation none, and .*'by_depot' of another: rows"):
         depots.materialize(at(0), at(25), feature_views=["by_depot"])
-    file.unlink()
+    (tmp_path / CURRENT).unlink()
     depots.materialize(at(0), at(25), feature_views=["by_depot"])
 
 
