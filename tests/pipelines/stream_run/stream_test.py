@@ -16,18 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.builds import make_build
 from tests.support.folders import build_of, stream_of
 from tests.support.strategies import to_batch
-from tests.support.streaming_project import ENGINES, Row, arrivals, configuration, write_log
+from tests.support.streaming_project import ENGINES, Row, arrivals, configuration
 from tests.support.trained_bundle import DEPOT, PROJECT, REQUEST, SCANS, START, bundle, with_window
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.recovery.release_log import read_releases
-from tidemill.pipelines.run.paths import PREDICTIONS, REJECTED_BY_STREAM, RELEASES
+from tidemill.pipelines.run.paths import PREDICTIONS, RELEASES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart
@@ -73,9 +73,8 @@ def config(tmp_path: Path, rows: dict[str, list[Row]]) -> Configuration:
     trained = bundle().directory
     shutil.copytree(trained, tmp_path / "bundles" / trained.name)
     (tmp_path / "bundles" / "current").write_text(trained.name)
-    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
     made = configuration(tmp_path, PROJECT, CUT, STOP, poll_rows=60)
-    hand_over(made, QuietProgress())
+    make_build(made, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
     return made
 
 
@@ -134,15 +133,17 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
     assert sum(entry["answers"] for entry in releases.values()) == len(predictions(config.root))
 
 
-def test_the_output_of_an_earlier_run_is_removed(config: Configuration) -> None:
+def test_a_stream_that_starts_over_has_a_folder_of_its_own_and_leaves_the_one_before(
+    config: Configuration,
+) -> None:
     """Only the number of releases depends on the engine's bundles."""
     first = stream(config, QuietProgress(), engine="fnapi")
-    outputs = (PREDICTIONS, RELEASES, REJECTED_BY_STREAM)
-    for name in outputs:
-        (config.root / name).mkdir(exist_ok=True)
-        (config.root / name / "left.by.an.earlier.run").touch()
+    before = stream_of(config.root)
+    written = {path: path.read_bytes() for path in before.rglob("*") if path.is_file()}
+    assert {path.relative_to(before).parts[0] for path in written} >= {PREDICTIONS, RELEASES}
     again = stream(config, QuietProgress(), engine="fnapi")
-    assert not [*config.root.rglob("left.by.an.earlier.run")]
+    assert stream_of(config.root) != before
+    assert {path: path.read_bytes() for path in before.rglob("*") if path.is_file()} == written
     assert len(read_releases(stream_of(config.root))) == again["releases"]
     assert len(predictions(config.root)) == again["predictions"]
     counts = ("requests", "predictions", "frontiers", "duplicates", "rejected")
@@ -264,9 +265,9 @@ def test_a_state_of_another_instant_is_refused(config: Configuration) -> None:
 
 
 def test_a_release_that_the_engine_repeated_is_read_once(tmp_path: Path) -> None:
-    folder = stream_of(tmp_path) / "releases"
+    folder = tmp_path / "releases"
     folder.mkdir()
     lines = [json.dumps({"view": "a", "shard": 0, "number": n}) for n in (2, 1, 10, 2)]
     (folder / "0.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "1.jsonl").write_text(lines[0] + "\n")
-    assert [entry["number"] for entry in read_releases(stream_of(tmp_path))] == [1, 2, 10]
+    assert [entry["number"] for entry in read_releases(tmp_path)] == [1, 2, 10]

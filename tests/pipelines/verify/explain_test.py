@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from tests.support.folders import build_of
+from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import (
     FEATURES,
     Server,
@@ -39,7 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 
 def test_every_value_stands_with_its_events(served: Configuration) -> None:
     late = {row["request"] for row in verify(served, QuietProgress(), sample=0)["first_late"]}
-    predictions = read_predictions(stream(served.root), served.project).to_pylist()
+    predictions = read_predictions(stream_of(served.root), served.project).to_pylist()
     row = next(r for r in predictions if r["by_driver__rides_6h"] and r["request_id"] not in late)
     explained = explain(served, row["request_id"])
     assert len(explained.values) == FEATURES
@@ -62,7 +62,7 @@ def test_a_late_value_is_told_from_a_wrong_one(served: Configuration) -> None:
 
 
 def test_tables_hold_stamps_values_and_events(served: Configuration) -> None:
-    id = read_predictions(stream(served.root), served.project)["request_id"][0].as_py()
+    id = read_predictions(stream_of(served.root), served.project)["request_id"][0].as_py()
     stamps, values, events = explain(served, id).tables()
     said: dict[str, str] = {row[0]: row[1] for row in stamps.rows}
     assert said["request"] == id
@@ -85,6 +85,6 @@ def test_doubled_prediction_sends_the_reader_to_verify(
     shutil.copytree(served.root, tmp_path / "run")
     config = configuration(served.path.parent, tmp_path / "run")
     rewrite_predictions(config.root, lambda table: pa.concat_tables([table, table.slice(0, 1)]))
-    id = read_predictions(stream(config.root), config.project)["request_id"][0].as_py()
+    id = read_predictions(stream_of(config.root), config.project)["request_id"][0].as_py()
     with pytest.raises(InputError, match=r"2 predictions .* run `tidemill verify`"):
         explain(config, id)

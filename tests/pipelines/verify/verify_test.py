@@ -360,7 +360,7 @@ def test_features_command_reads_values_status_and_frontier(served: Configuration
 
 
 def test_late_requests_are_proven_as_of_the_frontier_they_met(served: Configuration) -> None:
-    table = read_predictions(stream(served.root), served.project)
+    table = read_predictions(stream_of(served.root), served.project)
     asked = table["request_time"].cast(pa.int64()).to_numpy()
     late = table["as_of__by_driver"].to_numpy() > asked
     assert late.sum() > 3
