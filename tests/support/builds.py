@@ -1,8 +1,9 @@
-"""Builds from rows that arrived, as `tidemill backfill` makes them, without files of sources."""
+"""Builds that `tidemill backfill` makes, without the parts that a test does not need."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from tests.support.streaming_project import Arrived, write_log
 from tidemill.pipelines.config.configuration import Configuration
@@ -15,6 +16,7 @@ from tidemill.pipelines.history.build_manifest import (
 from tidemill.pipelines.history.builds import building
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.offline_history import log_history, views_to_log
+from tidemill.pipelines.ingest.ingest import ingest, replace_rejected
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.serving.generations.current import Current
@@ -60,3 +62,19 @@ def make_build(
     if publish:
         bootstrap(config.pin(), QuietProgress())
     return current
+
+
+def ingest_build(config: Configuration) -> dict[str, Any]:
+    """Make a build that has only the log, from the files of the sources, and switch to it.
+
+    Returns:
+        The counts of each source.
+    """
+    with building(config.root) as build:
+        counts = ingest(config, QuietProgress(), work=build.work, build=build.folder)
+        build.settle()
+        build.finish()
+        replace_rejected(build.work, config.root)
+    for row in counts.values():
+        del row["files"]
+    return counts
