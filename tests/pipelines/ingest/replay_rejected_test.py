@@ -167,7 +167,11 @@ def logged(config: Configuration, source: str = "orders") -> list[tuple[Any, ...
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 FILES_ROWS = [(f"o{n}", 0, n) for n in range(4)]
