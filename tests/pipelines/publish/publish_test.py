@@ -50,7 +50,7 @@ from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite.database import SqliteDatabase
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.online_places import default_place
-from tidemill.serving.stores.places import StorePlaces
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 Releases = list[tuple[int, int, Release]]
 
@@ -70,7 +70,7 @@ def publish(engine: str, root: Path, published: Releases) -> None:
     _ = (
         pipeline
         | beam.Create(elements)
-        | beam.ParDo(Publish(PROJECT, root, default_place(root), 2))
+        | beam.ParDo(Publish(PROJECT, root, root / OFFLINE, default_place(root), 2))
     )
     run(pipeline, choice)
 
