@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tidemill.features.errors import InputError, StateError
+from tidemill.features.errors import DamagedFile, InputError, StateVersionError
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.serving.files.locks import is_locked, lock
@@ -64,7 +64,7 @@ def divergences(before: Log, now: Log) -> list[Divergence]:
         try:
             ends = before.lengths(source)
             digest = before.prefix_digest(source, ends)
-        except (InputError, StateError) as error:
+        except (InputError, DamagedFile, StateVersionError) as error:
             found.append(Divergence(source, f"its former log cannot be read ({error})"))
             continue
         partitions = now.partitions(source)
