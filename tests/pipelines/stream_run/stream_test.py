@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +19,17 @@ import pytest
 
 from tests.support.builds import make_build
 from tests.support.folders import build_of, stream_of
+from tests.support.lock_holder import lock_holder
 from tests.support.strategies import to_batch
 from tests.support.streaming_project import ENGINES, Row, arrivals, configuration
 from tests.support.trained_bundle import DEPOT, PROJECT, REQUEST, SCANS, START, bundle, with_window
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.definitions import Project
-from tidemill.features.errors import BundleError, SequenceError, StateMismatch
+from tidemill.features.errors import BundleError, Locked, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.republish import republish
 from tidemill.pipelines.run.paths import PREDICTIONS, RELEASES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import featurize
@@ -230,6 +233,36 @@ def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
 
 
 # Starts that are refused.
+
+
+def test_only_one_process_runs_a_generations_stream_and_others_wait_for_none(
+    config: Configuration,
+) -> None:
+    lock = config.current.stream_lock
+    with lock_holder(lock) as (_, pid):
+        with pytest.raises(Locked, match=f"run this generation's stream, and process {pid} on "):
+            stream(config, QuietProgress(), engine="fnapi")
+        assert config.current.stream == 0
+        republish(config, QuietProgress())
+        make_build(config, arrivals(PROJECT, random_rows(1), PARTITIONS, random.Random(1)))
+    assert stream(config, QuietProgress(), engine="fnapi")["predictions"] > 0
+
+
+def test_a_stream_that_waits_begins_when_the_other_has_ended(config: Configuration) -> None:
+    with lock_holder(config.current.stream_lock) as (process, _):
+        ended: list[int] = []
+
+        def run() -> None:
+            ended.append(stream(config, QuietProgress(), engine="fnapi", wait=True)["predictions"])
+
+        waiter = threading.Thread(target=run)
+        waiter.start()
+        waiter.join(1.0)
+        assert config.current.stream == 0, "two streams of one generation ran"
+        process.kill()
+        waiter.join(300)
+    assert len(ended) == 1
+    assert config.current.stream == 1
 
 
 def test_a_stream_needs_a_handed_over_state(config: Configuration) -> None:
