@@ -7,7 +7,8 @@ A stream runs in one or more segments. The promises:
   segment is repeated from the savepoint before it, after its files are removed. Its publications
   stay in the online store, which orders them
   (`pipelines.stream.featurize_options`, ``overtaken``).
-* A stream that starts over removes all output of the stream before, also from the store.
+* A stream that starts over has a folder of its own and leaves that of the stream before as it is.
+  The online store is brought back to its beginning.
 """
 
 from __future__ import annotations
