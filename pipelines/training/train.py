@@ -49,15 +49,8 @@ WITH_WINDOWS: Final = "with windowed features"
 WITHOUT_WINDOWS: Final = "without windowed features"
 
 
-def train(
-    config: Configuration, progress: Progress, lineage: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def train(config: Configuration, progress: Progress) -> dict[str, Any]:
     """Analyse, train, evaluate, write a bundle, and make it the live one.
-
-    Args:
-        config: The run's configuration.
-        progress: Where progress is shown.
-        lineage: From which data the training table was made (JSON), for the bundle's manifest.
 
     Returns:
         The bundle's version and its evaluation.
@@ -71,7 +64,6 @@ def train(
         bundles=config.root / paths.BUNDLES,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         progress=progress,
-        lineage=lineage,
     )
     make_current(config.root, bundle.version)
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}
