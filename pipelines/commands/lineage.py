@@ -9,7 +9,7 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 
-@click.command(short_help="Show what an artefact was made from, back to the source files.")
+@click.command(short_help="Show what an artefact was made from.")
 @click.argument("place")
 @options.config
 @options.root

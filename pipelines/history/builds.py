@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tidemill.features.errors import DamagedFile, InputError, StateVersionError
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.serving.files.locks import is_locked, lock
@@ -56,14 +57,20 @@ def divergences(before: Log, now: Log) -> list[Divergence]:
     """Return the sources whose log does not extend what it was before.
 
     A source that only one of the two has is none of them: views depend on their own stream alone.
+    A log that can no longer be read is one of them, because nothing says what rows it had.
     """
     found = []
     for source in sorted({*before.sources()} & {*now.sources()}):
-        ends = before.lengths(source)
+        try:
+            ends = before.lengths(source)
+            digest = before.prefix_digest(source, ends)
+        except (InputError, DamagedFile, StateVersionError) as error:
+            found.append(Divergence(source, f"its former log cannot be read ({error})"))
+            continue
         partitions = now.partitions(source)
         if partitions != len(ends):
             found.append(Divergence(source, f"it has {partitions} partitions, and had {len(ends)}"))
-        elif now.prefix_digest(source, ends) != before.prefix_digest(source, ends):
+        elif now.prefix_digest(source, ends) != digest:
             found.append(Divergence(source, _first_difference(before, now, source, ends)))
     return found
 
@@ -136,7 +143,12 @@ class Build:
         return self.before is None or self.before.generation != self.generation
 
     def finish(self) -> Current:
-        """Give the build its place, and make it the current one."""
+        """Give the build its place, and make it the current one.
+
+        Raises:
+            StateError: The record of the stream before cannot be read; nothing has changed.
+        """
+        in_use = set() if self.before is None else set(_offline_in_use(self.before))
         with changing(self.root):
             # A stream of the generation may have begun since the build did.
             target = find_current(self.root)
@@ -152,7 +164,7 @@ class Build:
             elif self.offline_root.exists():
                 target = self._add_offline_logs(target)
             write_current(target)
-        self._prune(target)
+        self._prune(target, in_use)
         return target
 
     def _add_offline_logs(self, target: Current) -> Current:
@@ -172,14 +184,7 @@ class Build:
         self.offline_root.rename(target.offline_root)
         return target
 
-    @staticmethod
-    def _stopped(kept: Iterable[Current]) -> Iterator[Current]:
-        for current in kept:
-            run = StreamRun.read(current.stream_folder)
-            if run is not None and run.offline is not None:
-                yield dataclasses.replace(current, offline=run.offline)
-
-    def _prune(self, target: Current) -> None:
+    def _prune(self, target: Current, in_use: Iterable[Path]) -> None:
         """Remove folders that neither the current record nor the one before it names.
 
         Programs that read the record before still use the folders that it named. A stream that runs
@@ -200,12 +205,18 @@ class Build:
                 for current in kept
                 for path in (current.build_folder, current.offline_root, current.stream_folder)
             }
-            # A stopped stream goes on with the offline logs that it has begun.
-            named |= {of_it.offline_root for of_it in self._stopped(kept)}
+            named |= {*in_use, *_offline_in_use(target)}
             for kind in ("build", "offline", "stream"):
                 for path in folder.glob(f"{kind}-??????"):
                     if path not in named:
                         shutil.rmtree(path)
+
+
+def _offline_in_use(current: Current) -> Iterator[Path]:
+    """Yield the folder of the offline logs with which a stopped stream goes on, if it has one."""
+    run = StreamRun.read(current.stream_folder)
+    if run is not None and run.offline is not None:
+        yield dataclasses.replace(current, offline=run.offline).offline_root
 
 
 @contextmanager

@@ -111,7 +111,9 @@ class Log:
     def _open(self, source: str, partition: int) -> pa.ipc.RecordBatchFileReader:
         path = self.path(source, partition)
         if not path.exists():
-            raise InputError(f"there is no partition {partition} of {source!r}: {path} is missing")
+            raise InputError(
+                f"there is no partition {partition} of {source!r}: {path} is missing; {_MEND}"
+            )
         with reading(path, _MEND):
             return pa.ipc.open_file(pa.memory_map(str(path)))
 

@@ -96,7 +96,8 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
     check_log(folder, handoff, Log(current.build_folder), handoff.positions)
     releases = _releases_by_shard(current.stream_folder)
     began = StreamRun.read(current.stream_folder)
-    if releases and handoff.kind == "backfill" and (began is None or began.began != handoff.id):
+    begins_with = handoff.id if handoff.kind == "backfill" else handoff.began
+    if releases and (began is None or began.began != begins_with):
         raise StateMismatch(
             f"the releases in {current.stream_folder} are not of a stream that began with the "
             f"states in {folder}: a backfill has replaced them since; run `tidemill stream`"

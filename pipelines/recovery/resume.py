@@ -7,8 +7,9 @@ A stream runs in one or more segments. The promises:
   segment is repeated from the savepoint before it, after its files are removed. Its publications
   stay in the online store, which orders them
   (`pipelines.stream.featurize_options`, ``overtaken``).
-* A stream that starts over removes all output of the stream before. In the online store it fills
-  other key spaces beside those that readers see, until it has caught up with them.
+* A stream that starts over has a folder of its own and leaves that of the stream before as it is.
+  In the online store it fills other key spaces beside those that readers see, until it has caught
+  up with them.
 """
 
 from __future__ import annotations

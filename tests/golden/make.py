@@ -11,8 +11,10 @@ field, say), its expectation is changed by hand, with the reason.
 The folders:
 
 ``frames_1``, ``frames_2``
-    One file for each format of the stream, and ``expected.json``: their contents. In ``frames_1``
-    polls have no numbers, releases no marks, and parts name their views by their place.
+    One file for each format, and ``expected.json``: their contents. In ``frames_1`` polls have no
+    numbers, releases no marks, and parts name their views by their place. Since ``frames_2`` states
+    and streams name the log that they were made from, and there are a log with digests, ``CURRENT``
+    and the manifest of a build.
 ``before_frames/root``
     The root of a small stream that stopped at a savepoint (12 trips, 8 requests), written by the
     commit before frames: log, states and stop (pickles), offline log, online store (SQLite),
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.golden.formats import SHARD, SHARDS, VIEW, described, joiner
@@ -38,9 +41,13 @@ from tests.support.streaming_project import (
     end_of,
     random_polls,
     random_rows,
+    write_log,
 )
 from tidemill.features.kernel.encoding import encode
-from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
+from tidemill.pipelines.history.build_manifest import BuildManifest, source_records
+from tidemill.pipelines.ingest.source_digests import SourceFile
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, cut_digests
 from tidemill.pipelines.stream.answer_parts import SavepointPart, Unanswered
 from tidemill.pipelines.stream.operator_state import LoggedRelease, encode_release
 from tidemill.pipelines.stream.release_line import release_line
@@ -53,6 +60,9 @@ from tidemill.pipelines.stream.wire_format import (
     encode_unanswered,
     pack_publications,
 )
+from tidemill.serving.generations.current import Current, write_current
+
+GENERATION = "0123456789abcdef"
 
 
 def make(folder: Path) -> None:
@@ -119,10 +129,12 @@ def make(folder: Path) -> None:
         (folder / f"{name}.bin").write_bytes(data)
     write_handoff(folder, operator)
     write_joiner(folder, joining)
+    write_log(folder, PROJECT, arrived)
+    log, positions = Log(folder), {"trips": [3, 4], "rain": [1], "hails": [2, 0]}
     handoff = Handoff(
         kind="stop",
         as_of_us=release.frontier_us,
-        positions={"trips": [3, 4], "rain": [1], "hails": [2, 0]},
+        positions=positions,
         views={view.name: view.hash for view in PROJECT.views},
         shards=SHARDS,
         segment=1,
@@ -131,9 +143,24 @@ def make(folder: Path) -> None:
         began="0123456789abcdef",
         mode="exact",
         files=file_hashes(folder),
+        generation=GENERATION,
+        digests=cut_digests(log, positions),
     )
     handoff.write(folder)
-    StreamRun(began=handoff.id, mode="exact", poll_rows=4096, ended=False).write(folder)
+    replace(StreamRun.beginning(handoff, "exact", 4096), offline=1).write(folder)
+    BuildManifest(
+        generation=GENERATION,
+        parent="fedcba9876543210",
+        because=["trips: rows 0 to 3 of partition 1 were changed"],
+        sources=source_records(log, {"trips": [asdict(SourceFile("trips.csv", 3, "0" * 64))]}),
+        project=PROJECT.hash,
+        views={view.name: view.hash for view in PROJECT.views},
+        shards=SHARDS,
+        as_of_us=release.frontier_us,
+        training_table={"00000.parquet": "0" * 64},
+        handoff=handoff.id,
+    ).write(folder)
+    write_current(Current(folder, GENERATION, build=2, offline=1, stream=3))
     (folder / "expected.json").write_text(described(folder))
 
 

@@ -20,6 +20,7 @@ EXPORTS = {
     "bundles": "BUNDLES Bundle Scorer Stamps TransformGraph current_bundle make_current "
     "shared_scorer write_bundle",
     "files": "atomic_write segment_of segment_prefix write_text",
+    "generations": "CURRENT GENERATIONS Current find_current read_current write_current",
     "offline": "Merge OfflineLog Span log_ddl merge_day newest_ddl offline_table planned_merge "
     "project_ddl",
     "online": "Fill Frontiers Holder KeySpace NewFill OnlineDatabase OnlineReader OnlineReading "

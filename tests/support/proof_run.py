@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.support.folders import build_of, stream_of
+from tests.support.folders import stream_of
 from tests.support.streaming_project import answer_part
 from tidemill import (
     Entity,
@@ -46,7 +46,7 @@ from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.publish.newest_rows import newest_per_entity
-from tidemill.pipelines.recovery.handoff import read_record
+from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.republish import start_over
 from tidemill.pipelines.run.paths import STATES
@@ -66,6 +66,7 @@ from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.verify.verify import instant
 from tidemill.serving.bundles.inference import Stamps
+from tidemill.serving.generations.current import write_current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.parcels import parcels_of
 from tidemill.serving.stores.online_places import SqlitePlace
@@ -243,25 +244,31 @@ class Server:
 
     def __post_init__(self) -> None:
         config = self.config
+        self.current = config.current.with_next_stream()
+        self.states = self.current.build_folder / STATES
         self.options = FeaturizeOptions(
             run="test",
             shards=SHARDS,
-            partitions=source_partitions(Log(build_of(config.root)), PROJECT),
+            partitions=source_partitions(Log(self.current.build_folder), PROJECT),
             mode=Mode(config.stream.mode),
-            handoff=build_of(config.root) / "states",
+            handoff=self.states,
         )
         self.joiner = AnswerJoiner(PROJECT, SHARDS, answer_within_us=30 * DAY)
         self.operators: dict[str, ShardOperator] = {}
         self.polls = 0
-        self.fills = start_over(config, read_record(config.root / STATES), QuietProgress())
+        handoff = read_record(self.states)
+        self.fills = start_over(config, handoff, QuietProgress())
+        run = StreamRun.beginning(handoff, config.stream.mode, config.stream.poll_rows)
+        run.write(self.current.stream_folder)
+        write_current(self.current)
         self.database = open_database(config.online_store)
 
     def serve(self) -> None:
         """Serve everything."""
-        config = self.config
-        replay = ReplayLog(
-            PROJECT, ReplayOptions(config.root, EVALUATE_UNTIL, STREAM_UNTIL, poll_rows=15)
+        options = ReplayOptions(
+            self.current.build_folder, EVALUATE_UNTIL, STREAM_UNTIL, poll_rows=15
         )
+        replay = ReplayLog(PROJECT, options)
         at = replay.start
         while (found := replay.next_poll(at, STREAM_UNTIL, 0)) is not None:
             poll, at = found
@@ -289,16 +296,15 @@ class Server:
         for batch in answered:
             rows = predictions(PROJECT, FakeScorer(), batch, 0)  # type: ignore[arg-type]
             name = f"{rows.column('partition')[0]}-{rows.column('position')[0]}"
-            write_rows(
-                stream_of(self.config.root) / "predictions", pa.Table.from_batches([rows]), name
-            )
+            folder = self.current.stream_folder / "predictions"
+            write_rows(folder, pa.Table.from_batches([rows]), name)
 
     def operator(self, view: int, shard: int) -> ShardOperator:
         """Return the operator of a view and shard; it starts from the handed-over state."""
         key = operator_key(PROJECT, view, shard, SHARDS)
         if key not in self.operators:
             self.operators[key] = self.made(make_operator(PROJECT, key, self.options))
-            read_handoff(build_of(self.config.root) / "states", self.operators[key])
+            read_handoff(self.states, self.operators[key])
         return self.operators[key]
 
     def made(self, operator: ShardOperator) -> ShardOperator:
@@ -333,7 +339,7 @@ class Server:
 
     def witness(self, view: int, shard: int, release: Release) -> None:
         """Write the evidence of a release."""
-        folder = stream_of(self.config.root) / "releases"
+        folder = self.current.stream_folder / "releases"
         folder.mkdir(exist_ok=True)
         entry = {
             "version": 2,

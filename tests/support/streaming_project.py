@@ -19,7 +19,6 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import tidemill
-from tests.support.folders import build_of
 from tests.support.strategies import to_batch
 from tidemill import (
     Entity,
@@ -198,13 +197,12 @@ def random_rows(seed: int, trips: int = 120, hails: int = 60) -> dict[str, list[
     return {"trips": made, "rain": rain, "hails": asked}
 
 
-def write_log(root: Path, project: Project, arrived: Iterable[Arrived]) -> None:
+def write_log(build: Path, project: Project, arrived: Iterable[Arrived]) -> None:
+    """Write what arrived as the log in the folder of a build."""
     for part in arrived:
         definition = project.definition(part.source)
         table = pa.Table.from_batches([to_batch(definition.schema, part.rows)])
-        Log(build_of(root)).write(
-            definition, part.partition, table, np.array(part.received_us, np.int64)
-        )
+        Log(build).write(definition, part.partition, table, np.array(part.received_us, np.int64))
 
 
 def poll_part(

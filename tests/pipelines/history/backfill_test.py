@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.folders import build_of
 from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
@@ -55,6 +54,7 @@ from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream.wire_format import encode_part
 
 STOP = START + 11 * MINUTE
+GENERATION = "0123456789abcdef"
 
 
 def run_log(stream: PlainStream, root: Path, start_us: int, poll_rows: int) -> None:
@@ -94,13 +94,13 @@ def test_a_stream_from_a_handed_over_state_equals_one_that_never_stopped(
     run_log(whole, tmp_path, START - MINUTE, chance.randint(1, 30))
 
     cut = START + chance.randrange(0, 600 * SECOND)
-    hand_over(configuration(tmp_path, PROJECT, cut, STOP), QuietProgress())
+    hand_over(configuration(tmp_path, PROJECT, cut, STOP), QuietProgress(), tmp_path, GENERATION)
     rest = PlainStream(PROJECT, 2, PARTITIONS)
     begun = []
     for view in range(len(PROJECT.views)):
         for shard in range(2):
             operator = rest.operator(view, shard)
-            read_handoff(build_of(tmp_path) / "states", operator)
+            read_handoff(tmp_path / "states", operator)
             begun.append((view, shard, bootstrapped(operator)))
     run_log(rest, tmp_path, cut, chance.randint(1, 30))
 
@@ -129,11 +129,9 @@ def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(1))
     write_log(tmp_path, PROJECT, arrived)
     cut = START + 5 * MINUTE
-    stale = build_of(tmp_path) / "states" / "cab-00000-of-00009.state"
-    stale.parent.mkdir()
-    stale.touch()
-    counts = hand_over(configuration(tmp_path, PROJECT, cut, STOP, shards=3), QuietProgress())
-    handoff = read_record(build_of(tmp_path) / "states")
+    config = configuration(tmp_path, PROJECT, cut, STOP, shards=3)
+    handoff, counts = hand_over(config, QuietProgress(), tmp_path, GENERATION)
+    assert read_record(tmp_path / "states") == handoff
     before = {
         name: [
             sum(received < cut for received in part.received_us)
@@ -149,15 +147,17 @@ def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
     waits = {"cab": 10 * SECOND, "zone": 10 * SECOND, "weather": 5 * SECOND}
     assert handoff.frontiers == {name: [cut - waited] * 3 for name, waited in waits.items()}
     assert len(handoff.files) == 9
+    log = Log(tmp_path)
+    assert handoff.generation == GENERATION
+    assert handoff.digests == {name: log.prefix_digest(name, before[name]) for name in before}
     assert counts["shards"] == 9
     assert counts["events"] == 2 * sum(before["trips"]) + sum(before["rain"])
-    assert not stale.exists()
 
 
 def test_the_rows_before_an_instant_end_where_the_stream_begins(tmp_path: Path) -> None:
     write_log(tmp_path, PROJECT, arrivals(PROJECT, random_rows(1), PARTITIONS, random.Random(1)))
     cut = START + 4 * MINUTE
-    log = Log(build_of(tmp_path))
+    log = Log(tmp_path)
     assert source_partitions(log, PROJECT) == PARTITIONS
     parts, _ = parts_before(log, PROJECT, PARTITIONS, cut)
     replay = ReplayLog(PROJECT, ReplayOptions(tmp_path, cut, STOP))
@@ -171,7 +171,7 @@ def test_the_rows_before_an_instant_end_where_the_stream_begins(tmp_path: Path) 
 
 
 def training_table(root: Path) -> dict[str, dict[str, Any]]:
-    paths = sorted((build_of(root) / "features").glob("*.parquet"))
+    paths = sorted((root / "features").glob("*.parquet"))
     table = pa.concat_tables([pq.read_table(path) for path in paths])
     return {row["request_id"]: row for row in table.to_pylist()}
 
@@ -180,7 +180,9 @@ def training_table(root: Path) -> dict[str, dict[str, Any]]:
 def backfilled(tmp_path: Path) -> tuple[dict[str, list[Row]], dict[str, dict[str, Any]]]:
     rows = without_leaks(random_rows(3))
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
-    counts = point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress())
+    counts = point_in_time(
+        configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress(), tmp_path
+    )
     assert counts == {"requests": 60, "rows": 60, "label_leaks": 0}
     return rows, training_table(tmp_path)
 
@@ -228,7 +230,7 @@ def test_a_label_event_before_its_own_request_stops_the_backfill(tmp_path: Path)
     rows["trips"].append({**rows["trips"][0], "trip": "h7", "at": START - SECOND})
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
     with pytest.raises(InputError, match="'paid_by_card': 1 of its events do not come after"):
-        point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress())
+        point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress(), tmp_path)
 
 
 def whole_poll(rows: dict[str, list[Row]], seed: int) -> Poll:
@@ -273,7 +275,7 @@ def test_a_shard_without_requests_answers_nothing() -> None:
 def test_spans_cover_every_row_of_every_partition_once(tmp_path: Path) -> None:
     arrived = arrivals(PROJECT, random_rows(7), PARTITIONS, random.Random(7))
     write_log(tmp_path, PROJECT, arrived)
-    found = spans(Log(build_of(tmp_path)), PROJECT)
+    found = spans(Log(tmp_path), PROJECT)
     assert sorted(found) == sorted(
         (part.source, part.partition, 0, len(part.rows)) for part in arrived
     )

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.support.folders import build_of, offline_of
 from tests.support.offline_project import words
 from tests.support.strategies import to_batch
 from tests.support.streaming_project import (
@@ -36,7 +35,7 @@ from tests.support.streaming_project import (
     watermark_after,
     write_log,
 )
-from tidemill.features.contract import DAY, MINUTE, SECOND, TIME_MIN, Int64Array
+from tidemill.features.contract import MINUTE, SECOND, TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import LostPublications
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
@@ -123,7 +122,7 @@ def log_rows(root: Path) -> dict[str, list[Row]]:
     """Return all rows of every view's log, the highest revision at each instant, in order."""
     out = {}
     for view in PROJECT.views:
-        log = OfflineLog.of(offline_of(root), view)
+        log = OfflineLog.of(root / OFFLINE, view)
         found: dict[Any, Row] = {}
         for file in log.files(TIME_MIN, -TIME_MIN):
             for row in pa.parquet.read_table(file, partitioning=None).to_pylist():
@@ -135,9 +134,9 @@ def log_rows(root: Path) -> dict[str, list[Row]]:
 
 
 def write_history(root: Path, rows: Mapping[str, list[Row]], seed: int, end_us: int) -> None:
-    write_log(root, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(seed)))
+    write_log(root / "build", PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(seed)))
     until = {view.name: end_us for view in PROJECT.views}
-    log_history(PROJECT, Log(build_of(root)), offline_of(root), shards=SHARDS, until_us=until)
+    log_history(PROJECT.views, Log(root / "build"), root / OFFLINE, shards=SHARDS, until_us=until)
 
 
 def test_100_000_pairs_of_history_are_what_batch_computes(tmp_path: Path) -> None:
@@ -169,27 +168,10 @@ def test_log_is_the_same_however_history_is_sliced(
     assert all(found == whole[65_536] for found in whole.values())
 
 
-def test_history_replaces_history_and_what_followed(tmp_path: Path) -> None:
-    rows = random_rows(3)
-    end = end_of(rows) + 20 * MINUTE
-    write_history(tmp_path, rows, 3, end)
-    first = log_rows(tmp_path)
-    log = OfflineLog.of(offline_of(tmp_path), CAB)
-    assert log.reached() == Span(TIME_MIN, end)
-    log.reach(0, SHARDS, since_us=end, until_us=end + DAY)
-    (log.directory / "date=2001-01-01").mkdir()
-    (log.directory / "date=2001-01-01" / "old.parquet").touch()
-    write_history(tmp_path, rows, 3, end)
-    assert log_rows(tmp_path) == first
-    assert log.reached() == Span(TIME_MIN, end)
-    names = [path.name for path in log.directory.parent.iterdir()]
-    assert sorted(names) == [CAB.hash, f"{CAB.hash}.lock"]
-
-
 def test_history_ends_at_positions_and_an_instant(tmp_path: Path) -> None:
     rows = random_rows(4)
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(4))
-    write_log(tmp_path, PROJECT, arrived)
+    write_log(tmp_path / "build", PROJECT, arrived)
     positions = {**{name: [9] * count for name, count in PARTITIONS.items()}, "trips": [30, 5]}
     seen = [
         row
@@ -199,9 +181,9 @@ def test_history_ends_at_positions_and_an_instant(tmp_path: Path) -> None:
     ]
     until = sorted(row["at"] for row in seen)[-2] + 1
     log_history(
-        PROJECT,
-        Log(build_of(tmp_path)),
-        offline_of(tmp_path),
+        PROJECT.views,
+        Log(tmp_path / "build"),
+        tmp_path / OFFLINE,
         shards=SHARDS,
         until_us={view.name: until for view in PROJECT.views},
         positions=positions,
@@ -321,13 +303,13 @@ def visible_from(streamed: Streamed, view: FeatureView, end_us: int) -> dict[int
 def append_all(root: Path, runs: Iterable[Published]) -> None:
     """Append releases one by one."""
     for run in runs:
-        append_changes(PROJECT, offline_of(root), SHARDS, [run])
+        append_changes(PROJECT, root / OFFLINE, SHARDS, [run])
 
 
 def append_bundle(root: Path, releases: list[Published]) -> None:
     """Append the releases of a bundle of one shard."""
     for run in release_runs(releases):
-        append_changes(PROJECT, offline_of(root), SHARDS, run)
+        append_changes(PROJECT, root / OFFLINE, SHARDS, run)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -373,10 +355,10 @@ def test_where_nothing_is_late_the_stream_logs_what_history_logs(tmp_path: Path)
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(31))
     streamed = stream(rows, arrived, 25, 31)
     append_all(tmp_path / "stream", streamed.runs)
-    write_log(tmp_path / "history", PROJECT, arrived)
+    write_log(tmp_path / "history" / "build", PROJECT, arrived)
     until = {view.name: end for view in PROJECT.views}
     root = tmp_path / "history"
-    log_history(PROJECT, Log(build_of(root)), offline_of(root), shards=SHARDS, until_us=until)
+    log_history(PROJECT.views, Log(root / "build"), root / OFFLINE, shards=SHARDS, until_us=until)
     assert log_rows(tmp_path / "stream") == log_rows(tmp_path / "history")
     for view in PROJECT.views:
         assert OfflineLog.of(tmp_path / "stream" / OFFLINE, view).reached() == Span(TIME_MIN, end)
@@ -415,7 +397,7 @@ def test_stream_goes_on_where_history_ends(tmp_path: Path) -> None:
     end = end_of(rows) + 20 * MINUTE
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(34))
     streamed = stream(rows, arrived, 25, 34)
-    write_log(tmp_path, PROJECT, arrived)
+    write_log(tmp_path / "build", PROJECT, arrived)
     # History up to the frontier of each view's seventh release, then the stream.
     until, rest = {}, []
     for view in PROJECT.views:
@@ -423,7 +405,7 @@ def test_stream_goes_on_where_history_ends(tmp_path: Path) -> None:
         until[view.name] = sorted({run.frontier_us for run in mine})[7]
         rest += [run for run in mine if run.frontier_us > until[view.name]]
     log_history(
-        PROJECT, Log(build_of(tmp_path)), offline_of(tmp_path), shards=SHARDS, until_us=until
+        PROJECT.views, Log(tmp_path / "build"), tmp_path / OFFLINE, shards=SHARDS, until_us=until
     )
     append_all(tmp_path, rest)
     asked = entity_rows(rows, 10_000, 34, end)

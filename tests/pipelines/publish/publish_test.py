@@ -56,7 +56,7 @@ from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite.database import SqliteDatabase
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.online_places import default_place
-from tidemill.serving.stores.places import StorePlaces
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 Releases = list[tuple[int, int, Release]]
 KEYS = [operator_key(PROJECT, view, shard, 2) for view in range(3) for shard in range(2)]
@@ -93,7 +93,7 @@ def publish(engine: str, root: Path, published: Releases) -> None:
     _ = (
         pipeline
         | beam.Create(elements)
-        | beam.ParDo(Publish(PROJECT, root, default_place(root), 2, fills))
+        | beam.ParDo(Publish(PROJECT, root, root / OFFLINE, default_place(root), 2, fills))
     )
     run(pipeline, choice)
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.folders import stream_of
+from tests.support.builds import make_build
+from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import FakeScorer
 from tests.support.streaming_project import (
     PARTITIONS,
@@ -33,8 +34,6 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import MINUTE, SECOND, TIME_MIN
 from tidemill.features.errors import InputError, SequenceError, StateMismatch, StateVersionError
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.bootstrap import bootstrap
-from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED
@@ -118,10 +117,15 @@ def poll_by_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
 
 
-def made(root: Path, arrived: list[Arrived], mode: str = "exact", poll_rows: int = 1) -> Any:
-    write_log(root, PROJECT, arrived)
+def made(
+    root: Path,
+    arrived: list[Arrived],
+    mode: str = "exact",
+    poll_rows: int = 1,
+    publish: bool = False,
+) -> Configuration:
     config = configuration(root, PROJECT, BEGIN, STOP, SHARDS, mode=mode, poll_rows=poll_rows)
-    hand_over(config, QuietProgress())
+    make_build(config, arrived, publish=publish)
     return config
 
 
@@ -346,10 +350,10 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
     Every poll is one row, so that a savepoint does not change the polls.
     """
     arrived = late_arrivals(3)
-    whole, stopped = (made(tmp_path / name, arrived, mode) for name in ("whole", "stopped"))
-    for config in (whole, stopped):
-        # With an offline log to continue, every change point is published.
-        bootstrap(config, QuietProgress())
+    # With an offline log to continue, every change point is published.
+    whole, stopped = (
+        made(tmp_path / name, arrived, mode, publish=True) for name in ("whole", "stopped")
+    )
     once = run(whole)
     with Reader(stopped).reading() as reader:
         segments = in_segments(stopped, random_savepoints(7))
@@ -374,9 +378,9 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
 def test_segments_on_prism_are_an_uninterrupted_stream(tmp_path: Path) -> None:
     """No row is late, so only the releases depend on the engine's bundles, not the values."""
     arrived = arrivals(PROJECT, random_rows(5, 70, 36), PARTITIONS, random.Random(5))
-    whole, stopped = (made(tmp_path / name, arrived, poll_rows=3) for name in ("whole", "stopped"))
+    whole = made(tmp_path / "whole", arrived, poll_rows=3)
+    stopped = made(tmp_path / "stopped", arrived, poll_rows=3, publish=True)
     run(whole)
-    bootstrap(stopped, QuietProgress())
     with Reader(stopped).reading() as reader:
         segments = in_segments(stopped, random_savepoints(5, count=3), engine="prism")
     assert {segment["engine"] for segment in segments} == {"prism"}
@@ -408,11 +412,11 @@ def test_a_savepoint_is_valid_when_all_its_files_are_there(tmp_path: Path) -> No
     folder, handoff = last_states(read_current(config.root))
     assert (folder.name, handoff.kind, handoff.segment) == ("00001", "stop", 1)
     assert (handoff.as_of_us, handoff.mode) == (first, "exact")
-    assert handoff.began == read_record(config.root / STATES).id
+    assert handoff.began == read_record(build_of(config.root) / STATES).id
     assert len(handoff.files) == len(PROJECT.views) * SHARDS + 1
     run(config, until_us=second, resume=True)
     # Only the last savepoint is kept.
-    assert [path.name for path in (config.root / SAVEPOINTS).iterdir()] == ["00002"]
+    assert [path.name for path in (stream_of(config.root) / SAVEPOINTS).iterdir()] == ["00002"]
 
 
 def test_nothing_changes_if_no_rows_came_between_two_savepoints(
@@ -494,7 +498,7 @@ def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
         patch.setattr(replay, "_SLICE_SECONDS", 0.0)
         assert run(config, until_us=killed_at, resume=True)["late"] > 0
     kill(config)
-    shutil.copytree(tmp_path / "kept", config.root / SAVEPOINTS / "00001")
+    shutil.copytree(tmp_path / "kept", stream_of(config.root) / SAVEPOINTS / "00001")
     shown = shown_frontiers(config)
     with Reader(config).reading() as reader:
         began = StreamRun.read(config.root)
@@ -531,6 +535,15 @@ def test_a_killed_run_is_repeated_release_by_release(tmp_path: Path) -> None:
 # States that are refused.
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a folder, by its path in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def damage(config: Configuration) -> None:
     path = next(last_states(read_current(config.root))[0].glob("cab-*"))
     path.write_bytes(path.read_bytes()[:-1])
@@ -540,13 +553,20 @@ def lose(config: Configuration) -> None:
     next(last_states(read_current(config.root))[0].glob("cab-*")).unlink()
 
 
-def hand_over_anew(config: Configuration) -> None:
-    write_log(config.root, PROJECT, late_arrivals(4))
-    hand_over(config, QuietProgress())
+def correct_history(config: Configuration) -> None:
+    make_build(config, late_arrivals(4))
 
 
 def write_the_log_anew(config: Configuration) -> None:
-    write_log(config.root, PROJECT, late_arrivals(4))
+    write_log(build_of(config.root), PROJECT, late_arrivals(4))
+
+
+def change_one_value(config: Configuration) -> None:
+    """Write the same rows at the same positions, with another fare in the first one."""
+    arrived = late_arrivals(3)
+    trips = next(part for part in arrived if part.source == "trips")
+    trips.rows[0] = {**trips.rows[0], "fare": 1e6}
+    write_log(build_of(config.root), PROJECT, arrived)
 
 
 @pytest.mark.parametrize(
@@ -554,8 +574,9 @@ def write_the_log_anew(config: Configuration) -> None:
     [
         (damage, {}, "was changed after it was written"),
         (lose, {}, "is missing"),
-        (hand_over_anew, {}, "no stream in .* to resume"),
-        (write_the_log_anew, {}, "it was written again"),
+        (correct_history, {}, "no stream in .* to resume"),
+        (write_the_log_anew, {}, "(ends before positions|were made from other rows of)"),
+        (change_one_value, {}, "were made from other rows of 'trips'"),
         (lambda _: None, {"mode": "eager"}, "begun in mode 'exact'"),
     ],
 )
@@ -567,11 +588,16 @@ def test_states_that_cannot_be_resumed_are_refused(
 ) -> None:
     config = made(tmp_path, late_arrivals(3), poll_rows=50)
     run(config, until_us=BEGIN + MINUTE)
-    left = predictions(config)
+    folder = stream_of(config.root)
+    left = contents(folder)
     change(config)
+    changed = contents(folder)
+    assert {name for name in left if changed.get(name) != left[name]} <= {
+        name for name in left if name.startswith(SAVEPOINTS)
+    }
     with pytest.raises(StateMismatch, match=message):
         run(config, resume=True, **options)
-    assert predictions(config) == left
+    assert contents(folder) == changed
 
 
 def test_a_stream_that_has_ended_or_never_began_is_not_resumed(tmp_path: Path) -> None:

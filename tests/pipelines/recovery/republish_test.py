@@ -62,7 +62,8 @@ def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     folder = tmp_path_factory.mktemp("republish")
     write_sources(folder)
     config = configuration(folder, folder / "run")
-    backfill(config, QuietProgress(), publish=True)
+    counts = backfill(config, QuietProgress(), publish=True)
+    assert counts["published"]["change_points"] > 400
     return config
 
 
@@ -146,7 +147,7 @@ def roll_back(config: Configuration, old: Path) -> None:
 
 
 def test_a_bootstrap_publishes_every_entity_as_of_the_handoff(ready: Configuration) -> None:
-    handoff = read_record(ready.root / STATES)
+    handoff = read_record(build_of(ready.root) / STATES)
     frontiers = {
         (view, shard): frontier
         for view, mine in handoff.frontiers.items()
@@ -255,7 +256,7 @@ def test_a_late_event_counts_from_the_instant_at_which_the_stream_let_it(
     let_in = [row.event_timestamp for row in before[0].values()]
     assert any(at - 1 not in times and at % (5 * MINUTE) for at in let_in)
     # As if the run had been killed: only the states of the backfill are valid.
-    shutil.rmtree(ready.root / SAVEPOINTS)
+    shutil.rmtree(stream_of(ready.root) / SAVEPOINTS)
     delete(ready, ready.root)
     republish(ready, QuietProgress())
     assert everything(ready) == before
@@ -265,7 +266,7 @@ def test_releases_of_another_backfill_are_not_published(ready: Configuration) ->
     run(ready, until_us=EVALUATE_UNTIL + HOUR)
     began = StreamRun.read(stream_of(ready.root))
     assert began is not None
-    replace(began, began="of another").write(ready.root)
+    replace(began, began="of another").write(stream_of(ready.root))
     with pytest.raises(StateMismatch, match="a backfill has replaced them"):
         republish(ready, QuietProgress())
 

@@ -15,6 +15,7 @@ from apache_beam.runners.common import DoFnSignature
 from apache_beam.transforms import userstate
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
+from tests.support.builds import make_build
 from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
@@ -22,7 +23,6 @@ from tests.support.streaming_project import (
     arrivals,
     configuration,
     random_rows,
-    write_log,
 )
 from tidemill.features.contract import MINUTE
 from tidemill.pipelines.ingest.ingest import Ingest
@@ -36,6 +36,7 @@ from tidemill.pipelines.io.replay import (
     _Read,
     _Watermarks,
 )
+from tidemill.pipelines.recovery.resume import first_start
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream_run.stream import wire
@@ -66,12 +67,12 @@ def is_plain(coder: coders.Coder) -> bool:
 def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     """Beam's coder for elements of unknown type falls back to pickle; no collection has it."""
     rows = random_rows(1, trips=4, hails=2)
-    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
     config = configuration(tmp_path, PROJECT, START, START + 11 * MINUTE)
-    replay = ReplayOptions(tmp_path, START, START + 11 * MINUTE)
+    build = make_build(config, arrivals(PROJECT, rows, PARTITIONS, random.Random(1))).build_folder
+    replay = ReplayOptions(build, START, START + 11 * MINUTE)
     made = FeaturizeOptions(run="coders", shards=2, partitions=PARTITIONS)
     pipeline = beam.Pipeline()
-    wire(pipeline, config, replay, made, tmp_path, segment=1)
+    wire(pipeline, config, replay, made, tmp_path, first_start(config, None))
     visitor = Coders()
     pipeline.visit(visitor)
     assert len(visitor.found) > 15
@@ -82,7 +83,8 @@ def test_no_element_of_an_ingest_is_pickled(tmp_path: Path) -> None:
     config = configuration(tmp_path, PROJECT, START, START + MINUTE)
     visitor = Coders()
     pipeline = beam.Pipeline()
-    _ = pipeline | beam.Create(["trips"]) | beam.ParDo(Ingest(config)).with_outputs("rejected")
+    ingest = beam.ParDo(Ingest(config, tmp_path)).with_outputs("rejected")
+    _ = pipeline | beam.Create(["trips"]) | ingest
     pipeline.visit(visitor)
     found = {step: coder for step, coder in visitor.found.items() if "Ingest" in step}
     assert len(found) == 2

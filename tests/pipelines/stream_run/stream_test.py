@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.builds import make_build
 from tests.support.folders import build_of, stream_of
+from tests.support.lock_holder import lock_holder
 from tests.support.strategies import to_batch
-from tests.support.streaming_project import ENGINES, Row, arrivals, configuration, write_log
+from tests.support.streaming_project import ENGINES, Row, arrivals, configuration
 from tests.support.trained_bundle import DEPOT, PROJECT, REQUEST, SCANS, START, bundle, with_window
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.definitions import Project
-from tidemill.features.errors import BundleError, SequenceError, StateMismatch
+from tidemill.features.errors import BundleError, Locked, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.recovery.release_log import read_releases
-from tidemill.pipelines.run.meter import METER
-from tidemill.pipelines.run.paths import PREDICTIONS, REJECTED_BY_STREAM, RELEASES
+from tidemill.pipelines.recovery.republish import republish
+from tidemill.pipelines.run.paths import PREDICTIONS, RELEASES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart
@@ -74,9 +76,8 @@ def config(tmp_path: Path, rows: dict[str, list[Row]]) -> Configuration:
     trained = bundle().directory
     shutil.copytree(trained, tmp_path / "bundles" / trained.name)
     (tmp_path / "bundles" / "current").write_text(trained.name)
-    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
     made = configuration(tmp_path, PROJECT, CUT, STOP, poll_rows=60)
-    hand_over(made, QuietProgress())
+    make_build(made, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
     return made
 
 
@@ -135,20 +136,17 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
     assert sum(entry["answers"] for entry in releases.values()) == len(predictions(config.root))
 
 
-def test_the_output_of_an_earlier_run_is_removed(config: Configuration) -> None:
-    """Here also in the process: a repeated segment has the run id of the first run."""
-    run = run_id(config.root, 1)
+def test_a_stream_that_starts_over_has_a_folder_of_its_own_and_leaves_the_one_before(
+    config: Configuration,
+) -> None:
+    """Only the number of releases depends on the engine's bundles."""
     first = stream(config, QuietProgress(), engine="fnapi")
-    outputs = (PREDICTIONS, RELEASES, REJECTED_BY_STREAM)
-    for name in outputs:
-        (config.root / name).mkdir(exist_ok=True)
-        (config.root / name / "left.by.an.earlier.run").touch()
-    METER.add(run, "predictions", 1_000)
-    featurize._OPERATORS.put((run, "left by an earlier run"), b"token", "state")
+    before = stream_of(config.root)
+    written = {path: path.read_bytes() for path in before.rglob("*") if path.is_file()}
+    assert {path.relative_to(before).parts[0] for path in written} >= {PREDICTIONS, RELEASES}
     again = stream(config, QuietProgress(), engine="fnapi")
-    assert METER.read(run, "predictions") == again["predictions"]
-    assert featurize._OPERATORS.take((run, "left by an earlier run"), b"token") is None
-    assert not [*config.root.rglob("left.by.an.earlier.run")]
+    assert stream_of(config.root) != before
+    assert {path: path.read_bytes() for path in before.rglob("*") if path.is_file()} == written
     assert len(read_releases(stream_of(config.root))) == again["releases"]
     assert len(predictions(config.root)) == again["predictions"]
     counts = ("requests", "predictions", "releases", "frontiers", "duplicates", "rejected")
@@ -243,6 +241,36 @@ def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
 # Starts that are refused.
 
 
+def test_only_one_process_runs_a_generations_stream_and_others_wait_for_none(
+    config: Configuration,
+) -> None:
+    lock = config.current.stream_lock
+    with lock_holder(lock) as (_, pid):
+        with pytest.raises(Locked, match=f"run this generation's stream, and process {pid} on "):
+            stream(config, QuietProgress(), engine="fnapi")
+        assert config.current.stream == 0
+        republish(config, QuietProgress())
+        make_build(config, arrivals(PROJECT, random_rows(1), PARTITIONS, random.Random(1)))
+    assert stream(config, QuietProgress(), engine="fnapi")["predictions"] > 0
+
+
+def test_a_stream_that_waits_begins_when_the_other_has_ended(config: Configuration) -> None:
+    with lock_holder(config.current.stream_lock) as (process, _):
+        ended: list[int] = []
+
+        def run() -> None:
+            ended.append(stream(config, QuietProgress(), engine="fnapi", wait=True)["predictions"])
+
+        waiter = threading.Thread(target=run)
+        waiter.start()
+        waiter.join(1.0)
+        assert config.current.stream == 0, "two streams of one generation ran"
+        process.kill()
+        waiter.join(300)
+    assert len(ended) == 1
+    assert config.current.stream == 1
+
+
 def test_a_stream_needs_a_handed_over_state(config: Configuration) -> None:
     shutil.rmtree(build_of(config.root) / "states")
     with pytest.raises(StateMismatch, match=r"no handed-over state .* run `tidemill backfill`"):
@@ -276,9 +304,9 @@ def test_a_state_of_another_instant_is_refused(config: Configuration) -> None:
 
 
 def test_a_release_that_the_engine_repeated_is_read_once(tmp_path: Path) -> None:
-    folder = stream_of(tmp_path) / "releases"
+    folder = tmp_path / "releases"
     folder.mkdir()
     lines = [json.dumps({"view": "a", "shard": 0, "number": n}) for n in (2, 1, 10, 2)]
     (folder / "0.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "1.jsonl").write_text(lines[0] + "\n")
-    assert [entry["number"] for entry in read_releases(stream_of(tmp_path))] == [1, 2, 10]
+    assert [entry["number"] for entry in read_releases(tmp_path)] == [1, 2, 10]

@@ -147,9 +147,11 @@ def test_remote_files_are_refused(tmp_path: Path) -> None:
 
 def test_materialize_writes_what_is_published(tmp_path: Path) -> None:
     rows = history(seed=1, pings=4_000)
-    write_log(tmp_path, PROJECT, [Arrived("pings", 0, rows, sorted(row["at"] for row in rows))])
+    write_log(
+        tmp_path / "build", PROJECT, [Arrived("pings", 0, rows, sorted(row["at"] for row in rows))]
+    )
     end = {view.name: END for view in VIEWS}
-    log_history(PROJECT, Log(tmp_path), tmp_path / OFFLINE, shards=2, until_us=end)
+    log_history(PROJECT.views, Log(tmp_path / "build"), tmp_path / OFFLINE, shards=2, until_us=end)
     until = START + 4 * DAY + 3 * HOUR + 17 * MINUTE
     open_store(PROJECT, StorePlaces.below(tmp_path), clock="replay").materialize(
         at(START - DAY), at(until)
