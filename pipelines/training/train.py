@@ -53,10 +53,6 @@ WITHOUT_WINDOWS: Final = "without windowed features"
 def train(config: Configuration, progress: Progress) -> dict[str, Any]:
     """Analyse, train, evaluate, write a bundle, and make it the live one.
 
-    Args:
-        config: The run's configuration.
-        progress: Where progress is shown.
-
     Returns:
         The bundle's version and its evaluation.
     """
