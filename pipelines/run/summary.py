@@ -7,18 +7,16 @@ the same time.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from tidemill.features.errors import InputError
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.folder_lock import folder_lock
 from tidemill.serving.files.read_files import read_json
 
 _ORDER: Final = ("backfill", "train", "stream", "verify")
@@ -57,7 +55,7 @@ def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
     """
     _check(figures, stage)
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root):
+    with folder_lock(root):
         summary = read_summary(root)
         summary[stage] = dict(figures)
         if stage in _ORDER:
@@ -65,16 +63,6 @@ def write_summary(root: Path, stage: str, figures: Mapping[str, Any]) -> None:
                 summary.pop(later, None)
         with atomic_write(root / paths.SUMMARY, durable=True) as unfinished:
             unfinished.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", "utf-8")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # which also unlocks
 
 
 def _check(value: Any, name: str) -> None:

@@ -7,7 +7,6 @@ Files are written atomically, and writing again replaces them. Reading executes 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.file_digest import file_sha256
 
 _ANSWERS: Final = "answers.state"
 _REMEDY: Final = "run `tidemill backfill` again, and the stream from its beginning"
@@ -104,9 +104,4 @@ def missing_files(folder: Path, project: Project, shards: int) -> list[str]:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every state file in a folder, by name."""
-    return {path.name: _hash(path) for path in sorted(folder.glob("*.state"))}
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.name: file_sha256(path) for path in sorted(folder.glob("*.state"))}

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tidemill.serving.files.file_digest import file_sha256
+
 
 def file_hashes(directory: Path) -> dict[str, str]:
     """Return the SHA-256 (hexadecimal) of every file below a directory, by relative path."""
     return {
-        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(directory).as_posix(): file_sha256(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }

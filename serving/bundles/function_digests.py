@@ -252,11 +252,7 @@ class FunctionDigests:
 
     @staticmethod
     def _argument(argument: Any) -> bytes:
-        unnamed = type(argument)()
-        unnamed.CopyFrom(argument)
-        unnamed.ClearField("name")
-        unnamed.ClearField("description")
-        return message_digest(unnamed)
+        return message_digest(argument, without=("name", "description"))
 
     def _argument_attributes(self, function: Any) -> Iterator[bytes]:
         """Yield each argument's attributes; arguments of one resource get one number."""

@@ -15,7 +15,6 @@ of TensorFlow. Whatever can hold a value and is of a kind unknown here is an err
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +29,7 @@ from tidemill.serving.bundles.value_digests import (
     number_bytes,
     tensor_digest,
 )
+from tidemill.serving.files.file_digest import file_sha256
 from tidemill.serving.files.read_files import reading
 
 _REMEDY: Final = "run `tidemill train` again"
@@ -116,10 +116,7 @@ class _SavedModel:
         parts = [signature.method_name.encode()]
         for tensors in (signature.inputs, signature.outputs):
             for key in sorted(tensors):
-                unnamed = type(tensors[key])()
-                unnamed.CopyFrom(tensors[key])
-                unnamed.ClearField("name")
-                parts += [key.encode(), message_digest(unnamed)]
+                parts += [key.encode(), message_digest(tensors[key], without=("name",))]
             parts.append(b"end")
         for key in sorted(signature.defaults):
             parts += [key.encode(), message_digest(signature.defaults[key])]
@@ -181,8 +178,8 @@ class _SavedModel:
         if index >= len(self._graph.asset_file_def):
             raise BundleError(f"{self._directory} lacks the asset {index}; {_REMEDY}")
         path = self._directory / "assets" / self._graph.asset_file_def[index].filename
-        with reading(path, _REMEDY), path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        with reading(path, _REMEDY):
+            return bytes.fromhex(file_sha256(path))
 
     def _find(self, index: int, path: str) -> int:
         """Return the object at a path of attributes below another object."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,17 @@ def tensor_digest(tensor: Any) -> bytes:
     return digest(number_bytes(tensor.dtype), array_digest(array))
 
 
-def message_digest(message: Any) -> bytes:
-    """Return the digest of a protocol buffer, its maps in the order of their keys."""
+def message_digest(message: Any, without: Sequence[str] = ()) -> bytes:
+    """Return the digest of a protocol buffer, its maps in the order of their keys.
+
+    Args:
+        message: The protocol buffer.
+        without: Fields that do not count.
+    """
+    if without:
+        counted = type(message)()
+        counted.CopyFrom(message)
+        for field in without:
+            counted.ClearField(field)
+        message = counted
     return digest(message.SerializeToString(deterministic=True))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.serving.files.atomic_write import wait_for_disk
+from tidemill.serving.files.folder_lock import folder_lock
 
 _WRITING: Final = ".writing-"
 _REPLACED: Final = ".replaced-"
@@ -35,7 +36,7 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
     """
     parent.mkdir(parents=True, exist_ok=True)
     scratch = parent / f"{_WRITING}{uuid.uuid4().hex}"
-    with _locked(parent):
+    with folder_lock(parent):
         _remove_abandoned(parent)
         scratch.mkdir()
         lock = os.open(scratch, os.O_RDONLY)
@@ -43,7 +44,7 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
     try:
         yield scratch
     finally:
-        with _locked(parent):  # no other writer removes it at the same time
+        with folder_lock(parent):  # no other writer removes it at the same time
             os.close(lock)
             if scratch.exists():
                 shutil.rmtree(scratch)
@@ -61,7 +62,7 @@ def publish(scratch: Path, place: Path, is_whole: Callable[[Path], bool]) -> Non
     for path in scratch.rglob("*"):
         wait_for_disk(path)
     wait_for_disk(scratch)
-    with _locked(place.parent):
+    with folder_lock(place.parent):
         if place.exists():
             if is_whole(place):
                 return
@@ -83,14 +84,3 @@ def _remove_abandoned(parent: Path) -> None:
             shutil.rmtree(path)
         finally:
             os.close(directory)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory; it ends with the process, however that ends."""
-    opened = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(opened)
