@@ -140,6 +140,7 @@ def make(folder: Path) -> None:
         segment=1,
         frontiers={view.name: [1, -(2**62)] for view in PROJECT.views},
         polls=7,
+        marks={view.name: ["00" * 16, "f0" * 16] for view in PROJECT.views},
         began="0123456789abcdef",
         mode="exact",
         files=file_hashes(folder),

@@ -324,15 +324,14 @@ class Server:
     def publish(self, view: int, shard: int, release: Release) -> None:
         """Write a release's publications and its frontier to the store."""
         definition = PROJECT.views[view]
-        since_us, mark = release.since_us, self.fills.mark
         parcels = parcels_of(
             self.fills.fills[definition.name],
             self.fills.writer(definition.name),
             definition,
             named_publications(definition, newest_per_entity(release.publications)),
             shard=shard,
-            mark_before=None if since_us is None else mark(definition, shard, since_us),
-            mark=mark(definition, shard, release.frontier_us),
+            mark_before=release.mark_before,
+            mark=release.mark,
             frontier_us=release.frontier_us,
         )
         self.database.publish(parcels)

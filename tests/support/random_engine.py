@@ -24,6 +24,8 @@ from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
+from tidemill.pipelines.publish.run_fills import RunFills
+from tidemill.pipelines.recovery.resume import Start
 from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.featurize import (
@@ -92,15 +94,23 @@ class RandomEngine:
     """Runs the stream of a root over polls.
 
     Args:
-        config: The configuration; the root holds log and states, and the project is registered.
+        config: The configuration; the project is registered.
+        start: The start of the segment.
+        fills: The fills that it publishes to.
         options: The options of the operators.
         chance: Decides everything; None for an orderly engine with one poll in each bundle.
     """
 
     def __init__(
-        self, config: Configuration, options: FeaturizeOptions, chance: random.Random | None
+        self,
+        config: Configuration,
+        start: Start,
+        fills: RunFills,
+        options: FeaturizeOptions,
+        chance: random.Random | None,
     ) -> None:
-        project, root, prefix = config.project, config.root, segment_prefix(1)
+        project, root = config.project, start.current.stream_folder
+        prefix = segment_prefix(start.segment)
         self._chance = chance
         self._run = options.run
         self._validate, self._shard = Validate(project), Shard(project, config.shards)
@@ -109,9 +119,16 @@ class RandomEngine:
         self._infer = Infer(project, Path("bundle"))
         self._infer.setup()
         self._publish = Publish(
-            project, root, config.online_store, config.shards, changes=options.changes, segment=1,
+            project,
+            root,
+            start.current.offline_root,
+            config.online_store,
+            config.shards,
+            fills,
+            changes=options.changes,
+            segment=start.segment,
             run=options.run,
-        )  # fmt: skip
+        )
         self._publish.setup()
         self._releases = WriteReleases(root / paths.RELEASES, prefix)
         named_by = ("partition", "position")

@@ -377,7 +377,7 @@ def test_a_generation_whose_stream_runs_is_kept_whole(config: Configuration) -> 
 def begin_stream(current: Current, **fields: Any) -> Current:
     """Record a stream as the program that runs it does."""
     begun = current.with_next_stream()
-    run = StreamRun.beginning(read_record(current.build_folder / "states"), "exact")
+    run = StreamRun.beginning(read_record(current.build_folder / "states"), "exact", 4096)
     dataclasses.replace(run, **fields).write(begun.stream_folder)
     write_current(begun)
     return begun

@@ -501,10 +501,10 @@ def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
     shutil.copytree(tmp_path / "kept", stream_of(config.root) / SAVEPOINTS / "00001")
     shown = shown_frontiers(config)
     with Reader(config).reading() as reader:
-        began = StreamRun.read(config.root)
+        began = StreamRun.read(stream_of(config.root))
         assert began is not None
-        replace(began, poll_rows=1_000).write(config.root)
-        (config.root / CUTS_LOG).unlink()
+        replace(began, poll_rows=1_000).write(stream_of(config.root))
+        (stream_of(config.root) / CUTS_LOG).unlink()
         assert run(config, until_us=killed_at + MINUTE, resume=True)["late"] == 0
     assert shown_frontiers(config)["cab", 0] > shown["cab", 0]
     assert state_differences(config) == []
@@ -518,13 +518,13 @@ def test_a_killed_run_is_repeated_release_by_release(tmp_path: Path) -> None:
     """Also where a savepoint had cut its polls, and the configuration has changed since."""
     config = made(tmp_path, late_arrivals(3), "eager", poll_rows=3)
     run(config, until_us=BEGIN + 2 * MINUTE + 1)
-    shutil.copytree(last_states(config.root)[0], tmp_path / "kept")
+    shutil.copytree(last_states(read_current(config.root))[0], tmp_path / "kept")
     run(config, until_us=BEGIN + 5 * MINUTE + 1, resume=True)
-    folder = config.root / "releases"
+    folder = stream_of(config.root) / "releases"
     written = {path.name: path.read_bytes() for path in folder.glob("00002-*")}
     assert len(written) > 5 * SHARDS * len(PROJECT.views)
     kill(config)
-    shutil.copytree(tmp_path / "kept", config.root / SAVEPOINTS / "00001")
+    shutil.copytree(tmp_path / "kept", stream_of(config.root) / SAVEPOINTS / "00001")
     changed = replace(config, stream=replace(config.stream, poll_rows=500))
     run(changed, resume=True)
     again = {path.name: path.read_bytes() for path in folder.glob("00002-*")}

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pipelines.recovery.handoff_test import late_arrivals
+from tests.support.builds import make_build
+from tests.support.folders import build_of, offline_of, stream_of
 from tests.support.proof_run import FakeScorer
 from tests.support.random_engine import RandomEngine
 from tests.support.streaming_project import (
@@ -25,15 +27,13 @@ from tests.support.streaming_project import (
     PROJECT,
     START,
     configuration,
-    write_log,
 )
 from tidemill.features.contract import MINUTE
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.bootstrap import bootstrap
-from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
+from tidemill.pipelines.recovery.resume import first_start, prepare
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer, snapshot_policy
@@ -42,6 +42,7 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream_run import stream as module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.stores.online_places import SqlitePlace
+from tidemill.serving.stores.places import OFFLINE
 
 BEGIN = START + 2 * MINUTE
 STOP = START + 11 * MINUTE
@@ -52,7 +53,7 @@ OUTPUTS = (
     paths.REJECTED_BY_STREAM,
     paths.PUBLICATIONS,
     paths.RELEASES,
-    paths.OFFLINE,
+    OFFLINE,
 )
 MODES = ["exact", "eager"]
 
@@ -67,10 +68,8 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(root: Path, mode: str) -> Configuration:
     """Make a root with a log in which some rows are late and some are rejected."""
-    write_log(root, PROJECT, late_arrivals(3))
     config = configuration(root, PROJECT, BEGIN, STOP, mode=mode, poll_rows=POLL_ROWS)
-    hand_over(config, QuietProgress())
-    bootstrap(config, QuietProgress())
+    make_build(config, late_arrivals(3), publish=True)
     return config
 
 
@@ -89,11 +88,12 @@ def outputs(root: Path) -> dict[str, Any]:
     """Return the content of every output file by its name."""
     found: dict[str, Any] = {}
     for folder in OUTPUTS:
-        for path in sorted((root / folder).rglob("*")):
+        place = offline_of(root) if folder == OFFLINE else stream_of(root) / folder
+        for path in sorted(place.rglob("*")):
             # A backfill has written the history; the stream's files begin with its segment.
             if not path.is_file() or not path.name.startswith("00001-"):
                 continue
-            name = str(path.relative_to(root))
+            name = f"{folder}/{path.relative_to(place)}"
             if folder == paths.PREDICTIONS:
                 rows = pq.read_table(path)
                 found[name] = rows.drop_columns(["sent_us", "created_us"]).to_pylist()
@@ -103,7 +103,7 @@ def outputs(root: Path) -> dict[str, Any]:
 
 
 def polls_of(config: Configuration) -> list[Poll]:
-    options = ReplayOptions(config.root, BEGIN, STOP, POLL_ROWS)
+    options = ReplayOptions(build_of(config.root), BEGIN, STOP, POLL_ROWS)
     log = ReplayLog(PROJECT, options)
     polls, at = [], log.start
     while (found := log.next_poll(at, STOP, 0)) is not None:
@@ -113,15 +113,16 @@ def polls_of(config: Configuration) -> list[Poll]:
 
 
 def run(config: Configuration, chance: random.Random | None) -> RandomEngine:
+    start, prepared = prepare(config, first_start(config, None), QuietProgress())
     options = FeaturizeOptions(
         run="cuttings",
         shards=config.shards,
         partitions=PARTITIONS,
         mode=Mode(config.stream.mode),
         changes=True,
-        handoff=config.root / paths.STATES,
+        handoff=start.folder,
     )
-    engine = RandomEngine(config, options, chance)
+    engine = RandomEngine(config, start, prepared.fills, options, chance)
     engine.run(polls_of(config))
     return engine
 
