@@ -13,6 +13,7 @@ bundle is proportional to its changes. Decoded state is kept in a process-wide c
 from __future__ import annotations
 
 import abc
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -177,15 +178,25 @@ class _Operate(_OncePerKey):
         operator = make_operator(self._project, key, self._options)
         if stored is not None:
             logged = operator.restore(stored[TOKEN_BYTES:], snapshot.read(), log.read())
-            # The operator that wrote this state may still run elsewhere, without the engine knowing
-            # it: the store refuses the lower number.
-            operator.attempt += 1
+            operator.attempt = self._next_attempt(operator.attempt)
             return operator, logged
         if self._options.handoff is not None:
             read_handoff(self._options.handoff, operator)
+        operator.attempt = self._next_attempt(0)
+        if self._options.handoff is not None:
             # From now on only the engine's state counts, so write the complete state there.
             snapshot.write(operator.snapshot())
         return operator, 0
+
+    @staticmethod
+    def _next_attempt(before: int) -> int:
+        """Return the attempt number of an operator that is made now.
+
+        One that was made earlier may still run elsewhere, without the engine knowing it; the store
+        refuses its lower number. It is no count: an engine that goes back to an older checkpoint,
+        or to none, would count from there once more.
+        """
+        return max(before, int(time.time()))
 
     def _emit(self, operator: ShardOperator, releases: list[Release]) -> Iterator[Any]:
         key = operator.key

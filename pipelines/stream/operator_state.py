@@ -50,7 +50,7 @@ class Head:
         requests: Request rows that wait for the frontier; None if there are none.
         number: The number of the last release.
         mark: The mark of the last release (`pipelines.stream.marks`).
-        attempt: How often the operator was decoded from an engine's state.
+        attempt: When the operator was made in this process, in seconds since 1970.
         newest_us: The instant after the newest event (mode ``eager``).
         savepoint: The number of the last poll before the savepoint where the run stops; None if
             the savepoint's mark has not come.

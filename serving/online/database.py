@@ -58,7 +58,7 @@ class Parcel:
         frontier_us: The instant as of which the part is complete once they are written. None if
             more chunks of the release follow; such a chunk is refused for a fill that readers see.
         slice: The slice of the shard.
-        attempt: How often the shard's operator was decoded from engine state.
+        attempt: When the shard's operator was made in its process, in seconds since 1970.
     """
 
     fill: Fill

@@ -36,6 +36,7 @@ from tidemill.pipelines.io.replay import (
     _Read,
     _Watermarks,
 )
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.resume import first_start
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
@@ -72,7 +73,7 @@ def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     replay = ReplayOptions(build, START, START + 11 * MINUTE)
     made = FeaturizeOptions(run="coders", shards=2, partitions=PARTITIONS)
     pipeline = beam.Pipeline()
-    wire(pipeline, config, replay, made, tmp_path, first_start(config, None))
+    wire(pipeline, config, replay, made, tmp_path, first_start(config, None), RunFills({}))
     visitor = Coders()
     pipeline.visit(visitor)
     assert len(visitor.found) > 15
