@@ -93,9 +93,7 @@ class Publish(beam.DoFn):
         bundle, self._bundle = self._bundle, []
         runs = runs_by_shard(bundle)
         if runs:
-            self._writer.write(
-                [parcel for run in runs for parcel in self._parcels(joined_release(run))]
-            )
+            self._writer.write([parcel for run in runs for parcel in self._parcels(run)])
         news = runs
         if not all(one.is_news for one in bundle):
             news = runs_by_shard([one for one in bundle if one.is_news])
@@ -106,8 +104,10 @@ class Publish(beam.DoFn):
                 if release.rows.num_rows:
                     self._write_log(release)
 
-    def _parcels(self, run: Published) -> list[Parcel]:
-        view, fills = self.project.view(run.view), self._writer.fills
+    def _parcels(self, releases: list[Published]) -> list[Parcel]:
+        run, fills = joined_release(releases), self._writer.fills
+        view = self.project.view(run.view)
+        is_whole = run.mark_before is None
         return parcels_of(
             fills.fills[view.name],
             fills.writer(view.name),
@@ -118,6 +118,7 @@ class Publish(beam.DoFn):
             mark=run.mark,
             frontier_us=run.frontier_us,
             attempt=run.attempt,
+            marks_between=() if is_whole else tuple(one.mark for one in releases[:-1]),
         )
 
     def _write_log(self, release: Published) -> None:

@@ -9,7 +9,7 @@ Every implementation promises, whatever the order of writes and the number of wr
 * What moves a frontier is one atomic step: a `Parcel`. It checks the writer's token, the operator's
   attempt and the mark that the rows build on, and writes rows, mark and frontier, or nothing. So no
   reader finds a row that is newer than its frontier.
-* The mark that stands is the one a parcel builds on: the parcel is written. It is the parcel's own:
+* The mark that stands is one that a parcel builds on: the parcel is written. It is its own:
   a repeat, which changes nothing. Any other mark is `LostPublications`: the store lost writes (it
   was restarted from an old dump, say, or another server took over), or the parcel overtook its
   predecessor. A parcel with all rows of its part builds on nothing and is written whatever mark
@@ -59,6 +59,8 @@ class Parcel:
             more chunks of the release follow; such a chunk is refused for a fill that readers see.
         slice: The slice of the shard.
         attempt: When the shard's operator was made in its process, in seconds since 1970.
+        marks_between: The marks of the releases between the two. It may build on each of these too:
+            what it repeats from before changes nothing.
     """
 
     fill: Fill
@@ -70,6 +72,7 @@ class Parcel:
     frontier_us: int | None
     slice: int = 0
     attempt: int = 0
+    marks_between: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         fill = self.fill
@@ -83,7 +86,7 @@ class Parcel:
             raise InputError(
                 f"{view}: publications of shard {self.rows.shard} in a parcel of shard {self.shard}"
             )
-        for mark in (self.mark, self.mark_before):
+        for mark in (self.mark, self.mark_before, *self.marks_between):
             if mark is not None and (len(mark) != MARK_BYTES or not any(mark)):
                 raise InputError(
                     f"{view}: found mark {mark.hex()}, expected {MARK_BYTES} bytes that are not "

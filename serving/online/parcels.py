@@ -52,6 +52,7 @@ def parcels_of(
     mark: bytes,
     frontier_us: int,
     attempt: int = 0,
+    marks_between: tuple[bytes, ...] = (),
 ) -> list[Parcel]:
     """Make the parcels of a release of a shard: one for each slice of the fill, rows or not.
 
@@ -65,6 +66,7 @@ def parcels_of(
         mark: The mark of the release.
         frontier_us: The frontier of the release.
         attempt: The attempt of the shard's operator.
+        marks_between: If they are of several releases, the marks of all but the last.
 
     Raises:
         InputError: The batch does not have the view's schema, or there is no such shard.
@@ -78,6 +80,7 @@ def parcels_of(
         mark=mark,
         frontier_us=frontier_us,
         attempt=attempt,
+        marks_between=marks_between,
     )
 
 
@@ -91,6 +94,7 @@ def whole_parcels(
     mark: bytes,
     frontier_us: int,
     attempt: int = 0,
+    marks_between: tuple[bytes, ...] = (),
 ) -> list[Parcel]:
     """Make the parcels of rows of a shard; see `parcels_of`."""
     return [
@@ -104,6 +108,7 @@ def whole_parcels(
             frontier_us=frontier_us,
             slice=number,
             attempt=attempt,
+            marks_between=marks_between,
         )
         for number, some in enumerate(_slices(rows, fill.slices))
     ]

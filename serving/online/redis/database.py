@@ -494,7 +494,9 @@ class RedisDatabase:
             fill.shards,
             fill.slices,
             parcel.attempt,
-            parcel.mark_before or b"",
+            b""
+            if parcel.mark_before is None
+            else b"".join((parcel.mark_before, *parcel.marks_between)),
             parcel.mark,
             b"" if parcel.frontier_us is None else encode_instant(parcel.frontier_us),
             int(fill.is_current),

@@ -5,9 +5,9 @@ writes last: a refusal, a list that begins with its kind, has written nothing.
 
 **Write** writes a parcel, or a stock client's rows. ``KEYS``: the fill's record, its parts, the
 name of the current fill, then a key for each row. ``ARGV``: the writer's token (empty for a stock
-client), part, shards, slices, attempt, mark before (empty for none), mark, frontier (empty if more
-chunks follow), ``1`` if the writer knows the fill as current, the fill's id, then each key's row.
-It returns the number of rows written.
+client), part, shards, slices, attempt, the marks that it may build on (empty for none), mark,
+frontier (empty if more chunks follow), ``1`` if the writer knows the fill as current, the fill's
+id, then each key's row. It returns the number of rows written.
 
 **Read** reads rows of the current fills of several key spaces. ``KEYS``: for each the name of the
 current fill, its parts and the keys of its rows. ``ARGV``: for each the id that the reader knows
@@ -54,10 +54,17 @@ end
 _WRITE: Final = (
     _COMMON
     + f"""
-local token, mark_before, mark, frontier = ARGV[1], ARGV[6], ARGV[7], ARGV[8]
+local token, marks_before, mark, frontier = ARGV[1], ARGV[6], ARGV[7], ARGV[8]
 local LAYOUT, STEP, HEADER = '{LAYOUT}', {ROWS_A_LIST}, 10
 """
     + """
+local function is_before(stands)
+  for at = 1, #marks_before, 16 do
+    if string.sub(marks_before, at, at + 15) == stands then return true end
+  end
+  return false
+end
+
 local fill = redis.call('HMGET', KEYS[1], 'layout', 'token', 'state', 'shards', 'slices')
 local stood, header
 if token == '' then
@@ -81,15 +88,15 @@ else
   end
   local has_later = frontier ~= '' and earlier(frontier, stood)
   local stands = string.sub(stood, 9, 24)
-  local is_repeat = stands == mark and mark_before ~= ''
-  if is_repeat or (has_later and stands ~= mark_before) then
+  local is_repeat = stands == mark and marks_before ~= ''
+  if is_repeat or (has_later and not is_before(stands)) then
     if string.sub(stood, 25, 32) ~= header then
       redis.call('SETRANGE', KEYS[2], at + 24, header)
     end
     return 0
   end
-  if mark_before ~= '' then
-    if stands ~= mark_before then return {'lost', stood} end
+  if marks_before ~= '' then
+    if not is_before(stands) then return {'lost', stood} end
     if has_later then return {'backwards', stood} end
   end
 end

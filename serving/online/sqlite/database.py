@@ -221,13 +221,14 @@ class SqliteDatabase:
         reached = parcel.frontier_us
         has_later = frontier is not None and reached is not None and reached < frontier
         is_whole = parcel.mark_before is None
+        is_next = mark is not None and mark in (parcel.mark_before, *parcel.marks_between)
         is_repeat = mark == parcel.mark and not is_whole
-        if is_repeat or (has_later and mark != parcel.mark_before):
+        if is_repeat or (has_later and not is_next):
             if (token, attempt) != header:
                 sqlite.execute(SET_PART, (fill.id, parcel.part, frontier, mark, *header))
             return 0
         if not is_whole:
-            if mark != parcel.mark_before:
+            if not is_next:
                 raise lost(self.name, parcel, PartState(mark, frontier))
             if has_later:
                 assert frontier is not None

@@ -232,6 +232,34 @@ def test_long_part_is_filled_in_chunks_each_in_its_turn(
         database.publish(in_chunks(replace(whole, mark=mark_of(30), frontier_us=30), 10))
 
 
+@pytest.mark.parametrize("stands", [10, 20, 30])
+def test_a_parcel_of_several_releases_builds_on_any_of_them(
+    database: OnlineDatabase, target: Target, stands: int
+) -> None:
+    """An engine repeats some releases in one bundle with the next ones."""
+    database.publish([target.parcel(_row(1, stands), frontier_us=stands)])
+    joined = replace(
+        target.parcel(_row(1, 39), since_us=10, frontier_us=40),
+        marks_between=(mark_of(20), mark_of(30)),
+    )
+    assert database.publish([joined]) == [1]
+    assert database.publish([joined]) == [0]
+    assert _times(database, target.space, [1]) == [39]
+
+
+def test_a_parcel_of_several_releases_builds_on_no_other(
+    database: OnlineDatabase, target: Target
+) -> None:
+    database.publish([target.parcel(_row(1, 5), frontier_us=5)])
+    joined = replace(
+        target.parcel(_row(1, 39), since_us=10, frontier_us=40),
+        marks_between=(mark_of(20), mark_of(30)),
+    )
+    with pytest.raises(LostPublications):
+        database.publish([joined])
+    assert _times(database, target.space, [1]) == [5]
+
+
 # Writers.
 
 
