@@ -282,8 +282,8 @@ def _manifest(
 ) -> BuildManifest:
     return BuildManifest(
         generation=build.generation,
-        parent=build.before.generation if build.before and build.is_new_generation else None,
-        because=[str(divergence) for divergence in build.because],
+        parent=build.parent,
+        because=build.reasons,
         sources=source_records(Log(build.folder), files),
         project=config.project.hash,
         views={view.name: view.hash for view in config.project.views},

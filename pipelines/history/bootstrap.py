@@ -7,7 +7,7 @@ from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import Handoff, check_handoff, read_record
-from tidemill.pipelines.recovery.republish import entities_in, publish_states
+from tidemill.pipelines.recovery.republish import entities_in, publish_states, shown_frontiers
 from tidemill.pipelines.recovery.store_fills import bootstrap_fills, check_holders
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.holder import this_holder
@@ -20,7 +20,8 @@ def bootstrap(config: Configuration, progress: Progress) -> dict[str, Any]:
     """Publish every entity as of the states of a build; repeating it changes nothing.
 
     A view whose rows in the store are of another history gets a new fill, and readers are switched
-    to it in one step with the others.
+    to it in one step with the others. Where readers see a later instant than that of the states,
+    the rows after the states are applied too.
 
     Returns:
         Counts.
@@ -53,7 +54,8 @@ def _fill_store(config: Configuration, handoff: Handoff, progress: Progress) -> 
         run = replace(run, fills={fill.space.view: fill for fill in made}).written_by(writer)
         views = list(run.fills)
         folder = config.current.build_folder / paths.STATES
-        counts = publish_states(config, database, folder, progress, {}, run, views)
+        shown = shown_frontiers(config)
+        counts = publish_states(config, database, folder, progress, {}, run, views, shown)
         database.switch(list(run.fills.values()), writer)
         return counts
     finally:

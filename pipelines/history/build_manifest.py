@@ -29,8 +29,8 @@ class BuildManifest:
 
     Attributes:
         generation: The id of its generation.
-        parent: The generation before it, if it began one; None for the first.
-        because: Where its log differs from the parent's, if it began a generation.
+        parent: The generation before its own; None for the first.
+        because: Where the log of its generation began to differ from the parent's.
         sources: By source: its ``cut`` (the position after the last row of each partition), the
             ``digest`` of the rows below it, and the ``files`` that they were read from.
         project: The hash of the project's definitions.

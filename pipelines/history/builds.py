@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import DamagedFile, InputError, StateVersionError
+from tidemill.pipelines.history.build_manifest import BUILD_RECORD, BuildManifest
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.serving.files.locks import is_locked, lock
@@ -138,6 +139,29 @@ class Build:
         self.generation = secrets.token_hex(8)
 
     @property
+    def parent(self) -> str | None:
+        """The generation before its own; None for the first."""
+        if self.before is None:
+            return None
+        if self.is_new_generation:
+            return self.before.generation
+        return None if (former := self._former) is None else former.parent
+
+    @property
+    def reasons(self) -> list[str]:
+        """Where the log of its generation began to differ from that of the parent."""
+        if self.before is None or self.is_new_generation:
+            return [str(divergence) for divergence in self.because]
+        return [] if (former := self._former) is None else list(former.because)
+
+    @property
+    def _former(self) -> BuildManifest | None:
+        """The manifest of the build before; None if that has none."""
+        if self.before is None or not (self.before.build_folder / BUILD_RECORD).exists():
+            return None
+        return BuildManifest.read(self.before.build_folder)
+
+    @property
     def is_new_generation(self) -> bool:
         """Whether another generation was current before, or none."""
         return self.before is None or self.before.generation != self.generation
@@ -188,9 +212,13 @@ class Build:
         """Remove folders that neither the current record nor the one before it names.
 
         Programs that read the record before still use the folders that it named. A stream that runs
-        keeps the folders of its generation.
+        keeps the folders of its generation. The generation before stays as it is, since its
+        predictions are proven against its log, however often this one is built again.
         """
         kept = {target} if self.before is None else {target, self.before}
+        parent = None
+        if (target.build_folder / BUILD_RECORD).exists():
+            parent = BuildManifest.read(target.build_folder).parent
         generations = {current.generation for current in kept}
         for folder in (self.root / GENERATIONS).iterdir():
             if folder.name == _UNFINISHED or not folder.is_dir():
@@ -198,7 +226,8 @@ class Build:
             if is_locked(folder / "stream.lock"):
                 continue
             if folder.name not in generations:
-                shutil.rmtree(folder)
+                if folder.name != parent:
+                    shutil.rmtree(folder)
                 continue
             named = {
                 path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from tidemill.pipelines.stream.featurize_options import (
     make_operator,
     operator_key,
 )
-from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.stream.sequence import decode_batches, without_requests
 from tidemill.pipelines.stream.shard import shard_poll
 from tidemill.pipelines.stream.state_files import file_hashes, write_handoff
 
@@ -59,7 +57,7 @@ def hand_over(
         ):
             key = operator_key(project, view, shard, config.shards)
             operator = make_operator(project, key, options)
-            operator.receive(_without_requests(decode_batches(data, operator.event_schema)))
+            operator.receive(without_requests(decode_batches(data, operator.event_schema)))
             operator.begin()
             write_handoff(folder, operator)
             events += operator.counters.events
@@ -84,9 +82,3 @@ def hand_over(
     )
     handoff.write(folder)
     return handoff, {"as_of_us": as_of, "shards": total, "events": events}
-
-
-def _without_requests(batches: Iterable[SequencedBatch]) -> Iterator[SequencedBatch]:
-    """Drop the rows of requests, which are answered already; keep positions and watermarks."""
-    for batch in batches:
-        yield dataclasses.replace(batch, rows=None) if batch.is_request else batch

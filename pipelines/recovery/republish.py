@@ -41,7 +41,11 @@ from tidemill.pipelines.recovery.handoff import (
     last_states,
     read_record,
 )
-from tidemill.pipelines.recovery.log_parts import source_partitions
+from tidemill.pipelines.recovery.later_states import (
+    find_later,
+    later_operators,
+    publishing_options,
+)
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.store_fills import (
     EntitiesOf,
@@ -55,7 +59,6 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.holder import this_holder
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize_options import (
-    FeaturizeOptions,
     make_operator,
     operator_key,
 )
@@ -108,7 +111,9 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
     database = open_database(config.online_store)
     try:
         run, made = _standing_fills(config, database)
-        counts = publish_states(config, database, folder, progress, releases, run)
+        # The fills of a stream end where its releases do.
+        shown = shown_frontiers(config) if began is None else None
+        counts = publish_states(config, database, folder, progress, releases, run, shown=shown)
         if made:
             database.switch(made, run.writer(made[0].space.view))
     finally:
@@ -294,7 +299,7 @@ def entities_in(config: Configuration) -> EntitiesOf:
     Shards are cut by a hash of the key, so all of a view have about the same size.
     """
     project = config.project
-    options = _options(config)
+    options = publishing_options(config)
 
     def entities(view: str) -> int:
         index = [one.name for one in project.views].index(view)
@@ -305,15 +310,6 @@ def entities_in(config: Configuration) -> EntitiesOf:
     return entities
 
 
-def _options(config: Configuration) -> FeaturizeOptions:
-    return FeaturizeOptions(
-        run="publish",
-        shards=config.shards,
-        partitions=source_partitions(Log(config.current.build_folder), config.project),
-        publish=False,
-    )
-
-
 def publish_states(
     config: Configuration,
     database: OnlineDatabase,
@@ -322,6 +318,7 @@ def publish_states(
     releases: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
     run: RunFills,
     views: Collection[str] | None = None,
+    shown: Mapping[tuple[str, int], int] | None = None,
 ) -> dict[str, Any]:
     """Publish every entity of every shard, as of the last of its releases.
 
@@ -334,27 +331,48 @@ def publish_states(
             shard without releases is published as of its state.
         run: The fills that are written.
         views: The views to publish; None for all.
+        shown: If there are no releases: by view and shard, the frontiers that readers see. States
+            that are behind them are brought forward (`pipelines.recovery.later_states`).
 
     Returns:
         Counts.
     """
-    project, log = config.project, Log(config.current.build_folder)
-    options = _options(config)
-    wanted = [one for one in enumerate(project.views) if views is None or one[1].name in views]
+    project = config.project
+    names = [view.name for view in project.views if views is None or view.name in views]
+    later = None
+    if not releases:
+        later = find_later(config, read_record(folder), names, shown or {})
+    if later is None:
+        operators = _released_operators(config, folder, releases, names)
+    else:
+        operators = later_operators(config, folder, later, names)
     entities = written = 0
-    total = len(wanted) * config.shards
+    total = len(names) * config.shards
     with progress.stage("publish every entity", total=total, unit="shards") as stage:
-        for index, view in wanted:
-            stage.note(view.name)
-            for shard in range(config.shards):
-                key = operator_key(project, index, shard, config.shards)
-                operator = make_operator(project, key, options)
-                read_handoff(folder, operator)
-                bring_forward(project, view, log, operator, releases.get((view.name, shard), ()))
-                entities += operator.state.n_entities
-                written += publish_shard(database, view, operator, run)
-                stage.advance(1)
+        for operator in operators:
+            stage.note(operator.key.view)
+            entities += operator.state.n_entities
+            written += publish_shard(database, project.view(operator.key.view), operator, run)
+            stage.advance(1)
     return {"entities": entities, "written": written, "shards": total}
+
+
+def _released_operators(
+    config: Configuration,
+    folder: Path,
+    releases: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+    views: Collection[str],
+) -> Iterator[ShardOperator]:
+    """Make the operators of views, one at a time, as of the last of their releases."""
+    project, log = config.project, Log(config.current.build_folder)
+    options = publishing_options(config)
+    for index, view in enumerate(project.views):
+        for shard in range(config.shards if view.name in views else 0):
+            key = operator_key(project, index, shard, config.shards)
+            operator = make_operator(project, key, options)
+            read_handoff(folder, operator)
+            bring_forward(project, view, log, operator, releases.get((view.name, shard), ()))
+            yield operator
 
 
 def publish_shard(

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tidemill.features.definitions import FeatureView
-from tidemill.features.errors import LostPublications
+from tidemill.features.errors import DamagedFile, LostPublications, StateVersionError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
 from tidemill.pipelines.run.holder import this_holder
@@ -59,9 +61,9 @@ def begin_fills(
         StoreError: The store refuses.
     """
 
-    def goes_on(view: FeatureView, shard: int, state: PartState) -> bool:
-        frontier_us = handoff.frontiers[view.name][shard]
-        mark = bytes.fromhex(handoff.marks[view.name][shard])
+    def goes_on(fill: Fill, shard: int, state: PartState) -> bool:
+        frontier_us = handoff.frontiers[fill.space.view][shard]
+        mark = bytes.fromhex(handoff.marks[fill.space.view][shard])
         return state == PartState(mark, frontier_us)
 
     return _chosen(config, database, handoff, goes_on, entities_of)
@@ -72,17 +74,46 @@ def bootstrap_fills(
 ) -> tuple[RunFills, list[Fill]]:
     """Choose the fills of a backfill that publishes: new ones where readers see another history.
 
-    A fill that was begun with the same states and has reached them stays as it is.
+    A fill that was begun with the same states and has reached them stays as it is, unless rows
+    after the states were corrected too and readers have been shown them.
 
     Returns:
         As `begin_fills`.
     """
 
-    def has_reached(view: FeatureView, shard: int, state: PartState) -> bool:
-        frontier_us = handoff.frontiers[view.name][shard]
-        return state.frontier_us is not None and state.frontier_us >= frontier_us
+    def has_reached(fill: Fill, shard: int, state: PartState) -> bool:
+        frontier_us = handoff.frontiers[fill.space.view][shard]
+        if state.frontier_us is None or state.frontier_us < frontier_us:
+            return False
+        return state.frontier_us == frontier_us or is_of_log(config, fill)
 
     return _chosen(config, database, handoff, has_reached, entities_of)
+
+
+def is_of_log(config: Configuration, fill: Fill) -> bool:
+    """Tell whether all rows that a fill can hold stand in the current log, as they were.
+
+    Args:
+        config: The configuration.
+        fill: A fill of one of its views.
+
+    Returns:
+        Whether the fill was begun in the current generation, or the log of the fill's generation
+        has the same rows of the view's stream. False if that log is no longer there.
+    """
+    current = config.current
+    if fill.generation == current.generation:
+        return True
+    before = replace(current, generation=fill.generation).newest_build
+    log, source = Log(before), config.project.view(fill.space.view).stream.name
+    if source not in log.sources():
+        return False
+    try:
+        ends = log.lengths(source)
+        found = log.prefix_digest(source, ends)
+    except (DamagedFile, StateVersionError):
+        return False  # then nothing shows that they are the same
+    return found == Log(current.build_folder).prefix_digest(source, ends)
 
 
 def fills_of_run(
@@ -192,7 +223,7 @@ def _chosen(
     config: Configuration,
     database: OnlineDatabase,
     handoff: Handoff,
-    fits: Callable[[FeatureView, int, PartState], bool],
+    fits: Callable[[Fill, int, PartState], bool],
     entities_of: EntitiesOf,
 ) -> tuple[RunFills, list[Fill]]:
     chosen: dict[str, Fill] = {}
@@ -203,7 +234,7 @@ def _chosen(
                 view.name not in chosen
                 and fill.shards == config.shards
                 and _same_history(view, handoff, fill)
-                and all(fits(view, part // fill.slices, at) for part, at in enumerate(states))
+                and all(fits(fill, part // fill.slices, at) for part, at in enumerate(states))
             ):
                 chosen[view.name] = fill
             elif not fill.is_current:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -125,6 +125,12 @@ def decode_batches(data: bytes | pa.Buffer, events: pa.Schema) -> Iterator[Seque
         yield SequencedBatch(
             poll, is_request, partition, start, stop, watermark, sent, rows, is_last
         )
+
+
+def without_requests(batches: Iterable[SequencedBatch]) -> Iterator[SequencedBatch]:
+    """Drop the rows of requests, which are answered already; keep positions and watermarks."""
+    for batch in batches:
+        yield replace(batch, rows=None) if batch.is_request else batch
 
 
 def split_by_shard(rows: pa.RecordBatch, shards: int) -> list[pa.RecordBatch | None]:

@@ -72,6 +72,24 @@ class Evidence:
             out[view, shard] = max(out.get((view, shard), frontier), frontier)
         return out
 
+    def applied(self, view: FeatureView, partitions: int) -> Int64Array:
+        """Return the positions up to which the last release of each shard has applied events.
+
+        Args:
+            view: The view.
+            partitions: How many partitions its stream has.
+
+        Returns:
+            int64, ``(shards, partitions)``.
+        """
+        begin = self.handoff.get(view.stream.name, (0,) * partitions)
+        last: dict[int, tuple[int, PositionVector]] = {}
+        for (name, shard, number), (_, positions) in self.releases.items():
+            if name == view.name and number >= last.get(shard, (0, begin))[0]:
+                last[shard] = number, positions
+        found = [last.get(shard, (0, begin))[1] for shard in range(self.shards)]
+        return np.array(found, np.int64).reshape(self.shards, partitions)
+
     def steps(
         self, view: FeatureView, shard: int, number: int
     ) -> list[tuple[int, int, PositionVector]]:

@@ -12,6 +12,7 @@ bit for bit; no value is rounded or skipped.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -37,11 +38,16 @@ from tidemill.pipelines.verify.served import (
     streams_to_prove,
 )
 from tidemill.pipelines.verify.source_history import History
+from tidemill.pipelines.verify.store_origins import Origin, find_origins
 from tidemill.pipelines.verify.witness import find_witness
+from tidemill.serving.generations.current import Current
 
 
 def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
     """Recompute all served values, and compare.
+
+    The rows of the online store are proven against the history that they were made from
+    (`pipelines.verify.store_origins`).
 
     The stream that is current is proven, or the newest one before it if none has begun since; and
     every earlier one whose folder is there, against the log of its own generation.
@@ -61,8 +67,10 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     """
     began = time.perf_counter()
     config = config.pin()
-    first, *others = streams_to_prove(config.current)
-    figures, everything = _prove(replace(config, pinned=first), progress, sample, first=True)
+    streams = streams_to_prove(config.current)
+    first, *others = streams
+    origins = find_origins(config, streams)
+    figures, everything = _prove(replace(config, pinned=first), progress, sample, origins)
     earlier = []
     for current in others:
         made_by = BuildManifest.read(current.build_folder).project
@@ -70,14 +78,20 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
         if made_by != config.project.hash:
             earlier.append({**row, "mismatches": None, "why": f"of definitions {made_by}"})
             continue
-        of_it, findings = _prove(replace(config, pinned=current), progress, sample, first=False)
+        of_it, findings = _prove(replace(config, pinned=current), progress, sample, origins)
         everything.merge(findings)
-        figures["values"] += of_it["values"]
+        for name in ("values", *StoreCounts().as_figures(), "store_mismatches"):
+            figures[name] += of_it[name]
         earlier.append(
             {**row, "mismatches": findings.count, "why": "", "predictions": of_it["predictions"]}
         )
+    stored, store = _prove_published(config, progress, origins)
+    everything.merge(store)
+    for name, count in {**stored.as_figures(), "store_mismatches": store.count}.items():
+        figures[name] += count
     return {
         **figures,
+        "store_generations": {view: origin.generation for view, origin in origins.items()},
         "earlier": earlier,
         "mismatches": everything.count,
         "seconds": round(time.perf_counter() - began, 3),
@@ -85,10 +99,36 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     }
 
 
+def _prove_published(
+    config: Configuration, progress: Progress, origins: Mapping[str, Origin]
+) -> tuple[StoreCounts, Findings]:
+    """Prove the rows of the online store that a backfill has published."""
+    findings, total = Findings(), StoreCounts()
+    by_folders: dict[Current, list[str]] = {}
+    for view, origin in origins.items():
+        if origin.current is None:
+            findings.add(
+                Mismatch(
+                    "store", view, view, seen=f"rows of generation {origin.generation}",
+                    expected=f"generation {config.current.generation}",
+                    cause="the log that they were made from is no longer there; run `tidemill "
+                    "backfill --publish`",
+                )
+            )  # fmt: skip
+        elif not origin.is_of_stream:
+            by_folders.setdefault(origin.current, []).append(view)
+    for current, views in by_folders.items():
+        of_it = replace(config, pinned=current)
+        history = find_witness(of_it, progress, findings).history
+        found = check_store(of_it, history, None, views, progress, findings)
+        total = StoreCounts(*map(operator.add, total, found))
+    return total, findings
+
+
 def _prove(
-    config: Configuration, progress: Progress, sample: int, *, first: bool
+    config: Configuration, progress: Progress, sample: int, origins: Mapping[str, Origin]
 ) -> tuple[dict[str, Any], Findings]:
-    """Prove one stream; the online store belongs to the first one."""
+    """Prove one stream, and the rows of the online store that it has published."""
     features, oracle, store = Findings(), Findings(), Findings()
     witness = find_witness(config, progress, features)
     history = witness.history
@@ -110,9 +150,9 @@ def _prove(
             late_values += int(verdict.late.sum())
             late += _late_rows(verdict, evidence, served, LISTED - len(late))
             oracle_values += check_with_oracle(verdict, evidence, served, rows, oracle, stage)
-    stored = StoreCounts()
-    if first:
-        stored = check_store(config, history, evidence, progress, store)
+    stored, mine = StoreCounts(), config.current
+    if views := [view for view, origin in origins.items() if origin[:2] == (mine, True)]:
+        stored = check_store(config, history, evidence, views, progress, store)
     everything = Findings()
     for findings in (features, oracle, store):
         everything.merge(findings)
@@ -130,10 +170,7 @@ def _prove(
         "oracle_requests": len(rows),
         "oracle_values": oracle_values,
         "oracle_mismatches": oracle.count,
-        "store_entities": stored.entities,
-        "store_values": stored.values,
-        "store_not_found": stored.not_found,
-        "store_outside_max_age": stored.outside_max_age,
+        **stored.as_figures(),
         "store_mismatches": store.count,
         "first_late": late,
     }

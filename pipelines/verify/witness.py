@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
-from tidemill.pipelines.ingest.source_digests import SourceFile
+from tidemill.pipelines.ingest.source_digests import sha256_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, rows_digest
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
@@ -57,7 +58,8 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
     manifest, log = BuildManifest.read(build), Log(build)
     logged = logged_history(build, config.project)
     known = [name for name in manifest.sources if name in logged.sources]
-    there = [name for name in known if not missing_files(manifest.sources[name]["files"])]
+    now = {name: _files(config, name) for name in known}
+    there = [name for name in known if now[name]]
     original = read_history(config, there, progress)
     sources: dict[str, SourceHistory] = {}
     changed = {}
@@ -75,13 +77,14 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
                 )
             )
         if name not in there:
-            changed[name] = f"{missing_files(record['files'])[0]} is gone"
+            gone = (file["path"] for file in record["files"] if not Path(file["path"]).is_file())
+            changed[name] = f"{next(gone, 'the source')} is gone"
             sources[name] = logged.sources[name]
             continue
         read = _below(original.sources[name], cut)
         if _digest(read, cut) == digest:
             sources[name] = read
-        elif (why := changed_files(record["files"])) is not None:
+        elif (why := changed_files(record["files"], now[name])) is not None:
             changed[name] = why
             sources[name] = logged.sources[name]
         else:
@@ -99,18 +102,24 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
     return Witness(History(config.project, sources), changed)
 
 
-def missing_files(recorded: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Return which of the recorded files are gone."""
-    return [Path(file["path"]) for file in recorded if not Path(file["path"]).is_file()]
+def changed_files(recorded: Sequence[Mapping[str, Any]], now: Sequence[Path]) -> str | None:
+    """Return which of the files that are read now is not as it was recorded; None if all are.
 
-
-def changed_files(recorded: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return which of the recorded files was changed since; None if none was."""
-    for file in recorded:
-        path = Path(file["path"])
-        if dataclasses.asdict(SourceFile.of(path)) != dict(file):
+    Files are compared by their bytes, since a root and its sources may have been moved.
+    """
+    before = [file["sha256"] for file in recorded]
+    for path, digest in zip(now, before, strict=False):
+        if sha256_of(path) != digest:
             return f"{path} was changed"
-    return None
+    return None if len(now) == len(before) else f"it had {len(before)} files, and has {len(now)}"
+
+
+def _files(config: Configuration, name: str) -> list[Path]:
+    """Return the files of a source; none if they are gone."""
+    try:
+        return config.sources[name].find_files()
+    except ConfigurationError:
+        return []
 
 
 def _below(source: SourceHistory, cut: Sequence[int]) -> SourceHistory:

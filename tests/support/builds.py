@@ -48,8 +48,8 @@ def make_build(
         )
         BuildManifest(
             generation=build.generation,
-            parent=build.before.generation if build.before and build.is_new_generation else None,
-            because=[str(divergence) for divergence in build.because],
+            parent=build.parent,
+            because=build.reasons,
             sources=source_records(log, {}),
             project=config.project.hash,
             views={view.name: view.hash for view in config.project.views},
