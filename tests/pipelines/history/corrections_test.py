@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from tests.support.folders import build_of, offline_of
 from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
-    STREAM_UNTIL,
     FakeScorer,
     configuration,
     write_sources,
@@ -52,6 +51,8 @@ from tidemill.serving.online.sqlite import database as sqlite_database
 KEYS = {"by_driver": pa.array([f"d{n}" for n in range(7)]), "by_zone": pa.array(range(4))}
 Rows = list[dict[str, str]]
 SAMPLE = 20
+END = EVALUATE_UNTIL + 6 * HOUR
+"""Where the streams end: windows of a day still hold rows of history."""
 
 
 # Corrections of the rides.
@@ -74,7 +75,7 @@ def in_history(rows: Rows) -> int:
 
 def in_stream(rows: Rows) -> int:
     """A ride of the stream, that windows at its end still hold."""
-    return ended_between(rows, STREAM_UNTIL - 4 * HOUR, STREAM_UNTIL - 2 * HOUR)[0]
+    return ended_between(rows, END - 4 * HOUR, END - 2 * HOUR)[0]
 
 
 def same(rows: Rows, place: int) -> list[int]:
@@ -106,7 +107,7 @@ CORRECTIONS: dict[str, Callable[[Rows], None]] = {
     "a row of history is removed": lambda rows: remove(rows, in_history(rows)),
     "a row of the stream is removed": lambda rows: remove(rows, in_stream(rows)),
     "the first row is removed": lambda rows: remove(rows, 0),
-    "the last row is removed": lambda rows: remove(rows, len(rows) - 1),
+    "the last row is removed": lambda rows: remove(rows, ended_between(rows, 0, END)[-1]),
     "a row of history is changed": lambda rows: change(rows, in_history(rows), fare="77.25"),
     "a row of the stream is changed": lambda rows: change(rows, in_stream(rows), fare="77.25"),
     "a row is added in the past": lambda rows: add(rows, in_history(rows)),
@@ -257,9 +258,14 @@ def scored() -> Iterator[None]:
         yield
 
 
+def configured(folder: Path) -> Configuration:
+    config = configuration(folder, folder / "run")
+    return replace(config, splits=replace(config.splits, stream_until_us=END))
+
+
 def made(folder: Path, correct: Callable[[Rows], None] | None = None) -> Configuration:
     write(folder, correct)
-    config = configuration(folder, folder / "run")
+    config = configured(folder)
     with scored():
         publish(config)
         run(config)
@@ -271,14 +277,25 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     return made(tmp_path_factory.mktemp("before") / "sources")
 
 
-@pytest.fixture(params=CORRECTIONS)
-def correction(request: pytest.FixtureRequest) -> Callable[[Rows], None]:
-    return CORRECTIONS[request.param]
+@pytest.fixture(scope="module", params=CORRECTIONS)
+def correction(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def fresh(
+    correction: str, streamed: Configuration, tmp_path_factory: pytest.TempPathFactory
+) -> Configuration:
+    """A root that has had the corrected sources from the beginning."""
+    config = made(tmp_path_factory.mktemp("fresh") / "sources", CORRECTIONS[correction])
+    # The windows at the end do not reach back to the first row.
+    assert (values(config) == values(streamed)) == (correction == "the first row is removed")
+    return config
 
 
 def copied(config: Configuration, folder: Path) -> Configuration:
     shutil.copytree(config.path.parent, folder)
-    return configuration(folder, folder / "run")
+    return configured(folder)
 
 
 def check_files(corrected: Configuration, fresh: Configuration) -> None:
@@ -296,14 +313,14 @@ def check_proof(config: Configuration) -> dict[str, Any]:
 
 
 def test_a_backfill_that_publishes_corrects_everything_at_once_and_a_stream_goes_on(
-    correction: Callable[[Rows], None],
+    correction: str,
     streamed: Configuration,
+    fresh: Configuration,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fresh = made(tmp_path / "fresh", correction)
     config = copied(streamed, tmp_path / "corrected")
-    write(config.path.parent, correction)
+    write(config.path.parent, CORRECTIONS[correction])
     with Reader(config).reading(monkeypatch) as reader:
         published = publish(config)
         assert published["published"]["entities"] > 0
@@ -322,18 +339,19 @@ def test_a_backfill_that_publishes_corrects_everything_at_once_and_a_stream_goes
 
 
 def test_without_publishing_readers_see_the_old_history_until_a_stream_has_caught_up(
-    correction: Callable[[Rows], None], streamed: Configuration, tmp_path: Path
+    correction: str, streamed: Configuration, fresh: Configuration, tmp_path: Path
 ) -> None:
     config = copied(streamed, tmp_path / "corrected")
     before = values(config)
-    write(config.path.parent, correction)
+    write(config.path.parent, CORRECTIONS[correction])
     backfill(config, QuietProgress())
     assert values(config) == before
     with scored():
         check_proof(config)
-        run(config, until_us=STREAM_UNTIL - 5 * HOUR)
+        run(config, until_us=END - 3 * HOUR)
         assert values(config) == before
         assert verify(config, QuietProgress(), SAMPLE)["store_mismatches"] == 0
         run(config, resume=True)
-    assert values(config) != before
+    assert values(config) == values(fresh)
+    check_files(config, fresh)
     check_proof(config)
