@@ -8,6 +8,7 @@ on hop boundaries and window edges, a microsecond beside them, and on top of eac
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import typing
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,11 @@ def values(dtype: str) -> st.SearchStrategy[Any]:
     return _values[dtype]
 
 
+@functools.cache
+def _values_and_nulls(dtype: str) -> st.SearchStrategy[Any]:
+    return st.none() | values(dtype) | values(dtype)
+
+
 @st.composite
 def schemas(draw: st.DrawFn) -> dict[str, str]:
     """A stream's schema: time, id (string or int64), key (string or int64) and 1 to 5 columns."""
@@ -121,48 +127,61 @@ def schemas(draw: st.DrawFn) -> dict[str, str]:
     }
 
 
-@st.composite
-def literals(draw: st.DrawFn, dtype: str) -> Literal:
+@functools.cache
+def literals(dtype: str) -> st.SearchStrategy[Literal]:
     """A literal; a float may be -0.0."""
-    return Literal(draw(values(dtype) | (st.just(-0.0) if dtype == FLOAT64 else st.nothing())))
+    return (values(dtype) | st.just(-0.0) if dtype == FLOAT64 else values(dtype)).map(Literal)
+
+
+# What an expression of a dtype can be beside a column or a literal. For arithmetic: the operators,
+# and the dtypes of the two sides.
+_ARITHMETIC: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    FLOAT64: (
+        ("+-*/", FLOAT64, FLOAT64),
+        ("+-*/", INT64, FLOAT64),
+        ("+-*/", FLOAT64, INT64),
+        ("/", INT64, INT64),
+    ),
+    INT64: (("+-*", INT64, INT64), ("-", TIMESTAMP, TIMESTAMP)),
+}
+_OTHER: Mapping[str, tuple[str, ...]] = {
+    FLOAT64: ("fill null by int64",),
+    INT64: ("local field",),
+    BOOL: ("boolean", "boolean"),
+}
 
 
 @st.composite
 def expressions(draw: st.DrawFn, schema: Schema, dtype: str, depth: int = 2) -> Expression:
-    """An expression of a wanted dtype over a schema (a time is always a column)."""
-    columns = [Column(name) for name, found in schema.items() if found == dtype]
-    leaves: list[st.SearchStrategy[Expression]] = [st.sampled_from(columns)] if columns else []
+    """An expression of a wanted dtype over a schema (a time is always a column).
+
+    It first draws a kind and then what that kind needs: Hypothesis takes much longer to build a
+    strategy than to draw from it.
+    """
+    columns = [name for name, found in schema.items() if found == dtype]
+    kinds: list[str | tuple[str, str, str]] = ["column"] if columns else []
     if dtype != TIMESTAMP:
-        leaves.append(literals(dtype))
-    if depth == 0 or dtype == TIMESTAMP:
-        return draw(st.one_of(leaves))
+        kinds.append("literal")
+        if depth > 0:
+            kinds += [*kinds, "fill null", *_ARITHMETIC.get(dtype, ()), *_OTHER.get(dtype, ())]
+    kind = draw(st.sampled_from(kinds))
 
-    def deeper(of: str) -> st.SearchStrategy[Expression]:
-        return expressions(schema, of, depth - 1)
+    def deeper(of: str) -> Expression:
+        return draw(expressions(schema, of, depth - 1))
 
-    def arithmetic(ops: str, left: str, right: str) -> st.SearchStrategy[Expression]:
-        return st.builds(Arithmetic, st.sampled_from(ops), deeper(left), deeper(right))
-
-    branches: list[st.SearchStrategy[Expression]] = [*leaves, *leaves]
-    branches.append(st.builds(FillNull, deeper(dtype), literals(dtype)))
-    if dtype == FLOAT64:
-        branches += [
-            arithmetic("+-*/", FLOAT64, FLOAT64),
-            arithmetic("+-*/", INT64, FLOAT64),
-            arithmetic("+-*/", FLOAT64, INT64),
-            arithmetic("/", INT64, INT64),
-            st.builds(FillNull, deeper(FLOAT64), literals(INT64)),
-        ]
-    elif dtype == INT64:
-        fields = st.sampled_from(("hour_of_day", "day_of_week"))
-        branches += [
-            arithmetic("+-*", INT64, INT64),
-            arithmetic("-", TIMESTAMP, TIMESTAMP),
-            st.builds(LocalField, fields, deeper(TIMESTAMP), st.sampled_from(ZONES)),
-        ]
-    elif dtype == BOOL:
-        branches += [_booleans(schema, depth - 1), _booleans(schema, depth - 1)]
-    return draw(st.one_of(branches))
+    if isinstance(kind, tuple):
+        operators, left, right = kind
+        return Arithmetic(draw(st.sampled_from(operators)), deeper(left), deeper(right))
+    if kind == "column":
+        return Column(draw(st.sampled_from(columns)))
+    if kind == "literal":
+        return draw(literals(dtype))
+    if kind == "boolean":
+        return draw(_booleans(schema, depth - 1))
+    if kind == "local field":
+        field = draw(st.sampled_from(("hour_of_day", "day_of_week")))
+        return LocalField(field, deeper(TIMESTAMP), draw(st.sampled_from(ZONES)))
+    return FillNull(deeper(dtype), draw(literals(dtype if kind == "fill null" else INT64)))
 
 
 @st.composite
@@ -201,6 +220,11 @@ _BY_TYPE: Mapping[type, st.SearchStrategy[Any]] = {
 }
 
 
+@functools.cache
+def _type_hints(cls: type[Aggregation]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 @st.composite
 def aggregations(
     draw: st.DrawFn,
@@ -214,7 +238,7 @@ def aggregations(
     once; its arguments are filled by name, else by type.
     """
     cls = REGISTRY[draw(st.sampled_from(sorted(REGISTRY) if names is None else sorted(names)))]
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     arguments: dict[str, Any] = {"over": format_duration(draw(st.sampled_from(windows_us)))}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
@@ -284,7 +308,7 @@ def events(draw: st.DrawFn, view: FeatureView, max_size: int = 30) -> list[Row]:
             EVENT_ID: ids,
             KEY: keys(view),
             **{
-                name: st.none() | values(dtype) | values(dtype)
+                name: _values_and_nulls(dtype)
                 for name, dtype in view.stream.schema.items()
                 if name not in (EVENT_TIME, EVENT_ID, KEY)
             },
