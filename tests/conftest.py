@@ -23,6 +23,7 @@ from tests.support.no_skips import (  # noqa: F401
     pytest_runtest_makereport,
 )
 from tests.support.postgresql_server import PostgresqlServer
+from tests.support.shared_folder import open_shared_folder
 
 # Containers often set this variable. Then every process compiles the modules of TensorFlow, Beam
 # and Feast anew: importing TensorFlow takes 15 s of processor time instead of 6 s.
@@ -37,6 +38,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tidemill")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Open the folder for what the workers share."""
+    open_shared_folder(config)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
-import shutil
-import tempfile
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.shared_folder import shared_folder
 from tidemill import Entity, EventStream, FeatureView, Label, Project, Request, col, count, mean
 from tidemill.features.contract import HOUR
 from tidemill.features.models.preprocessing import categories, fill, missing
@@ -23,6 +22,7 @@ from tidemill.pipelines.config.configuration import Splits, Training
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.training.train import train_bundle
 from tidemill.serving.bundles.bundle import Bundle
+from tidemill.serving.files.folder_lock import folder_lock
 
 START = 1_600_000_000_000_000
 STEP = HOUR // 10
@@ -153,9 +153,9 @@ LINEAGE = {"generation": "g1", "sources": {"scans": {"cut": [4_000], "digest": "
 
 @functools.cache
 def directory() -> Path:
-    """A directory that lives as long as the process."""
-    path = Path(tempfile.mkdtemp(prefix="trained-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    """The directory of the table and the bundle, which all processes of a test run share."""
+    path = shared_folder() / "trained"
+    path.mkdir(exist_ok=True)
     return path
 
 
@@ -163,10 +163,14 @@ def directory() -> Path:
 def table() -> Path:
     """The training table, in two files that are out of order."""
     path = directory() / "table"
-    path.mkdir()
-    whole = rows()
-    pq.write_table(whole.slice(2_500), path / "a.parquet")
-    pq.write_table(whole.slice(0, 2_500), path / "b.parquet")
+    with folder_lock(directory()):
+        if not path.exists():
+            unfinished = directory() / "unfinished"
+            unfinished.mkdir()
+            whole = rows()
+            pq.write_table(whole.slice(2_500), unfinished / "a.parquet")
+            pq.write_table(whole.slice(0, 2_500), unfinished / "b.parquet")
+            unfinished.rename(path)
     return path
 
 
@@ -194,14 +198,21 @@ progress = RecordedProgress()
 @functools.cache
 def bundle() -> Bundle:
     """The bundle; trained at its first use (about 20 s), then shared."""
-    return train_bundle(
-        PROJECT,
-        table(),
-        SPLITS,
-        OPTIONS,
-        work=directory() / "work",
-        bundles=directory() / "bundles",
-        created_at="2026-11-20T12:00:00Z",
-        progress=progress,
-        lineage=LINEAGE,
-    )
+    source, bundles, stages = table(), directory() / "bundles", directory() / "stages.json"
+    with folder_lock(directory()):
+        if stages.exists():
+            progress.stages = json.loads(stages.read_text())
+            return Bundle.load(next(bundles.iterdir()), PROJECT)
+        trained = train_bundle(
+            PROJECT,
+            source,
+            SPLITS,
+            OPTIONS,
+            work=directory() / "work",
+            bundles=bundles,
+            created_at="2026-11-20T12:00:00Z",
+            progress=progress,
+            lineage=LINEAGE,
+        )
+        stages.write_text(json.dumps(progress.stages))
+        return trained

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support import shared_folder
 from tests.support import trained_bundle as given
 from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.run.progress import QuietProgress
@@ -23,59 +24,89 @@ from tidemill.pipelines.training.fit import fit
 from tidemill.pipelines.training.splits import split_table
 from tidemill.pipelines.training.train import train_bundle
 from tidemill.pipelines.training.transform import Transformer, analyse
+from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.saved_model import TransformGraph, model_hash, save_model
 
 INPUTS = model_inputs(given.PROJECT)
 SHORT = replace(given.OPTIONS, epochs=1, seeds=1)
 IN_ANOTHER_PROCESS = """
+import sys
+from pathlib import Path
+from tests.pipelines.training import version_test
+from tests.support import shared_folder
 from tests.support import trained_bundle as given
-bundle = given.bundle()
+folder = Path(sys.argv[1]) if sys.argv[1:] else None
+bundle = given.bundle() if folder is None else version_test.trained_again(folder)
 print(bundle.version, bundle.transform_hash, bundle.model_hash)
 """
 
 
-def test_three_processes_train_one_version() -> None:
-    """With other hashes of texts, and other temporary folders."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", IN_ANOTHER_PROCESS],
-            cwd=Path(__file__).parents[3],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for seed in ("1", "2")
-    ]
-    bundle = given.bundle()
-    for process in processes:
-        found, _ = process.communicate()
-        assert process.returncode == 0
-        assert found.splitlines()[-1].split() == [
-            bundle.version,
-            bundle.transform_hash,
-            bundle.model_hash,
-        ]
-
-
-def test_training_again_on_other_files_of_the_same_rows_keeps_the_bundle(tmp_path: Path) -> None:
-    first = given.bundle()
-    shutil.copytree(first.directory, tmp_path / "bundles" / first.version)
-    (tmp_path / "table").mkdir()
-    pq.write_table(given.rows(), tmp_path / "table" / "whole.parquet")
-    again = train_bundle(
+def trained_again(folder: Path) -> Bundle:
+    """Train with the files of ``folder/table`` into ``folder/bundles``."""
+    return train_bundle(
         given.PROJECT,
-        tmp_path / "table",
+        folder / "table",
         given.SPLITS,
         given.OPTIONS,
-        work=tmp_path / "work",
-        bundles=tmp_path / "bundles",
+        work=folder / "work",
+        bundles=folder / "bundles",
         created_at="another day",
         progress=QuietProgress(),
         lineage={"generation": "g2"},
     )
+
+
+class Trainings(NamedTuple):
+    """What two other processes said of their bundles, and the folder of the second."""
+
+    said: list[list[str]]
+    again: Path
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    """Train in two processes, with other hashes of texts and other temporary folders.
+
+    The second trains on other files of the same rows, where the bundle lies already.
+    """
+    again = tmp_path_factory.mktemp("again")
+    first = given.bundle()
+    shutil.copytree(first.directory, again / "bundles" / first.version)
+    (again / "table").mkdir()
+    pq.write_table(given.rows(), again / "table" / "whole.parquet")
+    here = {name: text for name, text in os.environ.items() if name != shared_folder.VARIABLE}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_ANOTHER_PROCESS, *arguments],
+            cwd=Path(__file__).parents[3],
+            env=here | {"PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed, arguments in (("1", []), ("2", [str(again)]))
+    ]
+    said = []
+    for process in processes:
+        found, _ = process.communicate()
+        assert process.returncode == 0
+        said.append(found.splitlines()[-1].split())
+    return Trainings(said, again)
+
+
+def test_three_processes_train_one_version(trainings: Trainings) -> None:
+    bundle = given.bundle()
+    assert trainings.said == [[bundle.version, bundle.transform_hash, bundle.model_hash]] * 2
+
+
+def test_training_again_on_other_files_of_the_same_rows_keeps_the_bundle(
+    trainings: Trainings,
+) -> None:
+    first = given.bundle()
+    bundles = trainings.again / "bundles"
+    assert [path.name for path in bundles.iterdir()] == [first.version]
+    again = Bundle.load(bundles / first.version, given.PROJECT)
     assert again.version == first.version
     assert again.manifest == first.manifest
-    assert [path.name for path in (tmp_path / "bundles").iterdir()] == [first.version]
 
 
 def test_a_row_in_neither_split_counts_in_the_digest_of_the_table(tmp_path: Path) -> None:
