@@ -67,6 +67,10 @@ def fit(
     if model.steps_per_execution == 1:
         # A call of the graph costs more than a small model's step: run several steps a call.
         model.steps_per_execution = _STEPS_PER_EXECUTION
+    if model.built:
+        # Where the first step makes the optimizer's variables, TensorFlow traces it a second time,
+        # which takes longer than a small training.
+        model.optimizer.build(model.trainable_variables)
     batches = _batches(arrays, labels, options, seed)
     # Show Keras all passes as one epoch: with several steps a call, it would read past the end of
     # each pass into the next.
