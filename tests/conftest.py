@@ -24,6 +24,7 @@ from tests.support.no_skips import (  # noqa: F401
 )
 from tests.support.postgresql_server import PostgresqlServer
 from tests.support.shared_folder import open_shared_folder
+from tests.support.stock_client_process import StockClient
 
 # Containers often set this variable. Then every process compiles the modules of TensorFlow, Beam
 # and Feast anew: importing TensorFlow takes 15 s of processor time instead of 6 s.
@@ -50,6 +51,14 @@ def postgresql() -> Iterator[PostgresqlServer]:
     """Run a PostgreSQL, once for all the tests of this process that want one."""
     with postgresql_server.running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def stock_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StockClient]:
+    """Feast's SDK in a process of its own, once for all the tests of this process that ask it."""
+    client = StockClient(tmp_path_factory.mktemp("stock_client"))
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -13,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
+from feast.protos.feast.types.Value_pb2 import Value
 
 from tests.support import parcels
-from tests.support.markdown import ROOT
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 from tests.support.postgresql_server import PostgresqlServer
+from tests.support.stock_client_process import StockClient
 from tidemill.features.contract import DAY, HOUR
 from tidemill.pipelines.commands import apply_plan
 from tidemill.pipelines.commands.cli import commands
@@ -192,40 +191,29 @@ def test_whole_way_of_a_change(folder: Path) -> None:
     assert "every key space is referred to" in tidemill("clean-store", "--config", second)
 
 
-def stock_client(folder: Path, root: Path) -> list[str]:
-    """Return the clock and a depot's status as a program with plain Feast reads them."""
-    code = (
-        "import sys, feast\n"
-        "store = feast.FeatureStore(repo_path=sys.argv[1])\n"
-        "answer = store.get_online_features(['by_depot:scans_1d'], [{'depot': 7}])\n"
-        "statuses = answer.proto.results[-1].statuses\n"
-        "names = answer.proto.DESCRIPTOR.file.enum_types_by_name['FieldStatus'].values_by_number\n"
-        "print(store.config.online_store.clock, names[statuses[0]].name,\n"
-        "      answer.to_dict()['scans_1d'][0])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(root)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+def read(client: StockClient, root: Path, **environment: str) -> list[Any]:
+    """Return the clock and a depot's status and value as a program with plain Feast reads them."""
+    answer = client.ask(root, ["by_depot:scans_1d"], [{"depot": 7}], environment=environment)
+    found = answer["features"]["scans_1d"]
+    value = Value.FromString(bytes.fromhex(found["values"][0]))
+    assert value.WhichOneof("val") in (None, "int64_val")
+    shown = value.int64_val if value.WhichOneof("val") else None
+    return [answer["clock"], found["statuses"][0], shown]
 
 
-def test_applied_root_is_read_by_feast_in_another_process(folder: Path) -> None:
+def test_applied_root_is_read_by_feast_in_another_process(
+    folder: Path, stock_client: StockClient
+) -> None:
     first, root = written(folder, "parcels_first"), folder / "run"
     tidemill("apply", "--plan", "--config", first)
     assert not (root / "feature_store.yaml").exists()
     tidemill("apply", "--config", first)
     publish(load(first), BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
-    assert stock_client(folder, root) == ["replay", "PRESENT", "5"]
+    assert read(stock_client, root) == ["replay", "PRESENT", 5]
     # By the wall clock, rows of 1970 are too old.
     said = tidemill("apply", "--clock", "wall", "--config", first)
     assert said.endswith("done:\n  write feature_store.yaml: clock wall\n")
-    assert stock_client(folder, root) == ["wall", "OUTSIDE_MAX_AGE", "None"]
+    assert read(stock_client, root) == ["wall", "OUTSIDE_MAX_AGE", None]
     assert "nothing to do" in tidemill("apply", "--clock", "wall", "--config", first)
 
 
@@ -247,9 +235,10 @@ def test_former_class_paths_are_rewritten_and_named(folder: Path) -> None:
 
 
 def test_applied_root_names_the_places_of_the_configuration(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stock_client: StockClient
 ) -> None:
-    monkeypatch.setenv("PARCELS_REGISTRY", f"sqlite:///{folder / 'hunter2.db'}")
+    url = f"sqlite:///{folder / 'hunter2.db'}"
+    monkeypatch.setenv("PARCELS_REGISTRY", url)
     first = written(
         folder,
         "parcels_first",
@@ -261,27 +250,35 @@ def test_applied_root_names_the_places_of_the_configuration(
     assert "hunter2" not in text
     assert str(folder / "run" / "other.db") in text
     publish(load(first), BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
-    assert stock_client(folder, folder / "run") == ["replay", "PRESENT", "5"]
+    found = read(stock_client, folder / "run", PARCELS_REGISTRY=url)
+    assert found == ["replay", "PRESENT", 5]
 
 
 def test_project_is_registered_changed_and_promoted_in_postgresql(
-    folder: Path, postgresql: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    postgresql: PostgresqlServer,
+    monkeypatch: pytest.MonkeyPatch,
+    stock_client: StockClient,
 ) -> None:
     line = "registry: {type: sql, path_env: PARCELS_REGISTRY}"
     first, second = written(folder, "parcels_first", line), written(folder, "parcels_second", line)
     with postgresql.database() as url:
         monkeypatch.setenv("PARCELS_REGISTRY", url)
+
+        def seen() -> list[Any]:
+            return read(stock_client, folder / "run", PARCELS_REGISTRY=url)
+
         tidemill("apply", "--config", first)
         publish(load(first), BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
-        assert stock_client(folder, folder / "run") == ["replay", "PRESENT", "5"]
+        assert seen() == ["replay", "PRESENT", 5]
         assert "pending as by_depot__v2" in tidemill("apply", "--plan", "--config", second)
         tidemill("apply", "--config", second)
-        assert stock_client(folder, folder / "run") == ["replay", "PRESENT", "5"]
+        assert seen() == ["replay", "PRESENT", 5]
         refused = tidemill("apply", "--promote", "--config", second, fails=1)
         assert "nothing was published to it" in refused
         tidemill("apply", "--promote", "--serve-unfilled", "--config", second)
         assert "would do nothing" in tidemill("apply", "--plan", "--config", second)
-        assert stock_client(folder, folder / "run") == ["replay", "NOT_FOUND", "None"]
+        assert seen() == ["replay", "NOT_FOUND", None]
     assert not list((folder / "run").glob("registry*"))
 
 

@@ -17,9 +17,10 @@ import feast
 import pytest
 import yaml
 
-from tests.pipelines.commands.apply_test import MODULES, publish, stock_client, tidemill, written
+from tests.pipelines.commands.apply_test import MODULES, publish, read, tidemill, written
 from tests.support.markdown import ROOT
 from tests.support.parcels import BY_COURIER, BY_DEPOT, PARCELS, depot_rows
+from tests.support.stock_client_process import StockClient
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
 from tidemill.features.feast_objects import offline_path
 from tidemill.pipelines.config.configuration import load
@@ -83,12 +84,12 @@ def test_apply_registers_the_tables_and_reaches_nobody(folder: Path, nobody_answ
     assert sources(root) == expected
 
 
-def test_online_reads_do_not_ask_where_the_past_is(folder: Path) -> None:
+def test_online_reads_do_not_ask_where_the_past_is(folder: Path, stock_client: StockClient) -> None:
     first = written(folder, "parcels_first", LINE)
     tidemill("apply", "--config", first)
     publish(load(first), BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
     # Feast's own client in another process, with the file and the registry only.
-    assert stock_client(folder, folder / "run") == ["replay", "PRESENT", "5"]
+    assert read(stock_client, folder / "run") == ["replay", "PRESENT", 5]
 
 
 def test_moving_the_offline_store_there_and_back_is_planned_and_done(folder: Path) -> None:

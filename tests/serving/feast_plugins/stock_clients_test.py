@@ -24,10 +24,11 @@ import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 
 import tidemill
-from tests.support import every_type, parcels, stock_client
+from tests.support import every_type, parcels
 from tests.support.every_type import KEYS
 from tests.support.parcels import BY_COURIER, courier_rows
 from tests.support.redis_server import free_port
+from tests.support.stock_client_process import StockClient
 from tests.support.stores import STORES, place_of
 from tidemill.features.feast_objects import VALID_UNTIL
 from tidemill.serving.online.backends import open_database
@@ -88,11 +89,12 @@ JSON: dict[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class Served:
-    """A published store, and the server in front of it."""
+    """A published store, the server in front of it, and the client of all stores."""
 
     root: Path
     place: OnlinePlace
     port: int
+    client: StockClient
 
     @property
     def url(self) -> str:
@@ -115,21 +117,8 @@ class Served:
 
     def sdk(self, features: list[str], rows: list[dict[str, str]], *, remote: bool = False) -> Any:
         """Ask Feast's SDK in another process, which reads the store itself or asks the server."""
-        asked = {
-            "features": features,
-            "entity_rows": rows,
-            "server": self.url if remote else None,
-        }
-        done = subprocess.run(
-            [sys.executable, str(Path(stock_client.__file__)), str(self.root)],
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            env=_environment(self.root),
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        server = self.url if remote else None
+        return self.client.ask(self.root, features, rows, server=server)["features"]
 
 
 def _environment(root: Path) -> dict[str, str]:
@@ -143,7 +132,9 @@ def _environment(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module", params=STORES)
 def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    stock_client: StockClient,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     root = tmp_path_factory.mktemp(request.param)
     with place_of(request.param, root) as place:
@@ -152,7 +143,7 @@ def served(
         )
         store = open_store(parcels.PARCELS, StorePlaces.below(root, online=place), clock="replay")
         store.apply(list(every_type.view(root)))
-        served = Served(root, place, free_port())
+        served = Served(root, place, free_port(), stock_client)
         overrun = {"entity_key": OVERRUN.encode(), "valid_until": 4_000, "scans_1d": 1}
         served.publish(*COURIERS, overrun, frontier_us=5_000)
         foreign = store.get_feature_view("every type, ours")
