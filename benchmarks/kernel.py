@@ -228,12 +228,14 @@ class SteadyLog:
         request_share: The share of requests among the rows.
         rows: Rows a call.
         calls: The number of calls that are prepared and timed at a time.
+        rows_a_day: How many rows the log has a day; it is timed after two days.
     """
 
     entities: int
     request_share: float
     rows: int
     calls: int
+    rows_a_day: int = ROWS_A_DAY
     _next_us: int = START_US
     _next_id: int = 0
     _ready: list[Slice] = field(default_factory=list)
@@ -251,7 +253,7 @@ class SteadyLog:
             self.work()
 
     def _calls_a_day(self) -> int:
-        return -(-ROWS_A_DAY // self.rows)
+        return -(-self.rows_a_day // self.rows)
 
     def _advance_seed(self, times: np.ndarray, cards: np.ndarray) -> None:
         events = make_events(times, cards, self._chance)
@@ -262,7 +264,7 @@ class SteadyLog:
 
     def _slice(self) -> Slice:
         start = self._next_us
-        self._next_us += DAY * self.rows // ROWS_A_DAY
+        self._next_us += DAY * self.rows // self.rows_a_day
         n_requests = round(self.rows * self.request_share)
         n_events = self.rows - n_requests
         times = np.sort(self._chance.integers(start, self._next_us, n_events))
@@ -292,13 +294,17 @@ class SteadyLog:
         return len(self._ready) * self.rows
 
 
-def measure_entities(few: int, many: int, rows: int, effort: Effort) -> list[Figure]:
+def measure_entities(
+    few: int, many: int, rows: int, effort: Effort, rows_a_day: int = ROWS_A_DAY
+) -> list[Figure]:
     """Measure the cost of a row with few and with many entities, in calls of ``rows`` rows."""
     out = []
-    calls = max(4, 65_536 // rows)
+    calls = max(4, min(65_536, rows_a_day) // rows)
     for what, share in (("events only", 0.0), ("events and requests", 0.4)):
         logs = {
-            f"{entities:,} cards, {what}, {rows:,} a call": SteadyLog(entities, share, rows, calls)
+            f"{entities:,} cards, {what}, {rows:,} a call": SteadyLog(
+                entities, share, rows, calls, rows_a_day
+            )
             for entities in (few, many)
         }
         runs = alternate({name: Side(log.work, log.setup) for name, log in logs.items()}, effort)
@@ -324,7 +330,7 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
         return [
             *measure_rate(40_000, effort),
             *measure_wide_view(10_000, effort),
-            *measure_entities(100, 2_000, SLICE_ROWS, effort),
+            *measure_entities(100, 2_000, 2_048, effort, rows_a_day=20_000),
         ]
     return [
         *measure_rate(1_000_000, effort),

@@ -52,7 +52,9 @@ PLAIN: Final = "direct reader, plain values"
 _READS: Final = 1_000
 """How many different reads there are; they are read round and round."""
 _LEAST_READS: Final = 20
-"""Reads of a run at least, and before each run, untimed."""
+"""Reads of a run at least, and before each run, untimed; and those whose values are compared."""
+_FEW_READS: Final = 2
+"""Reads of a run, and before it, where times mean nothing."""
 _NS_PER_MS: Final = 1_000_000
 
 
@@ -152,12 +154,13 @@ def _latencies_ms(
     read: Callable[[list[str]], Any], reads: Sequence[list[str]], seconds: float
 ) -> np.ndarray:
     """Read one after the other for so long, and return how long each took."""
-    for keys in reads[:_LEAST_READS]:
+    least = _LEAST_READS if seconds else _FEW_READS
+    for keys in reads[:least]:
         read(keys)
     taken_ns = []
     end_ns = time.perf_counter_ns() + round(seconds * 1e9)
     number = 0
-    while number < _LEAST_READS or time.perf_counter_ns() < end_ns:
+    while number < least or time.perf_counter_ns() < end_ns:
         keys = reads[number % len(reads)]
         before = time.perf_counter_ns()
         read(keys)

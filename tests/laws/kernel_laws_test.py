@@ -16,6 +16,7 @@ from tests.support import strategies
 from tests.support.driver import Asked, Row, asked, prepared, run_all, time_of, values_of
 from tidemill import FeatureView
 from tidemill.features.contract import TIME_MIN
+from tidemill.features.definitions import REGISTRY
 from tidemill.features.kernel.advance import Publish, advance
 from tidemill.features.kernel.encoding import canonical_bytes, decode, encode
 from tidemill.features.kernel.plan import make_plan
@@ -23,7 +24,8 @@ from tidemill.features.kernel.tiles.state import State
 from tidemill.features.oracle.values import Oracle
 
 LAW = settings(
-    max_examples=150,
+    # Fewer where the two examples of docs/aggregations.md are alone (tests/docs).
+    max_examples=min(150, 30 * len(REGISTRY)),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
