@@ -61,7 +61,7 @@ def test_the_demo_sample_ends_with_zero_mismatches(
     place = table.column_names.index(column)
     pq.write_table(table.set_column(place, column, [values]), path)
     with pytest.raises(SystemExit) as left:
-        main(["verify", "--config", str(_flights()), "--root", str(root)])
+        main(["verify", "--sample", "100", "--config", str(_flights()), "--root", str(root)])
     printed = capsys.readouterr()
     assert left.value.code == 1, printed.out + printed.err
     assert not last_line(printed.out).startswith("0 mismatches in ")
