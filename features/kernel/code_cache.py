@@ -10,6 +10,7 @@ Promises:
   functions that this one calls. So the directory's name is a digest of all sources of the kernel,
   of the modules that it takes constants from, and of numba's version. numba itself distinguishes
   versions of Python and kinds of CPU.
+* **Equal sources are compiled once**, wherever they are installed (`KernelLocator`).
 
 The environment variable `NUMBA_CACHE_DIR` replaces the user's cache directory. It is not checked
 itself; the directories made in it are. Where no directory can be made (a read-only home), each
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Final
 
 import numba
+from numba.core.caching import UserProvidedCacheLocator
 
 from tidemill.features.errors import UnsafeCache
 
@@ -110,6 +112,27 @@ def code_cache() -> Path | None:
         return None
     remove_unused(made)
     return made
+
+
+class KernelLocator(UserProvidedCacheLocator):
+    """Tells numba where below its directory the code of a function is kept.
+
+    numba names the place by the absolute path of the source, so each environment would compile the
+    kernel for itself. Here a source of the kernel is named by its place in the kernel, which is
+    enough in a directory whose name is a digest of all of them.
+    """
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        """Return the folder for a source file's functions."""
+        folder = Path(py_file).resolve().parent
+        if folder.is_relative_to(_KERNEL):
+            return "_".join(folder.relative_to(_KERNEL.parent).parts)
+        return str(super().get_suitable_cache_subpath(py_file))
+
+
+LOCATOR: Final = f"{KernelLocator.__module__}.{KernelLocator.__name__}"
+"""What numba's setting ``CACHE_LOCATOR_CLASSES`` calls it."""
 
 
 def _require_private(directory: Path) -> None:

@@ -22,7 +22,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numba
 from numba.core.registry import cpu_target
 
 from tidemill.features.kernel import code_cache
@@ -118,15 +117,14 @@ def _compiled_by_processes() -> bool:
 def _marker() -> Path | None:
     """Return the file that marks a compiled kernel; None where nothing is kept.
 
-    Its name depends on what numba's cache depends on: the paths and times of the source files,
-    Python, numba and the CPU.
+    Its directory is named by the sources and numba's version, and it by the rest that numba's cache
+    depends on: Python and the CPU.
     """
     directory = code_cache.code_cache()
     if directory is None:
         return None
-    stamps = [(str(source), source.stat().st_mtime_ns) for source in code_cache.sources()]
     machine = cpu_target.target_context.codegen().magic_tuple()
-    name = hashlib.sha256(repr((stamps, machine, sys.version, numba.__version__)).encode())
+    name = hashlib.sha256(repr((machine, sys.version)).encode())
     return directory / f"complete-{name.hexdigest()[:16]}"
 
 

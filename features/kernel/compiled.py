@@ -18,7 +18,7 @@ from typing import Any, Final
 from numba import config, njit
 from numba.core import types
 
-from tidemill.features.kernel.code_cache import code_cache
+from tidemill.features.kernel.code_cache import LOCATOR, code_cache
 from tidemill.features.kernel.compiler import (
     EntryCompiler,
     InnerCompiler,
@@ -45,13 +45,13 @@ def entry(function: Callable[..., Any]) -> Any:
     directory = code_cache()
     if directory is None:
         return _without_literals(njit(**_ENTRY)(function))
-    # numba reads the setting here only, so other numba functions keep their directory.
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(directory)
+    # numba reads the settings here only, so other numba functions keep their directory.
+    before = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
+    config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = str(directory), LOCATOR
     try:
         return _without_literals(njit(cache=True, **_ENTRY)(function))
     finally:
-        config.CACHE_DIR = before
+        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
 
 
 def inner(function: Callable[..., Any] | None = None, *, forceinline: bool = False) -> Any:

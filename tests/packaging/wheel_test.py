@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.markdown import ROOT
+from tidemill.features.kernel.compilation import compile_kernel
 
 ROOMS = ("examples", "features", "pipelines", "serving")
 
@@ -158,6 +159,16 @@ def test_installed_package_is_the_wheels(installed: Installed) -> None:
     for room in ROOMS:
         said = installed.run("python", "-c", f"import {room}; print({room}.MINE)")
         assert said == f"the user's own {room}\n"
+
+
+def test_kernel_is_compiled_by_processes_and_once_for_equal_sources(installed: Installed) -> None:
+    compile_kernel()  # that of the checkout
+    code = "from tidemill.features.kernel.compilation import is_compiled; print(is_compiled())"
+    assert installed.run("python", "-c", code) == "True\n"
+    code = (
+        "from tidemill.features.kernel import compilation as c; print(c._compiled_by_processes())"
+    )
+    assert installed.run("python", "-c", code) == "True\n"
 
 
 @pytest.mark.timeout(1800)

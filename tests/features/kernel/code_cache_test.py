@@ -170,6 +170,17 @@ def test_the_digest_is_of_every_source_in_every_folder(
     assert len(digests) == 5
 
 
+def test_code_is_kept_by_its_place_in_the_kernel_and_not_by_that_of_the_installation() -> None:
+    kernel = ROOT / "tidemill" / "features" / "kernel"
+    named = [
+        code_cache.KernelLocator.get_suitable_cache_subpath(str(path))
+        for path in (kernel / "hashing.py", kernel / "folds" / "sums.py", ROOT / "my_fold.py")
+    ]
+    assert named[:2] == ["kernel", "kernel_folds"]
+    # A fold of somebody else's has no place in the kernel, and numba's own name.
+    assert named[2].startswith(f"{ROOT.name}_")
+
+
 class _Attack:
     """Makes a folder when it is unpickled."""
 
