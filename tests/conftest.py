@@ -41,6 +41,23 @@ settings.register_profile(
 settings.load_profile("tidemill")
 
 
+# They take a minute or more each. A worker of pytest-xdist takes whole files in this order: one of
+# them at the end would leave the other workers without work.
+LONGEST = (
+    "tests/pipelines/recovery/republish_test.py",
+    "tests/pipelines/training/version_test.py",
+    "tests/pipelines/commands/demo_test.py",
+    "tests/packaging/wheel_test.py",
+    "tests/benchmarks/benchmarks_test.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that take longest first; the others keep their order."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(LONGEST)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Open the folder for what the workers share."""
     open_shared_folder(config)
