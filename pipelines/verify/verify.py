@@ -24,6 +24,7 @@ from tidemill.features.contract import Int64Array, moment_of
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration, Splits
 from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_oracle import check_with_oracle, sampled_rows
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_predictions
@@ -136,7 +137,19 @@ def _prove(
     _check_evidence(evidence, features)
     stream = config.current.stream_folder
     predictions = read_predictions(stream, config.project)
-    served = serve_beside_requests(stream, config.splits, history, predictions, features)
+    run = StreamRun.read(stream)
+    served = serve_beside_requests(
+        stream,
+        config.splits,
+        history,
+        predictions,
+        features,
+        ended=run is None or run.ended,
+    )
+    if served.waiting:
+        progress.say(
+            f"the stream in {stream} has not ended: {served.waiting:,} requests have no answer yet"
+        )
     asked = hashing.bits(served.requests.column(config.project.request.request_time))
     rows = sampled_rows(asked, sample)
     late: list[dict[str, Any]] = []
@@ -162,6 +175,7 @@ def _prove(
         "log_is_witness": [f"{name}: {why}" for name, why in witness.changed.items()],
         "requests": served.expected + served.unanswered,
         "rejected_requests": served.unanswered,
+        "waiting_requests": served.waiting,
         "predictions": served.count,
         "features": len(config.project.columns),
         "values": served.count * len(config.project.columns),

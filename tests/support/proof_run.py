@@ -12,7 +12,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,10 @@ class Server:
             self.feed(poll)
         self.feed(replay.final_poll(at, 0))
         assert not self.joiner.drain()
+        stream = self.current.stream_folder
+        run = StreamRun.read(stream)
+        assert run is not None
+        replace(run, ended=True).write(stream)
         self.database.close()
 
     def feed(self, poll: Poll) -> None:
