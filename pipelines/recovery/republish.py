@@ -396,6 +396,7 @@ def publish_shard(
         shard=shard,
         mark_before=None,
         mark=operator.mark,
+        attempt=None,
         frontier_us=frontier_us,
     )
     if fill.is_current:

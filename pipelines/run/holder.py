@@ -8,10 +8,19 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 from tidemill.pipelines.run import paths
-from tidemill.serving.files.atomic_write import write_text
+from tidemill.serving.files.locks import lock
+from tidemill.serving.files.records import RecordFormat, read_record, write_record
 from tidemill.serving.online.fills import Holder
+
+_ROOT_ID: Final = RecordFormat(
+    name="tidemill-root",
+    version=1,
+    fields=frozenset({"id"}),
+    remedy="remove it, and run `tidemill stream --take-over`: the root gets another id",
+)
 
 
 def root_id(root: Path) -> str:
@@ -19,12 +28,17 @@ def root_id(root: Path) -> str:
 
     A root that is moved keeps its id. So does a copy: if it writes to the same online store, it
     takes the token of the first one, whose writes are refused from then on.
+
+    Raises:
+        DamagedState: The file is damaged.
     """
     path = root / paths.ROOT_ID
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
-        write_text(path, secrets.token_hex(8) + "\n")
-    return path.read_text().strip()
+        with lock(path.with_suffix(".lock"), "give the root an id", wait=True):
+            if not path.exists():
+                write_record(path, _ROOT_ID, {"id": secrets.token_hex(8)})
+    return str(read_record(path, _ROOT_ID)["id"])
 
 
 def this_holder(root: Path) -> Holder:

@@ -12,7 +12,7 @@ from tidemill.serving.bundles.current import BUNDLES as BUNDLES
 
 RUN_RECORD: Final = "run.json"
 """Whether the root holds all data or a sample."""
-ROOT_ID: Final = "root-id"
+ROOT_ID: Final = "root-id.json"
 """A random text that tells this root from all others."""
 SUMMARY: Final = "summary.json"
 """The figures of each stage."""

@@ -19,6 +19,7 @@ from tidemill.pipelines.recovery.store_fills import is_of_log, key_spaces
 from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.fills import Fill
+from tidemill.serving.registry.registration import open_store
 
 
 class Origin(NamedTuple):
@@ -46,6 +47,7 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
     of_newest = Origin(streams[0], True, streams[0].generation)
     if not keeps_frontiers(config.online_store):
         return {view.name: of_newest for view in config.project.views}
+    open_store(config.project, config.places, clock="replay")  # makes key spaces that are missing
     database = open_database(config.online_store)
     fills = [fill for fill in database.fills(key_spaces(config)) if fill.is_current]
     marks = {

@@ -70,6 +70,7 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     config = config.pin()
     streams = streams_to_prove(config.current)
     first, *others = streams
+    read_predictions(first.stream_folder, config.project)  # without any there is nothing to prove
     origins = find_origins(config, streams)
     figures, everything = _prove(replace(config, pinned=first), progress, sample, origins)
     earlier = []

@@ -58,7 +58,8 @@ class Parcel:
         frontier_us: The instant as of which the part is complete once they are written. None if
             more chunks of the release follow; such a chunk is refused for a fill that readers see.
         slice: The slice of the shard.
-        attempt: When the shard's operator was made in its process, in seconds since 1970.
+        attempt: When the shard's operator was made in its process, in seconds since 1970. None for
+            a publication beside the stream, which is not compared with the stream's operators.
         marks_between: The marks of the releases between the two. It may build on each of these too:
             what it repeats from before changes nothing.
     """
@@ -71,7 +72,7 @@ class Parcel:
     mark: bytes
     frontier_us: int | None
     slice: int = 0
-    attempt: int = 0
+    attempt: int | None = 0
     marks_between: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ def parcels_of(
     mark_before: bytes | None,
     mark: bytes,
     frontier_us: int,
-    attempt: int = 0,
+    attempt: int | None = 0,
     marks_between: tuple[bytes, ...] = (),
 ) -> list[Parcel]:
     """Make the parcels of a release of a shard: one for each slice of the fill, rows or not.
@@ -65,7 +65,7 @@ def parcels_of(
         mark_before: The mark that they build on; None if they are the whole shard.
         mark: The mark of the release.
         frontier_us: The frontier of the release.
-        attempt: The attempt of the shard's operator.
+        attempt: The attempt of the shard's operator; None beside a stream.
         marks_between: If they are of several releases, the marks of all but the last.
 
     Raises:
@@ -93,7 +93,7 @@ def whole_parcels(
     mark_before: bytes | None,
     mark: bytes,
     frontier_us: int,
-    attempt: int = 0,
+    attempt: int | None = 0,
     marks_between: tuple[bytes, ...] = (),
 ) -> list[Parcel]:
     """Make the parcels of rows of a shard; see `parcels_of`."""

@@ -493,7 +493,7 @@ class RedisDatabase:
             parcel.part,
             fill.shards,
             fill.slices,
-            parcel.attempt,
+            b"" if parcel.attempt is None else parcel.attempt,
             b""
             if parcel.mark_before is None
             else b"".join((parcel.mark_before, *parcel.marks_between)),

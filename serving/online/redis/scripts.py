@@ -5,9 +5,9 @@ writes last: a refusal, a list that begins with its kind, has written nothing.
 
 **Write** writes a parcel, or a stock client's rows. ``KEYS``: the fill's record, its parts, the
 name of the current fill, then a key for each row. ``ARGV``: the writer's token (empty for a stock
-client), part, shards, slices, attempt, the marks that it may build on (empty for none), mark,
-frontier (empty if more chunks follow), ``1`` if the writer knows the fill as current, the fill's
-id, then each key's row. It returns the number of rows written.
+client), part, shards, slices, attempt (empty for the one that stands), the marks that it may build
+on (empty for none), mark, frontier (empty if more chunks follow), ``1`` if the writer knows the
+fill as current, the fill's id, then each key's row. It returns the number of rows written.
 
 **Read** reads rows of the current fills of several key spaces. ``KEYS``: for each the name of the
 current fill, its parts and the keys of its rows. ``ARGV``: for each the id that the reader knows
@@ -81,11 +81,13 @@ else
   local at = 32 * tonumber(ARGV[2])
   stood = redis.call('GETRANGE', KEYS[2], at, at + 31)
   if #stood < 32 then stood = NONE end
-  header = string.sub(token, 1, 4) .. struct.pack('>I4', tonumber(ARGV[5]))
+  local attempt = tonumber(ARGV[5]) or 0
   if string.sub(stood, 25, 28) == string.sub(token, 1, 4) then
-    local attempt = unpack_numbers('>I4', string.sub(stood, 29, 32))
-    if attempt > tonumber(ARGV[5]) then return {'attempt', attempt} end
+    local standing = unpack_numbers('>I4', string.sub(stood, 29, 32))
+    if ARGV[5] == '' then attempt = standing end
+    if standing > attempt then return {'attempt', standing} end
   end
+  header = string.sub(token, 1, 4) .. struct.pack('>I4', attempt)
   local has_later = frontier ~= '' and earlier(frontier, stood)
   local stands = string.sub(stood, 9, 24)
   local is_repeat = stands == mark and marks_before ~= ''

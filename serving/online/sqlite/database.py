@@ -215,9 +215,11 @@ class SqliteDatabase:
             (fill.id, parcel.part),
         ).fetchone()
         frontier, mark, token, attempt = stored or (None, None, 0, 0)
-        if token == writer.token and attempt > parcel.attempt:
-            raise later_attempt(self.name, parcel, attempt)
-        header = (writer.token, parcel.attempt)
+        standing = attempt if token == writer.token else 0
+        mine = standing if parcel.attempt is None else parcel.attempt
+        if standing > mine:
+            raise later_attempt(self.name, parcel, standing)
+        header = (writer.token, mine)
         reached = parcel.frontier_us
         has_later = frontier is not None and reached is not None and reached < frontier
         is_whole = parcel.mark_before is None

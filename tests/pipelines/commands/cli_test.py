@@ -187,7 +187,7 @@ def test_stream_options_are_passed_on(project: Path, stage: Callable[[str, Any],
     assert run("stream") == 0
     nothing = {
         "speed": None, "engine": None, "mode": None, "until_us": None, "resume": False,
-        "wait": False,
+        "wait": False, "take_over": False,
     }  # fmt: skip
     assert called.options == nothing
     assert run("stream", "--speed", "60", "--engine", "prism", "--mode", "eager") == 0
@@ -196,6 +196,8 @@ def test_stream_options_are_passed_on(project: Path, stage: Callable[[str, Any],
     assert called.options == {**nothing, "until_us": 1_772_668_800_000_000, "resume": True}
     assert run("stream", "--wait") == 0
     assert called.options == {**nothing, "wait": True}
+    assert run("stream", "--take-over") == 0
+    assert called.options == {**nothing, "take_over": True}
 
 
 def test_publish_and_wait_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:

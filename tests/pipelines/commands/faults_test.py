@@ -254,7 +254,6 @@ STREAM = "generations/*/stream-*"
 READ = {
     "run.json": ON_EXISTING_RUN,
     "summary.json": ("verify",),
-    "stream.json": (RESUMED,),
     f"{STREAM}/cuts.log": (RESUMED,),
     "bundles/current": ("stream",),
     "CURRENT": ("backfill", "verify", "explain", "republish", "stream", "merge-log"),
@@ -271,6 +270,7 @@ READ = {
     f"{STREAM}/stops/*/by_*.state": (RESUMED,),
     f"{STREAM}/rejected_by_stream/*.parquet": ("verify",),
     "rejected/*.parquet": ("replay-rejected",),
+    "root-id.json": ("stream", RESUMED),
     "registry.db": ("apply", "clean-store"),
     "online.db": ("features", "verify"),
     f"{OFFLINE}/*/*/*/*.parquet": ("merge-log",),

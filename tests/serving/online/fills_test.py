@@ -317,6 +317,10 @@ def test_earlier_attempt_of_an_operator_is_refused(
     with pytest.raises(SupersededWriter, match=r"attempt 1 of this shard's operator .* attempt 0"):
         database.publish([replace(second, attempt=0)])
     assert database.publish([second]) == [1]
+    beside = replace(target.parcel(_row(2, 1), frontier_us=20), attempt=None)
+    assert database.publish([beside]) == [1]
+    with pytest.raises(SupersededWriter, match=r"attempt 1 of this shard's operator .* attempt 0"):
+        database.publish([replace(second, attempt=0)])
     later = taken(database, target)
     assert database.publish([later.parcel(_row(1, 3), since_us=20, frontier_us=30)]) == [1]
 
