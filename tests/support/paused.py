@@ -41,7 +41,8 @@ class Paused:
 
         def counted(*arguments: Any, **named: Any) -> Any:
             self.steps += 1
-            if self.steps == self._pause_before:
+            # Once the function has ended, the steps are those of others.
+            if self.steps == self._pause_before and not self._is_paused.is_set():
                 self._is_paused.set()
                 assert self._goes_on.wait(PAUSE_S)
             return step(*arguments, **named)

@@ -37,7 +37,7 @@ from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import KeySpace
-from tidemill.serving.stores.online_places import OnlinePlace
+from tidemill.serving.stores.online_places import OnlinePlace, default_place
 
 END = EVALUATE_UNTIL + 6 * HOUR
 
@@ -65,7 +65,7 @@ def root_of(folder: Path, name: str, place: OnlinePlace) -> Configuration:
         config,
         online_store=place,
         splits=replace(config.splits, stream_until_us=END),
-        stream=replace(config.stream, poll_rows=20),
+        stream=replace(config.stream, poll_rows=5),
     )
 
 
@@ -133,7 +133,9 @@ def test_a_correction_beside_a_stream(
     write_sources(tmp_path)
     first = root_of(tmp_path, "first", place)
     backfill(first, QuietProgress(), publish=True)
-    program = Paused(lambda: run(first), 25)
+    counted = replace(copied(first, tmp_path / "counted"), online_store=default_place(tmp_path))
+    steps = Paused(lambda: run(counted), 0).count("sqlite", monkeypatch)
+    program = Paused(lambda: run(first), steps // 2)
     with program.paused(kind, monkeypatch):
         path = tmp_path / "rides.csv"
         with path.open(newline="") as file:
