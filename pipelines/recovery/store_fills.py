@@ -66,7 +66,10 @@ def begin_fills(
         mark = bytes.fromhex(handoff.marks[fill.space.view][shard])
         return state == PartState(mark, frontier_us)
 
-    return _chosen(config, database, handoff, goes_on, entities_of)
+    run, made = _chosen(config, database, handoff, goes_on, entities_of)
+    # From here on the rows are those of this generation (`take_token`).
+    fills = {view: replace(fill, generation=handoff.generation) for view, fill in run.fills.items()}
+    return replace(run, fills=fills), made
 
 
 def bootstrap_fills(
@@ -135,7 +138,12 @@ def fills_of_run(
         found = [
             fill
             for fill in _candidates(config, database, view.name)
-            if fill.shards == config.shards and _same_history(view, handoff, fill)
+            if fill.shards == config.shards
+            and _same_history(view, handoff, fill)
+            and (
+                fill.generation == handoff.generation
+                or (isinstance(handoff, Handoff) and is_of_log(config, fill))
+            )
         ]
         if found:
             # One that is being filled is newer than the current one.

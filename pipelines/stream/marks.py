@@ -2,8 +2,8 @@
 
 ``id(n) = SHA-256(id(n-1), n, positions, frontier)``, and ``id(0)`` is a hash of the operator's key
 and of the positions and the frontier of the state that the stream began with. So two operators
-of one generation whose releases have one id have applied the same rows, cut into the same polls. A store keeps the id
-of the last release that it has taken as its *mark*.
+of one generation whose releases have one id have applied the same rows, cut into the same polls. A
+store keeps the id of the last release that it has taken as its *mark*.
 """
 
 from __future__ import annotations

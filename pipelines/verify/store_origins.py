@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.build_manifest import BUILD_RECORD, BuildManifest
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.recovery.republish import keeps_frontiers
@@ -21,8 +20,6 @@ from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.fills import Fill
 from tidemill.serving.registry.registration import open_store
-
-_OLDEST: Final = 2**31
 
 
 class Origin(NamedTuple):
@@ -58,17 +55,12 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
         for fill, states in zip(fills, database.part_states(fills), strict=True)
     }
     database.close()
-    by_view, ages = {fill.space.view: fill for fill in fills}, _ages(config.current)
+    by_view = {fill.space.view: fill for fill in fills}
     published: dict[str, Origin] = {}
     for stream in streams:
-        age = ages.get(stream.generation, _OLDEST)
         for view, mark in _marks(stream):
-            # A mark has no rows in it, so equal polls of two histories have equal marks. A stream
-            # goes on with a fill of its own generation, or of an earlier one.
-            if mark in marks.get(view, ()) and (
-                by_view[view].generation == stream.generation
-                or age < ages.get(by_view[view].generation, _OLDEST)
-            ):
+            # A mark has no rows in it, so equal polls of two histories have equal marks.
+            if mark in marks.get(view, ()) and by_view[view].generation == stream.generation:
                 published.setdefault(view, Origin(stream, True, stream.generation))
     return {
         # What has no marks at all was lost or withdrawn: the newest stream says what is missing.
@@ -76,18 +68,6 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
         or (_of_backfill(config, by_view[view.name]) if marks.get(view.name) else of_newest)
         for view in config.project.views
     }
-
-
-def _ages(current: Current) -> dict[str, int]:
-    """Return the age of each generation that the manifests know: 0 is the current one."""
-    ages: dict[str, int] = {}
-    generation: str | None = current.generation
-    while generation is not None and generation not in ages:
-        ages[generation] = len(ages)
-        build = replace(current, generation=generation).newest_build
-        there = (build / BUILD_RECORD).exists()
-        generation = BuildManifest.read(build).parent if there else None
-    return ages
 
 
 def _marks(stream: Current) -> set[tuple[str, str]]:

@@ -175,7 +175,8 @@ class OnlineDatabase(Protocol):
         From then on their earlier writers are refused. Read marks (`part_states`) afterwards.
 
         Args:
-            fills: The fills; each current or being filled.
+            fills: The fills; each current or being filled. Their records get the generations that
+                these have.
             holder: Who takes it.
             take_over: Whether to take it from another root.
 

@@ -297,7 +297,8 @@ class RedisDatabase:
         """Take the writer's token of fills."""
         nonce = secrets.token_bytes(12)
         keys = [TOKEN, *(fill_key(fill.id) for fill in fills)]
-        arguments = (holder.root, holder.to_json(), nonce, int(take_over))
+        arguments: list[str | bytes | int] = [holder.root, holder.to_json(), nonce, int(take_over)]
+        arguments += [fill.generation for fill in fills]
         reply = self._script(take_command(keys, arguments), [fill.space for fill in fills])
         if not isinstance(reply, list):
             return Writer(reply, holder, nonce)

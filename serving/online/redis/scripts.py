@@ -230,7 +230,7 @@ return 0
 )
 
 # KEYS: the highest token, then the records of the fills. ARGV: root, holder, random bytes, 1 to
-# take over.
+# take over, then the generations of the fills.
 _TAKE: Final = (
     _COMMON
     + f"local LAYOUT = '{LAYOUT}'\n"
@@ -247,7 +247,7 @@ highest = highest + 1
 redis.call('SET', KEYS[1], highest)
 for i = 2, #KEYS do
   redis.call('HSET', KEYS[i], 'token', struct.pack('>I4', highest) .. ARGV[3], 'root', ARGV[1],
-    'holder', ARGV[2])
+    'holder', ARGV[2], 'generation', ARGV[i + 3])
 end
 return highest
 """

@@ -194,6 +194,9 @@ def take_token(
     writer = Writer(highest_token(sqlite) + 1, holder)
     for fill in fills:
         _set_writer(sqlite, fill.id, writer)
+        sqlite.execute(
+            "UPDATE tidemill_fills SET generation = ? WHERE id = ?", (fill.generation, fill.id)
+        )
     return writer
 
 

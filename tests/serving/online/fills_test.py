@@ -292,7 +292,10 @@ def test_another_root_needs_to_be_told_to_take_over(
     other = database.take_token([target.fill], OTHER_HOLDER, take_over=True)
     assert target.writer.token < same.token < other.token
     (fill,) = database.fills([target.space])[:1]
-    assert fill.writer == other
+    assert (fill.writer, fill.generation) == (other, "")
+    of_another = replace(fill, generation="0123456789abcdef")
+    database.take_token([of_another], OTHER_HOLDER)
+    assert database.fills([target.space])[0].generation == of_another.generation
     with pytest.raises(HeldByAnotherRoot):
         database.take_token([fill], HOLDER)
 
