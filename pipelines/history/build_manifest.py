@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
-from tidemill.pipelines.ingest.source_digests import sha256_of
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run import paths
+from tidemill.serving.files.file_digest import file_sha256
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
 BUILD_RECORD: Final = "build.json"
@@ -97,7 +97,7 @@ def source_records(
 def table_digests(build: Path) -> dict[str, str]:
     """Digest the files of a build's training table."""
     files = sorted((build / paths.TRAINING_TABLE).glob("*.parquet"))
-    return {path.name: sha256_of(path) for path in files}
+    return {path.name: file_sha256(path) for path in files}
 
 
 def check_training_table(build: Path, project: Project, shards: int) -> BuildManifest:

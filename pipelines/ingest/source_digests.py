@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tidemill.features.errors import InputError
+from tidemill.serving.files.file_digest import file_sha256
 from tidemill.serving.files.file_errors import named_for
 
 
@@ -29,13 +29,8 @@ class SourceFile:
     @staticmethod
     def of(path: Path) -> SourceFile:
         """Digest a file."""
-        return SourceFile(str(path), path.stat().st_size, sha256_of(path))
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with named_for(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        with named_for(path):
+            return SourceFile(str(path), path.stat().st_size, file_sha256(path))
 
 
 @contextmanager

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 
 from tidemill.features.errors import InputError
 from tidemill.pipelines.history.build_manifest import BUILD_RECORD, BuildManifest, table_digests
-from tidemill.pipelines.ingest.source_digests import sha256_of
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.verify.served import prediction_file
 from tidemill.serving.bundles.bundle import Bundle
+from tidemill.serving.files.file_digest import file_sha256
 from tidemill.serving.files.read_files import read_table
 from tidemill.serving.generations.current import GENERATIONS, Current
 
@@ -172,6 +172,6 @@ def _files(files: Sequence[Mapping[str, Any]]) -> list[Link]:
         path = Path(file["path"])
         state = "gone"
         if path.is_file():
-            state = "unchanged" if sha256_of(path) == file["sha256"] else "changed since"
+            state = "unchanged" if file_sha256(path) == file["sha256"] else "changed since"
         links.append(Link(f"{path}: {file['size']:,} bytes, sha256 {file['sha256']}, {state}"))
     return links

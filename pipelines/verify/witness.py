@@ -25,12 +25,12 @@ import pyarrow as pa
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
-from tidemill.pipelines.ingest.source_digests import sha256_of
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, rows_digest
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.raw_history import logged_history, read_history
 from tidemill.pipelines.verify.source_history import History, SourceHistory
+from tidemill.serving.files.file_digest import file_sha256
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def changed_files(recorded: Sequence[Mapping[str, Any]], now: Sequence[Path]) ->
     """
     before = [file["sha256"] for file in recorded]
     for path, digest in zip(now, before, strict=False):
-        if sha256_of(path) != digest:
+        if file_sha256(path) != digest:
             return f"{path} was changed"
     return None if len(now) == len(before) else f"it had {len(before)} files, and has {len(now)}"
 

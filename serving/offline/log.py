@@ -308,15 +308,6 @@ class OfflineLog:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def take_over(self, other: OfflineLog) -> None:
-        """Replace this log by another, complete one in a directory beside it.
-
-        A concurrent reader sees the old log, or none for a moment, never a part of one.
-        """
-        with self.alone():
-            shutil.rmtree(self.directory, ignore_errors=True)
-            other.directory.replace(self.directory)
-
     def _folders(self) -> list[Path]:
         return sorted(self.directory.glob(f"{_DATE}*"))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tidemill.features.errors import InputError, NoSuchFile
-from tidemill.pipelines.ingest.source_digests import SourceFile, digested, sha256_of
+from tidemill.pipelines.ingest.source_digests import SourceFile, digested
+from tidemill.serving.files.file_digest import file_sha256
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_a_file_is_described_by_path_size_and_sha_256(files: list[Path]) -> None
     ]
     assert found[1].sha256 == hashlib.sha256().hexdigest()
     assert found[0] == SourceFile.of(files[0])
-    assert found[0].sha256 == sha256_of(files[0])
+    assert found[0].sha256 == file_sha256(files[0])
 
 
 def append(path: Path) -> None:

@@ -196,12 +196,3 @@ def test_days_before_that_of_the_slowest_shard_get_no_more_rows(log: OfflineLog)
     assert str(log.ended_before()) < "1970", "a shard that has not reported can add to any day"
     log.reach(1, 2, since_us=0, until_us=3 * DAY + 1)
     assert log.ended_before() == "1970-01-04"
-
-
-def test_log_takes_the_place_of_another(log: OfflineLog) -> None:
-    log.write(BY_DEPOT, depot_rows((7, 1, 1, 1)), "old")
-    other = OfflineLog(log.directory.with_name("beside"))
-    other.write(BY_DEPOT, depot_rows((7, DAY, 1, 1)), "new")
-    log.take_over(other)
-    assert _files(log) == ["date=1970-01-02/new.parquet"]
-    assert not other.directory.exists()
