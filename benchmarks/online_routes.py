@@ -43,7 +43,9 @@ from tidemill.features.definitions import INT64
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, feast_entity, field_name
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.parcels import parcel_of
+from tidemill.serving.online.fills import MARK_BYTES, Fill, Holder, NewFill, Writer
+from tidemill.serving.online.parcels import parcels_of
+from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.online.sqlite.connections import create_file, transaction
 from tidemill.serving.publications import schema
 from tidemill.serving.registry.registration import open_store
@@ -189,22 +191,26 @@ def our_route(shape: Shape, cards: int, root: Path, server: RedisPlace | None) -
     place: OnlinePlace = server or default_place(root / "ours")
     sdk = open_store(project, StorePlaces.below(root / "ours", online=place), clock="replay")
     database = open_database(place)
+    fills, writer = open_fills(database, project.name, shape)
     written_until_us: list[int | None] = [None]
 
     def write(batches: list[pa.RecordBatch]) -> None:
         until_us = int(batches[0].column(EVENT_TIMESTAMP)[0].as_py())
+        since_us = written_until_us[0]
         database.publish(
             [
-                parcel_of(
-                    project.name,
+                parcel
+                for fill, view, batch in zip(fills, shape.views, batches, strict=True)
+                for parcel in parcels_of(
+                    fill,
+                    writer,
                     view,
                     batch,
                     shard=0,
-                    shard_count=1,
-                    since_us=written_until_us[0],
+                    mark_before=None if since_us is None else _mark(since_us),
+                    mark=_mark(until_us),
                     frontier_us=until_us,
                 )
-                for view, batch in zip(shape.views, batches, strict=True)
             ]
         )
         written_until_us[0] = until_us
@@ -217,10 +223,11 @@ def plug_in_route(shape: Shape, cards: int, root: Path, server: RedisPlace | Non
     project = shape.project("plugged")
     place: OnlinePlace = server or default_place(root / "plugged")
     sdk = open_store(project, StorePlaces.below(root / "plugged", online=place), clock="replay")
+    fills, writer = open_fills(open_database(place), project.name, shape)
 
     def before_read(last_deal: int) -> None:
         # A stock client publishes no frontier, and without one a row has no age and is withheld.
-        publish_frontier(open_database(place), project.name, shape, time_us(last_deal))
+        publish_frontier(open_database(place), fills, writer, shape, time_us(last_deal))
 
     return Route(
         name=PLUG_IN,
@@ -233,24 +240,38 @@ def plug_in_route(shape: Shape, cards: int, root: Path, server: RedisPlace | Non
     )
 
 
+def open_fills(database: OnlineDatabase, project: str, shape: Shape) -> tuple[list[Fill], Writer]:
+    """Begin a fill of one shard for each view, and let readers see it."""
+    new = [NewFill(KeySpace.of(project, view), shards=1) for view in shape.views]
+    fills = database.begin_fills(new)
+    writer = database.take_token(fills, Holder("benchmark", "localhost", 0, "benchmarks", 0))
+    return database.switch(fills, writer), writer
+
+
 def publish_frontier(
-    database: OnlineDatabase, project: str, shape: Shape, frontier_us: int
+    database: OnlineDatabase, fills: list[Fill], writer: Writer, shape: Shape, frontier_us: int
 ) -> None:
     """Publish a frontier of every view, and no rows."""
     database.publish(
         [
-            parcel_of(
-                project,
+            parcel
+            for fill, view in zip(fills, shape.views, strict=True)
+            for parcel in parcels_of(
+                fill,
+                writer,
                 view,
                 schema(view).empty_table(),
                 shard=0,
-                shard_count=1,
-                since_us=None,
+                mark_before=None,
+                mark=_mark(frontier_us),
                 frontier_us=frontier_us,
             )
-            for view in shape.views
         ]
     )
+
+
+def _mark(frontier_us: int) -> bytes:
+    return frontier_us.to_bytes(MARK_BYTES, "big")
 
 
 def feast_route(

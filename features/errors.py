@@ -14,7 +14,8 @@ TidemillError
 │   └── DamagedState
 ├── SequenceError (RuntimeError)      the stream's own order is broken
 │   ├── PartitionGap
-│   └── BatchConflict
+│   ├── BatchConflict
+│   └── OutputConflict                a repeated output differs from the first
 ├── BundleError (ValueError)          a bundle that cannot be used
 │   ├── DamagedBundle                 its files are not those that were written
 │   └── BundleMismatch                it was trained for other definitions
@@ -22,12 +23,18 @@ TidemillError
 │   ├── StoreUnavailable              it cannot be written or read now: try again later
 │   ├── LostPublications              it is behind what was already published
 │   ├── NoKeySpace                    it has no such key space: emptied, or never registered
-│   └── ConflictingPublication
+│   ├── ConflictingPublication
+│   ├── SupersededWriter              another writer has taken the key space, or the shard
+│   ├── HeldByAnotherRoot             another root writes to the key space
+│   ├── BehindReaders                 a switch would show readers an earlier instant
+│   ├── StoreFull                     there is no room for another fill
+│   └── OtherLayout                   another version of Tidemill wrote it
 ├── FileError (OSError)               a file or folder that cannot be read or written
 │   ├── NoSpace                       the disk, a quota or a limit of the process is full
 │   ├── NoAccess (PermissionError)    it is read-only, or not this user's
 │   ├── NoSuchFile (FileNotFoundError)  it is not there
 │   └── DamagedFile (ValueError)      its bytes are not those that were written
+├── Locked (RuntimeError)             another process does what only one at a time may do
 ├── UnsafeCache (PermissionError)     other users could write to the cache of compiled code
 ├── EngineError (RuntimeError)        the Beam engine failed
 │   ├── UnknownEngine (ValueError)    no engine has the name that was asked for
@@ -113,6 +120,10 @@ class BatchConflict(SequenceError):
     """Two batches claim the same positions with different rows."""
 
 
+class OutputConflict(SequenceError):
+    """An output was written again with other content."""
+
+
 class BundleError(TidemillError, ValueError):
     """A bundle cannot be loaded or used."""
 
@@ -147,6 +158,42 @@ class NoKeySpace(StoreError):
 
 class ConflictingPublication(StoreError):
     """Two publications carry the same (event_timestamp, revision) and different bytes."""
+
+
+class SupersededWriter(StoreError):
+    """Another writer has taken the key space, or a later attempt the shard: this one must end."""
+
+
+class HeldByAnotherRoot(StoreError):
+    """A key space is written to by another root, which was not told to give it up."""
+
+
+class BehindReaders(StoreError):
+    """A fill is behind what readers see, so switching to it would take them back in time.
+
+    Attributes:
+        shown_us: The frontier that readers see, microseconds UTC.
+    """
+
+    def __init__(self, message: str, shown_us: int = 0) -> None:
+        super().__init__(message)
+        self.shown_us = shown_us
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        """Keep the frontier when the error is pickled."""
+        return type(self), (str(self), self.shown_us)
+
+
+class StoreFull(StoreError):
+    """The online store has no room for another fill beside the one that is read."""
+
+
+class OtherLayout(StoreError):
+    """The online store has the layout of another version of Tidemill."""
+
+
+class Locked(TidemillError, RuntimeError):
+    """Another process does what only one process at a time may do."""
 
 
 class FileError(TidemillError, OSError):

@@ -45,6 +45,9 @@ settings.load_profile("tidemill")
 # them at the end would leave the other workers without work.
 LONGEST = (
     "tests/pipelines/recovery/republish_test.py",
+    "tests/pipelines/stream/cuttings_test.py",
+    "tests/pipelines/history/corrections_test.py",
+    "tests/pipelines/recovery/two_streams_test.py",
     "tests/pipelines/training/version_test.py",
     "tests/pipelines/commands/demo_test.py",
     "tests/packaging/wheel_test.py",

@@ -187,6 +187,11 @@ def advance(
     return Advance(answers, _one_batch(published, publications_schema(state.plan)))
 
 
+def nothing_advanced(plan: Plan) -> Advance:
+    """Return the result of an advance without rows to an unchanged frontier."""
+    return Advance(_one_batch([], answers_schema(plan)), _one_batch([], publications_schema(plan)))
+
+
 def _one_batch(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
     if len(batches) == 1:
         return batches[0]

@@ -35,12 +35,17 @@ def merge_log(
     """
     config = stages.load(config_path, root)
     from tidemill.pipelines.history import merge_log as stage
-    from tidemill.pipelines.run.paths import OFFLINE
     from tidemill.pipelines.run.tables import print_tables
+    from tidemill.serving.generations.current import find_current
+    from tidemill.serving.stores.places import OFFLINE
 
+    current = find_current(config.root)
+    # Without a build the only logs are those that Feast's write path has begun, where the registry
+    # names them.
+    offline_root = config.root / OFFLINE if current is None else current.offline_root
     merged = stage.merge_log(
         config.project,
-        config.root / OFFLINE,
+        offline_root,
         stages.progress(quiet),
         before=None if before is None else before.date().isoformat(),
         dry_run=dry_run,

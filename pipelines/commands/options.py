@@ -36,6 +36,10 @@ speed = click.option(
 )
 engine = click.option("--engine", type=click.Choice(ENGINES), help="Beam engine for the stream.")
 
+wait = click.option(
+    "--wait", is_flag=True, help="Wait for another process that does the same, instead of failing."
+)
+
 
 def opened(command: _Command) -> _Command:
     """Give a command ``--config``, ``--root`` and ``--quiet``."""

@@ -25,6 +25,13 @@ from tidemill.pipelines.config.choices import MODES
     "2026-02-20T00:00:00Z.",
 )
 @click.option("--resume", is_flag=True, help="Resume from the last savepoint, also after a crash.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the online store's key spaces from another root, whose stream is refused from then "
+    "on.",
+)
+@options.wait
 @options.opened
 def stream(
     config_path: Path,
@@ -35,11 +42,14 @@ def stream(
     mode: str | None,
     until: str | None,
     resume: bool,
+    take_over: bool,
+    wait: bool,
 ) -> None:
     """Replay the log as a stream: publish features, answer requests with predictions.
 
-    Without --resume the stream starts over from the state of the backfill, and removes what an
-    earlier stream wrote, its rows in the online store too.
+    Without --resume the stream starts over from the state of the backfill, in a folder of its own.
+    Readers of the online store see the earlier stream's values until the new one has caught up with
+    them.
     """
     until_us = None if until is None else _instant_us(until)
     config = stages.load_for_existing_run(config_path, root)
@@ -57,6 +67,8 @@ def stream(
             mode=mode,
             until_us=until_us,
             resume=resume,
+            take_over=take_over,
+            wait=wait,
         ),
     )
 

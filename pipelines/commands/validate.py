@@ -14,7 +14,7 @@ from tidemill.pipelines.commands import options, stages
 def validate(config_path: Path, root: Path | None, quiet: bool) -> None:
     """Read every source, count its rows, and report how many are rejected and why."""
     config = stages.load(config_path, root)
-    from tidemill.pipelines.ingest.ingest import ingest
+    from tidemill.pipelines.ingest.ingest import validate_sources
 
     progress = stages.progress(quiet)
-    stages.run_stage("validate", config.root, lambda: ingest(config, progress, write_log=False))
+    stages.run_stage("validate", config.root, lambda: validate_sources(config, progress))

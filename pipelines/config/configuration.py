@@ -61,6 +61,7 @@ from tidemill.pipelines.config.project_import import import_attribute
 from tidemill.pipelines.config.registry_section import registry_place
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
 from tidemill.pipelines.io.files import input_files
+from tidemill.serving.generations.current import Current, read_current
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 from tidemill.serving.stores.places import StorePlaces
@@ -213,6 +214,7 @@ class Configuration:
         offline_store: Where past features are read from.
         registry: Where the definitions are registered; None is a file below the root.
         stream: How the stream runs.
+        pinned: The folders that `pin` has found; None looks them up at every use.
     """
 
     path: Path
@@ -230,6 +232,21 @@ class Configuration:
     offline_store: OfflinePlace = field(default_factory=ParquetPlace)
     registry: RegistryPlace | None = None
     give_up_after_us: int = GIVE_UP_AFTER_US
+    pinned: Current | None = None
+
+    @property
+    def current(self) -> Current:
+        """The root's current folders.
+
+        Raises:
+            StateMismatch: There are none.
+            StateError: Another version wrote them.
+        """
+        return read_current(self.root) if self.pinned is None else self.pinned
+
+    def pin(self) -> Configuration:
+        """Return the same configuration with the folders of this instant, for a whole stage."""
+        return replace(self, pinned=read_current(self.root))
 
     @property
     def places(self) -> StorePlaces:

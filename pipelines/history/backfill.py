@@ -7,8 +7,7 @@ stream's joiner joins the answers of the views.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MAX
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
@@ -31,16 +30,25 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
 from tidemill.pipelines.engines.options import pipeline_options
 from tidemill.pipelines.history.bootstrap import bootstrap
+from tidemill.pipelines.history.build_manifest import (
+    BuildManifest,
+    source_records,
+    table_digests,
+)
+from tidemill.pipelines.history.builds import Build, building
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.labels import find_labels, leaks
-from tidemill.pipelines.ingest.ingest import ingest
+from tidemill.pipelines.history.offline_history import log_history, views_to_log
+from tidemill.pipelines.ingest.ingest import ingest, replace_rejected
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.recovery.handoff import Handoff
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart
+from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.pipelines.stream.sequence import GROUP, decode_batches, sequenced_events_schema
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
@@ -55,14 +63,14 @@ SPAN_ROWS: Final = 65_536
 class _ReadLog(beam.DoFn):
     """Reads a span of a log partition as a poll."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, build: Path) -> None:
+        self._build = build
 
     def process(self, element: tuple[str, int, int, int]) -> Iterator[bytes]:
         source, partition, start, stop = element
-        table = Log(self._root).read(source, partition).slice(start, stop - start)
+        table = Log(self._build).read(source, partition).slice(start, stop - start)
         part = PollPart(source, partition, start, stop, TIME_MAX, one_batch(table))
-        yield Poll(0, (part,)).encode()
+        yield Poll(1, 0, (part,)).encode()
 
 
 def spans(log: Log, project: Project) -> list[tuple[str, int, int, int]]:
@@ -80,14 +88,14 @@ def spans(log: Log, project: Project) -> list[tuple[str, int, int, int]]:
 
 
 def answer_shard(
-    project: Project, view_index: int, shard: int, elements: Iterable[bytes]
+    view: FeatureView, shard: int, elements: Iterable[bytes]
 ) -> Iterator[tuple[int, AnswerPart]]:
     """Run all rows of one (view, shard) through the kernel.
 
     Yields:
         A group of requests, and its answers.
     """
-    plan = make_plan(project.views[view_index])
+    plan = make_plan(view)
     schema = sequenced_events_schema(plan)
     events: list[pa.RecordBatch] = []
     requests: list[pa.RecordBatch] = []
@@ -111,7 +119,7 @@ def answer_shard(
     )
     for group in np.unique(groups).tolist():
         rows = answers.filter(pa.array(groups == group))
-        yield group, AnswerPart(view_index, shard, 0, until, rows)
+        yield group, AnswerPart(view.name, shard, 0, until, rows)
 
 
 @beam.typehints.with_input_types(tuple[str, Iterable[bytes]])
@@ -122,10 +130,10 @@ class _Answer(beam.DoFn):
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
         key, elements = element
-        name, _, shard, _ = key.split("/")
-        view = [v.name for v in self._project.views].index(name)
-        for group, part in answer_shard(self._project, view, int(shard), elements):
-            yield group, encode_part(part)
+        parsed = OperatorKey.parse(key)
+        view = self._project.view(parsed.view)
+        for group, part in answer_shard(view, parsed.shard, elements):
+            yield group, encode_part(part, key)
 
 
 def join_answers(project: Project, shards: int, parts: Iterable[bytes]) -> pa.RecordBatch:
@@ -135,7 +143,7 @@ def join_answers(project: Project, shards: int, parts: Iterable[bytes]) -> pa.Re
         InputError: A part is missing.
     """
     joiner = AnswerJoiner(project, shards, answer_within_us=0)
-    answered, _ = joiner.receive(decode_part(data) for data in parts)
+    answered, _ = joiner.receive(decode_part(data, project) for data in parts)
     if len(answered) != 1:
         lost = joiner.drain()
         views = sorted({view for part in lost for view in part.views})
@@ -148,14 +156,14 @@ def join_answers(project: Project, shards: int, parts: Iterable[bytes]) -> pa.Re
 class _TrainingRows(beam.DoFn):
     """Joins the answers of a group of requests and adds the labels."""
 
-    def __init__(self, project: Project, shards: int, root: Path) -> None:
+    def __init__(self, project: Project, shards: int, build: Path) -> None:
         self._project = project
         self._shards = shards
-        self._root = root
+        self._build = build
 
     def setup(self) -> None:
         label = self._project.label
-        self._labels = None if label is None else Log(self._root).read(label.stream.name)
+        self._labels = None if label is None else Log(self._build).read(label.stream.name)
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[pa.RecordBatch]:
         answered = join_answers(self._project, self._shards, element[1])
@@ -196,28 +204,100 @@ def training_rows(
     return pa.RecordBatch.from_pydict(columns)
 
 
-def backfill(config: Configuration, progress: Progress, publish: bool = False) -> dict[str, Any]:
-    """Ingest, compute the training table, and write the state as of the end of the evaluation.
+def backfill(
+    config: Configuration, progress: Progress, publish: bool = False, wait: bool = False
+) -> dict[str, Any]:
+    """Make a build: ingest, training table, and the states as of the end of the evaluation.
+
+    Nothing that others read changes before the build is complete; then it becomes the current one
+    in one step (`pipelines.history.builds`).
+
+    Args:
+        config: The configuration.
+        progress: Where progress is shown.
+        publish: Whether to fill the online store and the offline log, too.
+        wait: Whether to wait for another build of the root; else it is an error.
 
     Returns:
         Counts and figures by step.
 
     Raises:
         InputError: A source cannot be read, or events of a label precede their request.
+        Locked: Another process makes a build of the root.
     """
     compile_kernel(progress)
-    summary: dict[str, Any] = {"sources": ingest(config, progress)}
-    summary["training"] = point_in_time(config, progress)
-    summary["handoff"] = hand_over(config, progress)
+    with building(config.root, wait=wait) as build:
+        summary: dict[str, Any] = {}
+        sources = ingest(config, progress, work=build.work, build=build.folder)
+        files = {name: row.pop("files") for name, row in sources.items()}
+        summary["sources"] = sources
+        build.settle()
+        for divergence in build.because:
+            progress.say(f"history was corrected, so a new generation begins: {divergence}")
+        summary["training"] = point_in_time(config, progress, build.folder)
+        handoff, summary["handoff"] = hand_over(config, progress, build.folder, build.generation)
+        change_points = _log_history(config, progress, build, handoff, publish=publish)
+        _manifest(config, build, handoff, files).write(build.folder)
+        build.finish()
+        replace_rejected(build.work, config.root)
+    summary["generation"] = build.generation
     if publish:
-        summary["published"] = bootstrap(config, progress)
+        published = bootstrap(config.pin(), progress)
+        summary["published"] = {**published, "change_points": change_points}
     return summary
 
 
-def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Compute the training table from the log."""
-    project, root = config.project, config.root
-    log = Log(root)
+def _log_history(
+    config: Configuration, progress: Progress, build: Build, handoff: Handoff, *, publish: bool
+) -> int:
+    """Write the offline logs that the build needs; return the number of change points."""
+    until_us = {view: min(frontiers) for view, frontiers in handoff.frontiers.items()}
+    views = views_to_log(config.project, build, until_us, publish=publish)
+    if not views:
+        return 0
+    total = len(views) * config.shards
+    with progress.stage("write the offline log", total=total, unit="shards") as stage:
+
+        def done(view: str, _: int) -> None:
+            stage.note(view)
+            stage.advance(1)
+
+        rows = log_history(
+            views,
+            Log(build.folder),
+            build.offline_root,
+            shards=config.shards,
+            until_us=until_us,
+            positions=handoff.positions,
+            done=done,
+        )
+    return sum(rows.values())
+
+
+def _manifest(
+    config: Configuration,
+    build: Build,
+    handoff: Handoff,
+    files: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> BuildManifest:
+    return BuildManifest(
+        generation=build.generation,
+        parent=build.parent,
+        because=build.reasons,
+        sources=source_records(Log(build.folder), files),
+        project=config.project.hash,
+        views={view.name: view.hash for view in config.project.views},
+        shards=config.shards,
+        as_of_us=handoff.as_of_us,
+        training_table=table_digests(build.folder),
+        handoff=handoff.id,
+    )
+
+
+def point_in_time(config: Configuration, progress: Progress, build: Path) -> dict[str, Any]:
+    """Compute the training table from the log of a build."""
+    project, table = config.project, build / paths.TRAINING_TABLE
+    log = Log(build)
     leaked = 0
     if project.label is not None:
         leaked = leaks(
@@ -232,7 +312,6 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
                 "request, so a feature could see what the model predicts; give request "
                 f"{project.request.name!r} an earlier time, or drop those requests"
             )
-    shutil.rmtree(root / paths.TRAINING_TABLE, ignore_errors=True)
     choice = choose_engine(None, streaming=False)
     requests = log.read(project.request.name, columns=[POSITION]).num_rows
     with progress.stage("point-in-time features", total=requests, unit="requests") as stage:
@@ -244,7 +323,7 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
             pipeline
             | beam.Create(spans(log, project))
             | beam.Reshuffle()
-            | "ReadLog" >> beam.ParDo(_ReadLog(root))
+            | "ReadLog" >> beam.ParDo(_ReadLog(build))
         )
         sharded = polls | "Shard" >> beam.ParDo(Shard(project, config.shards))
         answers = (
@@ -262,14 +341,12 @@ def point_in_time(config: Configuration, progress: Progress) -> dict[str, Any]:
             (answers, asked)
             | beam.Flatten()
             | "GroupByRequests" >> beam.GroupByKey()
-            | "TrainingRows" >> beam.ParDo(_TrainingRows(project, config.shards, root))
-            | "WriteTable"
-            >> beam.ParDo(WriteParquet(root / paths.TRAINING_TABLE, ("_partition", "_position")))
+            | "TrainingRows" >> beam.ParDo(_TrainingRows(project, config.shards, build))
+            | "WriteTable" >> beam.ParDo(WriteParquet(table, ("_partition", "_position")))
         )
         run(pipeline, choice)
         rows = sum(
-            row_count(path, "run `tidemill backfill` again")
-            for path in (root / paths.TRAINING_TABLE).glob("*.parquet")
+            row_count(path, "run `tidemill backfill` again") for path in table.glob("*.parquet")
         )
         stage.advance(rows)
     if rows != requests:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.recovery.handoff import Handoff, remove_savepoints
+from tidemill.pipelines.recovery.handoff import Handoff, cut_digests
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
@@ -20,41 +18,51 @@ from tidemill.pipelines.stream.featurize_options import (
     make_operator,
     operator_key,
 )
-from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.stream.sequence import decode_batches, without_requests
 from tidemill.pipelines.stream.shard import shard_poll
 from tidemill.pipelines.stream.state_files import file_hashes, write_handoff
 
 
-def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Write the state of every operator over all rows received before the stream begins."""
-    project, root = config.project, config.root
+def hand_over(
+    config: Configuration, progress: Progress, build: Path, generation: str
+) -> tuple[Handoff, dict[str, Any]]:
+    """Write the state of every operator over all rows received before the stream begins.
+
+    Args:
+        config: The configuration.
+        progress: Where progress is shown.
+        build: The folder of the build, with its log.
+        generation: The generation of the build.
+
+    Returns:
+        The record of the states, and figures.
+    """
+    project = config.project
     as_of = config.splits.evaluate_until_us
-    log = Log(root)
+    log = Log(build)
     partitions = source_partitions(log, project)
     options = FeaturizeOptions(
         run="handoff", shards=config.shards, partitions=partitions, publish=False
     )
-    folder = root / paths.STATES
-    # Delete the record first: without it the folder does not count, even if a crash leaves files.
-    # Savepoints of a stream that began with the old states are void, so delete them too.
-    (folder / paths.HANDOFF).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    remove_savepoints(root)
+    folder = build / paths.STATES
     parts, positions = parts_before(log, project, partitions, as_of)
     events = 0
     frontiers: dict[str, list[int]] = {view.name: [] for view in project.views}
+    marks: dict[str, list[str]] = {view.name: [] for view in project.views}
     total = len(project.views) * config.shards
     with progress.stage("hand over state", total=total, unit="shards") as stage:
         plans = {view.name: make_plan(view) for view in project.views}
-        for view, shard, data in shard_poll(project, plans, config.shards, Poll(0, tuple(parts))):
+        for view, shard, data in shard_poll(
+            project, plans, config.shards, Poll(1, 0, tuple(parts))
+        ):
             key = operator_key(project, view, shard, config.shards)
             operator = make_operator(project, key, options)
-            operator.receive(_without_requests(decode_batches(data, operator.event_schema)))
-            # The stream numbers its releases from 1.
-            operator.number = 0
+            operator.receive(without_requests(decode_batches(data, operator.event_schema)))
+            operator.begin()
             write_handoff(folder, operator)
             events += operator.counters.events
             frontiers[operator.key.view].append(operator.state.frontier_us)
+            marks[operator.key.view].append(operator.mark.hex())
             stage.advance(1)
     handoff = Handoff(
         kind="backfill",
@@ -64,15 +72,13 @@ def hand_over(config: Configuration, progress: Progress) -> dict[str, Any]:
         shards=config.shards,
         segment=0,
         frontiers=frontiers,
+        marks=marks,
+        polls=0,
         began=None,
         mode=None,
         files=file_hashes(folder),
+        generation=generation,
+        digests=cut_digests(log, positions),
     )
     handoff.write(folder)
-    return {"as_of_us": as_of, "shards": total, "events": events}
-
-
-def _without_requests(batches: Iterable[SequencedBatch]) -> Iterator[SequencedBatch]:
-    """Drop the rows of requests, which are answered already; keep positions and watermarks."""
-    for batch in batches:
-        yield dataclasses.replace(batch, rows=None) if batch.is_request else batch
+    return handoff, {"as_of_us": as_of, "shards": total, "events": events}

@@ -11,7 +11,6 @@ from the frontier at which it was applied.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -28,8 +27,10 @@ from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import Plan, make_plan
 from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of, prepare_events
 from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.history.builds import Build
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.stream.publications import named_publications
+from tidemill.serving.files.locks import is_locked
 from tidemill.serving.offline.log import OfflineLog
 
 SLICE_EVENTS: Final = 65_536
@@ -38,7 +39,7 @@ each window of the view."""
 
 
 def log_history(
-    project: Project,
+    views: Sequence[FeatureView],
     log: Log,
     offline_root: Path,
     *,
@@ -47,12 +48,12 @@ def log_history(
     positions: Mapping[str, Sequence[int]] | None = None,
     done: Callable[[str, int], None] | None = None,
 ) -> dict[str, int]:
-    """Write the change-point log of all history, and replace the old one.
+    """Write the change-point log of all history.
 
     Args:
-        project: The definitions.
+        views: The views whose logs are written.
         log: The log of accepted events.
-        offline_root: The folder of offline logs.
+        offline_root: The folder of offline logs; it has none of these views.
         shards: How many shards each view has.
         until_us: View to the instant at which its log ends and the stream continues.
         positions: Source to the position at which history ends in each partition; None for all
@@ -63,16 +64,14 @@ def log_history(
         View to the number of its change points.
     """
     rows = {}
-    for view in project.views:
+    for view in views:
         target = OfflineLog.of(offline_root, view)
-        unfinished = OfflineLog(target.directory.with_name(f"{view.hash}.unfinished"))
-        shutil.rmtree(unfinished.directory, ignore_errors=True)
         rows[view.name] = 0
         for shard in range(shards):
             rows[view.name] += log_shard(
                 view,
                 log,
-                unfinished,
+                target,
                 shard=shard,
                 shards=shards,
                 until_us=until_us[view.name],
@@ -80,8 +79,38 @@ def log_history(
             )
             if done is not None:
                 done(view.name, shard)
-        target.take_over(unfinished)
     return rows
+
+
+def views_to_log(
+    project: Project, build: Build, until_us: Mapping[str, int], *, publish: bool
+) -> list[FeatureView]:
+    """Return the views whose offline log a build must write.
+
+    In a new generation these are all views, if the log is asked for or if there was one before: it
+    holds values of a history that was corrected. In the same generation a log that reaches as far
+    as the states stays; a running stream adds to it.
+
+    Args:
+        project: The definitions.
+        build: The build; its generation is known.
+        until_us: View to the instant at which history ends.
+        publish: Whether the offline log is asked for.
+    """
+    if build.before is None or build.is_new_generation:
+        asked = publish or (build.before is not None and any(build.before.offline_root.glob("*/*")))
+        return list(project.views) if asked else []
+    if not publish:
+        return []
+    running = is_locked(build.before.stream_lock)
+    views = []
+    for view in project.views:
+        log = OfflineLog.of(build.before.offline_root, view)
+        reached = log.reached() if log.directory.exists() else None
+        far_enough = reached is not None and reached.last_us >= until_us[view.name]
+        if not far_enough and not (running and log.directory.exists()):
+            views.append(view)
+    return views
 
 
 def log_shard(

@@ -12,10 +12,10 @@ in the log: ``read = kept + dropped + rejected + mended``.
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +30,8 @@ from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration, Source
 from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
 from tidemill.pipelines.engines.options import pipeline_options
-from tidemill.pipelines.ingest.repaired_records import Mending
+from tidemill.pipelines.ingest.repaired_records import Mending, mended_files
+from tidemill.pipelines.ingest.source_digests import digested
 from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -41,6 +42,9 @@ from tidemill.serving.files.read_files import read_json
 
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
+
+
+_COUNTS: Final = "counts"
 
 
 @dataclass(frozen=True)
@@ -176,15 +180,17 @@ class Ingest(beam.DoFn):
 
     Attributes:
         config: The configuration.
-        write_log: Whether to write the log; else the source is only validated.
+        build: The folder of the build that the log belongs to; None only validates the source.
     """
 
     config: Configuration
-    write_log: bool = True
+    build: Path | None
 
     def process(self, name: str) -> Iterator[Any]:
         """Ingest the source with this name."""
-        found = read_log(self.config, name)
+        read = [*self.config.sources[name].find_files(), *mended_files(self.config.root, name)]
+        with digested(read) as files:
+            found = read_log(self.config, name)
         reasons: Counter[str] = Counter()
         for batch in found.rejected:
             reasons.update(batch.column("reason").to_pylist())
@@ -198,33 +204,31 @@ class Ingest(beam.DoFn):
             "rejected": sum(reasons.values()),
             "reasons": dict(reasons),
         }
-        if self.write_log:
-            log, definition = Log(self.config.root), self.config.project.definition(name)
+        if self.build is not None:
+            log, definition = Log(self.build), self.config.project.definition(name)
             for part in found.parts:
                 log.write(definition, part.partition, part.rows, part.received_us)
             row["logged"] = sum(part.rows.num_rows for part in found.parts)
+            row["files"] = [asdict(file) for file in files]
         yield json.dumps(row)
 
 
-def ingest(config: Configuration, progress: Progress, write_log: bool = True) -> dict[str, Any]:
+def ingest(
+    config: Configuration, progress: Progress, *, work: Path, build: Path | None
+) -> dict[str, Any]:
     """Read all sources; write the log and the rejected records.
 
     Args:
         config: The configuration.
         progress: Where progress is shown.
-        write_log: Whether to write the log, too.
+        work: A folder of this run, for the rejected records (`replace_rejected`).
+        build: The folder of the build whose log is written; None only validates the sources.
 
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason.
     """
-    if write_log:
-        shutil.rmtree(config.root / paths.LOG, ignore_errors=True)
-    # The folder also holds exported files that the user may have edited: keep them.
-    for stale in (config.root / paths.REJECTED).glob("*.parquet"):
-        stale.unlink()
     choice = choose_engine(None, streaming=False)
-    collected = config.root / paths.SCRATCH / "ingest"
-    shutil.rmtree(collected, ignore_errors=True)
+    collected = work / _COUNTS
     with progress.stage("ingest", total=len(config.sources), unit="sources") as stage:
         stage.note(choice.why)
         pipeline = beam.Pipeline(
@@ -235,17 +239,36 @@ def ingest(config: Configuration, progress: Progress, write_log: bool = True) ->
             pipeline
             | beam.Create(sorted(config.sources))
             | beam.Reshuffle()
-            | beam.ParDo(Ingest(config, write_log)).with_outputs(REJECTED, main=COUNTS)
+            | beam.ParDo(Ingest(config, build)).with_outputs(REJECTED, main=COUNTS)
         )
-        write = WriteParquet(
-            config.root / paths.REJECTED, ("stage", "stream", "partition", "position")
-        )
+        write = WriteParquet(work / paths.REJECTED, ("stage", "stream", "partition", "position"))
         _ = out[REJECTED] | "Rejected" >> beam.ParDo(write)
         _ = out[COUNTS] | "Counts" >> beam.Map(_write_counts, str(collected))
         run(pipeline, choice)
         counts = [read_json(path, dict, "run again") for path in sorted(collected.glob("*.json"))]
         stage.advance(len(counts))
     return {row.pop("source"): row for row in counts}
+
+
+def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any]:
+    """Read all sources and replace the root's rejected records; see `ingest`."""
+    folder = config.root / paths.SCRATCH
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="validate-") as work:
+        counts = ingest(config, progress, work=Path(work), build=None)
+        replace_rejected(Path(work), config.root)
+    return counts
+
+
+def replace_rejected(work: Path, root: Path) -> None:
+    """Replace the rejected records of a root by those of an `ingest`."""
+    target = root / paths.REJECTED
+    target.mkdir(parents=True, exist_ok=True)
+    # The folder also holds exported files that the user may have edited: keep them.
+    for stale in target.glob("*.parquet"):
+        stale.unlink()
+    for fresh in (work / paths.REJECTED).glob("*.parquet"):
+        fresh.rename(target / fresh.name)
 
 
 def _write_counts(counts: str, folder: str) -> None:

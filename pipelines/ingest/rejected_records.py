@@ -43,9 +43,9 @@ def update_rejected(root: Path, settled: set[str], still: Mapping[str, Record]) 
     for path in sorted((root / paths.REJECTED).glob("*.parquet")):
         records = read_records(path)
         left = [
-            still.get(key, record)
+            record if record["stage"] == Stage.ANSWER else still.get(record_id(record), record)
             for record in records
-            if record["stage"] == Stage.ANSWER or (key := record_id(record)) not in settled
+            if record["stage"] == Stage.ANSWER or record_id(record) not in settled
         ]
         if not left:
             path.unlink()

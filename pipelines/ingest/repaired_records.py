@@ -95,10 +95,15 @@ def record_id(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(place).encode("ascii")).hexdigest()[:16]
 
 
+def mended_files(root: Path, source: str) -> list[Path]:
+    """Return the files with a source's mended records, in the order of their replays."""
+    return sorted((root / paths.MENDED / source).glob("*.parquet"))
+
+
 def read_mended(root: Path, source: str) -> list[list[Mended]]:
     """Read a source's mended records by replay; each record only in its newest replay."""
     replays = []
-    for path in sorted((root / paths.MENDED / source).glob("*.parquet")):
+    for path in mended_files(root, source):
         with reading(path, "remove it, and replay the mended records again"):
             rows = pq.read_table(path, schema=_SCHEMA).to_pylist()
             replays.append(

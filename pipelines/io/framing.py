@@ -66,9 +66,17 @@ class Kind(enum.IntEnum):
 
 
 VERSIONS: Final[Mapping[Kind, int]] = {
-    # Versions 1 and 2 of an operator's state were pickles.
     **dict.fromkeys(Kind, 1),
-    Kind.OPERATOR_HEAD: 3,
+    # Version 1 of these had no number of a poll, no mark, or named views by their place.
+    Kind.POLL: 2,
+    Kind.BATCHES: 2,
+    Kind.ANSWER_PART: 2,
+    Kind.SAVEPOINT_PART: 2,
+    Kind.PUBLISHED: 2,
+    Kind.LOGGED_RELEASE: 2,
+    Kind.JOINER_STATE: 2,
+    # Versions 1 and 2 of an operator's state were pickles; version 3 of the head had no mark.
+    Kind.OPERATOR_HEAD: 4,
     Kind.OPERATOR_SNAPSHOT: 3,
 }
 """The version of each format that this code writes and reads."""

@@ -3,21 +3,32 @@
 A partition is one Arrow IPC file: the declared columns, then ``_position`` (int64: the row's number
 in the partition, ascending) and ``_received`` (int64 microseconds: when it arrived; for a table
 without an order of arrival, the row's own time). Training, replay and verification read the log.
+
+The file's metadata holds the digests of its rows (`pipelines.io.log_digests`). A process checks
+every row of a file against them before it uses the first one, so damaged rows are never used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
-from tidemill.features.errors import InputError
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Request, Schema
+from tidemill.features.errors import DamagedFile, InputError, StateVersionError
+from tidemill.pipelines.io.log_digests import (
+    BLOCK_ROWS,
+    PartitionDigests,
+    block_digest,
+    prefix_digest,
+)
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading
 
@@ -26,8 +37,13 @@ RECEIVED: Final = "_received"
 PARTITION: Final = "_partition"
 SENT: Final = "_sent"
 """When a poll read the row: wall clock in microseconds, for latency only."""
-_BATCH_ROWS: Final = 65_536
+_TECHNICAL: Final = (POSITION, RECEIVED)
 _MEND: Final = "run `tidemill backfill` again, which writes the log anew"
+_METADATA: Final = b"tidemill"
+_FORMAT: Final = {"format": "tidemill-log", "version": 1}
+
+_checked: dict[Path, tuple[int, int, int]] = {}
+"""The files whose rows this process has checked: inode, size and time of change."""
 
 
 def log_schema(definition: EventStream | Request) -> pa.Schema:
@@ -42,15 +58,15 @@ def log_schema(definition: EventStream | Request) -> pa.Schema:
 
 
 LOG: Final = "log"
-"""The name of the logs' folder below a root."""
+"""The name of the logs' folder below the folder of a build."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """The logs of a run.
+    """The logs of a build.
 
     Attributes:
-        root: The run's folder; a partition is the file ``root/log/<source>/<partition>.arrow``.
+        root: The build's folder; a partition is the file ``root/log/<source>/<partition>.arrow``.
     """
 
     root: Path
@@ -58,6 +74,10 @@ class Log:
     def path(self, source: str, partition: int) -> Path:
         """Return the file of a partition."""
         return self.root / LOG / source / f"{partition:05d}.arrow"
+
+    def sources(self) -> list[str]:
+        """Return the names of the sources that have a log, in order."""
+        return sorted(folder.name for folder in (self.root / LOG).glob("*") if folder.is_dir())
 
     def partitions(self, source: str) -> int:
         """Return how many partitions a source has.
@@ -73,10 +93,27 @@ class Log:
         return found
 
     def open(self, source: str, partition: int) -> pa.ipc.RecordBatchFileReader:
-        """Open a partition, memory-mapped."""
+        """Open a partition, memory-mapped, with all its rows checked.
+
+        Raises:
+            DamagedFile: The file is not one of a log, or its rows are not those that were written.
+            StateVersionError: It was written in another format.
+        """
+        path = self.path(source, partition)
+        reader = self._open(source, partition)
+        status = path.stat()
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if _checked.get(path) != seen:
+            _check(path, reader)
+            _checked[path] = seen
+        return reader
+
+    def _open(self, source: str, partition: int) -> pa.ipc.RecordBatchFileReader:
         path = self.path(source, partition)
         if not path.exists():
-            raise InputError(f"there is no partition {partition} of {source!r}: {path} is missing")
+            raise InputError(
+                f"there is no partition {partition} of {source!r}: {path} is missing; {_MEND}"
+            )
         with reading(path, _MEND):
             return pa.ipc.open_file(pa.memory_map(str(path)))
 
@@ -87,7 +124,7 @@ class Log:
         if partition is not None:
             reader = self.open(source, partition)
             with reading(self.path(source, partition), _MEND):
-                table = reader.read_all()
+                table = reader.read_all().replace_schema_metadata(None)
                 return table if columns is None else table.select(list(columns))
         parts = []
         for number in range(self.partitions(source)):
@@ -96,6 +133,47 @@ class Log:
                 table.append_column(PARTITION, pa.array(np.full(len(table), number), pa.int64()))
             )
         return pa.concat_tables(parts)
+
+    def digests(self, source: str, partition: int) -> PartitionDigests:
+        """Return the digests of a partition's rows."""
+        path = self.path(source, partition)
+        reader = self._open(source, partition)
+        with reading(path, _MEND):
+            return _stored(path, reader.schema)[1]
+
+    def lengths(self, source: str) -> list[int]:
+        """Return the number of rows of each partition."""
+        return [self.digests(source, n).rows for n in range(self.partitions(source))]
+
+    def prefix_digest(self, source: str, positions: Sequence[int]) -> str | None:
+        """Return the prefix digest of a cut (`pipelines.io.log_digests`).
+
+        Args:
+            source: The source.
+            positions: The cut: the position in each partition.
+
+        Returns:
+            64 hexadecimal digits; None if the log has other partitions, or ends before the cut.
+        """
+        if len(positions) != self.partitions(source):
+            return None
+        found = [self.digests(source, number) for number in range(len(positions))]
+        if any(position > of.rows for position, of in zip(positions, found, strict=True)):
+            return None
+        return prefix_digest(
+            [
+                of.prefix(position, functools.partial(self._digest, source, number))
+                for number, (position, of) in enumerate(zip(positions, found, strict=True))
+            ]
+        )
+
+    def _digest(self, source: str, partition: int, start: int, stop: int) -> bytes:
+        reader = self.open(source, partition)
+        with reading(self.path(source, partition), _MEND):
+            rows = one_batch(reader.read_all().slice(start, stop - start))
+            return block_digest(
+                _stored(self.path(source, partition), reader.schema)[0], rows, _TECHNICAL
+            )
 
     def write(
         self,
@@ -112,21 +190,82 @@ class Log:
             table: The declared columns, in order of arrival, ``(rows,)``.
             received_us: int64, ``(rows,)``: when each row arrived, ascending.
         """
-        schema = log_schema(definition)
         whole = pa.table(
             [
                 *(table.column(name) for name in definition.schema),
                 pa.array(np.arange(len(table)), pa.int64()),
                 pa.array(received_us, pa.int64()),
             ],
-            schema=schema,
-        )
+            schema=log_schema(definition),
+        ).combine_chunks()
+        record = {
+            **_FORMAT,
+            "columns": dict(definition.schema),
+            "rows": len(whole),
+            "blocks": [digest.hex() for digest in _digests(definition.schema, whole)],
+        }
+        whole = whole.replace_schema_metadata({_METADATA: json.dumps(record).encode()})
         with (
             atomic_write(self.path(definition.name, partition)) as unfinished,
             pa.OSFile(str(unfinished), "wb") as sink,
-            pa.ipc.new_file(sink, schema) as writer,
+            pa.ipc.new_file(sink, whole.schema) as writer,
         ):
-            writer.write_table(whole, max_chunksize=_BATCH_ROWS)
+            writer.write_table(whole, max_chunksize=BLOCK_ROWS)
+
+
+def rows_digest(definition: EventStream | Request, partitions: Sequence[pa.Table]) -> str:
+    """Return the prefix digest of rows that are not in a log: of the end of all partitions.
+
+    Args:
+        definition: The source.
+        partitions: The rows of each partition, with the columns of a log.
+    """
+    prefixes = []
+    for rows in partitions:
+        found = PartitionDigests(len(rows), tuple(_digests(definition.schema, rows)))
+        prefixes.append(found.prefix(len(rows), _no_partial))
+    return prefix_digest(prefixes)
+
+
+def _no_partial(start: int, stop: int) -> bytes:
+    raise AssertionError(f"the end of a partition is no partial block: {start} to {stop}")
+
+
+def _digests(schema: Schema, table: pa.Table) -> list[bytes]:
+    return [
+        block_digest(schema, one_batch(table.slice(start, BLOCK_ROWS)), _TECHNICAL)
+        for start in range(0, len(table), BLOCK_ROWS)
+    ]
+
+
+def _stored(path: Path, schema: pa.Schema) -> tuple[Schema, PartitionDigests]:
+    """Return the declared columns and the digests that a file states."""
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    record: dict[str, Any] = json.loads(metadata[_METADATA]) if _METADATA in metadata else {}
+    found = {name: record.get(name) for name in _FORMAT}
+    if found != _FORMAT:
+        what = f"version {found['version']}" if record else "an earlier version, without digests"
+        raise StateVersionError(
+            f"{path} is a log of {what}; this code reads version {_FORMAT['version']}: {_MEND}"
+        )
+    blocks = tuple(bytes.fromhex(digest) for digest in record["blocks"])
+    return record["columns"], PartitionDigests(record["rows"], blocks)
+
+
+def _check(path: Path, reader: pa.ipc.RecordBatchFileReader) -> None:
+    with reading(path, _MEND):
+        schema, stored = _stored(path, reader.schema)
+        table = reader.read_all()
+        found = _digests(schema, table)
+    if len(table) == stored.rows and tuple(found) == stored.blocks:
+        return
+    where = f"it has {len(table)} rows and states {stored.rows}"
+    if len(table) == stored.rows:
+        pairs = zip(found, stored.blocks, strict=False)
+        bad = next((n for n, (a, b) in enumerate(pairs) if a != b), 0)
+        last = min((bad + 1) * BLOCK_ROWS, stored.rows) - 1
+        where = f"rows {bad * BLOCK_ROWS} to {last} do not have their digest"
+    raise DamagedFile(f"{path} was changed after it was written: {where}; {_MEND}")
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:

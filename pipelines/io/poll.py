@@ -1,7 +1,10 @@
 """Polls: the rows that the source reads at once, with their positions and watermarks.
 
 A poll has a part for every partition of every source, also where no rows came, so that all
-watermarks advance together. `stream.shard` turns a poll into one element for each (view, shard).
+watermarks advance together. Polls are numbered from 1, without a gap, over all segments of a
+stream: where a poll ends is a function of the log (`pipelines.io.replay`), or was recorded before
+the poll was sent (`pipelines.io.cuts`). So a repeated poll has the same number and the same rows.
+`stream.shard` turns a poll into one element for each (view, shard).
 """
 
 from __future__ import annotations
@@ -43,11 +46,14 @@ class Poll:
     """The rows that the source reads at once.
 
     Attributes:
+        number: The poll's number. The mark of a savepoint has the number of the poll before it.
         sent_us: The wall clock when it was read, for latency only.
         parts: One for each partition.
-        is_last: Marks a savepoint: the run stops after this poll, and a later run continues.
+        is_last: Marks a savepoint, and has no rows: the run stops after it, and a later run
+            continues.
     """
 
+    number: int
     sent_us: int
     parts: tuple[PollPart, ...]
     is_last: bool = False
@@ -58,7 +64,12 @@ class Poll:
             [part.source, part.partition, part.start, part.stop, part.watermark_us]
             for part in self.parts
         ]
-        fields = {"sent_us": self.sent_us, "is_last": self.is_last, "parts": parts}
+        fields = {
+            "number": self.number,
+            "sent_us": self.sent_us,
+            "is_last": self.is_last,
+            "parts": parts,
+        }
         rows = [batch_bytes(part.rows) for part in self.parts]
         return encode_document(Kind.POLL, "", fields, rows)
 
@@ -76,4 +87,5 @@ class Poll:
                 found.fields["parts"], found.blobs, strict=True
             )
         )
-        return Poll(found.fields["sent_us"], parts, found.fields["is_last"])
+        fields = found.fields
+        return Poll(fields["number"], fields["sent_us"], parts, fields["is_last"])

@@ -1,15 +1,22 @@
-"""Replay: the log as an unbounded source, in order of arrival.
+"""Replay: the log as an unbounded source, in order of arrival, in polls that the log determines.
 
-The promises: rows come in the order in which they were received, across all partitions. A poll
-never separates rows received at the same microsecond. Reading from the same positions again gives
-the same polls.
+The promises: rows come in the order in which they were received, across all partitions; rows
+received at the same microsecond in the order of the sources, then of the partitions. In this order
+a poll ends wherever the number of rows from the beginning of the log is a multiple of
+``poll_rows``, at each recorded cut (`pipelines.io.cuts`), and where the replay ends. The clock
+decides only when a poll is sent. So reading again gives the same polls with the same numbers, at
+any speed, from any poll on.
 
-The watermark of a partition is the later of its highest time so far and the replay clock (the last
-instant of arrival up to which all partitions are read), minus the stream's out-of-orderness. A run
-may stop at a savepoint, an instant of arrival; the next run continues from there.
+A poll may separate rows received at the same microsecond: nothing but the watermark depends on it.
+The watermark of a partition is the later of its highest time so far and the replay clock, minus the
+stream's out-of-orderness. The replay clock of a partition is the instant before which all its rows
+are read: that of the last row read of any partition if the partition has more rows of that instant,
+else the microsecond after it. A run may stop at a savepoint, an instant of arrival; the next run
+continues from there.
 
 `ReplayLog` decides what to read. `Replay` wires it into a splittable DoFn whose restriction is a
-vector of positions. It refuses to be split, because splits would break the order.
+poll's number and a vector of positions. It refuses to be split, because splits would break the
+order.
 """
 
 from __future__ import annotations
@@ -19,7 +26,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import apache_beam as beam
 import numpy as np
@@ -32,14 +39,14 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import EventStream, Project, Request
+from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
+from tidemill.pipelines.io.cuts import Cut, Positions
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 
 _SLICE_SECONDS: Final = 0.1
 _WAIT_US: Final = 10_000
-
-Positions = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,13 @@ class ReplayOptions:
         start_us: Rows received before this instant are not replayed: the handed-over state
             contains them.
         stop_us: Rows received at or after this instant are not replayed.
-        poll_rows: About how many rows a poll reads.
+        poll_rows: A poll ends where the number of rows of all partitions is a multiple of this.
         speed: How many times faster than real time; None for as fast as possible.
         ends: Whether the stream ends at ``stop_us``: then all waiting rows are released. Else
             ``stop_us`` is a savepoint, and waiting rows stay in state for the next run.
+        polls: The number of the last poll before the start; 0 at the beginning of a stream.
+        cuts: Further places where a poll ends: those that an earlier run has recorded. Cuts outside
+            the replay are ignored.
     """
 
     root: Path
@@ -63,6 +73,8 @@ class ReplayOptions:
     poll_rows: int = 4_096
     speed: float | None = None
     ends: bool = True
+    polls: int = 0
+    cuts: tuple[Cut, ...] = ()
 
 
 class ReplayLog:
@@ -89,12 +101,38 @@ class ReplayLog:
                 self._highest.append(np.maximum.accumulate(times) if len(times) else times)
                 start.append(int(np.searchsorted(received, options.start_us, "left")))
                 stop.append(int(np.searchsorted(received, options.stop_us, "left")))
-        self.start: Positions = tuple(start)
+        self.start = Cut(options.polls, tuple(start))
         self.stop: Positions = tuple(stop)
         self._merged = np.sort(
             np.concatenate([r[a:b] for r, a, b in zip(self._received, start, stop, strict=True)]),
             kind="stable",
         )
+        self._ends = self._all_ends()
+
+    def _all_ends(self) -> Int64Array:
+        """Return where polls end: numbers of rows from the beginning of the log, ascending."""
+        first, last = sum(self.start.positions), sum(self.stop)
+        rows = self._options.poll_rows
+        regular = np.arange((first // rows + 1) * rows, last, rows)
+        recorded = []
+        for cut in self._options.cuts:
+            end = sum(cut.positions)
+            if not first < end < last:
+                continue
+            if self._positions(end) != tuple(cut.positions):
+                raise StateMismatch(
+                    f"poll {cut.number} was sent up to positions {cut.positions}, and the log has "
+                    f"{self._positions(end)} there: it was written again; run `tidemill stream` "
+                    "without --resume"
+                )
+            recorded.append(end)
+        ends = np.array([*recorded, *([last] if last > first else [])], np.int64)
+        return np.unique(np.concatenate([regular, ends]))
+
+    @property
+    def last_poll_number(self) -> int:
+        """The number of the last poll that reads rows."""
+        return self.start.number + len(self._ends)
 
     @property
     def rows(self) -> int:
@@ -103,7 +141,7 @@ class ReplayLog:
 
     def rows_of(self, source: str) -> int:
         """Count the rows to replay from a source."""
-        ends = zip(self.sources, self.start, self.stop, strict=True)
+        ends = zip(self.sources, self.start.positions, self.stop, strict=True)
         return sum(stop - start for (one, _), start, stop in ends if one.name == source)
 
     def due_us(self, elapsed_seconds: float) -> int:
@@ -113,50 +151,68 @@ class ReplayLog:
         elapsed = int(elapsed_seconds * self._options.speed * 1_000_000)
         return min(self._options.start_us + elapsed, self._options.stop_us)
 
-    def next_poll(self, at: Positions, due_us: int, sent_us: int) -> tuple[Poll, Positions] | None:
+    def next_poll(self, at: Cut, due_us: int, sent_us: int) -> tuple[Poll, Cut] | None:
         """Read the next poll.
 
         Args:
-            at: The next position of each partition.
+            at: The poll before it, and the positions after that.
             due_us: Rows received at or after this instant are not due yet.
             sent_us: The wall clock, for the poll's stamp.
 
         Returns:
-            The poll and the positions after it; None if no row is due.
+            The poll, and its number and the positions after it; None if its last row is not due.
         """
-        done = sum(at) - sum(self.start)
-        due = int(np.searchsorted(self._merged, due_us, "left"))
-        if due <= done:
+        read = sum(at.positions)
+        later = int(np.searchsorted(self._ends, read, "right"))
+        if later == len(self._ends):
             return None
-        clock = int(self._merged[min(done + self._options.poll_rows, due) - 1])
-        after = tuple(
-            max(int(np.searchsorted(received[:stop], clock, "right")), position)
-            for received, stop, position in zip(self._received, self.stop, at, strict=True)
-        )
-        return self._poll(at, after, clock + 1, sent_us), after
+        end = int(self._ends[later])
+        clock = int(self._merged[end - sum(self.start.positions) - 1])
+        if clock >= due_us:
+            return None
+        after = Cut(at.number + 1, self._positions(end))
+        return self._poll(at, after, clock, sent_us), after
 
-    def last_poll(self, at: Positions, sent_us: int) -> Poll:
+    def _positions(self, end: int) -> Positions:
+        """Return the positions after the first ``end`` rows of the log."""
+        taken = end - sum(self.start.positions)
+        if not taken:
+            return self.start.positions
+        clock = self._merged[taken - 1]
+        positions, equal = [], []
+        places = zip(self._received, self.start.positions, self.stop, strict=True)
+        for received, start, stop in places:
+            low, high = (np.searchsorted(received[start:stop], clock, s) for s in ("left", "right"))
+            positions.append(start + int(low))
+            equal.append(int(high - low))
+        rest = end - sum(positions)
+        for index, rows in enumerate(equal):
+            positions[index] += min(rows, rest)
+            rest -= min(rows, rest)
+        return tuple(positions)
+
+    def last_poll(self, at: Cut, sent_us: int) -> Poll:
         """Return the poll after the last row: the stream's end, or the mark of a savepoint."""
         ends = self._options.ends
         return self.final_poll(at, sent_us) if ends else self.savepoint_poll(at, sent_us)
 
-    def savepoint_poll(self, at: Positions, sent_us: int) -> Poll:
-        """Return the mark of a savepoint. It moves no watermark.
+    def savepoint_poll(self, at: Cut, sent_us: int) -> Poll:
+        """Return the mark of a savepoint. It moves no watermark, and has the number of ``at``.
 
         If it moved the frontier, rows would be released that wait in an uninterrupted run.
         """
-        return Poll(sent_us, self._empty_parts(at, TIME_MIN), is_last=True)
+        return Poll(at.number, sent_us, self._empty_parts(at.positions, TIME_MIN), is_last=True)
 
-    def final_poll(self, at: Positions, sent_us: int) -> Poll:
+    def final_poll(self, at: Cut, sent_us: int) -> Poll:
         """Return the stream's end: it moves every watermark past every row."""
         newest = (
             int(highest[position - 1]) + 1
-            for highest, position in zip(self._highest, at, strict=True)
+            for highest, position in zip(self._highest, at.positions, strict=True)
             if position
         )
         # The time of a row may be after its receipt, and so after the declared end.
         end = max(self._options.stop_us, *newest, TIME_MIN)
-        return Poll(sent_us, self._empty_parts(at, end))
+        return Poll(at.number + 1, sent_us, self._empty_parts(at.positions, end))
 
     def _empty_parts(self, at: Positions, watermark_us: int) -> tuple[PollPart, ...]:
         return tuple(
@@ -164,31 +220,37 @@ class ReplayLog:
             for (definition, partition), position in zip(self.sources, at, strict=True)
         )
 
-    def _poll(self, at: Positions, after: Positions, clock_us: int, sent_us: int) -> Poll:
+    def _poll(self, at: Cut, after: Cut, clock_us: int, sent_us: int) -> Poll:
         parts = []
         for index, (definition, partition) in enumerate(self.sources):
-            start, stop = at[index], after[index]
+            start, stop = at.positions[index], after.positions[index]
+            received, end = self._received[index], self.stop[index]
+            has_more = stop < end and int(received[stop]) == clock_us
+            read_before = clock_us if has_more else clock_us + 1
             highest = int(self._highest[index][stop - 1]) if stop else TIME_MIN
             rows = None
             if stop > start:
                 rows = one_batch(self._tables[index].slice(start, stop - start))
-            watermark = max(highest, clock_us) - definition.out_of_orderness_us
+            watermark = max(highest, read_before) - definition.out_of_orderness_us
             parts.append(PollPart(definition.name, partition, start, stop, watermark, rows))
-        return Poll(sent_us, tuple(parts))
+        return Poll(after.number, sent_us, tuple(parts))
+
+
+Restriction: TypeAlias = tuple[Cut, bool]
+"""The last poll and the positions after it, and whether the replay has stopped."""
 
 
 class _Tracker(RestrictionTracker):
-    """Tracks a vector of positions; allows no split except a checkpoint of the remainder."""
+    """Tracks the polls that were sent; allows no split except a checkpoint of the remainder."""
 
-    def __init__(self, restriction: tuple[Positions, bool]) -> None:
-        self._start = restriction
+    def __init__(self, restriction: Restriction) -> None:
         self._at = restriction
         self._stopped = restriction[1]
 
-    def current_restriction(self) -> tuple[Positions, bool]:
+    def current_restriction(self) -> Restriction:
         return self._at
 
-    def try_claim(self, position: tuple[Positions, bool]) -> bool:
+    def try_claim(self, position: Restriction) -> bool:
         if self._stopped:
             return False
         self._at = position
@@ -213,16 +275,16 @@ class _Tracker(RestrictionTracker):
 
 
 class RestrictionCoder(beam.coders.Coder):
-    """Encodes positions, and whether the replay has stopped, as JSON; Beam would pickle them."""
+    """Encodes a restriction as JSON; Beam would pickle it."""
 
-    def encode(self, value: tuple[Positions, bool]) -> bytes:
+    def encode(self, value: Restriction) -> bytes:
         """Encode a restriction."""
         return json.dumps(value).encode()
 
-    def decode(self, encoded: bytes) -> tuple[Positions, bool]:
+    def decode(self, encoded: bytes) -> Restriction:
         """Decode a restriction."""
-        positions, stopped = json.loads(encoded)
-        return tuple(positions), stopped
+        (number, positions), stopped = json.loads(encoded)
+        return Cut(number, tuple(positions)), stopped
 
     def is_deterministic(self) -> bool:
         """Return True: equal restrictions have equal bytes."""
@@ -232,7 +294,7 @@ class RestrictionCoder(beam.coders.Coder):
 class _Provider(RestrictionProvider):
     """Decodes the initial restriction from the element."""
 
-    def initial_restriction(self, element: bytes) -> tuple[Positions, bool]:
+    def initial_restriction(self, element: bytes) -> Restriction:
         return RestrictionCoder().decode(element)
 
     def restriction_coder(self) -> RestrictionCoder:
@@ -304,22 +366,22 @@ class _Read(beam.DoFn):
         tracker: Any = beam.DoFn.RestrictionParam(_PROVIDER),
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARKS),
     ) -> Iterator[TimestampedValue]:
-        positions, _ = tracker.current_restriction()
+        at, _ = tracker.current_restriction()
         end = time.monotonic() + _SLICE_SECONDS
         while True:
             due = self._log.due_us(time.time() - self._began)
             now_us = time.time_ns() // 1_000
-            found = self._log.next_poll(positions, due, now_us)
+            found = self._log.next_poll(at, due, now_us)
             if found is not None:
-                poll, positions = found
-                if not tracker.try_claim((positions, False)):
+                poll, at = found
+                if not tracker.try_claim((at, False)):
                     return
                 stamp = Timestamp(micros=min(part.watermark_us for part in poll.parts))
                 yield TimestampedValue(poll.encode(), stamp)
                 watermark.set_watermark(stamp)
-            elif positions == self._log.stop:
-                if tracker.try_claim((positions, True)):
-                    last = self._log.last_poll(positions, now_us)
+            elif at.positions == self._log.stop:
+                if tracker.try_claim((at, True)):
+                    last = self._log.last_poll(at, now_us)
                     stamp = Timestamp(micros=last.parts[0].watermark_us)
                     if last.is_last:
                         stamp = watermark.current_watermark() or MIN_TIMESTAMP

@@ -39,45 +39,46 @@ def newest_per_entity(kernel: pa.RecordBatch) -> pa.RecordBatch:
     return ordered.filter(pa.array((times == times[newest]) & (revisions == revisions[newest])))
 
 
-def joined_releases(releases: Iterable[Published]) -> list[Published]:
-    """Join the publications of releases of one (view, shard), given in any order, into runs.
+def release_runs(releases: Iterable[Published]) -> list[list[Published]]:
+    """Sort releases of one (view, shard), given in any order, into runs.
 
-    Successive releases form one run, which continues from where its first release does. A release
-    of the whole shard continues from nothing and takes in the older releases. A run ends where a
-    release is missing, so that the store detects the gap.
+    Releases with successive numbers form one run. The whole shard builds on nothing and takes in
+    the older releases. A run ends where a release is missing, so that the store detects the gap. A
+    repeated release counts once.
 
     Args:
         releases: The releases; at least one.
 
     Returns:
-        The runs, each as one release, in order.
+        The runs, in order; the releases of each in order.
     """
-    # In eager mode a release that only answers may keep the frontier: sort it after the others.
-    ordered = sorted(
-        releases, key=lambda one: (one.frontier_us, one.since_us is not None, one.since_us or 0)
-    )
+    known = {(one.number, one.mark_before is None): one for one in releases}
+    ordered = [known[place] for place in sorted(known)]
     runs = [ordered[:1]]
     for one in ordered[1:]:
-        if one.since_us is None:
+        if one.mark_before is None:
             runs = [[release for run in runs for release in run] + [one]]
-        elif one.since_us <= runs[-1][-1].frontier_us:
+        elif one.number == runs[-1][-1].number + 1:
             runs[-1].append(one)
         else:
             runs.append([one])
-    return [
-        run[-1]._replace(since_us=_since(run), rows=pa.concat_batches([one.rows for one in run]))
-        for run in runs
-    ]
+    return runs
 
 
-def joined_by_shard(releases: Iterable[Published]) -> list[Published]:
-    """Join the releases of each (view, shard) with `joined_releases`."""
-    of_shards: dict[tuple[int, int], list[Published]] = {}
+def joined_release(run: list[Published]) -> Published:
+    """Join the publications of a run: it builds on what its first release builds on."""
+    is_whole = any(one.mark_before is None for one in run)
+    known = [one.since_us for one in run if one.since_us is not None]
+    return run[-1]._replace(
+        mark_before=None if is_whole else run[0].mark_before,
+        since_us=min(known) if len(known) == len(run) else None,
+        rows=pa.concat_batches([one.rows for one in run]),
+    )
+
+
+def runs_by_shard(releases: Iterable[Published]) -> list[list[Published]]:
+    """Sort the releases of each (view, shard) into runs with `release_runs`."""
+    of_shards: dict[tuple[str, int], list[Published]] = {}
     for one in releases:
         of_shards.setdefault((one.view, one.shard), []).append(one)
-    return [run for mine in of_shards.values() for run in joined_releases(mine)]
-
-
-def _since(run: list[Published]) -> int | None:
-    known = [one.since_us for one in run if one.since_us is not None]
-    return min(known) if len(known) == len(run) else None
+    return [run for mine in of_shards.values() for run in release_runs(mine)]

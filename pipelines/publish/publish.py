@@ -1,8 +1,10 @@
 """Publish: write the kernel's publications to the online store and to the offline log.
 
 A bundle makes one write: for each (view, shard) the newest publication of every entity, and the
-newest frontier. The store orders writes itself, so a repeated bundle changes nothing. The store
-refuses a bundle that comes before its predecessor, or after lost writes (`LostPublications`),
+newest frontier. The store checks the mark that they build on, so a repeated bundle changes nothing.
+The logs of publications get a file for each release, named by its number, however bundles are cut.
+The store refuses a bundle that comes before its predecessor, or after lost writes
+(`LostPublications`),
 because the new frontier would claim that the missing rows are there.
 `pipelines.publish.store_writer` handles this, and a store that is unavailable.
 """
@@ -17,10 +19,12 @@ import apache_beam as beam
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
+from tidemill.features.feast_objects import EVENT_TIMESTAMP
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
-from tidemill.pipelines.io.sinks import write_rows
+from tidemill.pipelines.io.sinks import write_rows_once
 from tidemill.pipelines.publish.changes import append_changes
-from tidemill.pipelines.publish.newest_rows import joined_by_shard, newest_per_entity
+from tidemill.pipelines.publish.newest_rows import joined_release, newest_per_entity, runs_by_shard
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import StoreWriter
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.publications import named_publications
@@ -28,7 +32,8 @@ from tidemill.pipelines.stream.wire_format import Published, unpack_publications
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
-from tidemill.serving.online.parcels import parcel_of
+from tidemill.serving.online.parcels import parcels_of
+from tidemill.serving.publications import ENTITY_KEY, REVISION_COLUMN
 from tidemill.serving.stores.online_places import OnlinePlace
 
 
@@ -40,9 +45,11 @@ class Publish(beam.DoFn):
 
     Attributes:
         project: The project; it must be registered in the store.
-        root: The run's folder.
+        root: The stream's folder.
+        offline_root: The folder of the offline logs.
         place: The place of the online store.
         shards: The number of shards of each view.
+        fills: The fills that the run writes, and its token.
         changes: Whether the publications are every change point and continue the offline log.
         segment: The segment of the stream (`pipelines.recovery.handoff`).
         run: The run's name (`pipelines.stream.featurize_options.FeaturizeOptions`); the operators
@@ -52,8 +59,10 @@ class Publish(beam.DoFn):
 
     project: Project
     root: Path
+    offline_root: Path
     place: OnlinePlace
     shards: int
+    fills: RunFills
     changes: bool = False
     segment: int = 0
     run: str | None = None
@@ -62,7 +71,9 @@ class Publish(beam.DoFn):
     def setup(self) -> None:
         """Open the store."""
         self._database = open_database(self.place)
-        self._writer = StoreWriter(self._database, self.project, self.run, self.give_up_after_us)
+        self._writer = StoreWriter(
+            self._database, self.project, self.fills, self.run, self.give_up_after_us
+        )
 
     def teardown(self) -> None:
         """Close the store."""
@@ -80,36 +91,41 @@ class Publish(beam.DoFn):
     def finish_bundle(self) -> None:
         """Publish the bundle."""
         bundle, self._bundle = self._bundle, []
-        runs = joined_by_shard(bundle)
+        runs = runs_by_shard(bundle)
         if runs:
-            self._writer.write([self._parcel(run) for run in runs])
+            self._writer.write([parcel for run in runs for parcel in self._parcels(run)])
         news = runs
         if not all(one.is_news for one in bundle):
-            news = joined_by_shard([one for one in bundle if one.is_news])
-        if self.changes:
-            for run in news:
-                append_changes(
-                    self.project, self.root / paths.OFFLINE, self.shards, run, self.segment
-                )
+            news = runs_by_shard([one for one in bundle if one.is_news])
         for run in news:
-            if run.rows.num_rows:
-                self._write_log(run)
+            if self.changes:
+                append_changes(self.project, self.offline_root, self.shards, run, self.segment)
+            for release in run:
+                if release.rows.num_rows:
+                    self._write_log(release)
 
-    def _parcel(self, run: Published) -> Parcel:
-        view = self.project.views[run.view]
-        return parcel_of(
-            self.project.name,
+    def _parcels(self, releases: list[Published]) -> list[Parcel]:
+        run, fills = joined_release(releases), self._writer.fills
+        view = self.project.view(run.view)
+        is_whole = run.mark_before is None
+        return parcels_of(
+            fills.fills[view.name],
+            fills.writer(view.name),
             view,
             named_publications(view, newest_per_entity(run.rows)),
             shard=run.shard,
-            shard_count=self.shards,
-            since_us=run.since_us,
+            mark_before=run.mark_before,
+            mark=run.mark,
             frontier_us=run.frontier_us,
+            attempt=run.attempt,
+            marks_between=() if is_whole else tuple(one.mark for one in releases[:-1]),
         )
 
-    def _write_log(self, run: Published) -> None:
-        view = self.project.views[run.view]
-        rows = pa.Table.from_batches([named_publications(view, run.rows)])
-        # A shard publishes at a frontier once, so a repeated bundle replaces its own file.
-        name = f"{segment_prefix(self.segment)}{run.frontier_us:020d}-{run.shard:05d}"
-        write_rows(self.root / paths.PUBLICATIONS / view.name, rows, name)
+    def _write_log(self, release: Published) -> None:
+        view = self.project.view(release.view)
+        rows = pa.Table.from_batches([named_publications(view, release.rows)])
+        # The kernel numbers entities anew when it reads a snapshot, and publishes in that order.
+        names = (ENTITY_KEY, EVENT_TIMESTAMP, REVISION_COLUMN)
+        rows = rows.sort_by([(name, "ascending") for name in names])
+        name = f"{segment_prefix(self.segment)}{release.shard:05d}-{release.number:012d}"
+        write_rows_once(self.root / paths.PUBLICATIONS / view.name, rows, name)

@@ -1,8 +1,8 @@
 """Handed-over states, from which a stream starts, and the record that describes them.
 
-A backfill writes them to ``root/states``: each operator's state of all rows received before the
-stream begins. A stream that stops at a savepoint writes them to ``root/stops/NUMBER``: the states
-of the operators and of the joining stage. The promises:
+A backfill writes them to ``states`` in the folder of its build: each operator's state of all rows
+received before the stream begins. A stream that stops at a savepoint writes them to
+``stops/NUMBER`` in its folder: the states of the operators and of the joining stage. The promises:
 
 * The states are files of `pipelines.stream.state_files`. Their folder is valid only with the record
   ``handoff.json``, which is written last. So a killed run leaves no incomplete folder that is used.
@@ -19,16 +19,19 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from tidemill.features.definitions import Project
-from tidemill.features.errors import DamagedState, StateMismatch, StateVersionError
+from tidemill.features.errors import StateMismatch
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.state_files import file_hashes
-from tidemill.serving.files.atomic_write import write_text
+from tidemill.serving.files.records import RecordFormat, write_record
+from tidemill.serving.files.records import read_record as read_record_of
+from tidemill.serving.generations.current import Current
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,14 @@ class Handoff:
         shards: The number of shards of each view.
         segment: The number of the segment that ends here; 0 for a backfill.
         frontiers: View to the frontier of each shard.
+        polls: The number of the last poll that the states contain; 0 for a backfill.
+        marks: View to the mark of each shard's last release (`pipelines.stream.marks`), 32
+            hexadecimal digits.
         began: The `id` of the backfill's record that the stream began with; None for a backfill.
         mode: The mode of the stream; None for a backfill.
         files: File to the SHA-256 of its bytes.
+        generation: The generation of the log that they were made from.
+        digests: Source to the prefix digest of its log at ``positions``.
     """
 
     kind: Literal["backfill", "stop"]
@@ -55,9 +63,13 @@ class Handoff:
     shards: int
     segment: int
     frontiers: Mapping[str, list[int]]
+    polls: int
+    marks: Mapping[str, list[str]]
     began: str | None
     mode: str | None
     files: Mapping[str, str]
+    generation: str
+    digests: Mapping[str, str]
 
     @property
     def id(self) -> str:
@@ -67,72 +79,20 @@ class Handoff:
 
     def write(self, folder: Path) -> None:
         """Write the record, which makes the folder valid."""
-        _write(folder / paths.HANDOFF, _HANDOFF, dataclasses.asdict(self))
+        write_record(folder / paths.HANDOFF, _HANDOFF, dataclasses.asdict(self))
 
 
-@dataclass(frozen=True)
-class _Format:
-    """A format of record: a JSON object with format, version and a checksum of the other fields.
-
-    Attributes:
-        name: The name of the format in the file.
-        version: The version that is written and read.
-        fields: The names of the other fields.
-        remedy: What the user should do if a record cannot be read.
-    """
-
-    name: str
-    version: int
-    fields: frozenset[str]
-    remedy: str
-
-
-def _write(path: Path, form: _Format, content: Mapping[str, Any]) -> None:
-    header = {"format": form.name, "version": form.version, "checksum": _checksum(content)}
-    write_text(path, json.dumps({**header, **content}, indent=2) + "\n")
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _read(path: Path, form: _Format) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DamagedState(f"{path} is not JSON ({error}); {form.remedy}") from None
-    if not isinstance(stored, dict):
-        raise DamagedState(f"{path} is not a JSON object; {form.remedy}")
-    found = stored.pop("format", None), stored.pop("version", None)
-    if found == (None, None) and stored.keys() & form.fields:
-        raise StateVersionError(
-            f"{path} was written by an older version of Tidemill: it has no version; {form.remedy}"
-        )
-    if found[0] != form.name:
-        raise DamagedState(f"{path} does not say that it is a {form.name}; {form.remedy}")
-    if found[1] != form.version:
-        raise StateVersionError(
-            f"{path} has version {found[1]}, this code reads {form.version}; {form.remedy}"
-        )
-    checksum = stored.pop("checksum", None)
-    if checksum != _checksum(stored) or stored.keys() != form.fields:
-        raise DamagedState(
-            f"{path} was changed after it was written: its checksum does not match; {form.remedy}"
-        )
-    return stored
-
-
-_HANDOFF: Final = _Format(
+_HANDOFF: Final = RecordFormat(
     name="tidemill-handoff",
-    version=2,
+    version=3,
     fields=frozenset(field.name for field in dataclasses.fields(Handoff)),
     remedy="run `tidemill backfill` again, and the stream from its beginning",
 )
 
 
-def savepoint_folder(root: Path, segment: int) -> Path:
+def savepoint_folder(stream: Path, segment: int) -> Path:
     """Return the folder of the states at the end of a segment."""
-    return root / paths.SAVEPOINTS / f"{segment:05d}"
+    return stream / paths.SAVEPOINTS / f"{segment:05d}"
 
 
 def read_record(folder: Path) -> Handoff:
@@ -146,18 +106,59 @@ def read_record(folder: Path) -> Handoff:
     path = folder / paths.HANDOFF
     if not path.exists():
         raise StateMismatch(f"there is no handed-over state at {path}; run `tidemill backfill`")
-    return Handoff(**_read(path, _HANDOFF))
+    return Handoff(**read_record_of(path, _HANDOFF))
 
 
-def last_states(root: Path) -> tuple[Path, Handoff]:
-    """Find the newest states of a root: of the last savepoint, else of the backfill.
+def last_states(current: Current) -> tuple[Path, Handoff]:
+    """Find the newest states: of the stream's last savepoint, else of the build.
 
     Raises:
         StateMismatch: There are no states.
     """
-    stops = sorted(path.parent for path in (root / paths.SAVEPOINTS).glob(f"*/{paths.HANDOFF}"))
-    folder = stops[-1] if stops else root / paths.STATES
+    savepoints = current.stream_folder / paths.SAVEPOINTS
+    stops = sorted(path.parent for path in savepoints.glob(f"*/{paths.HANDOFF}"))
+    folder = stops[-1] if stops else current.build_folder / paths.STATES
     return folder, read_record(folder)
+
+
+def cut_digests(log: Log, positions: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Return the prefix digest of each source's log at a cut.
+
+    Raises:
+        StateMismatch: A log ends before the cut, or has other partitions.
+    """
+    found = {}
+    for name, cut in positions.items():
+        digest = log.prefix_digest(name, cut)
+        if digest is None:
+            raise StateMismatch(
+                f"the log of {name!r} in {log.root} ends before positions {list(cut)}, or has "
+                "other partitions; run `tidemill backfill` again"
+            )
+        found[name] = digest
+    return found
+
+
+def check_log(folder: Path, handoff: Handoff, log: Log, streams: Iterable[str]) -> None:
+    """Check that states were made from the rows of a log.
+
+    Args:
+        folder: The folder of the states.
+        handoff: Their record.
+        log: The log at hand.
+        streams: The sources whose rows are in the states.
+
+    Raises:
+        StateMismatch: They were made from other rows of one of these sources.
+    """
+    for name in streams:
+        found = cut_digests(log, {name: handoff.positions[name]})[name]
+        if found != handoff.digests[name]:
+            raise StateMismatch(
+                f"{folder}: the states were made from other rows of {name!r} than the log in "
+                f"{log.root} has below positions {handoff.positions[name]} (generation "
+                f"{handoff.generation}); run `tidemill backfill` again"
+            )
 
 
 def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int) -> None:
@@ -188,46 +189,72 @@ def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int)
             )
 
 
-def remove_savepoints(root: Path, keep: Path | None = None) -> None:
+def remove_savepoints(stream: Path, keep: Path | None = None) -> None:
     """Remove the states of all savepoints, or of all except one."""
-    for folder in (root / paths.SAVEPOINTS).glob("*"):
+    for folder in (stream / paths.SAVEPOINTS).glob("*"):
         if folder != keep:
             shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)
 class StreamRun:
-    """The stream of a root, from its first segment to its end.
+    """A stream, from its first segment to its end.
 
     Attributes:
-        began: The `Handoff.id` of the backfill's states that the stream began with.
+        began: The `Handoff.id` of the build's states that the stream began with.
         mode: ``exact`` or ``eager``.
+        poll_rows: Where polls end (`pipelines.io.replay.ReplayOptions`): releases depend on it.
         ended: Whether the stream has ended and cannot be resumed.
+        generation: The generation of its log.
+        as_of_us: The instant that it began at: rows received before are in those states.
+        positions: Source to the position of each partition that it began at.
+        digests: Source to the prefix digest of its log at ``positions``.
+        offline: The number of the folder of offline logs that it adds to; None if to none.
     """
 
     began: str
     mode: str
+    poll_rows: int
     ended: bool
-
-    def write(self, root: Path) -> None:
-        """Write ``stream.json``."""
-        _write(root / paths.STREAM_RUN, _STREAM, dataclasses.asdict(self))
+    generation: str
+    as_of_us: int
+    positions: Mapping[str, list[int]]
+    digests: Mapping[str, str]
+    offline: int | None = None
 
     @staticmethod
-    def read(root: Path) -> StreamRun | None:
+    def beginning(handoff: Handoff, mode: str, poll_rows: int) -> StreamRun:
+        """Return the record of a stream that begins with the states of a build."""
+        return StreamRun(
+            began=handoff.id,
+            mode=mode,
+            poll_rows=poll_rows,
+            ended=False,
+            generation=handoff.generation,
+            as_of_us=handoff.as_of_us,
+            positions=handoff.positions,
+            digests=handoff.digests,
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write ``stream.json``."""
+        write_record(folder / paths.STREAM_RUN, _STREAM, dataclasses.asdict(self))
+
+    @staticmethod
+    def read(folder: Path) -> StreamRun | None:
         """Read ``stream.json``; None if no stream was begun.
 
         Raises:
             StateVersionError: Its version is not supported.
             DamagedState: It is damaged.
         """
-        path = root / paths.STREAM_RUN
-        return StreamRun(**_read(path, _STREAM)) if path.exists() else None
+        path = folder / paths.STREAM_RUN
+        return StreamRun(**read_record_of(path, _STREAM)) if path.exists() else None
 
 
-_STREAM: Final = _Format(
+_STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=2,
+    version=3,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from tidemill.features.contract import Int64Array
+from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import Project
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import PollPart
@@ -17,9 +19,23 @@ def source_partitions(log: Log, project: Project) -> dict[str, int]:
 
 
 def parts_before(
-    log: Log, project: Project, partitions: dict[str, int], as_of: int
+    log: Log,
+    project: Project,
+    partitions: dict[str, int],
+    as_of: int,
+    start: Mapping[str, Sequence[int]] | None = None,
+    watermark_us: int = TIME_MIN,
 ) -> tuple[list[PollPart], dict[str, list[int]]]:
-    """Return each partition's rows received before an instant, and the positions after them."""
+    """Return each partition's rows received before an instant, and the positions after them.
+
+    Args:
+        log: The log.
+        project: The project.
+        partitions: Source to the number of its partitions.
+        as_of: The instant.
+        start: Source to the position of each partition to begin with; None for the beginning.
+        watermark_us: No watermark is lower.
+    """
     parts = []
     positions: dict[str, list[int]] = {}
     for name, count in partitions.items():
@@ -29,8 +45,10 @@ def parts_before(
             table = log.read(name, partition)
             received: Int64Array = table.column(RECEIVED).to_numpy()
             stop = int(np.searchsorted(received, as_of, "left"))
-            rows = one_batch(table.slice(0, stop)) if stop else None
-            watermark = as_of - definition.out_of_orderness_us
-            parts.append(PollPart(name, partition, 0, stop, watermark, rows))
+            first = 0 if start is None else start[name][partition]
+            stop = max(stop, first)
+            rows = one_batch(table.slice(first, stop - first)) if stop > first else None
+            watermark = max(as_of - definition.out_of_orderness_us, watermark_us)
+            parts.append(PollPart(name, partition, first, stop, watermark, rows))
             positions.setdefault(name, []).append(stop)
     return parts, positions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from tidemill.features.errors import InputError, StateVersionError
 from tidemill.pipelines.run import paths
@@ -12,6 +12,9 @@ from tidemill.pipelines.stream.release_line import RELEASE_VERSION
 from tidemill.serving.files.read_files import read_json_lines
 
 T = TypeVar("T")
+
+_OLDEST: Final = 1
+"""Releases of version 1 have no marks: they serve as evidence, and no state continues from them."""
 
 
 def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
@@ -57,7 +60,7 @@ def _files(root: Path) -> list[Path]:
 
 def _read(path: Path, take: Callable[[Any], T]) -> list[T]:
     def checked(entry: Any) -> T:
-        if (version := entry.get("version", RELEASE_VERSION)) != RELEASE_VERSION:
+        if (version := entry.get("version", _OLDEST)) not in range(_OLDEST, RELEASE_VERSION + 1):
             raise StateVersionError(
                 f"{path}: a release has version {version}, this code reads {RELEASE_VERSION}; "
                 "read it with the Tidemill that wrote it, or run `tidemill stream` again"

@@ -2,20 +2,21 @@
 
 The promises:
 
-* All entities of a state are written first, and then the shard's frontier. Before the frontier is
-  written, readers see that the age of the rows is unknown; a killed run is simply repeated.
-* The store orders rows itself, so a stream may write at the same time: rows that the store has
-  already, and newer rows, stay.
+* Each part of a shard is written in one step with its mark and frontier. A fill that nobody reads
+  is written in chunks, and its frontiers with the last of them. A killed run is simply repeated.
+* A republication writes under the token that stands, and ends when another writer takes it. A
+  stream may write at the same time: a part that is further already stays as it is.
 * The rows are those that the stream published, byte for byte, also after late events. The
   publication of a late event is valid from the frontier at which it was applied, so releases are
   repeated as the release log states them; where no event was late, many at once.
-* One shard at a time is in memory, and its rows are written in chunks.
+* One shard at a time is in memory.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,26 +25,40 @@ import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import FeatureView, Project
-from tidemill.features.errors import NoKeySpace, StateMismatch
+from tidemill.features.errors import BehindReaders, NoKeySpace, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.log import POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import retry_while_unavailable
 from tidemill.pipelines.recovery.handoff import (
     Handoff,
     StreamRun,
     check_handoff,
+    check_log,
     last_states,
     read_record,
 )
-from tidemill.pipelines.recovery.log_parts import source_partitions
+from tidemill.pipelines.recovery.later_states import (
+    find_later,
+    later_operators,
+    publishing_options,
+)
 from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.store_fills import (
+    EntitiesOf,
+    begin_fills,
+    fills_of_run,
+    key_spaces,
+    new_fills,
+    take_token,
+)
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.holder import this_holder
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize_options import (
-    FeaturizeOptions,
     make_operator,
     operator_key,
 )
@@ -51,15 +66,17 @@ from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
 from tidemill.pipelines.stream.state_files import read_handoff
+from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.parcels import online_rows, parcel_of
+from tidemill.serving.online.fills import Fill
+from tidemill.serving.online.parcels import in_chunks, parcels_of
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 
-CHUNK_ROWS: Final = 10_000
-"""Rows of one write."""
+CHUNK_ROWS: Final = 1_000
+"""Rows of one step into a fill that nobody reads: a Redis serves readers in between."""
 STEP_ROWS: Final = 262_144
 """About how many rows of the log are applied in one step."""
 
@@ -76,26 +93,64 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
         StateMismatch: There are no states, or they are not those that the stream began with.
         StoreError: The store refuses a write.
     """
-    project, root = config.project, config.root
-    folder, handoff = last_states(root)
+    project, current = config.project, config.current
+    folder, handoff = last_states(current)
     check_handoff(folder, handoff, project, config.shards)
-    releases = _releases_by_shard(root)
-    began = StreamRun.read(root)
-    if releases and (began is None or began.began != read_record(root / paths.STATES).id):
+    check_log(folder, handoff, Log(current.build_folder), handoff.positions)
+    releases = _releases_by_shard(current.stream_folder)
+    began = StreamRun.read(current.stream_folder)
+    begins_with = handoff.id if handoff.kind == "backfill" else handoff.began
+    if releases and (began is None or began.began != begins_with):
         raise StateMismatch(
-            f"the releases in {root} are not of a stream that began with the states in "
-            f"{root / paths.STATES}: a backfill has replaced them since; run `tidemill stream`"
+            f"the releases in {current.stream_folder} are not of a stream that began with the "
+            f"states in {folder}: a backfill has replaced them since; run `tidemill stream`"
         )
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     open_store(config.project, config.places, clock="replay")
-    return publish_states(config, folder, progress, releases)
+    database = open_database(config.online_store)
+    try:
+        run, made = _standing_fills(config, database)
+        # The fills of a stream end where its releases do.
+        shown = shown_frontiers(config) if began is None else None
+        counts = publish_states(config, database, folder, progress, releases, run, shown=shown)
+        if made:
+            database.switch(made, run.writer(made[0].space.view))
+    finally:
+        database.close()
+    return counts
+
+
+def _standing_fills(config: Configuration, database: OnlineDatabase) -> tuple[RunFills, list[Fill]]:
+    """Return the fills that the stream writes, under its token, and those that are new.
+
+    Where there is none (the store was emptied, say), one is begun in its place.
+    """
+    handoff = _began(config.current)
+    run, missing = fills_of_run(config, database, handoff)
+    made = []
+    if missing:
+        made = new_fills(config, database, handoff, missing, entities_in(config))
+        run = replace(run, fills={**run.fills, **{fill.space.view: fill for fill in made}})
+    without = [fill for fill in run.fills.values() if fill.writer is None]
+    if without:
+        writer = database.take_token(without, this_holder(config.root))
+        taken = {fill.space.view: replace(fill, writer=writer) for fill in without}
+        run = replace(run, fills={**run.fills, **taken})
+    return run, made
+
+
+def _began(current: Current) -> Handoff | StreamRun:
+    """Return the record of where the fills of a root begin: its stream's, else the build's."""
+    run = StreamRun.read(current.stream_folder)
+    return read_record(current.build_folder / paths.STATES) if run is None else run
 
 
 def mend_store(config: Configuration, progress: Progress) -> bool:
-    """Publish everything again if the store is behind the last releases of a run.
+    """Publish everything again if the store is behind the last releases of a run; switch readers.
 
-    This happens if the store lost writes after the last release that could repair them.
+    The store is behind if it lost writes after the last release that could repair them. Readers are
+    switched to the run's fills if these have caught up.
 
     Returns:
         Whether everything was published again.
@@ -108,15 +163,21 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         return False
 
     def mended() -> bool:
-        try:
-            shown = shown_frontiers(config)
-        except NoKeySpace:
-            shown = {}
         released: dict[tuple[str, int], int] = {}
-        for entry in read_releases(config.root):
+        for entry in read_releases(config.current.stream_folder):
             key = (entry["view"], entry["shard"])
             released[key] = max(released.get(key, TIME_MIN), entry["frontier_us"])
-        if all(shown.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
+        database = open_database(config.online_store)
+        try:
+            handoff = _began(config.current)
+            run, missing = fills_of_run(config, database, handoff)
+            reached = {} if missing else frontiers_of(database, run)
+        except NoKeySpace:
+            reached = {}
+        finally:
+            database.close()
+        if all(reached.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
+            switch_if_caught_up(config, run, progress)
             return False
         progress.say(
             "the online store has lost writes since the last releases; publishing everything again"
@@ -128,29 +189,68 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
     return retry_while_unavailable(mended, name, config.give_up_after_us)
 
 
-def start_over(config: Configuration, handoff: Handoff, progress: Progress) -> None:
-    """Bring the online store to the beginning of a stream: the entities as of the backfill.
+def switch_if_caught_up(config: Configuration, run: RunFills, progress: Progress) -> RunFills:
+    """Switch readers to the fills of a run, or say what they wait for.
 
-    A store that already has exactly these frontiers is left as it is. Any other store, which an
-    earlier run or another backfill has filled, is emptied and filled again; in between its readers
-    find no rows.
+    Raises:
+        HeldByAnotherRoot: Another root writes a fill that readers see.
+        StoreError: The store refuses.
+    """
+    if not run.unread:
+        return run
+    database = open_database(config.online_store)
+    writer = run.writer(run.unread[0].space.view)
+    try:
+        return run.updated(database.switch(list(run.fills.values()), writer))
+    except BehindReaders as error:
+        progress.say(str(error))
+        return run
+    finally:
+        database.close()
+
+
+def start_over(
+    config: Configuration, handoff: Handoff, progress: Progress, *, take_over: bool = False
+) -> RunFills:
+    """Prepare the online store for the beginning of a stream: the entities as of the backfill.
+
+    A fill that has exactly the marks of the states is gone on with. Any other view gets a new fill,
+    which readers are switched to when the stream has caught up with what they see; until then they
+    see the old one.
+
+    Args:
+        config: The configuration.
+        handoff: The record of the states.
+        progress: Shows progress.
+        take_over: Whether to take key spaces that another root writes.
+
+    Raises:
+        HeldByAnotherRoot: Another root writes a key space.
+        StoreFull: There is no room for the new fills.
+        StoreError: The store refuses a write.
     """
     place = config.online_store
     open_store(config.project, config.places, clock="replay")
-    if keeps_frontiers(config.online_store):
-        expected = {
-            (view, shard): frontier
-            for view, frontiers in handoff.frontiers.items()
-            for shard, frontier in enumerate(frontiers)
-        }
-        if shown_frontiers(config) == expected:
-            return
-    spaces = [KeySpace.of(config.project.name, view) for view in config.project.views]
     database = open_database(place)
-    database.drop(spaces)
-    database.create(spaces)
-    database.close()
-    publish_states(config, config.root / paths.STATES, progress, {})
+    try:
+        if not keeps_frontiers(place):
+            database.drop(key_spaces(config))
+            database.create(key_spaces(config))
+        run, made = begin_fills(config, database, handoff, entities_in(config))
+        run = take_token(config, database, run, take_over=take_over)
+        if made:
+            publish_states(
+                config,
+                database,
+                config.current.build_folder / paths.STATES,
+                progress,
+                {},
+                run,
+                [fill.space.view for fill in made],
+            )
+    finally:
+        database.close()
+    return switch_if_caught_up(config, run, progress)
 
 
 def keeps_frontiers(place: OnlinePlace) -> bool:
@@ -159,7 +259,7 @@ def keeps_frontiers(place: OnlinePlace) -> bool:
 
 
 def shown_frontiers(config: Configuration) -> dict[tuple[str, int], int]:
-    """Return the frontiers in the online store, by view and shard; empty if it keeps none.
+    """Return the frontiers that readers see, by view and shard; empty if the store keeps none.
 
     Raises:
         StoreError: The store cannot be read.
@@ -177,74 +277,131 @@ def shown_frontiers(config: Configuration) -> dict[tuple[str, int], int]:
     }
 
 
+def frontiers_of(database: OnlineDatabase, run: RunFills) -> dict[tuple[str, int], int]:
+    """Return the frontiers of the fills of a run, by view and shard; the least of its slices.
+
+    A shard of which a slice has no frontier is left out.
+    """
+    fills = list(run.fills.values())
+    found = {}
+    for fill, states in zip(fills, database.part_states(fills), strict=True):
+        for shard in range(fill.shards):
+            slices = states[shard * fill.slices : (shard + 1) * fill.slices]
+            known = [state.frontier_us for state in slices if state.frontier_us is not None]
+            if len(known) == fill.slices:
+                found[fill.space.view, shard] = min(known)
+    return found
+
+
+def entities_in(config: Configuration) -> EntitiesOf:
+    """Return a function that counts the entities of a view's first shard at the handoff.
+
+    Shards are cut by a hash of the key, so all of a view have about the same size.
+    """
+    project = config.project
+    options = publishing_options(config)
+
+    def entities(view: str) -> int:
+        index = [one.name for one in project.views].index(view)
+        operator = make_operator(project, operator_key(project, index, 0, config.shards), options)
+        read_handoff(config.current.build_folder / paths.STATES, operator)
+        return operator.state.n_entities
+
+    return entities
+
+
 def publish_states(
     config: Configuration,
+    database: OnlineDatabase,
     folder: Path,
     progress: Progress,
     releases: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+    run: RunFills,
+    views: Collection[str] | None = None,
+    shown: Mapping[tuple[str, int], int] | None = None,
 ) -> dict[str, Any]:
     """Publish every entity of every shard, as of the last of its releases.
 
     Args:
         config: The configuration; the project is registered.
+        database: The online store.
         folder: The states to start from.
         progress: Shows progress.
         releases: By view and shard: the stream's releases; those before the states are ignored. A
             shard without releases is published as of its state.
+        run: The fills that are written.
+        views: The views to publish; None for all.
+        shown: If there are no releases: by view and shard, the frontiers that readers see. States
+            that are behind them are brought forward (`pipelines.recovery.later_states`).
 
     Returns:
         Counts.
     """
-    project, log = config.project, Log(config.root)
-    options = FeaturizeOptions(
-        run="publish",
-        shards=config.shards,
-        partitions=source_partitions(log, project),
-        publish=False,
-    )
-    database = open_database(config.online_store)
+    project = config.project
+    names = [view.name for view in project.views if views is None or view.name in views]
+    later = None
+    if not releases:
+        later = find_later(config, read_record(folder), names, shown or {})
+    if later is None:
+        operators = _released_operators(config, folder, releases, names)
+    else:
+        operators = later_operators(config, folder, later, names)
     entities = written = 0
-    total = len(project.views) * config.shards
+    total = len(names) * config.shards
     with progress.stage("publish every entity", total=total, unit="shards") as stage:
-        for index, view in enumerate(project.views):
-            stage.note(view.name)
-            for shard in range(config.shards):
-                key = operator_key(project, index, shard, config.shards)
-                operator = make_operator(project, key, options)
-                read_handoff(folder, operator)
-                bring_forward(project, view, log, operator, releases.get((view.name, shard), ()))
-                entities += operator.state.n_entities
-                written += publish_shard(database, project, view, operator)
-                stage.advance(1)
-    database.close()
+        for operator in operators:
+            stage.note(operator.key.view)
+            entities += operator.state.n_entities
+            written += publish_shard(database, project.view(operator.key.view), operator, run)
+            stage.advance(1)
     return {"entities": entities, "written": written, "shards": total}
 
 
+def _released_operators(
+    config: Configuration,
+    folder: Path,
+    releases: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+    views: Collection[str],
+) -> Iterator[ShardOperator]:
+    """Make the operators of views, one at a time, as of the last of their releases."""
+    project, log = config.project, Log(config.current.build_folder)
+    options = publishing_options(config)
+    for index, view in enumerate(project.views):
+        for shard in range(config.shards if view.name in views else 0):
+            key = operator_key(project, index, shard, config.shards)
+            operator = make_operator(project, key, options)
+            read_handoff(folder, operator)
+            bring_forward(project, view, log, operator, releases.get((view.name, shard), ()))
+            yield operator
+
+
 def publish_shard(
-    database: OnlineDatabase, project: Project, view: FeatureView, operator: ShardOperator
+    database: OnlineDatabase, view: FeatureView, operator: ShardOperator, run: RunFills
 ) -> int:
-    """Write all entities of an operator, and then their frontier.
+    """Write all entities of an operator with the mark and the frontier of its last release.
 
     Returns:
         The number of rows that changed the store.
+
+    Raises:
+        SupersededWriter: Another writer has taken the fill.
+        StoreError: The store refuses.
     """
-    shard, everything = operator.key.shard, operator.everything()
-    space = KeySpace.of(project.name, view)
-    written = 0
-    last = max(everything.num_rows - 1, 0) // CHUNK_ROWS * CHUNK_ROWS
-    for start in range(0, last, CHUNK_ROWS):
-        some = named_publications(view, everything.slice(start, CHUNK_ROWS))
-        written += database.write(space, online_rows(view, some, shard))
-    parcel = parcel_of(
-        project.name,
+    fill, shard, frontier_us = run.fills[view.name], operator.key.shard, operator.state.frontier_us
+    parcels = parcels_of(
+        fill,
+        run.writer(view.name),
         view,
-        named_publications(view, everything.slice(last)),
+        named_publications(view, operator.everything()),
         shard=shard,
-        shard_count=operator.key.shards,
-        since_us=None,
-        frontier_us=operator.state.frontier_us,
+        mark_before=None,
+        mark=operator.mark,
+        attempt=None,
+        frontier_us=frontier_us,
     )
-    return written + sum(database.publish([parcel]))
+    if fill.is_current:
+        return sum(database.publish(parcels))
+    return sum(sum(database.publish(in_chunks(parcel, CHUNK_ROWS))) for parcel in parcels)
 
 
 def _releases_by_shard(root: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
@@ -289,6 +446,7 @@ def bring_forward(
         batches = list(_batches(project, view, log, operator, positions[end].tolist()))
         operator.catch_up(batches, int(frontiers[end]))
     operator.number = numbers[-1]
+    operator.mark = bytes.fromhex(ahead[-1]["mark"])
 
 
 def _step_ends(
@@ -357,14 +515,14 @@ def _batches(
         # The release log has no watermarks. The old watermark is low enough that the operator
         # forgets no row too early.
         watermark = operator.watermarks[index]
-        yield SequencedBatch(is_request, partition, start, stop, watermark, 0, rows)
+        yield SequencedBatch(0, is_request, partition, start, stop, watermark, 0, rows)
 
 
 def _event_rows(
     project: Project, view: FeatureView, operator: ShardOperator, part: PollPart
 ) -> pa.RecordBatch | None:
     """Validate rows of the log as the stream does, and prepare them for the operator."""
-    (judged,) = validated_poll(project, Poll(0, (part,)))[0].parts
+    (judged,) = validated_poll(project, Poll(0, 0, (part,)))[0].parts
     if judged.rows is None:
         return None
     positions = hashing.bits(judged.rows.column(POSITION))

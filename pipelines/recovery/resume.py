@@ -7,14 +7,15 @@ A stream runs in one or more segments. The promises:
   segment is repeated from the savepoint before it, after its files are removed. Its publications
   stay in the online store, which orders them
   (`pipelines.stream.featurize_options`, ``overtaken``).
-* A stream that starts over removes all output of the stream before, also from the store.
+* A stream that starts over has a folder of its own and leaves that of the stream before as it is.
+  In the online store it fills other key spaces beside those that readers see, until it has caught
+  up with them.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,22 +24,30 @@ import numpy as np
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import ReplayLog
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import (
     Handoff,
     StreamRun,
     check_handoff,
+    check_log,
+    cut_digests,
     last_states,
     read_record,
     remove_savepoints,
 )
-from tidemill.pipelines.recovery.republish import keeps_frontiers, shown_frontiers, start_over
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers, start_over
+from tidemill.pipelines.recovery.store_fills import begin_fills, resumed_fills, take_token
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.state_files import file_hashes, missing_files, read_joiner
 from tidemill.serving.files.segment_names import segment_prefix
+from tidemill.serving.generations.current import Current, changing, read_current, write_current
 from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.registry.registration import open_store
 
 _OUTPUTS: Final = (
@@ -54,6 +63,7 @@ class Start:
     """The start of a segment.
 
     Attributes:
+        current: The root's folders, with that of the stream.
         folder: The folder of the states.
         handoff: The record of the states.
         run: The stream.
@@ -61,6 +71,7 @@ class Start:
             its first savepoint.
     """
 
+    current: Current
     folder: Path
     handoff: Handoff
     run: StreamRun
@@ -78,10 +89,17 @@ def first_start(config: Configuration, mode: str | None) -> Start:
     Raises:
         StateMismatch: There are no states, or they are of other definitions.
     """
-    folder = config.root / paths.STATES
-    handoff = _checked(config, folder, read_record(folder))
-    run = StreamRun(handoff.id, mode or config.stream.mode, ended=False)
-    return Start(folder, handoff, run, resumes=False)
+    current = config.current.with_next_stream()
+    folder = current.build_folder / paths.STATES
+    handoff = read_record(folder)
+    _check(config, current, folder, handoff)
+    if handoff.as_of_us != config.splits.evaluate_until_us:
+        raise StateMismatch(
+            "the handed-over state ends at another instant than splits.evaluate_until; run "
+            "`tidemill backfill` again"
+        )
+    run = StreamRun.beginning(handoff, mode or config.stream.mode, config.stream.poll_rows)
+    return Start(current, folder, handoff, run, resumes=False)
 
 
 def next_start(config: Configuration, mode: str | None) -> Start:
@@ -90,12 +108,12 @@ def next_start(config: Configuration, mode: str | None) -> Start:
     Raises:
         StateMismatch: There is no stream to resume, or its states do not match.
     """
-    root = config.root
-    run = StreamRun.read(root)
-    if run is None or run.began != read_record(root / paths.STATES).id:
+    root, current = config.root, config.current
+    run = StreamRun.read(current.stream_folder)
+    if run is None:
         raise StateMismatch(
-            f"there is no stream in {root} to resume, or a backfill has replaced the states that "
-            "it began with; run `tidemill stream` without --resume"
+            f"there is no stream in {root} to resume: none was begun since the last backfill that "
+            "corrected history; run `tidemill stream` without --resume"
         )
     if run.ended:
         raise StateMismatch(
@@ -107,18 +125,24 @@ def next_start(config: Configuration, mode: str | None) -> Start:
             f"the stream was begun in mode {run.mode!r}, and its states are of that mode: resume "
             "in it, or start over"
         )
-    folder, handoff = last_states(root)
-    return Start(folder, _checked(config, folder, handoff), run, resumes=True)
-
-
-def _checked(config: Configuration, folder: Path, handoff: Handoff) -> Handoff:
-    check_handoff(folder, handoff, config.project, config.shards)
-    if read_record(config.root / paths.STATES).as_of_us != config.splits.evaluate_until_us:
+    folder, handoff = last_states(current)
+    if handoff.kind == "backfill" and handoff.id != run.began:
         raise StateMismatch(
-            "the handed-over state ends at another instant than splits.evaluate_until; run "
-            "`tidemill backfill` again"
+            f"the stream in {root} was killed before its first savepoint, and a backfill has "
+            "replaced the states that it began with; run `tidemill stream` without --resume"
         )
-    return handoff
+    if run.as_of_us != config.splits.evaluate_until_us:
+        raise StateMismatch(
+            f"the stream in {root} began at another instant than splits.evaluate_until; set it "
+            "back, or run `tidemill stream` without --resume"
+        )
+    _check(config, current, folder, handoff)
+    return Start(current, folder, handoff, run, resumes=True)
+
+
+def _check(config: Configuration, current: Current, folder: Path, handoff: Handoff) -> None:
+    check_handoff(folder, handoff, config.project, config.shards)
+    check_log(folder, handoff, Log(current.build_folder), handoff.positions)
 
 
 def check_savepoint(start: Start, until_us: int, end_us: int) -> None:
@@ -141,7 +165,7 @@ def check_positions(start: Start, replayed: ReplayLog) -> None:
     Raises:
         StateMismatch: They were made from another log.
     """
-    found = _by_source(replayed, replayed.start)
+    found = _by_source(replayed, replayed.start.positions)
     if found != dict(start.handoff.positions):
         raise StateMismatch(
             f"{start.folder}: the states end at positions {start.handoff.positions}, the log has "
@@ -156,60 +180,142 @@ def _by_source(replayed: ReplayLog, positions: Iterable[int]) -> dict[str, list[
     return found
 
 
-def prepare(config: Configuration, start: Start, progress: Progress) -> dict[tuple[str, int], int]:
-    """Bring files and online store to the start of the segment.
+@dataclass(frozen=True)
+class Prepared:
+    """The online store at the start of a segment.
+
+    Attributes:
+        fills: The fills that the segment publishes to, with its token.
+        shown: By (view, shard): the frontier of these fills, which may be past the states'; empty
+            if the stream starts over.
+    """
+
+    fills: RunFills
+    shown: Mapping[tuple[str, int], int]
+
+
+def prepare(
+    config: Configuration, start: Start, progress: Progress, *, take_over: bool = False
+) -> tuple[Start, Prepared]:
+    """Bring files and online store to the start of the segment, and take the writer's token.
+
+    Args:
+        config: The configuration.
+        start: The start of the segment.
+        progress: Shows progress.
+        take_over: Whether to take key spaces that another root writes.
 
     Returns:
-        By (view, shard): the frontier in the store, which may be past the states'; empty if the
-        stream starts over.
+        The start, its stream recorded, and the store.
 
     Raises:
+        HeldByAnotherRoot: Another root writes a key space.
         StoreError: The store refuses a write, or has lost publications from before the savepoint.
     """
-    root = config.root
+    stream = start.current.stream_folder
     if not start.resumes:
-        # Delete stream.json first, so that a crash before the store is filled counts as not begun.
-        (root / paths.STREAM_RUN).unlink(missing_ok=True)
-        for name in _OUTPUTS:
-            shutil.rmtree(root / name, ignore_errors=True)
-        remove_savepoints(root)
-        start_over(config, start.handoff, progress)
-        start.run.write(root)
-        return {}
+        fills = start_over(config, start.handoff, progress, take_over=take_over)
+        offline = _offline_of_new_stream(config, start, progress)
+        start = replace(start, run=replace(start.run, offline=offline))
+        # Last, so that a stream that is killed before the store is filled has not begun.
+        start.run.write(stream)
+        _change_current(start, {"stream": start.current.stream})
+        return start, Prepared(fills, {})
     for name in _OUTPUTS:
-        for path in (root / name).glob(f"**/{segment_prefix(start.segment)}*"):
+        for path in (stream / name).glob(f"**/{segment_prefix(start.segment)}*"):
             path.unlink()
-    remove_savepoints(root, keep=start.folder)
+    remove_savepoints(stream, keep=start.folder)
+    for log in _offline_logs(config, start).values():
+        log.cut_back(start.segment, start.handoff.frontiers[log.directory.parent.name])
     # Register here, once: workers only write rows.
     open_store(config.project, config.places, clock="replay")
-    shown = shown_frontiers(config)
+    database = open_database(config.online_store)
+    try:
+        if not keeps_frontiers(config.online_store):
+            fills, _ = begin_fills(config, database, start.handoff, lambda _: 0)
+        else:
+            fills = resumed_fills(config, database, start.run)
+        # The marks are read after the token was taken: an elder writer cannot move them any more.
+        fills = take_token(config, database, fills, take_over=take_over)
+        shown = frontiers_of(database, fills)
+    finally:
+        database.close()
     if keeps_frontiers(config.online_store):
         _check_store(start, shown)
-    return shown
+    return start, Prepared(fills, shown)
 
 
-def offline_goes_on(config: Configuration, start: Start, progress: Progress) -> bool:
-    """Cut the offline log back to the start of the segment; tell whether it can continue there.
+def _change_current(start: Start, numbers: Mapping[str, int]) -> None:
+    """Let the record name other folders, unless another generation has begun."""
+    root = start.current.root
+    with changing(root):
+        found = read_current(root)
+        if found.generation == start.current.generation:
+            changed = {"stream": found.stream, "offline": found.offline, **numbers}
+            write_current(replace(found, stream=changed["stream"], offline=changed["offline"]))
 
-    It can if `tidemill backfill --publish` has written it up to the states that the stream began
-    with. The logs of all views continue, or none.
+
+def _offline_logs(config: Configuration, start: Start) -> dict[str, OfflineLog]:
+    """Return the logs that the stream adds to, by view; none if it adds to none."""
+    if start.run.offline is None:
+        return {}
+    folder = replace(start.current, offline=start.run.offline).offline_root
+    return {view.name: OfflineLog.of(folder, view) for view in config.project.views}
+
+
+def _offline_of_new_stream(config: Configuration, start: Start, progress: Progress) -> int | None:
+    """Return the number of the folder of offline logs that a new stream adds to; None for none.
+
+    It adds to the current logs if they end where it begins. If an earlier stream has added to them,
+    readers keep these until the new stream has caught up (`offline_caught_up`), and it adds to
+    copies (links) that end where it begins. The logs of all views continue, or none.
     """
+    frontiers = start.handoff.frontiers
     logs = {
-        view.name: OfflineLog.of(config.root / paths.OFFLINE, view) for view in config.project.views
+        view.name: OfflineLog.of(start.current.offline_root, view) for view in config.project.views
     }
-    segment = start.segment if start.resumes else 0
-    joins = {
-        name: log.cut_back(segment, start.handoff.frontiers[name]) for name, log in logs.items()
-    }
-    if all(joins.values()):
-        return True
+    spans = {name: log.ends() for name, log in logs.items()}
+    if all(spans[name] == frontiers[name] for name in logs):
+        return start.current.offline
+    if all(_covers(spans[name], frontiers[name]) for name in logs):
+        copies = replace(start.current, offline=start.current.next_number("offline"))
+        for view in config.project.views:
+            copy = OfflineLog.of(copies.offline_root, view)
+            logs[view.name].link_to(copy)
+            copy.cut_back(0, frontiers[view.name])
+        return copies.offline
     if there := [name for name, log in logs.items() if log.directory.exists()]:
         progress.say(
-            f"the offline log of {', '.join(there)} does not end where the stream continues "
-            f"({', '.join(name for name, joins_on in joins.items() if not joins_on)}): the stream "
-            "adds nothing to it; `tidemill backfill --publish` writes it again"
+            f"the offline log of {', '.join(there)} does not end where the stream continues: the "
+            "stream adds nothing to it; `tidemill backfill --publish` writes it again"
         )
-    return False
+    return None
+
+
+def _covers(ends: Sequence[int], frontiers: Sequence[int]) -> bool:
+    return len(ends) == len(frontiers) and all(
+        end >= frontier for end, frontier in zip(ends, frontiers, strict=True)
+    )
+
+
+def offline_caught_up(config: Configuration, start: Start) -> bool:
+    """Let joins read the logs that a stream adds to, once none ends before the one that they read.
+
+    Returns:
+        Whether joins read them now.
+    """
+    shown = read_current(start.current.root)
+    if start.run.offline is None or shown.generation != start.current.generation:
+        return False
+    if shown.offline == start.run.offline:
+        return True
+    for view in config.project.views:
+        mine = _offline_logs(config, start)[view.name].ends()
+        read = OfflineLog.of(shown.offline_root, view).ends()
+        if not _covers(mine, read):
+            return False
+    _change_current(start, {"offline": start.run.offline})
+    return True
 
 
 def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
@@ -224,11 +330,10 @@ def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
                 )
 
 
-def received(root: Path, replayed: ReplayLog) -> dict[str, int]:
+def received(run: StreamRun, replayed: ReplayLog) -> dict[str, int]:
     """Count each source's rows from the beginning of the stream to the end of a replay."""
-    begun = read_record(root / paths.STATES).positions
     stop = _by_source(replayed, replayed.stop)
-    return {name: sum(ends) - sum(begun[name]) for name, ends in stop.items()}
+    return {name: sum(ends) - sum(run.positions[name]) for name, ends in stop.items()}
 
 
 def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:
@@ -263,17 +368,25 @@ def keep_savepoint(
         view.name: np.maximum(start.handoff.frontiers[view.name], released[index]).tolist()
         for index, view in enumerate(config.project.views)
     }
+    marks = {name: list(of_view) for name, of_view in start.handoff.marks.items()}
+    for release in read_releases(start.current.stream_folder):
+        marks[release["view"]][release["shard"]] = release["mark"]
+    positions = _by_source(replayed, replayed.stop)
     handoff = Handoff(
         kind="stop",
         as_of_us=until_us,
-        positions=_by_source(replayed, replayed.stop),
+        positions=positions,
         views={view.name: view.hash for view in config.project.views},
         shards=config.shards,
         segment=start.segment,
         frontiers=frontiers,
+        polls=replayed.last_poll_number,
+        marks=marks,
         began=start.run.began,
         mode=start.run.mode,
         files=file_hashes(folder),
+        generation=start.run.generation,
+        digests=cut_digests(Log(start.current.build_folder), positions),
     )
     handoff.write(folder)
-    remove_savepoints(config.root, keep=folder)
+    remove_savepoints(start.current.stream_folder, keep=folder)

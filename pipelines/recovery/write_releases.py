@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import time
-import uuid
+import json
 from pathlib import Path
+from typing import Final
 
 import apache_beam as beam
 
-from tidemill.serving.files.atomic_write import write_text
+from tidemill.serving.files.write_once import write_once
+
+_REMEDY: Final = "run `tidemill stream` again"
 
 
 @beam.typehints.with_input_types(str)
 @beam.typehints.with_output_types(str)
 class WriteReleases(beam.DoFn):
-    """Writes releases (JSON texts), one a line, to a file for each bundle, atomically.
+    """Writes each release (a JSON text) to a file that is named by view, shard and number.
+
+    A release that the engine repeats must be the same, and then changes nothing.
 
     Args:
         folder: The folder of the files.
@@ -24,18 +28,14 @@ class WriteReleases(beam.DoFn):
     def __init__(self, folder: Path, prefix: str) -> None:
         self._folder = folder
         self._prefix = prefix
-        self._lines: list[str] = []
-
-    def start_bundle(self) -> None:
-        """Begin a file."""
-        self._lines = []
 
     def process(self, element: str) -> None:
-        """Take a release."""
-        self._lines.append(element)
+        """Write a release.
 
-    def finish_bundle(self) -> None:
-        """Write the file."""
-        if self._lines:
-            name = f"{self._prefix}{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
-            write_text(self._folder / name, "\n".join(self._lines) + "\n")
+        Raises:
+            OutputConflict: The release was written before with other content.
+        """
+        release = json.loads(element)
+        name = f"{release['view']}-{release['shard']:05d}-{release['number']:012d}.jsonl"
+        with write_once(self._folder / f"{self._prefix}{name}", _REMEDY) as unfinished:
+            unfinished.write_text(element + "\n", encoding="utf-8")

@@ -55,6 +55,7 @@ from tidemill.pipelines.training.evaluation import Evaluation, Metrics, Runs
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.generations.current import Current, find_current
 
 EVALUATED: Final = "evaluation split"
 _SHOWN_EFFECTS: Final = 15
@@ -85,8 +86,10 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
     backfill = mapping(stages, "backfill")
     bundle, no_bundle = _bundle(config.root)
     evaluation = None if bundle is None else Evaluation.from_json(bundle.evaluation)
-    streamed = read_streamed(config.root)
-    outcome, no_outcome = _outcome(config.project, config.root, streamed)
+    # A root without a build has a report, too.
+    current = config.pinned or find_current(config.root)
+    streamed = None if current is None else read_streamed(current.stream_folder)
+    outcome, no_outcome = _outcome(config.project, current, streamed)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -144,15 +147,15 @@ def _bundle(root: Path) -> tuple[Bundle | None, str]:
 
 
 def _outcome(
-    project: Project, root: Path, streamed: StreamedPredictions | None
+    project: Project, current: Current | None, streamed: StreamedPredictions | None
 ) -> tuple[StreamQuality | None, str]:
     """Return the quality of the predictions, or why it is unknown."""
-    if streamed is None:
+    if current is None or streamed is None:
         return None, "There are no predictions yet; run `tidemill stream`."
     if project.label is None:
         return None, "This project has no label, so its predictions cannot be judged."
     try:
-        return stream_quality(project, root, streamed), ""
+        return stream_quality(project, current.build_folder, streamed), ""
     except InputError as error:
         return None, str(error)
 

@@ -23,6 +23,12 @@ class Meter:
         with self._lock:
             self._counts[run, name] += count
 
+    def forget(self, run: str) -> None:
+        """Set the counts of a run to zero."""
+        with self._lock:
+            for place in [place for place in self._counts if place[0] == run]:
+                del self._counts[place]
+
     def read(self, run: str, name: str) -> int:
         """Return the count."""
         with self._lock:

@@ -9,10 +9,11 @@ from typing import Final
 
 from tidemill.pipelines.io.log import LOG as LOG
 from tidemill.serving.bundles.current import BUNDLES as BUNDLES
-from tidemill.serving.stores.places import OFFLINE as OFFLINE
 
 RUN_RECORD: Final = "run.json"
 """Whether the root holds all data or a sample."""
+ROOT_ID: Final = "root-id.json"
+"""A random text that tells this root from all others."""
 SUMMARY: Final = "summary.json"
 """The figures of each stage."""
 REPORT: Final = "report.html"
@@ -37,6 +38,8 @@ HANDOFF: Final = "handoff.json"
 
 STREAM_RUN: Final = "stream.json"
 """Mode and start of the root's stream, and whether it has ended."""
+CUTS: Final = "cuts.log"
+"""Where the stream's savepoints have cut its polls."""
 PREDICTIONS: Final = "predictions"
 RELEASES: Final = "releases"
 """The evidence of every step of the stream's operators."""

@@ -1,18 +1,18 @@
 """Joining the parts of an answer: a request asks several views, and each answers in its own shard.
 
 The promises: a request is answered once, when every view has answered it, in whatever order the
-parts come and however often the engine repeats requests. A missing part is never filled in. If a
-view's frontier passes a request by more than ``answer_within`` without an answer, the request
-becomes a rejected record that names the view. A frontier counts only when all releases before it
-have come, because a missing release may hold the answer.
+parts come and however often the engine repeats requests and releases. A missing part is never
+filled in. If a view's frontier passes a request by more than ``answer_within`` without an answer,
+the request becomes a rejected record that names the view. A frontier counts only when all releases
+before it have come, because a missing release may hold the answer.
 
 This is a plain object; `pipelines.stream.featurize` wires it into a stateful stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -81,8 +81,8 @@ class AnswerJoiner:
         pending: Requests that wait for answers, by group.
         early: Answers that came before their requests, by group.
         closed: The newest closed groups: True if answered, False if given up.
-        waiting: By (view, shard): the frontiers of early releases, by release number.
-        savepoints: By (view, shard): its part about the savepoint where the run stops.
+        waiting: By (view's name, shard): the frontiers of early releases, by release number.
+        savepoints: By (view's name, shard): its part about the savepoint where the run stops.
     """
 
     project: Project
@@ -92,10 +92,11 @@ class AnswerJoiner:
     pending: dict[int, Pending] = field(default_factory=dict)
     early: dict[int, list[AnswerPart]] = field(default_factory=dict)
     closed: dict[int, bool] = field(default_factory=dict)
-    waiting: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
-    savepoints: dict[tuple[int, int], SavepointPart] = field(default_factory=dict)
+    waiting: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
+    savepoints: dict[tuple[str, int], SavepointPart] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._places = {view.name: place for place, view in enumerate(self.project.views)}
         widths = [len(view.columns) for view in self.project.views]
         self._offsets = np.concatenate([[0], np.cumsum(widths)]).tolist()
         self.frontiers = np.full((len(widths), self.shards), TIME_MIN, np.int64)
@@ -129,7 +130,10 @@ class AnswerJoiner:
         """
         return (
             len(self.savepoints) == self.numbers.size
-            and all(self.numbers[at] == part.number for at, part in self.savepoints.items())
+            and all(
+                self.numbers[self._places[view], shard] == part.number
+                for (view, shard), part in self.savepoints.items()
+            )
             and not self.early
             and all(
                 group in self.pending or group in self.closed
@@ -164,26 +168,25 @@ class AnswerJoiner:
                 touched[part.group] = None
             elif isinstance(part, SavepointPart):
                 self.savepoints[part.view, part.shard] = part
-            else:
-                self._reach(part)
-                if part.answers is not None and part.answers.num_rows:
-                    groups = hashing.bits(part.answers.column(GROUP))
-                    for group in np.unique(groups).tolist():
-                        mine = part
-                        if not (groups == group).all():
-                            rows = part.answers.filter(pa.array(groups == group))
-                            mine = AnswerPart(
-                                part.view, part.shard, part.number, part.frontier_us, rows
-                            )
-                        if group in self.pending:
-                            self._fill(group, mine)
-                            touched[group] = None
-                        elif group not in self.closed:
-                            self.early.setdefault(group, []).append(mine)
-                        elif self.closed[group]:
-                            raise self._answered_twice(group, mine)
+            elif self._reach(part) and part.answers is not None:
+                touched |= dict.fromkeys(self._take(part, part.answers))
         answered = [self._close(group) for group in touched if not any(self.pending[group].missing)]
         return answered, self._give_up()
+
+    def _take(self, part: AnswerPart, answers: pa.RecordBatch) -> Iterator[int]:
+        """Take the answers of a part; yield the groups of requests that are pending."""
+        groups = hashing.bits(answers.column(GROUP))
+        for group in np.unique(groups).tolist():
+            mine = part
+            if not (groups == group).all():
+                mine = replace(part, answers=answers.filter(pa.array(groups == group)))
+            if group in self.pending:
+                self._fill(group, mine)
+                yield group
+            elif group not in self.closed:
+                self.early.setdefault(group, []).append(mine)
+            elif self.closed[group]:
+                raise self._answered_twice(group, mine)
 
     def _is_repeat(self, part: RequestPart) -> bool:
         """Tell whether these requests came before."""
@@ -200,12 +203,20 @@ class AnswerJoiner:
             )
         return True
 
-    def _reach(self, part: AnswerPart) -> None:
-        """Advance a shard's frontier over the releases that have come without a gap."""
-        at = (part.view, part.shard)
+    def _reach(self, part: AnswerPart) -> bool:
+        """Advance a shard's frontier over the releases that have come without a gap.
+
+        Returns:
+            Whether the part is new, and not a release that came before or counted as lost.
+        """
+        if not part.number:
+            return True  # of a batch run
+        at = (self._places[part.view], part.shard)
         if part.number <= self.numbers[at]:
-            return
-        waiting = self.waiting.setdefault(at, {})
+            return False
+        waiting = self.waiting.setdefault((part.view, part.shard), {})
+        if part.number in waiting:
+            return False
         waiting[part.number] = part.frontier_us
         if len(waiting) > self.gap_releases:
             # The missing releases are lost; the requests that they answered will be given up.
@@ -213,6 +224,7 @@ class AnswerJoiner:
         while int(self.numbers[at]) + 1 in waiting:
             self.numbers[at] += 1
             self.frontiers[at] = max(self.frontiers[at], waiting.pop(int(self.numbers[at])))
+        return True
 
     def _open(self, part: RequestPart) -> None:
         rows, views = part.rows.num_rows, len(self.project.views)
@@ -232,21 +244,22 @@ class AnswerJoiner:
         place = np.searchsorted(
             hashing.bits(pending.rows.column(POSITION)), hashing.bits(answers.column(ORDINAL))
         )
-        if (pending.shard[place, part.view] != -1).any():
+        view = self._places[part.view]
+        if (pending.shard[place, view] != -1).any():
             raise self._answered_twice(group, part)
-        low, high = self._offsets[part.view], self._offsets[part.view + 1]
+        low, high = self._offsets[view], self._offsets[view + 1]
         pending.values[place, low:high] = matrix_of(answers.column(VALUES))
         pending.nulls[place, low:high] = nulls_of(answers.column(NULLS))
-        pending.as_of[place, part.view] = hashing.bits(answers.column("as_of"))
-        pending.release[place, part.view] = part.number
-        pending.shard[place, part.view] = part.shard
-        pending.missing[part.view] -= len(place)
+        pending.as_of[place, view] = hashing.bits(answers.column("as_of"))
+        pending.release[place, view] = part.number
+        pending.shard[place, view] = part.shard
+        pending.missing[view] -= len(place)
 
     def _answered_twice(self, group: int, part: AnswerPart) -> BatchConflict:
         return BatchConflict(
-            f"view {self.project.views[part.view].name!r} answered a request of group {group} "
-            f"twice (release {part.number} of shard {part.shard}); the engine repeated a release "
-            "whose state was saved: restart from the last checkpoint"
+            f"view {part.view!r} answered a request of group {group} "
+            f"twice (release {part.number} of shard {part.shard}, and another one); the operator's "
+            "state does not fit its log: restart from the last checkpoint or from a handoff"
         )
 
     def _close(self, group: int) -> pa.RecordBatch:

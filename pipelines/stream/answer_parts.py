@@ -38,14 +38,15 @@ class AnswerPart:
     """The answers of one release of one (view, shard).
 
     Attributes:
-        view: The view's index in the project.
+        view: The view's name.
         shard: The shard.
-        number: The release's number; 0 in a batch run, which has no releases.
+        number: The release's number, which is that of its poll; 0 in a batch run, which has no
+            releases.
         frontier_us: The release's frontier.
         answers: Kernel answers with a ``group`` column; None if there are none.
     """
 
-    view: int
+    view: str
     shard: int
     number: int
     frontier_us: int
@@ -57,13 +58,13 @@ class SavepointPart:
     """Says that one (view, shard) has taken all rows before a savepoint.
 
     Attributes:
-        view: The view's index in the project.
+        view: The view's name.
         shard: The shard.
         number: The number of its last release before the savepoint.
         groups: The groups of the requests that it has taken and will answer after the savepoint.
     """
 
-    view: int
+    view: str
     shard: int
     number: int
     groups: tuple[int, ...]

@@ -13,6 +13,7 @@ bundle is proportional to its changes. Decoded state is kept in a process-wide c
 from __future__ import annotations
 
 import abc
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -28,13 +29,14 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from tidemill.features.definitions import Project
+from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.release_line import release_line
-from tidemill.pipelines.stream.repair import pack_release
+from tidemill.pipelines.stream.repair import pack_repair
 from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.snapshot_policy import JoinerLog, operator_snapshot_due
 from tidemill.pipelines.stream.state_files import (
@@ -50,6 +52,7 @@ from tidemill.pipelines.stream.wire_format import (
     encode_logged_parts,
     encode_part,
     encode_unanswered,
+    pack_publications,
 )
 
 ANSWERS: Final = "answers"
@@ -61,6 +64,16 @@ ALL_REQUESTS: Final = "requests"
 
 _OPERATORS: Final = TokenCache(most=1_024)
 _JOINERS: Final = TokenCache(most=64)
+
+
+def forget_run(run: str) -> None:
+    """Forget the decoded states of a run in this process (`FeaturizeOptions.run`).
+
+    A state that an earlier run of the same name has left is never used, because its token is not
+    the engine's; but it would be kept in memory.
+    """
+    _OPERATORS.forget(run)
+    _JOINERS.forget(run)
 
 
 def _windowed(value: Any, time_us: int) -> WindowedValue:
@@ -126,23 +139,26 @@ class _Operate(_OncePerKey):
         self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
     ) -> Iterator[Any]:
         operator, logged = self._load(key, head, log, snapshot)
-        batches = [
+        before = (operator.counters.repeats, operator.counters.early)
+        releases = operator.receive(
             batch for data in elements for batch in decode_batches(data, operator.event_schema)
-        ]
-        release, entry = operator.receive(batches)
-        if entry is not None and release is not None:
-            if operator_snapshot_due(logged + release.events, operator.state.n_tiles):
-                log.clear()
-                snapshot.write(operator.snapshot())
-                logged = 0
-            else:
+        )
+        METER.add(self._options.run, "repeats", operator.counters.repeats - before[0])
+        METER.add(self._options.run, "early", operator.counters.early - before[1])
+        logged += sum(release.events for release in releases)
+        entries = [release.entry for release in releases if release.entry is not None]
+        if entries and operator_snapshot_due(logged, operator.state.n_tiles):
+            log.clear()
+            snapshot.write(operator.snapshot())
+            logged = 0
+        else:
+            for entry in entries:
                 log.add(entry)
-                logged += release.events
         token = new_token()
         head.write(token + operator.head())
         _OPERATORS.put((self._options.run, key), token, (operator, logged))
-        if release is not None:
-            yield from self._emit(operator, release)
+        if releases:
+            yield from self._emit(operator, releases)
         if self._options.savepoint is not None and operator.at_savepoint:
             yield self._keep(operator, self._options.savepoint)
 
@@ -150,13 +166,8 @@ class _Operate(_OncePerKey):
         """Write the state of an operator that has taken all rows before a savepoint."""
         write_handoff(folder, operator)
         key = operator.key
-        part = SavepointPart(
-            self._view(operator), key.shard, operator.number, operator.waiting_groups()
-        )
+        part = SavepointPart(key.view, key.shard, operator.number, operator.waiting_groups())
         return _windowed((ALL_REQUESTS, encode_part(part, key.text)), operator.state.frontier_us)
-
-    def _view(self, operator: ShardOperator) -> int:
-        return [view.name for view in self._project.views].index(operator.key.view)
 
     def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[ShardOperator, int]:
         stored = head.read()
@@ -167,26 +178,44 @@ class _Operate(_OncePerKey):
         operator = make_operator(self._project, key, self._options)
         if stored is not None:
             logged = operator.restore(stored[TOKEN_BYTES:], snapshot.read(), log.read())
+            operator.attempt = self._next_attempt(operator.attempt)
             return operator, logged
         if self._options.handoff is not None:
             read_handoff(self._options.handoff, operator)
+        operator.attempt = self._next_attempt(0)
+        if self._options.handoff is not None:
             # From now on only the engine's state counts, so write the complete state there.
             snapshot.write(operator.snapshot())
         return operator, 0
 
-    def _emit(self, operator: ShardOperator, release: Release) -> Iterator[Any]:
+    @staticmethod
+    def _next_attempt(before: int) -> int:
+        """Return the attempt number of an operator that is made now.
+
+        One that was made earlier may still run elsewhere, without the engine knowing it; the store
+        refuses its lower number. It is no count: an engine that goes back to an older checkpoint,
+        or to none, would count from there once more.
+        """
+        return max(before, int(time.time()))
+
+    def _emit(self, operator: ShardOperator, releases: list[Release]) -> Iterator[Any]:
         key = operator.key
-        view = self._view(operator)
-        part = AnswerPart(view, key.shard, release.number, release.frontier_us, release.answers)
-        yield _windowed((ALL_REQUESTS, encode_part(part, key.text)), release.frontier_us)
+        for release in releases:
+            at = release.frontier_us
+            part = AnswerPart(key.view, key.shard, release.number, at, release.answers)
+            yield _windowed((ALL_REQUESTS, encode_part(part, key.text)), at)
+            if self._options.publish:
+                yield _published(pack_publications(operator, release), at)
+            yield beam.pvalue.TaggedOutput(RELEASES, _windowed(release_line(operator, release), at))
         if self._options.publish:
             shown = self._options.overtaken.get((key.view, key.shard))
             lost = LOST_WRITES.operates(self._options.run, key.view, key.shard)
-            for data in pack_release(view, operator, release, shown, lost):
-                yield beam.pvalue.TaggedOutput(PUBLICATIONS, _windowed(data, release.frontier_us))
-        yield beam.pvalue.TaggedOutput(
-            RELEASES, _windowed(release_line(operator, release), release.frontier_us)
-        )
+            for data in pack_repair(operator, releases, shown, lost):
+                yield _published(data, releases[-1].frontier_us)
+
+
+def _published(data: bytes, time_us: int) -> beam.pvalue.TaggedOutput:
+    return beam.pvalue.TaggedOutput(PUBLICATIONS, _windowed(data, time_us))
 
 
 @beam.typehints.with_input_types(tuple[str, bytes])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import apache_beam as beam
 import numpy as np
@@ -23,6 +24,9 @@ from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
+
+STAMPS: Final = ("sent_us", "created_us")
+"""Columns of predictions that hold the wall clock: a repeat has other values in them."""
 
 
 def model_columns(project: Project, answered: pa.RecordBatch) -> dict[str, pa.Array]:

@@ -1,7 +1,9 @@
 """The state of the joining stage as bytes: a frame (`pipelines.io.framing`) that names its views.
 
-The order of the groups is kept, because closed groups are forgotten in that order. Equal states
-have equal bytes.
+A joiner holds its views by their place in the project. The bytes name each view with its definition
+and columns, so that a project whose views have another order reads the state right. The order of
+the groups is kept, because closed groups are forgotten in that order. Equal states have equal
+bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Bytes, Kind, decode_document, encode_document
@@ -54,8 +56,8 @@ class JoinerState(NamedTuple):
     pending: dict[int, Pending]
     early: dict[int, list[AnswerPart]]
     closed: dict[int, bool]
-    waiting: dict[tuple[int, int], dict[int, int]]
-    savepoints: dict[tuple[int, int], SavepointPart]
+    waiting: dict[tuple[str, int], dict[int, int]]
+    savepoints: dict[tuple[str, int], SavepointPart]
     frontiers: Int64Array
     numbers: Int64Array
 
@@ -90,7 +92,7 @@ def encode_joiner(state: JoinerState, project: Project) -> bytes:
         )
         blobs += [batch_bytes(part.answers) for part in parts]
     fields = {
-        "views": [[view.name, view.hash] for view in project.views],
+        "views": [[view.name, view.hash, _columns(view)] for view in project.views],
         "shards": state.numbers.shape[1],
         "pending": [[group, pending.missing] for group, pending in state.pending.items()],
         "early": early,
@@ -125,13 +127,13 @@ def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
         data, Kind.JOINER_STATE, "the state of the joining stage", _REMEDY, project.name
     )
     fields = found.fields
-    _check_views(fields, project, shards)
+    order = _check_views(fields, project, shards)
     blobs = iter(found.blobs)
     closed = zip(np.frombuffer(next(blobs), _WORD).tolist(), bytes(next(blobs)), strict=True)
     return JoinerState(
         closed={group: bool(answered) for group, answered in closed},
         pending={
-            group: _pending(batch_of(next(blobs)), next(blobs), next(blobs), missing, project)
+            group: _pending(batch_of(next(blobs)), next(blobs), next(blobs), missing, order)
             for group, missing in fields["pending"]
         },
         early={
@@ -146,41 +148,85 @@ def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
             (view, shard): SavepointPart(view, shard, number, tuple(groups))
             for view, shard, number, groups in fields["stops"]
         },
-        frontiers=np.array(fields["frontiers"], np.int64),
-        numbers=np.array(fields["numbers"], np.int64),
+        frontiers=np.array(fields["frontiers"], np.int64)[order.views],
+        numbers=np.array(fields["numbers"], np.int64)[order.views],
     )
 
 
-def _check_views(fields: Mapping[str, Any], project: Project, shards: int) -> None:
-    views = [[view.name, view.hash] for view in project.views]
-    if fields["views"] != views or fields["shards"] != shards:
+@dataclass(frozen=True)
+class _Order:
+    """Where the views and columns of a project stand in a state.
+
+    Attributes:
+        views: For each view of the project, its place in the state.
+        columns: For each column of the project, its place in the state.
+    """
+
+    views: list[int]
+    columns: list[int]
+
+
+def _columns(view: FeatureView) -> list[str]:
+    return [column.name for column in view.columns]
+
+
+def _check_views(fields: Mapping[str, Any], project: Project, shards: int) -> _Order:
+    stored = {name: digest for name, digest, _ in fields["views"]}
+    views = {view.name: view.hash for view in project.views}
+    if stored != views or fields["shards"] != shards:
         raise StateMismatch(
-            f"the state of the joining stage is of the views {_named(fields['views'])} in "
-            f"{fields['shards']} shards, the project has {_named(views)} in {shards}; {_REMEDY}"
+            f"the state of the joining stage is of the views {_named(stored)} in "
+            f"{fields['shards']} shards, the project has {_named(views)} in {shards}"
+            f"{_difference(stored, views)}; {_REMEDY}"
         )
+    places = {name: place for place, name in enumerate(stored)}
+    columns = [column for _, _, names in fields["views"] for column in names]
+    return _Order(
+        [places[view.name] for view in project.views],
+        [columns.index(name) for view in project.views for name in _columns(view)],
+    )
 
 
-def _named(views: list[list[str]]) -> str:
-    return ", ".join(f"{name} ({digest})" for name, digest in views)
+def _named(views: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({digest})" for name, digest in views.items())
+
+
+def _difference(stored: Mapping[str, str], views: Mapping[str, str]) -> str:
+    """Name the views that only one side has, or that differ."""
+    named = [
+        f"{what} {', '.join(sorted(names))}"
+        for what, names in (
+            ("the state lacks", views.keys() - stored.keys()),
+            ("the project lacks", stored.keys() - views.keys()),
+            (
+                "other definitions have",
+                {name for name in stored.keys() & views.keys() if stored[name] != views[name]},
+            ),
+        )
+        if names
+    ]
+    return f": {'; '.join(named)}" if named else ""
 
 
 def _pending(
-    rows: pa.RecordBatch, words: pa.Buffer, nulls: pa.Buffer, missing: list[int], project: Project
+    rows: pa.RecordBatch, words: pa.Buffer, nulls: pa.Buffer, missing: list[int], order: _Order
 ) -> Pending:
-    count, columns, views = rows.num_rows, len(project.columns), len(project.views)
-    # The joiner writes answers into these arrays, so copy them from the read-only bytes.
+    count, columns, views = rows.num_rows, len(order.columns), len(order.views)
     widths = (columns, views, views, views)
     matrices = np.split(np.frombuffer(words, _WORD), np.cumsum([count * w for w in widths])[:-1])
+    # Picking columns copies them from the read-only bytes: the joiner writes answers into them.
     values, as_of, release, shard = (
-        matrix.astype(np.int64).reshape(count, width)
-        for matrix, width in zip(matrices, widths, strict=True)
+        matrix.astype(np.int64).reshape(count, len(picked))[:, picked]
+        for matrix, picked in zip(
+            matrices, (order.columns, order.views, order.views, order.views), strict=True
+        )
     )
     return Pending(
         rows=rows,
         values=values,
-        nulls=np.frombuffer(nulls, np.uint8).reshape(count, columns).copy(),
+        nulls=np.frombuffer(nulls, np.uint8).reshape(count, columns)[:, order.columns],
         as_of=as_of,
         release=release,
         shard=shard,
-        missing=list(missing),
+        missing=[missing[place] for place in order.views],
     )

@@ -2,13 +2,17 @@
 
 The promises, on any engine that delivers at least once:
 
-* A batch that comes early waits; rows before the expected position are dropped as repeats; a gap
-  that stays open fails the job with the partition and the positions. So each row counts exactly
-  once.
+* A poll is taken once all its batches and all polls before it have come; a repeated batch is
+  dropped; a gap that stays open fails the job with the poll and the positions. So each row counts
+  exactly once.
 * The **frontier** is the lowest watermark of *all* partitions that the view reads, events and
   requests; before every partition has reported, it is minus infinity. Rows wait until their time
   is below the frontier, and then go to the kernel in the order of the contract.
-* Every release states the positions that it covers, so that its values can be verified later.
+* Each poll gives one **release** with the poll's number, also if nothing moves. So what a release
+  holds depends on the polls alone, and not on how the engine forms its bundles; and a missing
+  number is a lost release.
+* Every release states the positions that it covers, so that its values can be verified later, and
+  a mark (`pipelines.stream.marks`) that names it and all releases before it.
 
 The operator uses no clock and no timer. In mode ``eager`` it passes rows to the kernel as they
 come; each answer states its instant.
@@ -17,9 +21,9 @@ come; each answer states its instant.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -32,15 +36,17 @@ from tidemill.features.errors import (
     StateMismatch,
 )
 from tidemill.features.kernel import hashing
-from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.advance import Publish, advance, nothing_advanced
 from tidemill.features.kernel.columns import concat, keep
 from tidemill.features.kernel.dedupe import PairSet
 from tidemill.features.kernel.plan import Plan
-from tidemill.features.kernel.prepare import DIGEST, ID, ORDINAL, TIME, matrix_of
+from tidemill.features.kernel.prepare import DIGEST, ID, TIME, matrix_of
 from tidemill.features.kernel.tiles.state import Counters, State
+from tidemill.pipelines.stream.marks import first_mark, next_mark
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
 from tidemill.pipelines.stream.operator_state import (
     Head,
+    LoggedRelease,
     decode_release,
     decode_snapshot,
     encode_release,
@@ -56,13 +62,13 @@ from tidemill.pipelines.stream.sequence import (
 
 @dataclass
 class OperatorCounters:
-    """Counts of an operator.
+    """Counts of an operator. All but `repeats` and `early` are functions of the polls.
 
     Attributes:
         events: Event rows taken.
         requests: Request rows taken.
-        repeats: Batches that came before, completely or in part.
-        early: Batches that waited for an earlier one.
+        repeats: Batches that came before.
+        early: Batches that waited for an earlier poll.
         duplicates: Event rows equal to an earlier one.
         conflicts: Event rows with an earlier row's id and other values.
         late: Event rows behind the frontier.
@@ -78,13 +84,23 @@ class OperatorCounters:
     late: int = 0
     late_requests: int = 0
 
+    @property
+    def of_polls(self) -> dict[str, int]:
+        """The counts that do not depend on how the engine delivers batches, by name."""
+        return {name: count for name, count in vars(self).items() if name not in _OF_DELIVERY}
+
+
+_OF_DELIVERY: Final = frozenset({"repeats", "early"})
+
 
 @dataclass(frozen=True)
 class Release:
-    """The result of one step of the frontier.
+    """The result of one poll.
 
     Attributes:
-        number: The number of the release of the operator, from 1.
+        number: The number of the release: that of its poll.
+        mark_before: The mark of the release before it.
+        mark: Its own mark (`pipelines.stream.marks`).
         since_us: The frontier of the release before: the publications are the changes after it.
             None if they are the whole shard, at the first release of an operator that started
             empty.
@@ -93,15 +109,24 @@ class Release:
         answers: Kernel answers with a ``group`` column, in the order of the requests.
         publications: Kernel publications.
         events: The number of applied events.
+        seen: The operator's counters after it (`OperatorCounters.of_polls`).
+        kernel: The kernel's counters after it, by name.
+        entry: The release's entry for the log since the last snapshot (`ShardOperator.replay`);
+            None if the kernel's state did not change.
     """
 
     number: int
+    mark_before: bytes
+    mark: bytes
     since_us: int | None
     frontier_us: int
     positions: tuple[int, ...]
     answers: pa.RecordBatch
     publications: pa.RecordBatch
     events: int
+    seen: Mapping[str, int]
+    kernel: Mapping[str, int]
+    entry: bytes | None
 
 
 @dataclass
@@ -114,7 +139,7 @@ class ShardOperator:
         inputs: The input partitions.
         mode: When rows go to the kernel.
         publish: What is published.
-        gap_batches: How many batches may come behind a gap before the job fails.
+        gap_batches: How many polls may wait behind a missing one before the job fails.
     """
 
     key: OperatorKey
@@ -130,45 +155,94 @@ class ShardOperator:
         self.state = State(self.plan)
         self.expected = [0] * partitions
         self.watermarks = [TIME_MIN] * partitions
-        self.held: list[dict[tuple[int, int], SequencedBatch]] = [{} for _ in range(partitions)]
-        # Batches that came behind a gap since it opened. Fewer are held: the empty batches of an
-        # idle partition all have one position.
-        self.stalled = [0] * partitions
+        # By poll, then by partition.
+        self.held: dict[int, dict[int, SequencedBatch]] = {}
         self.events: list[pa.RecordBatch] = []
         self.requests: list[pa.RecordBatch] = []
         self.rows_seen = PairSet()
         self.ids_seen = PairSet()
         self.number = 0
+        self.mark = first_mark(self.key, self.expected, self.state.frontier_us)
+        self.attempt = 0
         self.newest_us = TIME_MIN
-        # The position of the savepoint, by partition: known once the savepoint's mark has come.
-        self.savepoint_positions: dict[int, int] = {}
+        # The last poll before the savepoint: known once the savepoint's mark has come.
+        self.savepoint: int | None = None
         self.event_schema = sequenced_events_schema(self.plan)
 
-    def receive(self, batches: Iterable[SequencedBatch]) -> tuple[Release | None, bytes | None]:
-        """Take batches, in any order, and release rows if the frontier advances.
+    def receive(self, batches: Iterable[SequencedBatch]) -> list[Release]:
+        """Take batches, in any order; give a release for each poll that is then complete.
 
         Args:
             batches: Batches of any of the partitions.
 
         Returns:
-            The release and its entry for the log (`replay`); None and None if there is no release.
+            The releases, in order.
 
         Raises:
-            PartitionGap: Rows between two positions never came.
-            BatchConflict: Two batches have the same positions and different rows.
+            PartitionGap: A poll never came, or not all of it.
+            BatchConflict: A repeated batch differs, or a poll does not begin where the one before
+                it ended.
             SequenceError: A batch is of a partition that the operator does not read.
         """
-        for batch in batches:
-            index = self._index(batch)
-            if batch.is_last:
-                self.savepoint_positions[index] = batch.stop
-            self._sequence(index, batch)
+        new = [place for batch in batches if (place := self._hold(batch)) is not None]
+        releases = []
+        while len(self.held.get(self.number + 1, ())) == len(self.expected):
+            releases.append(self._take_poll())
+        self.counters.early += sum(poll > self.number + 1 for poll, _ in new)
+        self._check_gap()
+        return releases
+
+    def _hold(self, batch: SequencedBatch) -> tuple[int, int] | None:
+        """Keep a batch until its poll is taken; return its place if it is new."""
+        index = self._index(batch)
+        if batch.is_last:
+            self.savepoint = batch.poll
+            return None
+        if batch.poll <= self.number:
+            self.counters.repeats += 1
+            return None
+        of_poll = self.held.setdefault(batch.poll, {})
+        other = of_poll.get(index)
+        if other is None:
+            of_poll[index] = batch
+            return batch.poll, index
+        if not _same(batch, other):
+            raise BatchConflict(
+                f"{self.key}: two batches claim {self._name(index)} of poll {batch.poll}: "
+                f"positions {other.start} to {other.stop}, and {batch.start} to {batch.stop} with "
+                "other rows or another watermark; the source does not read its log the same way "
+                "twice"
+            )
+        self.counters.repeats += 1
+        return None
+
+    def _check_gap(self) -> None:
+        behind = [poll for poll in self.held if poll > self.number + 1]
+        if len(behind) <= self.gap_batches:
+            return
+        missing = [
+            f"{self._name(index)} from position {position}"
+            for index, position in enumerate(self.expected)
+            if index not in self.held.get(self.number + 1, ())
+        ]
+        raise PartitionGap(
+            f"{self.key}: poll {self.number + 1} never came for {', '.join(missing)}, and "
+            f"{len(behind)} polls came behind it (gap_batches is {self.gap_batches}); the engine "
+            "lost them: restart from the last checkpoint or from a handoff"
+        )
+
+    def _take_poll(self) -> Release:
+        """Take the next poll, all of whose batches have come."""
+        batches = self.held.pop(self.number + 1)
+        for index in range(len(self.expected)):
+            self._take(index, batches[index])
         self._forget()
+        self.number += 1
         if self.mode is Mode.EAGER:
             return self._release_eagerly()
         frontier = min(self.watermarks)
         if frontier <= self.state.frontier_us:
-            return None, None
+            return self._release(None, None, self.state.frontier_us)
         events, self.events = self._split(self.events, frontier)
         requests, self.requests = self._split(self.requests, frontier)
         return self._release(events, requests, frontier)
@@ -187,50 +261,6 @@ class ShardOperator:
             )
         return batch.partition + (inputs.event_partitions if batch.is_request else 0)
 
-    def _sequence(self, index: int, batch: SequencedBatch) -> None:
-        expected = self.expected[index]
-        if batch.start > expected:
-            self._hold(index, batch)
-            return
-        self._take(index, batch)
-        held = self.held[index]
-        while held:
-            reachable = [span for span in held if span[0] <= self.expected[index]]
-            if not reachable:
-                return
-            self._take(index, held.pop(min(reachable)))
-
-    def _hold(self, index: int, batch: SequencedBatch) -> None:
-        held = self.held[index]
-        span = (batch.start, batch.stop)
-        other = held.get(span)
-        if other is None:
-            held[span] = batch
-            self.counters.early += 1
-        else:
-            rows = batch.rows
-            if rows is not None and other.rows is not None and not rows.equals(other.rows):
-                raise BatchConflict(
-                    f"{self.key}: two batches claim positions {span} of {self._name(index)} with "
-                    "different rows; the source does not read its log the same way twice"
-                )
-            self.counters.repeats += 1
-            # Keep the rows if the repeat is empty, and the later watermark.
-            held[span] = dataclasses.replace(
-                other,
-                rows=rows if other.rows is None else other.rows,
-                watermark_us=max(batch.watermark_us, other.watermark_us),
-            )
-        self.stalled[index] += 1
-        if self.stalled[index] > self.gap_batches:
-            nearest = min(held)
-            raise PartitionGap(
-                f"{self.key}: positions {self.expected[index]} to {nearest[0]} of "
-                f"{self._name(index)} never came, and {self.stalled[index]} batches came behind "
-                f"them (gap_batches is {self.gap_batches}); the engine lost them: restart from the "
-                "last checkpoint or from a handoff"
-            )
-
     def _name(self, index: int) -> str:
         events = self.inputs.event_partitions
         if index < events:
@@ -238,19 +268,18 @@ class ShardOperator:
         return f"request partition {index - events}"
 
     def _take(self, index: int, batch: SequencedBatch) -> None:
-        """Take a batch that starts at or before the expected position."""
+        """Take the next batch of a partition."""
         expected = self.expected[index]
-        if batch.stop < expected or (batch.start < expected and batch.stop == expected):
-            self.counters.repeats += 1
-            return
-        rows = batch.rows
-        if rows is not None and batch.start < expected:
-            self.counters.repeats += 1
-            rows = keep(rows, hashing.bits(rows.column(ORDINAL)) >= expected)
-        if batch.stop > expected:
-            self.stalled[index] = 0
+        if batch.start != expected:
+            raise BatchConflict(
+                f"{self.key}: poll {batch.poll} has positions {batch.start} to {batch.stop} of "
+                f"{self._name(index)}, expected were positions from {expected}; the source does "
+                "not cut its log the same way twice: restart from the last checkpoint or from a "
+                "handoff"
+            )
         self.expected[index] = batch.stop
         self.watermarks[index] = max(self.watermarks[index], batch.watermark_us)
+        rows = batch.rows
         if rows is None or rows.num_rows == 0:
             return
         if batch.is_request:
@@ -296,18 +325,12 @@ class ShardOperator:
             return rows, []
         return keep(rows, ready), [keep(rows, ~ready)]
 
-    def _release_eagerly(self) -> tuple[Release | None, bytes | None]:
+    def _release_eagerly(self) -> Release:
         events, requests = concat(self.events), concat(self.requests)
         self.events, self.requests = [], []
-        if events is None and requests is None:
-            return None, None
-        least = self.state.frontier_us
         if events is not None and events.num_rows:
             self.newest_us = max(self.newest_us, int(hashing.bits(events.column(TIME)).max()) + 1)
-            # The store detects a lost release by the frontiers (`Release.since_us`), so a release
-            # that publishes must advance the frontier.
-            least += 1
-        until = max(self.newest_us, least)
+        until = max(self.newest_us, self.state.frontier_us)
         if requests is not None:
             as_of = np.maximum(hashing.bits(requests.column(TIME)), until)
             until = max(until, int(as_of.max()))
@@ -317,37 +340,51 @@ class ShardOperator:
 
     def _release(
         self, events: pa.RecordBatch | None, requests: pa.RecordBatch | None, until: int
-    ) -> tuple[Release, bytes]:
+    ) -> Release:
         before = self.state.frontier_us
-        since = None if before <= TIME_MIN else before
-        advanced = advance(self.state, events, requests, until, self.publish)
-        self.number += 1
+        moves = until > before or any(
+            rows is not None and rows.num_rows for rows in (events, requests)
+        )
+        if moves:
+            advanced = advance(self.state, events, requests, until, self.publish)
+        else:
+            advanced = nothing_advanced(self.plan)
         answers = advanced.answers
         groups = pa.array([], pa.int64()) if requests is None else requests.column(GROUP)
         answers = pa.RecordBatch.from_arrays(
             [*answers.columns, groups], names=[*answers.schema.names, GROUP]
         )
-        release = Release(
+        mark_before = self.mark
+        self.mark = next_mark(mark_before, self.number, self.expected, until)
+        entry = LoggedRelease(self.number, until, events)
+        return Release(
             number=self.number,
-            since_us=since,
+            mark_before=mark_before,
+            mark=self.mark,
+            since_us=None if before <= TIME_MIN else before,
             frontier_us=until,
             positions=tuple(self.expected),
             answers=answers,
             publications=advanced.publications,
             events=0 if events is None else events.num_rows,
+            seen=self.counters.of_polls,
+            kernel=dict(vars(self.state.counters)),
+            entry=encode_release(self.key, entry) if moves else None,
         )
-        return release, encode_release(self.key, until, events)
 
     @property
     def at_savepoint(self) -> bool:
-        """Whether every partition's mark of a savepoint, and all rows before it, have come."""
-        return len(self.savepoint_positions) == len(self.expected) and all(
-            self.expected[index] == position for index, position in self.savepoint_positions.items()
-        )
+        """Whether the mark of a savepoint, and all polls before it, have come."""
+        return self.savepoint == self.number
+
+    def begin(self) -> None:
+        """Make the state the beginning of a stream, whose releases are numbered from 1."""
+        self.number = 0
+        self.mark = first_mark(self.key, self.expected, self.state.frontier_us)
 
     def resume(self) -> None:
         """Continue after the savepoint at which the state was written."""
-        self.savepoint_positions = {}
+        self.savepoint = None
 
     def waiting_groups(self) -> tuple[int, ...]:
         """Return the groups of the requests that wait for the frontier."""
@@ -358,12 +395,12 @@ class ShardOperator:
         """Repeat releases of the release log, for their effect on the state.
 
         Args:
-            batches: The batches from the operator's positions to those of the last release;
-                requests without rows.
+            batches: One for each partition, from the operator's positions to those of the last
+                release; requests without rows.
             until_us: The frontier of the last release. Watermarks are not used.
         """
         for batch in batches:
-            self._sequence(self._index(batch), batch)
+            self._take(self._index(batch), batch)
         self._forget()
         events, self.events = self._split(self.events, until_us)
         advance(self.state, events, None, until_us, Publish.NOTHING)
@@ -372,30 +409,37 @@ class ShardOperator:
         """Return publications of all entities as of the frontier; the state does not change."""
         return advance(self.state, None, None, self.state.frontier_us, Publish.ALL).publications
 
-    def replay(self, entry: bytes) -> int:
+    def replay(self, release: LoggedRelease) -> int:
         """Repeat a logged release, for its effect on the state; return its number of events."""
-        until, events = decode_release(entry, self.key, self.event_schema)
-        if events is not None:
-            self._remember(events)
-        advance(self.state, events, None, until, Publish.NOTHING)
-        return 0 if events is None else int(events.num_rows)
+        if release.events is not None:
+            self._remember(release.events)
+        advance(self.state, release.events, None, release.until_us, Publish.NOTHING)
+        return 0 if release.events is None else int(release.events.num_rows)
 
     def head(self) -> bytes:
-        """Encode the small state that changes with every batch: see `Head`."""
-        head = Head(
+        """Encode the small state that changes with every poll: see `Head`."""
+        return self._head().encode(self.key)
+
+    def handed_over_head(self) -> bytes:
+        """Encode the head for another run: without what an engine's deliveries have left in it."""
+        head = dataclasses.replace(self._head(), attempt=0, seen=self.counters.of_polls)
+        return head.encode(self.key)
+
+    def _head(self) -> Head:
+        return Head(
             expected=self.expected,
             watermarks=self.watermarks,
-            stalled=self.stalled,
-            held=[held.values() for held in self.held],
+            held=[batch for batches in self.held.values() for batch in batches.values()],
             events=concat(self.events),
             requests=concat(self.requests),
             number=self.number,
+            mark=self.mark,
+            attempt=self.attempt,
             newest_us=self.newest_us,
-            stops_at=self.savepoint_positions,
+            savepoint=self.savepoint,
             seen=vars(self.counters),
             kernel=vars(self.state.counters),
         )
-        return head.encode(self.key)
 
     def snapshot(self) -> bytes:
         """Encode the kernel's state and the remembered rows."""
@@ -407,7 +451,7 @@ class ShardOperator:
         snapshot: bytes | pa.Buffer | None,
         entries: Iterable[bytes],
     ) -> int:
-        """Decode a head, a snapshot (None: the empty state) and the log since the snapshot.
+        """Decode a head, a snapshot (None: the empty state) and the log since it, in any order.
 
         Returns:
             The number of events in the log.
@@ -427,16 +471,18 @@ class ShardOperator:
             self.state, self.rows_seen, self.ids_seen = decode_snapshot(
                 snapshot, self.key, self.plan
             )
-        logged = sum(self.replay(entry) for entry in entries)
+        log = [decode_release(entry, self.key, self.event_schema) for entry in entries]
+        logged = sum(self.replay(release) for release in sorted(log, key=lambda one: one.number))
         self.expected = list(stored.expected)
         self.watermarks = list(stored.watermarks)
-        self.stalled = list(stored.stalled)
-        self.held = [
-            {(batch.start, batch.stop): batch for batch in batches} for batches in stored.held
-        ]
+        self.held = {}
+        for batch in stored.held:
+            self.held.setdefault(batch.poll, {})[self._index(batch)] = batch
         self.number = stored.number
+        self.mark = stored.mark
+        self.attempt = stored.attempt
         self.newest_us = stored.newest_us
-        self.savepoint_positions = dict(stored.stops_at)
+        self.savepoint = stored.savepoint
         self.counters = OperatorCounters(**stored.seen)
         # Replaying the log answers no requests, so it does not count overflows: take the counters.
         self.state.counters = Counters(**stored.kernel)
@@ -445,3 +491,13 @@ class ShardOperator:
             self.events = [stored.events]
         self.requests = [] if stored.requests is None else [stored.requests]
         return logged
+
+
+def _same(one: SequencedBatch, two: SequencedBatch) -> bool:
+    """Tell whether two batches are equal, apart from when they were read."""
+    place = (one.start, one.stop, one.watermark_us)
+    if place != (two.start, two.stop, two.watermark_us):
+        return False
+    if one.rows is None or two.rows is None:
+        return one.rows is two.rows
+    return bool(one.rows.equals(two.rows))

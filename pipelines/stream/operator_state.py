@@ -1,14 +1,15 @@
 """The state of an operator as bytes: the head, the snapshot, and the log of releases since.
 
 Each is a frame (`pipelines.io.framing`) with the operator's key. Equal states have equal bytes:
-waiting batches are sorted by position, remembered rows by digest.
+waiting batches are sorted by poll and partition, remembered rows by digest.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,60 +33,63 @@ from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches, encode_batches
 
 _REMEDY: Final = "start it from handed-over states"
+_LOGGED: Final = struct.Struct("<2q")
 _WORD: Final = np.dtype("<i8")
 _PAIR: Final = np.dtype("<u8")
 
 
 @dataclass(frozen=True)
 class Head:
-    """The small state that changes with every batch.
+    """The small state that changes with every poll.
 
     Attributes:
         expected: The next position of each partition.
         watermarks: The watermark of each partition.
-        stalled: For each partition, how many batches came behind a gap.
-        held: For each partition, the batches that wait for an earlier one.
+        held: The batches of polls that wait for an earlier poll, or for their other batches.
         events: Event rows that wait for the frontier; None if there are none.
         requests: Request rows that wait for the frontier; None if there are none.
         number: The number of the last release.
+        mark: The mark of the last release (`pipelines.stream.marks`).
+        attempt: When the operator was made in this process, in seconds since 1970.
         newest_us: The instant after the newest event (mode ``eager``).
-        stops_at: By partition: the position of the savepoint where the run stops.
+        savepoint: The number of the last poll before the savepoint where the run stops; None if
+            the savepoint's mark has not come.
         seen: The operator's counters by name.
         kernel: The kernel's counters by name.
     """
 
     expected: Sequence[int]
     watermarks: Sequence[int]
-    stalled: Sequence[int]
-    held: Sequence[Iterable[SequencedBatch]]
+    held: Iterable[SequencedBatch]
     events: pa.RecordBatch | None
     requests: pa.RecordBatch | None
     number: int
+    mark: bytes
+    attempt: int
     newest_us: int
-    stops_at: Mapping[int, int]
+    savepoint: int | None
     seen: Mapping[str, int]
     kernel: Mapping[str, int]
 
     def encode(self, key: OperatorKey) -> bytes:
         """Encode the head."""
         waiting = [
-            SequencedBatch(is_request, 0, 0, 0, 0, 0, rows)
+            SequencedBatch(0, is_request, 0, 0, 0, 0, 0, rows)
             for is_request, rows in ((False, self.events), (True, self.requests))
         ]
         fields = {
             "expected": self.expected,
             "watermarks": self.watermarks,
-            "stalled": self.stalled,
             "number": self.number,
+            "mark": self.mark.hex(),
+            "attempt": self.attempt,
             "newest_us": self.newest_us,
-            "stops_at": sorted(self.stops_at.items()),
+            "savepoint": self.savepoint,
             "seen": self.seen,
             "kernel": self.kernel,
         }
-        held = [encode_batches(sorted(batches, key=_span)) for batches in self.held]
-        return encode_document(
-            Kind.OPERATOR_HEAD, key.text, fields, [encode_batches(waiting), *held]
-        )
+        blobs = [encode_batches(waiting), encode_batches(sorted(self.held, key=_place))]
+        return encode_document(Kind.OPERATOR_HEAD, key.text, fields, blobs)
 
     @staticmethod
     def decode(data: bytes | pa.Buffer, key: OperatorKey, events: pa.Schema) -> Head:
@@ -103,24 +107,25 @@ class Head:
         """
         found = _document(data, Kind.OPERATOR_HEAD, key)
         fields = found.fields
-        waiting, *held = (list(decode_batches(blob, events)) for blob in found.blobs)
+        waiting, held = (list(decode_batches(blob, events)) for blob in found.blobs)
         return Head(
             expected=fields["expected"],
             watermarks=fields["watermarks"],
-            stalled=fields["stalled"],
             held=held,
             events=waiting[0].rows,
             requests=waiting[1].rows,
             number=fields["number"],
+            mark=bytes.fromhex(fields["mark"]),
+            attempt=fields["attempt"],
             newest_us=fields["newest_us"],
-            stops_at=dict(fields["stops_at"]),
+            savepoint=fields["savepoint"],
             seen=fields["seen"],
             kernel=fields["kernel"],
         )
 
 
-def _span(batch: SequencedBatch) -> tuple[int, int]:
-    return batch.start, batch.stop
+def _place(batch: SequencedBatch) -> tuple[int, bool, int]:
+    return batch.poll, batch.is_request, batch.partition
 
 
 def encode_snapshot(key: OperatorKey, state: State, rows: PairSet, ids: PairSet) -> bytes:
@@ -157,20 +162,34 @@ def decode_snapshot(
     return decode(state.to_pybytes(), plan), rows, ids
 
 
-def encode_release(key: OperatorKey, until_us: int, events: pa.RecordBatch | None) -> bytes:
-    """Encode a release for the log: its frontier, and the applied events."""
-    rows = b"" if events is None else events.serialize()
-    return frame(Kind.LOGGED_RELEASE, key.text, [until_us.to_bytes(8, "little", signed=True), rows])
+class LoggedRelease(NamedTuple):
+    """A release in the log since the last snapshot.
+
+    Attributes:
+        number: The release's number. The engine's state may give the log in another order.
+        until_us: The frontier.
+        events: The applied events; None if there are none.
+    """
+
+    number: int
+    until_us: int
+    events: pa.RecordBatch | None
 
 
-def decode_release(
-    entry: bytes, key: OperatorKey, events: pa.Schema
-) -> tuple[int, pa.RecordBatch | None]:
+def encode_release(key: OperatorKey, release: LoggedRelease) -> bytes:
+    """Encode a release for the log."""
+    rows = b"" if release.events is None else release.events.serialize()
+    header = _LOGGED.pack(release.number, release.until_us)
+    return frame(Kind.LOGGED_RELEASE, key.text, [header, rows])
+
+
+def decode_release(entry: bytes, key: OperatorKey, events: pa.Schema) -> LoggedRelease:
     """Decode a logged release; arguments and errors as for `Head.decode`."""
     content = unframe(entry, Kind.LOGGED_RELEASE, f"{key}: a logged release", _REMEDY, key.text)[2]
-    until = int.from_bytes(content.slice(0, 8).to_pybytes(), "little", signed=True)
-    rows = content.slice(8)
-    return until, pa.ipc.read_record_batch(rows, events) if len(rows) else None
+    number, until_us = _LOGGED.unpack_from(content)
+    rows = content.slice(_LOGGED.size)
+    found = pa.ipc.read_record_batch(rows, events) if len(rows) else None
+    return LoggedRelease(number, until_us, found)
 
 
 def _document(data: bytes | pa.Buffer, kind: Kind, key: OperatorKey) -> Document:

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Final
 
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 
-RELEASE_VERSION: Final = 1
-"""The version of the JSON; JSON without a version is version 1, too."""
+RELEASE_VERSION: Final = 2
+"""The version of the JSON. JSON without a version is version 1, which has no marks."""
 
 
 def release_line(operator: ShardOperator, release: Release) -> str:
-    """Return the evidence of a release as JSON in one line."""
+    """Return the evidence of a release of an operator as JSON in one line.
+
+    It is a function of the polls, so a repeated release has the same line.
+    """
     evidence = {
         "version": RELEASE_VERSION,
         "view": operator.key.view,
         "shard": operator.key.shard,
         "number": release.number,
+        "mark_before": release.mark_before.hex(),
+        "mark": release.mark.hex(),
         "frontier_us": release.frontier_us,
         "positions": list(release.positions),
         "events": release.events,
         "answers": release.answers.num_rows,
         "publications": release.publications.num_rows,
         # Counted since the operator's start:
-        "seen": dataclasses.asdict(operator.counters),
-        "kernel": dataclasses.asdict(operator.state.counters),
+        "seen": release.seen,
+        "kernel": release.kernel,
     }
     return json.dumps(evidence)

@@ -1,7 +1,8 @@
 """Sequenced batches: the stream carries its own order.
 
-Beam guarantees no order between bundles, so every batch states its positions in its partition:
-``[start, stop)``. Successive batches of a partition join without a gap. A batch also carries the
+Beam guarantees no order between bundles, so every batch states the number of its poll and its
+positions in its partition: ``[start, stop)``. Polls are numbered without a gap, and the batches of
+successive polls join: ``stop`` of one is ``start`` of the next. A batch also carries the
 partition's watermark after its rows: no rows before that time are expected from the partition.
 
 One element of the stream goes to one (view, shard) and has one batch for each partition of the
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -36,7 +37,7 @@ from tidemill.pipelines.io.framing import Bytes, Kind, frame, unframe
 GROUP: Final = "group"
 """The column of a request that identifies its poll (`answer_parts.group_of`)."""
 
-_HEADER: Final = struct.Struct("<7q")
+_HEADER: Final = struct.Struct("<8q")
 _REQUEST: Final = 1
 _STOP: Final = 2
 _REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
@@ -47,6 +48,7 @@ class SequencedBatch:
     """Rows of a partition with their positions.
 
     Attributes:
+        poll: The number of the poll that read them.
         is_request: True for requests, False for events.
         partition: The number of the partition within its source.
         start: The first position.
@@ -54,9 +56,11 @@ class SequencedBatch:
         watermark_us: The partition's watermark after these rows.
         sent_us: The wall clock when the rows were read, for latency only.
         rows: Prepared rows with an ``ordinal`` column that holds their positions; None if empty.
-        is_last: Marks a savepoint: the run stops after this batch, and a later run continues.
+        is_last: Marks a savepoint: the run stops after this poll, and a later run continues. The
+            mark has no rows.
     """
 
+    poll: int
     is_request: bool
     partition: int
     start: int
@@ -83,6 +87,7 @@ def encode_batches(batches: Iterable[SequencedBatch]) -> bytes:
         # Arrow pads a record batch to a multiple of 8 bytes, so the next header is aligned.
         rows = b"" if batch.rows is None else batch.rows.serialize()
         header = _HEADER.pack(
+            batch.poll,
             _REQUEST * batch.is_request | _STOP * batch.is_last,
             batch.partition,
             batch.start,
@@ -109,7 +114,7 @@ def decode_batches(data: bytes | pa.Buffer, events: pa.Schema) -> Iterator[Seque
     at = 0
     while at < len(content):
         header = _HEADER.unpack_from(content, at)
-        flags, partition, start, stop, watermark, sent, size = header
+        poll, flags, partition, start, stop, watermark, sent, size = header
         is_request, is_last = bool(flags & _REQUEST), bool(flags & _STOP)
         at += _HEADER.size
         rows = None
@@ -117,7 +122,15 @@ def decode_batches(data: bytes | pa.Buffer, events: pa.Schema) -> Iterator[Seque
             schema = REQUEST_ROWS if is_request else events
             rows = pa.ipc.read_record_batch(content.slice(at, size), schema)
         at += size
-        yield SequencedBatch(is_request, partition, start, stop, watermark, sent, rows, is_last)
+        yield SequencedBatch(
+            poll, is_request, partition, start, stop, watermark, sent, rows, is_last
+        )
+
+
+def without_requests(batches: Iterable[SequencedBatch]) -> Iterator[SequencedBatch]:
+    """Drop the rows of requests, which are answered already; keep positions and watermarks."""
+    for batch in batches:
+        yield replace(batch, rows=None) if batch.is_request else batch
 
 
 def split_by_shard(rows: pa.RecordBatch, shards: int) -> list[pa.RecordBatch | None]:

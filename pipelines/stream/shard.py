@@ -112,6 +112,7 @@ def shard_poll(
             for shard in range(shards):
                 batches[shard].append(
                     SequencedBatch(
+                        poll.number,
                         is_request,
                         part.partition,
                         part.start,

@@ -32,7 +32,7 @@ def state_path(folder: Path, key: OperatorKey) -> Path:
 
 def write_handoff(folder: Path, operator: ShardOperator) -> None:
     """Write the complete state of an operator, from which another run can start."""
-    blobs = [operator.head(), operator.snapshot()]
+    blobs = [operator.handed_over_head(), operator.snapshot()]
     data = encode_document(Kind.OPERATOR_FILE, operator.key.text, {}, blobs)
     _write(state_path(folder, operator.key), data)
 

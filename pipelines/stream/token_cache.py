@@ -37,6 +37,12 @@ class TokenCache:
             entry = self._entries.pop(key, None)
         return entry[1] if entry is not None and entry[0] == token else None
 
+    def forget(self, run: str) -> None:
+        """Forget the entries of a run."""
+        with self._lock:
+            for key in [key for key in self._entries if key[0] == run]:
+                del self._entries[key]
+
     def put(self, key: tuple[str, str], token: bytes, value: Any) -> None:
         """Put an entry back."""
         with self._lock:

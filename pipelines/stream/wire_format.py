@@ -39,7 +39,7 @@ def encode_part(part: Part, key: str = "") -> bytes:
 
     Args:
         part: The part.
-        key: The `OperatorKey.text` of the sender; empty if the sender is not an operator.
+        key: The `OperatorKey.text` of the sender; empty for requests.
     """
     if isinstance(part, RequestPart):
         return encode_document(
@@ -58,13 +58,13 @@ def decode_part(data: bytes | pa.Buffer, project: Project | None = None) -> Part
 
     Args:
         data: The part as a frame.
-        project: The project whose view must be the sender; None to skip this check.
+        project: The project, one of whose views must be the sender; None to skip this check.
 
     Returns:
         The part; its rows refer to ``data``.
 
     Raises:
-        StateMismatch: The sender is another view, or another definition of the view.
+        StateMismatch: The project has no view of the sender's name, or another definition of it.
         StateVersionError: The version is not supported.
         DamagedState: The bytes are not a part.
     """
@@ -77,16 +77,19 @@ def decode_part(data: bytes | pa.Buffer, project: Project | None = None) -> Part
     return AnswerPart(**fields, answers=batch_of(blobs[0]))
 
 
-def _check_sender(key: str, view: int, project: Project | None) -> None:
-    if not key or project is None:
+def _check_sender(key: str, view: str, project: Project | None) -> None:
+    if project is None:
         return
     sender = OperatorKey.parse(key)
-    known = project.views[view] if view < len(project.views) else None
-    if known is None or (known.name, known.hash) != (sender.view, sender.hash):
-        here = "there is none" if known is None else f"{known.name!r} of definition {known.hash}"
+    known = next((one for one in project.views if one.name == sender.view), None)
+    if known is None or known.hash != sender.hash or sender.view != view:
+        here = (
+            f"the project has no such view, but {', '.join(one.name for one in project.views)}"
+            if known is None
+            else f"the project's has definition {known.hash}"
+        )
         raise StateMismatch(
-            f"a message is of view {sender.view!r} of definition {sender.hash}, number {view} "
-            f"here is {here}; {_REMEDY}"
+            f"a message is of view {sender.view!r} of definition {sender.hash}, {here}; {_REMEDY}"
         )
 
 
@@ -94,8 +97,13 @@ class Published(NamedTuple):
     """The publications of a release.
 
     Attributes:
-        view: The view's index in the project.
+        view: The view's name.
         shard: The shard.
+        number: The number of the release.
+        mark_before: The mark of the release on which the publications build
+            (`pipelines.stream.marks`); None if they are the whole shard.
+        mark: The mark of the release.
+        attempt: The attempt number of the operator (`pipelines.stream.operator_state.Head`).
         since_us: See `pipelines.stream.operator.Release`.
         frontier_us: The frontier.
         rows: Kernel publications.
@@ -103,26 +111,40 @@ class Published(NamedTuple):
             they do not belong to the log of publications.
     """
 
-    view: int
+    view: str
     shard: int
+    number: int
+    mark_before: bytes | None
+    mark: bytes
+    attempt: int
     since_us: int | None
     frontier_us: int
     rows: pa.RecordBatch
     is_news: bool = True
 
 
-def pack_publications(view: int, shard: int, release: Release, key: str = "") -> bytes:
-    """Encode the publications of a release; see `encode_part` for ``key``."""
+def pack_publications(operator: ShardOperator, release: Release) -> bytes:
+    """Encode the publications of a release of an operator."""
     return _pack(
-        Published(view, shard, release.since_us, release.frontier_us, release.publications), key
+        Published(
+            view=operator.key.view,
+            shard=operator.key.shard,
+            number=release.number,
+            mark_before=release.mark_before,
+            mark=release.mark,
+            attempt=operator.attempt,
+            since_us=release.since_us,
+            frontier_us=release.frontier_us,
+            rows=release.publications,
+        ),
+        operator.key.text,
     )
 
 
-def pack_everything(view: int, operator: ShardOperator, shown_us: int | None) -> bytes:
-    """Encode every entity of a shard, to repair the online store.
+def pack_everything(operator: ShardOperator, shown_us: int | None) -> bytes:
+    """Encode every entity of a shard as of its last release, to repair the online store.
 
     Args:
-        view: The view's index in the project.
         operator: The operator.
         shown_us: The frontier up to which a killed run has published; None if there was none. That
             run may have applied a late event at another frontier than this run, so its publication
@@ -133,14 +155,31 @@ def pack_everything(view: int, operator: ShardOperator, shown_us: int | None) ->
     place = rows.schema.get_field_index(EVENT_TIMESTAMP)
     at = np.maximum(rows.column(place).to_numpy(), TIME_MIN if shown_us is None else shown_us)
     rows = rows.set_column(place, rows.schema.field(place), pa.array(at))
-    frontier = operator.state.frontier_us
-    published = Published(view, operator.key.shard, None, frontier, rows, is_news=False)
-    return _pack(published, operator.key.text)
+    return _pack(
+        Published(
+            view=operator.key.view,
+            shard=operator.key.shard,
+            number=operator.number,
+            mark_before=None,
+            mark=operator.mark,
+            attempt=operator.attempt,
+            since_us=None,
+            frontier_us=operator.state.frontier_us,
+            rows=rows,
+            is_news=False,
+        ),
+        operator.key.text,
+    )
 
 
 def _pack(published: Published, key: str) -> bytes:
     fields = published._asdict()
     rows = fields.pop("rows")
+    before = published.mark_before
+    fields |= {
+        "mark_before": None if before is None else before.hex(),
+        "mark": published.mark.hex(),
+    }
     return encode_document(Kind.PUBLISHED, key, fields, [batch_bytes(rows)])
 
 
@@ -148,7 +187,13 @@ def unpack_publications(data: bytes, project: Project | None = None) -> Publishe
     """Decode publications; see `decode_part` for ``project`` and the errors."""
     found = decode_document(data, Kind.PUBLISHED, "publications of a release", _REMEDY)
     _check_sender(found.key, found.fields["view"], project)
-    return Published(**found.fields, rows=batch_of(found.blobs[0]))
+    fields = found.fields
+    before = fields.pop("mark_before")
+    return Published(
+        **{**fields, "mark": bytes.fromhex(fields["mark"])},
+        mark_before=None if before is None else bytes.fromhex(before),
+        rows=batch_of(found.blobs[0]),
+    )
 
 
 def encode_unanswered(lost: Unanswered) -> bytes:

@@ -9,10 +9,10 @@ A stream may stop at a savepoint and continue from there, in segments (`pipeline
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,20 +32,23 @@ from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
+from tidemill.pipelines.io.cuts import Cut, FileCutLog
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import savepoint_folder
 from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
+    Start,
     check_positions,
     check_savepoint,
     first_start,
     keep_savepoint,
     next_start,
-    offline_goes_on,
+    offline_caught_up,
     prepare,
     received,
     waiting,
@@ -60,15 +63,17 @@ from tidemill.pipelines.stream.featurize import (
     RELEASES,
     UNANSWERED,
     Featurize,
+    forget_run,
 )
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
-from tidemill.pipelines.stream.infer import Infer
+from tidemill.pipelines.stream.infer import STAMPS, Infer
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.serving.bundles.current import current_bundle
+from tidemill.serving.files.locks import lock
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import missing_guarantees
 
@@ -83,6 +88,8 @@ def stream(
     mode: str | None = None,
     until_us: int | None = None,
     resume: bool = False,
+    take_over: bool = False,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Replay the rows received between the evaluation's end and the stream's, or a part of them.
 
@@ -95,48 +102,89 @@ def stream(
         until_us: Stop at a savepoint before the rows received at or after this instant; None to run
             to the stream's end.
         resume: Continue from the last savepoint instead of starting over.
+        take_over: Take key spaces of the online store that another root writes.
+        wait: Wait for another stream of the generation; else it is an error.
 
     Returns:
         Counts since the stream began, figures, and the engine with the reason for it.
 
     Raises:
         StateMismatch: The states are of other definitions, or there is no savepoint.
+        HeldByAnotherRoot: Another root writes a key space of the online store.
         InputError: ``until_us`` is not between the start and the stream's end.
         SequenceError: The numbers of requests and predictions do not match.
+        Locked: Another process runs a stream of the generation.
     """
+    with _alone(config, wait=wait) as pinned:
+        return _stream(
+            pinned, progress, speed, engine, mode, until_us, resume=resume, take_over=take_over
+        )
+
+
+@contextmanager
+def _alone(config: Configuration, *, wait: bool) -> Iterator[Configuration]:
+    """Hold the lock of the generation's stream; yield the configuration with its folders."""
+    while True:
+        pinned = config.pin()
+        with lock(pinned.current.stream_lock, "run this generation's stream", wait=wait):
+            # A backfill may have begun another generation in between.
+            if config.pin().current.generation == pinned.current.generation:
+                yield config.pin()
+                return
+
+
+def _stream(
+    config: Configuration,
+    progress: Progress,
+    speed: float | None,
+    engine: str | None,
+    mode: str | None,
+    until_us: int | None,
+    *,
+    resume: bool,
+    take_over: bool,
+) -> dict[str, Any]:
     project, root = config.project, config.root
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
         check_savepoint(start, until_us, config.splits.stream_until_us)
-    bundle = current_bundle(root)
+    config = replace(config, pinned=start.current)
+    bundle, stream_folder = current_bundle(root), start.current.stream_folder
     choice = stream_engine(config.stream.engine, engine)
     options = ReplayOptions(
-        root=root,
+        root=start.current.build_folder,
         start_us=start.handoff.as_of_us,
         stop_us=config.splits.stream_until_us if until_us is None else until_us,
-        poll_rows=config.stream.poll_rows,
+        poll_rows=start.run.poll_rows,
         speed=speed if speed is not None else config.stream.speed,
         ends=until_us is None,
+        polls=start.handoff.polls,
+        cuts=tuple(FileCutLog(stream_folder / paths.CUTS).recorded()) if start.resumes else (),
     )
     replayed = ReplayLog(project, options)
     check_positions(start, replayed)
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     compile_kernel(progress)
+    start, prepared = prepare(config, start, progress, take_over=take_over)
     featurize = FeaturizeOptions(
-        run=uuid.uuid4().hex,
+        run=run_id(root, start.segment),
         shards=config.shards,
-        partitions=source_partitions(Log(root), project),
+        partitions=source_partitions(Log(start.current.build_folder), project),
         mode=Mode(start.run.mode),
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,
         handoff=start.folder,
-        savepoint=None if options.ends else savepoint_folder(root, start.segment),
-        overtaken=prepare(config, start, progress),
-        changes=offline_goes_on(config, start, progress),
+        savepoint=None if options.ends else savepoint_folder(stream_folder, start.segment),
+        overtaken=prepared.shown,
+        changes=start.run.offline is not None,
     )
+    if not options.ends:
+        record_savepoint(stream_folder, replayed)
     began = time.perf_counter()
     requests = replayed.rows_of(project.request.name)
+    forget_run(featurize.run)
+    METER.forget(featurize.run)
     with (
         LOST_WRITES.of(featurize.run),
         progress.stage("stream", total=requests, unit="requests") as stage,
@@ -146,10 +194,10 @@ def stream(
         pipeline = beam.Pipeline(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
-        wire(pipeline, config, options, featurize, bundle, start.segment)
+        wire(pipeline, config, options, featurize, bundle, start, prepared.fills)
         run_pipeline(pipeline, choice)
     seconds = time.perf_counter() - began
-    rows = received(root, replayed)
+    rows = received(start.run, replayed)
     requests = rows.pop(project.request.name)
     summary = {
         "engine": choice.name,
@@ -165,7 +213,10 @@ def stream(
         "events": sum(rows.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
-        **count_outcome(root, project.request.name),
+        # What this process has seen; the release log does not depend on it.
+        "repeats": METER.read(featurize.run, "repeats"),
+        "early": METER.read(featurize.run, "early"),
+        **count_outcome(stream_folder, project.request.name),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
     if summary["doubled"] or answered != requests:
@@ -176,10 +227,29 @@ def stream(
             "batches"
         )
     if featurize.savepoint is None:
-        replace(start.run, ended=True).write(root)
+        replace(start.run, ended=True).write(stream_folder)
     else:
         keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
+    offline_caught_up(config, start)
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
+
+
+def run_id(root: Path, segment: int) -> str:
+    """Return the name of a run: it is the same whenever a segment of a root is repeated.
+
+    The caches of a process are keyed by it; `forget_run` empties them before a run begins.
+    """
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return f"{digest}-{segment:05d}"
+
+
+def record_savepoint(folder: Path, replayed: ReplayLog) -> None:
+    """Record where the savepoint of a run cuts its polls, so that a later run cuts there too."""
+    cuts = FileCutLog(folder / paths.CUTS)
+    cut = Cut(replayed.last_poll_number, replayed.stop)
+    if cut not in cuts.recorded():
+        cuts.keep_before(cut.number)
+        cuts.append(cut)
 
 
 def wire(
@@ -188,10 +258,15 @@ def wire(
     replay: ReplayOptions,
     featurize: FeaturizeOptions,
     bundle: Path,
-    segment: int,
+    start: Start,
+    fills: RunFills,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
-    project, root, prefix = config.project, config.root, segment_prefix(segment)
+    project, root, prefix = (
+        config.project,
+        start.current.stream_folder,
+        segment_prefix(start.segment),
+    )
     valid = (
         pipeline
         | Replay(project, replay)
@@ -203,15 +278,19 @@ def wire(
         out[ANSWERS]
         | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
         | "Predictions"
-        >> beam.ParDo(WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix))
+        >> beam.ParDo(
+            WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix, STAMPS)
+        )
     )
     publish = Publish(
         project,
         root,
+        replace(start.current, offline=start.run.offline or 0).offline_root,
         config.online_store,
         config.shards,
+        fills,
         changes=featurize.changes,
-        segment=segment,
+        segment=start.segment,
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,
     )

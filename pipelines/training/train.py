@@ -26,6 +26,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError
 from tidemill.features.models.preprocessing import ModelInput, model_inputs
 from tidemill.pipelines.config.configuration import Configuration, Splits, Training
+from tidemill.pipelines.history.build_manifest import check_training_table
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.training.evaluation import (
@@ -55,15 +56,23 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
     Returns:
         The bundle's version and its evaluation.
     """
+    build = config.current.build_folder
+    manifest = check_training_table(build, config.project, config.shards)
     bundle = train_bundle(
         config.project,
-        config.root / paths.TRAINING_TABLE,
+        build / paths.TRAINING_TABLE,
         config.splits,
         config.training,
         work=config.root / paths.SCRATCH,
         bundles=config.root / paths.BUNDLES,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         progress=progress,
+        lineage={
+            "generation": manifest.generation,
+            "build": build.name,
+            "training_table": manifest.training_table,
+            "sources": manifest.sources,
+        },
     )
     make_current(config.root, bundle.version)
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}

@@ -2,8 +2,8 @@
 
 With the published frontier as the clock, the status of an entity must be:
 
-* ``PRESENT``, with the batch value as of its shard's frontier, from the events received before the
-  stream's end. Anchored features are finished on both sides
+* ``PRESENT``, with the batch value as of its shard's frontier, from the events that its last
+  release had. Anchored features are finished on both sides
   (`serving.online.reader.finish_anchored`).
 * ``OUTSIDE_MAX_AGE``, without values, if its shard is behind the others by more than the view's
   ``max_staleness``.
@@ -11,12 +11,14 @@ With the published frontier as the clock, the status of an entity must be:
   the handed-over states when it begins, every other at its first event, and empty windows too.
 
 The frontier in the store must equal that of the last release; an older one would hide lost rows.
+What a backfill has published has no releases (`pipelines.recovery.later_states`): such rows are
+compared as of the frontiers that the store says.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -24,14 +26,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import EARLIEST_EVENT, TIME_MIN, Int64Array, ReadStatus
+from tidemill.features.contract import (
+    EARLIEST_EVENT,
+    TIME_MIN,
+    BoolArray,
+    Int64Array,
+    ReadStatus,
+)
 from tidemill.features.definitions import ARROW_TYPES, FeatureView
 from tidemill.features.feast_objects import field_name
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
-from tidemill.pipelines.io.log import RECEIVED
+from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED
 from tidemill.pipelines.run.progress import Progress, StageProgress
 from tidemill.pipelines.verify.compare_predictions import differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
@@ -40,7 +48,7 @@ from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.source_history import History, SourceHistory
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import finish_anchored
-from tidemill.serving.online.rows import Frontiers, KeySpace
+from tidemill.serving.online.rows import Frontiers, KeySpace, online_keys
 from tidemill.serving.registry.registration import feast_name, open_store
 
 _BATCH: Final = 1_000
@@ -74,27 +82,47 @@ class StoreCounts(NamedTuple):
     not_found: int = 0
     outside_max_age: int = 0
 
+    def as_figures(self) -> dict[str, int]:
+        """Return the counts by the names that they have in the figures of a proof."""
+        return {f"store_{name}": count for name, count in self._asdict().items()}
+
 
 def check_store(
     config: Configuration,
     history: History,
-    evidence: Evidence,
+    evidence: Evidence | None,
+    views: Collection[str],
     progress: Progress,
     findings: Findings,
 ) -> StoreCounts:
-    """Read every entity of every view, and compare."""
+    """Read every entity of some views, and compare.
+
+    Args:
+        config: The configuration.
+        history: The history that the rows of these views are from.
+        evidence: The releases of the stream that has published them; None if a backfill has.
+        views: The views.
+        progress: Where progress is shown.
+        findings: Takes the mismatches.
+    """
     project = config.project
     store = open_store(project, config.places, clock="replay")
     database = open_database(config.online_store)
     total = StoreCounts()
     with progress.stage("read the store back", None, "entities") as stage:
         for view in project.views:
+            if view.name not in views:
+                continue
             stage.note(view.name)
             (snapshot,) = database.read([(KeySpace.of(project.name, view), [])])
-            _check_frontiers(evidence, view, snapshot.frontiers, findings)
-            found = _check_view(
-                history.of(view), evidence, store, view, snapshot.frontiers, findings, stage
-            )
+            source, frontiers = history.of(view), snapshot.frontiers
+            if evidence is None:
+                applied = _received_before(config, view, source, frontiers)
+            else:
+                _check_frontiers(evidence, view, frontiers, findings)
+                applied = _released(view, source, evidence)
+            rows = source.rows.filter(pa.array(applied))
+            found = _check_view(rows, store, view, frontiers, config.shards, findings, stage)
             total = StoreCounts(*map(operator.add, total, found))
     database.close()
     return total
@@ -115,22 +143,43 @@ def _check_frontiers(
             )  # fmt: skip
 
 
+def _released(view: FeatureView, source: SourceHistory, evidence: Evidence) -> BoolArray:
+    """Tell which rows the last releases of a stream have applied."""
+    limits = evidence.applied(view, source.partitions)
+    keys = _one_array(source.rows.column(view.key))
+    shards = hashing.shard_of(hashing.key_bytes(keys), evidence.shards)
+    applied: BoolArray = source.words(POSITION) < limits[shards, source.words(PARTITION)]
+    return applied
+
+
+def _received_before(
+    config: Configuration, view: FeatureView, source: SourceHistory, frontiers: Frontiers
+) -> BoolArray:
+    """Tell which rows a backfill that published has applied: a frontier follows from their end."""
+    waits = max(view.stream.out_of_orderness_us, config.project.request.out_of_orderness_us)
+    until_us = min(frontiers.highest + waits, config.splits.stream_until_us)
+    applied: BoolArray = source.words(RECEIVED) < until_us
+    return applied
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
 def _check_view(
-    source: SourceHistory,
-    evidence: Evidence,
+    rows: pa.Table,
     store: Any,
     view: FeatureView,
     frontiers: Frontiers,
+    shards: int,
     findings: Findings,
     stage: StageProgress,
 ) -> StoreCounts:
-    received = source.words(RECEIVED) < evidence.stream_until_us
-    rows = source.rows.filter(pa.array(received))
-    keys = pc.unique(rows.column(view.key))
-    if isinstance(keys, pa.ChunkedArray):
-        keys = keys.combine_chunks()
-    shards = hashing.shard_of(hashing.key_bytes(keys), evidence.shards)
-    instants = np.array([frontiers.of(shard) for shard in shards.tolist()], np.int64)
+    keys = _one_array(pc.unique(rows.column(view.key)))
+    # An empty store has no number of shards.
+    of_keys = hashing.shard_of(hashing.key_bytes(keys), frontiers.shard_count or shards)
+    raw = online_keys(view.entity.join_key, keys)
+    instants = np.array(list(map(frontiers.of, of_keys.tolist(), raw)), np.int64)
     # A shard without a frontier has no instant: its entities are OUTSIDE_MAX_AGE.
     right = values_at(view, rows, keys, np.maximum(instants, EARLIEST_EVENT))
     expected = _expected_statuses(view, frontiers, rows, keys, instants)

@@ -6,6 +6,7 @@ source files.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
 from tidemill.pipelines.verify.raw_history import logged_history
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
-from tidemill.pipelines.verify.served import read_predictions
+from tidemill.pipelines.verify.served import prediction_file, read_predictions
 from tidemill.pipelines.verify.source_history import EventsByKey
 from tidemill.pipelines.verify.verify import instant
 
@@ -109,16 +110,19 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
         InputError: There is no such prediction, or more than one.
     """
     project = config.project
-    predictions = read_predictions(config.root, project)
+    found = prediction_file(config.root, request_id)
+    current = config.current if found is None else found[0]
+    config = dataclasses.replace(config, pinned=current)
+    predictions = read_predictions(current.stream_folder, project)
     mine = predictions.filter(pc.equal(predictions["request_id"], request_id))
     if len(mine) != 1:
         known = predictions["request_id"].to_pylist()
         hint = nearest(request_id, known[:1000]) if not len(mine) else "run `tidemill verify`"
         raise InputError(
-            f"{len(mine)} predictions in {config.root / paths.PREDICTIONS} have the id "
+            f"{len(mine)} predictions in {current.stream_folder / paths.PREDICTIONS} have the id "
             f"{request_id!r}; {hint}"
         )
-    history = logged_history(config.root, project)
+    history = logged_history(config.current.build_folder, project)
     evidence = read_evidence(config, history)
     prediction: dict[str, Any] = mine.to_pylist()[0]
     place = (history.requests.words("_partition") == prediction["partition"]) & (

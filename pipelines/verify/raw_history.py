@@ -7,6 +7,7 @@ and the position that it has in the log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,16 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.source_history import History, SourceHistory
 
 
-def read_history(config: Configuration, progress: Progress) -> History:
-    """Read the original files of every source again."""
+def read_history(config: Configuration, names: Sequence[str], progress: Progress) -> History:
+    """Read the original files of some sources again."""
     sources = {}
-    with progress.stage("read the original history", len(config.sources), "sources") as stage:
-        for name in sorted(config.sources):
+    with progress.stage("read the original history", len(names), "sources") as stage:
+        for name in names:
             stage.note(name)
             found = read_log(config, name)
             definition = config.project.definition(name)
             # Leave out partitions of repaired records that are not in the log yet.
-            logged = Log(config.root).partitions(name)
+            logged = Log(config.current.build_folder).partitions(name)
             parts = [
                 _placed(definition, part.partition, part.rows, part.received_us)
                 for part in found.parts[:logged]
@@ -43,9 +44,9 @@ def read_history(config: Configuration, progress: Progress) -> History:
     return History(config.project, sources)
 
 
-def logged_history(root: Path, project: Project) -> History:
+def logged_history(build: Path, project: Project) -> History:
     """Return the history as the log holds it: faster to read than the raw files, but no proof."""
-    log = Log(root)
+    log = Log(build)
     sources = {}
     for name in (project.request.name, *(stream.name for stream in project.streams)):
         rows = log.read(name)

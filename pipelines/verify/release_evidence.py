@@ -12,11 +12,9 @@ import numpy as np
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_release_lines
-from tidemill.pipelines.run import paths
-from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.verify.source_history import History, PositionVector
-from tidemill.serving.files.read_files import read_json
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,24 @@ class Evidence:
             out[view, shard] = max(out.get((view, shard), frontier), frontier)
         return out
 
+    def applied(self, view: FeatureView, partitions: int) -> Int64Array:
+        """Return the positions up to which the last release of each shard has applied events.
+
+        Args:
+            view: The view.
+            partitions: How many partitions its stream has.
+
+        Returns:
+            int64, ``(shards, partitions)``.
+        """
+        begin = self.handoff.get(view.stream.name, (0,) * partitions)
+        last: dict[int, tuple[int, PositionVector]] = {}
+        for (name, shard, number), (_, positions) in self.releases.items():
+            if name == view.name and number >= last.get(shard, (0, begin))[0]:
+                last[shard] = number, positions
+        found = [last.get(shard, (0, begin))[1] for shard in range(self.shards)]
+        return np.array(found, np.int64).reshape(self.shards, partitions)
+
     def steps(
         self, view: FeatureView, shard: int, number: int
     ) -> list[tuple[int, int, PositionVector]]:
@@ -117,7 +133,7 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
     Raises:
         InputError: There is no evidence.
     """
-    root, project = config.root, config.project
+    current, project = config.current, config.project
     releases: dict[tuple[str, int, int], tuple[int, PositionVector]] = {}
     conflicts = []
 
@@ -127,26 +143,20 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
         key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
         return key, (int(entry["frontier_us"]), positions)
 
-    for key, value in read_release_lines(root, take):
+    for key, value in read_release_lines(current.stream_folder, take):
         if releases.setdefault(key, value) != value:
             conflicts.append(key)
     handoff_us: dict[str, int] = {}
     handoff: dict[str, PositionVector] = {}
-    path = root / paths.STATES / paths.HANDOFF
-    if path.exists():
-        as_of_us, handoff = read_json(
-            path,
-            lambda stored: (
-                int(stored["as_of_us"]),
-                {name: tuple(map(int, places)) for name, places in stored["positions"].items()},
-            ),
-            "run `tidemill backfill` again, and the stream from its beginning",
-        )
+    run = StreamRun.read(current.stream_folder)
+    if run is not None:
+        as_of_us = run.as_of_us
+        handoff = {name: tuple(places) for name, places in run.positions.items()}
         for view in project.views:
             # Rows received later may be this much older, so the frontier waits for them.
             waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
             handoff_us[view.name] = as_of_us - waits
-    mode = read_summary(root).get("stream", {}).get("mode", config.stream.mode)
+    mode = config.stream.mode if run is None else run.mode
     return Evidence(
         releases=releases,
         conflicts=tuple(conflicts),

@@ -25,6 +25,7 @@ from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.source_history import History
 from tidemill.serving.files.read_files import read_table, reading
+from tidemill.serving.generations.current import Current, streams_of
 
 _MEND: Final = "run `tidemill stream` again"
 
@@ -39,6 +40,7 @@ class Served:
         count: The number of all predictions.
         expected: The number of requests that must have a prediction.
         unanswered: The number of requests that were rejected instead.
+        waiting: The number of requests that a stream which has not ended has yet to answer.
     """
 
     predictions: pa.RecordBatch
@@ -46,6 +48,32 @@ class Served:
     count: int
     expected: int
     unanswered: int
+    waiting: int = 0
+
+
+def has_predictions(stream: Path) -> bool:
+    """Tell whether a stream has answered a request."""
+    return any((stream / paths.PREDICTIONS).glob("*.parquet"))
+
+
+def streams_to_prove(current: Current) -> list[Current]:
+    """Return the folders of all streams that have answered, the current or newest one first."""
+    answered = [of_it for of_it in streams_of(current.root) if has_predictions(of_it.stream_folder)]
+    return answered or [current]
+
+
+def prediction_file(root: Path, request_id: str) -> tuple[Current, Path] | None:
+    """Find the file with the prediction for a request, and the folders of its stream.
+
+    Returns:
+        None if no stream has answered the request.
+    """
+    for current in streams_of(root):
+        for path in sorted((current.stream_folder / paths.PREDICTIONS).glob("*.parquet")):
+            ids = read_table(path, _MEND, columns=["request_id"]).column(0)
+            if pc.any(pc.equal(ids, request_id)).as_py():
+                return current, path
+    return None
 
 
 def read_predictions(root: Path, project: Project) -> pa.Table:
@@ -75,9 +103,24 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
 
 
 def serve_beside_requests(
-    root: Path, splits: Splits, history: History, predictions: pa.Table, findings: Findings
+    root: Path,
+    splits: Splits,
+    history: History,
+    predictions: pa.Table,
+    findings: Findings,
+    *,
+    ended: bool = True,
 ) -> Served:
-    """Find the request of each prediction; note missing, extra and doubled predictions."""
+    """Find the request of each prediction; note missing, extra and doubled predictions.
+
+    Args:
+        root: The stream's folder.
+        splits: Where the stream begins and ends.
+        history: The history of its sources.
+        predictions: Its predictions.
+        findings: Takes the mismatches.
+        ended: Whether the stream has ended; before that no prediction is missing.
+    """
     request = history.project.request
     features = len(history.project.columns)
     asked = history.requests.received_in(splits.evaluate_until_us, splits.stream_until_us)
@@ -106,7 +149,9 @@ def serve_beside_requests(
         )
     answered = np.zeros(len(asked), np.bool_)
     answered[row[known]] = True
-    for id in asked_ids.filter(pa.array(~answered & ~refused)).to_pylist():
+    lacking = ~answered & ~refused
+    waiting = 0 if ended else int(lacking.sum())
+    for id in asked_ids.filter(pa.array(lacking & ended)).to_pylist():
         cause = "neither a prediction nor a rejected record"
         findings.add(
             Mismatch("missing", id, seen="no prediction", expected="one", cause=cause), features
@@ -116,8 +161,9 @@ def serve_beside_requests(
         predictions=one_batch(predictions.take(pa.array(kept))),
         requests=one_batch(asked.take(pa.array(row[kept]))),
         count=len(predictions),
-        expected=int((~refused).sum()),
+        expected=int((~refused).sum()) - waiting,
         unanswered=int(refused.sum()),
+        waiting=waiting,
     )
 
 

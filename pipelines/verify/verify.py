@@ -1,8 +1,8 @@
 """Verification of a stream: recompute what it served from the raw source files, and compare.
 
 Promises: predictions, releases and the online store are compared with values recomputed from the
-raw files, not from other outputs of the stream. Each value is compared bit for bit; no value is
-rounded or skipped.
+raw files (`pipelines.verify.witness`), not from other outputs of the stream. Each value is compared
+bit for bit; no value is rounded or skipped.
 
 * `pipelines.verify.compare_predictions`: the values of predictions, as complete and as seen;
 * `pipelines.verify.diagnosis`: the cause of a wrong value;
@@ -12,9 +12,10 @@ rounded or skipped.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,35 @@ import numpy as np
 from tidemill.features.contract import Int64Array, moment_of
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration, Splits
+from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_oracle import check_with_oracle, sampled_rows
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_predictions
-from tidemill.pipelines.verify.compare_store import check_store
+from tidemill.pipelines.verify.compare_store import StoreCounts, check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
 from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
-from tidemill.pipelines.verify.raw_history import read_history
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
-from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
+from tidemill.pipelines.verify.served import (
+    Served,
+    read_predictions,
+    serve_beside_requests,
+    streams_to_prove,
+)
 from tidemill.pipelines.verify.source_history import History
+from tidemill.pipelines.verify.store_origins import Origin, find_origins
+from tidemill.pipelines.verify.witness import find_witness
+from tidemill.serving.generations.current import Current
 
 
 def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
     """Recompute all served values, and compare.
+
+    The rows of the online store are proven against the history that they were made from
+    (`pipelines.verify.store_origins`).
+
+    The stream that is current is proven, or the newest one before it if none has begun since; and
+    every earlier one whose folder is there, against the log of its own generation.
 
     Args:
         config: The configuration; its root holds predictions, releases and the online store.
@@ -44,18 +60,97 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
 
     Returns:
         JSON values: ``mismatches``, the number of all mismatches; ``values``, the number of
-        predictions times features; the figures of each comparison; and the first mismatches.
+        predictions times features; the figures of each comparison; the first mismatches; and the
+        figures of ``earlier`` streams.
 
     Raises:
         InputError: There are no predictions or releases, or other definitions made them.
     """
     began = time.perf_counter()
-    history = read_history(config, progress)
-    evidence = read_evidence(config, history)
+    config = config.pin()
+    streams = streams_to_prove(config.current)
+    first, *others = streams
+    read_predictions(first.stream_folder, config.project)  # without any there is nothing to prove
+    origins = find_origins(config, streams)
+    figures, everything = _prove(replace(config, pinned=first), progress, sample, origins)
+    earlier = []
+    for current in others:
+        made_by = BuildManifest.read(current.build_folder).project
+        row: dict[str, Any] = {"generation": current.generation, "stream": current.stream}
+        if made_by != config.project.hash:
+            earlier.append({**row, "mismatches": None, "why": f"of definitions {made_by}"})
+            continue
+        of_it, findings = _prove(replace(config, pinned=current), progress, sample, origins)
+        everything.merge(findings)
+        for name in ("values", *StoreCounts().as_figures(), "store_mismatches"):
+            figures[name] += of_it[name]
+        earlier.append(
+            {**row, "mismatches": findings.count, "why": "", "predictions": of_it["predictions"]}
+        )
+    stored, store = _prove_published(config, progress, origins)
+    everything.merge(store)
+    for name, count in {**stored.as_figures(), "store_mismatches": store.count}.items():
+        figures[name] += count
+    return {
+        **figures,
+        "store_generations": {view: origin.generation for view, origin in origins.items()},
+        "earlier": earlier,
+        "mismatches": everything.count,
+        "seconds": round(time.perf_counter() - began, 3),
+        "first_mismatches": [_row(mismatch) for mismatch in everything.listed],
+    }
+
+
+def _prove_published(
+    config: Configuration, progress: Progress, origins: Mapping[str, Origin]
+) -> tuple[StoreCounts, Findings]:
+    """Prove the rows of the online store that a backfill has published."""
+    findings, total = Findings(), StoreCounts()
+    by_folders: dict[Current, list[str]] = {}
+    for view, origin in origins.items():
+        if origin.current is None:
+            findings.add(
+                Mismatch(
+                    "store", view, view, seen=f"rows of generation {origin.generation}",
+                    expected=f"generation {config.current.generation}",
+                    cause="the log that they were made from is no longer there; run `tidemill "
+                    "backfill --publish`",
+                )
+            )  # fmt: skip
+        elif not origin.is_of_stream:
+            by_folders.setdefault(origin.current, []).append(view)
+    for current, views in by_folders.items():
+        of_it = replace(config, pinned=current)
+        history = find_witness(of_it, progress, findings).history
+        found = check_store(of_it, history, None, views, progress, findings)
+        total = StoreCounts(*map(operator.add, total, found))
+    return total, findings
+
+
+def _prove(
+    config: Configuration, progress: Progress, sample: int, origins: Mapping[str, Origin]
+) -> tuple[dict[str, Any], Findings]:
+    """Prove one stream, and the rows of the online store that it has published."""
     features, oracle, store = Findings(), Findings(), Findings()
+    witness = find_witness(config, progress, features)
+    history = witness.history
+    evidence = read_evidence(config, history)
     _check_evidence(evidence, features)
-    predictions = read_predictions(config.root, config.project)
-    served = serve_beside_requests(config.root, config.splits, history, predictions, features)
+    stream = config.current.stream_folder
+    predictions = read_predictions(stream, config.project)
+    run = StreamRun.read(stream)
+    served = serve_beside_requests(
+        stream,
+        config.splits,
+        history,
+        predictions,
+        features,
+        ended=run is None or run.ended,
+    )
+    if served.waiting:
+        progress.say(
+            f"the stream in {stream} has not ended: {served.waiting:,} requests have no answer yet"
+        )
     asked = hashing.bits(served.requests.column(config.project.request.request_time))
     rows = sampled_rows(asked, sample)
     late: list[dict[str, Any]] = []
@@ -69,14 +164,19 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
             late_values += int(verdict.late.sum())
             late += _late_rows(verdict, evidence, served, LISTED - len(late))
             oracle_values += check_with_oracle(verdict, evidence, served, rows, oracle, stage)
-    stored = check_store(config, history, evidence, progress, store)
+    stored, mine = StoreCounts(), config.current
+    if views := [view for view, origin in origins.items() if origin[:2] == (mine, True)]:
+        stored = check_store(config, history, evidence, views, progress, store)
     everything = Findings()
     for findings in (features, oracle, store):
         everything.merge(findings)
-    return {
+    figures = {
         "sources": _source_counts(config.splits, history),
+        "generation": config.current.generation,
+        "log_is_witness": [f"{name}: {why}" for name, why in witness.changed.items()],
         "requests": served.expected + served.unanswered,
         "rejected_requests": served.unanswered,
+        "waiting_requests": served.waiting,
         "predictions": served.count,
         "features": len(config.project.columns),
         "values": served.count * len(config.project.columns),
@@ -85,16 +185,11 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
         "oracle_requests": len(rows),
         "oracle_values": oracle_values,
         "oracle_mismatches": oracle.count,
-        "store_entities": stored.entities,
-        "store_values": stored.values,
-        "store_not_found": stored.not_found,
-        "store_outside_max_age": stored.outside_max_age,
+        **stored.as_figures(),
         "store_mismatches": store.count,
-        "mismatches": everything.count,
-        "seconds": round(time.perf_counter() - began, 3),
         "first_late": late,
-        "first_mismatches": [_row(mismatch) for mismatch in everything.listed],
     }
+    return figures, everything
 
 
 def _check_evidence(evidence: Evidence, findings: Findings) -> None:

@@ -21,8 +21,10 @@ from tidemill.features.feast_objects import (
     REVISION,
     VALID_UNTIL,
 )
+from tidemill.serving.generations.current import Current, find_current
 from tidemill.serving.offline.join import LoggedFeature, LoggedView
 from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.stores.places import OFFLINE
 
 _ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
 
@@ -42,8 +44,57 @@ def source_path(repo_path: Path | None, source: DataSource) -> Path:
     return Path(repo_path or "") / path
 
 
-def logged_view(config: RepoConfig, feature_view: FeatureView, names: list[str]) -> LoggedView:
+class OfflineFolders:
+    """Finds the folder of a registered log; each root's record is read once.
+
+    The registry names ``ROOT/offline/VIEW/HASH``, which stays the same; ``ROOT/CURRENT`` says in
+    which folder the logs are now (`serving.generations`). A join uses one instance for all views,
+    so their logs belong together. A root without the record has its logs where the registry says.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, Current | None] = {}
+
+    def find(self, registered: Path) -> Path:
+        """Return the folder of a log."""
+        current = self._current(registered)
+        if current is None:
+            return registered
+        return current.offline_root / registered.parent.name / registered.name
+
+    def generation(self, registered: Path) -> str:
+        """Return the generation of a log; empty if it belongs to none."""
+        current = self._current(registered)
+        return "" if current is None else current.generation
+
+    def _current(self, registered: Path) -> Current | None:
+        offline = registered.parent.parent
+        if offline.name != OFFLINE:
+            return None
+        root = offline.parent
+        if root not in self._known:
+            self._known[root] = find_current(root)
+        return self._known[root]
+
+
+def source_log(repo_path: Path | None, source: DataSource) -> OfflineLog:
+    """Return the log that a source names, where it is now."""
+    return OfflineLog(OfflineFolders().find(source_path(repo_path, source)))
+
+
+def logged_view(
+    config: RepoConfig,
+    feature_view: FeatureView,
+    names: list[str],
+    folders: OfflineFolders | None = None,
+) -> LoggedView:
     """Describe features of a Feast feature view, from its fields, its tags and its source.
+
+    Args:
+        config: The store's configuration.
+        feature_view: The view.
+        names: The features.
+        folders: Where the logs are; give the same to all views of a join.
 
     Raises:
         StoreError: The view lacks tags: `features.feast_objects` did not generate it, or did so
@@ -59,7 +110,11 @@ def logged_view(config: RepoConfig, feature_view: FeatureView, names: list[str])
         )
     return LoggedView(
         name=feature_view.name,
-        log=OfflineLog(source_path(config.repo_path, feature_view.batch_source)),
+        log=OfflineLog(
+            (folders or OfflineFolders()).find(
+                source_path(config.repo_path, feature_view.batch_source)
+            )
+        ),
         join_key=feature_view.entity_columns[0].name,
         features=tuple(logged_features(feature_view, names)),
         reach_us=int(feature_view.tags[REACH_TAG]),

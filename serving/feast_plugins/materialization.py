@@ -4,7 +4,7 @@ Its class path is the ``type`` of ``batch_engine``. Feast's own engine converts 
 pandas, where an int64 column with a null is float64, so numbers beyond 2**53 change (sums, or the
 newest values of a column). Here Arrow columns become rows of the store directly, so the store gets
 what was published. The log does not know a row's shard; its age is judged by the view's least
-frontier.
+frontier. Rows go to the fill that readers see, if log and fill are of one generation.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pyarrow as pa
+from feast import FeatureView, FileSource
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 
+from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import DEFINITION_TAG, REVISION, VALID_UNTIL
+from tidemill.serving.feast_plugins.logged_views import OfflineFolders, source_path
 from tidemill.serving.feast_plugins.online_store import OrderedOnlineStore, database
 from tidemill.serving.online.cells import cell_matrix
+from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.feast_rows import StoredView, feast_rows, stored_view
-from tidemill.serving.online.rows import RowBatch, online_keys
+from tidemill.serving.online.rows import KeySpace, RowBatch, online_keys
 
 
 class ChangePointComputeEngineConfig(FeastConfigBaseModel):
@@ -63,7 +67,9 @@ class ChangePointComputeEngine(LocalComputeEngine):
         )
         rows = _rows(view, join_key, time, job.to_arrow())
         if isinstance(self.online_store, OrderedOnlineStore):
-            database(config).write(view.space, rows)
+            online = database(config)
+            _check_generation(online, view.space, log_generation(config, table))
+            online.write(view.space, rows)
         else:
             data = feast_rows(view, rows)
             self.online_store.online_write_batch(config, table, data, lambda _: None)
@@ -71,6 +77,30 @@ class ChangePointComputeEngine(LocalComputeEngine):
             job_id=f"{table.name}-{task.start_time}-{task.end_time}",
             status=MaterializationJobStatus.SUCCEEDED,
         )
+
+
+def log_generation(config: RepoConfig, table: FeatureView) -> str:
+    """Return the generation of a view's offline log; empty if it belongs to none."""
+    source = table.batch_source
+    if not isinstance(source, FileSource):
+        return ""
+    return OfflineFolders().generation(source_path(config.repo_path, source))
+
+
+def _check_generation(online: OnlineDatabase, space: KeySpace, logged: str) -> None:
+    """Check that the offline log is of the history that readers of the online store see.
+
+    Raises:
+        StoreError: It is of another one.
+    """
+    for fill in online.fills([space]):
+        if fill.is_current and fill.generation != logged:
+            raise StoreError(
+                f"{online.name}, key space {fill.name}: it is of generation "
+                f"{fill.generation or 'none'}, and the offline log of view {space.view!r} of "
+                f"{logged or 'none'}: rows of two histories would be mixed; fill the online store "
+                "from the same history: `tidemill backfill --publish`"
+            )
 
 
 def _rows(view: StoredView, join_key: str, time: str, found: pa.Table) -> RowBatch:

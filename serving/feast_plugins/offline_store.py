@@ -50,15 +50,17 @@ from tidemill.serving.feast_plugins.entity_rows import (
     time_column,
 )
 from tidemill.serving.feast_plugins.logged_views import (
+    OfflineFolders,
     key_type,
     log_rows,
     logged_features,
     logged_view,
+    source_log,
     source_path,
 )
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.offline.join import JoinEngine, between, join
-from tidemill.serving.offline.log import OfflineLog, Span, rows_digest
+from tidemill.serving.offline.log import Span, rows_digest
 
 if TYPE_CHECKING:
     from feast.saved_dataset import ValidationReference
@@ -187,9 +189,9 @@ class ChangePointOfflineStore(OfflineStore):
         by_view, _ = _get_requested_feature_views_to_features_dict(
             feature_refs, feature_views, odfvs
         )
-        lookups = []
+        lookups, folders = [], OfflineFolders()
         for feature_view, names in by_view.items():
-            view = logged_view(config, feature_view, names)
+            view = logged_view(config, feature_view, names, folders)
             key_column = feature_view.projection.join_key_map.get(view.join_key, view.join_key)
             keys = keys_of(rows, key_column, key_type(feature_view))
             prefix = feature_view.projection.name_alias or feature_view.name
@@ -234,7 +236,7 @@ class ChangePointOfflineStore(OfflineStore):
         end_date: datetime.datetime,
     ) -> ChangePointRetrievalJob:
         """Return the newest publication of each entity, highest revision, with a time in a span."""
-        log = OfflineLog(source_path(config.repo_path, data_source))
+        log = source_log(config.repo_path, data_source)
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(time_of(start_date), time_of(end_date))
         engine = config.offline_store.engine
@@ -265,7 +267,7 @@ class ChangePointOfflineStore(OfflineStore):
 
         def run() -> pa.Table:
             if not path.is_file():
-                return between(engine, OfflineLog(path), columns, span)
+                return between(engine, source_log(config.repo_path, data_source), columns, span)
             times = pc.field(timestamp_field)
             within = (times >= moment_of(span.first_us)) & (times <= moment_of(span.last_us))
             return pq.read_table(path, columns=columns, filters=within)
@@ -314,7 +316,7 @@ class ChangePointOfflineStore(OfflineStore):
         self, config: RepoConfig, data_source: DataSource
     ) -> Iterable[tuple[str, str]]:
         """Return the columns of a log's files."""
-        schema = OfflineLog(source_path(config.repo_path, data_source)).schema()
+        schema = source_log(config.repo_path, data_source).schema()
         return [(field.name, str(field.type)) for field in schema]
 
 

@@ -300,7 +300,7 @@ def row_statuses(view: StoredView, snapshot: Snapshot, clock: Clock) -> list[Rea
         if not view.judged:
             return ReadStatus.PRESENT
         return frontiers.status(
-            frontiers.of(row.shard), row.valid_until, now_us, view.space.max_staleness_us
+            frontiers.of_row(row), row.valid_until, now_us, view.space.max_staleness_us
         )
 
     return [status(row) for row in snapshot.rows]

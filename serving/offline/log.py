@@ -5,8 +5,9 @@
 
 It promises:
 
-* A part is written atomically, and replaces a part of the same name, so a repeated write changes
-  nothing. A part has one row per (entity, event_timestamp), the highest revision, sorted by both.
+* A part is written atomically. A repeated `write` replaces its part; a repeated `append` must be
+  equal, and changes nothing. A part has one row per (entity, event_timestamp), the highest
+  revision, sorted by both.
 * Parts may be merged at any time, also while a stream adds to the log and others read it: a join
   gives the same before, during and after, and the parts that a segment has added can still be
   removed (`serving.offline.merge`).
@@ -24,7 +25,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, offline_p
 from tidemill.serving.files.atomic_write import atomic_write, write_text
 from tidemill.serving.files.read_files import reading
 from tidemill.serving.files.segment_names import segment_of, segment_prefix
+from tidemill.serving.files.write_once import write_once
 from tidemill.serving.offline.offline_table import offline_table
 
 MERGED: Final = "merged.parquet"
@@ -100,16 +102,20 @@ class OfflineLog:
         """
         if not part or os.sep in part or part.startswith((".", "_")):
             raise InputError(f"{part!r} cannot name a part of the offline log {self.directory}")
-        newest = newest_rows(join_key, table)
-        times: Int64Array = newest.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
-        days = times // _DAY_US
         files = []
-        for day in np.unique(days).tolist():
-            rows = newest if days[0] == days[-1] == day else newest.filter(pa.array(days == day))
-            file = self.day(str(np.datetime64(day, "D"))) / f"{part}.parquet"
+        for file, rows in self._by_day(join_key, table, part):
             write_part(file, rows)
             files.append(file)
         return files
+
+    def _by_day(self, join_key: str, table: pa.Table, part: str) -> Iterator[tuple[Path, pa.Table]]:
+        """Yield the files of a part, and the rows of each."""
+        newest = newest_rows(join_key, table)
+        times: Int64Array = newest.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
+        days = times // _DAY_US
+        for day in np.unique(days).tolist():
+            rows = newest if days[0] == days[-1] == day else newest.filter(pa.array(days == day))
+            yield self.day(str(np.datetime64(day, "D"))) / f"{part}.parquet", rows
 
     def files(self, first_us: int, last_us: int) -> list[Path]:
         """Return the files that may hold rows of ``[first_us, last_us]``, by day and part.
@@ -172,7 +178,7 @@ class OfflineLog:
     def append(
         self,
         view: FeatureView,
-        publications: pa.RecordBatch | pa.Table,
+        releases: Mapping[int, pa.RecordBatch | pa.Table],
         *,
         shard: int,
         shards: int,
@@ -180,14 +186,15 @@ class OfflineLog:
         until_us: int,
         segment: int = 0,
     ) -> None:
-        """Write the change points of a shard's advances, and then extend the shard's span.
+        """Write the change points of successive releases of a shard, and then extend its span.
 
-        A repeated call replaces its own files. An engine that repeats releases may group them in
-        other calls, so a part's name holds a digest of its content.
+        Each release is a part that is named by the release's number. So an engine that repeats
+        releases, and groups them in other calls, finds the files that it has written.
 
         Args:
             view: The view.
-            publications: Publications of it (`serving.publications.schema`), ``(rows,)``.
+            releases: By the number of the release: publications of the view
+                (`serving.publications.schema`), ``(rows,)``.
             shard: The shard.
             shards: Number of shards of the view.
             since_us: As for `reach`.
@@ -195,15 +202,18 @@ class OfflineLog:
             segment: The segment of the stream that appends; see `cut_back`.
 
         Raises:
-            InputError: The batch does not have the view's schema.
+            InputError: A batch does not have the view's schema.
+            OutputConflict: A release was written before with other rows.
             LostPublications: The shard's log ends before ``since_us``; nothing is written.
             StoreError: The log has another number of shards; nothing is written.
         """
         self._check(shard, shards, since_us)
-        if publications.num_rows:
-            rows = newest_rows(view.entity.join_key, offline_table(view, publications))
-            name = f"{_shard_name(shard, shards)}-{until_us:020d}-{rows_digest(rows)}"
-            self.write_table(view.entity.join_key, rows, f"{segment_prefix(segment)}{name}")
+        for number, publications in releases.items():
+            name = f"{segment_prefix(segment)}{_shard_name(shard, shards)}-{number:012d}"
+            table = offline_table(view, publications)
+            for file, rows in self._by_day(view.entity.join_key, table, name):
+                with write_once(file, "run `tidemill stream` again") as unfinished:
+                    _write(unfinished, rows)
         self.reach(shard, shards, since_us=since_us, until_us=until_us)
 
     def reach(self, shard: int, shards: int, *, since_us: int, until_us: int) -> None:
@@ -227,6 +237,22 @@ class OfflineLog:
             if span is None or span.last_us < until_us:
                 first = since_us if span is None else span.first_us
                 _write_span(folder / _shard_name(shard, shards), first, until_us)
+
+    def ends(self) -> list[int]:
+        """Return the last instant of each shard's span, by shard; empty if one has not reported."""
+        spans = self._spans()
+        names = sorted(spans)
+        if not names or len(names) != int(names[0][-5:]):
+            return []
+        return [spans[name].last_us for name in names]
+
+    def link_to(self, other: OfflineLog) -> None:
+        """Make another log with the same files, as links to them; it must not exist.
+
+        Files are only replaced and removed as a whole, so the two change independently.
+        """
+        with self.alone():
+            shutil.copytree(self.directory, other.directory, copy_function=os.link)
 
     def cut_back(self, segment: int, reached_us: Sequence[int]) -> bool:
         """Remove the parts that a stream has appended in a segment and in later ones.
@@ -282,15 +308,6 @@ class OfflineLog:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def take_over(self, other: OfflineLog) -> None:
-        """Replace this log by another, complete one in a directory beside it.
-
-        A concurrent reader sees the old log, or none for a moment, never a part of one.
-        """
-        with self.alone():
-            shutil.rmtree(self.directory, ignore_errors=True)
-            other.directory.replace(self.directory)
-
     def _folders(self) -> list[Path]:
         return sorted(self.directory.glob(f"{_DATE}*"))
 
@@ -345,7 +362,11 @@ def rows_digest(rows: pa.Table) -> str:
 def write_part(file: Path, rows: pa.Table, *, durable: bool = False) -> None:
     """Write a file of a log atomically (`serving.files.atomic_write`)."""
     with atomic_write(file, durable=durable) as unfinished:
-        pq.write_table(rows, unfinished, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
+        _write(unfinished, rows)
+
+
+def _write(path: Path, rows: pa.Table) -> None:
+    pq.write_table(rows, path, row_group_size=_ROW_GROUP_ROWS, compression="zstd")
 
 
 def _write_span(file: Path, first_us: int, last_us: int) -> None:

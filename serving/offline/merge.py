@@ -96,8 +96,8 @@ def _read_alike(parts: Sequence[Path]) -> pa.Table:
                 raise  # of the operating system; Arrow's own have no number
             why = " ".join(str(error).replace(str(part), part.name).split())[:120]
             raise StoreError(
-                f"offline log: {part} is not a complete Parquet file ({why}), so its day is "
-                "not merged; write the log again with `tidemill backfill --publish`"
+                f"{part} is not a complete Parquet file ({why}), so its day is not merged; "
+                "write the log again with `tidemill backfill --publish`"
             ) from error
         first, found = tables[0].schema, tables[-1].schema
         if {(f.name, f.type) for f in found} != {(f.name, f.type) for f in first}:

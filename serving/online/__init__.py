@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.database import OnlineDatabase, Parcel, Snapshot
-from tidemill.serving.online.parcels import online_rows, parcel_of
+from tidemill.serving.online.fills import Fill, Holder, NewFill, Writer
+from tidemill.serving.online.parcels import online_rows, parcels_of
 from tidemill.serving.online.reader import OnlineReader, OnlineReading, finish_anchored
 from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
 
 __all__ = [
+    "Fill",
     "Frontiers",
+    "Holder",
     "KeySpace",
+    "NewFill",
     "OnlineDatabase",
     "OnlineReader",
     "OnlineReading",
@@ -22,9 +26,10 @@ __all__ = [
     "Row",
     "RowBatch",
     "Snapshot",
+    "Writer",
     "finish_anchored",
     "missing_guarantees",
     "online_rows",
     "open_database",
-    "parcel_of",
+    "parcels_of",
 ]

@@ -16,7 +16,9 @@ when it starts (`LOST_GUARANTEES`):
   stopped stream read as fresh. The direct reader and `tidemill verify` need frontiers, and refuse.
   For an entity that was never seen, Feast's SQLite says ``NOT_FOUND``, its Redis ``PRESENT`` with
   nulls;
-* **lost writes**: a store that was restarted from an old dump is not detected.
+* **lost writes**: a store that was restarted from an old dump is not detected;
+* **fills and tokens**: a view has one set of rows. Whatever starts over overwrites what readers
+  see, and two writers at once are not detected.
 
 A changed definition does not overwrite the rows of the old one: it is registered under another name
 until it is promoted (`serving.registry.registration`). Promoted, it overwrites them.
@@ -34,8 +36,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tidemill.features.errors import StoreError, StoreUnavailable
-from tidemill.serving.online.database import Parcel, Snapshot, no_key_space
+from tidemill.serving.online.database import Parcel, Snapshot
+from tidemill.serving.online.fills import Fill, FillState, Holder, NewFill, PartState, Writer
 from tidemill.serving.online.per_thread import PerThread
+from tidemill.serving.online.refusals import no_key_space
 from tidemill.serving.online.rows import KeySpace, RowBatch
 from tidemill.serving.stores.feast_config import repo_config
 from tidemill.serving.stores.online_places import FeastPlace
@@ -55,9 +59,13 @@ LOST_GUARANTEES: Final = (
     "what a never-seen entity reads as is the store's own: Redis calls it PRESENT, with nulls",
     "the direct reader, `tidemill features` and `tidemill verify` need frontiers, and refuse",
     "a store that lost writes is not noticed",
+    "a history that is written again overwrites what readers see, row by row",
+    "of two writers at once neither is refused",
     "a promoted definition writes over the rows of the one before it",
 )
 """Promises that do not hold for a store of Feast's that Tidemill has no database for."""
+
+_ONLY_FILL: Final = "0" * 16
 
 _TRANSIENT: Final = {"ConnectionError", "TimeoutError"}
 """Names of the clients' error classes that are transient, like any `OSError`."""
@@ -105,6 +113,52 @@ class FeastDatabase:
         """Refuse: Feast's stores cannot list their tables."""
         raise StoreError(f"{self.name} cannot list its key spaces; {_INSTEAD}")
 
+    def fills(self, spaces: Sequence[KeySpace]) -> list[Fill]:
+        """Return nothing: Feast's stores keep no records of fills."""
+        return []
+
+    def begin_fills(self, fills: Sequence[NewFill]) -> list[Fill]:
+        """Return fills that stand for the only rows of the views, which readers see already."""
+        return [
+            Fill(
+                id=_ONLY_FILL,
+                space=new.space,
+                shards=new.shards,
+                slices=new.slices,
+                generation=new.generation,
+                cuts=new.cuts,
+                mode=new.mode,
+                state=FillState.CURRENT,
+                writer=None,
+            )
+            for new in fills
+        ]
+
+    def drop_fills(self, fills: Sequence[Fill]) -> None:
+        """Do nothing: the only rows of the views stay."""
+
+    def take_token(
+        self, fills: Sequence[Fill], holder: Holder, *, take_over: bool = False
+    ) -> Writer:
+        """Return a token, which the store does not check."""
+        return Writer(1, holder)
+
+    def restore(self, fills: Sequence[Fill], writer: Writer) -> None:
+        """Do nothing: there are no records that could be lost."""
+
+    def part_states(self, fills: Sequence[Fill]) -> list[list[PartState]]:
+        """Return that no part has a mark or a frontier."""
+        return [[PartState(None, None)] * fill.parts for fill in fills]
+
+    def withdraw(self, parcel: Parcel, found: PartState) -> None:
+        """Do nothing: there are no frontiers."""
+
+    def switch(
+        self, fills: Sequence[Fill], writer: Writer, *, take_over: bool = False
+    ) -> list[Fill]:
+        """Do nothing: readers see what is written at once."""
+        return list(fills)
+
     def write(self, space: KeySpace, rows: RowBatch) -> int:
         """Write the newest publication of each entity, and return how many entities these are."""
         from tidemill.serving.online.feast_rows import feast_rows
@@ -119,7 +173,7 @@ class FeastDatabase:
         return len(newest)
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
-        """Write parcels in their order; their frontiers are not kept."""
+        """Write parcels in their order; their marks and frontiers are not kept."""
         return [self.write(parcel.space, parcel.rows) for parcel in parcels]
 
     def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:

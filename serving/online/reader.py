@@ -163,7 +163,7 @@ class OnlineReader:
         now_us = clock_us(self.clock, frontiers)
         statuses, as_of = [], []
         for row in rows:
-            instant = frontiers.of(None if row is None else row.shard)
+            instant = frontiers.of_row(row)
             until = TIME_MAX if row is None else row.valid_until
             status = frontiers.status(instant, until, now_us, max_staleness_us)
             unseen = row is None and status is ReadStatus.PRESENT

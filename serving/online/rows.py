@@ -1,10 +1,11 @@
 """A publication in an online store: its key space, its key, its cells, its age.
 
 * A **key space** is one version of one view: project, view and the hash of the definition. A
-  changed definition is another key space, so old values are never read for a new definition.
+  changed definition is another key space, so old values are never read for a new definition. Its
+  rows are those of its current fill (`serving.online.fills`).
 * The **key** is Feast's own entity key, serialization version 3, so Feast's SDK finds it.
 * The **cells** of a row are all its values as one string of bytes (`serving.online.cells`).
-* The **frontiers** of a key space say, by shard, the instant as of which its rows are complete.
+* The **frontiers** say, by part, the instant as of which the rows are complete.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import struct
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -165,6 +167,30 @@ class RowBatch:
             strict=True,
         )
 
+    def take(self, places: Sequence[int]) -> RowBatch:
+        """Return the publications at some places."""
+        cells, keys = self.cells, self.keys
+        at_places = np.array(places, np.int64)
+        return RowBatch(
+            keys=[keys[at] for at in places],
+            event_timestamps=self.event_timestamps[at_places],
+            revisions=self.revisions[at_places],
+            valid_until=self.valid_until[at_places],
+            shard=self.shard,
+            cells=[cells[at] for at in places] if isinstance(cells, list) else cells[at_places],
+        )
+
+    def slice(self, start: int, stop: int) -> RowBatch:
+        """Return the publications from one place to another."""
+        return RowBatch(
+            keys=self.keys[start:stop],
+            event_timestamps=self.event_timestamps[start:stop],
+            revisions=self.revisions[start:stop],
+            valid_until=self.valid_until[start:stop],
+            shard=self.shard,
+            cells=self.cells[start:stop],
+        )
+
     def rows(self) -> list[Row]:
         """Return the publications one by one."""
         return [Row(*row) for row in self.tuples()]
@@ -172,31 +198,63 @@ class RowBatch:
 
 @dataclass(frozen=True)
 class Frontiers:
-    """The published frontiers of a key space.
+    """The published frontiers of the fill that is read.
 
     Attributes:
-        shard_count: Number of shards of the view; 0 before the first publication.
-        by_shard: Shard to frontier, in microseconds.
+        shard_count: Number of shards of the view; 0 if nothing was ever published.
+        by_part: Part to frontier, in microseconds: slice ``i`` of shard ``s`` is part
+            ``s * slices + i``.
+        slices: Number of slices of each shard.
     """
 
     shard_count: int
-    by_shard: Mapping[int, int]
+    by_part: Mapping[int, int]
+    slices: int = 1
+
+    @property
+    def by_shard(self) -> Mapping[int, int]:
+        """Shard to the frontier that all its slices have reached; without those that lack one."""
+        if self.slices == 1:
+            return self.by_part
+        found = [
+            (shard, [self.by_part.get(shard * self.slices + i) for i in range(self.slices)])
+            for shard in range(self.shard_count)
+        ]
+        return {
+            shard: min(known)
+            for shard, slices in found
+            if len(known := [one for one in slices if one is not None]) == self.slices
+        }
 
     @property
     def highest(self) -> int:
         """The highest frontier, which is the clock of a replay; `TIME_MIN` if there is none."""
-        return max(self.by_shard.values(), default=TIME_MIN)
+        return max(self.by_part.values(), default=TIME_MIN)
 
     @property
     def least(self) -> int:
-        """The frontier that every shard has reached; `TIME_MIN` until all have published one."""
-        if len(self.by_shard) < self.shard_count:
+        """The frontier that every part has reached; `TIME_MIN` until all have published one."""
+        if len(self.by_part) < self.shard_count * self.slices:
             return TIME_MIN
-        return min(self.by_shard.values(), default=TIME_MIN)
+        return min(self.by_part.values(), default=TIME_MIN)
 
-    def of(self, shard: int | None) -> int:
-        """Return a shard's frontier; for an unknown shard the least one."""
-        return self.least if shard is None else self.by_shard.get(shard, TIME_MIN)
+    def of(self, shard: int | None, key: bytes | None = None) -> int:
+        """Return the frontier of the slice that a key of a shard is in.
+
+        Without a key it is the one that all slices of the shard have reached, and without a shard
+        the least one.
+        """
+        if shard is None:
+            return self.least
+        if self.slices != 1:
+            if key is None:
+                return self.by_shard.get(shard, TIME_MIN)
+            shard = shard * self.slices + zlib.crc32(key) % self.slices
+        return self.by_part.get(shard, TIME_MIN)
+
+    def of_row(self, row: Row | None) -> int:
+        """Return the frontier that a row is as of; without a row the least one."""
+        return self.least if row is None else self.of(row.shard, row.key)
 
     def status(
         self, frontier_us: int, valid_until_us: int, clock_us: int, max_staleness_us: int

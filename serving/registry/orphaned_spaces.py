@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StoreError
 from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.fills import Fill, FillState
 from tidemill.serving.registry.plan import Role, SpacePlan
 from tidemill.serving.registry.registration import plan_project
+from tidemill.serving.registry.state import named_spaces
 from tidemill.serving.stores.online_places import FeastPlace
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import registry_lock
@@ -43,6 +45,38 @@ def find_orphans(project: Project, places: StorePlaces) -> list[SpacePlan]:
             "that the project is registered in, or register it: `tidemill apply`"
         )
     return [space for space in plan.spaces or () if space.role is Role.ORPHANED]
+
+
+def past_fills(project: Project, places: StorePlaces) -> list[Fill]:
+    """Find the fills that readers of the project's key spaces were switched away from.
+
+    The last one of a key space stays until the next switch, for readers that had begun before it.
+
+    Raises:
+        StoreError: The store keeps no fills, or cannot be read.
+    """
+    if isinstance(places.online, FeastPlace):
+        return []
+    database = open_database(places.online)
+    try:
+        found = database.fills(list(named_spaces(database, project.name)))
+    finally:
+        database.close()
+    return [fill for fill in found if fill.state is FillState.PAST]
+
+
+def drop_past_fills(project: Project, places: StorePlaces) -> list[str]:
+    """Remove the result of `past_fills`, and return the names.
+
+    Raises:
+        StoreError: The store cannot be written.
+    """
+    found = past_fills(project, places)
+    if found:
+        database = open_database(places.online)
+        database.drop_fills(found)
+        database.close()
+    return [fill.name for fill in found]
 
 
 def drop_orphans(project: Project, places: StorePlaces, agreed: Sequence[SpacePlan]) -> list[str]:

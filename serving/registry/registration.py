@@ -20,7 +20,7 @@ from tidemill.serving.registry.apply import (
     write_entries,
 )
 from tidemill.serving.registry.plan import Preview, make_plan
-from tidemill.serving.registry.state import Registered, read_registered, read_spaces
+from tidemill.serving.registry.state import Registered, named_spaces, read_registered, read_spaces
 from tidemill.serving.stores.feast_config import repo_config
 from tidemill.serving.stores.offline_places import check_installed
 from tidemill.serving.stores.online_places import Clock, FeastPlace, OnlinePlace, SqlitePlace
@@ -101,6 +101,7 @@ def apply_project(
     with registry_lock(places.registry):
         store = _opened(project, places, "wall")
         registered = read_registered(store)
+        _bring_forward(project, places.online)
         spaces = _spaces(project, places.online)
         preview = _preview(project, places, store, registered, spaces)
         if shown is not None and not preview.same_decisions(shown):
@@ -153,6 +154,19 @@ def _spaces(project: Project, place: OnlinePlace) -> dict[str, Frontiers] | None
     database = open_database(place)
     try:
         return read_spaces(database, project.name)
+    finally:
+        database.close()
+
+
+def _bring_forward(project: Project, place: OnlinePlace) -> None:
+    """Bring the key spaces that an earlier version of Tidemill made to the present layout."""
+    if isinstance(place, FeastPlace) or (
+        isinstance(place, SqlitePlace) and not place.path.exists()
+    ):
+        return
+    database = open_database(place)
+    try:
+        database.create(list(named_spaces(database, project.name)))
     finally:
         database.close()
 

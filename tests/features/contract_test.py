@@ -176,10 +176,9 @@ def test_an_event_counts_from_its_change_point_to_the_expiry_of_its_tile(
 def test_what_is_late_counts_and_is_answered_from_the_frontier_at_which_it_is_applied() -> None:
     player = ShardPlayer(ticks_in(100, 10), ASKED)
     player.receive(player.events(watermark=50), player.requests(watermark=50))
-    late = player.receive(
+    (late,) = player.receive(
         player.events([row(10)], watermark=60), player.requests([row(20)], watermark=60)
     )
-    assert late is not None
     assert late.publications["event_timestamp"].to_pylist() == [moment_of(50)]
     assert late.answers["as_of"].to_pylist() == [moment_of(50)]
     assert late.answers["seen__ticks"].to_pylist() == [1]
@@ -188,11 +187,10 @@ def test_what_is_late_counts_and_is_answered_from_the_frontier_at_which_it_is_ap
 def test_at_equal_times_a_boundary_comes_before_a_request_and_that_before_an_event() -> None:
     """As of 20 the window no longer holds the event at 5, and not yet the event at 20."""
     player = ShardPlayer(ticks_in(10, 10), ASKED)
-    found = player.receive(
+    (found,) = player.receive(
         player.events([row(5), {**row(20), "id": 1}], watermark=30),
         player.requests([row(19), {**row(20), "id": 1}, {**row(21), "id": 2}], watermark=30),
     )
-    assert found is not None
     assert found.answers["seen__ticks"].to_pylist() == [1, 0, 1]
     assert found.answers["as_of"].to_pylist() == [moment_of(at) for at in (19, 20, 21)]
 

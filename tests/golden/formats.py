@@ -14,6 +14,8 @@ from tests.support.streaming_project import PARTITIONS, PROJECT
 from tidemill.features.kernel.advance import Publish, advance
 from tidemill.features.kernel.encoding import decode
 from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
@@ -32,12 +34,14 @@ from tidemill.pipelines.stream.wire_format import (
     decode_unanswered,
     unpack_publications,
 )
+from tidemill.serving.generations.current import read_current
 
 SHARDS = 2
 VIEW = 0
 SHARD = 1
 OPERATOR_FILE = "cab-00001-of-00002.state"
 JOINER_FILE = "answers.state"
+LOG_FILE = "log/trips/00000.arrow"
 
 
 def operator_of(view: int = VIEW, shard: int = SHARD) -> ShardOperator:
@@ -84,11 +88,12 @@ def _operator(operator: ShardOperator) -> Any:
         "key": operator.key.text,
         "positions": operator.expected,
         "watermarks": operator.watermarks,
-        "stalled": operator.stalled,
-        "held": [as_json(held.values()) for held in operator.held],
+        "held": [[poll, as_json(held.values())] for poll, held in sorted(operator.held.items())],
         "events": as_json(operator.events),
         "requests": as_json(operator.requests),
         "number": operator.number,
+        "mark": operator.mark.hex(),
+        "attempt": operator.attempt,
         "newest_us": operator.newest_us,
         "counters": as_json(operator.counters),
         "remembered": [len(operator.rows_seen), len(operator.ids_seen)],
@@ -144,6 +149,28 @@ def _logged_parts(data: bytes) -> Any:
     return [number, [decode_part(part, PROJECT) for part in parts]]
 
 
+def _log(path: Path) -> Any:
+    """Read a partition of a log, and the prefix digest of each number of its rows."""
+    folder, source = path.parent.parent.parent, path.parent.name
+    log, partition = Log(folder), int(path.stem)
+    digests = log.digests(source, partition)
+    others = [0] * (log.partitions(source) - 1)
+    return {
+        "rows": as_json(log.read(source, partition).to_batches()),
+        "blocks": as_json(digests.blocks),
+        "prefixes": [
+            log.prefix_digest(source, [*others[:partition], stop, *others[partition:]])
+            for stop in range(digests.rows + 1)
+        ],
+    }
+
+
+def _current(path: Path) -> Any:
+    named = as_json(read_current(path.parent))
+    del named["root"]
+    return named
+
+
 def _of_bytes(read: Callable[[bytes], Any]) -> Callable[[Path], Any]:
     return lambda path: as_json(read(path.read_bytes()))
 
@@ -165,9 +192,17 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     JOINER_FILE: _joiner_file,
     "handoff.json": lambda path: as_json(read_record(path.parent)),
     "stream.json": lambda path: as_json(StreamRun.read(path.parent)),
+    "build.json": lambda path: as_json(BuildManifest.read(path.parent)),
+    "CURRENT": _current,
+    LOG_FILE: _log,
     "releases/release.jsonl": lambda path: json.loads(path.read_text()),
 }
 """File name to the function that reads it."""
+
+FORMER = ("handoff.json", "stream.json")
+"""Files in ``frames_1`` of a version that is no longer read."""
+SINCE_FRAMES_2 = ("build.json", "CURRENT", LOG_FILE)
+"""Files that ``frames_1`` does not have."""
 
 
 def described(folder: Path) -> str:

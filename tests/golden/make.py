@@ -1,6 +1,6 @@
 """Write golden files of all formats with the current code.
 
-    python -m tests.golden.make tests/golden/frames_2
+    python -m tests.golden.make tests/golden/frames_3
 
 Do this once for each new version of a format, into a new folder, and add the folder to
 `tests.golden.golden_test`. **Never write a folder again that is there**: its files stand for the
@@ -10,8 +10,11 @@ field, say), its expectation is changed by hand, with the reason.
 
 The folders:
 
-``frames_1``
-    One file for each format of the stream, and ``expected.json``: their contents.
+``frames_1``, ``frames_2``
+    One file for each format, and ``expected.json``: their contents. In ``frames_1`` polls have no
+    numbers, releases no marks, and parts name their views by their place. Since ``frames_2`` states
+    and streams name the log that they were made from, and there are a log with digests, ``CURRENT``
+    and the manifest of a build.
 ``before_frames/root``
     The root of a small stream that stopped at a savepoint (12 trips, 8 requests), written by the
     commit before frames: log, states and stop (pickles), offline log, online store (SQLite),
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.golden.formats import SHARD, SHARDS, VIEW, described, joiner
@@ -37,11 +41,15 @@ from tests.support.streaming_project import (
     end_of,
     random_polls,
     random_rows,
+    write_log,
 )
 from tidemill.features.kernel.encoding import encode
-from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
+from tidemill.pipelines.history.build_manifest import BuildManifest, source_records
+from tidemill.pipelines.ingest.source_digests import SourceFile
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, cut_digests
 from tidemill.pipelines.stream.answer_parts import SavepointPart, Unanswered
-from tidemill.pipelines.stream.operator_state import encode_release
+from tidemill.pipelines.stream.operator_state import LoggedRelease, encode_release
 from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.shard import request_parts
@@ -52,6 +60,9 @@ from tidemill.pipelines.stream.wire_format import (
     encode_unanswered,
     pack_publications,
 )
+from tidemill.serving.generations.current import Current, write_current
+
+GENERATION = "0123456789abcdef"
 
 
 def make(folder: Path) -> None:
@@ -64,17 +75,19 @@ def make(folder: Path) -> None:
     joining = joiner()
     operator = plain.operator(VIEW, SHARD)
     # A poll is missing, so that batches are held; and the first requests, and a release.
+    operator.attempt = 2
     taken = [*polls[:6], polls[7]]
     parts = [part for poll in taken for part in plain.operate(elements_of(PROJECT, SHARDS, [poll]))]
     requests = [part for poll in taken for part in request_parts(PROJECT, poll)][1:]
-    stop = SavepointPart(VIEW, SHARD, operator.number + 1, operator.waiting_groups())
+    name = operator.key.view
+    stop = SavepointPart(name, SHARD, operator.number + 1, operator.waiting_groups())
     overtaken = next(part for part in parts if part.number == 1)
     joining.receive([*(part for part in parts if part is not overtaken), *requests, stop])
     release = next(r for v, s, r in plain.releases[::-1] if (v, s) == (VIEW, SHARD))
     answer = next(
         part
         for part in parts[::-1]
-        if (part.view, part.shard) == (VIEW, SHARD) and part.answers is not None
+        if (part.view, part.shard) == (name, SHARD) and part.answers is not None
         if part.answers.num_rows
     )
     element, events = next(
@@ -84,7 +97,7 @@ def make(folder: Path) -> None:
         for batch in decode_batches(data, operator.event_schema)
         if batch.rows is not None and not batch.is_request
     )
-    assert any(operator.held)
+    assert operator.held
     assert operator.events
     assert joining.pending
     assert joining.early
@@ -101,33 +114,54 @@ def make(folder: Path) -> None:
         "kernel_state": encode(operator.state),
         "operator_head": operator.head(),
         "operator_snapshot": operator.snapshot(),
-        "logged_release": encode_release(operator.key, release.frontier_us, events),
+        "logged_release": encode_release(
+            operator.key, LoggedRelease(release.number, release.frontier_us, events)
+        ),
         "logged_parts": encode_logged_parts(3, [request_part, answer_part]),
         "poll": polls[4].encode(),
         "batches": element,
         "request_part": request_part,
         "answer_part": answer_part,
         "stop_part": encode_part(stop, key),
-        "published": pack_publications(VIEW, SHARD, release, key),
+        "published": pack_publications(operator, release),
         "unanswered": encode_unanswered(Unanswered(requests[0].rows, 1, ("cab", "zone"))),
     }.items():
         (folder / f"{name}.bin").write_bytes(data)
     write_handoff(folder, operator)
     write_joiner(folder, joining)
+    write_log(folder, PROJECT, arrived)
+    log, positions = Log(folder), {"trips": [3, 4], "rain": [1], "hails": [2, 0]}
     handoff = Handoff(
         kind="stop",
         as_of_us=release.frontier_us,
-        positions={"trips": [3, 4], "rain": [1], "hails": [2, 0]},
+        positions=positions,
         views={view.name: view.hash for view in PROJECT.views},
         shards=SHARDS,
         segment=1,
         frontiers={view.name: [1, -(2**62)] for view in PROJECT.views},
+        polls=7,
+        marks={view.name: ["00" * 16, "f0" * 16] for view in PROJECT.views},
         began="0123456789abcdef",
         mode="exact",
         files=file_hashes(folder),
+        generation=GENERATION,
+        digests=cut_digests(log, positions),
     )
     handoff.write(folder)
-    StreamRun(began=handoff.id, mode="exact", ended=False).write(folder)
+    replace(StreamRun.beginning(handoff, "exact", 4096), offline=1).write(folder)
+    BuildManifest(
+        generation=GENERATION,
+        parent="fedcba9876543210",
+        because=["trips: rows 0 to 3 of partition 1 were changed"],
+        sources=source_records(log, {"trips": [asdict(SourceFile("trips.csv", 3, "0" * 64))]}),
+        project=PROJECT.hash,
+        views={view.name: view.hash for view in PROJECT.views},
+        shards=SHARDS,
+        as_of_us=release.frontier_us,
+        training_table={"00000.parquet": "0" * 64},
+        handoff=handoff.id,
+    ).write(folder)
+    write_current(Current(folder, GENERATION, build=2, offline=1, stream=3))
     (folder / "expected.json").write_text(described(folder))
 
 

@@ -95,7 +95,7 @@ def streamed(
     ]
     parts = tuple(poll_part(SHOP, part, 0, len(part.rows), end_us) for part in arrived)
     stream = PlainStream(SHOP, 1, ONE_EACH, mode=mode)
-    stream.run([Poll(0, parts)])
+    stream.run([Poll(1, 0, parts)])
     return {name: plain(words) for name, (words, _) in vectors_of(SHOP, stream.answered).items()}
 
 
@@ -184,10 +184,10 @@ def test_2256_an_entity_that_goes_quiet_is_published_down_to_its_empty_value() -
     stream = PlainStream(SHOP, 1, ONE_EACH)
     payments = Arrived("payments", 0, [payment(START, "only", 5.0)], [START])
     orders = Arrived("orders", 0, [], [])
-    for end in (START + HOUR, START + 3 * DAY):
+    for number, end in enumerate((START + HOUR, START + 3 * DAY), 1):
         done = stream.operator(0, 0).expected[0]
         parts = (poll_part(SHOP, payments, done, 1, end), poll_part(SHOP, orders, 0, 0, end))
-        stream.run([Poll(0, parts)])
+        stream.run([Poll(number, 0, parts)])
     first_one, last_one = (release.publications.to_pylist()[-1] for _, _, release in
                            stream.releases)  # fmt: skip
     assert first_one["valid_until"] == last_one["event_timestamp"] == START + DAY + HOUR

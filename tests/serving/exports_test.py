@@ -20,10 +20,12 @@ EXPORTS = {
     "bundles": "BUNDLES Bundle Scorer Stamps TransformGraph current_bundle make_current "
     "shared_scorer write_bundle",
     "files": "atomic_write segment_of segment_prefix write_text",
+    "generations": "CURRENT GENERATIONS Current find_current read_current write_current",
     "offline": "Merge OfflineLog Span log_ddl merge_day newest_ddl offline_table planned_merge "
     "project_ddl",
-    "online": "Frontiers KeySpace OnlineDatabase OnlineReader OnlineReading Parcel Row RowBatch "
-    "Snapshot finish_anchored missing_guarantees online_rows open_database parcel_of",
+    "online": "Fill Frontiers Holder KeySpace NewFill OnlineDatabase OnlineReader OnlineReading "
+    "Parcel Row RowBatch Snapshot Writer finish_anchored missing_guarantees "
+    "online_rows open_database parcels_of",
     "registry": "Preview RegistrationPlan SpacePlan apply_project drop_orphans feast_name "
     "find_orphans open_store plan_project",
     "stores": "OFFLINE Clock FeastPlace FileRegistry OfflinePlace OnlinePlace ParquetPlace "

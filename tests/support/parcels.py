@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from tests.support.fills import current_target, mark_of
 from tidemill import (
     Entity,
     EventStream,
@@ -21,7 +23,7 @@ from tidemill import (
 )
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.serving.online.database import OnlineDatabase
-from tidemill.serving.online.parcels import online_rows, parcel_of
+from tidemill.serving.online.parcels import online_rows, parcels_of
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.publications import schema
 
@@ -78,6 +80,7 @@ def project(*views: FeatureView) -> Project:
 
 
 PARCELS = project()
+_releases = itertools.count()
 COURIER_SPACE = KeySpace.of("parcels", BY_COURIER)
 DEPOT_SPACE = KeySpace.of("parcels", BY_DEPOT)
 
@@ -125,13 +128,15 @@ def publish(
     frontier_us: int = 5_000,
 ) -> int:
     """Publish rows as the complete content of a shard of a view."""
-    parcel = parcel_of(
-        "parcels",
+    target = current_target(database, KeySpace.of("parcels", view), shards)
+    (parcel,) = parcels_of(
+        target.fill,
+        target.writer,
         view,
         rows,
         shard=shard,
-        shard_count=shards,
-        since_us=None,
+        mark_before=None,
+        mark=mark_of(frontier_us, f"publication {next(_releases)}"),
         frontier_us=frontier_us,
     )
     return database.publish([parcel])[0]

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.folders import stream_of
+from tests.support.streaming_project import answer_part
 from tidemill import (
     Entity,
     EventStream,
@@ -44,13 +46,12 @@ from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.publish.newest_rows import newest_per_entity
-from tidemill.pipelines.recovery.handoff import read_record
+from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.republish import start_over
 from tidemill.pipelines.run.paths import STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.answer_parts import AnswerPart
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
@@ -65,8 +66,9 @@ from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.verify.verify import instant
 from tidemill.serving.bundles.inference import Stamps
+from tidemill.serving.generations.current import write_current
 from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.parcels import parcel_of
+from tidemill.serving.online.parcels import parcels_of
 from tidemill.serving.stores.online_places import SqlitePlace
 
 START = 1_767_225_600 * SECOND  # 2026-01-01
@@ -242,31 +244,41 @@ class Server:
 
     def __post_init__(self) -> None:
         config = self.config
+        self.current = config.current.with_next_stream()
+        self.states = self.current.build_folder / STATES
         self.options = FeaturizeOptions(
             run="test",
             shards=SHARDS,
-            partitions=source_partitions(Log(config.root), PROJECT),
+            partitions=source_partitions(Log(self.current.build_folder), PROJECT),
             mode=Mode(config.stream.mode),
-            handoff=config.root / "states",
+            handoff=self.states,
         )
         self.joiner = AnswerJoiner(PROJECT, SHARDS, answer_within_us=30 * DAY)
         self.operators: dict[str, ShardOperator] = {}
         self.polls = 0
-        start_over(config, read_record(config.root / STATES), QuietProgress())
+        handoff = read_record(self.states)
+        self.fills = start_over(config, handoff, QuietProgress())
+        run = StreamRun.beginning(handoff, config.stream.mode, config.stream.poll_rows)
+        run.write(self.current.stream_folder)
+        write_current(self.current)
         self.database = open_database(config.online_store)
 
     def serve(self) -> None:
         """Serve everything."""
-        config = self.config
-        replay = ReplayLog(
-            PROJECT, ReplayOptions(config.root, EVALUATE_UNTIL, STREAM_UNTIL, poll_rows=15)
+        options = ReplayOptions(
+            self.current.build_folder, EVALUATE_UNTIL, STREAM_UNTIL, poll_rows=15
         )
+        replay = ReplayLog(PROJECT, options)
         at = replay.start
         while (found := replay.next_poll(at, STREAM_UNTIL, 0)) is not None:
             poll, at = found
             self.feed(poll)
         self.feed(replay.final_poll(at, 0))
         assert not self.joiner.drain()
+        stream = self.current.stream_folder
+        run = StreamRun.read(stream)
+        assert run is not None
+        replace(run, ended=True).write(stream)
         self.database.close()
 
     def feed(self, poll: Poll) -> None:
@@ -280,25 +292,23 @@ class Server:
             operator = self.operator(view, shard)
             batches = list(decode_batches(data, operator.event_schema))
             operator = self.cached(view, shard, operator)
-            release, _ = operator.receive(self.delivered(view, shard, batches))
-            if release is not None:
-                parts.append(
-                    AnswerPart(view, shard, release.number, release.frontier_us, release.answers)
-                )
+            for release in operator.receive(self.delivered(view, shard, batches)):
+                parts.append(answer_part(operator, release))
                 self.publish(view, shard, release)
                 self.witness(view, shard, release)
         answered, _ = self.joiner.receive(parts)
         for batch in answered:
             rows = predictions(PROJECT, FakeScorer(), batch, 0)  # type: ignore[arg-type]
             name = f"{rows.column('partition')[0]}-{rows.column('position')[0]}"
-            write_rows(self.config.root / "predictions", pa.Table.from_batches([rows]), name)
+            folder = self.current.stream_folder / "predictions"
+            write_rows(folder, pa.Table.from_batches([rows]), name)
 
     def operator(self, view: int, shard: int) -> ShardOperator:
         """Return the operator of a view and shard; it starts from the handed-over state."""
         key = operator_key(PROJECT, view, shard, SHARDS)
         if key not in self.operators:
             self.operators[key] = self.made(make_operator(PROJECT, key, self.options))
-            read_handoff(self.config.root / "states", self.operators[key])
+            read_handoff(self.states, self.operators[key])
         return self.operators[key]
 
     def made(self, operator: ShardOperator) -> ShardOperator:
@@ -318,25 +328,29 @@ class Server:
     def publish(self, view: int, shard: int, release: Release) -> None:
         """Write a release's publications and its frontier to the store."""
         definition = PROJECT.views[view]
-        parcel = parcel_of(
-            PROJECT.name,
+        parcels = parcels_of(
+            self.fills.fills[definition.name],
+            self.fills.writer(definition.name),
             definition,
             named_publications(definition, newest_per_entity(release.publications)),
             shard=shard,
-            shard_count=SHARDS,
-            since_us=release.since_us,
+            mark_before=release.mark_before,
+            mark=release.mark,
             frontier_us=release.frontier_us,
         )
-        self.database.publish([parcel])
+        self.database.publish(parcels)
 
     def witness(self, view: int, shard: int, release: Release) -> None:
         """Write the evidence of a release."""
-        folder = self.config.root / "releases"
+        folder = self.current.stream_folder / "releases"
         folder.mkdir(exist_ok=True)
         entry = {
+            "version": 2,
             "view": PROJECT.views[view].name,
             "shard": shard,
             "number": release.number,
+            "mark_before": release.mark_before.hex(),
+            "mark": release.mark.hex(),
             "frontier_us": release.frontier_us,
             "positions": list(release.positions),
         }
@@ -374,7 +388,7 @@ class DoesNotWaitForStragglers(Server):
 class _SeesItsOwnInstant(ShardOperator):
     def _release(
         self, events: pa.RecordBatch | None, requests: pa.RecordBatch | None, until: int
-    ) -> tuple[Release, bytes]:
+    ) -> Release:
         def shifted(rows: pa.RecordBatch, column: str, by_us: int) -> pa.RecordBatch:
             place = rows.schema.get_field_index(column)
             times = rows.column(place).to_numpy() + by_us
@@ -382,8 +396,8 @@ class _SeesItsOwnInstant(ShardOperator):
 
         if requests is not None:
             requests = shifted(requests, "time", 1)
-        release, entry = super()._release(events, requests, until)
-        return dataclasses.replace(release, answers=shifted(release.answers, "as_of", -1)), entry
+        release = super()._release(events, requests, until)
+        return dataclasses.replace(release, answers=shifted(release.answers, "as_of", -1))
 
 
 class CountsTheRequestsOwnInstant(Server):
@@ -415,8 +429,8 @@ class ReusesAStaleOperator(Server):
 
 def rewrite_predictions(root: Path, change: Any) -> None:
     """Rewrite all predictions as ``change`` of their table, in one file."""
-    paths = sorted((root / "predictions").glob("*.parquet"))
+    paths = sorted((stream_of(root) / "predictions").glob("*.parquet"))
     table = pa.concat_tables([pq.read_table(path) for path in paths])
     for path in paths:
         path.unlink()
-    write_rows(root / "predictions", change(table), "all")
+    write_rows(stream_of(root) / "predictions", change(table), "all")

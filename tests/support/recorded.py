@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.folders import made_root
 from tidemill import Project
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.log import Log
@@ -20,14 +21,17 @@ from tidemill.testing.rows import check_rows
 
 def record(root: Path, project: Project, events: Mapping[str, Any], requests: Any) -> Path:
     """Write a run that answered each request after all events had come, in one shard."""
+    current = made_root(root)
+    stream = current.stream_folder
     positions: dict[str, int] = {}
     for definition in (*project.streams, project.request):
         given = requests if definition is project.request else events.get(definition.name, [])
         rows = check_rows(definition, given, project.required_columns(definition)).rows
         times = hashing.bits(rows.column(definition.time_column))
-        Log(root).write(definition, 0, pa.Table.from_batches([rows]), np.maximum.accumulate(times))
+        received_us = np.maximum.accumulate(times)
+        Log(current.build_folder).write(definition, 0, pa.Table.from_batches([rows]), received_us)
         positions[definition.name] = rows.num_rows
-    (root / "releases").mkdir()
+    (stream / "releases").mkdir(parents=True)
     asked = positions[project.request.name]
     entries = [
         {
@@ -40,7 +44,7 @@ def record(root: Path, project: Project, events: Mapping[str, Any], requests: An
         for view in project.views
     ]
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    (root / "releases" / "all.jsonl").write_text(lines)
+    (stream / "releases" / "all.jsonl").write_text(lines)
     values = features_at(project, events, requests=requests)
     columns: dict[str, Any] = {
         "request_id": values["request_id"],
@@ -56,6 +60,6 @@ def record(root: Path, project: Project, events: Mapping[str, Any], requests: An
     names = [*project.request.inputs, *(column.name for column in project.columns)]
     columns |= {name: values[name] for name in names}
     columns |= {"score": np.zeros(asked, np.float32), "bundle_version": ["b1"] * asked}
-    (root / "predictions").mkdir()
-    pq.write_table(pa.table(columns), root / "predictions" / "all.parquet")
+    (stream / "predictions").mkdir()
+    pq.write_table(pa.table(columns), stream / "predictions" / "all.parquet")
     return root

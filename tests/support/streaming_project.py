@@ -197,11 +197,12 @@ def random_rows(seed: int, trips: int = 120, hails: int = 60) -> dict[str, list[
     return {"trips": made, "rain": rain, "hails": asked}
 
 
-def write_log(root: Path, project: Project, arrived: Iterable[Arrived]) -> None:
+def write_log(build: Path, project: Project, arrived: Iterable[Arrived]) -> None:
+    """Write what arrived as the log in the folder of a build."""
     for part in arrived:
         definition = project.definition(part.source)
         table = pa.Table.from_batches([to_batch(definition.schema, part.rows)])
-        Log(root).write(definition, part.partition, table, np.array(part.received_us, np.int64))
+        Log(build).write(definition, part.partition, table, np.array(part.received_us, np.int64))
 
 
 def poll_part(
@@ -241,7 +242,7 @@ def random_polls(
             watermark = end_us if final else watermark_after(project, part, stop)
             parts.append(poll_part(project, part, at[index], stop, watermark))
             at[index] = stop
-        polls.append(Poll(sent_us=number, parts=tuple(parts)))
+        polls.append(Poll(number + 1, sent_us=number, parts=tuple(parts)))
     return polls
 
 
@@ -254,6 +255,12 @@ Vector = tuple[tuple[int | None, ...], tuple[int, ...]]
 def elements_of(project: Project, shards: int, polls: Iterable[Poll]) -> list[Element]:
     plans = {view.name: make_plan(view) for view in project.views}
     return [element for poll in polls for element in shard_poll(project, plans, shards, poll)]
+
+
+def answer_part(operator: ShardOperator, release: Release) -> AnswerPart:
+    """Return what an operator sends to the joining stage after a release."""
+    key = operator.key
+    return AnswerPart(key.view, key.shard, release.number, release.frontier_us, release.answers)
 
 
 @dataclass
@@ -295,14 +302,11 @@ class PlainStream:
         parts = []
         for (view, shard), mine in bundle.items():
             operator = self.operator(view, shard)
-            release, _ = operator.receive(
+            for release in operator.receive(
                 batch for data in mine for batch in decode_batches(data, operator.event_schema)
-            )
-            if release is not None:
+            ):
                 self.releases.append((view, shard, release))
-                parts.append(
-                    AnswerPart(view, shard, release.number, release.frontier_us, release.answers)
-                )
+                parts.append(answer_part(operator, release))
         return parts
 
     def join(self, parts: Iterable[RequestPart | AnswerPart]) -> None:

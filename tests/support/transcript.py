@@ -1,11 +1,12 @@
 """A small language for the input and output of an operator, for golden transcripts.
 
-In, one batch a line: ``events 0 [0,2) <10: a@3=1 b@5=2`` is partition 0 of the events, positions 0
-and 1, watermark 10, and two rows (key, time, number; the id is ``a@3`` unless ``#id`` follows).
-``requests 0 [0,1) <10: a@8`` are requests. Blocks between blank lines come at once.
+In, one batch a line: ``1 events 0 [0,2) <10: a@3=1 b@5=2`` is of poll 1 and of partition 0 of the
+events, has positions 0 and 1, watermark 10, and two rows (key, time, number; the id is ``a@3``
+unless ``#id`` follows). ``1 requests 0 [0,1) <10: a@8`` are requests. Blocks between blank lines
+come at once.
 
-Out, one line a block: the frontier, then each answer and each publication with the view's values
-(how many events, and their sum).
+Out, one line a release, and ``nothing`` for a block without one: the number and the frontier, then
+each answer and each publication with the view's values (how many events, and their sum).
 
 It is a short way to write what `tidemill.testing.shard_player` takes and gives.
 """
@@ -48,7 +49,7 @@ REQUEST: Final = Request(
 PROJECT: Final = Project("tiny", request=REQUEST, views=[VIEW])
 PLAN: Final = make_plan(VIEW)
 
-_LINE: Final = re.compile(r"(events|requests) (\d+) \[(\d+),(\d+)\) <(-?\d+):?(.*)")
+_LINE: Final = re.compile(r"(\d+) (events|requests) (\d+) \[(\d+),(\d+)\) <(-?\d+):?(.*)")
 _ROW: Final = re.compile(r"(\w+)@(-?\d+)(?:=(-?\d+))?(?:#(\w+))?")
 
 
@@ -66,7 +67,8 @@ def parse(line: str) -> SequencedBatch:
     """Parse a line of input into a batch, encoded and decoded as in the stream."""
     found = _LINE.fullmatch(line.strip())
     assert found is not None, line
-    kind, *numbers, text = found.groups()
+    poll_text, kind, *numbers, text = found.groups()
+    poll = int(poll_text)
     partition, start, stop, watermark = map(int, numbers)
     parts = [_ROW.fullmatch(part) for part in text.split()]
     rows = [part.groups() for part in parts if part is not None]
@@ -77,11 +79,18 @@ def parse(line: str) -> SequencedBatch:
             for key, at, n, name in rows
         ]
         return event_batch(
-            VIEW, made, watermark=watermark, start=start, stop=stop, partition=partition
+            VIEW, made, watermark=watermark, start=start, stop=stop, partition=partition, poll=poll
         )
     asked = [{"at": int(at), "id": i, "key": key} for i, (key, at, _, _) in enumerate(rows)]
     return request_batch(
-        VIEW, REQUEST, asked, watermark=watermark, start=start, stop=stop, partition=partition
+        VIEW,
+        REQUEST,
+        asked,
+        watermark=watermark,
+        start=start,
+        stop=stop,
+        partition=partition,
+        poll=poll,
     )
 
 
@@ -93,11 +102,11 @@ class Player:
     asked: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def play(self, script: str) -> list[str]:
-        """Play the blocks of a script; returns a line for each."""
+        """Play the blocks of a script; returns a line for each release."""
         blocks = [b.strip().splitlines() for b in script.strip().split("\n\n")]
-        return [self.block(lines) for lines in blocks]
+        return [line for lines in blocks for line in self.block(lines)]
 
-    def block(self, lines: list[str]) -> str:
+    def block(self, lines: list[str]) -> list[str]:
         """Play one block."""
         batches = [parse(line) for line in lines]
         for batch, line in zip(batches, lines, strict=True):
@@ -105,13 +114,13 @@ class Player:
                 names = line.split(":", 1)[1].split()
                 at = batch.rows.column("ordinal").to_pylist()
                 self.asked |= {(batch.partition, p): n for p, n in zip(at, names, strict=True)}
-        release, _ = self.operator.receive(batches)
-        return "nothing" if release is None else self.write(release)
+        releases = self.operator.receive(batches)
+        return [self.write(release) for release in releases] or ["nothing"]
 
     def write(self, release: Release) -> str:
         """Return the line of a release."""
         named = released(VIEW, release)
-        out = [f"frontier {named.frontier_us}"]
+        out = [f"{named.number}: frontier {named.frontier_us}"]
         for row in _in_microseconds(named.answers):
             name = self.asked[row["partition"], row["position"]]
             at = "" if name.endswith(f"@{row['as_of']}") else f" as of {row['as_of']}"

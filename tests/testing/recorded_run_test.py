@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from tests.support.folders import build_of, stream_of
 from tests.support.markdown import ROOT
 from tests.support.proof_run import (
     BY_DRIVER,
@@ -204,18 +206,18 @@ def test_a_view_that_was_fed_by_another_stream_is_computed_from_the_whole_log(ro
     assert compare_with_run(root, PROJECT).differences.num_rows == 0
 
 
-def _remove(folder: str) -> Any:
-    return lambda root: shutil.rmtree(root / folder)
+def _remove(of: Callable[[Path], Path], folder: str) -> Any:
+    return lambda root: shutil.rmtree(of(root) / folder)
 
 
 def _forget_releases(root: Path) -> None:
-    for path in (root / "releases").glob("*.jsonl"):
+    for path in (stream_of(root) / "releases").glob("*.jsonl"):
         lines = [line for line in path.read_text().splitlines() if '"number": 3,' not in line]
         path.write_text("\n".join(lines) + "\n")
 
 
 def _other_positions(root: Path) -> None:
-    for path in (root / "releases").glob("*.jsonl"):
+    for path in (stream_of(root) / "releases").glob("*.jsonl"):
         entries = [json.loads(line) for line in path.read_text().splitlines()]
         for entry in entries:
             entry["positions"].append(0)
@@ -241,10 +243,10 @@ def _other_places(root: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "why"),
     [
-        (_remove("predictions"), "there are no predictions in"),
-        (_remove("releases"), "there are no releases in"),
-        (_remove("log/rides"), "there is no log of 'rides'"),
-        (_remove("log/quotes"), "there is no log of 'quotes'"),
+        (_remove(stream_of, "predictions"), "there are no predictions in"),
+        (_remove(stream_of, "releases"), "there are no releases in"),
+        (_remove(build_of, "log/rides"), "there is no log of 'rides'"),
+        (_remove(build_of, "log/quotes"), "there is no log of 'quotes'"),
         (_forget_releases, r"has no release 3 of view 'by_\w+', shard \d, which answered it"),
         (_other_positions, "knows 4 partitions of events and requests, the log has 1 of 'rides'"),
         (_other_ids, "does not hold the request of prediction 'xq"),

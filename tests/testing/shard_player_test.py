@@ -26,9 +26,8 @@ def player(**options: Any) -> ShardPlayer:
     return ShardPlayer(SHOP, BASKETS, **options)
 
 
-def answers(found: Released | None) -> dict[str, tuple[Any, ...]]:
+def answers(found: Released) -> dict[str, tuple[Any, ...]]:
     """Request id to (number of orders, their sum)."""
-    assert found is not None
     return {
         row["request_id"]: (row["shop__orders"], row["shop__spent"])
         for row in found.answers.to_pylist()
@@ -39,9 +38,8 @@ def test_rows_are_released_when_the_frontier_has_passed_them() -> None:
     shop = player()
     rows = shop.events([order(clock(10)), order(clock(10, 4), "o2")], watermark=clock(10, 5))
     asked = shop.requests([basket(clock(10, 4), 1, shop="a")], watermark=clock(10, 5))
-    assert shop.receive(rows) is None
-    found = shop.receive(asked)
-    assert found is not None
+    assert shop.receive(rows) == []
+    (found,) = shop.receive(asked)
     assert (found.number, found.frontier_us, found.positions) == (1, us(clock(10, 5)), (2, 1))
     assert found.events == 2
     assert found.answers.column_names == ["partition", "position", "request_id", "as_of", *FEATURES]
@@ -73,11 +71,10 @@ def test_rows_are_released_when_the_frontier_has_passed_them() -> None:
 
 def test_every_change_is_published_where_that_is_asked_for() -> None:
     shop = player(every_change=True)
-    found = shop.receive(
+    (found,) = shop.receive(
         shop.events([order(clock(10)), order(clock(10, 4), "o2")], watermark=clock(11)),
         shop.requests(watermark=clock(11)),
     )
-    assert found is not None
     values = (
         "shop__orders=1, shop__spent=1.0, shop__newest=1.0, shop__since=1769853600000000",
         "shop__orders=2, shop__spent=2.0, shop__newest=1.0, shop__since=1769853840000000",
@@ -95,11 +92,10 @@ def test_every_change_is_published_where_that_is_asked_for() -> None:
 def test_a_transcript_has_answers_too_and_entities_in_their_order() -> None:
     shop = player()
     rows = [order(clock(10), "o1", "b"), order(clock(10), "o2", "a", price=None)]
-    found = shop.receive(
+    (found,) = shop.receive(
         shop.events(rows, watermark=clock(10, 5)),
         shop.requests([basket(clock(10, 1), 7, shop="b")], watermark=clock(10, 5)),
     )
-    assert found is not None
     heads = [line.split(":00Z: ")[0].split(", revision")[0] for line in found.lines()]
     assert heads == [
         "frontier 2026-01-31T10:05:00Z",
@@ -115,16 +111,20 @@ def test_batches_that_come_early_or_twice_change_nothing() -> None:
     second = shop.events([order(clock(10, 1), "o2")], watermark=clock(10, 5))
     asked = shop.requests([basket(clock(10, 2), 1, shop="a")], watermark=clock(10, 5))
     assert (first.start, first.stop, second.start, second.stop) == (0, 1, 1, 2)
-    assert shop.receive(second, asked) is None
-    assert answers(shop.receive(first, second)) == {"1": (2, 2.0)}
-    assert shop.receive(first) is None
+    last = shop.requests(watermark=clock(10, 5))
+    assert shop.receive(second, asked) == []
+    one, two = shop.receive(first, second, last)
+    assert (one.number, two.number) == (1, 2)
+    assert answers(one) == {}
+    assert answers(two) == {"1": (2, 2.0)}
+    assert shop.receive(first) == []
     assert (shop.operator.counters.early, shop.operator.counters.repeats) == (1, 2)
 
 
 def test_equal_rows_count_once() -> None:
     shop = player()
     rows = [order(clock(10)), order(clock(10)), order(clock(10), price=3.0)]
-    found = shop.receive(
+    (found,) = shop.receive(
         shop.events(rows, watermark=clock(10, 5)),
         shop.requests([basket(clock(10, 2), 1, shop="a")], watermark=clock(10, 5)),
     )
@@ -135,17 +135,19 @@ def test_equal_rows_count_once() -> None:
 def test_a_late_request_is_answered_as_of_the_frontier() -> None:
     shop = player()
     shop.receive(shop.events(watermark=clock(11)), shop.requests(watermark=clock(11)))
-    found = shop.receive(
+    (found,) = shop.receive(
         shop.events(watermark=clock(12)),
         shop.requests([basket(clock(10), 1, shop="a")], watermark=clock(12)),
     )
-    assert found is not None
     assert found.answers["as_of"].to_pylist() == [clock(11)]
 
 
 def test_an_eager_player_does_not_wait() -> None:
     shop = player(mode="eager")
-    found = shop.receive(shop.requests([basket(clock(10), 1, shop="a")], watermark=clock(1)))
+    (found,) = shop.receive(
+        shop.events(watermark=clock(1)),
+        shop.requests([basket(clock(10), 1, shop="a")], watermark=clock(1)),
+    )
     assert answers(found) == {"1": (0, 0.0)}
     with pytest.raises(ValueError, match="'hasty' is not a valid Mode"):
         player(mode="hasty")
@@ -162,12 +164,10 @@ def test_a_restart_from_an_older_checkpoint_repeats_what_came_after_it() -> None
         shop.events([order(clock(10, 6), "o2")], watermark=clock(10, 10)),
         shop.requests([basket(clock(10, 7), 1, shop="a")], watermark=clock(10, 10)),
     )
-    lost = shop.receive(*more)
+    (lost,) = shop.receive(*more)
     shop.restart(kept)
     assert shop.operator.expected == [1, 0]
-    again = shop.receive(*more)
-    assert lost is not None
-    assert again is not None
+    (again,) = shop.receive(*more)
     assert again.lines() == lost.lines()
     assert answers(again) == {"1": (2, 2.0)}
 
@@ -185,7 +185,7 @@ def test_what_waits_survives_a_restart(snapshot: bool) -> None:
     assert len(kept.entries) == (0 if snapshot else 1)
     shop.restart(kept)
     assert shop.operator is not before
-    found = shop.receive(shop.events(watermark=clock(11)), shop.requests(watermark=clock(11)))
+    (found,) = shop.receive(shop.events(watermark=clock(11)), shop.requests(watermark=clock(11)))
     assert answers(found) == {"1": (2, 2.0)}
 
 
@@ -196,8 +196,8 @@ def test_a_restart_without_a_checkpoint_goes_on_from_now() -> None:
     before = shop.operator
     shop.restart()
     assert shop.operator is not before
-    assert shop.receive(rows) is None
-    found = shop.receive(
+    assert shop.receive(rows) == []
+    (found,) = shop.receive(
         shop.events(watermark=clock(11)),
         shop.requests([basket(clock(10, 7), 1, shop="a")], watermark=clock(11)),
     )
@@ -220,22 +220,25 @@ def test_any_delivery_with_repeats_and_restarts_answers_as_features_at_does(
     ]
     shop = player(event_partitions=partitions)
     batches: list[SequencedBatch] = []
+    polls = 9
     for partition in range(partitions):
         mine = sorted(rows[partition::partitions], key=lambda row: row["at"])
-        for first in range(0, len(mine), 4):
-            some = mine[first : first + 4]
-            watermark = some[-1]["at"]
+        for poll in range(polls - 1):
+            some = mine[4 * poll : 4 * poll + 4]
+            watermark = some[-1]["at"] if some else start
             batches.append(shop.events(some, watermark=watermark, partition=partition))
         batches.append(shop.events(watermark=clock(12), partition=partition))
     asked.sort(key=lambda row: row["at"])
-    batches.append(shop.requests(asked, watermark=clock(12)))
+    for poll in range(polls):
+        watermark = asked[2 * poll]["at"] if 2 * poll < len(asked) else clock(12)
+        batches.append(shop.requests(asked[2 * poll : 2 * poll + 2], watermark=watermark))
     batches += chance.sample(batches, 4)
     chance.shuffle(batches)
     served: dict[str, tuple[Any, ...]] = {}
     for batch in batches:
         if chance.random() < 0.4:
             shop.restart(shop.checkpoint(snapshot=chance.random() < 0.3))
-        if (found := shop.receive(batch)) is not None:
+        for found in shop.receive(batch):
             served |= answers(found)
     for row in asked:
         (right,) = features_at(SHOP, {"orders": rows}, at=row["at"], keys=[row["shop"]]).to_pylist()
@@ -253,15 +256,13 @@ def test_an_int64_key_and_a_state_that_nothing_leaves_are_published() -> None:
     )  # fmt: skip
     cards = ShardPlayer(view)
     rows = cards.events([{"at": clock(10), "id": 1, "card": -7}], watermark=clock(11))
-    assert cards.receive(rows) is None
+    assert cards.receive(rows) == []
     cards = ShardPlayer(view, request_partitions=0)
-    found = cards.receive(
+    (found,) = cards.receive(
         cards.events([{"at": clock(10), "id": 1, "card": -7}], watermark=clock(9))
     )
-    assert found is not None
     assert found.publications.num_rows == 0
-    found = cards.receive(cards.events(watermark=clock(13)))
-    assert found is not None
+    (found,) = cards.receive(cards.events(watermark=clock(13)))
     assert found.publications.schema.field("card").type == pa.int64()
     assert found.publications.to_pylist() == [
         {
@@ -300,11 +301,11 @@ def test_a_batch_that_never_comes_and_one_that_changed_are_found() -> None:
     second = shop.events([order(clock(10, 1), "o2")], watermark=clock(10, 1))
     shop.receive(second)
     other = event_batch(
-        SHOP, [order(clock(10, 1), "o2", price=9.0)], watermark=clock(10, 1), start=1
+        SHOP, [order(clock(10, 1), "o2", price=9.0)], watermark=clock(10, 1), start=1, poll=2
     )
-    with pytest.raises(BatchConflict, match="with different rows"):
+    with pytest.raises(BatchConflict, match=r"claim event partition 0 of poll 2: .* other rows"):
         shop.receive(other)
-    with pytest.raises(PartitionGap, match="positions 0 to 1 of event partition 0 never came"):
+    with pytest.raises(PartitionGap, match="poll 1 never came for event partition 0 from positi"):
         shop.receive(shop.events([order(clock(10, 2), "o3")], watermark=clock(10, 2)))
 
 

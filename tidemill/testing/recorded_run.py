@@ -42,7 +42,9 @@ from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
+from tidemill.pipelines.verify.served import streams_to_prove
 from tidemill.pipelines.verify.source_history import EventsByKey, PositionVector, SourceHistory
+from tidemill.serving.generations.current import read_current
 from tidemill.testing.rows import REJECTED_ROWS, CheckedRows
 
 DIFFERENCES: Final = pa.schema(
@@ -101,24 +103,28 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
 
     Args:
         root: The run's folder: what ``root:`` in the configuration names, after `tidemill stream`.
-            Its ``log``, ``predictions`` and ``releases`` are read; nothing is written.
+            The predictions and releases of its current stream are read, or of the newest one that
+            has answered, and the log of that stream's generation; nothing is written.
         project: The current definitions.
 
     Raises:
         InputError: The run has no predictions, no releases or no log of a stream; or its log lacks
             a column that the definitions declare.
+        StateError: There is no run below the root, or another version wrote it.
     """
     root = Path(root)
-    predictions = _predictions(root)
-    sources, rejected = _sources(root, project)
-    served, requests = _beside(Log(root), predictions, sources[project.request.name])
+    run = streams_to_prove(read_current(root))[0]
+    log, stream = Log(run.build_folder), run.stream_folder
+    predictions = _predictions(stream)
+    sources, rejected = _sources(log, project)
+    served, requests = _beside(log, predictions, sources[project.request.name])
     inputs, views = _recorded_columns(served)
     now: dict[str, pa.Array] = {
         name: expression.evaluate(requests) for name, expression in project.request.inputs.items()
     }
     as_of: dict[str, Int64Array] = {}
     view_of = {column.name: column.view for column in project.columns}
-    releases = _releases(root)
+    releases = _releases(stream)
     for view in project.views:
         as_of[view.name] = (
             hashing.bits(served.column(f"as_of__{view.name}"))
@@ -127,9 +133,13 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
         )
         source = sources[view.stream.name]
         keys = requests.column(project.request.key_column(view.entity))
+        # None for a view whose events the run took from another stream: then no release states
+        # positions of this one.
         seen = None
         if view.name in views:
-            seen = _seen(view, served, releases, source, sources[project.request.name], root)
+            recorded = _recorded_streams(root, served).get(view.name, view.stream.name)
+            if recorded == view.stream.name:
+                seen = _seen(view, served, releases, source, sources[project.request.name], stream)
         now |= _values_now(EventsByKey(view, source), keys, as_of[view.name], seen)
     both = [name for name in now if name in inputs]
     asked_us = hashing.bits(requests.column(project.request.request_time))
@@ -152,12 +162,12 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
     )
 
 
-def _predictions(root: Path) -> pa.RecordBatch:
-    files = sorted((root / paths.PREDICTIONS).glob("*.parquet"))
+def _predictions(stream: Path) -> pa.RecordBatch:
+    files = sorted((stream / paths.PREDICTIONS).glob("*.parquet"))
     if not files:
         raise InputError(
-            f"there are no predictions in {root / 'predictions'}; run `tidemill stream` with this "
-            "root, or name the root of a run that has streamed"
+            f"there are no predictions in {stream / paths.PREDICTIONS}; run `tidemill stream` "
+            "with this root, or name the root of a run that has streamed"
         )
     return one_batch(pa.concat_tables([pq.read_table(path) for path in files]))
 
@@ -176,8 +186,7 @@ def _recorded_columns(predictions: pa.RecordBatch) -> tuple[list[str], list[str]
     return names[first : names.index(_SCORE, first)], views
 
 
-def _sources(root: Path, project: Project) -> tuple[dict[str, SourceHistory], pa.Table]:
-    log = Log(root)
+def _sources(log: Log, project: Project) -> tuple[dict[str, SourceHistory], pa.Table]:
     sources, rejected = {}, [REJECTED_ROWS.empty_table()]
     streams = dict.fromkeys(view.stream for view in project.views)
     definitions: list[EventStream | Request] = [*streams, project.request]
@@ -265,14 +274,14 @@ def _places(rows: pa.Table | pa.RecordBatch, partition: str, position: str) -> I
     return places
 
 
-def _releases(root: Path) -> _Releases:
+def _releases(stream: Path) -> _Releases:
     """Return the positions of each release, by view, shard and number."""
 
     def take(entry: Any) -> tuple[tuple[str, int, int], PositionVector]:
         key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
         return key, tuple(map(int, entry["positions"]))
 
-    return dict(read_release_lines(root, take))
+    return dict(read_release_lines(stream, take))
 
 
 def _seen(
@@ -281,16 +290,9 @@ def _seen(
     releases: _Releases,
     events: SourceHistory,
     requests: SourceHistory,
-    root: Path,
-) -> list[PositionVector] | None:
-    """Return for each prediction how far its release had read each partition of the events.
-
-    None if the run took the view's events from another stream: then no release states positions
-    of this one.
-    """
-    recorded = _recorded_streams(root, served).get(view.name, view.stream.name)
-    if recorded != view.stream.name:
-        return None
+    stream: Path,
+) -> list[PositionVector]:
+    """Return for each prediction how far its release had read each partition of the events."""
     shards, numbers = (
         hashing.bits(served.column(f"{prefix}__{view.name}")).tolist()
         for prefix in ("shard", "release")
@@ -300,9 +302,9 @@ def _seen(
         positions = releases.get((view.name, shard, number))
         if positions is None:
             raise InputError(
-                f"request {served.column('request_id')[row].as_py()!r}: {root / 'releases'} has no "
-                f"release {number} of view {view.name!r}, shard {shard}, which answered it; "
-                "nothing says what it had seen"
+                f"request {served.column('request_id')[row].as_py()!r}: "
+                f"{stream / paths.RELEASES} has no release {number} of view {view.name!r}, shard "
+                f"{shard}, which answered it; nothing says what it had seen"
             )
         if len(positions) != events.partitions + requests.partitions:
             raise InputError(

@@ -148,6 +148,7 @@ def event_batch(
     start: int,
     stop: int | None = None,
     partition: int = 0,
+    poll: int = 1,
 ) -> SequencedBatch:
     """Make a batch of events, encoded and decoded as in the stream.
 
@@ -159,6 +160,7 @@ def event_batch(
         stop: The position after the last; ``start`` plus the number of rows by default. More than
             that leaves holes, as rejected rows do.
         partition: The partition.
+        poll: The number of the poll, from 1. A poll has one batch of each partition.
 
     Raises:
         InputError: A row is rejected, or there are more rows than positions.
@@ -170,7 +172,7 @@ def event_batch(
     plan = make_plan(view)
     prepared = event_rows(plan, view, checked.rows, positions) if len(positions) else None
     watermark_us = int(instants(watermark)[0])
-    batch = SequencedBatch(False, partition, start, stop, watermark_us, 0, prepared)
+    batch = SequencedBatch(poll, False, partition, start, stop, watermark_us, 0, prepared)
     (travelled,) = decode_batches(encode_batches([batch]), sequenced_events_schema(plan))
     return travelled
 
@@ -184,6 +186,7 @@ def request_batch(
     start: int,
     stop: int | None = None,
     partition: int = 0,
+    poll: int = 1,
 ) -> SequencedBatch:
     """Make a batch of requests for a view; the arguments are those of `event_batch`.
 
@@ -200,7 +203,7 @@ def request_batch(
         groups = pa.array(np.full(len(positions), group_of(partition, start)), pa.int64())
         prepared = pa.RecordBatch.from_arrays([*asked.columns, groups], schema=REQUEST_ROWS)
     watermark_us = int(instants(watermark)[0])
-    batch = SequencedBatch(True, partition, start, stop, watermark_us, 0, prepared)
+    batch = SequencedBatch(poll, True, partition, start, stop, watermark_us, 0, prepared)
     events = sequenced_events_schema(make_plan(view))
     (travelled,) = decode_batches(encode_batches([batch]), events)
     return travelled
@@ -266,8 +269,10 @@ def _features(view: FeatureView, rows: pa.RecordBatch) -> dict[str, pa.Array]:
 class ShardPlayer:
     """Makes batches of a view's events and requests, and plays them to its operator.
 
-    A new batch takes the next positions of its partition. Give batches to `receive`, in any order
-    and as often as you like.
+    A poll has one batch of each partition: the first batch of every partition belongs to the first
+    poll, and so on. A new batch takes the next positions of its partition. Give batches to
+    `receive`, in any order and as often as you like: the operator releases a poll once all batches
+    of it and of the polls before it have come.
 
     Attributes:
         view: The view.
@@ -277,7 +282,7 @@ class ShardPlayer:
         mode: ``exact`` or ``eager``.
         every_change: Publish every change point, as for the offline log; else the newest of each
             entity, as for the online store.
-        gap_batches: How many batches may come behind a gap before it fails.
+        gap_batches: How many polls may wait behind a missing one before it fails.
         operator: The operator as it is now, with its counters.
     """
 
@@ -292,7 +297,7 @@ class ShardPlayer:
 
     def __post_init__(self) -> None:
         self.operator = self._empty()
-        self._next: dict[tuple[bool, int], int] = {}
+        self._next: dict[tuple[bool, int], tuple[int, int]] = {}
         self._ids: dict[tuple[int, int], str] = {}
         self._snapshot: bytes | None = None
         self._entries: list[bytes] = []
@@ -309,9 +314,11 @@ class ShardPlayer:
 
     def events(self, rows: Rows = (), *, watermark: Instant, partition: int = 0) -> SequencedBatch:
         """Make the next batch of a partition of events; see `event_batch`."""
-        start = self._next.get((False, partition), 0)
-        batch = event_batch(self.view, rows, watermark=watermark, start=start, partition=partition)
-        self._next[False, partition] = batch.stop
+        poll, start = self._next.get((False, partition), (1, 0))
+        batch = event_batch(
+            self.view, rows, watermark=watermark, start=start, partition=partition, poll=poll
+        )
+        self._next[False, partition] = poll + 1, batch.stop
         return batch
 
     def requests(
@@ -329,31 +336,35 @@ class ShardPlayer:
         checked = check_rows(self.request, rows, self.request.required)
         checked.refuse_rejected()
         asked = checked.rows
-        start = self._next.get((True, partition), 0)
+        poll, start = self._next.get((True, partition), (1, 0))
         batch = request_batch(
-            self.view, self.request, asked, watermark=watermark, start=start, partition=partition
+            self.view,
+            self.request,
+            asked,
+            watermark=watermark,
+            start=start,
+            partition=partition,
+            poll=poll,
         )
-        self._next[True, partition] = batch.stop
+        self._next[True, partition] = poll + 1, batch.stop
         for place, id in enumerate(asked.column(self.request.request_id).to_pylist()):
             self._ids[partition, start + place] = str(id)
         return batch
 
-    def receive(self, *batches: SequencedBatch) -> Released | None:
+    def receive(self, *batches: SequencedBatch) -> list[Released]:
         """Give batches to the operator at once, as one bundle.
 
         Returns:
-            What they released; None where the frontier did not move (in eager mode: where nothing
-            new came).
+            A release for each poll that they complete, in order; it is empty where nothing moved.
 
         Raises:
-            PartitionGap: Rows between two positions never came.
-            BatchConflict: Two batches claim the same positions with different rows.
+            PartitionGap: A poll never came, or not all of it.
+            BatchConflict: Two batches of one partition and poll differ.
             SequenceError: A batch is of a partition that the operator does not depend on.
         """
-        release, entry = self.operator.receive(batches)
-        if entry is not None:
-            self._entries.append(entry)
-        return None if release is None else released(self.view, release, self._ids)
+        releases = self.operator.receive(batches)
+        self._entries += [release.entry for release in releases if release.entry is not None]
+        return [released(self.view, release, self._ids) for release in releases]
 
     def checkpoint(self, *, snapshot: bool = True) -> Checkpoint:
         """Return the operator's state, as the stream keeps it after a bundle.

@@ -2,13 +2,12 @@
 
 In addition:
 
-* One script decides about rows and writes them (`serving.online.redis.scripts`); all parcels of a
-  call are sent in one round trip. Up to `CHUNK_ROWS` rows of a parcel and its frontier become
-  visible together or not at all. The rows of a longer parcel are written in chunks, and its
-  frontier with the last one; if a row conflicts, the chunks without that row are stored, and the
-  frontier is unchanged.
+* One script decides about the rows of a parcel and writes them with its mark and frontier
+  (`serving.online.redis.scripts`); the parcels of a call are sent in one round trip. A parcel of
+  `PARCEL_ROWS` rows keeps other clients waiting for about 10 ms. A stock client's rows are written
+  in steps of `CHUNK_ROWS`; of a step, all or none.
 * A Redis that has lost its scripts gets them again. One that was emptied has no key spaces, and one
-  that lost its last writes is behind the next parcel: both refuse the write.
+  that lost its last writes has another mark than the next parcel builds on: both refuse the write.
 * The server's setting ``appendonly`` decides how many writes a crash may lose; after a loss,
   publish again from state.
 * A server that may evict keys (``maxmemory-policy allkeys-...``) is refused, because an evicted row
@@ -18,8 +17,8 @@ In addition:
 
 from __future__ import annotations
 
-import json
 import re
+import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,55 +26,97 @@ from typing import Any, Final
 
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
-from tidemill.features.errors import StoreError
-from tidemill.serving.online.database import (
-    Parcel,
-    Snapshot,
-    conflict,
-    lost,
-    newest_per_key,
-    no_key_space,
-    other_shard_count,
+from tidemill.features.errors import NoKeySpace, StoreError, StoreUnavailable
+from tidemill.serving.online.cells import cells_width
+from tidemill.serving.online.database import Parcel, Snapshot
+from tidemill.serving.online.fills import (
+    LAYOUT,
+    Fill,
+    FillState,
+    Holder,
+    NewFill,
+    PartState,
+    Writer,
+    new_fill_id,
 )
+from tidemill.serving.online.newest_per_key import newest_per_key
 from tidemill.serving.online.redis.connections import Command, close, exchange
 from tidemill.serving.online.redis.errors import IN_CLUSTER, explained
+from tidemill.serving.online.redis.fills import decode_fill, fields, flat, found_fill
+from tidemill.serving.online.redis.known_fills import KnownFill, known_fill, remember
 from tidemill.serving.online.redis.rows import (
     SPACES,
+    TOKEN,
+    current_key,
+    decode_frontiers,
     decode_instant,
+    decode_parts,
     decode_row,
     encode_instant,
     encode_rows,
-    frontiers_key,
+    fill_key,
+    fills_key,
+    old_fill_id,
+    old_frontiers_key,
+    old_space_key,
+    parts_key,
     row_prefix,
-    space_key,
 )
 from tidemill.serving.online.redis.scripts import (
     ROWS_A_LIST,
+    create_command,
     read_command,
+    restore_command,
+    switch_command,
+    take_command,
     with_source,
+    withdraw_command,
     write_command,
+)
+from tidemill.serving.online.refusals import (
+    backwards,
+    behind,
+    conflict,
+    held,
+    later_attempt,
+    lost,
+    lost_fill,
+    lost_switch,
+    no_key_space,
+    no_room,
+    other_layout,
+    other_parts,
+    past_fill,
+    read_fill,
+    superseded,
 )
 from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
 from tidemill.serving.stores.redis_place import RedisPlace
 
 CHUNK_ROWS: Final = ROWS_A_LIST
-"""Rows per run of the script: it blocks other clients for about a millisecond."""
+"""Rows of one step of a stock client's write."""
 
-_CHUNKS_A_ROUND: Final = 64
+_ROWS_A_ROUND: Final = 64_000
 _KEYS_A_SCAN: Final = 1_000
+_MOVES: Final = 20
+"""How often a read follows a switch before it gives up: switches take seconds at least."""
+_ROW_BYTES: Final = 170
+"""About what a row takes in Redis beside its cells: its header, its key, and Redis's own."""
+_NO_INSTANT: Final = bytes(8)
+_NO_MARK: Final = bytes(16)
 
 
 @dataclass(frozen=True, eq=False)
-class _Chunk:
-    """Rows of one key space for one run of the script.
+class _Write:
+    """One run of the script that writes.
 
     Attributes:
-        number: The number of their parcel.
-        space: Their key space.
-        parcel: Their parcel; None for a stock client's rows.
+        number: The number of its parcel, or 0.
+        space: The key space.
+        parcel: The parcel; None for a stock client's rows.
         keys: Entity keys.
         values: Their rows as Redis stores them.
-        is_last: Whether the parcel's frontier is written with them.
+        command: The call.
     """
 
     number: int
@@ -83,22 +124,7 @@ class _Chunk:
     parcel: Parcel | None
     keys: list[bytes]
     values: list[bytes]
-    is_last: bool
-
-    def command(self) -> Command:
-        """Return the call of the script."""
-        prefix = row_prefix(self.space)
-        parcel = self.parcel
-        header: tuple[str | bytes | int, ...] = ("", "", "", "")
-        if parcel is not None:
-            header = (
-                parcel.shard,
-                parcel.shard_count,
-                b"" if parcel.since_us is None else encode_instant(parcel.since_us),
-                encode_instant(parcel.frontier_us) if self.is_last else b"",
-            )
-        keys = [space_key(self.space), frontiers_key(self.space)]
-        return write_command([*keys, *(prefix + key for key in self.keys)], [*header, *self.values])
+    command: Command
 
 
 @dataclass(frozen=True)
@@ -117,88 +143,337 @@ class RedisDatabase:
         return self.place.name
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
-        """Make key spaces if they don't exist yet; finish a `drop` that was interrupted."""
+        """Make key spaces if they don't exist yet; finish a removal that was interrupted."""
         self._check_server()
         if not spaces:
             return
-        records = self._run([("HGETALL", space_key(space)) for space in spaces], spaces)
-        self.drop([s for s, record in zip(spaces, records, strict=True) if _is_half_gone(record)])
-        commands: list[Command] = []
+        fills = self._run([("SMEMBERS", fills_key(space)) for space in spaces], spaces)
+        ids = [(space, id_.decode()) for space, found in zip(spaces, fills, strict=True)
+               for id_ in sorted(found)]  # fmt: skip
+        layouts = self._run([("HGET", fill_key(id_), "layout") for _, id_ in ids], spaces)
+        for (space, id_), layout in zip(ids, layouts, strict=True):
+            if layout is None:
+                self._drop_fill(space, id_)
+        commands = []
         for space in spaces:
-            record: dict[str, str | bytes] = {
-                "id": row_prefix(space),
-                "project": space.project,
-                "view": space.view,
-                "definition": space.definition,
-                "columns": json.dumps(space.columns),
-            }
-            pairs = [part for pair in record.items() for part in pair]
-            commands.append(("SADD", SPACES, space.name))
-            commands.append(("HSET", space_key(space), *pairs))
-        self._run(commands, spaces)
+            record = {**fields(NewFill(space, shards=0)), "token": "", "root": "", "holder": ""}
+            keys = (
+                SPACES,
+                current_key(space),
+                fills_key(space),
+                old_space_key(space),
+                old_frontiers_key(space),
+            )
+            arguments = (space.name, new_fill_id(), old_fill_id(space), *flat(record))
+            commands.append(create_command(keys, arguments))
+        for reply in self._call(commands, spaces):
+            self._checked(reply, spaces)
 
     def drop(self, spaces: Sequence[KeySpace]) -> None:
-        """Remove key spaces with their rows and frontiers; this scans every key of the Redis."""
+        """Remove key spaces with all their fills; this scans every key of the Redis."""
         for space in spaces:
-            # Without its id the key space takes no writes, so the scan finds all of its rows. These
+            # Without their records the fills take no writes, so the scan finds all rows. These
             # commands work while Redis is full, which may be the reason for dropping.
-            self._run([("HDEL", space_key(space), "id")], [space])
-            pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", row_prefix(space))
-            cursor = b"0"
-            while True:
-                ((cursor, keys),) = self._run(
-                    [("SCAN", cursor, "MATCH", pattern + b"*", "COUNT", _KEYS_A_SCAN)], [space]
-                )
-                if keys:
-                    self._run([("UNLINK", *keys)], [space])
-                if cursor == b"0":
-                    break
-            keys = (frontiers_key(space), space_key(space))
+            (found, old) = self._run(
+                [("SMEMBERS", fills_key(space)), ("EXISTS", old_space_key(space))], [space]
+            )
+            self._run([("DEL", current_key(space)), ("HDEL", old_space_key(space), "id")], [space])
+            for id_ in sorted(found):
+                self._drop_fill(space, id_.decode())
+            if old:
+                self._drop_rows(space, old_fill_id(space))
+            keys = (fills_key(space), old_space_key(space), old_frontiers_key(space))
             self._run([*(("DEL", key) for key in keys), ("SREM", SPACES, space.name)], [space])
+
+    def _drop_fill(self, space: KeySpace, id_: str) -> None:
+        self._run([("HDEL", fill_key(id_), "layout")], [space])
+        self._drop_rows(space, id_)
+        self._run(
+            [
+                ("DEL", parts_key(id_)),
+                ("DEL", fill_key(id_)),
+                ("SREM", fills_key(space), id_),
+            ],
+            [space],
+        )
+
+    def _drop_rows(self, space: KeySpace, id_: str) -> None:
+        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", row_prefix(id_))
+        cursor = b"0"
+        while True:
+            ((cursor, keys),) = self._run(
+                [("SCAN", cursor, "MATCH", pattern + b"*", "COUNT", _KEYS_A_SCAN)], [space]
+            )
+            if keys:
+                self._run([("UNLINK", *keys)], [space])
+            if cursor == b"0":
+                return
 
     def spaces(self) -> list[str]:
         """Return the names of the key spaces that exist, in order."""
         (names,) = self._run([("SMEMBERS", SPACES)], ())
         return sorted(name.decode() for name in names)
 
+    def fills(self, spaces: Sequence[KeySpace]) -> list[Fill]:
+        """Return the fills of key spaces, the current one first."""
+        replies = self._run(
+            [
+                command
+                for space in spaces
+                for command in (
+                    ("SMEMBERS", fills_key(space)),
+                    ("HEXISTS", old_space_key(space), "id"),
+                )
+            ],
+            spaces,
+        )
+        ids: list[tuple[KeySpace, str]] = []
+        for space, found, old in zip(spaces, replies[::2], replies[1::2], strict=True):
+            if old:
+                raise other_layout(self.name, f"key space {space.name}", 1)
+            ids += [(space, id_.decode()) for id_ in sorted(found)]
+        records = self._run([("HGETALL", fill_key(id_)) for _, id_ in ids], spaces)
+        out = []
+        for (space, id_), record in zip(ids, records, strict=True):
+            fill = decode_fill(self.name, space, id_, record)
+            if fill is not None:
+                out.append(fill)
+        order = {space: at for at, space in enumerate(spaces)}
+        return sorted(out, key=lambda fill: (order[fill.space], not fill.is_current))
+
+    def begin_fills(self, fills: Sequence[NewFill]) -> list[Fill]:
+        """Make empty fills that nobody reads."""
+        spaces = [new.space for new in fills]
+        found = self._run([("EXISTS", current_key(space)) for space in spaces], spaces)
+        for space, exists in zip(spaces, found, strict=True):
+            if not exists:
+                raise self._absent(space)
+        self._check_room(fills)
+        out, commands = [], []
+        for new in fills:
+            id_ = new_fill_id()
+            record = {
+                **fields(new),
+                "shards": new.shards,
+                "state": FillState.FILLING.value,
+                "token": "",
+                "root": "",
+                "holder": "",
+            }
+            commands += [
+                ("SADD", fills_key(new.space), id_),
+                ("HSET", fill_key(id_), *flat(record)),
+            ]
+            out.append(
+                Fill(
+                    id=id_,
+                    space=new.space,
+                    shards=new.shards,
+                    slices=new.slices,
+                    generation=new.generation,
+                    cuts=new.cuts,
+                    mode=new.mode,
+                    state=FillState.FILLING,
+                    writer=None,
+                )
+            )
+        self._run(commands, spaces)
+        return out
+
+    def drop_fills(self, fills: Sequence[Fill]) -> None:
+        """Remove fills with their rows; this scans every key of the Redis."""
+        for fill in fills:
+            (current,) = self._run([("GET", current_key(fill.space))], [fill.space])
+            if current is not None and current.decode() == fill.id:
+                raise StoreError(
+                    f"{self.name}, key space {fill.name}: readers see this fill; switch them to "
+                    "another one first"
+                )
+            self._drop_fill(fill.space, fill.id)
+
+    def take_token(
+        self, fills: Sequence[Fill], holder: Holder, *, take_over: bool = False
+    ) -> Writer:
+        """Take the writer's token of fills."""
+        nonce = secrets.token_bytes(12)
+        keys = [TOKEN, *(fill_key(fill.id) for fill in fills)]
+        arguments: list[str | bytes | int] = [holder.root, holder.to_json(), nonce, int(take_over)]
+        arguments += [fill.generation for fill in fills]
+        reply = self._script(take_command(keys, arguments), [fill.space for fill in fills])
+        if not isinstance(reply, list):
+            return Writer(reply, holder, nonce)
+        kind, number, *found = reply
+        fill = fills[number - 1]
+        if kind == b"fill":
+            raise self._no_fill(fill, found[0])
+        now = self._record(fill)
+        if kind == b"past" or now.writer is None:
+            raise past_fill(self.name, now)
+        raise held(self.name, now, now.writer.holder)
+
+    def restore(self, fills: Sequence[Fill], writer: Writer) -> None:
+        """Make the records again that the store lost."""
+        holder = (writer.key, writer.holder.root, writer.holder.to_json())
+        commands = [
+            restore_command(
+                (SPACES, fill_key(fill.id), current_key(fill.space), fills_key(fill.space)),
+                (fill.space.name, fill.id, *holder, "shards", fill.shards, *flat(fields(fill))),
+            )
+            for fill in fills
+        ]
+        spaces = [fill.space for fill in fills]
+        for reply in self._call(commands, spaces):
+            self._checked(reply, spaces)
+
+    def part_states(self, fills: Sequence[Fill]) -> list[list[PartState]]:
+        """Return mark and frontier of every part of fills."""
+        spaces = [fill.space for fill in fills]
+        if not fills:
+            return []
+        # One command, so that all are of one instant.
+        (found,) = self._run([("MGET", *(parts_key(fill.id) for fill in fills))], spaces)
+        for fill in fills:
+            self._record(fill)
+        return [
+            decode_parts(data or b"", fill.parts) for fill, data in zip(fills, found, strict=True)
+        ]
+
+    def withdraw(self, parcel: Parcel, found: PartState) -> None:
+        """Take mark and frontier from a parcel's part, if they are still those found."""
+        fill = parcel.fill
+        arguments = (
+            parcel.writer.key,
+            parcel.part,
+            found.mark or _NO_MARK,
+            _NO_INSTANT if found.frontier_us is None else encode_instant(found.frontier_us),
+        )
+        command = withdraw_command((fill_key(fill.id), parts_key(fill.id)), arguments)
+        reply = self._script(command, [fill.space])
+        if not isinstance(reply, list):
+            return
+        if reply[0] == b"token":
+            self.restore([fill], parcel.writer)
+            self.withdraw(parcel, found)
+            return
+        if reply[0] == b"fill":
+            raise lost_fill(self.name, fill)
+        raise self._superseded(fill)
+
+    def switch(
+        self, fills: Sequence[Fill], writer: Writer, *, take_over: bool = False
+    ) -> list[Fill]:
+        """Let readers see these fills; remove those that were replaced before."""
+        keys: list[str] = [TOKEN]
+        for fill in fills:
+            keys += [fill_key(fill.id), parts_key(fill.id), current_key(fill.space)]
+        holder = writer.holder
+        arguments: list[str | bytes | int] = [writer.key, holder.root, holder.to_json()]
+        arguments += [int(take_over), secrets.token_bytes(12), *(fill.id for fill in fills)]
+        spaces = [fill.space for fill in fills]
+        kind, *found = self._script(switch_command(keys, arguments), spaces)
+        if kind == b"token":
+            self.restore(fills, writer)
+            return self.switch(fills, writer, take_over=take_over)
+        if kind != b"switched":
+            raise self._not_switched(fills[found[0] - 1], kind, found[1:])
+        kept = {id_.decode() for id_ in found[0]}
+        if kept:
+            every = self.fills(spaces)
+            past = [one for one in every if one.state is FillState.PAST and one.id not in kept]
+            self.drop_fills(past)
+        return [self._record(fill) for fill in fills]
+
+    def _not_switched(self, fill: Fill, kind: bytes, found: Sequence[Any]) -> StoreError:
+        if kind == b"fill":
+            return self._no_fill(fill, found[0])
+        if kind == b"space":
+            return no_key_space(self.name, fill.space)
+        if kind == b"held":
+            other = Fill(**{**vars(fill), "id": found[0].decode()})
+            now = self._record(other)
+            assert now.writer is not None, "a root that holds a fill has a token"
+            return held(self.name, now, now.writer.holder)
+        if kind == b"behind":
+            shard, least, shown = found
+            least_us = None if least == _NO_INSTANT else decode_instant(least)
+            return behind(self.name, fill, int(shard), least_us, decode_instant(shown))
+        assert kind == b"superseded", kind
+        return self._superseded(fill)
+
     def write(self, space: KeySpace, rows: RowBatch) -> int:
-        """Write publications of unknown frontier; of a chunk, all or none."""
-        written = [0]
-        self._write(self._chunks(0, space, None, rows), written)
-        return written[0]
+        """Write publications to the current fill; of a chunk, all or none."""
+        rows = newest_per_key(self.name, space, rows)
+        keys, values = rows.keys, encode_rows(rows)
+        written = start = 0
+        moves = 0
+        while start < max(len(keys), 1):
+            known = known_fill(self.place, space)
+            some = slice(start, start + CHUNK_ROWS)
+            one = self._stock_write(space, known, keys[some], values[some])
+            (reply,) = self._call([one.command], [space])
+            reply = self._checked(reply, [space])
+            if not isinstance(reply, list):
+                written += reply
+                start += CHUNK_ROWS
+            elif reply[0] == b"moved" and moves < _MOVES:
+                self.read([(space, ())])  # which notes the current fill, or raises
+                moves += 1
+                # A switch drops what was written before: write it again.
+                written = start = 0
+            else:
+                raise self._refusal(one, *reply)
+        return written
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
-        """Write parcels and their frontiers; those of one shard in their order."""
+        """Write parcels; those of one part in their order."""
         written = [0] * len(parcels)
         for wave in _waves(parcels):
-            some = [(number, parcels[number]) for number in wave]
-            chunks = [c for n, p in some for c in self._chunks(n, p.space, p, p.rows)]
-            # No frontier may become visible before all of its rows.
-            self._write([chunk for chunk in chunks if not chunk.is_last], written)
-            self._write([chunk for chunk in chunks if chunk.is_last], written)
+            for some in _rounds(parcels, wave):
+                self._publish([self._parcel_write(n, parcels[n]) for n in some], written)
         return written
 
     def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
-        """Read keys of several key spaces by one script."""
-        names: list[str | bytes] = []
-        for space, keys in wanted:
-            prefix = row_prefix(space)
-            names += [space_key(space), frontiers_key(space), *[prefix + key for key in keys]]
-        command = read_command(names, [len(keys) for _, keys in wanted])
+        """Read keys of the current fills of several key spaces by one script."""
         spaces = [space for space, _ in wanted]
-        (reply,) = self._call([command], spaces)
-        answers = iter(self._checked(reply, spaces))
-        return [self._snapshot(space, keys, answers) for space, keys in wanted]
+        for _ in range(_MOVES):
+            known = [known_fill(self.place, space) for space in spaces]
+            names: list[str | bytes] = []
+            arguments: list[str | int] = []
+            for (space, keys), fill in zip(wanted, known, strict=True):
+                prefix = fill.row_prefix
+                names += [current_key(space), fill.parts_key, *[prefix + key for key in keys]]
+                arguments += (fill.id, len(keys))
+            (reply,) = self._call([read_command(names, arguments)], spaces)
+            answers = self._checked(reply, spaces)
+            if answers and answers[0] == b"moved":
+                self._follow(spaces, answers[1:])
+                continue
+            found = iter(answers)
+            return [
+                self._snapshot(keys, fill, found)
+                for (_, keys), fill in zip(wanted, known, strict=True)
+            ]
+        raise StoreUnavailable(
+            f"{self.name}: key spaces {', '.join(space.name for space in spaces)} were switched "
+            f"to other fills {_MOVES} times during one read; try again"
+        )
 
     def close(self) -> None:
         """Close this thread's connection."""
         close(self.place)
 
-    def _snapshot(self, space: KeySpace, keys: Sequence[bytes], answers: Iterator[Any]) -> Snapshot:
-        space_id, shard_count = next(answers)
-        if space_id is None:
-            raise no_key_space(self.name, space)
-        pairs = iter(next(answers))
+    def _follow(self, spaces: Sequence[KeySpace], records: Sequence[Sequence[Any]]) -> None:
+        """Note the present fills of key spaces."""
+        for space, record in zip(spaces, records, strict=True):
+            if not record or record[0] is None:
+                raise no_key_space(self.name, space)
+            if int(record[0]) != LAYOUT:
+                raise other_layout(self.name, f"key space {space.name}", int(record[0]))
+            _, shards, slices, id_ = record
+            remember(self.place, space, id_.decode(), int(shards), int(slices))
+
+    def _snapshot(self, keys: Sequence[bytes], fill: KnownFill, answers: Iterator[Any]) -> Snapshot:
+        parts = next(answers)
         rows: list[Row | None] = []
         for start in range(0, len(keys), ROWS_A_LIST):
             some = keys[start : start + ROWS_A_LIST]
@@ -206,63 +481,128 @@ class RedisDatabase:
                 None if data is None else decode_row(key, data)
                 for key, data in zip(some, next(answers), strict=True)
             ]
-        frontiers = Frontiers(
-            shard_count=0 if shard_count is None else int(shard_count),
-            by_shard={
-                int(shard): decode_instant(data) for shard, data in zip(pairs, pairs, strict=True)
-            },
-        )
-        return Snapshot(frontiers, rows)
+        by_part = {} if parts is None else decode_frontiers(parts)
+        return Snapshot(Frontiers(fill.shards, by_part, fill.slices), rows)
 
-    def _chunks(
-        self, number: int, space: KeySpace, parcel: Parcel | None, rows: RowBatch
-    ) -> list[_Chunk]:
-        rows = newest_per_key(self.name, space, rows)
+    def _parcel_write(self, number: int, parcel: Parcel) -> _Write:
+        fill = parcel.fill
+        rows = newest_per_key(self.name, fill.space, parcel.rows)
         keys, values = rows.keys, encode_rows(rows)
-        return [
-            _Chunk(
-                number=number,
-                space=space,
-                parcel=parcel,
-                keys=keys[start : start + CHUNK_ROWS],
-                values=values[start : start + CHUNK_ROWS],
-                is_last=start + CHUNK_ROWS >= len(keys),
-            )
-            for start in range(0, max(len(keys), 1), CHUNK_ROWS)
-        ]
+        prefix = row_prefix(fill.id)
+        header = (
+            parcel.writer.key,
+            parcel.part,
+            fill.shards,
+            fill.slices,
+            b"" if parcel.attempt is None else parcel.attempt,
+            b""
+            if parcel.mark_before is None
+            else b"".join((parcel.mark_before, *parcel.marks_between)),
+            parcel.mark,
+            b"" if parcel.frontier_us is None else encode_instant(parcel.frontier_us),
+            int(fill.is_current),
+            fill.id,
+        )
+        names = [fill_key(fill.id), parts_key(fill.id), current_key(fill.space)]
+        command = write_command([*names, *[prefix + key for key in keys]], [*header, *values])
+        return _Write(number, fill.space, parcel, keys, values, command)
 
-    def _write(self, chunks: Sequence[_Chunk], written: list[int]) -> None:
-        """Write chunks in their order; add the number of stored rows to that of their parcels."""
-        for start in range(0, len(chunks), _CHUNKS_A_ROUND):
-            some = chunks[start : start + _CHUNKS_A_ROUND]
-            replies = self._call(
-                [chunk.command() for chunk in some], [chunk.space for chunk in some]
-            )
-            for chunk, reply in zip(some, replies, strict=True):
-                if isinstance(self._checked(reply, [chunk.space]), list):
-                    raise self._refusal(chunk, *reply)
-                written[chunk.number] += reply
+    def _stock_write(
+        self, space: KeySpace, known: KnownFill, keys: list[bytes], values: list[bytes]
+    ) -> _Write:
+        prefix = known.row_prefix
+        names = [fill_key(known.id), known.parts_key, current_key(space)]
+        header = ("", "", "", "", "", "", "", "", "", known.id)
+        command = write_command([*names, *[prefix + key for key in keys]], [*header, *values])
+        return _Write(0, space, None, keys, values, command)
 
-    def _refusal(self, chunk: _Chunk, kind: bytes, *found: Any) -> StoreError:
+    def _publish(self, writes: Sequence[_Write], written: list[int]) -> None:
+        replies = self._call([one.command for one in writes], [one.space for one in writes])
+        for one, reply in zip(writes, replies, strict=True):
+            found = self._checked(reply, [one.space])
+            if isinstance(found, list) and found[0] == b"token":
+                # The store lost the taking of the token. The marks will tell what else it lost.
+                assert one.parcel is not None
+                self.restore([one.parcel.fill], one.parcel.writer)
+                (again,) = self._call([one.command], [one.space])
+                found = self._checked(again, [one.space])
+            if isinstance(found, list):
+                raise self._refusal(one, *found)
+            written[one.number] = found
+
+    def _refusal(self, one: _Write, kind: bytes, *found: Any) -> StoreError:
         """Return the error for a refusal of the script."""
-        space, parcel = chunk.space, chunk.parcel
         if kind == b"conflict":
             row = found[0] - 1
-            key = chunk.keys[row]
-            return conflict(
-                self.name, space, decode_row(key, found[1]), decode_row(key, chunk.values[row])
+            key = one.keys[row]
+            stored, offered = decode_row(key, found[1]), decode_row(key, one.values[row])
+            return conflict(self.name, one.space, stored, offered)
+        parcel = one.parcel
+        if parcel is None:
+            return StoreUnavailable(
+                f"{self.name}: key space {one.space.name} was switched to other fills {_MOVES} "
+                "times during one write; try again"
             )
-        if kind == b"shards" and parcel is not None:
-            return other_shard_count(self.name, space, int(found[0]), parcel.shard_count)
-        if kind == b"lost" and parcel is not None:
-            reached = None if found[0] is None else decode_instant(found[0])
-            return lost(self.name, parcel, reached)
-        assert kind == b"space", kind
+        if kind == b"fill":
+            return self._no_fill(parcel.fill, found[0])
+        if kind == b"parts":
+            return other_parts(self.name, parcel, (int(found[0]), int(found[1])))
+        if kind == b"unread":
+            return lost_switch(self.name, parcel.fill)
+        if kind == b"read":
+            return read_fill(self.name, parcel)
+        if kind == b"attempt":
+            return later_attempt(self.name, parcel, int(found[0]))
+        if kind == b"lost":
+            return lost(self.name, parcel, decode_parts(found[0], 1)[0])
+        if kind == b"backwards":
+            return backwards(self.name, parcel, decode_instant(found[0][:8]))
+        return self._superseded(parcel.fill)
+
+    def _no_fill(self, fill: Fill, layout: bytes | None) -> StoreError:
+        if layout is None:
+            return lost_fill(self.name, fill)
+        return other_layout(self.name, f"key space {fill.name}", int(layout))
+
+    def _superseded(self, fill: Fill) -> StoreError:
+        now = self._record(fill)
+        if now.state is FillState.PAST:
+            return past_fill(self.name, now)
+        return superseded(self.name, now, now.writer)
+
+    def _record(self, fill: Fill) -> Fill:
+        (record,) = self._run([("HGETALL", fill_key(fill.id))], [fill.space])
+        return found_fill(self.name, fill, record)
+
+    def _absent(self, space: KeySpace) -> NoKeySpace | StoreError:
+        (old,) = self._run([("HEXISTS", old_space_key(space), "id")], [space])
+        if old:
+            return other_layout(self.name, f"key space {space.name}", 1)
         return no_key_space(self.name, space)
 
-    def _check_server(self) -> None:
+    def _info(self) -> dict[str, str] | None:
+        """Return what the server says of itself; None if it may not be asked."""
         (reply,) = self._exchange([("INFO", "all")], ())
         if isinstance(reply, NoPermissionError):
+            return None
+        lines = self._checked(reply, ()).decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def _check_room(self, fills: Sequence[NewFill]) -> None:
+        needed = sum(
+            new.expected_rows * (cells_width(len(new.space.columns)) + _ROW_BYTES) for new in fills
+        )
+        info = self._info() if needed else None
+        limit = int((info or {}).get("maxmemory", 0))
+        if not info or not limit:
+            return
+        free = limit - int(info["used_memory"])
+        if needed > free:
+            raise no_room(self.name, fills, needed, free, f"its maxmemory of {limit:,} bytes")
+
+    def _check_server(self) -> None:
+        info = self._info()
+        if info is None:
             warnings.warn(
                 f"{self.name}: the user may not ask for INFO, so whether Redis may evict rows is "
                 "not known: let its maxmemory-policy be noeviction",
@@ -270,8 +610,6 @@ class RedisDatabase:
                 stacklevel=3,
             )
             return
-        lines = self._checked(reply, ()).decode().splitlines()
-        info = dict(line.split(":", 1) for line in lines if ":" in line)
         policy = info.get("maxmemory_policy", "")
         if policy.startswith("allkeys"):
             raise StoreError(
@@ -284,7 +622,13 @@ class RedisDatabase:
 
     def _run(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
         """Send commands; raise the first error among their answers."""
+        if not commands:
+            return []
         return [self._checked(reply, spaces) for reply in self._exchange(commands, spaces)]
+
+    def _script(self, command: Command, spaces: Sequence[KeySpace]) -> Any:
+        (reply,) = self._call([command], spaces)
+        return self._checked(reply, spaces)
 
     def _checked(self, reply: Any, spaces: Sequence[KeySpace]) -> Any:
         if isinstance(reply, ResponseError):
@@ -296,7 +640,7 @@ class RedisDatabase:
         replies = self._exchange(commands, spaces)
         if not any(isinstance(reply, NoScriptError) for reply in replies):
             return replies
-        # Repeat all of them in their order: writing a row again does no harm.
+        # Repeat all of them in their order: a repeat changes nothing.
         return self._exchange([with_source(command) for command in commands], spaces)
 
     def _exchange(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
@@ -306,19 +650,32 @@ class RedisDatabase:
             raise explained(self.place, spaces, error) from error
 
 
-def _is_half_gone(record: Sequence[bytes]) -> bool:
-    """Tell whether a key space's record (names and values in turn) is left from a broken `drop`."""
-    return bool(record) and b"id" not in record[::2]
-
-
 def _waves(parcels: Sequence[Parcel]) -> list[list[int]]:
-    """Put successive parcels of one shard into successive waves: each builds on the last."""
+    """Put successive releases of one part into successive waves: each builds on the last.
+
+    Chunks of a release go with the first of them, because a repeat of all of them starts it anew.
+    """
     seen: dict[tuple[str, int], int] = {}
     waves: list[list[int]] = []
     for number, parcel in enumerate(parcels):
-        wave = seen.get((parcel.space.name, parcel.shard), -1) + 1
-        seen[parcel.space.name, parcel.shard] = wave
+        key = (parcel.fill.id, parcel.part)
+        wave = seen.get(key, 0)
+        seen[key] = wave + (parcel.frontier_us is not None)
         if wave == len(waves):
             waves.append([])
         waves[wave].append(number)
     return waves
+
+
+def _rounds(parcels: Sequence[Parcel], numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Cut parcels into round trips of about `_ROWS_A_ROUND` rows."""
+    some: list[int] = []
+    rows = 0
+    for number in numbers:
+        some.append(number)
+        rows += len(parcels[number].rows)
+        if rows >= _ROWS_A_ROUND:
+            yield some
+            some, rows = [], 0
+    if some:
+        yield some

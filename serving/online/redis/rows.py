@@ -1,16 +1,24 @@
-"""The layout of key spaces, rows and frontiers in Redis: names and bytes.
+"""The layout of key spaces, fills, rows and frontiers in Redis: names and bytes.
 
 ========================  =======  ==============================================================
 key                       type     content
 ========================  =======  ==============================================================
 ``tm:spaces``             set      the names of the key spaces
-``tm:space:NAME``         hash     ``id``, ``project``, ``view``, ``definition``, ``columns``, and
-                                   after the first publication ``shard_count``; without its ``id``
-                                   the key space is being removed
-``tm:frontiers:NAME``     hash     shard: frontier
-``tm:`` + id + key        string   the row of an entity; the id is 8 bytes, a hash of ``NAME``, and
-                                   the key is Feast's serialized entity key
+``tm:current:NAME``       string   the id of the fill that is read, 16 hexadecimal digits
+``tm:fills:NAME``         set      the ids of all fills of the key space
+``tm:token``              string   the highest token that was ever taken
+``tm:fill:ID``            hash     ``layout``, ``space``, ``project``, ``view``, ``definition``,
+                                   ``columns``, ``shards``, ``slices``, ``generation``, ``cuts``,
+                                   ``mode``, ``state``, ``token`` (16 bytes), ``root``, ``holder``;
+                                   without its ``layout`` the fill is being removed
+``tm:parts:ID``           string   32 bytes for each part: frontier (8), mark (16), and the token
+                                   (4) and attempt (4) of its last writer; zeros are none
+``tm:`` + id + key        string   the row of an entity; the id is the 8 bytes of the fill's id,
+                                   and the key is Feast's serialized entity key
 ========================  =======  ==============================================================
+
+Layout 1, before fills, had ``tm:space:NAME`` and ``tm:frontiers:NAME``; and rows of the same
+form.
 
 A row is ``event_timestamp``, ``revision`` and ``valid_until``, each 8 bytes, the shard in 4 (-1 if
 it is not known), and the cells. An instant or a revision is a big-endian unsigned number with 2**63
@@ -20,7 +28,6 @@ of 64 bits, and compares strings by the server's locale.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import struct
 from typing import Final
@@ -28,35 +35,76 @@ from typing import Final
 import numpy as np
 
 from tidemill.serving.online.cells import matrix_rows
+from tidemill.serving.online.fills import PartState
 from tidemill.serving.online.rows import KeySpace, Row, RowBatch
 
 SPACES: Final = "tm:spaces"
 """The key of the set of key spaces."""
+TOKEN: Final = "tm:token"
+"""The key of the highest token."""
 
 _ROW: Final = struct.Struct(">QQQi")
 _INSTANT: Final = struct.Struct(">Q")
+_PART: Final = struct.Struct(">Q16sII")
+_FRONTIER: Final = struct.Struct(">Q24x")
 _ZERO: Final = 1 << 63
 _UNKNOWN_SHARD: Final = -1
 
 
-def space_key(space: KeySpace) -> str:
-    """Return the key of a key space's record."""
+def old_space_key(space: KeySpace) -> str:
+    """Return the key of a key space's record in layout 1."""
     return f"tm:space:{space.name}"
 
 
-def frontiers_key(space: KeySpace) -> str:
-    """Return the key of a key space's frontiers."""
+def old_frontiers_key(space: KeySpace) -> str:
+    """Return the key of a key space's frontiers in layout 1."""
     return f"tm:frontiers:{space.name}"
 
 
-def row_prefix(space: KeySpace) -> bytes:
-    """Return the start of the keys of a key space's rows."""
-    return _prefix(space.name)
+def old_fill_id(space: KeySpace) -> str:
+    """Return the id of the fill with the rows that a key space of layout 1 has."""
+    return hashlib.blake2b(space.name.encode(), digest_size=8).hexdigest()
 
 
-@functools.lru_cache(maxsize=1_024)
-def _prefix(name: str) -> bytes:
-    return b"tm:" + hashlib.blake2b(name.encode(), digest_size=8).digest()
+def current_key(space: KeySpace) -> str:
+    """Return the key that names the current fill of a key space."""
+    return f"tm:current:{space.name}"
+
+
+def fills_key(space: KeySpace) -> str:
+    """Return the key of the set of a key space's fills."""
+    return f"tm:fills:{space.name}"
+
+
+def fill_key(fill: str) -> str:
+    """Return the key of a fill's record."""
+    return f"tm:fill:{fill}"
+
+
+def parts_key(fill: str) -> str:
+    """Return the key of the marks and frontiers of a fill's parts."""
+    return f"tm:parts:{fill}"
+
+
+def row_prefix(fill: str) -> bytes:
+    """Return the start of the keys of a fill's rows."""
+    return b"tm:" + bytes.fromhex(fill)
+
+
+def decode_parts(data: bytes, parts: int) -> list[PartState]:
+    """Decode mark and frontier of every part."""
+    padded = data.ljust(parts * _PART.size, b"\0")
+    return [
+        PartState(mark=mark if any(mark) else None, frontier_us=number - _ZERO if number else None)
+        for number, mark, _, _ in _PART.iter_unpack(padded[: parts * _PART.size])
+    ]
+
+
+def decode_frontiers(data: bytes) -> dict[int, int]:
+    """Decode the frontiers of the parts that have one."""
+    return {
+        part: number - _ZERO for part, (number,) in enumerate(_FRONTIER.iter_unpack(data)) if number
+    }
 
 
 def encode_instant(time_us: int) -> bytes:

@@ -1,15 +1,13 @@
-"""SQLite's errors, turned into a `StoreError` with the store, the key space and a remedy."""
+"""SQLite's errors, turned into a `StoreError` with the store and a remedy."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from tidemill.features.errors import NoKeySpace, StoreError, StoreUnavailable
-from tidemill.serving.online.database import no_key_space
-from tidemill.serving.online.rows import KeySpace
 
 _TRANSIENT: Final = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
@@ -18,11 +16,11 @@ _TRANSIENT: Final = frozenset(
 
 
 @contextmanager
-def named_errors(path: str, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
-    """Turn the errors of reading or writing key spaces of a file into a `StoreError`.
+def named_errors(path: str) -> Iterator[None]:
+    """Turn the errors of reading or writing a file into a `StoreError`.
 
     Raises:
-        NoKeySpace: A key space does not exist, or the file itself.
+        NoKeySpace: The file does not exist.
         StoreUnavailable: The same call may succeed later.
         StoreError: The file cannot be read or written.
     """
@@ -34,21 +32,16 @@ def named_errors(path: str, spaces: Sequence[KeySpace] = ()) -> Iterator[None]:
             f"there is no online store at {path}; register the project to make it"
         ) from error
     except sqlite3.Error as error:
-        raise _explained(store, spaces, error) from error
+        raise _explained(store, error) from error
     except OSError as error:
         raise StoreError(f"{store}: {error}") from error
 
 
-def _explained(store: str, spaces: Sequence[KeySpace], error: sqlite3.Error) -> StoreError:
-    for space in spaces:
-        if str(error) == f"no such table: {space.name}":
-            return no_key_space(store, space)
+def _explained(store: str, error: sqlite3.Error) -> StoreError:
     # An error of the Python module itself has no code.
     if getattr(error, "sqlite_errorcode", -1) & 0xFF in _TRANSIENT:
         return StoreUnavailable(
             f"{store}: {error}; nothing was written: try again, after making room on the "
             "disk or ending the writer that keeps the lock"
         )
-    if str(error) == "no such table: tidemill_frontiers":
-        return NoKeySpace(f"{store}: there is no online store in it; register the project")
     return StoreError(f"{store}: {error}")

@@ -31,7 +31,7 @@ from tidemill.pipelines.run.tables import Table
 Invoke = Callable[..., int]
 
 STAGES = {
-    "validate": ("ingest.ingest", "ingest"),
+    "validate": ("ingest.ingest", "validate_sources"),
     "backfill": ("history.backfill", "backfill"),
     "train": ("training.train", "train"),
     "stream": ("stream_run.stream", "stream"),
@@ -106,6 +106,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "verify",
         "features",
         "explain",
+        "lineage",
         "apply",
         "clean-store",
         "merge-log",
@@ -184,20 +185,29 @@ def test_config_root_and_quiet_are_passed_on(
 def test_stream_options_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:
     called = stage("stream", {})
     assert run("stream") == 0
-    nothing = {"speed": None, "engine": None, "mode": None, "until_us": None, "resume": False}
+    nothing = {
+        "speed": None, "engine": None, "mode": None, "until_us": None, "resume": False,
+        "wait": False, "take_over": False,
+    }  # fmt: skip
     assert called.options == nothing
     assert run("stream", "--speed", "60", "--engine", "prism", "--mode", "eager") == 0
     assert called.options == {**nothing, "speed": 60.0, "engine": "prism", "mode": "eager"}
     assert run("stream", "--resume", "--until", "2026-03-05T01:00:00+01:00") == 0
     assert called.options == {**nothing, "until_us": 1_772_668_800_000_000, "resume": True}
+    assert run("stream", "--wait") == 0
+    assert called.options == {**nothing, "wait": True}
+    assert run("stream", "--take-over") == 0
+    assert called.options == {**nothing, "take_over": True}
 
 
-def test_publish_is_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:
+def test_publish_and_wait_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:
     called = stage("backfill", {})
     assert run("backfill") == 0
-    assert called.arguments[2:] == (False,)
+    assert called.arguments[2:] == (False, False)
     assert run("backfill", "--publish") == 0
-    assert called.arguments[2:] == (True,)
+    assert called.arguments[2:] == (True, False)
+    assert run("backfill", "--wait") == 0
+    assert called.arguments[2:] == (False, True)
 
 
 def test_mended_records_are_passed_on(project: Path, stage: Callable[[str, Any], Called]) -> None:

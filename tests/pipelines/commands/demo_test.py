@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import stream_of
 from tidemill.pipelines.commands.cli import main
 
 TIDEMILL = Path(sys.executable).parent / "tidemill"
@@ -52,7 +53,7 @@ def test_the_demo_sample_ends_with_zero_mismatches(
     assert summary["verify"]["mismatches"] == 0
     assert summary["train"]["evaluation"]["model"]["seeds"] == [1]
     # Damage a prediction: `verify` must find it.
-    path = sorted((root / "predictions").glob("*.parquet"))[0]
+    path = sorted((stream_of(root) / "predictions").glob("*.parquet"))[0]
     table = pq.read_table(path)
     column = next(name for name in table.column_names if "__" in name and "mean" in name)
     values = table.column(column).to_pylist()

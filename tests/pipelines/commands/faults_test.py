@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -24,12 +25,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support import hostile_places, trained_bundle
+from tests.support.folders import build_of, made_root, stream_of
 from tests.support.killed_stream import score_without_a_model
 from tests.support.markdown import ROOT
 from tests.support.proof_run import write_sources
 from tidemill.features.rows import rejected
 from tidemill.pipelines.commands.cli import COMMANDS, main
 from tidemill.pipelines.commands.explained import COLUMNS, LINES
+from tidemill.pipelines.history.build_manifest import BuildManifest, table_digests
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run import paths
 
@@ -122,7 +125,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reasons=[rejected.Reason.NO_ANSWER], details=["too late"], origins=["quotes/0:9999"],
         payloads=[b"{}"],
     )  # fmt: skip
-    write_rows(root / "rejected_by_stream", pa.Table.from_batches([unanswered]), "00001-0")
+    write_rows(
+        stream_of(root) / "rejected_by_stream", pa.Table.from_batches([unanswered]), "00001-0"
+    )
     return folder
 
 
@@ -137,12 +142,13 @@ def arguments(command: str, project: Path, root: Path | None = None) -> list[str
     given = {
         "features": ["by_driver", "d1"],
         "explain": ["q000"],
+        "lineage": ["q000"],
         "verify": ["--sample", "1"],
     }.get(command, [])
     places = ["--config", str(project / "tidemill.yaml")]
     if root is not None:
         places += ["--root", str(root)]
-    loud = ("features", "explain", "apply", "clean-store")
+    loud = ("features", "explain", "lineage", "apply", "clean-store")
     return [*command.split(), *given, *places, *([] if command in loud else ["--quiet"])]
 
 
@@ -151,15 +157,15 @@ def arguments(command: str, project: Path, root: Path | None = None) -> list[str
 WRITING = {
     # Remove what a command would remove first, so that it frees no space on the full disk.
     "validate": ["rejected", "scratch"],
-    "backfill": ["log", "features", "states", "offline", "rejected", "scratch", "online.db"],
-    "stream": ["predictions", "releases", "rejected_by_stream", "online.db"],
+    "backfill": ["generations", "CURRENT", "rejected", "scratch", "online.db"],
+    "stream": ["generations/*/stream-", "online.db"],
     "republish": ["online.db"],
     "verify": [],
     "apply": ["feature_store.yaml", "registry.db"],
     "replay-rejected": [],
     "merge-log": [],
 }
-READING = ("features", "explain", "clean-store")
+READING = ("features", "explain", "lineage", "clean-store")
 
 
 @pytest.mark.parametrize("fault", ["full disk", "read-only folder"])
@@ -242,36 +248,43 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 RESUMED = "stream --resume"
 ON_EXISTING_RUN = ("verify", "features", "explain", "republish", "stream", "replay-rejected")
+BUILD = "generations/*/build-*"
+OFFLINE = "generations/*/offline-*"
+STREAM = "generations/*/stream-*"
 READ = {
     "run.json": ON_EXISTING_RUN,
     "summary.json": ("verify",),
-    "stream.json": (RESUMED,),
+    f"{STREAM}/cuts.log": (RESUMED,),
     "bundles/current": ("stream",),
-    "releases/*.jsonl": ("verify", "explain", "republish"),
-    "predictions/*.parquet": ("verify", "explain"),
-    "log/rides/*.arrow": ("explain", "stream"),
-    "log/quotes/*.arrow": ("explain",),
-    "states/handoff.json": ("verify", "stream", "republish"),
-    "states/*.state": ("stream",),
-    "stops/*/handoff.json": (RESUMED, "republish"),
-    "stops/*/answers.state": (RESUMED,),
-    "stops/*/by_*.state": (RESUMED,),
+    "CURRENT": ("backfill", "verify", "explain", "republish", "stream", "merge-log"),
+    f"{BUILD}/build.json": ("verify", "lineage"),
+    f"{BUILD}/log/rides/*.arrow": ("explain", "stream"),
+    f"{BUILD}/log/quotes/*.arrow": ("explain",),
+    f"{BUILD}/states/handoff.json": ("stream", "lineage"),
+    f"{BUILD}/states/*.state": ("stream",),
+    f"{STREAM}/stream.json": (RESUMED, "verify", "republish", "lineage", "backfill"),
+    f"{STREAM}/releases/*.jsonl": ("verify", "explain", "republish"),
+    f"{STREAM}/predictions/*.parquet": ("verify", "explain"),
+    f"{STREAM}/stops/*/handoff.json": (RESUMED, "republish"),
+    f"{STREAM}/stops/*/answers.state": (RESUMED,),
+    f"{STREAM}/stops/*/by_*.state": (RESUMED,),
+    f"{STREAM}/rejected_by_stream/*.parquet": ("verify",),
     "rejected/*.parquet": ("replay-rejected",),
-    "rejected_by_stream/*.parquet": ("verify",),
+    "root-id.json": ("stream", RESUMED),
     "registry.db": ("apply", "clean-store"),
     "online.db": ("features", "verify"),
-    "offline/*/*/*/*.parquet": ("merge-log",),
-    "offline/*/*/_reached/*-of-*": ("merge-log",),
+    f"{OFFLINE}/*/*/*/*.parquet": ("merge-log",),
+    f"{OFFLINE}/*/*/_reached/*-of-*": ("merge-log",),
 }
 """Every file below a root that a command reads, and the commands that read it."""
 NOT_READ = {
     "feature_store.yaml": "`apply` compares it with the right content and writes it again",
-    "features/*.parquet": "`train` reads them: the test below",
+    f"{BUILD}/features/*.parquet": "`train` reads them: the test below",
     "mended/*": "it has a test of its own",
-    "publications/*/*.parquet": "other programs read them",
+    f"{STREAM}/publications/*/*.parquet": "other programs read them",
     "report.html": "people read it",
     "scratch/**/*": "only the run of a stage that wrote it reads it",
-    "**/*.lock": "it is locked, not read",
+    "**/*.lock": "it is locked; what it holds is only shown (`tests/serving/files/locks_test.py`)",
     "**/.lock": "it is locked, not read",
 }
 """Every other file below a root."""
@@ -282,6 +295,8 @@ SOUND = {
     ("registry.db", "apply", "a flipped byte"),
     ("online.db", "features", "a flipped byte"),  # the byte is in the unused end of a page
     ("online.db", "verify", "a flipped byte"),
+    (f"{STREAM}/cuts.log", RESUMED, "cut off"),  # the machine stopped while the line was written
+    (f"{STREAM}/cuts.log", RESUMED, "empty"),
     ("online.db", "verify", "empty"),  # an empty database: `verify` counts its missing rows
 }
 """Damages after which the file is still valid."""
@@ -316,6 +331,7 @@ def test_a_damaged_file_is_named(
     path = min((project / "run").glob(pattern))
     whole = path.read_bytes()
     named = "bundles" if path.name == "current" else path.name.partition(".")[0]
+    named = named.partition("-of-")[0]  # a path that is longer than two lines is cut in its end
     for damage, change in DAMAGES.items():
         if (pattern, command, damage) in SOUND or (b"\0" in whole and "JSON" in damage):
             continue
@@ -333,14 +349,34 @@ def test_a_damaged_file_is_named(
     assert ended.status == 1
 
 
+@pytest.mark.parametrize("command", ["explain", "stream"])
+def test_one_flipped_bit_of_a_value_in_the_log_is_named(
+    command: str, project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is still a sound Arrow file; only its digest tells that the value was another."""
+    if command == "stream":
+        without_a_model(monkeypatch)
+    path = build_of(project / "run") / "log" / "rides" / "00000.arrow"
+    fare = pa.ipc.open_file(path).read_all()["fare"].drop_null()[0].as_py()
+    content, value = path.read_bytes(), struct.pack("<d", fare)
+    place = content.index(value)
+    path.write_bytes(content[:place] + bytes([value[0] ^ 1]) + content[place + 1 :])
+    changed = pa.ipc.open_file(path).read_all()["fare"].drop_null()[0].as_py()
+    assert changed != fare
+    ended = run(*arguments(command, project))
+    ended.is_explained("00000.arrow", "do not have their digest", "tidemill backfill")
+
+
 DELETED = {
     "bundles/current": ("stream", "tidemill train"),
-    "releases": ("verify", "tidemill stream"),
-    "predictions": ("explain", "tidemill stream"),
-    "log": ("explain", "tidemill backfill"),
-    "log/rides/00000.arrow": ("explain", "tidemill backfill"),
+    "CURRENT": ("stream", "tidemill backfill"),
+    f"{BUILD}/build.json": ("verify", "tidemill backfill"),
+    f"{STREAM}/releases": ("verify", "tidemill stream"),
+    f"{STREAM}/predictions": ("explain", "tidemill stream"),
+    f"{BUILD}/log": ("explain", "tidemill backfill"),
+    f"{BUILD}/log/rides/00000.arrow": ("explain", "tidemill backfill"),
     "online.db": ("features", "register"),
-    "states": ("stream", "tidemill backfill"),
+    f"{BUILD}/states": ("stream", "tidemill backfill"),
 }
 
 
@@ -351,7 +387,7 @@ def test_what_is_not_there_is_named_with_what_makes_it(
     command, mend = DELETED[what]
     if command == "stream" and what != "bundles/current":
         without_a_model(monkeypatch)
-    path = project / "run" / what
+    path = min((project / "run").glob(what))
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     run(*arguments(command, project)).is_explained(mend)
 
@@ -361,10 +397,17 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a project with only a training table below its root."""
     folder = tmp_path_factory.mktemp("parcels")
     (folder / "tidemill.yaml").write_text(PARCELS_YAML)
-    (folder / "run" / "features").mkdir(parents=True)
+    build = made_root(folder / "run").build_folder
+    (build / "features").mkdir(parents=True)
     whole = trained_bundle.rows()
-    pq.write_table(whole.slice(2_500), folder / "run" / "features" / "a.parquet")
-    pq.write_table(whole.slice(0, 2_500), folder / "run" / "features" / "b.parquet")
+    pq.write_table(whole.slice(2_500), build / "features" / "a.parquet")
+    pq.write_table(whole.slice(0, 2_500), build / "features" / "b.parquet")
+    project = trained_bundle.PROJECT
+    BuildManifest(
+        generation="0123456789abcdef", parent=None, because=[], sources={}, project=project.hash,
+        views={view.name: view.hash for view in project.views}, shards=2, as_of_us=0,
+        training_table=table_digests(build), handoff="0123456789abcdef",
+    ).write(build)  # fmt: skip
     return folder
 
 
@@ -372,13 +415,18 @@ def test_a_training_table_that_is_missing_or_damaged_is_named(
     table: Path, tmp_path: Path, run: Run
 ) -> None:
     project = shutil.copytree(table, tmp_path / "parcels")
-    file = project / "run" / "features" / "b.parquet"
+    file = build_of(project / "run") / "features" / "b.parquet"
     whole = file.read_bytes()
     for change in DAMAGES.values():
         file.write_bytes(change(whole))
         run(*arguments("train", project)).is_explained("b.parquet", "tidemill backfill")
+    record = file.parent.parent / "build.json"
+    written = record.read_bytes()
+    for change in DAMAGES.values():
+        record.write_bytes(change(written))
+        run(*arguments("train", project)).is_explained("build.json", "tidemill backfill")
     shutil.rmtree(project / "run")
-    run(*arguments("train", project)).is_explained("features", "tidemill backfill")
+    run(*arguments("train", project)).is_explained("CURRENT", "tidemill backfill")
 
 
 @pytest.mark.parametrize("fault", ["full disk", "read-only folder"])
@@ -449,11 +497,11 @@ def test_an_engine_writes_nothing_beside_the_error_of_a_step(
     engine: str, project: Path, tmp_path: Path
 ) -> None:
     """Neither Beam's worker threads nor Prism nor gRPC write to file descriptor 2."""
-    in_the_way = project / "run" / "releases"
+    in_the_way = stream_of(project / "run") / "releases"
     shutil.rmtree(in_the_way)
     in_the_way.touch()
     ended = subprocess.run(
-        [sys.executable, "-c", FAILING, *arguments("stream", project)[:-1], "--engine", engine],
+        [sys.executable, "-c", FAILING, *arguments(RESUMED, project)[:-1], "--engine", engine],
         env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
         | {"TMPDIR": str(tmp_path)},
         capture_output=True,
@@ -467,7 +515,7 @@ def test_an_engine_writes_nothing_beside_the_error_of_a_step(
     assert (status_1, status_2) == ("status 1", "status 1"), ended.stderr
     assert loud == quiet
     assert loud.startswith(f"error: {in_the_way}: it exists already")
-    assert {line.partition(":")[0] for line in shown} == {"publish every entity", "stream"}
+    assert {line.partition(":")[0] for line in shown} == {"stream"}
     assert shown[-1].startswith("stream: failed after"), ended.stderr
 
 

@@ -40,7 +40,7 @@ def log(config: Path) -> OfflineLog:
     for release in range(9):
         log.append(
             BY_DEPOT,
-            depot_rows((7, release * DAY // 3, release, release)),
+            {release: depot_rows((7, release * DAY // 3, release, release))},
             shard=0,
             shards=2,
             since_us=TIME_MIN,

@@ -47,12 +47,14 @@ from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.recovery.handoff import read_record
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream.featurize_options import operator_key
 from tidemill.pipelines.stream.operator import Release, ShardOperator
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream.wire_format import encode_part
 
 STOP = START + 11 * MINUTE
+GENERATION = "0123456789abcdef"
 
 
 def run_log(stream: PlainStream, root: Path, start_us: int, poll_rows: int) -> None:
@@ -69,7 +71,11 @@ def bootstrapped(operator: ShardOperator) -> Release:
     """Return what a bootstrap publishes from the state of an operator."""
     nothing = advance(State(operator.plan), None, None, START)
     everything = operator.everything()
-    return Release(0, None, operator.state.frontier_us, (), nothing.answers, everything, 0)
+    return Release(
+        number=0, mark_before=b"", mark=operator.mark, since_us=None,
+        frontier_us=operator.state.frontier_us, positions=(), answers=nothing.answers,
+        publications=everything, events=0, seen={}, kernel={}, entry=None,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -88,7 +94,7 @@ def test_a_stream_from_a_handed_over_state_equals_one_that_never_stopped(
     run_log(whole, tmp_path, START - MINUTE, chance.randint(1, 30))
 
     cut = START + chance.randrange(0, 600 * SECOND)
-    hand_over(configuration(tmp_path, PROJECT, cut, STOP), QuietProgress())
+    hand_over(configuration(tmp_path, PROJECT, cut, STOP), QuietProgress(), tmp_path, GENERATION)
     rest = PlainStream(PROJECT, 2, PARTITIONS)
     begun = []
     for view in range(len(PROJECT.views)):
@@ -123,11 +129,9 @@ def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(1))
     write_log(tmp_path, PROJECT, arrived)
     cut = START + 5 * MINUTE
-    stale = tmp_path / "states" / "cab-00000-of-00009.state"
-    stale.parent.mkdir()
-    stale.touch()
-    counts = hand_over(configuration(tmp_path, PROJECT, cut, STOP, shards=3), QuietProgress())
-    handoff = read_record(tmp_path / "states")
+    config = configuration(tmp_path, PROJECT, cut, STOP, shards=3)
+    handoff, counts = hand_over(config, QuietProgress(), tmp_path, GENERATION)
+    assert read_record(tmp_path / "states") == handoff
     before = {
         name: [
             sum(received < cut for received in part.received_us)
@@ -143,9 +147,11 @@ def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
     waits = {"cab": 10 * SECOND, "zone": 10 * SECOND, "weather": 5 * SECOND}
     assert handoff.frontiers == {name: [cut - waited] * 3 for name, waited in waits.items()}
     assert len(handoff.files) == 9
+    log = Log(tmp_path)
+    assert handoff.generation == GENERATION
+    assert handoff.digests == {name: log.prefix_digest(name, before[name]) for name in before}
     assert counts["shards"] == 9
     assert counts["events"] == 2 * sum(before["trips"]) + sum(before["rain"])
-    assert not stale.exists()
 
 
 def test_the_rows_before_an_instant_end_where_the_stream_begins(tmp_path: Path) -> None:
@@ -155,7 +161,7 @@ def test_the_rows_before_an_instant_end_where_the_stream_begins(tmp_path: Path) 
     assert source_partitions(log, PROJECT) == PARTITIONS
     parts, _ = parts_before(log, PROJECT, PARTITIONS, cut)
     replay = ReplayLog(PROJECT, ReplayOptions(tmp_path, cut, STOP))
-    assert tuple(part.stop for part in parts) == replay.start
+    assert tuple(part.stop for part in parts) == replay.start.positions
     # A row received later may be older by the stream's out-of-orderness.
     assert {part.source: cut - part.watermark_us for part in parts} == {
         "trips": 10 * SECOND,
@@ -174,7 +180,9 @@ def training_table(root: Path) -> dict[str, dict[str, Any]]:
 def backfilled(tmp_path: Path) -> tuple[dict[str, list[Row]], dict[str, dict[str, Any]]]:
     rows = without_leaks(random_rows(3))
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
-    counts = point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress())
+    counts = point_in_time(
+        configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress(), tmp_path
+    )
     assert counts == {"requests": 60, "rows": 60, "label_leaks": 0}
     return rows, training_table(tmp_path)
 
@@ -222,13 +230,13 @@ def test_a_label_event_before_its_own_request_stops_the_backfill(tmp_path: Path)
     rows["trips"].append({**rows["trips"][0], "trip": "h7", "at": START - SECOND})
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
     with pytest.raises(InputError, match="'paid_by_card': 1 of its events do not come after"):
-        point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress())
+        point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress(), tmp_path)
 
 
 def whole_poll(rows: dict[str, list[Row]], seed: int) -> Poll:
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(seed))
     parts = [poll_part(PROJECT, part, 0, len(part.rows), STOP) for part in arrived]
-    return Poll(0, tuple(parts))
+    return Poll(1, 0, tuple(parts))
 
 
 def test_a_shard_goes_through_the_kernel_once_in_any_order() -> None:
@@ -239,8 +247,9 @@ def test_a_shard_goes_through_the_kernel_once_in_any_order() -> None:
     for part in request_parts(PROJECT, poll):
         by_group.setdefault(part.group, []).append(encode_part(part))
     for view, shard, data in elements:
-        for group, answer in answer_shard(PROJECT, view, shard, [data]):
-            by_group[group].append(encode_part(answer))
+        key = operator_key(PROJECT, view, shard, 2)
+        for group, answer in answer_shard(PROJECT.views[view], shard, [data]):
+            by_group[group].append(encode_part(answer, key))
     answered = [join_answers(PROJECT, 2, parts) for parts in by_group.values()]
     assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
 
@@ -250,9 +259,9 @@ def test_a_part_that_the_engine_lost_is_named() -> None:
     asked = next(iter(request_parts(PROJECT, poll)))
     parts = [encode_part(asked)]
     for view, shard, data in elements_of(PROJECT, 2, [poll]):
-        for group, part in answer_shard(PROJECT, view, shard, [data]):
+        for group, part in answer_shard(PROJECT.views[view], shard, [data]):
             if group == asked.group and (view, shard) != (1, 0):
-                parts.append(encode_part(part))
+                parts.append(encode_part(part, operator_key(PROJECT, view, shard, 2)))
     with pytest.raises(InputError, match=r"lost parts of the answers of views \['zone'\]"):
         join_answers(PROJECT, 2, parts)
 
@@ -260,7 +269,7 @@ def test_a_part_that_the_engine_lost_is_named() -> None:
 def test_a_shard_without_requests_answers_nothing() -> None:
     rows = {**random_rows(6), "hails": []}
     for view, shard, data in elements_of(PROJECT, 2, [whole_poll(rows, 6)]):
-        assert list(answer_shard(PROJECT, view, shard, [data])) == []
+        assert list(answer_shard(PROJECT.views[view], shard, [data])) == []
 
 
 def test_spans_cover_every_row_of_every_partition_once(tmp_path: Path) -> None:

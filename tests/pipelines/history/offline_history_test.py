@@ -35,7 +35,7 @@ from tests.support.streaming_project import (
     watermark_after,
     write_log,
 )
-from tidemill.features.contract import DAY, MINUTE, SECOND, TIME_MIN, Int64Array
+from tidemill.features.contract import MINUTE, SECOND, TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import LostPublications
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
@@ -46,9 +46,13 @@ from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.publish.changes import append_changes
-from tidemill.pipelines.publish.newest_rows import joined_releases
+from tidemill.pipelines.publish.newest_rows import release_runs
 from tidemill.pipelines.stream.operator import ShardOperator
-from tidemill.pipelines.stream.wire_format import Published
+from tidemill.pipelines.stream.wire_format import (
+    Published,
+    pack_publications,
+    unpack_publications,
+)
 from tidemill.serving.offline.log import OfflineLog, Span
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.places import OFFLINE, StorePlaces
@@ -130,9 +134,9 @@ def log_rows(root: Path) -> dict[str, list[Row]]:
 
 
 def write_history(root: Path, rows: Mapping[str, list[Row]], seed: int, end_us: int) -> None:
-    write_log(root, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(seed)))
+    write_log(root / "build", PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(seed)))
     until = {view.name: end_us for view in PROJECT.views}
-    log_history(PROJECT, Log(root), root / OFFLINE, shards=SHARDS, until_us=until)
+    log_history(PROJECT.views, Log(root / "build"), root / OFFLINE, shards=SHARDS, until_us=until)
 
 
 def test_100_000_pairs_of_history_are_what_batch_computes(tmp_path: Path) -> None:
@@ -164,27 +168,10 @@ def test_log_is_the_same_however_history_is_sliced(
     assert all(found == whole[65_536] for found in whole.values())
 
 
-def test_history_replaces_history_and_what_followed(tmp_path: Path) -> None:
-    rows = random_rows(3)
-    end = end_of(rows) + 20 * MINUTE
-    write_history(tmp_path, rows, 3, end)
-    first = log_rows(tmp_path)
-    log = OfflineLog.of(tmp_path / OFFLINE, CAB)
-    assert log.reached() == Span(TIME_MIN, end)
-    log.reach(0, SHARDS, since_us=end, until_us=end + DAY)
-    (log.directory / "date=2001-01-01").mkdir()
-    (log.directory / "date=2001-01-01" / "old.parquet").touch()
-    write_history(tmp_path, rows, 3, end)
-    assert log_rows(tmp_path) == first
-    assert log.reached() == Span(TIME_MIN, end)
-    names = [path.name for path in log.directory.parent.iterdir()]
-    assert sorted(names) == [CAB.hash, f"{CAB.hash}.lock"]
-
-
 def test_history_ends_at_positions_and_an_instant(tmp_path: Path) -> None:
     rows = random_rows(4)
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(4))
-    write_log(tmp_path, PROJECT, arrived)
+    write_log(tmp_path / "build", PROJECT, arrived)
     positions = {**{name: [9] * count for name, count in PARTITIONS.items()}, "trips": [30, 5]}
     seen = [
         row
@@ -194,8 +181,8 @@ def test_history_ends_at_positions_and_an_instant(tmp_path: Path) -> None:
     ]
     until = sorted(row["at"] for row in seen)[-2] + 1
     log_history(
-        PROJECT,
-        Log(tmp_path),
+        PROJECT.views,
+        Log(tmp_path / "build"),
         tmp_path / OFFLINE,
         shards=SHARDS,
         until_us={view.name: until for view in PROJECT.views},
@@ -253,10 +240,10 @@ def stream(
             )
             for part, start, stop in zip(arrived, before, stops, strict=True)
         )
-        plain.run([Poll(number, parts)])
+        plain.run([Poll(number + 1, number, parts)])
         before = stops
     runs = [
-        Published(view, shard, release.since_us, release.frontier_us, release.publications)
+        unpack_publications(pack_publications(plain.operator(view, shard), release))
         for view, shard, release in plain.releases
     ]
     return Streamed(arrived, ends, runs)
@@ -314,7 +301,14 @@ def visible_from(streamed: Streamed, view: FeatureView, end_us: int) -> dict[int
 
 
 def append_all(root: Path, runs: Iterable[Published]) -> None:
+    """Append releases one by one."""
     for run in runs:
+        append_changes(PROJECT, root / OFFLINE, SHARDS, [run])
+
+
+def append_bundle(root: Path, releases: list[Published]) -> None:
+    """Append the releases of a bundle of one shard."""
+    for run in release_runs(releases):
         append_changes(PROJECT, root / OFFLINE, SHARDS, run)
 
 
@@ -361,10 +355,10 @@ def test_where_nothing_is_late_the_stream_logs_what_history_logs(tmp_path: Path)
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(31))
     streamed = stream(rows, arrived, 25, 31)
     append_all(tmp_path / "stream", streamed.runs)
-    write_log(tmp_path / "history", PROJECT, arrived)
+    write_log(tmp_path / "history" / "build", PROJECT, arrived)
     until = {view.name: end for view in PROJECT.views}
     root = tmp_path / "history"
-    log_history(PROJECT, Log(root), root / OFFLINE, shards=SHARDS, until_us=until)
+    log_history(PROJECT.views, Log(root / "build"), root / OFFLINE, shards=SHARDS, until_us=until)
     assert log_rows(tmp_path / "stream") == log_rows(tmp_path / "history")
     for view in PROJECT.views:
         assert OfflineLog.of(tmp_path / "stream" / OFFLINE, view).reached() == Span(TIME_MIN, end)
@@ -376,21 +370,21 @@ def test_repeated_and_joined_bundles_change_nothing(tmp_path: Path) -> None:
     streamed = stream(rows, arrived, 12, 32)
     append_all(tmp_path / "once", streamed.runs)
     chance = random.Random(32)
-    for view in range(len(PROJECT.views)):
+    for view in PROJECT.views:
         for shard in range(SHARDS):
-            mine = [run for run in streamed.runs if (run.view, run.shard) == (view, shard)]
+            mine = [run for run in streamed.runs if (run.view, run.shard) == (view.name, shard)]
             for first in range(0, len(mine), 3):
                 for _ in range(chance.randint(1, 2)):
-                    append_all(tmp_path / "again", joined_releases(mine[first : first + 3]))
+                    append_bundle(tmp_path / "again", mine[first : first + 3])
                 again = mine[max(first - 2, 0) : first + 1]
-                append_all(tmp_path / "again", joined_releases(again))
+                append_bundle(tmp_path / "again", again)
     assert log_rows(tmp_path / "again") == log_rows(tmp_path / "once")
 
 
 def test_release_that_overtook_another_is_refused(tmp_path: Path) -> None:
     rows = random_rows(33)
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(33))
-    mine = [r for r in stream(rows, arrived, 12, 33).runs if (r.view, r.shard) == (0, 0)]
+    mine = [r for r in stream(rows, arrived, 12, 33).runs if (r.view, r.shard) == ("cab", 0)]
     first, *rest = [run for run in mine if run.since_us != run.frontier_us]
     append_all(tmp_path, [first])
     with pytest.raises(LostPublications, match="those between are missing"):
@@ -403,14 +397,16 @@ def test_stream_goes_on_where_history_ends(tmp_path: Path) -> None:
     end = end_of(rows) + 20 * MINUTE
     arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(34))
     streamed = stream(rows, arrived, 25, 34)
-    write_log(tmp_path, PROJECT, arrived)
+    write_log(tmp_path / "build", PROJECT, arrived)
     # History up to the frontier of each view's seventh release, then the stream.
     until, rest = {}, []
-    for index, view in enumerate(PROJECT.views):
-        mine = [run for run in streamed.runs if run.view == index and run.since_us is not None]
+    for view in PROJECT.views:
+        mine = [run for run in streamed.runs if run.view == view.name and run.since_us is not None]
         until[view.name] = sorted({run.frontier_us for run in mine})[7]
         rest += [run for run in mine if run.frontier_us > until[view.name]]
-    log_history(PROJECT, Log(tmp_path), tmp_path / OFFLINE, shards=SHARDS, until_us=until)
+    log_history(
+        PROJECT.views, Log(tmp_path / "build"), tmp_path / OFFLINE, shards=SHARDS, until_us=until
+    )
     append_all(tmp_path, rest)
     asked = entity_rows(rows, 10_000, 34, end)
     found = joined(tmp_path, asked)

@@ -23,6 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.builds import ingest_build
+from tests.support.folders import build_of
 from tidemill import (
     Entity,
     EventStream,
@@ -40,7 +42,6 @@ from tidemill import sum as sum_of
 from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.history.point_in_time import values_at
-from tidemill.pipelines.ingest.ingest import ingest
 from tidemill.pipelines.ingest.replay_rejected import replay
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run.progress import QuietProgress
@@ -393,7 +394,7 @@ def by_id(table: pa.Table) -> list[Row]:
 
 def assert_features_are_those_of(config: Configuration, rows: dict[str, list[Row]]) -> None:
     """Compare the log with expected rows, and the features of both bit for bit."""
-    log = Log(config.root)
+    log = Log(build_of(config.root))
     minutes = range(0, 5 * 1440, 97)
     times = np.array([int(at(m).timestamp()) * 1_000_000 + 1 for m in minutes])
     keys = pa.array([name for name in ACCOUNTS for _ in minutes])
@@ -435,7 +436,7 @@ def test_1000_bad_rows_are_rejected_and_features_are_those_of_the_good_then_of_t
     (tmp_path / "tidemill.yaml").write_text(YAML)
     config = load(tmp_path / "tidemill.yaml")
 
-    counts = ingest(config, QuietProgress())
+    counts = ingest_build(config)
 
     assert sum(figures["read"] for figures in counts.values()) == 6000
     assert sum(figures["kept"] for figures in counts.values()) == 5000
@@ -469,7 +470,7 @@ def test_1000_bad_rows_are_rejected_and_features_are_those_of_the_good_then_of_t
 
     assert sum(figures["accepted"] for figures in replayed.values()) == 100
     assert len(rejections(config)) == 900
-    counts = ingest(config, QuietProgress())
+    counts = ingest_build(config)
     assert sum(figures["mended"] for figures in counts.values()) == 100
     assert whole(rejections(config)) == whole(
         [vars(one) for one in planted.bad if (one.stream, one.origin) not in by_place]

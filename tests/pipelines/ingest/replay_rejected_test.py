@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.builds import ingest_build
+from tests.support.folders import build_of
 from tidemill import Entity, EventStream, FeatureView, Project, Request, col, count
 from tidemill.features.definitions import FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.features.errors import InputError
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Stage
 from tidemill.pipelines.config.configuration import Configuration, Source, Splits
-from tidemill.pipelines.ingest.ingest import ingest
 from tidemill.pipelines.ingest.replay_rejected import replay
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log
 from tidemill.pipelines.io.sinks import write_rows
@@ -117,7 +118,7 @@ def config(tmp_path: Path) -> Configuration:
         splits=Splits(1, 2, 3),
         online_store=SqlitePlace(tmp_path / "online.db"),
     )
-    ingest(found, QuietProgress())
+    ingest_build(found)
     return found
 
 
@@ -161,12 +162,16 @@ def rejections(config: Configuration, source: str = "orders") -> list[dict[str, 
 
 
 def logged(config: Configuration, source: str = "orders") -> list[tuple[Any, ...]]:
-    table = Log(config.root).read(source)
+    table = Log(build_of(config.root)).read(source)
     return [(row["id"], row[PARTITION], row[POSITION]) for row in table.to_pylist()]
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 FILES_ROWS = [(f"o{n}", 0, n) for n in range(4)]
@@ -222,7 +227,7 @@ def test_an_export_that_somebody_has_edited_is_never_lost(config: Configuration)
     fresh = path.read_bytes()
     exported(config)
     path.write_text("my work")
-    ingest(config, QuietProgress())
+    ingest_build(config)
     exported(config)
     assert path.read_bytes() == fresh
     assert path.with_name("orders.1.jsonl").read_text() == "my work"
@@ -235,7 +240,7 @@ def test_an_export_that_somebody_has_edited_is_never_lost(config: Configuration)
 def test_mended_records_leave_the_rejected_ones_and_stand_in_the_log_of_the_next_ingest(
     config: Configuration,
 ) -> None:
-    before = everything(config.root / "log")
+    before = everything(build_of(config.root) / "log")
     path = mended(
         config,
         {
@@ -259,13 +264,13 @@ def test_mended_records_leave_the_rejected_ones_and_stand_in_the_log_of_the_next
     assert [row["payload"] for row in still] == [BAD_ORDERS[1], BAD_ORDERS[3]]
     assert still[0]["stage"] == "validate"
     assert still[0]["detail"].startswith("as mended in mended.jsonl:2: column 'n': found 'eight'")
-    assert everything(config.root / "log") == before
+    assert everything(build_of(config.root) / "log") == before
 
-    counts = ingest(config, QuietProgress())["orders"]
+    counts = ingest_build(config)["orders"]
     assert (counts["read"], counts["kept"], counts["mended"], counts["rejected"]) == (8, 4, 2, 2)
     # Mended rows of a table follow the rows of the files, sorted by their own time.
     assert logged(config) == [*FILES_ROWS, ("o9", 1, 0), ("o7", 1, 1)]
-    rows = Log(config.root).read("orders", 1).to_pylist()
+    rows = Log(build_of(config.root)).read("orders", 1).to_pylist()
     assert [(row["price"], row["n"]) for row in rows] == [(9.5, 9), (7.5, 7)]
     assert [row[RECEIVED] for row in rows] == [
         int(row["at"].timestamp()) * 1_000_000 for row in rows
@@ -281,19 +286,19 @@ def test_the_same_mended_file_twice_changes_nothing(config: Configuration) -> No
     assert everything(config.root) == before
     assert (again["accepted"], again["mended_before"], again["still_rejected"]) == (0, 1, 3)
 
-    ingest(config, QuietProgress())
-    log = everything(config.root / "log")
+    ingest_build(config)
+    log = everything(build_of(config.root) / "log")
     fed(config, path)
-    ingest(config, QuietProgress())
-    assert everything(config.root / "log") == log
+    ingest_build(config)
+    assert everything(build_of(config.root) / "log") == log
 
 
 def test_later_mends_leave_every_position_where_it_was(config: Configuration) -> None:
     fed(config, mended(config, {"o7": lambda payload: payload.replace("NaN", "7")}))
-    ingest(config, QuietProgress())
+    ingest_build(config)
     first = logged(config)
     fed(config, mended(config, {"o9": lambda payload: payload.replace("nine", "9")}))
-    ingest(config, QuietProgress())
+    ingest_build(config)
     assert logged(config) == [*first, ("o9", 2, 0)]
 
 
@@ -301,7 +306,7 @@ def test_a_row_that_is_in_the_log_is_not_added_again(config: Configuration) -> N
     path = mended(config, {"o7": to(GOOD_ORDERS[1].decode()), "o9": to(GOOD_ORDERS[1].decode())})
     figures = fed(config, path)["orders"]
     assert (figures["accepted"], figures["already_there"], figures["left"]) == (0, 2, 2)
-    counts = ingest(config, QuietProgress())["orders"]
+    counts = ingest_build(config)["orders"]
     assert (counts["mended"], counts["rejected"]) == (2, 2)
     assert logged(config) == FILES_ROWS
 
@@ -310,7 +315,7 @@ def test_two_records_that_are_mended_to_the_same_row_are_one_row(config: Configu
     same = "o20,2026-01-01T00:20:00Z,c,1,1"
     figures = fed(config, mended(config, {"o7": to(same), "o9": to(same)}))["orders"]
     assert (figures["accepted"], figures["already_there"]) == (1, 1)
-    ingest(config, QuietProgress())
+    ingest_build(config)
     assert logged(config) == [*FILES_ROWS, ("o20", 1, 0)]
 
 
@@ -325,15 +330,15 @@ def test_unedited_payloads_are_accepted_after_the_cause_is_corrected(
 ) -> None:
     config = with_source(config, "orders", nulls=("", "NaN"))
     assert fed(config, mended(config, {}))["orders"]["accepted"] == 1
-    ingest(config, QuietProgress())
+    ingest_build(config)
     # The file is read with the new nulls, too, so the row is in the log already: keep it once.
     assert [name for name, *_ in logged(config)] == ["o0", "o1", "o2", "o3", "o7"]
 
 
 def test_broken_encoding_can_be_mended_by_typing_the_text(config: Configuration) -> None:
     fed(config, mended(config, {"o10": lambda payload: payload.replace(r"\xe9", "é")}))
-    ingest(config, QuietProgress())
-    assert Log(config.root).read("orders", 1)["customer"].to_pylist() == ["café"]
+    ingest_build(config)
+    assert Log(build_of(config.root)).read("orders", 1)["customer"].to_pylist() == ["café"]
 
 
 @pytest.mark.parametrize("payload", ["", "\n", GOOD_ORDERS[0].decode() + "\n" + "o,o,o,o,o", '"o'])
@@ -350,8 +355,8 @@ def test_a_parquet_row_is_mended_as_json_in_the_types_of_its_file(config: Config
         config, {"r1": lambda text: text.replace("000000001Z", "000001000Z")}, "checkouts"
     )
     assert fed(config, path)["checkouts"]["accepted"] == 1
-    ingest(config, QuietProgress())
-    (row,) = Log(config.root).read("checkouts", 1).to_pylist()
+    ingest_build(config)
+    (row,) = Log(build_of(config.root)).read("checkouts", 1).to_pylist()
     assert (row["id"], row[RECEIVED]) == ("r1", 1_000_001)
 
 
@@ -363,7 +368,7 @@ def test_a_mended_parquet_row_goes_through_the_transform_and_may_be_dropped(
     table = table.set_column(1, "at", odd).append_column("n", pa.array([1, 2, 3]))
     pq.write_table(table, tmp_path / "checkouts.parquet")
     config = with_source(config, "checkouts", transform=drops_zero)
-    ingest(config, QuietProgress())
+    ingest_build(config)
     path = mended(
         config,
         {
@@ -378,7 +383,7 @@ def test_a_mended_parquet_row_goes_through_the_transform_and_may_be_dropped(
     (still,) = rejections(config, "checkouts")
     assert (still["stage"], still["reason"]) == ("read", "wrong_type")
     assert "column 'n': found 'few', expected int64 as in its file" in still["detail"]
-    counts = ingest(config, QuietProgress())["checkouts"]
+    counts = ingest_build(config)["checkouts"]
     assert (counts["mended"], counts["rejected"]) == (2, 1)
     assert logged(config, "checkouts") == [("r0", 1, 0)]
 
@@ -400,9 +405,9 @@ def test_a_mended_record_of_a_log_comes_at_its_end_and_may_be_too_late_there(
     assert fed(config, path)["clicks"]["reasons"] == {"ahead": 1}
     path = mended(config, {"k1": to(json.dumps(click("k1", 110, 107)))}, "clicks")
     assert fed(config, path)["clicks"]["accepted"] == 1
-    ingest(config, QuietProgress())
+    ingest_build(config)
     assert logged(config, "clicks") == [("k0", 0, 0), ("k2", 0, 1), ("k1", 1, 0)]
-    received = Log(config.root).read("clicks")[RECEIVED].to_pylist()
+    received = Log(build_of(config.root)).read("clicks")[RECEIVED].to_pylist()
     assert received[2] == received[1]  # it arrived with the last row of its partition
 
 
@@ -412,7 +417,7 @@ def test_a_record_that_was_accepted_stays_accepted_when_its_log_grows(
     fed(config, mended(config, {"k1": to(json.dumps(click("k1", 110, 110)))}, "clicks"))
     with (tmp_path / "clicks.jsonl").open("a") as file:
         file.write("\n" + json.dumps(click("k3", 500, 500)))
-    assert ingest(config, QuietProgress())["clicks"]["mended"] == 1
+    assert ingest_build(config)["clicks"]["mended"] == 1
     assert [name for name, *_ in logged(config, "clicks")] == ["k0", "k2", "k3", "k1"]
 
 
@@ -422,13 +427,13 @@ def test_a_file_without_a_good_row_is_a_partition_whose_records_can_be_mended(
     (tmp_path / "more.jsonl").write_text(json.dumps(click("m0", 1, 1, None)))
     files = (*config.sources["clicks"].files, str(tmp_path / "more.jsonl"))
     config = with_source(config, "clicks", files=files)
-    ingest(config, QuietProgress())
+    ingest_build(config)
     path = mended(config, {"k1": to(json.dumps(click("k1", 115, 115)))}, "clicks")
     fed(config, path)
-    ingest(config, QuietProgress())
+    ingest_build(config)
     path = mended(config, {"m0": to(json.dumps(click("m0", 1, 1)))}, "clicks")
     assert fed(config, path)["clicks"]["accepted"] == 1
-    ingest(config, QuietProgress())
+    ingest_build(config)
     assert [name for name, *_ in logged(config, "clicks")] == ["k0", "k2", "k1", "m0"]
 
 
@@ -442,10 +447,10 @@ def test_a_mended_record_is_out_of_use_once_its_file_is_mended(
     fed(config, mended(config, edits))
     path = tmp_path / "orders.csv"
     path.write_bytes(path.read_bytes().replace(b"NaN", b"8"))
-    counts = ingest(config, QuietProgress())["orders"]
+    counts = ingest_build(config)["orders"]
     assert (counts["kept"], counts["mended"], counts["rejected"]) == (5, 1, 2)
     assert [name for name, *_ in logged(config)] == ["o0", "o1", "o2", "o3", "o7", "o9"]
-    assert Log(config.root).read("orders", 0)["price"].to_pylist()[-1] == 8
+    assert Log(build_of(config.root)).read("orders", 0)["price"].to_pylist()[-1] == 8
 
 
 def test_a_mended_record_that_a_new_definition_refuses_is_rejected_again_and_can_be_mended_again(
@@ -455,13 +460,13 @@ def test_a_mended_record_that_a_new_definition_refuses_is_rejected_again_and_can
     changed = dataclasses.replace(orders, schema={**orders.schema, "price": INT64})
     views = [dataclasses.replace(project.views[0], stream=changed), project.views[1]]
     config = dataclasses.replace(config, project=dataclasses.replace(project, views=views))
-    counts = ingest(config, QuietProgress())["orders"]
+    counts = ingest_build(config)["orders"]
     assert (counts["kept"], counts["mended"], counts["rejected"]) == (0, 0, 8)
     (again,) = (row for row in rejections(config) if row["payload"] == BAD_ORDERS[2])
     assert again["detail"].startswith("as mended in mended.jsonl:3: column 'price'")
     figures = fed(config, mended(config, {"o9": to("o9,2026-01-01T00:00:30Z,c,9,9")}))["orders"]
     assert figures["accepted"] == 1
-    counts = ingest(config, QuietProgress())["orders"]
+    counts = ingest_build(config)["orders"]
     assert (counts["mended"], counts["rejected"]) == (1, 7)
     assert [name for name, *_ in logged(config)] == ["o9"]
 

@@ -87,7 +87,7 @@ def test_another_kind_version_or_key_is_refused_by_name() -> None:
     assert bytes(unframe(data, (Kind.BATCHES, Kind.POLL), "this", ADVICE).content) == b"content"
     with pytest.raises(DamagedState, match="this: holds POLL, expected was BATCHES; what to do"):
         unframe(data, Kind.BATCHES, "this", ADVICE)
-    with pytest.raises(StateVersionError, match="this: has version 9, this code reads 1; what to"):
+    with pytest.raises(StateVersionError, match="this: has version 9, this code reads 2; what to"):
         unframe(of_version(data, 9), Kind.POLL, "this", ADVICE)
     with pytest.raises(StateMismatch, match="belongs to 'mine', expected was 'yours'; what to do"):
         unframe(data, Kind.POLL, "this", ADVICE, "yours")

@@ -36,7 +36,7 @@ def arrived() -> list[Arrived]:
 
 
 def poll_of(arrived: list[Arrived], start: int = 2, stop: int = 12) -> Poll:
-    return Poll(99, tuple(poll_part(PROJECT, part, start, stop, 1_000) for part in arrived))
+    return Poll(3, 99, tuple(poll_part(PROJECT, part, start, stop, 1_000) for part in arrived))
 
 
 def batches_of(poll: Poll, shards: int) -> dict[tuple[int, int], list[SequencedBatch]]:
@@ -50,7 +50,7 @@ def batches_of(poll: Poll, shards: int) -> dict[tuple[int, int], list[SequencedB
 
 def test_a_poll_comes_back_as_it_was(arrived: list[Arrived]) -> None:
     empty = PollPart("rain", 0, 3, 3, TIME_MIN, None)
-    poll = Poll(7, (*poll_of(arrived).parts, empty))
+    poll = Poll(3, 7, (*poll_of(arrived).parts, empty))
     again = Poll.decode(poll.encode())
     assert again.sent_us == 7
     for part, found in zip(poll.parts, again.parts, strict=True):

@@ -1,4 +1,4 @@
-"""Sink: Parquet files are complete or missing, and a repeat replaces its own file."""
+"""Sink: Parquet files are complete or missing, and a repeat must be the same."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.streaming_project import ENGINES, pipeline_on
+from tidemill.features.errors import OutputConflict
 from tidemill.pipelines.engines.choosing import run
-from tidemill.pipelines.io.sinks import WriteParquet, write_rows
+from tidemill.pipelines.io.sinks import WriteParquet, write_rows, write_rows_once
 
 
 def batch(partition: int, *positions: int, stage: str = "answer") -> pa.RecordBatch:
@@ -36,7 +37,7 @@ def write(engine: str, folder: Path, batches: list[pa.RecordBatch], *names: str)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_batch_that_is_repeated_replaces_itself(engine: str, tmp_path: Path) -> None:
+def test_a_batch_that_is_repeated_is_one_file(engine: str, tmp_path: Path) -> None:
     batches = [batch(0, 0, 1), batch(0, 2), batch(1, 0, 1)]
     write(engine, tmp_path, [*batches, batches[0]], "partition", "position")
     write(engine, tmp_path, batches, "partition", "position")
@@ -44,16 +45,41 @@ def test_a_batch_that_is_repeated_replaces_itself(engine: str, tmp_path: Path) -
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_batches_that_differ_in_a_text_or_in_length_are_files_of_their_own(tmp_path: Path) -> None:
-    batches = [batch(0, 0), batch(0, 0, 1), batch(0, 0, stage="read")]
+def test_batches_that_differ_in_a_text_are_files_of_their_own(tmp_path: Path) -> None:
+    batches = [batch(0, 0), batch(0, 0, stage="read")]
     write("fnapi", tmp_path, batches, "stage", "partition", "position")
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_batch_of_one_place_and_another_length_is_an_error(tmp_path: Path) -> None:
+    """A name says which rows a file holds, so there is never a second copy of some of them."""
+    write("fnapi", tmp_path, [batch(0, 0, 1)], "partition", "position")
+    with pytest.raises(Exception, match="written before with other content"):
+        write("fnapi", tmp_path, [batch(0, 0)], "partition", "position")
+    assert written(tmp_path) == [(0, 0), (0, 1)]
+
+
+def test_a_repeat_may_differ_in_the_stamps_of_the_wall_clock_only(tmp_path: Path) -> None:
+    """The first file is kept."""
+
+    def rows(score: float, sent: int) -> pa.Table:
+        return pa.table({"id": ["a"], "score": [score], "sent_us": pa.array([sent], pa.int64())})
+
+    path = write_rows_once(tmp_path, rows(0.5, 1), "p", ("sent_us",))
+    first = path.read_bytes()
+    write_rows_once(tmp_path, rows(0.5, 2), "p", ("sent_us",))
+    assert path.read_bytes() == first
+    for other, stamps in ((rows(0.25, 1), ("sent_us",)), (rows(0.5, 2), ())):
+        with pytest.raises(OutputConflict, match=r"p\.parquet was written before with other cont"):
+            write_rows_once(tmp_path, other, "p", stamps)
+    assert path.read_bytes() == first
+    assert [found.name for found in tmp_path.iterdir()] == ["p.parquet"]
 
 
 def test_files_stand_in_the_order_of_their_first_rows_numbers(tmp_path: Path) -> None:
-    write("fnapi", tmp_path, [batch(3, 7, 8)], "stage", "partition", "position")
-    (path,) = tmp_path.iterdir()
-    assert path.name.startswith("3-7-")
+    write("fnapi", tmp_path, [batch(3, 70), batch(3, 8), batch(12, 1)], "partition", "position")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"{p:012d}-{n:012d}.parquet" for p, n in ((3, 8), (3, 70), (12, 1))]
 
 
 def test_an_empty_batch_writes_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import struct
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.driver import values_of
+from tests.support.fills import current_target
 from tests.support.streaming_project import (
     ENGINES,
     PARTITIONS,
@@ -31,13 +31,20 @@ from tests.support.streaming_project import (
     random_polls,
     random_rows,
 )
-from tidemill.features.contract import MINUTE
+from tidemill.features.contract import MINUTE, TIME_MIN
 from tidemill.features.errors import ConflictingPublication, LostPublications
 from tidemill.features.kernel.prepare import KEY
 from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.publish import publish as module
-from tidemill.pipelines.publish.newest_rows import joined_releases, newest_per_entity
+from tidemill.pipelines.publish.newest_rows import joined_release, newest_per_entity, release_runs
 from tidemill.pipelines.publish.publish import Publish
+from tidemill.pipelines.publish.run_fills import RunFills
+from tidemill.pipelines.recovery.republish import publish_shard
+from tidemill.pipelines.stream.featurize_options import (
+    FeaturizeOptions,
+    make_operator,
+    operator_key,
+)
 from tidemill.pipelines.stream.operator import Release
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
@@ -50,9 +57,12 @@ from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite.database import SqliteDatabase
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.online_places import default_place
-from tidemill.serving.stores.places import StorePlaces
+from tidemill.serving.stores.places import OFFLINE, StorePlaces
 
 Releases = list[tuple[int, int, Release]]
+KEYS = [operator_key(PROJECT, view, shard, 2) for view in range(3) for shard in range(2)]
+OPTIONS = FeaturizeOptions("run", 2, PARTITIONS)
+OPERATORS = {(n // 2, n % 2): make_operator(PROJECT, key, OPTIONS) for n, key in enumerate(KEYS)}
 
 
 def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Releases:
@@ -63,14 +73,37 @@ def releases(seed: int, mode: Mode = Mode.EXACT, polls: int = 10) -> Releases:
     return stream.releases
 
 
+def run_fills(root: Path) -> RunFills:
+    """The fills of the root's run: begun by the first call, and found by later ones.
+
+    A stream begins with a store that has the marks of its states; these are empty.
+    """
+    database = open_database(default_place(root))
+    found = {}
+    for view in PROJECT.views:
+        target = current_target(database, KeySpace.of(PROJECT.name, view), 2)
+        found[view.name] = replace(target.fill, writer=target.writer)
+    run = RunFills(found)
+    for (view, shard), operator in OPERATORS.items():
+        fill = found[PROJECT.views[view].name]
+        (states,) = database.part_states([fill])
+        if states[shard].mark is None:
+            publish_shard(database, PROJECT.views[view], operator, run)
+    database.close()
+    return run
+
+
 def publish(engine: str, root: Path, published: Releases) -> None:
     open_store(PROJECT, StorePlaces.below(root), clock="replay")
-    elements = [pack_publications(*one) for one in published]
+    elements = [
+        pack_publications(OPERATORS[view, shard], release) for view, shard, release in published
+    ]
+    fills = run_fills(root)
     pipeline, choice = pipeline_on(engine, streaming=False)
     _ = (
         pipeline
         | beam.Create(elements)
-        | beam.ParDo(Publish(PROJECT, root, default_place(root), 2))
+        | beam.ParDo(Publish(PROJECT, root, root / OFFLINE, default_place(root), 2, fills))
     )
     run(pipeline, choice)
 
@@ -169,6 +202,7 @@ def test_a_bundle_is_one_write_with_each_entity_once_a_view(
     monkeypatch.setattr(SqliteDatabase, "publish", written)
     monkeypatch.setattr(module.Publish, "finish_bundle", counted)
     publish("fnapi", tmp_path, published)
+    del writes[: len(OPERATORS)]  # those that give the fills their first marks
     assert sum(bundles) == len(published)
     assert max(bundles) > len(PROJECT.views) * 2, "several releases of a shard in one bundle"
     assert len(writes) == len(bundles)
@@ -181,54 +215,58 @@ def test_a_bundle_is_one_write_with_each_entity_once_a_view(
     assert 0 < rows < sum(release.publications.num_rows for _, _, release in published)
 
 
-def _published(since: int | None, frontier: int) -> Published:
-    rows = pa.record_batch({"frontier": pa.array([frontier], pa.int64())})
-    return Published(0, 0, since, frontier, rows)
+def _mark(number: int) -> bytes:
+    return f"{number:016d}".encode()
+
+
+def _published(number: int, frontier: int | None = None, since: int | None = 0) -> Published:
+    """Return release ``number``; without a ``since``, the whole shard at that release."""
+    rows = pa.record_batch({"number": pa.array([number], pa.int64())})
+    before = None if since is None else _mark(number - 1)
+    return Published(
+        view="cab", shard=0, number=number, mark_before=before,
+        mark=_mark(number), attempt=0, since_us=since, is_news=since is not None,
+        frontier_us=10 * number if frontier is None else frontier, rows=rows,
+    )  # fmt: skip
 
 
 def _runs(*releases: Published) -> list[tuple[int | None, int, list[int]]]:
-    runs = joined_releases(releases)
-    return [(run.since_us, run.frontier_us, run.rows.column(0).to_pylist()) for run in runs]
+    """Return each run: the release that it builds on, its last one, and the rows."""
+    out = []
+    for successive in release_runs(releases):
+        joined = joined_release(successive)
+        before = None if joined.mark_before is None else int(joined.mark_before)
+        assert joined.mark == _mark(joined.number)
+        out.append((before, joined.number, joined.rows.column(0).to_pylist()))
+    return out
 
 
-@given(
-    steps=st.lists(st.integers(0, 3), min_size=1, max_size=6),
-    first=st.sampled_from([None, 5]),
-    data=st.data(),
-)
+@given(first=st.integers(1, 9), count=st.integers(1, 6), data=st.data())
 def test_successive_releases_are_one_run_in_any_order(
-    steps: list[int], first: int | None, data: st.DataObject
+    first: int, count: int, data: st.DataObject
 ) -> None:
-    """A step of 0 is a release that only answers (eager mode): it may keep the frontier."""
-    frontiers = [5 + 1, *(5 + 1 + step for step in itertools.accumulate(steps))]
+    """Whatever their frontiers: in eager mode many releases may have one."""
     chain = [
-        _published(since, frontier)
-        for since, frontier in zip([first, *frontiers], frontiers, strict=False)
+        _published(number, frontier=data.draw(st.integers(5, 7)))
+        for number in range(first, first + count)
     ]
     again = data.draw(st.lists(st.sampled_from(chain), max_size=3))
-    ((since, frontier, rows),) = _runs(*data.draw(st.permutations(chain + again)))
-    assert (since, frontier) == (first, frontiers[-1])
-    assert rows == sorted([*frontiers, *(one.frontier_us for one in again)])
+    (found,) = _runs(*data.draw(st.permutations(chain + again)))
+    numbers = [one.number for one in chain]
+    assert found == (first - 1, numbers[-1], numbers)
 
 
 def test_missing_release_ends_a_run() -> None:
-    third, fifth = _published(20, 30), _published(40, 50)
-    assert _runs(fifth, third) == [(20, 30, [30]), (40, 50, [50])]
+    assert _runs(_published(5), _published(3)) == [(2, 3, [3]), (4, 5, [5])]
 
 
 def test_release_of_the_whole_shard_needs_nothing_before_it() -> None:
-    third, whole, after, later = (
-        _published(20, 30),
-        _published(None, 50),
-        _published(50, 60),
-        _published(70, 80),
-    )
-    first = _published(0, 10)
-    assert _runs(later, whole, third, after, first) == [
-        (None, 60, [10, 30, 50, 60]),
-        (70, 80, [80]),
-    ]
-    assert _runs(third, _published(None, 30)) == [(None, 30, [30, 30])]
+    whole = _published(5, since=None)
+    releases = (_published(8), whole, _published(3), _published(6), _published(1))
+    assert _runs(*releases) == [(None, 6, [1, 3, 5, 6]), (7, 8, [8])]
+    assert _runs(_published(5), whole) == [(None, 5, [5, 5])]
+    (successive,) = release_runs([_published(5), whole])
+    assert joined_release(successive).since_us is None
 
 
 def test_two_publications_of_a_bundle_that_contradict_each_other_are_an_error(
@@ -239,8 +277,9 @@ def test_two_publications_of_a_bundle_that_contradict_each_other_are_an_error(
     rows = release.publications
     place = rows.schema.get_field_index("valid_until")
     other = rows.set_column(place, rows.schema.field(place), pc.add(rows.column(place), 1))
+    later = replace(release, number=2, publications=other)
     with pytest.raises(ConflictingPublication, match="two publications at event_timestamp"):
-        publish("fnapi", tmp_path, [published, (view, shard, replace(release, publications=other))])
+        publish("fnapi", tmp_path, [published, (view, shard, later)])
 
 
 def test_a_store_that_has_lost_earlier_writes_is_not_written_to(tmp_path: Path) -> None:
@@ -251,35 +290,20 @@ def test_a_store_that_has_lost_earlier_writes_is_not_written_to(tmp_path: Path) 
     database = open_database(default_place(tmp_path))
     database.drop([KeySpace.of(PROJECT.name, each) for each in PROJECT.views])
     database.close()
-    with pytest.raises(LostPublications, match=r"from frontier .* the store has no frontier"):
+    with pytest.raises(LostPublications, match=r"build on mark .* the store stands at mark"):
         publish("fnapi", tmp_path, published[2:])
     database = open_database(default_place(tmp_path))
     (snapshot,) = database.read([(KeySpace.of(PROJECT.name, PROJECT.views[view]), [])])
-    assert snapshot.frontiers.by_shard == {}
+    assert set(snapshot.frontiers.by_shard.values()) == {TIME_MIN}
     database.close()
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_every_release_that_publishes_moves_the_frontier(mode: Mode) -> None:
-    """In eager mode too, with late events only: so the store detects a lost release."""
-    before: dict[tuple[int, int], int] = {}
-    late = 0
-    for view, shard, release in releases(3, mode):
-        since = before.get((view, shard))
-        assert release.since_us == since
-        if release.publications.num_rows:
-            assert since is None or since < release.frontier_us
-            late += since is not None and release.frontier_us == since + 1
-        before[view, shard] = release.frontier_us
-    assert (late > 0) == (mode is Mode.EAGER)
-
-
-@pytest.mark.parametrize("mode", Mode)
 def test_the_offline_log_holds_every_publication(mode: Mode, tmp_path: Path) -> None:
-    """In eager mode a release may have the frontier of another one: no file is replaced."""
+    """A release may have the frontier of another one: no file is replaced."""
     published = releases(3, mode)
     frontiers = {(view, shard, release.frontier_us) for view, shard, release in published}
-    assert (len(frontiers) < len(published)) == (mode is Mode.EAGER)
+    assert len(frontiers) < len(published)
     for one in published:
         publish("fnapi", tmp_path, [one])
     for index, view in enumerate(PROJECT.views):
@@ -297,21 +321,40 @@ def test_the_offline_log_holds_every_publication(mode: Mode, tmp_path: Path) -> 
         assert expected
 
 
-def test_a_bundle_that_is_repeated_replaces_itself_in_the_log(tmp_path: Path) -> None:
-    published = releases(4, polls=1)
-    publish("fnapi", tmp_path, published)
-    once = [log_of(tmp_path, view.name) for view in PROJECT.views]
-    publish("fnapi", tmp_path, published)
-    assert [log_of(tmp_path, view.name) for view in PROJECT.views] == once
+def files(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in (root / "publications").rglob("*.parquet")
+    }
 
 
-def test_a_repeat_whose_entities_come_in_another_order_replaces_itself_too(tmp_path: Path) -> None:
+def test_the_files_are_the_same_however_bundles_group_and_repeat_releases(tmp_path: Path) -> None:
+    published = releases(4)
+    publish("fnapi", tmp_path / "at once", published)
+    expected = files(tmp_path / "at once")
+    assert len(expected) == sum(one.publications.num_rows > 0 for *_, one in published)
+    for first in range(0, len(published), 7):
+        # Each bundle repeats a part of the one before it.
+        publish("fnapi", tmp_path / "in parts", published[max(first - 3, 0) : first + 7])
+    assert files(tmp_path / "in parts") == expected
+
+
+def test_a_repeat_whose_entities_come_in_another_order_is_the_same_file(tmp_path: Path) -> None:
     """As after a restart from a snapshot, which renumbers the entities."""
     (published,) = [p for p in releases(4, polls=1) if p[:2] == (0, 0)]
     view, shard, release = published
     backwards = release.publications.take(pa.array(range(release.publications.num_rows))[::-1])
     assert backwards.num_rows > 1
     publish("fnapi", tmp_path, [published])
-    once = log_of(tmp_path, "cab")
+    once = files(tmp_path)
     publish("fnapi", tmp_path, [(view, shard, replace(release, publications=backwards))])
-    assert log_of(tmp_path, "cab") == once[::-1]
+    assert files(tmp_path) == once
+
+
+def test_a_repeat_with_other_rows_is_an_error(tmp_path: Path) -> None:
+    (published,) = [p for p in releases(4, polls=1) if p[:2] == (0, 0)]
+    view, shard, release = published
+    publish("fnapi", tmp_path, [published])
+    fewer = replace(release, publications=release.publications.slice(1))
+    with pytest.raises(Exception, match="written before with other content"):
+        publish("fnapi", tmp_path, [(view, shard, fewer)])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from tests.support.fills import Target, opened
 from tests.support.parcels import BY_DEPOT, DEPOT_SPACE, project
 from tidemill.features.errors import LostPublications, NoKeySpace, StoreError, StoreUnavailable
 from tidemill.pipelines.publish import store_writer
+from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import Outages, StoreWriter, retry_while_unavailable
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.serving.online.cells import encode_row
@@ -23,11 +26,16 @@ PROJECT = project(BY_DEPOT)
 RUN = "a run"
 
 
-def parcel(since: int | None, frontier: int, shard: int = 0) -> Parcel:
+def parcel(target: Target, since: int | None, frontier: int, shard: int = 0) -> Parcel:
     """A parcel of one of two shards, from one frontier to another."""
     key = online_keys("depot", pa.array([shard]))[0]
     row = Row(key, frontier - 1, 1, 10**15, shard, encode_row(DEPOT_SPACE.dtypes, [frontier]))
-    return Parcel(DEPOT_SPACE, RowBatch.of([row], shard), shard, 2, since, frontier)
+    return target.parcel(row, since_us=since, frontier_us=frontier, shard=shard)
+
+
+def run_fills(target: Target) -> RunFills:
+    """The fills of a run that writes a target."""
+    return RunFills({"by_depot": target.fill})
 
 
 def frontiers(database: SqliteDatabase) -> dict[int, int]:
@@ -39,7 +47,10 @@ class Counted:
 
     def __init__(self, database: SqliteDatabase, before: dict[int, Parcel] | None = None) -> None:
         self.database, self.calls, self._before = database, 0, before or {}
-        self.name, self.create = database.name, database.create
+        self.name = database.name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.database, name)
 
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
         self.calls += 1
@@ -51,9 +62,13 @@ class Counted:
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[SqliteDatabase]:
     made = SqliteDatabase(str(tmp_path / "online.db"))
-    made.create([DEPOT_SPACE])
     yield made
     made.close()
+
+
+@pytest.fixture
+def target(database: SqliteDatabase) -> Target:
+    return opened(database, [DEPOT_SPACE], shards=2)[0]
 
 
 @pytest.fixture
@@ -65,67 +80,75 @@ def run() -> Iterator[str]:
 
 
 def test_lost_writes_stay_noted_until_the_whole_shard_comes(
-    database: SqliteDatabase, run: str
+    database: SqliteDatabase, target: Target, run: str
 ) -> None:
     counted = Counted(database)
-    writer = StoreWriter(counted, PROJECT, run)  # type: ignore[arg-type]
-    database.publish([parcel(None, 10), parcel(None, 10, shard=1)])
-    writer.write([parcel(20, 30), parcel(10, 30, shard=1)])
-    assert frontiers(database) == {0: 10, 1: 30}
+    writer = StoreWriter(counted, PROJECT, run_fills(target), run)  # type: ignore[arg-type]
+    database.publish([parcel(target, None, 10), parcel(target, None, 10, shard=1)])
+    writer.write([parcel(target, 20, 30), parcel(target, 10, 30, shard=1)])
+    assert frontiers(database) == {1: 30}
     assert [LOST_WRITES.operates(run, "by_depot", shard) for shard in (0, 1)] == [True, False]
     before = counted.calls
-    writer.write([parcel(30, 40)])  # the loss is noted: no retry
+    writer.write([parcel(target, 30, 40)])  # the loss is noted: no retry
     assert counted.calls == before + 2
-    assert frontiers(database) == {0: 10, 1: 30}
-    writer.write([parcel(None, 50), parcel(30, 50, shard=1)])
+    assert frontiers(database) == {1: 30}
+    writer.write([parcel(target, None, 50), parcel(target, 30, 50, shard=1)])
     assert frontiers(database) == {0: 50, 1: 50}
     assert not LOST_WRITES.operates(run, "by_depot", 0)
 
 
-def test_a_hole_that_somebody_else_mended_is_closed(database: SqliteDatabase, run: str) -> None:
-    writer = StoreWriter(database, PROJECT, run)
-    writer.write([parcel(20, 30)])
+def test_a_hole_that_somebody_else_mended_is_closed(
+    database: SqliteDatabase, target: Target, run: str
+) -> None:
+    writer = StoreWriter(database, PROJECT, run_fills(target), run)
+    writer.write([parcel(target, 20, 30)])
     assert LOST_WRITES.operates(run, "by_depot", 0)
-    database.publish([parcel(None, 30)])
-    writer.write([parcel(30, 40)])
+    database.publish([parcel(target, None, 30)])
+    writer.write([parcel(target, 30, 40)])
     assert not LOST_WRITES.operates(run, "by_depot", 0)
 
 
-def test_an_emptied_store_gets_its_key_spaces_again(database: SqliteDatabase, run: str) -> None:
+def test_an_emptied_store_gets_its_key_spaces_again(
+    database: SqliteDatabase, target: Target, run: str
+) -> None:
     database.drop([DEPOT_SPACE])
-    StoreWriter(database, PROJECT, run).write([parcel(20, 30), parcel(None, 30, shard=1)])
+    StoreWriter(database, PROJECT, run_fills(target), run).write(
+        [parcel(target, 20, 30), parcel(target, None, 30, shard=1)]
+    )
     assert frontiers(database) == {1: 30}
     assert [LOST_WRITES.operates(run, "by_depot", shard) for shard in (0, 1)] == [True, False]
 
 
 @pytest.mark.parametrize("run_name", [None, "a run whose operators are in another process"])
 def test_without_the_operators_in_this_process_a_loss_is_an_error(
-    run_name: str | None, database: SqliteDatabase, run: str
+    run_name: str | None, database: SqliteDatabase, target: Target, run: str
 ) -> None:
-    writer = StoreWriter(database, PROJECT, run_name)
+    writer = StoreWriter(database, PROJECT, run_fills(target), run_name)
     with pytest.raises(LostPublications, match="`tidemill republish`"):
-        writer.write([parcel(20, 30)])
+        writer.write([parcel(target, 20, 30)])
     database.drop([DEPOT_SPACE])
     with pytest.raises(NoKeySpace, match="`tidemill republish`"):
-        writer.write([parcel(None, 30)])
+        writer.write([parcel(target, None, 30)])
     assert database.spaces() == []
     assert not LOST_WRITES.operates(run, "by_depot", 0)
 
 
-def test_a_parcel_that_overtook_another_waits_for_it(database: SqliteDatabase, run: str) -> None:
-    counted = Counted(database, before={4: parcel(None, 20)})
-    StoreWriter(counted, PROJECT, run).write([parcel(20, 30)])  # type: ignore[arg-type]
+def test_a_parcel_that_overtook_another_waits_for_it(
+    database: SqliteDatabase, target: Target, run: str
+) -> None:
+    counted = Counted(database, before={4: parcel(target, None, 20)})
+    StoreWriter(counted, PROJECT, run_fills(target), run).write([parcel(target, 20, 30)])  # type: ignore[arg-type]
     assert not LOST_WRITES.operates(run, "by_depot", 0)
     assert frontiers(database) == {0: 30}
 
 
 def test_the_store_error_of_a_failed_run_is_raised_whatever_the_engine_raises(
-    database: SqliteDatabase,
+    database: SqliteDatabase, target: Target
 ) -> None:
     def fail(name: str) -> None:
         with LOST_WRITES.of("one"):
             LOST_WRITES.operates(name, "by_depot", 0)
-            other = parcel(None, 20)
+            other = parcel(target, None, 20)
             cells = [encode_row(DEPOT_SPACE.dtypes, [7])]
             rows = RowBatch(
                 other.rows.keys,
@@ -135,10 +158,10 @@ def test_the_store_error_of_a_failed_run_is_raised_whatever_the_engine_raises(
                 0,
                 cells,
             )
-            writer = StoreWriter(database, PROJECT, name)
+            writer = StoreWriter(database, PROJECT, run_fills(target), name)
             writer.write([other])
             with pytest.raises(StoreError, match="differ"):
-                writer.write([Parcel(DEPOT_SPACE, rows, 0, 2, None, 20)])
+                writer.write([target.batch(rows, frontier_us=20)])
             raise RuntimeError("nothing in progress")
 
     with pytest.raises(StoreError, match="differ"):

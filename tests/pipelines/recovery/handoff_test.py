@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.builds import make_build
+from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import FakeScorer
 from tests.support.streaming_project import (
     PARTITIONS,
@@ -32,16 +34,15 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import MINUTE, SECOND, TIME_MIN
 from tidemill.features.errors import InputError, SequenceError, StateMismatch, StateVersionError
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.bootstrap import bootstrap
-from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.handoff import last_states, read_record
+from tidemill.pipelines.recovery.handoff import StreamRun, last_states, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import shown_frontiers
+from tidemill.pipelines.run.paths import CUTS as CUTS_LOG
 from tidemill.pipelines.run.paths import HANDOFF, SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
@@ -60,6 +61,7 @@ from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.pipelines.stream_run import stream as module
 from tidemill.pipelines.stream_run.outcome import read_rejected
 from tidemill.pipelines.stream_run.stream import stream
+from tidemill.serving.generations.current import read_current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.parcels import online_rows
 from tidemill.serving.online.rows import KeySpace, Row, online_keys
@@ -115,10 +117,15 @@ def poll_by_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
 
 
-def made(root: Path, arrived: list[Arrived], mode: str = "exact", poll_rows: int = 1) -> Any:
-    write_log(root, PROJECT, arrived)
+def made(
+    root: Path,
+    arrived: list[Arrived],
+    mode: str = "exact",
+    poll_rows: int = 1,
+    publish: bool = False,
+) -> Configuration:
     config = configuration(root, PROJECT, BEGIN, STOP, SHARDS, mode=mode, poll_rows=poll_rows)
-    hand_over(config, QuietProgress())
+    make_build(config, arrived, publish=publish)
     return config
 
 
@@ -149,18 +156,18 @@ def table(folder: Path) -> pa.Table:
 
 
 def predictions(config: Configuration, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    found = table(config.root / "predictions").drop_columns([*WALL_CLOCK, *without])
+    found = table(stream_of(config.root) / "predictions").drop_columns([*WALL_CLOCK, *without])
     return found.sort_by([("partition", "ascending"), ("position", "ascending")]).to_pylist()
 
 
 def rejected(config: Configuration) -> list[str]:
-    folder = config.root / "rejected_by_stream"
+    folder = stream_of(config.root) / "rejected_by_stream"
     return sorted(map(repr, read_rejected(folder).to_pylist()))
 
 
 def publications_log(config: Configuration) -> dict[str, list[str]]:
     """Every row, with repeats."""
-    folder = config.root / "publications"
+    folder = stream_of(config.root) / "publications"
     return {
         view.name: sorted(map(repr, table(folder / view.name).to_pylist()))
         for view in PROJECT.views
@@ -193,7 +200,7 @@ def store(config: Configuration) -> list[tuple[Any, list[Row | None]]]:
 
 def state_differences(config: Configuration) -> list[str]:
     """Compare the rows of the store with what the states at the last savepoint publish."""
-    folder, _ = last_states(config.root)
+    folder, _ = last_states(read_current(config.root))
     options = FeaturizeOptions(run="test", shards=SHARDS, partitions=PARTITIONS)
     expected: dict[tuple[int, bytes], Row] = {}
     for view in range(len(PROJECT.views)):
@@ -302,7 +309,7 @@ def test_no_stage_is_at_the_savepoint_before_the_last_element_came(
         [
             position
             for name in (view.stream.name, PROJECT.request.name)
-            for (source, _), position in zip(log.sources, at, strict=True)
+            for (source, _), position in zip(log.sources, at.positions, strict=True)
             if source.name == name
         ]
         for view in PROJECT.views
@@ -313,9 +320,10 @@ def test_no_stage_is_at_the_savepoint_before_the_last_element_came(
             parts += plain.operate([(view, shard, data)])
             operator = plain.operator(view, shard)
             assert not operator.at_savepoint or operator.expected == ends[view]
-    for (view, shard), operator in plain.operators.items():
+    for operator in plain.operators.values():
         assert operator.at_savepoint
-        parts.append(SavepointPart(view, shard, operator.number, operator.waiting_groups()))
+        key = operator.key
+        parts.append(SavepointPart(key.view, key.shard, operator.number, operator.waiting_groups()))
     parts = [decode_part(encode_part(part)) for part in parts]
     chance.shuffle(parts)
     if seed % 2:
@@ -339,13 +347,13 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
 ) -> None:
     """Late and out of order, with rejected rows: every output is the same, and no value goes back.
 
-    Every poll is one microsecond of arrival, so that a savepoint does not change the polls.
+    Every poll is one row, so that a savepoint does not change the polls.
     """
     arrived = late_arrivals(3)
-    whole, stopped = (made(tmp_path / name, arrived, mode) for name in ("whole", "stopped"))
-    for config in (whole, stopped):
-        # With an offline log to continue, every change point is published.
-        bootstrap(config, QuietProgress())
+    # With an offline log to continue, every change point is published.
+    whole, stopped = (
+        made(tmp_path / name, arrived, mode, publish=True) for name in ("whole", "stopped")
+    )
     once = run(whole)
     with Reader(stopped).reading() as reader:
         segments = in_segments(stopped, random_savepoints(7))
@@ -357,7 +365,7 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
         assert once["late_requests"] > 0
         assert sum(segment["waiting"] > 0 for segment in segments) >= 3
     assert predictions(stopped) == predictions(whole)
-    assert read_releases(stopped.root) == read_releases(whole.root)
+    assert read_releases(stream_of(stopped.root)) == read_releases(stream_of(whole.root))
     assert rejected(stopped) == rejected(whole)
     assert store(stopped) == store(whole)
     assert publications_log(stopped) == publications_log(whole)
@@ -370,9 +378,9 @@ def test_segments_between_twenty_random_savepoints_equal_an_uninterrupted_stream
 def test_segments_on_prism_are_an_uninterrupted_stream(tmp_path: Path) -> None:
     """No row is late, so only the releases depend on the engine's bundles, not the values."""
     arrived = arrivals(PROJECT, random_rows(5, 70, 36), PARTITIONS, random.Random(5))
-    whole, stopped = (made(tmp_path / name, arrived, poll_rows=3) for name in ("whole", "stopped"))
+    whole = made(tmp_path / "whole", arrived, poll_rows=3)
+    stopped = made(tmp_path / "stopped", arrived, poll_rows=3, publish=True)
     run(whole)
-    bootstrap(stopped, QuietProgress())
     with Reader(stopped).reading() as reader:
         segments = in_segments(stopped, random_savepoints(5, count=3), engine="prism")
     assert {segment["engine"] for segment in segments} == {"prism"}
@@ -386,7 +394,7 @@ def test_segments_on_prism_are_an_uninterrupted_stream(tmp_path: Path) -> None:
 def check_evidence(config: Configuration) -> None:
     """Releases of a shard are numbered without gaps, and never go back."""
     last: dict[tuple[str, int], dict[str, Any]] = {}
-    for entry in read_releases(config.root):
+    for entry in read_releases(stream_of(config.root)):
         at = entry["view"], entry["shard"]
         before = last.get(at, {"number": 0, "frontier_us": TIME_MIN, "positions": []})
         assert entry["number"] == before["number"] + 1
@@ -401,14 +409,14 @@ def test_a_savepoint_is_valid_when_all_its_files_are_there(tmp_path: Path) -> No
     config = made(tmp_path, late_arrivals(3), poll_rows=20)
     first, second = BEGIN + 2 * MINUTE, BEGIN + 4 * MINUTE
     run(config, until_us=first)
-    folder, handoff = last_states(config.root)
+    folder, handoff = last_states(read_current(config.root))
     assert (folder.name, handoff.kind, handoff.segment) == ("00001", "stop", 1)
     assert (handoff.as_of_us, handoff.mode) == (first, "exact")
-    assert handoff.began == read_record(config.root / STATES).id
+    assert handoff.began == read_record(build_of(config.root) / STATES).id
     assert len(handoff.files) == len(PROJECT.views) * SHARDS + 1
     run(config, until_us=second, resume=True)
     # Only the last savepoint is kept.
-    assert [path.name for path in (config.root / SAVEPOINTS).iterdir()] == ["00002"]
+    assert [path.name for path in (stream_of(config.root) / SAVEPOINTS).iterdir()] == ["00002"]
 
 
 def test_nothing_changes_if_no_rows_came_between_two_savepoints(
@@ -417,10 +425,10 @@ def test_nothing_changes_if_no_rows_came_between_two_savepoints(
     config = made(tmp_path, late_arrivals(3))
     savepoint = BEGIN + 3 * MINUTE
     run(config, until_us=savepoint)
-    before = store(config), predictions(config), read_releases(config.root)
+    before = store(config), predictions(config), read_releases(stream_of(config.root))
     again = run(config, until_us=savepoint, resume=True)
     assert again["segment"] == 2
-    assert (store(config), predictions(config), read_releases(config.root)) == before
+    assert (store(config), predictions(config), read_releases(stream_of(config.root))) == before
 
 
 # A killed run.
@@ -428,7 +436,7 @@ def test_nothing_changes_if_no_rows_came_between_two_savepoints(
 
 def kill(config: Configuration) -> None:
     """Leave the files of a run that was killed just before its savepoint became valid."""
-    folder, _ = last_states(config.root)
+    folder, _ = last_states(read_current(config.root))
     (folder / HANDOFF).unlink()
 
 
@@ -437,7 +445,7 @@ def test_the_output_of_a_killed_segment_is_not_doubled(tmp_path: Path, poll_by_p
     whole, killed = made(tmp_path / "whole", arrived), made(tmp_path / "killed", arrived)
     run(whole)
     run(killed, until_us=BEGIN + 2 * MINUTE)
-    kept = last_states(killed.root)[0]
+    kept = last_states(read_current(killed.root))[0]
     shutil.copytree(kept, tmp_path / "kept")
     run(killed, until_us=BEGIN + 5 * MINUTE, resume=True)
     # The second savepoint removed the first one: restore it.
@@ -447,7 +455,7 @@ def test_the_output_of_a_killed_segment_is_not_doubled(tmp_path: Path, poll_by_p
         run(killed, resume=True)
     assert predictions(killed) == predictions(whole)
     assert rejected(killed) == rejected(whole)
-    assert read_releases(killed.root) == read_releases(whole.root)
+    assert read_releases(stream_of(killed.root)) == read_releases(stream_of(whole.root))
     assert publications_log(killed) == publications_log(whole)
     assert store(killed)[0][0] == store(whole)[0][0]
     assert reader.faults == []
@@ -478,23 +486,26 @@ def two_late_events() -> tuple[list[Arrived], int]:
 def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The killed run applied its late event at another frontier than this run, with other bundles.
+    """The killed run applied its late event at another frontier than this run, with other polls.
 
     So the publication that knows both events is the older one, and would never win.
     """
     arrived, killed_at = two_late_events()
     config = made(tmp_path, arrived)
     run(config, until_us=BEGIN + 2 * MINUTE)
-    shutil.copytree(last_states(config.root)[0], tmp_path / "kept")
+    shutil.copytree(last_states(read_current(config.root))[0], tmp_path / "kept")
     with monkeypatch.context() as patch:
         patch.setattr(replay, "_SLICE_SECONDS", 0.0)
         assert run(config, until_us=killed_at, resume=True)["late"] > 0
     kill(config)
-    shutil.copytree(tmp_path / "kept", config.root / SAVEPOINTS / "00001")
+    shutil.copytree(tmp_path / "kept", stream_of(config.root) / SAVEPOINTS / "00001")
     shown = shown_frontiers(config)
     with Reader(config).reading() as reader:
-        all_at_once = replace(config, stream=replace(config.stream, poll_rows=1_000))
-        assert run(all_at_once, until_us=killed_at + MINUTE, resume=True)["late"] == 0
+        began = StreamRun.read(stream_of(config.root))
+        assert began is not None
+        replace(began, poll_rows=1_000).write(stream_of(config.root))
+        (stream_of(config.root) / CUTS_LOG).unlink()
+        assert run(config, until_us=killed_at + MINUTE, resume=True)["late"] == 0
     assert shown_frontiers(config)["cab", 0] > shown["cab", 0]
     assert state_differences(config) == []
     assert reader.faults == []
@@ -503,25 +514,59 @@ def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
     check_evidence(config)
 
 
+def test_a_killed_run_is_repeated_release_by_release(tmp_path: Path) -> None:
+    """Also where a savepoint had cut its polls, and the configuration has changed since."""
+    config = made(tmp_path, late_arrivals(3), "eager", poll_rows=3)
+    run(config, until_us=BEGIN + 2 * MINUTE + 1)
+    shutil.copytree(last_states(read_current(config.root))[0], tmp_path / "kept")
+    run(config, until_us=BEGIN + 5 * MINUTE + 1, resume=True)
+    folder = stream_of(config.root) / "releases"
+    written = {path.name: path.read_bytes() for path in folder.glob("00002-*")}
+    assert len(written) > 5 * SHARDS * len(PROJECT.views)
+    kill(config)
+    shutil.copytree(tmp_path / "kept", stream_of(config.root) / SAVEPOINTS / "00001")
+    changed = replace(config, stream=replace(config.stream, poll_rows=500))
+    run(changed, resume=True)
+    again = {path.name: path.read_bytes() for path in folder.glob("00002-*")}
+    assert {name: again[name] for name in written} == written
+    assert len(again) > len(written)
+
+
 # States that are refused.
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a folder, by its path in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def damage(config: Configuration) -> None:
-    path = next(last_states(config.root)[0].glob("cab-*"))
+    path = next(last_states(read_current(config.root))[0].glob("cab-*"))
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def lose(config: Configuration) -> None:
-    next(last_states(config.root)[0].glob("cab-*")).unlink()
+    next(last_states(read_current(config.root))[0].glob("cab-*")).unlink()
 
 
-def hand_over_anew(config: Configuration) -> None:
-    write_log(config.root, PROJECT, late_arrivals(4))
-    hand_over(config, QuietProgress())
+def correct_history(config: Configuration) -> None:
+    make_build(config, late_arrivals(4))
 
 
 def write_the_log_anew(config: Configuration) -> None:
-    write_log(config.root, PROJECT, late_arrivals(4))
+    write_log(build_of(config.root), PROJECT, late_arrivals(4))
+
+
+def change_one_value(config: Configuration) -> None:
+    """Write the same rows at the same positions, with another fare in the first one."""
+    arrived = late_arrivals(3)
+    trips = next(part for part in arrived if part.source == "trips")
+    trips.rows[0] = {**trips.rows[0], "fare": 1e6}
+    write_log(build_of(config.root), PROJECT, arrived)
 
 
 @pytest.mark.parametrize(
@@ -529,8 +574,9 @@ def write_the_log_anew(config: Configuration) -> None:
     [
         (damage, {}, "was changed after it was written"),
         (lose, {}, "is missing"),
-        (hand_over_anew, {}, "no stream in .* to resume"),
-        (write_the_log_anew, {}, "it was written again"),
+        (correct_history, {}, "no stream in .* to resume"),
+        (write_the_log_anew, {}, "(ends before positions|were made from other rows of)"),
+        (change_one_value, {}, "were made from other rows of 'trips'"),
         (lambda _: None, {"mode": "eager"}, "begun in mode 'exact'"),
     ],
 )
@@ -542,11 +588,16 @@ def test_states_that_cannot_be_resumed_are_refused(
 ) -> None:
     config = made(tmp_path, late_arrivals(3), poll_rows=50)
     run(config, until_us=BEGIN + MINUTE)
-    left = predictions(config)
+    folder = stream_of(config.root)
+    left = contents(folder)
     change(config)
+    changed = contents(folder)
+    assert {name for name in left if changed.get(name) != left[name]} <= {
+        name for name in left if name.startswith(SAVEPOINTS)
+    }
     with pytest.raises(StateMismatch, match=message):
         run(config, resume=True, **options)
-    assert predictions(config) == left
+    assert contents(folder) == changed
 
 
 def test_a_stream_that_has_ended_or_never_began_is_not_resumed(tmp_path: Path) -> None:
@@ -572,7 +623,7 @@ def test_a_savepoint_without_all_states_is_not_valid(
     monkeypatch.setattr("tidemill.pipelines.stream.featurize.write_joiner", lambda *_: None)
     with pytest.raises(SequenceError, match=r"not all there \(answers.state"):
         run(config, until_us=BEGIN + MINUTE)
-    assert last_states(config.root)[1].kind == "backfill"
+    assert last_states(read_current(config.root))[1].kind == "backfill"
 
 
 def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:

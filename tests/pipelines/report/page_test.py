@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import build_of, made_root
 from tests.support.trained_bundle import PROJECT, REQUEST, SCANS
 from tidemill.features.contract import HOUR, MINUTE
 from tidemill.pipelines.config.configuration import Configuration, Splits
@@ -135,7 +136,9 @@ def write_streamed(root: Path, labels: Any = None, clocks: bool = True) -> Strea
             "fragile": pa.nulls(ROWS, pa.bool_()),
         }
     )
-    Log(root).write(REQUEST, 0, requests, times)
+    current = made_root(root)
+    log, folder = Log(current.build_folder), current.stream_folder / "predictions"
+    log.write(REQUEST, 0, requests, times)
     kept = np.arange(ROWS) % 10 != 3
     after = np.where(np.arange(ROWS) % 10 == 7, HOUR + 1, HOUR)
     came = (times + after)[kept]
@@ -148,7 +151,7 @@ def write_streamed(root: Path, labels: Any = None, clocks: bool = True) -> Strea
             "minutes": np.where(labels[kept] == 1.0, 20.0, 15.0),
         }
     )
-    Log(root).write(SCANS, 0, scans, came)
+    log.write(SCANS, 0, scans, came)
     order = np.random.default_rng(2).permutation(ROWS)
     columns: dict[str, Any] = {
         "request_time": pa.array(times[order], pa.timestamp("us", tz="UTC")),
@@ -167,8 +170,7 @@ def write_streamed(root: Path, labels: Any = None, clocks: bool = True) -> Strea
     strange = whole.slice(0, STRANGERS).set_column(
         2, "position", pa.array(np.array([-1, ROWS]), pa.int64())
     )
-    folder = root / "predictions"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     pq.write_table(whole.slice(0, 250), folder / "a.parquet")
     pq.write_table(pa.concat_tables([whole.slice(250), strange]), folder / "b.parquet")
     labelled = (np.arange(ROWS) % 10 != 3) & (np.arange(ROWS) % 10 != 7)
@@ -520,7 +522,7 @@ def test_a_project_without_a_label_still_has_a_report(tmp_path: Path) -> None:
 
 def test_a_lost_log_is_said(tmp_path: Path) -> None:
     write_streamed(tmp_path)
-    (tmp_path / "log" / "pickups" / "00000.arrow").unlink()
+    (build_of(tmp_path) / "log" / "pickups" / "00000.arrow").unlink()
     page = report(configuration(tmp_path), SUMMARY)
     assert "there is no log of 'pickups'" in page.text
 

@@ -54,7 +54,7 @@ def joiner(answer_within_us: int = 2**61, gap_releases: int = 1_000) -> AnswerJo
     return AnswerJoiner(PROJECT, SHARDS, answer_within_us, gap_releases)
 
 
-def is_answer_of(part: Part, view: int) -> bool:
+def is_answer_of(part: Part, view: str) -> bool:
     return (
         isinstance(part, AnswerPart)
         and part.view == view
@@ -134,23 +134,37 @@ def test_requests_that_come_twice_with_other_rows_are_a_conflict() -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_request_that_is_answered_twice_is_refused(closed: bool) -> None:
+def test_a_request_that_two_releases_answer_is_refused(closed: bool) -> None:
     _, parts = parts_of(4)
-    again = next(part for part in parts if is_answer_of(part, 1))
+    again = next(part for part in parts if is_answer_of(part, "zone"))
     joining = joiner()
     if closed:
         joining.receive(parts)
     else:
         joining.receive([p for p in parts if isinstance(p, RequestPart)])
         joining.receive([again])
+    assert isinstance(again, AnswerPart)
     with pytest.raises(BatchConflict, match="view 'zone' answered a request of group"):
-        joining.receive([again])
+        joining.receive([replace(again, number=1_000)])
+
+
+def test_releases_that_the_engine_repeats_are_joined_once() -> None:
+    """In one bundle, while others wait, and after their requests were answered."""
+    rows, parts = parts_of(4)
+    joining = joiner(answer_within_us=0)
+    answered = []
+    for first in range(0, len(parts), 5):
+        done, given_up = joining.receive(parts[max(first - 7, 0) : first + 5] * 2)
+        answered += done
+        assert not given_up
+    assert joining.receive(parts) == ([], [])
+    assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
 
 
 def test_a_missing_part_is_given_up_when_its_view_has_passed_it() -> None:
     """Here the part came, but without its answers: the view is named, nothing is filled in."""
     rows, parts = parts_of(5)
-    lost = next(index for index, part in enumerate(parts) if is_answer_of(part, 2))
+    lost = next(index for index, part in enumerate(parts) if is_answer_of(part, "weather"))
     part = parts[lost]
     assert isinstance(part, AnswerPart)
     parts[lost] = replace(part, answers=None)
@@ -172,7 +186,7 @@ def test_a_missing_part_is_given_up_when_its_view_has_passed_it() -> None:
 
 def test_a_request_is_not_given_up_before_answer_within() -> None:
     rows, parts = parts_of(5)
-    parts = [part for part in parts if not is_answer_of(part, 2)]
+    parts = [part for part in parts if not is_answer_of(part, "weather")]
     last = max(row["at"] for row in rows["hails"])
     patient = joiner(answer_within_us=end_of(rows) + 2 * MINUTE - last)
     assert patient.receive(parts)[1] == []
@@ -181,9 +195,9 @@ def test_a_request_is_not_given_up_before_answer_within() -> None:
 def test_a_release_that_overtakes_another_gives_nothing_up() -> None:
     """The answers of the earlier release are still on their way."""
     _, parts = parts_of(6)
-    of_weather = [p for p in parts if isinstance(p, AnswerPart) and p.view == 2]
+    of_weather = [p for p in parts if isinstance(p, AnswerPart) and p.view == "weather"]
     first = {shard: next(p for p in of_weather if p.shard == shard) for shard in range(SHARDS)}
-    assert any(is_answer_of(p, 2) for p in of_weather)
+    assert any(is_answer_of(p, "weather") for p in of_weather)
     joining = joiner(answer_within_us=0)
     others = [part for part in parts if all(part is not p for p in first.values())]
     answered, given_up = joining.receive(others)
@@ -196,13 +210,13 @@ def test_a_release_that_overtakes_another_gives_nothing_up() -> None:
 
 def test_a_missing_release_counts_as_lost_when_enough_later_ones_wait() -> None:
     _, parts = parts_of(7, polls=30)
-    lost = next(part for part in parts if is_answer_of(part, 0))
+    lost = next(part for part in parts if is_answer_of(part, "cab"))
     assert isinstance(lost, AnswerPart)
     later = [
         p
         for p in parts
         if isinstance(p, AnswerPart)
-        and (p.view, p.shard) == (0, lost.shard)
+        and (p.view, p.shard) == ("cab", lost.shard)
         and p.number > lost.number
     ]
     assert len(later) > 3
@@ -217,7 +231,7 @@ def test_a_missing_release_counts_as_lost_when_enough_later_ones_wait() -> None:
 
 def test_an_answer_after_its_request_was_given_up_is_dropped() -> None:
     _, parts = parts_of(8)
-    late = next(part for part in parts if is_answer_of(part, 0))
+    late = next(part for part in parts if is_answer_of(part, "cab"))
     assert isinstance(late, AnswerPart)
     empty = replace(late, answers=None)
     joining = joiner(answer_within_us=0)
@@ -231,7 +245,11 @@ def test_a_drain_gives_up_all_that_waits_and_names_the_views() -> None:
     rows, parts = parts_of(9)
     joining = joiner()
     answered, _ = joining.receive(
-        [part for part in parts if not is_answer_of(part, 0) and not is_answer_of(part, 2)]
+        [
+            part
+            for part in parts
+            if not is_answer_of(part, "cab") and not is_answer_of(part, "weather")
+        ]
     )
     assert answered == []
     drained = joining.drain()

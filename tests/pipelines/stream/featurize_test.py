@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import Replay, ReplayOptions
+from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream import featurize, snapshot_policy
 from tidemill.pipelines.stream.featurize import (
     ANSWERS,
@@ -59,7 +61,7 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import read_handoff, state_path, write_handoff
 from tidemill.pipelines.stream.token_cache import TokenCache
-from tidemill.pipelines.stream.wire_format import unpack_publications
+from tidemill.pipelines.stream.wire_format import pack_publications, unpack_publications
 
 SHARDS = 2
 
@@ -122,9 +124,12 @@ def test_an_unbounded_replay_gives_the_answers_of_batch(engine: str, tmp_path: P
     assert sum(entry["requests"] for entry in seen.values()) == 150 * len(PROJECT.views)
 
 
+def evidence() -> list[dict[str, Any]]:
+    return sorted((json.loads(text) for text in collected(RELEASES)), key=_number)
+
+
 def newest_counters() -> dict[tuple[str, int], dict[str, int]]:
-    releases = sorted((json.loads(text) for text in collected(RELEASES)), key=_number)
-    return {(entry["view"], entry["shard"]): entry["seen"] for entry in releases}
+    return {(entry["view"], entry["shard"]): entry["seen"] for entry in evidence()}
 
 
 def _number(entry: dict[str, Any]) -> int:
@@ -164,10 +169,11 @@ class DropOne(beam.DoFn):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_that_doubles_and_reorders_changes_no_answer(engine: str) -> None:
     rows, polls = a_run(3)
-    of_polls(engine, polls, options(), DoubleAndReorder)
+    made = options()
+    of_polls(engine, polls, made, DoubleAndReorder)
     assert answers() == expected_vectors(PROJECT, rows)
     assert collected(UNANSWERED) == []
-    assert sum(entry["repeats"] for entry in newest_counters().values()) > 0
+    assert METER.read(made.run, "repeats") > 0
 
 
 def lose_one(polls: list[Poll]) -> None:
@@ -181,7 +187,7 @@ def lose_one(polls: list[Poll]) -> None:
 def test_an_engine_that_loses_an_element_fails_the_job(engine: str) -> None:
     _, polls = a_run(4)
     lose_one(polls)
-    with pytest.raises(Exception, match=r"zone shard 1 of 2: positions .* never came"):
+    with pytest.raises(Exception, match=r"zone shard 1 of 2: poll 3 never came for .*"):
         of_polls(engine, polls, options(gap_batches=3), DropOne)
 
 
@@ -190,11 +196,12 @@ def test_requests_behind_a_lost_element_get_no_wrong_answer(engine: str) -> None
     """With a large gap allowed, the job ends and the requests get no answer."""
     rows, polls = a_run(4)
     lose_one(polls)
-    of_polls(engine, polls, options(gap_batches=1_000), DropOne)
+    made = options(gap_batches=1_000)
+    of_polls(engine, polls, made, DropOne)
     found, expected = answers(), expected_vectors(PROJECT, rows)
     assert len(found) < len(expected)
     assert found == {name: expected[name] for name in found}
-    assert newest_counters().get(("zone", 1), {"early": 1})["early"] > 0
+    assert [e["number"] for e in evidence() if (e["view"], e["shard"]) == ("zone", 1)] == [1, 2]
 
 
 def test_test_stream_wires_polls_to_answers() -> None:
@@ -209,8 +216,7 @@ def test_test_stream_wires_polls_to_answers() -> None:
     collect(outputs(sharded | Featurize(PROJECT, options())))
     run(pipeline, choice)
     assert answers() == expected_vectors(PROJECT, rows)
-    numbers = [json.loads(text)["number"] for text in collected(RELEASES)]
-    assert max(numbers) > 1, "all polls came in one bundle"
+    assert {entry["number"] for entry in evidence()} == {1, 2, 3, 4, 5, 6}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -226,34 +232,21 @@ def test_eager_answers_state_the_instant_they_are_for(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_publications_are_what_plain_operators_publish(engine: str) -> None:
-    """Compare the newest of each entity, because bundles decide how releases are cut."""
+def test_publications_are_what_plain_operators_publish(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Release by release, because bundles decide nothing."""
+    monkeypatch.setattr(featurize._Operate, "_next_attempt", staticmethod(lambda before: before))
     _, polls = a_run(7)
     of_polls(engine, polls, options())
     plain = PlainStream(PROJECT, SHARDS, PARTITIONS)
     plain.run(polls)
-    expected: dict[Any, Any] = {}
-    for view, _, release in plain.releases:
-        newest(expected, view, release.publications)
-    found: dict[Any, Any] = {}
-    for data in sorted(collected(PUBLICATIONS), key=_frontier):
-        published = unpack_publications(data)
-        newest(found, published.view, published.rows)
-    assert found == expected
-    assert len(found) == 4 + 3 + 2
-
-
-def _frontier(data: bytes) -> int:
-    return unpack_publications(data).frontier_us
-
-
-def newest(store: dict[Any, Any], view: int, publications: Any) -> None:
-    """Keep the newest publication of each entity."""
-    for row in publications.to_pylist():
-        at = (row["event_timestamp"], row["revision"])
-        known = store.get((view, row["key"]))
-        if known is None or at >= known[:2]:
-            store[view, row["key"]] = (*at, row["valid_until"], row["values"], row["nulls"])
+    expected = sorted(
+        pack_publications(plain.operator(view, shard), release)
+        for view, shard, release in plain.releases
+    )
+    assert sorted(collected(PUBLICATIONS)) == expected
+    assert len(expected) == len(polls) * SHARDS * len(PROJECT.views)
 
 
 class FinishBundleWrites(beam.DoFn):
@@ -386,8 +379,37 @@ def test_operators_and_joiner_are_rebuilt_from_snapshot_and_log(
     monkeypatch.setattr(snapshot_policy, "SNAPSHOT_EVENTS", snapshot_events)
     monkeypatch.setattr(snapshot_policy, "SNAPSHOT_TILES", 0)
     monkeypatch.setattr(snapshot_policy, "JOINER_LOG_BYTES", joiner_log_bytes)
+    began = int(time.time())
     rows = streamed(tmp_path, 10, options())
     assert answers() == expected_vectors(PROJECT, rows)
+    # An operator that is decoded later has a higher number, so that a store can refuse the older.
+    assert attempts()["cab", 0] == sorted(attempts()["cab", 0])
+    assert began <= attempts()["cab", 0][-1] <= time.time()
+
+
+def attempts() -> dict[tuple[str, int], list[int]]:
+    """Return the attempt numbers in the publications of each shard, without repeats, in order."""
+    found: dict[tuple[str, int], dict[int, None]] = {}
+    for data in collected(PUBLICATIONS):
+        one = unpack_publications(data)
+        found.setdefault((one.view, one.shard), {})[one.attempt] = None
+    return {shard: list(numbers) for shard, numbers in found.items()}
+
+
+def test_an_operator_that_stays_in_its_process_keeps_its_attempt_number(tmp_path: Path) -> None:
+    began = int(time.time())
+    streamed(tmp_path, 10, options())
+    for (number,) in attempts().values():
+        assert began <= number <= time.time()
+
+
+def test_a_handed_over_state_is_the_same_whatever_the_engine_did(tmp_path: Path) -> None:
+    operator = make_operator(PROJECT, operator_key(PROJECT, 0, 1, SHARDS), options())
+    write_handoff(tmp_path / "calm", operator)
+    operator.attempt, operator.counters.repeats, operator.counters.early = 3, 5, 7
+    write_handoff(tmp_path / "busy", operator)
+    calm, busy = (state_path(tmp_path / name, operator.key) for name in ("calm", "busy"))
+    assert calm.read_bytes() == busy.read_bytes()
 
 
 # Handing over.

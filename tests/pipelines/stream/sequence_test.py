@@ -27,15 +27,21 @@ EVENTS = sequenced_events_schema(TINY_PLAN)
 
 def test_batches_come_back_as_they_were() -> None:
     batches = [
-        parse("events 3 [5,7) <10: a@3=1 b@5=-2"),
-        parse("events 0 [0,0) <-4"),
-        parse("requests 1 [4,5) <12: a@8"),
-        SequencedBatch(False, 2, 0, 9, -(2**62), 77, None),
+        parse("1 events 3 [5,7) <10: a@3=1 b@5=-2"),
+        parse("1 events 0 [0,0) <-4"),
+        parse("1 requests 1 [4,5) <12: a@8"),
+        SequencedBatch(2**40, False, 2, 0, 9, -(2**62), 77, None),
     ]
     again = list(decode_batches(encode_batches(batches), EVENTS))
-    assert [(b.is_request, b.partition, b.start, b.stop, b.watermark_us, b.sent_us) for b in again
-            ] == [(False, 3, 5, 7, 10, 0), (False, 0, 0, 0, -4, 0), (True, 1, 4, 5, 12, 0),
-                  (False, 2, 0, 9, -(2**62), 77)]  # fmt: skip
+    assert [
+        (b.poll, b.is_request, b.partition, b.start, b.stop, b.watermark_us, b.sent_us)
+        for b in again
+    ] == [
+        (1, False, 3, 5, 7, 10, 0),
+        (1, False, 0, 0, 0, -4, 0),
+        (1, True, 1, 4, 5, 12, 0),
+        (2**40, False, 2, 0, 9, -(2**62), 77),
+    ]
     for batch, found in zip(batches, again, strict=True):
         if batch.rows is None:
             assert found.rows is None
@@ -46,9 +52,9 @@ def test_batches_come_back_as_they_were() -> None:
 
 def test_a_slice_travels_alone() -> None:
     """Only the rows of the slice are encoded, not the rows beside it."""
-    whole = parse("events 0 [0,300) <10: " + " ".join(f"k{n}@{n}={n}" for n in range(300)))
+    whole = parse("1 events 0 [0,300) <10: " + " ".join(f"k{n}@{n}={n}" for n in range(300)))
     assert whole.rows is not None
-    small = SequencedBatch(False, 0, 7, 9, 10, 0, whole.rows.slice(7, 2))
+    small = SequencedBatch(1, False, 0, 7, 9, 10, 0, whole.rows.slice(7, 2))
     data = encode_batches([small])
     (again,) = decode_batches(data, EVENTS)
     assert again.rows is not None
@@ -64,7 +70,7 @@ def test_nothing_is_no_batches() -> None:
 @pytest.mark.parametrize("shards", [1, 2, 5])
 def test_rows_go_to_the_shard_of_their_key_in_their_order(shards: int) -> None:
     keys = [f"k{n % 17}" for n in range(200)]
-    batch = parse("events 0 [0,200) <10: " + " ".join(f"{k}@{n}=1" for n, k in enumerate(keys)))
+    batch = parse("1 events 0 [0,200) <10: " + " ".join(f"{k}@{n}=1" for n, k in enumerate(keys)))
     assert batch.rows is not None
     split = split_by_shard(batch.rows, shards)
     assert len(split) == shards
@@ -81,7 +87,7 @@ def test_rows_go_to_the_shard_of_their_key_in_their_order(shards: int) -> None:
 
 
 def test_no_rows_are_nothing_for_every_shard() -> None:
-    rows = parse("requests 0 [0,1) <10: a@1").rows
+    rows = parse("1 requests 0 [0,1) <10: a@1").rows
     assert rows is not None
     assert split_by_shard(rows.slice(0, 0), 3) == [None, None, None]
 

@@ -17,6 +17,16 @@ def test_an_entry_is_taken_only_under_its_token() -> None:
     assert cache.take(("run", "a"), b"3") is None
 
 
+def test_a_run_can_be_forgotten() -> None:
+    """A run has the name of an earlier run of the same segment."""
+    cache = TokenCache(most=9)
+    cache.put(("run", "a"), b"1", "old")
+    cache.put(("other", "a"), b"1", "of another")
+    cache.forget("run")
+    assert cache.take(("run", "a"), b"1") is None
+    assert cache.take(("other", "a"), b"1") == "of another"
+
+
 def test_the_cache_forgets_what_was_used_longest_ago() -> None:
     cache = TokenCache(most=2)
     for name in ("a", "b"):

@@ -15,6 +15,7 @@ from apache_beam.runners.common import DoFnSignature
 from apache_beam.transforms import userstate
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
+from tests.support.builds import make_build
 from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
@@ -22,11 +23,11 @@ from tests.support.streaming_project import (
     arrivals,
     configuration,
     random_rows,
-    write_log,
 )
 from tidemill.features.contract import MINUTE
 from tidemill.pipelines.ingest.ingest import Ingest
 from tidemill.pipelines.io.coders import RecordBatchCoder
+from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.replay import (
     ReplayOptions,
     RestrictionCoder,
@@ -35,6 +36,8 @@ from tidemill.pipelines.io.replay import (
     _Read,
     _Watermarks,
 )
+from tidemill.pipelines.publish.run_fills import RunFills
+from tidemill.pipelines.recovery.resume import first_start
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream_run.stream import wire
@@ -65,12 +68,12 @@ def is_plain(coder: coders.Coder) -> bool:
 def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     """Beam's coder for elements of unknown type falls back to pickle; no collection has it."""
     rows = random_rows(1, trips=4, hails=2)
-    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
     config = configuration(tmp_path, PROJECT, START, START + 11 * MINUTE)
-    replay = ReplayOptions(tmp_path, START, START + 11 * MINUTE)
+    build = make_build(config, arrivals(PROJECT, rows, PARTITIONS, random.Random(1))).build_folder
+    replay = ReplayOptions(build, START, START + 11 * MINUTE)
     made = FeaturizeOptions(run="coders", shards=2, partitions=PARTITIONS)
     pipeline = beam.Pipeline()
-    wire(pipeline, config, replay, made, tmp_path, segment=1)
+    wire(pipeline, config, replay, made, tmp_path, first_start(config, None), RunFills({}))
     visitor = Coders()
     pipeline.visit(visitor)
     assert len(visitor.found) > 15
@@ -81,7 +84,8 @@ def test_no_element_of_an_ingest_is_pickled(tmp_path: Path) -> None:
     config = configuration(tmp_path, PROJECT, START, START + MINUTE)
     visitor = Coders()
     pipeline = beam.Pipeline()
-    _ = pipeline | beam.Create(["trips"]) | beam.ParDo(Ingest(config)).with_outputs("rejected")
+    ingest = beam.ParDo(Ingest(config, tmp_path)).with_outputs("rejected")
+    _ = pipeline | beam.Create(["trips"]) | ingest
     pipeline.visit(visitor)
     found = {step: coder for step, coder in visitor.found.items() if "Ingest" in step}
     assert len(found) == 2
@@ -97,11 +101,18 @@ def test_state_cells_are_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "restriction", [((), False), ((0, 2**62, 5), True), (tuple(range(300)), False)]
+    "restriction",
+    [
+        (Cut(0, ()), False),
+        (Cut(2**40, (0, 2**62, 5)), True),
+        (Cut(7, tuple(range(300))), False),
+    ],
 )
 def test_a_restriction_of_the_replay_comes_back_as_it_was(restriction: Any) -> None:
     coder = _Provider().restriction_coder()
-    assert coder.decode(coder.encode(restriction)) == restriction
+    found = coder.decode(coder.encode(restriction))
+    assert found == restriction
+    assert isinstance(found[0], Cut)
 
 
 @pytest.mark.parametrize("state", [None, Timestamp(micros=-(2**60)), MIN_TIMESTAMP, Timestamp(7)])

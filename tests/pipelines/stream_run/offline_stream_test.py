@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.folders import build_of, offline_of, stream_of
 from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
@@ -27,14 +28,13 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.merge_log import merge_log
 from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import RECEIVED, Log
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_releases
-from tidemill.pipelines.recovery.resume import first_start, next_start, offline_goes_on
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.offline.log import OfflineLog, newest_rows
-from tidemill.serving.stores.places import OFFLINE
 
 SAVEPOINT = EVALUATE_UNTIL + (STREAM_UNTIL - EVALUATE_UNTIL) // 2
 
@@ -72,8 +72,19 @@ def config(
     return replace(copied, stream=replace(copied.stream, poll_rows=100_000))
 
 
-def run(config: Configuration, **options: Any) -> dict[str, Any]:
-    return stream(config, QuietProgress(), **{"engine": "fnapi", **options})
+def run(
+    config: Configuration, progress: QuietProgress | None = None, **options: Any
+) -> dict[str, Any]:
+    return stream(config, progress or QuietProgress(), **{"engine": "fnapi", **options})
+
+
+def added_to(config: Configuration) -> Path | None:
+    """Return the folder of the offline logs that the current stream adds to; None for none."""
+    begun = StreamRun.read(stream_of(config.root))
+    assert begun is not None
+    if begun.offline is None:
+        return None
+    return replace(config.current, offline=begun.offline).offline_root
 
 
 def logged(root: Path) -> dict[str, pa.Table]:
@@ -89,7 +100,7 @@ def logged(root: Path) -> dict[str, pa.Table]:
 def ends(config: Configuration) -> dict[str, int]:
     out = {}
     for view in PROJECT.views:
-        reached = OfflineLog.of(config.root / OFFLINE, view).reached()
+        reached = OfflineLog.of(offline_of(config.root), view).reached()
         assert reached is not None
         out[view.name] = reached.last_us
     return out
@@ -101,7 +112,7 @@ def test_stream_logs_every_change_up_to_its_last_release(
 ) -> None:
     """They equal those of the kernel over all history, except for cards with a late event."""
     run(config, engine=engine)
-    last = {(one["view"], one["shard"]): one for one in read_releases(config.root)}
+    last = {(one["view"], one["shard"]): one for one in read_releases(stream_of(config.root))}
     frontiers, positions = {}, {}
     for view in PROJECT.views:
         mine = [one for (name, _), one in last.items() if name == view.name]
@@ -110,14 +121,14 @@ def test_stream_logs_every_change_up_to_its_last_release(
         positions[view.stream.name] = mine[0]["positions"]
     assert ends(config) == frontiers
     log_history(
-        PROJECT,
-        Log(config.root),
+        PROJECT.views,
+        Log(build_of(config.root)),
         tmp_path / "all",
         shards=config.shards,
         until_us=frontiers,
         positions=positions,
     )
-    found, expected = logged(config.root / OFFLINE), logged(tmp_path / "all")
+    found, expected = logged(offline_of(config.root)), logged(tmp_path / "all")
     for view in PROJECT.views:
         keys = late_keys(config, view)
         assert of_others(found[view.name], view, keys).equals(
@@ -134,7 +145,7 @@ def of_others(rows: pa.Table, view: FeatureView, keys: set[Any]) -> pa.Table:
 
 def late_keys(config: Configuration, view: FeatureView) -> set[Any]:
     """The keys of events that one of the few frontiers of these runs may have passed."""
-    stream, log = view.stream, Log(config.root)
+    stream, log = view.stream, Log(build_of(config.root))
     out = set()
     for partition in range(log.partitions(stream.name)):
         for row in log.read(stream.name, partition).to_pylist():
@@ -148,18 +159,27 @@ def late_keys(config: Configuration, view: FeatureView) -> set[Any]:
 def test_log_of_segments_and_of_a_stream_that_starts_over_is_that_of_one_run(
     config: Configuration,
 ) -> None:
+    """Joins read the log of the stream before until that of the new one reaches as far."""
     run(config)
-    whole = logged(config.root / OFFLINE)
+    before, whole = offline_of(config.root), logged(offline_of(config.root))
+    assert added_to(config) == before
     run(config, until_us=SAVEPOINT)
-    part = logged(config.root / OFFLINE)
+    own = added_to(config)
+    assert own is not None
+    assert own != before
+    part = logged(own)
     assert all(len(part[name]) < len(whole[name]) for name in whole), "it started over"
+    assert offline_of(config.root) == before
+    assert logged(before) == whole
     run(config, resume=True)
-    assert same_but_late(config, whole)
+    assert offline_of(config.root) == own
+    assert same_but_late(config, own, whole)
+    assert logged(before) == whole
 
 
-def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
+def same_but_late(config: Configuration, folder: Path, whole: dict[str, pa.Table]) -> bool:
     """The instant at which a late event counts depends on the polls."""
-    found = logged(config.root / OFFLINE)
+    found = logged(folder)
     return all(
         of_others(found[view.name], view, late_keys(config, view)).equals(
             of_others(whole[view.name], view, late_keys(config, view))
@@ -170,51 +190,48 @@ def same_but_late(config: Configuration, whole: dict[str, pa.Table]) -> bool:
 
 def test_rows_that_a_killed_segment_appended_are_removed(config: Configuration) -> None:
     run(config, until_us=SAVEPOINT)
-    before, reached = logged(config.root / OFFLINE), ends(config)
-    shutil.copytree(config.root, config.root.with_name("before"))
+    before, reached = logged(offline_of(config.root)), ends(config)
+    folder, kept = stream_of(config.root), config.root.with_name("before")
+    shutil.copytree(folder, kept)
     run(config, resume=True)
-    whole = logged(config.root / OFFLINE)
-    # As if it had been killed at its end: restore everything else to the savepoint.
-    for path in config.root.iterdir():
-        if path.name != OFFLINE and not path.name.startswith("online.db"):
-            old = config.root.with_name("before") / path.name
-            if path.is_dir():
-                shutil.rmtree(path)
-                shutil.copytree(old, path)
-            else:
-                shutil.copy(old, path)
+    whole = logged(offline_of(config.root))
+    # As if it had been killed at its end: the stream's own files are those of the savepoint.
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
     run(config, resume=True, until_us=SAVEPOINT + 1)
-    taken_back = logged(config.root / OFFLINE)
+    taken_back = logged(offline_of(config.root))
     assert all(len(taken_back[name]) < len(whole[name]) for name in whole)
     assert all(len(taken_back[name]) >= len(before[name]) for name in before)
     assert all(ends(config)[name] >= reached[name] for name in reached)
     run(config, resume=True)
-    assert same_but_late(config, whole)
+    assert same_but_late(config, offline_of(config.root), whole)
 
 
 def test_merging_between_segments_changes_nothing(config: Configuration) -> None:
-    """The stream continues a merged log, and starts over with it."""
+    """The stream continues a merged log, and starts over with links to its files."""
     config = replace(config, stream=replace(config.stream, poll_rows=500))
     run(config, until_us=SAVEPOINT)
-    at_savepoint = logged(config.root / OFFLINE)
+    at_savepoint = logged(offline_of(config.root))
     merged(config)
-    assert logged(config.root / OFFLINE) == at_savepoint
-    heard = Heard()
-    assert offline_goes_on(config, next_start(config, None), heard), heard.lines
-    assert logged(config.root / OFFLINE) == at_savepoint
+    assert logged(offline_of(config.root)) == at_savepoint
     run(config, resume=True)
-    longer = logged(config.root / OFFLINE)
+    assert added_to(config) == offline_of(config.root)
+    longer = logged(offline_of(config.root))
     assert all(len(longer[name]) > len(at_savepoint[name]) for name in at_savepoint)
     merged(config)
-    assert logged(config.root / OFFLINE) == longer
+    assert logged(offline_of(config.root)) == longer
     run(config, until_us=SAVEPOINT)
-    assert same_but_late(config, at_savepoint)
+    own = added_to(config)
+    assert own is not None
+    assert own != offline_of(config.root)
+    assert same_but_late(config, own, at_savepoint)
+    assert logged(offline_of(config.root)) == longer
 
 
 def merged(config: Configuration) -> None:
     """Merge every day, also those that get more rows."""
     for one in merge_log(
-        config.project, config.root / "offline", QuietProgress(), before="9999-12-31"
+        config.project, offline_of(config.root), QuietProgress(), before="9999-12-31"
     ):
         assert one.files_before > one.files_after > 0
 
@@ -222,26 +239,25 @@ def merged(config: Configuration) -> None:
 def test_stream_adds_nothing_to_a_log_that_ends_elsewhere_and_says_so(
     config: Configuration,
 ) -> None:
-    start = first_start(config, None)
-    assert offline_goes_on(config, start, QuietProgress())
     view = PROJECT.views[0]
-    log = OfflineLog.of(config.root / OFFLINE, view)
+    log = OfflineLog.of(offline_of(config.root), view)
     for shard in range(config.shards):
         (log.directory / "_reached" / f"{shard:05d}-of-{config.shards:05d}").unlink()
         log.reach(shard, config.shards, since_us=0, until_us=EVALUATE_UNTIL - 24 * HOUR)
+    before = logged(offline_of(config.root))
     heard = Heard()
-    assert not offline_goes_on(config, start, heard)
-    assert "does not end where the stream continues" in heard.lines[0]
-    assert view.name in heard.lines[0]
-    before = logged(config.root / OFFLINE)
-    run(config)
-    assert logged(config.root / OFFLINE) == before
+    run(config, heard)
+    (said,) = [line for line in heard.lines if "offline log" in line]
+    assert "does not end where the stream continues" in said
+    assert view.name in said
+    assert added_to(config) is None
+    assert logged(offline_of(config.root)) == before
 
 
 def test_without_an_offline_log_none_is_begun(config: Configuration) -> None:
-    shutil.rmtree(config.root / OFFLINE)
+    shutil.rmtree(offline_of(config.root))
     heard = Heard()
-    assert not offline_goes_on(config, first_start(config, None), heard)
-    assert heard.lines == []
-    run(config)
-    assert not (config.root / OFFLINE).exists()
+    run(config, heard)
+    assert [line for line in heard.lines if "offline log" in line] == []
+    assert added_to(config) is None
+    assert not offline_of(config.root).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.builds import make_build
+from tests.support.folders import build_of, stream_of
+from tests.support.lock_holder import lock_holder
 from tests.support.strategies import to_batch
-from tests.support.streaming_project import ENGINES, Row, arrivals, configuration, write_log
+from tests.support.streaming_project import ENGINES, Row, arrivals, configuration
 from tests.support.trained_bundle import DEPOT, PROJECT, REQUEST, SCANS, START, bundle, with_window
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.definitions import Project
-from tidemill.features.errors import BundleError, SequenceError, StateMismatch
+from tidemill.features.errors import BundleError, Locked, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.recovery.release_log import read_releases
-from tidemill.pipelines.run.paths import PREDICTIONS, REJECTED_BY_STREAM, RELEASES
+from tidemill.pipelines.recovery.republish import republish
+from tidemill.pipelines.run.paths import PREDICTIONS, RELEASES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart
@@ -34,7 +38,7 @@ from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part
 from tidemill.pipelines.stream_run import stream as module
 from tidemill.pipelines.stream_run.outcome import read_rejected
-from tidemill.pipelines.stream_run.stream import stream
+from tidemill.pipelines.stream_run.stream import run_id, stream
 
 CUT = START + 4 * HOUR
 STOP = START + 8 * HOUR
@@ -72,14 +76,15 @@ def config(tmp_path: Path, rows: dict[str, list[Row]]) -> Configuration:
     trained = bundle().directory
     shutil.copytree(trained, tmp_path / "bundles" / trained.name)
     (tmp_path / "bundles" / "current").write_text(trained.name)
-    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
     made = configuration(tmp_path, PROJECT, CUT, STOP, poll_rows=60)
-    hand_over(made, QuietProgress())
+    make_build(made, arrivals(PROJECT, rows, PARTITIONS, random.Random(1)))
     return made
 
 
 def predictions(root: Path) -> dict[str, dict[str, Any]]:
-    tables = [pq.read_table(path) for path in sorted((root / "predictions").glob("*.parquet"))]
+    tables = [
+        pq.read_table(path) for path in sorted((stream_of(root) / "predictions").glob("*.parquet"))
+    ]
     out: dict[str, dict[str, Any]] = {}
     for row in pa.concat_tables(tables).to_pylist():
         assert row["request_id"] not in out
@@ -119,7 +124,7 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
     stream(config, QuietProgress(), engine="fnapi")
     releases = {
         (entry["view"], entry["shard"], entry["number"]): entry
-        for entry in read_releases(config.root)
+        for entry in read_releases(stream_of(config.root))
     }
     for _, shard, number in releases:
         assert ("depot", shard, number - 1) in releases or number == 1
@@ -131,19 +136,27 @@ def test_every_answer_names_a_release_that_is_there(config: Configuration) -> No
     assert sum(entry["answers"] for entry in releases.values()) == len(predictions(config.root))
 
 
-def test_the_output_of_an_earlier_run_is_removed(config: Configuration) -> None:
+def test_a_stream_that_starts_over_has_a_folder_of_its_own_and_leaves_the_one_before(
+    config: Configuration,
+) -> None:
     """Only the number of releases depends on the engine's bundles."""
     first = stream(config, QuietProgress(), engine="fnapi")
-    outputs = (PREDICTIONS, RELEASES, REJECTED_BY_STREAM)
-    for name in outputs:
-        (config.root / name).mkdir(exist_ok=True)
-        (config.root / name / "left.by.an.earlier.run").touch()
+    before = stream_of(config.root)
+    written = {path: path.read_bytes() for path in before.rglob("*") if path.is_file()}
+    assert {path.relative_to(before).parts[0] for path in written} >= {PREDICTIONS, RELEASES}
     again = stream(config, QuietProgress(), engine="fnapi")
-    assert not [*config.root.rglob("left.by.an.earlier.run")]
-    assert len(read_releases(config.root)) == again["releases"]
+    assert stream_of(config.root) != before
+    assert {path: path.read_bytes() for path in before.rglob("*") if path.is_file()} == written
+    assert len(read_releases(stream_of(config.root))) == again["releases"]
     assert len(predictions(config.root)) == again["predictions"]
-    counts = ("requests", "predictions", "frontiers", "duplicates", "rejected")
+    counts = ("requests", "predictions", "releases", "frontiers", "duplicates", "rejected")
     assert {name: again[name] for name in counts} == {name: first[name] for name in counts}
+
+
+def test_a_run_is_named_by_root_and_segment(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    assert run_id(root, 1) == run_id(tmp_path / "other" / ".." / "root", 1)
+    assert len({run_id(root, 1), run_id(root, 2), run_id(tmp_path, 1)}) == 3
 
 
 def test_an_eager_stream_answers_every_request_too(
@@ -195,7 +208,7 @@ def test_a_gap_fails_the_job_and_says_where(
     monkeypatch.setattr(Lossy, "NUMBER", 1)
     Lossy.SEEN = 0
     hasty = replace(config, stream=replace(config.stream, gap_batches=1))
-    with pytest.raises(Exception, match=r"depot shard 0 of 2: positions .* never came"):
+    with pytest.raises(Exception, match=r"depot shard 0 of 2: poll 1 never came"):
         stream(hasty, QuietProgress(), engine=engine)
 
 
@@ -215,7 +228,7 @@ def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
     summary = stream(patient, QuietProgress(), engine="fnapi")
     assert summary["unanswered"] > 0
     assert summary["predictions"] + summary["unanswered"] == len(asked_after_the_cut(rows))
-    records = read_rejected(config.root / "rejected_by_stream").to_pylist()
+    records = read_rejected(stream_of(config.root) / "rejected_by_stream").to_pylist()
     assert len(records) == summary["unanswered"]
     answered = predictions(config.root) if summary["predictions"] else {}
     for record in records:
@@ -228,8 +241,38 @@ def test_requests_that_a_view_went_past_are_rejected_records_that_name_it(
 # Starts that are refused.
 
 
+def test_only_one_process_runs_a_generations_stream_and_others_wait_for_none(
+    config: Configuration,
+) -> None:
+    lock = config.current.stream_lock
+    with lock_holder(lock) as (_, pid):
+        with pytest.raises(Locked, match=f"run this generation's stream, and process {pid} on "):
+            stream(config, QuietProgress(), engine="fnapi")
+        assert config.current.stream == 0
+        republish(config, QuietProgress())
+        make_build(config, arrivals(PROJECT, random_rows(1), PARTITIONS, random.Random(1)))
+    assert stream(config, QuietProgress(), engine="fnapi")["predictions"] > 0
+
+
+def test_a_stream_that_waits_begins_when_the_other_has_ended(config: Configuration) -> None:
+    with lock_holder(config.current.stream_lock) as (process, _):
+        ended: list[int] = []
+
+        def run() -> None:
+            ended.append(stream(config, QuietProgress(), engine="fnapi", wait=True)["predictions"])
+
+        waiter = threading.Thread(target=run)
+        waiter.start()
+        waiter.join(1.0)
+        assert config.current.stream == 0, "two streams of one generation ran"
+        process.kill()
+        waiter.join(300)
+    assert len(ended) == 1
+    assert config.current.stream == 1
+
+
 def test_a_stream_needs_a_handed_over_state(config: Configuration) -> None:
-    shutil.rmtree(config.root / "states")
+    shutil.rmtree(build_of(config.root) / "states")
     with pytest.raises(StateMismatch, match=r"no handed-over state .* run `tidemill backfill`"):
         stream(config, QuietProgress())
 

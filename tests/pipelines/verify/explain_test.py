@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import (
     FEATURES,
     Server,
@@ -38,7 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 
 def test_every_value_stands_with_its_events(served: Configuration) -> None:
     late = {row["request"] for row in verify(served, QuietProgress(), sample=0)["first_late"]}
-    predictions = read_predictions(served.root, served.project).to_pylist()
+    predictions = read_predictions(stream_of(served.root), served.project).to_pylist()
     row = next(r for r in predictions if r["by_driver__rides_6h"] and r["request_id"] not in late)
     explained = explain(served, row["request_id"])
     assert len(explained.values) == FEATURES
@@ -47,7 +48,7 @@ def test_every_value_stands_with_its_events(served: Configuration) -> None:
     assert rides.served == rides.recomputed == len(rides.events) == row["by_driver__rides_6h"]
     asked = row["as_of__by_driver"]
     assert all(asked - 6 * 3_600_000_000 - 300_000_000 <= at < asked for at, _ in rides.events)
-    logged = Log(served.root).read("rides")
+    logged = Log(build_of(served.root)).read("rides")
     mine = logged.filter(pc.is_in(logged["ride"], pa.array([id for _, id in rides.events])))
     assert len(set(mine["driver"].to_pylist())) == 1
 
@@ -61,7 +62,7 @@ def test_a_late_value_is_told_from_a_wrong_one(served: Configuration) -> None:
 
 
 def test_tables_hold_stamps_values_and_events(served: Configuration) -> None:
-    id = read_predictions(served.root, served.project)["request_id"][0].as_py()
+    id = read_predictions(stream_of(served.root), served.project)["request_id"][0].as_py()
     stamps, values, events = explain(served, id).tables()
     said: dict[str, str] = {row[0]: row[1] for row in stamps.rows}
     assert said["request"] == id
@@ -84,6 +85,6 @@ def test_doubled_prediction_sends_the_reader_to_verify(
     shutil.copytree(served.root, tmp_path / "run")
     config = configuration(served.path.parent, tmp_path / "run")
     rewrite_predictions(config.root, lambda table: pa.concat_tables([table, table.slice(0, 1)]))
-    id = read_predictions(config.root, config.project)["request_id"][0].as_py()
+    id = read_predictions(stream_of(config.root), config.project)["request_id"][0].as_py()
     with pytest.raises(InputError, match=r"2 predictions .* run `tidemill verify`"):
         explain(config, id)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import (
     BY_DRIVER,
     FEATURES,
@@ -41,8 +42,10 @@ from tidemill.pipelines.verify.diagnosis import EARLY
 from tidemill.pipelines.verify.read_features import read_features
 from tidemill.pipelines.verify.served import read_predictions
 from tidemill.pipelines.verify.verify import verify
+from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import FRONTIER, STATUS
 from tidemill.serving.online.rows import KeySpace, online_keys
+from tidemill.serving.online.sqlite.scripts import rows_table
 
 SAMPLE = 60
 
@@ -215,7 +218,9 @@ def test_a_missing_prediction_is_right_where_its_request_was_rejected(
         origins=["quotes/0:0"],
         payloads=[b"{}"],
     )
-    write_rows(served.root / "rejected_by_stream", pa.Table.from_batches([record]), "one")
+    write_rows(
+        stream_of(served.root) / "rejected_by_stream", pa.Table.from_batches([record]), "one"
+    )
     figures = _verify(served)
     assert figures["mismatches"] == 0
     assert figures["rejected_requests"] == 1
@@ -258,7 +263,7 @@ def test_an_answer_for_another_instant_than_it_was_asked_for_is_found(
 
 
 def test_an_answer_that_names_a_release_without_evidence_is_found(served: Configuration) -> None:
-    path = served.root / "releases" / "1-0.jsonl"
+    path = stream_of(served.root) / "releases" / "1-0.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[len(lines) // 2 :]))
     figures = _verify(served)
@@ -267,7 +272,7 @@ def test_an_answer_that_names_a_release_without_evidence_is_found(served: Config
 
 
 def test_a_release_that_left_no_evidence_is_found(served: Configuration) -> None:
-    path = served.root / "releases" / "1-0.jsonl"
+    path = stream_of(served.root) / "releases" / "1-0.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2] + lines[3:]))
     figures = _verify(served)
@@ -277,7 +282,7 @@ def test_a_release_that_left_no_evidence_is_found(served: Configuration) -> None
 
 
 def test_the_log_that_was_replayed_is_not_believed(ready: Configuration) -> None:
-    log = Log(ready.root)
+    log = Log(build_of(ready.root))
     table = log.read("rides", 0)
     received = table.column("_received").to_numpy()
     fares = pc.add(table["fare"], 1e-9)
@@ -289,14 +294,24 @@ def test_the_log_that_was_replayed_is_not_believed(ready: Configuration) -> None
     assert figures["oracle_mismatches"] > 0
 
 
+def rows_of_fill(served: Configuration) -> str:
+    """Return the table of the rows that readers see."""
+    database = open_database(served.online_store)
+    (fill,) = (
+        one for one in database.fills([KeySpace.of(PROJECT.name, BY_DRIVER)]) if one.is_current
+    )
+    database.close()
+    return rows_table(fill.id)
+
+
 def test_a_store_row_overwritten_with_an_older_one_is_found(served: Configuration) -> None:
-    space = KeySpace.of(PROJECT.name, BY_DRIVER).name
+    rows = rows_of_fill(served)
     (key,) = online_keys("driver", pa.array(["d3"]))
     (other,) = online_keys("driver", pa.array(["d4"]))
     with sqlite3.connect(served.online_store.path) as sqlite:
-        old = sqlite.execute(f'SELECT cells FROM "{space}" WHERE entity_key = ?', (other,))
+        old = sqlite.execute(f'SELECT cells FROM "{rows}" WHERE entity_key = ?', (other,))
         sqlite.execute(
-            f'UPDATE "{space}" SET cells = ?, event_timestamp = event_timestamp - 60000000 '
+            f'UPDATE "{rows}" SET cells = ?, event_timestamp = event_timestamp - 60000000 '
             "WHERE entity_key = ?",
             (old.fetchone()[0], key),
         )
@@ -308,11 +323,11 @@ def test_a_store_row_overwritten_with_an_older_one_is_found(served: Configuratio
 
 
 def test_a_store_row_that_should_have_been_replaced_is_found(served: Configuration) -> None:
-    space = KeySpace.of(PROJECT.name, BY_DRIVER).name
+    rows = rows_of_fill(served)
     (key,) = online_keys("driver", pa.array(["d3"]))
     with sqlite3.connect(served.online_store.path) as sqlite:
         sqlite.execute(
-            f'UPDATE "{space}" SET valid_until = ? WHERE entity_key = ?', (STREAM_UNTIL, key)
+            f'UPDATE "{rows}" SET valid_until = ? WHERE entity_key = ?', (STREAM_UNTIL, key)
         )
     sqlite.close()
     figures = _verify(served)
@@ -322,10 +337,10 @@ def test_a_store_row_that_should_have_been_replaced_is_found(served: Configurati
 
 
 def test_a_store_row_that_is_missing_is_found(served: Configuration) -> None:
-    space = KeySpace.of(PROJECT.name, BY_DRIVER).name
+    rows = rows_of_fill(served)
     (key,) = online_keys("driver", pa.array(["d1"]))
     with sqlite3.connect(served.online_store.path) as sqlite:
-        sqlite.execute(f'DELETE FROM "{space}" WHERE entity_key = ?', (key,))
+        sqlite.execute(f'DELETE FROM "{rows}" WHERE entity_key = ?', (key,))
     sqlite.close()
     figures = _verify(served)
     (row,) = figures["first_mismatches"]
@@ -334,7 +349,7 @@ def test_a_store_row_that_is_missing_is_found(served: Configuration) -> None:
 
 def test_a_frontier_that_did_not_reach_the_store_is_found(served: Configuration) -> None:
     with sqlite3.connect(served.online_store.path) as sqlite:
-        sqlite.execute("UPDATE tidemill_frontiers SET frontier = frontier - 1 WHERE shard = 0")
+        sqlite.execute("UPDATE tidemill_parts SET frontier = frontier - 1 WHERE part = 0")
     sqlite.close()
     figures = _verify(served)
     assert ("store", "shard 0") in {(row["what"], row["id"]) for row in figures["first_mismatches"]}
@@ -357,7 +372,7 @@ def test_features_command_reads_values_status_and_frontier(served: Configuration
 
 
 def test_late_requests_are_proven_as_of_the_frontier_they_met(served: Configuration) -> None:
-    table = read_predictions(served.root, served.project)
+    table = read_predictions(stream_of(served.root), served.project)
     asked = table["request_time"].cast(pa.int64()).to_numpy()
     late = table["as_of__by_driver"].to_numpy() > asked
     assert late.sum() > 3

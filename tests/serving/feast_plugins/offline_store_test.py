@@ -66,9 +66,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrived = [
         Arrived("pings", p, rows, sorted(row["at"] for row in rows)) for p, rows in enumerate(parts)
     ]
-    write_log(folder, PROJECT, arrived)
+    write_log(folder / "build", PROJECT, arrived)
     until = {view.name: END for view in VIEWS}
-    log_history(PROJECT, Log(folder), folder / OFFLINE, shards=3, until_us=until)
+    log_history(PROJECT.views, Log(folder / "build"), folder / OFFLINE, shards=3, until_us=until)
     return folder
 
 
@@ -177,9 +177,11 @@ def test_event_is_found_up_to_the_last_instant_that_covers_it(
     # At the beginning of a hop: no tile lasts longer.
     start = (START // view.hop_us + 1) * view.hop_us
     event = {**ROWS[0], "at": start, "car": "a", "site": 1, "speed": 60.0, "moving": True}
-    write_log(tmp_path, PROJECT, [Arrived("pings", 0, [event], [start])])
+    write_log(tmp_path / "build", PROJECT, [Arrived("pings", 0, [event], [start])])
     until = {view.name: END for view in VIEWS}
-    log_history(PROJECT, Log(tmp_path), tmp_path / OFFLINE, shards=1, until_us=until)
+    log_history(
+        PROJECT.views, Log(tmp_path / "build"), tmp_path / OFFLINE, shards=1, until_us=until
+    )
     store = open_store(PROJECT, StorePlaces.below(tmp_path), clock="replay")
     end = start + view.hop_us + view.longest_window_us
     keys = pa.array(["a"]) if view.entity is CAR else pa.array([1])

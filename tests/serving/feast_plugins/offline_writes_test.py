@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.newest_rows import newest_per_entity
 from tidemill.pipelines.stream.publications import named_publications
+from tidemill.serving.generations.current import CURRENT, Current, write_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.parcels import online_rows
@@ -145,9 +147,11 @@ def test_remote_files_are_refused(tmp_path: Path) -> None:
 
 def test_materialize_writes_what_is_published(tmp_path: Path) -> None:
     rows = history(seed=1, pings=4_000)
-    write_log(tmp_path, PROJECT, [Arrived("pings", 0, rows, sorted(row["at"] for row in rows))])
+    write_log(
+        tmp_path / "build", PROJECT, [Arrived("pings", 0, rows, sorted(row["at"] for row in rows))]
+    )
     end = {view.name: END for view in VIEWS}
-    log_history(PROJECT, Log(tmp_path), tmp_path / OFFLINE, shards=2, until_us=end)
+    log_history(PROJECT.views, Log(tmp_path / "build"), tmp_path / OFFLINE, shards=2, until_us=end)
     until = START + 4 * DAY + 3 * HOUR + 17 * MINUTE
     open_store(PROJECT, StorePlaces.below(tmp_path), clock="replay").materialize(
         at(START - DAY), at(until)
@@ -184,6 +188,19 @@ def test_materializing_again_changes_nothing_and_never_goes_back(
     for last, expected in ((15, (10, 1)), (25, (20, 3)), (25, (20, 3)), (15, (20, 3))):
         depots.materialize(at(0), at(last), feature_views=["by_depot"])
         assert stands() == [expected]
+
+
+def test_materialize_from_another_generation_is_refused(
+    depots: feast.FeatureStore, tmp_path: Path
+) -> None:
+    write(tmp_path, BY_DEPOT, depot_rows((7, 10, 1, 5)), "p0")
+    current = Current(tmp_path, "another", build=1, offline=1, stream=0)
+    write_current(current)
+    shutil.copytree(tmp_path / OFFLINE, current.offline_root)
+    with pytest.raises(StoreError, match=r"of generation none, and .*'by_depot' of another: rows"):
+        depots.materialize(at(0), at(25), feature_views=["by_depot"])
+    (tmp_path / CURRENT).unlink()
+    depots.materialize(at(0), at(25), feature_views=["by_depot"])
 
 
 def test_materialize_writes_to_stores_of_feast_too_with_every_bit(tmp_path: Path) -> None:

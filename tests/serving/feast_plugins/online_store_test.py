@@ -20,6 +20,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from tests.support import parcels, stores
 from tests.support.certificates import Certificate
 from tests.support.feast_definitions import feast_objects
+from tests.support.fills import opened
 from tests.support.parcels import (
     BY_COURIER,
     BY_DEPOT,
@@ -60,7 +61,10 @@ place = stores.place
 
 @pytest.fixture
 def store(place: OnlinePlace, tmp_path: Path) -> feast.FeatureStore:
-    return open_store(parcels.PARCELS, StorePlaces.below(tmp_path, online=place), clock="replay")
+    made = open_store(parcels.PARCELS, StorePlaces.below(tmp_path, online=place), clock="replay")
+    # What a stock client writes before the first publication would go with the switch.
+    opened(open_database(place), [COURIER_SPACE, DEPOT_SPACE], shards=2)
+    return made
 
 
 def _depot_seven(place: OnlinePlace) -> list[Snapshot]:

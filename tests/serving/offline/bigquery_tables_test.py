@@ -137,9 +137,13 @@ def test_sql_view_has_the_highest_revision_of_an_instant() -> None:
 
 def test_what_feast_runs_there_gives_what_batch_computes(tmp_path: Path) -> None:
     rows = history(seed=6, pings=1_500)
-    write_log(tmp_path, PROJECT, [Arrived("pings", 0, rows, sorted(r["at"] for r in rows))])
+    write_log(
+        tmp_path / "build", PROJECT, [Arrived("pings", 0, rows, sorted(r["at"] for r in rows))]
+    )
     until = {view.name: END for view in VIEWS}
-    log_history(PROJECT, Log(tmp_path), tmp_path / OFFLINE, shards=1, until_us=until)
+    log_history(
+        PROJECT.views, Log(tmp_path / "build"), tmp_path / OFFLINE, shards=1, until_us=until
+    )
     connection = warehouse()
     for view in VIEWS:
         connection.execute(spelt(log_ddl(PLACE, view)))

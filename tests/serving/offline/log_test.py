@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 from tidemill.features.contract import DAY, LATEST_EVENT, TIME_MAX, TIME_MIN
-from tidemill.features.errors import InputError, LostPublications, StoreError
+from tidemill.features.errors import InputError, LostPublications, OutputConflict, StoreError
 from tidemill.serving.offline.log import OfflineLog, Span
 
 
@@ -108,32 +108,41 @@ def test_older_span_changes_nothing(log: OfflineLog) -> None:
 
 def test_rows_that_do_not_join_on_are_refused_and_not_written(log: OfflineLog) -> None:
     rows = depot_rows((7, 10, 1, 1))
-    log.append(BY_DEPOT, rows, shard=0, shards=1, since_us=TIME_MIN, until_us=20)
+    log.append(BY_DEPOT, {1: rows}, shard=0, shards=1, since_us=TIME_MIN, until_us=20)
     before = _files(log)
+    rows = depot_rows((7, 40, 2, 2))
     with pytest.raises(LostPublications, match="it ends at 20, and publications continue from 30"):
-        log.append(BY_DEPOT, depot_rows((7, 40, 2, 2)), shard=0, shards=1, since_us=30, until_us=50)
+        log.append(BY_DEPOT, {3: rows}, shard=0, shards=1, since_us=30, until_us=50)
     assert _files(log) == before
     assert log.reached() == Span(TIME_MIN, 20)
 
 
-def test_repeated_append_replaces_itself_also_in_another_order(log: OfflineLog) -> None:
+def test_repeated_append_changes_nothing_also_in_another_order(log: OfflineLog) -> None:
     rows = [(7, 10, 1, 1), (8, 12, 1, 3)]
     for order in (rows, rows[::-1]):
-        log.append(BY_DEPOT, depot_rows(*order), shard=0, shards=1, since_us=0, until_us=20)
+        log.append(BY_DEPOT, {4: depot_rows(*order)}, shard=0, shards=1, since_us=0, until_us=20)
     assert len(_files(log)) == 1
+    other = {4: depot_rows((7, 10, 1, 2))}
+    with pytest.raises(OutputConflict, match=r"00000-00000-of-00001-000000000004.*other content"):
+        log.append(BY_DEPOT, other, shard=0, shards=1, since_us=0, until_us=20)
 
 
-def test_appends_that_end_at_one_instant_stand_side_by_side(log: OfflineLog) -> None:
-    for scans in (1, 2):
-        rows = depot_rows((7, 10 + scans, scans, scans))
-        log.append(BY_DEPOT, rows, shard=0, shards=1, since_us=0, until_us=20)
-    assert len(_files(log)) == 2
+def test_a_part_is_a_release_however_appends_group_them(log: OfflineLog, tmp_path: Path) -> None:
+    releases = {n: depot_rows((7, 10 + n, n, n)) for n in (1, 2, 3)}
+    log.append(BY_DEPOT, releases, shard=0, shards=1, since_us=0, until_us=20)
+    whole = {path.name: path.read_bytes() for path in log.directory.rglob("*.parquet")}
+    assert len(whole) == 3
+    for numbers in ((1,), (1, 2), (2, 3)):
+        some = {n: releases[n] for n in numbers}
+        log.append(BY_DEPOT, some, shard=0, shards=1, since_us=0, until_us=20)
+    assert {path.name: path.read_bytes() for path in log.directory.rglob("*.parquet")} == whole
 
 
 def test_another_number_of_shards_is_refused(log: OfflineLog) -> None:
     log.reach(0, 2, since_us=0, until_us=20)
+    rows = depot_rows((7, 1, 1, 1))
     with pytest.raises(StoreError, match="it has 2 shards, and a writer has 3"):
-        log.append(BY_DEPOT, depot_rows((7, 1, 1, 1)), shard=0, shards=3, since_us=0, until_us=30)
+        log.append(BY_DEPOT, {1: rows}, shard=0, shards=3, since_us=0, until_us=30)
     assert _files(log) == []
 
 
@@ -161,7 +170,7 @@ def test_cut_back_takes_what_segments_have_added_and_nothing_else(log: OfflineLo
     for segment in range(3):
         log.append(
             BY_DEPOT,
-            depot_rows((7, 10 * segment + 15, 1, 1)),
+            {segment: depot_rows((7, 10 * segment + 15, 1, 1))},
             shard=0,
             shards=1,
             since_us=10 * segment + 10,
@@ -187,12 +196,3 @@ def test_days_before_that_of_the_slowest_shard_get_no_more_rows(log: OfflineLog)
     assert str(log.ended_before()) < "1970", "a shard that has not reported can add to any day"
     log.reach(1, 2, since_us=0, until_us=3 * DAY + 1)
     assert log.ended_before() == "1970-01-04"
-
-
-def test_log_takes_the_place_of_another(log: OfflineLog) -> None:
-    log.write(BY_DEPOT, depot_rows((7, 1, 1, 1)), "old")
-    other = OfflineLog(log.directory.with_name("beside"))
-    other.write(BY_DEPOT, depot_rows((7, DAY, 1, 1)), "new")
-    log.take_over(other)
-    assert _files(log) == ["date=1970-01-02/new.parquet"]
-    assert not other.directory.exists()

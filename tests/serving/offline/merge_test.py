@@ -52,7 +52,7 @@ def add(log: OfflineLog, segment: int | None, at_us: int, *rows: Row) -> None:
         return
     log.append(
         BY_DEPOT,
-        depot_rows(*rows),
+        {at_us: depot_rows(*rows)},
         shard=0,
         shards=1,
         since_us=TIME_MIN,
@@ -309,14 +309,12 @@ def test_merges_appends_and_joins_beside_each_other(log: OfflineLog) -> None:
     assert sorted(row[2] for row in stands(log) if row[1] >= 500) == list(range(released))
 
 
-@pytest.mark.parametrize("other", ["cut_back", "take_over", "merge"])
+@pytest.mark.parametrize("other", ["cut_back", "merge"])
 def test_who_removes_files_waits_for_a_merge(
     other: str, log: OfflineLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for release in range(3):
         add(log, 1, 10 + release, (7, release, 1, 1))
-    newer = OfflineLog(log.directory.with_name("newer"))
-    newer.write(BY_DEPOT, depot_rows((8, 1, 1, 1)), "p")
     has_read, may_write = threading.Event(), threading.Event()
     read = offline_merge._read_alike
 
@@ -334,7 +332,6 @@ def test_who_removes_files_waits_for_a_merge(
     add(log, 1, 20, (7, 50, 1, 1))
     action: dict[str, Callable[[], object]] = {
         "cut_back": lambda: log.cut_back(1, [5]),
-        "take_over": lambda: log.take_over(newer),
         "merge": lambda: merge_day(log, "depot", DATE),
     }
     monkeypatch.setattr(offline_merge, "_read_alike", read)
@@ -344,7 +341,7 @@ def test_who_removes_files_waits_for_a_merge(
     may_write.set()
     merge.join(WAIT_S)
     waits.join(WAIT_S)
-    expected = {"cut_back": [], "take_over": [(8, 1)], "merge": [(7, 0), (7, 1), (7, 2), (7, 50)]}
+    expected = {"cut_back": [], "merge": [(7, 0), (7, 1), (7, 2), (7, 50)]}
     assert [row[:2] for row in stands(log)] == expected[other]
 
 

@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 import pickle
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.fills import HOLDER, Target, mark_of, opened
 from tests.support.parcels import DEPOT_SPACE
 from tests.support.redis_server import running
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, TIME_MAX, TIME_MIN
@@ -20,10 +21,12 @@ from tidemill.features.errors import (
     ConflictingPublication,
     InputError,
     LostPublications,
+    NoKeySpace,
     StoreError,
 )
 from tidemill.serving.online.cells import encode_row
-from tidemill.serving.online.database import OnlineDatabase, Parcel
+from tidemill.serving.online.database import OnlineDatabase
+from tidemill.serving.online.fills import NewFill, PartState
 from tidemill.serving.online.redis.database import CHUNK_ROWS, RedisDatabase
 from tidemill.serving.online.rows import KeySpace, Row, RowBatch, online_keys
 from tidemill.serving.online.sqlite.database import SqliteDatabase
@@ -43,16 +46,20 @@ def database(
         yield RedisDatabase(server.place)
 
 
-def _space(database: OnlineDatabase) -> KeySpace:
-    """A key space of its own for each test and example."""
+def _target(database: OnlineDatabase, shards: int = 1, slices: int = 1) -> Target:
+    """A fill of a key space of its own for each test and example."""
     space = dataclasses.replace(DEPOT_SPACE, definition=f"{next(_numbers):016x}")
-    database.create([space])
-    return space
+    return opened(database, [space], shards, slices)[0]
 
 
 @pytest.fixture
-def space(database: OnlineDatabase) -> KeySpace:
-    return _space(database)
+def target(database: OnlineDatabase) -> Target:
+    return _target(database)
+
+
+@pytest.fixture
+def space(target: Target) -> KeySpace:
+    return target.space
 
 
 def _key(depot: int) -> bytes:
@@ -67,18 +74,6 @@ def _row(
 
 def _write(database: OnlineDatabase, space: KeySpace, *rows: Row) -> int:
     return database.write(space, RowBatch.of(rows, 0))
-
-
-def _parcel(
-    space: KeySpace,
-    *rows: Row,
-    frontier_us: int,
-    since_us: int | None = None,
-    shard: int = 0,
-    of: int = 1,
-) -> Parcel:
-    batch = RowBatch.of([row._replace(shard=shard) for row in rows], shard)
-    return Parcel(space, batch, shard, of, since_us, frontier_us)
 
 
 def _standing(database: OnlineDatabase, space: KeySpace, *keys: int) -> list[Row | None]:
@@ -114,14 +109,15 @@ _rows = st.builds(
 def test_newest_stands_whatever_the_order_the_repeats_and_the_parcels(
     database: OnlineDatabase, data: st.DataObject, rows: list[Row]
 ) -> None:
-    space = _space(database)
+    target = _target(database)
+    space = target.space
     again = data.draw(st.lists(st.sampled_from(rows), max_size=10)) if rows else []
     order = data.draw(st.permutations(rows + again))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=4)))
     pieces = [order[a:b] for a, b in itertools.pairwise([0, *cuts, len(order)])]
-    times = data.draw(st.lists(st.sampled_from(_TIMES), min_size=5, max_size=5))
+    times = sorted(data.draw(st.sets(st.sampled_from(_TIMES), min_size=5, max_size=5)))
     parcels = [
-        _parcel(space, *piece, frontier_us=time) for piece, time in zip(pieces, times, strict=False)
+        target.parcel(*piece, frontier_us=time) for piece, time in zip(pieces, times, strict=False)
     ]
     calls = data.draw(st.integers(0, len(parcels)))
     for together in (parcels[:calls], parcels[calls:]):
@@ -139,9 +135,10 @@ def test_newest_stands_whatever_the_order_the_repeats_and_the_parcels(
 def test_parcels_that_build_on_each_other_may_be_repeated_but_not_skipped(
     database: OnlineDatabase, data: st.DataObject, steps: list[list[Row]]
 ) -> None:
-    space = _space(database)
+    target = _target(database)
+    space = target.space
     chain = [
-        _parcel(space, *rows, since_us=10 * at if at else None, frontier_us=10 * at + 10)
+        target.parcel(*rows, since_us=10 * at if at else None, frontier_us=10 * at + 10)
         for at, rows in enumerate(steps)
     ]
     reached = 0
@@ -152,7 +149,8 @@ def test_parcels_that_build_on_each_other_may_be_repeated_but_not_skipped(
             reached = max(reached, at + 1)
             seen += steps[at]
         else:
-            with pytest.raises(LostPublications, match=f"shard 0: .* from frontier {10 * at}, "):
+            mark = mark_of(10 * at).hex()
+            with pytest.raises(LostPublications, match=f"shard 0: .* on mark {mark}, "):
                 database.publish([chain[at]])
         assert _frontiers(database, space) == ({0: 10 * reached} if reached else {})
     newest: list[Row | None] = [
@@ -181,10 +179,10 @@ def test_newer_time_wins_whatever_the_revision(database: OnlineDatabase, space: 
 
 
 def test_equal_values_of_another_shard_are_the_same_publication(
-    database: OnlineDatabase, space: KeySpace
+    database: OnlineDatabase, target: Target, space: KeySpace
 ) -> None:
     """For example, a stock client, which knows no shard, writes what the stream has published."""
-    database.publish([_parcel(space, _row(1, 10, 2), frontier_us=20)])
+    database.publish([target.parcel(_row(1, 10, 2), frontier_us=20)])
     assert database.write(space, RowBatch.of([_row(1, 10, 2)._replace(shard=None)], None)) == 0
     assert _standing(database, space, 1) == [_row(1, 10, 2)]
 
@@ -192,15 +190,15 @@ def test_equal_values_of_another_shard_are_the_same_publication(
 @pytest.mark.parametrize("other", [_row(2, 10, 2, 8), _row(2, 10, 2, 7, until=5)])
 @pytest.mark.parametrize("within", ["the store", "the batch"])
 def test_conflict_is_reported_with_both_values_and_nothing_is_written(
-    database: OnlineDatabase, space: KeySpace, other: Row, within: str
+    database: OnlineDatabase, target: Target, space: KeySpace, other: Row, within: str
 ) -> None:
     rows = [_row(2, 10, 2, 7), _row(1, 99, 9, 9), other]
     if within == "the store":
-        database.publish([_parcel(space, rows.pop(0), frontier_us=20)])
+        database.publish([target.parcel(rows.pop(0), frontier_us=20)])
     else:
-        database.publish([_parcel(space, frontier_us=20)])
+        database.publish([target.parcel(frontier_us=20)])
     with pytest.raises(ConflictingPublication) as caught:
-        database.publish([_parcel(space, *rows, frontier_us=30, since_us=20)])
+        database.publish([target.parcel(*rows, frontier_us=30, since_us=20)])
     message = str(caught.value)
     for part in (database.name, "'by_depot'", "depot=2", "event_timestamp 10", "revision 2"):
         assert part in message
@@ -213,13 +211,13 @@ def test_conflict_is_reported_with_both_values_and_nothing_is_written(
 
 
 def test_long_parcel_is_written_whole_and_counted(
-    database: OnlineDatabase, space: KeySpace
+    database: OnlineDatabase, target: Target, space: KeySpace
 ) -> None:
     count = 2 * CHUNK_ROWS + 7
     rows = [_row(key, 10, 1, key) for key in range(count)]
     newer = [_row(key, 11, 1, key) for key in range(0, count, 2)]
-    first = _parcel(space, *rows, frontier_us=20)
-    second = _parcel(space, *newer, *rows[1::2], since_us=20, frontier_us=30)
+    first = target.parcel(*rows, frontier_us=20)
+    second = target.parcel(*newer, *rows[1::2], since_us=20, frontier_us=30)
     assert database.publish([first, second]) == [count, len(newer)]
     keys = [*range(count), 10**6, 3]
     random.Random(1).shuffle(keys)
@@ -231,28 +229,30 @@ def test_long_parcel_is_written_whole_and_counted(
 
 
 def test_frontier_of_a_long_parcel_stays_where_one_row_conflicts(
-    database: OnlineDatabase, space: KeySpace
+    database: OnlineDatabase,
 ) -> None:
     """Wherever the row is in the parcel, before the chunk with the frontier or in it."""
     for at in (0, CHUNK_ROWS, 2 * CHUNK_ROWS):
         rows = [_row(key, 10, 1) for key in range(2 * CHUNK_ROWS + 1)]
-        space = _space(database)
-        database.publish([_parcel(space, rows[at]._replace(valid_until=5), frontier_us=20)])
+        target = _target(database)
+        space = target.space
+        database.publish([target.parcel(rows[at]._replace(valid_until=5), frontier_us=20)])
         with pytest.raises(ConflictingPublication):
-            database.publish([_parcel(space, *rows, since_us=20, frontier_us=30)])
+            database.publish([target.parcel(*rows, since_us=20, frontier_us=30)])
         assert _frontiers(database, space) == {0: 20}
 
 
 def test_a_call_may_hold_parcels_of_several_views_and_shards(database: OnlineDatabase) -> None:
-    one, other = _space(database), _space(database)
+    one, other = _target(database, 2), _target(database, 3)
     parcels = [
-        _parcel(one, _row(1, 10, 1), _row(2, 10, 1), shard=0, of=2, frontier_us=20),
-        _parcel(one, _row(3, 10, 1), shard=1, of=2, frontier_us=30),
-        _parcel(other, shard=0, of=3, frontier_us=40),
-        _parcel(other, _row(1, 10, 1), shard=2, of=3, frontier_us=50),
+        one.parcel(_row(1, 10, 1), _row(2, 10, 1), shard=0, frontier_us=20),
+        one.parcel(_row(3, 10, 1), shard=1, frontier_us=30),
+        other.parcel(shard=0, frontier_us=40),
+        other.parcel(_row(1, 10, 1), shard=2, frontier_us=50),
     ]
     assert database.publish(parcels) == [2, 1, 0, 1]
-    first, second = database.read([(one, [_key(1), _key(3)]), (other, [_key(1), _key(2)])])
+    wanted = [(one.space, [_key(1), _key(3)]), (other.space, [_key(1), _key(2)])]
+    first, second = database.read(wanted)
     assert (first.frontiers.shard_count, first.frontiers.by_shard) == (2, {0: 20, 1: 30})
     assert (second.frontiers.shard_count, second.frontiers.by_shard) == (3, {0: 40, 2: 50})
     assert [None if row is None else row.shard for row in first.rows + second.rows] == [
@@ -265,41 +265,55 @@ def test_a_call_may_hold_parcels_of_several_views_and_shards(database: OnlineDat
 
 
 def test_lost_writes_are_said_and_nothing_is_written(
-    database: OnlineDatabase, space: KeySpace
+    database: OnlineDatabase, target: Target, space: KeySpace
 ) -> None:
-    with pytest.raises(LostPublications, match=r"from frontier 20, but the store has no frontier"):
-        database.publish([_parcel(space, _row(1, 10, 1), since_us=20, frontier_us=30)])
-    database.publish([_parcel(space, frontier_us=19)])
-    with pytest.raises(LostPublications, match=r"is at frontier 19: .* `tidemill republish`"):
-        database.publish([_parcel(space, _row(1, 10, 1), since_us=20, frontier_us=30)])
+    wanted = f"build on mark {mark_of(20).hex()}, but the store"
+    with pytest.raises(LostPublications, match=f"{wanted} has no mark, with no frontier"):
+        database.publish([target.parcel(_row(1, 10, 1), since_us=20, frontier_us=30)])
+    database.publish([target.parcel(frontier_us=19)])
+    stands = f"stands at mark {mark_of(19).hex()}, with frontier 19: .* `tidemill republish`"
+    with pytest.raises(LostPublications, match=f"{wanted} {stands}"):
+        database.publish([target.parcel(_row(1, 10, 1), since_us=20, frontier_us=30)])
     assert _standing(database, space, 1) == [None]
     assert _frontiers(database, space) == {0: 19}
-    database.publish([_parcel(space, _row(1, 10, 1), since_us=None, frontier_us=30)])
+    database.publish([target.parcel(_row(1, 10, 1), since_us=None, frontier_us=30)])
     assert _standing(database, space, 1) == [_row(1, 10, 1)]
 
 
-def test_frontier_never_goes_back(database: OnlineDatabase, space: KeySpace) -> None:
+def test_frontier_never_goes_back(database: OnlineDatabase) -> None:
+    target = _target(database, 2)
     for frontier in (100, 50, 100, TIME_MIN):
-        database.publish([_parcel(space, shard=1, of=2, frontier_us=frontier)])
-    (snapshot,) = database.read([(space, [])])
+        database.publish([target.parcel(_row(1, frontier, 1), shard=1, frontier_us=frontier)])
+    (snapshot,) = database.read([(target.space, [_key(1)])])
     assert snapshot.frontiers.by_shard == {1: 100}
     assert snapshot.frontiers.shard_count == 2
+    assert snapshot.rows == [_row(1, 100, 1, shard=1)]
+    going_back = target.parcel(_row(1, 300, 1), shard=1, since_us=100, frontier_us=99)
+    with pytest.raises(StoreError, match="at frontier 99 builds on one at frontier 100"):
+        database.publish([going_back])
 
 
-def test_frontier_past_every_time_is_refused(space: KeySpace) -> None:
+def test_frontier_past_every_time_is_refused(database: OnlineDatabase) -> None:
+    target = _target(database, 2, 3)
     with pytest.raises(InputError, match="end that was declared"):
-        _parcel(space, frontier_us=TIME_MAX)
+        target.parcel(frontier_us=TIME_MAX)
     with pytest.raises(InputError, match="no shard 2 of 2"):
-        _parcel(space, shard=2, of=2, frontier_us=1)
+        target.parcel(shard=2, frontier_us=1)
+    with pytest.raises(InputError, match="no shard 1 of 2 with a slice 3 of 3"):
+        target.parcel(shard=1, slice=3, frontier_us=1)
+    parcel = target.parcel(shard=1, frontier_us=1)
     with pytest.raises(InputError, match="of shard 1 in a parcel of shard 0"):
-        Parcel(space, RowBatch.of([], 1), 0, 2, None, 1)
+        dataclasses.replace(parcel, shard=0)
+    for mark in (b"short", bytes(16)):
+        with pytest.raises(InputError, match=f"found mark {mark.hex()}, expected 16 bytes"):
+            dataclasses.replace(parcel, mark=mark)
 
 
-def test_other_shard_count_is_refused(database: OnlineDatabase, space: KeySpace) -> None:
-    database.publish([_parcel(space, of=2, frontier_us=1)])
-    with pytest.raises(StoreError, match="published with 2 shards, and now with 3"):
-        database.publish([_parcel(space, _row(1, 1, 1), of=3, frontier_us=1)])
-    assert _standing(database, space, 1) == [None]
+def test_other_shard_count_is_refused(database: OnlineDatabase, target: Target) -> None:
+    other = Target(dataclasses.replace(target.fill, shards=3), target.writer)
+    with pytest.raises(StoreError, match=r"1 shards of 1 slices, and .* cut for 3 of 1"):
+        database.publish([other.parcel(_row(1, 1, 1), frontier_us=1)])
+    assert _standing(database, target.space, 1) == [None]
 
 
 def test_cells_of_another_width_are_refused(database: OnlineDatabase, space: KeySpace) -> None:
@@ -314,33 +328,51 @@ def test_cells_of_another_width_are_refused(database: OnlineDatabase, space: Key
 def test_key_space_that_was_never_made_is_named(database: OnlineDatabase) -> None:
     absent = dataclasses.replace(DEPOT_SPACE, definition="f" * 16)
     wanted = f"there is no key space {absent.name}: .*register.*republish"
-    with pytest.raises(StoreError, match=wanted):
-        database.publish([_parcel(absent, frontier_us=1)])
-    with pytest.raises(StoreError, match=wanted):
-        database.publish([_parcel(absent, _row(1, 1, 1), frontier_us=1)])
-    with pytest.raises(StoreError, match=wanted):
+    with pytest.raises(NoKeySpace, match=wanted):
+        database.begin_fills([NewFill(absent, 1)])
+    with pytest.raises(NoKeySpace, match=wanted):
         _write(database, absent, _row(1, 1, 1))
-    with pytest.raises(StoreError, match=wanted):
+    with pytest.raises(NoKeySpace, match=wanted):
         database.read([(absent, [_key(1)])])
     assert absent.name not in database.spaces()
 
 
+def test_fill_that_was_removed_is_named(database: OnlineDatabase, target: Target) -> None:
+    fill = dataclasses.replace(target.fill, id="f" * 16)
+    absent = Target(fill, target.writer)
+    wanted = f"there is no key space {fill.space.name}, fill {fill.id}: .*`tidemill republish`"
+    parcel = absent.parcel(frontier_us=1)
+    calls: list[Callable[[], object]] = [
+        lambda: database.publish([parcel]),
+        lambda: database.publish([absent.parcel(_row(1, 1, 1), frontier_us=1)]),
+        lambda: database.take_token([fill], HOLDER),
+        lambda: database.part_states([fill]),
+        lambda: database.withdraw(parcel, PartState(None, None)),
+        lambda: database.switch([fill], target.writer),
+    ]
+    for call in calls:
+        with pytest.raises(NoKeySpace, match=wanted):
+            call()
+
+
 def test_key_spaces_are_listed_and_removed_by_name(database: OnlineDatabase) -> None:
-    one, other = _space(database), _space(database)
-    for space in (one, other):
+    one, other = _target(database), _target(database)
+    for target in (one, other):
         rows = [_row(key, 10, 1) for key in range(3_000)]
-        database.publish([_parcel(space, *rows, frontier_us=20)])
-    assert {one.name, other.name} <= set(database.spaces())
-    database.drop([KeySpace(one.project, one.view, one.definition)])
-    database.drop([KeySpace(one.project, one.view, one.definition)])
-    assert one.name not in database.spaces()
-    assert other.name in database.spaces()
-    database.create([one, other])
-    (snapshot,) = database.read([(one, [_key(key) for key in range(3_000)])])
+        database.publish([target.parcel(*rows, frontier_us=20)])
+    assert {one.space.name, other.space.name} <= set(database.spaces())
+    named = KeySpace(one.space.project, one.space.view, one.space.definition)
+    database.drop([named])
+    database.drop([named])
+    assert one.space.name not in database.spaces()
+    assert database.fills([one.space]) == []
+    assert other.space.name in database.spaces()
+    database.create([one.space, other.space])
+    (snapshot,) = database.read([(one.space, [_key(key) for key in range(3_000)])])
     assert snapshot.rows == [None] * 3_000
     assert snapshot.frontiers.by_shard == {}
-    assert None not in _standing(database, other, *range(3_000))
-    assert _frontiers(database, other) == {0: 20}
+    assert None not in _standing(database, other.space, *range(3_000))
+    assert _frontiers(database, other.space) == {0: 20}
 
 
 def test_key_space_of_a_view_whose_name_holds_two_underscores(database: OnlineDatabase) -> None:
@@ -351,10 +383,11 @@ def test_key_space_of_a_view_whose_name_holds_two_underscores(database: OnlineDa
     assert space.name not in database.spaces()
 
 
-def test_making_a_key_space_again_keeps_its_rows(database: OnlineDatabase, space: KeySpace) -> None:
-    database.publish([_parcel(space, _row(1, 10, 1), of=4, frontier_us=20)])
-    database.create([space])
-    (snapshot,) = database.read([(space, [_key(1)])])
+def test_making_a_key_space_again_keeps_its_rows(database: OnlineDatabase) -> None:
+    target = _target(database, 4)
+    database.publish([target.parcel(_row(1, 10, 1), frontier_us=20)])
+    database.create([target.space])
+    (snapshot,) = database.read([(target.space, [_key(1)])])
     assert snapshot.rows == [_row(1, 10, 1)]
     assert (snapshot.frontiers.shard_count, snapshot.frontiers.by_shard) == (4, {0: 20})
 

@@ -17,6 +17,7 @@ import yaml
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
 from tests.support import every_type, parcels, redis_server
+from tests.support.fills import begun, mark_of
 from tests.support.parcels import (
     BY_DEPOT,
     COURIER_SPACE,
@@ -30,7 +31,7 @@ from tidemill.features.errors import ConfigurationError, StoreError, StoreUnavai
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.serving.online.backends import missing_guarantees, open_database
 from tidemill.serving.online.feast_database import LOST_GUARANTEES, FeastDatabase
-from tidemill.serving.online.parcels import online_rows, parcel_of
+from tidemill.serving.online.parcels import online_rows, parcels_of
 from tidemill.serving.online.reader import OnlineReader
 from tidemill.serving.online.rows import KeySpace
 from tidemill.serving.registry.registration import open_store
@@ -103,17 +104,20 @@ def test_lost_guarantees_are_really_lost(place: FeastPlace, store: feast.Feature
     _publish(place, depot_rows((7, 30_000_000, 3, 301)))
     _publish(place, depot_rows((7, 30_000_000, 2, 300)))
     assert _scans(store, 7) == (300, "PRESENT")
-    # A lost write is not detected: these continue from a frontier that was never written.
-    parcel = parcel_of(
-        "parcels",
+    # A lost write is not detected: these build on a release that was never written.
+    database = open_database(place)
+    (target,) = begun(database, [DEPOT_SPACE])
+    parcels = parcels_of(
+        target.fill,
+        target.writer,
         BY_DEPOT,
         depot_rows((9, 30_000_000, 2, 9)),
         shard=0,
-        shard_count=1,
-        since_us=10**12,
+        mark_before=mark_of(10**12),
+        mark=mark_of(10**13),
         frontier_us=10**13,
     )
-    open_database(place).publish([parcel])
+    database.publish(parcels)
     assert _scans(store, 9) == (9, "PRESENT")
     if place.type == "sqlite":
         _publish(place, depot_rows((7, 1, 1, 100)))
@@ -183,7 +187,9 @@ def test_store_that_refuses_is_named(tmp_path: Path) -> None:
     open_store(PARCELS, StorePlaces.below(tmp_path, online=place), clock="wall")
     (tmp_path / "stock.db").unlink()
     with pytest.raises(StoreError, match=r"'sqlite' could not write .* no such table"):
-        _publish(place, depot_rows((7, 30, 2, 300)))
+        open_database(place).write(
+            DEPOT_SPACE, online_rows(BY_DEPOT, depot_rows((7, 30, 2, 300)), None)
+        )
 
 
 def test_docs_name_the_warning_and_each_lost_guarantee(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from tests.support.redis_server import RedisServer, free_port, running
 from tidemill.features.errors import ConfigurationError, StoreError, StoreUnavailable
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.cells import encode_row
-from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.redis.connections import exchange
 from tidemill.serving.online.redis.database import RedisDatabase
 from tidemill.serving.online.rows import KeySpace, Row, RowBatch, online_keys
@@ -32,11 +31,12 @@ SECRET = "s3cret-of-the-test"
 
 # What the online store needs, as docs/online-store.md names it.
 NEEDED = (
-    "~tm:* resetchannels -@all +ping +select +info +eval +evalsha +mget +mset +hmget +hget "
-    "+hgetall +hset +hdel +sadd +srem +smembers +scan +unlink +del"
+    "~tm:* resetchannels -@all +ping +select +info +eval +evalsha +get +set +mget +mset "
+    "+getrange +setrange +hmget +hget +hgetall +hset +hdel +hexists +exists "
+    "+sadd +srem +smembers +scan +unlink +del"
 )
 
-READS = "+ping +select +eval +evalsha +mget +hmget +hgetall"
+READS = "+ping +select +eval +evalsha +get +mget +hmget +hexists"
 
 
 @pytest.mark.parametrize("rights", [NEEDED.partition("-@all ")[2], READS])
@@ -51,8 +51,7 @@ def _row(key: int, time: int) -> Row:
 
 
 def _publish(database: RedisDatabase, time: int) -> int:
-    parcel = Parcel(DEPOT_SPACE, RowBatch.of([_row(1, time)], 0), 0, 1, None, time)
-    return database.publish([parcel])[0]
+    return database.write(DEPOT_SPACE, RowBatch.of([_row(1, time)], 0))
 
 
 def _standing(database: RedisDatabase) -> Row | None:
@@ -286,7 +285,7 @@ def test_threads_have_connections_of_their_own(server: RedisServer) -> None:
     def work(space: KeySpace) -> None:
         for time in range(1, 100):
             rows = RowBatch.of([_row(1, time)], 0)
-            database.publish([Parcel(space, rows, 0, 1, None, time)])
+            database.write(space, rows)
             if database.read([(space, [_row(1, 0).key])])[0].rows != [_row(1, time)]:
                 wrong.append((space, time))
         database.close()

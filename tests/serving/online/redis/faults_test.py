@@ -13,16 +13,21 @@ import pyarrow as pa
 import pytest
 import redis
 
+from tests.support.fills import Target, opened
 from tests.support.parcels import COURIER_SPACE, DEPOT_SPACE
 from tests.support.redis_server import RedisServer, free_port, running
-from tidemill.features.errors import LostPublications, StoreError, StoreUnavailable
+from tidemill.features.errors import LostPublications, NoKeySpace, StoreError, StoreUnavailable
 from tidemill.serving.online.cells import encode_row
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.redis.database import RedisDatabase
-from tidemill.serving.online.redis.rows import frontiers_key, row_prefix, space_key
+from tidemill.serving.online.redis.rows import current_key, fill_key, parts_key, row_prefix
 from tidemill.serving.online.rows import Row, RowBatch, online_keys
+from tidemill.serving.stores.redis_place import RedisPlace
 
 KEYS = 50
+
+_TARGETS: dict[RedisPlace, Target] = {}
+"""The fill that each server's readers see."""
 
 
 def _row(key: int, time: int, revision: int = 1) -> Row:
@@ -30,11 +35,11 @@ def _row(key: int, time: int, revision: int = 1) -> Row:
     return Row(raw, time, revision, 10**15, 0, encode_row(DEPOT_SPACE.dtypes, [time]))
 
 
-def _step(number: int) -> Parcel:
+def _step(database: RedisDatabase, number: int) -> Parcel:
     """The parcel of one advance of a shard: every key again, from frontier to frontier."""
     rows = RowBatch.of([_row(key, 10 * number) for key in range(KEYS)], 0)
     since = 10 * number if number else None
-    return Parcel(DEPOT_SPACE, rows, 0, 1, since, 10 * number + 10)
+    return _TARGETS[database.place].batch(rows, since_us=since, frontier_us=10 * number + 10)
 
 
 def _assert_stands_at(database: RedisDatabase, number: int) -> None:
@@ -57,7 +62,7 @@ def database(server: RedisServer) -> RedisDatabase:
 
 def _made(server: RedisServer) -> RedisDatabase:
     made = RedisDatabase(server.place)
-    made.create([DEPOT_SPACE])
+    (_TARGETS[made.place],) = opened(made, [DEPOT_SPACE])
     return made
 
 
@@ -66,25 +71,29 @@ def test_server_that_forgot_its_scripts_is_told_again(
 ) -> None:
     for number in range(4):
         server.client().script_flush()
-        assert database.publish([_step(number), _step(number)]) == [KEYS, 0]
+        assert database.publish([_step(database, number), _step(database, number)]) == [KEYS, 0]
     _assert_stands_at(database, 3)
 
 
 def test_server_that_was_emptied_has_no_key_space(
     server: RedisServer, database: RedisDatabase
 ) -> None:
-    database.publish([_step(0)])
+    database.publish([_step(database, 0)])
     server.kill()
     server.start()
     for _ in range(2):
         with pytest.raises(
-            StoreError, match=r"no key space parcels__by_depot__.*emptied; register"
+            NoKeySpace, match=r"no key space parcels__by_depot__.*emptied .*republish"
         ):
-            database.publish([_step(1)])
-    database.create([DEPOT_SPACE])
-    with pytest.raises(LostPublications, match="has no frontier"):
-        database.publish([_step(1)])
-    assert server.client().dbsize() == 2  # the record and the list of key spaces, no row
+            database.publish([_step(database, 1)])
+        with pytest.raises(NoKeySpace, match=r"no key space parcels__by_depot__.*register"):
+            database.read([(DEPOT_SPACE, [])])
+    target = _TARGETS[database.place]
+    database.restore([target.fill], target.writer)
+    with pytest.raises(LostPublications, match="has no mark, with no frontier"):
+        database.publish([_step(database, 1)])
+    # The records of the key space and its fill, and the token; no row.
+    assert server.client().dbsize() == 5
 
 
 def test_log_without_its_end_is_noticed(tmp_path: Path) -> None:
@@ -93,7 +102,7 @@ def test_log_without_its_end_is_noticed(tmp_path: Path) -> None:
         database = _made(server)
         (log,) = (server.folder / "appendonlydir").glob("*.incr.aof")
         for number in range(4):
-            database.publish([_step(number)])
+            database.publish([_step(database, number)])
             if number == 1:
                 whole = log.stat().st_size
         server.kill()
@@ -101,28 +110,28 @@ def test_log_without_its_end_is_noticed(tmp_path: Path) -> None:
             file.truncate(whole + 100)  # a part of what step 2 wrote
         server.start()
         _assert_stands_at(database, 1)
-        with pytest.raises(
-            LostPublications, match=r"from frontier 40, but .* at frontier 20: it has"
-        ):
-            database.publish([_step(4)])
+        with pytest.raises(LostPublications, match=r"stands at .* with frontier 20: it has"):
+            database.publish([_step(database, 4)])
         _assert_stands_at(database, 1)
         for number in range(2, 5):
-            database.publish([_step(number)])
+            database.publish([_step(database, number)])
         _assert_stands_at(database, 4)
 
 
 def test_older_dump_is_noticed(tmp_path: Path) -> None:
     with running(tmp_path / "redis", {"dbfilename": "dump.rdb"}) as server:
         database = _made(server)
-        database.publish([_step(0)])
+        database.publish([_step(database, 0)])
         server.client().save()
-        database.publish([_step(1)])
+        database.publish([_step(database, 1)])
         server.kill()
         server.start()
-        with pytest.raises(LostPublications, match=r"from frontier 20, but .* at frontier 10"):
-            database.publish([_step(2)])
+        with pytest.raises(LostPublications, match=r"stands at mark .* with frontier 10: it has"):
+            database.publish([_step(database, 2)])
         _assert_stands_at(database, 0)
-        whole = dataclasses.replace(_step(2), since_us=None)  # a republication from state
+        whole = dataclasses.replace(
+            _step(database, 2), mark_before=None
+        )  # a republication from state
         database.publish([whole])
         _assert_stands_at(database, 2)
 
@@ -131,12 +140,12 @@ def test_server_that_comes_back_with_its_data_goes_on(tmp_path: Path) -> None:
     with running(tmp_path / "redis", {"appendonly": "yes", "appendfsync": "always"}) as server:
         database = _made(server)
         for number in range(6):
-            database.publish([_step(number)])
+            database.publish([_step(database, number)])
             server.kill()
             with pytest.raises(
                 StoreUnavailable, match=r"redis://127.*by_depot.*no connection .*sta"
             ):
-                database.publish([_step(number + 1)])
+                database.publish([_step(database, number + 1)])
             server.start()
         _assert_stands_at(database, 5)
 
@@ -145,7 +154,7 @@ def test_connection_that_the_server_closed_is_opened_again(
     server: RedisServer, database: RedisDatabase
 ) -> None:
     for number in range(3):
-        database.publish([_step(number)])
+        database.publish([_step(database, number)])
         assert server.client().client_kill_filter(_type="normal") >= 1
         _assert_stands_at(database, number)
         assert server.client().client_kill_filter(_type="normal") >= 1
@@ -153,16 +162,16 @@ def test_connection_that_the_server_closed_is_opened_again(
 
 def test_server_that_does_not_answer_is_given_up_in_time(server: RedisServer) -> None:
     database = RedisDatabase(dataclasses.replace(server.place, timeout_us=200_000))
-    database.create([DEPOT_SPACE])
-    database.publish([_step(0)])
+    (_TARGETS[database.place],) = opened(database, [DEPOT_SPACE])
+    database.publish([_step(database, 0)])
     server.freeze()
     began_s = time.monotonic()
     with pytest.raises(StoreUnavailable, match=r"key space parcels__by_depot.* within 0\.2 s"):
-        database.publish([_step(1)])
+        database.publish([_step(database, 1)])
     assert time.monotonic() - began_s < 5
     server.thaw()
     # The parcel may have arrived; writing it again, and later ones, does no harm.
-    database.publish([_step(1), _step(2)])
+    database.publish([_step(database, 1), _step(database, 2)])
     _assert_stands_at(database, 2)
 
 
@@ -176,7 +185,11 @@ def test_full_memory_writes_nothing_of_a_parcel_and_passes(tmp_path: Path) -> No
         database = _made(server)
         rows = [_row(key, 10) for key in range(40_000)]
         parcels = [
-            Parcel(DEPOT_SPACE, RowBatch.of(rows[at : at + 500], 0), 0, 1, None, at + 1)
+            _TARGETS[database.place].batch(
+                RowBatch.of(rows[at : at + 500], 0),
+                since_us=at - 499 if at else None,
+                frontier_us=at + 1,
+            )
             for at in range(0, len(rows), 500)
         ]
         with pytest.raises(StoreUnavailable, match=r"by_depot.* OOM .*raise its maxmemory"):
@@ -197,32 +210,33 @@ def test_full_memory_lets_key_spaces_be_removed(tmp_path: Path) -> None:
         database = _made(server)
         database.create([COURIER_SPACE])
         rows = RowBatch.of([_row(key, 10) for key in range(5_000)], 0)
-        database.publish([Parcel(DEPOT_SPACE, rows, 0, 1, None, 10)])
+        database.publish([_TARGETS[database.place].batch(rows, frontier_us=10)])
         server.client().config_set("maxmemory", "1mb")
         with pytest.raises(StoreUnavailable, match="OOM"):
-            database.publish([_step(1)])
+            database.publish([_step(database, 1)])
         database.drop([DEPOT_SPACE])
         assert database.spaces() == [COURIER_SPACE.name]
-        assert server.client().dbsize() == 2
+        # The records of the other key space and its fill, and the token.
+        assert server.client().dbsize() == 5
 
 
 def test_replica_that_takes_no_writes_is_named_and_can_be_read(
     tmp_path: Path, server: RedisServer, database: RedisDatabase
 ) -> None:
-    database.publish([_step(0)])
+    database.publish([_step(database, 0)])
     options = {"replicaof": f"127.0.0.1 {server.port}", "repl-diskless-sync-delay": "0"}
     with running(tmp_path / "replica", options) as replica:
         copy = RedisDatabase(replica.place)
         deadline_s = time.monotonic() + 120
-        while not replica.client().exists(space_key(DEPOT_SPACE)):
+        while not replica.client().exists(current_key(DEPOT_SPACE)):
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
         _assert_stands_at(copy, 0)
         with pytest.raises(StoreUnavailable, match=r"by_depot.* READONLY .*name the primary"):
-            copy.publish([_step(1)])
+            copy.publish([_step(database, 1)])
         server.kill()
         replica.client().replicaof("NO", "ONE")
-        copy.publish([_step(1)])
+        copy.publish([_step(database, 1)])
         _assert_stands_at(copy, 1)
 
 
@@ -236,7 +250,7 @@ def test_server_that_cannot_save_is_named(tmp_path: Path) -> None:
         while client.info("persistence")["rdb_last_bgsave_status"] == "ok":
             time.sleep(0.01)
         with pytest.raises(StoreUnavailable, match=r"by_depot.* MISCONF .*make room there"):
-            database.publish([_step(0)])
+            database.publish([_step(database, 0)])
 
 
 def test_server_that_still_reads_its_data_is_waited_for(tmp_path: Path) -> None:
@@ -244,7 +258,7 @@ def test_server_that_still_reads_its_data_is_waited_for(tmp_path: Path) -> None:
     with running(tmp_path / "redis", options) as server:
         database = _made(server)
         rows = RowBatch.of([_row(key, 10) for key in range(3_000)], 0)
-        database.publish([Parcel(DEPOT_SPACE, rows, 0, 1, None, 10)])
+        database.publish([_TARGETS[database.place].batch(rows, frontier_us=10)])
         server.client().save()
         server.kill()
         server.options["key-load-delay"] = "500"
@@ -252,7 +266,7 @@ def test_server_that_still_reads_its_data_is_waited_for(tmp_path: Path) -> None:
         with pytest.raises(
             StoreUnavailable, match=r"by_depot.* LOADING .*after a start: try again"
         ):
-            database.publish([_step(1)])
+            database.publish([_step(database, 1)])
 
 
 def _run_endless_script(server: RedisServer) -> None:
@@ -263,7 +277,7 @@ def _run_endless_script(server: RedisServer) -> None:
 def _publish_for_seconds(database: RedisDatabase) -> None:
     deadline_s = time.monotonic() + 120
     while time.monotonic() < deadline_s:
-        database.publish([_step(0)])
+        database.publish([_step(database, 0)])
 
 
 def test_server_that_runs_a_script_without_end_is_named(tmp_path: Path) -> None:
@@ -277,25 +291,33 @@ def test_server_that_runs_a_script_without_end_is_named(tmp_path: Path) -> None:
         finally:
             server.client().script_kill()
             thread.join()
-        database.publish([_step(0)])
+        database.publish([_step(database, 0)])
         _assert_stands_at(database, 0)
 
 
-@pytest.mark.parametrize("key", [space_key(DEPOT_SPACE), frontiers_key(DEPOT_SPACE)])
+@pytest.mark.parametrize("name", ["fill", "parts", "current"])
 def test_keys_of_another_program_are_named(
-    server: RedisServer, database: RedisDatabase, key: str
+    server: RedisServer, database: RedisDatabase, name: str
 ) -> None:
     client = server.client()
-    client.delete(key)
-    client.lpush(key, "a list")
-    for call in (
-        lambda: database.publish([_step(0)]),
-        lambda: database.read([(DEPOT_SPACE, [])]),
-    ):
+    fill = _TARGETS[database.place].fill.id
+    keys = {"fill": fill_key(fill), "parts": parts_key(fill), "current": current_key(DEPOT_SPACE)}
+    calls = {
+        "fill": [lambda: database.publish([_step(database, 0)])],
+        "parts": [
+            lambda: database.publish([_step(database, 0)]),
+            lambda: database.read([(DEPOT_SPACE, [])]),
+        ],
+        "current": [lambda: database.read([(DEPOT_SPACE, [])])],
+    }
+    database.read([(DEPOT_SPACE, [])])
+    client.delete(keys[name])
+    client.lpush(keys[name], "a list")
+    for call in calls[name]:
         with pytest.raises(StoreError, match=r"by_depot.* WRONGTYPE .*choose another db") as caught:
             call()
         assert not isinstance(caught.value, StoreUnavailable)
-    assert client.keys(row_prefix(DEPOT_SPACE) + b"*") == []
+    assert client.keys(row_prefix(fill) + b"*") == []
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
@@ -308,7 +330,8 @@ def test_server_that_may_evict_rows_is_refused(tmp_path: Path, policy: str) -> N
 
 def test_policy_that_evicts_only_what_expires_is_taken(tmp_path: Path) -> None:
     with running(tmp_path / "redis", {"maxmemory-policy": "volatile-ttl"}) as server:
-        _made(server).publish([_step(0)])
+        database = _made(server)
+        database.publish([_step(database, 0)])
 
 
 def test_node_of_a_cluster_is_refused(tmp_path: Path) -> None:
@@ -325,7 +348,7 @@ def test_writer_leaves_no_row_behind_a_removal(
     server: RedisServer, database: RedisDatabase
 ) -> None:
     rows = RowBatch.of([_row(key, 10) for key in range(20_000)], 0)
-    database.publish([Parcel(DEPOT_SPACE, rows, 0, 1, None, 10)])
+    database.publish([_TARGETS[database.place].batch(rows, frontier_us=10)])
     refused: list[StoreError] = []
 
     def keep_writing() -> None:
@@ -344,7 +367,7 @@ def test_writer_leaves_no_row_behind_a_removal(
     finally:
         writer.join()
     assert "there is no key space" in str(refused[0])
-    assert server.client().dbsize() == 0
+    assert server.client().keys("*") == [b"tm:token"]
 
 
 def test_key_space_that_is_half_removed_is_gone_and_made_anew_empty(
@@ -352,10 +375,12 @@ def test_key_space_that_is_half_removed_is_gone_and_made_anew_empty(
 ) -> None:
     """Its removal was interrupted."""
     database.create([COURIER_SPACE])
-    database.publish([_step(0)])
-    server.client().hdel(space_key(DEPOT_SPACE), "id")
+    database.publish([_step(database, 0)])
+    fill = _TARGETS[database.place].fill.id
+    server.client().delete(current_key(DEPOT_SPACE))
+    server.client().hdel(fill_key(fill), "layout")
     for call in (
-        lambda: database.publish([_step(1)]),
+        lambda: database.publish([_step(database, 1)]),
         lambda: database.read([(DEPOT_SPACE, [])]),
     ):
         with pytest.raises(StoreError, match="there is no key space"):
@@ -365,3 +390,4 @@ def test_key_space_that_is_half_removed_is_gone_and_made_anew_empty(
     (snapshot,) = database.read([(DEPOT_SPACE, [_row(key, 0).key for key in range(KEYS)])])
     assert snapshot.rows == [None] * KEYS
     assert snapshot.frontiers.by_shard == {}
+    assert server.client().keys(row_prefix(fill) + b"*") == []

@@ -14,10 +14,10 @@ from threading import Barrier
 import pyarrow as pa
 import pytest
 
+from tests.support.fills import current_target, opened
 from tests.support.parcels import COURIER_SPACE, DEPOT_SPACE
 from tidemill.features.errors import LostPublications, StoreError, StoreUnavailable
 from tidemill.serving.online.cells import encode_row
-from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.rows import KeySpace, Row, RowBatch, online_keys
 from tidemill.serving.online.sqlite import connections
 from tidemill.serving.online.sqlite.database import SqliteDatabase
@@ -38,7 +38,7 @@ def _row(key: int, time: int, revision: int, value: int, valid_until: int = 10**
 @pytest.fixture
 def database(tmp_path: Path) -> SqliteDatabase:
     made = SqliteDatabase(str(tmp_path / "online.db"))
-    made.create([DEPOT_SPACE, COURIER_SPACE])
+    opened(made, [DEPOT_SPACE, COURIER_SPACE])
     return made
 
 
@@ -55,8 +55,9 @@ def _publish(
     of: int = 1,
     space: KeySpace = DEPOT_SPACE,
 ) -> int:
-    batch = RowBatch.of([row._replace(shard=shard) for row in rows], shard)
-    return database.publish([Parcel(space, batch, shard, of, since_us, frontier_us)])[0]
+    target = current_target(database, space, of)
+    parcel = target.parcel(*rows, frontier_us=frontier_us, since_us=since_us, shard=shard)
+    return database.publish([parcel])[0]
 
 
 def _standing(database: SqliteDatabase, keys: Sequence[int]) -> list[Row | None]:
@@ -210,8 +211,9 @@ def test_writer_that_keeps_the_lock_is_waited_for_and_then_named(
 
 
 def test_all_parcels_of_a_call_are_written_or_none(database: SqliteDatabase) -> None:
-    good = Parcel(DEPOT_SPACE, RowBatch.of([_row(1, 10, 1, 7)], 0), 0, 2, None, 20)
-    lost = Parcel(DEPOT_SPACE, RowBatch.of([], 1), 1, 2, 5, 20)
+    target = current_target(database, DEPOT_SPACE, 2)
+    good = target.parcel(_row(1, 10, 1, 7), frontier_us=20)
+    lost = target.parcel(shard=1, since_us=5, frontier_us=20)
     with pytest.raises(LostPublications):
         database.publish([good, lost])
     (snapshot,) = database.read([(DEPOT_SPACE, [_key(1)])])

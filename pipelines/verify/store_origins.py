@@ -1,0 +1,86 @@
+"""What the rows of the online store were made from: a stream, or a backfill, of which generation.
+
+After a correction, readers see the rows of the former history until a stream has caught up with
+them, or a backfill has published. Each view's rows are proven against the history that they were
+made from; the proof says which one that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.release_log import read_release_lines
+from tidemill.pipelines.recovery.republish import keeps_frontiers
+from tidemill.pipelines.recovery.store_fills import is_of_log, key_spaces
+from tidemill.serving.generations.current import Current
+from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.fills import Fill
+from tidemill.serving.registry.registration import open_store
+
+
+class Origin(NamedTuple):
+    """What the rows of a view were made from.
+
+    Attributes:
+        current: The folders with the log; with a stream if one has published the rows. None if they
+            are no longer there.
+        is_of_stream: Whether a stream has published them.
+        generation: The generation, empty if the store does not know it.
+    """
+
+    current: Current | None
+    is_of_stream: bool
+    generation: str
+
+
+def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str, Origin]:
+    """Find what the rows of each view that readers see were made from.
+
+    Args:
+        config: The configuration.
+        streams: The folders of the root's streams, the newest one first.
+    """
+    of_newest = Origin(streams[0], True, streams[0].generation)
+    if not keeps_frontiers(config.online_store):
+        return {view.name: of_newest for view in config.project.views}
+    open_store(config.project, config.places, clock="replay")  # makes key spaces that are missing
+    database = open_database(config.online_store)
+    fills = [fill for fill in database.fills(key_spaces(config)) if fill.is_current]
+    marks = {
+        fill.space.view: {state.mark.hex() for state in states if state.mark is not None}
+        for fill, states in zip(fills, database.part_states(fills), strict=True)
+    }
+    database.close()
+    by_view = {fill.space.view: fill for fill in fills}
+    published: dict[str, Origin] = {}
+    for stream in streams:
+        for view, mark in _marks(stream):
+            # A mark has no rows in it, so equal polls of two histories have equal marks.
+            if mark in marks.get(view, ()) and by_view[view].generation == stream.generation:
+                published.setdefault(view, Origin(stream, True, stream.generation))
+    return {
+        # What has no marks at all was lost or withdrawn: the newest stream says what is missing.
+        view.name: published.get(view.name)
+        or (_of_backfill(config, by_view[view.name]) if marks.get(view.name) else of_newest)
+        for view in config.project.views
+    }
+
+
+def _marks(stream: Current) -> set[tuple[str, str]]:
+    def take(entry: Any) -> tuple[str, str]:
+        return str(entry["view"]), str(entry["mark"])
+
+    return set(read_release_lines(stream.stream_folder, take))
+
+
+def _of_backfill(config: Configuration, fill: Fill) -> Origin:
+    if is_of_log(config, fill):
+        return Origin(config.current, False, fill.generation)
+    before = replace(config.current, generation=fill.generation, stream=0)
+    before = replace(before, build=before.next_number("build") - 1)
+    there = bool(fill.generation) and bool(Log(before.build_folder).sources())
+    return Origin(before if there else None, False, fill.generation)

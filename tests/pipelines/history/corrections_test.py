@@ -1,0 +1,357 @@
+"""History that is corrected: afterwards everything is what a root that never knew better has.
+
+A root has streamed, and readers have seen all of it. Then its sources are corrected, and
+`tidemill backfill --publish` runs, with no stream or beside one. Log, training table and offline
+log must be those of a fresh root with the corrected sources; the online store must hold the fresh
+root's values at the fresh root's frontiers; predictions that were served before are proven against
+the history that they were made from. A reader that reads after every transaction finds no gap, no
+step back, and no mixture of two histories.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.folders import build_of, offline_of
+from tests.support.proof_run import (
+    EVALUATE_UNTIL,
+    PROJECT,
+    FakeScorer,
+    configuration,
+    write_sources,
+)
+from tidemill.features.contract import HOUR
+from tidemill.features.feast_objects import REVISION
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.backfill import backfill
+from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.republish import shown_frontiers
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream import infer
+from tidemill.pipelines.stream_run import stream as stream_module
+from tidemill.pipelines.stream_run.stream import stream
+from tidemill.pipelines.verify.verify import instant, verify
+from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.rows import KeySpace, online_keys
+from tidemill.serving.online.sqlite import database as sqlite_database
+
+KEYS = {"by_driver": pa.array([f"d{n}" for n in range(7)]), "by_zone": pa.array(range(4))}
+Rows = list[dict[str, str]]
+SAMPLE = 20
+END = EVALUATE_UNTIL + 6 * HOUR
+"""Where the streams end: windows of a day still hold rows of history."""
+
+
+# Corrections of the rides.
+
+
+def ended_between(rows: Rows, since_us: int, until_us: int) -> list[int]:
+    """Return the places of rows that were received between two instants, duplicates left out."""
+    first = {row["ride"]: place for place, row in reversed(list(enumerate(rows)))}
+    return [
+        place
+        for place in sorted(first.values())
+        if instant(since_us) <= rows[place]["received_at"] < instant(until_us)
+    ]
+
+
+def in_history(rows: Rows) -> int:
+    """A ride before the stream begins, that windows at its beginning still hold."""
+    return ended_between(rows, EVALUATE_UNTIL - 3 * HOUR, EVALUATE_UNTIL)[0]
+
+
+def in_stream(rows: Rows) -> int:
+    """A ride of the stream, that windows at its end still hold."""
+    return ended_between(rows, END - 4 * HOUR, END - 2 * HOUR)[0]
+
+
+def same(rows: Rows, place: int) -> list[int]:
+    """The places of a ride and its duplicates."""
+    return [n for n, row in enumerate(rows) if row["ride"] == rows[place]["ride"]]
+
+
+def remove(rows: Rows, place: int) -> None:
+    for n in reversed(same(rows, place)):
+        del rows[n]
+
+
+def change(rows: Rows, place: int, **fields: str) -> None:
+    for n in same(rows, place):
+        rows[n] = {**rows[n], **fields}
+
+
+def add(rows: Rows, place: int) -> None:
+    rows.insert(place, {**rows[place], "ride": "added", "driver": "d1", "fare": "99.5"})
+
+
+def replace_file(rows: Rows) -> None:
+    """Another export of the same rides, with other fares."""
+    for row in rows:
+        row["fare"] = row["fare"] and str(round(float(row["fare"]) * 1.25, 2))
+
+
+CORRECTIONS: dict[str, Callable[[Rows], None]] = {
+    "a row of history is removed": lambda rows: remove(rows, in_history(rows)),
+    "a row of the stream is removed": lambda rows: remove(rows, in_stream(rows)),
+    "the first row is removed": lambda rows: remove(rows, 0),
+    "the last row is removed": lambda rows: remove(rows, ended_between(rows, 0, END)[-1]),
+    "a row of history is changed": lambda rows: change(rows, in_history(rows), fare="77.25"),
+    "a row of the stream is changed": lambda rows: change(rows, in_stream(rows), fare="77.25"),
+    "a row is added in the past": lambda rows: add(rows, in_history(rows)),
+    "a key is renamed": lambda rows: change(rows, in_history(rows), driver="d6"),
+    "a rejected row is mended": lambda rows: change(rows, rejected(rows), minutes="17"),
+    "a file is replaced": replace_file,
+}
+
+
+def rejected(rows: Rows) -> int:
+    return next(n for n, row in enumerate(rows) if row["minutes"] == "many")
+
+
+def write(folder: Path, correct: Callable[[Rows], None] | None = None) -> None:
+    """Write the sources, with one row that is rejected; correct them."""
+    folder.mkdir(exist_ok=True)
+    write_sources(folder)
+    path = folder / "rides.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    at = ended_between(rows, EVALUATE_UNTIL - 5 * HOUR, EVALUATE_UNTIL)[0]
+    change(rows, at, minutes="many")
+    if correct is not None:
+        correct(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# What a root holds.
+
+
+def values(config: Configuration) -> dict[Any, Any]:
+    """Every frontier and every row of the online store, without the instant that it is from."""
+    spaces = [KeySpace.of(PROJECT.name, view) for view in PROJECT.views]
+    wanted = [
+        (space, online_keys(view.entity.join_key, KEYS[view.name]))
+        for space, view in zip(spaces, PROJECT.views, strict=True)
+    ]
+    database = open_database(config.online_store)
+    found: dict[Any, Any] = {}
+    for (space, keys), snapshot in zip(wanted, database.read(wanted), strict=True):
+        found |= {
+            (space.view, shard): frontier for shard, frontier in snapshot.frontiers.by_shard.items()
+        }
+        for key, row in zip(keys, snapshot.rows, strict=True):
+            found[space.view, key] = None if row is None else row.cells
+    database.close()
+    return found
+
+
+def log_digests(config: Configuration) -> dict[str, str | None]:
+    log = Log(build_of(config.root))
+    return {source: log.prefix_digest(source, log.lengths(source)) for source in log.sources()}
+
+
+def training_table(config: Configuration) -> Any:
+    return BuildManifest.read(build_of(config.root)).training_table
+
+
+def offline(config: Configuration) -> dict[str, Any]:
+    found = {}
+    for view in PROJECT.views:
+        log = OfflineLog.of(offline_of(config.root), view)
+        table = pa.concat_tables([pq.read_table(path) for path in log.files(0, 2**62)])
+        names = (view.entity.join_key, "event_timestamp", REVISION)
+        rows = table.sort_by([(name, "ascending") for name in names]).to_pylist()
+        found[view.name] = rows, log.ends()
+    return found
+
+
+def run(config: Configuration, **options: Any) -> dict[str, Any]:
+    return stream(config, QuietProgress(), **{"engine": "fnapi", **options})
+
+
+def publish(config: Configuration) -> dict[str, Any]:
+    return backfill(config, QuietProgress(), publish=True)
+
+
+@dataclass
+class Reader:
+    """Reads all views in one request after every transaction of the store.
+
+    Attributes:
+        config: The configuration of the root.
+        histories: What the rows of a request may be: those of one of these, by frontier.
+    """
+
+    config: Configuration
+    reads: int = 0
+    faults: list[str] = field(default_factory=list)
+    _shown: dict[Any, int] = field(default_factory=dict)
+    _busy: threading.local = field(default_factory=threading.local)
+
+    @contextmanager
+    def reading(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+        transaction = sqlite_database.transaction
+        self._shown = dict(shown_frontiers(self.config))
+
+        @contextmanager
+        def transacted(path: str, *, write: bool) -> Iterator[Any]:
+            with transaction(path, write=write) as connection:
+                yield connection
+            if write:
+                self._read()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite_database, "transaction", transacted)
+            yield self
+
+    def _read(self) -> None:
+        if getattr(self._busy, "reads", False):
+            return
+        self._busy.reads = True
+        try:
+            database = open_database(self.config.online_store)
+            spaces = [KeySpace.of(PROJECT.name, view) for view in PROJECT.views]
+            found = database.read([(space, []) for space in spaces])
+            current = [fill for fill in database.fills(spaces) if fill.is_current]
+            database.close()
+        finally:
+            self._busy.reads = False
+        self.reads += 1
+        shown = {
+            (space.view, shard): frontier
+            for space, snapshot in zip(spaces, found, strict=True)
+            for shard, frontier in snapshot.frontiers.by_shard.items()
+        }
+        for at, frontier in self._shown.items():
+            if shown.get(at, -1) < frontier:
+                self.faults.append(f"{at}: {shown.get(at)} after {frontier}")
+        if len({fill.generation for fill in current}) > 1:
+            self.faults.append(f"a mixture of {current}")
+        self._shown = shown
+
+
+# A root that has streamed the sources as they were at first, and one with the corrected ones.
+
+
+@contextmanager
+def scored() -> Iterator[None]:
+    """Score without a model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
+        patch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
+        patch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+        yield
+
+
+def configured(folder: Path) -> Configuration:
+    config = configuration(folder, folder / "run")
+    return replace(config, splits=replace(config.splits, stream_until_us=END))
+
+
+def made(folder: Path, correct: Callable[[Rows], None] | None = None) -> Configuration:
+    write(folder, correct)
+    config = configured(folder)
+    with scored():
+        publish(config)
+        run(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
+    return made(tmp_path_factory.mktemp("before") / "sources")
+
+
+@pytest.fixture(scope="module", params=CORRECTIONS)
+def correction(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def fresh(
+    correction: str, streamed: Configuration, tmp_path_factory: pytest.TempPathFactory
+) -> Configuration:
+    """A root that has had the corrected sources from the beginning."""
+    config = made(tmp_path_factory.mktemp("fresh") / "sources", CORRECTIONS[correction])
+    # The windows at the end do not reach back to the first row.
+    assert (values(config) == values(streamed)) == (correction == "the first row is removed")
+    return config
+
+
+def copied(config: Configuration, folder: Path) -> Configuration:
+    shutil.copytree(config.path.parent, folder)
+    return configured(folder)
+
+
+def check_files(corrected: Configuration, fresh: Configuration) -> None:
+    assert log_digests(corrected) == log_digests(fresh)
+    assert training_table(corrected) == training_table(fresh)
+    assert offline(corrected) == offline(fresh)
+
+
+def check_proof(config: Configuration) -> dict[str, Any]:
+    figures = verify(config, QuietProgress(), sample=SAMPLE)
+    assert figures["first_mismatches"] == []
+    assert figures["mismatches"] == 0
+    assert figures["store_values"] > 0
+    return figures
+
+
+def test_a_backfill_that_publishes_corrects_everything_at_once_and_a_stream_goes_on(
+    correction: str,
+    streamed: Configuration,
+    fresh: Configuration,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = copied(streamed, tmp_path / "corrected")
+    write(config.path.parent, CORRECTIONS[correction])
+    with Reader(config).reading(monkeypatch) as reader:
+        published = publish(config)
+        assert published["published"]["entities"] > 0
+        assert values(config) == values(fresh)
+        assert publish(config)["published"]["written"] == 0
+        with scored():
+            check_proof(config)
+            run(config)
+    assert reader.reads > 10
+    assert reader.faults == []
+    assert values(config) == values(fresh)
+    check_files(config, fresh)
+    figures = check_proof(config)
+    # The predictions of the stream before are proven against the history that they were made from.
+    assert [row["mismatches"] for row in figures["earlier"]] == [0]
+
+
+def test_without_publishing_readers_see_the_old_history_until_a_stream_has_caught_up(
+    correction: str, streamed: Configuration, fresh: Configuration, tmp_path: Path
+) -> None:
+    config = copied(streamed, tmp_path / "corrected")
+    before = values(config)
+    write(config.path.parent, CORRECTIONS[correction])
+    backfill(config, QuietProgress())
+    assert values(config) == before
+    with scored():
+        check_proof(config)
+        run(config, until_us=END - 3 * HOUR)
+        assert values(config) == before
+        assert verify(config, QuietProgress(), SAMPLE)["store_mismatches"] == 0
+        run(config, resume=True)
+    assert values(config) == values(fresh)
+    check_files(config, fresh)
+    check_proof(config)

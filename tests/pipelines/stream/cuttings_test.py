@@ -1,0 +1,176 @@
+"""A release is a function of the log: however an engine cuts, repeats and recovers, the same files.
+
+One log is replayed under random cuttings into bundles, with repeats and with restarts from an
+engine's state (`tests.support.random_engine`), and on every engine with bundles of every size. All
+output files must have the same bytes; of predictions, all but the stamps of the wall clock.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pipelines.recovery.handoff_test import late_arrivals
+from tests.support.builds import make_build
+from tests.support.folders import build_of, offline_of, stream_of
+from tests.support.proof_run import FakeScorer
+from tests.support.random_engine import RandomEngine
+from tests.support.streaming_project import (
+    ENGINES,
+    PARTITIONS,
+    PROJECT,
+    START,
+    configuration,
+)
+from tidemill.features.contract import MINUTE
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io import replay
+from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
+from tidemill.pipelines.recovery.resume import first_start, prepare
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream import infer, snapshot_policy
+from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
+from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream_run import stream as module
+from tidemill.pipelines.stream_run.stream import stream
+from tidemill.serving.stores.online_places import SqlitePlace
+from tidemill.serving.stores.places import OFFLINE
+
+BEGIN = START + 2 * MINUTE
+STOP = START + 11 * MINUTE
+POLL_ROWS = 7
+CUTTINGS = {"exact": 50, "eager": 15}
+OUTPUTS = (
+    paths.PREDICTIONS,
+    paths.REJECTED_BY_STREAM,
+    paths.PUBLICATIONS,
+    paths.RELEASES,
+    OFFLINE,
+)
+MODES = ["exact", "eager"]
+
+
+@pytest.fixture(autouse=True)
+def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score without a model, which these tests do not need."""
+    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
+    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
+    monkeypatch.setattr(module, "current_bundle", lambda _: Path("b1"))
+
+
+def made(root: Path, mode: str) -> Configuration:
+    """Make a root with a log in which some rows are late and some are rejected."""
+    config = configuration(root, PROJECT, BEGIN, STOP, mode=mode, poll_rows=POLL_ROWS)
+    make_build(config, late_arrivals(3), publish=True)
+    return config
+
+
+def copied(template: Configuration, root: Path) -> Configuration:
+    """Copy a root that no stream has run on."""
+    shutil.copytree(template.root, root)
+    return replace(
+        template,
+        path=root / "tidemill.yaml",
+        root=root,
+        online_store=SqlitePlace(root / "online.db"),
+    )
+
+
+def outputs(root: Path) -> dict[str, Any]:
+    """Return the content of every output file by its name."""
+    found: dict[str, Any] = {}
+    for folder in OUTPUTS:
+        place = offline_of(root) if folder == OFFLINE else stream_of(root) / folder
+        for path in sorted(place.rglob("*")):
+            # A backfill has written the history; the stream's files begin with its segment.
+            if not path.is_file() or not path.name.startswith("00001-"):
+                continue
+            name = f"{folder}/{path.relative_to(place)}"
+            if folder == paths.PREDICTIONS:
+                rows = pq.read_table(path)
+                found[name] = rows.drop_columns(["sent_us", "created_us"]).to_pylist()
+            else:
+                found[name] = path.read_bytes()
+    return found
+
+
+def polls_of(config: Configuration) -> list[Poll]:
+    options = ReplayOptions(build_of(config.root), BEGIN, STOP, POLL_ROWS)
+    log = ReplayLog(PROJECT, options)
+    polls, at = [], log.start
+    while (found := log.next_poll(at, STOP, 0)) is not None:
+        poll, at = found
+        polls.append(poll)
+    return [*polls, log.final_poll(at, 0)]
+
+
+def run(config: Configuration, chance: random.Random | None) -> RandomEngine:
+    start, prepared = prepare(config, first_start(config, None), QuietProgress())
+    options = FeaturizeOptions(
+        run="cuttings",
+        shards=config.shards,
+        partitions=PARTITIONS,
+        mode=Mode(config.stream.mode),
+        changes=True,
+        handoff=start.folder,
+    )
+    engine = RandomEngine(config, start, prepared.fills, options, chance)
+    engine.run(polls_of(config))
+    return engine
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_random_cuttings_with_repeats_and_restarts_give_the_same_bytes(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Snapshots as well as logs of releases since.
+    monkeypatch.setattr(snapshot_policy, "SNAPSHOT_EVENTS", 5)
+    monkeypatch.setattr(snapshot_policy, "SNAPSHOT_TILES", 0)
+    monkeypatch.setattr(snapshot_policy, "JOINER_LOG_BYTES", 4_000)
+    template = made(tmp_path / "template", mode)
+    orderly = copied(template, tmp_path / "orderly")
+    run(orderly, None)
+    expected = outputs(orderly.root)
+    folders = {name.split("/")[0] for name in expected}
+    assert folders == set(OUTPUTS)
+    polls = len(polls_of(orderly))
+    releases = [name for name in expected if name.startswith(paths.RELEASES)]
+    assert len(releases) == polls * orderly.shards * len(PROJECT.views)
+    failures = recoveries = 0
+    for seed in range(CUTTINGS[mode]):
+        config = copied(template, tmp_path / str(seed))
+        engine = run(config, random.Random(seed))
+        failures += engine.failures
+        recoveries += engine.recoveries
+        found = outputs(config.root)
+        assert found.keys() == expected.keys()
+        assert [name for name in expected if found[name] != expected[name]] == []
+    assert failures > CUTTINGS[mode]
+    assert recoveries > CUTTINGS[mode] // 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_gives_the_same_bytes_whatever_its_bundles(
+    engine: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a poll in each bundle, many polls in one, and at the speed of a clock."""
+    template = made(tmp_path / "template", mode)
+    orderly = copied(template, tmp_path / "orderly")
+    run(orderly, None)
+    expected = outputs(orderly.root)
+    for seconds, speed in ((-1.0, None), (0.1, None), (0.01, 2_000.0)):
+        config = copied(template, tmp_path / f"{seconds}")
+        monkeypatch.setattr(replay, "_SLICE_SECONDS", seconds)
+        stream(config, QuietProgress(), engine=engine, speed=speed)
+        found = outputs(config.root)
+        assert found.keys() == expected.keys()
+        assert [name for name in expected if found[name] != expected[name]] == []
