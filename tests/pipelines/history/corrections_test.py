@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.recovery.republish import shown_frontiers
+from tidemill.pipelines.recovery.republish import republish, shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream_run import stream as stream_module
@@ -47,6 +48,8 @@ from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite import database as sqlite_database
+from tidemill.serving.online.sqlite.scripts import rows_table
+from tidemill.serving.stores.online_places import SqlitePlace
 
 KEYS = {"by_driver": pa.array([f"d{n}" for n in range(7)]), "by_zone": pa.array(range(4))}
 Rows = list[dict[str, str]]
@@ -355,3 +358,26 @@ def test_without_publishing_readers_see_the_old_history_until_a_stream_has_caugh
     assert values(config) == values(fresh)
     check_files(config, fresh)
     check_proof(config)
+
+
+def test_what_a_backfill_has_published_can_be_published_again(
+    streamed: Configuration, tmp_path: Path
+) -> None:
+    """As of the instant that readers see, which is later than that of the states."""
+    config = copied(streamed, tmp_path / "corrected")
+    write(config.path.parent, CORRECTIONS["a row of the stream is changed"])
+    publish(config)
+    published = values(config)
+    assert isinstance(config.online_store, SqlitePlace)
+    database = open_database(config.online_store)
+    fills = database.fills([KeySpace.of(PROJECT.name, view) for view in PROJECT.views])
+    database.close()
+    with sqlite3.connect(config.online_store.path) as sqlite:
+        for fill in fills:
+            sqlite.execute(f'DELETE FROM "{rows_table(fill.id)}"')
+    sqlite.close()
+    assert values(config) != published
+    republish(config, QuietProgress())
+    assert values(config) == published
+    with scored():
+        check_proof(config)
