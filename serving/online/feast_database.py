@@ -119,20 +119,7 @@ class FeastDatabase:
 
     def begin_fills(self, fills: Sequence[NewFill]) -> list[Fill]:
         """Return fills that stand for the only rows of the views, which readers see already."""
-        return [
-            Fill(
-                id=_ONLY_FILL,
-                space=new.space,
-                shards=new.shards,
-                slices=new.slices,
-                generation=new.generation,
-                cuts=new.cuts,
-                mode=new.mode,
-                state=FillState.CURRENT,
-                writer=None,
-            )
-            for new in fills
-        ]
+        return [new.begun(_ONLY_FILL, FillState.CURRENT) for new in fills]
 
     def drop_fills(self, fills: Sequence[Fill]) -> None:
         """Do nothing: the only rows of the views stay."""

@@ -145,6 +145,20 @@ class NewFill:
                 "expected at least one slice"
             )
 
+    def begun(self, id: str, state: FillState = FillState.FILLING) -> Fill:
+        """Return the fill as it begins; nobody writes it yet."""
+        return Fill(
+            id=id,
+            space=self.space,
+            shards=self.shards,
+            slices=self.slices,
+            generation=self.generation,
+            cuts=self.cuts,
+            mode=self.mode,
+            state=state,
+            writer=None,
+        )
+
 
 @dataclass(frozen=True)
 class Fill:

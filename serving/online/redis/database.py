@@ -264,19 +264,7 @@ class RedisDatabase:
                 ("SADD", fills_key(new.space), id_),
                 ("HSET", fill_key(id_), *flat(record)),
             ]
-            out.append(
-                Fill(
-                    id=id_,
-                    space=new.space,
-                    shards=new.shards,
-                    slices=new.slices,
-                    generation=new.generation,
-                    cuts=new.cuts,
-                    mode=new.mode,
-                    state=FillState.FILLING,
-                    writer=None,
-                )
-            )
+            out.append(new.begun(id_))
         self._run(commands, spaces)
         return out
 

@@ -80,17 +80,7 @@ def current_id(sqlite: sqlite3.Connection, space: KeySpace) -> str | None:
 
 def begin(sqlite: sqlite3.Connection, new: NewFill) -> Fill:
     """Make an empty fill."""
-    fill = Fill(
-        id=new_fill_id(),
-        space=new.space,
-        shards=new.shards,
-        slices=new.slices,
-        generation=new.generation,
-        cuts=new.cuts,
-        mode=new.mode,
-        state=FillState.FILLING,
-        writer=None,
-    )
+    fill = new.begun(new_fill_id())
     insert(sqlite, fill)
     return fill
 
