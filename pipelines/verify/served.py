@@ -76,8 +76,8 @@ def prediction_file(root: Path, request_id: str) -> tuple[Current, Path] | None:
     return None
 
 
-def read_predictions(root: Path, project: Project) -> pa.Table:
-    """Read the predictions of a run.
+def prediction_files(root: Path) -> list[Path]:
+    """Return the files with the predictions of a run.
 
     Raises:
         InputError: There are none.
@@ -87,6 +87,16 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
         raise InputError(
             f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
         )
+    return files
+
+
+def read_predictions(root: Path, project: Project) -> pa.Table:
+    """Read the predictions of a run.
+
+    Raises:
+        InputError: There are none.
+    """
+    files = prediction_files(root)
     needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
     for view in project.views:
         needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}

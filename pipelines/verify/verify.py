@@ -34,6 +34,7 @@ from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import (
     Served,
+    prediction_files,
     read_predictions,
     serve_beside_requests,
     streams_to_prove,
@@ -70,7 +71,7 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     config = config.pin()
     streams = streams_to_prove(config.current)
     first, *others = streams
-    read_predictions(first.stream_folder, config.project)  # without any there is nothing to prove
+    prediction_files(first.stream_folder)  # without any there is nothing to prove
     origins = find_origins(config, streams)
     figures, everything = _prove(replace(config, pinned=first), progress, sample, origins)
     earlier = []
