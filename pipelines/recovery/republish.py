@@ -167,13 +167,14 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         for entry in read_releases(config.current.stream_folder):
             key = (entry["view"], entry["shard"])
             released[key] = max(released.get(key, TIME_MIN), entry["frontier_us"])
+        run, reached = RunFills({}), {}
         database = open_database(config.online_store)
         try:
             handoff = _began(config.current)
             run, missing = fills_of_run(config, database, handoff)
             reached = {} if missing else frontiers_of(database, run)
         except NoKeySpace:
-            reached = {}
+            pass  # it was emptied: nothing is reached
         finally:
             database.close()
         if all(reached.get(key, TIME_MIN) >= frontier for key, frontier in released.items()):
