@@ -6,31 +6,23 @@ The promises:
   is written in chunks, and its frontiers with the last of them. A killed run is simply repeated.
 * A republication writes under the token that stands, and ends when another writer takes it. A
   stream may write at the same time: a part that is further already stays as it is.
-* The rows are those that the stream published, byte for byte, also after late events. The
-  publication of a late event is valid from the frontier at which it was applied, so releases are
-  repeated as the release log states them; where no event was late, many at once.
+* The rows are those that the stream published, byte for byte
+  (`pipelines.recovery.released_states`).
 * One shard at a time is in memory.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import pyarrow as pa
-
-from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
-from tidemill.features.definitions import FeatureView, Project
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import BehindReaders, NoKeySpace, StateMismatch
-from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.ingest.validate import validated_poll
-from tidemill.pipelines.io.log import POSITION, Log, one_batch
-from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import retry_while_unavailable
 from tidemill.pipelines.recovery.handoff import (
@@ -47,6 +39,7 @@ from tidemill.pipelines.recovery.later_states import (
     publishing_options,
 )
 from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.released_states import released_operators, releases_by_shard
 from tidemill.pipelines.recovery.store_fills import (
     EntitiesOf,
     begin_fills,
@@ -64,7 +57,6 @@ from tidemill.pipelines.stream.featurize_options import (
 )
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
-from tidemill.pipelines.stream.sequence import SequencedBatch, event_rows
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import missing_guarantees, open_database
@@ -77,8 +69,6 @@ from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 
 CHUNK_ROWS: Final = 1_000
 """Rows of one step into a fill that nobody reads: a Redis serves readers in between."""
-STEP_ROWS: Final = 262_144
-"""About how many rows of the log are applied in one step."""
 
 
 def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
@@ -97,7 +87,7 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
     folder, handoff = last_states(current)
     check_handoff(folder, handoff, project, config.shards)
     check_log(folder, handoff, Log(current.build_folder), handoff.positions)
-    releases = _releases_by_shard(current.stream_folder)
+    releases = releases_by_shard(current.stream_folder)
     began = StreamRun.read(current.stream_folder)
     begins_with = handoff.id if handoff.kind == "backfill" else handoff.began
     if releases and (began is None or began.began != begins_with):
@@ -344,7 +334,7 @@ def publish_states(
     if not releases:
         later = find_later(config, read_record(folder), names, shown or {})
     if later is None:
-        operators = _released_operators(config, folder, releases, names)
+        operators = released_operators(config, folder, releases, names)
     else:
         operators = later_operators(config, folder, later, names)
     entities = written = 0
@@ -356,24 +346,6 @@ def publish_states(
             written += publish_shard(database, project.view(operator.key.view), operator, run)
             stage.advance(1)
     return {"entities": entities, "written": written, "shards": total}
-
-
-def _released_operators(
-    config: Configuration,
-    folder: Path,
-    releases: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
-    views: Collection[str],
-) -> Iterator[ShardOperator]:
-    """Make the operators of views, one at a time, as of the last of their releases."""
-    project, log = config.project, Log(config.current.build_folder)
-    options = publishing_options(config)
-    for index, view in enumerate(project.views):
-        for shard in range(config.shards if view.name in views else 0):
-            key = operator_key(project, index, shard, config.shards)
-            operator = make_operator(project, key, options)
-            read_handoff(folder, operator)
-            bring_forward(project, view, log, operator, releases.get((view.name, shard), ()))
-            yield operator
 
 
 def publish_shard(
@@ -403,129 +375,3 @@ def publish_shard(
     if fill.is_current:
         return sum(database.publish(parcels))
     return sum(sum(database.publish(in_chunks(parcel, CHUNK_ROWS))) for parcel in parcels)
-
-
-def _releases_by_shard(root: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    out: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for entry in read_releases(root):
-        out[entry["view"], entry["shard"]].append(entry)
-    return out
-
-
-def bring_forward(
-    project: Project,
-    view: FeatureView,
-    log: Log,
-    operator: ShardOperator,
-    releases: Iterable[Mapping[str, Any]],
-) -> None:
-    """Repeat the releases after an operator's state.
-
-    Args:
-        project: The project.
-        view: The operator's view.
-        log: The log with the events.
-        operator: The operator; after the call its state is that of the last release.
-        releases: The releases from the release log, sorted by number.
-
-    Raises:
-        StateMismatch: A release is missing.
-    """
-    ahead = [entry for entry in releases if entry["number"] > operator.number]
-    numbers = [entry["number"] for entry in ahead]
-    if numbers != list(range(operator.number + 1, operator.number + 1 + len(ahead))):
-        raise StateMismatch(
-            f"{operator.key}: the release log has releases {numbers[:3]}... after "
-            f"{operator.number}, with gaps, so it is unknown what was published: run "
-            "`tidemill stream` again"
-        )
-    if not ahead:
-        return
-    positions = np.array([entry["positions"] for entry in ahead], np.int64)
-    frontiers = np.array([entry["frontier_us"] for entry in ahead], np.int64)
-    for end in _step_ends(view, log, operator, positions, frontiers):
-        batches = list(_batches(project, view, log, operator, positions[end].tolist()))
-        operator.catch_up(batches, int(frontiers[end]))
-    operator.number = numbers[-1]
-    operator.mark = bytes.fromhex(ahead[-1]["mark"])
-
-
-def _step_ends(
-    view: FeatureView,
-    log: Log,
-    operator: ShardOperator,
-    positions: Int64Array,
-    frontiers: Int64Array,
-) -> list[int]:
-    """Return the last release of each step: the releases of a step can be applied at once.
-
-    An event's change point is the later of the instant after the event and the frontier before its
-    release. Releases applied at once all have the frontier before the first of them. So a release
-    that applies a late event must be the first of its step.
-    """
-    first_of_step = np.zeros(len(frontiers) + 1, np.bool_)
-    first_of_step[-1] = True
-    before = np.concatenate([[operator.state.frontier_us], frontiers])
-    for partition in range(operator.inputs.event_partitions):
-        start, stop = operator.expected[partition], int(positions[-1, partition])
-        rows = log.read(view.stream.name, partition, [view.stream.event_time, view.key])
-        event_times, keys = one_batch(rows.slice(start, stop - start)).columns
-        times = hashing.bits(event_times)
-        applied = np.searchsorted(positions[:, partition], np.arange(start, stop), "right")
-        late = (times + 1 < before[applied]) & _of_shard(operator, keys)
-        first_of_step[applied[late]] = True
-    taken = positions[:, : operator.inputs.event_partitions].sum(axis=1).tolist()
-    since = sum(operator.expected[: operator.inputs.event_partitions])
-    for release in range(1, len(frontiers)):
-        if taken[release] - since > STEP_ROWS:
-            first_of_step[release] = True
-        if first_of_step[release]:
-            since = taken[release - 1]
-    return [int(at) - 1 for at in np.flatnonzero(first_of_step) if at > 0]
-
-
-def _of_shard(operator: ShardOperator, keys: pa.Array) -> BoolArray:
-    shards = hashing.shard_of(hashing.key_bytes(keys), operator.key.shards)
-    found: BoolArray = shards == operator.key.shard
-    return found
-
-
-def _batches(
-    project: Project,
-    view: FeatureView,
-    log: Log,
-    operator: ShardOperator,
-    until: Sequence[int],
-) -> Iterator[SequencedBatch]:
-    """Read an operator's events up to some positions; requests without rows."""
-    events = operator.inputs.event_partitions
-    for index, stop in enumerate(until):
-        is_request = index >= events
-        partition = index - events if is_request else index
-        start = operator.expected[index]
-        rows = None
-        if not is_request and stop > start:
-            logged = one_batch(log.read(view.stream.name, partition).slice(start, stop - start))
-            mine = logged.filter(pa.array(_of_shard(operator, logged.column(view.key))))
-            rows = _event_rows(
-                project,
-                view,
-                operator,
-                PollPart(view.stream.name, partition, start, stop, TIME_MIN, mine),
-            )
-        # The release log has no watermarks. The old watermark is low enough that the operator
-        # forgets no row too early.
-        watermark = operator.watermarks[index]
-        yield SequencedBatch(0, is_request, partition, start, stop, watermark, 0, rows)
-
-
-def _event_rows(
-    project: Project, view: FeatureView, operator: ShardOperator, part: PollPart
-) -> pa.RecordBatch | None:
-    """Validate rows of the log as the stream does, and prepare them for the operator."""
-    (judged,) = validated_poll(project, Poll(0, 0, (part,)))[0].parts
-    if judged.rows is None:
-        return None
-    positions = hashing.bits(judged.rows.column(POSITION))
-    declared = judged.rows.select(list(view.stream.schema))
-    return event_rows(operator.plan, view, declared, positions)

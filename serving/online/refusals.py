@@ -101,8 +101,9 @@ def later_attempt(store: str, parcel: Parcel, found: int) -> SupersededWriter:
 def held(store: str, fill: Fill, holder: Holder) -> HeldByAnotherRoot:
     """Return the error of a token that another root holds."""
     return HeldByAnotherRoot(
-        f"{store}, key space {fill.name}: it is written by another root: {holder}; end that "
-        "program, then take the key space with `--take-over`: its writes are refused from then on"
+        f"{store}, key space {fill.space.name}: it is written by another root: {holder}; end that "
+        "program, then take the key space with `tidemill stream --take-over`: its writes are "
+        "refused from then on"
     )
 
 

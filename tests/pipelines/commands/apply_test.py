@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from feast.protos.feast.types.Value_pb2 import Value
 
 from tests.support import parcels
+from tests.support.fills import begun
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows
 from tests.support.postgresql_server import PostgresqlServer
 from tests.support.stock_client_process import StockClient
@@ -310,6 +311,30 @@ def test_clean_store_without_a_registry_is_refused(folder: Path) -> None:
     refused = tidemill("clean-store", "--yes", "--config", first, fails=1)
     assert "holds no view of project 'parcels'" in refused
     assert len(open_database(default_place(folder / "run")).spaces()) == 2
+
+
+def test_clean_store_drops_the_fills_that_readers_were_switched_away_from(folder: Path) -> None:
+    first = written(folder, "parcels_first")
+    tidemill("apply", "--config", first)
+    space = KeySpace.of("parcels", BY_DEPOT)
+    database = open_database(default_place(folder / "run"))
+    (new,) = begun(database, [space])
+    database.publish([new.parcel(frontier_us=10)])
+    database.switch([new.fill], new.writer)
+    (filling,) = begun(database, [space])
+    now, past = (fill for fill in database.fills([space]) if fill.id != filling.fill.id)
+    listed = tidemill("clean-store", "--config", first)
+    assert listed.splitlines() == [
+        "every key space is referred to by a version in the registry",
+        f"no longer read: {past.name}",
+        "--yes drops them, with their rows and frontiers",
+    ]
+    assert past in database.fills([space])
+    dropped = tidemill("clean-store", "--yes", "--config", first)
+    assert dropped.splitlines()[-1] == f"dropped {past.name}"
+    # What is read, and what a stream may be filling, stays.
+    assert {fill.id for fill in database.fills([space])} == {now.id, filling.fill.id}
+    assert "no longer read" not in tidemill("clean-store", "--yes", "--config", first)
 
 
 @pytest.mark.parametrize(

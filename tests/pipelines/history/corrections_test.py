@@ -11,6 +11,8 @@ step back, and no mixture of two histories.
 from __future__ import annotations
 
 import csv
+import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -32,11 +34,13 @@ from tests.support.proof_run import (
     configuration,
     write_sources,
 )
+from tests.support.stores import place_of
 from tidemill.features.contract import HOUR
 from tidemill.features.feast_objects import REVISION
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
-from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.history.build_manifest import BuildManifest, table_digests
+from tidemill.pipelines.ingest.replay_rejected import replay as replay_rejected
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.republish import republish, shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress
@@ -44,16 +48,19 @@ from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import instant, verify
+from tidemill.serving.generations.current import read_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.redis import database as redis_database
 from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite import database as sqlite_database
 from tidemill.serving.online.sqlite.scripts import rows_table
-from tidemill.serving.stores.online_places import SqlitePlace
+from tidemill.serving.stores.online_places import OnlinePlace, SqlitePlace
 
 KEYS = {"by_driver": pa.array([f"d{n}" for n in range(7)]), "by_zone": pa.array(range(4))}
 Rows = list[dict[str, str]]
 SAMPLE = 20
+STREAM_OUTPUT = re.compile(r"/stream-\d{6}/")
 END = EVALUATE_UNTIL + 6 * HOUR
 """Where the streams end: windows of a day still hold rows of history."""
 
@@ -193,11 +200,12 @@ def publish(config: Configuration) -> dict[str, Any]:
 
 @dataclass
 class Reader:
-    """Reads all views in one request after every transaction of the store.
+    """Reads all views in one request after every step of the store, and the files after a rename.
 
     Attributes:
         config: The configuration of the root.
-        histories: What the rows of a request may be: those of one of these, by frontier.
+        reads: How often it has read.
+        faults: What it found: a step back, a mixture of histories, files that do not fit.
     """
 
     config: Configuration
@@ -208,33 +216,53 @@ class Reader:
 
     @contextmanager
     def reading(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-        transaction = sqlite_database.transaction
         self._shown = dict(shown_frontiers(self.config))
+        transaction, exchange = sqlite_database.transaction, redis_database.exchange
 
         @contextmanager
         def transacted(path: str, *, write: bool) -> Iterator[Any]:
             with transaction(path, write=write) as connection:
                 yield connection
             if write:
-                self._read()
+                self._look(self._read_store)
+
+        def exchanged(*arguments: Any) -> Any:
+            replies = exchange(*arguments)
+            self._look(self._read_store)
+            return replies
+
+        def then_files(rename: Callable[..., None]) -> Callable[..., None]:
+            def renamed(source: Any, target: Any, **options: Any) -> None:
+                rename(source, target, **options)
+                path = Path(os.fsdecode(target))
+                if path.is_relative_to(self.config.root) and not STREAM_OUTPUT.search(str(path)):
+                    self._look(self._read_files)
+
+            return renamed
 
         with monkeypatch.context() as patch:
             patch.setattr(sqlite_database, "transaction", transacted)
+            patch.setattr(redis_database, "exchange", exchanged)
+            patch.setattr(os, "rename", then_files(os.rename))
+            patch.setattr(os, "replace", then_files(os.replace))
             yield self
 
-    def _read(self) -> None:
+    def _look(self, read: Callable[[], None]) -> None:
+        """Read, but not after the steps of reading."""
         if getattr(self._busy, "reads", False):
             return
         self._busy.reads = True
         try:
-            database = open_database(self.config.online_store)
-            spaces = [KeySpace.of(PROJECT.name, view) for view in PROJECT.views]
-            found = database.read([(space, []) for space in spaces])
-            current = [fill for fill in database.fills(spaces) if fill.is_current]
-            database.close()
+            read()
         finally:
             self._busy.reads = False
         self.reads += 1
+
+    def _read_store(self) -> None:
+        database = open_database(self.config.online_store)
+        spaces = [KeySpace.of(PROJECT.name, view) for view in PROJECT.views]
+        found = database.read([(space, []) for space in spaces])
+        current = [fill for fill in database.fills(spaces) if fill.is_current]
         shown = {
             (space.view, shard): frontier
             for space, snapshot in zip(spaces, found, strict=True)
@@ -246,6 +274,22 @@ class Reader:
         if len({fill.generation for fill in current}) > 1:
             self.faults.append(f"a mixture of {current}")
         self._shown = shown
+
+    def _read_files(self) -> None:
+        """Log, training table and offline log that the root names must be those of one build."""
+        current = read_current(self.config.root)
+        manifest = BuildManifest.read(current.build_folder)
+        if manifest.generation != current.generation:
+            self.faults.append(f"{current} names a build of {manifest.generation}")
+        log = Log(current.build_folder)
+        for source, record in manifest.sources.items():
+            if log.lengths(source) != list(record["cut"]):
+                self.faults.append(f"{current}: {source} has {log.lengths(source)}, not {record}")
+        if table_digests(current.build_folder) != manifest.training_table:
+            self.faults.append(f"{current} has another training table")
+        for view in PROJECT.views:
+            if not OfflineLog.of(current.offline_root, view).ends():
+                self.faults.append(f"{current} has no offline log of {view.name}")
 
 
 # A root that has streamed the sources as they were at first, and one with the corrected ones.
@@ -261,14 +305,22 @@ def scored() -> Iterator[None]:
         yield
 
 
-def configured(folder: Path) -> Configuration:
+def configured(folder: Path, place: OnlinePlace | None = None) -> Configuration:
     config = configuration(folder, folder / "run")
-    return replace(config, splits=replace(config.splits, stream_until_us=END))
+    return replace(
+        config,
+        splits=replace(config.splits, stream_until_us=END),
+        online_store=place or config.online_store,
+    )
 
 
-def made(folder: Path, correct: Callable[[Rows], None] | None = None) -> Configuration:
+def made(
+    folder: Path,
+    correct: Callable[[Rows], None] | None = None,
+    place: OnlinePlace | None = None,
+) -> Configuration:
     write(folder, correct)
-    config = configured(folder)
+    config = configured(folder, place)
     with scored():
         publish(config)
         run(config)
@@ -358,6 +410,62 @@ def test_without_publishing_readers_see_the_old_history_until_a_stream_has_caugh
     assert values(config) == values(fresh)
     check_files(config, fresh)
     check_proof(config)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_readers_of_redis_see_one_history_at_a_time(
+    published: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every exchange with the server, and every rename of a file."""
+    correct = CORRECTIONS["a row of the stream is changed"]
+    with place_of("redis", tmp_path) as place, place_of("redis", tmp_path / "other") as other:
+        config = made(tmp_path / "sources", place=place)
+        write(config.path.parent, correct)
+        with Reader(config).reading(monkeypatch) as reader, scored():
+            backfill(config, QuietProgress(), publish=published)
+            run(config)
+        assert reader.reads > 50
+        assert reader.faults == []
+        fresh = made(tmp_path / "fresh", correct, other)
+        assert values(config) == values(fresh)
+        check_files(config, fresh)
+        with scored():
+            check_proof(config)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_rejected_row_is_mended_in_its_own_words(published: bool, tmp_path: Path) -> None:
+    """`replay-rejected` mends a row of a table, whose file keeps the bad one."""
+    config, fresh = (
+        made_of_table(tmp_path / name, correct)
+        for name, correct in (("bad", None), ("good", CORRECTIONS["a rejected row is mended"]))
+    )
+    before = values(config)
+    assert before != values(fresh)
+    replay_rejected(config, QuietProgress(), None)
+    exported = config.root / "rejected" / "export" / "rides.jsonl"
+    mended = tmp_path / "mended.jsonl"
+    mended.write_text(exported.read_text().replace(",many", ",17"))
+    assert replay_rejected(config, QuietProgress(), mended)["rides"]["accepted"] == 1
+    assert values(config) == before
+    backfill(config, QuietProgress(), publish=published)
+    assert (values(config) == before) == (not published)
+    with scored():
+        run(config)
+        assert values(config) == values(fresh)
+        check_proof(config)
+
+
+def made_of_table(folder: Path, correct: Callable[[Rows], None] | None) -> Configuration:
+    """Make a root whose rides are a table: the time of a row is its place in the log."""
+    write(folder, correct)
+    config = configured(folder)
+    rides = replace(config.sources["rides"], received=None)
+    config = replace(config, sources={**config.sources, "rides": rides})
+    with scored():
+        publish(config)
+        run(config)
+    return config
 
 
 def test_what_a_backfill_has_published_can_be_published_again(

@@ -18,6 +18,7 @@ import feast
 import pyarrow as pa
 import pytest
 
+from tests.support.fills import OTHER_HOLDER
 from tests.support.folders import build_of, offline_of, stream_of
 from tests.support.proof_run import (
     EVALUATE_UNTIL,
@@ -29,13 +30,14 @@ from tests.support.proof_run import (
 )
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
 from tidemill.features.contract import HOUR, MINUTE
-from tidemill.features.errors import LostPublications, StateMismatch
+from tidemill.features.errors import LostPublications, StateMismatch, SupersededWriter
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED, Log
+from tidemill.pipelines.recovery import released_states
 from tidemill.pipelines.recovery import republish as module
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
@@ -48,6 +50,7 @@ from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.rows import KeySpace, Row, online_keys
 from tidemill.serving.stores.feast_config import repo_config
 from tidemill.serving.stores.online_places import SqlitePlace
@@ -227,7 +230,7 @@ def test_a_damaged_store_gets_the_very_rows_that_the_stream_published(
     assert run(config, resume=True)["late"] > 0
     before = everything(config)
     for damage, step_rows in itertools.product((delete, roll_back), (1, 40, 262_144)):
-        monkeypatch.setattr(module, "STEP_ROWS", step_rows)
+        monkeypatch.setattr(released_states, "STEP_ROWS", step_rows)
         damage(config, old)
         assert not store_files(config) or everything(config) != before
         assert republish(config, QuietProgress())["entities"] == 10
@@ -258,6 +261,30 @@ def test_a_late_event_counts_from_the_instant_at_which_the_stream_let_it(
     shutil.rmtree(stream_of(ready.root) / SAVEPOINTS)
     delete(ready, ready.root)
     republish(ready, QuietProgress())
+    assert everything(ready) == before
+
+
+def test_a_republication_ends_when_another_writer_takes_over(
+    ready: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has written by then are the rows that stood."""
+    run(ready)
+    before = everything(ready)
+    shards = []
+    publish_shard = module.publish_shard
+
+    def taken_over(database: OnlineDatabase, *arguments: Any) -> int:
+        shards.append(1)
+        if len(shards) == 2:
+            fills = database.fills([KeySpace.of(PROJECT.name, view) for view in PROJECT.views])
+            current = [fill for fill in fills if fill.is_current]
+            database.take_token(current, OTHER_HOLDER, take_over=True)
+        return publish_shard(database, *arguments)
+
+    monkeypatch.setattr(module, "publish_shard", taken_over)
+    with pytest.raises(SupersededWriter, match="process 2 on another-host"):
+        republish(ready, QuietProgress())
+    assert len(shards) == 2
     assert everything(ready) == before
 
 

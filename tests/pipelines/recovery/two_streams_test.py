@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from tests.support.proof_run import (
 from tests.support.stores import STORES, place_of
 from tidemill.features.contract import HOUR
 from tidemill.features.errors import HeldByAnotherRoot, SupersededWriter
+from tidemill.pipelines.commands.cli import main
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io import replay
@@ -119,6 +121,51 @@ def test_an_elder_stream_of_another_root_is_refused_wherever_it_was_paused(
         with pytest.raises(HeldByAnotherRoot, match="--take-over"):
             run(loser)
     assert refused > 1
+
+
+YAML = """\
+project: tests.support.proof_run:PROJECT
+root: {root}
+shards: 2
+sources:
+  rides: {{files: [rides.csv], received: received_at}}
+  quotes: {{files: [quotes-*.csv], received: received_at}}
+splits:
+  train_until: 2026-01-02T00:00:00Z
+  evaluate_until: 2026-01-03T00:00:00Z
+  stream_until: 2026-01-03T06:00:00Z
+online_store: {{type: sqlite, path: {store}}}
+"""
+
+
+def test_a_root_takes_over_at_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sources(tmp_path)
+    for root in ("one", "two"):
+        (tmp_path / f"{root}.yaml").write_text(YAML.format(root=root, store=tmp_path / "shared.db"))
+
+    def tidemill(*arguments: str, root: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as left:
+            main([*arguments, "--config", str(tmp_path / f"{root}.yaml")])
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out + said.err
+
+    for root in ("one", "two"):
+        assert tidemill("backfill", root=root)[0] == 0
+    assert tidemill("stream", root="one")[0] == 0
+    for command in (["stream"], ["backfill", "--publish"]):
+        status, said = tidemill(*command, root="two")
+        assert status == 1
+        assert re.search("another root: .*`tidemill stream --take-over`", said), said
+    assert tidemill("verify", "--sample", "20", root="one")[0] == 0
+    status, said = tidemill("stream", "--take-over", root="two")
+    assert status == 0, said
+    status, said = tidemill("verify", "--sample", "20", root="two")
+    assert status == 0, said
+    assert "0 mismatches" in said
+    status, said = tidemill("stream", root="one")
+    assert (status, "`tidemill stream --take-over`" in said) == (1, True), said
 
 
 @pytest.mark.parametrize("publish", [False, True])

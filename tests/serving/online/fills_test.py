@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +35,7 @@ from tidemill.features.errors import (
     LostPublications,
     NoKeySpace,
     StoreError,
+    StoreFull,
     SupersededWriter,
 )
 from tidemill.serving.online.cells import encode_row
@@ -285,7 +288,7 @@ def test_elder_writer_is_refused_by_the_name_of_the_younger(
 def test_another_root_needs_to_be_told_to_take_over(
     database: OnlineDatabase, target: Target
 ) -> None:
-    with pytest.raises(HeldByAnotherRoot, match=r"another root: .*on a-host, root a-root.*--take"):
+    with pytest.raises(HeldByAnotherRoot, match=r"another root: .*on a-host, root a-root, since 1970-01-01T00:00:00.00:00.; .*--take"):
         database.take_token([target.fill], OTHER_HOLDER)
     database.publish([target.parcel(_row(1, 1), frontier_us=10)])
     same = database.take_token([target.fill], replace(HOLDER, pid=77))
@@ -384,6 +387,36 @@ def test_stock_client_writes_to_the_current_fill_and_a_switch_drops_it(
     assert database.write(target.space, stock) == 1
     assert _times(database, target.space, [1]) == [5]
     assert _frontiers(database, target.space).by_part == {0: 10}
+
+
+# Room.
+
+
+def test_a_fill_for_which_there_is_no_room_is_not_begun(
+    database: OnlineDatabase, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows that readers see are worth more than a fill that would take their room."""
+    where = "the disk of"
+    if isinstance(database, RedisDatabase):
+        client = redis.Redis(host=database.place.host, port=database.place.port)
+        client.config_set("maxmemory", client.info()["used_memory"] + 2_000_000)
+        where = "its maxmemory of"
+    else:
+        usage = shutil.disk_usage("/")._replace(free=2_000_000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    database.publish([target.parcel(_row(1, 5), frontier_us=10)])
+    new = [NewFill(target.space, 1, 1), NewFill(target.space, 2, 1, expected_rows=1_000_000)]
+    with pytest.raises(StoreFull, match=rf"another fill of {target.space.name} .* and {where}"):
+        database.begin_fills(new)
+    assert [fill.id for fill in database.fills([target.space]) if fill.is_current] == [
+        target.fill.id
+    ]
+    assert not [f for f in database.fills([target.space]) if f.state is FillState.FILLING]
+    assert _times(database, target.space, [1]) == [5]
+    assert database.begin_fills([NewFill(target.space, 1, 1, expected_rows=1_000)])
+    if isinstance(database, RedisDatabase):
+        client.config_set("maxmemory", 0)
+        client.close()
 
 
 # Switches.
