@@ -1,42 +1,39 @@
 """The kernel's interface: events and requests in, answers and publications out.
 
     advance(state, events, requests, until, publish) -> Advance
+    advance_steps(state, [Step(events, requests, until), ...], publish) -> [Advance, ...]
 
 Batch calls it once with all rows of a shard; the stream calls it many times with the rows that the
-frontier released. However a log is cut into calls, the answers and the state are the same bytes. No
+frontier released, several frontiers at once where they have come together: an entity then costs its
+fixed part once. However a log is cut into calls, the answers and the state are the same bytes. No
 other code computes a feature.
 
-`advance` does no I/O and reads no clock. It changes the state in place.
+It does no I/O and reads no clock. It changes the state in place.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.errors import InputError
-from tidemill.features.kernel import hashing
-from tidemill.features.kernel.compiled import read_only
+from tidemill.features.contract import Int64Array
 from tidemill.features.kernel.exact.accumulators import WIDE_SQUARE, WIDE_SUM
 from tidemill.features.kernel.folds.finish import release_answers
 from tidemill.features.kernel.plan import MASKS_PER_WORD, Plan, PlannedPartial
 from tidemill.features.kernel.prepare import (
-    CELLS,
-    ID,
     KEY,
     ORDINAL,
-    TIME,
     fixed_binary,
-    matrix_of,
 )
 from tidemill.features.kernel.registry import OWNS_WIDE_SQUARE, OWNS_WIDE_SUM
+from tidemill.features.kernel.steps import Publish as Publish
+from tidemill.features.kernel.steps import Step as Step
+from tidemill.features.kernel.steps import Work, runs_of
 from tidemill.features.kernel.tiles import layout, wheel
 from tidemill.features.kernel.tiles.layout import (
     Q_CHANGED,
@@ -46,25 +43,13 @@ from tidemill.features.kernel.tiles.layout import (
     Q_TAILS,
     Q_VALID_UNTIL,
 )
-from tidemill.features.kernel.tiles.state import LENGTH, State, resolve
+from tidemill.features.kernel.tiles.state import LENGTH, Counters, State
 
-CHUNK_ROWS: Final = 262_144
-"""Rows handled at once: enough to make calls cheap, few enough that the tiles of a long history are
-not in memory at the same time."""
 BLOCK_STEPS: Final = 2_048
 """Steps that all folds handle before the next ones, so that tiles stay in the processor's cache."""
 
 VALUES: Final = "values"
 NULLS: Final = "nulls"
-
-
-class Publish(enum.Enum):
-    """What an advance publishes."""
-
-    NOTHING = layout.PUBLISH_NOTHING
-    NEWEST = layout.PUBLISH_NEWEST
-    EVERY = layout.PUBLISH_EVERY
-    ALL = layout.PUBLISH_ALL
 
 
 @dataclass(frozen=True)
@@ -74,10 +59,12 @@ class Advance:
     Attributes:
         answers: One row per request, in the order of the requests; see `answers_schema`.
         publications: See `publications_schema`; those of an entity are in order of event_timestamp.
+        counters: The state's counters after it.
     """
 
     answers: pa.RecordBatch
     publications: pa.RecordBatch
+    counters: Counters
 
 
 def answers_schema(plan: Plan) -> pa.Schema:
@@ -121,37 +108,47 @@ def advance(
     until_us: int,
     publish: Publish = Publish.NOTHING,
 ) -> Advance:
-    """Advance a state to ``until_us``.
+    """Advance a state to ``until_us``: one step of `advance_steps`."""
+    (advanced,) = advance_steps(state, [Step(events, requests, until_us)], publish)
+    return advanced
+
+
+def advance_steps(
+    state: State, steps: Sequence[Step], publish: Publish = Publish.NOTHING
+) -> list[Advance]:
+    """Advance a state step by step.
 
     Args:
         state: The state of one view in one shard; changed in place. It must not be used again after
             an exception.
-        events: Prepared events of the view (`prepare.events_schema`), without duplicates, in any
-            order, all before ``until_us``. Events before the state's frontier are late: they count
-            for every later answer.
-        requests: Prepared requests (`prepare.REQUESTS_SCHEMA`), in any order, none after
-            ``until_us``. Requests before the frontier are answered as of the frontier.
-        until_us: The new frontier, not before the old one.
-        publish: What to publish.
+        steps: The steps, in order.
+        publish: What each step publishes.
 
     Returns:
-        Answers and publications.
+        The result of each step. But for the order of publications of different entities, it is that
+        of a call for each step.
 
     Raises:
-        InputError: A row is not before ``until_us``, or the frontier would move back.
+        InputError: A row is not before its step's ``until_us``, or the frontier would move back.
     """
-    if until_us < state.frontier_us:
-        raise InputError(
-            f"view {state.plan.view!r}: the frontier cannot go back from {state.frontier_us} "
-            f"to {until_us}"
-        )
-    work = _Work(state, events, requests, until_us)
+    out: list[Advance] = []
+    for run in runs_of(state, steps, publish):
+        out += _advance_run(state, run, publish)
+    return out
+
+
+def _advance_run(state: State, steps: Sequence[Step], publish: Publish) -> list[Advance]:
+    work = Work(state, steps)
+    until_us = steps[-1].until_us
     if publish in (Publish.NEWEST, Publish.ALL):
         chunks = iter([(len(work.event_order), len(work.request_order), until_us)])
     else:
         chunks = work.chunks(until_us)
     values, nulls = _empty_answers(state.plan, work.n_requests)
+    before = replace(state.counters)
+    overflows = np.zeros(len(steps), np.int64)
     published: list[pa.RecordBatch] = []
+    published_by: list[Int64Array] = []
     first_event = first_request = 0
     since = state.frontier_us
     for last_event, last_request, until in chunks:
@@ -163,6 +160,7 @@ def advance(
             since,
             until,
             publish,
+            overflows,
         )
         asked = queries[:, Q_REQUEST] >= 0
         values[queries[asked, Q_REQUEST]] = chunk_values[asked]
@@ -171,10 +169,12 @@ def advance(
             published.append(
                 _publications(state, queries[~asked], chunk_values[~asked], chunk_nulls[~asked])
             )
+            published_by.append(work.step_of(queries[~asked]))
         first_event, first_request, since = last_event, last_request, until
     state.frontier_us = until_us
     state.counters.events += work.n_events
     state.counters.late += work.n_late
+    state.counters.overflows += int(overflows.sum())
     answers = pa.RecordBatch.from_arrays(
         [
             work.ordinals,
@@ -184,12 +184,47 @@ def advance(
         ],
         schema=answers_schema(state.plan),
     )
-    return Advance(answers, _one_batch(published, publications_schema(state.plan)))
+    publications = _one_batch(published, publications_schema(state.plan))
+    if len(steps) == 1:
+        return [Advance(answers, publications, replace(state.counters))]
+    by_step = _by_step(publications, published_by, len(steps))
+    return [
+        Advance(
+            answers.slice(*work.requests_of(number)),
+            by_step[number],
+            Counters(
+                events=before.events + work.events_before(number + 1),
+                # A late event is one of the first step, and only a late event can have expired.
+                late=state.counters.late,
+                expired=state.counters.expired,
+                overflows=before.overflows + int(overflows[: number + 1].sum()),
+            ),
+        )
+        for number in range(len(steps))
+    ]
 
 
-def nothing_advanced(plan: Plan) -> Advance:
+def _by_step(
+    publications: pa.RecordBatch, published_by: Sequence[Int64Array], steps: int
+) -> list[pa.RecordBatch]:
+    """Separate the publications of a run's steps."""
+    if not published_by:
+        return [publications] * steps
+    by = np.concatenate(published_by)
+    ordered = publications.take(pa.array(np.argsort(by, kind="stable")))
+    ends = np.cumsum(np.bincount(by, minlength=steps))
+    return [
+        ordered.slice(start, end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+def nothing_advanced(state: State) -> Advance:
     """Return the result of an advance without rows to an unchanged frontier."""
-    return Advance(_one_batch([], answers_schema(plan)), _one_batch([], publications_schema(plan)))
+    return Advance(
+        _one_batch([], answers_schema(state.plan)),
+        _one_batch([], publications_schema(state.plan)),
+        replace(state.counters),
+    )
 
 
 def _one_batch(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
@@ -208,127 +243,20 @@ def _empty_answers(plan: Plan, rows: int) -> tuple[Int64Array, npt.NDArray[np.ui
     )
 
 
-class _Work:
-    """The rows of one call, with their entities and their order in time."""
-
-    def __init__(
-        self,
-        state: State,
-        events: pa.RecordBatch | None,
-        requests: pa.RecordBatch | None,
-        until_us: int,
-    ) -> None:
-        plan = state.plan
-        frontier = state.frontier_us
-        if events is None or events.num_rows == 0:
-            self.n_events = 0
-            event_time = np.zeros(0, np.int64)
-            self.event_change = np.zeros(0, np.int64)
-            self.event_entity = np.zeros(0, np.int64)
-            cells = np.zeros((0, plan.row_words), np.int64)
-            id_offsets, id_data = np.zeros(1, np.int32), np.zeros(0, np.uint8)
-        else:
-            self.n_events = events.num_rows
-            event_time = hashing.bits(events.column(TIME))
-            self.event_change = np.maximum(event_time + 1, frontier)
-            self.event_entity = _resolve(state, events.column(KEY), insert=True)
-            cells = matrix_of(events.column(CELLS))
-            id_offsets, id_data = hashing.text_buffers(events.column(ID))
-            _check_before(event_time, until_us, plan.view, "event")
-        self.event_time, self.cells = read_only(event_time), read_only(cells)
-        self.id_offsets, self.id_data = read_only(id_offsets), read_only(id_data)
-        self.n_late = int((self.event_time < frontier).sum()) if frontier > TIME_MIN else 0
-        if requests is None or requests.num_rows == 0:
-            self.n_requests = 0
-            self.request_as_of = np.zeros(0, np.int64)
-            self.request_entity = np.zeros(0, np.int64)
-            self.ordinals = pa.array([], pa.int64())
-        else:
-            self.n_requests = requests.num_rows
-            self.request_as_of = np.maximum(hashing.bits(requests.column(TIME)), frontier)
-            self.request_entity = _resolve(state, requests.column(KEY), insert=False)
-            self.ordinals = requests.column(ORDINAL)
-            _check_before(self.request_as_of - 1, until_us, plan.view, "request")
-        self.event_order = _order(self.event_time)
-        self.request_order = _order(self.request_as_of)
-
-    def chunks(self, until_us: int) -> Iterator[tuple[int, int, int]]:
-        """Cut the rows into chunks between distinct instants.
-
-        Yields:
-            The end of the chunk among the events and among the requests, and its frontier.
-        """
-        change = self.event_change[self.event_order]
-        as_of = self.request_as_of[self.request_order]
-        rows = len(change) + len(as_of)
-        if rows > CHUNK_ROWS:
-            instants = np.sort(np.concatenate([change, as_of]), kind="stable")
-            cut = CHUNK_ROWS
-            while cut < rows:
-                # Keep the rows of one instant together.
-                end = int(np.searchsorted(instants, instants[cut], "left"))
-                if end == 0 or instants[end - 1] == instants[0]:
-                    end = int(np.searchsorted(instants, instants[cut], "right"))
-                if end >= rows:
-                    break
-                next_instant = instants[end]
-                yield (
-                    int(np.searchsorted(change, next_instant, "left")),
-                    int(np.searchsorted(as_of, next_instant, "left")),
-                    int(next_instant) - 1,
-                )
-                cut = end + CHUNK_ROWS
-        yield len(change), len(as_of), until_us
-
-
-def _order(instants: Int64Array) -> Int64Array:
-    """Return the rows in order of their instants (stable)."""
-    if len(instants) < 2 or bool((instants[1:] >= instants[:-1]).all()):
-        return np.arange(len(instants))
-    return np.argsort(instants, kind="stable")
-
-
-def _check_before(times: Int64Array, until_us: int, view: str, what: str) -> None:
-    if len(times) and int(times.max()) >= until_us:
-        raise InputError(
-            f"view {view!r}: an {what} at {int(times.max())} is not before the frontier "
-            f"{until_us} it is released with"
-        )
-
-
-def _resolve(state: State, keys: pa.Array, insert: bool) -> Int64Array:
-    valid = read_only(hashing.validity(keys))
-    offsets, data = (read_only(buffer) for buffer in hashing.text_buffers(keys))
-    hashes = hashing.hash_column(keys)
-    out = np.empty(len(keys), np.int64)
-    if insert:
-        state.reserve_entities(len(keys), int(offsets[-1]) - int(offsets[0]))
-    state.n_entities = resolve(
-        hashes,
-        offsets,
-        data,
-        valid,
-        insert,
-        state.table,
-        state.entities,
-        state.key_offsets,
-        state.key_data,
-        state.n_entities,
-        out,
-    )
-    return out
-
-
 def _advance_chunk(
     state: State,
-    work: _Work,
+    work: Work,
     event_order: Int64Array,
     request_order: Int64Array,
     since: int,
     until: int,
     publish: Publish,
+    overflows: Int64Array,
 ) -> tuple[Int64Array, Int64Array, npt.NDArray[np.uint8]]:
-    """Handle the rows of one chunk; return the queries with their values and nulls."""
+    """Handle the rows of one chunk; return the queries with their values and nulls.
+
+    The overflows of each step are added to ``overflows``.
+    """
     plan = state.plan
     until_hop = until // plan.hop_us
     if publish is Publish.ALL:
@@ -358,7 +286,7 @@ def _advance_chunk(
     step_row, step_at = steps
     layout.mark_presence(step_row, step_at, queries, state.tiles, plan.hop_us, plan.window_hops)
     answers = _fold_all(state, work, step_row, step_at, queries)
-    values, nulls = _finish(state, answers, queries)
+    values, nulls = _finish(state, answers, queries, work, overflows)
     state.reserve_wheel(len(group_entity))
     wheel.settle(
         group_entity,
@@ -381,7 +309,7 @@ def _advance_chunk(
 
 def _lay_out(
     state: State,
-    work: _Work,
+    work: Work,
     group_entity: Int64Array,
     group_start: Int64Array,
     codes: Int64Array,
@@ -440,7 +368,7 @@ def _lay_out(
 
 
 def _fold_all(
-    state: State, work: _Work, step_row: Int64Array, step_at: Int64Array, queries: Int64Array
+    state: State, work: Work, step_row: Int64Array, step_at: Int64Array, queries: Int64Array
 ) -> list[Int64Array]:
     """Run every partial's fold over the steps; return the answers of each."""
     plan = state.plan
@@ -459,7 +387,7 @@ def _fold_all(
 
 def _fold(
     state: State,
-    work: _Work,
+    work: Work,
     partial: PlannedPartial,
     step_row: Int64Array,
     step_at: Int64Array,
@@ -500,11 +428,40 @@ _NO_ANSWERS: Final = np.zeros((0, 1), np.int64)
 
 
 def _finish(
-    state: State, answers: list[Int64Array], queries: Int64Array
+    state: State,
+    answers: Sequence[Int64Array],
+    queries: Int64Array,
+    work: Work,
+    overflows: Int64Array,
 ) -> tuple[Int64Array, npt.NDArray[np.uint8]]:
+    """Turn merged answers into values, and free the answers; count overflows by step."""
+    plan = state.plan
+    values, nulls, total = _values(state, answers, queries)
+    if total and work.n_steps == 1:
+        overflows[0] += total
+    elif total:
+        step_of = work.step_of(queries)
+        for step in np.unique(step_of):
+            mine = step_of == step
+            some = [
+                out.reshape(len(queries), -1)[mine].reshape(-1, out.shape[1]) for out in answers
+            ]
+            overflows[step] += _values(state, some, queries[mine])[2]
+    for partial_, out in zip(plan.partials, answers, strict=True):
+        if partial_.fold.owns in (OWNS_WIDE_SUM, OWNS_WIDE_SQUARE):
+            wide = WIDE_SUM if partial_.fold.owns == OWNS_WIDE_SUM else WIDE_SQUARE
+            release_answers(out, wide, state.arena, state.arena_meta)
+    return values, nulls
+
+
+def _values(
+    state: State, answers: Sequence[Int64Array], queries: Int64Array
+) -> tuple[Int64Array, npt.NDArray[np.uint8], int]:
+    """Return the values and nulls of queries, and the number of overflows among them."""
     plan = state.plan
     values = np.empty((len(queries), len(plan.columns)), np.int64)
     nulls = np.empty((len(queries), len(plan.columns)), np.uint8)
+    overflows = 0
     if len(queries):
         for feature in plan.features:
             taken: list[object] = []
@@ -514,7 +471,7 @@ def _finish(
                     taken += [answers[partial], ask, len(plan.partials[partial].asks)]
                 else:
                     taken += [_NO_ANSWERS, 0, 0]
-            state.counters.overflows += feature.finish.run(
+            overflows += feature.finish.run(
                 feature.finish.variant,
                 *taken,
                 queries,
@@ -526,11 +483,7 @@ def _finish(
                 values,
                 nulls,
             )
-    for partial_, out in zip(plan.partials, answers, strict=True):
-        if partial_.fold.owns in (OWNS_WIDE_SUM, OWNS_WIDE_SQUARE):
-            wide = WIDE_SUM if partial_.fold.owns == OWNS_WIDE_SUM else WIDE_SQUARE
-            release_answers(out, wide, state.arena, state.arena_meta)
-    return values, nulls
+    return values, nulls, overflows
 
 
 def _publications(

@@ -31,6 +31,9 @@ OTHER_PROGRAMS: Final = frozenset(
 Beam logs the messages of Prism there."""
 
 
+_SILENT: Final = logging.NullHandler()
+
+
 class Diagnostics(logging.Handler):
     """Shows the log records of the project and of Tidemill; keeps those of other libraries."""
 
@@ -75,9 +78,15 @@ class Session:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle all log records while the block runs."""
+        """Handle all log records while the block runs.
+
+        Threads that an engine leaves behind may log after it. Without a handler, Python would write
+        those records to the standard error, so the loggers of other libraries keep a silent one.
+        """
         root = logging.getLogger()
         level = root.level
+        for name in OTHER_PROGRAMS - {"root"}:
+            logging.getLogger(name).addHandler(_SILENT)
         root.addHandler(self.diagnostics)
         try:
             yield

@@ -34,7 +34,8 @@ from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.repair import pack_repair
 from tidemill.pipelines.stream.sequence import decode_batches

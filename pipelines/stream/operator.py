@@ -20,9 +20,8 @@ come; each answer states its instant.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -36,7 +35,11 @@ from tidemill.features.errors import (
     StateMismatch,
 )
 from tidemill.features.kernel import hashing
-from tidemill.features.kernel.advance import Publish, advance, nothing_advanced
+from tidemill.features.kernel.advance import (
+    Publish,
+    Step,
+    advance,
+)
 from tidemill.features.kernel.columns import concat, keep
 from tidemill.features.kernel.dedupe import PairSet
 from tidemill.features.kernel.plan import Plan
@@ -49,9 +52,9 @@ from tidemill.pipelines.stream.operator_state import (
     LoggedRelease,
     decode_release,
     decode_snapshot,
-    encode_release,
     encode_snapshot,
 )
+from tidemill.pipelines.stream.release import Release, Taken, make_releases
 from tidemill.pipelines.stream.sequence import (
     GROUP,
     REQUEST_ROWS,
@@ -91,42 +94,6 @@ class OperatorCounters:
 
 
 _OF_DELIVERY: Final = frozenset({"repeats", "early"})
-
-
-@dataclass(frozen=True)
-class Release:
-    """The result of one poll.
-
-    Attributes:
-        number: The number of the release: that of its poll.
-        mark_before: The mark of the release before it.
-        mark: Its own mark (`pipelines.stream.marks`).
-        since_us: The frontier of the release before: the publications are the changes after it.
-            None if they are the whole shard, at the first release of an operator that started
-            empty.
-        frontier_us: The frontier.
-        positions: The next position of each partition, first of events and then of requests.
-        answers: Kernel answers with a ``group`` column, in the order of the requests.
-        publications: Kernel publications.
-        events: The number of applied events.
-        seen: The operator's counters after it (`OperatorCounters.of_polls`).
-        kernel: The kernel's counters after it, by name.
-        entry: The release's entry for the log since the last snapshot (`ShardOperator.replay`);
-            None if the kernel's state did not change.
-    """
-
-    number: int
-    mark_before: bytes
-    mark: bytes
-    since_us: int | None
-    frontier_us: int
-    positions: tuple[int, ...]
-    answers: pa.RecordBatch
-    publications: pa.RecordBatch
-    events: int
-    seen: Mapping[str, int]
-    kernel: Mapping[str, int]
-    entry: bytes | None
 
 
 @dataclass
@@ -172,6 +139,8 @@ class ShardOperator:
     def receive(self, batches: Iterable[SequencedBatch]) -> list[Release]:
         """Take batches, in any order; give a release for each poll that is then complete.
 
+        The rows of all those polls go to the kernel at once.
+
         Args:
             batches: Batches of any of the partitions.
 
@@ -185,9 +154,12 @@ class ShardOperator:
             SequenceError: A batch is of a partition that the operator does not read.
         """
         new = [place for batch in batches if (place := self._hold(batch)) is not None]
-        releases = []
+        taken: list[Taken] = []
+        frontier = self.state.frontier_us
         while len(self.held.get(self.number + 1, ())) == len(self.expected):
-            releases.append(self._take_poll())
+            taken.append(self._take_poll(frontier))
+            frontier = taken[-1].until_us
+        releases = make_releases(self.key, self.state, self.publish, taken)
         self.counters.early += sum(poll > self.number + 1 for poll, _ in new)
         self._check_gap()
         return releases
@@ -231,21 +203,25 @@ class ShardOperator:
             "lost them: restart from the last checkpoint or from a handoff"
         )
 
-    def _take_poll(self) -> Release:
-        """Take the next poll, all of whose batches have come."""
+    def _take_poll(self, frontier: int) -> Taken:
+        """Take the next poll, all of whose batches have come.
+
+        Args:
+            frontier: The frontier before it.
+        """
         batches = self.held.pop(self.number + 1)
         for index in range(len(self.expected)):
-            self._take(index, batches[index])
+            self._take(index, batches[index], frontier)
         self._forget()
         self.number += 1
         if self.mode is Mode.EAGER:
-            return self._release_eagerly()
-        frontier = min(self.watermarks)
-        if frontier <= self.state.frontier_us:
-            return self._release(None, None, self.state.frontier_us)
-        events, self.events = self._split(self.events, frontier)
-        requests, self.requests = self._split(self.requests, frontier)
-        return self._release(events, requests, frontier)
+            return self._taken(frontier, *self._split_eagerly(frontier))
+        until = min(self.watermarks)
+        if until <= frontier:
+            return self._taken(frontier, None, None, frontier)
+        events, self.events = self._split(self.events, until)
+        requests, self.requests = self._split(self.requests, until)
+        return self._taken(frontier, events, requests, until)
 
     def _index(self, batch: SequencedBatch) -> int:
         inputs = self.inputs
@@ -267,8 +243,8 @@ class ShardOperator:
             return f"event partition {index}"
         return f"request partition {index - events}"
 
-    def _take(self, index: int, batch: SequencedBatch) -> None:
-        """Take the next batch of a partition."""
+    def _take(self, index: int, batch: SequencedBatch, frontier: int) -> None:
+        """Take the next batch of a partition; rows before the frontier are late."""
         expected = self.expected[index]
         if batch.start != expected:
             raise BatchConflict(
@@ -284,13 +260,13 @@ class ShardOperator:
             return
         if batch.is_request:
             self.counters.requests += rows.num_rows
-            behind = hashing.bits(rows.column(TIME)) < self.state.frontier_us
+            behind = hashing.bits(rows.column(TIME)) < frontier
             self.counters.late_requests += int(behind.sum())
             self.requests.append(rows)
         else:
             self.counters.events += rows.num_rows
             rows = self._new_rows(rows)
-            behind = hashing.bits(rows.column(TIME)) < self.state.frontier_us
+            behind = hashing.bits(rows.column(TIME)) < frontier
             self.counters.late += int(behind.sum())
             self.events.append(rows)
 
@@ -325,51 +301,44 @@ class ShardOperator:
             return rows, []
         return keep(rows, ready), [keep(rows, ~ready)]
 
-    def _release_eagerly(self) -> Release:
+    def _split_eagerly(
+        self, frontier: int
+    ) -> tuple[pa.RecordBatch | None, pa.RecordBatch | None, int]:
+        """Release all waiting rows; return events, requests and the frontier after them."""
         events, requests = concat(self.events), concat(self.requests)
         self.events, self.requests = [], []
         if events is not None and events.num_rows:
             self.newest_us = max(self.newest_us, int(hashing.bits(events.column(TIME)).max()) + 1)
-        until = max(self.newest_us, self.state.frontier_us)
+        until = max(self.newest_us, frontier)
         if requests is not None:
             as_of = np.maximum(hashing.bits(requests.column(TIME)), until)
             until = max(until, int(as_of.max()))
             place = requests.schema.get_field_index(TIME)
             requests = requests.set_column(place, REQUEST_ROWS.field(TIME), pa.array(as_of))
-        return self._release(events, requests, until)
+        return events, requests, until
 
-    def _release(
-        self, events: pa.RecordBatch | None, requests: pa.RecordBatch | None, until: int
-    ) -> Release:
-        before = self.state.frontier_us
-        moves = until > before or any(
+    def _taken(
+        self,
+        since: int,
+        events: pa.RecordBatch | None,
+        requests: pa.RecordBatch | None,
+        until: int,
+    ) -> Taken:
+        moves = until > since or any(
             rows is not None and rows.num_rows for rows in (events, requests)
-        )
-        if moves:
-            advanced = advance(self.state, events, requests, until, self.publish)
-        else:
-            advanced = nothing_advanced(self.plan)
-        answers = advanced.answers
-        groups = pa.array([], pa.int64()) if requests is None else requests.column(GROUP)
-        answers = pa.RecordBatch.from_arrays(
-            [*answers.columns, groups], names=[*answers.schema.names, GROUP]
         )
         mark_before = self.mark
         self.mark = next_mark(mark_before, self.number, self.expected, until)
-        entry = LoggedRelease(self.number, until, events)
-        return Release(
+        return Taken(
             number=self.number,
             mark_before=mark_before,
             mark=self.mark,
-            since_us=None if before <= TIME_MIN else before,
-            frontier_us=until,
+            since_us=since,
+            step=Step(events, requests, until) if moves else None,
+            until_us=until,
+            groups=pa.array([], pa.int64()) if requests is None else requests.column(GROUP),
             positions=tuple(self.expected),
-            answers=answers,
-            publications=advanced.publications,
-            events=0 if events is None else events.num_rows,
             seen=self.counters.of_polls,
-            kernel=dict(vars(self.state.counters)),
-            entry=encode_release(self.key, entry) if moves else None,
         )
 
     @property
@@ -400,7 +369,7 @@ class ShardOperator:
             until_us: The frontier of the last release. Watermarks are not used.
         """
         for batch in batches:
-            self._take(self._index(batch), batch)
+            self._take(self._index(batch), batch, self.state.frontier_us)
         self._forget()
         events, self.events = self._split(self.events, until_us)
         advance(self.state, events, None, until_us, Publish.NOTHING)
@@ -422,7 +391,7 @@ class ShardOperator:
 
     def handed_over_head(self) -> bytes:
         """Encode the head for another run: without what an engine's deliveries have left in it."""
-        head = dataclasses.replace(self._head(), attempt=0, seen=self.counters.of_polls)
+        head = replace(self._head(), attempt=0, seen=self.counters.of_polls)
         return head.encode(self.key)
 
     def _head(self) -> Head:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.release import Release
 
 RELEASE_VERSION: Final = 2
 """The version of the JSON. JSON without a version is version 1, which has no marks."""

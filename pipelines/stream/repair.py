@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.wire_format import pack_everything
 
 

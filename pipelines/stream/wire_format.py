@@ -27,8 +27,9 @@ from tidemill.pipelines.stream.answer_parts import (
     SavepointPart,
     Unanswered,
 )
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import OperatorKey
+from tidemill.pipelines.stream.release import Release
 
 _PARTS: Final = (Kind.REQUEST_PART, Kind.ANSWER_PART, Kind.SAVEPOINT_PART)
 _REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
@@ -104,7 +105,7 @@ class Published(NamedTuple):
             (`pipelines.stream.marks`); None if they are the whole shard.
         mark: The mark of the release.
         attempt: The attempt number of the operator (`pipelines.stream.operator_state.Head`).
-        since_us: See `pipelines.stream.operator.Release`.
+        since_us: See `pipelines.stream.release.Release`.
         frontier_us: The frontier.
         rows: Kernel publications.
         is_news: False if the rows repeat earlier publications to repair the online store; then

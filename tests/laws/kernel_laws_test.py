@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from tests.support.driver import Asked, Row, asked, prepared, run_all, time_of, 
 from tidemill import FeatureView
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.definitions import REGISTRY
-from tidemill.features.kernel.advance import Publish, advance
+from tidemill.features.kernel.advance import Publish, Step, advance, advance_steps
 from tidemill.features.kernel.encoding import canonical_bytes, decode, encode
 from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.tiles.state import State
@@ -108,6 +109,68 @@ def test_any_arrival_order_with_late_events_gives_the_same_state(
         state = decode(encode(state), plan)
     advance(state, None, None, until)
     assert canonical_bytes(state) == canonical_bytes(sorted_state)
+
+
+@LAW
+@given(
+    cases(),
+    st.integers(1, 6),
+    st.randoms(use_true_random=False),
+    st.sampled_from([Publish.NOTHING, Publish.EVERY, Publish.NEWEST]),
+)
+def test_steps_that_are_taken_at_once_are_those_of_single_calls(
+    case: tuple[FeatureView, list[Row], list[Asked]],
+    count: int,
+    chance: random.Random,
+    publish: Publish,
+) -> None:
+    """Also with late rows, frontiers that stand still, and steps without rows."""
+    view, rows, requests = case
+    plan = make_plan(view)
+    instants = [time_of(view, row) for row in rows] + [time for _, time in requests] or [0]
+    untils = sorted(chance.choice(instants) + chance.choice([0, 1]) for _ in range(count - 1))
+    untils.append(_until(view, rows, requests))
+    distinct = list({repr(sorted(row.items())): row for row in rows}.values())
+    steps = [
+        Step(
+            prepared(plan, view, [distinct[n] for n in events]),
+            asked([requests[n] for n in asking]),
+            until,
+        )
+        for events, asking, until in zip(
+            _spread([time_of(view, row) + 1 for row in distinct], untils, chance),
+            _spread([time for _, time in requests], untils, chance),
+            untils,
+            strict=True,
+        )
+    ]
+    one_by_one, at_once = State(plan), State(plan)
+    expected = [
+        advance(one_by_one, step.events, step.requests, step.until_us, publish) for step in steps
+    ]
+    found = advance_steps(at_once, steps, publish)
+    for one, other in zip(expected, found, strict=True):
+        assert one.answers.equals(other.answers)
+        assert _sorted(one.publications) == _sorted(other.publications)
+        assert one.counters == other.counters
+    assert at_once.counters == one_by_one.counters
+    assert canonical_bytes(at_once) == canonical_bytes(one_by_one)
+
+
+def _spread(needs: Sequence[int], untils: Sequence[int], chance: random.Random) -> list[list[int]]:
+    """Put rows into the first step that reaches what they need, and some into a later one."""
+    out: list[list[int]] = [[] for _ in untils]
+    for number, need in enumerate(needs):
+        first = next(step for step, until in enumerate(untils) if until >= need)
+        out[chance.choice([first, first, first, chance.randrange(first, len(untils))])].append(
+            number
+        )
+    return out
+
+
+def _sorted(publications: pa.RecordBatch) -> list[dict[str, Any]]:
+    names = ("key", "event_timestamp", "revision")
+    return publications.sort_by([(name, "ascending") for name in names]).to_pylist()
 
 
 @LAW

@@ -58,9 +58,10 @@ from tidemill.pipelines.stream.featurize_options import (
     operator_key,
 )
 from tidemill.pipelines.stream.infer import predictions
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
+from tidemill.pipelines.stream.release import Release, Taken
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.stream.state_files import read_handoff
@@ -386,18 +387,24 @@ class DoesNotWaitForStragglers(Server):
 
 
 class _SeesItsOwnInstant(ShardOperator):
-    def _release(
-        self, events: pa.RecordBatch | None, requests: pa.RecordBatch | None, until: int
-    ) -> Release:
-        def shifted(rows: pa.RecordBatch, column: str, by_us: int) -> pa.RecordBatch:
-            place = rows.schema.get_field_index(column)
-            times = rows.column(place).to_numpy() + by_us
-            return rows.set_column(place, rows.schema.field(place), pa.array(times))
-
+    def _taken(
+        self, since: int, events: pa.RecordBatch | None, requests: pa.RecordBatch | None, until: int
+    ) -> Taken:
         if requests is not None:
-            requests = shifted(requests, "time", 1)
-        release = super()._release(events, requests, until)
-        return dataclasses.replace(release, answers=shifted(release.answers, "as_of", -1))
+            requests = _shifted(requests, "time", 1)
+        return super()._taken(since, events, requests, until)
+
+    def receive(self, batches: Iterable[SequencedBatch]) -> list[Release]:
+        return [
+            dataclasses.replace(release, answers=_shifted(release.answers, "as_of", -1))
+            for release in super().receive(batches)
+        ]
+
+
+def _shifted(rows: pa.RecordBatch, column: str, by_us: int) -> pa.RecordBatch:
+    place = rows.schema.get_field_index(column)
+    times = rows.column(place).to_numpy() + by_us
+    return rows.set_column(place, rows.schema.field(place), pa.array(times))
 
 
 class CountsTheRequestsOwnInstant(Server):

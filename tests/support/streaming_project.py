@@ -49,8 +49,9 @@ from tidemill.pipelines.stream.featurize_options import (
     make_operator,
     operator_key,
 )
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.serving.stores.online_places import SqlitePlace

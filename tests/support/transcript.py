@@ -22,7 +22,8 @@ import pyarrow as pa
 import tidemill
 from tidemill import Entity, EventStream, FeatureView, Project, Request, col, count
 from tidemill.features.kernel.plan import make_plan
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.sequence import SequencedBatch
 from tidemill.testing.shard_player import event_batch, released, request_batch, shard_operator
 

@@ -24,8 +24,9 @@ from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.prepare import KEY, ORDINAL, matrix_of, nulls_of, prepare_requests
 from tidemill.pipelines.stream.answer_parts import group_of, partition_of
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.sequence import (
     GROUP,
     REQUEST_ROWS,

@@ -629,3 +629,18 @@ def test_a_signal_that_an_engine_has_wrapped_still_counts(
         signal.signal(signal.SIGTERM, before[1])
     assert ended.status == 143
     assert ended.err == "stopped by SIGTERM; what was finished is kept\n"
+
+
+def test_what_an_engine_logs_after_the_end_is_not_shown() -> None:
+    """Beam's worker threads may lose their connection only then."""
+    code = """
+import logging
+from tidemill.pipelines.commands.session import Session
+with Session().listening():
+    pass
+logging.getLogger("apache_beam.runners.worker.data_plane").error("Failed to read inputs")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=ROOT, text=True, check=True
+    )
+    assert (ended.stdout, ended.stderr) == ("", "")

@@ -48,7 +48,8 @@ from tidemill.pipelines.recovery.handoff import read_record
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.featurize_options import operator_key
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream.wire_format import encode_part

@@ -45,9 +45,9 @@ from tidemill.pipelines.stream.featurize_options import (
     make_operator,
     operator_key,
 )
-from tidemill.pipelines.stream.operator import Release
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.wire_format import Published, pack_publications
 from tidemill.serving import publications
 from tidemill.serving.online.backends import open_database

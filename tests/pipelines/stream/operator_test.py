@@ -33,11 +33,13 @@ from tidemill.features.errors import (
     StateMismatch,
     StateVersionError,
 )
+from tidemill.features.kernel.advance import Publish
 from tidemill.features.kernel.encoding import encode
 from tidemill.pipelines.io.framing import VERSIONS, Kind
 from tidemill.pipelines.stream.marks import first_mark, next_mark
-from tidemill.pipelines.stream.operator import Release, ShardOperator
+from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode, OperatorKey
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 
 
@@ -541,6 +543,35 @@ def test_overflows_are_counted_across_a_restart_from_the_log() -> None:
     again = make_operator()
     again.restore(operator.head(), None, [release.entry])
     assert again.state.counters == operator.state.counters
+
+
+@pytest.mark.parametrize("publish", [Publish.NOTHING, Publish.EVERY])
+def test_overflows_of_polls_that_came_together_are_counted_poll_by_poll(publish: Publish) -> None:
+    batches = [
+        parse(f"1 events 0 [0,2) <10: a@3={2**63 - 1} a@4=1"),
+        parse("1 requests 0 [0,1) <10: a@8"),
+        parse("2 events 0 [2,2) <20"),
+        parse("2 requests 0 [1,3) <20: a@12 a@13"),
+        parse("3 events 0 [2,3) <30: a@21=-7"),
+        parse("3 requests 0 [3,4) <30: a@28"),
+    ]
+    together, one_by_one = make_operator(), make_operator()
+    together.publish = one_by_one.publish = publish
+    releases = together.receive(batches)
+    assert [one.kernel for one in releases] == [
+        release.kernel
+        for at in range(0, 6, 2)
+        for release in one_by_one.receive(batches[at : at + 2])
+    ]
+    counts = [one.kernel["overflows"] for one in releases]
+    published = publish is Publish.EVERY
+    # In the third poll the total fits again.
+    assert counts == [1 + published, 3 + published, 3 + published]
+    again = make_operator()
+    assert [one.entry is None for one in releases] == [True, True, False]
+    assert releases[-1].entry is not None
+    again.restore(together.head(), None, [releases[-1].entry])
+    assert again.snapshot() == one_by_one.snapshot()
 
 
 @pytest.mark.parametrize(

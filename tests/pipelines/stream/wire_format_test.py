@@ -20,8 +20,8 @@ from tidemill.pipelines.stream.answer_parts import (
     Unanswered,
 )
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
-from tidemill.pipelines.stream.operator import Release
 from tidemill.pipelines.stream.operator_key import OperatorKey
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.wire_format import (
     Published,
     decode_logged_parts,

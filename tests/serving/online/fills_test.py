@@ -288,7 +288,10 @@ def test_elder_writer_is_refused_by_the_name_of_the_younger(
 def test_another_root_needs_to_be_told_to_take_over(
     database: OnlineDatabase, target: Target
 ) -> None:
-    with pytest.raises(HeldByAnotherRoot, match=r"another root: .*on a-host, root a-root, since 1970-01-01T00:00:00.00:00.; .*--take"):
+    with pytest.raises(
+        HeldByAnotherRoot,
+        match=r"another root: .*on a-host, root a-root, since 1970-01-01T00:00:00.00:00.; .*--take",
+    ):
         database.take_token([target.fill], OTHER_HOLDER)
     database.publish([target.parcel(_row(1, 1), frontier_us=10)])
     same = database.take_token([target.fill], replace(HOLDER, pid=77))

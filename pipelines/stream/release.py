@@ -1,0 +1,132 @@
+"""Releases: what the polls that an operator has taken together give, each on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.kernel.advance import Publish, Step, advance_steps, nothing_advanced
+from tidemill.features.kernel.columns import concat
+from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.stream.operator_key import OperatorKey
+from tidemill.pipelines.stream.operator_state import LoggedRelease, encode_release
+from tidemill.pipelines.stream.sequence import GROUP
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A poll that was taken, before the kernel has seen it.
+
+    Attributes:
+        number: Its number.
+        mark_before: The mark of the release before it.
+        mark: The mark of its release.
+        since_us: The frontier before it.
+        step: The rows that its frontier releases; None if nothing moves.
+        until_us: The frontier after it.
+        groups: The group of each released request.
+        positions: The next position of each partition, first of events and then of requests.
+        seen: The operator's counters after it (`OperatorCounters.of_polls`).
+    """
+
+    number: int
+    mark_before: bytes
+    mark: bytes
+    since_us: int
+    step: Step | None
+    until_us: int
+    groups: pa.Array
+    positions: tuple[int, ...]
+    seen: Mapping[str, int]
+
+    @property
+    def events(self) -> int:
+        """The number of events that its frontier releases."""
+        rows = None if self.step is None else self.step.events
+        return 0 if rows is None else int(rows.num_rows)
+
+
+@dataclass(frozen=True)
+class Release:
+    """The result of one poll.
+
+    Attributes:
+        number: The number of the release: that of its poll.
+        mark_before: The mark of the release before it.
+        mark: Its own mark (`pipelines.stream.marks`).
+        since_us: The frontier of the release before: the publications are the changes after it.
+            None if they are the whole shard, at the first release of an operator that started
+            empty.
+        frontier_us: The frontier.
+        positions: The next position of each partition, first of events and then of requests.
+        answers: Kernel answers with a ``group`` column, in the order of the requests.
+        publications: Kernel publications.
+        events: The number of applied events.
+        seen: The operator's counters after it (`OperatorCounters.of_polls`).
+        kernel: The kernel's counters after it, by name.
+        entry: The entry for the log since the last snapshot (`ShardOperator.replay`) of all
+            releases that were made in one call, with the last of them; None with the others, and if
+            the kernel's state did not change.
+    """
+
+    number: int
+    mark_before: bytes
+    mark: bytes
+    since_us: int | None
+    frontier_us: int
+    positions: tuple[int, ...]
+    answers: pa.RecordBatch
+    publications: pa.RecordBatch
+    events: int
+    seen: Mapping[str, int]
+    kernel: Mapping[str, int]
+    entry: bytes | None
+
+
+def make_releases(
+    key: OperatorKey, state: State, publish: Publish, taken: Sequence[Taken]
+) -> list[Release]:
+    """Pass the rows of polls to the kernel at once, and make the release of each.
+
+    Args:
+        key: The operator's key.
+        state: The kernel's state; changed in place.
+        publish: What is published.
+        taken: The polls, in order.
+    """
+    steps = [one.step for one in taken if one.step is not None]
+    advanced = nothing = nothing_advanced(state)
+    results = iter(advance_steps(state, steps, publish))
+    releases = []
+    for one in taken:
+        if one.step is None:
+            advanced = replace(nothing, counters=advanced.counters)
+        else:
+            advanced = next(results)
+        answers = advanced.answers
+        releases.append(
+            Release(
+                number=one.number,
+                mark_before=one.mark_before,
+                mark=one.mark,
+                since_us=None if one.since_us <= TIME_MIN else one.since_us,
+                frontier_us=one.until_us,
+                positions=one.positions,
+                answers=pa.RecordBatch.from_arrays(
+                    [*answers.columns, one.groups], names=[*answers.schema.names, GROUP]
+                ),
+                publications=advanced.publications,
+                events=one.events,
+                seen=one.seen,
+                kernel=dict(vars(advanced.counters)),
+                entry=None,
+            )
+        )
+    if steps:
+        events = concat([step.events for step in steps if step.events is not None])
+        entry = LoggedRelease(taken[-1].number, steps[-1].until_us, events)
+        releases[-1] = replace(releases[-1], entry=encode_release(key, entry))
+    return releases
