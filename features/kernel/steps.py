@@ -71,7 +71,7 @@ def runs_of(state: State, steps: Sequence[Step], publish: Publish) -> Iterator[l
                 f"view {state.plan.view!r}: the frontier cannot go back from {frontier} "
                 f"to {step.until_us}"
             )
-        if run and not (together and _is_in_time(step.events, frontier)):
+        if run and not (together and is_in_time(step.events, frontier)):
             yield run
             run = []
         run.append(step)
@@ -80,7 +80,8 @@ def runs_of(state: State, steps: Sequence[Step], publish: Publish) -> Iterator[l
         yield run
 
 
-def _is_in_time(events: pa.RecordBatch | None, frontier: int) -> bool:
+def is_in_time(events: pa.RecordBatch | None, frontier: int) -> bool:
+    """Tell whether no event is late behind a frontier."""
     if events is None or events.num_rows == 0:
         return True
     return bool(hashing.bits(events.column(TIME)).min() >= frontier)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.kernel.advance import Publish, Step, advance_steps, nothing_advanced
 from tidemill.features.kernel.columns import concat
+from tidemill.features.kernel.steps import is_in_time
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.pipelines.stream.operator_state import LoggedRelease, encode_release
@@ -67,8 +68,8 @@ class Release:
         events: The number of applied events.
         seen: The operator's counters after it (`OperatorCounters.of_polls`).
         kernel: The kernel's counters after it, by name.
-        entry: The entry for the log since the last snapshot (`ShardOperator.replay`) of all
-            releases that were made in one call, with the last of them; None with the others, and if
+        entry: The entry for the log since the last snapshot (`ShardOperator.replay`), of this
+            release and of those before it without one; None if it goes with a later release, or if
             the kernel's state did not change.
     """
 
@@ -125,8 +126,31 @@ def make_releases(
                 entry=None,
             )
         )
-    if steps:
-        events = concat([step.events for step in steps if step.events is not None])
-        entry = LoggedRelease(taken[-1].number, steps[-1].until_us, events)
-        releases[-1] = replace(releases[-1], entry=encode_release(key, entry))
-    return releases
+    return _with_entries(key, taken, releases)
+
+
+def _with_entries(
+    key: OperatorKey, taken: Sequence[Taken], releases: Sequence[Release]
+) -> list[Release]:
+    """Add the entries for the log to releases.
+
+    An entry is repeated in one step. A late event counts from the frontier before its step, so its
+    release begins another entry.
+    """
+    out = list(releases)
+    steps: list[Step] = []
+
+    def close(last: int) -> None:
+        if steps:
+            events = concat([step.events for step in steps if step.events is not None])
+            entry = LoggedRelease(taken[last].number, steps[-1].until_us, events)
+            out[last] = replace(out[last], entry=encode_release(key, entry))
+            steps.clear()
+
+    for place, one in enumerate(taken):
+        if one.step is not None:
+            if not is_in_time(one.step.events, one.since_us):
+                close(place - 1)
+            steps.append(one.step)
+    close(len(taken) - 1)
+    return out

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support import shared_folder
 from tests.support import trained_bundle as given
 from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.run.progress import QuietProgress
@@ -33,10 +32,7 @@ IN_ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
 from tests.pipelines.training import version_test
-from tests.support import shared_folder
-from tests.support import trained_bundle as given
-folder = Path(sys.argv[1]) if sys.argv[1:] else None
-bundle = given.bundle() if folder is None else version_test.trained_again(folder)
+bundle = version_test.trained_again(Path(sys.argv[1]))
 print(bundle.version, bundle.transform_hash, bundle.model_hash)
 """
 
@@ -56,57 +52,47 @@ def trained_again(folder: Path) -> Bundle:
     )
 
 
-class Trainings(NamedTuple):
-    """What two other processes said of their bundles, and the folder of the second."""
+class Training(NamedTuple):
+    """What another process said of its bundle, and its folder."""
 
-    said: list[list[str]]
-    again: Path
+    said: list[str]
+    folder: Path
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
-    """Train in two processes, with other hashes of texts and other temporary folders.
+def again(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """Train in another process, with other hashes of texts and another temporary folder.
 
-    The second trains on other files of the same rows, where the bundle lies already.
+    It trains on other files of the same rows, where the bundle lies already.
     """
-    again = tmp_path_factory.mktemp("again")
+    folder = tmp_path_factory.mktemp("again")
     first = given.bundle()
-    shutil.copytree(first.directory, again / "bundles" / first.version)
-    (again / "table").mkdir()
-    pq.write_table(given.rows(), again / "table" / "whole.parquet")
-    here = {name: text for name, text in os.environ.items() if name != shared_folder.VARIABLE}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", IN_ANOTHER_PROCESS, *arguments],
-            cwd=Path(__file__).parents[3],
-            env=here | {"PYTHONHASHSEED": seed},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for seed, arguments in (("1", []), ("2", [str(again)]))
-    ]
-    said = []
-    for process in processes:
-        found, _ = process.communicate()
-        assert process.returncode == 0
-        said.append(found.splitlines()[-1].split())
-    return Trainings(said, again)
+    shutil.copytree(first.directory, folder / "bundles" / first.version)
+    (folder / "table").mkdir()
+    pq.write_table(given.rows(), folder / "table" / "whole.parquet")
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS, str(folder)],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Training(ended.stdout.splitlines()[-1].split(), folder)
 
 
-def test_three_processes_train_one_version(trainings: Trainings) -> None:
+def test_two_processes_train_one_version(again: Training) -> None:
     bundle = given.bundle()
-    assert trainings.said == [[bundle.version, bundle.transform_hash, bundle.model_hash]] * 2
+    assert again.said == [bundle.version, bundle.transform_hash, bundle.model_hash]
 
 
-def test_training_again_on_other_files_of_the_same_rows_keeps_the_bundle(
-    trainings: Trainings,
-) -> None:
+def test_training_again_on_other_files_of_the_same_rows_keeps_the_bundle(again: Training) -> None:
     first = given.bundle()
-    bundles = trainings.again / "bundles"
+    bundles = again.folder / "bundles"
     assert [path.name for path in bundles.iterdir()] == [first.version]
-    again = Bundle.load(bundles / first.version, given.PROJECT)
-    assert again.version == first.version
-    assert again.manifest == first.manifest
+    found = Bundle.load(bundles / first.version, given.PROJECT)
+    assert found.version == first.version
+    assert found.manifest == first.manifest
 
 
 def test_a_row_in_neither_split_counts_in_the_digest_of_the_table(tmp_path: Path) -> None:
