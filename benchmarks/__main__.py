@@ -25,6 +25,7 @@ NAMES: Final = (
     "streaming",
     "online_writes",
     "online_reads",
+    "second_fill",
 )
 RESULTS: Final = Path(__file__).parent / "results"
 

@@ -137,15 +137,16 @@ def measure_bytes(shape: Shape, cards: int) -> list[Figure]:
 
 def _bytes_written(route: Route, server: RedisPlace | None) -> int:
     """Fill a store and return how much it grew."""
-
-    def size() -> int:
-        if server is not None:
-            return _settled_redis(server)
-        return _written_file(route.sdk.config.online_store.path)
-
-    before = size()
+    before = stored_bytes(route, server)
     route.fill()
-    return size() - before
+    return stored_bytes(route, server) - before
+
+
+def stored_bytes(route: Route, server: RedisPlace | None) -> int:
+    """Return how many bytes a store takes: the file, or the memory of its Redis."""
+    if server is not None:
+        return _settled_redis(server)
+    return _written_file(route.sdk.config.online_store.path)
 
 
 def _written_file(path: str) -> int:
