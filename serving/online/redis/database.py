@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,7 +26,6 @@ from typing import Any, Final
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from tidemill.features.errors import NoKeySpace, StoreError, StoreUnavailable
-from tidemill.serving.online.cells import cells_width
 from tidemill.serving.online.database import Parcel, Snapshot
 from tidemill.serving.online.fills import (
     LAYOUT,
@@ -41,7 +39,7 @@ from tidemill.serving.online.fills import (
 )
 from tidemill.serving.online.newest_per_key import newest_per_key
 from tidemill.serving.online.redis.connections import Command, close, exchange
-from tidemill.serving.online.redis.errors import IN_CLUSTER, explained
+from tidemill.serving.online.redis.errors import explained
 from tidemill.serving.online.redis.fills import decode_fill, fields, flat, found_fill
 from tidemill.serving.online.redis.known_fills import KnownFill, known_fill, remember
 from tidemill.serving.online.redis.rows import (
@@ -71,8 +69,9 @@ from tidemill.serving.online.redis.scripts import (
     take_command,
     with_source,
     withdraw_command,
-    write_command,
 )
+from tidemill.serving.online.redis.server_checks import bytes_needed, check_room, check_server
+from tidemill.serving.online.redis.writes import Write, parcel_write, rounds, stock_write, waves
 from tidemill.serving.online.refusals import (
     backwards,
     behind,
@@ -83,7 +82,6 @@ from tidemill.serving.online.refusals import (
     lost_fill,
     lost_switch,
     no_key_space,
-    no_room,
     other_layout,
     other_parts,
     past_fill,
@@ -96,35 +94,11 @@ from tidemill.serving.stores.redis_place import RedisPlace
 CHUNK_ROWS: Final = ROWS_A_LIST
 """Rows of one step of a stock client's write."""
 
-_ROWS_A_ROUND: Final = 64_000
 _KEYS_A_SCAN: Final = 1_000
 _MOVES: Final = 20
 """How often a read follows a switch before it gives up: switches take seconds at least."""
-_ROW_BYTES: Final = 170
-"""About what a row takes in Redis beside its cells: its header, its key, and Redis's own."""
 _NO_INSTANT: Final = bytes(8)
 _NO_MARK: Final = bytes(16)
-
-
-@dataclass(frozen=True, eq=False)
-class _Write:
-    """One run of the script that writes.
-
-    Attributes:
-        number: The number of its parcel, or 0.
-        space: The key space.
-        parcel: The parcel; None for a stock client's rows.
-        keys: Entity keys.
-        values: Their rows as Redis stores them.
-        command: The call.
-    """
-
-    number: int
-    space: KeySpace
-    parcel: Parcel | None
-    keys: list[bytes]
-    values: list[bytes]
-    command: Command
 
 
 @dataclass(frozen=True)
@@ -144,7 +118,7 @@ class RedisDatabase:
 
     def create(self, spaces: Sequence[KeySpace]) -> None:
         """Make key spaces if they don't exist yet; finish a removal that was interrupted."""
-        self._check_server()
+        check_server(self.name, self._info())
         if not spaces:
             return
         fills = self._run([("SMEMBERS", fills_key(space)) for space in spaces], spaces)
@@ -248,7 +222,8 @@ class RedisDatabase:
         for space, exists in zip(spaces, found, strict=True):
             if not exists:
                 raise self._absent(space)
-        self._check_room(fills)
+        if bytes_needed(fills):
+            check_room(self.name, fills, self._info())
         out, commands = [], []
         for new in fills:
             id_ = new_fill_id()
@@ -397,7 +372,7 @@ class RedisDatabase:
         while start < max(len(keys), 1):
             known = known_fill(self.place, space)
             some = slice(start, start + CHUNK_ROWS)
-            one = self._stock_write(space, known, keys[some], values[some])
+            one = stock_write(space, known, keys[some], values[some])
             (reply,) = self._call([one.command], [space])
             reply = self._checked(reply, [space])
             if not isinstance(reply, list):
@@ -415,9 +390,9 @@ class RedisDatabase:
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
         """Write parcels; those of one part in their order."""
         written = [0] * len(parcels)
-        for wave in _waves(parcels):
-            for some in _rounds(parcels, wave):
-                self._publish([self._parcel_write(n, parcels[n]) for n in some], written)
+        for wave in waves(parcels):
+            for some in rounds(parcels, wave):
+                self._publish([parcel_write(self.name, n, parcels[n]) for n in some], written)
         return written
 
     def read(self, wanted: Sequence[tuple[KeySpace, Sequence[bytes]]]) -> list[Snapshot]:
@@ -472,39 +447,7 @@ class RedisDatabase:
         by_part = {} if parts is None else decode_frontiers(parts)
         return Snapshot(Frontiers(fill.shards, by_part, fill.slices), rows)
 
-    def _parcel_write(self, number: int, parcel: Parcel) -> _Write:
-        fill = parcel.fill
-        rows = newest_per_key(self.name, fill.space, parcel.rows)
-        keys, values = rows.keys, encode_rows(rows)
-        prefix = row_prefix(fill.id)
-        header = (
-            parcel.writer.key,
-            parcel.part,
-            fill.shards,
-            fill.slices,
-            b"" if parcel.attempt is None else parcel.attempt,
-            b""
-            if parcel.mark_before is None
-            else b"".join((parcel.mark_before, *parcel.marks_between)),
-            parcel.mark,
-            b"" if parcel.frontier_us is None else encode_instant(parcel.frontier_us),
-            int(fill.is_current),
-            fill.id,
-        )
-        names = [fill_key(fill.id), parts_key(fill.id), current_key(fill.space)]
-        command = write_command([*names, *[prefix + key for key in keys]], [*header, *values])
-        return _Write(number, fill.space, parcel, keys, values, command)
-
-    def _stock_write(
-        self, space: KeySpace, known: KnownFill, keys: list[bytes], values: list[bytes]
-    ) -> _Write:
-        prefix = known.row_prefix
-        names = [fill_key(known.id), known.parts_key, current_key(space)]
-        header = ("", "", "", "", "", "", "", "", "", known.id)
-        command = write_command([*names, *[prefix + key for key in keys]], [*header, *values])
-        return _Write(0, space, None, keys, values, command)
-
-    def _publish(self, writes: Sequence[_Write], written: list[int]) -> None:
+    def _publish(self, writes: Sequence[Write], written: list[int]) -> None:
         replies = self._call([one.command for one in writes], [one.space for one in writes])
         for one, reply in zip(writes, replies, strict=True):
             found = self._checked(reply, [one.space])
@@ -518,7 +461,7 @@ class RedisDatabase:
                 raise self._refusal(one, *found)
             written[one.number] = found
 
-    def _refusal(self, one: _Write, kind: bytes, *found: Any) -> StoreError:
+    def _refusal(self, one: Write, kind: bytes, *found: Any) -> StoreError:
         """Return the error for a refusal of the script."""
         if kind == b"conflict":
             row = found[0] - 1
@@ -576,38 +519,6 @@ class RedisDatabase:
         lines = self._checked(reply, ()).decode().splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
-    def _check_room(self, fills: Sequence[NewFill]) -> None:
-        needed = sum(
-            new.expected_rows * (cells_width(len(new.space.columns)) + _ROW_BYTES) for new in fills
-        )
-        info = self._info() if needed else None
-        limit = int((info or {}).get("maxmemory", 0))
-        if not info or not limit:
-            return
-        free = limit - int(info["used_memory"])
-        if needed > free:
-            raise no_room(self.name, fills, needed, free, f"its maxmemory of {limit:,} bytes")
-
-    def _check_server(self) -> None:
-        info = self._info()
-        if info is None:
-            warnings.warn(
-                f"{self.name}: the user may not ask for INFO, so whether Redis may evict rows is "
-                "not known: let its maxmemory-policy be noeviction",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return
-        policy = info.get("maxmemory_policy", "")
-        if policy.startswith("allkeys"):
-            raise StoreError(
-                f"{self.name}: its maxmemory-policy is {policy}, so Redis may evict rows, whose "
-                "entities would read as never seen; set it to noeviction (CONFIG SET "
-                "maxmemory-policy noeviction, and in redis.conf)"
-            )
-        if info.get("cluster_enabled") == "1":
-            raise StoreError(f"{self.name}: {IN_CLUSTER}")
-
     def _run(self, commands: Sequence[Command], spaces: Sequence[KeySpace]) -> list[Any]:
         """Send commands; raise the first error among their answers."""
         if not commands:
@@ -636,34 +547,3 @@ class RedisDatabase:
             return exchange(self.place, commands)
         except RedisError as error:
             raise explained(self.place, spaces, error) from error
-
-
-def _waves(parcels: Sequence[Parcel]) -> list[list[int]]:
-    """Put successive releases of one part into successive waves: each builds on the last.
-
-    Chunks of a release go with the first of them, because a repeat of all of them starts it anew.
-    """
-    seen: dict[tuple[str, int], int] = {}
-    waves: list[list[int]] = []
-    for number, parcel in enumerate(parcels):
-        key = (parcel.fill.id, parcel.part)
-        wave = seen.get(key, 0)
-        seen[key] = wave + (parcel.frontier_us is not None)
-        if wave == len(waves):
-            waves.append([])
-        waves[wave].append(number)
-    return waves
-
-
-def _rounds(parcels: Sequence[Parcel], numbers: Sequence[int]) -> Iterator[list[int]]:
-    """Cut parcels into round trips of about `_ROWS_A_ROUND` rows."""
-    some: list[int] = []
-    rows = 0
-    for number in numbers:
-        some.append(number)
-        rows += len(parcels[number].rows)
-        if rows >= _ROWS_A_ROUND:
-            yield some
-            some, rows = [], 0
-    if some:
-        yield some
