@@ -26,6 +26,8 @@ ALPHA_INFINITY: Final = 0.7213475204444817
 """1 / (2 ln 2)."""
 
 _REST_BITS: Final = 64 - REGISTER_BITS
+MAX_RANK: Final = _REST_BITS + 1
+"""The rank of a value whose other bits are all 0."""
 _BUCKET_SHIFT: Final = 52 - MANTISSA_BITS
 _P1: Final = 0x9E3779B185EBCA87
 _P2: Final = 0xC2B2AE3D27D4EB4F
@@ -125,11 +127,16 @@ def distinct_count(values: Iterable[float | str]) -> int:
         return len(distinct)
     registers = [0] * 2**REGISTER_BITS
     for value in distinct:
-        hashed = hash64(value)
-        index, rest = hashed >> _REST_BITS, hashed % 2**_REST_BITS
-        rank = _REST_BITS - rest.bit_length() + 1
+        index, rank = register_and_rank(value)
         registers[index] = max(registers[index], rank)
     return round(estimate_cardinality(registers))
+
+
+def register_and_rank(value: float | str) -> tuple[int, int]:
+    """Return the register of a value and its rank there."""
+    hashed = hash64(value)
+    rest = hashed % 2**_REST_BITS
+    return hashed >> _REST_BITS, _REST_BITS - rest.bit_length() + 1
 
 
 def estimate_cardinality(registers: Sequence[int]) -> float:
@@ -151,8 +158,13 @@ def estimate_cardinality(registers: Sequence[int]) -> float:
     Returns:
         The estimate, unrounded.
     """
-    m = float(len(registers))
-    c = [float(registers.count(k)) for k in range(_REST_BITS + 2)]
+    return estimate_of_histogram([registers.count(k) for k in range(MAX_RANK + 1)])
+
+
+def estimate_of_histogram(histogram: Sequence[int]) -> float:
+    """Return the estimate of `estimate_cardinality` from the number of registers of each value."""
+    m = float(sum(histogram))
+    c = [float(count) for count in histogram]
     z = m * _tau(1.0 - c[_REST_BITS + 1] / m)
     for k in range(_REST_BITS, 0, -1):
         z = 0.5 * (z + c[k])

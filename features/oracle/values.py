@@ -4,7 +4,7 @@ What is promised here: for any set of accepted events, in any order and with rep
 gives the value of every feature of a view for a key as of an instant, exactly as the contract of
 time and the definitions say, bit for bit. It reads the definitions and shares no code with the
 kernel: no numpy, no Arrow, no tiles, no state. It is slow and obvious, and tests compare the kernel
-with it.
+with it. For many instants of a key, `Oracle.values_at` gives the same values in one pass.
 
 The rules:
 
@@ -35,10 +35,12 @@ from tidemill.features.definitions import FLOAT64, Aggregation, FeatureView
 from tidemill.features.errors import DefinitionError, InputError
 from tidemill.features.oracle import sketches
 from tidemill.features.oracle.expressions import Value, evaluate, read
+from tidemill.features.oracle.numbers import FeatureValue as FeatureValue
+from tidemill.features.oracle.numbers import as_number, in_int64, rounded
 from tidemill.features.oracle.sketches import bits
+from tidemill.features.oracle.sliding import SLIDING
 
 Key = str | int
-FeatureValue = int | float | None
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,43 @@ class Oracle:
             for name, value in explanation.values.items()
         }
 
+    def values_at(
+        self, key: Key | None, instants_us: Sequence[int]
+    ) -> list[dict[str, FeatureValue]]:
+        """Return `values` for a key as of several instants, in one pass over its events.
+
+        The cost is linear in the key's events and in the instants (`features.oracle.sliding`); the
+        values are those of `values`.
+
+        Args:
+            key: The entity's key; an unknown or null one has no events.
+            instants_us: The instants, microseconds UTC, in any order.
+
+        Returns:
+            For each instant, in the given order, what `values` returns.
+        """
+        ascending = sorted(range(len(instants_us)), key=instants_us.__getitem__)
+        out: list[dict[str, FeatureValue]] = [{} for _ in instants_us]
+        for name, aggregation in self.view.features.items():
+            columns = [column.name for column in self.view.columns if column.feature == name]
+            counted = self._counted(name, aggregation, [] if key is None else self._events_of(key))
+            events, values = [event for event, _ in counted], [value for _, value in counted]
+            times = [event.time_us for event in events]
+            dtype = aggregation.result_dtype(self.view.stream.schema)
+            rule = SLIDING.get(aggregation.name)
+            sliding = None if rule is None else rule(aggregation, values, times, dtype)
+            for place in ascending:
+                as_of_us = instants_us[place]
+                begin = bisect.bisect_left(times, self._tail_us(aggregation, as_of_us))
+                end = bisect.bisect_left(times, as_of_us)
+                if sliding is not None:
+                    found = sliding.at(begin, end, as_of_us)
+                else:
+                    window = _Window(events[begin:end], values[begin:end], as_of_us, dtype)
+                    found = value_of(aggregation, window)
+                out[place].update(zip(columns, found, strict=True))
+        return out
+
     def explain(self, key: Key | None, as_of_us: int) -> dict[str, Explanation]:
         """Return, by feature, its values and the events that they were made of.
 
@@ -148,26 +187,36 @@ class Oracle:
     def _window(
         self, name: str, aggregation: Aggregation, key: Key | None, as_of_us: int
     ) -> _Window:
-        hop_us = self.view.hop_us
-        tail_us = math.floor(Fraction(as_of_us - aggregation.window_us, hop_us)) * hop_us
         events = [] if key is None else self._events_of(key)
         time = operator.attrgetter("time_us")
-        begin = bisect.bisect_left(events, tail_us, key=time)
+        begin = bisect.bisect_left(events, self._tail_us(aggregation, as_of_us), key=time)
         end = bisect.bisect_left(events, as_of_us, key=time)
-        counted = []
-        for event in events[begin:end]:
-            if name not in event.taken:
-                event.taken[name] = self._take(aggregation, event.row)
-            if (value := event.taken[name]) is not None:
-                counted.append((event, value))
-        if aggregation.operand is not None:
-            counted.sort(key=lambda pair: (pair[0].order, _tie(pair[1])))
+        counted = self._counted(name, aggregation, events[begin:end])
         return _Window(
             events=[event for event, _ in counted],
             values=[value for _, value in counted],
             as_of_us=as_of_us,
             dtype=aggregation.result_dtype(self.view.stream.schema),
         )
+
+    def _tail_us(self, aggregation: Aggregation, as_of_us: int) -> int:
+        """Return the instant from which on events are in the window."""
+        hop_us = self.view.hop_us
+        return math.floor(Fraction(as_of_us - aggregation.window_us, hop_us)) * hop_us
+
+    def _counted(
+        self, name: str, aggregation: Aggregation, events: Sequence[_Event]
+    ) -> list[tuple[_Event, Value]]:
+        """Return the events that count, in order, and the value that is taken of each."""
+        counted = []
+        for event in events:
+            if name not in event.taken:
+                event.taken[name] = self._take(aggregation, event.row)
+            if (value := event.taken[name]) is not None:
+                counted.append((event, value))
+        if aggregation.operand is not None:
+            counted.sort(key=lambda pair: (pair[0].order, _tie(pair[1])))
+        return counted
 
     def _take(self, aggregation: Aggregation, row: Mapping[str, Value | None]) -> Value | None:
         """Return what an aggregation takes of a row: True for the row itself, None for nothing."""
@@ -216,28 +265,19 @@ def value_of(aggregation: Aggregation, window: _Window) -> Sequence[FeatureValue
     return RULES[aggregation.name](aggregation, window)
 
 
-def _rounded(exact: Fraction) -> float | None:
-    """Return the nearest float64, ties to even; None where that is infinite; 0.0 for -0.0."""
-    try:
-        return float(exact) + 0.0
-    except OverflowError:
-        return None
-
-
 def _count(_: Any, window: _Window) -> Sequence[FeatureValue]:
     return [len(window.values)]
 
 
 def _sum(_: Any, window: _Window) -> Sequence[FeatureValue]:
     if window.dtype == FLOAT64:
-        return [_rounded(sum(map(Fraction, window.values), Fraction(0)))]
-    total = sum(window.values)
-    return [total if -(2**63) <= total < 2**63 else None]
+        return [rounded(sum(map(Fraction, window.values), Fraction(0)))]
+    return [in_int64(sum(window.values))]
 
 
 def _mean(_: Any, window: _Window) -> Sequence[FeatureValue]:
     n = len(window.values)
-    return [_rounded(sum(map(Fraction, window.values)) / Fraction(n)) if n else None]
+    return [rounded(sum(map(Fraction, window.values)) / Fraction(n)) if n else None]
 
 
 def _variance(aggregation: Any, window: _Window) -> Sequence[FeatureValue]:
@@ -247,7 +287,7 @@ def _variance(aggregation: Any, window: _Window) -> Sequence[FeatureValue]:
     exact = [Fraction(value) for value in window.values]
     mean = sum(exact) / Fraction(n)
     squares = sum(((x - mean) ** 2 for x in exact), Fraction(0))
-    return [_rounded(squares / (n - aggregation.ddof))]
+    return [rounded(squares / (n - aggregation.ddof))]
 
 
 def _std(aggregation: Any, window: _Window) -> Sequence[FeatureValue]:
@@ -263,20 +303,16 @@ def _max(_: Any, window: _Window) -> Sequence[FeatureValue]:
     return [max(window.values, default=None)]
 
 
-def _number(value: Any) -> FeatureValue:
-    return int(value) if isinstance(value, bool) else value
-
-
 def _first(_: Any, window: _Window) -> Sequence[FeatureValue]:
-    return [_number(window.values[0]) if window.values else None]
+    return [as_number(window.values[0]) if window.values else None]
 
 
 def _last(_: Any, window: _Window) -> Sequence[FeatureValue]:
-    return [_number(window.values[-1]) if window.values else None]
+    return [as_number(window.values[-1]) if window.values else None]
 
 
 def _last_k(aggregation: Any, window: _Window) -> Sequence[FeatureValue]:
-    newest_first = [_number(value) for value in reversed(window.values)][: aggregation.k]
+    newest_first = [as_number(value) for value in reversed(window.values)][: aggregation.k]
     return newest_first + [None] * (aggregation.k - len(newest_first))
 
 
@@ -290,7 +326,7 @@ def _quantile(aggregation: Any, window: _Window) -> Sequence[FeatureValue]:
 
 def _rate(_: Any, window: _Window) -> Sequence[FeatureValue]:
     n = len(window.values)
-    return [_rounded(Fraction(window.values.count(True), n)) if n else None]
+    return [rounded(Fraction(window.values.count(True), n)) if n else None]
 
 
 def _time_since_last(_: Any, window: _Window) -> Sequence[FeatureValue]:

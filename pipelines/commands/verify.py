@@ -18,8 +18,16 @@ from tidemill.pipelines.commands import options, stages
     show_default=True,
     help="Number of requests that the plain-Python oracle recomputes, too.",
 )
+@click.option(
+    "--deadline",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="When the oracle ends at the latest; what it has not reached is stated.",
+)
 @options.opened
-def verify(config_path: Path, root: Path | None, quiet: bool, sample: int) -> None:
+def verify(config_path: Path, root: Path | None, quiet: bool, sample: int, deadline: float) -> None:
     """Recompute every served feature value from the raw files, and compare bit for bit.
 
     The last line is `N mismatches in M values`; the exit status is 1 unless N is 0.
@@ -29,6 +37,8 @@ def verify(config_path: Path, root: Path | None, quiet: bool, sample: int) -> No
 
     progress = stages.progress(quiet)
     figures = stages.run_stage(
-        "verify", config.root, lambda: stage.verify(config, progress, sample=sample)
+        "verify",
+        config.root,
+        lambda: stage.verify(config, progress, sample=sample, deadline_s=deadline),
     )
     stages.end_with_verdict(figures)

@@ -2,18 +2,24 @@
 
 `features.oracle.values` shares no code with the kernel, so this finds a fault that stream and batch
 have in common.
+
+The sample is a function of the served rows: requests evenly over time, in a random order with a
+fixed seed, as long as their predicted cost fits (`affordable`). The cost is that of the events of
+their keys, once a key, and of late values, whose windows are computed singly. A deadline of the
+clock is a net below it: what it cuts off is stated, and the rest holds.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any, Final
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from tidemill.features.contract import Int64Array, window_tail
+from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.oracle.values import FeatureValue, Oracle
@@ -23,7 +29,38 @@ from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.served import Served
 
+MOST_STEPS: Final = 10_000_000
+"""The most steps of a sample; a step (an event, or a request, for a feature) takes about 3 us."""
+DEADLINE_S: Final = 60.0
+"""When the comparison ends at the latest, in seconds."""
+
 _SEED: Final = 1
+
+
+class Sample(NamedTuple):
+    """The requests to compare.
+
+    Attributes:
+        rows: int64, ``(requests,)``: their rows.
+        costly: How many of the drawn requests are left out because they cost too much.
+        steps: The predicted cost.
+    """
+
+    rows: Int64Array
+    costly: int
+    steps: int
+
+
+class Compared(NamedTuple):
+    """What was compared.
+
+    Attributes:
+        values: The number of values.
+        requests: The number of requests, with all their views.
+    """
+
+    values: int
+    requests: int
 
 
 def sampled_rows(request_times_us: Int64Array, sample: int, seed: int = _SEED) -> Int64Array:
@@ -45,73 +82,121 @@ def sampled_rows(request_times_us: Int64Array, sample: int, seed: int = _SEED) -
     return rows
 
 
+def affordable(
+    verdicts: Sequence[ViewVerdict], rows: Int64Array, most_steps: int = MOST_STEPS
+) -> Sample:
+    """Take of drawn requests those whose predicted cost fits.
+
+    Args:
+        verdicts: The verdict about each view.
+        rows: The drawn rows.
+        most_steps: The most steps that the sample may cost.
+    """
+    known: set[tuple[int, object]] = set()
+    keys = [verdict.keys.take(pa.array(rows)).to_pylist() for verdict in verdicts]
+    taken, steps = [], 0
+    for place in np.random.default_rng(_SEED).permutation(len(rows)).tolist():
+        row, cost = int(rows[place]), 0
+        new = {(number, of_view[place]) for number, of_view in enumerate(keys)} - known
+        for number, verdict in enumerate(verdicts):
+            features = len(verdict.view.features)
+            cost += features
+            if (number, keys[number][place]) in new:
+                cost += features * verdict.events.count(keys[number][place])
+            if verdict.late[row].any():
+                cost += features * len(verdict.window(row))
+        if steps + cost <= most_steps:
+            steps += cost
+            known |= new
+            taken.append(row)
+    return Sample(np.array(sorted(taken), np.int64), len(rows) - len(taken), steps)
+
+
 def check_with_oracle(
-    verdict: ViewVerdict,
+    verdicts: Sequence[ViewVerdict],
     evidence: Evidence,
     served: Served,
-    rows: Int64Array,
+    sample: Sample,
     findings: Findings,
     stage: StageProgress,
-) -> int:
-    """Compare the values of some predictions with the oracle's.
+    deadline_s: float = DEADLINE_S,
+    clock: Callable[[], float] = time.monotonic,
+) -> Compared:
+    """Compare the values of sampled predictions with the oracle's.
 
     For a late value the oracle gets only the events that the release had seen.
 
     Args:
-        verdict: The verdict about the view.
+        verdicts: The verdict about each view.
         evidence: The releases.
         served: The predictions.
-        rows: int64, ``(sample,)``: the rows to compare.
+        sample: The requests to compare.
         findings: Where mismatches are noted.
-        stage: Where progress is shown.
+        stage: Where progress is shown, in steps.
+        deadline_s: After so many seconds no other key is begun.
+        clock: A monotonic clock, in seconds.
 
     Returns:
-        The number of values compared.
+        What was compared.
     """
-    view = verdict.view
-    oracle = Oracle(view, _events_of(verdict, rows))
+    ends_s = clock() + deadline_s
+    values = 0
+    whole = set(sample.rows.tolist())
+    for verdict in verdicts:
+        stage.note(verdict.view.name)
+        by_key: dict[Any, list[int]] = {}
+        keys = verdict.keys.take(pa.array(sample.rows)).to_pylist()
+        for row, key in zip(sample.rows.tolist(), keys, strict=True):
+            by_key.setdefault(key, []).append(row)
+        for key, rows in by_key.items():
+            if clock() > ends_s:
+                whole -= set(rows)
+                continue
+            values += _check_key(verdict, evidence, served, key, rows, findings, stage)
+    return Compared(values, len(whole))
+
+
+def _check_key(
+    verdict: ViewVerdict,
+    evidence: Evidence,
+    served: Served,
+    key: Any,
+    rows: Sequence[int],
+    findings: Findings,
+    stage: StageProgress,
+) -> int:
+    """Compare the values of a key's requests; return their number."""
+    view, events = verdict.view, verdict.events
+    features = len(view.features)
+    oracle = Oracle(view, plain_rows(view, events.rows, events.of_key(key)))
+    instants = [int(verdict.as_of_us[row]) for row in rows]
     values, nulls = verdict.seen
-    arrays = column_arrays(view.columns, values[rows], nulls[rows])
+    arrays = column_arrays(view.columns, values[list(rows)], nulls[list(rows)])
     used: list[dict[str, FeatureValue]] = pa.table(arrays).to_pylist()
-    ids = served.predictions.column("request_id")
-    keys = verdict.keys.take(pa.array(rows)).to_pylist()
-    for row, key, served_values in zip(rows.tolist(), keys, used, strict=True):
-        as_of = int(verdict.as_of_us[row])
+    complete = oracle.values_at(key, instants)
+    stage.advance(features * events.count(key))
+    for row, as_of, right, served_values in zip(rows, instants, complete, used, strict=True):
         late = verdict.late[row]
-        right = oracle.values(key, as_of)
         if late.any():
-            seen_then = plain_rows(view, verdict.events.rows, verdict.known_events(row, evidence))
+            seen_then = plain_rows(view, events.rows, verdict.known_events(row, evidence))
             as_seen = Oracle(view, seen_then).values(key, as_of)
             right = {
                 name: as_seen[name] if late[place] else value
                 for place, (name, value) in enumerate(right.items())
             }
+            stage.advance(features * len(verdict.window(row)))
         for name, value in served_values.items():
             if not same(value, right[name]):
                 findings.add(
                     Mismatch(
-                        "oracle", ids[row].as_py(), view.name, name, as_of,
-                        "null" if value is None else repr(value),
+                        "oracle", served.predictions.column("request_id")[row].as_py(), view.name,
+                        name, as_of, "null" if value is None else repr(value),
                         "null" if right[name] is None else repr(right[name]),
                         "the oracle gives another value than the prediction used",
                     )
                 )  # fmt: skip
-        stage.advance(len(served_values))
+        stage.advance(features)
     return len(rows) * len(view.columns)
-
-
-def _events_of(verdict: ViewVerdict, rows: Int64Array) -> list[dict[str, Any]]:
-    """Return the events of the sampled entities that a window of the sample can hold."""
-    if not len(rows):
-        return []
-    view, events = verdict.view, verdict.events
-    instants = verdict.as_of_us[rows]
-    tail = window_tail(int(instants.min()), view.longest_window_us, view.hop_us)
-    keys = pc.unique(verdict.keys.take(pa.array(rows)))
-    column = events.rows.column(view.key)
-    mine = pc.is_in(column, value_set=keys.drop_null()).to_numpy()
-    within = (events.times >= tail) & (events.times <= int(instants.max()))
-    return plain_rows(view, events.rows, np.flatnonzero(mine & within))
 
 
 def plain_rows(view: FeatureView, rows: pa.Table, places: Int64Array) -> list[dict[str, Any]]:

@@ -81,6 +81,18 @@ class EventsByKey:
         self._order = np.lexsort((self.times, codes))
         self._starts = np.searchsorted(codes[self._order], np.arange(len(self._code) + 1))
 
+    def of_key(self, key: object) -> Int64Array:
+        """Return the rows of an entity, by event time: int64 indices in ``rows``."""
+        code = self._code.get(key)
+        if code is None:
+            return np.zeros(0, np.int64)
+        mine: Int64Array = self._order[self._starts[code] : self._starts[code + 1]]
+        return mine
+
+    def count(self, key: object) -> int:
+        """Return the number of an entity's rows."""
+        return len(self.of_key(key))
+
     def window(self, key: object, as_of_us: int) -> Int64Array:
         """Return the rows that a window of the view can hold as of an instant.
 
@@ -94,10 +106,7 @@ class EventsByKey:
         Returns:
             int64: indices in ``rows``, by event time.
         """
-        code = self._code.get(key)
-        if code is None:
-            return np.zeros(0, np.int64)
-        mine = self._order[self._starts[code] : self._starts[code + 1]]
+        mine = self.of_key(key)
         times = self.times[mine]
         tail = window_tail(as_of_us, self.view.longest_window_us, self.view.hop_us)
         found: Int64Array = mine[

@@ -26,7 +26,12 @@ from tidemill.pipelines.config.configuration import Configuration, Splits
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.verify.compare_oracle import check_with_oracle, sampled_rows
+from tidemill.pipelines.verify.compare_oracle import (
+    DEADLINE_S,
+    affordable,
+    check_with_oracle,
+    sampled_rows,
+)
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_predictions
 from tidemill.pipelines.verify.compare_store import StoreCounts, check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
@@ -45,7 +50,12 @@ from tidemill.pipelines.verify.witness import find_witness
 from tidemill.serving.generations.current import Current
 
 
-def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dict[str, Any]:
+def verify(
+    config: Configuration,
+    progress: Progress,
+    sample: int = 1000,
+    deadline_s: float = DEADLINE_S,
+) -> dict[str, Any]:
     """Recompute all served values, and compare.
 
     The rows of the online store are proven against the history that they were made from
@@ -57,7 +67,9 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     Args:
         config: The configuration; its root holds predictions, releases and the online store.
         progress: Where progress is shown.
-        sample: How many requests the plain-Python oracle recomputes.
+        sample: How many requests are drawn for the plain-Python oracle; it leaves out those that
+            cost too much (`pipelines.verify.compare_oracle`).
+        deadline_s: After so many seconds the oracle ends, for each stream.
 
     Returns:
         JSON values: ``mismatches``, the number of all mismatches; ``values``, the number of
@@ -73,7 +85,9 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
     first, *others = streams
     prediction_files(first.stream_folder)  # without any there is nothing to prove
     origins = find_origins(config, streams)
-    figures, everything = _prove(replace(config, pinned=first), progress, sample, origins)
+    figures, everything = _prove(
+        replace(config, pinned=first), progress, sample, origins, deadline_s
+    )
     earlier = []
     for current in others:
         made_by = BuildManifest.read(current.build_folder).project
@@ -81,7 +95,9 @@ def verify(config: Configuration, progress: Progress, sample: int = 1000) -> dic
         if made_by != config.project.hash:
             earlier.append({**row, "mismatches": None, "why": f"of definitions {made_by}"})
             continue
-        of_it, findings = _prove(replace(config, pinned=current), progress, sample, origins)
+        of_it, findings = _prove(
+            replace(config, pinned=current), progress, sample, origins, deadline_s
+        )
         everything.merge(findings)
         for name in ("values", *StoreCounts().as_figures(), "store_mismatches"):
             figures[name] += of_it[name]
@@ -129,7 +145,11 @@ def _prove_published(
 
 
 def _prove(
-    config: Configuration, progress: Progress, sample: int, origins: Mapping[str, Origin]
+    config: Configuration,
+    progress: Progress,
+    sample: int,
+    origins: Mapping[str, Origin],
+    deadline_s: float,
 ) -> tuple[dict[str, Any], Findings]:
     """Prove one stream, and the rows of the online store that it has published."""
     features, oracle, store = Findings(), Findings(), Findings()
@@ -153,18 +173,22 @@ def _prove(
             f"the stream in {stream} has not ended: {served.waiting:,} requests have no answer yet"
         )
     asked = hashing.bits(served.requests.column(config.project.request.request_time))
-    rows = sampled_rows(asked, sample)
     late: list[dict[str, Any]] = []
-    late_values = oracle_values = 0
     verdicts = list(compare_predictions(history, evidence, served, progress, features))
-    expected = len(rows) * len(config.project.columns)
-    with progress.stage("check a sample with the oracle", expected, "values") as stage:
-        for verdict in verdicts:
-            stage.note(verdict.view.name)
-            note_wrong_values(verdict, evidence, served, features, LISTED)
-            late_values += int(verdict.late.sum())
-            late += _late_rows(verdict, evidence, served, LISTED - len(late))
-            oracle_values += check_with_oracle(verdict, evidence, served, rows, oracle, stage)
+    for verdict in verdicts:
+        note_wrong_values(verdict, evidence, served, features, LISTED)
+        late += _late_rows(verdict, evidence, served, LISTED - len(late))
+    drawn = affordable(verdicts, sampled_rows(asked, sample))
+    with progress.stage("check a sample with the oracle", drawn.steps, "steps") as stage:
+        compared = check_with_oracle(
+            verdicts, evidence, served, drawn, oracle, stage, deadline_s=deadline_s
+        )
+    if (left := len(drawn.rows) - compared.requests) or drawn.costly:
+        progress.say(
+            f"the oracle recomputed {compared.requests:,} of {compared.requests + left:,} sampled "
+            f"requests; {drawn.costly:,} more cost too much, {left:,} did not fit in "
+            f"{deadline_s:g} s"
+        )
     stored, mine = StoreCounts(), config.current
     if views := [view for view, origin in origins.items() if origin[:2] == (mine, True)]:
         stored = check_store(config, history, evidence, views, progress, store)
@@ -182,9 +206,11 @@ def _prove(
         "features": len(config.project.columns),
         "values": served.count * len(config.project.columns),
         "feature_mismatches": features.count,
-        "late_values": late_values,
-        "oracle_requests": len(rows),
-        "oracle_values": oracle_values,
+        "late_values": sum(int(verdict.late.sum()) for verdict in verdicts),
+        "oracle_requests": compared.requests,
+        "oracle_too_costly": drawn.costly,
+        "oracle_not_reached": left,
+        "oracle_values": compared.values,
         "oracle_mismatches": oracle.count,
         **stored.as_figures(),
         "store_mismatches": store.count,

@@ -229,8 +229,8 @@ def test_verify_ends_with_the_verdict_and_fails_on_a_mismatch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     called = stage("verify", {"mismatches": mismatches, "values": 1_234_567, "first": []})
-    assert run("verify", "--sample", "5") == status
-    assert called.options == {"sample": 5}
+    assert run("verify", "--sample", "5", "--deadline", "2.5") == status
+    assert called.options == {"sample": 5, "deadline_s": 2.5}
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"{mismatches} mismatches in 1,234,567 values"
 
@@ -379,6 +379,7 @@ def test_a_configuration_error_exits_with_1(
         ("stream", "--engine", "flink"),
         ("stream", "--until", "2026-03-05"),
         ("verify", "--sample", "-1"),
+        ("verify", "--deadline", "-1"),
         ("explain",),
         ("init",),
         ("demo", "--seeds", "0"),
