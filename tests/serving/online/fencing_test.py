@@ -23,6 +23,7 @@ from tidemill.features.errors import StoreError, SupersededWriter
 from tidemill.serving.online.cells import encode_row
 from tidemill.serving.online.database import OnlineDatabase, Parcel
 from tidemill.serving.online.redis import database as redis_module
+from tidemill.serving.online.redis import writes as redis_writes
 from tidemill.serving.online.redis.database import RedisDatabase
 from tidemill.serving.online.rows import Row, RowBatch, online_keys
 from tidemill.serving.online.sqlite import database as sqlite_module
@@ -66,7 +67,7 @@ def _processes() -> ForkServerContext:
 
 PLACES = {
     "sqlite": [(sqlite_module, "transaction"), (sqlite_module, "newest_per_key")],
-    "redis": [(redis_module, "newest_per_key"), (redis_module, "exchange")],
+    "redis": [(redis_writes, "newest_per_key"), (redis_module, "exchange")],
 }
 """Functions of a parcel's way before each of which the elder is stopped."""
 
