@@ -77,14 +77,16 @@ def bootstrap_fills(
 ) -> tuple[RunFills, list[Fill]]:
     """Choose the fills of a backfill that publishes: new ones where readers see another history.
 
-    A fill that was begun with the same states and has reached them stays as it is, unless rows
-    after the states were corrected too and readers have been shown them.
+    The fill that readers see stays as it is if it was begun with the same states and has reached
+    them, unless rows after the states were corrected too and readers have been shown them.
 
     Returns:
         As `begin_fills`.
     """
 
     def has_reached(fill: Fill, shard: int, state: PartState) -> bool:
+        if not fill.is_current:
+            return False  # a stream that began over fills it: no reader sees it yet
         frontier_us = handoff.frontiers[fill.space.view][shard]
         if state.frontier_us is None or state.frontier_us < frontier_us:
             return False

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import Int64Array
+from tidemill.features.contract import Int64Array, window_tail
 from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.oracle.values import FeatureValue, Oracle
@@ -29,8 +29,8 @@ from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.served import Served
 
-MOST_STEPS: Final = 10_000_000
-"""The most steps of a sample; a step (an event, or a request, for a feature) takes about 3 us."""
+MOST_STEPS: Final = 3_000_000
+"""The most steps of a sample; a step (an event, or a request, for a feature) takes about 5 us."""
 DEADLINE_S: Final = 60.0
 """When the comparison ends at the latest, in seconds."""
 
@@ -44,11 +44,14 @@ class Sample(NamedTuple):
         rows: int64, ``(requests,)``: their rows.
         costly: How many of the drawn requests are left out because they cost too much.
         steps: The predicted cost.
+        spans: By view: the first instant that a window of the drawn requests can hold, and the last
+            instant of a request.
     """
 
     rows: Int64Array
     costly: int
     steps: int
+    spans: Mapping[str, tuple[int, int]]
 
 
 class Compared(NamedTuple):
@@ -93,6 +96,7 @@ def affordable(
         most_steps: The most steps that the sample may cost.
     """
     known: set[tuple[int, object]] = set()
+    spans = [_span(verdict, rows) for verdict in verdicts]
     keys = [verdict.keys.take(pa.array(rows)).to_pylist() for verdict in verdicts]
     taken, steps = [], 0
     for place in np.random.default_rng(_SEED).permutation(len(rows)).tolist():
@@ -102,14 +106,24 @@ def affordable(
             features = len(verdict.view.features)
             cost += features
             if (number, keys[number][place]) in new:
-                cost += features * verdict.events.count(keys[number][place])
+                cost += features * len(verdict.events.within(keys[number][place], *spans[number]))
             if verdict.late[row].any():
                 cost += features * len(verdict.window(row))
         if steps + cost <= most_steps:
             steps += cost
             known |= new
             taken.append(row)
-    return Sample(np.array(sorted(taken), np.int64), len(rows) - len(taken), steps)
+    by_view = {verdict.view.name: span for verdict, span in zip(verdicts, spans, strict=True)}
+    return Sample(np.array(sorted(taken), np.int64), len(rows) - len(taken), steps, by_view)
+
+
+def _span(verdict: ViewVerdict, rows: Int64Array) -> tuple[int, int]:
+    """Return the span of the events that a window of some rows can hold."""
+    if not len(rows):
+        return 0, 0
+    instants, view = verdict.as_of_us[rows], verdict.view
+    first = window_tail(int(instants.min()), view.longest_window_us, view.hop_us)
+    return first, int(instants.max())
 
 
 def check_with_oracle(
@@ -144,6 +158,7 @@ def check_with_oracle(
     whole = set(sample.rows.tolist())
     for verdict in verdicts:
         stage.note(verdict.view.name)
+        span = sample.spans[verdict.view.name]
         by_key: dict[Any, list[int]] = {}
         keys = verdict.keys.take(pa.array(sample.rows)).to_pylist()
         for row, key in zip(sample.rows.tolist(), keys, strict=True):
@@ -152,7 +167,7 @@ def check_with_oracle(
             if clock() > ends_s:
                 whole -= set(rows)
                 continue
-            values += _check_key(verdict, evidence, served, key, rows, findings, stage)
+            values += _check_key(verdict, evidence, served, key, rows, span, findings, stage)
     return Compared(values, len(whole))
 
 
@@ -162,19 +177,21 @@ def _check_key(
     served: Served,
     key: Any,
     rows: Sequence[int],
+    span: tuple[int, int],
     findings: Findings,
     stage: StageProgress,
 ) -> int:
     """Compare the values of a key's requests; return their number."""
     view, events = verdict.view, verdict.events
     features = len(view.features)
-    oracle = Oracle(view, plain_rows(view, events.rows, events.of_key(key)))
+    mine = events.within(key, *span)
+    oracle = Oracle(view, plain_rows(view, events.rows, mine))
     instants = [int(verdict.as_of_us[row]) for row in rows]
     values, nulls = verdict.seen
     arrays = column_arrays(view.columns, values[list(rows)], nulls[list(rows)])
     used: list[dict[str, FeatureValue]] = pa.table(arrays).to_pylist()
     complete = oracle.values_at(key, instants)
-    stage.advance(features * events.count(key))
+    stage.advance(features * len(mine))
     for row, as_of, right, served_values in zip(rows, instants, complete, used, strict=True):
         late = verdict.late[row]
         if late.any():

@@ -89,9 +89,14 @@ class EventsByKey:
         mine: Int64Array = self._order[self._starts[code] : self._starts[code + 1]]
         return mine
 
-    def count(self, key: object) -> int:
-        """Return the number of an entity's rows."""
-        return len(self.of_key(key))
+    def within(self, key: object, first_us: int, last_us: int) -> Int64Array:
+        """Return the rows of an entity from one instant to another, both included, by time."""
+        mine = self.of_key(key)
+        times = self.times[mine]
+        found: Int64Array = mine[
+            np.searchsorted(times, first_us, "left") : np.searchsorted(times, last_us, "right")
+        ]
+        return found
 
     def window(self, key: object, as_of_us: int) -> Int64Array:
         """Return the rows that a window of the view can hold as of an instant.
@@ -106,13 +111,8 @@ class EventsByKey:
         Returns:
             int64: indices in ``rows``, by event time.
         """
-        mine = self.of_key(key)
-        times = self.times[mine]
         tail = window_tail(as_of_us, self.view.longest_window_us, self.view.hop_us)
-        found: Int64Array = mine[
-            np.searchsorted(times, tail, "left") : np.searchsorted(times, as_of_us, "right")
-        ]
-        return found
+        return self.within(key, tail, as_of_us)
 
     def below(self, rows: Int64Array, positions: PositionVector) -> Int64Array:
         """Return the rows below a position vector; partitions that it lacks have none."""

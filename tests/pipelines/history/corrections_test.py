@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.folders import build_of, offline_of
+from tests.support.paused import Paused
 from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
@@ -36,6 +37,7 @@ from tests.support.proof_run import (
 )
 from tests.support.stores import place_of
 from tidemill.features.contract import HOUR
+from tidemill.features.errors import NoKeySpace, SupersededWriter
 from tidemill.features.feast_objects import REVISION
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
@@ -410,6 +412,33 @@ def test_without_publishing_readers_see_the_old_history_until_a_stream_has_caugh
     assert values(config) == values(fresh)
     check_files(config, fresh)
     check_proof(config)
+
+
+def test_beside_a_running_stream_everything_is_corrected_too(
+    correction: str,
+    streamed: Configuration,
+    fresh: Configuration,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stream runs on in its own generation, or ends when readers are switched away from it."""
+    config = copied(streamed, tmp_path / "corrected")
+    program = Paused(lambda: run(config), 12)
+    with scored():
+        with program.paused("sqlite", monkeypatch):
+            before = shown_frontiers(config)
+            write(config.path.parent, CORRECTIONS[correction])
+            publish(config)
+            assert values(config) == values(fresh)
+            assert all(shown_frontiers(config)[at] >= shown for at, shown in before.items())
+        assert program.steps >= 12
+        # Before its fill is read, it is removed; after that, readers are switched away from it.
+        assert isinstance(program.error, (SupersededWriter, NoKeySpace, type(None)))
+        assert values(config) == values(fresh)
+        run(config)
+        assert values(config) == values(fresh)
+        check_files(config, fresh)
+        check_proof(config)
 
 
 @pytest.mark.parametrize("published", [True, False])
