@@ -25,11 +25,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.kernel.exact.accumulators import WIDE_SQUARE, WIDE_SUM
 from tidemill.features.kernel.folds.finish import release_answers
 from tidemill.features.kernel.plan import MASKS_PER_WORD, Plan, PlannedPartial
-from tidemill.features.kernel.prepare import (
-    KEY,
-    ORDINAL,
-    fixed_binary,
-)
+from tidemill.features.kernel.prepare import KEY, ORDINAL, fixed_binary
 from tidemill.features.kernel.registry import OWNS_WIDE_SQUARE, OWNS_WIDE_SUM
 from tidemill.features.kernel.steps import Publish as Publish
 from tidemill.features.kernel.steps import Step as Step
@@ -169,7 +165,8 @@ def _advance_run(state: State, steps: Sequence[Step], publish: Publish) -> list[
             published.append(
                 _publications(state, queries[~asked], chunk_values[~asked], chunk_nulls[~asked])
             )
-            published_by.append(work.step_of(queries[~asked]))
+            if len(steps) > 1:
+                published_by.append(work.step_of(queries[~asked]))
         first_event, first_request, since = last_event, last_request, until
     state.frontier_us = until_us
     state.counters.events += work.n_events

@@ -203,6 +203,24 @@ def write_sources(folder: Path) -> None:
                 writer.writerow({**row, **times})
 
 
+def rides_yaml(
+    root: Path | str = "run", stream_until: str = "2026-01-04T00:00:00Z", more: str = ""
+) -> str:
+    """Return the text of a configuration file beside the sources; ``more`` are further lines."""
+    return f"""\
+project: tests.support.proof_run:PROJECT
+root: {root}
+shards: {SHARDS}
+sources:
+  rides: {{files: [rides.csv], received: received_at}}
+  quotes: {{files: [quotes-*.csv], received: received_at}}
+splits:
+  train_until: 2026-01-02T00:00:00Z
+  evaluate_until: 2026-01-03T00:00:00Z
+  stream_until: {stream_until}
+{more}"""
+
+
 def configuration(folder: Path, root: Path, mode: str = "exact") -> Configuration:
     """Return the configuration of the run whose sources are in ``folder``."""
     return Configuration(

@@ -28,7 +28,7 @@ from tests.support import hostile_places, trained_bundle
 from tests.support.folders import build_of, made_root, stream_of
 from tests.support.killed_stream import score_without_a_model
 from tests.support.markdown import ROOT
-from tests.support.proof_run import write_sources
+from tests.support.proof_run import rides_yaml, write_sources
 from tidemill.features.rows import rejected
 from tidemill.pipelines.commands.cli import COMMANDS, main
 from tidemill.pipelines.commands.explained import COLUMNS, LINES
@@ -36,19 +36,6 @@ from tidemill.pipelines.history.build_manifest import BuildManifest, table_diges
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run import paths
 
-RIDES_YAML = """\
-project: tests.support.proof_run:PROJECT
-root: {root}
-shards: 2
-sources:
-  rides: {{files: [rides.csv], received: received_at}}
-  quotes: {{files: [quotes-*.csv], received: received_at}}
-splits:
-  train_until: 2026-01-02T00:00:00Z
-  evaluate_until: 2026-01-03T00:00:00Z
-  stream_until: 2026-01-04T00:00:00Z
-stream: {{engine: fnapi}}
-"""
 PARCELS_YAML = """\
 project: tests.support.trained_bundle:PROJECT
 root: run
@@ -110,7 +97,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rides")
     write_sources(folder)
     yaml = folder / "tidemill.yaml"
-    yaml.write_text(RIDES_YAML.format(root="run"))
+    yaml.write_text(rides_yaml(more="stream: {engine: fnapi}\n"))
     root = folder / "run"
     with pytest.MonkeyPatch.context() as patch:
         without_a_model(patch)

@@ -22,7 +22,7 @@ from tests.support.builds import make_build
 from tests.support.folders import build_of
 from tests.support.lock_holder import lock_holder
 from tests.support.markdown import ROOT
-from tests.support.proof_run import write_sources
+from tests.support.proof_run import rides_yaml, write_sources
 from tests.support.streaming_project import (
     CAB,
     PARTITIONS,
@@ -447,19 +447,6 @@ def test_a_stream_whose_record_is_damaged_ends_a_build_before_the_switch(
     assert named(config.root) == was
 
 
-YAML = """\
-project: tests.support.proof_run:PROJECT
-root: run
-shards: 2
-sources:
-  rides: {files: [rides.csv], received: received_at}
-  quotes: {files: [quotes-*.csv], received: received_at}
-splits:
-  train_until: 2026-01-02T00:00:00Z
-  evaluate_until: 2026-01-03T00:00:00Z
-  stream_until: 2026-01-04T00:00:00Z
-"""
-
 STEPS = (
     "tidemill.pipelines.history.backfill:point_in_time",
     "tidemill.pipelines.history.backfill:hand_over",
@@ -475,7 +462,7 @@ STEPS = (
 def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     write_sources(folder)
-    (folder / "tidemill.yaml").write_text(YAML)
+    (folder / "tidemill.yaml").write_text(rides_yaml())
     backfill(load(folder / "tidemill.yaml"), QuietProgress(), publish=True)
     return folder
 

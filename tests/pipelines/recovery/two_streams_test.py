@@ -22,6 +22,7 @@ from tests.support.proof_run import (
     PROJECT,
     FakeScorer,
     configuration,
+    rides_yaml,
     write_sources,
 )
 from tests.support.stores import STORES, place_of
@@ -123,27 +124,13 @@ def test_an_elder_stream_of_another_root_is_refused_wherever_it_was_paused(
     assert refused > 1
 
 
-YAML = """\
-project: tests.support.proof_run:PROJECT
-root: {root}
-shards: 2
-sources:
-  rides: {{files: [rides.csv], received: received_at}}
-  quotes: {{files: [quotes-*.csv], received: received_at}}
-splits:
-  train_until: 2026-01-02T00:00:00Z
-  evaluate_until: 2026-01-03T00:00:00Z
-  stream_until: 2026-01-03T06:00:00Z
-online_store: {{type: sqlite, path: {store}}}
-"""
-
-
 def test_a_root_takes_over_at_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_sources(tmp_path)
+    shared = f"online_store: {{type: sqlite, path: {tmp_path / 'shared.db'}}}"
     for root in ("one", "two"):
-        (tmp_path / f"{root}.yaml").write_text(YAML.format(root=root, store=tmp_path / "shared.db"))
+        (tmp_path / f"{root}.yaml").write_text(rides_yaml(root, "2026-01-03T06:00:00Z", shared))
 
     def tidemill(*arguments: str, root: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as left:
