@@ -238,7 +238,9 @@ def _chosen(
 ) -> tuple[RunFills, list[Fill]]:
     chosen: dict[str, Fill] = {}
     for view in config.project.views:
-        for fill in _candidates(config, database, view.name):
+        candidates = _candidates(config, database, view.name)
+        unfit = []
+        for fill in candidates:
             (states,) = database.part_states([fill])
             if (
                 view.name not in chosen
@@ -248,13 +250,31 @@ def _chosen(
             ):
                 chosen[view.name] = fill
             elif not fill.is_current:
-                database.drop_fills([fill])
+                unfit.append(fill)
+        _remove(config, database, unfit, candidates)
     views = [view.name for view in config.project.views]
     missing = [name for name in views if name not in chosen]
     made = new_fills(config, database, handoff, missing, entities_of) if missing else []
     chosen |= {fill.space.view: fill for fill in made}
     run = RunFills({name: chosen[name] for name in views})
     return run, made
+
+
+def _remove(
+    config: Configuration, database: OnlineDatabase, unfit: Sequence[Fill], all_: Sequence[Fill]
+) -> None:
+    """Remove fills of a view; whoever writes them finds that they were taken, not lost."""
+    if not unfit:
+        return
+    holder = this_holder(config.root)
+    # The token of what readers see stays when the fill is gone, and says who removed it.
+    shown = [
+        fill
+        for fill in all_
+        if fill.is_current and (fill.writer is None or fill.writer.holder.root == holder.root)
+    ]
+    database.take_token([*unfit, *shown], holder)
+    database.drop_fills(unfit)
 
 
 def _candidates(config: Configuration, database: OnlineDatabase, view: str) -> list[Fill]:

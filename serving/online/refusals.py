@@ -17,7 +17,15 @@ from tidemill.features.errors import (
 )
 from tidemill.serving.online.cells import decode_row
 from tidemill.serving.online.database import Parcel
-from tidemill.serving.online.fills import LAYOUT, Fill, Holder, NewFill, PartState, Writer
+from tidemill.serving.online.fills import (
+    LAYOUT,
+    Fill,
+    FillState,
+    Holder,
+    NewFill,
+    PartState,
+    Writer,
+)
 from tidemill.serving.online.rows import KeySpace, Row, readable_key
 
 _REPUBLISH = "publish everything again from state: `tidemill republish`"
@@ -49,8 +57,26 @@ def lost_switch(store: str, fill: Fill) -> LostPublications:
     )
 
 
-def lost_fill(store: str, fill: Fill) -> NoKeySpace:
-    """Return the error of a fill without a record."""
+def lost_fill(
+    store: str, fill: Fill, writer: Writer | None, others: Sequence[Fill]
+) -> NoKeySpace | SupersededWriter:
+    """Return the error of a fill without a record: a later writer removed it, or it was lost.
+
+    Args:
+        store: The name of the store.
+        fill: The fill, as its writer knows it.
+        writer: That writer.
+        others: The fills of the key space that are there.
+    """
+    # A past fill has the token that the switch away from it took, perhaps to this very fill.
+    for now in (other.writer for other in others if other.state is not FillState.PAST):
+        # As for a fill that is there: an equal token of another holder supersedes too.
+        if writer and now and now != writer and now.token >= writer.token:
+            return SupersededWriter(
+                f"{store}, key space {fill.name}: another writer has taken over and removed this "
+                f"fill: {now.holder}; nothing was written. End this writer; start the stream over: "
+                "`tidemill stream`"
+            )
     return NoKeySpace(
         f"{store}: there is no key space {fill.name}: the fill was removed, or the store was "
         f"emptied or lost its last writes; {_REPUBLISH}"

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
@@ -40,7 +40,7 @@ from tidemill.serving.online.fills import (
 from tidemill.serving.online.newest_per_key import newest_per_key
 from tidemill.serving.online.redis.connections import Command, close, exchange
 from tidemill.serving.online.redis.errors import explained
-from tidemill.serving.online.redis.fills import decode_fill, fields, flat, found_fill
+from tidemill.serving.online.redis.fills import decode_fill, fields, flat
 from tidemill.serving.online.redis.known_fills import KnownFill, known_fill, remember
 from tidemill.serving.online.redis.rows import (
     SPACES,
@@ -319,7 +319,7 @@ class RedisDatabase:
             self.withdraw(parcel, found)
             return
         if reply[0] == b"fill":
-            raise lost_fill(self.name, fill)
+            raise self._lost_fill(fill, parcel.writer)
         raise self._superseded(fill)
 
     def switch(
@@ -338,7 +338,8 @@ class RedisDatabase:
             self.restore(fills, writer)
             return self.switch(fills, writer, take_over=take_over)
         if kind != b"switched":
-            raise self._not_switched(fills[found[0] - 1], kind, found[1:])
+            fill = replace(fills[found[0] - 1], writer=writer)
+            raise self._not_switched(fill, kind, found[1:])
         kept = {id_.decode() for id_ in found[0]}
         if kept:
             every = self.fills(spaces)
@@ -475,7 +476,7 @@ class RedisDatabase:
                 "times during one write; try again"
             )
         if kind == b"fill":
-            return self._no_fill(parcel.fill, found[0])
+            return self._no_fill(replace(parcel.fill, writer=parcel.writer), found[0])
         if kind == b"parts":
             return other_parts(self.name, parcel, (int(found[0]), int(found[1])))
         if kind == b"unread":
@@ -492,7 +493,7 @@ class RedisDatabase:
 
     def _no_fill(self, fill: Fill, layout: bytes | None) -> StoreError:
         if layout is None:
-            return lost_fill(self.name, fill)
+            return self._lost_fill(fill, fill.writer)
         return other_layout(self.name, f"key space {fill.name}", int(layout))
 
     def _superseded(self, fill: Fill) -> StoreError:
@@ -503,7 +504,13 @@ class RedisDatabase:
 
     def _record(self, fill: Fill) -> Fill:
         (record,) = self._run([("HGETALL", fill_key(fill.id))], [fill.space])
-        return found_fill(self.name, fill, record)
+        found = decode_fill(self.name, fill.space, fill.id, record)
+        if found is None:
+            raise self._lost_fill(fill, fill.writer)
+        return found
+
+    def _lost_fill(self, fill: Fill, writer: Writer | None) -> StoreError:
+        return lost_fill(self.name, fill, writer, self.fills([fill.space]))
 
     def _absent(self, space: KeySpace) -> NoKeySpace | StoreError:
         (old,) = self._run([("HEXISTS", old_space_key(space), "id")], [space])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from tidemill.serving.online.fills import LAYOUT, Fill, FillState, NewFill, Writer
-from tidemill.serving.online.refusals import lost_fill, other_layout
+from tidemill.serving.online.refusals import other_layout
 from tidemill.serving.online.rows import KeySpace
 
 
@@ -55,16 +55,3 @@ def decode_fill(store: str, space: KeySpace, id_: str, reply: Sequence[bytes]) -
         state=FillState(record["state"].decode()),
         writer=Writer.from_key(record["token"], record["holder"]),
     )
-
-
-def found_fill(store: str, fill: Fill, reply: Sequence[bytes]) -> Fill:
-    """Decode the record of a fill.
-
-    Raises:
-        NoKeySpace: It does not exist.
-        OtherLayout: Another version wrote it.
-    """
-    found = decode_fill(store, fill.space, fill.id, reply)
-    if found is None:
-        raise lost_fill(store, fill)
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from tidemill.serving.online.fills import (
     LAYOUT,
@@ -133,7 +134,7 @@ def record_of(sqlite: sqlite3.Connection, store: str, fill: Fill) -> Fill:
         f"SELECT {FILL_COLUMNS} FROM tidemill_fills WHERE id = ?", (fill.id,)
     ).fetchone()
     if row is None:
-        raise lost_fill(store, fill)
+        raise lost_fill(store, fill, fill.writer, fills_of(sqlite, store, fill.space))
     return _fill(store, fill.space, row)
 
 
@@ -208,7 +209,7 @@ def check_writer(sqlite: sqlite3.Connection, store: str, fill: Fill, writer: Wri
 
     A lower token stands only if the store lost the taking of this one; then it is set again.
     """
-    now = record_of(sqlite, store, fill)
+    now = record_of(sqlite, store, replace(fill, writer=writer))
     found = now.writer
     if found == writer:
         return now

@@ -37,7 +37,7 @@ from tests.support.proof_run import (
 )
 from tests.support.stores import place_of
 from tidemill.features.contract import HOUR
-from tidemill.features.errors import NoKeySpace, SupersededWriter
+from tidemill.features.errors import SupersededWriter
 from tidemill.features.feast_objects import REVISION
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
@@ -433,7 +433,7 @@ def test_beside_a_running_stream_everything_is_corrected_too(
             assert all(shown_frontiers(config)[at] >= shown for at, shown in before.items())
         assert program.steps >= 12
         # Before its fill is read, it is removed; after that, readers are switched away from it.
-        assert isinstance(program.error, (SupersededWriter, NoKeySpace, type(None)))
+        assert isinstance(program.error, (SupersededWriter, type(None)))
         assert values(config) == values(fresh)
         run(config)
         assert values(config) == values(fresh)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -498,6 +498,29 @@ def test_superseded_writer_does_not_switch(database: OnlineDatabase, target: Tar
     with pytest.raises(SupersededWriter):
         database.switch([other.fill], other.writer)
     assert database.switch([other.fill], younger.writer)[0].is_current
+
+
+def test_writer_whose_fill_a_later_one_removed_is_told_so(
+    database: OnlineDatabase, target: Target
+) -> None:
+    """Whoever removes a fill has taken the token of the key space: the store has lost nothing."""
+    (fill,) = begun(database, [target.space])
+    calls: list[Callable[[], object]] = [
+        lambda: database.publish([fill.parcel(frontier_us=1)]),
+        lambda: database.publish([fill.parcel(_row(1, 1, 1), frontier_us=1)]),
+        lambda: database.withdraw(fill.parcel(frontier_us=1), PartState(None, None)),
+        lambda: database.switch([fill.fill], fill.writer),
+        lambda: database.take_token([replace(fill.fill, writer=fill.writer)], HOLDER),
+        lambda: database.part_states([replace(fill.fill, writer=fill.writer)]),
+    ]
+    database.drop_fills([fill.fill])
+    for call in calls:
+        with pytest.raises(NoKeySpace, match="removed, or the store was emptied"):
+            call()
+    taken(database, target)
+    for call in calls:
+        with pytest.raises(SupersededWriter, match=r"process 1 on a-host.*nothing was written"):
+            call()
 
 
 _frontier = st.none() | st.integers(0, 3)
