@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
-import pyarrow as pa
 
 from tidemill.features.definitions import Project
-from tidemill.features.feast_objects import EVENT_TIMESTAMP
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
 from tidemill.pipelines.io.sinks import write_rows_once
 from tidemill.pipelines.publish.changes import append_changes
@@ -27,13 +25,16 @@ from tidemill.pipelines.publish.newest_rows import joined_release, newest_per_en
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import StoreWriter
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.publications import named_publications
+from tidemill.pipelines.stream.publications import (
+    logged_publications,
+    named_publications,
+    publications_name,
+)
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.parcels import parcels_of
-from tidemill.serving.publications import ENTITY_KEY, REVISION_COLUMN
 from tidemill.serving.stores.online_places import OnlinePlace
 
 
@@ -123,9 +124,6 @@ class Publish(beam.DoFn):
 
     def _write_log(self, release: Published) -> None:
         view = self.project.view(release.view)
-        rows = pa.Table.from_batches([named_publications(view, release.rows)])
-        # The kernel numbers entities anew when it reads a snapshot, and publishes in that order.
-        names = (ENTITY_KEY, EVENT_TIMESTAMP, REVISION_COLUMN)
-        rows = rows.sort_by([(name, "ascending") for name in names])
-        name = f"{segment_prefix(self.segment)}{release.shard:05d}-{release.number:012d}"
+        name = segment_prefix(self.segment) + publications_name(release.shard, release.number)
+        rows = logged_publications(view, release.rows)
         write_rows_once(self.root / paths.PUBLICATIONS / view.name, rows, name)

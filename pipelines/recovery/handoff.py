@@ -210,6 +210,8 @@ class StreamRun:
         positions: Source to the position of each partition that it began at.
         digests: Source to the prefix digest of its log at ``positions``.
         offline: The number of the folder of offline logs that it adds to; None if to none.
+        until_us: Once it has ended: rows received at or after this instant are not in it. None
+            before, and for a stream of a version that did not record it.
     """
 
     began: str
@@ -221,6 +223,7 @@ class StreamRun:
     positions: Mapping[str, list[int]]
     digests: Mapping[str, str]
     offline: int | None = None
+    until_us: int | None = None
 
     @staticmethod
     def beginning(handoff: Handoff, mode: str, poll_rows: int) -> StreamRun:
@@ -254,7 +257,8 @@ class StreamRun:
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=3,
+    version=4,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
+    older={3: {"until_us": None}},
 )

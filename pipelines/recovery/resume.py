@@ -5,8 +5,8 @@ A stream runs in one or more segments. The promises:
 * The outputs of all segments together are those of a stream that never stopped.
 * A segment counts when the states at its end are valid (`pipelines.recovery.handoff`). A killed
   segment is repeated from the savepoint before it, after its files are removed. Its publications
-  stay in the online store, which orders them
-  (`pipelines.stream.featurize_options`, ``overtaken``).
+  stay in the online store: the repeated releases are the same, and the store knows them by their
+  marks.
 * A stream that starts over has a folder of its own and leaves that of the stream before as it is.
   In the online store it fills other key spaces beside those that readers see, until it has caught
   up with them.
@@ -180,23 +180,9 @@ def _by_source(replayed: ReplayLog, positions: Iterable[int]) -> dict[str, list[
     return found
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The online store at the start of a segment.
-
-    Attributes:
-        fills: The fills that the segment publishes to, with its token.
-        shown: By (view, shard): the frontier of these fills, which may be past the states'; empty
-            if the stream starts over.
-    """
-
-    fills: RunFills
-    shown: Mapping[tuple[str, int], int]
-
-
 def prepare(
     config: Configuration, start: Start, progress: Progress, *, take_over: bool = False
-) -> tuple[Start, Prepared]:
+) -> tuple[Start, RunFills]:
     """Bring files and online store to the start of the segment, and take the writer's token.
 
     Args:
@@ -206,7 +192,7 @@ def prepare(
         take_over: Whether to take key spaces that another root writes.
 
     Returns:
-        The start, its stream recorded, and the store.
+        The start, its stream recorded, and the fills that the segment publishes to, with its token.
 
     Raises:
         HeldByAnotherRoot: Another root writes a key space.
@@ -220,7 +206,7 @@ def prepare(
         # Last, so that a stream that is killed before the store is filled has not begun.
         start.run.write(stream)
         _change_current(start, {"stream": start.current.stream})
-        return start, Prepared(fills, {})
+        return start, fills
     for name in _OUTPUTS:
         for path in (stream / name).glob(f"**/{segment_prefix(start.segment)}*"):
             path.unlink()
@@ -235,14 +221,14 @@ def prepare(
             fills, _ = begin_fills(config, database, start.handoff, lambda _: 0)
         else:
             fills = resumed_fills(config, database, start.run)
-        # The marks are read after the token was taken: an elder writer cannot move them any more.
         fills = take_token(config, database, fills, take_over=take_over)
+        # Read after the token was taken: an elder writer cannot move them any more.
         shown = frontiers_of(database, fills)
     finally:
         database.close()
     if keeps_frontiers(config.online_store):
         _check_store(start, shown)
-    return start, Prepared(fills, shown)
+    return start, fills
 
 
 def _change_current(start: Start, numbers: Mapping[str, int]) -> None:

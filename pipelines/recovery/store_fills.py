@@ -67,8 +67,11 @@ def begin_fills(
         return state == PartState(mark, frontier_us)
 
     run, made = _chosen(config, database, handoff, goes_on, entities_of)
-    # From here on the rows are those of this generation (`take_token`).
-    fills = {view: replace(fill, generation=handoff.generation) for view, fill in run.fills.items()}
+    # From here on the rows are those of this generation and mode (`take_token`).
+    generation, mode = handoff.generation, config.stream.mode
+    fills = {
+        view: replace(fill, generation=generation, mode=mode) for view, fill in run.fills.items()
+    }
     return replace(run, fills=fills), made
 
 
@@ -178,7 +181,10 @@ def new_fills(
     views: Sequence[str],
     entities_of: EntitiesOf,
 ) -> list[Fill]:
-    """Begin fills of views, from the states of a backfill."""
+    """Begin fills of views, from the states of a backfill.
+
+    Their mode is that of the stream, or the configured one if none has begun.
+    """
     made = []
     for view in config.project.views:
         if view.name in views:
@@ -189,8 +195,8 @@ def new_fills(
                     shards=config.shards,
                     slices=slices_for(entities),
                     generation=handoff.generation,
-                    cuts=_cuts(view, handoff),
-                    mode=config.stream.mode,
+                    cuts=cuts_of(view, handoff),
+                    mode=handoff.mode or config.stream.mode,
                     expected_rows=entities * config.shards,
                 )
             )
@@ -293,7 +299,7 @@ def _candidates(config: Configuration, database: OnlineDatabase, view: str) -> l
     ]
 
 
-def _cuts(view: FeatureView, handoff: Handoff | StreamRun) -> str:
+def cuts_of(view: FeatureView, handoff: Handoff | StreamRun) -> str:
     """Return the cut that a view's rows are made from; only its own stream matters."""
     source = view.stream.name
     return json.dumps(
@@ -304,4 +310,4 @@ def _cuts(view: FeatureView, handoff: Handoff | StreamRun) -> str:
 
 def _same_history(view: FeatureView, handoff: Handoff | StreamRun, fill: Fill) -> bool:
     """Tell whether a fill was begun with states of the same rows."""
-    return fill.cuts == _cuts(view, handoff)
+    return fill.cuts == cuts_of(view, handoff)

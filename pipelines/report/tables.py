@@ -98,17 +98,30 @@ def mapping(figures: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 _CHECKS: Final = (
-    ("", "Values used", "every feature value of every prediction, against batch over all history",
-     "predictions", "feature_mismatches"),
-    ("late_", "Of them late", "differ by late events, against batch over what had arrived by then",
-     "", ""),
-    ("oracle_", "Oracle", "a sample, against slow and plain code of its own",
-     "oracle requests", "oracle_mismatches"),
-    ("store_", "Feature store", "read by the store's own client, against batch",
-     "store entities", "store_mismatches"),
+    ("values", "predictions", "feature_mismatches", "Values used",
+     "every feature of every prediction, against batch over all history"),
+    ("late_values", "", "", "Of them late",
+     "differ by late events, against batch over what had arrived by then"),
+    ("oracle_values", "oracle_requests", "oracle_mismatches", "Oracle",
+     "a sample, against slow and plain code of its own"),
+    ("scores", "", "score_mismatches", "Scores",
+     "every score and stamp, against the bundle that it names"),
+    ("releases", "publications", "output_mismatches", "Releases",
+     "with publications and rejected records, against the polls repeated"),
+    ("store_values", "store_entities", "store_mismatches", "Feature store",
+     "read by the store's own client, against batch; and every column"),
+    ("offline_rows", "", "offline_mismatches", "Offline logs",
+     "every change point, against the log written again"),
+    ("training_values", "training_rows", "training_mismatches", "Training table",
+     "every feature and label, against batch"),
+    ("states", "", "build_mismatches", "States",
+     "with their records, against those made again from the log"),
 )  # fmt: skip
-"""What `verify` compares: the prefix of its figures, a name, what was compared with what, what was
-counted, and the figure of its mismatches; late values have none."""
+"""What `verify` compares: the figure of what was compared, of what it belongs to, and of its
+mismatches; a name, and what it was compared with. Late values have no mismatches."""
+
+_ALWAYS: Final = frozenset({"values", "oracle_values", "store_values"})
+"""What is shown although nothing was compared."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +146,12 @@ class Check:
 def proof_checks(verify: Mapping[str, Any]) -> list[Check]:
     """Return the comparisons that `verify` made, in the order of `_CHECKS`."""
     checks = []
-    for prefix, name, how, unit, wrong in _CHECKS:
-        compared = number(verify, f"{prefix}values")
-        if compared or (wrong and compared is not None):
-            count = number(verify, unit.replace(" ", "_")) if unit else None
-            of = "" if count is None else f"{count:,} {unit.rpartition(' ')[2]}"
-            mismatches = number(verify, wrong) if wrong else 0
+    for figure, unit, wrong, name, how in _CHECKS:
+        compared = number(verify, figure)
+        mismatches = number(verify, wrong) if wrong else 0
+        if compared or (wrong and compared is not None and (mismatches or figure in _ALWAYS)):
+            count = number(verify, unit) if unit else None
+            of = "" if count is None else f"{count:,} {unit.rpartition('_')[2]}"
             checks.append(Check(name, how, of, compared, mismatches))
     return checks
 

@@ -7,12 +7,20 @@ from typing import Final
 
 import pyarrow as pa
 
+from tidemill.features.contract import Int64Array
+
 _POSITION_BITS: Final = 44
 
 
 def group_of(partition: int, start: int) -> int:
     """Return the group of a poll's requests: partition and start position in one number."""
     return partition << _POSITION_BITS | start
+
+
+def groups_of(partitions: Int64Array, positions: Int64Array) -> Int64Array:
+    """Return `group_of` of many rows, int64 ``(rows,)``."""
+    groups: Int64Array = partitions << _POSITION_BITS | positions
+    return groups
 
 
 def partition_of(group: int) -> int:

@@ -37,7 +37,6 @@ from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import release_line
-from tidemill.pipelines.stream.repair import pack_repair
 from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.snapshot_policy import JoinerLog, operator_snapshot_due
 from tidemill.pipelines.stream.state_files import (
@@ -53,6 +52,7 @@ from tidemill.pipelines.stream.wire_format import (
     encode_logged_parts,
     encode_part,
     encode_unanswered,
+    pack_everything,
     pack_publications,
 )
 
@@ -208,11 +208,8 @@ class _Operate(_OncePerKey):
             if self._options.publish:
                 yield _published(pack_publications(operator, release), at)
             yield beam.pvalue.TaggedOutput(RELEASES, _windowed(release_line(operator, release), at))
-        if self._options.publish:
-            shown = self._options.overtaken.get((key.view, key.shard))
-            lost = LOST_WRITES.operates(self._options.run, key.view, key.shard)
-            for data in pack_repair(operator, releases, shown, lost):
-                yield _published(data, releases[-1].frontier_us)
+        if self._options.publish and LOST_WRITES.operates(self._options.run, key.view, key.shard):
+            yield _published(pack_everything(operator), releases[-1].frontier_us)
 
 
 def _published(data: bytes, time_us: int) -> beam.pvalue.TaggedOutput:

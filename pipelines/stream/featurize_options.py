@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tidemill.features.definitions import Project
@@ -29,8 +28,6 @@ class FeaturizeOptions:
         handoff: The folder of handed-over states; None to start empty.
         savepoint: The folder that the states are written to at a savepoint; None if the stream runs
             to its end.
-        overtaken: By (view, shard): the frontier in the online store, where a run that was killed
-            has published past the handed-over state.
     """
 
     run: str
@@ -43,7 +40,6 @@ class FeaturizeOptions:
     answer_within_us: int = 300_000_000
     handoff: Path | None = None
     savepoint: Path | None = None
-    overtaken: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 def operator_key(project: Project, view: int, shard: int, shards: int) -> str:

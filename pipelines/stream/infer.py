@@ -87,6 +87,15 @@ def predictions(
     return pa.RecordBatch.from_pydict(out)
 
 
+def scorer_of(bundle: Path, project: Project) -> Scorer:
+    """Return this process's scorer for a bundle's folder.
+
+    Raises:
+        BundleError: It is damaged, or was trained for other definitions.
+    """
+    return shared_scorer(Bundle.load(bundle, project))
+
+
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(pa.RecordBatch)
 @dataclass(eq=False)
@@ -105,7 +114,7 @@ class Infer(beam.DoFn):
 
     def setup(self) -> None:
         """Load the bundle; the scorer is shared in the process."""
-        self._scorer = shared_scorer(Bundle.load(self.bundle, self.project))
+        self._scorer = scorer_of(self.bundle, self.project)
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Score answered requests."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from tidemill.features.definitions import FeatureView
+from tidemill.features.feast_objects import EVENT_TIMESTAMP
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
@@ -25,3 +26,19 @@ def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBa
         ],
         schema=publications.schema(view),
     )
+
+
+def logged_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.Table:
+    """Return the publications of a release as the stream's log of publications has them.
+
+    They are sorted: the kernel numbers entities anew when it reads a snapshot, and publishes in
+    that order.
+    """
+    names = (publications.ENTITY_KEY, EVENT_TIMESTAMP, publications.REVISION_COLUMN)
+    rows = pa.Table.from_batches([named_publications(view, kernel)])
+    return rows.sort_by([(name, "ascending") for name in names])
+
+
+def publications_name(shard: int, number: int) -> str:
+    """Return the name of a release's publications, without segment and ending."""
+    return f"{shard:05d}-{number:012d}"

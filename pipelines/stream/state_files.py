@@ -32,9 +32,13 @@ def state_path(folder: Path, key: OperatorKey) -> Path:
 
 def write_handoff(folder: Path, operator: ShardOperator) -> None:
     """Write the complete state of an operator, from which another run can start."""
+    _write(state_path(folder, operator.key), handed_over(operator))
+
+
+def handed_over(operator: ShardOperator) -> bytes:
+    """Encode the complete state of an operator."""
     blobs = [operator.handed_over_head(), operator.snapshot()]
-    data = encode_document(Kind.OPERATOR_FILE, operator.key.text, {}, blobs)
-    _write(state_path(folder, operator.key), data)
+    return encode_document(Kind.OPERATOR_FILE, operator.key.text, {}, blobs)
 
 
 def read_handoff(folder: Path, operator: ShardOperator) -> None:
@@ -52,11 +56,19 @@ def read_handoff(folder: Path, operator: ShardOperator) -> None:
             f"{operator.key}: no handed-over state at {path}; run `tidemill backfill`, or start "
             "the stream without a handoff"
         )
-    head, snapshot = decode_document(
-        path.read_bytes(), Kind.OPERATOR_FILE, f"the handed-over state {path}", _REMEDY
-    ).blobs
     with _naming(path):
-        operator.restore(head, snapshot, [])
+        start_from(operator, path.read_bytes())
+
+
+def start_from(operator: ShardOperator, data: bytes) -> None:
+    """Start an operator from its `handed_over` state.
+
+    Raises:
+        StateError: As `read_handoff`.
+    """
+    what = f"the handed-over state of {operator.key}"
+    head, snapshot = decode_document(data, Kind.OPERATOR_FILE, what, _REMEDY).blobs
+    operator.restore(head, snapshot, [])
     operator.resume()
 
 

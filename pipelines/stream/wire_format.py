@@ -11,13 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
-from tidemill.features.feast_objects import EVENT_TIMESTAMP
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 from tidemill.pipelines.stream.answer_parts import (
@@ -142,20 +139,11 @@ def pack_publications(operator: ShardOperator, release: Release) -> bytes:
     )
 
 
-def pack_everything(operator: ShardOperator, shown_us: int | None) -> bytes:
+def pack_everything(operator: ShardOperator) -> bytes:
     """Encode every entity of a shard as of its last release, to repair the online store.
 
-    Args:
-        operator: The operator.
-        shown_us: The frontier up to which a killed run has published; None if there was none. That
-            run may have applied a late event at another frontier than this run, so its publication
-            may be newer than this run's and contain fewer events. So publish the values of this
-            run as of ``shown_us``, the first instant at which no reader has seen other values.
+    The rows are those that its releases have published.
     """
-    rows = operator.everything()
-    place = rows.schema.get_field_index(EVENT_TIMESTAMP)
-    at = np.maximum(rows.column(place).to_numpy(), TIME_MIN if shown_us is None else shown_us)
-    rows = rows.set_column(place, rows.schema.field(place), pa.array(at))
     return _pack(
         Published(
             view=operator.key.view,
@@ -166,7 +154,7 @@ def pack_everything(operator: ShardOperator, shown_us: int | None) -> bytes:
             attempt=operator.attempt,
             since_us=None,
             frontier_us=operator.state.frontier_us,
-            rows=rows,
+            rows=operator.everything(),
             is_news=False,
         ),
         operator.key.text,

@@ -8,18 +8,12 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.rows import rejected
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.rejected_by_stream import read_rejected
 from tidemill.serving.files.read_files import read_table, row_count
 
 _MEND: Final = "run `tidemill stream` again"
-
-
-def read_rejected(folder: Path) -> pa.Table:
-    """Read the rejected records in a folder."""
-    paths = sorted(folder.glob("*.parquet"))
-    return pa.concat_tables([rejected.SCHEMA.empty_table(), *(read_table(p, _MEND) for p in paths)])
 
 
 def _rows(folder: Path) -> int:

@@ -10,7 +10,6 @@ A stream may stop at a savepoint and continue from there, in segments (`pipeline
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -23,9 +22,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from tidemill.features.errors import SequenceError
-from tidemill.features.kernel import hashing
 from tidemill.features.kernel.compilation import compile_kernel
-from tidemill.features.rows import rejected
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
@@ -33,7 +30,7 @@ from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.cuts import Cut, FileCutLog
-from tidemill.pipelines.io.log import POSITION, Log
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
@@ -69,6 +66,7 @@ from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.infer import STAMPS, Infer
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.rejected_by_stream import rejected_requests
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.stream_run.outcome import count_outcome
@@ -148,7 +146,8 @@ def _stream(
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
         check_savepoint(start, until_us, config.splits.stream_until_us)
-    config = replace(config, pinned=start.current)
+    in_its_mode = replace(config.stream, mode=start.run.mode)
+    config = replace(config, pinned=start.current, stream=in_its_mode)
     bundle, stream_folder = current_bundle(root), start.current.stream_folder
     choice = stream_engine(config.stream.engine, engine)
     options = ReplayOptions(
@@ -166,7 +165,7 @@ def _stream(
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     compile_kernel(progress)
-    start, prepared = prepare(config, start, progress, take_over=take_over)
+    start, fills = prepare(config, start, progress, take_over=take_over)
     featurize = FeaturizeOptions(
         run=run_id(root, start.segment),
         shards=config.shards,
@@ -176,7 +175,6 @@ def _stream(
         answer_within_us=config.stream.answer_within_us,
         handoff=start.folder,
         savepoint=None if options.ends else savepoint_folder(stream_folder, start.segment),
-        overtaken=prepared.shown,
         changes=start.run.offline is not None,
     )
     if not options.ends:
@@ -194,7 +192,7 @@ def _stream(
         pipeline = beam.Pipeline(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
-        wire(pipeline, config, options, featurize, bundle, start, prepared.fills)
+        wire(pipeline, config, options, featurize, bundle, start, fills)
         run_pipeline(pipeline, choice)
     seconds = time.perf_counter() - began
     rows = received(start.run, replayed)
@@ -227,7 +225,7 @@ def _stream(
             "batches"
         )
     if featurize.savepoint is None:
-        replace(start.run, ended=True).write(stream_folder)
+        replace(start.run, ended=True, until_us=options.stop_us).write(stream_folder)
     else:
         keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
     offline_caught_up(config, start)
@@ -320,21 +318,7 @@ class _Reject(beam.DoFn):
         self._request = request
 
     def process(self, element: bytes) -> Iterator[pa.RecordBatch]:
-        lost = decode_unanswered(element)
-        batch, views = lost.rows, lost.views
-        positions = hashing.bits(batch.column(POSITION))
-        payloads = [json.dumps(row, default=str).encode() for row in batch.to_pylist()]
-        count = batch.num_rows
-        yield rejected.batch(
-            rejected.Stage.ANSWER,
-            stream=self._request,
-            partition=lost.partition,
-            positions=positions,
-            reasons=[rejected.Reason.NO_ANSWER] * count,
-            details=[f"views {', '.join(views)} did not answer in time"] * count,
-            origins=[f"{self._request}/{lost.partition}:{at}" for at in positions.tolist()],
-            payloads=payloads,
-        )
+        yield rejected_requests(self._request, decode_unanswered(element))
 
 
 @contextmanager

@@ -21,11 +21,11 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
+from tidemill.pipelines.verify.instants import instant
 from tidemill.pipelines.verify.raw_history import logged_history
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import prediction_file, read_predictions
 from tidemill.pipelines.verify.source_history import EventsByKey
-from tidemill.pipelines.verify.verify import instant
 
 _LISTED: Final = 10
 """How many of a feature's events are printed, the newest first."""

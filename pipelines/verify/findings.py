@@ -1,4 +1,7 @@
-"""Mismatches: a count of all, and the details of the first."""
+"""Mismatches: a count of all, and the details of the first.
+
+Two checks may find the same fault; it counts once.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ class Mismatch:
 
     Attributes:
         what: ``value``, ``as_of``, ``release``, ``shard``, ``request``, ``missing``, ``extra``,
-            ``doubled``, ``oracle`` or ``store``.
+            ``doubled``, ``oracle``, ``store``, ``score`` or another stamp of a prediction,
+            ``publication``, ``rejected``, ``offline``, ``training``, ``state``, ``record`` or
+            ``log``.
         id: The request's id, or the entity's key.
         view: The view; empty if the mismatch concerns all of the prediction.
         feature: The feature column.
@@ -41,9 +46,14 @@ class Findings:
 
     count: int = 0
     listed: list[Mismatch] = field(default_factory=list)
+    _known: set[tuple[str, str, str, str]] = field(default_factory=set)
 
     def add(self, mismatch: Mismatch, count: int = 1) -> None:
         """Count a mismatch as ``count`` values, and keep it if it is among the first."""
+        place = (mismatch.what, mismatch.id, mismatch.view, mismatch.feature)
+        if place in self._known:
+            return
+        self._known.add(place)
         self.count += count
         if len(self.listed) < LISTED:
             self.listed.append(mismatch)

@@ -24,8 +24,6 @@ class Evidence:
     Attributes:
         releases: By view, shard and number: the frontier and the next position of each event
             partition.
-        conflicts: Releases that were recorded twice with different content.
-        gaps: Releases that are missing between others of their shard.
         handoff_us: View to the frontier of the state that the stream started from; `TIME_MIN`
             without such a state.
         handoff: Source to the positions of that state.
@@ -35,8 +33,6 @@ class Evidence:
     """
 
     releases: Mapping[tuple[str, int, int], tuple[int, PositionVector]]
-    conflicts: tuple[tuple[str, int, int], ...]
-    gaps: tuple[tuple[str, int, int], ...]
     handoff_us: Mapping[str, int]
     handoff: Mapping[str, PositionVector]
     exact: bool
@@ -135,7 +131,6 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
     """
     current, project = config.current, config.project
     releases: dict[tuple[str, int, int], tuple[int, PositionVector]] = {}
-    conflicts = []
 
     def take(entry: Any) -> tuple[tuple[str, int, int], tuple[int, PositionVector]]:
         events = history.of(project.view(entry["view"])).partitions
@@ -144,8 +139,7 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
         return key, (int(entry["frontier_us"]), positions)
 
     for key, value in read_release_lines(current.stream_folder, take):
-        if releases.setdefault(key, value) != value:
-            conflicts.append(key)
+        releases.setdefault(key, value)
     handoff_us: dict[str, int] = {}
     handoff: dict[str, PositionVector] = {}
     run = StreamRun.read(current.stream_folder)
@@ -159,27 +153,9 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
     mode = config.stream.mode if run is None else run.mode
     return Evidence(
         releases=releases,
-        conflicts=tuple(conflicts),
-        gaps=_gaps(releases),
         handoff_us=handoff_us,
         handoff=handoff,
         exact=mode == "exact",
         shards=config.shards,
-        stream_until_us=config.splits.stream_until_us,
-    )
-
-
-def _gaps(
-    releases: Mapping[tuple[str, int, int], object],
-) -> tuple[tuple[str, int, int], ...]:
-    first: dict[tuple[str, int], int] = {}
-    last: dict[tuple[str, int], int] = {}
-    for view, shard, number in releases:
-        first[view, shard] = min(first.get((view, shard), number), number)
-        last[view, shard] = max(last.get((view, shard), number), number)
-    return tuple(
-        (view, shard, number)
-        for (view, shard), begin in first.items()
-        for number in range(begin, last[view, shard])
-        if (view, shard, number) not in releases
+        stream_until_us=(run and run.until_us) or config.splits.stream_until_us,
     )

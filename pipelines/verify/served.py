@@ -1,7 +1,7 @@
 """Matching predictions with requests: none missing, extra or doubled, each with the right inputs.
 
-Every request of the original history must have a prediction, unless it is among the rejected
-records. A missing, extra or doubled prediction counts as one mismatch per feature.
+Every request of the original history that the stream has answered must have a prediction, unless
+its polls reject it. A missing, extra or doubled prediction counts as one mismatch per feature.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
-from tidemill.features.kernel import hashing
-from tidemill.pipelines.config.configuration import Splits
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.verify.findings import Findings, Mismatch
-from tidemill.pipelines.verify.source_history import History
+from tidemill.pipelines.verify.outputs.extent import Outputs
+from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.files.read_files import read_table, reading
 from tidemill.serving.generations.current import Current, streams_of
 
@@ -40,7 +37,7 @@ class Served:
         count: The number of all predictions.
         expected: The number of requests that must have a prediction.
         unanswered: The number of requests that were rejected instead.
-        waiting: The number of requests that a stream which has not ended has yet to answer.
+        waiting: The number of requests that the stream has yet to answer.
     """
 
     predictions: pa.RecordBatch
@@ -49,17 +46,6 @@ class Served:
     expected: int
     unanswered: int
     waiting: int = 0
-
-
-def has_predictions(stream: Path) -> bool:
-    """Tell whether a stream has answered a request."""
-    return any((stream / paths.PREDICTIONS).glob("*.parquet"))
-
-
-def streams_to_prove(current: Current) -> list[Current]:
-    """Return the folders of all streams that have answered, the current or newest one first."""
-    answered = [of_it for of_it in streams_of(current.root) if has_predictions(of_it.stream_folder)]
-    return answered or [current]
 
 
 def prediction_file(root: Path, request_id: str) -> tuple[Current, Path] | None:
@@ -113,31 +99,27 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
 
 
 def serve_beside_requests(
-    root: Path,
-    splits: Splits,
-    history: History,
+    asked: pa.Table,
     predictions: pa.Table,
+    outputs: Outputs,
+    project: Project,
     findings: Findings,
-    *,
-    ended: bool = True,
 ) -> Served:
     """Find the request of each prediction; note missing, extra and doubled predictions.
 
     Args:
-        root: The stream's folder.
-        splits: Where the stream begins and ends.
-        history: The history of its sources.
+        asked: The requests that were received in the period of the stream.
         predictions: Its predictions.
+        outputs: What its polls give.
+        project: The project.
         findings: Takes the mismatches.
-        ended: Whether the stream has ended; before that no prediction is missing.
     """
-    request = history.project.request
-    features = len(history.project.columns)
-    asked = history.requests.received_in(splits.evaluate_until_us, splits.stream_until_us)
-    asked_places = _places(asked, PARTITION, POSITION)
-    refused = np.isin(asked_places, _rejected_places(root, request.name))
+    request = project.request
+    features = len(project.columns)
+    asked_places = places_of(asked, PARTITION, POSITION)
+    refused = np.isin(asked_places, outputs.refused)
     order = np.argsort(asked_places, kind="stable")
-    places = _places(predictions, "partition", "position")
+    places = places_of(predictions, "partition", "position")
     found = np.searchsorted(asked_places[order], places)
     row = order[np.minimum(found, max(len(order) - 1, 0))] if len(order) else found * 0
     known = (asked_places[row] == places) if len(order) else np.zeros(len(places), np.bool_)
@@ -146,8 +128,9 @@ def serve_beside_requests(
     if known.any():
         same = pc.equal(ids, asked_ids.take(pa.array(np.where(known, row, 0))))
         known &= same.fill_null(False).to_numpy(zero_copy_only=False) & ~refused[row]
+    known &= np.isin(places, outputs.possible)
     for id in ids.filter(pa.array(~known)).to_pylist():
-        cause = "no request that was received during the stream has its position"
+        cause = "no request that the stream has answered has its position"
         findings.add(
             Mismatch("extra", id, seen="a prediction", expected="none", cause=cause), features
         )
@@ -160,12 +143,13 @@ def serve_beside_requests(
     answered = np.zeros(len(asked), np.bool_)
     answered[row[known]] = True
     lacking = ~answered & ~refused
-    waiting = 0 if ended else int(lacking.sum())
-    for id in asked_ids.filter(pa.array(lacking & ended)).to_pylist():
-        cause = "neither a prediction nor a rejected record"
+    missing = lacking & np.isin(asked_places, outputs.answered)
+    for id in asked_ids.filter(pa.array(missing)).to_pylist():
+        cause = "the releases have its answer"
         findings.add(
             Mismatch("missing", id, seen="no prediction", expected="one", cause=cause), features
         )
+    waiting = int((lacking & ~missing).sum())
     kept = np.flatnonzero(known & first)
     return Served(
         predictions=one_batch(predictions.take(pa.array(kept))),
@@ -175,23 +159,6 @@ def serve_beside_requests(
         unanswered=int(refused.sum()),
         waiting=waiting,
     )
-
-
-def _places(table: pa.Table, partition: str, position: str) -> Int64Array:
-    batch = one_batch(table.select([partition, position]))
-    partitions, positions = (hashing.bits(column) for column in batch.columns)
-    base = np.array([group_of(p, 0) for p in range(int(partitions.max(initial=0)) + 1)], np.int64)
-    return base[partitions] + positions
-
-
-def _rejected_places(root: Path, request: str) -> Int64Array:
-    """Return the places of the requests that the stream rejected."""
-    places = [np.zeros(0, np.int64)]
-    for path in sorted((root / paths.REJECTED_BY_STREAM).glob("*.parquet")):
-        table = read_table(path, _MEND)
-        mine = table.filter(pc.equal(table["stream"], request))
-        places.append(_places(mine, "partition", "position"))
-    return np.concatenate(places)
 
 
 def check_requests(project: Project, served: Served, findings: Findings) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from tidemill.features.errors import NoKeySpace
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.release_log import read_release_lines
@@ -42,13 +43,22 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
 
     Args:
         config: The configuration.
-        streams: The folders of the root's streams, the newest one first.
+        streams: The folders of the root's streams that have answered, the newest one first.
+
+    Returns:
+        By view; empty if nothing was published.
     """
-    of_newest = Origin(streams[0], True, streams[0].generation)
+    newest = streams[0] if streams else config.current
+    of_newest = Origin(newest, bool(streams), newest.generation)
     if not keeps_frontiers(config.online_store):
         return {view.name: of_newest for view in config.project.views}
-    open_store(config.project, config.places, clock="replay")  # makes key spaces that are missing
     database = open_database(config.online_store)
+    if not streams:
+        try:
+            database.fills(key_spaces(config))
+        except NoKeySpace:
+            return {}  # nothing was ever published
+    open_store(config.project, config.places, clock="replay")  # makes key spaces that are missing
     fills = [fill for fill in database.fills(key_spaces(config)) if fill.is_current]
     marks = {
         fill.space.view: {state.mark.hex() for state in states if state.mark is not None}
@@ -62,6 +72,8 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
             # A mark has no rows in it, so equal polls of two histories have equal marks.
             if mark in marks.get(view, ()) and by_view[view].generation == stream.generation:
                 published.setdefault(view, Origin(stream, True, stream.generation))
+    if not streams and not any(marks.values()):
+        return {}
     return {
         # What has no marks at all was lost or withdrawn: the newest stream says what is missing.
         view.name: published.get(view.name)

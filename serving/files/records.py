@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ class RecordFormat:
         version: The version that is written and read.
         fields: The names of the other fields.
         remedy: What the user should do if a record cannot be read.
+        older: By older versions that are read too: the fields that these lack, with their values.
     """
 
     name: str
     version: int
     fields: frozenset[str]
     remedy: str
+    older: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def write_record(
@@ -64,13 +66,13 @@ def read_record(path: Path, form: RecordFormat) -> dict[str, Any]:
         )
     if found[0] != form.name:
         raise DamagedState(f"{path} does not say that it is a {form.name}; {form.remedy}")
-    if found[1] != form.version:
+    if found[1] != form.version and found[1] not in form.older:
         raise StateVersionError(
             f"{path} has version {found[1]}, this code reads {form.version}; {form.remedy}"
         )
-    checksum = stored.pop("checksum", None)
-    if checksum != checksum_of(stored) or stored.keys() != form.fields:
+    checksum, lacking = stored.pop("checksum", None), form.older.get(found[1], {})
+    if checksum != checksum_of(stored) or stored.keys() != form.fields - lacking.keys():
         raise DamagedState(
             f"{path} was changed after it was written: its checksum does not match; {form.remedy}"
         )
-    return stored
+    return {**stored, **lacking}

@@ -27,7 +27,7 @@ This module does not import Feast, so the stream's workers need not either.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -175,8 +175,8 @@ class OnlineDatabase(Protocol):
         From then on their earlier writers are refused. Read marks (`part_states`) afterwards.
 
         Args:
-            fills: The fills; each current or being filled. Their records get the generations that
-                these have.
+            fills: The fills; each current or being filled. Their records get the generations and
+                modes that these have.
             holder: Who takes it.
             take_over: Whether to take it from another root.
 
@@ -293,6 +293,15 @@ class OnlineDatabase(Protocol):
         Raises:
             OtherLayout: A key space has records of another version.
             StoreError: The database or a key space does not exist, or cannot be read.
+        """
+
+    def scan(self, fill: Fill) -> Iterator[list[Row]]:
+        """Read every row of a fill, some at a time, in any order.
+
+        A row that is written meanwhile is read before or after that.
+
+        Raises:
+            StoreError: The database does not exist, or cannot be read.
         """
 
     def close(self) -> None:

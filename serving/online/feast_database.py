@@ -40,7 +40,7 @@ from tidemill.serving.online.database import Parcel, Snapshot
 from tidemill.serving.online.fills import Fill, FillState, Holder, NewFill, PartState, Writer
 from tidemill.serving.online.per_thread import PerThread
 from tidemill.serving.online.refusals import no_key_space
-from tidemill.serving.online.rows import KeySpace, RowBatch
+from tidemill.serving.online.rows import KeySpace, Row, RowBatch
 from tidemill.serving.stores.feast_config import repo_config
 from tidemill.serving.stores.online_places import FeastPlace
 from tidemill.serving.stores.places import StorePlaces
@@ -168,6 +168,10 @@ class FeastDatabase:
         raise StoreError(
             f"{self.name} keeps no frontiers, so it cannot be read as of an instant; {_INSTEAD}"
         )
+
+    def scan(self, fill: Fill) -> Iterator[list[Row]]:
+        """Refuse: a store of Feast's is read by key only."""
+        raise StoreError(f"{self.name} cannot be read but by key; {_INSTEAD}")
 
     def close(self) -> None:
         """Forget the stores that this thread has opened."""

@@ -317,12 +317,24 @@ def readable_key(key: bytes) -> str:
     >>> readable_key(online_keys("tail", pa.array(["N14228"]))[0])
     "tail='N14228'"
     """
-    (count,) = struct.unpack_from("<I", key)
-    if count != 1:
-        return key.hex()
-    (length,) = struct.unpack_from("<I", key, 8)
-    name, rest = key[12 : 12 + length].decode(), key[12 + length :]
-    (kind,), value = struct.unpack_from("<I", rest), rest[8:]
-    if kind == _INT64:
-        return f"{name}={int.from_bytes(value, 'little', signed=True)}"
-    return f"{name}={value.decode()!r}" if kind == _STRING else key.hex()
+    found = decode_key(key)
+    return key.hex() if found is None else f"{found[0]}={found[1]!r}"
+
+
+def decode_key(key: bytes) -> tuple[str, str | int] | None:
+    """Return the join key and the value of a key of one entity; None if it is no such key.
+
+    >>> decode_key(online_key("zone", 7))
+    ('zone', 7)
+    """
+    try:
+        count, _, length = struct.unpack_from("<III", key)
+        name, rest = key[12 : 12 + length].decode(), key[12 + length :]
+        (kind,), value = struct.unpack_from("<I", rest), rest[8:]
+        if count != 1 or kind not in (_INT64, _STRING):
+            return None
+        if kind == _INT64:
+            return name, int.from_bytes(value, "little", signed=True)
+        return name, value.decode()
+    except (struct.error, UnicodeDecodeError):
+        return None

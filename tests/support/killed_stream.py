@@ -5,18 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.support.proof_run import FakeScorer, configuration
+import pytest
+
+from tests.support.proof_run import configuration, score_without_models
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream_run import stream as module
 from tidemill.pipelines.stream_run.stream import stream
-
-
-def score_without_a_model() -> None:
-    """Have the stream score without a model, in this process."""
-    infer.Bundle.load = classmethod(lambda *_: None)  # type: ignore[assignment, method-assign]
-    infer.shared_scorer = lambda _: FakeScorer()  # type: ignore[assignment, return-value]
-    module.current_bundle = lambda _: Path("b1")
 
 
 def main(folder: str, root: str, engine: str, resume: str, speed: str) -> None:
@@ -29,7 +22,7 @@ def main(folder: str, root: str, engine: str, resume: str, speed: str) -> None:
         resume: ``resume`` to go on, anything else to start over.
         speed: How many times faster than real time.
     """
-    score_without_a_model()
+    score_without_models(pytest.MonkeyPatch())
     config = configuration(Path(folder), Path(root))
     stream(
         config,

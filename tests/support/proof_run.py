@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests.support.folders import stream_of
 from tests.support.streaming_project import answer_part
@@ -51,6 +51,7 @@ from tidemill.pipelines.recovery.log_parts import source_partitions
 from tidemill.pipelines.recovery.republish import start_over
 from tidemill.pipelines.run.paths import STATES
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
@@ -60,13 +61,19 @@ from tidemill.pipelines.stream.featurize_options import (
 from tidemill.pipelines.stream.infer import predictions
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode
-from tidemill.pipelines.stream.publications import named_publications
+from tidemill.pipelines.stream.publications import (
+    logged_publications,
+    named_publications,
+    publications_name,
+)
 from tidemill.pipelines.stream.release import Release, Taken
+from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.stream.state_files import read_handoff
-from tidemill.pipelines.verify.verify import instant
-from tidemill.serving.bundles.inference import Stamps
+from tidemill.pipelines.stream_run import stream as stream_module
+from tidemill.pipelines.verify.instants import instant
+from tidemill.serving.bundles.inference import Scorer, Stamps
 from tidemill.serving.generations.current import write_current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.parcels import parcels_of
@@ -76,6 +83,7 @@ START = 1_767_225_600 * SECOND  # 2026-01-01
 EVALUATE_UNTIL = START + 2 * DAY
 STREAM_UNTIL = START + 3 * DAY
 SHARDS = 2
+POLL_ROWS = 15
 
 RIDES = EventStream(
     "rides",
@@ -247,8 +255,13 @@ class FakeScorer:
     def score(self, columns: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.float32]]:
         return np.zeros(columns.num_rows, np.float32)
 
-    def padded_rows(self, rows: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return np.full(rows, 8)
+    padded_rows = staticmethod(Scorer.padded_rows)
+
+
+def score_without_models(patch: pytest.MonkeyPatch, scorer: Any = None) -> None:
+    """Let stream and proof score by a `FakeScorer`, or another one, in place of a bundle's."""
+    patch.setattr(infer, "scorer_of", lambda *_: scorer or FakeScorer())
+    patch.setattr(stream_module, "current_bundle", lambda _: Path(FakeScorer.stamps.bundle))
 
 
 @dataclass
@@ -277,16 +290,14 @@ class Server:
         self.polls = 0
         handoff = read_record(self.states)
         self.fills = start_over(config, handoff, QuietProgress())
-        run = StreamRun.beginning(handoff, config.stream.mode, config.stream.poll_rows)
+        run = StreamRun.beginning(handoff, config.stream.mode, POLL_ROWS)
         run.write(self.current.stream_folder)
         write_current(self.current)
         self.database = open_database(config.online_store)
 
     def serve(self) -> None:
         """Serve everything."""
-        options = ReplayOptions(
-            self.current.build_folder, EVALUATE_UNTIL, STREAM_UNTIL, poll_rows=15
-        )
+        options = ReplayOptions(self.current.build_folder, EVALUATE_UNTIL, STREAM_UNTIL, POLL_ROWS)
         replay = ReplayLog(PROJECT, options)
         at = replay.start
         while (found := replay.next_poll(at, STREAM_UNTIL, 0)) is not None:
@@ -297,7 +308,7 @@ class Server:
         stream = self.current.stream_folder
         run = StreamRun.read(stream)
         assert run is not None
-        replace(run, ended=True).write(stream)
+        replace(run, ended=True, until_us=STREAM_UNTIL).write(stream)
         self.database.close()
 
     def feed(self, poll: Poll) -> None:
@@ -314,7 +325,7 @@ class Server:
             for release in operator.receive(self.delivered(view, shard, batches)):
                 parts.append(answer_part(operator, release))
                 self.publish(view, shard, release)
-                self.witness(view, shard, release)
+                self.witness(operator, release)
         answered, _ = self.joiner.receive(parts)
         for batch in answered:
             rows = predictions(PROJECT, FakeScorer(), batch, 0)  # type: ignore[arg-type]
@@ -359,22 +370,18 @@ class Server:
         )
         self.database.publish(parcels)
 
-    def witness(self, view: int, shard: int, release: Release) -> None:
-        """Write the evidence of a release."""
-        folder = self.current.stream_folder / "releases"
+    def witness(self, operator: ShardOperator, release: Release) -> None:
+        """Write the evidence of a release, and its publications."""
+        stream, key = self.current.stream_folder, operator.key
+        folder = stream / "releases"
         folder.mkdir(exist_ok=True)
-        entry = {
-            "version": 2,
-            "view": PROJECT.views[view].name,
-            "shard": shard,
-            "number": release.number,
-            "mark_before": release.mark_before.hex(),
-            "mark": release.mark.hex(),
-            "frontier_us": release.frontier_us,
-            "positions": list(release.positions),
-        }
-        with (folder / f"{view}-{shard}.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        number = [view.name for view in PROJECT.views].index(key.view)
+        with (folder / f"{number}-{key.shard}.jsonl").open("a") as file:
+            file.write(release_line(operator, release) + "\n")
+        if release.publications.num_rows:
+            rows = logged_publications(PROJECT.view(key.view), release.publications)
+            name = f"00001-{publications_name(key.shard, release.number)}"
+            write_rows(stream / "publications" / key.view, rows, name)
 
 
 class DropsABatch(Server):

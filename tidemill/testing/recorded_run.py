@@ -41,8 +41,8 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, one_ba
 from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
+from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
-from tidemill.pipelines.verify.served import streams_to_prove
 from tidemill.pipelines.verify.source_history import EventsByKey, PositionVector, SourceHistory
 from tidemill.serving.generations.current import read_current
 from tidemill.testing.rows import REJECTED_ROWS, CheckedRows
@@ -113,7 +113,8 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
         StateError: There is no run below the root, or another version wrote it.
     """
     root = Path(root)
-    run = streams_to_prove(read_current(root))[0]
+    current = read_current(root)
+    run = next(iter(answered_streams(current)), current)
     log, stream = Log(run.build_folder), run.stream_folder
     predictions = _predictions(stream)
     sources, rejected = _sources(log, project)

@@ -172,6 +172,10 @@ class RedisDatabase:
         )
 
     def _drop_rows(self, space: KeySpace, id_: str) -> None:
+        for keys in self._row_keys(space, id_):
+            self._run([("UNLINK", *keys)], [space])
+
+    def _row_keys(self, space: KeySpace, id_: str) -> Iterator[list[bytes]]:
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", row_prefix(id_))
         cursor = b"0"
         while True:
@@ -179,7 +183,7 @@ class RedisDatabase:
                 [("SCAN", cursor, "MATCH", pattern + b"*", "COUNT", _KEYS_A_SCAN)], [space]
             )
             if keys:
-                self._run([("UNLINK", *keys)], [space])
+                yield keys
             if cursor == b"0":
                 return
 
@@ -261,7 +265,7 @@ class RedisDatabase:
         nonce = secrets.token_bytes(12)
         keys = [TOKEN, *(fill_key(fill.id) for fill in fills)]
         arguments: list[str | bytes | int] = [holder.root, holder.to_json(), nonce, int(take_over)]
-        arguments += [fill.generation for fill in fills]
+        arguments += [text for fill in fills for text in (fill.generation, fill.mode)]
         reply = self._script(take_command(keys, arguments), [fill.space for fill in fills])
         if not isinstance(reply, list):
             return Writer(reply, holder, nonce)
@@ -421,6 +425,18 @@ class RedisDatabase:
             f"{self.name}: key spaces {', '.join(space.name for space in spaces)} were switched "
             f"to other fills {_MOVES} times during one read; try again"
         )
+
+    def scan(self, fill: Fill) -> Iterator[list[Row]]:
+        """Read every row of a fill; this scans every key of the Redis."""
+        prefix = row_prefix(fill.id)
+        for keys in self._row_keys(fill.space, fill.id):
+            # A scan may give a key twice, and one that was removed since.
+            (values,) = self._run([("MGET", *keys)], [fill.space])
+            yield [
+                decode_row(key.removeprefix(prefix), data)
+                for key, data in zip(keys, values, strict=True)
+                if data is not None
+            ]
 
     def close(self) -> None:
         """Close this thread's connection."""

@@ -230,7 +230,7 @@ return 0
 )
 
 # KEYS: the highest token, then the records of the fills. ARGV: root, holder, random bytes, 1 to
-# take over, then the generations of the fills.
+# take over, then generation and mode of each fill.
 _TAKE: Final = (
     _COMMON
     + f"local LAYOUT = '{LAYOUT}'\n"
@@ -247,7 +247,7 @@ highest = highest + 1
 redis.call('SET', KEYS[1], highest)
 for i = 2, #KEYS do
   redis.call('HSET', KEYS[i], 'token', struct.pack('>I4', highest) .. ARGV[3], 'root', ARGV[1],
-    'holder', ARGV[2], 'generation', ARGV[i + 3])
+    'holder', ARGV[2], 'generation', ARGV[2 * i + 1], 'mode', ARGV[2 * i + 2])
 end
 return highest
 """

@@ -191,6 +191,21 @@ class SqliteDatabase:
         with self._transaction(write=False) as sqlite:
             return [self._snapshot(sqlite, space, keys) for space, keys in wanted]
 
+    def scan(self, fill: Fill) -> Iterator[list[Row]]:
+        """Read every row of a fill, by key; each step is a transaction."""
+        query = (
+            "SELECT entity_key, event_timestamp, revision, valid_until, shard, cells "
+            f'FROM "{rows_table(fill.id)}" WHERE entity_key > ? ORDER BY entity_key LIMIT ?'
+        )
+        after = b""
+        while True:
+            with self._transaction(write=False) as sqlite:
+                found = sqlite.execute(query, (after, _KEYS_A_QUERY)).fetchall()
+            if not found:
+                return
+            yield [Row(*row) for row in found]
+            after = found[-1][0]
+
     def close(self) -> None:
         """Close this thread's connection."""
         close(self.path)

@@ -186,7 +186,8 @@ def take_token(
     for fill in fills:
         _set_writer(sqlite, fill.id, writer)
         sqlite.execute(
-            "UPDATE tidemill_fills SET generation = ? WHERE id = ?", (fill.generation, fill.id)
+            "UPDATE tidemill_fills SET generation = ?, mode = ? WHERE id = ?",
+            (fill.generation, fill.mode, fill.id),
         )
     return writer
 

@@ -26,9 +26,8 @@ import pytest
 
 from tests.support import hostile_places, trained_bundle
 from tests.support.folders import build_of, made_root, stream_of
-from tests.support.killed_stream import score_without_a_model
 from tests.support.markdown import ROOT
-from tests.support.proof_run import rides_yaml, write_sources
+from tests.support.proof_run import rides_yaml, score_without_models, write_sources
 from tidemill.features.rows import rejected
 from tidemill.pipelines.commands.cli import COMMANDS, main
 from tidemill.pipelines.commands.explained import COLUMNS, LINES
@@ -193,13 +192,7 @@ def reject_one(project: Path, run: Run) -> None:
 
 def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the stream score without a bundle until the test ends."""
-    from tidemill.pipelines.stream import infer
-    from tidemill.pipelines.stream_run import stream
-
-    for module, name in ((infer, "shared_scorer"), (stream, "current_bundle")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(infer.Bundle, "load", infer.Bundle.load)
-    score_without_a_model()
+    score_without_models(monkeypatch)
 
 
 def test_a_limit_on_the_size_of_files_is_named(project: Path, tmp_path: Path, run: Run) -> None:
@@ -467,9 +460,10 @@ def test_nothing_of_beam_stands_before_an_explained_error(
 
 FAILING = """
 import os, sys
-from tests.support.killed_stream import score_without_a_model
+import pytest
+from tests.support.proof_run import score_without_models
 from tidemill.pipelines.commands.cli import main
-score_without_a_model()
+score_without_models(pytest.MonkeyPatch())
 for quiet in ([], ["--quiet"]):
     try:
         main([*sys.argv[1:], *quiet])

@@ -31,8 +31,8 @@ from tests.support.paused import Paused
 from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
-    FakeScorer,
     configuration,
+    score_without_models,
     write_sources,
 )
 from tests.support.stores import place_of
@@ -46,10 +46,9 @@ from tidemill.pipelines.ingest.replay_rejected import replay as replay_rejected
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.republish import republish, shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
-from tidemill.pipelines.verify.verify import instant, verify
+from tidemill.pipelines.verify.instants import instant
+from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.generations.current import read_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
@@ -297,13 +296,11 @@ class Reader:
 # A root that has streamed the sources as they were at first, and one with the corrected ones.
 
 
-@contextmanager
+@pytest.fixture(scope="module", autouse=True)
 def scored() -> Iterator[None]:
     """Score without a model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
-        patch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
-        patch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+        score_without_models(patch)
         yield
 
 
@@ -323,9 +320,8 @@ def made(
 ) -> Configuration:
     write(folder, correct)
     config = configured(folder, place)
-    with scored():
-        publish(config)
-        run(config)
+    publish(config)
+    run(config)
     return config
 
 
@@ -383,9 +379,8 @@ def test_a_backfill_that_publishes_corrects_everything_at_once_and_a_stream_goes
         assert published["published"]["entities"] > 0
         assert values(config) == values(fresh)
         assert publish(config)["published"]["written"] == 0
-        with scored():
-            check_proof(config)
-            run(config)
+        check_proof(config)
+        run(config)
     assert reader.reads > 10
     assert reader.faults == []
     assert values(config) == values(fresh)
@@ -403,12 +398,11 @@ def test_without_publishing_readers_see_the_old_history_until_a_stream_has_caugh
     write(config.path.parent, CORRECTIONS[correction])
     backfill(config, QuietProgress())
     assert values(config) == before
-    with scored():
-        check_proof(config)
-        run(config, until_us=END - 3 * HOUR)
-        assert values(config) == before
-        assert verify(config, QuietProgress(), SAMPLE)["store_mismatches"] == 0
-        run(config, resume=True)
+    check_proof(config)
+    run(config, until_us=END - 3 * HOUR)
+    assert values(config) == before
+    assert verify(config, QuietProgress(), SAMPLE)["store_mismatches"] == 0
+    run(config, resume=True)
     assert values(config) == values(fresh)
     check_files(config, fresh)
     check_proof(config)
@@ -424,21 +418,20 @@ def test_beside_a_running_stream_everything_is_corrected_too(
     """The stream runs on in its own generation, or ends when readers are switched away from it."""
     config = copied(streamed, tmp_path / "corrected")
     program = Paused(lambda: run(config), 12)
-    with scored():
-        with program.paused("sqlite", monkeypatch):
-            before = shown_frontiers(config)
-            write(config.path.parent, CORRECTIONS[correction])
-            publish(config)
-            assert values(config) == values(fresh)
-            assert all(shown_frontiers(config)[at] >= shown for at, shown in before.items())
-        assert program.steps >= 12
-        # Before its fill is read, it is removed; after that, readers are switched away from it.
-        assert isinstance(program.error, (SupersededWriter, type(None)))
+    with program.paused("sqlite", monkeypatch):
+        before = shown_frontiers(config)
+        write(config.path.parent, CORRECTIONS[correction])
+        publish(config)
         assert values(config) == values(fresh)
-        run(config)
-        assert values(config) == values(fresh)
-        check_files(config, fresh)
-        check_proof(config)
+        assert all(shown_frontiers(config)[at] >= shown for at, shown in before.items())
+    assert program.steps >= 12
+    # Before its fill is read, it is removed; after that, readers are switched away from it.
+    assert isinstance(program.error, (SupersededWriter, type(None)))
+    assert values(config) == values(fresh)
+    run(config)
+    assert values(config) == values(fresh)
+    check_files(config, fresh)
+    check_proof(config)
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -450,7 +443,7 @@ def test_readers_of_redis_see_one_history_at_a_time(
     with place_of("redis", tmp_path) as place, place_of("redis", tmp_path / "other") as other:
         config = made(tmp_path / "sources", place=place)
         write(config.path.parent, correct)
-        with Reader(config).reading(monkeypatch) as reader, scored():
+        with Reader(config).reading(monkeypatch) as reader:
             backfill(config, QuietProgress(), publish=published)
             run(config)
         assert reader.reads > 50
@@ -458,8 +451,7 @@ def test_readers_of_redis_see_one_history_at_a_time(
         fresh = made(tmp_path / "fresh", correct, other)
         assert values(config) == values(fresh)
         check_files(config, fresh)
-        with scored():
-            check_proof(config)
+        check_proof(config)
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -479,10 +471,9 @@ def test_a_rejected_row_is_mended_in_its_own_words(published: bool, tmp_path: Pa
     assert values(config) == before
     backfill(config, QuietProgress(), publish=published)
     assert (values(config) == before) == (not published)
-    with scored():
-        run(config)
-        assert values(config) == values(fresh)
-        check_proof(config)
+    run(config)
+    assert values(config) == values(fresh)
+    check_proof(config)
 
 
 def made_of_table(folder: Path, correct: Callable[[Rows], None] | None) -> Configuration:
@@ -491,9 +482,8 @@ def made_of_table(folder: Path, correct: Callable[[Rows], None] | None) -> Confi
     config = configured(folder)
     rides = replace(config.sources["rides"], received=None)
     config = replace(config, sources={**config.sources, "rides": rides})
-    with scored():
-        publish(config)
-        run(config)
+    publish(config)
+    run(config)
     return config
 
 
@@ -516,5 +506,4 @@ def test_what_a_backfill_has_published_can_be_published_again(
     assert values(config) != published
     republish(config, QuietProgress())
     assert values(config) == published
-    with scored():
-        check_proof(config)
+    check_proof(config)

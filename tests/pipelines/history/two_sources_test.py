@@ -16,6 +16,7 @@ from tests.support.proof_run import (
     QUOTES,
     FakeScorer,
     configuration,
+    score_without_models,
     write_sources,
 )
 from tidemill import Entity, EventStream, FeatureView, Project, col, count, sum
@@ -24,8 +25,6 @@ from tidemill.pipelines.config.configuration import Configuration, Source
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.recovery.republish import shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.online.backends import open_database
@@ -65,9 +64,7 @@ class Scorer(FakeScorer):
 
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
-    monkeypatch.setattr(infer, "shared_scorer", lambda _: Scorer())
-    monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+    score_without_models(monkeypatch, Scorer())
 
 
 def read_rides(folder: Path) -> list[dict[str, str]]:

@@ -9,13 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.support.proof_run import PROJECT, FakeScorer, configuration, write_sources
+from tests.support.proof_run import (
+    PROJECT,
+    configuration,
+    score_without_models,
+    write_sources,
+)
 from tidemill.features.errors import StoreError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.compare_store import read_through_feast
 from tidemill.pipelines.verify.verify import verify
@@ -56,9 +59,7 @@ def _read(config: Configuration) -> dict[str, Any]:
 def test_a_run_on_feasts_own_store_warns_once_and_serves_the_same_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
-    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
-    monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+    score_without_models(monkeypatch)
     write_sources(tmp_path)
     ordered = configuration(tmp_path, tmp_path / "ordered")
     generic = configuration(tmp_path, tmp_path / "generic")

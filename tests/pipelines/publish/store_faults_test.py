@@ -26,8 +26,8 @@ import pytest
 from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
-    FakeScorer,
     configuration,
+    score_without_models,
     write_sources,
 )
 from tests.support.redis_server import RedisServer, running
@@ -39,7 +39,6 @@ from tidemill.pipelines.io import replay
 from tidemill.pipelines.publish import publish
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import verify
@@ -68,9 +67,7 @@ def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
-    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
-    monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+    score_without_models(monkeypatch)
     # Every poll is a bundle.
     monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.builds import make_build
 from tests.support.folders import build_of, stream_of
-from tests.support.proof_run import FakeScorer
+from tests.support.proof_run import score_without_models
 from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
@@ -45,7 +45,6 @@ from tidemill.pipelines.recovery.republish import shown_frontiers
 from tidemill.pipelines.run.paths import CUTS as CUTS_LOG
 from tidemill.pipelines.run.paths import HANDOFF, SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import Part, RequestPart, SavepointPart
 from tidemill.pipelines.stream.featurize_options import (
@@ -55,11 +54,10 @@ from tidemill.pipelines.stream.featurize_options import (
 )
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
+from tidemill.pipelines.stream.rejected_by_stream import read_rejected
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
-from tidemill.pipelines.stream_run import stream as module
-from tidemill.pipelines.stream_run.outcome import read_rejected
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.generations.current import read_current
 from tidemill.serving.online.backends import open_database
@@ -106,9 +104,7 @@ def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Score without a model, which these tests do not need."""
-    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
-    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
-    monkeypatch.setattr(module, "current_bundle", lambda _: Path("b1"))
+    score_without_models(monkeypatch)
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
     STREAM_UNTIL,
-    FakeScorer,
     configuration,
+    score_without_models,
     write_sources,
 )
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
@@ -44,8 +44,6 @@ from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import republish, shown_frontiers
 from tidemill.pipelines.run.paths import SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.offline.log import OfflineLog
@@ -72,9 +70,7 @@ def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
-    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
-    monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+    score_without_models(monkeypatch)
     # Every poll is a bundle: with few bundles no row would be late.
     monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
 

@@ -20,9 +20,9 @@ from tests.support.paused import Paused
 from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
-    FakeScorer,
     configuration,
     rides_yaml,
+    score_without_models,
     write_sources,
 )
 from tests.support.stores import STORES, place_of
@@ -34,8 +34,6 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.recovery.republish import shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.online.backends import open_database
@@ -47,9 +45,7 @@ END = EVALUATE_UNTIL + 6 * HOUR
 
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
-    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
-    monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+    score_without_models(monkeypatch)
     # Every poll is a bundle, so there are many writes.
     monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)
 

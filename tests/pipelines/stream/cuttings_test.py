@@ -19,7 +19,7 @@ import pytest
 from tests.pipelines.recovery.handoff_test import late_arrivals
 from tests.support.builds import make_build
 from tests.support.folders import build_of, offline_of, stream_of
-from tests.support.proof_run import FakeScorer
+from tests.support.proof_run import score_without_models
 from tests.support.random_engine import RandomEngine
 from tests.support.streaming_project import (
     ENGINES,
@@ -36,10 +36,9 @@ from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.recovery.resume import first_start, prepare
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer, snapshot_policy
+from tidemill.pipelines.stream import snapshot_policy
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.operator_key import Mode
-from tidemill.pipelines.stream_run import stream as module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.stores.online_places import SqlitePlace
 from tidemill.serving.stores.places import OFFLINE
@@ -61,9 +60,7 @@ MODES = ["exact", "eager"]
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Score without a model, which these tests do not need."""
-    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
-    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
-    monkeypatch.setattr(module, "current_bundle", lambda _: Path("b1"))
+    score_without_models(monkeypatch)
 
 
 def made(root: Path, mode: str) -> Configuration:
@@ -113,7 +110,7 @@ def polls_of(config: Configuration) -> list[Poll]:
 
 
 def run(config: Configuration, chance: random.Random | None) -> RandomEngine:
-    start, prepared = prepare(config, first_start(config, None), QuietProgress())
+    start, fills = prepare(config, first_start(config, None), QuietProgress())
     options = FeaturizeOptions(
         run="cuttings",
         shards=config.shards,
@@ -122,7 +119,7 @@ def run(config: Configuration, chance: random.Random | None) -> RandomEngine:
         changes=True,
         handoff=start.folder,
     )
-    engine = RandomEngine(config, start, prepared.fills, options, chance)
+    engine = RandomEngine(config, start, fills, options, chance)
     engine.run(polls_of(config))
     return engine
 

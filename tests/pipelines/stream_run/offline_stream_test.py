@@ -17,8 +17,8 @@ from tests.support.proof_run import (
     EVALUATE_UNTIL,
     PROJECT,
     STREAM_UNTIL,
-    FakeScorer,
     configuration,
+    score_without_models,
     write_sources,
 )
 from tidemill.features.contract import HOUR
@@ -31,8 +31,6 @@ from tidemill.pipelines.io.log import RECEIVED, Log
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.offline.log import OfflineLog, newest_rows
 
@@ -63,9 +61,7 @@ def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 def config(
     backfilled: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Configuration:
-    monkeypatch.setattr(infer.Bundle, "load", classmethod(lambda *_: None))
-    monkeypatch.setattr(infer, "shared_scorer", lambda _: FakeScorer())
-    monkeypatch.setattr(stream_module, "current_bundle", lambda _: Path("b1"))
+    score_without_models(monkeypatch)
     shutil.copytree(backfilled.root, tmp_path / "run")
     copied = configuration(backfilled.path.parent, tmp_path / "run", "exact")
     # One poll a segment: then every frontier is past all rows, except the first and the savepoints.

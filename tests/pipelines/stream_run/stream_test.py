@@ -34,10 +34,10 @@ from tidemill.pipelines.run.paths import PREDICTIONS, RELEASES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.answer_parts import AnswerPart, RequestPart
+from tidemill.pipelines.stream.rejected_by_stream import read_rejected
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part
 from tidemill.pipelines.stream_run import stream as module
-from tidemill.pipelines.stream_run.outcome import read_rejected
 from tidemill.pipelines.stream_run.stream import run_id, stream
 
 CUT = START + 4 * HOUR

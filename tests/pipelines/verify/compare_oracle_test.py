@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.proof_run import PROJECT, Server, configuration, write_sources
+from tests.support.proof_run import (
+    PROJECT,
+    Server,
+    configuration,
+    score_without_models,
+    write_sources,
+)
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.verify import verify as module
+from tidemill.pipelines.verify import prove_stream as module
 from tidemill.pipelines.verify.compare_oracle import (
     MOST_STEPS,
     Sample,
@@ -20,6 +26,7 @@ from tidemill.pipelines.verify.compare_oracle import (
     check_with_oracle,
 )
 from tidemill.pipelines.verify.findings import Findings
+from tidemill.pipelines.verify.verify import verify
 
 FEATURES = sum(len(view.features) for view in PROJECT.views)
 Compared = tuple[list[Any], Any, Any]
@@ -42,7 +49,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "check_with_oracle", kept)
-        assert module.verify(config, QuietProgress(), sample=5)["mismatches"] == 0
+        score_without_models(patch)
+        assert verify(config, QuietProgress(), sample=5)["mismatches"] == 0
     return taken[0]
 
 
@@ -100,10 +108,11 @@ def test_figures_say_what_was_covered(tmp_path: Path, monkeypatch: pytest.Monkey
     config = configuration(tmp_path, tmp_path / "run")
     backfill(config, QuietProgress())
     Server(config).serve()
+    score_without_models(monkeypatch)
     said: list[str] = []
     progress = QuietProgress()
     monkeypatch.setattr(progress, "say", said.append)
-    figures = module.verify(config, progress, sample=30, deadline_s=0)
+    figures = verify(config, progress, sample=30, deadline_s=0)
     assert (figures["oracle_requests"], figures["oracle_values"]) == (0, 0)
     assert (figures["oracle_not_reached"], figures["oracle_too_costly"]) == (30, 0)
     assert figures["mismatches"] == 0

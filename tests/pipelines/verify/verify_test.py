@@ -27,6 +27,7 @@ from tests.support.proof_run import (
     Server,
     configuration,
     rewrite_predictions,
+    score_without_models,
     write_sources,
 )
 from tidemill.features.errors import InputError
@@ -36,8 +37,7 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.verify import findings
-from tidemill.pipelines.verify import verify as proof_of_it_all
+from tidemill.pipelines.verify import findings, prove_stream
 from tidemill.pipelines.verify.diagnosis import EARLY
 from tidemill.pipelines.verify.read_features import read_features
 from tidemill.pipelines.verify.served import read_predictions
@@ -48,6 +48,11 @@ from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite.scripts import rows_table
 
 SAMPLE = 60
+
+
+@pytest.fixture(autouse=True)
+def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    score_without_models(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +148,7 @@ def test_an_event_at_the_requests_own_instant_is_found(
     ready: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(findings, "LISTED", 500)
-    monkeypatch.setattr(proof_of_it_all, "LISTED", 500)
+    monkeypatch.setattr(prove_stream, "LISTED", 500)
     CountsTheRequestsOwnInstant(ready).serve()
     figures = _verify(ready)
     assert figures["feature_mismatches"] > 0
@@ -198,7 +203,7 @@ def test_a_missing_prediction_counts_as_many_mismatches_as_it_has_features(
     assert figures["predictions"] == figures["requests"] - 1
 
 
-def test_a_missing_prediction_is_right_where_its_request_was_rejected(
+def test_a_prediction_is_missing_although_a_record_says_that_nobody_answered(
     served: Configuration,
 ) -> None:
     lost: list[pa.Table] = []
@@ -222,8 +227,10 @@ def test_a_missing_prediction_is_right_where_its_request_was_rejected(
         stream_of(served.root) / "rejected_by_stream", pa.Table.from_batches([record]), "one"
     )
     figures = _verify(served)
-    assert figures["mismatches"] == 0
-    assert figures["rejected_requests"] == 1
+    assert [row["what"] for row in figures["first_mismatches"]] == ["missing", "rejected"]
+    assert figures["first_mismatches"][1]["cause"].startswith("the releases answer this request")
+    assert figures["mismatches"] == FEATURES + 1
+    assert figures["rejected_requests"] == 0
     assert figures["predictions"] == figures["requests"] - 1
 
 
@@ -277,8 +284,10 @@ def test_a_release_that_left_no_evidence_is_found(served: Configuration) -> None
     path.write_text("".join(lines[:2] + lines[3:]))
     figures = _verify(served)
     lost = json.loads(lines[2])["number"]
-    assert figures["first_mismatches"][0]["id"] == f"release {lost} of shard 0"
-    assert figures["first_mismatches"][0]["seen"] == "no evidence"
+    named = [
+        row for row in figures["first_mismatches"] if row["id"] == f"release {lost} of shard 0"
+    ]
+    assert [row["seen"] for row in named] == ["no evidence"]
 
 
 def test_the_log_that_was_replayed_is_not_believed(ready: Configuration) -> None:
@@ -331,9 +340,10 @@ def test_a_store_row_that_should_have_been_replaced_is_found(served: Configurati
         )
     sqlite.close()
     figures = _verify(served)
-    (row,) = figures["first_mismatches"]
-    assert (row["id"], row["seen"], row["expected"]) == ("d3", "OUTSIDE_MAX_AGE", "PRESENT")
-    assert figures["mismatches"] == len(BY_DRIVER.columns)
+    status, column = figures["first_mismatches"]
+    assert (status["seen"], status["expected"]) == ("OUTSIDE_MAX_AGE", "PRESENT")
+    assert (column["id"], column["feature"]) == ("d3", "valid_until")
+    assert figures["mismatches"] == len(BY_DRIVER.columns) + 1
 
 
 def test_a_store_row_that_is_missing_is_found(served: Configuration) -> None:
@@ -355,9 +365,13 @@ def test_a_frontier_that_did_not_reach_the_store_is_found(served: Configuration)
     assert ("store", "shard 0") in {(row["what"], row["id"]) for row in figures["first_mismatches"]}
 
 
-def test_nothing_to_verify_is_an_error_that_says_what_to_do(ready: Configuration) -> None:
-    with pytest.raises(InputError, match="run `tidemill stream`"):
-        _verify(ready)
+def test_a_build_without_a_stream_is_proven(ready: Configuration) -> None:
+    figures = _verify(ready)
+    assert figures["mismatches"] == figures["values"] == 0
+    assert (figures["training_rows"], figures["states"]) == (400, 4)
+    assert figures["training_values"] == 400 * FEATURES
+    assert not ready.online_store.path.exists()
+    assert figures["store_entities"] == 0
 
 
 def test_features_command_reads_values_status_and_frontier(served: Configuration) -> None:

@@ -1,0 +1,134 @@
+"""Comparing all outputs of a stream with what its polls give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MIN
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.log import PARTITION, POSITION
+from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.stream.publications import named_publications
+from tidemill.pipelines.verify.findings import Findings
+from tidemill.pipelines.verify.outputs.compare_publications import PublicationCheck
+from tidemill.pipelines.verify.outputs.compare_rejected import RejectedCheck
+from tidemill.pipelines.verify.outputs.compare_releases import ReleaseCheck
+from tidemill.pipelines.verify.outputs.compare_rows import RowCheck
+from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
+from tidemill.pipelines.verify.outputs.extent import Outputs, find_extent
+from tidemill.pipelines.verify.outputs.places import places_of
+from tidemill.pipelines.verify.outputs.repeat import Repeat, Repeated
+from tidemill.serving.offline.log import OfflineLog
+
+
+def compare_outputs(
+    config: Configuration,
+    run: StreamRun,
+    predictions: pa.Table,
+    rows: RowCheck | None,
+    offline: Path | None,
+    progress: Progress,
+    findings: Findings,
+    of_scores: Findings,
+) -> Outputs:
+    """Repeat a stream, and compare releases, publications, rejected records and predictions.
+
+    Args:
+        config: The configuration, with the folders of the stream.
+        run: Its record.
+        predictions: Its predictions.
+        rows: Takes the operators at the releases that the online store names; None if the store
+            has rows of something else.
+        offline: Where the offline logs are written again, to which the stream adds; None if it
+            adds to none.
+        progress: Where progress is shown.
+        findings: Takes the mismatches of releases, publications and rejected records.
+        of_scores: Takes those of the predictions.
+    """
+    stream, project = config.current.stream_folder, config.project
+    repeat = Repeat(config, run)
+    releases = ReleaseCheck(stream, findings)
+    publications = PublicationCheck(stream, project, findings)
+    rejected = RejectedCheck(stream, project, findings)
+    scores = PredictionCheck(config.root, project, predictions, of_scores)
+    extent = find_extent(
+        config.current, run, releases.found, len(repeat.operators), repeat.last_poll
+    )
+    numbers = {
+        bytes.fromhex(entry["mark"]): number
+        for (*_, number), entries in releases.found.items()
+        for entry in entries
+        if isinstance(entry.get("mark"), str) and len(entry["mark"]) == 32
+    }
+    stops = {extent.complete} | (set() if rows is None else rows.releases(numbers))
+    if rows is not None:
+        rows.take(repeat.operators.values())
+    answered, possible = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    frontiers = _frontiers(repeat)
+    with progress.stage("repeat the stream", repeat.rows, "rows") as stage:
+        for part in repeat.polls(extent.last, stops):
+            is_complete = part.last_poll <= extent.complete
+            releases.take(part.releases, extent.complete)
+            publications.take(part.releases, extent.complete)
+            rejected.take(part, is_complete=is_complete)
+            for batch in part.answered:
+                scores.take(batch)
+                possible.append(places_of(batch, PARTITION, POSITION))
+                if is_complete:
+                    answered.append(possible[-1])
+            if rows is not None:
+                rows.take(repeat.operators.values())
+            if offline is not None:
+                _append(config, part, offline)
+            if is_complete:
+                frontiers = _frontiers(repeat)
+            stage.advance(part.rows)
+    for check in (releases, publications, rejected):
+        check.finish()
+    return Outputs(
+        extent=extent,
+        answered=np.concatenate(answered),
+        possible=np.concatenate(possible),
+        refused=np.array(rejected.requests, np.int64),
+        frontiers=frontiers,
+        figures={
+            "releases": releases.compared,
+            "publications": publications.rows,
+            "rejected": rejected.rows,
+            "scores": scores.scores,
+            "scores_elsewhere": scores.elsewhere,
+        },
+    )
+
+
+def _frontiers(repeat: Repeat) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for (view, _), operator in repeat.operators.items():
+        out[view] = min(out.get(view, operator.state.frontier_us), operator.state.frontier_us)
+    return out
+
+
+def _append(config: Configuration, part: Repeated, offline: Path) -> None:
+    """Append the publications of releases to the logs that are written again."""
+    by_shard: dict[tuple[str, int], list[int]] = {}
+    for place, (operator, _) in enumerate(part.releases):
+        by_shard.setdefault((operator.key.view, operator.key.shard), []).append(place)
+    for (name, shard), places in by_shard.items():
+        view = config.project.view(name)
+        run = [part.releases[place][1] for place in places]
+        OfflineLog.of(offline, view).append(
+            view,
+            {
+                release.number: named_publications(view, release.publications)
+                for release in run
+                if release.publications.num_rows
+            },
+            shard=shard,
+            shards=config.shards,
+            since_us=TIME_MIN if run[0].since_us is None else run[0].since_us,
+            until_us=run[-1].frontier_us,
+        )

@@ -1,0 +1,100 @@
+"""Comparing the rejected records of a stream: each is one that its polls give.
+
+A request is rejected instead of answered only where no release has its answer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from tidemill.features.definitions import Project
+from tidemill.features.rows import rejected
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.answer_parts import group_of
+from tidemill.pipelines.stream.rejected_by_stream import read_rejected, rejected_requests
+from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.outputs.differences import differing, shown
+from tidemill.pipelines.verify.outputs.repeat import Repeated
+
+_PLACE: Final = ("stage", "stream", "partition", "position")
+_Place = tuple[str, str, int, int]
+
+
+class RejectedCheck:
+    """Compares the rejected records of a stream.
+
+    Args:
+        stream: The stream's folder.
+        project: The project.
+        findings: Takes the mismatches.
+
+    Attributes:
+        requests: The places (`pipelines.stream.answer_parts.group_of`) of the requests that its
+            polls reject.
+        rows: How many records were compared.
+    """
+
+    def __init__(self, stream: Path, project: Project, findings: Findings) -> None:
+        self._project, self._findings = project, findings
+        self._found = read_rejected(stream / paths.REJECTED_BY_STREAM).combine_chunks()
+        self._rows: dict[_Place, list[int]] = {}
+        for row, place in enumerate(_places(self._found)):
+            self._rows.setdefault(place, []).append(row)
+        self.requests: list[int] = []
+        self.rows = 0
+
+    def take(self, repeated: Repeated, *, is_complete: bool) -> None:
+        """Compare the records that some polls give.
+
+        Args:
+            repeated: What the polls give.
+            is_complete: Whether their outputs must be there.
+        """
+        request = self._project.request.name
+        given = [rejected_requests(request, lost) for lost in repeated.unanswered]
+        for batch in [*repeated.rejected, *given]:
+            expected = pa.Table.from_batches([batch]).combine_chunks()
+            for row, place in enumerate(_places(expected)):
+                if place[1] == request:
+                    self.requests.append(group_of(place[2], place[3]))
+                rows = self._rows.pop(place, [])
+                if not rows and is_complete:
+                    self._note(place, "", "no record", "a rejected record", "it is gone")
+                for found in rows[:1]:
+                    self.rows += 1
+                    self._compare(place, found, expected.slice(row, 1))
+                for _ in rows[1:]:
+                    self._note(place, "", "more than one record", "one", "it was added")
+
+    def _compare(self, place: _Place, row: int, expected: pa.Table) -> None:
+        for name in rejected.SCHEMA.names:
+            seen, right = (
+                table.column(name).combine_chunks()
+                for table in (self._found.slice(row, 1), expected)
+            )
+            if differing(seen, right).any():
+                cause = "the stream's polls reject the row otherwise"
+                self._note(place, name, shown(seen, 0), shown(right, 0), cause)
+
+    def finish(self) -> None:
+        """Note the records that no poll gives."""
+        for place, rows in sorted(self._rows.items()):
+            cause = "no poll of the stream rejects this row"
+            if place[0] == rejected.Stage.ANSWER:
+                cause = "the releases answer this request: it was not rejected"
+            for _ in rows:
+                self._note(place, "", "a rejected record", "none", cause)
+
+    def _note(self, place: _Place, field: str, seen: str, expected: str, cause: str) -> None:
+        stage, source, partition, position = place
+        id = f"{source}/{partition}:{position} ({stage})"
+        self._findings.add(
+            Mismatch("rejected", id, "", field, seen=seen, expected=expected, cause=cause)
+        )
+
+
+def _places(records: pa.Table) -> list[_Place]:
+    return list(zip(*(records.column(name).to_pylist() for name in _PLACE), strict=True))

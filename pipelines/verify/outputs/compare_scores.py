@@ -1,0 +1,170 @@
+"""Comparing what a prediction says beside features: its score, its versions, its stamps.
+
+A score is computed again by the bundle that the prediction names, from the values that the releases
+give, in a call of the same padded shape. Where the call was made as this process makes it (device,
+TensorFlow's version, XLA), the bytes must be equal. Scores that were made elsewhere may differ in
+their last bits; they are counted apart, and must be equal within `TOLERANCE`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import BoolArray
+from tidemill.features.definitions import Project
+from tidemill.features.errors import BundleError, InputError
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
+from tidemill.pipelines.stream import infer
+from tidemill.pipelines.stream.infer import STAMPS, predictions
+from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.outputs.differences import differing, shown
+from tidemill.pipelines.verify.outputs.places import places_of
+from tidemill.serving.bundles.current import BUNDLES
+from tidemill.serving.bundles.inference import Scorer
+
+TOLERANCE: Final = 1e-4
+"""How far scores may be apart that two kinds of devices compute, absolutely."""
+
+_CALL: Final = ("device", "tensorflow", "xla")
+"""The stamps that say how a call was made."""
+_CAUSES: Final = {
+    "score": "the bundle gives another score for the values that the releases give",
+    "bundle_version": "the other predictions of its call name another bundle",
+    "transform_hash": "the bundle's transform has another hash",
+    "spec_hash": "the bundle was trained for other definitions",
+    "padded_rows": "the call that scored it had another shape",
+    "partition": "the request is of another partition",
+    "position": "the request is at another position",
+    "received_us": "the request was received at another time",
+}
+
+
+class PredictionCheck:
+    """Compares the predictions of a stream with what its polls give, but for ids and features.
+
+    Args:
+        root: The root; it has the bundles.
+        project: The project.
+        found: The predictions.
+        findings: Takes the mismatches.
+
+    Attributes:
+        scores: How many scores were compared.
+        elsewhere: How many of them were made otherwise than this process makes them.
+    """
+
+    def __init__(self, root: Path, project: Project, found: pa.Table, findings: Findings) -> None:
+        self._root, self._project, self._findings = root, project, findings
+        self._found = one_batch(found)
+        places = places_of(self._found, "partition", "position")
+        self._order = np.argsort(places, kind="stable")
+        self._places = places[self._order]
+        self._scorers: dict[str, Scorer | str] = {}
+        self.scores = self.elsewhere = 0
+        # Ids, inputs and features are compared with the sources (`compare_predictions`).
+        self._elsewhere_checked = {"request_id", "request_time", *STAMPS}
+        self._elsewhere_checked |= {*project.request.inputs}
+        self._elsewhere_checked |= {column.name for column in project.columns}
+
+    def take(self, answered: pa.RecordBatch) -> None:
+        """Compare the predictions for some answered requests, which are one call of the bundle."""
+        wanted = places_of(answered, PARTITION, POSITION)
+        at = np.searchsorted(self._places, wanted)
+        there: BoolArray = np.zeros(len(wanted), np.bool_)
+        inside = at < len(self._places)
+        there[inside] = self._places[at[inside]] == wanted[inside]
+        if not there.any():
+            return  # a missing prediction is noted elsewhere
+        found = self._found.take(pa.array(self._order[at[there]]))
+        version = str(_most_frequent(found.column("bundle_version")))
+        scorer = self._scorer(version)
+        if isinstance(scorer, str):
+            self._note_all(found, "bundle_version", version, "a bundle of this root", scorer)
+            return
+        expected = predictions(self._project, scorer, answered, 0).filter(pa.array(there))
+        self.scores += found.num_rows
+        self._compare(found, expected, scorer)
+
+    def _compare(self, found: pa.RecordBatch, expected: pa.RecordBatch, scorer: Scorer) -> None:
+        made = {name: _most_frequent(found.column(name)) for name in _CALL}
+        is_alike = all(made[name] == getattr(scorer.stamps, name) for name in _CALL)
+        if not is_alike:
+            self.elsewhere += found.num_rows
+        for name in expected.schema.names:
+            if name in self._elsewhere_checked:
+                continue
+            seen, right = found.column(name), expected.column(name)
+            if seen.type != right.type:
+                raise InputError(
+                    f"predictions: column {name!r} is {seen.type}, this code writes {right.type}; "
+                    "run `tidemill stream` again"
+                )
+            if name in _CALL:
+                right = pa.array([made[name]] * len(right), right.type)
+            wrong = differing(seen, right)
+            if name == "score" and not is_alike:
+                wrong &= _far(seen, right)
+            what, _, view = name.partition("__")
+            cause = _CAUSES.get(name, "the other predictions of its call say something else")
+            if view:
+                cause = "the stream's polls give another answer: the prediction names another one"
+            for row in np.flatnonzero(wrong).tolist():
+                self._findings.add(
+                    Mismatch(
+                        what, found.column("request_id")[row].as_py(), view, "" if view else name,
+                        seen=shown(seen, row), expected=shown(right, row), cause=cause,
+                    )
+                )  # fmt: skip
+        self._check_clocks(found)
+
+    def _check_clocks(self, found: pa.RecordBatch) -> None:
+        """Check that a prediction was made after its request was read."""
+        sent, created = (found.column(name) for name in STAMPS)
+        nulls = differing(sent, sent.fill_null(0)) | differing(created, created.fill_null(0))
+        wrong = nulls | (hashing.bits(sent) > hashing.bits(created))
+        for row in np.flatnonzero(wrong).tolist():
+            self._findings.add(
+                Mismatch(
+                    "created_us", found.column("request_id")[row].as_py(), "", "created_us",
+                    seen=shown(created, row), expected=f"not before {shown(sent, row)}",
+                    cause="a prediction is made after its request was read",
+                )
+            )  # fmt: skip
+
+    def _note_all(
+        self, found: pa.RecordBatch, field: str, seen: str, expected: str, cause: str
+    ) -> None:
+        for id in found.column("request_id").to_pylist():
+            self._findings.add(
+                Mismatch("score", id, "", field, seen=seen, expected=expected, cause=cause)
+            )
+
+    def _scorer(self, version: str) -> Scorer | str:
+        """Return the scorer of a bundle, or why there is none."""
+        if version not in self._scorers:
+            folder = self._root / BUNDLES / version
+            try:
+                if folder.name != version:  # a path would load something else
+                    raise BundleError(f"{version!r} is no version of a bundle")
+                self._scorers[version] = infer.scorer_of(folder, self._project)
+            except (BundleError, FileNotFoundError) as error:
+                self._scorers[version] = f"its score cannot be computed again: {error}"
+        return self._scorers[version]
+
+
+def _most_frequent(column: pa.Array) -> Any:
+    ((value, _),) = Counter(column.to_pylist()).most_common(1)
+    return value
+
+
+def _far(one: pa.Array, other: pa.Array) -> BoolArray:
+    """Return where two columns of scores are further apart than devices make them."""
+    first, second = (column.to_numpy(zero_copy_only=False) for column in (one, other))
+    far: BoolArray = ~(np.abs(first - second) <= TOLERANCE)
+    return far

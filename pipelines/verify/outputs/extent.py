@@ -1,0 +1,79 @@
+"""How far a stream has come, by what it has recorded: what must be there, and what may be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.errors import StateMismatch
+from tidemill.pipelines.recovery.handoff import StreamRun, last_states
+from tidemill.serving.generations.current import Current
+
+
+class Extent(NamedTuple):
+    """How far a stream has come.
+
+    Attributes:
+        complete: The outputs of polls up to this number must be there.
+        last: Those of later polls up to this number may be there: the stream runs, or was killed.
+    """
+
+    complete: int
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What the polls of a stream give, as far as it has come.
+
+    Attributes:
+        extent: How far that is.
+        answered: The places (`pipelines.stream.answer_parts.group_of`) of the requests that must
+            have a prediction.
+        possible: Those places, and those of the requests that may have one: the stream has answered
+            them, if it has come so far.
+        refused: The places of the requests that must be rejected instead.
+        frontiers: By view: the least frontier of its shards after the last complete poll; None if
+            there was none.
+        figures: The number of outputs compared, by name.
+    """
+
+    extent: Extent
+    answered: Int64Array
+    possible: Int64Array
+    refused: Int64Array
+    frontiers: Mapping[str, int]
+    figures: Mapping[str, int]
+
+
+def find_extent(
+    current: Current,
+    run: StreamRun,
+    released: Iterable[tuple[str, int, int]],
+    parts: int,
+    last_poll: int,
+) -> Extent:
+    """Find how far a stream has come.
+
+    Its outputs are complete up to its last savepoint, and at its end.
+
+    Args:
+        current: The folders of the stream.
+        run: Its record.
+        released: View, shard and number of each recorded release.
+        parts: The number of (view, shard).
+        last_poll: The number of the poll at the stream's end.
+    """
+    numbers = [number for *_, number in released if 0 < number <= last_poll]
+    at_end = sum(number == last_poll for number in numbers)
+    # All its last releases are there: it has ended, or was killed in its very last moment.
+    if run.ended or at_end >= parts:
+        return Extent(last_poll, last_poll)
+    try:
+        _, handoff = last_states(current)
+    except StateMismatch:  # the build is gone
+        return Extent(0, max(numbers, default=0))
+    complete = handoff.polls if handoff.kind == "stop" and handoff.began == run.began else 0
+    return Extent(complete, max([complete, *numbers]))

@@ -1,0 +1,183 @@
+"""A stream repeated in this process: what its polls must have given, without Beam or files.
+
+The outputs of a stream are a function of its log: of where it began, of its polls, and of nothing
+else (`pipelines.io.replay`, `pipelines.stream.operator`). So a proof takes the polls again, passes
+them to operators and to a joiner that are made anew, and compares what these give with the files.
+The states that the stream began with are made from the log too, and not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from tidemill.features.kernel.plan import make_plan
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.ingest.validate import validated_poll
+from tidemill.pipelines.io.cuts import FileCutLog
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
+from tidemill.pipelines.recovery.beginning import find_beginning
+from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.recovery.log_parts import source_partitions
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, Unanswered
+from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.release import Release
+from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.stream.shard import request_parts, shard_poll
+from tidemill.pipelines.stream.state_files import handed_over, start_from
+
+TOGETHER_ROWS = 65_536
+"""About how many rows of the log are passed to the operators at once."""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What some successive polls give.
+
+    Attributes:
+        last_poll: The number of the last of them.
+        releases: Every release, with its operator, which has taken all of the polls.
+        answered: Answered requests (`pipelines.stream.answer_join.answered_schema`).
+        rejected: Rows that are not valid, as rejected records.
+        unanswered: Requests that are given up.
+        rows: The number of their rows.
+    """
+
+    last_poll: int
+    releases: list[tuple[ShardOperator, Release]] = field(default_factory=list)
+    answered: list[pa.RecordBatch] = field(default_factory=list)
+    rejected: list[pa.RecordBatch] = field(default_factory=list)
+    unanswered: list[Unanswered] = field(default_factory=list)
+    rows: int = 0
+
+
+class Repeat:
+    """The operators and the joiner of a stream, made anew from its log.
+
+    Args:
+        config: The configuration, with the folders of the stream; its definitions have made it.
+        run: The record of the stream.
+
+    Attributes:
+        positions: Source to the position of each partition that the stream began at.
+        states: The bytes of the state of each operator that it began with, by view and shard.
+        operators: The operators, by view and shard.
+        rows: How many rows its polls have.
+    """
+
+    def __init__(self, config: Configuration, run: StreamRun) -> None:
+        self._project, current = config.project, config.current
+        options = FeaturizeOptions(
+            run="repeat",
+            shards=config.shards,
+            partitions=source_partitions(Log(current.build_folder), config.project),
+            mode=Mode(run.mode),
+            changes=run.offline is not None,
+            answer_within_us=config.stream.answer_within_us,
+        )
+        self._shards = config.shards
+        self.states: dict[tuple[str, int], bytes] = {}
+        self.operators: dict[tuple[str, int], ShardOperator] = {}
+        self.positions, made = find_beginning(config, current.build_folder, run.as_of_us)
+        for first in made:
+            place = first.key.view, first.key.shard
+            self.states[place] = handed_over(first)
+            operator = make_operator(config.project, first.key.text, options)
+            start_from(operator, self.states[place])
+            self.operators[place] = operator
+        self._joiner = AnswerJoiner(config.project, config.shards, options.answer_within_us)
+        self._replay = ReplayLog(
+            config.project,
+            ReplayOptions(
+                root=current.build_folder,
+                start_us=run.as_of_us,
+                stop_us=run.until_us or config.splits.stream_until_us,
+                poll_rows=run.poll_rows,
+                cuts=tuple(FileCutLog(current.stream_folder / paths.CUTS).recorded()),
+            ),
+        )
+        self.rows = self._replay.rows
+
+    @property
+    def last_poll(self) -> int:
+        """The number of the poll at the stream's end, which has no rows."""
+        return self._replay.last_poll_number + 1
+
+    def polls(self, until: int, stops: Collection[int] = ()) -> Iterator[Repeated]:
+        """Take polls.
+
+        Args:
+            until: The number of the last poll to take.
+            stops: Numbers of polls at which the operators are to be seen: polls after one of them
+                are not taken together with it.
+
+        Yields:
+            What some polls give, all of them in turn. The operators are as of their last one.
+        """
+        plans = {view.name: make_plan(view) for view in self._project.views}
+        batches: dict[tuple[str, int], list[SequencedBatch]] = {at: [] for at in self.operators}
+        parts: list[Part] = []
+        rejected: list[pa.RecordBatch] = []
+        rows = 0
+        for poll in self._read(until):
+            poll_rows = sum(part.stop - part.start for part in poll.parts)
+            valid, refused = validated_poll(self._project, poll)
+            rejected += refused
+            parts += request_parts(self._project, valid)
+            for index, shard, data in shard_poll(self._project, plans, self._shards, valid):
+                place = self._project.views[index].name, shard
+                schema = self.operators[place].event_schema
+                batches[place] += decode_batches(data, schema)
+            rows += poll_rows
+            if rows >= TOGETHER_ROWS or poll.number in stops or poll.number >= until:
+                yield self._take(poll.number, batches, parts, rejected, rows)
+                batches = {at: [] for at in self.operators}
+                parts, rejected, rows = [], [], 0
+        if parts or rejected or any(batches.values()):
+            yield self._take(self.last_poll, batches, parts, rejected, rows)
+
+    def _read(self, until: int) -> Iterator[Poll]:
+        at = self._replay.start
+        while at.number < until:
+            found = self._replay.next_poll(at, self._end_us(), 0)
+            if found is None:
+                yield self._replay.final_poll(at, 0)
+                return
+            poll, at = found
+            yield poll
+
+    def _end_us(self) -> int:
+        return self._replay.due_us(0.0)
+
+    def _take(
+        self,
+        last_poll: int,
+        batches: Mapping[tuple[str, int], list[SequencedBatch]],
+        parts: list[Part],
+        rejected: list[pa.RecordBatch],
+        rows: int,
+    ) -> Repeated:
+        out = Repeated(last_poll, rejected=rejected, rows=rows)
+        for place, operator in self.operators.items():
+            for release in operator.receive(batches[place]):
+                out.releases.append((operator, release))
+                parts.append(
+                    AnswerPart(*place, release.number, release.frontier_us, release.answers)
+                )
+        answered, unanswered = self._joiner.receive(parts)
+        out.answered.extend(answered)
+        out.unanswered.extend(unanswered)
+        return out
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for an answer after the last poll."""
+        return self._joiner.requests_pending

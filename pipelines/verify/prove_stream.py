@@ -1,0 +1,343 @@
+"""The proof of one stream: its outputs, the values of its predictions, and its publications."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.errors import StateMismatch
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.history.offline_history import log_history
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
+from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
+from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.verify.compare_build import compare_record
+from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
+from tidemill.pipelines.verify.compare_oracle import (
+    affordable,
+    check_with_oracle,
+    sampled_rows,
+)
+from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_predictions
+from tidemill.pipelines.verify.compare_store import StoreCounts, check_store
+from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
+from tidemill.pipelines.verify.findings import LISTED, Findings
+from tidemill.pipelines.verify.instants import instant
+from tidemill.pipelines.verify.outputs.compare_outputs import compare_outputs
+from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
+from tidemill.pipelines.verify.outputs.extent import Outputs
+from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
+from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
+from tidemill.pipelines.verify.source_history import History
+from tidemill.pipelines.verify.store_origins import Origin
+from tidemill.pipelines.verify.witness import find_witness
+from tidemill.serving.offline.log import OfflineLog
+from tidemill.serving.online.backends import open_database
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the oracle compares.
+
+    Attributes:
+        requests: How many requests are drawn.
+        deadline_s: After so many seconds it ends.
+    """
+
+    requests: int
+    deadline_s: float
+
+
+@dataclass
+class Proof:
+    """What was found about a stream, by what was compared.
+
+    Attributes:
+        features: Requests, stamps and features of predictions.
+        oracle: Features, by the oracle.
+        scores: Scores and stamps of predictions.
+        outputs: The record of the stream, releases, publications and rejected records.
+        store: Rows of the online store.
+        offline: Rows of the offline logs.
+        figures: Figures by name.
+    """
+
+    features: Findings = field(default_factory=Findings)
+    oracle: Findings = field(default_factory=Findings)
+    scores: Findings = field(default_factory=Findings)
+    outputs: Findings = field(default_factory=Findings)
+    store: Findings = field(default_factory=Findings)
+    offline: Findings = field(default_factory=Findings)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def all(self) -> Findings:
+        """Return all mismatches."""
+        everything = Findings()
+        for findings in (
+            self.features, self.oracle, self.store, self.scores, self.outputs, self.offline,
+        ):  # fmt: skip
+            everything.merge(findings)
+        return everything
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of mismatches of each kind."""
+        return {
+            "feature_mismatches": self.features.count,
+            "oracle_mismatches": self.oracle.count,
+            "score_mismatches": self.scores.count,
+            "output_mismatches": self.outputs.count,
+            "store_mismatches": self.store.count,
+            "offline_mismatches": self.offline.count,
+        }
+
+
+SUMMED: Final = (
+    "values", "scores", "scores_elsewhere", "releases", "publications", "rejected", "store_rows",
+    "store_parts_moving", "offline_rows", "score_mismatches", "output_mismatches",
+    "store_mismatches", "offline_mismatches", *StoreCounts().as_figures(),
+)  # fmt: skip
+"""The figures that are those of all streams together."""
+
+
+def nothing_streamed(config: Configuration) -> dict[str, Any]:
+    """Return the figures of a root without a stream."""
+    names = (
+        *SUMMED, "requests", "rejected_requests", "waiting_requests", "predictions",
+        "feature_mismatches", "late_values", "oracle_requests", "oracle_too_costly",
+        "oracle_not_reached", "oracle_values", "oracle_mismatches",
+    )  # fmt: skip
+    return {
+        **dict.fromkeys(names, 0),
+        "sources": {},
+        "generation": config.current.generation,
+        "log_is_witness": [],
+        "features": len(config.project.columns),
+        "first_late": [],
+    }
+
+
+def prove_stream(
+    config: Configuration,
+    progress: Progress,
+    sampling: Sampling,
+    origins: Mapping[str, Origin],
+) -> Proof:
+    """Prove one stream, and the rows of the online store that it has published.
+
+    Args:
+        config: The configuration, with the folders of the stream.
+        progress: Where progress is shown.
+        sampling: What the oracle compares.
+        origins: View to what its rows in the online store were made from.
+
+    Raises:
+        StateMismatch: There is no record of the stream.
+    """
+    proof, current = Proof(), config.current
+    run = StreamRun.read(current.stream_folder)
+    if run is None:
+        raise StateMismatch(
+            f"{current.stream_folder} has outputs of a stream, and not its record (stream.json): "
+            "restore it, or run `tidemill stream`"
+        )
+    witness = find_witness(config, progress, proof.features)
+    history = witness.history
+    _check_run(config, run, proof.outputs)
+    predictions = read_predictions(current.stream_folder, config.project)
+    views = [view for view, origin in origins.items() if origin[:2] == (current, True)]
+    database = open_database(config.online_store)
+    rows = RowCheck(config.project, database, views, proof.store) if views else None
+    given, offline_rows = _compare_files(config, run, predictions, rows, progress, proof)
+    evidence = read_evidence(config, history)
+    end_us = evidence.stream_until_us
+    asked = history.requests.received_in(run.as_of_us, end_us)
+    served = serve_beside_requests(asked, predictions, given, config.project, proof.features)
+    if served.waiting:
+        progress.say(
+            f"the stream in {current.stream_folder} has not ended: {served.waiting:,} requests "
+            "have no answer yet"
+        )
+    verdicts = list(compare_predictions(history, evidence, served, progress, proof.features))
+    late: list[dict[str, Any]] = []
+    for verdict in verdicts:
+        note_wrong_values(verdict, evidence, served, proof.features, LISTED)
+        late += _late_rows(verdict, evidence, served, LISTED - len(late))
+    of_oracle = _check_with_oracle(
+        config, verdicts, evidence, served, sampling, progress, proof.oracle
+    )
+    stored, row_counts = StoreCounts(), RowCounts()
+    if rows is not None:
+        stored = check_store(config, history, evidence, views, progress, proof.store)
+        rows.check_records(run, run.mode)
+        row_counts = rows.finish()
+    database.close()
+    proof.figures = {
+        "sources": _source_counts(history, run.as_of_us, end_us),
+        "generation": current.generation,
+        "log_is_witness": [f"{name}: {why}" for name, why in witness.changed.items()],
+        "requests": served.expected + served.unanswered,
+        "rejected_requests": served.unanswered,
+        "waiting_requests": served.waiting,
+        "predictions": served.count,
+        "features": len(config.project.columns),
+        "values": served.count * len(config.project.columns),
+        "late_values": sum(int(verdict.late.sum()) for verdict in verdicts),
+        **of_oracle,
+        **stored.as_figures(),
+        "store_rows": row_counts.rows,
+        "store_parts_moving": row_counts.moving,
+        **given.figures,
+        "offline_rows": offline_rows,
+        **proof.counts(),
+        "first_late": late,
+    }
+    return proof
+
+
+def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> None:
+    """Compare the record of a stream with its build and its log."""
+    current, log = config.current, Log(config.current.build_folder)
+    partitions = source_partitions(log, config.project)
+    _, positions = parts_before(log, config.project, partitions, run.as_of_us)
+    expected: dict[str, Any] = {
+        "generation": current.generation,
+        "positions": positions,
+        "digests": cut_digests(log, positions),
+    }
+    manifest = BuildManifest.read(current.build_folder)
+    if manifest.as_of_us == run.as_of_us:
+        expected["began"] = manifest.handoff
+    compare_record("stream.json", vars(run), expected, findings)
+
+
+def _compare_files(
+    config: Configuration,
+    run: StreamRun,
+    predictions: pa.Table,
+    rows: RowCheck | None,
+    progress: Progress,
+    proof: Proof,
+) -> tuple[Outputs, int]:
+    """Repeat the stream, and compare its files."""
+
+    def outputs(offline: Path | None) -> Outputs:
+        return compare_outputs(
+            config, run, predictions, rows, offline, progress, proof.outputs, proof.scores
+        )
+
+    if run.offline is None:
+        return outputs(None), 0
+    with scratch_root(config.root) as offline:
+        _log_history(config, run, offline)
+        given = outputs(offline)
+        folder = replace(config.current, offline=run.offline).offline_root
+        return given, _compare_offline(config, folder, offline, given, progress, proof.offline)
+
+
+def _log_history(config: Configuration, run: StreamRun, offline: Path) -> None:
+    """Write the offline logs again up to where a stream begins."""
+    project = config.project
+    log_history(
+        project.views,
+        Log(config.current.build_folder),
+        offline,
+        shards=config.shards,
+        until_us={
+            view.name: run.as_of_us
+            - max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
+            for view in project.views
+        },
+        positions=run.positions,
+    )
+
+
+def _compare_offline(
+    config: Configuration,
+    found: Path,
+    right: Path,
+    given: Outputs,
+    progress: Progress,
+    findings: Findings,
+) -> int:
+    rows = 0
+    has_ended = given.extent.complete == given.extent.last
+    with progress.stage("compare the offline logs", None, "days") as stage:
+        for view in config.project.views:
+            rows += compare_offline(
+                view,
+                OfflineLog.of(found, view),
+                OfflineLog.of(right, view),
+                findings,
+                stage,
+                until_us=None if has_ended else given.frontiers[view.name],
+            )
+    return rows
+
+
+def _check_with_oracle(
+    config: Configuration,
+    verdicts: list[ViewVerdict],
+    evidence: Evidence,
+    served: Served,
+    sampling: Sampling,
+    progress: Progress,
+    findings: Findings,
+) -> dict[str, int]:
+    asked = hashing.bits(served.requests.column(config.project.request.request_time))
+    drawn = affordable(verdicts, sampled_rows(asked, sampling.requests))
+    with progress.stage("check a sample with the oracle", drawn.steps, "steps") as stage:
+        compared = check_with_oracle(
+            verdicts, evidence, served, drawn, findings, stage, deadline_s=sampling.deadline_s
+        )
+    if (left := len(drawn.rows) - compared.requests) or drawn.costly:
+        progress.say(
+            f"the oracle recomputed {compared.requests:,} of {compared.requests + left:,} sampled "
+            f"requests; {drawn.costly:,} more cost too much, {left:,} did not fit in "
+            f"{sampling.deadline_s:g} s"
+        )
+    return {
+        "oracle_requests": compared.requests,
+        "oracle_too_costly": drawn.costly,
+        "oracle_not_reached": left,
+        "oracle_values": compared.values,
+    }
+
+
+def _source_counts(history: History, start_us: int, stop_us: int) -> dict[str, Mapping[str, int]]:
+    return {
+        name: {
+            "read": source.counts.read,
+            "accepted": source.counts.kept,
+            "dropped": source.counts.dropped,
+            "rejected": source.counts.rejected,
+            "streamed": len(source.received_in(start_us, stop_us)),
+        }
+        for name, source in history.sources.items()
+    }
+
+
+def _late_rows(
+    verdict: ViewVerdict, evidence: Evidence, served: Served, room: int
+) -> list[dict[str, Any]]:
+    """Return the first late values with the events that explain them."""
+    rows: Int64Array = np.flatnonzero(verdict.late.any(axis=1))[: max(room, 0)]
+    ids = served.predictions.column("request_id")
+    return [
+        {
+            "request": ids[row].as_py(),
+            "view": verdict.view.name,
+            "as_of": instant(int(verdict.as_of_us[row])),
+            "values": int(verdict.late[row].sum()),
+            "late_events": ", ".join(late_events(verdict, evidence, row)),
+        }
+        for row in rows.tolist()
+    ]
