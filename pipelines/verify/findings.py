@@ -61,4 +61,5 @@ class Findings:
     def merge(self, other: Findings) -> None:
         """Add the findings of another."""
         self.count += other.count
+        self._known |= other._known
         self.listed = [*self.listed, *other.listed][:LISTED]

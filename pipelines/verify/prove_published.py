@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tidemill.pipelines.recovery.later_states import Later, later_operators
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.operator import ShardOperator
-from tidemill.pipelines.verify.compare_store import StoreCounts, check_store
+from tidemill.pipelines.verify.compare_store import StoreCounts, check_store, received_before
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.store_origins import Origin
@@ -52,7 +53,8 @@ def prove_published(
     for current, views in by_folders.items():
         of_it = replace(config, pinned=current)
         history = find_witness(of_it, progress, findings).history
-        found = check_store(of_it, history, None, views, progress, findings)
+        applied = functools.partial(received_before, of_it)
+        found = check_store(of_it, history, applied, views, progress, findings)
         total = StoreCounts(*map(operator.add, total, found))
         compared = _compare_rows(of_it, views, findings)
         rows = RowCounts(*map(operator.add, rows, compared))

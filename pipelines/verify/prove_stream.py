@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import Int64Array
+from tidemill.features.contract import BoolArray, Int64Array
+from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.history.offline_history import log_history
-from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.log import PARTITION, POSITION, Log
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import Progress
@@ -37,11 +39,12 @@ from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.outputs.extent import Outputs
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
-from tidemill.pipelines.verify.source_history import History
+from tidemill.pipelines.verify.source_history import History, SourceHistory
 from tidemill.pipelines.verify.store_origins import Origin
 from tidemill.pipelines.verify.witness import find_witness
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.rows import Frontiers
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def prove_stream(
     database = open_database(config.online_store)
     rows = RowCheck(config.project, database, views, proof.store) if views else None
     given, offline_rows = _compare_files(config, run, predictions, rows, progress, proof)
-    evidence = read_evidence(config, history)
+    evidence = read_evidence(config, history, given.releases)
     end_us = evidence.stream_until_us
     asked = history.requests.received_in(run.as_of_us, end_us)
     served = serve_beside_requests(asked, predictions, given, config.project, proof.features)
@@ -176,9 +179,17 @@ def prove_stream(
     )
     stored, row_counts = StoreCounts(), RowCounts()
     if rows is not None:
-        stored = check_store(config, history, evidence, views, progress, proof.store)
+        stored = check_store(
+            config,
+            history,
+            functools.partial(_applied, rows, evidence),
+            views,
+            progress,
+            proof.store,
+            rows.is_still,
+        )
         rows.check_records(run, run.mode)
-        row_counts = rows.finish()
+        row_counts = rows.finish(given.extent.complete)
     database.close()
     proof.figures = {
         "sources": _source_counts(history, run.as_of_us, end_us),
@@ -201,6 +212,24 @@ def prove_stream(
         "first_late": late,
     }
     return proof
+
+
+def _applied(
+    rows: RowCheck,
+    evidence: Evidence,
+    view: FeatureView,
+    source: SourceHistory,
+    frontiers: Frontiers,  # noqa: ARG001 - what the marks say is more exact
+) -> BoolArray:
+    """Tell which rows of a stream are in what readers see, by the marks or by the last releases."""
+    found = rows.applied(view, source)
+    if found is not None:
+        return found
+    limits = evidence.applied(view, source.partitions)
+    keys = source.rows.column(view.key).combine_chunks()
+    shards = hashing.shard_of(hashing.key_bytes(keys), evidence.shards)
+    applied: BoolArray = source.words(POSITION) < limits[shards, source.words(PARTITION)]
+    return applied
 
 
 def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> None:

@@ -119,12 +119,19 @@ class FrontierColumns:
     before: Int64Array
 
 
-def read_evidence(config: Configuration, history: History) -> Evidence:
+def read_evidence(
+    config: Configuration,
+    history: History,
+    given: Mapping[tuple[str, int, int], tuple[int, PositionVector]] | None = None,
+) -> Evidence:
     """Read the releases of a run.
 
     Args:
         config: The configuration; its mode is used if the run's summary has none.
         history: The history of its sources.
+        given: By view, shard and number: frontier and positions of the releases that the polls
+            give. They stand in for releases that are not recorded: a killed run has none of its
+            last ones.
 
     Raises:
         InputError: There is no evidence.
@@ -140,6 +147,10 @@ def read_evidence(config: Configuration, history: History) -> Evidence:
 
     for key, value in read_release_lines(current.stream_folder, take):
         releases.setdefault(key, value)
+    for key, (frontier_us, positions) in (given or {}).items():
+        if key not in releases:
+            events = history.of(project.view(key[0])).partitions
+            releases[key] = frontier_us, positions[:events]
     handoff_us: dict[str, int] = {}
     handoff: dict[str, PositionVector] = {}
     run = StreamRun.read(current.stream_folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tidemill.features.contract import TIME_MIN
 from tidemill.pipelines.config.configuration import Configuration
@@ -56,7 +57,12 @@ def compare_outputs(
     rejected = RejectedCheck(stream, project, findings)
     scores = PredictionCheck(config.root, project, predictions, of_scores)
     extent = find_extent(
-        config.current, run, releases.found, len(repeat.operators), repeat.last_poll
+        config.current,
+        run,
+        releases.found,
+        [*publications.numbers, *_named(config, predictions)],
+        len(repeat.operators),
+        repeat.last_poll,
     )
     numbers = {
         bytes.fromhex(entry["mark"]): number
@@ -64,14 +70,26 @@ def compare_outputs(
         for entry in entries
         if isinstance(entry.get("mark"), str) and len(entry["mark"]) == 32
     }
-    stops = {extent.complete} | (set() if rows is None else rows.releases(numbers))
+    until, stops = extent.last, {extent.complete}
     if rows is not None:
         rows.take(repeat.operators.values())
+        stops |= rows.releases(numbers)
+        if any(mark not in numbers for *_, mark in rows.sought):
+            # A killed stream may have published a release that it has not recorded.
+            until, stops = repeat.last_poll, set(range(extent.complete, repeat.last_poll))
     answered, possible = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    given: dict[tuple[str, int, int], tuple[int, tuple[int, ...]]] = {}
     frontiers = _frontiers(repeat)
     with progress.stage("repeat the stream", repeat.rows, "rows") as stage:
-        for part in repeat.polls(extent.last, stops):
+        for part in repeat.polls(until, stops):
             is_complete = part.last_poll <= extent.complete
+            given |= {
+                (operator.key.view, operator.key.shard, release.number): (
+                    release.frontier_us,
+                    release.positions,
+                )
+                for operator, release in part.releases
+            }
             releases.take(part.releases, extent.complete)
             publications.take(part.releases, extent.complete)
             rejected.take(part, is_complete=is_complete)
@@ -82,11 +100,13 @@ def compare_outputs(
                     answered.append(possible[-1])
             if rows is not None:
                 rows.take(repeat.operators.values())
-            if offline is not None:
+            if offline is not None and part.last_poll <= extent.last:
                 _append(config, part, offline)
             if is_complete:
                 frontiers = _frontiers(repeat)
             stage.advance(part.rows)
+            if part.last_poll >= extent.last and (rows is None or not rows.sought):
+                break
     for check in (releases, publications, rejected):
         check.finish()
     return Outputs(
@@ -95,6 +115,7 @@ def compare_outputs(
         possible=np.concatenate(possible),
         refused=np.array(rejected.requests, np.int64),
         frontiers=frontiers,
+        releases=given,
         figures={
             "releases": releases.compared,
             "publications": publications.rows,
@@ -103,6 +124,12 @@ def compare_outputs(
             "scores_elsewhere": scores.elsewhere,
         },
     )
+
+
+def _named(config: Configuration, predictions: pa.Table) -> list[int]:
+    """Return the numbers of the releases that predictions name."""
+    columns = [predictions.column(f"release__{view.name}") for view in config.project.views]
+    return sorted({number for column in columns for number in pc.unique(column).to_pylist()})
 
 
 def _frontiers(repeat: Repeat) -> dict[str, int]:

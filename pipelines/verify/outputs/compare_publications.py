@@ -41,6 +41,11 @@ class PublicationCheck:
             _, _, name = path.name.removesuffix(".parquet").partition("-")  # after the segment
             self._files.setdefault((path.parent.name, name), []).append(path)
 
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the releases that files name."""
+        return [int(number) for _, name in self._files if (number := name[-12:]).isdigit()]
+
     def take(self, releases: Iterable[tuple[ShardOperator, Release]], complete: int) -> None:
         """Compare the publications of releases.
 

@@ -11,21 +11,40 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
-from tidemill.features.definitions import Project
+from tidemill.features.contract import BoolArray
+from tidemill.features.definitions import FeatureView, Project
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.io.log import PARTITION, POSITION
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
 from tidemill.pipelines.recovery.store_fills import cuts_of
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.source_history import SourceHistory
 from tidemill.serving.online.cells import cells_width, decode_cells
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.fills import Fill, PartState, slice_of
 from tidemill.serving.online.parcels import online_rows
-from tidemill.serving.online.rows import KeySpace, Row, decode_key
+from tidemill.serving.online.rows import KeySpace, Row, decode_key, online_keys
 
 _FIELDS: Final = ("event_timestamp", "revision", "valid_until", "shard")
+
+
+class Reached(NamedTuple):
+    """An operator at a release.
+
+    Attributes:
+        number: The number of the release.
+        frontier_us: Its frontier.
+        positions: The next position of each partition, first of events and then of requests.
+    """
+
+    number: int
+    frontier_us: int
+    positions: tuple[int, ...]
 
 
 class RowCounts(NamedTuple):
@@ -68,7 +87,12 @@ class RowCheck:
             for fill, states in zip(fills, database.part_states(fills), strict=True)
         }
         self._rows: dict[tuple[str, int, bytes], dict[bytes, Row]] = {}
-        self._frontiers: dict[tuple[str, int, bytes], int] = {}
+        self._reached: dict[tuple[str, int, bytes], Reached] = {}
+
+    def is_still(self, view: str) -> bool:
+        """Tell whether nothing was published to a view since its marks were read."""
+        fill, states = self.fills[view]
+        return self._database.part_states([fill])[0] == states
 
     def marks(self, view: str, shard: int) -> set[bytes]:
         """Return the marks that the parts of a shard have."""
@@ -88,6 +112,16 @@ class RowCheck:
             if mark in numbers
         }
 
+    @property
+    def sought(self) -> set[tuple[str, int, bytes]]:
+        """The marks, with view and shard, whose release no operator has reached yet."""
+        return {
+            (view, shard, mark)
+            for view, (fill, _) in self.fills.items()
+            for shard in range(fill.shards)
+            for mark in self.marks(view, shard)
+        } - self._rows.keys()
+
     def take(self, operators: Iterable[ShardOperator]) -> None:
         """Note the rows of operators whose last release some part has.
 
@@ -101,7 +135,9 @@ class RowCheck:
             view = self._project.view(name)
             batch = online_rows(view, named_publications(view, operator.everything()), shard)
             self._rows[name, shard, mark] = {row.key: row for row in batch.rows()}
-            self._frontiers[name, shard, mark] = operator.state.frontier_us
+            self._reached[name, shard, mark] = Reached(
+                operator.number, operator.state.frontier_us, tuple(operator.expected)
+            )
 
     def check_records(self, begun: Handoff | StreamRun, mode: str) -> None:
         """Compare the records of the fills with what began them.
@@ -120,9 +156,35 @@ class RowCheck:
                         "the record of the fill is not what it was begun with",
                     )  # fmt: skip
 
-    def finish(self) -> RowCounts:
-        """Read all rows, and compare."""
-        counts = RowCounts()
+    def applied(self, view: FeatureView, source: SourceHistory) -> BoolArray | None:
+        """Tell which rows of a source are in what readers see of a view.
+
+        Returns:
+            bool, ``(rows,)``; None if the mark of some part is not known.
+        """
+        fill, states = self.fills[view.name]
+        limits = np.zeros((len(states), source.partitions), np.int64)
+        for part, state in enumerate(states):
+            place = view.name, part // fill.slices, state.mark or b""
+            if place not in self._reached:
+                return None
+            limits[part] = self._reached[place].positions[: source.partitions]
+        keys = source.rows.column(view.key).combine_chunks()
+        shards = hashing.shard_of(hashing.key_bytes(keys), fill.shards)
+        parts = shards * fill.slices
+        if fill.slices > 1:
+            raw = online_keys(view.entity.join_key, keys)
+            parts += np.array([slice_of(key, fill.slices) for key in raw], np.int64)
+        applied: BoolArray = source.words(POSITION) < limits[parts, source.words(PARTITION)]
+        return applied
+
+    def finish(self, complete: int = 0) -> RowCounts:
+        """Read all rows, and compare.
+
+        Args:
+            complete: The number of the release that every part must have reached.
+        """
+        self._complete, counts = complete, RowCounts()
         for view, (fill, states) in self.fills.items():
             found = {row.key: row for rows in self._database.scan(fill) for row in rows}
             (now,) = self._database.part_states([fill])
@@ -149,17 +211,23 @@ class RowCheck:
             if state.mark is None or part in moving:
                 continue
             shard = part // fill.slices
-            frontier = self._frontiers.get((view, shard, state.mark))
+            reached = self._reached.get((view, shard, state.mark))
             id = f"shard {shard}" + (f", slice {part % fill.slices}" if fill.slices > 1 else "")
-            if frontier is None:
+            if reached is None:
                 self._note(
                     id, view, "mark", state.mark.hex(), "the mark of a release",
                     "no release of the stream has this mark: other rows were written",
                 )  # fmt: skip
-            elif frontier != state.frontier_us:
+                continue
+            if reached.frontier_us != state.frontier_us:
                 self._note(
-                    id, view, "frontier", str(state.frontier_us), str(frontier),
+                    id, view, "frontier", str(state.frontier_us), str(reached.frontier_us),
                     "the release that the mark names has another frontier",
+                )  # fmt: skip
+            if reached.number < self._complete:
+                self._note(
+                    id, view, "mark", f"release {reached.number}", f"release {self._complete}",
+                    "the last publications of the shard are not in the store",
                 )  # fmt: skip
 
     def _expected(self, view: str, fill: Fill, states: list[PartState]) -> dict[bytes, Row]:

@@ -37,6 +37,8 @@ class Outputs:
         refused: The places of the requests that must be rejected instead.
         frontiers: By view: the least frontier of its shards after the last complete poll; None if
             there was none.
+        releases: By view, shard and number: frontier and positions of every release that the polls
+            give.
         figures: The number of outputs compared, by name.
     """
 
@@ -45,6 +47,7 @@ class Outputs:
     possible: Int64Array
     refused: Int64Array
     frontiers: Mapping[str, int]
+    releases: Mapping[tuple[str, int, int], tuple[int, tuple[int, ...]]]
     figures: Mapping[str, int]
 
 
@@ -52,6 +55,7 @@ def find_extent(
     current: Current,
     run: StreamRun,
     released: Iterable[tuple[str, int, int]],
+    named: Iterable[int],
     parts: int,
     last_poll: int,
 ) -> Extent:
@@ -63,10 +67,12 @@ def find_extent(
         current: The folders of the stream.
         run: Its record.
         released: View, shard and number of each recorded release.
+        named: The numbers of releases that its other outputs name.
         parts: The number of (view, shard).
         last_poll: The number of the poll at the stream's end.
     """
     numbers = [number for *_, number in released if 0 < number <= last_poll]
+    later = [number for number in named if 0 < number <= last_poll]
     at_end = sum(number == last_poll for number in numbers)
     # All its last releases are there: it has ended, or was killed in its very last moment.
     if run.ended or at_end >= parts:
@@ -74,6 +80,6 @@ def find_extent(
     try:
         _, handoff = last_states(current)
     except StateMismatch:  # the build is gone
-        return Extent(0, max(numbers, default=0))
+        return Extent(0, max([0, *numbers, *later]))
     complete = handoff.polls if handoff.kind == "stop" and handoff.began == run.began else 0
-    return Extent(complete, max([complete, *numbers]))
+    return Extent(complete, max([complete, *numbers, *later]))

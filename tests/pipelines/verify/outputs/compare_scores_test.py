@@ -1,0 +1,158 @@
+"""Scores of a trained bundle: the same bits, or close by where another device made them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.support import trained_bundle as given
+from tidemill.features.kernel.prepare import fixed_binary
+from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
+from tidemill.pipelines.stream.answer_join import answered_schema
+from tidemill.pipelines.stream.infer import predictions
+from tidemill.pipelines.verify.compare_predictions import patterns
+from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
+from tidemill.serving.bundles.inference import Scorer, shared_scorer
+
+PROJECT = given.PROJECT
+ROWS = 20
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return shared_scorer(given.bundle())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with the bundle."""
+    bundle = given.bundle()
+    shutil.copytree(bundle.directory, tmp_path / "bundles" / bundle.version)
+    return tmp_path
+
+
+def answered() -> pa.RecordBatch:
+    """Answered requests of one call."""
+    rows = given.rows(ROWS, 3)
+    asked = {
+        "at": rows["request_time"],
+        "parcel": rows["request_id"],
+        "depot": rows["size"],
+        "grams": rows["grams"],
+        "metres": rows["metres"],
+        "fragile": rows["fragile"],
+    }
+    values, nulls = patterns([rows[column.name].combine_chunks() for column in PROJECT.columns])
+    words = np.zeros((ROWS, 1), np.int64)
+    numbers = np.arange(ROWS)
+    technical = {
+        POSITION: pa.array(numbers + 7),
+        RECEIVED: pa.array(numbers),
+        SENT: pa.array(np.zeros(ROWS, np.int64)),
+        PARTITION: pa.array(np.zeros(ROWS, np.int64)),
+        **{name: fixed_binary(words) for name in ("_as_of", "_release", "_shard")},
+        "values": fixed_binary(values),
+        "nulls": fixed_binary(nulls),
+    }
+    table = pa.table({**asked, **technical}).select(answered_schema(PROJECT))
+    return table.combine_chunks().to_batches()[0]
+
+
+def served(scorer: Scorer) -> pa.Table:
+    return pa.Table.from_batches([predictions(PROJECT, scorer, answered(), 1)])
+
+
+def check(root: Path, table: pa.Table) -> tuple[list[Mismatch], PredictionCheck]:
+    findings = Findings()
+    found = PredictionCheck(root, PROJECT, table, findings)
+    found.take(answered())
+    assert findings.count == len(findings.listed)
+    return findings.listed, found
+
+
+def changed(table: pa.Table, column: str, row: int | None, value: Any) -> pa.Table:
+    values = table[column].to_pylist()
+    for place in range(len(values)) if row is None else [row]:
+        values[place] = value(values[place]) if callable(value) else value
+    place = table.schema.get_field_index(column)
+    field = table.schema.field(place)
+    return table.set_column(place, field, pa.array(values, field.type))
+
+
+def one_bit(score: float) -> np.float32:
+    bits = np.array([score], np.float32)
+    bits.view(np.int32)[0] ^= 1
+    return bits[0]
+
+
+def test_the_scores_of_a_bundle_are_the_same_bits(root: Path, scorer: Scorer) -> None:
+    listed, found = check(root, served(scorer))
+    assert listed == []
+    assert (found.scores, found.elsewhere) == (ROWS, 0)
+    # In any order, and with some of them missing: the call is that of the polls.
+    table = served(scorer).take(pa.array([5, 3, 11]))
+    listed, found = check(root, table)
+    assert (listed, found.scores) == ([], 3)
+
+
+def test_one_bit_of_a_score_is_found(root: Path, scorer: Scorer) -> None:
+    listed, _ = check(root, changed(served(scorer), "score", 4, one_bit))
+    (mismatch,) = listed
+    assert (mismatch.what, mismatch.feature) == ("score", "score")
+    assert mismatch.id == served(scorer)["request_id"][4].as_py()
+    assert "the bundle gives another score" in mismatch.cause
+
+
+def test_scores_of_another_device_may_differ_in_their_last_bits(root: Path, scorer: Scorer) -> None:
+    elsewhere = changed(served(scorer), "device", None, "GPU of somebody")
+    listed, found = check(root, changed(elsewhere, "score", 4, one_bit))
+    assert listed == []
+    assert (found.scores, found.elsewhere) == (ROWS, ROWS)
+    for other in (0.5, float("nan"), None):
+        listed, _ = check(root, changed(elsewhere, "score", 4, other))
+        assert [one.what for one in listed] == ["score"]
+    # One call is made on one device.
+    listed, _ = check(root, changed(served(scorer), "device", 4, "GPU of somebody"))
+    assert [one.what for one in listed] == ["device"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("padded_rows", 64), ("transform_hash", "0" * 16), ("spec_hash", "0" * 16), ("xla", True),
+     ("tensorflow", "1.0"), ("bundle_version", "0" * 16)],
+)  # fmt: skip
+def test_a_stamp_of_one_prediction_is_compared(
+    column: str, value: Any, root: Path, scorer: Scorer
+) -> None:
+    listed, _ = check(root, changed(served(scorer), column, 4, value))
+    assert [(one.what, one.feature) for one in listed] == [(column, column)]
+
+
+@pytest.mark.parametrize("fault", ["gone", "damaged", "of other definitions", "elsewhere"])
+def test_a_bundle_that_cannot_be_used_proves_nothing(
+    fault: str, root: Path, scorer: Scorer
+) -> None:
+    version, table = given.bundle().version, served(scorer)
+    folder = root / "bundles" / version
+    wanted = {"gone": "no bundle", "damaged": "spec.json", "elsewhere": "no version of a bundle"}
+    project = PROJECT
+    if fault == "gone":
+        shutil.rmtree(folder)
+    elif fault == "damaged":
+        (folder / "spec.json").write_text("{}")
+    elif fault == "elsewhere":
+        table = changed(table, "bundle_version", None, f"../bundles/{version}")
+    else:
+        project = given.with_window("2h")
+    findings = Findings()
+    found = PredictionCheck(root, project, table, findings)
+    found.take(answered())
+    assert findings.count == ROWS
+    assert found.scores == 0
+    assert wanted.get(fault, "minutes_1d") in findings.listed[0].cause

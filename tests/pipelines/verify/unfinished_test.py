@@ -1,0 +1,121 @@
+"""The proof of a stream that has not ended: stopped, killed, or running. What is there is right."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.folders import stream_of
+from tests.support.paused import Paused
+from tests.support.proof_run import (
+    EVALUATE_UNTIL,
+    FEATURES,
+    configuration,
+    score_without_models,
+    write_sources,
+)
+from tidemill.features.contract import HOUR
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.backfill import backfill
+from tidemill.pipelines.io import replay
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream_run.stream import stream
+from tidemill.pipelines.verify.verify import verify
+
+FIRST, SECOND = EVALUATE_UNTIL + 6 * HOUR, EVALUATE_UNTIL + 12 * HOUR
+
+
+@pytest.fixture(autouse=True)
+def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    score_without_models(monkeypatch)
+    monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)  # every poll is a bundle
+
+
+@pytest.fixture(scope="module")
+def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
+    folder = tmp_path_factory.mktemp("unfinished")
+    write_sources(folder)
+    config = configuration(folder, folder / "run")
+    backfill(config, QuietProgress(), publish=True)
+    return config
+
+
+@pytest.fixture(params=["exact", "eager"])
+def config(
+    backfilled: Configuration, tmp_path: Path, request: pytest.FixtureRequest
+) -> Configuration:
+    shutil.copytree(backfilled.root, tmp_path / "run")
+    copied = configuration(backfilled.path.parent, tmp_path / "run", request.param)
+    return replace(copied, stream=replace(copied.stream, poll_rows=15))
+
+
+def run(config: Configuration, **options: Any) -> dict[str, Any]:
+    return stream(config, QuietProgress(), engine="fnapi", **options)
+
+
+def proven(config: Configuration) -> dict[str, Any]:
+    figures = verify(config, QuietProgress(), 20)
+    assert figures["first_mismatches"] == []
+    assert figures["mismatches"] == 0
+    return figures
+
+
+def test_a_stream_that_stopped_is_proven_as_far_as_it_has_come(config: Configuration) -> None:
+    told = run(config, until_us=FIRST)
+    figures = proven(config)
+    assert 20 < figures["predictions"] == figures["requests"] == told["predictions"]
+    assert figures["waiting_requests"] > 40
+    assert figures["store_rows"] == 10
+    assert figures["offline_rows"] > 1_000
+    told = run(config, resume=True, until_us=SECOND)
+    assert proven(config)["predictions"] == told["predictions"]
+    run(config, resume=True)
+    figures = proven(config)
+    assert (figures["waiting_requests"], figures["requests"]) == (0, 148)
+
+
+def test_what_a_stopped_stream_has_answered_must_be_there(config: Configuration) -> None:
+    told = run(config, until_us=FIRST)
+    files = sorted((stream_of(config.root) / "predictions").glob("*.parquet"))
+    files[0].unlink()
+    figures = verify(config, QuietProgress(), 20)
+    lost = told["predictions"] - figures["predictions"]
+    assert lost > 0
+    assert figures["mismatches"] == lost * FEATURES
+    assert {row["what"] for row in figures["first_mismatches"]} == {"missing"}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_killed_stream_may_have_written_anything_but_wrong_things(
+    recorded: bool, config: Configuration, tmp_path: Path
+) -> None:
+    run(config, until_us=FIRST)
+    shutil.copytree(stream_of(config.root) / "stops", tmp_path / "stops")
+    run(config, resume=True, until_us=SECOND)
+    # As a kill in the second segment would leave it: any of its files may be missing.
+    shutil.rmtree(stream_of(config.root) / "stops")
+    shutil.copytree(tmp_path / "stops", stream_of(config.root) / "stops")
+    for name in ("releases", "publications", "predictions"):
+        files = sorted((stream_of(config.root) / name).glob("**/00002-*"))
+        for path in files[::3] if recorded or name != "releases" else files:
+            path.unlink()
+    assert proven(config)["waiting_requests"] > 40
+    # The files of the first segment must be there.
+    next((stream_of(config.root) / "publications").glob("**/00001-*")).unlink()
+    figures = verify(config, QuietProgress(), 0)
+    assert [row["what"] for row in figures["first_mismatches"]] == ["publication"]
+
+
+def test_a_running_stream_is_proven_as_far_as_it_has_come(
+    config: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Paused(lambda: run(config), 12)
+    with program.paused("sqlite", monkeypatch):
+        figures = proven(config)
+        assert figures["waiting_requests"] > 0
+    assert program.error is None
+    assert proven(config)["waiting_requests"] == 0
