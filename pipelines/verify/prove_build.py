@@ -14,13 +14,13 @@ from tidemill.pipelines.verify.compare_build import compare_build
 from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
 from tidemill.pipelines.verify.compare_training import compare_training_table
 from tidemill.pipelines.verify.findings import Findings, Mismatch
-from tidemill.pipelines.verify.witness import find_witness
+from tidemill.pipelines.verify.witness import Witnesses
 from tidemill.serving.generations.current import CURRENT, Current
 from tidemill.serving.offline.log import OfflineLog
 
 
 def prove_build(
-    config: Configuration, streams: Sequence[Current], progress: Progress
+    config: Configuration, streams: Sequence[Current], progress: Progress, witnesses: Witnesses
 ) -> tuple[dict[str, int], Findings]:
     """Prove the artefacts of the current build.
 
@@ -28,13 +28,14 @@ def prove_build(
         config: The configuration.
         streams: The streams that are proven too, with the offline logs that they add to.
         progress: Where progress is shown.
+        witnesses: Reads what the log was made from.
 
     Returns:
         Figures, and the mismatches.
     """
     build, training, offline = Findings(), Findings(), Findings()
     states = compare_build(config, progress, build)
-    history = find_witness(config, progress, build).history
+    history = witnesses.of(config, build).history
     rows = compare_training_table(history, config.current.build_folder, progress, training)
     change_points = _compare_offline(config, streams, progress, offline)
     figures = {

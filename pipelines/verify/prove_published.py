@@ -18,19 +18,23 @@ from tidemill.pipelines.verify.compare_store import StoreCounts, check_store, re
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.store_origins import Origin
-from tidemill.pipelines.verify.witness import find_witness
+from tidemill.pipelines.verify.witness import Witnesses
 from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import open_database
 
 
 def prove_published(
-    config: Configuration, progress: Progress, origins: Mapping[str, Origin]
+    config: Configuration,
+    progress: Progress,
+    witnesses: Witnesses,
+    origins: Mapping[str, Origin],
 ) -> tuple[dict[str, int], Findings]:
     """Prove the rows of the online store that a backfill has published.
 
     Args:
         config: The configuration.
         progress: Where progress is shown.
+        witnesses: Reads what the logs were made from.
         origins: View to what its rows were made from.
 
     Returns:
@@ -52,7 +56,7 @@ def prove_published(
             by_folders.setdefault(origin.current, []).append(view)
     for current, views in by_folders.items():
         of_it = replace(config, pinned=current)
-        history = find_witness(of_it, progress, findings).history
+        history = witnesses.of(of_it, findings).history
         applied = functools.partial(received_before, of_it)
         found = check_store(of_it, history, applied, views, progress, findings)
         total = StoreCounts(*map(operator.add, total, found))
@@ -70,14 +74,19 @@ def _compare_rows(config: Configuration, views: Sequence[str], findings: Finding
     database = open_database(config.online_store)
     try:
         check = RowCheck(config.project, database, views, findings)
-        check.take(_published_operators(config, check))
+        check.take(published_operators(config, check))
         return check.finish()
     finally:
         database.close()
 
 
-def _published_operators(config: Configuration, check: RowCheck) -> Iterator[ShardOperator]:
-    """Make the operators that a backfill can have published: its states, and later ones."""
+def published_operators(config: Configuration, check: RowCheck) -> Iterator[ShardOperator]:
+    """Make the operators that a backfill can have published: its states, and later ones.
+
+    Args:
+        config: The configuration.
+        check: The fills that readers see.
+    """
     build, project = config.current.build_folder, config.project
     yield from find_beginning(config, build, config.splits.evaluate_until_us).operators
     for view, (_, states) in check.fills.items():

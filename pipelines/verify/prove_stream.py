@@ -37,11 +37,12 @@ from tidemill.pipelines.verify.instants import instant
 from tidemill.pipelines.verify.outputs.compare_outputs import compare_outputs
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.outputs.extent import Outputs
+from tidemill.pipelines.verify.prove_published import published_operators
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
 from tidemill.pipelines.verify.source_history import History, SourceHistory
 from tidemill.pipelines.verify.store_origins import Origin
-from tidemill.pipelines.verify.witness import find_witness
+from tidemill.pipelines.verify.witness import Witnesses
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.rows import Frontiers
@@ -131,6 +132,7 @@ def nothing_streamed(config: Configuration) -> dict[str, Any]:
 def prove_stream(
     config: Configuration,
     progress: Progress,
+    witnesses: Witnesses,
     sampling: Sampling,
     origins: Mapping[str, Origin],
 ) -> Proof:
@@ -139,6 +141,7 @@ def prove_stream(
     Args:
         config: The configuration, with the folders of the stream.
         progress: Where progress is shown.
+        witnesses: Reads what its log was made from.
         sampling: What the oracle compares.
         origins: View to what its rows in the online store were made from.
 
@@ -152,7 +155,7 @@ def prove_stream(
             f"{current.stream_folder} has outputs of a stream, and not its record (stream.json): "
             "restore it, or run `tidemill stream`"
         )
-    witness = find_witness(config, progress, proof.features)
+    witness = witnesses.of(config, proof.features)
     history = witness.history
     _check_run(config, run, proof.outputs)
     predictions = read_predictions(current.stream_folder, config.project)
@@ -188,6 +191,8 @@ def prove_stream(
             proof.store,
             rows.is_still,
         )
+        if rows.sought:
+            rows.take(published_operators(config, rows))
         rows.check_records(run, run.mode)
         row_counts = rows.finish(given.extent.complete)
     database.close()

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from tidemill.features.errors import NoKeySpace
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.recovery.republish import keeps_frontiers
-from tidemill.pipelines.recovery.store_fills import is_of_log, key_spaces
+from tidemill.pipelines.recovery.store_fills import cuts_of, is_of_log, key_spaces
 from tidemill.serving.generations.current import Current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.fills import Fill
@@ -74,6 +75,17 @@ def find_origins(config: Configuration, streams: Sequence[Current]) -> dict[str,
                 published.setdefault(view, Origin(stream, True, stream.generation))
     if not streams and not any(marks.values()):
         return {}
+    for stream in streams:
+        run = StreamRun.read(stream.stream_folder)
+        if run is None or run.ended:
+            continue
+        # One that was killed may have published what it has not recorded.
+        for definition in config.project.views:
+            fill = by_view[definition.name]
+            begun = fill.generation == stream.generation
+            if begun and fill.cuts == cuts_of(definition, run):
+                origin = Origin(stream, True, stream.generation)
+                published.setdefault(definition.name, origin)
     return {
         # What has no marks at all was lost or withdrawn: the newest stream says what is missing.
         view.name: published.get(view.name)

@@ -36,6 +36,7 @@ from tidemill.pipelines.verify.prove_stream import (
     prove_stream,
 )
 from tidemill.pipelines.verify.store_origins import find_origins
+from tidemill.pipelines.verify.witness import Witnesses
 
 
 def verify(
@@ -71,7 +72,8 @@ def verify(
     config = config.pin()
     streams = answered_streams(config.current)
     origins, sampling = find_origins(config, streams), Sampling(sample, deadline_s)
-    everything, earlier = Findings(), []
+    witnesses, everything, earlier = Witnesses(progress), Findings(), []
+    build = prove_build(config, streams, progress, witnesses)
     figures = nothing_streamed(config)
     for number, current in enumerate(streams):
         made_by = BuildManifest.read(current.build_folder).project
@@ -79,7 +81,9 @@ def verify(
         if number and made_by != config.project.hash:
             earlier.append({**row, "mismatches": None, "why": f"of definitions {made_by}"})
             continue
-        proof = prove_stream(replace(config, pinned=current), progress, sampling, origins)
+        proof = prove_stream(
+            replace(config, pinned=current), progress, witnesses, sampling, origins
+        )
         everything.merge(proof.all())
         if not number:
             figures = proof.figures
@@ -97,8 +101,8 @@ def verify(
     if not streams:
         progress.say(f"no stream in {config.root} has answered a request yet")
     for of_it, findings in (
-        prove_published(config, progress, origins),
-        prove_build(config, streams, progress),
+        prove_published(config, progress, witnesses, origins),
+        build,
     ):
         everything.merge(findings)
         for name, count in of_it.items():

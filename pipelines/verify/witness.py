@@ -46,6 +46,26 @@ class Witness:
     changed: Mapping[str, str]
 
 
+class Witnesses:
+    """The witnesses of a proof; the last one is kept, since much is made from one build.
+
+    Args:
+        progress: Where progress is shown.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._last: tuple[Path, Witness] | None = None
+
+    def of(self, config: Configuration, findings: Findings) -> Witness:
+        """Return the witness of a build (`find_witness`); its mismatches are noted once."""
+        build = config.current.build_folder
+        if self._last is None or self._last[0] != build:
+            self._last = None  # before another history is read
+            self._last = build, find_witness(config, self._progress, findings)
+        return self._last[1]
+
+
 def find_witness(config: Configuration, progress: Progress, findings: Findings) -> Witness:
     """Read the source files again, and compare their rows with the log of the build.
 
