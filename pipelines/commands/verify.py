@@ -1,4 +1,4 @@
-"""`tidemill verify`: recompute every served value and compare."""
+"""`tidemill verify`: recompute everything that was served, and compare."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from tidemill.pipelines.commands import options, stages
 
 
-@click.command(short_help="Recompute every served value and compare.")
+@click.command(short_help="Recompute everything that was served, and compare.")
 @click.option(
     "--sample",
     metavar="N",
@@ -28,9 +28,11 @@ from tidemill.pipelines.commands import options, stages
 )
 @options.opened
 def verify(config_path: Path, root: Path | None, quiet: bool, sample: int, deadline: float) -> None:
-    """Recompute every served feature value from the raw files, and compare bit for bit.
+    """Recompute everything that was served from the raw files, and compare bit for bit.
 
-    The last line is `N mismatches in M values`; the exit status is 1 unless N is 0.
+    That is: features, scores, releases, publications, both stores, the training table and the
+    states. The last line is `N mismatches in M values`, where M counts served features (of the
+    training table if nothing was served); the exit status is 1 unless N is 0.
     """
     config = stages.load_for_existing_run(config_path, root)
     from tidemill.pipelines.verify import verify as stage

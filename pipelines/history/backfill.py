@@ -38,11 +38,12 @@ from tidemill.pipelines.history.build_manifest import (
 from tidemill.pipelines.history.builds import Build, building
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.labels import find_labels, leaks
-from tidemill.pipelines.history.offline_history import log_history, views_to_log
+from tidemill.pipelines.history.offline_views import views_to_log
 from tidemill.pipelines.ingest.ingest import ingest, replace_rejected
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import Handoff
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress

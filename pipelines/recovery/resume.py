@@ -26,6 +26,7 @@ from tidemill.features.errors import InputError, LostPublications, SequenceError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import ReplayLog
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import (
     Handoff,
@@ -252,30 +253,62 @@ def _offline_logs(config: Configuration, start: Start) -> dict[str, OfflineLog]:
 def _offline_of_new_stream(config: Configuration, start: Start, progress: Progress) -> int | None:
     """Return the number of the folder of offline logs that a new stream adds to; None for none.
 
-    It adds to the current logs if they end where it begins. If an earlier stream has added to them,
-    readers keep these until the new stream has caught up (`offline_caught_up`), and it adds to
-    copies (links) that end where it begins. The logs of all views continue, or none.
+    It adds to the current logs if they are history that ends where it begins. Otherwise readers
+    keep these until the new stream has caught up (`offline_caught_up`), and it adds to others that
+    end where it begins: links to the history in them, if a stream that began there has added the
+    rest; else history is written again. Without any log it adds to none.
     """
     frontiers = start.handoff.frontiers
     logs = {
         view.name: OfflineLog.of(start.current.offline_root, view) for view in config.project.views
     }
+    if not any(log.directory.exists() for log in logs.values()):
+        return None
     spans = {name: log.ends() for name, log in logs.items()}
-    if all(spans[name] == frontiers[name] for name in logs):
+    added = _added_by(start.current)
+    if added is None and all(spans[name] == frontiers[name] for name in logs):
         return start.current.offline
-    if all(_covers(spans[name], frontiers[name]) for name in logs):
-        copies = replace(start.current, offline=start.current.next_number("offline"))
+    others = replace(start.current, offline=start.current.next_number("offline"))
+    began_there = added is not None and added.began == start.run.began
+    if began_there and all(_covers(spans[name], frontiers[name]) for name in logs):
         for view in config.project.views:
-            copy = OfflineLog.of(copies.offline_root, view)
+            copy = OfflineLog.of(others.offline_root, view)
             logs[view.name].link_to(copy)
             copy.cut_back(0, frontiers[view.name])
-        return copies.offline
-    if there := [name for name, log in logs.items() if log.directory.exists()]:
-        progress.say(
-            f"the offline log of {', '.join(there)} does not end where the stream continues: the "
-            "stream adds nothing to it; `tidemill backfill --publish` writes it again"
-        )
+    else:
+        _write_history(config, start.handoff, others, progress)
+    return others.offline
+
+
+def _added_by(current: Current) -> StreamRun | None:
+    """Return the record of the stream that has added to the offline logs; None if none has."""
+    for folder in sorted(current.folder.glob("stream-??????")):
+        run = StreamRun.read(folder)
+        if run is not None and run.offline == current.offline:
+            return run
     return None
+
+
+def _write_history(
+    config: Configuration, handoff: Handoff, current: Current, progress: Progress
+) -> None:
+    """Write the offline logs of all views up to where a stream begins."""
+    views = config.project.views
+    with progress.stage("write the offline log", len(views) * config.shards, "shards") as stage:
+
+        def done(view: str, _: int) -> None:
+            stage.note(view)
+            stage.advance(1)
+
+        log_history(
+            views,
+            Log(current.build_folder),
+            current.offline_root,
+            shards=config.shards,
+            until_us={view: min(frontiers) for view, frontiers in handoff.frontiers.items()},
+            positions=handoff.positions,
+            done=done,
+        )
 
 
 def _covers(ends: Sequence[int], frontiers: Sequence[int]) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import Progress

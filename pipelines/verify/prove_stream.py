@@ -17,8 +17,8 @@ from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
-from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import Progress

@@ -15,9 +15,10 @@ from tidemill.pipelines.history.build_manifest import (
 )
 from tidemill.pipelines.history.builds import building
 from tidemill.pipelines.history.hand_over import hand_over
-from tidemill.pipelines.history.offline_history import log_history, views_to_log
+from tidemill.pipelines.history.offline_views import views_to_log
 from tidemill.pipelines.ingest.ingest import ingest, replace_rejected
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.serving.generations.current import Current
 

@@ -26,13 +26,15 @@ from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.merge_log import merge_log
-from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import RECEIVED, Log
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream_run.stream import stream
+from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.offline.log import OfflineLog, newest_rows
+from tidemill.serving.stores.online_places import SqlitePlace
 
 SAVEPOINT = EVALUATE_UNTIL + (STREAM_UNTIL - EVALUATE_UNTIL) // 2
 
@@ -232,22 +234,50 @@ def merged(config: Configuration) -> None:
         assert one.files_before > one.files_after > 0
 
 
-def test_stream_adds_nothing_to_a_log_that_ends_elsewhere_and_says_so(
-    config: Configuration,
-) -> None:
+def copied(config: Configuration, root: Path) -> Configuration:
+    shutil.copytree(config.root, root)
+    return replace(configuration(config.path.parent, root, "exact"), stream=config.stream)
+
+
+def test_a_log_that_ends_elsewhere_is_written_again(config: Configuration, tmp_path: Path) -> None:
+    other = copied(config, tmp_path / "other")
+    run(other)
     view = PROJECT.views[0]
     log = OfflineLog.of(offline_of(config.root), view)
     for shard in range(config.shards):
         (log.directory / "_reached" / f"{shard:05d}-of-{config.shards:05d}").unlink()
         log.reach(shard, config.shards, since_us=0, until_us=EVALUATE_UNTIL - 24 * HOUR)
-    before = logged(offline_of(config.root))
-    heard = Heard()
-    run(config, heard)
-    (said,) = [line for line in heard.lines if "offline log" in line]
-    assert "does not end where the stream continues" in said
-    assert view.name in said
-    assert added_to(config) is None
-    assert logged(offline_of(config.root)) == before
+    before = offline_of(config.root)
+    run(config)
+    assert before != added_to(config) == offline_of(config.root)
+    assert logged(offline_of(config.root)) == logged(offline_of(other.root))
+    assert ends(config) == ends(other)
+
+
+@pytest.mark.parametrize("publish", [True, False])
+def test_a_stream_that_begins_later_misses_no_change(
+    publish: bool, config: Configuration, tmp_path: Path
+) -> None:
+    """The days between, which the stream before it has logged, are history now."""
+    splits = replace(
+        config.splits,
+        evaluate_until_us=EVALUATE_UNTIL + 6 * HOUR,
+        stream_until_us=EVALUATE_UNTIL + 18 * HOUR,
+    )
+    fresh = replace(config, root=tmp_path / "fresh", splits=splits)
+    fresh = replace(fresh, online_store=SqlitePlace(fresh.root / "online.db"))
+    backfill(fresh, QuietProgress(), publish=True)
+    run(fresh)
+    first = replace(config.splits, stream_until_us=EVALUATE_UNTIL + 12 * HOUR)
+    run(replace(config, splits=first))
+    read = logged(offline_of(config.root))
+    later = replace(config, splits=splits)
+    backfill(later, QuietProgress(), publish=publish)
+    assert logged(offline_of(config.root)) == read
+    run(later)
+    assert logged(offline_of(config.root)) == logged(offline_of(fresh.root))
+    assert ends(later) == ends(fresh)
+    assert verify(later, QuietProgress(), 20)["mismatches"] == 0
 
 
 def test_without_an_offline_log_none_is_begun(config: Configuration) -> None:

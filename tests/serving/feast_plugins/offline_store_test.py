@@ -38,9 +38,9 @@ from tidemill.features.contract import DAY, HOUR, MINUTE, TIME_MAX
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
-from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.places import OFFLINE, StorePlaces

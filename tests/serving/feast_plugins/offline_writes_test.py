@@ -30,9 +30,9 @@ from tidemill.features.kernel.advance import Publish, advance
 from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.prepare import prepare_events
 from tidemill.features.kernel.tiles.state import State
-from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.newest_rows import newest_per_entity
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.serving.generations.current import CURRENT, Current, write_current
 from tidemill.serving.offline.log import OfflineLog

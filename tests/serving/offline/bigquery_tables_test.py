@@ -38,9 +38,9 @@ from tidemill import FeatureView, Project
 from tidemill.features.bigquery_dataset import BigQueryDataset, log_name, newest_name
 from tidemill.features.errors import ConfigurationError, InputError
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
-from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.serving.feast_plugins.offline_store import finish_history
 from tidemill.serving.offline.bigquery_tables import log_columns, log_ddl, newest_ddl
 from tidemill.serving.offline.log import OfflineLog

@@ -40,13 +40,13 @@ from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import LostPublications
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.features.kernel.advance import Publish
-from tidemill.pipelines.history import offline_history
-from tidemill.pipelines.history.offline_history import log_history
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.publish import offline_history
 from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import release_runs
+from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.wire_format import (
     Published,

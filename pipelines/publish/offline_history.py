@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions import FeatureView, Project
+from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
 from tidemill.features.kernel.columns import concat
@@ -27,10 +27,8 @@ from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import Plan, make_plan
 from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of, prepare_events
 from tidemill.features.kernel.tiles.state import State
-from tidemill.pipelines.history.builds import Build
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.stream.publications import named_publications
-from tidemill.serving.files.locks import is_locked
 from tidemill.serving.offline.log import OfflineLog
 
 SLICE_EVENTS: Final = 65_536
@@ -80,37 +78,6 @@ def log_history(
             if done is not None:
                 done(view.name, shard)
     return rows
-
-
-def views_to_log(
-    project: Project, build: Build, until_us: Mapping[str, int], *, publish: bool
-) -> list[FeatureView]:
-    """Return the views whose offline log a build must write.
-
-    In a new generation these are all views, if the log is asked for or if there was one before: it
-    holds values of a history that was corrected. In the same generation a log that reaches as far
-    as the states stays; a running stream adds to it.
-
-    Args:
-        project: The definitions.
-        build: The build; its generation is known.
-        until_us: View to the instant at which history ends.
-        publish: Whether the offline log is asked for.
-    """
-    if build.before is None or build.is_new_generation:
-        asked = publish or (build.before is not None and any(build.before.offline_root.glob("*/*")))
-        return list(project.views) if asked else []
-    if not publish:
-        return []
-    running = is_locked(build.before.stream_lock)
-    views = []
-    for view in project.views:
-        log = OfflineLog.of(build.before.offline_root, view)
-        reached = log.reached() if log.directory.exists() else None
-        far_enough = reached is not None and reached.last_us >= until_us[view.name]
-        if not far_enough and not (running and log.directory.exists()):
-            views.append(view)
-    return views
 
 
 def log_shard(
