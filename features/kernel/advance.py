@@ -142,7 +142,7 @@ def _advance_run(state: State, steps: Sequence[Step], publish: Publish) -> list[
         chunks = work.chunks(until_us)
     values, nulls = _empty_answers(state.plan, work.n_requests)
     before = replace(state.counters)
-    overflows = np.zeros(len(steps), np.int64)
+    overflows, expired = np.zeros(len(steps), np.int64), np.zeros(len(steps), np.int64)
     published: list[pa.RecordBatch] = []
     published_by: list[Int64Array] = []
     first_event = first_request = 0
@@ -157,6 +157,7 @@ def _advance_run(state: State, steps: Sequence[Step], publish: Publish) -> list[
             until,
             publish,
             overflows,
+            expired,
         )
         asked = queries[:, Q_REQUEST] >= 0
         values[queries[asked, Q_REQUEST]] = chunk_values[asked]
@@ -170,7 +171,8 @@ def _advance_run(state: State, steps: Sequence[Step], publish: Publish) -> list[
         first_event, first_request, since = last_event, last_request, until
     state.frontier_us = until_us
     state.counters.events += work.n_events
-    state.counters.late += work.n_late
+    state.counters.late += int(work.late.sum())
+    state.counters.expired += int(expired.sum())
     state.counters.overflows += int(overflows.sum())
     answers = pa.RecordBatch.from_arrays(
         [
@@ -191,9 +193,8 @@ def _advance_run(state: State, steps: Sequence[Step], publish: Publish) -> list[
             by_step[number],
             Counters(
                 events=before.events + work.events_before(number + 1),
-                # A late event is one of the first step, and only a late event can have expired.
-                late=state.counters.late,
-                expired=state.counters.expired,
+                late=before.late + int(work.late[: number + 1].sum()),
+                expired=before.expired + int(expired[: number + 1].sum()),
                 overflows=before.overflows + int(overflows[: number + 1].sum()),
             ),
         )
@@ -249,10 +250,11 @@ def _advance_chunk(
     until: int,
     publish: Publish,
     overflows: Int64Array,
+    expired: Int64Array,
 ) -> tuple[Int64Array, Int64Array, npt.NDArray[np.uint8]]:
     """Handle the rows of one chunk; return the queries with their values and nulls.
 
-    The overflows of each step are added to ``overflows``.
+    The overflows of each step are added to ``overflows``, its expired events to ``expired``.
     """
     plan = state.plan
     until_hop = until // plan.hop_us
@@ -281,6 +283,8 @@ def _advance_chunk(
     )
     steps, queries = _lay_out(state, work, group_entity, group_start, codes, since, until, publish)
     step_row, step_at = steps
+    if (gone := step_row[(step_at == -1) & (step_row >= 0)]).size:
+        expired += work.steps_of_events(gone)
     layout.mark_presence(step_row, step_at, queries, state.tiles, plan.hop_us, plan.window_hops)
     answers = _fold_all(state, work, step_row, step_at, queries)
     values, nulls = _finish(state, answers, queries, work, overflows)
@@ -319,7 +323,7 @@ def _lay_out(
     step_row = np.empty(room, np.int64)
     step_at = np.empty(room, np.int64)
     queries = np.empty((room, Q_TAILS + len(plan.windows_us)), np.int64)
-    filled = np.zeros(3, np.int64)
+    filled = np.zeros(2, np.int64)
     group = 0
     while True:
         group = layout.lay_out(
@@ -360,7 +364,6 @@ def _lay_out(
             queries = grown
         if int(state.tile_meta[0]) + 2 * tiles + 2 > len(state.tiles):
             state.grow_tiles(2 * tiles + 2)
-    state.counters.expired += int(filled[2])
     return (step_row[: filled[0]], step_at[: filled[0]]), queries[: filled[1]]
 
 

@@ -26,6 +26,8 @@ ID: Final = "id"
 DIGEST: Final = "digest"
 CELLS: Final = "cells"
 ORDINAL: Final = "ordinal"
+COUNTS_FROM: Final = "counts_from"
+"""An optional column of events: the instant from which each counts (`steps.Step`)."""
 
 REQUESTS_SCHEMA: Final = pa.schema(
     [pa.field(KEY, pa.string()), pa.field(TIME, pa.int64()), pa.field(ORDINAL, pa.int64())]

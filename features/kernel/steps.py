@@ -14,12 +14,13 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.columns import concat
 from tidemill.features.kernel.compiled import read_only
-from tidemill.features.kernel.prepare import CELLS, ID, KEY, ORDINAL, TIME, matrix_of
+from tidemill.features.kernel.plan import Plan
+from tidemill.features.kernel.prepare import CELLS, COUNTS_FROM, ID, KEY, ORDINAL, TIME, matrix_of
 from tidemill.features.kernel.tiles import layout
 from tidemill.features.kernel.tiles.layout import Q_CHANGED, Q_REQUEST
 from tidemill.features.kernel.tiles.state import State, resolve
@@ -45,7 +46,9 @@ class Step:
     Attributes:
         events: Prepared events of the view (`prepare.events_schema`), without duplicates, in any
             order, all before ``until_us``. Events before the frontier of the step before are late:
-            they count for every later answer.
+            they count for every later answer. A column ``counts_from`` (int64) gives the change
+            point of each event, after its time, not before that frontier, and not after
+            ``until_us``; without it an event counts as early as it can.
         requests: Prepared requests (`prepare.REQUESTS_SCHEMA`), in any order, none after
             ``until_us``. Requests before the frontier of the step before are answered as of it.
         until_us: The new frontier, not before the old one.
@@ -59,8 +62,9 @@ class Step:
 def runs_of(state: State, steps: Sequence[Step], publish: Publish) -> Iterator[list[Step]]:
     """Cut steps into runs that can be computed at once, as if their rows had come together.
 
-    A late event counts from the frontier before its step, so its step is the first of a run. The
-    newest values of a step are those as of its end, so each step is then a run.
+    A late event may count from the frontier before its step, which is the instant that the step
+    before it has reached; so its step is the first of a run. The newest values of a step are those
+    as of its end, so each step is then a run.
     """
     together = publish in (Publish.NOTHING, Publish.EVERY)
     run: list[Step] = []
@@ -81,9 +85,11 @@ def runs_of(state: State, steps: Sequence[Step], publish: Publish) -> Iterator[l
 
 
 def is_in_time(events: pa.RecordBatch | None, frontier: int) -> bool:
-    """Tell whether no event is late behind a frontier."""
+    """Tell whether no event counts from a frontier already."""
     if events is None or events.num_rows == 0:
         return True
+    if COUNTS_FROM in events.schema.names:
+        return bool(hashing.bits(events.column(COUNTS_FROM)).min() > frontier)
     return bool(hashing.bits(events.column(TIME)).min() >= frontier)
 
 
@@ -106,16 +112,21 @@ class Work:
             id_offsets, id_data = np.zeros(1, np.int32), np.zeros(0, np.uint8)
         else:
             event_time = hashing.bits(events.column(TIME))
-            self.event_change = np.maximum(event_time + 1, state.frontier_us)
+            before = np.repeat(frontiers[:-1], np.diff(self._event_ends, prepend=0))
+            self.event_change = np.maximum(event_time + 1, before)
+            if COUNTS_FROM in events.schema.names:
+                earliest = self.event_change
+                self.event_change = hashing.bits(events.column(COUNTS_FROM))
+                _check_changes(self.event_change, earliest, self._event_ends, self._untils, plan)
             self.event_entity = _resolve(state, events.column(KEY), insert=True)
             cells = matrix_of(events.column(CELLS))
             id_offsets, id_data = hashing.text_buffers(events.column(ID))
             _check_before(event_time, self._event_ends, self._untils, plan.view, "event")
         self.event_time, self.cells = read_only(event_time), read_only(cells)
         self.id_offsets, self.id_data = read_only(id_offsets), read_only(id_data)
-        self.n_late = 0
-        if state.frontier_us > TIME_MIN:
-            self.n_late = int((self.event_time < state.frontier_us).sum())
+        self.late = np.zeros(len(steps), np.int64)
+        if self.n_events:
+            self.late = self._by_step((event_time < before) & (before > TIME_MIN))
         requests = concat([step.requests for step in steps if step.requests is not None])
         self.n_requests = _rows(requests)
         if requests is None or self.n_requests == 0:
@@ -131,8 +142,19 @@ class Work:
             self.ordinals = requests.column(ORDINAL)
             as_of, ends = self.request_as_of - 1, self._request_ends
             _check_before(as_of, ends, self._untils, plan.view, "request")
-        self.event_order = _order(self.event_time)
+        order = _order(self.event_time)
+        self.event_order = order[_order(self.event_change[order])]
         self.request_order = _order(self.request_as_of)
+
+    def _by_step(self, events: BoolArray) -> Int64Array:
+        """Count events by step: int64, ``(steps,)``."""
+        total = np.concatenate([[0], np.cumsum(events)])
+        return np.diff(total[np.concatenate([[0], self._event_ends])])
+
+    def steps_of_events(self, events: Int64Array) -> Int64Array:
+        """Count some events, given by their indices, by step: int64, ``(steps,)``."""
+        steps = np.searchsorted(self._event_ends, events, "right")
+        return np.bincount(steps, minlength=len(self._untils))
 
     @property
     def n_steps(self) -> int:
@@ -206,6 +228,19 @@ def _check_before(
                 f"view {view!r}: an {what} at {int(times[start:end].max())} is not before the "
                 f"frontier {until} it is released with"
             )
+
+
+def _check_changes(
+    changes: Int64Array, earliest: Int64Array, ends: Int64Array, untils: Int64Array, plan: Plan
+) -> None:
+    latest = np.repeat(untils, np.diff(ends, prepend=0))
+    wrong = np.flatnonzero((changes < earliest) | (changes > latest))
+    if wrong.size:
+        row = int(wrong[0])
+        raise InputError(
+            f"view {plan.view!r}: an event counts from {int(changes[row])}, which is not between "
+            f"{int(earliest[row])} and the frontier {int(latest[row])} it is released with"
+        )
 
 
 def _resolve(state: State, keys: pa.Array, insert: bool) -> Int64Array:

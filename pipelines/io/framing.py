@@ -69,14 +69,16 @@ VERSIONS: Final[Mapping[Kind, int]] = {
     **dict.fromkeys(Kind, 1),
     # Version 1 of these had no number of a poll, no mark, or named views by their place.
     Kind.POLL: 2,
-    Kind.BATCHES: 2,
     Kind.ANSWER_PART: 2,
     Kind.SAVEPOINT_PART: 2,
     Kind.PUBLISHED: 2,
-    Kind.LOGGED_RELEASE: 2,
     Kind.JOINER_STATE: 2,
-    # Versions 1 and 2 of an operator's state were pickles; version 3 of the head had no mark.
-    Kind.OPERATOR_HEAD: 4,
+    # Version 2 of these did not say when rows arrived.
+    Kind.BATCHES: 3,
+    Kind.LOGGED_RELEASE: 3,
+    # Versions 1 and 2 of an operator's state were pickles; version 3 of the head had no mark, and
+    # version 4 did not say whether an answer was given as of the frontier.
+    Kind.OPERATOR_HEAD: 5,
     Kind.OPERATOR_SNAPSHOT: 3,
 }
 """The version of each format that this code writes and reads."""

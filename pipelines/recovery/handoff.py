@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tidemill.features.definitions import Project
-from tidemill.features.errors import StateMismatch
+from tidemill.features.errors import StateMismatch, StateVersionError
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.state_files import file_hashes
@@ -196,6 +196,10 @@ def remove_savepoints(stream: Path, keep: Path | None = None) -> None:
             shutil.rmtree(folder)
 
 
+RECEIPT: Final = "receipt"
+"""The name of the order by receipt (`StreamRun.eager_order`)."""
+
+
 @dataclass(frozen=True)
 class StreamRun:
     """A stream, from its first segment to its end.
@@ -212,6 +216,8 @@ class StreamRun:
         offline: The number of the folder of offline logs that it adds to; None if to none.
         until_us: Once it has ended: rows received at or after this instant are not in it. None
             before, and for a stream of a version that did not record it.
+        eager_order: In which order rows are taken in eager mode (`pipelines.stream.receipt`); None
+            for a stream of a version that took all requests of a poll after its events.
     """
 
     began: str
@@ -224,6 +230,7 @@ class StreamRun:
     digests: Mapping[str, str]
     offline: int | None = None
     until_us: int | None = None
+    eager_order: str | None = None
 
     @staticmethod
     def beginning(handoff: Handoff, mode: str, poll_rows: int) -> StreamRun:
@@ -237,7 +244,21 @@ class StreamRun:
             as_of_us=handoff.as_of_us,
             positions=handoff.positions,
             digests=handoff.digests,
+            eager_order=RECEIPT,
         )
+
+    def check_order(self) -> None:
+        """Check that this version takes the rows of the stream in the order that it was begun with.
+
+        Raises:
+            StateVersionError: Another version has begun it in eager mode.
+        """
+        if self.mode == "eager" and self.eager_order != RECEIPT:
+            raise StateVersionError(
+                "this stream was begun in eager mode by a version in which an answer could use "
+                "events that came after its request; this version orders rows by receipt: run "
+                "`tidemill stream --mode eager` to start over"
+            )
 
     def write(self, folder: Path) -> None:
         """Write ``stream.json``."""
@@ -260,5 +281,5 @@ _STREAM: Final = RecordFormat(
     version=4,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
-    older={3: {"until_us": None}},
+    older={3: {"until_us": None, "eager_order": None}},
 )

@@ -8,7 +8,7 @@ The promises:
   stream may write at the same time: a part that is further already stays as it is.
 * The rows are those that the stream published, byte for byte
   (`pipelines.recovery.released_states`).
-* One shard at a time is in memory.
+* Without releases to repeat, one shard at a time is in memory; else all of them, as in the stream.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ def publish_states(
     if not releases:
         later = find_later(config, read_record(folder), names, shown or {})
     if later is None:
-        operators = released_operators(config, folder, releases, names)
+        operators = released_operators(config, folder, read_record(folder), releases, names)
     else:
         operators = later_operators(config, folder, later, names)
     entities = written = 0

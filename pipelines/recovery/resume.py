@@ -116,6 +116,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
             f"there is no stream in {root} to resume: none was begun since the last backfill that "
             "corrected history; run `tidemill stream` without --resume"
         )
+    run.check_order()
     if run.ended:
         raise StateMismatch(
             f"the stream in {root} has ended and cannot be resumed; run `tidemill stream` without "

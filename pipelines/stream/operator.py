@@ -54,10 +54,10 @@ from tidemill.pipelines.stream.operator_state import (
     decode_snapshot,
     encode_snapshot,
 )
+from tidemill.pipelines.stream.receipt import logged_schema, place_by_receipt
 from tidemill.pipelines.stream.release import Release, Taken, make_releases
 from tidemill.pipelines.stream.sequence import (
     GROUP,
-    REQUEST_ROWS,
     SequencedBatch,
     sequenced_events_schema,
 )
@@ -131,10 +131,14 @@ class ShardOperator:
         self.number = 0
         self.mark = first_mark(self.key, self.expected, self.state.frontier_us)
         self.attempt = 0
-        self.newest_us = TIME_MIN
+        # Whether an answer was given as of the frontier (mode ``eager``).
+        self.is_answered = False
         # The last poll before the savepoint: known once the savepoint's mark has come.
         self.savepoint: int | None = None
         self.event_schema = sequenced_events_schema(self.plan)
+        self.logged_schema = self.event_schema
+        if self.mode is Mode.EAGER:
+            self.logged_schema = logged_schema(self.event_schema)
 
     def receive(self, batches: Iterable[SequencedBatch]) -> list[Release]:
         """Take batches, in any order; give a release for each poll that is then complete.
@@ -304,18 +308,16 @@ class ShardOperator:
     def _split_eagerly(
         self, frontier: int
     ) -> tuple[pa.RecordBatch | None, pa.RecordBatch | None, int]:
-        """Release all waiting rows; return events, requests and the frontier after them."""
+        """Release all waiting rows; return events, requests and the frontier after them.
+
+        The frontier is not before the least watermark, so that a quiet shard does not grow old.
+        """
         events, requests = concat(self.events), concat(self.requests)
         self.events, self.requests = [], []
-        if events is not None and events.num_rows:
-            self.newest_us = max(self.newest_us, int(hashing.bits(events.column(TIME)).max()) + 1)
-        until = max(self.newest_us, frontier)
-        if requests is not None:
-            as_of = np.maximum(hashing.bits(requests.column(TIME)), until)
-            until = max(until, int(as_of.max()))
-            place = requests.schema.get_field_index(TIME)
-            requests = requests.set_column(place, REQUEST_ROWS.field(TIME), pa.array(as_of))
-        return events, requests, until
+        placed = place_by_receipt(events, requests, frontier, is_answered=self.is_answered)
+        until = max(placed.until_us, min(self.watermarks))
+        self.is_answered = placed.is_answered and until == placed.until_us
+        return placed.events, placed.requests, until
 
     def _taken(
         self,
@@ -360,20 +362,6 @@ class ShardOperator:
         rows = concat(self.requests)
         return () if rows is None else tuple(np.unique(hashing.bits(rows.column(GROUP))).tolist())
 
-    def catch_up(self, batches: Iterable[SequencedBatch], until_us: int) -> None:
-        """Repeat releases of the release log, for their effect on the state.
-
-        Args:
-            batches: One for each partition, from the operator's positions to those of the last
-                release; requests without rows.
-            until_us: The frontier of the last release. Watermarks are not used.
-        """
-        for batch in batches:
-            self._take(self._index(batch), batch, self.state.frontier_us)
-        self._forget()
-        events, self.events = self._split(self.events, until_us)
-        advance(self.state, events, None, until_us, Publish.NOTHING)
-
     def everything(self) -> pa.RecordBatch:
         """Return publications of all entities as of the frontier; the state does not change."""
         return advance(self.state, None, None, self.state.frontier_us, Publish.ALL).publications
@@ -404,7 +392,7 @@ class ShardOperator:
             number=self.number,
             mark=self.mark,
             attempt=self.attempt,
-            newest_us=self.newest_us,
+            is_answered=self.is_answered,
             savepoint=self.savepoint,
             seen=vars(self.counters),
             kernel=vars(self.state.counters),
@@ -440,7 +428,7 @@ class ShardOperator:
             self.state, self.rows_seen, self.ids_seen = decode_snapshot(
                 snapshot, self.key, self.plan
             )
-        log = [decode_release(entry, self.key, self.event_schema) for entry in entries]
+        log = [decode_release(entry, self.key, self.logged_schema) for entry in entries]
         logged = sum(self.replay(release) for release in sorted(log, key=lambda one: one.number))
         self.expected = list(stored.expected)
         self.watermarks = list(stored.watermarks)
@@ -450,7 +438,7 @@ class ShardOperator:
         self.number = stored.number
         self.mark = stored.mark
         self.attempt = stored.attempt
-        self.newest_us = stored.newest_us
+        self.is_answered = stored.is_answered
         self.savepoint = stored.savepoint
         self.counters = OperatorCounters(**stored.seen)
         # Replaying the log answers no requests, so it does not count overflows: take the counters.

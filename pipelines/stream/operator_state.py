@@ -51,7 +51,7 @@ class Head:
         number: The number of the last release.
         mark: The mark of the last release (`pipelines.stream.marks`).
         attempt: When the operator was made in this process, in seconds since 1970.
-        newest_us: The instant after the newest event (mode ``eager``).
+        is_answered: Whether an answer was given as of the frontier (mode ``eager``).
         savepoint: The number of the last poll before the savepoint where the run stops; None if
             the savepoint's mark has not come.
         seen: The operator's counters by name.
@@ -66,7 +66,7 @@ class Head:
     number: int
     mark: bytes
     attempt: int
-    newest_us: int
+    is_answered: bool
     savepoint: int | None
     seen: Mapping[str, int]
     kernel: Mapping[str, int]
@@ -83,7 +83,7 @@ class Head:
             "number": self.number,
             "mark": self.mark.hex(),
             "attempt": self.attempt,
-            "newest_us": self.newest_us,
+            "is_answered": self.is_answered,
             "savepoint": self.savepoint,
             "seen": self.seen,
             "kernel": self.kernel,
@@ -117,7 +117,7 @@ class Head:
             number=fields["number"],
             mark=bytes.fromhex(fields["mark"]),
             attempt=fields["attempt"],
-            newest_us=fields["newest_us"],
+            is_answered=fields["is_answered"],
             savepoint=fields["savepoint"],
             seen=fields["seen"],
             kernel=fields["kernel"],

@@ -28,6 +28,7 @@ from tidemill.features.kernel.prepare import (
     KEY,
     ORDINAL,
     REQUESTS_SCHEMA,
+    TIME,
     events_schema,
     prepare_events,
     prepare_requests,
@@ -36,6 +37,8 @@ from tidemill.pipelines.io.framing import Bytes, Kind, frame, unframe
 
 GROUP: Final = "group"
 """The column of a request that identifies its poll (`answer_parts.group_of`)."""
+ARRIVAL: Final = "arrival"
+"""The column of when a row arrived (`arrivals`): eager mode takes rows in this order."""
 
 _HEADER: Final = struct.Struct("<8q")
 _REQUEST: Final = 1
@@ -73,11 +76,27 @@ class SequencedBatch:
 
 def sequenced_events_schema(plan: Plan) -> pa.Schema:
     """Return the schema of the event rows in a sequenced batch."""
-    return events_schema(plan).append(pa.field(ORDINAL, pa.int64()))
+    return (
+        events_schema(plan)
+        .append(pa.field(ORDINAL, pa.int64()))
+        .append(pa.field(ARRIVAL, pa.int64()))
+    )
 
 
-REQUEST_ROWS: Final = REQUESTS_SCHEMA.append(pa.field(GROUP, pa.int64()))
+REQUEST_ROWS: Final = REQUESTS_SCHEMA.append(pa.field(GROUP, pa.int64())).append(
+    pa.field(ARRIVAL, pa.int64())
+)
 """The schema of the request rows in a sequenced batch."""
+
+
+def arrivals(times_us: Int64Array, received_us: Int64Array) -> Int64Array:
+    """Return when rows arrived: when they were received, but not before the instant after them.
+
+    Args:
+        times_us: int64, ``(rows,)``: their event times or request times.
+        received_us: int64, ``(rows,)``: when the reader received them.
+    """
+    return np.maximum(received_us, times_us + 1)
 
 
 def encode_batches(batches: Iterable[SequencedBatch]) -> bytes:
@@ -154,12 +173,15 @@ def event_rows(
     view: FeatureView,
     batch: pa.RecordBatch,
     positions: Int64Array,
+    received_us: Int64Array,
     digests: np.ndarray[tuple[int, ...], np.dtype[np.uint64]] | None = None,
 ) -> pa.RecordBatch:
-    """Prepare validated event rows for a view, with their positions."""
+    """Prepare validated event rows for a view, with their positions and arrivals."""
     prepared = prepare_events(plan, view, batch, digests)
+    arrived = arrivals(hashing.bits(prepared.column(TIME)), received_us)
     return pa.RecordBatch.from_arrays(
-        [*prepared.columns, pa.array(positions, pa.int64())], schema=sequenced_events_schema(plan)
+        [*prepared.columns, pa.array(positions, pa.int64()), pa.array(arrived)],
+        schema=sequenced_events_schema(plan),
     )
 
 
@@ -169,9 +191,11 @@ def request_rows(
     batch: pa.RecordBatch,
     positions: Int64Array,
     groups: Int64Array,
+    received_us: Int64Array,
 ) -> pa.RecordBatch:
-    """Prepare validated requests for a view, with their positions and groups."""
+    """Prepare validated requests for a view, with their positions, groups and arrivals."""
     prepared = prepare_requests(view, project.request, batch, positions)
+    arrived = arrivals(hashing.bits(prepared.column(TIME)), received_us)
     return pa.RecordBatch.from_arrays(
-        [*prepared.columns, pa.array(groups, pa.int64())], schema=REQUEST_ROWS
+        [*prepared.columns, pa.array(groups, pa.int64()), pa.array(arrived)], schema=REQUEST_ROWS
     )

@@ -97,15 +97,17 @@ def shard_poll(
             split: list[pa.RecordBatch | None] = [None] * shards
             if part.rows is not None:
                 positions = hashing.bits(part.rows.column(POSITION))
+                received = hashing.bits(part.rows.column(RECEIVED))
                 if is_request:
                     groups = np.full(len(positions), group_of(part.partition, part.start))
-                    rows = request_rows(project, view, part.rows, positions, groups)
+                    rows = request_rows(project, view, part.rows, positions, groups, received)
                 else:
                     rows = event_rows(
                         plans[view.name],
                         view,
                         part.rows,
                         positions,
+                        received,
                         digests[part.source, part.partition],
                     )
                 split = split_by_shard(rows, shards)

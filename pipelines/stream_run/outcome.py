@@ -50,6 +50,7 @@ def count_outcome(root: Path, request: str) -> dict[str, Any]:
         "overflows": sum(entry["kernel"]["overflows"] for entry in last.values()),
         "frontiers": frontiers,
         "latency_ms": _latency(root / paths.PREDICTIONS),
+        "as_of_distance_ms": _distance(root / paths.PREDICTIONS, sorted(frontiers)),
     }
 
 
@@ -74,3 +75,21 @@ def _latency(folder: Path) -> dict[str, float]:
         return {}
     took = (table["created_us"].to_numpy() - table["sent_us"].to_numpy()) / 1_000
     return {f"p{q}": float(np.percentile(took, q)) for q in (50, 90, 99)}
+
+
+def _distance(folder: Path, views: list[str]) -> dict[str, float]:
+    """Return quantiles of how far after its time a request was answered, in milliseconds.
+
+    Of the views of an answer the one with the latest ``as_of`` counts. In exact mode the distance
+    is that of requests which came late.
+    """
+    table = _read(folder, ["request_time", *(f"as_of__{view}" for view in views)])
+    if table is None or not views:
+        return {}
+    latest = np.max([table[f"as_of__{view}"].to_numpy() for view in views], axis=0)
+    distance = (latest - table["request_time"].cast(pa.int64()).to_numpy()) / 1_000
+    return {
+        "p50": float(np.percentile(distance, 50)),
+        "p99": float(np.percentile(distance, 99)),
+        "max": float(distance.max()),
+    }

@@ -24,6 +24,7 @@ from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.stream.sequence import arrivals
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.release_evidence import Evidence
@@ -39,6 +40,8 @@ class ViewVerdict:
         events: The view's events.
         keys: The entity's key of each prediction, ``(rows,)``.
         as_of_us: int64, ``(rows,)``.
+        arrived_us: int64, ``(rows,)``: when each request arrived
+            (`pipelines.stream.sequence.arrivals`).
         shards: int64, ``(rows,)``: the shard that each answer names.
         releases: int64, ``(rows,)``: the release that each answer names.
         seen: Patterns and nulls of the served values, ``(rows, columns)``.
@@ -51,6 +54,7 @@ class ViewVerdict:
     events: EventsByKey
     keys: pa.Array
     as_of_us: Int64Array
+    arrived_us: Int64Array
     shards: Int64Array
     releases: Int64Array
     seen: tuple[Int64Array, UInt8Array]
@@ -75,8 +79,10 @@ class ViewVerdict:
         return self._seen(row, rows[self.events.times[rows] == as_of], evidence)
 
     def _seen(self, row: int, rows: Int64Array, evidence: Evidence) -> Int64Array:
-        positions = evidence.positions(self.view, int(self.shards[row]), int(self.releases[row]))
-        return rows if positions is None else self.events.below(rows, positions)
+        seen = evidence.seen(
+            self.view, int(self.shards[row]), int(self.releases[row]), int(self.arrived_us[row])
+        )
+        return rows if seen is None else self.events.seen(rows, seen)
 
     def window(self, row: int) -> Int64Array:
         """Return the events before a row's instant that its windows can hold."""
@@ -126,6 +132,10 @@ def _compare_view(
         events,
         keys,
         as_of,
+        arrivals(
+            hashing.bits(served.requests.column(request.request_time)),
+            hashing.bits(served.requests.column(RECEIVED)),
+        ),
         shards,
         releases,
         seen,

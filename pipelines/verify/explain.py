@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tidemill.features.contract import time_of
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import InputError, nearest
 from tidemill.features.oracle.values import FeatureValue, Oracle
@@ -154,11 +155,15 @@ def _explain_view(
     window = events.window(key, as_of)
     made = Oracle(view, plain_rows(view, events.rows, window)).explain(key, as_of)
     recomputed = {name: value for part in made.values() for name, value in part.values.items()}
-    positions = evidence.positions(
-        view, prediction[f"shard__{view.name}"], prediction[f"release__{view.name}"]
+    asked = prediction["request_time"]
+    seen = evidence.seen(
+        view,
+        prediction[f"shard__{view.name}"],
+        prediction[f"release__{view.name}"],
+        max(prediction["received_us"], time_of(asked) + 1),
     )
     as_seen = recomputed
-    if positions is not None and len(known := events.below(window, positions)) < len(window):
+    if seen is not None and len(known := events.seen(window, seen)) < len(window):
         seen_then = plain_rows(view, events.rows, np.sort(known))
         as_seen = Oracle(view, seen_then).values(key, as_of)
     out = []

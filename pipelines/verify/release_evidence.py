@@ -14,7 +14,7 @@ from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_release_lines
-from tidemill.pipelines.verify.source_history import History, PositionVector
+from tidemill.pipelines.verify.source_history import History, PositionVector, Seen
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,23 @@ class Evidence:
     shards: int
     stream_until_us: int
 
-    def positions(self, view: FeatureView, shard: int, number: int) -> PositionVector | None:
-        """Return the event positions of a release; None if it is not recorded."""
+    def seen(self, view: FeatureView, shard: int, number: int, arrived_us: int) -> Seen | None:
+        """Return which events an answer can have used; None if its release is not recorded.
+
+        Args:
+            view: The view.
+            shard: The shard.
+            number: The number of the release.
+            arrived_us: When the request arrived.
+        """
         found = self.releases.get((view.name, shard, number))
-        return None if found is None else found[1]
+        if found is None:
+            return None
+        if self.exact:
+            return Seen(found[1])
+        earlier = self.releases.get((view.name, shard, number - 1))
+        before = self.handoff.get(view.stream.name, ()) if earlier is None else earlier[1]
+        return Seen(found[1], before, arrived_us)
 
     def frontier_before(self, view: str, shard: int, number: int) -> int:
         """Return the frontier before a release."""

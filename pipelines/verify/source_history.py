@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +15,26 @@ from tidemill.features.definitions import EventStream, FeatureView, Project, Req
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch
+from tidemill.pipelines.stream.sequence import arrivals
 
 PositionVector = tuple[int, ...]
 """The next position of each partition of a source: lower positions were seen."""
+
+
+class Seen(NamedTuple):
+    """Which events an answer can have used.
+
+    Attributes:
+        positions: Its release had taken the events below these positions.
+        before: The releases before it had taken those below these; None if all that its release
+            had taken count (exact mode).
+        arrived_us: When its request arrived (`pipelines.stream.sequence.arrivals`): of the events
+            between, those count that had arrived before.
+    """
+
+    positions: PositionVector
+    before: PositionVector | None = None
+    arrived_us: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +139,21 @@ class EventsByKey:
         limits[: len(positions)] = positions
         kept: Int64Array = rows[self.positions[rows] < limits[self.partitions[rows]]]
         return kept
+
+    def seen(self, rows: Int64Array, by: Seen) -> Int64Array:
+        """Return the rows that an answer can have used."""
+        taken = self.below(rows, by.positions)
+        if by.before is None:
+            return taken
+        is_earlier = np.isin(taken, self.below(taken, by.before))
+        kept: Int64Array = taken[is_earlier | (self.arrivals[taken] < by.arrived_us)]
+        return kept
+
+    @functools.cached_property
+    def arrivals(self) -> Int64Array:
+        """When each event arrived (`pipelines.stream.sequence.arrivals`), int64 ``(rows,)``."""
+        received = hashing.bits(one_batch(self.rows.select([RECEIVED])).column(0))
+        return arrivals(self.times, received)
 
     def ids(self, rows: Int64Array) -> list[str]:
         """Return the ids of some rows."""

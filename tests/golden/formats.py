@@ -94,7 +94,7 @@ def _operator(operator: ShardOperator) -> Any:
         "number": operator.number,
         "mark": operator.mark.hex(),
         "attempt": operator.attempt,
-        "newest_us": operator.newest_us,
+        "is_answered": operator.is_answered,
         "counters": as_json(operator.counters),
         "remembered": [len(operator.rows_seen), len(operator.ids_seen)],
         "state": _state(operator.state),

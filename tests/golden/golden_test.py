@@ -65,22 +65,28 @@ from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.stores.online_places import SqlitePlace
 
 HERE = Path(__file__).parent
-FOLDERS = ["frames_1", "frames_2"]
+FOLDERS = ["frames_1", "frames_2", "frames_3"]
 REFUSED = {
     "frames_1": {
-        "operator_head.bin": "has version 3, this code reads 4; start it from handed-over states",
-        "logged_release.bin": "has version 1, this code reads 2; start it from handed-over states",
+        "operator_head.bin": "has version 3, this code reads 5; start it from handed-over states",
+        "logged_release.bin": "has version 1, this code reads 3; start it from handed-over states",
         "poll.bin": "has version 1, this code reads 2; run the stream from its last savepoint",
-        "batches.bin": "has version 1, this code reads 2; run the stream from its last savepoint",
+        "batches.bin": "has version 1, this code reads 3; run the stream from its last savepoint",
         "logged_parts.bin": "a part of an answer: has version 1, this code reads 2",
         "answer_part.bin": "a part of an answer: has version 1, this code reads 2",
         "stop_part.bin": "a part of an answer: has version 1, this code reads 2",
         "published.bin": "publications of a release: has version 1, this code reads 2",
-        "cab-00001-of-00002.state": "has version 3, this code reads 4; .*run `tidemill backfill`",
+        "cab-00001-of-00002.state": "has version 3, this code reads 5; .*run `tidemill backfill`",
         "answers.state": "the joining stage: has version 1, this code reads 2; .*`tidemill backf",
         "handoff.json": "has version 2, this code reads 3; run `tidemill backfill` again",
         "stream.json": "has version 2, this code reads 4; run `tidemill stream` without --resume",
-    }
+    },
+    "frames_2": {
+        "operator_head.bin": "has version 4, this code reads 5; start it from handed-over states",
+        "logged_release.bin": "has version 2, this code reads 3; start it from handed-over states",
+        "batches.bin": "has version 2, this code reads 3; run the stream from its last savepoint",
+        "cab-00001-of-00002.state": "has version 4, this code reads 5; .*run `tidemill backfill`",
+    },
 }
 """By folder: the files of versions that are not read any more, and how they are refused."""
 BEFORE = HERE / "before_frames"

@@ -7,20 +7,31 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import strategies
-from tests.support.driver import Asked, Row, asked, prepared, run_all, time_of, values_of
+from tests.support.driver import (
+    Asked,
+    Row,
+    asked,
+    counting,
+    prepared,
+    run_all,
+    sorted_rows,
+    time_of,
+    values_of,
+)
 from tidemill import FeatureView
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.definitions import REGISTRY
 from tidemill.features.kernel.advance import Publish, Step, advance, advance_steps
 from tidemill.features.kernel.encoding import canonical_bytes, decode, encode
 from tidemill.features.kernel.plan import make_plan
+from tidemill.features.kernel.prepare import COUNTS_FROM
 from tidemill.features.kernel.tiles.state import State
 from tidemill.features.oracle.values import Oracle
 
@@ -117,18 +128,22 @@ def test_any_arrival_order_with_late_events_gives_the_same_state(
     st.integers(1, 6),
     st.randoms(use_true_random=False),
     st.sampled_from([Publish.NOTHING, Publish.EVERY, Publish.NEWEST]),
+    st.booleans(),
 )
 def test_steps_that_are_taken_at_once_are_those_of_single_calls(
     case: tuple[FeatureView, list[Row], list[Asked]],
-    count: int,
+    steps_wanted: int,
     chance: random.Random,
     publish: Publish,
+    given_changes: bool,
 ) -> None:
-    """Also with late rows, frontiers that stand still, and steps without rows."""
+    """Also with late rows, frontiers that stand still, steps without rows, and change points."""
     view, rows, requests = case
     plan = make_plan(view)
     instants = [time_of(view, row) for row in rows] + [time for _, time in requests] or [0]
-    untils = sorted(chance.choice(instants) + chance.choice([0, 1]) for _ in range(count - 1))
+    untils = sorted(
+        chance.choice(instants) + chance.choice([0, 1]) for _ in range(steps_wanted - 1)
+    )
     untils.append(_until(view, rows, requests))
     distinct = list({repr(sorted(row.items())): row for row in rows}.values())
     steps = [
@@ -144,6 +159,12 @@ def test_steps_that_are_taken_at_once_are_those_of_single_calls(
             strict=True,
         )
     ]
+    if given_changes:
+        befores = [TIME_MIN, *untils]
+        steps = [
+            replace(step, events=counting(step.events, before, step.until_us, chance))
+            for step, before in zip(steps, befores, strict=False)
+        ]
     one_by_one, at_once = State(plan), State(plan)
     expected = [
         advance(one_by_one, step.events, step.requests, step.until_us, publish) for step in steps
@@ -151,10 +172,39 @@ def test_steps_that_are_taken_at_once_are_those_of_single_calls(
     found = advance_steps(at_once, steps, publish)
     for one, other in zip(expected, found, strict=True):
         assert one.answers.equals(other.answers)
-        assert _sorted(one.publications) == _sorted(other.publications)
+        assert sorted_rows(one.publications) == sorted_rows(other.publications)
         assert one.counters == other.counters
     assert at_once.counters == one_by_one.counters
     assert canonical_bytes(at_once) == canonical_bytes(one_by_one)
+
+
+@LAW
+@given(cases(), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_an_event_counts_from_its_change_point(
+    case: tuple[FeatureView, list[Row], list[Asked]], calls: int, chance: random.Random
+) -> None:
+    """An answer is that of the events whose change point it has reached."""
+    view, rows, requests = case
+    plan = make_plan(view)
+    rows = [dict(t) for t in {repr(sorted(r.items())): tuple(r.items()) for r in rows}.values()]
+    until = _until(view, rows, requests)
+    instants = [time_of(view, row) for row in rows] + [time for _, time in requests] or [0]
+    bounds = sorted(chance.choice(instants) + chance.choice([0, 1]) for _ in range(calls - 1))
+    state, before = State(plan), TIME_MIN
+    known: list[tuple[Row, int]] = []
+    for upper in [*bounds, until]:
+        mine = [row for row in rows if time_of(view, row) < upper and chance.random() < 0.6]
+        rows = [row for row in rows if row not in mine]
+        events = counting(prepared(plan, view, mine), before, upper, chance)
+        known += zip(mine, events.column(COUNTS_FROM).to_pylist(), strict=True)
+        asking = [one for one in requests if one[1] < upper and chance.random() < 0.5]
+        answers = advance(state, events, asked(asking), upper).answers
+        instants = [max(time, before) for _, time in asking]
+        assert answers.column("as_of").to_pylist() == instants
+        for (key, _), as_of, found in zip(asking, instants, values_of(plan, answers), strict=True):
+            oracle = Oracle(view, [row for row, change in known if change <= as_of])
+            assert _same(found, oracle.values(key, as_of)), (key, as_of)
+        state, before = decode(encode(state), plan), upper
 
 
 def _spread(needs: Sequence[int], untils: Sequence[int], chance: random.Random) -> list[list[int]]:
@@ -166,11 +216,6 @@ def _spread(needs: Sequence[int], untils: Sequence[int], chance: random.Random) 
             number
         )
     return out
-
-
-def _sorted(publications: pa.RecordBatch) -> list[dict[str, Any]]:
-    names = ("key", "event_timestamp", "revision")
-    return publications.sort_by([(name, "ascending") for name in names]).to_pylist()
 
 
 @LAW

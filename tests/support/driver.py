@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,13 @@ from tidemill.features.kernel.advance import Advance, Publish, advance
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.hashing import digest_rows
 from tidemill.features.kernel.plan import Plan, make_plan
-from tidemill.features.kernel.prepare import REQUESTS_SCHEMA, matrix_of, prepare_events
+from tidemill.features.kernel.prepare import (
+    COUNTS_FROM,
+    REQUESTS_SCHEMA,
+    TIME,
+    matrix_of,
+    prepare_events,
+)
 from tidemill.features.kernel.tiles.state import State
 
 Row = Mapping[str, Any]
@@ -82,3 +89,17 @@ def run_all(
         until = max(times, default=TIME_MIN) + 1
     advanced = advance(state, prepared(plan, view, rows), asked(requests), until, publish)
     return state, advanced, plan
+
+
+def counting(
+    events: pa.RecordBatch, before: int, until: int, chance: random.Random
+) -> pa.RecordBatch:
+    """Add change points: some as early as they can be, some later."""
+    earliest = [max(time + 1, before) for time in events.column(TIME).to_pylist()]
+    changes = [chance.choice([at, at, chance.randint(at, until)]) for at in earliest]
+    return events.append_column(COUNTS_FROM, pa.array(changes, pa.int64()))
+
+
+def sorted_rows(publications: pa.RecordBatch) -> list[dict[str, Any]]:
+    names = ("key", "event_timestamp", "revision")
+    return publications.sort_by([(name, "ascending") for name in names]).to_pylist()

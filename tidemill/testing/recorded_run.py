@@ -38,12 +38,20 @@ from tidemill.features.rows.validation import validate
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, one_batch
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
+from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.sequence import arrivals
 from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
-from tidemill.pipelines.verify.source_history import EventsByKey, PositionVector, SourceHistory
+from tidemill.pipelines.verify.source_history import (
+    EventsByKey,
+    PositionVector,
+    Seen,
+    SourceHistory,
+)
 from tidemill.serving.generations.current import read_current
 from tidemill.testing.rows import REJECTED_ROWS, CheckedRows
 
@@ -123,6 +131,8 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
     now: dict[str, pa.Array] = {
         name: expression.evaluate(requests) for name, expression in project.request.inputs.items()
     }
+    asked_us = hashing.bits(requests.column(project.request.request_time))
+    arrived_us = arrivals(asked_us, hashing.bits(requests.column(RECEIVED)))
     as_of: dict[str, Int64Array] = {}
     view_of = {column.name: column.view for column in project.columns}
     releases = _releases(stream)
@@ -140,10 +150,10 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
         if view.name in views:
             recorded = _recorded_streams(root, served).get(view.name, view.stream.name)
             if recorded == view.stream.name:
-                seen = _seen(view, served, releases, source, sources[project.request.name], stream)
+                asked = sources[project.request.name]
+                seen = _seen(view, served, releases, source, asked, arrived_us, stream)
         now |= _values_now(EventsByKey(view, source), keys, as_of[view.name], seen)
     both = [name for name in now if name in inputs]
-    asked_us = hashing.bits(requests.column(project.request.request_time))
     differences = _differences(
         served,
         {name: now[name] for name in both},
@@ -291,9 +301,13 @@ def _seen(
     releases: _Releases,
     events: SourceHistory,
     requests: SourceHistory,
+    arrived_us: Int64Array,
     stream: Path,
-) -> list[PositionVector]:
-    """Return for each prediction how far its release had read each partition of the events."""
+) -> list[Seen]:
+    """Return for each prediction which events it can have used."""
+    begun = StreamRun.read(stream)
+    is_eager = begun is not None and begun.mode == Mode.EAGER.value
+    first = () if begun is None else tuple(begun.positions.get(view.stream.name, ()))
     shards, numbers = (
         hashing.bits(served.column(f"{prefix}__{view.name}")).tolist()
         for prefix in ("shard", "release")
@@ -314,7 +328,11 @@ def _seen(
                 f"{view.stream.name!r} and {requests.partitions} of {requests.definition.name!r}; "
                 "the log was written again since: compare with a complete run"
             )
-        out.append(positions[: events.partitions])
+        before = None
+        if is_eager:
+            earlier = releases.get((view.name, shard, number - 1))
+            before = first if earlier is None else earlier[: events.partitions]
+        out.append(Seen(positions[: events.partitions], before, int(arrived_us[row])))
     return out
 
 
@@ -333,7 +351,7 @@ def _recorded_streams(root: Path, served: pa.RecordBatch) -> dict[str, str]:
 
 
 def _values_now(
-    events: EventsByKey, keys: pa.Array, as_of_us: Int64Array, seen: list[PositionVector] | None
+    events: EventsByKey, keys: pa.Array, as_of_us: Int64Array, seen: list[Seen] | None
 ) -> dict[str, pa.Array]:
     """Compute a view's columns; where a release had not seen all events, from those it had."""
     view = events.view
@@ -342,10 +360,10 @@ def _values_now(
     cases: list[Case] = []
     if seen is not None:
         plain = zip(keys.to_pylist(), as_of_us.tolist(), seen, strict=True)
-        for row, (key, time_us, positions) in enumerate(plain):
+        for row, (key, time_us, by) in enumerate(plain):
             window = events.window(key, time_us)
             window = window[events.times[window] < time_us]
-            known = events.below(window, positions)
+            known = events.seen(window, by)
             if len(known) < len(window):
                 rows.append(row)
                 cases.append(Case(known, time_us))

@@ -8,21 +8,28 @@ in which order batches arrive, which arrive twice, and when the worker dies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MAX, moment_of
+from tidemill.features.contract import TIME_MAX, Int64Array, moment_of
 from tidemill.features.definitions import ARROW_TYPES, TIMESTAMP, FeatureView, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES, Publish
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.plan import make_plan
-from tidemill.features.kernel.prepare import KEY, ORDINAL, matrix_of, nulls_of, prepare_requests
+from tidemill.features.kernel.prepare import (
+    KEY,
+    ORDINAL,
+    TIME,
+    matrix_of,
+    nulls_of,
+    prepare_requests,
+)
 from tidemill.pipelines.stream.answer_parts import group_of, partition_of
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
@@ -31,6 +38,7 @@ from tidemill.pipelines.stream.sequence import (
     GROUP,
     REQUEST_ROWS,
     SequencedBatch,
+    arrivals,
     decode_batches,
     encode_batches,
     event_rows,
@@ -150,6 +158,7 @@ def event_batch(
     stop: int | None = None,
     partition: int = 0,
     poll: int = 1,
+    received: Sequence[Instant] | None = None,
 ) -> SequencedBatch:
     """Make a batch of events, encoded and decoded as in the stream.
 
@@ -162,6 +171,7 @@ def event_batch(
             that leaves holes, as rejected rows do.
         partition: The partition.
         poll: The number of the poll, from 1. A poll has one batch of each partition.
+        received: When each row was received; at its own time by default. Only eager mode asks.
 
     Raises:
         InputError: A row is rejected, or there are more rows than positions.
@@ -171,7 +181,10 @@ def event_batch(
     stop = _stop(start, stop, checked.rows.num_rows)
     positions = np.arange(stop - checked.rows.num_rows, stop)
     plan = make_plan(view)
-    prepared = event_rows(plan, view, checked.rows, positions) if len(positions) else None
+    prepared = None
+    if len(positions):
+        arrived = _received(checked.rows.column(view.stream.event_time), received)
+        prepared = event_rows(plan, view, checked.rows, positions, arrived)
     watermark_us = int(instants(watermark)[0])
     batch = SequencedBatch(poll, False, partition, start, stop, watermark_us, 0, prepared)
     (travelled,) = decode_batches(encode_batches([batch]), sequenced_events_schema(plan))
@@ -188,6 +201,7 @@ def request_batch(
     stop: int | None = None,
     partition: int = 0,
     poll: int = 1,
+    received: Sequence[Instant] | None = None,
 ) -> SequencedBatch:
     """Make a batch of requests for a view; the arguments are those of `event_batch`.
 
@@ -202,12 +216,20 @@ def request_batch(
     if len(positions):
         asked = prepare_requests(view, request, checked.rows, positions)
         groups = pa.array(np.full(len(positions), group_of(partition, start)), pa.int64())
-        prepared = pa.RecordBatch.from_arrays([*asked.columns, groups], schema=REQUEST_ROWS)
+        times = asked.column(TIME)
+        arrived = pa.array(arrivals(hashing.bits(times), _received(times, received)))
+        prepared = pa.RecordBatch.from_arrays(
+            [*asked.columns, groups, arrived], schema=REQUEST_ROWS
+        )
     watermark_us = int(instants(watermark)[0])
     batch = SequencedBatch(poll, True, partition, start, stop, watermark_us, 0, prepared)
     events = sequenced_events_schema(make_plan(view))
     (travelled,) = decode_batches(encode_batches([batch]), events)
     return travelled
+
+
+def _received(times: pa.Array, received: Sequence[Instant] | None) -> Int64Array:
+    return hashing.bits(times) if received is None else instants(received)
 
 
 def _stop(start: int, stop: int | None, rows: int) -> int:

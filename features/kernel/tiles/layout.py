@@ -4,9 +4,9 @@ These functions decide the tile of each event, the tiles that each query covers,
 publications. The folds then do the arithmetic.
 
 An event at ``e`` counts from its change point ``c``: ``e + 1``, or the frontier if the event is
-late. A query as of ``t`` sees it if ``c <= t``. So a batch is ordered by change point and
-``as_of``, events first where they are equal; every clause of the contract of time follows from that
-rule.
+late, or a later instant that the caller gives. A query as of ``t`` sees it if ``c <= t``. So a
+batch is ordered by change point and ``as_of``, events first where they are equal; every clause of
+the contract of time follows from that rule.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def group_rows(
 
     Args:
         event_entity: int64: the entity of each event.
-        event_order: int64: the events to take, in order of time (and so of change point).
+        event_order: int64: the events to take, in order of change point.
         event_change: int64: the change point of each event.
         request_entity: int64: the entity of each request; a request of NOBODY is skipped.
         request_order: int64: the requests to take, in order of as_of.
@@ -208,11 +208,14 @@ def _find_hops(
 ) -> tuple[int, int]:
     """Write the distinct hops of a group's events into ``hops``, without those of expired events.
 
+    They are ascending, also where events count in another order than that of their times.
+
     Returns:
         The number of events, and the number of hops.
     """
     n_events = 0
     n_hops = 0
+    ascending = True
     for r in range(low, high):
         code = codes[r]
         if code >= 0:
@@ -221,8 +224,17 @@ def _find_hops(
             if hop >= _oldest_hop(event_change[code], hop_us, window_hops) and (
                 n_hops == 0 or hop != hops[n_hops - 1]
             ):
+                ascending &= n_hops == 0 or hop > hops[n_hops - 1]
                 hops[n_hops] = hop
                 n_hops += 1
+    if not ascending:
+        hops[:n_hops].sort()
+        distinct = 1
+        for i in range(1, n_hops):
+            if hops[i] != hops[distinct - 1]:
+                hops[distinct] = hops[i]
+                distinct += 1
+        n_hops = distinct
     return n_events, n_hops
 
 
@@ -364,7 +376,6 @@ def _lay_out_rows(
             hop = event_time[code] // hop_us
             if hop < _oldest_hop(key, hop_us, window_hops):
                 step_at[step] = -1
-                filled[2] += 1
             else:
                 if tiles[at, HOP] != hop:
                     at = lower_bound(tiles, start, end, hop)
@@ -461,8 +472,7 @@ def lay_out(
         step_row: Receives, per step, the event's index, or -1 for a query.
         step_at: Receives, per step, the event's tile row (-1: expired), or the query's index.
         queries: Receives the queries (columns ``Q_...``).
-        filled: int64, ``(3,)``: the numbers of steps, of queries and of events that had expired on
-            arrival, over all calls.
+        filled: int64, ``(2,)``: the numbers of steps and of queries, over all calls.
 
     Returns:
         The next group to lay out. It is less than the number of groups if there is no room for it

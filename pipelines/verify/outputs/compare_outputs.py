@@ -12,6 +12,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import PARTITION, POSITION
 from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.recovery.repeat import Repeat, Repeated
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.verify.findings import Findings
@@ -22,7 +23,6 @@ from tidemill.pipelines.verify.outputs.compare_rows import RowCheck
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
 from tidemill.pipelines.verify.outputs.extent import Outputs, find_extent
 from tidemill.pipelines.verify.outputs.places import places_of
-from tidemill.pipelines.verify.outputs.repeat import Repeat, Repeated
 from tidemill.serving.offline.log import OfflineLog
 
 
@@ -51,7 +51,7 @@ def compare_outputs(
         of_scores: Takes those of the predictions.
     """
     stream, project = config.current.stream_folder, config.project
-    repeat = Repeat(config, run)
+    repeat = Repeat.from_log(config, run)
     releases = ReleaseCheck(stream, findings)
     publications = PublicationCheck(stream, project, findings)
     rejected = RejectedCheck(stream, project, findings)

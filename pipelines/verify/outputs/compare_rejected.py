@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from tidemill.features.definitions import Project
 from tidemill.features.rows import rejected
+from tidemill.pipelines.recovery.repeat import Repeated
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.stream.rejected_by_stream import read_rejected, rejected_requests
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.differences import differing, shown
-from tidemill.pipelines.verify.outputs.repeat import Repeated
 
 _PLACE: Final = ("stage", "stream", "partition", "position")
 _Place = tuple[str, str, int, int]

@@ -37,7 +37,7 @@ from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED, Log
-from tidemill.pipelines.recovery import released_states
+from tidemill.pipelines.recovery import repeat
 from tidemill.pipelines.recovery import republish as module
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
@@ -225,8 +225,8 @@ def test_a_damaged_store_gets_the_very_rows_that_the_stream_published(
         shutil.copy(path, old)
     assert run(config, resume=True)["late"] > 0
     before = everything(config)
-    for damage, step_rows in itertools.product((delete, roll_back), (1, 40, 262_144)):
-        monkeypatch.setattr(released_states, "STEP_ROWS", step_rows)
+    for damage, together in itertools.product((delete, roll_back), (1, 40, 65_536)):
+        monkeypatch.setattr(repeat, "TOGETHER_ROWS", together)
         damage(config, old)
         assert not store_files(config) or everything(config) != before
         assert republish(config, QuietProgress())["entities"] == 10
@@ -300,7 +300,7 @@ def test_a_release_without_evidence_is_not_guessed(ready: Configuration) -> None
     for entry in entries:
         entry["number"] += entry["number"] > 0
     path.write_text("\n".join(map(json.dumps, entries)) + "\n")
-    with pytest.raises(StateMismatch, match="with gaps"):
+    with pytest.raises(StateMismatch, match="the polls of the log give another one"):
         republish(ready, QuietProgress())
 
 

@@ -96,9 +96,13 @@ def test_a_request_without_a_key_goes_to_shard_0() -> None:
     request, view = PROJECT.request, PROJECT.view("cab")
     asked = [{"at": START, "hail": "h", "cab": None, "zone": None, "riders": 1}]
     positions, groups = np.array([7]), np.array([3])
-    rows = request_rows(PROJECT, view, to_batch(request.schema, asked), positions, groups)
+    received = np.array([START + 5])
+    asked_rows = to_batch(request.schema, asked)
+    rows = request_rows(PROJECT, view, asked_rows, positions, groups, received)
     assert rows.schema.equals(REQUEST_ROWS)
-    assert rows.to_pylist() == [{"key": None, "time": START, "ordinal": 7, "group": 3}]
+    assert rows.to_pylist() == [
+        {"key": None, "time": START, "ordinal": 7, "group": 3, "arrival": START + 5}
+    ]
     split = split_by_shard(rows, 4)
     assert split[0] is not None
     assert split[1:] == [None, None, None]
@@ -108,11 +112,14 @@ def test_event_rows_carry_their_positions_and_their_digests() -> None:
     made = [{"at": n, "id": f"i{n}", "key": "a", "n": n} for n in (4, 9)]
     batch = to_batch(STREAM.schema, made)
     positions = np.array([5, 6])
-    rows = event_rows(TINY_PLAN, VIEW, batch, positions)
+    # Nothing arrives before the instant after it.
+    received = np.array([4, 12])
+    rows = event_rows(TINY_PLAN, VIEW, batch, positions, received)
     assert rows.schema.equals(EVENTS)
     assert rows.column("ordinal").to_pylist() == [5, 6]
+    assert rows.column("arrival").to_pylist() == [5, 12]
     given = np.array([[1, 2], [3, 4]], np.uint64)
-    digests = event_rows(TINY_PLAN, VIEW, batch, positions, given).column("digest")
+    digests = event_rows(TINY_PLAN, VIEW, batch, positions, received, given).column("digest")
     assert digests[1].as_py() == (3).to_bytes(8, "little") + (4).to_bytes(8, "little")
 
 
@@ -121,5 +128,5 @@ def test_an_int64_key_is_its_decimal_digits() -> None:
     rows = random_rows(1, trips=3)["trips"][:1]
     rows[0]["zone"] = -3
     batch = to_batch(view.stream.schema, rows)
-    prepared = event_rows(make_plan(view), view, batch, np.array([0]))
+    prepared = event_rows(make_plan(view), view, batch, np.array([0]), np.array([0]))
     assert prepared.column("key").to_pylist() == ["-3"]

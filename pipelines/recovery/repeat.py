@@ -1,9 +1,9 @@
-"""A stream repeated in this process: what its polls must have given, without Beam or files.
+"""A stream repeated in this process: what its polls give, without Beam or files.
 
 The outputs of a stream are a function of its log: of where it began, of its polls, and of nothing
-else (`pipelines.io.replay`, `pipelines.stream.operator`). So a proof takes the polls again, passes
-them to operators and to a joiner that are made anew, and compares what these give with the files.
-The states that the stream began with are made from the log too, and not read.
+else (`pipelines.io.replay`, `pipelines.stream.operator`). So whoever needs them again takes the
+polls again: a proof compares what they give with the files, and a republication publishes the
+states after them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, Unanswered
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
 from tidemill.pipelines.stream.operator import ShardOperator
-from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.operator_key import Mode, OperatorKey
 from tidemill.pipelines.stream.release import Release
-from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
+from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches, without_requests
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.stream.state_files import handed_over, start_from
 
@@ -60,51 +60,75 @@ class Repeated:
 
 
 class Repeat:
-    """The operators and the joiner of a stream, made anew from its log.
+    """The operators and the joiner of a stream, which take its polls again.
 
     Args:
         config: The configuration, with the folders of the stream; its definitions have made it.
         run: The record of the stream.
+        states: The state of each operator (`pipelines.stream.state_files.handed_over`), by view and
+            shard; of other views and shards nothing is repeated.
+        as_of_us: The states contain all rows received before this instant.
+        last_poll: The number of the last poll that they contain.
+        publishes: Whether the operators publish and answer; else only their states are wanted.
 
     Attributes:
-        positions: Source to the position of each partition that the stream began at.
-        states: The bytes of the state of each operator that it began with, by view and shard.
         operators: The operators, by view and shard.
-        rows: How many rows its polls have.
+        rows: How many rows the polls have.
+
+    Raises:
+        StateVersionError: Another version took the rows of the stream in another order.
     """
 
-    def __init__(self, config: Configuration, run: StreamRun) -> None:
-        self._project, current = config.project, config.current
+    def __init__(
+        self,
+        config: Configuration,
+        run: StreamRun,
+        states: Mapping[tuple[str, int], bytes],
+        *,
+        as_of_us: int,
+        last_poll: int = 0,
+        publishes: bool = True,
+    ) -> None:
+        run.check_order()
+        self._project, current, self._shards = config.project, config.current, config.shards
         options = FeaturizeOptions(
             run="repeat",
             shards=config.shards,
             partitions=source_partitions(Log(current.build_folder), config.project),
             mode=Mode(run.mode),
+            publish=publishes,
             changes=run.offline is not None,
             answer_within_us=config.stream.answer_within_us,
         )
-        self._shards = config.shards
-        self.states: dict[tuple[str, int], bytes] = {}
+        # What an event counts from depends on the requests in eager mode only.
+        self._asks = publishes or options.mode is Mode.EAGER
+        self._answers = publishes
         self.operators: dict[tuple[str, int], ShardOperator] = {}
-        self.positions, made = find_beginning(config, current.build_folder, run.as_of_us)
-        for first in made:
-            place = first.key.view, first.key.shard
-            self.states[place] = handed_over(first)
-            operator = make_operator(config.project, first.key.text, options)
-            start_from(operator, self.states[place])
-            self.operators[place] = operator
+        for (view, shard), state in states.items():
+            key = OperatorKey(view, config.project.view(view).hash, shard, config.shards)
+            operator = make_operator(config.project, key.text, options)
+            start_from(operator, state)
+            self.operators[view, shard] = operator
         self._joiner = AnswerJoiner(config.project, config.shards, options.answer_within_us)
         self._replay = ReplayLog(
             config.project,
             ReplayOptions(
                 root=current.build_folder,
-                start_us=run.as_of_us,
+                start_us=as_of_us,
                 stop_us=run.until_us or config.splits.stream_until_us,
                 poll_rows=run.poll_rows,
+                polls=last_poll,
                 cuts=tuple(FileCutLog(current.stream_folder / paths.CUTS).recorded()),
             ),
         )
         self.rows = self._replay.rows
+
+    @staticmethod
+    def from_log(config: Configuration, run: StreamRun) -> Repeat:
+        """Begin with states that are made anew from the log."""
+        begin = find_beginning(config, config.current.build_folder, run.as_of_us)
+        states = {(one.key.view, one.key.shard): handed_over(one) for one in begin.operators}
+        return Repeat(config, run, states, as_of_us=run.as_of_us)
 
     @property
     def last_poll(self) -> int:
@@ -131,11 +155,13 @@ class Repeat:
             poll_rows = sum(part.stop - part.start for part in poll.parts)
             valid, refused = validated_poll(self._project, poll)
             rejected += refused
-            parts += request_parts(self._project, valid)
+            if self._answers:
+                parts += request_parts(self._project, valid)
             for index, shard, data in shard_poll(self._project, plans, self._shards, valid):
                 place = self._project.views[index].name, shard
-                schema = self.operators[place].event_schema
-                batches[place] += decode_batches(data, schema)
+                if place in self.operators:
+                    of_poll = decode_batches(data, self.operators[place].event_schema)
+                    batches[place] += of_poll if self._asks else without_requests(of_poll)
             rows += poll_rows
             if rows >= TOGETHER_ROWS or poll.number in stops or poll.number >= until:
                 yield self._take(poll.number, batches, parts, rejected, rows)
@@ -172,12 +198,8 @@ class Repeat:
                 parts.append(
                     AnswerPart(*place, release.number, release.frontier_us, release.answers)
                 )
-        answered, unanswered = self._joiner.receive(parts)
-        out.answered.extend(answered)
-        out.unanswered.extend(unanswered)
+        if self._answers:
+            answered, unanswered = self._joiner.receive(parts)
+            out.answered.extend(answered)
+            out.unanswered.extend(unanswered)
         return out
-
-    @property
-    def waiting(self) -> int:
-        """The number of requests that wait for an answer after the last poll."""
-        return self._joiner.requests_pending
