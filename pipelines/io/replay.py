@@ -1,7 +1,8 @@
 """Replay: the log as an unbounded source, in order of arrival, in polls that the log determines.
 
 The promises: rows come in the order in which they were received, across all partitions; rows
-received at the same microsecond in the order of the sources, then of the partitions. In this order
+received at the same microsecond in the order of the sources, then of the partitions (in eager mode,
+requests first). In this order
 a poll ends wherever the number of rows from the beginning of the log is a multiple of
 ``poll_rows``, at each recorded cut (`pipelines.io.cuts`), and where the replay ends. The clock
 decides only when a poll is sent. So reading again gives the same polls with the same numbers, at
@@ -63,6 +64,8 @@ class ReplayOptions:
         ends: Whether the stream ends at ``stop_us``: then all waiting rows are released. Else
             ``stop_us`` is a savepoint, and waiting rows stay in state for the next run.
         polls: The number of the last poll before the start; 0 at the beginning of a stream.
+        requests_first: Whether of rows received at the same microsecond the requests come first, as
+            eager mode takes them; else the events.
         cuts: Further places where a poll ends: those that an earlier run has recorded. Cuts outside
             the replay are ignored.
     """
@@ -74,6 +77,7 @@ class ReplayOptions:
     speed: float | None = None
     ends: bool = True
     polls: int = 0
+    requests_first: bool = False
     cuts: tuple[Cut, ...] = ()
 
 
@@ -81,7 +85,7 @@ class ReplayLog:
     """The partitions of all sources of a project, and the next rows to read from them."""
 
     def __init__(self, project: Project, options: ReplayOptions) -> None:
-        self._options = options
+        self._options, self._request = options, project.request
         self.sources: list[tuple[EventStream | Request, int]] = []
         self._tables: list[pa.Table] = []
         self._received: list[Int64Array] = []
@@ -186,7 +190,11 @@ class ReplayLog:
             positions.append(start + int(low))
             equal.append(int(high - low))
         rest = end - sum(positions)
-        for index, rows in enumerate(equal):
+        turns = list(range(len(equal)))
+        if self._options.requests_first:
+            turns.sort(key=lambda index: self.sources[index][0] is not self._request)
+        for index in turns:
+            rows = equal[index]
             positions[index] += min(rows, rest)
             rest -= min(rows, rest)
         return tuple(positions)

@@ -118,6 +118,7 @@ class Repeat:
                 stop_us=run.until_us or config.splits.stream_until_us,
                 poll_rows=run.poll_rows,
                 polls=last_poll,
+                requests_first=options.mode is Mode.EAGER,
                 cuts=tuple(FileCutLog(current.stream_folder / paths.CUTS).recorded()),
             ),
         )

@@ -158,6 +158,7 @@ def _stream(
         speed=speed if speed is not None else config.stream.speed,
         ends=until_us is None,
         polls=start.handoff.polls,
+        requests_first=Mode(start.run.mode) is Mode.EAGER,
         cuts=tuple(FileCutLog(stream_folder / paths.CUTS).recorded()) if start.resumes else (),
     )
     replayed = ReplayLog(project, options)

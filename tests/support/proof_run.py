@@ -297,7 +297,13 @@ class Server:
 
     def serve(self) -> None:
         """Serve everything."""
-        options = ReplayOptions(self.current.build_folder, EVALUATE_UNTIL, STREAM_UNTIL, POLL_ROWS)
+        options = ReplayOptions(
+            self.current.build_folder,
+            EVALUATE_UNTIL,
+            STREAM_UNTIL,
+            POLL_ROWS,
+            requests_first=self.options.mode is Mode.EAGER,
+        )
         replay = ReplayLog(PROJECT, options)
         at = replay.start
         while (found := replay.next_poll(at, STREAM_UNTIL, 0)) is not None:

@@ -165,6 +165,25 @@ def test_a_poll_may_separate_rows_received_at_one_microsecond(tmp_path: Path) ->
             )
 
 
+@pytest.mark.parametrize("requests_first", [True, False])
+def test_rows_of_one_microsecond_come_in_the_declared_order(
+    requests_first: bool, tmp_path: Path
+) -> None:
+    rows = random_rows(4, trips=20, hails=10)
+    arrived = [
+        Arrived(part.source, part.partition, part.rows, [START] * len(part.rows))
+        for part in arrivals(PROJECT, rows, PARTITIONS, random.Random(4))
+    ]
+    write_log(tmp_path, PROJECT, arrived)
+    log = replay_log(tmp_path, poll_rows=1, requests_first=requests_first)
+    is_request = []
+    for poll, _ in read_on(log, log.start):
+        (part,) = (part for part in poll.parts if part.rows is not None)
+        is_request.append(part.source == PROJECT.request.name)
+    assert is_request == sorted(is_request, reverse=requests_first)
+    assert 0 < sum(is_request) < len(is_request)
+
+
 def test_recorded_cuts_end_polls_too(tmp_path: Path) -> None:
     """As a killed run with a savepoint there has sent them."""
     write(tmp_path)

@@ -100,7 +100,8 @@ def outputs(root: Path) -> dict[str, Any]:
 
 
 def polls_of(config: Configuration) -> list[Poll]:
-    options = ReplayOptions(build_of(config.root), BEGIN, STOP, POLL_ROWS)
+    is_eager = config.stream.mode == "eager"
+    options = ReplayOptions(build_of(config.root), BEGIN, STOP, POLL_ROWS, requests_first=is_eager)
     log = ReplayLog(PROJECT, options)
     polls, at = [], log.start
     while (found := log.next_poll(at, STOP, 0)) is not None:
