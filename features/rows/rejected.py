@@ -74,6 +74,7 @@ class Reason(enum.StrEnum):
     INFINITY = "infinity", "the number is infinite or too large for a float64"
     TIME_OUT_OF_RANGE = "time_out_of_range", "the time is outside the years 1 to 9999"
     NAIVE_TIME = "naive_time", "the time has no offset from UTC and its source declares no zone"
+    AMBIGUOUS_LOCAL_TIME = "ambiguous_local_time", "clocks showed this local time twice"
     NONEXISTENT_LOCAL_TIME = "nonexistent_local_time", "clocks skipped this local time"
     TOO_LATE = "too_late", "the event came later than its stream still accepts"
     AHEAD = "ahead", "the time is too far past the record's receipt"

@@ -22,6 +22,7 @@ sources:                        # one for each event stream and one for the requ
     format: csv                 # optional: csv, jsonl or parquet; by default by extension
     nulls: ["", NA]             # optional: texts that mean null; by default the empty csv cell
     zone: Europe/Berlin         # optional: of times without an offset
+    ambiguous: first            # optional: first, last or infer, for local times that occur twice
     transform: ingest:orders    # optional: raw RecordBatch -> RecordBatch, before validation
     partitions: 1               # optional: partitions of the replay log made from it
     received: received_at       # optional, instead of partitions: each file is a log
@@ -50,6 +51,7 @@ from tidemill.features import zones
 from tidemill.features.contract import MINUTE
 from tidemill.features.definitions import TIMESTAMP, Project
 from tidemill.features.errors import ConfigurationError, DefinitionError, nearest
+from tidemill.features.rows.local_times import INFER, RULES
 from tidemill.pipelines.config.choices import ENGINES, MODES
 from tidemill.pipelines.config.offline_section import offline_place
 from tidemill.pipelines.config.online_section import (
@@ -74,7 +76,7 @@ _KEYS: Final = (
     "offline_store", "registry", "stream",
 )  # fmt: skip
 _SOURCE_KEYS: Final = (
-    "files", "format", "nulls", "zone", "transform", "partitions", "received",
+    "files", "format", "nulls", "zone", "ambiguous", "transform", "partitions", "received",
 )  # fmt: skip
 _TRAINING: Final = {
     "epochs": Value.count,
@@ -104,6 +106,8 @@ class Source:
         format: ``csv``, ``jsonl`` or ``parquet``; None goes by each file's extension.
         nulls: Texts that mean null; None is the format's default.
         zone: The IANA zone of times without an offset; None refuses such times.
+        ambiguous: The rule for local times that occurred twice (`features.rows.local_times.RULES`);
+            None rejects their rows.
         transform: Applied to raw batches before validation.
         partitions: The number of partitions of the replay log.
         received: The timestamp column with the time at which the log received a row. Each file
@@ -116,6 +120,7 @@ class Source:
     format: str | None = None
     nulls: tuple[str, ...] | None = None
     zone: str | None = None
+    ambiguous: str | None = None
     transform: Callable[[Any], Any] | None = None
     partitions: int = 1
     received: str | None = None
@@ -347,6 +352,7 @@ def _source(project: Project, name: str, section: Section, folder: Path) -> Sour
             "a source with 'received' is a log, whose files are its partitions; remove one of the "
             "two keys"
         )
+    _check_ambiguous(section)
     return Source(
         name=name,
         files=tuple(
@@ -358,12 +364,31 @@ def _source(project: Project, name: str, section: Section, folder: Path) -> Sour
                 "format": or_null(lambda value: value.one_of(_FORMATS)),
                 "nulls": or_null(Value.texts),
                 "zone": or_null(_zone),
+                "ambiguous": or_null(lambda value: value.one_of(RULES)),
                 "transform": or_null(lambda value: _transform(value, folder)),
                 "partitions": Value.count,
                 "received": or_null(lambda value: _received(value, project, name)),
             }
         ),
     )
+
+
+def _check_ambiguous(section: Section) -> None:
+    """Refuse a rule for repeated local times that could not decide anything."""
+    given = {name for name, value in section.values.items() if not value.is_null}
+    if "ambiguous" not in given:
+        return
+    value = section.values["ambiguous"]
+    if "zone" not in given:
+        raise value.wrong(
+            "without 'zone' no local time is read at all; name the zone of the source's times, or "
+            "remove the key"
+        )
+    if value.text() == INFER and "received" not in given:
+        raise value.wrong(
+            f"{INFER} takes the instant that fits the time of receipt, and the source has no "
+            "'received'; name that column, or choose first or last"
+        )
 
 
 def _received(value: Value, project: Project, name: str) -> str:

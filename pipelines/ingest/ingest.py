@@ -158,6 +158,7 @@ def read_log(config: Configuration, name: str) -> SourceRead:
         format=source.format,
         nulls=source.nulls,
         zone=source.zone,
+        ambiguous=source.ambiguous,
         transform=source.transform,
         received=source.received,
     ):
@@ -204,6 +205,8 @@ class Ingest(beam.DoFn):
             "rejected": sum(reasons.values()),
             "reasons": dict(reasons),
         }
+        if self.config.sources[name].ambiguous is not None:
+            row["repeated_local_times"] = found.counts.resolved
         if self.build is not None:
             log, definition = Log(self.build), self.config.project.definition(name)
             for part in found.parts:
@@ -225,7 +228,8 @@ def ingest(
         build: The folder of the build whose log is written; None only validates the sources.
 
     Returns:
-        Counts by source: read, kept, dropped, rejected, mended, and rejected by reason.
+        Counts by source: read, kept, dropped, rejected, mended, and rejected by reason; and, where
+        the source declares a rule for them, the kept rows with a repeated local time.
     """
     choice = choose_engine(None, streaming=False)
     collected = work / _COUNTS

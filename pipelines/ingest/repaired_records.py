@@ -39,6 +39,7 @@ from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.rows import rejected
+from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.config.configuration import Source
 from tidemill.pipelines.io.acceptance import judge_arrivals
@@ -171,11 +172,19 @@ def judge_mended(
     empty = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
     rows = [pa.RecordBatch.from_pylist([], schema=empty)]
     accepted: list[int] = []
+    # Mended records come after the log: their order says nothing about their times of receipt.
+    receipts = None if source.received is None else Receipts(source.received, lowest_us=None)
     for numbered in raw.values():
         batch = pa.concat_batches([row for _, row in numbered])
         indices = np.array([index for index, _ in numbered], np.int64)
         judged = judge(
-            definition, _as_read(batch, indices, mended), required, source.zone, source.transform
+            definition,
+            _as_read(batch, indices, mended),
+            required,
+            source.zone,
+            source.transform,
+            ambiguous=source.ambiguous,
+            receipts=receipts,
         )
         refused |= {
             row["position"]: (row["stage"], row["reason"], row["detail"])

@@ -89,6 +89,7 @@ BAD_LINES: dict[str, Callable[[int], bytes]] = {
     "infinity": lambda n: f"2013-05-01T00:00:00Z,b{n},k,1,-inf,1".encode(),
     "infinity: overflow": lambda n: f"2013-05-01T00:00:00Z,b{n},k,1,{n}e999,1".encode(),
     "time_out_of_range": lambda n: f"{10_000 + n}-01-01T00:00:00Z,b{n},k,1,1,1".encode(),
+    "ambiguous_local_time": lambda n: f"2013-11-03T01:30:00,b{n},k,1,1,1".encode(),
     "nonexistent_local_time": lambda n: f"2013-03-10T02:30:00,b{n},k,1,1,1".encode(),
     "invalid_utf8": lambda n: f"2013-05-01T00:00:00Z,b{n},\xff,1,1,1".encode("latin-1"),
     "broken_csv_line: too few cells": lambda n: f"2013-05-01T00:00:00Z,b{n}".encode(),
@@ -111,7 +112,7 @@ def test_of_6000_rows_exactly_the_1000_bad_ones_are_rejected_each_with_its_reaso
         good_line,
         lambda n: good_line(n, zone=""),
         lambda n: f'2013-05-01T00:00:00Z,e{n},"two\nlines, ""quoted""",,,'.encode(),
-        lambda n: f"2013-11-03T01:30:00,e{n},Ångström,-0,-0.0,FALSE".encode(),
+        lambda n: f"2013-11-03T02:30:00,e{n},Ångström,-0,-0.0,FALSE".encode(),
     ]
     good = [("", forms[n % 4](n)) for n in range(5000)]
     rows = [*bad, *good]
