@@ -40,6 +40,7 @@ from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.labels import find_labels, leaks
 from tidemill.pipelines.history.offline_views import views_to_log
 from tidemill.pipelines.ingest.ingest import ingest, replace_rejected
+from tidemill.pipelines.ingest.rejected_shares import too_many
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -223,6 +224,7 @@ def backfill(
         Counts and figures by step.
 
     Raises:
+        TooManyRejected: More of a source's rows are rejected than it allows.
         InputError: A source cannot be read, or events of a label precede their request.
         Locked: Another process makes a build of the root.
     """
@@ -232,6 +234,10 @@ def backfill(
         sources = ingest(config, progress, work=build.work, build=build.folder)
         files = {name: row.pop("files") for name, row in sources.items()}
         summary["sources"] = sources
+        if (error := too_many(config, sources)) is not None:
+            # The records are what the user needs now; the current build stays as it is.
+            replace_rejected(build.work, config.root)
+            raise error
         build.settle()
         for divergence in build.because:
             progress.say(f"history was corrected, so a new generation begins: {divergence}")

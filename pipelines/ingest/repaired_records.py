@@ -41,7 +41,7 @@ from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.rows import rejected
 from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason, Stage
-from tidemill.pipelines.config.configuration import Source
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.io.acceptance import judge_arrivals
 from tidemill.pipelines.io.files import csv_lines, json_lines
 from tidemill.pipelines.io.files.judged_rows import StreamBatch, judge

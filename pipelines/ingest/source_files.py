@@ -10,7 +10,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
-from tidemill.pipelines.config.configuration import Source
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.io.files.input_files import format_of
 from tidemill.pipelines.io.files.readers import read
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch

@@ -14,7 +14,8 @@ from tests.support.builds import ingest_build
 from tests.support.folders import build_of
 from tidemill import Entity, EventStream, FeatureView, Project, Request, count
 from tidemill.features.definitions import STRING, TIMESTAMP
-from tidemill.pipelines.config.configuration import Configuration, Source, Splits
+from tidemill.pipelines.config.configuration import Configuration, Splits
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.ingest.ingest import validate_sources
 from tidemill.pipelines.ingest.replay_rejected import replay
 from tidemill.pipelines.io.log import Log
@@ -92,6 +93,8 @@ def test_a_repeated_time_is_rejected_with_its_payload_and_can_be_mended(
 ) -> None:
     counts = ingest_build(config)["events"]
     assert logged(config) == [E0, E3]
+    (example,) = counts["rejected_examples"]
+    assert (example["column"], example["records"], example["origin"]) == ("at", 2, "events.csv:3")
     assert counts["reasons"] == {"ambiguous_local_time": 2}
     assert "repeated_local_times" not in counts
     lines = EVENTS.splitlines()

@@ -22,7 +22,8 @@ from tidemill.features.definitions import FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.features.errors import InputError
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Stage
-from tidemill.pipelines.config.configuration import Configuration, Source, Splits
+from tidemill.pipelines.config.configuration import Configuration, Splits
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.ingest.replay_rejected import replay
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log
 from tidemill.pipelines.io.sinks import write_rows
