@@ -44,6 +44,7 @@ from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.io.acceptance import judge_arrivals
 from tidemill.pipelines.io.files import csv_lines, json_lines
+from tidemill.pipelines.io.files.csv_lines import BYTE_ORDER_MARK
 from tidemill.pipelines.io.files.judged_rows import StreamBatch, judge
 from tidemill.pipelines.io.files.readers import RawBatch, nulled
 from tidemill.pipelines.io.sinks import write_rows
@@ -223,15 +224,21 @@ class _Unreadable(Exception):
 
 
 def _raw_row(one: Mended, source: Source) -> pa.RecordBatch:
-    """Parse a payload as the source's reader does, with the columns of its file."""
+    """Parse a payload as the source's reader does, with the columns of its file.
+
+    The readers skip a byte order mark at the start of a file. One is put there, so that they take
+    another one, in the header or the payload, for the character that it was in its file.
+    """
     if one.format == "csv":
         header = io.StringIO()
         csv.writer(header, lineterminator="\n").writerow(one.columns.names)
-        file = io.BytesIO(header.getvalue().encode() + one.payload)
+        file = io.BytesIO(BYTE_ORDER_MARK + header.getvalue().encode() + one.payload)
         nulls = ("",) if source.nulls is None else source.nulls
         blocks = list(csv_lines.read_blocks(file, one.origin, nulls=nulls))
         return _only(blocks, Reason.BROKEN_CSV_LINE, "csv rows, expected one").batch
-    lines = list(json_lines.read_lines(io.BytesIO(one.payload), keys=one.columns.names))
+    lines = list(
+        json_lines.read_lines(io.BytesIO(BYTE_ORDER_MARK + one.payload), keys=one.columns.names)
+    )
     batch = _only(lines, Reason.BROKEN_JSON, "lines, expected one JSON object in one line").batch
     if one.format == "parquet":
         batch = _typed(batch, one.columns, required=source.transform is not None)

@@ -3,7 +3,8 @@
 The promises:
 
 * A line is one JSON object in UTF-8 (jsonlines.org). Any other line is refused; the lines beside it
-  are not affected. Empty lines are skipped.
+  are not affected. Empty lines are skipped, and so is a byte order mark at the very start of the
+  file.
 * Every value is read as text, so that a row does not depend on the types in other rows: a string
   as it is, a number as its digits, true and false as these words, a list or an object as its JSON.
   null is null, and so is a key that a line lacks and another line of the file has.
@@ -22,9 +23,9 @@ import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.rows.rejected import Reason
+from tidemill.pipelines.io.files.csv_lines import BYTE_ORDER_MARK
 
 BATCH_ROWS: Final = 16_384
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ def keys_in(file: BinaryIO, wanted: Iterable[str]) -> list[str]:
 def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(file, start=1):
         if number == 1:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
+            line = line.removeprefix(BYTE_ORDER_MARK)
         yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
 
