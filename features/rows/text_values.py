@@ -6,10 +6,11 @@ What is promised here, for one text:
 * float64: Python's float syntax (``1``, ``.5``, ``-1.5e-3``) in ASCII and without underscores,
   rounded correctly. NaN is refused, and so are infinities and overflows, each with its reason.
 * bool: ``true`` and ``false`` in any case, ``1`` and ``0``.
-* timestamp: an ISO 8601 date and time, with ``T`` or a space, seconds and up to six decimals
-  optional, then ``Z`` or an offset (``+05:30``, ``+0530``, ``+05``). Without an offset it is a
-  local time of the given zone: one that the clocks skipped is refused, one that they showed twice
-  is returned with both instants (`Parsed.repeated`).
+* timestamp: an ISO 8601 date and time, with ``T`` or a space, seconds and decimals optional, then
+  ``Z`` or an offset (``+05:30``, ``+0530``, ``+05``). A time is whole microseconds, so decimals
+  after the sixth must be zeros; a leap second is refused. Without an offset it is a local time of
+  the given zone: one that the clocks skipped is refused, one that they showed twice is returned
+  with both instants (`Parsed.repeated`).
 * White space is not stripped.
 
 `parse_one` parses one text. `parse` parses a column at once: regular expressions find the texts
@@ -47,7 +48,14 @@ _PLAIN_LOCAL: Final = (
     r"[T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?"
 )
 _PLAIN_OFFSET: Final = r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_LONG_DECIMALS: Final = r"\.[0-9]{7}"
+_SPARE_ZEROS: Final = r"(\.[0-9]{6})0+(Z|[+-]|\z)"
 _EVERY_MONTH_HAS_IT: Final = r"\A[0-9]{4}-[0-9]{2}-([01][0-9]|2[0-8])"
+
+WHOLE_MICROSECONDS: Final = (
+    "whole microseconds: decimals after the sixth must be zeros; round the time"
+)
+"""What is expected in place of a time with a part of a microsecond."""
 
 _INT: Final = re.compile(r"([+-]?)0*([0-9]+)", re.ASCII)
 _FLOAT: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
@@ -56,7 +64,7 @@ _INFINITY: Final = re.compile(r"[+-]?inf(inity)?", re.ASCII | re.IGNORECASE)
 _TIME: Final = re.compile(
     r"(?P<year>[0-9]{4,9})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"
     r"[T ](?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})"
-    r"(:(?P<second>[0-9]{2})(\.(?P<decimals>[0-9]{1,6}))?)?"
+    r"(:(?P<second>[0-9]{2})(\.(?P<decimals>[0-9]{1,6})(?P<finer>[0-9]*))?)?"
     r"(?P<offset>Z|(?P<sign>[+-])(?P<hours>[01][0-9]|2[0-3])(:?(?P<minutes>[0-5][0-9]))?)?",
     re.ASCII,
 )
@@ -97,6 +105,9 @@ def parse(text: pa.Array, dtype: str, zone: str | None) -> Parsed:
     values: npt.NDArray[Any]
     if dtype == TIMESTAMP:
         values, last, plain, skipped = _plain_times(text, zone)
+        if not plain.all() and _matches(text, _LONG_DECIMALS).any():
+            text = pc.replace_substring_regex(text, _SPARE_ZEROS, r"\1\2")
+            values, last, plain, skipped = _plain_times(text, zone)
         refused = dict.fromkeys(skipped, Reason.NONEXISTENT_LOCAL_TIME)
     elif dtype == BOOL:
         lower = pc.ascii_lower(text)
@@ -140,6 +151,25 @@ def repeated(first_us: npt.NDArray[Any], last_us: Int64Array, valid: BoolArray) 
     return Repeated(rows, first_us[rows], last_us[rows]) if len(rows) else None
 
 
+def expected_of_time(text: str) -> str | None:
+    """Say what was expected in place of a time that is well written and has no value here.
+
+    Returns:
+        A sentence's end for a leap second or a part of a microsecond; None for any other text.
+    """
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    if (match["finer"] or "").strip("0"):
+        return WHOLE_MICROSECONDS
+    if match["second"] == "60":
+        return (
+            "seconds from 00 to 59: every day has 86,400 seconds here, and a leap second is none "
+            "of them; write the second before or after it"
+        )
+    return None
+
+
 def _parse_int(text: str) -> int | Reason:
     match = _INT.fullmatch(text)
     if match is None or len(match[2]) > 19:
@@ -165,7 +195,7 @@ def _parse_bool(text: str) -> bool | Reason:
 def _parse_time(text: str, zone: str | None) -> tuple[int, int] | Reason:
     """Return the first and the last instant of a time; they are equal unless it is repeated."""
     match = _TIME.fullmatch(text)
-    if match is None:
+    if match is None or (match["finer"] or "").strip("0"):
         return Reason.WRONG_TYPE
     # No datetime has such a year: check the date in a year with the same leap days.
     year = int(match["year"])

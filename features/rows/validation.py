@@ -61,7 +61,14 @@ from tidemill.features.errors import InputError, UnknownColumn, nearest
 from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason
 from tidemill.features.rows.source_clock import SourceClock
-from tidemill.features.rows.text_values import Parsed, flags, parse, repeated
+from tidemill.features.rows.text_values import (
+    WHOLE_MICROSECONDS,
+    Parsed,
+    expected_of_time,
+    flags,
+    parse,
+    repeated,
+)
 
 EXACT_IN_FLOAT64: Final = 2**53
 """Every integer up to here, in either direction, is a float64."""
@@ -336,16 +343,20 @@ def _finished(
     faults = {
         row: (reason, f"column {name!r}: found {_shown(source[row])}, expected {expected}")
         for row, reason in refused.items()
-        for expected in [_expected(reason, name, dtype, clock)]
+        for expected in [_expected(reason, name, dtype, clock, source[row])]
     }
     if dtype == STRING:
         return pa.nulls(len(values), pa.string()), faults
     return pa.array(values, mask=~valid).cast(ARROW_TYPES[dtype]), faults
 
 
-def _expected(reason: Reason, name: str, dtype: str, clock: SourceClock) -> str:
+def _expected(reason: Reason, name: str, dtype: str, clock: SourceClock, given: pa.Scalar) -> str:
     if reason == Reason.AMBIGUOUS_LOCAL_TIME:
         return clock.expected(name)
+    if reason == Reason.WRONG_TYPE and dtype == TIMESTAMP:
+        if pa.types.is_string(given.type):
+            return expected_of_time(given.as_py()) or _EXPECTED[dtype]
+        return WHOLE_MICROSECONDS if pa.types.is_timestamp(given.type) else _EXPECTED[dtype]
     return {
         Reason.NAN: "a finite number, or null",
         Reason.INFINITY: "a finite number that fits float64",

@@ -13,7 +13,6 @@ typed (`parquet_rows`).
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +75,8 @@ def read(
         stream: The stream's name, for rejected records.
         format: ``csv``, ``jsonl`` or ``parquet``; None to tell it from each file's extension.
         nulls: Texts that mean null; None means the empty cell for csv, and no text for the others.
-        columns: The columns to read; other columns may be left out. A column that only some lines
+        columns: The columns to read; other columns may be left out, or hold what validation would
+            refuse. A column that only some lines
             of a JSON Lines file have is null in the others. None for all columns.
         block_bytes: The size of a csv file's block.
         batch_rows: The most rows of a batch of another file.
@@ -101,7 +101,7 @@ def read(
             case "jsonl":
                 yield from _read_jsonl(source, nulls or (), columns, batch_rows)
             case "parquet":
-                yield from _read_parquet(source, nulls or (), batch_rows)
+                yield from _read_parquet(source, nulls or (), columns, batch_rows)
 
 
 @dataclass(frozen=True)
@@ -180,16 +180,23 @@ def _read_jsonl(
             first += len(lines.lines)
 
 
-def _read_parquet(source: _Source, nulls: Sequence[str], batch_rows: int) -> Iterator[RawBatch]:
+def _read_parquet(
+    source: _Source, nulls: Sequence[str], columns: Sequence[str] | None, batch_rows: int
+) -> Iterator[RawBatch]:
     first = 0
     with opened(source.path) as file:
         # Reading Parquet starts at the end of the file, and a decompressed stream cannot seek.
         seekable = io.BytesIO(file.read()) if is_compressed(source.path) else file
-        for batch in parquet_rows.read_rows(seekable, source.name, batch_rows=batch_rows):
-            rows = np.arange(batch.num_rows)
-            payload = functools.partial(parquet_rows.as_json, batch)
-            yield source.raw(nulled(batch, nulls), first, rows, {}, first + rows + 1, payload)
-            first += batch.num_rows
+        for found in parquet_rows.read_rows(
+            seekable, source.name, batch_rows=batch_rows, columns=columns
+        ):
+            batch, rows = found.batch, np.arange(found.batch.num_rows)
+            lines = first + rows + 1
+            if found.faults:
+                rows = np.delete(rows, sorted(found.faults))
+                batch = batch.take(pa.array(rows))
+            yield source.raw(nulled(batch, nulls), first, rows, found.faults, lines, found.payload)
+            first += found.batch.num_rows
 
 
 def nulled(batch: pa.RecordBatch, nulls: Sequence[str]) -> pa.RecordBatch:

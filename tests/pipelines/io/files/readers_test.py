@@ -6,6 +6,7 @@ import datetime
 import gzip
 import json
 import random
+import struct
 import sys
 import zipfile
 from collections import Counter
@@ -198,6 +199,112 @@ def test_a_typed_column_that_does_not_fit_rejects_its_rows(
     batches = judged(tmp_path / "events.parquet", batch_rows=2)
     assert [r["reason"] for r in rejections(batches)] == [reason] * 3
     assert [r["position"] for r in rejections(batches)] == [0, 1, 2]
+
+
+# Times of Parquet's type INT96
+
+NANOSECONDS = 1_000_000_000
+
+
+def int96_file(path: Path, moments: Sequence[tuple[int, int] | None], rows: int = 1024) -> Path:
+    """Write a file whose column `at` has INT96 times: (seconds since 1970, nanoseconds)."""
+    # Arrow writes no INT96 far from now: write one instant, and replace its bytes.
+    days = pa.array([None if m is None else 0 for m in moments], pa.timestamp("us"))
+    columns = {"at": days, "id": [f"e{n}" for n in range(len(moments))]}
+    table = pa.table({**columns, "key": ["k"] * len(moments), "n": range(len(moments))})
+    table = table.append_column("x", pa.nulls(len(moments), pa.float64()))
+    table = table.append_column("ok", pa.nulls(len(moments), pa.bool_()))
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(
+        table, sink, use_deprecated_int96_timestamps=True, use_dictionary=False,
+        compression="none", row_group_size=rows, write_statistics=False,
+    )  # fmt: skip
+    content = sink.getvalue().to_pybytes()
+    epoch = int96(0, 0)
+    known = [m for m in moments if m is not None]
+    assert content.count(epoch) == len(known)
+    for seconds, nanoseconds in known:
+        content = content.replace(epoch, int96(seconds, nanoseconds), 1)
+    return written(path, content)
+
+
+def int96(seconds: int, nanoseconds: int) -> bytes:
+    """Return an INT96 time: nanoseconds of the day and the Julian day, little-endian."""
+    days, rest = divmod(seconds, 86_400)
+    return struct.pack("<qI", rest * NANOSECONDS + nanoseconds, days + 2_440_588)
+
+
+def seconds_of(*fields: int) -> int:
+    moment = datetime.datetime(*fields, tzinfo=datetime.UTC)  # type: ignore[arg-type, misc]
+    return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(
+        seconds=1
+    )
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 100])
+def test_int96_times_are_read_exactly_in_all_years(tmp_path: Path, batch_rows: int) -> None:
+    wanted = [
+        (seconds_of(2300, 1, 1, 1, 2, 3), 456_789_000),
+        (seconds_of(2262, 4, 11, 23, 47, 16), 854_775_000),
+        (seconds_of(2262, 4, 11, 23, 47, 16), 854_776_000),  # the first that nanoseconds lack
+        (seconds_of(1677, 9, 21), 1000),
+        (seconds_of(1, 1, 1), 0),
+        (seconds_of(9999, 12, 31, 23, 59, 59), 999_999_000),
+        (-1, 999_999_000),
+    ]
+    path = int96_file(tmp_path / "e.parquet", wanted, rows=4)
+    batches = judged(path, zone="UTC", batch_rows=batch_rows)
+    assert rejections(batches) == []
+    times = [t for b in batches for t in b.batch["at"].cast(pa.int64()).to_pylist()]
+    assert times == [s * 1_000_000 + ns // 1000 for s, ns in wanted]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 100])
+def test_an_int96_time_without_a_value_is_rejected_with_the_time_in_the_file(
+    tmp_path: Path, batch_rows: int
+) -> None:
+    moments = [
+        (0, 1000),
+        (seconds_of(2300, 1, 1), 1),
+        (seconds_of(9999, 12, 31) + 86_400, 0),
+        None,
+        (2**32 * 86_400 - 2_440_589 * 86_400, 5000),  # the last day that INT96 has
+        (seconds_of(1, 1, 1) - 1, 0),
+        (1, 0),
+    ]
+    path = int96_file(tmp_path / "e.parquet", moments, rows=3)
+    batches = judged(path, zone="UTC", batch_rows=batch_rows)
+    assert kept(batches) == ["e0", "e6"]
+    assert [p for b in batches for p in b.positions.tolist()] == [0, 6]
+    found = rejections(batches)
+    assert [(r["origin"], r["reason"]) for r in found] == [
+        ("e.parquet:2", "wrong_type"),
+        ("e.parquet:3", "time_out_of_range"),
+        ("e.parquet:4", "null_time"),
+        ("e.parquet:5", "time_out_of_range"),
+        ("e.parquet:6", "time_out_of_range"),
+    ]
+    assert found[0]["detail"].startswith(
+        "column 'at': found 2300-01-01T00:00:00.000000001 (INT96), expected whole microseconds"
+    )
+    assert found[1]["detail"] == (
+        "column 'at': found 10000-01-01T00:00:00.000000 (INT96), expected a time in the years 1 "
+        "to 9999, UTC"
+    )
+    assert b'"at":"2300-01-01T00:00:00.000000001","id":"e1"' in found[0]["payload"]
+    assert b'"at":"10000-01-01T00:00:00.000000","id":"e2"' in found[1]["payload"]
+    assert b'"at":null,"id":"e3"' in found[2]["payload"]
+    assert b'"at":"11754508-12-13T00:00:00.000005"' in found[3]["payload"]
+    assert counts(batches) == Counts(read=7, kept=2, rejected=5)
+
+
+def test_an_int96_column_that_is_not_declared_rejects_nothing(tmp_path: Path) -> None:
+    path = int96_file(tmp_path / "e.parquet", [(seconds_of(2300, 1, 1), 1)])
+    raw = list(read([path], stream="events", columns=["id"]))
+    assert [(r.batch.num_rows, r.rejected.num_rows) for r in raw] == [(1, 0)]
+    # A transform may read every column.
+    raw = list(read([path], stream="events"))
+    assert [(r.batch.num_rows, r.rejected.num_rows) for r in raw] == [(0, 1)]
 
 
 # csv
