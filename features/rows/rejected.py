@@ -63,6 +63,8 @@ class Reason(enum.StrEnum):
 
     BROKEN_CSV_LINE = "broken_csv_line", "the csv line has a wrong number of cells or broken quotes"
     BROKEN_JSON = "broken_json", "the line is not one JSON object"
+    DUPLICATE_KEY = "duplicate_key", "a declared key occurs twice in the JSON object"
+    TOO_MANY_KEYS = "too_many_keys", "the file has more keys than can be columns for a transform"
     INVALID_UTF8 = "invalid_utf8", "the bytes are not UTF-8"
     TRANSFORM = "transform", "the source's own transform refused the row"
     MISSING_COLUMN = "missing_column", "the input lacks a declared column"

@@ -29,6 +29,8 @@ _NULLS: Final = "fill the column, or drop such rows in the source's transform"
 REMEDIES: Final[Mapping[str, str]] = {
     Reason.BROKEN_CSV_LINE: "declare the source's format, or correct the lines",
     Reason.BROKEN_JSON: "declare the source's format, or correct the lines",
+    Reason.DUPLICATE_KEY: "write each key of an object once",
+    Reason.TOO_MANY_KEYS: "put varying keys into one object, or remove the source's transform",
     Reason.INVALID_UTF8: "save the files as UTF-8",
     Reason.TRANSFORM: "correct the source's transform or the rows",
     Reason.MISSING_COLUMN: "name the column in the file as it is declared",

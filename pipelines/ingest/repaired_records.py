@@ -42,6 +42,7 @@ from tidemill.features.rows import rejected
 from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.config.source_section import Source
+from tidemill.pipelines.ingest.source_files import wanted_keys
 from tidemill.pipelines.io.acceptance import judge_arrivals
 from tidemill.pipelines.io.files import csv_lines, json_lines
 from tidemill.pipelines.io.files.csv_lines import BYTE_ORDER_MARK
@@ -165,7 +166,7 @@ def judge_mended(
     raw: dict[pa.Schema, list[tuple[int, pa.RecordBatch]]] = {}
     for index, one in enumerate(mended):
         try:
-            row = _raw_row(one, source)
+            row = _raw_row(one, source, list(definition.schema))
         except _Unreadable as unreadable:
             refused[index] = Stage.READ, unreadable.args[0], unreadable.args[1]
         else:
@@ -223,7 +224,7 @@ class _Unreadable(Exception):
     """A payload that is not a valid row: the reason and the detail."""
 
 
-def _raw_row(one: Mended, source: Source) -> pa.RecordBatch:
+def _raw_row(one: Mended, source: Source, declared: Sequence[str]) -> pa.RecordBatch:
     """Parse a payload as the source's reader does, with the columns of its file.
 
     The readers skip a byte order mark at the start of a file. One is put there, so that they take
@@ -237,7 +238,11 @@ def _raw_row(one: Mended, source: Source) -> pa.RecordBatch:
         blocks = list(csv_lines.read_blocks(file, one.origin, nulls=nulls))
         return _only(blocks, Reason.BROKEN_CSV_LINE, "csv rows, expected one").batch
     lines = list(
-        json_lines.read_lines(io.BytesIO(BYTE_ORDER_MARK + one.payload), keys=one.columns.names)
+        json_lines.read_lines(
+            io.BytesIO(BYTE_ORDER_MARK + one.payload),
+            keys=one.columns.names,
+            wanted=wanted_keys(source, declared) if one.format == "jsonl" else None,
+        )
     )
     batch = _only(lines, Reason.BROKEN_JSON, "lines, expected one JSON object in one line").batch
     if one.format == "parquet":

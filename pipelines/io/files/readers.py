@@ -17,6 +17,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -159,6 +160,9 @@ def _read_csv(
             first += len(block.lines)
 
 
+_KEYS_OF_HINTS: Final = 100
+
+
 def _read_jsonl(
     source: _Source, nulls: Sequence[str], columns: Sequence[str] | None, batch_rows: int
 ) -> Iterator[RawBatch]:
@@ -166,9 +170,13 @@ def _read_jsonl(
     if columns is not None:
         with opened(source.path) as file:
             keys = json_lines.keys_in(file, columns)
+        if len(keys) < len(columns):
+            # The error about the missing column names the nearest of those that are there.
+            with opened(source.path) as file:
+                columns = [*columns, *json_lines.first_keys(file, _KEYS_OF_HINTS)]
     first = 0
     with opened(source.path) as file:
-        for lines in json_lines.read_lines(file, keys=keys, batch_rows=batch_rows):
+        for lines in json_lines.read_lines(file, keys=keys, wanted=columns, batch_rows=batch_rows):
             yield source.raw(
                 nulled(lines.batch, nulls),
                 first,
@@ -201,7 +209,7 @@ def _read_parquet(
 
 def nulled(batch: pa.RecordBatch, nulls: Sequence[str]) -> pa.RecordBatch:
     """Replace the texts that mean null by null in the string columns of a batch."""
-    if not nulls:
+    if not nulls or not batch.num_columns:
         return batch
     meaning_null = pa.array(nulls, pa.string())
     columns = [

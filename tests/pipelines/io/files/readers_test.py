@@ -375,6 +375,20 @@ def test_json_lines_are_read_and_only_bad_lines_are_rejected(tmp_path: Path) -> 
         assert kept(batches, "ok") == [True, True]
 
 
+def test_a_declared_key_that_a_json_line_has_twice_rejects_the_line(tmp_path: Path) -> None:
+    twice = json_line(1).replace(b'"n":', b'"n":7,"n":')
+    other = json_line(2).replace(b"{", b'{"other":1,"other":2,')
+    path = written(tmp_path / "e.jsonl", b"\n".join([json_line(0), twice, other]))
+    batches = judged(path)
+    assert kept(batches) == ["e0", "e2"]
+    (found,) = rejections(batches)
+    assert (found["reason"], found["stage"]) == ("duplicate_key", "read")
+    assert (found["payload"], found["origin"]) == (twice, "e.jsonl:2")
+    # A transform may read every key.
+    batches = judged(path, transform=lambda batch: batch)
+    assert [r["position"] for r in rejections(batches)] == [1, 2]
+
+
 def test_a_json_value_is_read_as_its_text(tmp_path: Path) -> None:
     line = rb'{"s":"1\u00e9","i":12345678901234567890,"f":1.50,"b":true,"z":null,"l":[1.5,"a"]}'
     (raw,) = read([written(tmp_path / "e.ndjson", line)], stream="events")
@@ -401,7 +415,19 @@ def test_a_key_that_a_json_line_leaves_out_is_null_if_another_line_has_it(tmp_pa
 def test_a_key_that_no_json_line_has_is_a_missing_column(tmp_path: Path) -> None:
     lines = [json_line(n).replace(b'"x"', b'"xx"') for n in range(3)]
     path = written(tmp_path / "e.jsonl", b"\n".join(lines))
-    assert [r["reason"] for r in rejections(judged(path, batch_rows=2))] == ["missing_column"] * 3
+    found = rejections(judged(path, batch_rows=2))
+    assert [r["reason"] for r in found] == ["missing_column"] * 3
+    assert found[0]["detail"] == "the input has no column 'x'; did you mean 'xx'?"
+
+
+@pytest.mark.parametrize("nulls", [None, ["NA"]])
+def test_lines_without_any_declared_key_are_rejected_and_not_lost(
+    tmp_path: Path, nulls: list[str] | None
+) -> None:
+    path = written(tmp_path / "e.jsonl", b"{}\n{}\n")
+    batches = judged(path, nulls=nulls)
+    assert [r["reason"] for r in rejections(batches)] == ["missing_column"] * 2
+    assert counts(batches) == Counts(read=2, rejected=2)
 
 
 def test_texts_of_a_json_file_mean_null_only_if_they_are_declared_to(tmp_path: Path) -> None:
