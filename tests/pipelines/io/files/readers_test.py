@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import os
 import random
 import struct
 import sys
@@ -509,6 +510,107 @@ def test_globs_are_sorted_and_patterns_keep_their_order(tmp_path: Path) -> None:
     assert [p.name for p in find_files(["z[1].csv"], tmp_path)] == names[-1:]
     with pytest.raises(ConfigurationError, match=r"'none\*\.csv' names no file"):
         find_files(["none*.csv"], tmp_path)
+
+
+def refused(pattern: str | Sequence[str], root: Path) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        find_files([pattern] if isinstance(pattern, str) else pattern, root)
+    return str(caught.value)
+
+
+def test_links_to_files_and_named_links_to_folders_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    written(tmp_path / "elsewhere" / "a.csv", b"")
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "link.csv").symlink_to("../elsewhere/a.csv")
+    (tmp_path / "folder").symlink_to("elsewhere")
+    for pattern in ("events/*.csv", "events/link.csv", "e*s/**/*.csv"):
+        assert find_files([pattern], tmp_path) == [tmp_path / "events" / "link.csv"]
+    for pattern in ("folder/*.csv", "fold*/*.csv", "folder/a.csv"):
+        assert find_files([pattern], tmp_path) == [tmp_path / "folder" / "a.csv"]
+
+
+@pytest.mark.parametrize("pattern", ["*.csv", "*/../b.csv", "[b]*", "b.csv", "**/*.csv", "*/b.csv"])
+def test_a_broken_link_is_an_error_that_names_it(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "deep").mkdir()
+    written(tmp_path / "a.csv", b"")
+    folder = tmp_path / "deep" if pattern == "*/b.csv" else tmp_path
+    (folder / "b.csv").symlink_to("nowhere.csv")
+    message = refused(pattern, tmp_path)
+    assert f"{pattern!r} matches" in message
+    assert "b.csv, a link to nowhere.csv, which is not there" in message
+    (folder / "b.csv").unlink()
+    (folder / "b.csv").symlink_to("b.csv")
+    assert "b.csv, a link to b.csv, which is not there" in refused(pattern, tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["*.csv", "b.csv", "**/*"])
+def test_what_is_neither_file_nor_folder_is_an_error(tmp_path: Path, pattern: str) -> None:
+    written(tmp_path / "a.csv", b"")
+    os.mkfifo(tmp_path / "b.csv")
+    assert "b.csv, which is neither a file nor a link to one" in refused(pattern, tmp_path)
+    (tmp_path / "b.csv").rename(tmp_path / "pipe")
+    (tmp_path / "b.csv").symlink_to("pipe")
+    assert "which is neither a file nor a link to one" in refused(pattern, tmp_path)
+
+
+def test_a_folder_with_files_of_which_none_matches_is_an_error(tmp_path: Path) -> None:
+    for name in ("2026/a.csv", "2026/old/b.csv", "c.parquet/part-0.parquet", "c.parquet/_SUCCESS"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        written(tmp_path / name, b"")
+    (tmp_path / "empty.parquet" / "deep").mkdir(parents=True)
+    folder = tmp_path / "2026"
+    assert f"'2026' matches the folder {folder}; for the files in it write {folder}/*" in refused(
+        "2026", tmp_path
+    )
+    assert f"matches the folder {folder / 'old'}" in refused("2026/*", tmp_path)
+    assert f"matches the folder {tmp_path / 'c.parquet'}" in refused("*.parquet", tmp_path)
+    # These match the files in the folders, too; an empty folder is nothing to miss.
+    assert [p.name for p in find_files(["**/*.parquet"], tmp_path)] == ["part-0.parquet"]
+    assert [p.name for p in find_files(["2026/**/*"], tmp_path)] == ["a.csv", "b.csv"]
+
+
+def test_a_folder_below_stars_that_is_a_link_is_an_error_if_it_has_files_to_read(
+    tmp_path: Path,
+) -> None:
+    for name in ("events/a.csv", "archive/2025/b.csv", "archive/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        written(tmp_path / name, b"")
+    link = tmp_path / "events" / "archive"
+    link.symlink_to("../archive")
+    message = refused("events/**/*.csv", tmp_path)
+    assert f"** does not follow links to folders, and {link} is one with files" in message
+    assert f"name them, too: {link}/**/*.csv" in message
+    patterns = ["events/*.csv", "events/archive/**/*.csv"]
+    assert [p.name for p in find_files(patterns, tmp_path)] == ["a.csv", "b.csv"]
+    assert [p.name for p in find_files(["events/**/a.csv"], tmp_path)] == ["a.csv"]
+    # A link to a folder that is searched anyway hides nothing.
+    link.unlink()
+    link.symlink_to("..")
+    assert [p.name for p in find_files(["**/*.csv"], tmp_path)] == ["b.csv", "a.csv"]
+
+
+def test_two_names_of_a_file_are_an_error(tmp_path: Path) -> None:
+    written(tmp_path / "a.csv", b"")
+    (tmp_path / "latest.csv").symlink_to("a.csv")
+    a, latest = tmp_path / "a.csv", tmp_path / "latest.csv"
+    for patterns in (["*.csv"], ["a.csv", "latest.csv"]):
+        assert f"files: {a} and {latest} are the same file" in refused(patterns, tmp_path)
+    assert find_files(["a.csv", "a.*"], tmp_path) == [a]
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "closed").mkdir()
+    written(tmp_path / "open" / "a.csv", b"")
+    # Whoever runs the tests may be allowed to read everything.
+    monkeypatch.setattr(os, "access", lambda path, _: path.name != "closed")
+    for pattern in ("*/*.csv", "**/*.csv", "c*/*.csv"):
+        message = refused(pattern, tmp_path)
+        assert f"may match files in the folder {tmp_path / 'closed'}, which this" in message
+    assert find_files(["open/*.csv"], tmp_path) == [tmp_path / "open" / "a.csv"]
 
 
 def test_a_packages_files_are_found_without_importing_it(
