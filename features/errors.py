@@ -8,6 +8,7 @@ TidemillError
 │   └── WrongType (TypeError)
 ├── ConfigurationError (ValueError)   the YAML file or an option
 ├── InputError (ValueError)           a batch without the declared shape
+│   └── TooManyRejected               more of a source's rows are rejected than it allows
 ├── StateError (ValueError)           persisted state that cannot be read
 │   ├── StateVersionError
 │   ├── StateMismatch
@@ -54,8 +55,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 _DIGITS_SHOWN: Final = 40
 
@@ -90,6 +91,22 @@ class ConfigurationError(TidemillError, ValueError):
 
 class InputError(TidemillError, ValueError):
     """A batch does not have the declared shape at all (a caller's mistake, not a bad row)."""
+
+
+class TooManyRejected(InputError):
+    """More of a source's rows are rejected than it allows.
+
+    Attributes:
+        figures: The counts of every source, with examples of the rejected records.
+    """
+
+    def __init__(self, message: str, figures: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.figures = dict(figures or {})
+
+    def __reduce__(self) -> tuple[type, tuple[str, dict[str, Any]]]:
+        """Keep the figures when the error is pickled."""
+        return type(self), (str(self), self.figures)
 
 
 class StateError(TidemillError, ValueError):

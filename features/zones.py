@@ -14,6 +14,7 @@ import importlib.resources
 import io
 import re
 import zoneinfo
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -133,33 +134,52 @@ def utc_offsets(times_us: Int64Array, name: str) -> Int64Array:
     return found
 
 
-def localize(local_us: Int64Array, name: str) -> tuple[Int64Array, BoolArray]:
-    """Turn naive local times of a zone into UTC.
+@dataclass(frozen=True, eq=False)
+class Instants:
+    """The UTC instants at which the clocks of a zone showed some local times.
 
-    A repeated local time takes the first of its two instants (fold=0); a nonexistent one (in the
-    gap of a spring transition) has no instant.
+    Attributes:
+        first_us: int64, ``(rows,)``: the first instant, microseconds; undefined where there is
+            none.
+        last_us: int64, ``(rows,)``: the last instant: that of ``first_us`` unless clocks showed
+            the time again after they were set back.
+        exists: bool, ``(rows,)``: false for a time that clocks skipped.
+    """
+
+    first_us: Int64Array
+    last_us: Int64Array
+    exists: BoolArray
+
+    @property
+    def repeated(self) -> BoolArray:
+        """bool, ``(rows,)``: the local time occurred more than once."""
+        repeated: BoolArray = self.exists & (self.first_us != self.last_us)
+        return repeated
+
+
+def localize(local_us: Int64Array, name: str) -> Instants:
+    """Turn naive local times of a zone into UTC.
 
     Args:
         local_us: int64, ``(rows,)``: local wall-clock times, microseconds since a naive epoch.
         name: An IANA zone name.
-
-    Returns:
-        int64, ``(rows,)``: UTC times (undefined where nonexistent); bool, ``(rows,)``: exists.
     """
+    first = np.zeros(len(local_us), np.int64)
+    last = np.zeros(len(local_us), np.int64)
+    exists = np.zeros(len(local_us), np.bool_)
     if len(local_us) == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.bool_)
+        return Instants(first, last, exists)
     # An offset is less than 26 hours: the first candidate is the offset 26 hours before the local
     # time, read as UTC; the next ones follow in order.
     starts, offsets = _table(name, _years(local_us, margin=1))
     ends = np.concatenate([starts[1:], [np.iinfo(np.int64).max]])
-    result = np.zeros(len(local_us), np.int64)
-    exists = np.zeros(len(local_us), np.bool_)
     index = np.maximum(np.searchsorted(starts, local_us - 26 * HOUR, "right") - 1, 0)
     for _ in range(6):
         offset = offsets[index]
         utc = local_us - offset
-        hit = ~exists & (utc < ends[index]) & ((utc >= starts[index]) | (index == 0))
-        result[hit] = utc[hit]
+        hit = (utc < ends[index]) & ((utc >= starts[index]) | (index == 0))
+        first = np.where(hit & ~exists, utc, first)
+        last = np.where(hit, utc, last)
         exists |= hit
         index = np.minimum(index + 1, len(starts) - 1)
-    return result, exists
+    return Instants(first, last, exists)

@@ -105,5 +105,6 @@ def to_utc(local_us: Int64Array, airports: pa.Array) -> tuple[Int64Array, BoolAr
     exists = np.zeros(len(local_us), np.bool_)
     for index in np.unique(zone_index[zone_index >= 0]):
         rows = zone_index == index
-        utc[rows], exists[rows] = localize(local_us[rows], names[index])
+        instants = localize(local_us[rows], names[index])
+        utc[rows], exists[rows] = instants.first_us, instants.exists
     return np.where(exists, utc, 0), exists

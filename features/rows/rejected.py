@@ -63,6 +63,8 @@ class Reason(enum.StrEnum):
 
     BROKEN_CSV_LINE = "broken_csv_line", "the csv line has a wrong number of cells or broken quotes"
     BROKEN_JSON = "broken_json", "the line is not one JSON object"
+    DUPLICATE_KEY = "duplicate_key", "a declared key occurs twice in the JSON object"
+    TOO_MANY_KEYS = "too_many_keys", "the file has more keys than can be columns for a transform"
     INVALID_UTF8 = "invalid_utf8", "the bytes are not UTF-8"
     TRANSFORM = "transform", "the source's own transform refused the row"
     MISSING_COLUMN = "missing_column", "the input lacks a declared column"
@@ -74,6 +76,7 @@ class Reason(enum.StrEnum):
     INFINITY = "infinity", "the number is infinite or too large for a float64"
     TIME_OUT_OF_RANGE = "time_out_of_range", "the time is outside the years 1 to 9999"
     NAIVE_TIME = "naive_time", "the time has no offset from UTC and its source declares no zone"
+    AMBIGUOUS_LOCAL_TIME = "ambiguous_local_time", "clocks showed this local time twice"
     NONEXISTENT_LOCAL_TIME = "nonexistent_local_time", "clocks skipped this local time"
     TOO_LATE = "too_late", "the event came later than its stream still accepts"
     AHEAD = "ahead", "the time is too far past the record's receipt"

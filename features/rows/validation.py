@@ -7,7 +7,9 @@ What is promised here:
   NaN and no infinity; ``-0.0`` is ``0.0``.
 * Every other row is rejected with one reason: that of the first declared column with a fault.
 * The outcome for a row depends only on the row and on the batch's columns, never on other rows:
-  however rows are sliced into batches, the same rows are rejected for the same reasons.
+  however rows are sliced into batches, the same rows are rejected for the same reasons. The one
+  exception is a repeated local time of receipt, which is resolved by the rows before it
+  (`local_times`); slices make no difference there either.
 
 A column may hold text (a csv file's cells) or be typed already:
 
@@ -56,8 +58,17 @@ from tidemill.features.definitions import (
     Request,
 )
 from tidemill.features.errors import InputError, UnknownColumn, nearest
+from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason
-from tidemill.features.rows.text_values import Parsed, flags, parse
+from tidemill.features.rows.source_clock import SourceClock
+from tidemill.features.rows.text_values import (
+    WHOLE_MICROSECONDS,
+    Parsed,
+    expected_of_time,
+    flags,
+    parse,
+    repeated,
+)
 
 EXACT_IN_FLOAT64: Final = 2**53
 """Every integer up to here, in either direction, is a float64."""
@@ -73,6 +84,8 @@ class Validated:
         rejected_rows: int64, ``(rejected rows,)``: the indices of the others, ascending.
         reasons: ``(rejected rows,)``: one reason each.
         details: ``(rejected rows,)``: what was found, where, what was expected.
+        resolved: bool, ``(kept rows,)``: a local time of the row occurred twice, and the source's
+            rule chose the instant.
     """
 
     batch: pa.RecordBatch
@@ -80,6 +93,7 @@ class Validated:
     rejected_rows: Int64Array
     reasons: tuple[Reason, ...]
     details: tuple[str, ...]
+    resolved: BoolArray
 
 
 _Faults = dict[int, tuple[Reason, str]]
@@ -106,6 +120,8 @@ def validate(
     required: Collection[str],
     nulls: Sequence[str] = (),
     zone: str | None = None,
+    ambiguous: str | None = None,
+    receipts: Receipts | None = None,
 ) -> Validated:
     """Judge every row of a raw batch against a declared schema.
 
@@ -116,6 +132,10 @@ def validate(
             keys (`Project.required_columns`, `Request.required`).
         nulls: Texts that mean null.
         zone: The IANA zone of times without an offset; None where the source declares none.
+        ambiguous: The rule for local times that occurred twice (`local_times.RULES`); None rejects
+            their rows.
+        receipts: The time-of-receipt column, by which `local_times.INFER` decides: without it that
+            rule rejects, too. Its state follows the rows.
 
     Returns:
         The rows that were kept and, for every other, why not.
@@ -146,21 +166,28 @@ def validate(
         return _judged(
             {name: pa.nulls(batch.num_rows, ARROW_TYPES[dtype]) for name, dtype in schema.items()},
             dict.fromkeys(range(batch.num_rows), (Reason.MISSING_COLUMN, detail)),
+            np.zeros(batch.num_rows, np.bool_),
         )
+    clock = SourceClock(batch.num_rows, zone, ambiguous, receipts)
+    # Times of receipt come first: other times are inferred from them.
+    conformed = {
+        name: _conform(batch.column(name), name, schema[name], nulls, clock)
+        for name in sorted(schema, key=lambda name: not clock.is_receipt(name))
+    }
     columns: dict[str, pa.Array] = {}
     faults: _Faults = {}
-    for name, dtype in schema.items():
-        columns[name], found = _conform(batch.column(name), name, dtype, nulls, zone)
+    for name in schema:
+        columns[name], found = conformed[name]
         if name in required and columns[name].null_count:
             reason, what = _null_reason(definition, name)
             detail = f"column {name!r}: found null, expected the {what} of every row"
             for row in np.flatnonzero(flags(pc.is_null(columns[name]))).tolist():
                 found.setdefault(row, (reason, detail))
         faults = found | faults
-    return _judged(columns, faults)
+    return _judged(columns, faults, clock.resolved)
 
 
-def _judged(columns: dict[str, pa.Array], faults: _Faults) -> Validated:
+def _judged(columns: dict[str, pa.Array], faults: _Faults, resolved: BoolArray) -> Validated:
     batch = pa.RecordBatch.from_arrays(
         list(columns.values()),
         schema=pa.schema([(name, column.type) for name, column in columns.items()]),
@@ -177,6 +204,7 @@ def _judged(columns: dict[str, pa.Array], faults: _Faults) -> Validated:
         rejected,
         tuple(reason for reason, _ in ordered),
         tuple(detail for _, detail in ordered),
+        resolved[kept],
     )
 
 
@@ -189,7 +217,7 @@ def _null_reason(definition: EventStream | Request, name: str) -> tuple[Reason, 
 
 
 def _conform(
-    array: pa.Array, name: str, dtype: str, nulls: Sequence[str], zone: str | None
+    array: pa.Array, name: str, dtype: str, nulls: Sequence[str], clock: SourceClock
 ) -> tuple[pa.Array, _Faults]:
     """Return a column in its declared Arrow type and the faults of the rows that do not fit."""
     if pa.types.is_dictionary(array.type):
@@ -197,14 +225,14 @@ def _conform(
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), ARROW_TYPES[dtype]), {}
     if not _is_text(array.type):
-        return _finished(_from_typed(array, dtype, zone), array, name, dtype, zone)
+        return _finished(_from_typed(array, dtype, clock.zone), array, name, dtype, clock)
     text, faults = _as_utf8(array, name)
     if nulls:
         is_null = pc.is_in(text, value_set=pa.array(nulls, pa.string()))
         text = pc.if_else(is_null, pa.scalar(None, pa.string()), text)
     if dtype == STRING:
         return text, faults
-    column, more = _finished(parse(text, dtype, zone), text, name, dtype, zone)
+    column, more = _finished(parse(text, dtype, clock.zone), text, name, dtype, clock)
     return column, more | faults
 
 
@@ -239,9 +267,10 @@ def _as_utf8(array: pa.Array, name: str) -> tuple[pa.Array, _Faults]:
 def _from_typed(array: pa.Array, dtype: str, zone: str | None) -> Parsed:
     kind, valid = array.type, flags(pc.is_valid(array))
     values: npt.NDArray[Any]
+    last = np.zeros(0, np.int64)
     wrong: list[tuple[Reason, BoolArray]] = []
     if dtype == TIMESTAMP and pa.types.is_timestamp(kind):
-        values, wrong = _typed_times(array, valid, zone)
+        values, last, wrong = _typed_times(array, valid, zone)
     elif dtype == BOOL and pa.types.is_boolean(kind):
         values = flags(array)
     elif dtype == FLOAT64 and pa.types.is_floating(kind):
@@ -263,13 +292,14 @@ def _from_typed(array: pa.Array, dtype: str, zone: str | None) -> Parsed:
             refused.setdefault(row, reason)
     valid = valid.copy()
     valid[list(refused)] = False
-    return Parsed(values, valid, refused)
+    twice = repeated(values, last, valid) if len(last) else None
+    return Parsed(values, valid, refused, twice)
 
 
 def _typed_times(
     array: pa.Array, valid: BoolArray, zone: str | None
-) -> tuple[Int64Array, list[tuple[Reason, BoolArray]]]:
-    """Return times in microseconds UTC and, by reason, which rows have none."""
+) -> tuple[Int64Array, Int64Array, list[tuple[Reason, BoolArray]]]:
+    """Return the first and the last instants in microseconds UTC; by reason, rows with none."""
     given = _numpy(array.cast(pa.int64()))
     everywhere = np.ones(len(given), np.bool_)
     if array.type.unit == "ns":
@@ -281,20 +311,23 @@ def _typed_times(
         wrong = [(Reason.TIME_OUT_OF_RANGE, beyond)]
         times = np.where(beyond, 0, given) * scale
     if array.type.tz is not None:
-        return times, wrong
+        return times, times, wrong
     if zone is None:
-        return times, [(Reason.NAIVE_TIME, everywhere)]
+        return times, times, [(Reason.NAIVE_TIME, everywhere)]
     usable = np.flatnonzero(valid & ~wrong[0][1])
-    times[usable], exists = zones.localize(times[usable], zone)
+    instants, last = zones.localize(times[usable], zone), times.copy()
+    times[usable], last[usable] = instants.first_us, instants.last_us
     skipped = ~everywhere
-    skipped[usable[~exists]] = True
-    return times, [*wrong, (Reason.NONEXISTENT_LOCAL_TIME, skipped)]
+    skipped[usable[~instants.exists]] = True
+    return times, last, [*wrong, (Reason.NONEXISTENT_LOCAL_TIME, skipped)]
 
 
 def _finished(
-    parsed: Parsed, source: pa.Array, name: str, dtype: str, zone: str | None
+    parsed: Parsed, source: pa.Array, name: str, dtype: str, clock: SourceClock
 ) -> tuple[pa.Array, _Faults]:
     """Judge the range of values and make the Arrow column, null where a row is refused."""
+    if dtype == TIMESTAMP:
+        clock.resolve(parsed, name)
     values, valid, refused = parsed.values, parsed.valid, parsed.refused
     checks: list[tuple[Reason, BoolArray]] = []
     if dtype == FLOAT64:
@@ -310,20 +343,28 @@ def _finished(
     faults = {
         row: (reason, f"column {name!r}: found {_shown(source[row])}, expected {expected}")
         for row, reason in refused.items()
-        for expected in [_expected(reason, dtype, zone)]
+        for expected in [_expected(reason, name, dtype, clock, source[row])]
     }
     if dtype == STRING:
         return pa.nulls(len(values), pa.string()), faults
     return pa.array(values, mask=~valid).cast(ARROW_TYPES[dtype]), faults
 
 
-def _expected(reason: Reason, dtype: str, zone: str | None) -> str:
+def _expected(reason: Reason, name: str, dtype: str, clock: SourceClock, given: pa.Scalar) -> str:
+    if reason == Reason.AMBIGUOUS_LOCAL_TIME:
+        return clock.expected(name)
+    if reason == Reason.WRONG_TYPE and dtype == TIMESTAMP:
+        if pa.types.is_string(given.type):
+            return expected_of_time(given.as_py()) or _EXPECTED[dtype]
+        return WHOLE_MICROSECONDS if pa.types.is_timestamp(given.type) else _EXPECTED[dtype]
     return {
         Reason.NAN: "a finite number, or null",
         Reason.INFINITY: "a finite number that fits float64",
         Reason.TIME_OUT_OF_RANGE: "a time in the years 1 to 9999, UTC",
         Reason.NAIVE_TIME: "a time with Z or an offset, or a zone declared for its source",
-        Reason.NONEXISTENT_LOCAL_TIME: f"a time that clocks in {zone} showed; they skipped it",
+        Reason.NONEXISTENT_LOCAL_TIME: (
+            f"a time that clocks in {clock.zone} showed; they skipped it"
+        ),
     }.get(reason, _EXPECTED[dtype])
 
 

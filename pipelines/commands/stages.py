@@ -43,12 +43,22 @@ def progress(quiet: bool) -> Progress:
 
 
 def run_stage(stage: str, root: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run a stage, write its figures to the run's summary, and print them."""
+    """Run a stage, write its figures to the run's summary, and print them.
+
+    Raises:
+        TooManyRejected: More of a source's rows are rejected than it allows; the figures that say
+            so are printed before.
+    """
+    from tidemill.features.errors import TooManyRejected
     from tidemill.pipelines.run.summary import write_summary
     from tidemill.pipelines.run.tables import figure_tables, print_tables
 
     began = time.perf_counter()
-    figures = {**work(), "seconds": round(time.perf_counter() - began, 3)}
+    try:
+        figures = {**work(), "seconds": round(time.perf_counter() - began, 3)}
+    except TooManyRejected as error:
+        print_tables(figure_tables(stage, error.figures), sys.stdout)
+        raise
     write_summary(root, stage, figures)
     print_tables(figure_tables(stage, figures), sys.stdout)
     return figures

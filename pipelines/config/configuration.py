@@ -18,13 +18,7 @@ root: ./run                     # where everything is written
 shards: 2                       # optional; fixed number of shards of each view
 sources:                        # one for each event stream and one for the request, by name
   orders:
-    files: [events/orders-*.csv]  # paths, globs, or package://NAME/PATH in an installed package
-    format: csv                 # optional: csv, jsonl or parquet; by default by extension
-    nulls: ["", NA]             # optional: texts that mean null; by default the empty csv cell
-    zone: Europe/Berlin         # optional: of times without an offset
-    transform: ingest:orders    # optional: raw RecordBatch -> RecordBatch, before validation
-    partitions: 1               # optional: partitions of the replay log made from it
-    received: received_at       # optional, instead of partitions: each file is a log
+    files: [events/orders-*.csv]  # `pipelines.config.source_section` has the other keys
 splits:                         # where training, evaluation and stream end
   train_until: 2026-02-01T00:00:00Z
   evaluate_until: 2026-02-15T00:00:00Z
@@ -41,15 +35,14 @@ stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from tidemill.features import zones
 from tidemill.features.contract import MINUTE
-from tidemill.features.definitions import TIMESTAMP, Project
-from tidemill.features.errors import ConfigurationError, DefinitionError, nearest
+from tidemill.features.definitions import Project
+from tidemill.features.errors import ConfigurationError, nearest
 from tidemill.pipelines.config.choices import ENGINES, MODES
 from tidemill.pipelines.config.offline_section import offline_place
 from tidemill.pipelines.config.online_section import (
@@ -59,22 +52,17 @@ from tidemill.pipelines.config.online_section import (
 )
 from tidemill.pipelines.config.project_import import import_attribute
 from tidemill.pipelines.config.registry_section import registry_place
+from tidemill.pipelines.config.source_section import SOURCE_KEYS, Source, read_source
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
-from tidemill.pipelines.io.files import input_files
 from tidemill.serving.generations.current import Current, read_current
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace
 
-_FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
-
 _KEYS: Final = (
     "project", "root", "shards", "sources", "splits", "sample", "training", "online_store",
     "offline_store", "registry", "stream",
-)  # fmt: skip
-_SOURCE_KEYS: Final = (
-    "files", "format", "nulls", "zone", "transform", "partitions", "received",
 )  # fmt: skip
 _TRAINING: Final = {
     "epochs": Value.count,
@@ -92,41 +80,6 @@ _STREAM: Final = {
     "answer_within": Value.duration_us,
     "gap_batches": Value.count,
 }
-
-
-@dataclass(frozen=True)
-class Source:
-    """The files of an event stream or of the requests.
-
-    Attributes:
-        name: The stream's or the request's name.
-        files: Patterns (`pipelines.io.files.input_files.find_files`): absolute, or ``package://``.
-        format: ``csv``, ``jsonl`` or ``parquet``; None goes by each file's extension.
-        nulls: Texts that mean null; None is the format's default.
-        zone: The IANA zone of times without an offset; None refuses such times.
-        transform: Applied to raw batches before validation.
-        partitions: The number of partitions of the replay log.
-        received: The timestamp column with the time at which the log received a row. Each file
-            is then a partition in order of arrival, and rows that are too late or ahead are
-            rejected. None: the files are a table without an order of arrival.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    format: str | None = None
-    nulls: tuple[str, ...] | None = None
-    zone: str | None = None
-    transform: Callable[[Any], Any] | None = None
-    partitions: int = 1
-    received: str | None = None
-
-    def find_files(self) -> list[Path]:
-        """Return the files that match the patterns now.
-
-        Raises:
-            ConfigurationError: A pattern matches no file.
-        """
-        return input_files.find_files(self.files)
 
 
 @dataclass(frozen=True)
@@ -297,7 +250,7 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         project=project,
         root=where,
         shards=shards,
-        sources={name: _source(project, name, part, folder) for name, part in sources.items()},
+        sources={name: read_source(project, name, part, folder) for name, part in sources.items()},
         splits=splits,
         training=training,
         online_store=online_store,
@@ -319,7 +272,7 @@ def _project(value: Value, folder: Path) -> Project:
 
 
 def _sections(value: Value) -> dict[str, Section]:
-    return {name: source.section(_SOURCE_KEYS) for name, source in value.section().values.items()}
+    return {name: source.section(SOURCE_KEYS) for name, source in value.section().values.items()}
 
 
 def _check_names(value: Value, sources: Mapping[str, Section], project: Project) -> None:
@@ -335,64 +288,6 @@ def _check_names(value: Value, sources: Mapping[str, Section], project: Project)
             f"no source for {', '.join(map(repr, missing))}; project {project.name!r} needs one "
             f"for each of {', '.join(needed)}"
         )
-
-
-def _source(project: Project, name: str, section: Section, folder: Path) -> Source:
-    files = section.required("files")
-    patterns = files.texts()
-    if not patterns or "" in patterns:
-        raise files.wrong("expected at least one file, such as [events/*.csv], and none empty")
-    if {"partitions", "received"} <= section.values.keys():
-        raise section.values["partitions"].wrong(
-            "a source with 'received' is a log, whose files are its partitions; remove one of the "
-            "two keys"
-        )
-    return Source(
-        name=name,
-        files=tuple(
-            pattern if pattern.startswith(input_files.PACKAGE) else str(folder / pattern)
-            for pattern in patterns
-        ),
-        **section.read(
-            {
-                "format": or_null(lambda value: value.one_of(_FORMATS)),
-                "nulls": or_null(Value.texts),
-                "zone": or_null(_zone),
-                "transform": or_null(lambda value: _transform(value, folder)),
-                "partitions": Value.count,
-                "received": or_null(lambda value: _received(value, project, name)),
-            }
-        ),
-    )
-
-
-def _received(value: Value, project: Project, name: str) -> str:
-    definition = project.definition(name)
-    times = [column for column, dtype in definition.schema.items() if dtype == TIMESTAMP]
-    column = value.text()
-    if column not in times:
-        raise value.wrong(f"{name!r} has no timestamp column {column!r}; {nearest(column, times)}")
-    return column
-
-
-def _zone(value: Value) -> str:
-    name = value.text()
-    try:
-        zones.zone(name)
-    except DefinitionError as error:
-        raise value.wrong(str(error)) from None
-    return name
-
-
-def _transform(value: Value, folder: Path) -> Callable[[Any], Any]:
-    transform = import_attribute(value, folder)
-    if not callable(transform):
-        raise value.wrong(
-            f"{value.text()} is a {type(transform).__name__}, expected a function from a "
-            "RecordBatch to a RecordBatch"
-        )
-    found: Callable[[Any], Any] = transform
-    return found
 
 
 def _splits(value: Value) -> Splits:

@@ -115,6 +115,16 @@ class Value:
             raise self.wrong(f"found {text}, expected a number above zero")
         return number
 
+    def share(self) -> float:
+        """Return a share: a number from 0 to 1."""
+        text = self._plain()
+        expected = "a share from 0 to 1, such as 0.1 for 10 %"
+        if text is None or not _NUMBER.fullmatch(text):
+            raise self._expected(expected)
+        if not 0 <= (number := float(text)) <= 1:
+            raise self.wrong(f"found {text}, expected {expected}")
+        return number
+
     def duration_us(self) -> int:
         """Return a duration such as ``5m``, above zero, in microseconds."""
         if not isinstance(self.node, yaml.ScalarNode):

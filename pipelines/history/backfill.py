@@ -40,6 +40,7 @@ from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.labels import find_labels, leaks
 from tidemill.pipelines.history.offline_views import views_to_log
 from tidemill.pipelines.ingest.ingest import ingest, replace_rejected
+from tidemill.pipelines.ingest.rejected_shares import too_many
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -53,7 +54,7 @@ from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.pipelines.stream.sequence import GROUP, decode_batches, sequenced_events_schema
 from tidemill.pipelines.stream.shard import Shard, is_batches, is_request
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
-from tidemill.serving.files.read_files import row_count
+from tidemill.serving.files.read_files import read_table, row_count
 
 SPAN_ROWS: Final = 65_536
 """How many rows of a partition are read, and how many requests are joined, at once."""
@@ -223,6 +224,7 @@ def backfill(
         Counts and figures by step.
 
     Raises:
+        TooManyRejected: More of a source's rows are rejected than it allows.
         InputError: A source cannot be read, or events of a label precede their request.
         Locked: Another process makes a build of the root.
     """
@@ -232,6 +234,10 @@ def backfill(
         sources = ingest(config, progress, work=build.work, build=build.folder)
         files = {name: row.pop("files") for name, row in sources.items()}
         summary["sources"] = sources
+        if (error := too_many(config, sources)) is not None:
+            # The records are what the user needs now; the current build stays as it is.
+            replace_rejected(build.work, config.root)
+            raise error
         build.settle()
         for divergence in build.because:
             progress.say(f"history was corrected, so a new generation begins: {divergence}")
@@ -296,7 +302,15 @@ def _manifest(
 
 
 def point_in_time(config: Configuration, progress: Progress, build: Path) -> dict[str, Any]:
-    """Compute the training table from the log of a build."""
+    """Compute the training table from the log of a build.
+
+    Returns:
+        The numbers of requests and of rows of the table and, of a project with a label, how many of
+        them are labelled.
+
+    Raises:
+        InputError: Events of the label do not come after their request.
+    """
     project, table = config.project, build / paths.TRAINING_TABLE
     log = Log(build)
     leaked = 0
@@ -352,7 +366,33 @@ def point_in_time(config: Configuration, progress: Progress, build: Path) -> dic
         stage.advance(rows)
     if rows != requests:
         raise InputError(f"{requests} requests went in and {rows} training rows came out")
-    return {"requests": requests, "rows": rows, "label_leaks": leaked}
+    figures = {"requests": requests, "rows": rows, "label_leaks": leaked}
+    if project.label is None:
+        return figures
+    labelled = count_labelled(table)
+    if requests and not labelled:
+        progress.say(
+            f"no request has a label: no event of {project.label.stream.name!r} has the "
+            f"{' and '.join(project.label.on.values())} of a request within the "
+            f"{project.label.horizon} after it, so there is nothing to train on"
+        )
+    return figures | {"labelled": labelled}
+
+
+def count_labelled(table: Path) -> int:
+    """Return how many requests of a training table have a label.
+
+    Args:
+        table: The folder of its Parquet files.
+
+    Raises:
+        DamagedFile: A file is not Parquet, or has no labels.
+    """
+    files = (
+        read_table(path, "run `tidemill backfill` again", columns=["label"])
+        for path in table.glob("*.parquet")
+    )
+    return sum(file.num_rows - file["label"].null_count for file in files)
 
 
 def _by_group(element: tuple[str, bytes]) -> tuple[int, bytes]:

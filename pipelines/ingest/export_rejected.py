@@ -24,7 +24,7 @@ def export(
     figures: dict[str, Any] = {}
     with progress.stage("export rejected", total=len(found), unit="records") as stage:
         for name in sorted({record["stream"] for record in found.values()}):
-            files = SourceFiles(config.sources[name])
+            files = SourceFiles(config.sources[name], list(config.project.definition(name).schema))
             lines = [
                 _line(key, record, files)
                 for key, record in found.items()

@@ -72,7 +72,7 @@ def _feed_source(
     source, definition = config.sources[name], config.project.definition(name)
     lines = [line for line in given if line.record in found]
     records = [found[line.record] for line in lines]
-    files, log = SourceFiles(source), Log(config.current.build_folder)
+    files, log = SourceFiles(source, list(definition.schema)), Log(config.current.build_folder)
     end = functools.cache(functools.partial(log_end, log, definition))
     is_log = source.received is not None
     mended = [

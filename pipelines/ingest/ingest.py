@@ -27,9 +27,11 @@ import pyarrow.compute as pc
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.kernel import hashing
-from tidemill.pipelines.config.configuration import Configuration, Source
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
 from tidemill.pipelines.engines.options import pipeline_options
+from tidemill.pipelines.ingest.rejected_shares import EXAMPLES, examples, too_many
 from tidemill.pipelines.ingest.repaired_records import Mending, mended_files
 from tidemill.pipelines.ingest.source_digests import digested
 from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
@@ -158,6 +160,7 @@ def read_log(config: Configuration, name: str) -> SourceRead:
         format=source.format,
         nulls=source.nulls,
         zone=source.zone,
+        ambiguous=source.ambiguous,
         transform=source.transform,
         received=source.received,
     ):
@@ -204,6 +207,10 @@ class Ingest(beam.DoFn):
             "rejected": sum(reasons.values()),
             "reasons": dict(reasons),
         }
+        if self.config.sources[name].ambiguous is not None:
+            row["repeated_local_times"] = found.counts.resolved
+        if found.rejected:
+            row[EXAMPLES] = examples(found.rejected)
         if self.build is not None:
             log, definition = Log(self.build), self.config.project.definition(name)
             for part in found.parts:
@@ -225,7 +232,9 @@ def ingest(
         build: The folder of the build whose log is written; None only validates the sources.
 
     Returns:
-        Counts by source: read, kept, dropped, rejected, mended, and rejected by reason.
+        Counts by source: read, kept, dropped, rejected, mended, and rejected by reason; and, where
+        the source declares a rule for them, the kept rows with a repeated local time. Of a source
+        with rejected records also an example for each reason and column.
     """
     choice = choose_engine(None, streaming=False)
     collected = work / _COUNTS
@@ -251,12 +260,18 @@ def ingest(
 
 
 def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any]:
-    """Read all sources and replace the root's rejected records; see `ingest`."""
+    """Read all sources and replace the root's rejected records; see `ingest`.
+
+    Raises:
+        TooManyRejected: More of a source's rows are rejected than it allows.
+    """
     folder = config.root / paths.SCRATCH
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="validate-") as work:
         counts = ingest(config, progress, work=Path(work), build=None)
         replace_rejected(Path(work), config.root)
+    if (error := too_many(config, counts)) is not None:
+        raise error
     return counts
 
 

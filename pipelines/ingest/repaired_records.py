@@ -39,10 +39,13 @@ from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.rows import rejected
+from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason, Stage
-from tidemill.pipelines.config.configuration import Source
+from tidemill.pipelines.config.source_section import Source
+from tidemill.pipelines.ingest.source_files import wanted_keys
 from tidemill.pipelines.io.acceptance import judge_arrivals
 from tidemill.pipelines.io.files import csv_lines, json_lines
+from tidemill.pipelines.io.files.csv_lines import BYTE_ORDER_MARK
 from tidemill.pipelines.io.files.judged_rows import StreamBatch, judge
 from tidemill.pipelines.io.files.readers import RawBatch, nulled
 from tidemill.pipelines.io.sinks import write_rows
@@ -163,7 +166,7 @@ def judge_mended(
     raw: dict[pa.Schema, list[tuple[int, pa.RecordBatch]]] = {}
     for index, one in enumerate(mended):
         try:
-            row = _raw_row(one, source)
+            row = _raw_row(one, source, list(definition.schema))
         except _Unreadable as unreadable:
             refused[index] = Stage.READ, unreadable.args[0], unreadable.args[1]
         else:
@@ -171,11 +174,19 @@ def judge_mended(
     empty = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
     rows = [pa.RecordBatch.from_pylist([], schema=empty)]
     accepted: list[int] = []
+    # Mended records come after the log: their order says nothing about their times of receipt.
+    receipts = None if source.received is None else Receipts(source.received, lowest_us=None)
     for numbered in raw.values():
         batch = pa.concat_batches([row for _, row in numbered])
         indices = np.array([index for index, _ in numbered], np.int64)
         judged = judge(
-            definition, _as_read(batch, indices, mended), required, source.zone, source.transform
+            definition,
+            _as_read(batch, indices, mended),
+            required,
+            source.zone,
+            source.transform,
+            ambiguous=source.ambiguous,
+            receipts=receipts,
         )
         refused |= {
             row["position"]: (row["stage"], row["reason"], row["detail"])
@@ -213,16 +224,26 @@ class _Unreadable(Exception):
     """A payload that is not a valid row: the reason and the detail."""
 
 
-def _raw_row(one: Mended, source: Source) -> pa.RecordBatch:
-    """Parse a payload as the source's reader does, with the columns of its file."""
+def _raw_row(one: Mended, source: Source, declared: Sequence[str]) -> pa.RecordBatch:
+    """Parse a payload as the source's reader does, with the columns of its file.
+
+    The readers skip a byte order mark at the start of a file. One is put there, so that they take
+    another one, in the header or the payload, for the character that it was in its file.
+    """
     if one.format == "csv":
         header = io.StringIO()
         csv.writer(header, lineterminator="\n").writerow(one.columns.names)
-        file = io.BytesIO(header.getvalue().encode() + one.payload)
+        file = io.BytesIO(BYTE_ORDER_MARK + header.getvalue().encode() + one.payload)
         nulls = ("",) if source.nulls is None else source.nulls
         blocks = list(csv_lines.read_blocks(file, one.origin, nulls=nulls))
         return _only(blocks, Reason.BROKEN_CSV_LINE, "csv rows, expected one").batch
-    lines = list(json_lines.read_lines(io.BytesIO(one.payload), keys=one.columns.names))
+    lines = list(
+        json_lines.read_lines(
+            io.BytesIO(BYTE_ORDER_MARK + one.payload),
+            keys=one.columns.names,
+            wanted=wanted_keys(source, declared) if one.format == "jsonl" else None,
+        )
+    )
     batch = _only(lines, Reason.BROKEN_JSON, "lines, expected one JSON object in one line").batch
     if one.format == "parquet":
         batch = _typed(batch, one.columns, required=source.transform is not None)

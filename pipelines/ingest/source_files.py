@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
-from tidemill.pipelines.config.configuration import Source
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.io.files.input_files import format_of
 from tidemill.pipelines.io.files.readers import read
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
@@ -21,10 +22,12 @@ class SourceFiles:
 
     Args:
         source: The source.
+        declared: The declared columns.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, declared: Sequence[str]) -> None:
         self._source = source
+        self._declared = declared
         self._paths = source.find_files()
         self._columns: dict[int, pa.Schema] = {}
 
@@ -41,13 +44,17 @@ class SourceFiles:
         )
 
     def columns(self, partition: int) -> pa.Schema:
-        """Return the columns of a file as they are read."""
+        """Return the columns of a file as they are read: of a JSON Lines file the wanted keys."""
         if partition not in self._columns:
+            is_jsonl = self.format(partition) == "jsonl"
             batches = read(
-                [self._path(partition)], stream=self._source.name, format=self._source.format
+                [self._path(partition)],
+                stream=self._source.name,
+                format=self._source.format,
+                columns=wanted_keys(self._source, self._declared) if is_jsonl else None,
             )
             schemas = (raw.batch.schema for raw in batches)
-            if self.format(partition) == "jsonl":
+            if is_jsonl:
                 # A key becomes a column in the first batch that has it.
                 self._columns[partition] = pa.unify_schemas(list(schemas))
             else:
@@ -61,6 +68,11 @@ class SourceFiles:
                 f"of file {partition + 1}: the source has changed. Read it again: tidemill backfill"
             )
         return self._paths[partition]
+
+
+def wanted_keys(source: Source, declared: Sequence[str]) -> Sequence[str] | None:
+    """Return the keys that a source's JSON Lines are read for; None if its transform sees all."""
+    return declared if source.transform is None else None
 
 
 def log_end(log: Log, definition: EventStream | Request, partition: int) -> tuple[int, int]:

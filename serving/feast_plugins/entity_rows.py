@@ -14,6 +14,7 @@ from feast.errors import EntityTimestampInferenceException, FeastEntityDFMissing
 from tidemill.features.contract import Int64Array
 from tidemill.features.errors import InputError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP
+from tidemill.serving.offline.exact_casts import exact_cast
 from tidemill.serving.offline.join import JoinEngine
 
 EntityRows: TypeAlias = pd.DataFrame | pa.Table | str
@@ -86,7 +87,4 @@ def keys_of(rows: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
             f"column {name!r} of the entity rows holds keys of type {column.type}, and the view's "
             f"are {kind}"
         )
-    try:
-        return column.cast(kind)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"column {name!r} of the entity rows: {error}") from None
+    return exact_cast(column, kind, f"column {name!r} of the entity rows")

@@ -22,6 +22,7 @@ from tidemill.features.feast_objects import (
     VALID_UNTIL,
 )
 from tidemill.serving.generations.current import Current, find_current
+from tidemill.serving.offline.exact_casts import exact_cast
 from tidemill.serving.offline.join import LoggedFeature, LoggedView
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.stores.places import OFFLINE
@@ -159,10 +160,7 @@ def log_rows(view: LoggedView, key: pa.DataType, table: pa.Table) -> pa.Table:
         column = table.column(name)
         if pa.types.is_timestamp(kind) and column.type.tz is None:  # Feast: no zone is UTC
             column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
-        try:
-            columns[name] = column.cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(f"view {view.name!r}: column {name!r}: {error}") from None
+        columns[name] = exact_cast(column, kind, f"view {view.name!r}: column {name!r}")
     for name in (view.join_key, EVENT_TIMESTAMP, VALID_UNTIL, REVISION):
         if columns[name].null_count:
             raise InputError(f"view {view.name!r}: {name} is null in a row for the offline log")

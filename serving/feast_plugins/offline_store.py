@@ -59,6 +59,7 @@ from tidemill.serving.feast_plugins.logged_views import (
     source_path,
 )
 from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.offline.exact_casts import exact_cast
 from tidemill.serving.offline.join import JoinEngine, between, join
 from tidemill.serving.offline.log import Span, rows_digest
 
@@ -338,7 +339,7 @@ def finish_history(
         The same columns, with the values that batch computes, ``(rows,)``.
 
     Raises:
-        InputError: The revision of a view is not in the result.
+        InputError: The revision of a view is not in the result, or a value of it is not exact.
     """
     times = pa.array(microseconds(found, event_timestamp), pa.int64())
     for view in feature_views:
@@ -354,7 +355,11 @@ def finish_history(
         for feature in logged_features(view, names):
             place = found.schema.get_field_index(f"{prefix}{feature.name}")
             if place >= 0:
-                stored = found.column(place).combine_chunks().cast(feature.dtype)
+                stored = exact_cast(
+                    found.column(place).combine_chunks(),
+                    feature.dtype,
+                    f"column {prefix}{feature.name} of the result",
+                )
                 column = feature.finish(stored, absent, times)
                 found = found.set_column(place, f"{prefix}{feature.name}", column)
     return found

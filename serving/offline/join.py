@@ -130,7 +130,7 @@ def join(
     Raises:
         StoreError: There is no log, it is not complete at an instant, or the publication that was
             due after another one is missing.
-        InputError: The log's files are not of the view.
+        InputError: The log's files are not of the view, or have keys of another type.
     """
     if len(times_us) == 0:
         return [pa.array([], feature.dtype) for feature in view.features]
@@ -140,6 +140,7 @@ def join(
             "history with `tidemill backfill --publish`"
         )
     _check_span(view, times_us)
+    _check_keys(view, keys)
     found = _newest_before(engine, view, keys, times_us)
     absent = pc.is_null(found.column(VALID_UNTIL)).combine_chunks()
     _check_validity(view, keys, times_us, found.column(VALID_UNTIL))
@@ -271,6 +272,19 @@ def _check_validity(
             f"{_show(int(times_us[row]))} holds until {_show(until[row].as_py())} only, and the "
             f"publication that was due then is missing in the offline log {view.log.directory} "
             f"({int(overrun.sum())} rows); write the history with `tidemill backfill --publish`"
+        )
+
+
+def _check_keys(view: LoggedView, keys: pa.Array) -> None:
+    """Refuse keys of another type: duckdb would compare them rounded, and find other entities."""
+    try:
+        schema = view.log.schema()
+    except StoreError:
+        return  # there is no file yet, so every key has the empty value
+    if view.join_key in schema.names and keys.type != (kind := schema.field(view.join_key).type):
+        raise InputError(
+            f"view {view.name!r}: the keys to look up are {keys.type}, and those in the offline "
+            f"log {view.log.directory} are {kind}; cast them exactly first"
         )
 
 

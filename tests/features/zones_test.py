@@ -76,35 +76,38 @@ def test_local_times_are_those_of_zoneinfo_with_gaps_and_folds(
     name: str, locals_us: list[int]
 ) -> None:
     zone = zones.zone(name)
-    utc, exists = zones.localize(np.array(locals_us, np.int64), name)
-    for local, found, there in zip(locals_us, utc.tolist(), exists.tolist(), strict=True):
+    found = zones.localize(np.array(locals_us, np.int64), name)
+    for row, local in enumerate(locals_us):
         instants = instants_of(local, zone)
-        assert there == bool(instants)
-        if there:
-            assert found == instants[0]
+        assert found.exists[row] == bool(instants)
+        assert found.repeated[row] == (len(instants) > 1)
+        if instants:
+            assert (found.first_us[row], found.last_us[row]) == (instants[0], instants[-1])
 
 
 @given(st.sampled_from(NAMES), times.map(lambda t: inside([t])[0]))
 def test_utc_to_local_and_back_is_the_same_or_an_hour_told_twice(name: str, time_us: int) -> None:
     offset = int(zones.utc_offsets(np.array([time_us], np.int64), name)[0])
-    utc, exists = zones.localize(np.array([time_us + offset], np.int64), name)
-    assert exists[0]
-    assert utc[0] <= time_us
+    found = zones.localize(np.array([time_us + offset], np.int64), name)
+    assert found.exists[0]
+    assert time_us in (found.first_us[0], found.last_us[0])
 
 
-def test_repeated_local_time_is_the_first_of_its_two_instants() -> None:
+def test_repeated_local_time_has_two_instants() -> None:
     local = local_us(datetime.datetime(2013, 11, 3, 1, 30))  # noqa: DTZ001
-    utc, exists = zones.localize(np.array([local], np.int64), NEW_YORK)
-    assert exists.tolist() == [True]
-    assert utc.tolist() == [AUTUMN_2013 - 30 * MINUTE]
+    found = zones.localize(np.array([local, local + HOUR], np.int64), NEW_YORK)
+    assert found.exists.tolist() == [True, True]
+    assert found.repeated.tolist() == [True, False]
+    assert found.first_us.tolist() == [AUTUMN_2013 - 30 * MINUTE, AUTUMN_2013 + 90 * MINUTE]
+    assert found.last_us.tolist() == [AUTUMN_2013 + 30 * MINUTE, AUTUMN_2013 + 90 * MINUTE]
 
 
 def test_skipped_local_time_does_not_exist() -> None:
     gap = local_us(datetime.datetime(2013, 3, 10, 2, 0))  # noqa: DTZ001
     around = np.array([gap - 1, gap, gap + HOUR - 1, gap + HOUR], np.int64)
-    utc, exists = zones.localize(around, NEW_YORK)
-    assert exists.tolist() == [True, False, False, True]
-    assert utc[[0, 3]].tolist() == [SPRING_2013 - 1, SPRING_2013]
+    found = zones.localize(around, NEW_YORK)
+    assert found.exists.tolist() == [True, False, False, True]
+    assert found.first_us[[0, 3]].tolist() == [SPRING_2013 - 1, SPRING_2013]
 
 
 def test_both_ends_of_the_calendar_have_offsets() -> None:
@@ -125,8 +128,8 @@ def test_times_far_apart_cost_only_the_years_that_occur() -> None:
 def test_no_times_are_no_offsets() -> None:
     nothing = np.zeros(0, np.int64)
     assert len(zones.utc_offsets(nothing, NEW_YORK)) == 0
-    utc, exists = zones.localize(nothing, NEW_YORK)
-    assert len(utc) == len(exists) == 0
+    found = zones.localize(nothing, NEW_YORK)
+    assert len(found.first_us) == len(found.last_us) == len(found.exists) == 0
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ from tidemill import (
     time_since_last,
 )
 from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND
-from tidemill.pipelines.config.configuration import Configuration, Source, Splits, StreamOptions
+from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions

@@ -4,8 +4,8 @@ The promises:
 
 * Commas separate cells; LF or CRLF separates rows. A quoted cell may contain commas, newlines and
   doubled quotes. A quote anywhere else, or a single CR outside quotes, makes its line broken.
-* The first row is the header. Empty lines and a byte order mark are skipped. The last newline may
-  be missing.
+* The first row is the header. Empty lines are skipped. A byte order mark is skipped at the very
+  start of the file; anywhere else it is a character of its cell. The last newline may be missing.
 * A line is refused if its quotes are broken, its number of cells differs from the header's, or it
   is not UTF-8; other lines are not affected. An unclosed quote would take in the rest of the file:
   if no well-formed row ends within `LONGEST_QUOTED_ROW`, only the line where the row began is
@@ -44,7 +44,7 @@ _CELL: Final = rb'(?:%b|[^",\r\n]*+)' % _QUOTED
 _ROW: Final = re.compile(rb"%b(?:,%b)*+\r?\n" % (_CELL, _CELL))
 _QUOTED_CELL: Final = re.compile(_QUOTED)
 _QUOTE, _COMMA, _LF, _CR = (ord(character) for character in '",\n\r')
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,8 @@ def read_blocks(
     Raises:
         InputError: The header is unusable.
     """
-    pending, line, header = file.read(len(_BYTE_ORDER_MARK)), 1, None
-    pending = pending.removeprefix(_BYTE_ORDER_MARK)
+    pending, line, header = file.read(len(BYTE_ORDER_MARK)), 1, None
+    pending = pending.removeprefix(BYTE_ORDER_MARK)
     ended = False
     while not ended:
         chunk = file.read(block_bytes)
@@ -319,6 +319,9 @@ def _parse(
     schema = pa.schema([(name, pa.string()) for name in wanted])
     if rows == 0:
         return pa.RecordBatch.from_pylist([], schema=schema)
+    if content.startswith(BYTE_ORDER_MARK):
+        # Arrow skips one at the start of what it is given, which is not the start of the file.
+        content = BYTE_ORDER_MARK + content
     table = pyarrow.csv.read_csv(
         pa.BufferReader(content),
         read_options=pyarrow.csv.ReadOptions(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import importlib.util
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
@@ -21,6 +22,7 @@ FORMATS: Final[Mapping[str, str]] = {
 }
 """File extension, without that of the compression, to format."""
 PACKAGE: Final = "package://"
+_WILDCARDS: Final = frozenset("*?[")
 _COMPRESSED: Final = (".gz", ".zip")
 
 
@@ -34,10 +36,13 @@ def find_files(patterns: Sequence[str], root: Path = Path()) -> list[Path]:
         root: The folder that relative patterns start from.
 
     Returns:
-        The files, each once.
+        The files, each once: regular files and links to them.
 
     Raises:
-        ConfigurationError: A pattern matches no file, or its package is not installed.
+        ConfigurationError: A pattern matches no file, or its package is not installed. Nothing
+            that a pattern matches is left out in silence: a broken link, a pipe, a socket, a device
+            and a folder with files of which none matches are errors, and so are a folder that may
+            not be read, a linked folder that ``**`` would have to follow, and two names of a file.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -52,7 +57,20 @@ def find_files(patterns: Sequence[str], root: Path = Path()) -> list[Path]:
                 f"files: {pattern!r} names no file; a relative path or glob starts in the {where}"
             )
         found.update(dict.fromkeys(matches))
+    _check_links(found)
     return list(found)
+
+
+def _check_links(files: Iterable[Path]) -> None:
+    """Refuse a file under two names: its rows would be read twice."""
+    names: dict[Path, Path] = {}
+    for path in files:
+        first = names.setdefault(path.resolve(), path)
+        if first is not path:
+            raise ConfigurationError(
+                f"files: {first} and {path} are the same file; write patterns that match one of "
+                "the two names"
+            )
 
 
 def _package_folders(package: str, pattern: str) -> list[Path]:
@@ -70,8 +88,71 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     path = folder / pattern
     if path.is_file():
         return [path]
-    parts = path.relative_to(path.anchor)
-    return sorted(match for match in Path(path.anchor).glob(str(parts)) if match.is_file())
+    anchor, parts = Path(path.anchor), path.relative_to(path.anchor).parts
+    matches = _glob(anchor, parts) if parts else [path]
+    files = [match for match in matches if match.is_file()]
+    for match in matches:
+        if not match.is_file() and (what := _why_not_read(match, files)):
+            raise ConfigurationError(f"files: {pattern!r} matches {what}")
+    for number, part in enumerate(parts):
+        if part == "**":
+            _check_linked_folders(anchor, parts, number, files)
+        if _WILDCARDS & set(part):
+            _check_readable(anchor.glob("/".join(parts[:number]) or "."), pattern)
+    return files
+
+
+def _glob(anchor: Path, parts: Sequence[str]) -> list[Path]:
+    """Return what a pattern matches, sorted: also broken links, whatever its last part is."""
+    *folders, last = parts
+    if _WILDCARDS & set(last):
+        return sorted(anchor.glob("/".join(parts)))
+    named = (folder / last for folder in anchor.glob("/".join(folders) or "."))
+    return sorted({path for path in named if os.path.lexists(path)})
+
+
+def _why_not_read(match: Path, files: Sequence[Path]) -> str | None:
+    """Say what a match is that is no file; None for a folder whose files are found, or are none."""
+    if match.is_symlink() and not match.exists():
+        return f"{match}, a link to {match.readlink()}, which is not there; correct or remove it"
+    if not match.is_dir():
+        return (
+            f"{match}, which is neither a file nor a link to one; a source is read more "
+            "than once, so write the content to a file"
+        )
+    if any(match in file.parents for file in files):
+        return None
+    if not any(names for _, _, names in os.walk(match)):
+        return None
+    return f"the folder {match}; for the files in it write {match / '*'}, or a narrower pattern"
+
+
+def _check_linked_folders(
+    anchor: Path, parts: Sequence[str], number: int, files: Sequence[Path]
+) -> None:
+    """Refuse links to folders with matching files: ``**`` does not follow links to folders."""
+    known = {file.resolve() for file in files}
+    for base in anchor.glob("/".join(parts[:number]) or "."):
+        for folder, names, _ in os.walk(base):
+            for link in (Path(folder, name) for name in sorted(names)):
+                if not link.is_symlink():
+                    continue
+                missed = link.glob("/".join(parts[number:]))
+                if any(path.is_file() and path.resolve() not in known for path in missed):
+                    pattern = Path(link, *parts[number:])
+                    raise ConfigurationError(
+                        f"files: ** does not follow links to folders, and {link} is one with "
+                        f"files that match; name them, too: {pattern}"
+                    )
+
+
+def _check_readable(folders: Iterable[Path], pattern: str) -> None:
+    for folder in folders:
+        if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+            raise ConfigurationError(
+                f"files: {pattern!r} may match files in the folder {folder}, which this user may "
+                "not read; change its permissions, or write a narrower pattern"
+            )
 
 
 def short_names(files: Sequence[Path]) -> list[str]:

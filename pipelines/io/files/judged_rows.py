@@ -20,6 +20,7 @@ from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import InputError
 from tidemill.features.rows import rejected
+from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.features.rows.validation import validate
 from tidemill.pipelines.io.acceptance import Gate
@@ -36,12 +37,22 @@ Transform = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of rows: ``read = kept + dropped + rejected``."""
+    """Numbers of rows: ``read = kept + dropped + rejected``.
+
+    Attributes:
+        read: Rows of the files.
+        kept: Accepted rows.
+        dropped: Rows that the source's transform took out.
+        rejected: Rejected records.
+        resolved: Kept rows with a local time that occurred twice: the source's rule chose the
+            instant.
+    """
 
     read: int = 0
     kept: int = 0
     dropped: int = 0
     rejected: int = 0
+    resolved: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -49,6 +60,7 @@ class Counts:
             self.kept + other.kept,
             self.dropped + other.dropped,
             self.rejected + other.rejected,
+            self.resolved + other.resolved,
         )
 
 
@@ -79,6 +91,7 @@ def read_stream(
     format: str | None = None,
     nulls: Sequence[str] | None = None,
     zone: str | None = None,
+    ambiguous: str | None = None,
     transform: Transform | None = None,
     received: str | None = None,
     block_bytes: int = csv_lines.BLOCK_BYTES,
@@ -93,6 +106,8 @@ def read_stream(
         format: As for `read`.
         nulls: As for `read`.
         zone: The IANA zone of times without an offset; None if the source declares none.
+        ambiguous: The rule for local times that occurred twice (`rows.local_times.RULES`); None
+            rejects their rows. `rows.local_times.INFER` needs ``received``.
         transform: Turns a raw batch into one with the same rows, in order, and the declared
             columns. It may add the columns `REJECT_COLUMN` and `DROP_COLUMN`. A row that both mark
             is dropped.
@@ -120,8 +135,21 @@ def read_stream(
         batch_rows=batch_rows,
     )
     gate = None if received is None else Gate(definition, received)
+    receipts: dict[int, Receipts] = {}
     for raw in raw_batches:
-        yield judge(definition, raw, required, zone, transform, gate)
+        order = None
+        if received is not None:
+            order = receipts.setdefault(raw.partition, Receipts(received))
+        yield judge(
+            definition,
+            raw,
+            required,
+            zone,
+            transform,
+            gate,
+            ambiguous=ambiguous,
+            receipts=order,
+        )
 
 
 def judge(
@@ -131,6 +159,9 @@ def judge(
     zone: str | None,
     transform: Transform | None,
     gate: Gate | None = None,
+    *,
+    ambiguous: str | None = None,
+    receipts: Receipts | None = None,
 ) -> StreamBatch:
     """Transform, validate and accept raw rows.
 
@@ -141,6 +172,8 @@ def judge(
         zone: As for `read_stream`.
         transform: As for `read_stream`.
         gate: Rejects rows that come too late or too far ahead; None if no row can.
+        ambiguous: As for `read_stream`.
+        receipts: The time-of-receipt column of the rows' partition; None if there is none.
 
     Raises:
         InputError: The transform failed.
@@ -160,17 +193,24 @@ def judge(
         dropped = int(drops.sum())
         if len(rows) < batch.num_rows:
             batch = batch.take(pa.array(rows))
-    valid = validate(definition, batch, required=required, zone=zone)
+    valid = validate(
+        definition,
+        batch,
+        required=required,
+        zone=zone,
+        ambiguous=ambiguous,
+        receipts=receipts,
+    )
     wrong = rows[valid.rejected_rows]
     refused.append(_refused(Stage.VALIDATE, definition, raw, wrong, valid.reasons, valid.details))
-    accepted, kept = valid.batch, rows[valid.kept]
+    accepted, kept, resolved = valid.batch, rows[valid.kept], valid.resolved
     if gate is not None and (refusals := gate.refuse(raw.partition, accepted)):
         wrong = np.array(sorted(refusals), np.int64)
         reasons = [refusals[row][0] for row in wrong.tolist()]
         details = [refusals[row][1] for row in wrong.tolist()]
         refused.append(_refused(Stage.ACCEPT, definition, raw, kept[wrong], reasons, details))
         accepted = accepted.take(pa.array(np.delete(np.arange(len(kept)), wrong)))
-        kept = np.delete(kept, wrong)
+        kept, resolved = np.delete(kept, wrong), np.delete(resolved, wrong)
     rejections = rejected.concat(refused)
     if sum(part.num_rows > 0 for part in refused) > 1:
         rejections = rejections.take(pc.sort_indices(rejections["position"]))
@@ -184,6 +224,7 @@ def judge(
             kept=len(kept),
             dropped=dropped,
             rejected=rejections.num_rows,
+            resolved=int(resolved.sum()),
         ),
     )
 

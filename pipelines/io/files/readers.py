@@ -13,11 +13,11 @@ typed (`parquet_rows`).
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -76,7 +76,8 @@ def read(
         stream: The stream's name, for rejected records.
         format: ``csv``, ``jsonl`` or ``parquet``; None to tell it from each file's extension.
         nulls: Texts that mean null; None means the empty cell for csv, and no text for the others.
-        columns: The columns to read; other columns may be left out. A column that only some lines
+        columns: The columns to read; other columns may be left out, or hold what validation would
+            refuse. A column that only some lines
             of a JSON Lines file have is null in the others. None for all columns.
         block_bytes: The size of a csv file's block.
         batch_rows: The most rows of a batch of another file.
@@ -101,7 +102,7 @@ def read(
             case "jsonl":
                 yield from _read_jsonl(source, nulls or (), columns, batch_rows)
             case "parquet":
-                yield from _read_parquet(source, nulls or (), batch_rows)
+                yield from _read_parquet(source, nulls or (), columns, batch_rows)
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,9 @@ def _read_csv(
             first += len(block.lines)
 
 
+_KEYS_OF_HINTS: Final = 100
+
+
 def _read_jsonl(
     source: _Source, nulls: Sequence[str], columns: Sequence[str] | None, batch_rows: int
 ) -> Iterator[RawBatch]:
@@ -166,9 +170,13 @@ def _read_jsonl(
     if columns is not None:
         with opened(source.path) as file:
             keys = json_lines.keys_in(file, columns)
+        if len(keys) < len(columns):
+            # The error about the missing column names the nearest of those that are there.
+            with opened(source.path) as file:
+                columns = [*columns, *json_lines.first_keys(file, _KEYS_OF_HINTS)]
     first = 0
     with opened(source.path) as file:
-        for lines in json_lines.read_lines(file, keys=keys, batch_rows=batch_rows):
+        for lines in json_lines.read_lines(file, keys=keys, wanted=columns, batch_rows=batch_rows):
             yield source.raw(
                 nulled(lines.batch, nulls),
                 first,
@@ -180,21 +188,28 @@ def _read_jsonl(
             first += len(lines.lines)
 
 
-def _read_parquet(source: _Source, nulls: Sequence[str], batch_rows: int) -> Iterator[RawBatch]:
+def _read_parquet(
+    source: _Source, nulls: Sequence[str], columns: Sequence[str] | None, batch_rows: int
+) -> Iterator[RawBatch]:
     first = 0
     with opened(source.path) as file:
         # Reading Parquet starts at the end of the file, and a decompressed stream cannot seek.
         seekable = io.BytesIO(file.read()) if is_compressed(source.path) else file
-        for batch in parquet_rows.read_rows(seekable, source.name, batch_rows=batch_rows):
-            rows = np.arange(batch.num_rows)
-            payload = functools.partial(parquet_rows.as_json, batch)
-            yield source.raw(nulled(batch, nulls), first, rows, {}, first + rows + 1, payload)
-            first += batch.num_rows
+        for found in parquet_rows.read_rows(
+            seekable, source.name, batch_rows=batch_rows, columns=columns
+        ):
+            batch, rows = found.batch, np.arange(found.batch.num_rows)
+            lines = first + rows + 1
+            if found.faults:
+                rows = np.delete(rows, sorted(found.faults))
+                batch = batch.take(pa.array(rows))
+            yield source.raw(nulled(batch, nulls), first, rows, found.faults, lines, found.payload)
+            first += found.batch.num_rows
 
 
 def nulled(batch: pa.RecordBatch, nulls: Sequence[str]) -> pa.RecordBatch:
     """Replace the texts that mean null by null in the string columns of a batch."""
-    if not nulls:
+    if not nulls or not batch.num_columns:
         return batch
     meaning_null = pa.array(nulls, pa.string())
     columns = [

@@ -342,6 +342,18 @@ def test_bad_utf8_is_refused_even_where_only_a_slice_is_looked_at() -> None:
         ("2013-01-31T24:00:00Z", Reason.WRONG_TYPE),
         ("2013-01-31T17:05:60Z", Reason.WRONG_TYPE),
         ("2013-01-31T17:05:00.1234567Z", Reason.WRONG_TYPE),
+        ("2013-01-31T17:05:00.123456001Z", Reason.WRONG_TYPE),
+        ("2013-01-31T17:05:00.000000001Z", Reason.WRONG_TYPE),
+        ("2013-01-31T17:05:00.1234560Z", utc_us(2013, 1, 31, 17, 5, 0, 123_456)),
+        ("2013-01-31 17:05:00.12345600+00", utc_us(2013, 1, 31, 17, 5, 0, 123_456)),
+        ("2013-01-31T17:05:00.123456000-05:30", utc_us(2013, 1, 31, 22, 35, 0, 123_456)),
+        ("2013-01-31T17:05:00.000000000+0530", utc_us(2013, 1, 31, 11, 35)),
+        ("2013-01-31T17:05:00.000000000", Reason.NAIVE_TIME),
+        ("2013-01-31T17:05:00.Z", Reason.WRONG_TYPE),
+        ("2013-01-31T17:05:00.1234560 Z", Reason.WRONG_TYPE),
+        ("2016-12-31T23:59:60Z", Reason.WRONG_TYPE),
+        ("2016-12-31T23:59:59.999999000Z", utc_us(2016, 12, 31, 23, 59, 59, 999_999)),
+        ("2016-12-31T23:59:61Z", Reason.WRONG_TYPE),
         ("2013-01-31T17:05:00+24:00", Reason.WRONG_TYPE),
         ("2013-01-31T17Z", Reason.WRONG_TYPE),
         ("2013-01-31", Reason.WRONG_TYPE),
@@ -354,6 +366,17 @@ def test_bad_utf8_is_refused_even_where_only_a_slice_is_looked_at() -> None:
 )
 def test_timestamp_texts(text: str, wanted: Any) -> None:
     assert outcome("at", text) == wanted
+
+
+def test_nanoseconds_that_are_whole_microseconds_are_read_a_column_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = [f"2013-01-31T17:05:00.{n:06}000Z" for n in range(50)]
+    monkeypatch.setattr(text_values, "_PARSERS", {})  # no text is parsed on its own
+    found = judge({"at": [*texts, "2013-01-31 17:05:00.5+01:00"]})
+    assert found.batch["at"].cast(pa.int64()).to_pylist()[:50] == [
+        utc_us(2013, 1, 31, 17, 5, 0, n) for n in range(50)
+    ]
 
 
 def us(value: int, unit: str = "us", tz: str | None = "UTC") -> pa.Array:
@@ -390,8 +413,12 @@ def test_typed_times_are_cast_exactly(value: pa.Array, wanted: Any) -> None:
     ("local", "wanted"),
     [
         ("2013-01-31T12:05:00", utc_us(2013, 1, 31, 17, 5)),
-        ("2013-11-03T01:30:00", utc_us(2013, 11, 3, 5, 30)),  # told twice: the first
-        ("2013-11-03T01:30", utc_us(2013, 11, 3, 5, 30)),
+        ("2013-01-31T12:05:00.000000", utc_us(2013, 1, 31, 17, 5)),
+        ("2013-11-03T00:59:59.999999", utc_us(2013, 11, 3, 4, 59, 59, 999_999)),
+        ("2013-11-03T01:00:00", Reason.AMBIGUOUS_LOCAL_TIME),
+        ("2013-11-03T01:30", Reason.AMBIGUOUS_LOCAL_TIME),
+        ("2013-11-03T01:59:59.999999", Reason.AMBIGUOUS_LOCAL_TIME),
+        ("2013-11-03T02:00:00", utc_us(2013, 11, 3, 7)),
         ("2013-03-10T01:59:59.999999", utc_us(2013, 3, 10, 6, 59, 59, 999_999)),
         ("2013-03-10T02:00:00", Reason.NONEXISTENT_LOCAL_TIME),
         ("2013-03-10T03:00:00", utc_us(2013, 3, 10, 7)),
@@ -405,6 +432,27 @@ def test_naive_times_are_local_to_the_declared_zone(local: str, wanted: Any) -> 
     if wanted != Reason.WRONG_TYPE:
         typed = pa.array([np.datetime64(local, "us")])
         assert outcome("at", typed, zone=NEW_YORK) == wanted
+
+
+@pytest.mark.parametrize("local", ["2013-11-03T01:30:00", "2013-11-03 01:30"])
+@pytest.mark.parametrize(("rule", "hour"), [("first", 5), ("last", 6)])
+def test_a_source_may_choose_an_instant_of_a_repeated_time(
+    local: str, rule: str, hour: int
+) -> None:
+    texts = [local, "2013-11-03T01:30:00-05:00", "2013-11-03T02:30:00"]
+    typed = pa.array([np.datetime64(local, "us"), np.datetime64("2013-11-03T02:30:00", "us")])
+    for times in (texts, typed):
+        found = judge({"at": times}, zone=NEW_YORK, ambiguous=rule)
+        assert found.batch["at"].cast(pa.int64())[0].as_py() == utc_us(2013, 11, 3, hour, 30)
+        assert found.resolved.tolist() == [True] + [False] * (len(times) - 1)
+
+
+def test_resolved_rows_are_those_that_were_kept() -> None:
+    found = judge(
+        {"at": ["2013-11-03T01:30:00"] * 3, "i": ["1", "x", "3"]}, zone=NEW_YORK, ambiguous="last"
+    )
+    assert found.kept.tolist() == [0, 2]
+    assert found.resolved.tolist() == [True, True]
 
 
 def test_a_time_with_an_offset_needs_no_zone_and_heeds_none() -> None:
@@ -428,7 +476,7 @@ TEXTS = {
     | st.from_regex(
         re.compile(
             r"(19|20)[0-9]{2}-(0[1-9]|1[0-3])-[0-3][0-9][T ][0-2][0-9]:[0-6][0-9]"
-            r"(:[0-6][0-9](\.[0-9]{1,7})?)?(Z|[+-][0-2][0-9](:?[0-6][0-9])?)?",
+            r"(:[0-6][0-9](\.[0-9]{1,6}(0{1,4}|[0-9])?)?)?(Z|[+-][0-2][0-9](:?[0-6][0-9])?)?",
             re.ASCII,
         ),
         fullmatch=True,
@@ -452,9 +500,13 @@ def test_a_column_of_texts_says_what_each_text_says_alone(
 ) -> None:
     dtype, texts = case
     parsed = text_values.parse(pa.array(texts, pa.string()), dtype, zone)
+    twice = [] if parsed.repeated is None else parsed.repeated.rows.tolist()
     for row, text in enumerate(texts):
         wanted = None if text is None else text_values.parse_one(text, dtype, zone)
-        if isinstance(wanted, Reason):
+        assert (row in twice) == (wanted == Reason.AMBIGUOUS_LOCAL_TIME)
+        if wanted == Reason.AMBIGUOUS_LOCAL_TIME:
+            assert parsed.valid[row]
+        elif isinstance(wanted, Reason):
             assert parsed.refused[row] == wanted
             assert not parsed.valid[row]
         else:
@@ -490,6 +542,7 @@ CELLS: Sequence[str | None] = (
     "nan",
     "-inf",
     "2013-03-10T02:30:00",
+    "2013-11-03T01:30:00",
     "0000-01-01T00:00:00Z",
     "99999999999999999999",
 )
@@ -539,10 +592,20 @@ def test_rows_of_the_declared_types_pass_unchanged(data: st.DataObject) -> None:
     [
         ("i", "abc", "column 'i': found 'abc', expected int64: a whole number"),
         ("f", "-inf", "column 'f': found '-inf', expected a finite number"),
+        ("at", "2013-01-31T17:05:00.123456789Z", "expected whole microseconds: decimals after the"),
+        ("at", us(1, "ns"), "00.000000001Z (of type timestamp[ns, tz=UTC]), expected whole micro"),
+        ("at", "2016-12-31T23:59:60Z", "expected seconds from 00 to 59: every day has 86,400"),
+        ("at", "2016-12-31T23:59:61Z", "expected timestamp: a date and time"),
+        ("at", pa.array([5]), "expected timestamp: a date and time"),
         ("i", pa.array([1.5]), "found 1.5 (of type double)"),
         ("at", us(5, tz=None), "found 1970-01-01T00:00:00.000005 (of type timestamp[us])"),
         ("at", us(2**63 - 1, "s"), "expected a time in the years 1 to 9999"),
         ("at", "2013-01-31T17:05:00", "a zone declared for its source"),
+        (
+            "at",
+            "2013-11-03T01:30:00",
+            "showed it twice: write its offset, or choose ambiguous: first, last, infer for",
+        ),
         ("key", pa.array([b"\xff"]), r"found b'\xff', expected a text in UTF-8"),
         ("id", pa.nulls(1), "found null, expected the id of every row"),
         ("i", "9" * 5000, "... (5002 characters)"),
@@ -551,6 +614,7 @@ def test_rows_of_the_declared_types_pass_unchanged(data: st.DataObject) -> None:
 def test_the_detail_says_what_was_found_where_and_what_was_expected(
     column: str, value: Any, says: str
 ) -> None:
-    found = judge({column: value if isinstance(value, pa.Array) else [value]})
+    zone = NEW_YORK if "11-03" in str(value) else None
+    found = judge({column: value if isinstance(value, pa.Array) else [value]}, zone=zone)
     assert says in found.details[0]
     assert len(found.details[0]) < 300

@@ -202,6 +202,43 @@ def test_a_source_may_be_a_log_that_says_when_it_received_what(write: Write) -> 
     assert "whose files are its partitions; remove one" in message
 
 
+@pytest.mark.parametrize(("text", "share"), [("0", 0.0), ("0.5", 0.5), ("1", 1.0), ("1e-3", 0.001)])
+def test_a_source_may_choose_how_many_rows_may_be_rejected(
+    write: Write, text: str, share: float
+) -> None:
+    found = load(write(("  orders:\n", f"  orders:\n    max_rejected: {text}\n")))
+    assert found.sources["orders"].max_rejected == share
+    assert found.sources["checkouts"].max_rejected == 0.1
+
+
+@pytest.mark.parametrize("rule", ["first", "last", "infer"])
+def test_a_source_may_choose_an_instant_of_repeated_local_times(write: Write, rule: str) -> None:
+    lines = f"  orders:\n    ambiguous: {rule}\n    zone: UTC\n    received: received_at\n"
+    found = load(write(("  orders:\n", lines)))
+    assert found.sources["orders"].ambiguous == rule
+    assert found.sources["checkouts"].ambiguous is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("    max_rejected: 10\n", "found 10, expected a share from 0 to 1, such as 0.1 for 10 %"),
+        ("    max_rejected: 10%\n", "found a text ('10%'), expected a share from 0 to 1"),
+        ("    max_rejected: null\n", "found null, expected a share from 0 to 1"),
+        ("    ambiguous: latest\n    zone: UTC\n", "found 'latest', expected one of first, last"),
+        ("    ambiguous: first\n", "without 'zone' no local time is read at all"),
+        ("    ambiguous: first\n    zone: null\n", "without 'zone' no local time is read at all"),
+        ("    ambiguous: infer\n    zone: UTC\n", "the source has no 'received'; name that column"),
+    ],
+)
+def test_a_setting_of_a_source_that_cannot_work_is_refused(
+    write: Write, lines: str, says: str
+) -> None:
+    message = failure(write(("  orders:\n", f"  orders:\n{lines}")))
+    assert f"tidemill.yaml:5: sources.orders.{lines.split(':')[0].strip()}: " in message
+    assert says in message
+
+
 def test_a_sample_has_splits_of_its_own(write: Write) -> None:
     assert load(write()).sample is None
     times = [f"2026-01-0{day}T00:00:00Z" for day in (1, 2, 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,11 @@ def backfilled(tmp_path: Path) -> tuple[dict[str, list[Row]], dict[str, dict[str
     counts = point_in_time(
         configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress(), tmp_path
     )
-    assert counts == {"requests": 60, "rows": 60, "label_leaks": 0}
-    return rows, training_table(tmp_path)
+    table = training_table(tmp_path)
+    labelled = sum(row["label"] is not None for row in table.values())
+    assert 3 < labelled < 60
+    assert counts == {"requests": 60, "rows": 60, "label_leaks": 0, "labelled": labelled}
+    return rows, table
 
 
 def test_the_training_table_holds_the_batch_values(
@@ -224,6 +228,37 @@ def test_the_training_table_holds_the_labels(
         else:
             assert (found["label"], found["label_time"]) == (None, None)
     assert labelled > 3
+
+
+class Said(QuietProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_training_table_without_any_label_is_said(tmp_path: Path) -> None:
+    rows = without_leaks(random_rows(3))
+    rows["trips"] = [{**row, "trip": f"other-{row['trip']}"} for row in rows["trips"]]
+    write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
+    progress = Said()
+    counts = point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), progress, tmp_path)
+    assert (counts["requests"], counts["labelled"]) == (60, 0)
+    (line,) = progress.lines
+    assert line.startswith("no request has a label: no event of 'trips' has the trip of a request")
+
+
+def test_a_project_without_a_label_counts_none(tmp_path: Path) -> None:
+    project = replace(PROJECT, label=None)
+    rows = without_leaks(random_rows(3))
+    write_log(tmp_path, project, arrivals(project, rows, PARTITIONS, random.Random(3)))
+    progress = Said()
+    counts = point_in_time(configuration(tmp_path, project, STOP, STOP + 1), progress, tmp_path)
+    assert "labelled" not in counts
+    assert progress.lines == []
 
 
 def test_a_label_event_before_its_own_request_stops_the_backfill(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from tests.support.proof_run import (
 )
 from tidemill import Entity, EventStream, FeatureView, Project, col, count, sum
 from tidemill.features.contract import HOUR
-from tidemill.pipelines.config.configuration import Configuration, Source
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.recovery.republish import shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress

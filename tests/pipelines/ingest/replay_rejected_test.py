@@ -22,7 +22,8 @@ from tidemill.features.definitions import FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.features.errors import InputError
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Stage
-from tidemill.pipelines.config.configuration import Configuration, Source, Splits
+from tidemill.pipelines.config.configuration import Configuration, Splits
+from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.ingest.replay_rejected import replay
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log
 from tidemill.pipelines.io.sinks import write_rows
@@ -333,6 +334,29 @@ def test_unedited_payloads_are_accepted_after_the_cause_is_corrected(
     ingest_build(config)
     # The file is read with the new nulls, too, so the row is in the log already: keep it once.
     assert [name for name, *_ in logged(config)] == ["o0", "o1", "o2", "o3", "o7"]
+
+
+def test_a_byte_order_mark_of_a_line_is_no_start_of_a_file_when_it_is_fed_again(
+    config: Configuration, tmp_path: Path
+) -> None:
+    lines = [json.dumps(row) for row in CLICKS[:1]]
+    lines.append("\ufeff" + json.dumps(click("k9", 101, 101)))
+    (tmp_path / "clicks.jsonl").write_text("\n".join(lines), "utf-8")
+    ingest_build(config)
+    assert fed(config, mended(config, {}, "clicks"))["clicks"]["reasons"] == {"broken_json": 1}
+    path = mended(config, {"k9": lambda text: text.removeprefix("\ufeff")}, "clicks")
+    assert fed(config, path)["clicks"]["accepted"] == 1
+
+
+def test_a_mended_json_line_may_have_keys_that_are_not_declared(
+    config: Configuration, tmp_path: Path
+) -> None:
+    row = click("k9", 101, 101, None)
+    more = {f"other{n}": n for n in range(12_000)}
+    (tmp_path / "clicks.jsonl").write_text(json.dumps(row | more) + "\n")
+    ingest_build(config)
+    path = mended(config, {"k9": lambda text: text.replace("null", '"c"')}, "clicks")
+    assert fed(config, path)["clicks"]["accepted"] == 1
 
 
 def test_broken_encoding_can_be_mended_by_typing_the_text(config: Configuration) -> None:

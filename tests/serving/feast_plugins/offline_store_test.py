@@ -381,6 +381,49 @@ def test_keys_of_other_numeric_types(
     assert ask(depots, rows, "by_depot:scans_1d").column("scans_1d").to_pylist() == [5, 0]
 
 
+BIG = 2**53
+
+
+def test_a_float_key_that_may_be_several_integers_is_refused_by_name(
+    depots: feast.FeatureStore, tmp_path: Path
+) -> None:
+    write(tmp_path, BY_DEPOT, depot_rows((BIG, 10, 1, 5), (BIG + 1, 10, 1, 6)))
+    # pandas makes a float64 of integers with a null.
+    frame = pd.DataFrame({"depot": [7, BIG + 1, None], "event_timestamp": [at(10)] * 3})
+    assert frame["depot"].tolist()[1] == BIG
+    instant = "TIMESTAMPTZ '1970-01-01 00:00:00.00001+00' AS event_timestamp"
+    query = (
+        f"SELECT 7::DOUBLE AS depot, {instant} UNION ALL SELECT {BIG + 1}::DOUBLE, {instant} "
+        "ORDER BY depot"
+    )
+    for rows in (frame, query):
+        with pytest.raises(InputError) as caught:
+            ask(depots, rows, "by_depot:scans_1d")
+        message = str(caught.value)
+        assert "column 'depot' of the entity rows: found 9007199254740992.0 in row 1" in message
+        assert "may be any of several integers. Give the column as int64" in message
+    frame["depot"] = pd.array([7, BIG + 1, None], "Int64")
+    assert ask(depots, frame, "by_depot:scans_1d").column("scans_1d").to_pylist() == [0, 6, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"), [("float64", 2**53 - 1), ("float32", 2**24 - 1), ("float16", 2**11 - 1)]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float_keys_are_read_up_to_the_last_exact_one(
+    depots: feast.FeatureStore, tmp_path: Path, kind: str, last: int, sign: int
+) -> None:
+    write(tmp_path, BY_DEPOT, depot_rows((sign * last, 10, 1, 5)))
+
+    def rows(key: int) -> pa.Table:
+        floats = pa.array(np.array([key], kind))
+        return pa.table({"depot": floats, "event_timestamp": times(10)})
+
+    assert ask(depots, rows(sign * last), "by_depot:scans_1d").column("scans_1d").to_pylist() == [5]
+    with pytest.raises(InputError, match="may be any of several integers"):
+        ask(depots, rows(sign * (last + 1)), "by_depot:scans_1d")
+
+
 def test_int64_values_with_nulls_keep_their_bits_in_pandas(
     depots: feast.FeatureStore, tmp_path: Path
 ) -> None:

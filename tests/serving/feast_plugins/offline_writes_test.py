@@ -103,6 +103,8 @@ def test_rows_written_through_feast_join_the_log_once(
     [
         ({"scans_1d": [0.5]}, "'scans_1d'.*truncated"),
         ({"depot": [None]}, "depot is null"),
+        ({"depot": [2.0**53]}, "'depot': found 9007199254740992.0 in row 0, and the values are"),
+        ({"scans_1d": [-(2.0**53)]}, "'scans_1d': found -9007199254740992.0 in row 0"),
         ({REVISION: [None]}, "tidemill_revision is null"),
     ],
 )  # fmt: skip

@@ -152,6 +152,40 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name() -> None:
     assert block.batch.schema.names == ["x", "y"]
 
 
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("block_bytes", [1, 5, 6, 7, 8, 1 << 20])
+def test_a_byte_order_mark_after_the_start_is_a_character_of_its_cell(block_bytes: int) -> None:
+    rows = [b"q,1", MARK + b"q,2", b"q,3", MARK + MARK + b"q,4", MARK + b",5", b"q," + MARK]
+    content = MARK + b"x,y\n" + b"\n".join(rows)
+    found = read(content, block_bytes)
+    assert [payload for _, payload, _ in found] == rows
+    assert [what for _, _, what in found] == [row.decode().split(",") for row in rows]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 4, 5, 1 << 20])
+def test_a_line_with_only_a_byte_order_mark_is_a_row(block_bytes: int) -> None:
+    content = b"x\n" + MARK + b"\na\n" + MARK + b"\n"
+    assert cells_of(content, block_bytes=block_bytes) == [["\ufeff"], ["a"], ["\ufeff"]]
+    wide = b"x,y\n1,2\n" + MARK + b"\n3,4\n"
+    assert cells_of(wide, block_bytes=block_bytes) == [
+        ["1", "2"],
+        Reason.BROKEN_CSV_LINE,
+        ["3", "4"],
+    ]
+
+
+def test_the_second_byte_order_mark_of_a_file_belongs_to_the_header() -> None:
+    (block,) = csv_lines.read_blocks(io.BytesIO(MARK * 2 + b"x,y\n1,2\n"), "x.csv")
+    assert block.batch.schema.names == ["\ufeffx", "y"]
+
+
+def test_a_refused_line_does_not_bring_a_byte_order_mark_to_the_start() -> None:
+    # Arrow is given the good lines only: the mark of the second is then at the start.
+    assert cells_of(b"x,y\n1\n" + MARK + b"q,2\n") == [Reason.BROKEN_CSV_LINE, ["\ufeffq", "2"]]
+
+
 def test_lines_are_those_an_editor_shows() -> None:
     content = b'x,y\n\n1,"a\nb"\n\r\n2,c\nbad\n3,d\n'
     assert [line for line, _, _ in read(content)] == [3, 6, 7, 8]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import os
 import random
+import struct
 import sys
 import zipfile
 from collections import Counter
@@ -89,6 +91,7 @@ BAD_LINES: dict[str, Callable[[int], bytes]] = {
     "infinity": lambda n: f"2013-05-01T00:00:00Z,b{n},k,1,-inf,1".encode(),
     "infinity: overflow": lambda n: f"2013-05-01T00:00:00Z,b{n},k,1,{n}e999,1".encode(),
     "time_out_of_range": lambda n: f"{10_000 + n}-01-01T00:00:00Z,b{n},k,1,1,1".encode(),
+    "ambiguous_local_time": lambda n: f"2013-11-03T01:30:00,b{n},k,1,1,1".encode(),
     "nonexistent_local_time": lambda n: f"2013-03-10T02:30:00,b{n},k,1,1,1".encode(),
     "invalid_utf8": lambda n: f"2013-05-01T00:00:00Z,b{n},\xff,1,1,1".encode("latin-1"),
     "broken_csv_line: too few cells": lambda n: f"2013-05-01T00:00:00Z,b{n}".encode(),
@@ -111,7 +114,7 @@ def test_of_6000_rows_exactly_the_1000_bad_ones_are_rejected_each_with_its_reaso
         good_line,
         lambda n: good_line(n, zone=""),
         lambda n: f'2013-05-01T00:00:00Z,e{n},"two\nlines, ""quoted""",,,'.encode(),
-        lambda n: f"2013-11-03T01:30:00,e{n},Ångström,-0,-0.0,FALSE".encode(),
+        lambda n: f"2013-11-03T02:30:00,e{n},Ångström,-0,-0.0,FALSE".encode(),
     ]
     good = [("", forms[n % 4](n)) for n in range(5000)]
     rows = [*bad, *good]
@@ -199,6 +202,112 @@ def test_a_typed_column_that_does_not_fit_rejects_its_rows(
     assert [r["position"] for r in rejections(batches)] == [0, 1, 2]
 
 
+# Times of Parquet's type INT96
+
+NANOSECONDS = 1_000_000_000
+
+
+def int96_file(path: Path, moments: Sequence[tuple[int, int] | None], rows: int = 1024) -> Path:
+    """Write a file whose column `at` has INT96 times: (seconds since 1970, nanoseconds)."""
+    # Arrow writes no INT96 far from now: write one instant, and replace its bytes.
+    days = pa.array([None if m is None else 0 for m in moments], pa.timestamp("us"))
+    columns = {"at": days, "id": [f"e{n}" for n in range(len(moments))]}
+    table = pa.table({**columns, "key": ["k"] * len(moments), "n": range(len(moments))})
+    table = table.append_column("x", pa.nulls(len(moments), pa.float64()))
+    table = table.append_column("ok", pa.nulls(len(moments), pa.bool_()))
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(
+        table, sink, use_deprecated_int96_timestamps=True, use_dictionary=False,
+        compression="none", row_group_size=rows, write_statistics=False,
+    )  # fmt: skip
+    content = sink.getvalue().to_pybytes()
+    epoch = int96(0, 0)
+    known = [m for m in moments if m is not None]
+    assert content.count(epoch) == len(known)
+    for seconds, nanoseconds in known:
+        content = content.replace(epoch, int96(seconds, nanoseconds), 1)
+    return written(path, content)
+
+
+def int96(seconds: int, nanoseconds: int) -> bytes:
+    """Return an INT96 time: nanoseconds of the day and the Julian day, little-endian."""
+    days, rest = divmod(seconds, 86_400)
+    return struct.pack("<qI", rest * NANOSECONDS + nanoseconds, days + 2_440_588)
+
+
+def seconds_of(*fields: int) -> int:
+    moment = datetime.datetime(*fields, tzinfo=datetime.UTC)  # type: ignore[arg-type, misc]
+    return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(
+        seconds=1
+    )
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 100])
+def test_int96_times_are_read_exactly_in_all_years(tmp_path: Path, batch_rows: int) -> None:
+    wanted = [
+        (seconds_of(2300, 1, 1, 1, 2, 3), 456_789_000),
+        (seconds_of(2262, 4, 11, 23, 47, 16), 854_775_000),
+        (seconds_of(2262, 4, 11, 23, 47, 16), 854_776_000),  # the first that nanoseconds lack
+        (seconds_of(1677, 9, 21), 1000),
+        (seconds_of(1, 1, 1), 0),
+        (seconds_of(9999, 12, 31, 23, 59, 59), 999_999_000),
+        (-1, 999_999_000),
+    ]
+    path = int96_file(tmp_path / "e.parquet", wanted, rows=4)
+    batches = judged(path, zone="UTC", batch_rows=batch_rows)
+    assert rejections(batches) == []
+    times = [t for b in batches for t in b.batch["at"].cast(pa.int64()).to_pylist()]
+    assert times == [s * 1_000_000 + ns // 1000 for s, ns in wanted]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 100])
+def test_an_int96_time_without_a_value_is_rejected_with_the_time_in_the_file(
+    tmp_path: Path, batch_rows: int
+) -> None:
+    moments = [
+        (0, 1000),
+        (seconds_of(2300, 1, 1), 1),
+        (seconds_of(9999, 12, 31) + 86_400, 0),
+        None,
+        (2**32 * 86_400 - 2_440_589 * 86_400, 5000),  # the last day that INT96 has
+        (seconds_of(1, 1, 1) - 1, 0),
+        (1, 0),
+    ]
+    path = int96_file(tmp_path / "e.parquet", moments, rows=3)
+    batches = judged(path, zone="UTC", batch_rows=batch_rows)
+    assert kept(batches) == ["e0", "e6"]
+    assert [p for b in batches for p in b.positions.tolist()] == [0, 6]
+    found = rejections(batches)
+    assert [(r["origin"], r["reason"]) for r in found] == [
+        ("e.parquet:2", "wrong_type"),
+        ("e.parquet:3", "time_out_of_range"),
+        ("e.parquet:4", "null_time"),
+        ("e.parquet:5", "time_out_of_range"),
+        ("e.parquet:6", "time_out_of_range"),
+    ]
+    assert found[0]["detail"].startswith(
+        "column 'at': found 2300-01-01T00:00:00.000000001 (INT96), expected whole microseconds"
+    )
+    assert found[1]["detail"] == (
+        "column 'at': found 10000-01-01T00:00:00.000000 (INT96), expected a time in the years 1 "
+        "to 9999, UTC"
+    )
+    assert b'"at":"2300-01-01T00:00:00.000000001","id":"e1"' in found[0]["payload"]
+    assert b'"at":"10000-01-01T00:00:00.000000","id":"e2"' in found[1]["payload"]
+    assert b'"at":null,"id":"e3"' in found[2]["payload"]
+    assert b'"at":"11754508-12-13T00:00:00.000005"' in found[3]["payload"]
+    assert counts(batches) == Counts(read=7, kept=2, rejected=5)
+
+
+def test_an_int96_column_that_is_not_declared_rejects_nothing(tmp_path: Path) -> None:
+    path = int96_file(tmp_path / "e.parquet", [(seconds_of(2300, 1, 1), 1)])
+    raw = list(read([path], stream="events", columns=["id"]))
+    assert [(r.batch.num_rows, r.rejected.num_rows) for r in raw] == [(1, 0)]
+    # A transform may read every column.
+    raw = list(read([path], stream="events"))
+    assert [(r.batch.num_rows, r.rejected.num_rows) for r in raw] == [(0, 1)]
+
+
 # csv
 
 
@@ -267,6 +376,20 @@ def test_json_lines_are_read_and_only_bad_lines_are_rejected(tmp_path: Path) -> 
         assert kept(batches, "ok") == [True, True]
 
 
+def test_a_declared_key_that_a_json_line_has_twice_rejects_the_line(tmp_path: Path) -> None:
+    twice = json_line(1).replace(b'"n":', b'"n":7,"n":')
+    other = json_line(2).replace(b"{", b'{"other":1,"other":2,')
+    path = written(tmp_path / "e.jsonl", b"\n".join([json_line(0), twice, other]))
+    batches = judged(path)
+    assert kept(batches) == ["e0", "e2"]
+    (found,) = rejections(batches)
+    assert (found["reason"], found["stage"]) == ("duplicate_key", "read")
+    assert (found["payload"], found["origin"]) == (twice, "e.jsonl:2")
+    # A transform may read every key.
+    batches = judged(path, transform=lambda batch: batch)
+    assert [r["position"] for r in rejections(batches)] == [1, 2]
+
+
 def test_a_json_value_is_read_as_its_text(tmp_path: Path) -> None:
     line = rb'{"s":"1\u00e9","i":12345678901234567890,"f":1.50,"b":true,"z":null,"l":[1.5,"a"]}'
     (raw,) = read([written(tmp_path / "e.ndjson", line)], stream="events")
@@ -293,7 +416,19 @@ def test_a_key_that_a_json_line_leaves_out_is_null_if_another_line_has_it(tmp_pa
 def test_a_key_that_no_json_line_has_is_a_missing_column(tmp_path: Path) -> None:
     lines = [json_line(n).replace(b'"x"', b'"xx"') for n in range(3)]
     path = written(tmp_path / "e.jsonl", b"\n".join(lines))
-    assert [r["reason"] for r in rejections(judged(path, batch_rows=2))] == ["missing_column"] * 3
+    found = rejections(judged(path, batch_rows=2))
+    assert [r["reason"] for r in found] == ["missing_column"] * 3
+    assert found[0]["detail"] == "the input has no column 'x'; did you mean 'xx'?"
+
+
+@pytest.mark.parametrize("nulls", [None, ["NA"]])
+def test_lines_without_any_declared_key_are_rejected_and_not_lost(
+    tmp_path: Path, nulls: list[str] | None
+) -> None:
+    path = written(tmp_path / "e.jsonl", b"{}\n{}\n")
+    batches = judged(path, nulls=nulls)
+    assert [r["reason"] for r in rejections(batches)] == ["missing_column"] * 2
+    assert counts(batches) == Counts(read=2, rejected=2)
 
 
 def test_texts_of_a_json_file_mean_null_only_if_they_are_declared_to(tmp_path: Path) -> None:
@@ -375,6 +510,107 @@ def test_globs_are_sorted_and_patterns_keep_their_order(tmp_path: Path) -> None:
     assert [p.name for p in find_files(["z[1].csv"], tmp_path)] == names[-1:]
     with pytest.raises(ConfigurationError, match=r"'none\*\.csv' names no file"):
         find_files(["none*.csv"], tmp_path)
+
+
+def refused(pattern: str | Sequence[str], root: Path) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        find_files([pattern] if isinstance(pattern, str) else pattern, root)
+    return str(caught.value)
+
+
+def test_links_to_files_and_named_links_to_folders_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    written(tmp_path / "elsewhere" / "a.csv", b"")
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "link.csv").symlink_to("../elsewhere/a.csv")
+    (tmp_path / "folder").symlink_to("elsewhere")
+    for pattern in ("events/*.csv", "events/link.csv", "e*s/**/*.csv"):
+        assert find_files([pattern], tmp_path) == [tmp_path / "events" / "link.csv"]
+    for pattern in ("folder/*.csv", "fold*/*.csv", "folder/a.csv"):
+        assert find_files([pattern], tmp_path) == [tmp_path / "folder" / "a.csv"]
+
+
+@pytest.mark.parametrize("pattern", ["*.csv", "*/../b.csv", "[b]*", "b.csv", "**/*.csv", "*/b.csv"])
+def test_a_broken_link_is_an_error_that_names_it(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "deep").mkdir()
+    written(tmp_path / "a.csv", b"")
+    folder = tmp_path / "deep" if pattern == "*/b.csv" else tmp_path
+    (folder / "b.csv").symlink_to("nowhere.csv")
+    message = refused(pattern, tmp_path)
+    assert f"{pattern!r} matches" in message
+    assert "b.csv, a link to nowhere.csv, which is not there" in message
+    (folder / "b.csv").unlink()
+    (folder / "b.csv").symlink_to("b.csv")
+    assert "b.csv, a link to b.csv, which is not there" in refused(pattern, tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["*.csv", "b.csv", "**/*"])
+def test_what_is_neither_file_nor_folder_is_an_error(tmp_path: Path, pattern: str) -> None:
+    written(tmp_path / "a.csv", b"")
+    os.mkfifo(tmp_path / "b.csv")
+    assert "b.csv, which is neither a file nor a link to one" in refused(pattern, tmp_path)
+    (tmp_path / "b.csv").rename(tmp_path / "pipe")
+    (tmp_path / "b.csv").symlink_to("pipe")
+    assert "which is neither a file nor a link to one" in refused(pattern, tmp_path)
+
+
+def test_a_folder_with_files_of_which_none_matches_is_an_error(tmp_path: Path) -> None:
+    for name in ("2026/a.csv", "2026/old/b.csv", "c.parquet/part-0.parquet", "c.parquet/_SUCCESS"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        written(tmp_path / name, b"")
+    (tmp_path / "empty.parquet" / "deep").mkdir(parents=True)
+    folder = tmp_path / "2026"
+    assert f"'2026' matches the folder {folder}; for the files in it write {folder}/*" in refused(
+        "2026", tmp_path
+    )
+    assert f"matches the folder {folder / 'old'}" in refused("2026/*", tmp_path)
+    assert f"matches the folder {tmp_path / 'c.parquet'}" in refused("*.parquet", tmp_path)
+    # These match the files in the folders, too; an empty folder is nothing to miss.
+    assert [p.name for p in find_files(["**/*.parquet"], tmp_path)] == ["part-0.parquet"]
+    assert [p.name for p in find_files(["2026/**/*"], tmp_path)] == ["a.csv", "b.csv"]
+
+
+def test_a_folder_below_stars_that_is_a_link_is_an_error_if_it_has_files_to_read(
+    tmp_path: Path,
+) -> None:
+    for name in ("events/a.csv", "archive/2025/b.csv", "archive/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        written(tmp_path / name, b"")
+    link = tmp_path / "events" / "archive"
+    link.symlink_to("../archive")
+    message = refused("events/**/*.csv", tmp_path)
+    assert f"** does not follow links to folders, and {link} is one with files" in message
+    assert f"name them, too: {link}/**/*.csv" in message
+    patterns = ["events/*.csv", "events/archive/**/*.csv"]
+    assert [p.name for p in find_files(patterns, tmp_path)] == ["a.csv", "b.csv"]
+    assert [p.name for p in find_files(["events/**/a.csv"], tmp_path)] == ["a.csv"]
+    # A link to a folder that is searched anyway hides nothing.
+    link.unlink()
+    link.symlink_to("..")
+    assert [p.name for p in find_files(["**/*.csv"], tmp_path)] == ["b.csv", "a.csv"]
+
+
+def test_two_names_of_a_file_are_an_error(tmp_path: Path) -> None:
+    written(tmp_path / "a.csv", b"")
+    (tmp_path / "latest.csv").symlink_to("a.csv")
+    a, latest = tmp_path / "a.csv", tmp_path / "latest.csv"
+    for patterns in (["*.csv"], ["a.csv", "latest.csv"]):
+        assert f"files: {a} and {latest} are the same file" in refused(patterns, tmp_path)
+    assert find_files(["a.csv", "a.*"], tmp_path) == [a]
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "closed").mkdir()
+    written(tmp_path / "open" / "a.csv", b"")
+    # Whoever runs the tests may be allowed to read everything.
+    monkeypatch.setattr(os, "access", lambda path, _: path.name != "closed")
+    for pattern in ("*/*.csv", "**/*.csv", "c*/*.csv"):
+        message = refused(pattern, tmp_path)
+        assert f"may match files in the folder {tmp_path / 'closed'}, which this" in message
+    assert find_files(["open/*.csv"], tmp_path) == [tmp_path / "open" / "a.csv"]
 
 
 def test_a_packages_files_are_found_without_importing_it(
