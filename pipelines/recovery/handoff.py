@@ -218,6 +218,9 @@ class StreamRun:
             before, and for a stream of a version that did not record it.
         eager_order: In which order rows are taken in eager mode (`pipelines.stream.receipt`); None
             for a stream of a version that took all requests of a poll after its events.
+        views: View to the hash of its definition; None for a stream of a version that did not
+            record it.
+        shards: The number of shards of each view; None likewise.
     """
 
     began: str
@@ -231,6 +234,8 @@ class StreamRun:
     offline: int | None = None
     until_us: int | None = None
     eager_order: str | None = None
+    views: Mapping[str, str] | None = None
+    shards: int | None = None
 
     @staticmethod
     def beginning(handoff: Handoff, mode: str, poll_rows: int) -> StreamRun:
@@ -245,6 +250,8 @@ class StreamRun:
             positions=handoff.positions,
             digests=handoff.digests,
             eager_order=RECEIPT,
+            views=handoff.views,
+            shards=handoff.shards,
         )
 
     def check_order(self) -> None:
@@ -281,5 +288,5 @@ _STREAM: Final = RecordFormat(
     version=4,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
-    older={3: {"until_us": None, "eager_order": None}},
+    older={3: dict.fromkeys(("until_us", "eager_order", "views", "shards"))},
 )

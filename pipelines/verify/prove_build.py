@@ -13,10 +13,16 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_build import compare_build
 from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
 from tidemill.pipelines.verify.compare_training import compare_training_table
+from tidemill.pipelines.verify.definitions_of import built_otherwise
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.witness import Witnesses
 from tidemill.serving.generations.current import CURRENT, Current
 from tidemill.serving.offline.log import OfflineLog
+
+_FIGURES = (
+    "states", "build_mismatches", "training_rows", "training_values", "training_mismatches",
+    "offline_rows", "offline_mismatches",
+)  # fmt: skip
 
 
 def prove_build(
@@ -34,6 +40,11 @@ def prove_build(
         Figures, and the mismatches.
     """
     build, training, offline = Findings(), Findings(), Findings()
+    if why := built_otherwise(config):
+        progress.say(
+            f"{config.current.build_folder} is not proven: it is {why}; run `tidemill backfill`"
+        )
+        return dict.fromkeys(_FIGURES, 0), build
     states = compare_build(config, progress, build)
     history = witnesses.of(config, build).history
     rows = compare_training_table(history, config.current.build_folder, progress, training)

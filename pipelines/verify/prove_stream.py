@@ -247,6 +247,9 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
         "positions": positions,
         "digests": cut_digests(log, positions),
     }
+    if run.views is not None:
+        expected["views"] = {view.name: view.hash for view in config.project.views}
+        expected["shards"] = config.shards
     manifest = BuildManifest.read(current.build_folder)
     if manifest.as_of_us == run.as_of_us:
         expected["began"] = manifest.handoff

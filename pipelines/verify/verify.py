@@ -21,10 +21,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.compare_oracle import DEADLINE_S
+from tidemill.pipelines.verify.definitions_of import made_otherwise
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import instant
 from tidemill.pipelines.verify.prove_build import prove_build
@@ -76,10 +76,10 @@ def verify(
     build = prove_build(config, streams, progress, witnesses)
     figures = nothing_streamed(config)
     for number, current in enumerate(streams):
-        made_by = BuildManifest.read(current.build_folder).project
         row: dict[str, Any] = {"generation": current.generation, "stream": current.stream}
-        if number and made_by != config.project.hash:
-            earlier.append({**row, "mismatches": None, "why": f"of definitions {made_by}"})
+        if why := made_otherwise(config, current):
+            progress.say(f"{current.stream_folder} is not proven: it is {why}")
+            earlier.append({**row, "mismatches": None, "why": why})
             continue
         proof = prove_stream(
             replace(config, pinned=current), progress, witnesses, sampling, origins

@@ -160,9 +160,11 @@ class RowCheck:
         """Tell which rows of a source are in what readers see of a view.
 
         Returns:
-            bool, ``(rows,)``; None if the mark of some part is not known.
+            bool, ``(rows,)``; None if there is no part, or the mark of one is not known.
         """
         fill, states = self.fills[view.name]
+        if not states:
+            return None
         limits = np.zeros((len(states), source.partitions), np.int64)
         for part, state in enumerate(states):
             place = view.name, part // fill.slices, state.mark or b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import (
     BY_DRIVER,
+    BY_ZONE,
     FEATURES,
     PROJECT,
     RIDES,
@@ -401,3 +403,17 @@ def test_late_requests_are_proven_as_of_the_frontier_they_met(served: Configurat
     figures = _verify(served, sample=0)
     stamps = [row for row in figures["first_mismatches"] if row["what"] == "as_of"]
     assert len(stamps) == min(late.sum(), 20)
+
+
+def test_what_other_definitions_have_made_is_not_proven_and_said(served: Configuration) -> None:
+    view = replace(BY_ZONE, features={"rides_1d": BY_ZONE.features["rides_1d"]})
+    config = replace(served, project=replace(PROJECT, views=(BY_DRIVER, view)))
+    progress, said = QuietProgress(), []
+    progress.say = said.append  # type: ignore[method-assign]
+    figures = verify(config, progress, sample=5)
+    assert figures["mismatches"] == figures["values"] == figures["training_values"] == 0
+    assert [row["why"] for row in figures["earlier"]] == ["of another definition of by_zone"]
+    assert sum("is not proven: it is of another definition of by_zone" in one for one in said) == 2
+    config = replace(served, shards=3)
+    figures = verify(config, QuietProgress(), sample=5)
+    assert [row["why"] for row in figures["earlier"]] == ["of 2 shards"]
