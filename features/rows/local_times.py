@@ -50,9 +50,9 @@ class Receipts:
 
     Attributes:
         column: The declared column's name.
-        lowest_us: The partition's rows so far were received at this instant at the latest possible
-            reading of their order: no later row was received before it. `TIME_MIN` at the
-            beginning of a partition; None if the rows have no order of arrival.
+        lowest_us: No further row of the partition was received before this instant: it is the
+            highest of the rows' earliest possible receipts. `TIME_MIN` at the beginning of a
+            partition; None if the rows have no order of arrival.
     """
 
     column: str

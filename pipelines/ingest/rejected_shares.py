@@ -105,9 +105,9 @@ def too_many(config: Configuration, sources: Mapping[str, Any]) -> TooManyReject
         f"{name}: {counts['rejected']:,} of {counts['read'] - counts['dropped']:,} rows are "
         f"rejected, more than its max_rejected of {config.sources[name].max_rejected:.4g}"
         f"{others if len(failed) > 1 else ''}. {worst['records']:,} are {worst['reason']}, such as "
-        f"{worst['origin']}: {_short(worst['detail'])}. To mend: "
+        f"{worst['origin']}: {_short(worst['detail'])}; to mend: "
         f"{REMEDIES.get(worst['reason'], 'correct the records')}. All are in {paths.REJECTED}/",
-        {"sources": dict(sources)},
+        sources,
     )
 
 
@@ -117,4 +117,4 @@ def _share(counts: Mapping[str, Any]) -> float:
 
 
 def _short(detail: str) -> str:
-    return detail if len(detail) <= 70 else f"{detail[:70].rpartition(' ')[0]}..."
+    return detail if len(detail) <= 80 else f"{detail[:80].rpartition(' ')[0].rstrip(',')} ..."

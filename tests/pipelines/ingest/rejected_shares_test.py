@@ -16,6 +16,7 @@ from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.commands.cli import main
 from tidemill.pipelines.commands.explained import in_short
 from tidemill.pipelines.ingest.rejected_shares import REMEDIES, examples
+from tidemill.pipelines.run.summary import read_summary
 
 PROJECT = """
 from tidemill import Entity, EventStream, FeatureView, Project, Request, count
@@ -107,7 +108,10 @@ def test_a_source_past_its_share_fails_and_keeps_its_rejected_records(
     ):
         assert said in " ".join(err.split())
     assert err.count("\n") == 1
-    assert f"{command}: sources / orders / rejected examples" in out
+    assert f"{command}: orders / rejected examples" in out
+    # The figures of a validation are kept; those of a backfill are of the current build.
+    summary = read_summary(shop / "run")
+    assert summary.keys() == ({"validate"} if command == "validate" else set())
     for shown in ("column 'at': found '2026-01-04T00:00:00'", "orders.csv:5", "naive_time"):
         assert shown in out
     assert [row["payload"].decode() for row in rejections(shop)] == lines
@@ -189,7 +193,7 @@ def test_every_reason_of_the_reader_has_a_remedy() -> None:
     longest = "orders: 1,000,000 of 1,000,000 rows are rejected, more than its max_rejected of 0.1."
     for remedy in REMEDIES.values():
         # The end of an error is shown whole.
-        text = f"{longest} {'x' * 200}. To mend: {remedy}. All are in rejected/"
+        text = f"{longest} {'x' * 200}; to mend: {remedy}. All are in rejected/"
         assert in_short(text).endswith(f"{remedy[-50:]}. All are in rejected/")
 
 

@@ -71,7 +71,7 @@ def test_a_line_is_parsed_at_most_twice_however_many_nested_values_it_has(
         parsed.append(text)
         return plain(text)
 
-    monkeypatch.setattr(json_lines.json, "loads", loads)
+    monkeypatch.setattr(json, "loads", loads)
     line = json.dumps({f"k{n}": {"a": [n, 1.50]} for n in range(4000)}).encode()
     (row,) = rows_of(read([line], wanted=wanted))
     assert row["k7"] == '{"a":[7,1.5]}'
@@ -82,7 +82,7 @@ def test_a_line_is_parsed_at_most_twice_however_many_nested_values_it_has(
 def test_nested_values_that_are_not_wanted_are_not_parsed_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(json_lines.json, "loads", None)
+    monkeypatch.setattr(json, "loads", None)
     assert rows_of(read([b'{"a":1,"b":{"c":[2]}}'], wanted=["a"])) == [{"a": "1"}]
 
 
