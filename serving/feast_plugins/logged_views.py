@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -20,12 +21,14 @@ from tidemill.features.feast_objects import (
     REACH_TAG,
     REVISION,
     VALID_UNTIL,
+    source_name,
 )
 from tidemill.serving.generations.current import Current, find_current
 from tidemill.serving.offline.join import LoggedFeature, LoggedView
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.stores.places import OFFLINE
 
+_DEFINITION: Final = re.compile("[0-9a-f]{16}")
 _ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
 
 
@@ -42,6 +45,14 @@ def source_path(repo_path: Path | None, source: DataSource) -> Path:
         )
     path: str = source.path
     return Path(repo_path or "") / path
+
+
+def is_log(source: DataSource) -> bool:
+    """Tell whether a source is an offline log: files in ``VIEW/DEFINITION`` (`offline_path`)."""
+    if not isinstance(source, FileSource):
+        return False
+    generated = source.name.endswith(source_name("")) and "://" not in source.path
+    return generated and _DEFINITION.fullmatch(Path(source.path).name) is not None
 
 
 class OfflineFolders:

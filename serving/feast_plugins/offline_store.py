@@ -51,6 +51,7 @@ from tidemill.serving.feast_plugins.entity_rows import (
 )
 from tidemill.serving.feast_plugins.logged_views import (
     OfflineFolders,
+    is_log,
     key_type,
     log_rows,
     logged_features,
@@ -311,6 +312,11 @@ class ChangePointOfflineStore(OfflineStore):
             "ChangePointOfflineStore takes no feature logs: every prediction carries the values "
             "that it used, and `tidemill verify` recomputes them"
         )
+
+    def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
+        """Leave a log alone, which may be empty yet; Feast looks at any other source."""
+        if not is_log(data_source):
+            super().validate_data_source(config, data_source)
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource

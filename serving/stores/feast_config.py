@@ -22,6 +22,26 @@ if TYPE_CHECKING:
 FEATURE_STORE_YAML: Final = "feature_store.yaml"
 """The file below the root that Feast's own programs read (`write_feature_store_yaml`)."""
 
+OBJECTS_MODULE: Final = "tidemill_objects.py"
+"""The module beside it that ``feast apply`` finds the generated objects in."""
+
+_OBJECTS: Final = '''"""The Feast objects that Tidemill generated, as the registry holds them.
+
+`feast apply` registers what the Python files of this folder hold, and removes everything else.
+This file keeps the generated objects; put your own views into other files, which may import them:
+
+    from tidemill_objects import VIEW, ENTITY_entity, SERVICE_service
+
+`tidemill apply` writes this file, and changes the objects.
+"""
+
+from pathlib import Path
+
+from tidemill.serving.registry.repository import registered_objects
+
+globals().update(registered_objects(Path(__file__).parent))
+'''
+
 
 def repo_config(project: str, places: StorePlaces, *, clock: Clock) -> feast.RepoConfig:
     """Return the Feast configuration of a project; its clock judges the age of online reads.
@@ -62,6 +82,13 @@ def write_feature_store_yaml(project: str, places: StorePlaces, *, clock: Clock)
     sections = {**_sections(project, places, clock), "registry": registry}
     target = places.root / FEATURE_STORE_YAML
     write_text(target, yaml.safe_dump(sections, sort_keys=False))
+    return target
+
+
+def write_objects_module(places: StorePlaces) -> Path:
+    """Write the module by which ``feast apply`` keeps the generated objects, below the root."""
+    target = places.root / OBJECTS_MODULE
+    write_text(target, _OBJECTS)
     return target
 
 

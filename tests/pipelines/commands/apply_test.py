@@ -164,6 +164,7 @@ def test_whole_way_of_a_change(folder: Path) -> None:
         f"  make key space {KeySpace.of('parcels', BY_COURIER).name}\n"
         f"  make key space {KeySpace.of('parcels', BY_DEPOT).name}\n"
         "  write feature_store.yaml: clock replay\n"
+        "  write tidemill_objects.py\n"
     )
     config = load(second)
     publish(config, BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
