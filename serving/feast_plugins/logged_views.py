@@ -32,8 +32,11 @@ _DEFINITION: Final = re.compile("[0-9a-f]{16}")
 _ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
 
 
-def source_path(repo_path: Path | None, source: DataSource) -> Path:
+def source_path(config: RepoConfig, source: DataSource) -> Path:
     """Return the path of a source's files.
+
+    A relative path starts at the Feast repository; that of a log at the ``root`` of the
+    ``offline_store`` section, if there is one.
 
     Raises:
         StoreError: The source is not files on this machine.
@@ -44,7 +47,10 @@ def source_path(repo_path: Path | None, source: DataSource) -> Path:
             "; ChangePointOfflineStore reads local Parquet files (feast.FileSource)"
         )
     path: str = source.path
-    return Path(repo_path or "") / path
+    repository = Path(config.repo_path or "")
+    if is_log(source):
+        repository /= getattr(config.offline_store, "root", "")
+    return repository / path
 
 
 def is_log(source: DataSource) -> bool:
@@ -88,9 +94,9 @@ class OfflineFolders:
         return self._known[root]
 
 
-def source_log(repo_path: Path | None, source: DataSource) -> OfflineLog:
+def source_log(config: RepoConfig, source: DataSource) -> OfflineLog:
     """Return the log that a source names, where it is now."""
-    return OfflineLog(OfflineFolders().find(source_path(repo_path, source)))
+    return OfflineLog(OfflineFolders().find(source_path(config, source)))
 
 
 def logged_view(
@@ -122,9 +128,7 @@ def logged_view(
     return LoggedView(
         name=feature_view.name,
         log=OfflineLog(
-            (folders or OfflineFolders()).find(
-                source_path(config.repo_path, feature_view.batch_source)
-            )
+            (folders or OfflineFolders()).find(source_path(config, feature_view.batch_source))
         ),
         join_key=feature_view.entity_columns[0].name,
         features=tuple(logged_features(feature_view, names)),

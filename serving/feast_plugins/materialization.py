@@ -84,7 +84,7 @@ def log_generation(config: RepoConfig, table: FeatureView) -> str:
     source = table.batch_source
     if not isinstance(source, FileSource):
         return ""
-    return OfflineFolders().generation(source_path(config.repo_path, source))
+    return OfflineFolders().generation(source_path(config, source))
 
 
 def _check_generation(online: OnlineDatabase, space: KeySpace, logged: str) -> None:

@@ -75,7 +75,10 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
         memory_limit: Memory limit of duckdb, in its words (``2GB``); more data spills to disk. The
             default is four fifths of the machine's memory.
         threads: Threads of duckdb; one per core by default.
-        spill: Directory for data beyond the limit; by default the machine's temporary directory.
+        spill: Directory for data beyond the limit; by default the machine's temporary directory. A
+            relative path starts at the repository.
+        root: Where the relative paths of logs start: the folder that Tidemill wrote the
+            ``feature_store.yaml`` into. A copy of that file in another folder names it here.
     """
 
     type: Literal["tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore"] = (
@@ -84,13 +87,12 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
     memory_limit: str | None = None
     threads: int | None = None
     spill: str | None = None
+    root: str = ""
 
-    @property
-    def engine(self) -> JoinEngine:
-        """The settings of duckdb."""
-        return JoinEngine(
-            self.memory_limit, self.threads, None if not self.spill else Path(self.spill)
-        )
+    def engine(self, repository: Path | None) -> JoinEngine:
+        """Return the settings of duckdb."""
+        spill = None if not self.spill else (repository or Path()) / self.spill
+        return JoinEngine(self.memory_limit, self.threads, spill)
 
 
 class ChangePointRetrievalJob(RetrievalJob):
@@ -100,13 +102,13 @@ class ChangePointRetrievalJob(RetrievalJob):
         self,
         run: Callable[[], pa.Table],
         *,
-        repo_path: Path | None,
+        config: RepoConfig,
         full_feature_names: bool = False,
         on_demand_feature_views: list[OnDemandFeatureView] | None = None,
         metadata: RetrievalMetadata | None = None,
     ) -> None:
         self._run = run
-        self._repo_path = repo_path
+        self._config = config
         self._full_feature_names = full_feature_names
         self._on_demand_feature_views = on_demand_feature_views or []
         self._metadata = metadata
@@ -149,7 +151,7 @@ class ChangePointRetrievalJob(RetrievalJob):
         Raises:
             SavedDatasetLocationAlreadyExists: The file exists, and may not be overwritten.
         """
-        target = source_path(self._repo_path, storage.to_data_source())
+        target = source_path(self._config, storage.to_data_source())
         if target.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(target))
         with atomic_write(target) as unfinished:
@@ -182,7 +184,7 @@ class ChangePointOfflineStore(OfflineStore):
                 "get_historical_features needs entity rows: a span of time alone "
                 f"({', '.join(sorted(span))}) does not say at which instants values are wanted"
             )
-        engine = config.offline_store.engine
+        engine = config.offline_store.engine(config.repo_path)
         rows = entity_table(engine, entity_df)
         time_name = time_column(rows)
         times_us = microseconds(rows, time_name)
@@ -214,7 +216,7 @@ class ChangePointOfflineStore(OfflineStore):
 
         return ChangePointRetrievalJob(
             run,
-            repo_path=config.repo_path,
+            config=config,
             full_feature_names=full_feature_names,
             on_demand_feature_views=odfvs,
             metadata=RetrievalMetadata(
@@ -237,13 +239,13 @@ class ChangePointOfflineStore(OfflineStore):
         end_date: datetime.datetime,
     ) -> ChangePointRetrievalJob:
         """Return the newest publication of each entity, highest revision, with a time in a span."""
-        log = source_log(config.repo_path, data_source)
+        log = source_log(config, data_source)
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(time_of(start_date), time_of(end_date))
-        engine = config.offline_store.engine
+        engine = config.offline_store.engine(config.repo_path)
         return ChangePointRetrievalJob(
             lambda: between(engine, log, columns, span, newest_of=join_key_columns),
-            repo_path=config.repo_path,
+            config=config,
         )
 
     @staticmethod
@@ -258,22 +260,22 @@ class ChangePointOfflineStore(OfflineStore):
         end_date: datetime.datetime | None = None,
     ) -> ChangePointRetrievalJob:
         """Return every row with a time in a span, of a log or of a saved dataset's one file."""
-        path = source_path(config.repo_path, data_source)
+        path = source_path(config, data_source)
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(
             EARLIEST_EVENT if start_date is None else time_of(start_date),
             LATEST_EVENT if end_date is None else time_of(end_date),
         )
-        engine = config.offline_store.engine
+        engine = config.offline_store.engine(config.repo_path)
 
         def run() -> pa.Table:
             if not path.is_file():
-                return between(engine, source_log(config.repo_path, data_source), columns, span)
+                return between(engine, source_log(config, data_source), columns, span)
             times = pc.field(timestamp_field)
             within = (times >= moment_of(span.first_us)) & (times <= moment_of(span.last_us))
             return pq.read_table(path, columns=columns, filters=within)
 
-        return ChangePointRetrievalJob(run, repo_path=config.repo_path)
+        return ChangePointRetrievalJob(run, config=config)
 
     @staticmethod
     def offline_write_batch(
@@ -322,7 +324,7 @@ class ChangePointOfflineStore(OfflineStore):
         self, config: RepoConfig, data_source: DataSource
     ) -> Iterable[tuple[str, str]]:
         """Return the columns of a log's files."""
-        schema = source_log(config.repo_path, data_source).schema()
+        schema = source_log(config, data_source).schema()
         return [(field.name, str(field.type)) for field in schema]
 
 

@@ -60,7 +60,7 @@ def repo_config(project: str, places: StorePlaces, *, clock: Clock) -> feast.Rep
         return feast.RepoConfig(
             **{**sections, "online_store": online_store},
             repo_path=places.root,
-            registry=registry_section(places.registry, expanded=True),
+            registry=registry_section(places.registry, places.root, expanded=True),
         )
     except FeastModuleImportError as error:
         raise ConfigurationError(
@@ -74,11 +74,12 @@ def write_feature_store_yaml(project: str, places: StorePlaces, *, clock: Clock)
     """Write the ``feature_store.yaml`` that Feast's command line and servers read, below the root.
 
     With it ``feast --chdir ROOT serve`` and ``FeatureStore(repo_path=ROOT)`` read what the stream
-    publishes. It holds no secret: Feast expands ``${NAME}`` from the environment.
+    publishes. Paths start at the root, so it may be moved as a whole. It holds no secret: Feast
+    expands ``${NAME}`` from the environment.
     """
     import yaml
 
-    registry = registry_section(places.registry, expanded=False)
+    registry = registry_section(places.registry, places.root, expanded=False)
     sections = {**_sections(project, places, clock), "registry": registry}
     target = places.root / FEATURE_STORE_YAML
     write_text(target, yaml.safe_dump(sections, sort_keys=False))
@@ -97,8 +98,8 @@ def _sections(project: str, places: StorePlaces, clock: Clock) -> dict[str, Any]
     return {
         "project": project,
         "provider": "local",
-        "online_store": feast_section(places.online, clock),
-        "offline_store": offline_section(places.offline),
+        "online_store": feast_section(places.online, clock, places.root),
+        "offline_store": offline_section(places.offline, places.root),
         "batch_engine": {"type": BATCH_ENGINE},
         "entity_key_serialization_version": 3,
     }

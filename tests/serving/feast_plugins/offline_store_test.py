@@ -214,7 +214,7 @@ def test_memory_limit_and_threads_are_duckdbs(root: Path, fleet: feast.FeatureSt
             entity_key_serialization_version=3,
         )
     )
-    assert small.config.offline_store.engine.memory_limit == "64MB"
+    assert small.config.offline_store.engine(root).memory_limit == "64MB"
     rows = instants(ROWS, 5_000, seed=5)
     found = small.get_historical_features(
         rows, fleet.get_feature_service("fleet"), full_feature_names=True
