@@ -114,16 +114,14 @@ def logged_view(
         folders: Where the logs are; give the same to all views of a join.
 
     Raises:
-        StoreError: The view lacks tags: `features.feast_objects` did not generate it, or did so
-            before it had tags for the offline log.
+        StoreError: The view lacks tags: it was generated before it had tags for the offline log.
     """
     lacking = [tag for tag in (DEFINITION_TAG, REACH_TAG) if tag not in feature_view.tags]
     if lacking:
         raise StoreError(
             f"feature view {feature_view.name!r} lacks the tags {', '.join(lacking)}; "
-            "ChangePointOfflineStore reads the views that Tidemill generates. Register the "
-            "project again with `tidemill apply`, or keep other views in a Feast project with a "
-            "store of Feast's"
+            "ChangePointOfflineStore needs them to read a view that Tidemill generated. Register "
+            "the project again with `tidemill apply`"
         )
     return LoggedView(
         name=feature_view.name,

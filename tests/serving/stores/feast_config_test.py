@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import feast
-import numpy as np
 import pyarrow as pa
 import yaml
 
 from tests.support import parcels
 from tests.support.parcels import BY_DEPOT, PARCELS, depot_rows
+from tests.support.scan_history import write_scan_history
 from tidemill.features.contract import DAY, HOUR
-from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.feast_config import FEATURE_STORE_YAML, write_feature_store_yaml
 from tidemill.serving.stores.offline_places import ParquetPlace
-from tidemill.serving.stores.places import OFFLINE, StorePlaces
+from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 
@@ -31,12 +29,7 @@ def _filled(root: Path) -> None:
     database = open_database(places.online)
     parcels.publish(database, BY_DEPOT, depot_rows((7, 10, 1, 5)), frontier_us=20)
     database.close()
-    log, at = Log(root / "build"), np.array([9 * HOUR])
-    scan = {"scan": ["s"], "at": pa.array(at, pa.timestamp("us", tz="UTC")), "courier": ["ann"]}
-    numbers = {"depot": [7], "grams": [1], "metres": [1.0]}
-    log.write(parcels.SCANS, 0, pa.table({**scan, **numbers}), at)
-    until = {view.name: DAY for view in PARCELS.views}
-    log_history(PARCELS.views, log, root / OFFLINE, shards=1, until_us=until)
+    write_scan_history(root, at_us=9 * HOUR, until_us=DAY)
 
 
 def _values(repository: Path) -> list[Any]:
