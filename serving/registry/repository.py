@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.features.errors import StoreError
-from tidemill.features.feast_objects import DEFINITION_TAG, ENTITY_TAG
+from tidemill.features.feast_objects import DEFINITION_TAG, ENTITY_TAG, PROJECT_TAG
 
 
 def registered_objects(repository: Path | str) -> dict[str, Any]:
@@ -23,7 +23,8 @@ def registered_objects(repository: Path | str) -> dict[str, Any]:
 
     Returns:
         Each object by a Python name: a view by its Feast name, an entity by ``NAME_entity``, a
-        feature service by ``NAME_service``. Sources are those of the views.
+        feature service by ``NAME_service``, the project by ``NAME_project`` if definitions describe
+        it. Sources are those of the views.
 
     Raises:
         StoreError: The registry holds no view that Tidemill generated.
@@ -45,7 +46,9 @@ def registered_objects(repository: Path | str) -> dict[str, Any]:
         )
     entities = registry.list_entities(project, allow_cache=False)
     services = registry.list_feature_services(project, allow_cache=False)
+    projects = registry.list_projects(allow_cache=False)
     return {
+        **{f"{p.name}_project": p for p in projects if p.name == project and PROJECT_TAG in p.tags},
         **{view.name: view for view in views},
         **{f"{e.name}_entity": e for e in entities if ENTITY_TAG in e.tags},
         **{f"{s.name}_service": s for s in services if DEFINITION_TAG in s.tags},

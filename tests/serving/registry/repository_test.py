@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,8 +12,12 @@ import feast
 import pytest
 
 import tidemill
+from tests.support import parcels
+from tests.support.parcels import BY_COURIER, BY_DEPOT, DEPOT
 from tests.support.versions import NEW, OLD, apply, contents, registered_names
+from tidemill import count
 from tidemill.features.errors import StoreError
+from tidemill.serving.registry.registration import plan_project
 from tidemill.serving.registry.repository import registered_objects
 from tidemill.serving.stores.feast_config import (
     OBJECTS_MODULE,
@@ -94,3 +99,37 @@ def test_module_of_an_empty_registry_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"holds no view .* project 'parcels'.*`tidemill apply`"):
         registered_objects(tmp_path)
     assert OBJECTS_MODULE == "tidemill_objects.py"
+
+
+def test_descriptions_are_registered_at_once_and_kept_by_feast_apply(tmp_path: Path) -> None:
+    place = default_registry(tmp_path)
+    apply(OLD, tmp_path, place)
+    team = {"owner": "ann@example", "tags": {"team": "risk"}, "description": "Ours."}
+    feature = count(over="1d", description="Scans of a day.", owner="bob@example")
+    depot = dataclasses.replace(DEPOT, **team)
+    view = dataclasses.replace(BY_DEPOT, entity=depot, features={"scans_1d": feature}, **team)
+    project = dataclasses.replace(parcels.project(BY_COURIER, view), **team)
+    done = apply(project, tmp_path, place)
+    assert (done.plan.to_promote, project.hash) == ((), OLD.hash)
+    places = StorePlaces.below(tmp_path)
+    write_feature_store_yaml(OLD.name, places, clock="replay")
+    write_objects_module(places)
+    for _ in range(2):
+        store = feast.FeatureStore(repo_path=str(tmp_path))
+        registered = store.get_feature_view("by_depot")
+        described = (
+            registered,
+            store.get_entity("depot"),
+            store.get_feature_service("parcels"),
+            store.registry.get_project("parcels"),
+        )
+        for thing in described:
+            assert (thing.owner, thing.description) == ("ann@example", "Ours.")
+            assert thing.tags["team"] == "risk"
+        assert registered.features[0].description == "Scans of a day."
+        assert registered.features[0].tags["owner"] == "bob@example"
+        _feast(tmp_path, "apply")
+    assert plan_project(project, places).registers == ()
+    apply(OLD, tmp_path, place)  # without a description again
+    assert feast.FeatureStore(repo_path=str(tmp_path)).get_feature_view("by_depot").owner == ""
+    assert plan_project(OLD, places).registers == ()
