@@ -41,7 +41,7 @@ def source_path(config: RepoConfig, source: DataSource) -> Path:
     Raises:
         StoreError: The source is not files on this machine.
     """
-    if not isinstance(source, FileSource) or "://" in source.path:
+    if not is_local(source):
         raise StoreError(
             f"data source {source.name!r} is {type(source).__name__} {getattr(source, 'path', '')}"
             "; ChangePointOfflineStore reads local Parquet files (feast.FileSource)"
@@ -53,11 +53,14 @@ def source_path(config: RepoConfig, source: DataSource) -> Path:
     return repository / path
 
 
+def is_local(source: DataSource) -> bool:
+    """Tell whether a source is files on this machine."""
+    return isinstance(source, FileSource) and "://" not in source.path
+
+
 def is_log(source: DataSource) -> bool:
     """Tell whether a source is an offline log: files in ``VIEW/DEFINITION`` (`offline_path`)."""
-    if not isinstance(source, FileSource):
-        return False
-    generated = source.name.endswith(source_name("")) and "://" not in source.path
+    generated = is_local(source) and source.name.endswith(source_name(""))
     return generated and _DEFINITION.fullmatch(Path(source.path).name) is not None
 
 

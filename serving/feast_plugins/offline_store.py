@@ -58,6 +58,7 @@ from tidemill.serving.feast_plugins.entity_rows import (
 )
 from tidemill.serving.feast_plugins.logged_views import (
     OfflineFolders,
+    is_local,
     is_log,
     key_type,
     log_rows,
@@ -302,7 +303,9 @@ class ChangePointOfflineStore(OfflineStore):
         end_date: datetime.datetime | None = None,
     ) -> RetrievalJob:
         """Return every row with a time in a span, of a log or of a saved dataset's one file."""
-        if not is_log(data_source) and (created_timestamp_column or not join_key_columns):
+        plain = bool(join_key_columns) and not created_timestamp_column
+        exact = plain and is_local(data_source) and source_path(config, data_source).is_file()
+        if not (is_log(data_source) or exact):
             return STOCK.pull_all_from_table_or_query(
                 stock_config(config, data_source),
                 data_source,
