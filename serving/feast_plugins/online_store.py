@@ -58,6 +58,7 @@ from pydantic import ConfigDict, StrictInt, StrictStr
 
 from tidemill.features.contract import ReadStatus
 from tidemill.serving.feast_plugins.feast_responses import Asked, add_to_response, name_features
+from tidemill.serving.feast_plugins.written_frames import accept_frames_without_technical_columns
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
 from tidemill.serving.online.feast_rows import (
@@ -73,6 +74,8 @@ from tidemill.serving.online.feast_rows import (
 from tidemill.serving.online.rows import Row, clock_us
 from tidemill.serving.stores.online_places import Clock, SqlitePlace
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
+
+accept_frames_without_technical_columns()
 
 
 class OrderedOnlineStore(OnlineStore):
