@@ -63,7 +63,7 @@ from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_
 from tidemill.pipelines.io.files import input_files
 from tidemill.serving.generations.current import Current, read_current
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
-from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
+from tidemill.serving.stores.online_places import Clock, FeastPlace, OnlinePlace
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace
 
@@ -119,6 +119,11 @@ class Source:
     transform: Callable[[Any], Any] | None = None
     partitions: int = 1
     received: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its rows come as they happen. Files do not: they are replayed."""
+        return False
 
     def find_files(self) -> list[Path]:
         """Return the files that match the patterns now.
@@ -247,6 +252,15 @@ class Configuration:
     def pin(self) -> Configuration:
         """Return the same configuration with the folders of this instant, for a whole stage."""
         return replace(self, pinned=read_current(self.root))
+
+    @property
+    def clock(self) -> Clock:
+        """The clock by which readers judge the age of what a stream of these sources publishes.
+
+        It is the wall clock as soon as one source is live: nothing else says then how old a
+        frontier is.
+        """
+        return "wall" if any(source.is_live for source in self.sources.values()) else "replay"
 
     @property
     def places(self) -> StorePlaces:

@@ -32,6 +32,7 @@ from tidemill.pipelines.stream.state_files import file_hashes
 from tidemill.serving.files.records import RecordFormat, write_record
 from tidemill.serving.files.records import read_record as read_record_of
 from tidemill.serving.generations.current import Current
+from tidemill.serving.stores.online_places import Clock
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,8 @@ class StreamRun:
         offline: The number of the folder of offline logs that it adds to; None if to none.
         until_us: Once it has ended: rows received at or after this instant are not in it. None
             before, and for a stream of a version that did not record it.
+        clock: The clock by which readers judge the age of what it publishes: ``replay`` if its
+            sources are replayed, ``wall`` if one is live.
     """
 
     began: str
@@ -224,9 +227,12 @@ class StreamRun:
     digests: Mapping[str, str]
     offline: int | None = None
     until_us: int | None = None
+    clock: Clock = "replay"
 
     @staticmethod
-    def beginning(handoff: Handoff, mode: str, poll_rows: int) -> StreamRun:
+    def beginning(
+        handoff: Handoff, mode: str, poll_rows: int, clock: Clock = "replay"
+    ) -> StreamRun:
         """Return the record of a stream that begins with the states of a build."""
         return StreamRun(
             began=handoff.id,
@@ -237,6 +243,7 @@ class StreamRun:
             as_of_us=handoff.as_of_us,
             positions=handoff.positions,
             digests=handoff.digests,
+            clock=clock,
         )
 
     def write(self, folder: Path) -> None:
@@ -257,8 +264,8 @@ class StreamRun:
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=4,
+    version=5,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
-    older={3: {"until_us": None}},
+    older={3: {"until_us": None, "clock": "replay"}, 4: {"clock": "replay"}},
 )

@@ -246,6 +246,7 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
         "generation": current.generation,
         "positions": positions,
         "digests": cut_digests(log, positions),
+        "clock": config.clock,
     }
     manifest = BuildManifest.read(current.build_folder)
     if manifest.as_of_us == run.as_of_us:

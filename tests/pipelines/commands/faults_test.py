@@ -242,7 +242,7 @@ READ = {
     f"{BUILD}/log/quotes/*.arrow": ("explain",),
     f"{BUILD}/states/handoff.json": ("stream", "lineage"),
     f"{BUILD}/states/*.state": ("stream",),
-    f"{STREAM}/stream.json": (RESUMED, "verify", "republish", "lineage", "backfill"),
+    f"{STREAM}/stream.json": (RESUMED, "verify", "republish", "lineage", "backfill", "apply"),
     f"{STREAM}/releases/*.jsonl": ("verify", "explain", "republish"),
     f"{STREAM}/predictions/*.parquet": ("verify", "explain"),
     f"{STREAM}/stops/*/handoff.json": (RESUMED, "republish"),
