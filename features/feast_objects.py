@@ -13,6 +13,8 @@ The Feast registry holds all that a reader needs:
 * Tags also hold the view's own name, the number of the version and the definition's canonical
   form (`VIEW_TAG`, `VERSION_TAG`, `SPEC_TAG`): a version that is not promoted has another name in
   Feast (`version_name`), and a plan compares definitions part by part.
+* ``owner``, ``tags`` and ``description`` of definitions are those of the Feast objects; a stream's
+  are those of its views' data sources, a feature's owner is its tag `OWNER_TAG`.
 * ``ttl`` is 0: windows end by themselves, and the published frontier decides whether a value is
   too old.
 
@@ -23,11 +25,18 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
-from tidemill.features.definitions import INT64, Entity, FeatureColumn, FeatureView, Project
+from tidemill.features.definitions import (
+    INT64,
+    Aggregation,
+    Entity,
+    FeatureColumn,
+    FeatureView,
+    Project,
+)
 from tidemill.features.definitions.reserved import EVENT_TIMESTAMP as EVENT_TIMESTAMP
 from tidemill.features.definitions.reserved import REVISION as REVISION
 from tidemill.features.definitions.reserved import VALID_UNTIL as VALID_UNTIL
@@ -43,6 +52,10 @@ VERSION_TAG: Final = "tidemill_version"
 """Which version of the view it is: 1 for the first definition that was registered."""
 SPEC_TAG: Final = "tidemill_spec"
 """The canonical form of the definition, as JSON (`FeatureView.spec`)."""
+PROJECT_TAG: Final = "tidemill_project"
+"""The project's name; marks a Feast project whose description is that of the definitions."""
+OWNER_TAG: Final = "owner"
+"""The owner of a feature, which has no other place in Feast."""
 ENTITY_TAG: Final = "tidemill_entity"
 """The entity's own name; the Feast entity has another name while a change is pending."""
 MAX_STALENESS_TAG: Final = "tidemill_max_staleness_us"
@@ -98,7 +111,21 @@ def feast_entity(entity: Entity, name: str | None = None) -> feast.Entity:
         name=name or entity.name,
         join_keys=[entity.join_key],
         value_type=feast.ValueType.INT64 if entity.dtype == INT64 else feast.ValueType.STRING,
-        tags={ENTITY_TAG: entity.name},
+        tags={**entity.tags, ENTITY_TAG: entity.name},
+        owner=entity.owner,
+        description=entity.description,
+    )
+
+
+def feast_project(project: Project) -> feast.Project:
+    """Generate the Feast project: owner, tags and description of a project."""
+    import feast
+
+    return feast.Project(
+        name=project.name,
+        tags={**project.tags, PROJECT_TAG: project.name},
+        owner=project.owner,
+        description=project.description,
     )
 
 
@@ -123,7 +150,9 @@ def feast_service(
     return feast.FeatureService(
         name=name or service_name(project),
         features=[projected(view) for view in project.views],
-        tags={DEFINITION_TAG: project.hash},
+        tags={**project.tags, DEFINITION_TAG: project.hash},
+        owner=project.owner,
+        description=project.description,
     )
 
 
@@ -160,11 +189,14 @@ def feast_view(
     return feast.FeatureView(
         name=name or view.name,
         entities=[entity],
-        schema=[key, *_fields(view.columns)],
+        schema=[key, *_fields(view)],
         ttl=datetime.timedelta(0),
         online=True,
         source=_source(source_name(name or view.name), view, offline),
+        owner=view.owner,
+        description=view.description,
         tags={
+            **view.tags,
             VIEW_TAG: view.name,
             VERSION_TAG: str(version),
             DEFINITION_TAG: view.hash,
@@ -182,14 +214,24 @@ def _source(
 
     if isinstance(offline, BigQueryDataset):
         return feast.BigQuerySource(
-            name=name, table=newest_name(offline, view), timestamp_field=EVENT_TIMESTAMP
+            name=name,
+            table=newest_name(offline, view),
+            timestamp_field=EVENT_TIMESTAMP,
+            **view.stream.described(),
         )
     return feast.FileSource(
-        name=name, path=offline_path(offline, view), timestamp_field=EVENT_TIMESTAMP
+        name=name,
+        path=offline_path(offline, view),
+        timestamp_field=EVENT_TIMESTAMP,
+        **view.stream.described(),
     )
 
 
-def _fields(columns: Sequence[FeatureColumn]) -> list[feast.Field]:
+def _feature_tags(feature: Aggregation) -> dict[str, str]:
+    return {**feature.tags, **({OWNER_TAG: feature.owner} if feature.owner else {})}
+
+
+def _fields(view: FeatureView) -> list[feast.Field]:
     import feast
     from feast.types import Float64, Int64
 
@@ -197,12 +239,14 @@ def _fields(columns: Sequence[FeatureColumn]) -> list[feast.Field]:
         feast.Field(
             name=field_name(column),
             dtype=Int64 if column.dtype == INT64 else Float64,
+            description=view.features[column.feature].description,
             tags={
+                **_feature_tags(view.features[column.feature]),
                 **({ANCHORED_TAG: "true"} if column.anchored else {}),
                 **({} if column.empty is None else {EMPTY_TAG: str(column.empty)}),
             },
         )
-        for column in columns
+        for column in view.columns
     ]
     return [
         *features,

@@ -13,12 +13,13 @@ Every subclass with a ``name`` is registered when it is defined; the law suite f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final
 
 from tidemill.features.contract import format_duration, parse_duration
 from tidemill.features.definitions.arguments import NO_OPERATORS, refuse_operators
+from tidemill.features.definitions.described import DESCRIPTIVE, Described
 from tidemill.features.definitions.expressions import Column, Expression, literal, plain
 from tidemill.features.definitions.partials import Mask, Partial
 from tidemill.features.definitions.schema import (
@@ -44,16 +45,22 @@ REGISTRY: dict[str, type[Aggregation]] = {}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Aggregation:
+class Aggregation(Described):
     """Base of all aggregations.
 
     Attributes:
         over: The window, such as ``"7d"``; a multiple of the view's hop.
         where: A boolean expression: only rows where it is true count (null is not true).
+        owner: Who is responsible for it; no part of the hash, like tags and description.
+        tags: Texts by name, for Feast's registry.
+        description: What it is, in words.
     """
 
     over: str
     where: Expression | None = None
+    owner: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
 
     name: ClassVar[str] = ""
     finish: ClassVar[str] = ""
@@ -80,6 +87,7 @@ class Aggregation:
             raise DefinitionError(f"{self.name}: the window 'over' must be longer than zero")
         if self.where is not None:
             object.__setattr__(self, "where", self._expression(self.where, "'where'"))
+        self.check_described(self.name)
 
     def _expression(self, value: object, what: str) -> Expression:
         """Return an expression; the error for a text proposes the column of that name."""
@@ -140,7 +148,7 @@ class Aggregation:
         out: dict[str, Any] = {"aggregation": self.name, "over": format_duration(self.window_us)}
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name != "over" and value is not None:
+            if f.name not in ("over", *DESCRIPTIVE) and value is not None:
                 if isinstance(value, Expression):
                     value = value.spec()
                 elif isinstance(value, float):

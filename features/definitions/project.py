@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tidemill.features import zones
 from tidemill.features.definitions.arguments import check_kind, check_name, check_unique
 from tidemill.features.definitions.canonical import SPEC_VERSION, hash_of
+from tidemill.features.definitions.described import Described
 from tidemill.features.definitions.labels import Label
 from tidemill.features.definitions.requests import Request
 from tidemill.features.definitions.schema import check_column
@@ -27,7 +28,7 @@ Named = TypeVar("Named", EventStream, FeatureView)
 
 
 @dataclass(frozen=True, eq=False)
-class Project:
+class Project(Described):
     """Everything a user defines: what is asked, with which features, for which model.
 
     Attributes:
@@ -37,6 +38,9 @@ class Project:
         label: What to learn; None for a project that only serves features.
         preprocessing_fn: A tf.Transform ``preprocessing_fn`` over the model inputs.
         model: A function that returns a compiled Keras model for the transformed inputs.
+        owner: Who is responsible for it; no part of the hash, like tags and description.
+        tags: Texts by name, for Feast's registry.
+        description: What it is, in words.
     """
 
     name: str
@@ -45,10 +49,14 @@ class Project:
     label: Label | None = None
     preprocessing_fn: Callable[..., Any] | None = None
     model: Callable[..., Any] | None = None
+    owner: str = field(default="", kw_only=True)
+    tags: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    description: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         check_name(self.name, "project")
         what = f"project {self.name!r}"
+        self.check_described(what)
         check_kind(self.request, Request, f"{what}: request", "a Request")
         check_kind(self.views, list | tuple, f"{what}: views", "a list of feature views")
         object.__setattr__(self, "views", tuple(self.views))
@@ -156,5 +164,6 @@ def _same_by_name(things: Iterable[Entity] | Iterable[EventStream], what: str) -
     seen: dict[str, Entity | EventStream] = {}
     for thing in things:
         other = seen.setdefault(thing.name, thing)
-        if other is not thing and (isinstance(thing, EventStream) or other.spec() != thing.spec()):
+        differs = (other.spec(), other.described()) != (thing.spec(), thing.described())
+        if other is not thing and (isinstance(thing, EventStream) or differs):
             raise DuplicateName(f"{what} {thing.name!r} is defined twice; share one object")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tidemill.features.contract import parse_duration
 from tidemill.features.definitions.arguments import check_name
+from tidemill.features.definitions.described import Described
 from tidemill.features.definitions.schema import (
     KEY_DTYPES,
     TIMESTAMP,
@@ -45,7 +47,7 @@ class Arriving:
 
 
 @dataclass(frozen=True, eq=False)
-class EventStream(Arriving):
+class EventStream(Arriving, Described):
     """A named source of events.
 
     Attributes:
@@ -57,6 +59,9 @@ class EventStream(Arriving):
             expected; the partition's watermark is that far below the highest time.
         allowed_lateness: How far below the watermark an event is still accepted, as late.
         max_ahead: How far an event's time may be after the time of its receipt.
+        owner: Who is responsible for it; no part of the hash, like tags and description.
+        tags: Texts by name, for Feast's registry.
+        description: What it is, in words.
     """
 
     name: str
@@ -66,6 +71,9 @@ class EventStream(Arriving):
     out_of_orderness: str = "0s"
     allowed_lateness: str = "0s"
     max_ahead: str = "1d"
+    owner: str = field(default="", kw_only=True)
+    tags: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    description: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         check_name(self.name, "stream")
@@ -74,6 +82,7 @@ class EventStream(Arriving):
         check_column(self.schema, self.event_time, (TIMESTAMP,), f"{what}: event_time")
         check_column(self.schema, self.event_id, KEY_DTYPES, f"{what}: event_id")
         self.check_bounds(what)
+        self.check_described(what)
 
     @property
     def time_column(self) -> str:

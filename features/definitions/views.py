@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tidemill.features import zones
@@ -17,6 +17,7 @@ from tidemill.features.definitions.arguments import (
     read_only,
 )
 from tidemill.features.definitions.canonical import SPEC_VERSION, hash_of
+from tidemill.features.definitions.described import Described
 from tidemill.features.definitions.reserved import PUBLICATION_COLUMNS, check_not_reserved
 from tidemill.features.definitions.schema import KEY_DTYPES, STRING, check_column
 from tidemill.features.definitions.streams import EventStream
@@ -26,7 +27,7 @@ _PUBLICATION: Final = "every publication of the view"
 
 
 @dataclass(frozen=True, eq=False)
-class Entity:
+class Entity(Described):
     """A kind of thing that features describe, such as a customer or an airport.
 
     Attributes:
@@ -34,11 +35,17 @@ class Entity:
         join_key: The column of its key in the store and, by default, in streams and requests; the
             entity's name by default.
         dtype: ``string`` or ``int64``.
+        owner: Who is responsible for it; no part of the hash, like tags and description.
+        tags: Texts by name, for Feast's registry.
+        description: What it is, in words.
     """
 
     name: str
     join_key: str = ""
     dtype: str = STRING
+    owner: str = field(default="", kw_only=True)
+    tags: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    description: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         check_name(self.name, "entity")
@@ -52,6 +59,7 @@ class Entity:
             raise WrongType(
                 f"{what}: a key is {' or '.join(KEY_DTYPES)}, found {shown(self.dtype)}"
             )
+        self.check_described(what)
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value."""
@@ -82,7 +90,7 @@ class FeatureColumn:
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureView:
+class FeatureView(Described):
     """One entity, one event stream, a set of features, one hop.
 
     Attributes:
@@ -94,6 +102,9 @@ class FeatureView:
         key: The stream's column that holds the entity's key; the entity's join key by default.
         max_staleness: How far the published frontier may lag behind a reader's clock; past that a
             read gives ``OUTSIDE_MAX_AGE``.
+        owner: Who is responsible for it; no part of the hash, like tags and description.
+        tags: Texts by name, for Feast's registry.
+        description: What it is, in words.
     """
 
     name: str
@@ -103,6 +114,9 @@ class FeatureView:
     features: Mapping[str, Aggregation]
     key: str = ""
     max_staleness: str = "15m"
+    owner: str = field(default="", kw_only=True)
+    tags: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    description: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         check_name(self.name, "view")
@@ -118,6 +132,7 @@ class FeatureView:
         if self.hop_us <= 0:
             raise DefinitionError(f"{what}: the hop must be longer than zero")
         parse_duration(self.max_staleness, f"{what}: max_staleness")
+        self.check_described(what)
         example = "a dict such as {'orders_1d': count(over='1d')}"
         object.__setattr__(self, "features", read_only(self.features, f"{what}: features", example))
         if not self.features:

@@ -28,10 +28,9 @@ _CLOCKS: Final = ("replay", "wall")
 @click.option(
     "--clock",
     type=click.Choice(_CLOCKS),
-    default="replay",
-    show_default=True,
     help="The clock by which Feast's programs judge the age of values. replay: the frontier that "
-    "the stream publishes, for replayed sources. wall: the wall clock.",
+    "the stream publishes, for replayed sources. wall: the wall clock. By default that of the "
+    "stream, which is the wall clock once one of its sources is live.",
 )
 @options.config
 @options.root
@@ -41,7 +40,7 @@ def apply(
     plan_only: bool,
     promote: bool,
     serve_unfilled: bool,
-    clock: Clock,
+    clock: Clock | None,
 ) -> None:
     """Show what registering the project's definitions would change, then register them.
 
@@ -53,6 +52,7 @@ def apply(
         raise click.UsageError("--plan excludes --promote, and --serve-unfilled needs --promote")
     config = stages.load(config_path, root)
     from tidemill.pipelines.commands import apply_plan
+    from tidemill.pipelines.recovery.reader_clock import reader_clock
     from tidemill.pipelines.run.tables import print_tables
     from tidemill.serving.registry.registration import plan_project
 
@@ -63,7 +63,12 @@ def apply(
     if plan_only:
         return
     done = apply_plan.carry_out(
-        project, places, preview, promote=promote, unfilled_too=serve_unfilled, clock=clock
+        project,
+        places,
+        preview,
+        promote=promote,
+        unfilled_too=serve_unfilled,
+        clock=clock or reader_clock(config),
     )
     click.echo("\n".join(["done:", *(f"  {line}" for line in done)]))
     for line in apply_plan.next_steps(preview.plan, promoted=promote):

@@ -23,7 +23,12 @@ from tidemill.serving.registry.plan import (
 )
 from tidemill.serving.registry.registration import apply_project
 from tidemill.serving.stores.class_paths import renamed_classes
-from tidemill.serving.stores.feast_config import FEATURE_STORE_YAML, write_feature_store_yaml
+from tidemill.serving.stores.feast_config import (
+    FEATURE_STORE_YAML,
+    OBJECTS_MODULE,
+    write_feature_store_yaml,
+    write_objects_module,
+)
 from tidemill.serving.stores.online_places import Clock
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import registry_lock
@@ -68,6 +73,7 @@ def carry_out(
     lines = list(done.promotes if promote else done.registers)
     lines += [f"make key space {space.name}" for space in done.plan.spaces or () if _made(space)]
     lines += _write_feature_store_yaml(project.name, places, clock)
+    lines += _write_objects_module(places)
     if _wrote_bigquery_sql(project, places):
         lines.append(f"write {BIGQUERY_SQL}: run it in BigQuery, which makes the tables")
     return lines or ["nothing to do"]
@@ -153,6 +159,17 @@ def _write_feature_store_yaml(project: str, places: StorePlaces, clock: Clock) -
         f"write {FEATURE_STORE_YAML}: clock {clock}",
         *(f"in {FEATURE_STORE_YAML}, {old} becomes {new}" for old, new in renamed.items()),
     ]
+
+
+def _write_objects_module(places: StorePlaces) -> list[str]:
+    """Bring the module of generated objects up to date; return a line if it changed."""
+    target = places.root / OBJECTS_MODULE
+    with registry_lock(places.registry):
+        before = target.read_bytes() if target.exists() else b""
+        write_objects_module(places)
+        if target.read_bytes() == before:
+            return []
+    return [f"write {OBJECTS_MODULE}"]
 
 
 def _wrote_bigquery_sql(project: Project, places: StorePlaces) -> bool:

@@ -56,7 +56,7 @@ from tidemill.pipelines.config.source_section import SOURCE_KEYS, Source, read_s
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
 from tidemill.serving.generations.current import Current, read_current
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
-from tidemill.serving.stores.online_places import FeastPlace, OnlinePlace
+from tidemill.serving.stores.online_places import Clock, FeastPlace, OnlinePlace
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace
 
@@ -200,6 +200,15 @@ class Configuration:
     def pin(self) -> Configuration:
         """Return the same configuration with the folders of this instant, for a whole stage."""
         return replace(self, pinned=read_current(self.root))
+
+    @property
+    def clock(self) -> Clock:
+        """The clock by which readers judge the age of what a stream of these sources publishes.
+
+        It is the wall clock as soon as one source is live: nothing else says then how old a
+        frontier is.
+        """
+        return "wall" if any(source.is_live for source in self.sources.values()) else "replay"
 
     @property
     def places(self) -> StorePlaces:

@@ -73,6 +73,11 @@ class Source:
     received: str | None = None
     max_rejected: float = MAX_REJECTED
 
+    @property
+    def is_live(self) -> bool:
+        """Whether its rows come as they happen. Files do not: they are replayed."""
+        return False
+
     def find_files(self) -> list[Path]:
         """Return the files that match the patterns now.
 

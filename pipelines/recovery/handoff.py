@@ -32,6 +32,7 @@ from tidemill.pipelines.stream.state_files import file_hashes
 from tidemill.serving.files.records import RecordFormat, write_record
 from tidemill.serving.files.records import read_record as read_record_of
 from tidemill.serving.generations.current import Current
+from tidemill.serving.stores.online_places import Clock
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ class StreamRun:
         views: View to the hash of its definition; None for a stream of a version that did not
             record it.
         shards: The number of shards of each view; None likewise.
+        clock: The clock by which readers judge the age of what it publishes: ``replay`` if its
+            sources are replayed, ``wall`` if one is live.
     """
 
     began: str
@@ -236,9 +239,12 @@ class StreamRun:
     eager_order: str | None = None
     views: Mapping[str, str] | None = None
     shards: int | None = None
+    clock: Clock = "replay"
 
     @staticmethod
-    def beginning(handoff: Handoff, mode: str, poll_rows: int) -> StreamRun:
+    def beginning(
+        handoff: Handoff, mode: str, poll_rows: int, clock: Clock = "replay"
+    ) -> StreamRun:
         """Return the record of a stream that begins with the states of a build."""
         return StreamRun(
             began=handoff.id,
@@ -252,6 +258,7 @@ class StreamRun:
             eager_order=RECEIPT,
             views=handoff.views,
             shards=handoff.shards,
+            clock=clock,
         )
 
     def check_order(self) -> None:
@@ -288,5 +295,10 @@ _STREAM: Final = RecordFormat(
     version=4,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
-    older={3: dict.fromkeys(("until_us", "eager_order", "views", "shards"))},
+    older={
+        3: {
+            **dict.fromkeys(("until_us", "eager_order", "views", "shards")),
+            "clock": "replay",
+        }
+    },
 )

@@ -38,6 +38,7 @@ from tidemill.pipelines.recovery.handoff import (
     read_record,
     remove_savepoints,
 )
+from tidemill.pipelines.recovery.reader_clock import show_live_clock
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers, start_over
 from tidemill.pipelines.recovery.store_fills import begin_fills, resumed_fills, take_token
@@ -99,7 +100,9 @@ def first_start(config: Configuration, mode: str | None) -> Start:
             "the handed-over state ends at another instant than splits.evaluate_until; run "
             "`tidemill backfill` again"
         )
-    run = StreamRun.beginning(handoff, mode or config.stream.mode, config.stream.poll_rows)
+    run = StreamRun.beginning(
+        handoff, mode or config.stream.mode, config.stream.poll_rows, config.clock
+    )
     return Start(current, folder, handoff, run, resumes=False)
 
 
@@ -207,6 +210,7 @@ def prepare(
         start = replace(start, run=replace(start.run, offline=offline))
         # Last, so that a stream that is killed before the store is filled has not begun.
         start.run.write(stream)
+        show_live_clock(config, start.run)
         _change_current(start, {"stream": start.current.stream})
         return start, fills
     for name in _OUTPUTS:

@@ -246,6 +246,7 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
         "generation": current.generation,
         "positions": positions,
         "digests": cut_digests(log, positions),
+        "clock": config.clock,
     }
     if run.views is not None:
         expected["views"] = {view.name: view.hash for view in config.project.views}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from tidemill.features.feast_objects import (
     REACH_TAG,
     REVISION,
     VALID_UNTIL,
+    source_name,
 )
 from tidemill.serving.generations.current import Current, find_current
 from tidemill.serving.offline.exact_casts import exact_cast
@@ -27,22 +29,40 @@ from tidemill.serving.offline.join import LoggedFeature, LoggedView
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.stores.places import OFFLINE
 
+_DEFINITION: Final = re.compile("[0-9a-f]{16}")
 _ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
 
 
-def source_path(repo_path: Path | None, source: DataSource) -> Path:
+def source_path(config: RepoConfig, source: DataSource) -> Path:
     """Return the path of a source's files.
+
+    A relative path starts at the Feast repository; that of a log at the ``root`` of the
+    ``offline_store`` section, if there is one.
 
     Raises:
         StoreError: The source is not files on this machine.
     """
-    if not isinstance(source, FileSource) or "://" in source.path:
+    if not is_local(source):
         raise StoreError(
             f"data source {source.name!r} is {type(source).__name__} {getattr(source, 'path', '')}"
             "; ChangePointOfflineStore reads local Parquet files (feast.FileSource)"
         )
     path: str = source.path
-    return Path(repo_path or "") / path
+    repository = Path(config.repo_path or "")
+    if is_log(source):
+        repository /= getattr(config.offline_store, "root", "")
+    return repository / path
+
+
+def is_local(source: DataSource) -> bool:
+    """Tell whether a source is files on this machine."""
+    return isinstance(source, FileSource) and "://" not in source.path
+
+
+def is_log(source: DataSource) -> bool:
+    """Tell whether a source is an offline log: files in ``VIEW/DEFINITION`` (`offline_path`)."""
+    generated = is_local(source) and source.name.endswith(source_name(""))
+    return generated and _DEFINITION.fullmatch(Path(source.path).name) is not None
 
 
 class OfflineFolders:
@@ -78,9 +98,9 @@ class OfflineFolders:
         return self._known[root]
 
 
-def source_log(repo_path: Path | None, source: DataSource) -> OfflineLog:
+def source_log(config: RepoConfig, source: DataSource) -> OfflineLog:
     """Return the log that a source names, where it is now."""
-    return OfflineLog(OfflineFolders().find(source_path(repo_path, source)))
+    return OfflineLog(OfflineFolders().find(source_path(config, source)))
 
 
 def logged_view(
@@ -98,23 +118,19 @@ def logged_view(
         folders: Where the logs are; give the same to all views of a join.
 
     Raises:
-        StoreError: The view lacks tags: `features.feast_objects` did not generate it, or did so
-            before it had tags for the offline log.
+        StoreError: The view lacks tags: it was generated before it had tags for the offline log.
     """
     lacking = [tag for tag in (DEFINITION_TAG, REACH_TAG) if tag not in feature_view.tags]
     if lacking:
         raise StoreError(
             f"feature view {feature_view.name!r} lacks the tags {', '.join(lacking)}; "
-            "ChangePointOfflineStore reads the views that Tidemill generates. Register the "
-            "project again with `tidemill apply`, or keep other views in a Feast project with a "
-            "store of Feast's"
+            "ChangePointOfflineStore needs them to read a view that Tidemill generated. Register "
+            "the project again with `tidemill apply`"
         )
     return LoggedView(
         name=feature_view.name,
         log=OfflineLog(
-            (folders or OfflineFolders()).find(
-                source_path(config.repo_path, feature_view.batch_source)
-            )
+            (folders or OfflineFolders()).find(source_path(config, feature_view.batch_source))
         ),
         join_key=feature_view.entity_columns[0].name,
         features=tuple(logged_features(feature_view, names)),

@@ -4,11 +4,13 @@ Its class path is the ``type`` of ``batch_engine``. Feast's own engine converts 
 pandas, where an int64 column with a null is float64, so numbers beyond 2**53 change (sums, or the
 newest values of a column). Here Arrow columns become rows of the store directly, so the store gets
 what was published. The log does not know a row's shard; its age is judged by the view's least
-frontier. Rows go to the fill that readers see, if log and fill are of one generation.
+frontier. Rows go to the fill that readers see, if log and fill are of one generation. A warning
+says if readers will not see them for want of a frontier, and if the log ends before the span does.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,9 +21,15 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 
+from tidemill.features.contract import TIME_MIN, moment_of, time_of
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import DEFINITION_TAG, REVISION, VALID_UNTIL
-from tidemill.serving.feast_plugins.logged_views import OfflineFolders, source_path
+from tidemill.serving.feast_plugins.logged_views import (
+    OfflineFolders,
+    is_log,
+    source_log,
+    source_path,
+)
 from tidemill.serving.feast_plugins.online_store import OrderedOnlineStore, database
 from tidemill.serving.online.cells import cell_matrix
 from tidemill.serving.online.database import OnlineDatabase
@@ -66,10 +74,12 @@ class ChangePointComputeEngine(LocalComputeEngine):
             end_date=task.end_time,
         )
         rows = _rows(view, join_key, time, job.to_arrow())
+        _warn_past_end(config, table, time_of(task.end_time))
         if isinstance(self.online_store, OrderedOnlineStore):
             online = database(config)
             _check_generation(online, view.space, log_generation(config, table))
             online.write(view.space, rows)
+            _warn_without_frontier(online, view.space)
         else:
             data = feast_rows(view, rows)
             self.online_store.online_write_batch(config, table, data, lambda _: None)
@@ -84,7 +94,42 @@ def log_generation(config: RepoConfig, table: FeatureView) -> str:
     source = table.batch_source
     if not isinstance(source, FileSource):
         return ""
-    return OfflineFolders().generation(source_path(config.repo_path, source))
+    return OfflineFolders().generation(source_path(config, source))
+
+
+def _warn_past_end(config: RepoConfig, table: FeatureView, until_us: int) -> None:
+    """Warn if the offline log does not reach the end of the span that is materialized."""
+    source = table.batch_source
+    if not is_log(source):
+        return
+    reached = source_log(config, source).reached()
+    if reached is not None and until_us <= reached.last_us:
+        return
+    complete = "does not say how far it is complete"
+    if reached is not None and reached.first_us <= reached.last_us:
+        complete = f"is complete up to {moment_of(reached.last_us).isoformat()}"
+    warnings.warn(
+        f"view {table.name!r}: materialize was asked for rows up to "
+        f"{moment_of(until_us).isoformat()}, and the offline log {complete}: what changed later is "
+        "not in the online store. The stream continues the log, or `tidemill backfill --publish` "
+        "writes it from newer events",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def _warn_without_frontier(online: OnlineDatabase, space: KeySpace) -> None:
+    """Warn if no reader will see the rows, because their age is not known."""
+    (snapshot,) = online.read([(space, [])])
+    if snapshot.frontiers.least > TIME_MIN:
+        return
+    warnings.warn(
+        f"{online.name}, view {space.view!r}: materialize wrote rows, but no frontier is published "
+        "for all of the view, so Feast reads them as OUTSIDE_MAX_AGE, with nulls. A frontier comes "
+        "from `tidemill backfill --publish` or `tidemill stream`",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _check_generation(online: OnlineDatabase, space: KeySpace, logged: str) -> None:

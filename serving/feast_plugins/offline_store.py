@@ -2,7 +2,8 @@
 
 Plugged in by class path: ``offline_store: {type:
 tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore}``. It reads the views that
-`features.feast_objects` generated, with files as their source; it needs only the registry.
+`features.feast_objects` generated, with files as their source; it needs only the registry. The
+sources of all other views go to Feast's own store of files (`stock_history`), in the same result.
 `serving.offline.join` states the promises of a join. In addition:
 
 * ``get_historical_features``: entity rows are a pandas frame, an Arrow table, or an SQL query for
@@ -21,9 +22,10 @@ tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore}``. It read
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
@@ -41,7 +43,12 @@ from feast.utils import _get_requested_feature_views_to_features_dict
 
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, moment_of, time_of
 from tidemill.features.errors import InputError
-from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL
+from tidemill.features.feast_objects import (
+    DEFINITION_TAG,
+    EVENT_TIMESTAMP,
+    REVISION,
+    VALID_UNTIL,
+)
 from tidemill.serving.feast_plugins.entity_rows import (
     EntityRows,
     entity_table,
@@ -51,6 +58,8 @@ from tidemill.serving.feast_plugins.entity_rows import (
 )
 from tidemill.serving.feast_plugins.logged_views import (
     OfflineFolders,
+    is_local,
+    is_log,
     key_type,
     log_rows,
     logged_features,
@@ -58,6 +67,7 @@ from tidemill.serving.feast_plugins.logged_views import (
     source_log,
     source_path,
 )
+from tidemill.serving.feast_plugins.stock_history import STOCK, ForeignLookup, stock_config
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.offline.exact_casts import exact_cast
 from tidemill.serving.offline.join import JoinEngine, between, join
@@ -65,6 +75,9 @@ from tidemill.serving.offline.log import Span, rows_digest
 
 if TYPE_CHECKING:
     from feast.saved_dataset import ValidationReference
+
+
+Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
@@ -75,7 +88,10 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
         memory_limit: Memory limit of duckdb, in its words (``2GB``); more data spills to disk. The
             default is four fifths of the machine's memory.
         threads: Threads of duckdb; one per core by default.
-        spill: Directory for data beyond the limit; by default the machine's temporary directory.
+        spill: Directory for data beyond the limit; by default the machine's temporary directory. A
+            relative path starts at the repository.
+        root: Where the relative paths of logs start: the folder that Tidemill wrote the
+            ``feature_store.yaml`` into. A copy of that file in another folder names it here.
     """
 
     type: Literal["tidemill.serving.feast_plugins.offline_store.ChangePointOfflineStore"] = (
@@ -84,13 +100,12 @@ class ChangePointOfflineStoreConfig(FeastConfigBaseModel):
     memory_limit: str | None = None
     threads: int | None = None
     spill: str | None = None
+    root: str = ""
 
-    @property
-    def engine(self) -> JoinEngine:
-        """The settings of duckdb."""
-        return JoinEngine(
-            self.memory_limit, self.threads, None if not self.spill else Path(self.spill)
-        )
+    def engine(self, repository: Path | None) -> JoinEngine:
+        """Return the settings of duckdb."""
+        spill = None if not self.spill else (repository or Path()) / self.spill
+        return JoinEngine(self.memory_limit, self.threads, spill)
 
 
 class ChangePointRetrievalJob(RetrievalJob):
@@ -100,13 +115,13 @@ class ChangePointRetrievalJob(RetrievalJob):
         self,
         run: Callable[[], pa.Table],
         *,
-        repo_path: Path | None,
+        config: RepoConfig,
         full_feature_names: bool = False,
         on_demand_feature_views: list[OnDemandFeatureView] | None = None,
         metadata: RetrievalMetadata | None = None,
     ) -> None:
         self._run = run
-        self._repo_path = repo_path
+        self._config = config
         self._full_feature_names = full_feature_names
         self._on_demand_feature_views = on_demand_feature_views or []
         self._metadata = metadata
@@ -149,7 +164,7 @@ class ChangePointRetrievalJob(RetrievalJob):
         Raises:
             SavedDatasetLocationAlreadyExists: The file exists, and may not be overwritten.
         """
-        target = source_path(self._repo_path, storage.to_data_source())
+        target = source_path(self._config, storage.to_data_source())
         if target.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(target))
         with atomic_write(target) as unfinished:
@@ -158,6 +173,9 @@ class ChangePointRetrievalJob(RetrievalJob):
 
 class ChangePointOfflineStore(OfflineStore):
     """The offline store of change-point logs; see the top of this module."""
+
+    # For foreign views. Rows of a log have no such time: the revision orders them.
+    supports_filter_by_created_timestamp = True
 
     @staticmethod
     def get_historical_features(
@@ -168,21 +186,33 @@ class ChangePointOfflineStore(OfflineStore):
         registry: BaseRegistry,
         project: str,
         full_feature_names: bool = False,
-        **span: Any,
-    ) -> ChangePointRetrievalJob:
+        **options: Any,
+    ) -> RetrievalJob:
         """Join features to entity rows, each as of its own instant.
 
         Raises:
-            InputError: There are no entity rows, one of their columns is missing or does not have
-                the type of the key, or it has the name of a feature.
-            StoreError: A view was not generated by `features.feast_objects`.
+            InputError: There are no entity rows, and a view is Tidemill's; one of their columns is
+                missing or does not have the type of the key, or it has the name of a feature.
+            StoreError: A view was generated before it had tags for the offline log.
         """
         if entity_df is None:
-            raise InputError(
-                "get_historical_features needs entity rows: a span of time alone "
-                f"({', '.join(sorted(span))}) does not say at which instants values are wanted"
+            if ours := [view.name for view in feature_views if DEFINITION_TAG in view.tags]:
+                raise InputError(
+                    f"view {ours[0]!r}: get_historical_features needs entity rows: a span of time "
+                    f"alone ({', '.join(sorted(options))}) does not say at which instants values "
+                    "are wanted"
+                )
+            return STOCK.get_historical_features(
+                stock_config(config, None),
+                feature_views,
+                feature_refs,
+                None,
+                registry,
+                project,
+                full_feature_names,
+                **options,
             )
-        engine = config.offline_store.engine
+        engine = config.offline_store.engine(config.repo_path)
         rows = entity_table(engine, entity_df)
         time_name = time_column(rows)
         times_us = microseconds(rows, time_name)
@@ -190,11 +220,17 @@ class ChangePointOfflineStore(OfflineStore):
         by_view, _ = _get_requested_feature_views_to_features_dict(
             feature_refs, feature_views, odfvs
         )
-        lookups, folders = [], OfflineFolders()
+        lookups: list[tuple[list[str], Callable[[], Sequence[Column]]]] = []
+        folders = OfflineFolders()
         for feature_view, names in by_view.items():
-            view = logged_view(config, feature_view, names, folders)
-            key_column = feature_view.projection.join_key_map.get(view.join_key, view.join_key)
-            keys = keys_of(rows, key_column, key_type(feature_view))
+            if DEFINITION_TAG in feature_view.tags:
+                view = logged_view(config, feature_view, names, folders)
+                key_column = feature_view.projection.join_key_map.get(view.join_key, view.join_key)
+                keys = keys_of(rows, key_column, key_type(feature_view))
+                look_up = functools.partial(join, engine, view, keys, times_us)
+            else:
+                foreign = ForeignLookup(config, registry, feature_view, names, options)
+                look_up = functools.partial(foreign.columns, rows, times_us)
             prefix = feature_view.projection.name_alias or feature_view.name
             outputs = [f"{prefix}__{name}" if full_feature_names else name for name in names]
             if clash := set(outputs) & set(rows.column_names):
@@ -202,19 +238,18 @@ class ChangePointOfflineStore(OfflineStore):
                     f"the entity rows have a column {sorted(clash)[0]!r}, and so has the result; "
                     "rename it, or ask with full_feature_names"
                 )
-            lookups.append((view, keys, outputs))
+            lookups.append((outputs, look_up))
 
         def run() -> pa.Table:
             table = rows
-            for view, keys, outputs in lookups:
-                columns = join(engine, view, keys, times_us)
-                for output, column in zip(outputs, columns, strict=True):
+            for outputs, look_up in lookups:
+                for output, column in zip(outputs, look_up(), strict=True):
                     table = table.append_column(output, column)
             return table
 
         return ChangePointRetrievalJob(
             run,
-            repo_path=config.repo_path,
+            config=config,
             full_feature_names=full_feature_names,
             on_demand_feature_views=odfvs,
             metadata=RetrievalMetadata(
@@ -232,18 +267,29 @@ class ChangePointOfflineStore(OfflineStore):
         join_key_columns: list[str],
         feature_name_columns: list[str],
         timestamp_field: str,
-        created_timestamp_column: str | None,  # noqa: ARG004 - Feast names it
+        created_timestamp_column: str | None,
         start_date: datetime.datetime,
         end_date: datetime.datetime,
-    ) -> ChangePointRetrievalJob:
+    ) -> RetrievalJob:
         """Return the newest publication of each entity, highest revision, with a time in a span."""
-        log = source_log(config.repo_path, data_source)
+        if not is_log(data_source):
+            return STOCK.pull_latest_from_table_or_query(
+                stock_config(config, data_source),
+                data_source,
+                join_key_columns,
+                feature_name_columns,
+                timestamp_field,
+                created_timestamp_column,
+                start_date,
+                end_date,
+            )
+        log = source_log(config, data_source)
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(time_of(start_date), time_of(end_date))
-        engine = config.offline_store.engine
+        engine = config.offline_store.engine(config.repo_path)
         return ChangePointRetrievalJob(
             lambda: between(engine, log, columns, span, newest_of=join_key_columns),
-            repo_path=config.repo_path,
+            config=config,
         )
 
     @staticmethod
@@ -253,27 +299,40 @@ class ChangePointOfflineStore(OfflineStore):
         join_key_columns: list[str],
         feature_name_columns: list[str],
         timestamp_field: str,
-        created_timestamp_column: str | None = None,  # noqa: ARG004 - Feast names it
+        created_timestamp_column: str | None = None,
         start_date: datetime.datetime | None = None,
         end_date: datetime.datetime | None = None,
-    ) -> ChangePointRetrievalJob:
+    ) -> RetrievalJob:
         """Return every row with a time in a span, of a log or of a saved dataset's one file."""
-        path = source_path(config.repo_path, data_source)
+        plain = bool(join_key_columns) and not created_timestamp_column
+        exact = plain and is_local(data_source) and source_path(config, data_source).is_file()
+        if not (is_log(data_source) or exact):
+            return STOCK.pull_all_from_table_or_query(
+                stock_config(config, data_source),
+                data_source,
+                join_key_columns,
+                feature_name_columns,
+                timestamp_field,
+                created_timestamp_column,
+                start_date,
+                end_date,
+            )
+        path = source_path(config, data_source)
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         span = Span(
             EARLIEST_EVENT if start_date is None else time_of(start_date),
             LATEST_EVENT if end_date is None else time_of(end_date),
         )
-        engine = config.offline_store.engine
+        engine = config.offline_store.engine(config.repo_path)
 
         def run() -> pa.Table:
             if not path.is_file():
-                return between(engine, source_log(config.repo_path, data_source), columns, span)
+                return between(engine, source_log(config, data_source), columns, span)
             times = pc.field(timestamp_field)
             within = (times >= moment_of(span.first_us)) & (times <= moment_of(span.last_us))
             return pq.read_table(path, columns=columns, filters=within)
 
-        return ChangePointRetrievalJob(run, repo_path=config.repo_path)
+        return ChangePointRetrievalJob(run, config=config)
 
     @staticmethod
     def offline_write_batch(
@@ -286,8 +345,13 @@ class ChangePointOfflineStore(OfflineStore):
 
         Raises:
             InputError: The columns are not those of the log, or a value does not have its type.
-            StoreError: The view was not generated by `features.feast_objects`.
+            StoreError: The view was generated before it had tags for the offline log, or the source
+                of a foreign view is not files.
         """
+        if DEFINITION_TAG not in feature_view.tags:
+            stock = stock_config(config, feature_view.batch_source)
+            STOCK.offline_write_batch(stock, feature_view, table, progress)
+            return
         names = [field.name for field in feature_view.features]
         view = logged_view(config, feature_view, names)
         rows = log_rows(view, key_type(feature_view), table)
@@ -313,11 +377,21 @@ class ChangePointOfflineStore(OfflineStore):
             "that it used, and `tidemill verify` recomputes them"
         )
 
+    def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
+        """Leave a log alone, which may be empty yet; Feast looks at any other source."""
+        if not is_log(data_source):
+            super().validate_data_source(config, data_source)
+
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource
     ) -> Iterable[tuple[str, str]]:
-        """Return the columns of a log's files."""
-        schema = source_log(config.repo_path, data_source).schema()
+        """Return the columns of a source's files."""
+        if not is_log(data_source):
+            columns: Iterable[tuple[str, str]] = data_source.get_table_column_names_and_types(
+                config
+            )
+            return columns
+        schema = source_log(config, data_source).schema()
         return [(field.name, str(field.type)) for field in schema]
 
 

@@ -58,6 +58,7 @@ from pydantic import ConfigDict, StrictInt, StrictStr
 
 from tidemill.features.contract import ReadStatus
 from tidemill.serving.feast_plugins.feast_responses import Asked, add_to_response, name_features
+from tidemill.serving.feast_plugins.written_frames import accept_frames_without_technical_columns
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
 from tidemill.serving.online.feast_rows import (
@@ -73,6 +74,8 @@ from tidemill.serving.online.feast_rows import (
 from tidemill.serving.online.rows import Row, clock_us
 from tidemill.serving.stores.online_places import Clock, SqlitePlace
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
+
+accept_frames_without_technical_columns()
 
 
 class OrderedOnlineStore(OnlineStore):
@@ -176,15 +179,15 @@ class OrderedOnlineStore(OnlineStore):
             StoreError: The store cannot hold a view, or cannot be written.
         """
         store = database(config)
-        store.create([key_space(config, table) for table in tables_to_keep])
-        deleted = [stored_view(config, table) for table in tables_to_delete]
+        store.create([key_space(config, _as_registered(table)) for table in tables_to_keep])
+        deleted = [stored_view(config, _as_registered(table)) for table in tables_to_delete]
         store.drop([view.space for view in deleted if not view.judged])
 
     def teardown(
         self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
     ) -> None:
         """Remove the key spaces of these views; the database stays, because others may use it."""
-        database(config).drop([key_space(config, table) for table in tables])
+        database(config).drop([key_space(config, _as_registered(table)) for table in tables])
 
 
 class _Section(FeastConfigBaseModel):
@@ -282,6 +285,14 @@ def _redis_place(section: OrderedRedisOnlineStoreConfig, repository: Path | None
     plain = section.model_dump(exclude={"type", "clock", "tls", "password_file"})
     tls = section.tls and RedisTls(**{k: path(v) for k, v in section.tls.model_dump().items()})
     return RedisPlace(**plain, password_file=path(section.password_file), tls=tls)
+
+
+def _as_registered(table: FeatureView) -> FeatureView:
+    """Return a declared view as the registry will give it back, which is what reads and writes see.
+
+    The two may differ: a stream feature view loses the key among its features, say.
+    """
+    return type(table).from_proto(table.to_proto())
 
 
 def database(config: RepoConfig) -> OnlineDatabase:

@@ -297,7 +297,8 @@ def _row(
             "a publication holds every feature of its view (null where it has no value)"
         )
     if len(values) > len(space.columns):
-        known = {name for name, _ in space.columns} | set(view.technical)
+        # Feast gives the keys, too, with a row of an on-demand view.
+        known = {name for name, _ in space.columns} | {*view.technical, *key.join_keys}
         if unknown := [name for name in values if name not in known]:
             raise InputError(
                 f"view {space.view!r}: a row for the online store holds {', '.join(unknown)}, "

@@ -21,6 +21,7 @@ from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import (
     feast_entity,
+    feast_project,
     feast_service,
     feast_view,
     service_name,
@@ -34,7 +35,7 @@ from tidemill.serving.registry.state import Registered
 if TYPE_CHECKING:
     import feast
 
-_KINDS: Final = ("entity", "data_source", "feature_view", "feature_service")
+_KINDS: Final = ("project", "entity", "data_source", "feature_view", "feature_service")
 _UNIMPORTANT: Final = ("createdTimestamp", "lastUpdatedTimestamp", "dataSourceClassType", "meta")
 
 
@@ -76,6 +77,8 @@ def registry_entries(
     there the two names would be two tables, of which only one would be written.
     """
     entries = Entries()
+    if registered.is_described or any(project.described().values()):
+        entries.want("project", feast_project(project))
     planned = {view.view: view for view in plan.views}
     names = {version.feast_name for version in registered.views}
     entities = {}
@@ -191,7 +194,10 @@ def write_entries(store: feast.FeatureStore, entries: Entries) -> None:
                     # Feast would update it in place, and keep the old order of its features.
                     thing.created_timestamp = before[kind, name].created_timestamp
                     registry.delete_feature_view(name, project, commit=False)
-                getattr(registry, f"apply_{kind}")(thing, project, commit=False)
+                if kind == "project":
+                    registry.apply_project(thing, commit=False)
+                else:
+                    getattr(registry, f"apply_{kind}")(thing, project, commit=False)
         for kind in reversed(_KINDS):
             for of, name in sorted(entries.unwanted):
                 if of == kind:
@@ -208,11 +214,13 @@ def _registered_objects(store: feast.FeatureStore) -> dict[tuple[str, str], Any]
         "feature_view": registry.list_feature_views,
         "feature_service": registry.list_feature_services,
     }
-    return {
+    found = {
         (kind, thing.name): thing
         for kind, listed in lists.items()
         for thing in listed(project, allow_cache=False)
     }
+    projects = registry.list_projects(allow_cache=False)
+    return found | {("project", thing.name): thing for thing in projects if thing.name == project}
 
 
 def _content(thing: Any) -> Any:

@@ -17,6 +17,7 @@ from tidemill.features.feast_objects import (
     DEFINITION_TAG,
     ENTITY_TAG,
     MAX_STALENESS_TAG,
+    PROJECT_TAG,
     SPEC_TAG,
     VERSION_TAG,
     VIEW_TAG,
@@ -86,6 +87,7 @@ class Registered:
         services: The parts of each feature service that Tidemill generated, by name.
         foreign_views: Names of the Feast views that Tidemill did not generate.
         entities_in_use: Feast names of the entities of the foreign views.
+        is_described: Whether owner, tags and description of the Feast project are a definition's.
     """
 
     views: tuple[RegisteredView, ...] = ()
@@ -93,6 +95,7 @@ class Registered:
     services: Mapping[str, tuple[ServicePart, ...]] = field(default_factory=dict)
     foreign_views: tuple[str, ...] = ()
     entities_in_use: frozenset[str] = frozenset()
+    is_described: bool = False
 
     def promoted(self, view: str) -> RegisteredView | None:
         """Return the promoted version of a view; None if there is none."""
@@ -127,6 +130,10 @@ def read_registered(store: feast.FeatureStore) -> Registered:
         },
         foreign_views=tuple(sorted(view.name for view in foreign)),
         entities_in_use=frozenset(name for view in foreign for name in view.entities),
+        is_described=any(
+            found.name == project and PROJECT_TAG in found.tags
+            for found in registry.list_projects(allow_cache=False)
+        ),
     )
 
 

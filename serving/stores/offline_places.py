@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.errors import ConfigurationError
+from tidemill.serving.files.relative_path import relative_path
 from tidemill.serving.stores.class_paths import OFFLINE_STORE
 
 _MEMORY: Final = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B)", re.IGNORECASE)
@@ -44,11 +45,16 @@ OfflinePlace = ParquetPlace | BigQueryDataset
 """Any of the places."""
 
 
-def offline_section(place: OfflinePlace) -> dict[str, Any]:
-    """Return the ``offline_store`` section of the Feast configuration for a place."""
+def offline_section(place: OfflinePlace, repository: Path) -> dict[str, Any]:
+    """Return the ``offline_store`` section of the Feast configuration for a place.
+
+    Args:
+        place: Where features of the past are read.
+        repository: The folder of the ``feature_store.yaml``: paths of files start there.
+    """
     if isinstance(place, BigQueryDataset):
         return {"type": "bigquery", "project_id": place.project, "dataset": place.dataset}
-    spill = None if place.spill is None else str(place.spill)
+    spill = None if place.spill is None else relative_path(place.spill, repository)
     options = {"memory_limit": place.memory_limit, "threads": place.threads, "spill": spill}
     return {"type": OFFLINE_STORE, **{k: v for k, v in options.items() if v is not None}}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tidemill.features.errors import ConfigurationError
+from tidemill.serving.files.relative_path import relative_path
 from tidemill.serving.stores.class_paths import REDIS_STORE, SQLITE_STORE, renamed_class
 from tidemill.serving.stores.redis_place import RedisPlace
 from tidemill.serving.stores.registry_places import RegistryPlace
@@ -83,18 +84,20 @@ def default_place(root: Path | str) -> SqlitePlace:
     return SqlitePlace(Path(root).absolute() / ONLINE)
 
 
-def feast_section(place: OnlinePlace, clock: Clock) -> dict[str, Any]:
+def feast_section(place: OnlinePlace, clock: Clock, repository: Path) -> dict[str, Any]:
     """Return the ``online_store`` section of the Feast configuration for a place.
 
     Args:
         place: Where the store is. A secret of a `FeastPlace` remains ``${NAME}`` (see `expanded`).
         clock: The clock that online reads judge age by; Feast's own stores judge no age.
+        repository: The folder of the ``feature_store.yaml``: paths of files start there.
     """
     if isinstance(place, FeastPlace):
         return dict(place.options)
     if isinstance(place, RedisPlace):
-        return {"type": REDIS_STORE, **place.options(), "clock": clock}
-    return {"type": SQLITE_STORE, "path": str(place.path), "clock": clock}
+        return {"type": REDIS_STORE, **place.options(repository), "clock": clock}
+    path = relative_path(place.path, repository)
+    return {"type": SQLITE_STORE, "path": path, "clock": clock}
 
 
 def expanded(section: Any) -> Any:

@@ -60,4 +60,4 @@ class StorePlaces:
         """The batch source that Feast views name (`features.feast_objects.feast_objects`)."""
         if isinstance(self.offline, BigQueryDataset):
             return self.offline
-        return str(self.root / OFFLINE)
+        return OFFLINE  # below the Feast repository, which is the root

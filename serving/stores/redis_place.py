@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.features.errors import ConfigurationError, StoreError
+from tidemill.serving.files.relative_path import relative_path
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,22 @@ class RedisPlace:
         scheme = "redis" if self.tls is None else "rediss"
         return f"online store {scheme}://{self.host}:{self.port}/{self.db}"
 
-    def options(self) -> dict[str, Any]:
-        """Return the settings as plain values, without those that are None."""
+    def options(self, repository: Path) -> dict[str, Any]:
+        """Return the settings as plain values, without those that are None.
+
+        Args:
+            repository: The folder that the paths of files start from.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.tls is not None:
             files = {field.name: getattr(self.tls, field.name) for field in fields(self.tls)}
-            values["tls"] = {name: str(path) for name, path in files.items() if path is not None}
+            values["tls"] = {
+                name: relative_path(path, repository)
+                for name, path in files.items()
+                if path is not None
+            }
         if self.password_file is not None:
-            values["password_file"] = str(self.password_file)
+            values["password_file"] = relative_path(self.password_file, repository)
         return {name: value for name, value in values.items() if value is not None}
 
     def password(self) -> str | None:

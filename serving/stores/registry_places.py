@@ -20,6 +20,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tidemill.features.errors import ConfigurationError, StoreError
+from tidemill.serving.files.relative_path import relative_path
 from tidemill.serving.stores.class_paths import REGISTRY_FILE
 
 REGISTRY: Final = "registry.db"
@@ -115,21 +116,24 @@ def url_password(url: str) -> bool:
     return parts.password is not None or "password=" in parts.query.lower()
 
 
-def registry_section(place: RegistryPlace, *, expanded: bool) -> dict[str, Any]:
+def registry_section(place: RegistryPlace, repository: Path, *, expanded: bool) -> dict[str, Any]:
     """Return the ``registry`` section of the Feast configuration for a place.
 
     Args:
         place: Where the registry is.
+        repository: The folder of the ``feature_store.yaml``.
         expanded: Whether the section holds a URL from the environment, perhaps with a password:
-            for `feast.RepoConfig`, never for a file or a log. Otherwise it holds ``${NAME}``,
-            which Feast expands when it reads a ``feature_store.yaml``.
+            for `feast.RepoConfig`, never for a file or a log. Its path of a file is absolute,
+            since Feast takes a relative one from the working folder there. Otherwise it holds
+            ``${NAME}``, which Feast expands when it reads a ``feature_store.yaml``, and the path
+            starts at the repository. An SQLite URL is absolute in both, for the same reason.
 
     Raises:
         ConfigurationError: The environment variable with the URL is not set.
     """
     if isinstance(place, FileRegistry):
         kind = {"registry_type": "file", "registry_store_type": REGISTRY_FILE}
-        path = str(place.path)
+        path = str(place.path) if expanded else relative_path(place.path, repository)
     else:
         kind = {"registry_type": "sql"}
         named = place.url_env and not expanded

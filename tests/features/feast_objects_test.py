@@ -11,13 +11,14 @@ from feast.types import Float64, Int64, String
 
 from tests.support import parcels
 from tests.support.feast_definitions import feast_objects
-from tidemill import Entity, FeatureView, count, last_k, mean
+from tidemill import Entity, EventStream, FeatureView, count, last_k, mean
 from tidemill.features.definitions import col
 from tidemill.features.errors import DefinitionError
 from tidemill.features.feast_objects import (
     ANCHORED_TAG,
     DEFINITION_TAG,
     MAX_STALENESS_TAG,
+    OWNER_TAG,
     SPEC_TAG,
     VERSION_TAG,
     VIEW_TAG,
@@ -50,6 +51,27 @@ def test_every_feature_column_is_a_field_of_its_own_dtype() -> None:
         ("tidemill_revision", Int64),
     ]
     assert [(field.name, field.dtype) for field in view.entity_columns] == [("courier", String)]
+
+
+def test_descriptions_reach_feast() -> None:
+    team = {"owner": "ann@example", "tags": {"team": "risk"}, "description": "Ours."}
+    schema = {"at": "timestamp", "id": "string", "shop": "string"}
+    view = FeatureView(
+        "by_shop",
+        Entity("shop", **team),
+        EventStream("s", schema, "at", "id", **team),
+        "1h",
+        {"n": count(over="1d", **team)},
+        **team,
+    )
+    entity = feast_entity(view.entity)
+    made = feast_view(view, entity, "offline")
+    for thing in (entity, made, made.batch_source):
+        assert (thing.owner, thing.description) == ("ann@example", "Ours.")
+        assert thing.tags["team"] == "risk"
+    feature = made.features[0]
+    assert (feature.description, feature.tags["team"]) == ("Ours.", "risk")
+    assert feature.tags[OWNER_TAG] == "ann@example"
 
 
 def test_ttl_stays_zero_and_age_stands_in_tags() -> None:

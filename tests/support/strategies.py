@@ -51,6 +51,7 @@ from tidemill.features.definitions import (
     Not,
     Schema,
 )
+from tidemill.features.definitions.described import DESCRIPTIVE
 
 Row = dict[str, Any]
 Key = str | int
@@ -243,7 +244,7 @@ def aggregations(
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         optional = type(None) in typing.get_args(hint)
-        if field.name == "over" or (optional and draw(st.booleans())):
+        if field.name in ("over", *DESCRIPTIVE) or (optional and draw(st.booleans())):
             continue
         if Expression in (hint, *typing.get_args(hint)):
             dtype = BOOL if field.name == "where" else draw(st.sampled_from(list(cls.takes)))

@@ -153,7 +153,7 @@ def test_a_definition_keeps_a_copy_of_what_the_user_may_change() -> None:
         (lambda _: flights, "1fbe6cc754559e26"),
         (
             lambda folder: load(write_project("tiny_shop", folder) / "tidemill.yaml").project,
-            "4e5ba2558b704e20",
+            "988d9dbaea33a3e9",
         ),
         (lambda _: parcels.PARCELS, "a1854bfa84ae7f86"),
     ],

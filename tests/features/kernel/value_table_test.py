@@ -73,7 +73,7 @@ def view_of(cls: type[Aggregation], dtype: str | None) -> FeatureView:
         if Expression in (hints[field.name], *typing.get_args(hints[field.name])):
             if dtype is not None:
                 arguments[field.name] = col("x")
-        elif field.default is dataclasses.MISSING:
+        elif field.default is field.default_factory is dataclasses.MISSING:
             if field.name not in ARGUMENTS:
                 raise TypeError(
                     f"{cls.__name__}.{field.name} has no default; say in ARGUMENTS what to give it"

@@ -70,6 +70,7 @@ def test_apply_registers_the_tables_and_reaches_nobody(folder: Path, nobody_answ
     said = tidemill("apply", "--config", config)
     assert said.endswith(
         "  write feature_store.yaml: clock replay\n"
+        "  write tidemill_objects.py\n"
         "  write bigquery.sql: run it in BigQuery, which makes the tables\n"
     )
     expected = {view.name: newest_name(PLACE, view) for view in PARCELS.views}
@@ -94,7 +95,7 @@ def test_online_reads_do_not_ask_where_the_past_is(folder: Path, stock_client: S
 
 def test_moving_the_offline_store_there_and_back_is_planned_and_done(folder: Path) -> None:
     root = folder / "run"
-    files = {view.name: offline_path(str(root / OFFLINE), view) for view in PARCELS.views}
+    files = {view.name: offline_path(OFFLINE, view) for view in PARCELS.views}
     tidemill("apply", "--config", written(folder, "parcels_first"))
     assert sources(root) == files
     there = written(folder, "parcels_first", LINE)
@@ -161,6 +162,6 @@ def test_options_of_the_log_reach_feast(folder: Path) -> None:
     assert place == ParquetPlace("1GB", 2, spill)
     tidemill("apply", "--config", written(folder, "parcels_first", line))
     found = feast.FeatureStore(repo_path=str(config.root)).config.offline_store
-    assert (found.engine.memory_limit, found.engine.threads) == ("1GB", 2)
-    assert found.engine.spill == spill
+    engine = found.engine(config.root)
+    assert (engine.memory_limit, engine.threads, engine.spill) == ("1GB", 2, spill)
     assert not (config.root / "bigquery.sql").exists()

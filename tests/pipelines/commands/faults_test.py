@@ -242,7 +242,7 @@ READ = {
     f"{BUILD}/log/quotes/*.arrow": ("explain",),
     f"{BUILD}/states/handoff.json": ("stream", "lineage"),
     f"{BUILD}/states/*.state": ("stream",),
-    f"{STREAM}/stream.json": (RESUMED, "verify", "republish", "lineage", "backfill"),
+    f"{STREAM}/stream.json": (RESUMED, "verify", "republish", "lineage", "backfill", "apply"),
     f"{STREAM}/releases/*.jsonl": ("verify", "explain", "republish"),
     f"{STREAM}/predictions/*.parquet": ("verify", "explain"),
     f"{STREAM}/stops/*/handoff.json": (RESUMED, "republish"),
@@ -259,6 +259,7 @@ READ = {
 """Every file below a root that a command reads, and the commands that read it."""
 NOT_READ = {
     "feature_store.yaml": "`apply` compares it with the right content and writes it again",
+    "tidemill_objects.py": "as feature_store.yaml",
     f"{BUILD}/features/*.parquet": "`train` reads them: the test below",
     "mended/*": "it has a test of its own",
     f"{STREAM}/publications/*/*.parquet": "other programs read them",

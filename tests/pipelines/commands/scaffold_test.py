@@ -18,6 +18,8 @@ from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.config.configuration import Configuration, load
 from tidemill.pipelines.io.files.judged_rows import Counts, read_stream
+from tidemill.serving.registry.registration import open_store
+from tidemill.serving.stores.places import StorePlaces
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,18 @@ def test_the_project_loads_and_carries_its_name(configuration: Configuration) ->
     kinds = {i.name: i.kind for i in model_inputs(project, only_request=True)}
     assert kinds["product"] == kinds["channel"] == "text"
     assert set(configuration.training.rate_groups) <= set(kinds)
+
+
+def test_features_of_the_service_have_different_names(
+    configuration: Configuration, tmp_path: Path
+) -> None:
+    project = configuration.project
+    store = open_store(project, StorePlaces.below(tmp_path), clock="replay")
+    service = store.get_feature_service(project.name)
+    keys = [{"customer_id": "c-001", "product": "p"}]
+    # Feast refuses two features of one name, unless the reader asks for full names.
+    read = store.get_online_features(service, keys).to_dict()
+    assert len(read) == 2 + len(project.columns)
 
 
 def test_no_placeholder_is_left(written: Path) -> None:

@@ -485,6 +485,7 @@ def _records() -> list[Tamper]:
         ("stream.json", "as_of_us"): lambda at: at - 3_600_000_000,
         ("stream.json", "positions"): lambda of: {**of, "rides": [of["rides"][0] - 1]},
         ("stream.json", "digests"): lambda of: {**of, "rides": "0" * 64},
+        ("stream.json", "clock"): "wall",
         ("stream.json", "offline"): None,
         ("stream.json", "views"): lambda of: first_of(of, lambda _: "0" * 16),
         ("stream.json", "shards"): 3,
@@ -517,7 +518,8 @@ def _records() -> list[Tamper]:
             "release" if field in ("mode", "poll_rows", "as_of_us", "until_us")
             and name == "stream.json" else "publication" if field == "offline" else "record",
             field if name != "stream.json" or field in
-            ("began", "generation", "positions", "digests", "views", "shards") else "",
+            ("began", "generation", "positions", "digests", "views", "shards", "clock")
+            else "",
         )
         for (name, field), value in changes.items()
     ]  # fmt: skip

@@ -37,7 +37,12 @@ from tests.support.streaming_project import Arrived, write_log
 from tidemill.features.contract import DAY, HOUR, MINUTE, TIME_MAX
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, StoreError
-from tidemill.features.feast_objects import REVISION, VALID_UNTIL
+from tidemill.features.feast_objects import (
+    DEFINITION_TAG,
+    MAX_STALENESS_TAG,
+    REVISION,
+    VALID_UNTIL,
+)
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.offline_history import log_history
@@ -214,7 +219,7 @@ def test_memory_limit_and_threads_are_duckdbs(root: Path, fleet: feast.FeatureSt
             entity_key_serialization_version=3,
         )
     )
-    assert small.config.offline_store.engine.memory_limit == "64MB"
+    assert small.config.offline_store.engine(root).memory_limit == "64MB"
     rows = instants(ROWS, 5_000, seed=5)
     found = small.get_historical_features(
         rows, fleet.get_feature_service("fleet"), full_feature_names=True
@@ -464,20 +469,21 @@ def test_span_without_rows_is_refused(depots: feast.FeatureStore) -> None:
         )
 
 
-def test_view_that_tidemill_did_not_generate_is_refused(
+def test_generated_view_without_the_tags_of_the_log_is_refused(
     depots: feast.FeatureStore, tmp_path: Path
 ) -> None:
-    foreign = feast.FeatureView(
-        name="foreign",
+    old = feast.FeatureView(
+        name="old",
         entities=[depots.get_entity("depot")],
         schema=[feast.Field(name="n", dtype=feast.types.Int64)],
         source=feast.FileSource(
             path=str(tmp_path / "f.parquet"), timestamp_field="event_timestamp"
         ),
+        tags={DEFINITION_TAG: "0" * 16, MAX_STALENESS_TAG: "1"},
     )
-    depots.apply(foreign)
-    with pytest.raises(StoreError, match="'foreign' lacks the tags tidemill_definition"):
-        ask(depots, pa.table({"depot": [7], "event_timestamp": times(1)}), "foreign:n")
+    depots.apply(old)
+    with pytest.raises(StoreError, match=r"'old' lacks the tags tidemill_reach_us.*tidemill apply"):
+        ask(depots, pa.table({"depot": [7], "event_timestamp": times(1)}), "old:n")
 
 
 # The end of the log.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,31 @@ def test_materializing_again_changes_nothing_and_never_goes_back(
         assert stands() == [expected]
 
 
+def test_materialize_past_the_end_of_the_log_says_where_it_ends(
+    depots: feast.FeatureStore, tmp_path: Path
+) -> None:
+    log = write(tmp_path, BY_DEPOT, depot_rows((7, 10, 1, 5)), "p0")
+    with pytest.warns(UserWarning, match=r"the offline log does not say how far it is complete"):
+        depots.materialize(at(0), at(25), feature_views=["by_depot"])
+    log.reach(0, 1, since_us=0, until_us=20)
+    with pytest.warns(UserWarning, match=r"'by_depot': .*\.000025.* is complete up to .*\.00002"):
+        depots.materialize(at(0), at(25), feature_views=["by_depot"])
+
+
+def test_materialize_into_a_store_without_frontier_says_that_nobody_reads_it(
+    depots: feast.FeatureStore, tmp_path: Path
+) -> None:
+    log = write(tmp_path, BY_DEPOT, depot_rows((7, 10, 1, 5)), "p0")
+    log.reach(0, 1, since_us=0, until_us=20)
+    with pytest.warns(UserWarning, match=r"online.db, view 'by_depot': .*as OUTSIDE_MAX_AGE"):
+        depots.materialize(at(0), at(20), feature_views=["by_depot"])
+    database = open_database(default_place(tmp_path))
+    parcels.publish(database, BY_DEPOT, depot_rows(), frontier_us=30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        depots.materialize(at(0), at(20), feature_views=["by_depot"])
+
+
 def test_materialize_from_another_generation_is_refused(
     depots: feast.FeatureStore, tmp_path: Path
 ) -> None:
@@ -234,7 +260,7 @@ def test_materialize_writes_to_stores_of_feast_too_with_every_bit(tmp_path: Path
     assert answer[REVISION] == [1, 1]
 
 
-def test_materialize_of_files_that_are_no_log_is_refused(
+def test_materialize_of_a_folder_that_is_no_log_takes_its_files(
     depots: feast.FeatureStore, tmp_path: Path
 ) -> None:
     table = pa.table({"depot": [7], "event_timestamp": times(1), "n": [1]})
@@ -247,5 +273,5 @@ def test_materialize_of_files_that_are_no_log_is_refused(
         source=feast.FileSource(path=str(tmp_path / "foreign"), timestamp_field="event_timestamp"),
     )
     depots.apply(foreign)
-    with pytest.raises(StoreError, match=r"no column tidemill_revision .*not a change-point log"):
-        depots.materialize(at(0), at(20), feature_views=["foreign"])
+    depots.materialize(at(0), at(20), feature_views=["foreign"])
+    assert depots.get_online_features(["foreign:n"], [{"depot": 7}]).to_dict()["n"] == [1]

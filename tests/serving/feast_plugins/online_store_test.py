@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import feast
+import pandas as pd
 import pyarrow as pa
 import pytest
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
@@ -176,6 +177,32 @@ def test_write_without_the_technical_fields_is_revision_zero_for_ever(
     (row,) = snapshot.rows
     assert row is not None
     assert (row.revision, row.valid_until, row.shard) == (0, TIME_MAX, None)
+
+
+def test_dataframe_without_the_technical_columns_is_revision_zero_for_ever(
+    place: OnlinePlace, store: feast.FeatureStore
+) -> None:
+    at = datetime.datetime(2024, 2, 29, tzinfo=datetime.UTC)
+    rows = {"event_timestamp": [at, at], "scans_1d": [3, 2**53 + 1]}
+    frame = pd.DataFrame({"depot": [7, 8], **rows})
+    written = frame.copy()
+    store.write_to_online_store("by_depot", df=frame)
+    store.write_to_online_store("by_depot", inputs={"depot": [9, 9], **rows, "scans_1d": [1, 1]})
+    asyncio.run(store.write_to_online_store_async("by_depot", df=frame))
+    assert frame.equals(written)
+    keys = online_keys("depot", pa.array([7, 8, 9]))
+    (snapshot,) = open_database(place).read([(DEPOT_SPACE, keys)])
+    assert [(row.revision, row.valid_until) for row in snapshot.rows if row is not None] == [
+        (0, TIME_MAX)
+    ] * 3
+    # A row with a higher revision takes their place.
+    later = frame.assign(scans_1d=[4, 5], tidemill_revision=[1, 1])
+    store.write_to_online_store("by_depot", df=later)
+    _frontier(place, 2 * 10**15)
+    answer = store.get_online_features(
+        ["by_depot:scans_1d", "by_depot:tidemill_revision"], [{"depot": key} for key in (7, 8, 9)]
+    ).to_dict()
+    assert (answer["scans_1d"], answer["tidemill_revision"]) == ([4, 5, 1], [1, 1, 0])
 
 
 def test_naive_event_timestamp_is_utc(place: OnlinePlace, store: feast.FeatureStore) -> None:

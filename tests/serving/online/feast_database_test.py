@@ -239,7 +239,7 @@ def test_configuration_of_a_store_that_is_not_here_is_feasts_own(
     options: dict[str, Any], client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = FeastPlace(options, tmp_path)
-    assert feast_section(place, "wall") == options
+    assert feast_section(place, "wall", tmp_path) == options
     monkeypatch.setenv("STORE_SECRET", "s3cret")
     text = write_feature_store_yaml(
         PARCELS.name, StorePlaces.below(tmp_path, online=place), clock="wall"

@@ -61,7 +61,7 @@ def test_first_registration_is_what_feast_itself_would_register(
             entity_key_serialization_version=3,
         )
     )
-    stock.apply(feast_objects(OLD, str(root / OFFLINE)).all)
+    stock.apply(feast_objects(OLD, OFFLINE).all)
     expected = contents(stock)
     # Feast adds an entity of its own for views without one; here there are none.
     expected["entities"] = [e for e in expected["entities"] if e["spec"]["name"] != "__dummy"]
@@ -314,7 +314,7 @@ def test_versions_have_directories_of_their_own_offline(root: Path, place: Regis
     apply(NEW, root, place)
     store = client(root, place)
     paths = [store.get_feature_view(n).batch_source.path for n in ("by_depot", "by_depot__v2")]
-    assert paths == [offline_path(str(root / OFFLINE), view) for view in (BY_DEPOT, WIDER)]
+    assert paths == [offline_path(OFFLINE, view) for view in (BY_DEPOT, WIDER)]
     assert len(set(paths)) == 2
 
 
@@ -345,7 +345,7 @@ def test_things_of_other_people_are_left_alone(root: Path, place: RegistryPlace)
 
 def test_registry_of_an_older_release_is_taken_over(root: Path, place: RegistryPlace) -> None:
     store = client(root, place)
-    objects = feast_objects(OLD, str(root / OFFLINE))
+    objects = feast_objects(OLD, OFFLINE)
     for view in objects.feature_views:
         view.tags = {k: v for k, v in view.tags.items() if k in (
             DEFINITION_TAG, "tidemill_max_staleness_us"
@@ -364,7 +364,7 @@ def test_services_follow_a_view_whose_fields_say_more(root: Path, place: Registr
     # Feast compares a service's features with the view's, tags among them, and refuses to read
     # where they differ. An older release wrote none.
     store = client(root, place)
-    objects = feast_objects(OLD, str(root / OFFLINE))
+    objects = feast_objects(OLD, OFFLINE)
     for view in objects.feature_views:
         for field in view.features:
             field.tags = {}

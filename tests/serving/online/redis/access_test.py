@@ -175,7 +175,7 @@ def test_wrong_password_is_said_and_never_shown(guarded: RedisServer, name: str,
     shown = "".join(traceback.format_exception(caught.value)) + repr(database)
     assert SECRET not in shown
     assert SECRET not in str(pickle.dumps(database))
-    assert SECRET not in str(feast_section(database.place, "wall"))
+    assert SECRET not in str(feast_section(database.place, "wall", Path("/run")))
 
 
 def test_password_that_is_missing_is_said(guarded: RedisServer, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_place_that_cannot_be_is_refused() -> None:
 
 
 def test_place_is_given_as_plain_values() -> None:
-    assert RedisPlace().options() == {
+    assert RedisPlace().options(Path("/run")) == {
         "host": "localhost",
         "port": 6379,
         "db": 0,
@@ -212,16 +212,16 @@ def test_place_is_given_as_plain_values() -> None:
     }
     tls = RedisTls(Path("/ca"), Path("/cert"), Path("/key"))
     full = RedisPlace("h", 1, 2, "ann", None, Path("/password"), tls, 3)
-    assert full.options() == {
+    assert full.options(Path("/run")) == {
         "host": "h",
         "port": 1,
         "db": 2,
         "username": "ann",
-        "password_file": "/password",
-        "tls": {"ca": "/ca", "cert": "/cert", "key": "/key"},
+        "password_file": "../password",
+        "tls": {"ca": "../ca", "cert": "../cert", "key": "../key"},
         "timeout_us": 3,
     }
-    assert RedisPlace(tls=RedisTls()).options()["tls"] == {}
+    assert RedisPlace(tls=RedisTls()).options(Path("/run"))["tls"] == {}
 
 
 def test_nobody_there_is_said_with_place_and_mend() -> None:
