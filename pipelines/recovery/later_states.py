@@ -20,7 +20,7 @@ from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import Handoff, read_record
-from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
+from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
@@ -74,10 +74,7 @@ def find_later(
             ahead[view] = max(frontiers)
     if not ahead:
         return None
-    as_of_us = max(
-        frontier + max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
-        for view, frontier in ahead.items()
-    )
+    as_of_us = max(frontier + wait_us(project, view) for view, frontier in ahead.items())
     end_us = config.splits.stream_until_us
     if as_of_us <= end_us:
         return Later(as_of_us, TIME_MIN)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tidemill.features.contract import TIME_MIN, Int64Array
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import PollPart
 
@@ -16,6 +16,14 @@ def source_partitions(log: Log, project: Project) -> dict[str, int]:
     """Count the partitions of each source."""
     names = [*(stream.name for stream in project.streams), project.request.name]
     return {name: log.partitions(name) for name in names}
+
+
+def wait_us(project: Project, view: FeatureView) -> int:
+    """Return how far the frontier of a view's states is before their instant.
+
+    Rows received from then on may be this much older, and the frontier waits for them.
+    """
+    return max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
 
 
 def parts_before(

@@ -40,6 +40,7 @@ from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
+from tidemill.pipelines.recovery.log_parts import wait_us
 from tidemill.pipelines.run.progress import Progress, StageProgress
 from tidemill.pipelines.verify.compare_predictions import differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
@@ -149,7 +150,7 @@ def received_before(
     Returns:
         bool, ``(rows,)``.
     """
-    waits = max(view.stream.out_of_orderness_us, config.project.request.out_of_orderness_us)
+    waits = wait_us(config.project, view)
     until_us = min(frontiers.highest + waits, config.splits.stream_until_us)
     applied: BoolArray = source.words(RECEIVED) < until_us
     return applied

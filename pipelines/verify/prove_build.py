@@ -8,7 +8,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
+from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_build import compare_build
 from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
@@ -97,7 +97,7 @@ def _compare_offline(
                 cause = "not every shard of the log has been written"
                 findings.add(Mismatch("offline", "the span of each shard", view.name, cause=cause))
                 continue
-            waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
+            waits = wait_us(project, view)
             _, positions = parts_before(
                 log, project, source_partitions(log, project), reached.last_us + waits
             )

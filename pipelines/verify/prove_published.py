@@ -11,6 +11,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.beginning import find_beginning
 from tidemill.pipelines.recovery.later_states import Later, later_operators
+from tidemill.pipelines.recovery.log_parts import wait_us
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.operator import ShardOperator
@@ -94,9 +95,7 @@ def published_operators(config: Configuration, check: RowCheck) -> Iterator[Shar
         if not known:
             continue
         # A frontier follows from the end of the rows that were applied (`find_later`).
-        waits = max(
-            project.view(view).stream.out_of_orderness_us, project.request.out_of_orderness_us
-        )
+        waits = wait_us(project, project.view(view))
         frontier, end_us = max(known), config.splits.stream_until_us
         later = Later(frontier + waits, TIME_MIN)
         if frontier + waits > end_us:

@@ -20,7 +20,7 @@ from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
-from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
+from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_build import compare_record
 from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
@@ -289,11 +289,7 @@ def _log_history(config: Configuration, run: StreamRun, offline: Path) -> None:
         Log(config.current.build_folder),
         offline,
         shards=config.shards,
-        until_us={
-            view.name: run.as_of_us
-            - max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
-            for view in project.views
-        },
+        until_us={view.name: run.as_of_us - wait_us(project, view) for view in project.views},
         positions=run.positions,
     )
 

@@ -13,6 +13,7 @@ from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.recovery.log_parts import wait_us
 from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.verify.source_history import History, PositionVector, Seen
 
@@ -171,9 +172,7 @@ def read_evidence(
         as_of_us = run.as_of_us
         handoff = {name: tuple(places) for name, places in run.positions.items()}
         for view in project.views:
-            # Rows received later may be this much older, so the frontier waits for them.
-            waits = max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
-            handoff_us[view.name] = as_of_us - waits
+            handoff_us[view.name] = as_of_us - wait_us(project, view)
     mode = config.stream.mode if run is None else run.mode
     return Evidence(
         releases=releases,
