@@ -124,6 +124,7 @@ def nothing_streamed(config: Configuration) -> dict[str, Any]:
         "sources": {},
         "generation": config.current.generation,
         "log_is_witness": [],
+        "files_written_again": [],
         "features": len(config.project.columns),
         "first_late": [],
     }
@@ -200,6 +201,7 @@ def prove_stream(
         "sources": _source_counts(history, run.as_of_us, end_us),
         "generation": current.generation,
         "log_is_witness": [f"{name}: {why}" for name, why in witness.changed.items()],
+        "files_written_again": [f"{name}: {why}" for name, why in witness.resaved.items()],
         "requests": served.expected + served.unanswered,
         "rejected_requests": served.unanswered,
         "waiting_requests": served.waiting,

@@ -40,10 +40,13 @@ class Witness:
     Attributes:
         history: The rows of every source.
         changed: Source to the reason why its log is the witness; empty where the files are.
+        resaved: Source to how its files are not as they were recorded, although they hold the same
+            rows: they have grown, or were written again.
     """
 
     history: History
     changed: Mapping[str, str]
+    resaved: Mapping[str, str]
 
 
 class Witnesses:
@@ -82,7 +85,7 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
     there = [name for name in known if now[name]]
     original = read_history(config, there, progress)
     sources: dict[str, SourceHistory] = {}
-    changed = {}
+    changed, resaved = {}, {}
     for name in known:
         record = manifest.sources[name]
         cut, digest = record["cut"], record["digest"]
@@ -104,6 +107,8 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
         read = _below(original.sources[name], cut)
         if _digest(read, cut) == digest:
             sources[name] = read
+            if (why := changed_files(record["files"], now[name])) is not None:
+                resaved[name] = why
         elif (why := changed_files(record["files"], now[name])) is not None:
             changed[name] = why
             sources[name] = logged.sources[name]
@@ -119,7 +124,7 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
                 )
             )
             sources[name] = original.sources[name]
-    return Witness(History(config.project, sources), changed)
+    return Witness(History(config.project, sources), changed, resaved)
 
 
 def changed_files(recorded: Sequence[Mapping[str, Any]], now: Sequence[Path]) -> str | None:

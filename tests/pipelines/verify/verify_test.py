@@ -44,6 +44,7 @@ from tidemill.pipelines.verify.diagnosis import EARLY
 from tidemill.pipelines.verify.read_features import read_features
 from tidemill.pipelines.verify.served import read_predictions
 from tidemill.pipelines.verify.verify import verify
+from tidemill.serving.files.records import checksum_of
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.reader import FRONTIER, STATUS
 from tidemill.serving.online.rows import KeySpace, online_keys
@@ -417,3 +418,16 @@ def test_what_other_definitions_have_made_is_not_proven_and_said(served: Configu
     config = replace(served, shards=3)
     figures = verify(config, QuietProgress(), sample=5)
     assert [row["why"] for row in figures["earlier"]] == ["of 2 shards"]
+
+
+def test_files_that_hold_the_same_rows_in_other_bytes_are_named(served: Configuration) -> None:
+    manifest = build_of(served.root) / "build.json"
+    stored = json.loads(manifest.read_text())
+    header = {name: stored.pop(name) for name in ("format", "version", "checksum")}
+    stored["sources"]["rides"]["files"][0]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps({**header, "checksum": checksum_of(stored), **stored}))
+    figures = _verify(served)
+    assert figures["mismatches"] == 0
+    (named,) = figures["files_written_again"]
+    assert named.startswith("rides: ")
+    assert named.endswith("rides.csv was changed")
