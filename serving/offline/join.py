@@ -137,7 +137,8 @@ def join(
     if not view.log.directory.is_dir():
         raise StoreError(
             f"view {view.name!r}: there is no offline log at {view.log.directory}; write the "
-            "history with `tidemill backfill --publish`"
+            "history with `tidemill backfill --publish`; if the feature_store.yaml is a copy in "
+            "another folder, name there where the root is: offline_store: {root: PATH}"
         )
     _check_span(view, times_us)
     _check_keys(view, keys)

@@ -113,6 +113,7 @@ def read_registered(store: feast.FeatureStore) -> Registered:
     every = [
         *registry.list_feature_views(project, allow_cache=False),
         *registry.list_stream_feature_views(project, allow_cache=False),
+        *registry.list_on_demand_feature_views(project, allow_cache=False),
     ]
     ours = [_registered_view(view) for view in every if DEFINITION_TAG in view.tags]
     foreign = [view for view in every if DEFINITION_TAG not in view.tags]

@@ -12,13 +12,14 @@ import feast
 import pytest
 
 import tidemill
-from tests.support import parcels
+from tests.support import others_views, parcels
 from tests.support.parcels import BY_COURIER, BY_DEPOT, DEPOT
 from tests.support.versions import NEW, OLD, apply, contents, registered_names
 from tidemill import count
 from tidemill.features.errors import StoreError
-from tidemill.serving.registry.registration import plan_project
+from tidemill.serving.registry.registration import open_store, plan_project
 from tidemill.serving.registry.repository import registered_objects
+from tidemill.serving.registry.state import read_registered
 from tidemill.serving.stores.feast_config import (
     OBJECTS_MODULE,
     write_feature_store_yaml,
@@ -133,3 +134,12 @@ def test_descriptions_are_registered_at_once_and_kept_by_feast_apply(tmp_path: P
     apply(OLD, tmp_path, place)  # without a description again
     assert feast.FeatureStore(repo_path=str(tmp_path)).get_feature_view("by_depot").owner == ""
     assert plan_project(OLD, places).registers == ()
+
+
+def test_entity_of_an_on_demand_view_of_others_is_in_use(tmp_path: Path) -> None:
+    store = open_store(OLD, StorePlaces.below(tmp_path), clock="replay")
+    others_views.write_files(tmp_path)
+    store.apply(others_views.views(tmp_path))
+    found = read_registered(store)
+    assert {"written", "computed"} < set(found.foreign_views)
+    assert "person" in found.entities_in_use

@@ -7,12 +7,14 @@ from typing import Any
 
 import feast
 import pyarrow as pa
+import pytest
 import yaml
 
 from tests.support import parcels
 from tests.support.parcels import BY_DEPOT, PARCELS, depot_rows
 from tests.support.scan_history import write_scan_history
 from tidemill.features.contract import DAY, HOUR
+from tidemill.features.errors import StoreError
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.feast_config import FEATURE_STORE_YAML, write_feature_store_yaml
@@ -54,9 +56,12 @@ def test_copy_in_another_folder_names_the_root(tmp_path: Path) -> None:
     sections = yaml.safe_load((tmp_path / "run" / FEATURE_STORE_YAML).read_text())
     sections["online_store"]["path"] = "../run/online.db"
     sections["registry"]["path"] = "../run/registry.db"
-    sections["offline_store"]["root"] = "../run"
     copy = tmp_path / "copy" / FEATURE_STORE_YAML
     copy.parent.mkdir()
+    copy.write_text(yaml.safe_dump(sections))
+    with pytest.raises(StoreError, match=r"no offline log at .*copy.*\{root: PATH\}"):
+        _values(copy.parent)
+    sections["offline_store"]["root"] = "../run"
     copy.write_text(yaml.safe_dump(sections))
     assert _values(copy.parent) == [[5], [1]]
 
