@@ -283,8 +283,8 @@ def _advance_chunk(
     )
     steps, queries = _lay_out(state, work, group_entity, group_start, codes, since, until, publish)
     step_row, step_at = steps
-    if (gone := step_row[(step_at == -1) & (step_row >= 0)]).size:
-        expired += work.steps_of_events(gone)
+    if work.may_expire:
+        expired += work.steps_of_events(step_row[(step_at == -1) & (step_row >= 0)])
     layout.mark_presence(step_row, step_at, queries, state.tiles, plan.hop_us, plan.window_hops)
     answers = _fold_all(state, work, step_row, step_at, queries)
     values, nulls = _finish(state, answers, queries, work, overflows)

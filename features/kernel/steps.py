@@ -102,6 +102,7 @@ class Work:
         self._untils = np.array(frontiers[1:], np.int64)
         self._event_ends = np.cumsum([_rows(step.events) for step in steps])
         self._request_ends = np.cumsum([_rows(step.requests) for step in steps])
+        given_changes = False
         events = concat([step.events for step in steps if step.events is not None])
         self.n_events = _rows(events)
         if events is None or self.n_events == 0:
@@ -112,12 +113,15 @@ class Work:
             id_offsets, id_data = np.zeros(1, np.int32), np.zeros(0, np.uint8)
         else:
             event_time = hashing.bits(events.column(TIME))
-            before = np.repeat(frontiers[:-1], np.diff(self._event_ends, prepend=0))
+            before: Int64Array | int = state.frontier_us
+            if len(steps) > 1:
+                before = np.repeat(frontiers[:-1], np.diff(self._event_ends, prepend=0))
             self.event_change = np.maximum(event_time + 1, before)
             if COUNTS_FROM in events.schema.names:
                 earliest = self.event_change
                 self.event_change = hashing.bits(events.column(COUNTS_FROM))
                 _check_changes(self.event_change, earliest, self._event_ends, self._untils, plan)
+                given_changes = True
             self.event_entity = _resolve(state, events.column(KEY), insert=True)
             cells = matrix_of(events.column(CELLS))
             id_offsets, id_data = hashing.text_buffers(events.column(ID))
@@ -125,8 +129,8 @@ class Work:
         self.event_time, self.cells = read_only(event_time), read_only(cells)
         self.id_offsets, self.id_data = read_only(id_offsets), read_only(id_data)
         self.late = np.zeros(len(steps), np.int64)
-        if self.n_events:
-            self.late = self._by_step((event_time < before) & (before > TIME_MIN))
+        if self.n_events and (late := (event_time < before) & (before > TIME_MIN)).any():
+            self.late = self._by_step(late)
         requests = concat([step.requests for step in steps if step.requests is not None])
         self.n_requests = _rows(requests)
         if requests is None or self.n_requests == 0:
@@ -142,8 +146,10 @@ class Work:
             self.ordinals = requests.column(ORDINAL)
             as_of, ends = self.request_as_of - 1, self._request_ends
             _check_before(as_of, ends, self._untils, plan.view, "request")
-        order = _order(self.event_time)
-        self.event_order = order[_order(self.event_change[order])]
+        self.event_order = _order(self.event_time)
+        self._given_changes = given_changes
+        if given_changes:  # otherwise they are in the order of the times
+            self.event_order = self.event_order[_order(self.event_change[self.event_order])]
         self.request_order = _order(self.request_as_of)
 
     def _by_step(self, events: BoolArray) -> Int64Array:
@@ -155,6 +161,11 @@ class Work:
         """Count some events, given by their indices, by step: int64, ``(steps,)``."""
         steps = np.searchsorted(self._event_ends, events, "right")
         return np.bincount(steps, minlength=len(self._untils))
+
+    @property
+    def may_expire(self) -> bool:
+        """Whether an event may have left all windows before it counts."""
+        return self._given_changes or bool(self.late.any())
 
     @property
     def n_steps(self) -> int:

@@ -38,6 +38,9 @@ Q_TAILS: Final = 7  # from here on, per window, the row of the oldest tile it co
 
 _NONE: Final = 2**63 - 1
 """No change point: later than all of them."""
+_LAID: Final = 1 << 62
+"""Added to the number of rows of a tile between the layout of its first event of a batch and
+`mark_presence`: the tile's own number is that of former batches until then."""
 
 
 @entry
@@ -281,7 +284,8 @@ def _publish_before(
     """Publish an entity at each of its change points before ``key``.
 
     ``event`` is the change point of the last event, or `_NONE` once it is published, and is
-    returned. ``leaving``, per window the row of the tile that leaves it next, is updated.
+    returned. ``leaving``, per window the row of the tile that leaves it next, is updated. A tile
+    whose events all count later changes nothing when it leaves.
     """
     end = entities[entity, START] + entities[entity, LENGTH]
     while True:
@@ -291,20 +295,25 @@ def _publish_before(
                 instant = min(instant, _boundary(tiles, leaving[w], hop_us, window_hops[w]))
         if instant >= key:
             return event
-        entities[entity, CHANGED] = instant
-        _publish(
-            instant,
-            instant,
-            entities,
-            entity,
-            tiles,
-            hop_us,
-            window_hops,
-            step_row,
-            step_at,
-            queries,
-            filled,
-        )
+        changes = event == instant
+        for w in range(window_hops.shape[0]):
+            if leaving[w] < end and tiles[leaving[w], ROWS]:
+                changes |= _boundary(tiles, leaving[w], hop_us, window_hops[w]) == instant
+        if changes:
+            entities[entity, CHANGED] = instant
+            _publish(
+                instant,
+                instant,
+                entities,
+                entity,
+                tiles,
+                hop_us,
+                window_hops,
+                step_row,
+                step_at,
+                queries,
+                filled,
+            )
         if event == instant:
             event = _NONE
         for w in range(window_hops.shape[0]):
@@ -380,6 +389,7 @@ def _lay_out_rows(
                 if tiles[at, HOP] != hop:
                     at = lower_bound(tiles, start, end, hop)
                 step_at[step] = at
+                tiles[at, ROWS] |= _LAID
         else:
             _ask(queries, filled[1], key, ~code, entities, entity, tiles, hop_us, window_hops)
             step_row[step] = -1
@@ -558,12 +568,12 @@ def mark_presence(
         at = step_at[i]
         if step_row[i] >= 0:
             if at >= 0:
-                tiles[at, ROWS] += 1
+                tiles[at, ROWS] = (tiles[at, ROWS] & ~_LAID) + 1
         elif queries[at, Q_REQUEST] == -1:
             until = TIME_MAX
             for w in range(window_hops.shape[0]):
                 for row in range(queries[at, Q_TAILS + w], queries[at, Q_HEAD] + 1):
-                    if tiles[row, ROWS]:
+                    if tiles[row, ROWS] & ~_LAID:
                         until = min(until, _boundary(tiles, row, hop_us, window_hops[w]))
                         break
             queries[at, Q_VALID_UNTIL] = until
