@@ -74,7 +74,7 @@ class Way:
 def ways_of(ours: Route, stock: Route, cards: int) -> dict[str, Way]:
     """Return the ways to read so many cards, by name."""
     shape = ours.shape
-    place = ours.sdk.config.online_store.place(None)
+    place = ours.sdk.config.online_store.place(ours.sdk.config.repo_path)
     reader = OnlineReader(open_database(place), shape.project("ours"), "replay")
 
     def by_sdk(route: Route) -> Way:

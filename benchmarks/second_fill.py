@@ -54,7 +54,7 @@ def measure(store: str, shape: Shape, cards: int, effort: Effort) -> list[Figure
         empty = stored_bytes(route, server)
         route.fill()
         first = stored_bytes(route, server)
-        database = open_database(route.sdk.config.online_store.place(None))
+        database = open_database(route.sdk.config.online_store.place(route.sdk.config.repo_path))
         before = _Reads(database, shape, cards)
         with before.going_on():
             time.sleep(max(effort.seconds, _LEAST_S))

@@ -39,10 +39,8 @@ from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.handoff import StreamRun, last_states, read_record
+from tidemill.pipelines.recovery.handoff import last_states, read_record
 from tidemill.pipelines.recovery.release_log import read_releases
-from tidemill.pipelines.recovery.republish import shown_frontiers
-from tidemill.pipelines.run.paths import CUTS as CUTS_LOG
 from tidemill.pipelines.run.paths import HANDOFF, SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
@@ -477,37 +475,6 @@ def two_late_events() -> tuple[list[Arrived], int]:
         Arrived("trips", 1, [], []),
         *empty,
     ], at + 14_500_000
-
-
-def test_a_stream_that_catches_up_with_its_store_corrects_the_killed_runs_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The killed run applied its late event at another frontier than this run, with other polls.
-
-    So the publication that knows both events is the older one, and would never win.
-    """
-    arrived, killed_at = two_late_events()
-    config = made(tmp_path, arrived)
-    run(config, until_us=BEGIN + 2 * MINUTE)
-    shutil.copytree(last_states(read_current(config.root))[0], tmp_path / "kept")
-    with monkeypatch.context() as patch:
-        patch.setattr(replay, "_SLICE_SECONDS", 0.0)
-        assert run(config, until_us=killed_at, resume=True)["late"] > 0
-    kill(config)
-    shutil.copytree(tmp_path / "kept", stream_of(config.root) / SAVEPOINTS / "00001")
-    shown = shown_frontiers(config)
-    with Reader(config).reading() as reader:
-        began = StreamRun.read(stream_of(config.root))
-        assert began is not None
-        replace(began, poll_rows=1_000).write(stream_of(config.root))
-        (stream_of(config.root) / CUTS_LOG).unlink()
-        assert run(config, until_us=killed_at + MINUTE, resume=True)["late"] == 0
-    assert shown_frontiers(config)["cab", 0] > shown["cab", 0]
-    assert state_differences(config) == []
-    assert reader.faults == []
-    # Repairs of the store are not in the log of publications.
-    assert all(len(rows) == len(set(rows)) for rows in publications_log(config).values())
-    check_evidence(config)
 
 
 def test_a_killed_run_is_repeated_release_by_release(tmp_path: Path) -> None:
