@@ -146,14 +146,15 @@ def stored_bytes(route: Route, server: RedisPlace | None) -> int:
     """Return how many bytes a store takes: the file, or the memory of its Redis."""
     if server is not None:
         return _settled_redis(server)
-    return _written_file(route.sdk.config.online_store.path)
+    config = route.sdk.config
+    return _written_file(Path(config.repo_path) / config.online_store.path)
 
 
-def _written_file(path: str) -> int:
+def _written_file(path: Path) -> int:
     with closing(sqlite3.connect(path)) as connection:
         busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         assert not busy, "somebody reads or writes the file"
-    return Path(path).stat().st_size
+    return path.stat().st_size
 
 
 def _settled_redis(server: RedisPlace) -> int:
