@@ -102,7 +102,7 @@ class Work:
         self._untils = np.array(frontiers[1:], np.int64)
         self._event_ends = np.cumsum([_rows(step.events) for step in steps])
         self._request_ends = np.cumsum([_rows(step.requests) for step in steps])
-        given_changes = False
+        self._given_changes = False
         events = concat([step.events for step in steps if step.events is not None])
         self.n_events = _rows(events)
         if events is None or self.n_events == 0:
@@ -121,7 +121,7 @@ class Work:
                 earliest = self.event_change
                 self.event_change = hashing.bits(events.column(COUNTS_FROM))
                 _check_changes(self.event_change, earliest, self._event_ends, self._untils, plan)
-                given_changes = True
+                self._given_changes = True
             self.event_entity = _resolve(state, events.column(KEY), insert=True)
             cells = matrix_of(events.column(CELLS))
             id_offsets, id_data = hashing.text_buffers(events.column(ID))
@@ -147,8 +147,7 @@ class Work:
             as_of, ends = self.request_as_of - 1, self._request_ends
             _check_before(as_of, ends, self._untils, plan.view, "request")
         self.event_order = _order(self.event_time)
-        self._given_changes = given_changes
-        if given_changes:  # otherwise they are in the order of the times
+        if self._given_changes:  # otherwise they are in the order of the times
             self.event_order = self.event_order[_order(self.event_change[self.event_order])]
         self.request_order = _order(self.request_as_of)
 
