@@ -140,13 +140,14 @@ class Repeat:
         """Take polls.
 
         Args:
-            until: The number of the last poll to take.
+            until: The number of the last poll to take; that of the stream at most.
             stops: Numbers of polls at which the operators are to be seen: polls after one of them
                 are not taken together with it.
 
         Yields:
             What some polls give, all of them in turn. The operators are as of their last one.
         """
+        until = min(until, self.last_poll)
         plans = {view.name: make_plan(view) for view in self._project.views}
         batches: dict[tuple[str, int], list[SequencedBatch]] = {at: [] for at in self.operators}
         parts: list[Part] = []
@@ -168,8 +169,6 @@ class Repeat:
                 yield self._take(poll.number, batches, parts, rejected, rows)
                 batches = {at: [] for at in self.operators}
                 parts, rejected, rows = [], [], 0
-        if parts or rejected or any(batches.values()):
-            yield self._take(self.last_poll, batches, parts, rejected, rows)
 
     def _read(self, until: int) -> Iterator[Poll]:
         at = self._replay.start
