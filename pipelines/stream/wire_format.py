@@ -121,22 +121,24 @@ class Published(NamedTuple):
     is_news: bool = True
 
 
+def published(operator: ShardOperator, release: Release) -> Published:
+    """Return the publications of a release of an operator."""
+    return Published(
+        view=operator.key.view,
+        shard=operator.key.shard,
+        number=release.number,
+        mark_before=release.mark_before,
+        mark=release.mark,
+        attempt=operator.attempt,
+        since_us=release.since_us,
+        frontier_us=release.frontier_us,
+        rows=release.publications,
+    )
+
+
 def pack_publications(operator: ShardOperator, release: Release) -> bytes:
     """Encode the publications of a release of an operator."""
-    return _pack(
-        Published(
-            view=operator.key.view,
-            shard=operator.key.shard,
-            number=release.number,
-            mark_before=release.mark_before,
-            mark=release.mark,
-            attempt=operator.attempt,
-            since_us=release.since_us,
-            frontier_us=release.frontier_us,
-            rows=release.publications,
-        ),
-        operator.key.text,
-    )
+    return _pack(published(operator, release), operator.key.text)
 
 
 def pack_everything(operator: ShardOperator) -> bytes:

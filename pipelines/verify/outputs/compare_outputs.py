@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import TIME_MIN
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import PARTITION, POSITION
+from tidemill.pipelines.publish.changes import append_changes
+from tidemill.pipelines.publish.newest_rows import runs_by_shard
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.repeat import Repeat, Repeated
 from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.publications import named_publications
+from tidemill.pipelines.stream.wire_format import published
 from tidemill.pipelines.verify.findings import Findings
 from tidemill.pipelines.verify.outputs.compare_publications import PublicationCheck
 from tidemill.pipelines.verify.outputs.compare_rejected import RejectedCheck
@@ -23,7 +24,6 @@ from tidemill.pipelines.verify.outputs.compare_rows import RowCheck
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
 from tidemill.pipelines.verify.outputs.extent import Outputs, find_extent
 from tidemill.pipelines.verify.outputs.places import places_of
-from tidemill.serving.offline.log import OfflineLog
 
 
 def compare_outputs(
@@ -141,21 +141,6 @@ def _frontiers(repeat: Repeat) -> dict[str, int]:
 
 def _append(config: Configuration, part: Repeated, offline: Path) -> None:
     """Append the publications of releases to the logs that are written again."""
-    by_shard: dict[tuple[str, int], list[int]] = {}
-    for place, (operator, _) in enumerate(part.releases):
-        by_shard.setdefault((operator.key.view, operator.key.shard), []).append(place)
-    for (name, shard), places in by_shard.items():
-        view = config.project.view(name)
-        run = [part.releases[place][1] for place in places]
-        OfflineLog.of(offline, view).append(
-            view,
-            {
-                release.number: named_publications(view, release.publications)
-                for release in run
-                if release.publications.num_rows
-            },
-            shard=shard,
-            shards=config.shards,
-            since_us=TIME_MIN if run[0].since_us is None else run[0].since_us,
-            until_us=run[-1].frontier_us,
-        )
+    releases = (published(operator, release) for operator, release in part.releases)
+    for run in runs_by_shard(releases):
+        append_changes(config.project, offline, config.shards, run)
