@@ -186,12 +186,12 @@ class RowCheck:
         Args:
             complete: The number of the release that every part must have reached.
         """
-        self._complete, counts = complete, RowCounts()
+        counts = RowCounts()
         for view, (fill, states) in self.fills.items():
             found = {row.key: row for rows in self._database.scan(fill) for row in rows}
             (now,) = self._database.part_states([fill])
             moving = {part for part, one in enumerate(states) if one != now[part]}
-            self._check_parts(view, fill, states, moving)
+            self._check_parts(view, fill, states, moving, complete)
             expected = self._expected(view, fill, states)
             compared = 0
             for key in sorted(found.keys() | expected.keys()):
@@ -207,7 +207,12 @@ class RowCheck:
         return counts
 
     def _check_parts(
-        self, view: str, fill: Fill, states: list[PartState], moving: Collection[int]
+        self,
+        view: str,
+        fill: Fill,
+        states: list[PartState],
+        moving: Collection[int],
+        complete: int,
     ) -> None:
         for part, state in enumerate(states):
             if state.mark is None or part in moving:
@@ -226,9 +231,9 @@ class RowCheck:
                     id, view, "frontier", str(state.frontier_us), str(reached.frontier_us),
                     "the release that the mark names has another frontier",
                 )  # fmt: skip
-            if reached.number < self._complete:
+            if reached.number < complete:
                 self._note(
-                    id, view, "mark", f"release {reached.number}", f"release {self._complete}",
+                    id, view, "mark", f"release {reached.number}", f"release {complete}",
                     "the last publications of the shard are not in the store",
                 )  # fmt: skip
 
