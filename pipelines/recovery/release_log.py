@@ -17,6 +17,11 @@ _OLDEST: Final = 1
 """Releases of version 1 have no marks: they serve as evidence, and no state continues from them."""
 
 
+def place_of(entry: Any) -> tuple[str, int, int]:
+    """Return the view, the shard and the number of a release."""
+    return str(entry["view"]), int(entry["shard"]), int(entry["number"])
+
+
 def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
     """Read the releases below a root in the order of their files.
 
@@ -50,7 +55,7 @@ def read_releases(root: Path) -> list[dict[str, Any]]:
     """
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
     for path in _files(root):
-        found |= _read(path, lambda e: ((e["view"], e["shard"], e["number"]), e))
+        found |= _read(path, lambda entry: (place_of(entry), entry))
     return [found[key] for key in sorted(found)]
 
 

@@ -14,7 +14,7 @@ from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.log_parts import wait_us
-from tidemill.pipelines.recovery.release_log import read_release_lines
+from tidemill.pipelines.recovery.release_log import place_of, read_release_lines
 from tidemill.pipelines.verify.source_history import History, PositionVector, Seen
 
 
@@ -156,8 +156,7 @@ def read_evidence(
     def take(entry: Any) -> tuple[tuple[str, int, int], tuple[int, PositionVector]]:
         events = history.of(project.view(entry["view"])).partitions
         positions = tuple(map(int, entry["positions"][:events]))
-        key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
-        return key, (int(entry["frontier_us"]), positions)
+        return place_of(entry), (int(entry["frontier_us"]), positions)
 
     for key, value in read_release_lines(current.stream_folder, take):
         releases.setdefault(key, value)

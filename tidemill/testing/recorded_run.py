@@ -39,13 +39,13 @@ from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, one_batch
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.recovery.release_log import read_release_lines
+from tidemill.pipelines.recovery.release_log import place_of, read_release_lines
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.answer_parts import group_of
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.sequence import arrivals
 from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
+from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.pipelines.verify.source_history import (
     EventsByKey,
     PositionVector,
@@ -241,10 +241,10 @@ def _beside(
     Raises:
         InputError: The log does not hold the request of a prediction.
     """
-    places = _places(predictions, "partition", "position")
+    places = places_of(predictions, "partition", "position")
     ids = predictions.column("request_id")
     logged = log.read(requests.definition.name, columns=[POSITION])
-    accepted, row = _found(_places(requests.rows, PARTITION, POSITION), places)
+    accepted, row = _found(places_of(requests.rows, PARTITION, POSITION), places)
     asked = one_batch(requests.rows.select([requests.definition.id_column])).column(0)
     same = np.zeros(len(places), np.bool_)
     if accepted.any():
@@ -252,7 +252,7 @@ def _beside(
         same[accepted] = pc.equal(ids.filter(pa.array(accepted)), theirs).to_numpy(
             zero_copy_only=False
         )
-    strange = np.flatnonzero(~_found(_places(logged, PARTITION, POSITION), places)[0])
+    strange = np.flatnonzero(~_found(places_of(logged, PARTITION, POSITION), places)[0])
     strange = np.concatenate([strange, np.flatnonzero(accepted & ~same)])
     if len(strange):
         raise InputError(
@@ -278,19 +278,11 @@ def _found(known: Int64Array, wanted: Int64Array) -> tuple[npt.NDArray[np.bool_]
     return is_known, row
 
 
-def _places(rows: pa.Table | pa.RecordBatch, partition: str, position: str) -> Int64Array:
-    partitions, positions = (rows.column(name).to_numpy() for name in (partition, position))
-    base = np.array([group_of(p, 0) for p in range(int(partitions.max(initial=0)) + 1)], np.int64)
-    places: Int64Array = base[partitions] + positions
-    return places
-
-
 def _releases(stream: Path) -> _Releases:
     """Return the positions of each release, by view, shard and number."""
 
     def take(entry: Any) -> tuple[tuple[str, int, int], PositionVector]:
-        key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
-        return key, tuple(map(int, entry["positions"]))
+        return place_of(entry), tuple(map(int, entry["positions"]))
 
     return dict(read_release_lines(stream, take))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from tidemill.pipelines.recovery.release_log import read_release_lines
+from tidemill.pipelines.recovery.release_log import place_of, read_release_lines
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import RELEASE_VERSION, release_line
@@ -31,14 +31,14 @@ class ReleaseCheck:
 
     Raises:
         InputError: There are no releases.
+        DamagedFile: A line does not say which release it is.
     """
 
     def __init__(self, stream: Path, findings: Findings) -> None:
         self._findings = findings
         self.compared = 0
         self.found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
-        for entry in read_release_lines(stream, dict):
-            key = str(entry["view"]), int(entry["shard"]), int(entry["number"])
+        for key, entry in read_release_lines(stream, lambda one: (place_of(one), dict(one))):
             self.found.setdefault(key, []).append(entry)
 
     def take(self, releases: Iterable[tuple[ShardOperator, Release]], complete: int) -> None:
