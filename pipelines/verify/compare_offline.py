@@ -6,7 +6,7 @@ day by day. So one day is in memory, and the disk needs room for the logs once m
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tidemill.features.definitions import FeatureView
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import StageProgress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.differences import differing, shown
@@ -29,13 +30,10 @@ _MEND: Final = "run `tidemill backfill --publish` again"
 @contextmanager
 def scratch_root(root: Path) -> Iterator[Path]:
     """Yield a new folder below a root for logs that are written again; remove it at the end."""
-    folder = root / "scratch" / "verify-offline"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
+    folder = root / paths.SCRATCH
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="verify-offline-") as work:
+        yield Path(work)
 
 
 def compare_offline(
