@@ -12,6 +12,9 @@ from tidemill.features.kernel.compiled import entry, inner, read_only
 
 UInt64Array = npt.NDArray[np.uint64]
 
+FORGET_FROM: Final = 4_096
+"""A set with fewer pairs forgets none."""
+
 _FREE: Final = TIME_MIN - 1
 
 
@@ -88,7 +91,7 @@ class PairSet:
         self._table = np.zeros((256, 2), np.uint64)
         self._times = np.full(256, _FREE, np.int64)
         self._count = 0
-        self._forget_at = 4_096
+        self._forget_at = FORGET_FROM
 
     def __len__(self) -> int:
         return self._count
@@ -111,7 +114,7 @@ class PairSet:
         pairs, times = self.entries()
         young = times >= time_us
         self._rebuild(pairs[young], times[young], size=2 * int(young.sum()))
-        self._forget_at = max(4_096, 2 * self._count)
+        self._forget_at = max(FORGET_FROM, 2 * self._count)
 
     def entries(self) -> tuple[UInt64Array, Int64Array]:
         """Return the pairs, ``(n, 2)``, and their times, ``(n,)``."""

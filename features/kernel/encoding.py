@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -62,18 +64,62 @@ MAGIC: Final = b"TIDEMILL-STATE"
 VERSION: Final = 1
 _WORD: Final = np.dtype("<i8")
 
+UInt8Array = npt.NDArray[np.uint8]
+
+
+class EncodedEntities(NamedTuple):
+    """The entities of a state, in order of their keys.
+
+    Attributes:
+        changed: int64, ``(entities,)``: the last change point of each.
+        words: int64: what is known of each, one after the other.
+        keys: uint8: their keys, one after the other.
+    """
+
+    changed: Int64Array
+    words: Int64Array
+    keys: UInt8Array
+
 
 def encode(state: State) -> bytes:
     """Encode a state."""
+    found = encode_entities(state)
+    return encode_merged(
+        state.plan, [found], state.frontier_us, state.counters, publishes=state.publishes
+    )
+
+
+def encode_entities(state: State) -> EncodedEntities:
+    """Encode the entities of a state."""
     order, words, keys = _canonical_parts(state)
-    changed = state.entities[order, CHANGED]
+    return EncodedEntities(state.entities[order, CHANGED], words, np.frombuffer(keys, np.uint8))
+
+
+def encode_merged(
+    plan: Plan,
+    parts: Sequence[EncodedEntities],
+    frontier_us: int,
+    counters: Counters,
+    *,
+    publishes: bool = True,
+) -> bytes:
+    """Encode the state whose entities are those of several states, none in two of them.
+
+    Args:
+        plan: The view's plan.
+        parts: The entities of each state.
+        frontier_us: The frontier of all of them.
+        counters: What they have counted together.
+        publishes: As for `State`.
+    """
+    changed, words, keys = _merged(plan, parts)
     header = {
-        "view": state.plan.view,
-        "hash": state.plan.hash,
-        "frontier_us": state.frontier_us,
-        "publishes": state.publishes,
-        "counters": dataclasses.asdict(state.counters),
-        "entities": len(order),
+        "view": plan.view,
+        "hash": plan.hash,
+        "frontier_us": frontier_us,
+        "publishes": publishes,
+        "counters": dataclasses.asdict(counters),
+        "entities": len(changed),
         "words": len(words),
         "key_bytes": len(keys),
     }
@@ -84,11 +130,49 @@ def encode(state: State) -> bytes:
             VERSION.to_bytes(2, "little"),
             len(text).to_bytes(8, "little"),
             text,
-            changed.astype(_WORD).tobytes(),
-            words.astype(_WORD).tobytes(),
-            keys,
+            np.ascontiguousarray(changed, _WORD).data,
+            np.ascontiguousarray(words, _WORD).data,
+            np.ascontiguousarray(keys).data,
         ]
     )
+
+
+def _merged(plan: Plan, parts: Sequence[EncodedEntities]) -> EncodedEntities:
+    """Put the entities of several states in the order of their keys."""
+    if len(parts) == 1:
+        return parts[0]
+    keys, words = [], []
+    for part in parts:
+        count = len(part.changed)
+        starts = np.empty(count + 1, np.int64)
+        key_lengths, tiles = np.empty(count, np.int64), np.empty(count, np.int64)
+        needed = np.zeros(2, np.int64)
+        _index(part.words, plan.tile_words, plan.references, starts, key_lengths, tiles, needed)
+        keys.append(_pieces(np.concatenate([[0], np.cumsum(key_lengths)]), part.keys))
+        words.append(_pieces(8 * starts, part.words))
+    names = pa.chunked_array(keys, pa.large_binary())
+    order = pc.sort_indices(names)
+    return EncodedEntities(
+        np.concatenate([part.changed for part in parts])[order.to_numpy()],
+        _content(pa.chunked_array(words, pa.large_binary()).take(order)).view(np.int64),
+        _content(names.take(order)),
+    )
+
+
+def _pieces(offsets: Int64Array, data: npt.NDArray[Any]) -> pa.Array:
+    """Return an Arrow array of runs of bytes, without a copy."""
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+def _content(pieces: pa.ChunkedArray) -> UInt8Array:
+    """Return the bytes of all runs, one after the other."""
+    found = []
+    for chunk in pieces.chunks:
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64, len(chunk) + 1, chunk.offset * 8)
+        found.append(np.frombuffer(data or b"", np.uint8)[int(ends[0]) : int(ends[-1])])
+    return found[0] if len(found) == 1 else np.concatenate([np.zeros(0, np.uint8), *found])
 
 
 def canonical_bytes(state: State) -> bytes:

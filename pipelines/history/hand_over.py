@@ -1,54 +1,58 @@
-"""Making the states from which a stream starts, in batch, from the accepted log."""
+"""The states from which a stream starts, and the record that describes them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.stages import Stages
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.recovery.beginning import find_beginning
 from tidemill.pipelines.recovery.handoff import Handoff, cut_digests
+from tidemill.pipelines.recovery.log_parts import wait_us
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.run.progress import Progress
-from tidemill.pipelines.stream.state_files import file_hashes, write_handoff
+from tidemill.pipelines.stream.marks import first_mark
+from tidemill.pipelines.stream.operator_key import OperatorKey
+from tidemill.pipelines.stream.state_files import file_hashes
 
 
-def hand_over(
-    config: Configuration, progress: Progress, build: Path, generation: str
-) -> tuple[Handoff, dict[str, Any]]:
+def hand_over(stages: Stages, generation: str) -> tuple[Handoff, dict[str, Any]]:
     """Write the state of every operator over all rows received before the stream begins.
 
     Args:
-        config: The configuration.
-        progress: Where progress is shown.
-        build: The folder of the build, with its log.
+        stages: The stages of the build.
         generation: The generation of the build.
 
     Returns:
         The record of the states, and figures.
     """
-    project = config.project
-    as_of = config.splits.evaluate_until_us
-    folder = build / paths.STATES
-    begin = find_beginning(config, build, as_of)
-    events = 0
-    frontiers: dict[str, list[int]] = {view.name: [] for view in project.views}
-    marks: dict[str, list[str]] = {view.name: [] for view in project.views}
-    total = len(project.views) * config.shards
-    with progress.stage("hand over state", total=total, unit="shards") as stage:
-        for operator in begin.operators:
-            write_handoff(folder, operator)
-            events += operator.counters.events
-            frontiers[operator.key.view].append(operator.state.frontier_us)
-            marks[operator.key.view].append(operator.mark.hex())
-            stage.advance(1)
+    project, plan = stages.project, stages.plan
+    folder = Path(plan.build, paths.STATES)
+    shards = [
+        (view, shard, str(folder))
+        for view in range(len(project.views))
+        for shard in range(plan.shards)
+    ]
+    stages.answer()
+    counts = stages.run("state", "hand over state", shards, total=len(shards), unit="shards")
+    frontiers: dict[str, list[int]] = {}
+    marks: dict[str, list[str]] = {}
+    for view in project.views:
+        positions = [*plan.stops[view.stream.name], *plan.stops[plan.request]]
+        frontier = plan.as_of_us - wait_us(project, view)
+        frontiers[view.name] = [frontier] * plan.shards
+        marks[view.name] = [
+            first_mark(
+                OperatorKey(view.name, view.hash, shard, plan.shards), positions, frontier
+            ).hex()
+            for shard in range(plan.shards)
+        ]
+    positions_of = {name: list(stops) for name, stops in plan.stops.items()}
     handoff = Handoff(
         kind="backfill",
-        as_of_us=as_of,
-        positions=begin.positions,
+        as_of_us=plan.as_of_us,
+        positions=positions_of,
         views={view.name: view.hash for view in project.views},
-        shards=config.shards,
+        shards=plan.shards,
         segment=0,
         frontiers=frontiers,
         marks=marks,
@@ -57,7 +61,12 @@ def hand_over(
         mode=None,
         files=file_hashes(folder),
         generation=generation,
-        digests=cut_digests(Log(build), begin.positions),
+        digests=cut_digests(Log(Path(plan.build)), positions_of),
     )
     handoff.write(folder)
-    return handoff, {"as_of_us": as_of, "shards": total, "events": events}
+    figures = {
+        "as_of_us": plan.as_of_us,
+        "shards": len(shards),
+        "events": sum(count[1] for count in counts),
+    }
+    return handoff, figures

@@ -10,6 +10,7 @@ every row of a file against them before it uses the first one, so damaged rows a
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ import pyarrow as pa
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import ARROW_TYPES, EventStream, Request, Schema
 from tidemill.features.errors import DamagedFile, InputError, StateVersionError
+from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.log_digests import (
     BLOCK_ROWS,
     PartitionDigests,
@@ -134,6 +136,37 @@ class Log:
             )
         return pa.concat_tables(parts)
 
+    def read_span(self, source: str, partition: int, start: int, stop: int) -> pa.RecordBatch:
+        """Read the rows ``[start, stop)`` of a partition into memory of their own.
+
+        The file is not mapped, and its digests are not checked: this is for the process that has
+        just written it.
+        """
+        path = self.path(source, partition)
+        with reading(path, _MEND), pa.OSFile(str(path), "rb") as file:
+            reader = pa.ipc.open_file(file)
+            first, last = start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)
+            blocks = [reader.get_batch(block) for block in range(first, last)]
+        if not blocks:
+            return one_batch(reader.schema.empty_table().replace_schema_metadata(None))
+        rows = blocks[0] if len(blocks) == 1 else pa.concat_batches(blocks)
+        return rows.replace_schema_metadata(None).slice(start - first * BLOCK_ROWS, stop - start)
+
+    def position_at(self, source: str, partition: int, received_us: int) -> int:
+        """Return the position of the first row that was received at an instant or later."""
+        path = self.path(source, partition)
+        reader = self._open(source, partition)
+        with reading(path, _MEND):
+
+            def received(block: int) -> Int64Array:
+                return hashing.bits(reader.get_batch(block).column(RECEIVED))
+
+            blocks = range(reader.num_record_batches)
+            block = bisect.bisect_left(blocks, received_us, key=lambda n: int(received(n)[-1]))
+            if block == len(blocks):
+                return _stored(path, reader.schema)[1].rows
+            return block * BLOCK_ROWS + int(np.searchsorted(received(block), received_us, "left"))
+
     def digests(self, source: str, partition: int) -> PartitionDigests:
         """Return the digests of a partition's rows."""
         path = self.path(source, partition)
@@ -168,12 +201,14 @@ class Log:
         )
 
     def _digest(self, source: str, partition: int, start: int, stop: int) -> bytes:
-        reader = self.open(source, partition)
-        with reading(self.path(source, partition), _MEND):
-            rows = one_batch(reader.read_all().slice(start, stop - start))
-            return block_digest(
-                _stored(self.path(source, partition), reader.schema)[0], rows, _TECHNICAL
-            )
+        """Digest the first rows of a block, once the block has its digest."""
+        path = self.path(source, partition)
+        schema, stored = _stored(path, self._open(source, partition).schema)
+        block = start // BLOCK_ROWS
+        whole = self.read_span(source, partition, *stored.span(block))
+        if block_digest(schema, whole, _TECHNICAL) != stored.blocks[block]:
+            raise _damaged(path, block, stored.rows)
+        return block_digest(schema, whole.slice(0, stop - start), _TECHNICAL)
 
     def write(
         self,
@@ -259,13 +294,19 @@ def _check(path: Path, reader: pa.ipc.RecordBatchFileReader) -> None:
         found = _digests(schema, table)
     if len(table) == stored.rows and tuple(found) == stored.blocks:
         return
-    where = f"it has {len(table)} rows and states {stored.rows}"
     if len(table) == stored.rows:
         pairs = zip(found, stored.blocks, strict=False)
-        bad = next((n for n, (a, b) in enumerate(pairs) if a != b), 0)
-        last = min((bad + 1) * BLOCK_ROWS, stored.rows) - 1
-        where = f"rows {bad * BLOCK_ROWS} to {last} do not have their digest"
+        raise _damaged(path, next((n for n, (a, b) in enumerate(pairs) if a != b), 0), stored.rows)
+    where = f"it has {len(table)} rows and states {stored.rows}"
     raise DamagedFile(f"{path} was changed after it was written: {where}; {_MEND}")
+
+
+def _damaged(path: Path, block: int, rows: int) -> DamagedFile:
+    last = min((block + 1) * BLOCK_ROWS, rows) - 1
+    return DamagedFile(
+        f"{path} was changed after it was written: rows {block * BLOCK_ROWS} to {last} do not have "
+        f"their digest; {_MEND}"
+    )
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:

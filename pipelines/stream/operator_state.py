@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -137,8 +137,17 @@ def encode_snapshot(key: OperatorKey, state: State, rows: PairSet, ids: PairSet)
         rows: Digests of rows, with their times.
         ids: Hashes of rows' ids, with their times.
     """
-    blobs: list[Bytes] = [encode(state)]
-    for pairs, times in (_sorted(*rows.entries()), _sorted(*ids.entries())):
+    return encode_snapshot_of(key, encode(state), rows.entries(), ids.entries())
+
+
+Remembered: TypeAlias = tuple[UInt64Array, Int64Array]
+"""Digests or hashes, ``(rows, 2)``, and the times of their rows, ``(rows,)``."""
+
+
+def encode_snapshot_of(key: OperatorKey, state: bytes, rows: Remembered, ids: Remembered) -> bytes:
+    """Encode a kernel's state that is encoded already, and the remembered rows, in any order."""
+    blobs: list[Bytes] = [state]
+    for pairs, times in (_sorted(*rows), _sorted(*ids)):
         blobs += [pairs.astype(_PAIR).tobytes(), times.astype(_WORD).tobytes()]
     return encode_document(Kind.OPERATOR_SNAPSHOT, key.text, {}, blobs)
 

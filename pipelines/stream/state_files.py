@@ -37,7 +37,16 @@ def write_handoff(folder: Path, operator: ShardOperator) -> None:
 
 def handed_over(operator: ShardOperator) -> bytes:
     """Encode the complete state of an operator."""
-    blobs = [operator.handed_over_head(), operator.snapshot()]
+    return _operator_file(operator, operator.snapshot())
+
+
+def write_handoff_of(folder: Path, operator: ShardOperator, snapshot: bytes) -> None:
+    """Write the complete state of an operator whose snapshot is encoded already."""
+    _write(state_path(folder, operator.key), _operator_file(operator, snapshot))
+
+
+def _operator_file(operator: ShardOperator, snapshot: bytes) -> bytes:
+    blobs = [operator.handed_over_head(), snapshot]
     return encode_document(Kind.OPERATOR_FILE, operator.key.text, {}, blobs)
 
 

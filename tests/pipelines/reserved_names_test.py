@@ -16,7 +16,8 @@ from tidemill.features.definitions.reserved import (
     PREDICTION_COLUMNS,
     TRAINING_COLUMNS,
 )
-from tidemill.pipelines.history.backfill import training_rows
+from tidemill.pipelines.history.labels import Labelled
+from tidemill.pipelines.history.training_table import training_rows
 from tidemill.pipelines.io import log
 from tidemill.pipelines.io.files.judged_rows import DROP_COLUMN, REJECT_COLUMN
 from tidemill.pipelines.stream.answer_join import answered_schema
@@ -78,8 +79,9 @@ def test_columns_of_an_answer() -> None:
 
 
 def test_columns_of_a_training_row() -> None:
-    events = pa.Table.from_batches([to_batch(SCHEMA, [])])
-    rows = training_rows(PROJECT, _answered(), events)
+    labels = Labelled(pa.nulls(1, pa.float64()), pa.nulls(1, pa.timestamp("us", tz="UTC")))
+    values, nulls = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.uint8)
+    rows = training_rows(PROJECT, _answered(), 0, values, nulls, labels)
     assert set(_own(rows.schema.names)) - set(log_columns()) == set(TRAINING_COLUMNS)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.support.streaming_project import Arrived, write_log
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.backfill import sharded
 from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.history.build_manifest import (
     BuildManifest,
@@ -37,7 +38,8 @@ def make_build(
         log = Log(build.folder)
         write_log(build.folder, config.project, arrived)
         build.settle()
-        handoff, _ = hand_over(config, QuietProgress(), build.folder, build.generation)
+        with sharded(config, QuietProgress(), build.folder, build.work) as stages:
+            handoff, _ = hand_over(stages, build.generation)
         until_us = {view: min(frontiers) for view, frontiers in handoff.frontiers.items()}
         log_history(
             views_to_log(config.project, build, until_us, publish=publish),

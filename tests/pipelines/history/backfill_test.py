@@ -20,10 +20,8 @@ from tests.support.streaming_project import (
     Row,
     arrivals,
     configuration,
-    elements_of,
     expected_vectors,
     newest_publications,
-    poll_part,
     random_rows,
     vectors_of,
     without_leaks,
@@ -34,29 +32,33 @@ from tidemill.features.errors import InputError
 from tidemill.features.kernel.advance import advance
 from tidemill.features.kernel.encoding import canonical_bytes
 from tidemill.features.kernel.tiles.state import State
-from tidemill.pipelines.history.backfill import (
-    SPAN_ROWS,
-    answer_shard,
-    join_answers,
-    point_in_time,
-    spans,
-)
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.backfill import point_in_time, sharded
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.handoff import read_record
+from tidemill.pipelines.recovery.handoff import Handoff, read_record
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
-from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.stream.featurize_options import operator_key
+from tidemill.pipelines.run.progress import Progress, QuietProgress
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.release import Release
-from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.state_files import read_handoff
-from tidemill.pipelines.stream.wire_format import encode_part
 
 STOP = START + 11 * MINUTE
 GENERATION = "0123456789abcdef"
+
+
+def handed_over(config: Configuration) -> tuple[Handoff, dict[str, Any]]:
+    """Write the states of a log that is written already."""
+    with sharded(config, QuietProgress(), config.root, config.root / "work") as stages:
+        return hand_over(stages, GENERATION)
+
+
+def computed(config: Configuration, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the training table of a log that is written already."""
+    shown = QuietProgress() if progress is None else progress
+    with sharded(config, shown, config.root, config.root / "work") as stages:
+        return point_in_time(stages)
 
 
 def run_log(stream: PlainStream, root: Path, start_us: int, poll_rows: int) -> None:
@@ -96,7 +98,7 @@ def test_a_stream_from_a_handed_over_state_equals_one_that_never_stopped(
     run_log(whole, tmp_path, START - MINUTE, chance.randint(1, 30))
 
     cut = START + chance.randrange(0, 600 * SECOND)
-    hand_over(configuration(tmp_path, PROJECT, cut, STOP), QuietProgress(), tmp_path, GENERATION)
+    handed_over(configuration(tmp_path, PROJECT, cut, STOP))
     rest = PlainStream(PROJECT, 2, PARTITIONS)
     begun = []
     for view in range(len(PROJECT.views)):
@@ -132,7 +134,7 @@ def test_a_handoff_says_what_it_is_of(tmp_path: Path) -> None:
     write_log(tmp_path, PROJECT, arrived)
     cut = START + 5 * MINUTE
     config = configuration(tmp_path, PROJECT, cut, STOP, shards=3)
-    handoff, counts = hand_over(config, QuietProgress(), tmp_path, GENERATION)
+    handoff, counts = handed_over(config)
     assert read_record(tmp_path / "states") == handoff
     before = {
         name: [
@@ -182,9 +184,7 @@ def training_table(root: Path) -> dict[str, dict[str, Any]]:
 def backfilled(tmp_path: Path) -> tuple[dict[str, list[Row]], dict[str, dict[str, Any]]]:
     rows = without_leaks(random_rows(3))
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
-    counts = point_in_time(
-        configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress(), tmp_path
-    )
+    counts = computed(configuration(tmp_path, PROJECT, STOP, STOP + 1))
     table = training_table(tmp_path)
     labelled = sum(row["label"] is not None for row in table.values())
     assert 3 < labelled < 60
@@ -245,7 +245,7 @@ def test_a_training_table_without_any_label_is_said(tmp_path: Path) -> None:
     rows["trips"] = [{**row, "trip": f"other-{row['trip']}"} for row in rows["trips"]]
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
     progress = Said()
-    counts = point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), progress, tmp_path)
+    counts = computed(configuration(tmp_path, PROJECT, STOP, STOP + 1), progress)
     assert (counts["requests"], counts["labelled"]) == (60, 0)
     (line,) = progress.lines
     assert line.startswith("no request has a label: no event of 'trips' has the trip of a request")
@@ -256,7 +256,7 @@ def test_a_project_without_a_label_counts_none(tmp_path: Path) -> None:
     rows = without_leaks(random_rows(3))
     write_log(tmp_path, project, arrivals(project, rows, PARTITIONS, random.Random(3)))
     progress = Said()
-    counts = point_in_time(configuration(tmp_path, project, STOP, STOP + 1), progress, tmp_path)
+    counts = computed(configuration(tmp_path, project, STOP, STOP + 1), progress)
     assert "labelled" not in counts
     assert progress.lines == []
 
@@ -266,53 +266,4 @@ def test_a_label_event_before_its_own_request_stops_the_backfill(tmp_path: Path)
     rows["trips"].append({**rows["trips"][0], "trip": "h7", "at": START - SECOND})
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
     with pytest.raises(InputError, match="'paid_by_card': 1 of its events do not come after"):
-        point_in_time(configuration(tmp_path, PROJECT, STOP, STOP + 1), QuietProgress(), tmp_path)
-
-
-def whole_poll(rows: dict[str, list[Row]], seed: int) -> Poll:
-    arrived = arrivals(PROJECT, rows, PARTITIONS, random.Random(seed))
-    parts = [poll_part(PROJECT, part, 0, len(part.rows), STOP) for part in arrived]
-    return Poll(1, 0, tuple(parts))
-
-
-def test_a_shard_goes_through_the_kernel_once_in_any_order() -> None:
-    rows = random_rows(4)
-    poll = whole_poll(rows, 4)
-    elements = elements_of(PROJECT, 2, [poll])
-    by_group: dict[int, list[bytes]] = {}
-    for part in request_parts(PROJECT, poll):
-        by_group.setdefault(part.group, []).append(encode_part(part))
-    for view, shard, data in elements:
-        key = operator_key(PROJECT, view, shard, 2)
-        for group, answer in answer_shard(PROJECT.views[view], shard, [data]):
-            by_group[group].append(encode_part(answer, key))
-    answered = [join_answers(PROJECT, 2, parts) for parts in by_group.values()]
-    assert vectors_of(PROJECT, answered) == expected_vectors(PROJECT, rows)
-
-
-def test_a_part_that_the_engine_lost_is_named() -> None:
-    poll = whole_poll(random_rows(5), 5)
-    asked = next(iter(request_parts(PROJECT, poll)))
-    parts = [encode_part(asked)]
-    for view, shard, data in elements_of(PROJECT, 2, [poll]):
-        for group, part in answer_shard(PROJECT.views[view], shard, [data]):
-            if group == asked.group and (view, shard) != (1, 0):
-                parts.append(encode_part(part, operator_key(PROJECT, view, shard, 2)))
-    with pytest.raises(InputError, match=r"lost parts of the answers of views \['zone'\]"):
-        join_answers(PROJECT, 2, parts)
-
-
-def test_a_shard_without_requests_answers_nothing() -> None:
-    rows = {**random_rows(6), "hails": []}
-    for view, shard, data in elements_of(PROJECT, 2, [whole_poll(rows, 6)]):
-        assert list(answer_shard(PROJECT.views[view], shard, [data])) == []
-
-
-def test_spans_cover_every_row_of_every_partition_once(tmp_path: Path) -> None:
-    arrived = arrivals(PROJECT, random_rows(7), PARTITIONS, random.Random(7))
-    write_log(tmp_path, PROJECT, arrived)
-    found = spans(Log(tmp_path), PROJECT)
-    assert sorted(found) == sorted(
-        (part.source, part.partition, 0, len(part.rows)) for part in arrived
-    )
-    assert max(len(part.rows) for part in arrived) < SPAN_ROWS
+        computed(configuration(tmp_path, PROJECT, STOP, STOP + 1))

@@ -1,0 +1,214 @@
+"""The stages of a backfill on Beam; their elements say what to do, and hold no rows.
+
+Rows go from stage to stage in files below the root (`pipelines.history.spill`). A task may be done
+again, by any process that sees the root, and writes the same files. Where this process has forked
+others (`pipelines.run.processes`), they share its tasks; an engine with workers uses those.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import apache_beam as beam
+
+from tidemill.features.definitions import Project
+from tidemill.features.errors import InputError
+from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
+from tidemill.pipelines.engines.options import pipeline_options
+from tidemill.pipelines.history.history_plan import HistoryPlan, Span
+from tidemill.pipelines.history.label_parts import label_part
+from tidemill.pipelines.history.shard_answers import answer_part
+from tidemill.pipelines.history.shard_states import write_state
+from tidemill.pipelines.history.split import split_span
+from tidemill.pipelines.history.training_table import write_file
+from tidemill.pipelines.run.processes import Handler, running
+from tidemill.pipelines.run.progress import Progress, StageProgress
+from tidemill.serving.files.atomic_write import write_text
+
+_LOOK_EVERY_S: Final = 0.25
+_DONE: Final = "done"
+
+Counts = Sequence[int]
+"""What a task has counted; the first is shown as progress."""
+
+
+def _split(project: Project, plan: HistoryPlan, *span: Any) -> Counts:
+    return [split_span(project, plan, Span(*span))]
+
+
+def _answer(project: Project, plan: HistoryPlan, view: str, piece: int) -> Counts:
+    return [answer_part(project, plan, view, piece)]
+
+
+def _label(project: Project, plan: HistoryPlan, piece: int) -> Counts:
+    assert project.label is not None  # else there is no such task
+    return label_part(project, project.label, plan, piece)
+
+
+def _join(
+    project: Project, plan: HistoryPlan, partition: int, start: int, stop: int, folder: str
+) -> Counts:
+    return write_file(project, plan, partition, start, stop, Path(folder))
+
+
+def _state(project: Project, plan: HistoryPlan, view: int, shard: int, folder: str) -> Counts:
+    return [1, write_state(project, plan, view, shard, Path(folder))]
+
+
+_STAGES: Final[Mapping[str, Callable[..., Counts]]] = {
+    "split": _split,
+    "answer": _answer,
+    "label": _label,
+    "join": _join,
+    "state": _state,
+}
+
+
+def handler(project: Project) -> Handler:
+    """Return what a process does with a task of the project's backfill."""
+
+    def perform(text: str) -> str:
+        task = json.loads(text)
+        plan = HistoryPlan(**task["plan"])
+        counts = _STAGES[task["stage"]](project, plan, *task["arguments"])
+        done = Path(plan.spill, _DONE, task["stage"], f"{task['number']:06d}-{counts[0]}")
+        write_text(done, json.dumps(list(counts)))
+        return ""
+
+    return perform
+
+
+@beam.typehints.with_input_types(str)
+@beam.typehints.with_output_types(str)
+class _Perform(beam.DoFn):
+    """Does tasks, or has them done by the processes that share the work of this one."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    def start_bundle(self) -> None:
+        self._shared: list[str] = []
+
+    def process(self, element: str) -> None:
+        if running() is None:
+            handler(self._project)(element)
+        else:
+            self._shared.append(element)
+
+    def finish_bundle(self) -> None:
+        processes = running()
+        if processes is not None and self._shared:
+            processes.map(self._shared)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Runs the stages of a backfill.
+
+    Attributes:
+        project: The project.
+        plan: How the work is cut.
+        progress: Where progress is shown.
+    """
+
+    project: Project
+    plan: HistoryPlan
+    progress: Progress
+
+    def answer(self) -> None:
+        """Answer all requests, and make the states of all parts of the shards, once."""
+        project, plan = self.project, self.plan
+        if Path(plan.spill, _DONE, "answer").exists():
+            return
+        parts = [(view.name, n) for view in project.views for n in range(plan.pieces(view.name))]
+        answers = plan.requests * len(project.views)
+        self.run("answer", "point-in-time features", parts, total=answers, unit="answers")
+        shutil.rmtree(Path(plan.spill, "split"), ignore_errors=True)
+
+    def run(
+        self,
+        stage: str,
+        title: str,
+        tasks: Sequence[Sequence[Any]],
+        *,
+        total: int,
+        unit: str,
+    ) -> list[Counts]:
+        """Do the tasks of a stage.
+
+        Args:
+            stage: The name of the stage.
+            title: Its name for the user.
+            tasks: The arguments of each task, JSON values.
+            total: What the first counts of all tasks add up to.
+            unit: What they count.
+
+        Returns:
+            What each task has counted, in order.
+
+        Raises:
+            TidemillError: A task has raised this.
+        """
+        plan = json.loads(self.plan.encode())
+        elements = [
+            json.dumps({"stage": stage, "number": number, "plan": plan, "arguments": [*arguments]})
+            for number, arguments in enumerate(tasks)
+        ]
+        folder = Path(self.plan.spill, _DONE, stage)
+        with self.progress.stage(title, total=total, unit=unit) as shown:
+            if elements:
+                choice = choose_engine(None, streaming=False)
+                shown.note(choice.why)
+                pipeline = beam.Pipeline(
+                    runner=make_runner(choice),
+                    options=pipeline_options(self.project.name, choice, f"backfill-{stage}"),
+                )
+                _ = (
+                    pipeline
+                    | beam.Create(elements)
+                    | beam.Reshuffle()
+                    | beam.ParDo(_Perform(self.project))
+                )
+                with _watched(folder, shown):
+                    run(pipeline, choice)
+        counts = [json.loads(path.read_text()) for path in sorted(folder.glob("*"))]
+        if len(counts) != len(elements):
+            raise InputError(
+                f"{title}: the engine has done {len(counts)} of {len(elements)} tasks; run "
+                "`tidemill backfill` again"
+            )
+        return counts
+
+
+@contextmanager
+def _watched(folder: Path, shown: StageProgress) -> Iterator[None]:
+    """Show the tasks that are done while the block runs."""
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        # An unfinished file has a dot in its name.
+        found = {path.name for path in folder.glob("*") if "." not in path.name}
+        for name in found - seen:
+            shown.advance(int(name.split("-")[1]))
+        seen.update(found)
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_EVERY_S):
+            look()
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    look()
