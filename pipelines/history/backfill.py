@@ -26,7 +26,7 @@ from tidemill.pipelines.history.build_manifest import (
 )
 from tidemill.pipelines.history.builds import Build, building
 from tidemill.pipelines.history.hand_over import hand_over
-from tidemill.pipelines.history.history_plan import FILE_REQUESTS, HistoryPlan
+from tidemill.pipelines.history.history_plan import HistoryPlan
 from tidemill.pipelines.history.offline_views import views_to_log
 from tidemill.pipelines.history.spill import SPILL, check_space
 from tidemill.pipelines.history.split import spill_bytes
@@ -195,7 +195,7 @@ def point_in_time(stages: Stages) -> dict[str, Any]:
             )
     stages.answer()
     table = Path(plan.build, paths.TRAINING_TABLE)
-    files = [(*span[1:], str(table)) for span in plan.spans(plan.request, FILE_REQUESTS)]
+    files = [(*span[1:], str(table)) for span in plan.files()]
     counts = stages.run("join", "training table", files, total=plan.requests, unit="requests")
     rows, labelled = (sum(count[place] for count in counts) for place in range(2))
     if rows != plan.requests:

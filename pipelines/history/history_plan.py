@@ -29,8 +29,8 @@ PART_ROWS: Final = 300_000
 """About how many events, or requests, a part of a shard has."""
 BLOCK_REQUESTS: Final = 131_072
 """Requests whose answers are joined at once."""
-FILE_REQUESTS: Final = 8 * BLOCK_REQUESTS
-"""Requests in a file of the training table."""
+FILE_BLOCKS: Final = 8
+"""Blocks of requests in a file of the training table."""
 
 
 class Span(NamedTuple):
@@ -68,6 +68,8 @@ class HistoryPlan:
         stops: Source to the position of each partition at the instant of the states.
         parts: View to the number of parts of each of its shards.
         label_parts: The number of parts that labels are joined in; 0 without a label.
+        span_rows: How many rows of a partition are split at once.
+        block_requests: How many requests are joined at once.
     """
 
     request: str
@@ -79,6 +81,8 @@ class HistoryPlan:
     stops: Mapping[str, Sequence[int]]
     parts: Mapping[str, int]
     label_parts: int
+    span_rows: int
+    block_requests: int
 
     @staticmethod
     def of(
@@ -88,7 +92,6 @@ class HistoryPlan:
         *,
         shards: int,
         as_of_us: int,
-        part_rows: int = PART_ROWS,
     ) -> HistoryPlan:
         """Plan the work on the log of a build.
 
@@ -101,7 +104,7 @@ class HistoryPlan:
         asked = sum(lengths[project.request.name])
 
         def parts(rows: int, shards: int) -> int:
-            return max(1, -(-rows // (part_rows * shards)))
+            return max(1, -(-rows // (PART_ROWS * shards)))
 
         label = project.label
         return HistoryPlan(
@@ -119,6 +122,8 @@ class HistoryPlan:
                 view.name: parts(max(asked, sum(lengths[view.stream.name])), shards)
                 for view in project.views
             },
+            span_rows=SPAN_ROWS,
+            block_requests=BLOCK_REQUESTS,
             label_parts=0
             if label is None
             else parts(max(asked, sum(lengths[label.stream.name])), 1),
@@ -137,8 +142,15 @@ class HistoryPlan:
         """Return how many parts all shards of a view have."""
         return self.shards * self.parts[view]
 
-    def spans(self, source: str, rows: int = SPAN_ROWS) -> list[Span]:
-        """Cut the partitions of a source."""
+    def spans(self, source: str) -> list[Span]:
+        """Cut the partitions of a source into spans that are split at once."""
+        return self._cut(source, self.span_rows)
+
+    def files(self) -> list[Span]:
+        """Cut the requests into files of the training table."""
+        return self._cut(self.request, FILE_BLOCKS * self.block_requests)
+
+    def _cut(self, source: str, rows: int) -> list[Span]:
         return [
             Span(source, partition, start, min(start + rows, length))
             for partition, length in enumerate(self.lengths[source])
@@ -158,7 +170,7 @@ class HistoryPlan:
     @cached_property
     def blocks(self) -> list[Span]:
         """The blocks of requests, in order."""
-        return self.spans(self.request, BLOCK_REQUESTS)
+        return self._cut(self.request, self.block_requests)
 
     @cached_property
     def block_starts(self) -> Int64Array:

@@ -157,7 +157,8 @@ def _waiting(operator: ShardOperator, parts: Sequence[SpillFile]) -> pa.RecordBa
         if (rows := part.read_rows("waiting", operator.event_schema)) is not None
     ]
     rows = concat(found)
-    if rows is None or len(found) == 1:
-        return rows
+    if rows is None:
+        return None
+    # Taken rows have buffers of their own length, and so the bytes of an operator's rows.
     places = np.concatenate([part.read_array("waiting places", np.int64) for part in parts])
     return rows.take(pa.array(np.argsort(places, kind="stable")))

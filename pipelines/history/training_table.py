@@ -13,7 +13,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.features.kernel.columns import UInt8Array, column_arrays
-from tidemill.pipelines.history.history_plan import BLOCK_REQUESTS, HistoryPlan, Span
+from tidemill.pipelines.history.history_plan import HistoryPlan, Span
 from tidemill.pipelines.history.label_parts import read_labels
 from tidemill.pipelines.history.labels import Labelled
 from tidemill.pipelines.history.shard_answers import read_answers
@@ -86,13 +86,13 @@ def write_file(
     ]
     labels = [SpillFile(plan.labels_path(piece)) for piece in range(plan.label_parts)]
     first = plan.blocks.index(
-        Span(plan.request, partition, start, min(start + BLOCK_REQUESTS, stop))
+        Span(plan.request, partition, start, min(start + plan.block_requests, stop))
     )
     written = labelled = 0
     with atomic_write(folder / f"{partition:012d}-{start:012d}.parquet") as unfinished:
         writer: pq.ParquetWriter | None = None
         try:
-            for block in range(first, first - (start - stop) // BLOCK_REQUESTS):
+            for block in range(first, first - (start - stop) // plan.block_requests):
                 span = plan.blocks[block]
                 values, nulls = _answers(project, plan, answers, block)
                 found = read_labels(plan, labels, block) if project.label is not None else None
@@ -100,7 +100,7 @@ def write_file(
                 rows = training_rows(project, requests, partition, values, nulls, found)
                 if writer is None:
                     writer = pq.ParquetWriter(unfinished, rows.schema)
-                writer.write_batch(rows, row_group_size=BLOCK_REQUESTS)
+                writer.write_batch(rows, row_group_size=rows.num_rows)
                 written += rows.num_rows
                 if found is not None:
                     labelled += rows.num_rows - found.values.null_count
