@@ -88,9 +88,10 @@ def _feed_source(
     ]
     outcome = judge_mended(definition, source, config.project.required_columns(definition), mended)
     rows = outcome.rows
-    there = pa.Table.from_batches([], schema=rows.schema)
+    there: list[pa.RecordBatch] = []
     if log.path(name, 0).exists():
-        there = log.read(name, columns=rows.schema.names).select(rows.schema.names)
+        columns = rows.schema.names
+        there = log.read(name, columns=columns).select(columns).to_batches()
     fresh = len(fresh_rows(rows, there))
     good = [one for index, one in enumerate(mended) if index not in outcome.refused]
     if good:

@@ -12,30 +12,34 @@ in the log: ``read = kept + dropped + rejected + mended``.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
-from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
 from tidemill.pipelines.engines.options import pipeline_options
-from tidemill.pipelines.ingest.rejected_shares import EXAMPLES, examples, too_many
+from tidemill.pipelines.ingest.accepted_rows import AcceptedRows, Arrived
+from tidemill.pipelines.ingest.rejected_shares import (
+    EXAMPLE_COLUMNS,
+    EXAMPLES,
+    examples,
+    too_many,
+)
 from tidemill.pipelines.ingest.repaired_records import Mending, mended_files
 from tidemill.pipelines.ingest.source_digests import digested
-from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
-from tidemill.pipelines.io.log import Log, one_batch
+from tidemill.pipelines.io.files.judged_rows import Counts, read_stream
+from tidemill.pipelines.io.log import Log, log_schema, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
@@ -44,9 +48,88 @@ from tidemill.serving.files.read_files import read_json
 
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
-
-
 _COUNTS: Final = "counts"
+_RUNS: Final = "runs"
+
+
+@dataclass
+class ReadSource:
+    """Reads a source's files, and its mended records, in bounded memory.
+
+    Attributes:
+        config: The configuration.
+        name: The stream's or the request's name.
+        work: A folder for the rows of a large source.
+        counts: How many rows of the files were kept, dropped and rejected.
+        mended: How many rejected records are replaced by mended ones; known when `rejected` ends.
+    """
+
+    config: Configuration
+    name: str
+    work: Path
+    counts: Counts = field(default_factory=Counts)
+    mended: int = 0
+
+    def __post_init__(self) -> None:
+        self._definition = self.config.project.definition(self.name)
+        self._accepted = AcceptedRows(
+            self._definition, self.config.sources[self.name], self.work, self.config.read_until_us
+        )
+        self._mended_parts: list[tuple[pa.RecordBatch, Int64Array]] = []
+
+    def rejected(self) -> Iterator[pa.RecordBatch]:
+        """Read all rows; yield the rejected records on the way."""
+        source, definition = self.config.sources[self.name], self._definition
+        required = self.config.project.required_columns(definition)
+        mending = Mending(self.config.root, self.name)
+        for batch in read_stream(
+            definition,
+            source.find_files(),
+            required=required,
+            format=source.format,
+            nulls=source.nulls,
+            zone=source.zone,
+            ambiguous=source.ambiguous,
+            transform=source.transform,
+            received=source.received,
+        ):
+            self.counts += batch.counts
+            self._accepted.add(batch)
+            if (left := mending.take(batch.rejected)).num_rows:
+                yield left
+        settled = mending.settle(definition, source, required, self._accepted.all_rows)
+        self.mended = settled.mended
+        until_us = self.config.read_until_us
+        for rows, received in settled.parts:
+            stop = len(rows)
+            if until_us is not None:
+                stop = int(np.searchsorted(received, until_us, "left"))
+            self._mended_parts.append((one_batch(rows.slice(0, stop)), received[:stop]))
+        if settled.rejected.num_rows:
+            yield settled.rejected
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of rows of each partition of the log; mended records are the last ones."""
+        return [*self._accepted.lengths, *(rows.num_rows for rows, _ in self._mended_parts)]
+
+    def arrived(self) -> Iterator[Arrived]:
+        """Yield the rows of each partition in order of arrival, after `rejected` has ended."""
+        yield from self._accepted.arrived()
+        first = len(self._accepted.lengths)
+        for partition, (rows, received) in enumerate(self._mended_parts, start=first):
+            yield partition, rows, received
+
+    def write_log(self, build: Path) -> None:
+        """Write the log, after `rejected` has ended."""
+        log = Log(build)
+        with ExitStack() as files:
+            writers = [
+                files.enter_context(log.writing(self._definition, partition, rows))
+                for partition, rows in enumerate(self.lengths)
+            ]
+            for partition, rows, received in self.arrived():
+                writers[partition].write(rows, received)
 
 
 @dataclass(frozen=True)
@@ -64,115 +147,50 @@ class LogPartition:
     received_us: Int64Array
 
 
-def log_partitions(
-    definition: EventStream | Request,
-    source: Source,
-    batches: Iterable[StreamBatch],
-    until_us: int | None = None,
-    mended: Iterable[tuple[pa.Table, Int64Array]] = (),
-) -> Iterator[LogPartition]:
-    """Put a source's accepted rows in order of arrival, by partition.
-
-    Args:
-        definition: The stream or request.
-        source: With a ``received`` column each file is a partition. Without one the rows are sorted
-            by time and id, and the hash of the id chooses among ``source.partitions``.
-        batches: The accepted rows.
-        until_us: Leave out rows received at or after this instant; None keeps all.
-        mended: Partitions to add: rows, and when each row arrived.
-    """
-    parts = list(_ordered(definition, source, batches))
-    parts += [LogPartition(number, *part) for number, part in enumerate(mended, start=len(parts))]
-    for part in parts:
-        if until_us is None:
-            yield part
-        else:
-            stop = int(np.searchsorted(part.received_us, until_us, "left"))
-            yield LogPartition(part.partition, part.rows.slice(0, stop), part.received_us[:stop])
-
-
-def _ordered(
-    definition: EventStream | Request, source: Source, batches: Iterable[StreamBatch]
-) -> Iterator[LogPartition]:
-    schema = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
-    batches = list(batches)
-    kept = [batch for batch in batches if batch.batch.num_rows]
-    if source.received is not None:
-        # A file is a partition also if all its rows were rejected.
-        for partition in range(max((b.partition for b in batches), default=0) + 1):
-            rows = pa.Table.from_batches(
-                [b.batch for b in kept if b.partition == partition], schema=schema
-            )
-            received = rows.column(source.received).cast(pa.int64()).to_numpy()
-            if len(received):
-                received = np.maximum.accumulate(received)
-            yield LogPartition(partition, rows, received)
-        return
-    table = pa.Table.from_batches([b.batch for b in kept], schema=schema)
-    order = pc.sort_indices(
-        table,
-        sort_keys=[(definition.time_column, "ascending"), (definition.id_column, "ascending")],
-    )
-    table = table.take(order)
-    ids = hashing.key_bytes(one_batch(table.select([definition.id_column])).column(0))
-    dealt = hashing.shard_of(ids, source.partitions)
-    for partition in range(source.partitions):
-        rows = table.filter(pa.array(dealt == partition))
-        times = rows.column(definition.time_column).cast(pa.int64()).to_numpy()
-        yield LogPartition(partition, rows, times)
-
-
 @dataclass(frozen=True, eq=False)
 class SourceRead:
     """All rows of a source.
 
     Attributes:
         parts: The partitions of the log, mended records included.
-        rejected: The rejected records.
         counts: How many rows of the files were kept, dropped and rejected.
-        mended: How many rejected records are replaced by mended ones.
     """
 
     parts: list[LogPartition]
-    rejected: list[pa.RecordBatch]
     counts: Counts
-    mended: int
 
 
 def read_log(config: Configuration, name: str) -> SourceRead:
-    """Read a source's files, and its mended records, into the partitions of its log.
+    """Read a source's files, and its mended records, into memory, as its log has them.
 
     Args:
         config: The configuration.
         name: The stream's or the request's name.
     """
-    source = config.sources[name]
-    definition = config.project.definition(name)
-    required = config.project.required_columns(definition)
-    mending = Mending(config.root, name)
-    counts = Counts()
-    kept: list[StreamBatch] = []
-    refused: list[pa.RecordBatch] = []
-    for batch in read_stream(
-        definition,
-        source.find_files(),
-        required=required,
-        format=source.format,
-        nulls=source.nulls,
-        zone=source.zone,
-        ambiguous=source.ambiguous,
-        transform=source.transform,
-        received=source.received,
-    ):
-        counts += batch.counts
-        kept.append(batch)
-        refused.append(mending.take(batch.rejected))
-    settled = mending.settle(definition, source, required, kept)
-    refused.append(settled.rejected)
-    parts = log_partitions(definition, source, kept, config.read_until_us, settled.parts)
-    return SourceRead(
-        list(parts), [batch for batch in refused if batch.num_rows], counts, settled.mended
-    )
+    with _scratch(config, "read") as work:
+        return _read_log(config, name, work)
+
+
+def _read_log(config: Configuration, name: str, work: Path) -> SourceRead:
+    read = ReadSource(config, name, work)
+    for _ in read.rejected():
+        pass
+    schema = log_schema(config.project.definition(name))
+    declared = pa.schema([schema.field(column) for column in schema.names[:-2]])
+    rows: list[list[pa.RecordBatch]] = [[] for _ in read.lengths]
+    received: list[list[Int64Array]] = [[np.zeros(0, np.int64)] for _ in read.lengths]
+    for partition, batch, times in read.arrived():
+        rows[partition].append(batch)
+        received[partition].append(times)
+    parts = [
+        LogPartition(
+            partition,
+            pa.Table.from_batches(rows[partition], schema=declared),
+            np.concatenate(received[partition]),
+        )
+        for partition in range(len(rows))
+    ]
+    return SourceRead(parts, read.counts)
 
 
 @beam.typehints.with_input_types(str)
@@ -184,39 +202,42 @@ class Ingest(beam.DoFn):
     Attributes:
         config: The configuration.
         build: The folder of the build that the log belongs to; None only validates the source.
+        work: A folder for the rows of large sources.
     """
 
     config: Configuration
     build: Path | None
+    work: Path
 
     def process(self, name: str) -> Iterator[Any]:
         """Ingest the source with this name."""
+        source = ReadSource(self.config, name, self.work / name)
+        reasons: Counter[str] = Counter()
+        seen: list[pa.RecordBatch] = []
         read = [*self.config.sources[name].find_files(), *mended_files(self.config.root, name)]
         with digested(read) as files:
-            found = read_log(self.config, name)
-        reasons: Counter[str] = Counter()
-        for batch in found.rejected:
-            reasons.update(batch.column("reason").to_pylist())
-            yield beam.pvalue.TaggedOutput(REJECTED, batch)
+            for batch in source.rejected():
+                reasons.update(batch.column("reason").to_pylist())
+                seen.append(batch.select(list(EXAMPLE_COLUMNS)))
+                yield beam.pvalue.TaggedOutput(REJECTED, batch)
         row = {
             "source": name,
-            "read": found.counts.read,
-            "dropped": found.counts.dropped,
-            "kept": found.counts.kept,
-            "mended": found.mended,
+            "read": source.counts.read,
+            "dropped": source.counts.dropped,
+            "kept": source.counts.kept,
+            "mended": source.mended,
             "rejected": sum(reasons.values()),
             "reasons": dict(reasons),
         }
         if self.config.sources[name].ambiguous is not None:
-            row["repeated_local_times"] = found.counts.resolved
-        if found.rejected:
-            row[EXAMPLES] = examples(found.rejected)
+            row["repeated_local_times"] = source.counts.resolved
+        if seen:
+            row[EXAMPLES] = examples(seen)
         if self.build is not None:
-            log, definition = Log(self.build), self.config.project.definition(name)
-            for part in found.parts:
-                log.write(definition, part.partition, part.rows, part.received_us)
-            row["logged"] = sum(part.rows.num_rows for part in found.parts)
+            source.write_log(self.build)
+            row["logged"] = sum(source.lengths)
             row["files"] = [asdict(file) for file in files]
+        shutil.rmtree(source.work, ignore_errors=True)
         yield json.dumps(row)
 
 
@@ -228,7 +249,8 @@ def ingest(
     Args:
         config: The configuration.
         progress: Where progress is shown.
-        work: A folder of this run, for the rejected records (`replace_rejected`).
+        work: A folder of this run, for the rejected records (`replace_rejected`) and the rows of
+            large sources.
         build: The folder of the build whose log is written; None only validates the sources.
 
     Returns:
@@ -248,7 +270,7 @@ def ingest(
             pipeline
             | beam.Create(sorted(config.sources))
             | beam.Reshuffle()
-            | beam.ParDo(Ingest(config, build)).with_outputs(REJECTED, main=COUNTS)
+            | beam.ParDo(Ingest(config, build, work / _RUNS)).with_outputs(REJECTED, main=COUNTS)
         )
         write = WriteParquet(work / paths.REJECTED, ("stage", "stream", "partition", "position"))
         _ = out[REJECTED] | "Rejected" >> beam.ParDo(write)
@@ -265,14 +287,21 @@ def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any
     Raises:
         TooManyRejected: More of a source's rows are rejected than it allows.
     """
-    folder = config.root / paths.SCRATCH
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="validate-") as work:
-        counts = ingest(config, progress, work=Path(work), build=None)
-        replace_rejected(Path(work), config.root)
+    with _scratch(config, "validate") as work:
+        counts = ingest(config, progress, work=work, build=None)
+        replace_rejected(work, config.root)
     if (error := too_many(config, counts)) is not None:
         raise error
     return counts
+
+
+@contextmanager
+def _scratch(config: Configuration, what: str) -> Iterator[Path]:
+    """Make a folder below the root for the block."""
+    folder = config.root / paths.SCRATCH
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{what}-") as made:
+        yield Path(made)
 
 
 def replace_rejected(work: Path, root: Path) -> None:

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.errors import TooManyRejected
-from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run import paths
@@ -51,17 +50,22 @@ REMEDIES: Final[Mapping[str, str]] = {
 definitions or the files."""
 
 
+EXAMPLE_COLUMNS: Final = ("reason", "origin", "detail")
+"""The columns of rejected records that `examples` needs."""
+
+
 def examples(batches: Sequence[pa.RecordBatch]) -> list[dict[str, Any]]:
     """Return the first rejected record of each reason and column, the most frequent first.
 
     Args:
-        batches: Rejected records (`features.rows.rejected.SCHEMA`) of one source.
+        batches: Rejected records of one source, at least one: the columns ``reason``, ``origin``
+            and ``detail`` (`EXAMPLE_COLUMNS`) of `features.rows.rejected.SCHEMA`.
 
     Returns:
         ``reason``, ``column`` (None where the reason is about the whole line), ``records`` (how
         many have this reason and column), ``origin`` and ``detail`` of the first.
     """
-    table = pa.Table.from_batches(batches, schema=rejected.SCHEMA)
+    table = pa.Table.from_batches(batches)
     named = pc.extract_regex(table["detail"], _COLUMN)
     column = pc.utf8_slice_codeunits(pc.struct_field(named, "column"), 1, -1)
     rows = pa.table(

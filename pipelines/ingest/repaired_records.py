@@ -23,8 +23,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +47,7 @@ from tidemill.pipelines.ingest.source_files import wanted_keys
 from tidemill.pipelines.io.acceptance import judge_arrivals
 from tidemill.pipelines.io.files import csv_lines, json_lines
 from tidemill.pipelines.io.files.csv_lines import BYTE_ORDER_MARK
-from tidemill.pipelines.io.files.judged_rows import StreamBatch, judge
+from tidemill.pipelines.io.files.judged_rows import judge
 from tidemill.pipelines.io.files.readers import RawBatch, nulled
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run import paths
@@ -287,17 +288,21 @@ def _typed(batch: pa.RecordBatch, schema: pa.Schema, required: bool) -> pa.Recor
     return pa.RecordBatch.from_pydict(columns)
 
 
-def fresh_rows(rows: pa.RecordBatch, others: pa.Table) -> Int64Array:
+def fresh_rows(rows: pa.RecordBatch, others: Iterable[pa.RecordBatch]) -> Int64Array:
     """Return the indices (int64, ascending) of rows that equal no other row and no earlier row.
 
     Args:
         rows: ``(rows,)``.
-        others: ``(others,)``, in the same columns.
+        others: Other rows, batch by batch, in the same columns.
     """
-    known = [hashing.digest_rows(batch) for batch in others.combine_chunks().to_batches()]
-    known.append(np.zeros((0, 2), np.uint64))
+    mine = hashing.digest_rows(rows)
+    known = [np.zeros((0, 2), np.uint64)]
+    if len(mine):
+        for batch in others:
+            digests = hashing.digest_rows(batch)
+            known.append(digests[np.isin(digests[:, 0], mine[:, 0])])
     before = sum(map(len, known))
-    first = first_occurrences(np.concatenate([*known, hashing.digest_rows(rows)]))
+    first = first_occurrences(np.concatenate([*known, mine]))
     return first[first >= before] - before
 
 
@@ -376,7 +381,7 @@ class Mending:
         definition: EventStream | Request,
         source: Source,
         required: Collection[str],
-        batches: Sequence[StreamBatch],
+        rows_of_files: Callable[[], Iterable[pa.RecordBatch]],
     ) -> Settled:
         """Judge the mended records, after all of the source's files were read.
 
@@ -384,23 +389,22 @@ class Mending:
             definition: As for `judge_mended`.
             source: As for `judge_mended`.
             required: As for `judge_mended`.
-            batches: The rows of the files.
+            rows_of_files: Reads the rows of the files, in any order.
         """
         parts: list[tuple[pa.Table, Int64Array]] = []
         wrong: list[dict[str, Any]] = []
         if not self._records:
             return Settled(parts, rejected.none(), 0)
-        schema = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
-        there = pa.Table.from_batches([b.batch for b in batches], schema=schema)
+        earlier: list[pa.RecordBatch] = []
         for replay in self._replays:
             used = [one for one in replay if one.record in self._records]
             outcome = judge_mended(definition, source, required, used)
             records = [self._records[one.record] for one in used]
             wrong += restated(records, used, outcome.refused)
-            fresh = fresh_rows(outcome.rows, there)
+            fresh = fresh_rows(outcome.rows, itertools.chain(rows_of_files(), earlier))
             if len(fresh):
-                rows = pa.Table.from_batches([outcome.rows.take(pa.array(fresh))])
-                there = pa.concat_tables([there, rows])
+                earlier.append(outcome.rows.take(pa.array(fresh)))
+                rows = pa.Table.from_batches(earlier[-1:])
                 ends = [used[index].received_us for index in outcome.accepted[fresh].tolist()]
                 parts.append(_in_order(definition, source, rows, np.array(ends, np.int64)))
         batch = pa.RecordBatch.from_pylist(wrong, schema=rejected.SCHEMA)

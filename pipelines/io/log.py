@@ -13,10 +13,12 @@ from __future__ import annotations
 import bisect
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -225,27 +227,123 @@ class Log:
             table: The declared columns, in order of arrival, ``(rows,)``.
             received_us: int64, ``(rows,)``: when each row arrived, ascending.
         """
-        whole = pa.table(
-            [
-                *(table.column(name) for name in definition.schema),
-                pa.array(np.arange(len(table)), pa.int64()),
-                pa.array(received_us, pa.int64()),
-            ],
-            schema=log_schema(definition),
-        ).combine_chunks()
+        with self.writing(definition, partition, len(table)) as writer:
+            writer.write(one_batch(table), received_us)
+
+    @contextmanager
+    def writing(
+        self, definition: EventStream | Request, partition: int, rows: int
+    ) -> Iterator[LogWriter]:
+        """Write a partition piece by piece; it is there when the block has ended.
+
+        Args:
+            definition: The source.
+            partition: The partition's number.
+            rows: How many rows it will have.
+        """
+        with atomic_write(self.path(definition.name, partition)) as unfinished:
+            with pa.OSFile(str(unfinished), "wb") as sink:
+                writer = LogWriter(definition, rows, sink)
+                yield writer
+                writer.close()
+            writer.state_digests(unfinished)
+
+
+class LogWriter:
+    """Writes a partition of a log, block by block; its rows get the positions 0, 1, ...
+
+    The file begins with the digests of its blocks, which are known at its end. So they are written
+    as zeros first, and replaced at the end.
+
+    Args:
+        definition: The source.
+        rows: How many rows will be written.
+        sink: The file.
+    """
+
+    def __init__(self, definition: EventStream | Request, rows: int, sink: pa.NativeFile) -> None:
+        self._definition, self._rows = definition, rows
+        self._schema = log_schema(definition)
+        self._blocks: list[bytes] = []
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = self._written = 0
+        self._unknown = self._stated([bytes(32)] * -(-rows // BLOCK_ROWS))
+        schema = self._schema.with_metadata({_METADATA: self._unknown})
+        self._writer = pa.ipc.new_file(sink, schema)
+
+    def _stated(self, blocks: Sequence[bytes]) -> bytes:
         record = {
             **_FORMAT,
-            "columns": dict(definition.schema),
-            "rows": len(whole),
-            "blocks": [digest.hex() for digest in _digests(definition.schema, whole)],
+            "columns": dict(self._definition.schema),
+            "rows": self._rows,
+            "blocks": [digest.hex() for digest in blocks],
         }
-        whole = whole.replace_schema_metadata({_METADATA: json.dumps(record).encode()})
-        with (
-            atomic_write(self.path(definition.name, partition)) as unfinished,
-            pa.OSFile(str(unfinished), "wb") as sink,
-            pa.ipc.new_file(sink, whole.schema) as writer,
-        ):
-            writer.write_table(whole, max_chunksize=BLOCK_ROWS)
+        return json.dumps(record).encode()
+
+    def write(self, rows: pa.RecordBatch, received_us: Int64Array) -> None:
+        """Write the next rows.
+
+        Args:
+            rows: The declared columns, in order of arrival, ``(rows,)``.
+            received_us: int64, ``(rows,)``: when each row arrived, ascending.
+        """
+        positions = np.arange(self._written, self._written + rows.num_rows)
+        self._written += rows.num_rows
+        self._waiting_rows += rows.num_rows
+        self._waiting.append(
+            pa.RecordBatch.from_arrays(
+                [
+                    *(rows.column(name) for name in self._definition.schema),
+                    pa.array(positions, pa.int64()),
+                    pa.array(received_us, pa.int64()),
+                ],
+                schema=self._schema,
+            )
+        )
+        if self._waiting_rows >= BLOCK_ROWS:
+            self._write_blocks()
+
+    def _write_blocks(self, *, last: bool = False) -> None:
+        rows = one_batch(pa.Table.from_batches(self._waiting, schema=self._schema))
+        stop = rows.num_rows if last else rows.num_rows // BLOCK_ROWS * BLOCK_ROWS
+        for start in range(0, stop, BLOCK_ROWS):
+            block = rows.slice(start, min(BLOCK_ROWS, stop - start))
+            self._blocks.append(block_digest(self._definition.schema, block, _TECHNICAL))
+            self._writer.write_batch(block)
+        self._waiting, self._waiting_rows = [rows.slice(stop)], rows.num_rows - stop
+
+    def close(self) -> None:
+        """Write the last block.
+
+        Raises:
+            ValueError: Another number of rows was written than was announced.
+        """
+        self._write_blocks(last=True)
+        if self._written != self._rows:
+            raise ValueError(f"{self._written} rows were written, announced were {self._rows}")
+        self._writer.close()
+
+    def state_digests(self, path: Path) -> None:
+        """Replace the zeros by the digests, in the schema before and after the rows."""
+        stated = self._stated(self._blocks)
+        if stated == self._unknown:
+            return
+        with path.open("r+b") as file:
+            # Arrow's "File Format": 8 bytes of magic, and a message: a mark, its length, its bytes;
+            # at the end the footer, its length and 6 bytes of magic.
+            file.seek(8 + 4)
+            length = int.from_bytes(file.read(4), "little")
+            _replace(file, 8 + 8, length, self._unknown, stated)
+            end = file.seek(-10, os.SEEK_END)
+            length = int.from_bytes(file.read(4), "little")
+            _replace(file, end - length, length, self._unknown, stated)
+
+
+def _replace(file: BinaryIO, start: int, length: int, old: bytes, new: bytes) -> None:
+    file.seek(start)
+    at = file.read(length).index(old)
+    file.seek(start + at)
+    file.write(new)
 
 
 def rows_digest(definition: EventStream | Request, partitions: Sequence[pa.Table]) -> str:
