@@ -113,6 +113,7 @@ def _log_history(
             until_us=until_us,
             positions=handoff.positions,
             done=done,
+            work=build.work,
         )
     return sum(rows.values())
 

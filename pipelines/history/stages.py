@@ -172,7 +172,7 @@ class Stages:
                 )
                 _ = (
                     pipeline
-                    | beam.Create(elements)
+                    | beam.Create(elements, reshuffle=False)
                     | beam.Reshuffle()
                     | beam.ParDo(_Perform(self.project))
                 )

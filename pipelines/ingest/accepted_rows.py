@@ -7,7 +7,7 @@ when the log is written; those of a log keep the order of their file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,14 +22,10 @@ from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.io.files.judged_rows import StreamBatch
 from tidemill.pipelines.io.log import one_batch
-from tidemill.pipelines.io.merging import merged
-from tidemill.serving.files.atomic_write import atomic_write
-from tidemill.serving.files.file_errors import named_for
+from tidemill.pipelines.io.merging import Run, merged
 
 RUN_ROWS: Final = 1_000_000
 """Rows of a run."""
-MERGE_ROWS: Final = 32_768
-"""Rows of a run that are read at once."""
 
 Arrived = tuple[int, pa.RecordBatch, Int64Array]
 """A partition, its next rows, and when each arrived (int64 microseconds)."""
@@ -61,31 +57,6 @@ def sorted_order(times_us: Int64Array, ids: pa.Array) -> Int64Array:
     return order
 
 
-class _Run:
-    """The rows of a run, in memory or in a file, by blocks."""
-
-    def __init__(self, blocks: Sequence[pa.RecordBatch], path: Path | None) -> None:
-        self._path = path
-        self._blocks = list(blocks)
-        self.blocks = len(blocks)
-        if path is not None:
-            with (
-                atomic_write(path) as unfinished,
-                pa.OSFile(str(unfinished), "wb") as sink,
-                pa.ipc.new_file(sink, blocks[0].schema) as writer,
-            ):
-                for block in blocks:
-                    writer.write_batch(block)
-            self._blocks = []
-
-    def read(self, block: int) -> pa.RecordBatch:
-        """Read a block."""
-        if self._path is None:
-            return self._blocks[block]
-        with named_for(self._path), pa.OSFile(str(self._path), "rb") as file:
-            return pa.ipc.open_file(file).get_batch(block)
-
-
 @dataclass
 class AcceptedRows:
     """The accepted rows of a source.
@@ -113,7 +84,7 @@ class AcceptedRows:
         self._waiting: list[tuple[int, pa.RecordBatch]] = []
         self._waiting_rows = 0
         # Of a log, each run has the rows of one partition; the runs are in order.
-        self._runs: list[tuple[int, _Run]] = []
+        self._runs: list[tuple[int, Run]] = []
         self._highest: dict[int, int] = {}
         self._written = 0
 
@@ -151,10 +122,7 @@ class AcceptedRows:
                 rows = self._sorted(rows)
             path = None if keep else self.folder / f"run-{self._written:06d}.arrow"
             self._written += not keep
-            blocks = [
-                rows.slice(start, MERGE_ROWS) for start in range(0, rows.num_rows, MERGE_ROWS)
-            ]
-            self._runs.append((partition, _Run(blocks, path)))
+            self._runs.append((partition, Run(rows, path)))
 
     def _sorted(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         order = sorted_order(self._times(rows), rows.column(self.definition.id_column))

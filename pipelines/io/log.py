@@ -14,7 +14,7 @@ import bisect
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,8 @@ _FORMAT: Final = {"format": "tidemill-log", "version": 1}
 
 _checked: dict[Path, tuple[int, int, int]] = {}
 """The files whose rows this process has checked: inode, size and time of change."""
+_checked_blocks: dict[Path, tuple[tuple[int, int, int], set[int]]] = {}
+"""The blocks that it has checked, of the other files."""
 
 
 def log_schema(definition: EventStream | Request) -> pa.Schema:
@@ -141,18 +143,24 @@ class Log:
     def read_span(self, source: str, partition: int, start: int, stop: int) -> pa.RecordBatch:
         """Read the rows ``[start, stop)`` of a partition into memory of their own.
 
-        The file is not mapped, and its digests are not checked: this is for the process that has
-        just written it.
+        The file is not mapped, and only the blocks that hold the rows are read and checked.
+
+        Raises:
+            DamagedFile: The file is not one of a log, or its rows are not those that were written.
+            StateVersionError: It was written in another format.
         """
         path = self.path(source, partition)
         with reading(path, _MEND), pa.OSFile(str(path), "rb") as file:
             reader = pa.ipc.open_file(file)
-            first, last = start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)
-            blocks = [reader.get_batch(block) for block in range(first, last)]
+            schema, stored = _stored(path, reader.schema)
+            numbers = range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS))
+            blocks = [reader.get_batch(number) for number in numbers]
+            _check_blocks(path, schema, stored, zip(numbers, blocks, strict=True))
         if not blocks:
             return one_batch(reader.schema.empty_table().replace_schema_metadata(None))
         rows = blocks[0] if len(blocks) == 1 else pa.concat_batches(blocks)
-        return rows.replace_schema_metadata(None).slice(start - first * BLOCK_ROWS, stop - start)
+        rows = rows.replace_schema_metadata(None)
+        return rows.slice(start - numbers[0] * BLOCK_ROWS, stop - start)
 
     def position_at(self, source: str, partition: int, received_us: int) -> int:
         """Return the position of the first row that was received at an instant or later."""
@@ -206,10 +214,7 @@ class Log:
         """Digest the first rows of a block, once the block has its digest."""
         path = self.path(source, partition)
         schema, stored = _stored(path, self._open(source, partition).schema)
-        block = start // BLOCK_ROWS
-        whole = self.read_span(source, partition, *stored.span(block))
-        if block_digest(schema, whole, _TECHNICAL) != stored.blocks[block]:
-            raise _damaged(path, block, stored.rows)
+        whole = self.read_span(source, partition, *stored.span(start // BLOCK_ROWS))
         return block_digest(schema, whole.slice(0, stop - start), _TECHNICAL)
 
     def write(
@@ -397,6 +402,27 @@ def _check(path: Path, reader: pa.ipc.RecordBatchFileReader) -> None:
         raise _damaged(path, next((n for n, (a, b) in enumerate(pairs) if a != b), 0), stored.rows)
     where = f"it has {len(table)} rows and states {stored.rows}"
     raise DamagedFile(f"{path} was changed after it was written: {where}; {_MEND}")
+
+
+def _check_blocks(
+    path: Path,
+    schema: Schema,
+    stored: PartitionDigests,
+    blocks: Iterable[tuple[int, pa.RecordBatch]],
+) -> None:
+    """Check blocks that this process has not checked yet."""
+    status = path.stat()
+    seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+    if _checked.get(path) == seen:
+        return
+    if path not in _checked_blocks or _checked_blocks[path][0] != seen:
+        _checked_blocks[path] = (seen, set())
+    checked = _checked_blocks[path][1]
+    for number, rows in blocks:
+        if number not in checked:
+            if block_digest(schema, rows, _TECHNICAL) != stored.blocks[number]:
+                raise _damaged(path, number, stored.rows)
+            checked.add(number)
 
 
 def _damaged(path: Path, block: int, rows: int) -> DamagedFile:

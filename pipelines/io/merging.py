@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
+from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.file_errors import named_for
+
+MERGE_ROWS: Final = 32_768
+"""Rows of a run that are read at once."""
 
 
-class Run(Protocol):
-    """Sorted rows, by blocks; each block has rows."""
+class Run:
+    """Rows in memory or in a file, by blocks.
 
-    @property
-    def blocks(self) -> int:
-        """The number of blocks."""
+    Args:
+        rows: The rows, ``(rows,)``, at least one.
+        path: The file to write them to; None keeps them in memory.
+    """
+
+    def __init__(self, rows: pa.RecordBatch, path: Path | None) -> None:
+        starts = range(0, rows.num_rows, MERGE_ROWS)
+        self.blocks = len(starts)
+        self._path = path
+        self._rows = [rows.slice(start, MERGE_ROWS) for start in starts]
+        if path is None:
+            return
+        with (
+            atomic_write(path) as unfinished,
+            pa.OSFile(str(unfinished), "wb") as sink,
+            pa.ipc.new_file(sink, rows.schema) as writer,
+        ):
+            for block in self._rows:
+                writer.write_batch(block)
+        self._rows = []
 
     def read(self, block: int) -> pa.RecordBatch:
         """Read a block."""
+        if self._path is None:
+            return self._rows[block]
+        with named_for(self._path), pa.OSFile(str(self._path), "rb") as file:
+            return pa.ipc.open_file(file).get_batch(block)
 
 
 class _Cursor:

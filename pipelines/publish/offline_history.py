@@ -1,8 +1,9 @@
 """The change-point log of history: every past publication, for Feast's point-in-time joins.
 
 The kernel runs over one shard after the other: the shard's events, sorted and cut into slices. The
-change points of a slice (`Publish.EVERY`) are written before the next slice is computed, so memory
-holds the events of one shard and the publications of one slice. The log is read once per shard.
+change points of a slice (`Publish.EVERY`) are written before the next slice is computed. The events
+of a large shard are sorted in runs, in files, and merged; so memory holds the state of one shard
+and the events and publications of one slice. The log is read once per shard.
 
 No event of history is late. History ends at the frontier from which the stream continues; from
 there `append_changes` adds the publications of the stream's releases, where a late event counts
@@ -11,7 +12,9 @@ from the frontier at which it was applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +31,13 @@ from tidemill.features.kernel.plan import Plan, make_plan
 from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of, prepare_events
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.log_digests import BLOCK_ROWS
+from tidemill.pipelines.io.merging import Run, merged
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.serving.offline.log import OfflineLog
 
+RUN_EVENTS: Final = 262_144
+"""Events of a run."""
 SLICE_EVENTS: Final = 65_536
 """How many events make a slice. An event causes one publication and, later, at most one more for
 each window of the view."""
@@ -45,6 +52,7 @@ def log_history(
     until_us: Mapping[str, int],
     positions: Mapping[str, Sequence[int]] | None = None,
     done: Callable[[str, int], None] | None = None,
+    work: Path | None = None,
 ) -> dict[str, int]:
     """Write the change-point log of all history.
 
@@ -57,6 +65,7 @@ def log_history(
         positions: Source to the position at which history ends in each partition; None for all
             rows. Later rows belong to the stream, late or not.
         done: Called with view and shard after each.
+        work: A folder for the events of a large shard; None keeps them in memory.
 
     Returns:
         View to the number of its change points.
@@ -74,6 +83,7 @@ def log_history(
                 shards=shards,
                 until_us=until_us[view.name],
                 positions=None if positions is None else positions[view.stream.name],
+                work=work,
             )
             if done is not None:
                 done(view.name, shard)
@@ -89,6 +99,7 @@ def log_shard(
     shards: int,
     until_us: int,
     positions: Sequence[int] | None = None,
+    work: Path | None = None,
 ) -> int:
     """Write the change-point log of one shard of one view; arguments as for `log_history`.
 
@@ -96,17 +107,68 @@ def log_shard(
         The number of change points.
     """
     plan = make_plan(view)
-    events = _shard_events(view, plan, log, shard, shards, until_us, positions)
     state = State(plan)
     rows = 0
-    for number, (batch, until) in enumerate(_slices(events, until_us)):
-        published = advance(state, batch, None, until, Publish.EVERY).publications
-        if published.num_rows:
-            part = f"history-{shard:05d}-of-{shards:05d}-{number:06d}"
-            target.write(view, named_publications(view, published), part)
-            rows += published.num_rows
+    with _runs_folder(work) as folder:
+        runs = _sorted_runs(view, plan, log, shard, shards, until_us, positions, folder)
+        events = _distinct(merged(runs, _times, _by_time))
+        for number, (batch, until) in enumerate(_slices(events, until_us)):
+            published = advance(state, batch, None, until, Publish.EVERY).publications
+            if published.num_rows:
+                part = f"history-{shard:05d}-of-{shards:05d}-{number:06d}"
+                target.write(view, named_publications(view, published), part)
+                rows += published.num_rows
     target.reach(shard, shards, since_us=TIME_MIN, until_us=until_us)
     return rows
+
+
+@contextmanager
+def _runs_folder(work: Path | None) -> Iterator[Path | None]:
+    if work is None:
+        yield None
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix="runs-") as folder:
+        yield Path(folder)
+
+
+def _times(events: pa.RecordBatch) -> Int64Array:
+    return hashing.bits(events.column(TIME))
+
+
+def _by_time(events: pa.RecordBatch) -> pa.RecordBatch:
+    """Sort events by time; those of one instant keep their order, that of the log."""
+    times = _times(events)
+    if (times[1:] >= times[:-1]).all():
+        return events
+    return events.take(pa.array(np.argsort(times, kind="stable")))
+
+
+def _sorted_runs(
+    view: FeatureView,
+    plan: Plan,
+    log: Log,
+    shard: int,
+    shards: int,
+    until_us: int,
+    positions: Sequence[int] | None,
+    folder: Path | None,
+) -> list[Run]:
+    """Read the events of a shard, in the order of the log: prepared, in runs sorted by time."""
+    runs: list[Run] = []
+    waiting: list[pa.RecordBatch] = []
+
+    def end_run(path: Path | None) -> None:
+        if (rows := concat(waiting)) is not None and rows.num_rows:
+            runs.append(Run(_by_time(rows), path))
+        waiting.clear()
+
+    for mine in _shard_events(view, plan, log, shard, shards, until_us, positions):
+        waiting.append(mine)
+        if folder is not None and sum(rows.num_rows for rows in waiting) >= RUN_EVENTS:
+            end_run(folder / f"{len(runs):06d}.arrow")
+    end_run(None)
+    return runs
 
 
 def _shard_events(
@@ -117,36 +179,57 @@ def _shard_events(
     shards: int,
     until_us: int,
     positions: Sequence[int] | None,
-) -> pa.RecordBatch | None:
-    """Read the events of a shard: prepared, deduplicated, sorted by time."""
+) -> Iterator[pa.RecordBatch]:
     stream = view.stream
-    found: list[pa.RecordBatch] = []
-    for partition in range(log.partitions(stream.name)):
-        reader = log.open(stream.name, partition)
-        first = 0
-        for index in range(reader.num_record_batches):
-            batch = reader.get_batch(index)
-            room = batch.num_rows if positions is None else positions[partition] - first
-            first += batch.num_rows
-            rows = batch.slice(0, max(room, 0)).select(list(stream.schema))
+    for partition, length in enumerate(log.lengths(stream.name)):
+        stop = length if positions is None else min(positions[partition], length)
+        for start in range(0, stop, BLOCK_ROWS):
+            rows = log.read_span(stream.name, partition, start, min(start + BLOCK_ROWS, stop))
+            rows = rows.select(list(stream.schema))
             times = hashing.bits(rows.column(stream.event_time))
             shard_of = hashing.shard_of(hashing.key_bytes(rows.column(view.key)), shards)
             mine = pa.array((shard_of == shard) & (times < until_us))
-            found.append(prepare_events(plan, view, rows.filter(mine)))
-    events = concat(found)
-    if events is None:
-        return None
-    kept = first_occurrences(matrix_of(events.column(DIGEST)).view(np.uint64))
-    times = hashing.bits(events.column(TIME))[kept]
-    return events.take(pa.array(kept[np.argsort(times, kind="stable")]))
+            yield prepare_events(plan, view, rows.filter(mine))
+
+
+def _distinct(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Keep the first of equal events; they come in the order of their times."""
+    last = np.zeros((0, 2), np.uint64)
+    last_us = TIME_MIN
+    for rows in batches:
+        times = _times(rows)
+        if int(times[0]) != last_us:
+            last = last[:0]
+        digests = np.concatenate([last, matrix_of(rows.column(DIGEST)).view(np.uint64)])
+        kept = first_occurrences(digests)
+        kept = kept[kept >= len(last)] - len(last)
+        last_us = int(times[-1])
+        instant = times == last_us
+        last = digests if instant.all() else digests[len(last) :][instant]
+        if len(kept) == rows.num_rows:
+            yield rows
+        elif len(kept):
+            yield rows.take(pa.array(kept))
 
 
 def _slices(
-    events: pa.RecordBatch | None, until_us: int
+    batches: Iterable[pa.RecordBatch], until_us: int
 ) -> Iterator[tuple[pa.RecordBatch | None, int]]:
-    """Cut events between distinct times; yield each slice with its frontier, ``until_us`` last."""
-    if events is not None:
-        times: Int64Array = hashing.bits(events.column(TIME))
+    """Cut events between distinct times; yield each slice with its frontier, ``until_us`` last.
+
+    Args:
+        batches: Events, in order of time.
+        until_us: The frontier after the last slice.
+    """
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += batch.num_rows
+        if count <= SLICE_EVENTS:
+            continue
+        rows = pa.concat_batches(waiting)
+        times = _times(rows)
         first = 0
         while len(times) - first > SLICE_EVENTS:
             cut = int(np.searchsorted(times, times[first + SLICE_EVENTS], "left"))
@@ -154,7 +237,7 @@ def _slices(
                 cut = int(np.searchsorted(times, times[first], "right"))
             if cut == len(times):
                 break
-            yield events.slice(first, cut - first), int(times[cut])
+            yield rows.slice(first, cut - first), int(times[cut])
             first = cut
-        events = events.slice(first)
-    yield events, until_us
+        waiting, count = [rows.slice(first)], len(times) - first
+    yield concat(waiting), until_us
