@@ -21,6 +21,7 @@ from benchmarks.measure import FULL, QUICK, Effort, Report, table
 NAMES: Final = (
     "kernel",
     "backfill_peers",
+    "backfill_end_to_end",
     "row_wise_beam",
     "streaming",
     "online_writes",

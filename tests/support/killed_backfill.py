@@ -12,7 +12,7 @@ from tidemill.pipelines.commands.cli import main
 
 
 def kill_at(place: str) -> None:
-    """Let this process be killed, as by ``kill -9``, when a function is called.
+    """Let this process be killed, as by ``kill -9``, when it or a child calls a function.
 
     Args:
         place: ``MODULE:NAME``, where NAME may be ``CLASS.METHOD``.
@@ -22,10 +22,12 @@ def kill_at(place: str) -> None:
     *classes, function = name.split(".")
     for part in classes:
         owner = getattr(owner, part)
+    parent = os.getpid()
     getattr(owner, function)  # a name that is gone must not make this do nothing
 
     def killed(*_: Any, **__: Any) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(parent, signal.SIGKILL)
+        signal.pause()  # a child is killed with its parent
 
     setattr(owner, function, killed)
 

@@ -448,6 +448,11 @@ def test_a_stream_whose_record_is_damaged_ends_a_build_before_the_switch(
 
 
 STEPS = (
+    "tidemill.pipelines.ingest.ingest:ReadSource.write_log",
+    "tidemill.pipelines.history.stages:split_span",
+    "tidemill.pipelines.history.stages:answer_part",
+    "tidemill.pipelines.history.stages:write_file",
+    "tidemill.pipelines.history.stages:write_state",
     "tidemill.pipelines.history.backfill:point_in_time",
     "tidemill.pipelines.history.backfill:hand_over",
     "tidemill.pipelines.history.backfill:log_history",
