@@ -57,8 +57,8 @@ def training_table(history: History) -> pa.Table:
     """Compute the training table of a history.
 
     Returns:
-        The columns of `pipelines.history.backfill.training_rows`, ``(requests,)``, in the order of
-        the requests.
+        The columns of `pipelines.history.training_table.training_rows`, ``(requests,)``, in the
+        order of the requests.
     """
     project, rows = history.project, history.requests.rows
     request = project.request

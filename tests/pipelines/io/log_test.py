@@ -11,8 +11,9 @@ import pytest
 
 from tests.support.strategies import to_batch
 from tests.support.streaming_project import RAIN, REQUEST, START, TRIPS
-from tidemill.features.errors import InputError
+from tidemill.features.errors import DamagedFile, InputError
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, Log, log_schema, one_batch
+from tidemill.pipelines.io.log_digests import BLOCK_ROWS
 
 
 def readings(*numbers: int) -> pa.Table:
@@ -89,3 +90,65 @@ def test_a_table_is_one_batch_also_when_it_is_empty_or_in_pieces() -> None:
     assert one_batch(readings()).schema.equals(readings().schema)
     pieces = pa.concat_tables([readings(1), readings(2, 3)])
     assert one_batch(pieces).column("reading").to_pylist() == [1, 2, 3]
+
+
+def many_readings(rows: int) -> pa.Table:
+    chance = np.random.default_rng(1)
+    mm = pa.array(chance.random(rows), mask=chance.random(rows) < 0.2)
+    at = pa.array(START + np.arange(rows)).cast(pa.timestamp("us", tz="UTC"))
+    return pa.table([at, np.arange(rows), chance.integers(0, 3, rows), mm], names=list(RAIN.schema))
+
+
+@pytest.mark.parametrize("rows", [0, 1, BLOCK_ROWS, 2 * BLOCK_ROWS + 777])
+def test_a_log_written_piece_by_piece_has_the_bytes_of_one_written_at_once(
+    rows: int, tmp_path: Path
+) -> None:
+    table, arrived = many_readings(rows), START + np.arange(rows)
+    at_once, pieces = Log(tmp_path / "once"), Log(tmp_path / "pieces")
+    at_once.write(RAIN, 0, table, arrived)
+    with pieces.writing(RAIN, 0, rows) as writer:
+        start = 0
+        for size in (10, 60_000, 3, 100_000, rows):
+            piece = one_batch(table.slice(start, size))
+            writer.write(piece, arrived[start : start + size])
+            start += piece.num_rows
+    assert pieces.path("rain", 0).read_bytes() == at_once.path("rain", 0).read_bytes()
+    assert pieces.digests("rain", 0).rows == rows
+    assert len(pieces.read("rain", 0)) == rows
+
+
+def test_a_log_with_other_rows_than_announced_is_not_written(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    with pytest.raises(ValueError, match="3 rows were written, announced were 4"):  # noqa: SIM117
+        with log.writing(RAIN, 0, 4) as writer:
+            writer.write(one_batch(readings(1, 2, 3)), received(1, 2, 3))
+    assert list(log.path("rain", 0).parent.iterdir()) == []
+
+
+def test_a_span_is_read_and_checked_alone(tmp_path: Path) -> None:
+    rows = 2 * BLOCK_ROWS + 50
+    log = Log(tmp_path)
+    log.write(RAIN, 0, many_readings(rows), START + np.arange(rows))
+    for start, stop in ((0, 0), (5, 9), (BLOCK_ROWS - 2, BLOCK_ROWS + 2), (0, rows)):
+        found = log.read_span("rain", 0, start, stop)
+        assert found.column(POSITION).to_pylist() == list(range(start, stop))
+    path = log.path("rain", 0)
+    data = bytearray(path.read_bytes())
+    word = (START + BLOCK_ROWS + 7).to_bytes(8, "little")
+    data[data.rindex(word)] ^= 1
+    path.write_bytes(data)
+    assert log.read_span("rain", 0, 0, 10).num_rows == 10
+    first, last = BLOCK_ROWS, 2 * BLOCK_ROWS - 1
+    with pytest.raises(DamagedFile, match=f"rows {first} to {last} do not have their digest"):
+        log.read_span("rain", 0, BLOCK_ROWS + 100, BLOCK_ROWS + 101)
+
+
+def test_a_position_is_found_by_the_time_of_receipt(tmp_path: Path) -> None:
+    rows = BLOCK_ROWS + 10
+    log = Log(tmp_path)
+    log.write(RAIN, 0, many_readings(rows), START + np.arange(rows) // 2)
+    log.write(RAIN, 1, many_readings(0), received())
+    for offset in (-1, 0, 1, BLOCK_ROWS // 2, (rows - 1) // 2, rows):
+        expected = min(max(2 * offset, 0), rows)
+        assert log.position_at("rain", 0, START + offset) == expected
+    assert log.position_at("rain", 1, START) == 0
