@@ -48,7 +48,7 @@ def count_outcome(root: Path, request: str) -> dict[str, Any]:
         "releases": len(releases),
         **seen,
         "overflows": sum(entry["kernel"]["overflows"] for entry in last.values()),
-        "frontiers": frontiers,
+        "frontiers_us": frontiers,
         "latency_ms": _latency(root / paths.PREDICTIONS),
         "as_of_distance_ms": _distance(root / paths.PREDICTIONS, sorted(frontiers)),
     }

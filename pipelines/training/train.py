@@ -13,15 +13,16 @@ features).
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from tidemill.features.contract import SECOND, write_instant
 from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError
 from tidemill.features.models.preprocessing import ModelInput, model_inputs
@@ -65,7 +66,7 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
         config.training,
         work=config.root / paths.SCRATCH,
         bundles=config.root / paths.BUNDLES,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=write_instant(time.time_ns() // 1_000_000_000 * SECOND),
         progress=progress,
         lineage={
             "generation": manifest.generation,

@@ -27,6 +27,7 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.sequence import arrivals
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.instants import field_text
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.served import Served, check_requests, column_of
 from tidemill.pipelines.verify.source_history import EventsByKey, History, SourceHistory
@@ -164,11 +165,12 @@ def _check_stamps(
 
     def note(what: str, rows: BoolArray, seen: Int64Array, expected: Any, cause: str) -> None:
         for row in np.flatnonzero(rows).tolist():
-            as_of = int(verdict.as_of_us[row])
+            as_of, right = int(verdict.as_of_us[row]), expected[row]
+            right = right if isinstance(right, str) else field_text(what, int(right))
             findings.add(
                 Mismatch(
                     what, ids[row].as_py(), view.name, "", as_of,
-                    str(seen[row]), str(expected[row]), cause,
+                    field_text(what, int(seen[row])), right, cause,
                 )
             )  # fmt: skip
 

@@ -21,6 +21,7 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, Log
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
+from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_build import compare_record
 from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
@@ -32,8 +33,8 @@ from tidemill.pipelines.verify.compare_oracle import (
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_predictions
 from tidemill.pipelines.verify.compare_store import StoreCounts, check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
-from tidemill.pipelines.verify.findings import LISTED, Findings
-from tidemill.pipelines.verify.instants import instant
+from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
+from tidemill.pipelines.verify.instants import instant_text
 from tidemill.pipelines.verify.outputs.compare_outputs import compare_outputs
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.outputs.extent import Outputs
@@ -257,6 +258,9 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
     if manifest.as_of_us == run.as_of_us:
         expected["began"] = manifest.handoff
     compare_record("stream.json", vars(run), expected, findings)
+    if not run.ended:
+        for fault in faults_of_savepoint(current, run):
+            findings.add(Mismatch("savepoint", fault, cause="the stream cannot be resumed"))
 
 
 def _compare_files(
@@ -371,7 +375,7 @@ def _late_rows(
         {
             "request": ids[row].as_py(),
             "view": verdict.view.name,
-            "as_of": instant(int(verdict.as_of_us[row])),
+            "as_of": instant_text(int(verdict.as_of_us[row])),
             "values": int(verdict.late[row].sum()),
             "late_events": ", ".join(late_events(verdict, evidence, row)),
         }

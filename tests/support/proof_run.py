@@ -73,7 +73,7 @@ from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream_run import stream as stream_module
-from tidemill.pipelines.verify.instants import instant
+from tidemill.pipelines.verify.instants import instant_text
 from tidemill.serving.bundles.inference import Scorer, Stamps
 from tidemill.serving.generations.current import write_current
 from tidemill.serving.online.backends import open_database
@@ -208,7 +208,7 @@ def write_sources(folder: Path) -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             for row in rows:
-                times = {k: instant(row[k]) for k in row if k.endswith("_at")}
+                times = {k: instant_text(row[k]) for k in row if k.endswith("_at")}
                 writer.writerow({**row, **times})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import Int64Array, moment_of
+from tidemill.features.contract import Int64Array, write_instant
 from tidemill.features.definitions import (
     ARROW_TYPES,
     TIMESTAMP,
@@ -272,7 +272,7 @@ def _check_with_oracle(
     oracle = Oracle(view, plain_rows(view, table, np.arange(len(table))))
     kernel: list[dict[str, FeatureValue]] = pa.table(dict(columns)).to_pylist()
     differ = [
-        f"  {name} of {key!r} as of {moment_of(time_us).isoformat()}: the kernel gives "
+        f"  {name} of {key!r} as of {write_instant(time_us)}: the kernel gives "
         f"{values[name]!r}, the oracle {right!r}"
         for key, time_us, values in zip(keys.to_pylist(), times_us.tolist(), kernel, strict=True)
         for name, right in oracle.values(key, time_us).items()

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MAX, Int64Array, moment_of
+from tidemill.features.contract import TIME_MAX, Int64Array, time_of, write_instant
 from tidemill.features.definitions import ARROW_TYPES, TIMESTAMP, FeatureView, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
@@ -97,9 +97,7 @@ class Released:
 
 
 def _shown(time: Any) -> str:
-    if isinstance(time, int):
-        time = moment_of(time)
-    return str(time.isoformat()).replace("+00:00", "Z")
+    return write_instant(time if isinstance(time, int) else time_of(time))
 
 
 def _values(row: dict[str, Any]) -> str:

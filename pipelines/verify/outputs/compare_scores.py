@@ -118,7 +118,7 @@ class PredictionCheck:
                 self._findings.add(
                     Mismatch(
                         what, found.column("request_id")[row].as_py(), view, "" if view else name,
-                        seen=shown(seen, row), expected=shown(right, row), cause=cause,
+                        seen=shown(name, seen, row), expected=shown(name, right, row), cause=cause,
                     )
                 )  # fmt: skip
         self._check_clocks(found)
@@ -132,7 +132,8 @@ class PredictionCheck:
             self._findings.add(
                 Mismatch(
                     "created_us", found.column("request_id")[row].as_py(), "", "created_us",
-                    seen=shown(created, row), expected=f"not before {shown(sent, row)}",
+                    seen=shown("created_us", created, row),
+                    expected=f"not before {shown('sent_us', sent, row)}",
                     cause="a prediction is made after its request was read",
                 )
             )  # fmt: skip
