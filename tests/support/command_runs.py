@@ -49,7 +49,7 @@ def arguments(command: str, project: Path, root: Path | None = None) -> list[str
     if root is not None:
         places += ["--root", str(root)]
     loud = ("features", "explain", "lineage", "apply", "clean-store", "report")
-    return [*command.split(), *given, *places, *([] if command in loud else ["--quiet"])]
+    return [*command.split(), *given, *places, *([] if command.split()[0] in loud else ["--quiet"])]
 
 
 def without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
