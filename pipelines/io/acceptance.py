@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN, accept, format_duration, write_instant
+from tidemill.features.contract import TIME_MIN, accept, format_duration
 from tidemill.features.definitions import EventStream, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.rows.rejected import Reason
@@ -95,4 +95,4 @@ class Gate:
 
 
 def _shown(time_us: int | np.int64) -> str:
-    return "none" if time_us <= TIME_MIN else write_instant(int(time_us))
+    return "none" if time_us <= TIME_MIN else f"{np.datetime64(int(time_us), 'us')}Z"

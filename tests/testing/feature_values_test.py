@@ -443,7 +443,7 @@ def test_a_kernel_that_differs_from_the_oracle_is_found(monkeypatch: pytest.Monk
     with pytest.raises(ProofError, match="view 'shop': 12 values differ") as caught:
         features_at(SHOP, events, at=clock(10, 1), check_with_oracle=True)
     assert (
-        "shop__orders of 's00' as of 2026-01-31T10:01:00+00:00: the kernel gives 1, the oracle 2"
+        "shop__orders of 's00' as of 2026-01-31T10:01:00Z: the kernel gives 1, the oracle 2"
     ) in str(caught.value)
     assert "and 2 more" in str(caught.value)
 
