@@ -61,6 +61,7 @@ class Label:
         for asked, column in self.on.items():
             check_column_name(asked, f"{what}: on: the request's column")
             check_column(self.stream.schema, column, KEY_DTYPES, f"{what}: join column")
+        self.stream.check_read([*self.value.columns(), *self.on.values()], what)
         if self.horizon_us <= 0:
             raise DefinitionError(f"{what}: the horizon must be longer than zero")
 

@@ -128,13 +128,9 @@ class Project(Described):
         """
         return self.request if source == self.request.name else self.stream(source)
 
-    def required_columns(self, definition: EventStream | Request) -> tuple[str, ...]:
-        """Return the columns in which no row of a stream or of the request may be null.
-
-        They are the time, the id and, of a stream, the keys of its views.
-        """
-        keys = [view.key for view in self.views if view.stream is definition]
-        return tuple(dict.fromkeys([*definition.required, *keys]))
+    def views_of(self, stream: str) -> tuple[FeatureView, ...]:
+        """Return the views of a stream, in order."""
+        return tuple(view for view in self.views if view.stream.name == stream)
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value of what determines a feature vector and its label."""

@@ -108,6 +108,11 @@ class Request(Arriving):
         """Return the request column that holds an entity's key."""
         return self.keys.get(entity.name, entity.join_key)
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns by which two requests are one: all of them."""
+        return tuple(self.schema)
+
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value."""
         return {

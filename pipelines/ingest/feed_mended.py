@@ -83,15 +83,17 @@ def _feed_source(
             files.format(record["partition"]),
             files.columns(record["partition"]),
             *(end(record["partition"]) if is_log else (TIME_MIN, TIME_MIN)),
+            record["partition"],
+            record["position"],
         )
         for line, record in zip(lines, records, strict=True)
     ]
-    outcome = judge_mended(definition, source, config.project.required_columns(definition), mended)
+    outcome = judge_mended(definition, source, mended)
     rows = outcome.rows
     there = pa.Table.from_batches([], schema=rows.schema)
     if log.path(name, 0).exists():
         there = log.read(name, columns=rows.schema.names).select(rows.schema.names)
-    fresh = len(fresh_rows(rows, there))
+    fresh = len(fresh_rows(definition, rows, there))
     good = [one for index, one in enumerate(mended) if index not in outcome.refused]
     if good:
         write_mended(config.root, name, good)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.config.source_section import Source
@@ -34,6 +34,7 @@ from tidemill.pipelines.engines.options import pipeline_options
 from tidemill.pipelines.ingest.rejected_shares import EXAMPLES, examples, too_many
 from tidemill.pipelines.ingest.repaired_records import Mending, mended_files
 from tidemill.pipelines.ingest.source_digests import digested
+from tidemill.pipelines.io.event_counts import EventCounter, EventCounts
 from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -148,7 +149,6 @@ def read_log(config: Configuration, name: str) -> SourceRead:
     """
     source = config.sources[name]
     definition = config.project.definition(name)
-    required = config.project.required_columns(definition)
     mending = Mending(config.root, name)
     counts = Counts()
     kept: list[StreamBatch] = []
@@ -156,18 +156,18 @@ def read_log(config: Configuration, name: str) -> SourceRead:
     for batch in read_stream(
         definition,
         source.find_files(),
-        required=required,
         format=source.format,
         nulls=source.nulls,
         zone=source.zone,
         ambiguous=source.ambiguous,
         transform=source.transform,
         received=source.received,
+        replaced=mending.replaces,
     ):
         counts += batch.counts
         kept.append(batch)
         refused.append(mending.take(batch.rejected))
-    settled = mending.settle(definition, source, required, kept)
+    settled = mending.settle(definition, source, kept)
     refused.append(settled.rejected)
     parts = log_partitions(definition, source, kept, config.read_until_us, settled.parts)
     return SourceRead(
@@ -209,15 +209,26 @@ class Ingest(beam.DoFn):
         }
         if self.config.sources[name].ambiguous is not None:
             row["repeated_local_times"] = found.counts.resolved
+        if isinstance(definition := self.config.project.definition(name), EventStream):
+            row |= _event_counts(self.config.project, definition, found.parts).as_figures()
         if found.rejected:
             row[EXAMPLES] = examples(found.rejected)
         if self.build is not None:
-            log, definition = Log(self.build), self.config.project.definition(name)
+            log = Log(self.build)
             for part in found.parts:
                 log.write(definition, part.partition, part.rows, part.received_us)
             row["logged"] = sum(part.rows.num_rows for part in found.parts)
             row["files"] = [asdict(file) for file in files]
         yield json.dumps(row)
+
+
+def _event_counts(
+    project: Project, stream: EventStream, parts: Iterable[LogPartition]
+) -> EventCounts:
+    counter = EventCounter(stream, project.views_of(stream.name))
+    for part in parts:
+        counter.take(one_batch(part.rows), part.received_us)
+    return counter.counts()
 
 
 def ingest(
@@ -233,8 +244,9 @@ def ingest(
 
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason; and, where
-        the source declares a rule for them, the kept rows with a repeated local time. Of a source
-        with rejected records also an example for each reason and column.
+        the source declares a rule for them, the kept rows with a repeated local time. Of a stream
+        also its `pipelines.io.event_counts.EventCounts`. Of a source with rejected records also an
+        example for each reason and column.
     """
     choice = choose_engine(None, streaming=False)
     collected = work / _COUNTS

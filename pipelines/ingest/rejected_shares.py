@@ -37,7 +37,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     Reason.WRONG_TYPE: _VALUES,
     Reason.NULL_TIME: _NULLS,
     Reason.NULL_ID: _NULLS,
-    Reason.NULL_KEY: _NULLS,
+    Reason.MENDED: "correct the mended record",
     Reason.NAN: _VALUES,
     Reason.INFINITY: _VALUES,
     Reason.TIME_OUT_OF_RANGE: "correct the times, or name texts that mean null in nulls",

@@ -6,7 +6,8 @@ The promises:
   each replay, never as a row. Every ingest parses it as the source's format says and applies the
   same transform and validation as to the source's files. So it survives a rebuild of the log, and
   changes of the schema or the transform apply to it.
-* It replaces one rejected record (`record_id`), as long as the source's files contain that record.
+* It replaces one record of the source's files (`record_id`), as long as they contain it: also when
+  the schema, the transform or the bounds have changed since, so that it is no longer rejected.
 * In the log, the rows of each replay are a partition after the partitions of the files. So later
   replays do not change the positions of earlier rows.
 * A row that is already in the log is not added again.
@@ -24,7 +25,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.dedupe import first_occurrences
@@ -61,6 +62,8 @@ _SCHEMA: Final = pa.schema(
         ("columns", pa.binary()),
         ("highest_us", pa.int64()),
         ("received_us", pa.int64()),
+        ("partition", pa.int64()),
+        ("position", pa.int64()),
     ]
 )
 
@@ -78,6 +81,9 @@ class Mended:
         columns: The columns of the record's file, as they are read.
         highest_us: The partition's highest accepted time at the replay; `TIME_MIN` for a table.
         received_us: When the partition's last row arrived, at the replay; `TIME_MIN` for a table.
+        partition: The partition (file) of the record that it replaces; None in a replay of a
+            version that did not write it.
+        position: The number of that record in the file, likewise.
     """
 
     record: str
@@ -87,6 +93,8 @@ class Mended:
     columns: pa.Schema
     highest_us: int = TIME_MIN
     received_us: int = TIME_MIN
+    partition: int | None = None
+    position: int | None = None
 
 
 def record_id(record: Mapping[str, Any]) -> str:
@@ -148,7 +156,6 @@ class Outcome:
 def judge_mended(
     definition: EventStream | Request,
     source: Source,
-    required: Collection[str],
     mended: Sequence[Mended],
 ) -> Outcome:
     """Read, transform, validate and accept mended records, each on its own.
@@ -156,7 +163,6 @@ def judge_mended(
     Args:
         definition: The declaration that the rows must match.
         source: The records' source.
-        required: The columns that may not be null.
         mended: The records.
 
     Raises:
@@ -182,7 +188,6 @@ def judge_mended(
         judged = judge(
             definition,
             _as_read(batch, indices, mended),
-            required,
             source.zone,
             source.transform,
             ambiguous=source.ambiguous,
@@ -287,17 +292,21 @@ def _typed(batch: pa.RecordBatch, schema: pa.Schema, required: bool) -> pa.Recor
     return pa.RecordBatch.from_pydict(columns)
 
 
-def fresh_rows(rows: pa.RecordBatch, others: pa.Table) -> Int64Array:
-    """Return the indices (int64, ascending) of rows that equal no other row and no earlier row.
+def fresh_rows(
+    definition: EventStream | Request, rows: pa.RecordBatch, others: pa.Table
+) -> Int64Array:
+    """Return the indices (int64, ascending) of rows that are no other row and no earlier row.
 
     Args:
+        definition: Says by which columns two rows are one.
         rows: ``(rows,)``.
         others: ``(others,)``, in the same columns.
     """
-    known = [hashing.digest_rows(batch) for batch in others.combine_chunks().to_batches()]
-    known.append(np.zeros((0, 2), np.uint64))
-    before = sum(map(len, known))
-    first = first_occurrences(np.concatenate([*known, hashing.digest_rows(rows)]))
+    identity = list(definition.identity)
+    batches = [*others.select(identity).combine_chunks().to_batches(), rows.select(identity)]
+    digests = [hashing.digest_rows(batch) for batch in batches]
+    before = len(others)
+    first = first_occurrences(np.concatenate(digests))
     return first[first >= before] - before
 
 
@@ -357,7 +366,31 @@ class Mending:
 
     def __post_init__(self) -> None:
         self._replays = read_mended(self.root, self.source)
-        self._known = {one.record for replay in self._replays for one in replay}
+        mended = [one for replay in self._replays for one in replay]
+        self._known = {one.record for one in mended}
+        self._is_placed = all(one.position is not None for one in mended)
+        self._positions: dict[int | None, list[int | None]] = {}
+        for one in mended:
+            self._positions.setdefault(one.partition, []).append(one.position)
+
+    def replaces(self, raw: RawBatch) -> BoolArray:
+        """Tell for which raw rows a mended record stands in: bool, ``(rows,)``."""
+        found = np.zeros(raw.batch.num_rows, np.bool_)
+        candidates = np.arange(len(found))
+        if self._is_placed:
+            mine = np.array(self._positions.get(raw.partition, []), np.int64)
+            candidates = np.flatnonzero(np.isin(raw.positions, mine))
+        if not len(candidates):
+            return found
+        for row, payload in zip(candidates.tolist(), raw.payloads(candidates), strict=True):
+            record = {
+                "stream": self.source,
+                "partition": raw.partition,
+                "position": int(raw.positions[row]),
+                "payload": payload,
+            }
+            found[row] = record_id(record) in self._known
+        return found
 
     def take(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return a batch of rejected records without those that are mended."""
@@ -375,7 +408,6 @@ class Mending:
         self,
         definition: EventStream | Request,
         source: Source,
-        required: Collection[str],
         batches: Sequence[StreamBatch],
     ) -> Settled:
         """Judge the mended records, after all of the source's files were read.
@@ -383,7 +415,6 @@ class Mending:
         Args:
             definition: As for `judge_mended`.
             source: As for `judge_mended`.
-            required: As for `judge_mended`.
             batches: The rows of the files.
         """
         parts: list[tuple[pa.Table, Int64Array]] = []
@@ -394,10 +425,10 @@ class Mending:
         there = pa.Table.from_batches([b.batch for b in batches], schema=schema)
         for replay in self._replays:
             used = [one for one in replay if one.record in self._records]
-            outcome = judge_mended(definition, source, required, used)
+            outcome = judge_mended(definition, source, used)
             records = [self._records[one.record] for one in used]
             wrong += restated(records, used, outcome.refused)
-            fresh = fresh_rows(outcome.rows, there)
+            fresh = fresh_rows(definition, outcome.rows, there)
             if len(fresh):
                 rows = pa.Table.from_batches([outcome.rows.take(pa.array(fresh))])
                 there = pa.concat_tables([there, rows])

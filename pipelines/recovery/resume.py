@@ -24,6 +24,7 @@ import numpy as np
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.event_counts import EventCounts, count_logged
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.publish.offline_history import log_history
@@ -358,6 +359,23 @@ def received(run: StreamRun, replayed: ReplayLog) -> dict[str, int]:
     """Count each source's rows from the beginning of the stream to the end of a replay."""
     stop = _by_source(replayed, replayed.stop)
     return {name: sum(ends) - sum(run.positions[name]) for name, ends in stop.items()}
+
+
+def event_counts(
+    config: Configuration, run: StreamRun, replayed: ReplayLog
+) -> dict[str, EventCounts]:
+    """Count each stream's events from the beginning of the stream to the end of a replay."""
+    log, stop = Log(config.current.build_folder), _by_source(replayed, replayed.stop)
+    return {
+        stream.name: count_logged(
+            log,
+            stream,
+            config.project.views_of(stream.name),
+            run.positions[stream.name],
+            stop[stream.name],
+        )
+        for stream in config.project.streams
+    }
 
 
 def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:

@@ -31,7 +31,7 @@ def count_outcome(root: Path, request: str) -> dict[str, Any]:
     last = {(entry["view"], entry["shard"]): entry for entry in releases}
     seen = {
         name: sum(entry["seen"][name] for entry in last.values())
-        for name in ("late", "late_requests", "duplicates", "conflicts")
+        for name in ("late", "late_requests")
     }
     frontiers: dict[str, int] = {}
     for (view, _), entry in last.items():

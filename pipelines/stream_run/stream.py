@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.cuts import Cut, FileCutLog
+from tidemill.pipelines.io.event_counts import EventCounts
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -42,6 +43,7 @@ from tidemill.pipelines.recovery.resume import (
     Start,
     check_positions,
     check_savepoint,
+    event_counts,
     first_start,
     keep_savepoint,
     next_start,
@@ -215,6 +217,7 @@ def _stream(
         # What this process has seen; the release log does not depend on it.
         "repeats": METER.read(featurize.run, "repeats"),
         "early": METER.read(featurize.run, "early"),
+        **_counted(event_counts(config, start.run, replayed)),
         **count_outcome(stream_folder, project.request.name),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
@@ -231,6 +234,16 @@ def _stream(
         keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
     offline_caught_up(config, start)
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
+
+
+def _counted(counts: Mapping[str, EventCounts]) -> dict[str, Any]:
+    """Return the counts of events for the summary: by stream; those without a key by view."""
+    without = [found.without_key for found in counts.values()]
+    return {
+        "duplicates": {stream: found.duplicates for stream, found in counts.items()},
+        "conflicts": {stream: found.conflicts for stream, found in counts.items()},
+        "without_key": {view: n for some in without for view, n in some.items() if n},
+    }
 
 
 def run_id(root: Path, segment: int) -> str:

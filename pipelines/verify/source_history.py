@@ -96,7 +96,7 @@ class EventsByKey:
         self.positions = source.words(POSITION)
         encoded = one_batch(self.rows.select([view.key])).column(0).dictionary_encode()
         self._code = {key: code for code, key in enumerate(encoded.dictionary.to_pylist())}
-        codes = encoded.indices.to_numpy(zero_copy_only=False)
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         self._order = np.lexsort((self.times, codes))
         self._starts = np.searchsorted(codes[self._order], np.arange(len(self._code) + 1))
 

@@ -202,14 +202,12 @@ def _sources(log: Log, project: Project) -> tuple[dict[str, SourceHistory], pa.T
     streams = dict.fromkeys(view.stream for view in project.views)
     definitions: list[EventStream | Request] = [*streams, project.request]
     for definition in definitions:
-        sources[definition.name], refused = _source(log, project, definition)
+        sources[definition.name], refused = _source(log, definition)
         rejected.append(refused)
     return sources, pa.concat_tables(rejected)
 
 
-def _source(
-    log: Log, project: Project, definition: EventStream | Request
-) -> tuple[SourceHistory, pa.Table]:
+def _source(log: Log, definition: EventStream | Request) -> tuple[SourceHistory, pa.Table]:
     """Read the log of a source: the rows that the current definitions accept, and the others."""
     logged = log.read(definition.name)
     for name in definition.schema:
@@ -220,7 +218,7 @@ def _source(
                 "compare with a run that has it"
             )
     rows = one_batch(logged.select(list(definition.schema)))
-    found = validate(definition, rows, required=project.required_columns(definition))
+    found = validate(definition, rows)
     places = one_batch(logged.select([POSITION, RECEIVED, PARTITION])).take(pa.array(found.kept))
     table = pa.table(
         [*found.batch.columns, *places.columns],

@@ -15,7 +15,7 @@ What is promised here:
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -111,21 +111,18 @@ class CheckedRows:
         )
 
 
-def check_rows(
-    definition: EventStream | Request, rows: Rows, required: Collection[str]
-) -> CheckedRows:
+def check_rows(definition: EventStream | Request, rows: Rows) -> CheckedRows:
     """Validate rows against a declared schema.
 
     Args:
         definition: The event stream or request.
         rows: See `Rows`.
-        required: The columns in which no row may be null.
 
     Raises:
         InputError: The argument is not rows, or a dict has a key that is not declared.
     """
     given = arrow_rows(definition, rows)
-    return CheckedRows(definition, given, validate(definition, given, required=required))
+    return CheckedRows(definition, given, validate(definition, given))
 
 
 def arrow_rows(definition: EventStream | Request, rows: Rows) -> pa.RecordBatch:
@@ -231,7 +228,7 @@ def instants(values: Instant | Sequence[Instant] | Any) -> Int64Array:
         {"time": one.as_py() if isinstance(one, pa.Scalar) else one, "id": place}
         for place, one in enumerate(given)
     ]
-    found = check_rows(_INSTANTS, rows, _INSTANTS.required).validated
+    found = check_rows(_INSTANTS, rows).validated
     if found.details:
         place = int(found.rejected_rows[0])
         raise InputError(

@@ -7,7 +7,7 @@ or too far ahead. Always ``read = kept + dropped + rejected``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,9 @@ DROP_COLUMN: Final = "__drop__"
 """A transform's bool column: true for a row that is not an event of this stream."""
 
 Transform = Callable[[pa.RecordBatch], pa.RecordBatch]
+
+Replaced = Callable[[RawBatch], BoolArray]
+"""Tells for which raw rows another record stands in: bool, ``(rows,)``."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,13 @@ def read_stream(
     definition: EventStream | Request,
     files: Sequence[Path],
     *,
-    required: Collection[str],
     format: str | None = None,
     nulls: Sequence[str] | None = None,
     zone: str | None = None,
     ambiguous: str | None = None,
     transform: Transform | None = None,
     received: str | None = None,
+    replaced: Replaced | None = None,
     block_bytes: int = csv_lines.BLOCK_BYTES,
     batch_rows: int = json_lines.BATCH_ROWS,
 ) -> Iterator[StreamBatch]:
@@ -102,7 +105,6 @@ def read_stream(
     Args:
         definition: The declaration that the rows must match.
         files: The source's files (`pipelines.io.files.input_files`); the i-th is partition i.
-        required: The columns that may not be null.
         format: As for `read`.
         nulls: As for `read`.
         zone: The IANA zone of times without an offset; None if the source declares none.
@@ -114,6 +116,7 @@ def read_stream(
         received: The timestamp column with the time of receipt: the rows of each file are in order
             of arrival, and rows that come too late or too far ahead are rejected. None for history
             read as a table: it has no order of arrival, so no row is late.
+        replaced: Tells which rows are rejected because a mended record stands in for them.
         block_bytes: As for `read`.
         batch_rows: As for `read`.
 
@@ -143,60 +146,65 @@ def read_stream(
         yield judge(
             definition,
             raw,
-            required,
             zone,
             transform,
             gate,
             ambiguous=ambiguous,
             receipts=order,
+            replaced=replaced,
         )
 
 
 def judge(
     definition: EventStream | Request,
     raw: RawBatch,
-    required: Collection[str],
     zone: str | None,
     transform: Transform | None,
     gate: Gate | None = None,
     *,
     ambiguous: str | None = None,
     receipts: Receipts | None = None,
+    replaced: Replaced | None = None,
 ) -> StreamBatch:
     """Transform, validate and accept raw rows.
 
     Args:
         definition: As for `read_stream`.
         raw: The rows.
-        required: As for `read_stream`.
         zone: As for `read_stream`.
         transform: As for `read_stream`.
         gate: Rejects rows that come too late or too far ahead; None if no row can.
         ambiguous: As for `read_stream`.
         receipts: The time-of-receipt column of the rows' partition; None if there is none.
+        replaced: As for `read_stream`.
 
     Raises:
         InputError: The transform failed.
     """
     batch, rows, dropped = raw.batch, np.arange(raw.batch.num_rows), 0
     refused = [raw.rejected]
+    stays = np.ones(len(rows), np.bool_) if replaced is None else ~replaced(raw)
+    if not stays.all():
+        gone = np.flatnonzero(~stays)
+        reasons, details = [Reason.MENDED] * len(gone), [Reason.MENDED.meaning] * len(gone)
+        refused.append(_refused(Stage.READ, definition, raw, gone, reasons, details))
     if transform is not None:
         batch = _transformed(transform, raw)
-        drops = _drops(batch, transform)
+        drops = _drops(batch, transform) & stays
         why = _rejections(batch, transform)
-        rejects = np.array([text is not None for text in why], np.bool_) & ~drops
+        rejects = np.array([text is not None for text in why], np.bool_) & ~drops & stays
         wrong = np.flatnonzero(rejects)
         details = [why[row] or "" for row in wrong.tolist()]
         reasons = [Reason.TRANSFORM] * len(wrong)
         refused.append(_refused(Stage.TRANSFORM, definition, raw, wrong, reasons, details))
-        rows = np.flatnonzero(~drops & ~rejects)
+        stays &= ~drops & ~rejects
         dropped = int(drops.sum())
-        if len(rows) < batch.num_rows:
-            batch = batch.take(pa.array(rows))
+    if not stays.all():
+        rows = np.flatnonzero(stays)
+        batch = batch.take(pa.array(rows))
     valid = validate(
         definition,
         batch,
-        required=required,
         zone=zone,
         ambiguous=ambiguous,
         receipts=receipts,
