@@ -215,7 +215,7 @@ def _stream(
         # What this process has seen; the release log does not depend on it.
         "repeats": METER.read(featurize.run, "repeats"),
         "early": METER.read(featurize.run, "early"),
-        **count_outcome(stream_folder, project.request.name),
+        **count_outcome(stream_folder, project.request),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
     if summary["doubled"] or answered != requests:
