@@ -65,7 +65,7 @@ from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.stores.online_places import SqlitePlace
 
 HERE = Path(__file__).parent
-FOLDERS = ["frames_1", "frames_2", "frames_3"]
+FOLDERS = ["frames_1", "frames_2", "frames_3", "frames_4"]
 REFUSED = {
     "frames_1": {
         "operator_head.bin": "has version 3, this code reads 5; start it from handed-over states",
@@ -79,7 +79,7 @@ REFUSED = {
         "cab-00001-of-00002.state": "has version 3, this code reads 5; .*run `tidemill backfill`",
         "answers.state": "the joining stage: has version 1, this code reads 2; .*`tidemill backf",
         "handoff.json": "has version 2, this code reads 3; run `tidemill backfill` again",
-        "stream.json": "has version 2, this code reads 4; run `tidemill stream` without --resume",
+        "stream.json": "has version 2, this code reads 5; run `tidemill stream` without --resume",
     },
     "frames_2": {
         "operator_head.bin": "has version 4, this code reads 5; start it from handed-over states",
@@ -111,7 +111,7 @@ def test_a_file_of_each_format_holds_what_was_written(folder: str, name: str) ->
     assert json.loads(json.dumps(FORMATS[name](HERE / folder / name))) == expected[name]
 
 
-@pytest.mark.parametrize(("name", "version"), zip(FORMER, (3, 4), strict=True))
+@pytest.mark.parametrize(("name", "version"), zip(FORMER, (3, 5), strict=True))
 def test_a_record_without_a_generation_is_refused_by_its_version(name: str, version: int) -> None:
     path = HERE / "frames_1" / name
     refusal = f"{path} has version 2, this code reads {version}; run"
