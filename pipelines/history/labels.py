@@ -23,6 +23,7 @@ from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import Label, Request
 from tidemill.features.errors import InputError, shown
 from tidemill.features.kernel import hashing
+from tidemill.pipelines.history.sorted_ranges import first_at_or_after
 from tidemill.pipelines.io.log import one_batch
 
 UInt64Array = npt.NDArray[np.uint64]
@@ -94,7 +95,7 @@ class LabelIndex:
             The labels, in the order of the requests.
         """
         asked, starts, stops = self._ranges(requests)
-        place = self._first_after(asked, starts, stops)
+        place = first_at_or_after(self._times, asked + 1, starts, stops)
         found = np.flatnonzero(place < stops)
         found = found[self._times[place[found]] - asked[found] <= self._label.horizon_us]
         missing = np.ones(len(asked), np.bool_)
@@ -110,7 +111,7 @@ class LabelIndex:
     def before(self, requests: pa.Table | pa.RecordBatch) -> Int64Array:
         """Count the label's events at or before each request's time: int64, ``(requests,)``."""
         asked, starts, stops = self._ranges(requests)
-        return self._first_after(asked, starts, stops) - starts
+        return first_at_or_after(self._times, asked + 1, starts, stops) - starts
 
     def _ranges(
         self, requests: pa.Table | pa.RecordBatch
@@ -134,18 +135,6 @@ class LabelIndex:
             goes_on = ~is_same & (high <= digests[rows, 0])
             rows, at = rows[goes_on], at[goes_on] + 1
         return asked, self._starts[code], self._starts[np.minimum(code + 1, keys)]
-
-    def _first_after(self, asked: Int64Array, starts: Int64Array, stops: Int64Array) -> Int64Array:
-        """Return the place of the first event after each instant in its range; else its stop."""
-        low, high = starts.copy(), stops.copy()
-        rows = np.flatnonzero(low < high)
-        while len(rows):
-            middle = (low[rows] + high[rows]) // 2
-            after = self._times[middle] > asked[rows]
-            high[rows[after]] = middle[after]
-            low[rows[~after]] = middle[~after] + 1
-            rows = rows[low[rows] < high[rows]]
-        return low
 
 
 def find_labels(label: Label, request: Request, requests: pa.Table, events: pa.Table) -> Labelled:
