@@ -37,7 +37,8 @@ class Project(Described):
         views: The feature views, in the order of the feature vector.
         label: What to learn; None for a project that only serves features.
         preprocessing_fn: A tf.Transform ``preprocessing_fn`` over the model inputs.
-        model: A function that returns a compiled Keras model for the transformed inputs.
+        model: A function that returns a compiled Keras model for the transformed inputs; None for a
+            project whose stream serves features without scores.
         owner: Who is responsible for it; no part of the hash, like tags and description.
         tags: Texts by name, for Feast's registry.
         description: What it is, in words.

@@ -80,6 +80,7 @@ class Reason(enum.StrEnum):
     NONEXISTENT_LOCAL_TIME = "nonexistent_local_time", "clocks skipped this local time"
     TOO_LATE = "too_late", "the event came later than its stream still accepts"
     AHEAD = "ahead", "the time is too far past the record's receipt"
+    REPEATED_REQUEST_ID = "repeated_request_id", "an earlier request has the id"
     NO_ANSWER = "no_answer", "a view's part of the answer did not come in time"
 
 

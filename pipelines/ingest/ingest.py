@@ -35,7 +35,12 @@ from tidemill.pipelines.ingest.rejected_shares import EXAMPLES, examples, too_ma
 from tidemill.pipelines.ingest.repaired_records import Mending, mended_files
 from tidemill.pipelines.ingest.source_digests import digested
 from tidemill.pipelines.io.event_counts import EventCounter, EventCounts
-from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
+from tidemill.pipelines.io.files.judged_rows import (
+    Counts,
+    StreamBatch,
+    read_stream,
+    request_ids,
+)
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run import paths
@@ -132,12 +137,15 @@ class SourceRead:
         rejected: The rejected records.
         counts: How many rows of the files were kept, dropped and rejected.
         mended: How many rejected records are replaced by mended ones.
+        repeated: How many accepted rows are requests whose id an earlier request has; None of a
+            source whose rows cannot be that.
     """
 
     parts: list[LogPartition]
     rejected: list[pa.RecordBatch]
     counts: Counts
     mended: int
+    repeated: int | None = None
 
 
 def read_log(config: Configuration, name: str) -> SourceRead:
@@ -153,9 +161,11 @@ def read_log(config: Configuration, name: str) -> SourceRead:
     counts = Counts()
     kept: list[StreamBatch] = []
     refused: list[pa.RecordBatch] = []
+    files = source.find_files()
+    ids = request_ids(definition, files) if isinstance(definition, Request) else None
     for batch in read_stream(
         definition,
-        source.find_files(),
+        files,
         format=source.format,
         nulls=source.nulls,
         zone=source.zone,
@@ -163,15 +173,20 @@ def read_log(config: Configuration, name: str) -> SourceRead:
         transform=source.transform,
         received=source.received,
         replaced=mending.replaces,
+        ids=ids,
     ):
         counts += batch.counts
         kept.append(batch)
         refused.append(mending.take(batch.rejected))
-    settled = mending.settle(definition, source, kept)
+    settled = mending.settle(definition, source, kept, ids)
     refused.append(settled.rejected)
     parts = log_partitions(definition, source, kept, config.read_until_us, settled.parts)
     return SourceRead(
-        list(parts), [batch for batch in refused if batch.num_rows], counts, settled.mended
+        list(parts),
+        [batch for batch in refused if batch.num_rows],
+        counts,
+        settled.mended,
+        None if ids is None or ids.rejects else counts.repeated + settled.repeated,
     )
 
 
@@ -211,6 +226,8 @@ class Ingest(beam.DoFn):
             row["repeated_local_times"] = found.counts.resolved
         if isinstance(definition := self.config.project.definition(name), EventStream):
             row |= _event_counts(self.config.project, definition, found.parts).as_figures()
+        if found.repeated is not None:
+            row["repeated_request_ids"] = found.repeated
         if found.rejected:
             row[EXAMPLES] = examples(found.rejected)
         if self.build is not None:
@@ -244,9 +261,10 @@ def ingest(
 
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason; and, where
-        the source declares a rule for them, the kept rows with a repeated local time. Of a stream
-        also its `pipelines.io.event_counts.EventCounts`. Of a source with rejected records also an
-        example for each reason and column.
+        the source declares a rule for them, the kept rows with a repeated local time; of requests
+        that are declared ``repeated="count"``, those with a repeated id. Of a stream also its
+        `pipelines.io.event_counts.EventCounts`. Of a source with rejected records also an example
+        for each reason and column.
     """
     choice = choose_engine(None, streaming=False)
     collected = work / _COUNTS

@@ -11,6 +11,8 @@ The promises:
 * In the log, the rows of each replay are a partition after the partitions of the files. So later
   replays do not change the positions of earlier rows.
 * A row that is already in the log is not added again.
+* Where a request with a repeated id is rejected, a mended record needs an id of its own: it is
+  rejected as long as a row of the files, or an earlier mended record, has its id.
 
 A record of a table is never late; its own time gives its place. A record of a log with a time of
 receipt arrives at the end of the log, with the last row of its partition. It is too late if its
@@ -49,6 +51,7 @@ from tidemill.pipelines.io.files import csv_lines, json_lines
 from tidemill.pipelines.io.files.csv_lines import BYTE_ORDER_MARK
 from tidemill.pipelines.io.files.judged_rows import StreamBatch, judge
 from tidemill.pipelines.io.files.readers import RawBatch, nulled
+from tidemill.pipelines.io.request_ids import RequestIds
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.read_files import reading
@@ -146,17 +149,21 @@ class Outcome:
         rows: The accepted rows, in the declared columns and types, ``(accepted,)``.
         accepted: int64, ``(accepted,)``: the indices of their records, ascending.
         refused: Record index to stage, reason and detail.
+        repeated: How many of the accepted rows are requests whose id an earlier request has.
     """
 
     rows: pa.RecordBatch
     accepted: Int64Array
     refused: dict[int, tuple[str, str, str]]
+    repeated: int = 0
 
 
 def judge_mended(
     definition: EventStream | Request,
     source: Source,
     mended: Sequence[Mended],
+    ids: RequestIds | None = None,
+    partition: int = 0,
 ) -> Outcome:
     """Read, transform, validate and accept mended records, each on its own.
 
@@ -164,6 +171,8 @@ def judge_mended(
         definition: The declaration that the rows must match.
         source: The records' source.
         mended: The records.
+        ids: The ids of the requests before them; None of an event stream.
+        partition: The number of their partition among ``ids``.
 
     Raises:
         InputError: The transform failed.
@@ -211,7 +220,12 @@ def judge_mended(
                 refused[index] = (Stage.ACCEPT, *refusals[0])
         good = np.array([index not in refused for index in places.tolist()], np.bool_)
         table, places = table.take(pa.array(np.flatnonzero(good))), places[good]
-    return Outcome(table, places, refused)
+    repeated = {} if ids is None else ids.repeated(partition, places, table)
+    if ids is None or not ids.rejects:
+        return Outcome(table, places, refused, len(repeated))
+    refused |= {int(places[row]): (Stage.ACCEPT, *why) for row, why in repeated.items()}
+    good = np.array([row not in repeated for row in range(len(places))], np.bool_)
+    return Outcome(table.take(pa.array(np.flatnonzero(good))), places[good], refused)
 
 
 def _as_read(batch: pa.RecordBatch, indices: Int64Array, mended: Sequence[Mended]) -> RawBatch:
@@ -344,11 +358,13 @@ class Settled:
             row arrived (int64 microseconds).
         rejected: The records that are refused now (`features.rows.rejected.SCHEMA`).
         mended: How many rejected records the mended ones replace.
+        repeated: How many of their rows are requests whose id an earlier request has.
     """
 
     parts: list[tuple[pa.Table, Int64Array]]
     rejected: pa.RecordBatch
     mended: int
+    repeated: int = 0
 
 
 @dataclass
@@ -409,6 +425,7 @@ class Mending:
         definition: EventStream | Request,
         source: Source,
         batches: Sequence[StreamBatch],
+        ids: RequestIds | None = None,
     ) -> Settled:
         """Judge the mended records, after all of the source's files were read.
 
@@ -416,6 +433,7 @@ class Mending:
             definition: As for `judge_mended`.
             source: As for `judge_mended`.
             batches: The rows of the files.
+            ids: The ids of the requests of the files; None of an event stream.
         """
         parts: list[tuple[pa.Table, Int64Array]] = []
         wrong: list[dict[str, Any]] = []
@@ -423,9 +441,12 @@ class Mending:
             return Settled(parts, rejected.none(), 0)
         schema = pa.schema([(name, ARROW_TYPES[d]) for name, d in definition.schema.items()])
         there = pa.Table.from_batches([b.batch for b in batches], schema=schema)
-        for replay in self._replays:
+        files = max((batch.partition for batch in batches), default=0) + 1
+        repeated = 0
+        for number, replay in enumerate(self._replays):
             used = [one for one in replay if one.record in self._records]
-            outcome = judge_mended(definition, source, used)
+            outcome = judge_mended(definition, source, used, ids, files + number)
+            repeated += outcome.repeated
             records = [self._records[one.record] for one in used]
             wrong += restated(records, used, outcome.refused)
             fresh = fresh_rows(definition, outcome.rows, there)
@@ -435,7 +456,7 @@ class Mending:
                 ends = [used[index].received_us for index in outcome.accepted[fresh].tolist()]
                 parts.append(_in_order(definition, source, rows, np.array(ends, np.int64)))
         batch = pa.RecordBatch.from_pylist(wrong, schema=rejected.SCHEMA)
-        return Settled(parts, batch, len(self._records) - len(wrong))
+        return Settled(parts, batch, len(self._records) - len(wrong), repeated)
 
 
 def _in_order(

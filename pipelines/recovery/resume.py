@@ -151,6 +151,23 @@ def _check(config: Configuration, current: Current, folder: Path, handoff: Hando
     check_log(folder, handoff, Log(current.build_folder), handoff.positions)
 
 
+def with_scores(start: Start, *, is_scored: bool) -> Start:
+    """Record whether a stream that begins has a model; check that one that resumes has it still.
+
+    Raises:
+        StateMismatch: A stream that was begun without a model is resumed with one, or the reverse.
+    """
+    if not start.resumes:
+        return replace(start, run=replace(start.run, scored=is_scored))
+    if start.run.scored != is_scored:
+        begun, now = ("with", "none") if start.run.scored else ("without", "one")
+        raise StateMismatch(
+            f"the stream in {start.current.root} was begun {begun} a model, and the project has "
+            f"{now} now; run `tidemill stream` without --resume to start over"
+        )
+    return start
+
+
 def check_savepoint(start: Start, until_us: int, end_us: int) -> None:
     """Check that a savepoint is between the start and the stream's end.
 

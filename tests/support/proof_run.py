@@ -280,7 +280,7 @@ class FakeScorer:
 def score_without_models(patch: pytest.MonkeyPatch, scorer: Any = None) -> None:
     """Let stream and proof score by a `FakeScorer`, or another one, in place of a bundle's."""
     patch.setattr(infer, "scorer_of", lambda *_: scorer or FakeScorer())
-    patch.setattr(stream_module, "current_bundle", lambda _: Path(FakeScorer.stamps.bundle))
+    patch.setattr(stream_module, "live_bundle", lambda *_: Path(FakeScorer.stamps.bundle))
 
 
 @dataclass

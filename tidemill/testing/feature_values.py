@@ -26,7 +26,7 @@ from tidemill.features.definitions import (
 from tidemill.features.errors import InputError, ProofError, nearest
 from tidemill.features.kernel import hashing
 from tidemill.features.oracle.values import FeatureValue, Oracle
-from tidemill.pipelines.history.labels import find_labels, leaks
+from tidemill.pipelines.history.labels import check_leaks, find_labels
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
 from tidemill.testing.rows import REJECTED_ROWS, CheckedRows, Instant, Rows, check_rows, instants
@@ -237,12 +237,7 @@ def _for_requests(
     if label is not None:
         requests = pa.Table.from_batches([asked])
         arrived = pa.Table.from_batches([rows[label.stream.name]])
-        if leaked := leaks(label, request, requests, arrived):
-            raise InputError(
-                f"label {label.name!r}: {leaked} of its events do not come after their own "
-                "request, and `tidemill backfill` refuses that; give the request an earlier "
-                f"{request.request_time!r}, or the event a later {label.stream.event_time!r}"
-            )
+        check_leaks(label, request, requests, arrived)
         found = find_labels(label, request, requests, arrived)
         columns |= {"label": found.values, "label_time": found.times}
     return pa.table(columns)

@@ -329,10 +329,10 @@ def _seen(
 def _recorded_streams(root: Path, served: pa.RecordBatch) -> dict[str, str]:
     """Return the stream of each view, as the bundle that scored the predictions has it.
 
-    Views that no bundle below the root names are left out.
+    Views that no bundle below the root names are left out; so are all of a run without a model.
     """
     streams: dict[str, str] = {}
-    for version in pc.unique(served.column("bundle_version")).to_pylist():
+    for version in pc.unique(served.column("bundle_version").drop_null()).to_pylist():
         path = root / paths.BUNDLES / version / "spec.json"
         if path.is_file():
             spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ from tidemill.features.errors import InputError, nearest
 from tidemill.features.kernel import hashing
 from tidemill.features.rows.validation import Validated, validate
 from tidemill.pipelines.io.log import one_batch
+from tidemill.pipelines.io.request_ids import RequestIds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +113,7 @@ class CheckedRows:
 
 
 def check_rows(definition: EventStream | Request, rows: Rows) -> CheckedRows:
-    """Validate rows against a declared schema.
+    """Validate rows against a declared schema; of requests with one id, accept the first.
 
     Args:
         definition: The event stream or request.
@@ -122,7 +123,39 @@ def check_rows(definition: EventStream | Request, rows: Rows) -> CheckedRows:
         InputError: The argument is not rows, or a dict has a key that is not declared.
     """
     given = arrow_rows(definition, rows)
-    return CheckedRows(definition, given, validate(definition, given))
+    found = validate(definition, given)
+    if isinstance(definition, Request):
+        found = _with_own_ids(definition, found)
+    return CheckedRows(definition, given, found)
+
+
+def _with_own_ids(request: Request, found: Validated) -> Validated:
+    """Reject requests with a repeated id, if the request does not count them instead."""
+    ids = RequestIds(request, lambda _, row: f"row {row}")
+    refusals = ids.repeated(0, found.kept, found.batch)
+    if not refusals or not ids.rejects:
+        return found
+    wrong = np.array(sorted(refusals), np.int64)
+    kept = np.delete(np.arange(len(found.kept)), wrong)
+    faults = {
+        **dict(
+            zip(
+                found.rejected_rows.tolist(),
+                zip(found.reasons, found.details, strict=True),
+                strict=True,
+            )
+        ),
+        **{int(found.kept[row]): why for row, why in refusals.items()},
+    }
+    rows = sorted(faults)
+    return Validated(
+        batch=found.batch.take(pa.array(kept)),
+        kept=found.kept[kept],
+        rejected_rows=np.array(rows, np.int64),
+        reasons=tuple(faults[row][0] for row in rows),
+        details=tuple(faults[row][1] for row in rows),
+        resolved=found.resolved[kept],
+    )
 
 
 def arrow_rows(definition: EventStream | Request, rows: Rows) -> pa.RecordBatch:
