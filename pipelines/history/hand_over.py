@@ -32,14 +32,12 @@ def hand_over(
     as_of = config.splits.evaluate_until_us
     folder = build / paths.STATES
     begin = find_beginning(config, build, as_of)
-    events = 0
     frontiers: dict[str, list[int]] = {view.name: [] for view in project.views}
     marks: dict[str, list[str]] = {view.name: [] for view in project.views}
     total = len(project.views) * config.shards
     with progress.stage("hand over state", total=total, unit="shards") as stage:
         for operator in begin.operators:
             write_handoff(folder, operator)
-            events += operator.counters.events
             frontiers[operator.key.view].append(operator.state.frontier_us)
             marks[operator.key.view].append(operator.mark.hex())
             stage.advance(1)
@@ -60,4 +58,5 @@ def hand_over(
         digests=cut_digests(Log(build), begin.positions),
     )
     handoff.write(folder)
+    events = sum(sum(begin.positions[view.stream.name]) for view in project.views)
     return handoff, {"as_of_us": as_of, "shards": total, "events": events}

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
+from tidemill.features.definitions import ARROW_TYPES, EventStream, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.config.source_section import Source
@@ -34,7 +34,13 @@ from tidemill.pipelines.engines.options import pipeline_options
 from tidemill.pipelines.ingest.rejected_shares import EXAMPLES, examples, too_many
 from tidemill.pipelines.ingest.repaired_records import Mending, mended_files
 from tidemill.pipelines.ingest.source_digests import digested
-from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
+from tidemill.pipelines.io.event_counts import EventCounter, EventCounts
+from tidemill.pipelines.io.files.judged_rows import (
+    Counts,
+    StreamBatch,
+    read_stream,
+    request_ids,
+)
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run import paths
@@ -131,12 +137,15 @@ class SourceRead:
         rejected: The rejected records.
         counts: How many rows of the files were kept, dropped and rejected.
         mended: How many rejected records are replaced by mended ones.
+        repeated: How many accepted rows are requests whose id an earlier request has; None of a
+            source whose rows cannot be that.
     """
 
     parts: list[LogPartition]
     rejected: list[pa.RecordBatch]
     counts: Counts
     mended: int
+    repeated: int | None = None
 
 
 def read_log(config: Configuration, name: str) -> SourceRead:
@@ -148,30 +157,36 @@ def read_log(config: Configuration, name: str) -> SourceRead:
     """
     source = config.sources[name]
     definition = config.project.definition(name)
-    required = config.project.required_columns(definition)
     mending = Mending(config.root, name)
     counts = Counts()
     kept: list[StreamBatch] = []
     refused: list[pa.RecordBatch] = []
+    files = source.find_files()
+    ids = request_ids(definition, files) if isinstance(definition, Request) else None
     for batch in read_stream(
         definition,
-        source.find_files(),
-        required=required,
+        files,
         format=source.format,
         nulls=source.nulls,
         zone=source.zone,
         ambiguous=source.ambiguous,
         transform=source.transform,
         received=source.received,
+        replaced=mending.replaces,
+        ids=ids,
     ):
         counts += batch.counts
         kept.append(batch)
         refused.append(mending.take(batch.rejected))
-    settled = mending.settle(definition, source, required, kept)
+    settled = mending.settle(definition, source, kept, ids)
     refused.append(settled.rejected)
     parts = log_partitions(definition, source, kept, config.read_until_us, settled.parts)
     return SourceRead(
-        list(parts), [batch for batch in refused if batch.num_rows], counts, settled.mended
+        list(parts),
+        [batch for batch in refused if batch.num_rows],
+        counts,
+        settled.mended,
+        None if ids is None or ids.rejects else counts.repeated + settled.repeated,
     )
 
 
@@ -209,15 +224,28 @@ class Ingest(beam.DoFn):
         }
         if self.config.sources[name].ambiguous is not None:
             row["repeated_local_times"] = found.counts.resolved
+        if isinstance(definition := self.config.project.definition(name), EventStream):
+            row |= _event_counts(self.config.project, definition, found.parts).as_figures()
+        if found.repeated is not None:
+            row["repeated_request_ids"] = found.repeated
         if found.rejected:
             row[EXAMPLES] = examples(found.rejected)
         if self.build is not None:
-            log, definition = Log(self.build), self.config.project.definition(name)
+            log = Log(self.build)
             for part in found.parts:
                 log.write(definition, part.partition, part.rows, part.received_us)
             row["logged"] = sum(part.rows.num_rows for part in found.parts)
             row["files"] = [asdict(file) for file in files]
         yield json.dumps(row)
+
+
+def _event_counts(
+    project: Project, stream: EventStream, parts: Iterable[LogPartition]
+) -> EventCounts:
+    counter = EventCounter(stream, project.views_of(stream.name))
+    for part in parts:
+        counter.take(one_batch(part.rows), part.received_us)
+    return counter.counts()
 
 
 def ingest(
@@ -233,8 +261,10 @@ def ingest(
 
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason; and, where
-        the source declares a rule for them, the kept rows with a repeated local time. Of a source
-        with rejected records also an example for each reason and column.
+        the source declares a rule for them, the kept rows with a repeated local time; of requests
+        that are declared ``repeated="count"``, those with a repeated id. Of a stream also its
+        `pipelines.io.event_counts.EventCounts`. Of a source with rejected records also an example
+        for each reason and column.
     """
     choice = choose_engine(None, streaming=False)
     collected = work / _COUNTS

@@ -241,6 +241,7 @@ class StreamRun:
         shards: The number of shards of each view; None likewise.
         clock: The clock by which readers judge the age of what it publishes: ``replay`` if its
             sources are replayed, ``wall`` if one is live.
+        scored: Whether its answers have scores: the project had a model when it began.
     """
 
     began: str
@@ -257,6 +258,7 @@ class StreamRun:
     views: Mapping[str, str] | None = None
     shards: int | None = None
     clock: Clock = "replay"
+    scored: bool = True
 
     @staticmethod
     def beginning(
@@ -309,13 +311,15 @@ class StreamRun:
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=4,
+    version=5,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
     older={
+        4: {"scored": True},
         3: {
             **dict.fromkeys(("until_us", "eager_order", "views", "shards")),
             "clock": "replay",
-        }
+            "scored": True,
+        },
     },
 )

@@ -24,6 +24,7 @@ import numpy as np
 from tidemill.features.contract import TIME_MIN, write_instant
 from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.event_counts import EventCounts, count_logged
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.publish.offline_history import log_history
@@ -173,6 +174,23 @@ def _replaced(root: Path) -> StateMismatch:
 def _check(config: Configuration, current: Current, folder: Path, handoff: Handoff) -> None:
     check_handoff(folder, handoff, config.project, config.shards)
     check_log(folder, handoff, Log(current.build_folder), handoff.positions)
+
+
+def with_scores(start: Start, *, is_scored: bool) -> Start:
+    """Record whether a stream that begins has a model; check that one that resumes has it still.
+
+    Raises:
+        StateMismatch: A stream that was begun without a model is resumed with one, or the reverse.
+    """
+    if not start.resumes:
+        return replace(start, run=replace(start.run, scored=is_scored))
+    if start.run.scored != is_scored:
+        begun, now = ("with", "none") if start.run.scored else ("without", "one")
+        raise StateMismatch(
+            f"the stream in {start.current.root} was begun {begun} a model, and the project has "
+            f"{now} now; run `tidemill stream` without --resume to start over"
+        )
+    return start
 
 
 def check_savepoint(start: Start, until_us: int, end_us: int) -> None:
@@ -388,6 +406,23 @@ def received(run: StreamRun, replayed: ReplayLog) -> dict[str, int]:
     """Count each source's rows from the beginning of the stream to the end of a replay."""
     stop = _by_source(replayed, replayed.stop)
     return {name: sum(ends) - sum(run.positions[name]) for name, ends in stop.items()}
+
+
+def event_counts(
+    config: Configuration, run: StreamRun, replayed: ReplayLog
+) -> dict[str, EventCounts]:
+    """Count each stream's events from the beginning of the stream to the end of a replay."""
+    log, stop = Log(config.current.build_folder), _by_source(replayed, replayed.stop)
+    return {
+        stream.name: count_logged(
+            log,
+            stream,
+            config.project.views_of(stream.name),
+            run.positions[stream.name],
+            stop[stream.name],
+        )
+        for stream in config.project.streams
+    }
 
 
 def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:

@@ -182,16 +182,23 @@ def _explain_view(
     return out
 
 
+def _stamp(value: Any) -> str:
+    """Write a stamp; a stream without a model has none for scores."""
+    if value is None:
+        return "none: the stream had no model"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
 def _stamps(project: Project, prediction: dict[str, Any]) -> dict[str, str]:
     stamps = {
         "request": prediction["request_id"],
         "request time": instant_text(prediction["request_time"]),
-        "score": repr(prediction["score"]),
+        "score": _stamp(prediction["score"]),
         "place in the log": f"{prediction['partition']}:{prediction['position']}",
         "received": instant_text(prediction["received_us"]),
-        "scored (wall clock)": instant_text(prediction["created_us"]),
+        "made (wall clock)": instant_text(prediction["created_us"]),
     }
-    stamps |= {name.replace("_", " "): str(prediction[name]) for name in _STAMPS}
+    stamps |= {name.replace("_", " "): _stamp(prediction[name]) for name in _STAMPS}
     for view in project.views:
         stamps[view.name] = (
             f"as of {instant_text(prediction[f'as_of__{view.name}'])}, release "

@@ -24,6 +24,7 @@ from tidemill.pipelines.recovery.log_parts import parts_before, source_partition
 from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_build import compare_record
+from tidemill.pipelines.verify.compare_labels import answered_after_label
 from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
 from tidemill.pipelines.verify.compare_oracle import (
     affordable,
@@ -108,7 +109,7 @@ class Proof:
 SUMMED: Final = (
     "values", "scores", "scores_elsewhere", "releases", "publications", "rejected", "store_rows",
     "store_parts_moving", "offline_rows", "score_mismatches", "output_mismatches",
-    "store_mismatches", "offline_mismatches", *StoreCounts().as_figures(),
+    "store_mismatches", "offline_mismatches", "answered_after_label", *StoreCounts().as_figures(),
 )  # fmt: skip
 """The figures that are those of all streams together."""
 
@@ -179,6 +180,11 @@ def prove_stream(
     for verdict in verdicts:
         note_wrong_values(verdict, evidence, served, proof.features, LISTED)
         late += _late_rows(verdict, evidence, served, LISTED - len(late))
+    if after_label := answered_after_label(history, served):
+        progress.say(
+            f"{after_label:,} requests came after the event that is their label: their features "
+            "may know what the model predicts, so do not judge the model by them"
+        )
     of_oracle = _check_with_oracle(
         config, verdicts, evidence, served, sampling, progress, proof.oracle
     )
@@ -210,6 +216,7 @@ def prove_stream(
         "features": len(config.project.columns),
         "values": served.count * len(config.project.columns),
         "late_values": sum(int(verdict.late.sum()) for verdict in verdicts),
+        "answered_after_label": after_label,
         **of_oracle,
         **stored.as_figures(),
         "store_rows": row_counts.rows,

@@ -6,6 +6,7 @@ compared is counted and said. The witness is the raw files (`pipelines.verify.wi
 * `pipelines.verify.outputs`: a stream is repeated from the log; its releases, publications, scores,
   stamps and rejected records are compared, and the rows of the online store, column by column;
 * `pipelines.verify.compare_predictions`: the features of predictions, as complete and as seen;
+* `pipelines.verify.compare_labels`: predictions whose label had come before their request;
 * `pipelines.verify.diagnosis`: the cause of a wrong value;
 * `pipelines.verify.compare_oracle`: a sample in plain Python, without the kernel;
 * `pipelines.verify.compare_store`: the online store through Feast's own SDK;

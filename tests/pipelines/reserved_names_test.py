@@ -17,6 +17,7 @@ from tidemill.features.definitions.reserved import (
     TRAINING_COLUMNS,
 )
 from tidemill.pipelines.history.backfill import training_rows
+from tidemill.pipelines.history.labels import LabelIndex
 from tidemill.pipelines.io import log
 from tidemill.pipelines.io.files.judged_rows import DROP_COLUMN, REJECT_COLUMN
 from tidemill.pipelines.stream.answer_join import answered_schema
@@ -78,8 +79,10 @@ def test_columns_of_an_answer() -> None:
 
 
 def test_columns_of_a_training_row() -> None:
+    assert PROJECT.label is not None
     events = pa.Table.from_batches([to_batch(SCHEMA, [])])
-    rows = training_rows(PROJECT, _answered(), events)
+    labels = LabelIndex(PROJECT.label, PROJECT.request, events)
+    rows = training_rows(PROJECT, _answered(), labels)
     assert set(_own(rows.schema.names)) - set(log_columns()) == set(TRAINING_COLUMNS)
 
 

@@ -174,7 +174,7 @@ def event_batch(
     Raises:
         InputError: A row is rejected, or there are more rows than positions.
     """
-    checked = check_rows(view.stream, rows, view.required)
+    checked = check_rows(view.stream, rows)
     checked.refuse_rejected()
     stop = _stop(start, stop, checked.rows.num_rows)
     positions = np.arange(stop - checked.rows.num_rows, stop)
@@ -206,7 +206,7 @@ def request_batch(
     Raises:
         InputError: A row is rejected, or there are more rows than positions.
     """
-    checked = check_rows(request, rows, request.required)
+    checked = check_rows(request, rows)
     checked.refuse_rejected()
     stop = _stop(start, stop, checked.rows.num_rows)
     positions = np.arange(stop - checked.rows.num_rows, stop)
@@ -354,7 +354,7 @@ class ShardPlayer:
             raise InputError(
                 f"the player of view {self.view.name!r} has no request: give it request="
             )
-        checked = check_rows(self.request, rows, self.request.required)
+        checked = check_rows(self.request, rows)
         checked.refuse_rejected()
         asked = checked.rows
         poll, start = self._next.get((True, partition), (1, 0))

@@ -176,8 +176,9 @@ class RowCheck:
         shards = hashing.shard_of(hashing.key_bytes(keys), fill.shards)
         parts = shards * fill.slices
         if fill.slices > 1:
-            raw = online_keys(view.entity.join_key, keys)
-            parts += np.array([slice_of(key, fill.slices) for key in raw], np.int64)
+            raw = online_keys(view.entity.join_key, keys.drop_null())
+            slices = np.array([slice_of(key, fill.slices) for key in raw], np.int64)
+            parts[hashing.validity(keys)] += slices
         applied: BoolArray = source.words(POSITION) < limits[parts, source.words(PARTITION)]
         return applied
 

@@ -75,7 +75,7 @@ WALL_CLOCK = ("sent_us", "created_us")
 
 
 def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
-    """A log in which some trips and requests come behind the frontier, and some are rejected."""
+    """A log with trips and requests behind the frontier, rejected ones, and trips of no cab."""
     chance = random.Random(seed)
     rows = random_rows(seed, trips, hails)
     streamed = [row for row in rows["trips"] if row["at"] >= BEGIN]
@@ -83,6 +83,7 @@ def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
         {**row, "trip": f"no cab {number}", "cab": None}
         for number, row in enumerate(chance.sample(streamed, 4))
     ]
+    rows["trips"] += [{**row, "trip": None} for row in chance.sample(streamed, 4)]
     out = []
     for part in arrivals(PROJECT, rows, PARTITIONS, chance):
         time = PROJECT.definition(part.source).time_column
