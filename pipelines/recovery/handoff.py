@@ -192,7 +192,6 @@ def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int)
             f"{shards}; run `tidemill backfill` again"
         )
     rebuild = f"restore the folder, or {_HANDOFF.remedy}"
-    rebuild = f"restore the folder, or {_HANDOFF.remedy}"
     for path, what in changed_files(folder, handoff):
         raise StateMismatch(f"{path} {what}; {START_OVER if _of_savepoint(folder) else rebuild}")
 

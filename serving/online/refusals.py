@@ -45,16 +45,11 @@ def lost(store: str, parcel: Parcel, found: PartState) -> LostPublications:
     """Return the error of a store that has another mark than the one that a parcel builds on."""
     before = "nothing" if parcel.mark_before is None else parcel.mark_before.hex()
     mark = "has no mark" if found.mark is None else f"stands at mark {found.mark.hex()}"
-    at = (
-        "no frontier"
-        if found.frontier_us is None
-        else f"frontier {write_instant(found.frontier_us)}"
-    )
     return LostPublications(
         f"{_part_of(store, parcel)}: publications build on mark {before}, but the store {mark}, "
-        f"with {at}: it has lost the publications between them (it was emptied, or restarted from "
-        "an old dump or without the end of its log, or another server with older data took over), "
-        f"or they were never written; {_REPUBLISH}"
+        f"with {_at(found.frontier_us)}: it has lost the publications between them (it was "
+        "emptied, or restarted from an old dump or without the end of its log, or another server "
+        f"with older data took over), or they were never written; {_REPUBLISH}"
     )
 
 
