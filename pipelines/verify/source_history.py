@@ -100,7 +100,8 @@ class EventsByKey:
         self._keys = encoded.dictionary
         self._code = {key: code for code, key in enumerate(encoded.dictionary.to_pylist())}
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        self._order = np.lexsort((self.times, codes))
+        order = np.lexsort((self.times, codes))
+        self._order = order[codes[order] >= 0]  # a row without a key is no event of the view
         self._starts = np.searchsorted(codes[self._order], np.arange(len(self._code) + 1))
 
     def of_key(self, key: object) -> Int64Array:
@@ -180,7 +181,7 @@ class EventsByKey:
     @functools.cached_property
     def _highest_arrivals(self) -> Int64Array:
         """The last arrival among an entity's events up to each one, in the order of `_order`."""
-        arrivals = self.arrivals[self._order[: self._starts[-1]]]
+        arrivals = self.arrivals[self._order]
         by_arrival = np.argsort(arrivals, kind="stable")
         rank = np.empty(len(arrivals), np.int64)
         rank[by_arrival] = np.arange(len(arrivals))
