@@ -3,6 +3,7 @@
 #   make demo    the whole loop on real flights          make test   lint, types, imports, tests
 #   make bench   the benchmarks, one table               make lint   only what needs no running
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
+#   make docs    the pages that are made from the code
 #   make coverage   make test, and the lines that the tests reach
 #   make clean   remove what these leave, but not .venv and .tidemill, which take minutes
 #
@@ -12,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test coverage bench lint prism lock clean venv
+.PHONY: demo test coverage bench lint docs prism lock clean venv
 ARGS ?=
 
 VENV := .venv
@@ -54,6 +55,10 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p tidemill
 	$(BIN)/lint-imports
+
+# The pages whose words are docstrings and whose examples are run (docs/generate).
+docs: venv
+	$(BIN)/python -m docs.generate
 
 venv: $(DEVELOP)
 

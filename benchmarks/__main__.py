@@ -27,6 +27,7 @@ NAMES: Final = (
     "online_writes",
     "online_reads",
     "second_fill",
+    "oracle",
 )
 RESULTS: Final = Path(__file__).parent / "results"
 

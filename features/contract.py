@@ -131,6 +131,24 @@ def moment_of(time_us: int) -> datetime.datetime:
     return _EPOCH + time_us * _MICROSECOND
 
 
+def write_instant(time_us: int) -> str:
+    """Write a time as every output and message shows it: ISO 8601, UTC, decimals only if needed.
+
+    The frontier before every event and the one after every event are named.
+
+    >>> write_instant(90 * MINUTE), write_instant(1)
+    ('1970-01-01T01:30:00Z', '1970-01-01T00:00:00.000001Z')
+    >>> write_instant(TIME_MIN), write_instant(TIME_MAX)
+    ('before all time', 'the end of time')
+    """
+    if time_us <= TIME_MIN:
+        return "before all time"
+    if time_us >= TIME_MAX:
+        return "the end of time"
+    unit = "us" if time_us % SECOND else "s"
+    return f"{np.datetime64(time_us, 'us').astype(f'datetime64[{unit}]')}Z"
+
+
 def time_of(moment: datetime.datetime) -> int:
     """Return the time of a datetime; one without a zone is UTC.
 

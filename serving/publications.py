@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT
+from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, write_instant
 from tidemill.features.definitions import ARROW_TYPES, INT64, FeatureView
 from tidemill.features.errors import InputError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP
@@ -76,8 +76,9 @@ def checked_batch(view: FeatureView, publications: pa.RecordBatch | pa.Table) ->
     times = batch.column(EVENT_TIMESTAMP).to_numpy()
     outside = np.flatnonzero((times < EARLIEST_EVENT) | (times > LATEST_EVENT))
     if outside.size:
+        found_us = int(times[outside[0]])
         raise InputError(
-            f"publications of view {view.name!r}: event_timestamp {times[outside[0]]} in row "
+            f"publications of view {view.name!r}: event_timestamp {write_instant(found_us)} in row "
             f"{outside[0]} is not a time of the years 1 to 9999, which Feast can carry"
         )
     return batch

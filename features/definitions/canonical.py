@@ -10,8 +10,9 @@ import hashlib
 import json
 from typing import Any, Final, Protocol
 
-SPEC_VERSION: Final = 1
-"""Version of the canonical form and of what values mean; part of every hash."""
+SPEC_VERSION: Final = 2
+"""Version of the canonical form and of what values mean; part of every hash. In version 1 an event
+without the key of any view of its stream was rejected, and no column was of transport."""
 
 
 class Definition(Protocol):

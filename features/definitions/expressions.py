@@ -262,7 +262,7 @@ class Column(Expression):
         return schema[self.name]
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
-        """Return the column."""
+        """Return the column; null where the cell is null or not finite."""
         array = batch.column(self.name)
         return finite(array) if pa.types.is_float64(array.type) else array
 
@@ -300,7 +300,7 @@ class Literal(Expression):
         return {bool: BOOL, int: INT64, float: FLOAT64, str: STRING}[type(self.value)]
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
-        """Return the constant, repeated."""
+        """Return the constant, repeated; it is never null."""
         return pa.repeat(pa.scalar(self.value, ARROW_TYPES[self.dtype({})]), batch.num_rows)
 
     def spec(self) -> list[Any]:
@@ -338,7 +338,7 @@ class Arithmetic(_Binary):
         return INT64 if self.op != "/" and left == right == INT64 else FLOAT64
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
-        """Compute with nulls where a side is null or the result is not representable."""
+        """Compute; null where a side is null, or the result is no number of its dtype."""
         return arithmetic(self.op, self.left.evaluate(batch), self.right.evaluate(batch))
 
 
@@ -378,7 +378,7 @@ class Logic(_Binary):
         return BOOL
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
-        """Combine; null where the outcome is unknown."""
+        """Combine; null where the outcome depends on a null (Kleene)."""
         combine = pc.and_kleene if self.op == "and" else pc.or_kleene
         return combine(self.left.evaluate(batch), self.right.evaluate(batch))
 
@@ -395,7 +395,7 @@ class Not(Expression):
         return BOOL
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
-        """Negate."""
+        """Negate; null where the operand is null."""
         return pc.invert(self.operand.evaluate(batch))
 
     def spec(self) -> list[Any]:
@@ -415,7 +415,7 @@ class IsNull(Expression):
         return BOOL
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
-        """Test."""
+        """Test for null; the result is never null."""
         return pc.is_null(self.operand.evaluate(batch))
 
     def spec(self) -> list[Any]:
@@ -440,7 +440,7 @@ class FillNull(Expression):
         return found
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
-        """Fill."""
+        """Fill; the result is never null."""
         return fill_null(self.operand.evaluate(batch), self.value.value)
 
     def spec(self) -> list[Any]:
@@ -470,7 +470,7 @@ class IsIn(Expression):
         return BOOL
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
-        """Test membership."""
+        """Test membership; null where the operand is null."""
         return is_in(self.operand.evaluate(batch), self.values)
 
     def spec(self) -> list[Any]:
@@ -495,7 +495,7 @@ class LocalField(Expression):
         return INT64
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
-        """Compute from the pinned zone tables."""
+        """Compute from the pinned zone tables; null where the time is null."""
         return local_field(self.field, self.operand.evaluate(batch), self.zone)
 
     def spec(self) -> list[Any]:

@@ -31,6 +31,10 @@ class Label:
         on: Request column to the stream column that must equal it.
         horizon: ``request_time < label time <= request_time + horizon``; a request without a
             label in that time is unlabelled, not negative.
+        recurring: Whether a key has several requests and events in turn, such as a customer's
+            orders: then the first event after a request is its label, and those before it are
+            ordinary history. Otherwise a key is that of one request, and an event at or before it
+            is a leak.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Label:
     value: Expression
     on: Mapping[str, str]
     horizon: str
+    recurring: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name, "label")
@@ -61,6 +66,8 @@ class Label:
         for asked, column in self.on.items():
             check_column_name(asked, f"{what}: on: the request's column")
             check_column(self.stream.schema, column, KEY_DTYPES, f"{what}: join column")
+        self.stream.check_read([*self.value.columns(), *self.on.values()], what)
+        check_kind(self.recurring, bool, f"{what}: recurring", "True or False")
         if self.horizon_us <= 0:
             raise DefinitionError(f"{what}: the horizon must be longer than zero")
 
@@ -71,10 +78,12 @@ class Label:
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value."""
-        return {
+        spec = {
             "label": self.name,
             "stream": self.stream.spec(),
             "value": self.value.spec(),
             "on": dict(sorted(self.on.items())),
             "horizon_us": self.horizon_us,
         }
+        # Only where it is declared, so that the hashes of other labels stay as they were.
+        return spec | ({"recurring": True} if self.recurring else {})

@@ -39,6 +39,12 @@ class Partial:
     value: Expression | None = None
     size: int = 0
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that it reads."""
+        read = (self.mask.where, self.mask.not_null, self.value)
+        return frozenset().union(*(one.columns() for one in read if one is not None))
+
     def spec(self) -> list[Any]:
         """Return a canonical JSON value; equal specs share one partial."""
         value = None if self.value is None else self.value.spec()

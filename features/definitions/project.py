@@ -37,7 +37,8 @@ class Project(Described):
         views: The feature views, in the order of the feature vector.
         label: What to learn; None for a project that only serves features.
         preprocessing_fn: A tf.Transform ``preprocessing_fn`` over the model inputs.
-        model: A function that returns a compiled Keras model for the transformed inputs.
+        model: A function that returns a compiled Keras model for the transformed inputs; None for a
+            project whose stream serves features without scores.
         owner: Who is responsible for it; no part of the hash, like tags and description.
         tags: Texts by name, for Feast's registry.
         description: What it is, in words.
@@ -128,13 +129,9 @@ class Project(Described):
         """
         return self.request if source == self.request.name else self.stream(source)
 
-    def required_columns(self, definition: EventStream | Request) -> tuple[str, ...]:
-        """Return the columns in which no row of a stream or of the request may be null.
-
-        They are the time, the id and, of a stream, the keys of its views.
-        """
-        keys = [view.key for view in self.views if view.stream is definition]
-        return tuple(dict.fromkeys([*definition.required, *keys]))
+    def views_of(self, stream: str) -> tuple[FeatureView, ...]:
+        """Return the views of a stream, in order."""
+        return tuple(view for view in self.views if view.stream.name == stream)
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value of what determines a feature vector and its label."""

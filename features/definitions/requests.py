@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tidemill.features.definitions.arguments import check_kind, check_name, prefix_errors, read_only
 from tidemill.features.definitions.expressions import Expression
@@ -24,7 +24,12 @@ from tidemill.features.definitions.schema import (
 )
 from tidemill.features.definitions.streams import Arriving
 from tidemill.features.definitions.views import Entity
-from tidemill.features.errors import WrongType
+from tidemill.features.errors import DefinitionError, WrongType, nearest, shown
+
+REJECT: Final = "reject"
+COUNT: Final = "count"
+REPEATED: Final = (REJECT, COUNT)
+"""What may become of a request whose id an earlier request has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,8 @@ class Request(Arriving):
         out_of_orderness: As for streams.
         allowed_lateness: As for streams; a late request is answered as of the frontier.
         max_ahead: As for streams.
+        repeated: What becomes of a request whose id an earlier request has: ``reject`` makes it a
+            rejected record, ``count`` answers and counts it.
     """
 
     name: str
@@ -53,6 +60,7 @@ class Request(Arriving):
     out_of_orderness: str = "0s"
     allowed_lateness: str = "0s"
     max_ahead: str = "1d"
+    repeated: str = REJECT
 
     def __post_init__(self) -> None:
         check_name(self.name, "request")
@@ -73,6 +81,12 @@ class Request(Arriving):
             check_name(name, f"{what}: input")
             self._check_input(name, expression)
         self.check_bounds(what)
+        check_kind(self.repeated, str, f"{what}: repeated", " or ".join(map(repr, REPEATED)))
+        if self.repeated not in REPEATED:
+            raise DefinitionError(
+                f"{what}: repeated must be {' or '.join(map(repr, REPEATED))}, found "
+                f"{shown(self.repeated)}; {nearest(self.repeated, REPEATED)}"
+            )
 
     def _check_input(self, name: str, expression: Expression) -> None:
         what = f"request {self.name!r}: input"
@@ -108,9 +122,14 @@ class Request(Arriving):
         """Return the request column that holds an entity's key."""
         return self.keys.get(entity.name, entity.join_key)
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns by which two requests are one: all of them."""
+        return tuple(self.schema)
+
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value."""
-        return {
+        spec = {
             "request": self.name,
             "schema": dict(sorted(self.schema.items())),
             "request_time": self.request_time,
@@ -121,3 +140,5 @@ class Request(Arriving):
             "tolerance_us": self.tolerance_us,
             "max_ahead_us": self.max_ahead_us,
         }
+        # Only where it is declared, so that the hashes of other requests stay as they were.
+        return spec | ({} if self.repeated == REJECT else {"repeated": self.repeated})

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tidemill.features.contract import parse_duration
-from tidemill.features.definitions.arguments import check_name
+from tidemill.features.definitions.arguments import check_kind, check_name
 from tidemill.features.definitions.described import Described
 from tidemill.features.definitions.schema import (
+    DTYPES,
     KEY_DTYPES,
     TIMESTAMP,
     Schema,
     check_column,
     check_schema,
 )
+from tidemill.features.errors import DefinitionError
 
 
 class Arriving:
@@ -59,6 +61,9 @@ class EventStream(Arriving, Described):
             expected; the partition's watermark is that far below the highest time.
         allowed_lateness: How far below the watermark an event is still accepted, as late.
         max_ahead: How far an event's time may be after the time of its receipt.
+        transport: The columns that say how an event was delivered and not what it says, such as
+            the time of its receipt. Events that are equal in all other columns are one event,
+            delivered several times. No feature, key or label may read such a column.
         owner: Who is responsible for it; no part of the hash, like tags and description.
         tags: Texts by name, for Feast's registry.
         description: What it is, in words.
@@ -71,6 +76,7 @@ class EventStream(Arriving, Described):
     out_of_orderness: str = "0s"
     allowed_lateness: str = "0s"
     max_ahead: str = "1d"
+    transport: Sequence[str] = field(default=(), kw_only=True)
     owner: str = field(default="", kw_only=True)
     tags: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     description: str = field(default="", kw_only=True)
@@ -81,6 +87,17 @@ class EventStream(Arriving, Described):
         object.__setattr__(self, "schema", check_schema(self.schema, what))
         check_column(self.schema, self.event_time, (TIMESTAMP,), f"{what}: event_time")
         check_column(self.schema, self.event_id, KEY_DTYPES, f"{what}: event_id")
+        check_kind(self.transport, list | tuple, f"{what}: transport", "a list of columns")
+        object.__setattr__(self, "transport", tuple(self.transport))
+        for column in self.transport:
+            check_column(self.schema, column, DTYPES, f"{what}: transport")
+            if column in (self.event_time, self.event_id):
+                raise DefinitionError(
+                    f"{what}: transport names {column!r}, which is the event's time or id; a "
+                    "transport column says how an event was delivered"
+                )
+            if self.transport.count(column) > 1:
+                raise DefinitionError(f"{what}: transport names {column!r} twice")
         self.check_bounds(what)
         self.check_described(what)
 
@@ -96,8 +113,26 @@ class EventStream(Arriving, Described):
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Columns that no row may lack: time and id (views add their keys)."""
+        """Columns in which no row may be null: time and id."""
         return (self.event_time, self.event_id)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns by which two events are one: all but `transport`, as they are declared."""
+        return tuple(column for column in self.schema if column not in self.transport)
+
+    def check_read(self, columns: Iterable[str], what: str) -> None:
+        """Check that none of the columns that a definition reads is of `transport`.
+
+        Raises:
+            DefinitionError: One is.
+        """
+        if read := sorted(set(columns).intersection(self.transport)):
+            raise DefinitionError(
+                f"{what} reads {read[0]!r}, which stream {self.name!r} declares as transport: it "
+                "differs between deliveries of one event; declare what is measured as a column of "
+                "its own"
+            )
 
     def spec(self) -> dict[str, Any]:
         """Return a canonical JSON value."""
@@ -106,6 +141,7 @@ class EventStream(Arriving, Described):
             "schema": dict(sorted(self.schema.items())),
             "event_time": self.event_time,
             "event_id": self.event_id,
+            "transport": sorted(self.transport),
             "out_of_orderness_us": self.out_of_orderness_us,
             "tolerance_us": self.tolerance_us,
             "max_ahead_us": self.max_ahead_us,

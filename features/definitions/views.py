@@ -99,7 +99,8 @@ class FeatureView(Described):
         stream: Where its events come from.
         hop: The grid that window tails move on.
         features: Feature name to aggregation.
-        key: The stream's column that holds the entity's key; the entity's join key by default.
+        key: The stream's column that holds the entity's key; the entity's join key by default. An
+            event without it, a null, is no event of this view; other views count it.
         max_staleness: How far the published frontier may lag behind a reader's clock; past that a
             read gives ``OUTSIDE_MAX_AGE``.
         owner: Who is responsible for it; no part of the hash, like tags and description.
@@ -129,6 +130,7 @@ class FeatureView(Described):
         check_column(
             schema, self.key, (self.entity.dtype,), f"{what}: key of entity {self.entity.name!r}"
         )
+        self.stream.check_read([self.key], f"{what}: key")
         if self.hop_us <= 0:
             raise DefinitionError(f"{what}: the hop must be longer than zero")
         parse_duration(self.max_staleness, f"{what}: max_staleness")
@@ -160,16 +162,13 @@ class FeatureView(Described):
         check_kind(aggregation, Aggregation, what, "an aggregation such as count(over='1d')")
         with prefix_errors(f"{what} on stream {self.stream.name!r}"):
             aggregation.check(self.stream.schema)
+        partials = aggregation.partials(self.stream.schema, self.stream.event_time)
+        self.stream.check_read(frozenset().union(*(one.columns for one in partials)), what)
         if aggregation.window_us % self.hop_us:
             raise DefinitionError(
                 f"{what}: the window {aggregation.over} is not a multiple of the hop {self.hop}; "
                 "choose a hop that divides every window of the view"
             )
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Columns of its stream in which no row may be null: time, id and key."""
-        return tuple(dict.fromkeys([*self.stream.required, self.key]))
 
     @property
     def hop_us(self) -> int:

@@ -131,6 +131,12 @@ def make_cells(plan: Plan, batch: pa.RecordBatch) -> Int64Array:
     return cells
 
 
+def with_key(view: FeatureView, batch: pa.RecordBatch) -> BoolArray | None:
+    """Return which rows of a stream are events of a view: those that have a key; None for all."""
+    keys = batch.column(view.key)
+    return hashing.validity(keys) if keys.null_count else None
+
+
 def prepare_events(
     plan: Plan,
     view: FeatureView,
@@ -142,24 +148,26 @@ def prepare_events(
     Args:
         plan: The view's plan.
         view: The view.
-        batch: Validated rows, ``(rows,)``: no null in the key, time and id columns.
-        digests: uint64, ``(rows, 2)``: the rows' digests, if the caller has them already.
+        batch: Validated rows, ``(rows,)``: no null in the key, time and id columns. An event
+            without a key is no event of the view: see `with_key`.
+        digests: uint64, ``(rows, 2)``: the rows' digests (`hashing.digest_rows` of
+            `EventStream.identity`), if the caller has them already.
 
     Returns:
         A batch of `events_schema`, ``(rows,)``, in the same order.
 
     Raises:
-        InputError: A key, time or id is null: the batch has not been validated.
+        InputError: A key, time or id is null.
     """
     stream = view.stream
     for column in (view.key, stream.event_time, stream.event_id):
         if batch.column(column).null_count:
             raise InputError(
                 f"view {view.name!r}: column {column!r} of stream {stream.name!r} has nulls; "
-                "validate rows before preparing them"
+                "validate rows, and leave out those without a key, before preparing them"
             )
     if digests is None:
-        digests = hashing.digest_rows(batch)
+        digests = hashing.digest_rows(batch.select(list(stream.identity)))
     return pa.RecordBatch.from_arrays(
         [
             hashing.key_bytes(batch.column(view.key)),

@@ -87,7 +87,7 @@ class Oracle:
 
     Raises:
         InputError: A row lacks a column, has a value of another type than declared, or has no
-        time, id or key.
+        time or id.
     """
 
     def __init__(self, view: FeatureView, events: Iterable[Mapping[str, object]]) -> None:
@@ -100,13 +100,14 @@ class Oracle:
                 row = {column: read(given, column, stream.schema) for column in stream.schema}
             except InputError as error:
                 raise InputError(f"view {view.name!r}, event {number}: {error}") from None
-            for column in (stream.event_time, stream.event_id, view.key):
+            for column in stream.required:
                 if row[column] is None:
                     raise InputError(
                         f"view {view.name!r}, event {number}: {column!r} is null; a row without "
-                        "its time, id or key is rejected before features are computed"
+                        "its time or id is rejected before features are computed"
                     )
-            self._rows.setdefault(_key(row[view.key]), []).append(row)
+            if row[view.key] is not None:
+                self._rows.setdefault(_key(row[view.key]), []).append(row)
 
     def values(self, key: Key | None, as_of_us: int) -> dict[str, FeatureValue]:
         """Return every feature's value for a key as of an instant.
@@ -228,10 +229,13 @@ class Oracle:
         return evaluate(aggregation.operand, row, schema)
 
     def _events_of(self, key: Key) -> list[_Event]:
-        """Return a key's events, equal rows once, by time and id."""
+        """Return a key's events, by time and id: rows of equal identity are one event."""
         if key not in self._events:
             stream = self.view.stream
-            distinct = {tuple(row.values()): row for row in self._rows.get(key, [])}
+            distinct = {
+                tuple(row[column] for column in stream.identity): row
+                for row in self._rows.get(key, [])
+            }
             events = []
             for row in distinct.values():
                 time_us, id = int(row[stream.event_time] or 0), _key(row[stream.event_id])

@@ -71,7 +71,7 @@ class Reason(enum.StrEnum):
     WRONG_TYPE = "wrong_type", "the value is not of the declared dtype"
     NULL_TIME = "null_time", "the time is null"
     NULL_ID = "null_id", "the id is null"
-    NULL_KEY = "null_key", "a key is null"
+    MENDED = "mended", "a mended record stands in for it"
     NAN = "nan", "the number is NaN"
     INFINITY = "infinity", "the number is infinite or too large for a float64"
     TIME_OUT_OF_RANGE = "time_out_of_range", "the time is outside the years 1 to 9999"
@@ -80,6 +80,7 @@ class Reason(enum.StrEnum):
     NONEXISTENT_LOCAL_TIME = "nonexistent_local_time", "clocks skipped this local time"
     TOO_LATE = "too_late", "the event came later than its stream still accepts"
     AHEAD = "ahead", "the time is too far past the record's receipt"
+    REPEATED_REQUEST_ID = "repeated_request_id", "an earlier request has the id"
     NO_ANSWER = "no_answer", "a view's part of the answer did not come in time"
 
 

@@ -29,7 +29,7 @@ Text is string, large string, string view, binary that is UTF-8, or a dictionary
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ from tidemill.features.definitions import (
     EventStream,
     Request,
 )
-from tidemill.features.errors import InputError, UnknownColumn, nearest
+from tidemill.features.errors import InputError, nearest
 from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason
 from tidemill.features.rows.source_clock import SourceClock
@@ -117,7 +117,6 @@ def validate(
     definition: EventStream | Request,
     batch: pa.RecordBatch,
     *,
-    required: Collection[str],
     nulls: Sequence[str] = (),
     zone: str | None = None,
     ambiguous: str | None = None,
@@ -128,8 +127,6 @@ def validate(
     Args:
         definition: The event stream or request that declares the schema.
         batch: The rows as read, ``(rows,)``: text or typed columns.
-        required: The declared columns in which no row may be null: time, id and, for events, the
-            keys (`Project.required_columns`, `Request.required`).
         nulls: Texts that mean null.
         zone: The IANA zone of times without an offset; None where the source declares none.
         ambiguous: The rule for local times that occurred twice (`local_times.RULES`); None rejects
@@ -141,17 +138,10 @@ def validate(
         The rows that were kept and, for every other, why not.
 
     Raises:
-        UnknownColumn: ``required`` names a column that is not declared.
         InputError: The batch has two columns of a declared name.
         DefinitionError: The zone does not exist.
     """
     schema = definition.schema
-    for name in required:
-        if name not in schema:
-            raise UnknownColumn(
-                f"{definition.name!r}: required column {name!r} is not declared; "
-                f"{nearest(name, schema)}"
-            )
     if zone is not None:
         zones.zone(zone)
     names = batch.schema.names
@@ -178,7 +168,7 @@ def validate(
     faults: _Faults = {}
     for name in schema:
         columns[name], found = conformed[name]
-        if name in required and columns[name].null_count:
+        if name in definition.required and columns[name].null_count:
             reason, what = _null_reason(definition, name)
             detail = f"column {name!r}: found null, expected the {what} of every row"
             for row in np.flatnonzero(flags(pc.is_null(columns[name]))).tolist():
@@ -211,9 +201,7 @@ def _judged(columns: dict[str, pa.Array], faults: _Faults, resolved: BoolArray) 
 def _null_reason(definition: EventStream | Request, name: str) -> tuple[Reason, str]:
     if name == definition.time_column:
         return Reason.NULL_TIME, "time"
-    if name == definition.id_column:
-        return Reason.NULL_ID, "id"
-    return Reason.NULL_KEY, "key"
+    return Reason.NULL_ID, "id"
 
 
 def _conform(

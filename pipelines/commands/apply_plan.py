@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset
-from tidemill.features.contract import TIME_MAX, TIME_MIN, format_duration, moment_of
+from tidemill.features.contract import TIME_MAX, TIME_MIN, format_duration, write_instant
 from tidemill.features.definitions import Project
 from tidemill.pipelines.run.tables import Table
 from tidemill.serving.definition_changes import Change
@@ -260,7 +260,7 @@ def _state(space: SpacePlan, spaces: tuple[SpacePlan, ...]) -> str:
 def _as_of(least_us: int, now_us: int) -> str:
     if not TIME_MIN < least_us < TIME_MAX:
         return "-"
-    text = moment_of(least_us).strftime("%Y-%m-%dT%H:%M:%SZ")
+    text = write_instant(least_us // _SECOND_US * _SECOND_US)
     age = now_us - least_us
     return f"{text} ({_rounded(age)} ago)" if age >= 0 else text
 

@@ -15,7 +15,7 @@ from tidemill.pipelines.run.summary import write_summary
 from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.training.evaluation import Evaluation, Runs
-from tidemill.pipelines.training.train import train
+from tidemill.pipelines.training.train import check_trainable, train
 from tidemill.pipelines.verify.verify import verify
 
 
@@ -37,7 +37,11 @@ def demo(
 
     Returns:
         The figures and the seconds of each step, by name, and the path of the report.
+
+    Raises:
+        DefinitionError: The project has no label or no model; nothing has been done.
     """
+    check_trainable(config.project)
     remember(config.root, sample)
     if sample:
         config = sampled(config)

@@ -60,11 +60,12 @@ from tidemill.serving.stores.online_places import Clock, FeastPlace, OnlinePlace
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace
 
-_KEYS: Final = (
+KEYS: Final = (
     "project", "root", "shards", "sources", "splits", "sample", "training", "online_store",
     "offline_store", "registry", "stream",
 )  # fmt: skip
-_TRAINING: Final = {
+SPLIT_KEYS: Final = ("train_until", "evaluate_until", "stream_until")
+TRAINING_KEYS: Final = {
     "epochs": Value.count,
     "batch_size": Value.count,
     "learning_rate": Value.positive,
@@ -72,7 +73,7 @@ _TRAINING: Final = {
     "seed": Value.whole,
     "rate_groups": Value.texts,
 }
-_STREAM: Final = {
+STREAM_KEYS: Final = {
     "engine": or_null(lambda value: value.one_of(ENGINES)),
     "mode": lambda value: value.one_of(MODES),
     "poll_rows": Value.count,
@@ -84,7 +85,14 @@ _STREAM: Final = {
 
 @dataclass(frozen=True)
 class Splits:
-    """Where training, evaluation and the stream end, UTC microseconds; the ends come in order."""
+    """Where training, evaluation and the stream end; the ends come in order.
+
+    Attributes:
+        train_until_us: The model is trained on the requests before this instant.
+        evaluate_until_us: It is evaluated on those from there to this instant, at which the stream
+            begins.
+        stream_until_us: The stream ends before the rows received from this instant on.
+    """
 
     train_until_us: int
     evaluate_until_us: int
@@ -129,8 +137,7 @@ class StreamOptions:
     """How the stream runs.
 
     Attributes:
-        engine: ``fnapi`` or ``prism``; None leaves it to
-            `pipelines.engines.choosing.choose_engine`.
+        engine: ``fnapi`` or ``prism``; None is Prism if its binary is built, else FnApiRunner.
         mode: ``exact`` or ``eager``.
         poll_rows: The most rows that one poll of a source reads.
         speed: How many times faster than real time a replay runs; None is as fast as it can.
@@ -232,7 +239,7 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         ConfigurationError: The file or what it refers to cannot be used.
     """
     path = Path(path)
-    top = read_file(path).section(_KEYS)
+    top = read_file(path).section(KEYS)
     folder = path.absolute().parent
     # Import the project last, so that errors in the file show without its imports.
     where = folder / top.required("root").text()
@@ -300,17 +307,16 @@ def _check_names(value: Value, sources: Mapping[str, Section], project: Project)
 
 
 def _splits(value: Value) -> Splits:
-    names = ("train_until", "evaluate_until", "stream_until")
-    section = value.section(names)
-    times = [section.required(name).instant_us() for name in names]
+    section = value.section(SPLIT_KEYS)
+    times = [section.required(name).instant_us() for name in SPLIT_KEYS]
     for before, name in ((0, "evaluate_until"), (1, "stream_until")):
         if times[before + 1] <= times[before]:
-            raise section.values[name].wrong(f"must be after {names[before]}")
+            raise section.values[name].wrong(f"must be after {SPLIT_KEYS[before]}")
     return Splits(*times)
 
 
 def _training(value: Value) -> Training:
-    return Training(**value.section(_TRAINING).read(_TRAINING))
+    return Training(**value.section(TRAINING_KEYS).read(TRAINING_KEYS))
 
 
 def _check_rate_groups(value: Value, training: Training, project: Project) -> None:
@@ -322,4 +328,4 @@ def _check_rate_groups(value: Value, training: Training, project: Project) -> No
 
 
 def _stream(value: Value) -> StreamOptions:
-    return StreamOptions(**value.section(_STREAM).read(_STREAM))
+    return StreamOptions(**value.section(STREAM_KEYS).read(STREAM_KEYS))

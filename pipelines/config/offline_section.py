@@ -21,6 +21,9 @@ from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 
 OFFLINE_STORES: Final = ("parquet", "bigquery")
 
+PARQUET_KEYS: Final = ("type", "memory_limit", "threads", "spill")
+BIGQUERY_KEYS: Final = ("type", "project", "dataset")
+
 
 def offline_place(top: Section, root: Path) -> OfflinePlace:
     """Read the section.
@@ -46,9 +49,9 @@ def _parquet(value: Value, root: Path) -> ParquetPlace:
         "threads": or_null(Value.count),
         "spill": or_null(lambda path: root / path.text()),
     }
-    return ParquetPlace(**value.section(("type", *readers)).read(readers))
+    return ParquetPlace(**value.section(PARQUET_KEYS).read(readers))
 
 
 def _bigquery(value: Value) -> BigQueryDataset:
-    section = value.section(("type", "project", "dataset"))
+    section = value.section(BIGQUERY_KEYS)
     return BigQueryDataset(section.required("project").text(), section.required("dataset").text())

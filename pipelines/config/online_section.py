@@ -37,6 +37,14 @@ from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
 
 ONLINE_STORES: Final = ("sqlite", "redis", "feast")
 
+SQLITE_KEYS: Final = ("type", "path", "give_up_after")
+REDIS_KEYS: Final = (
+    "type", "host", "port", "db", "username", "password_env", "password_file", "tls", "timeout",
+    "give_up_after",
+)  # fmt: skip
+TLS_KEYS: Final = ("ca", "cert", "key")
+FEAST_KEYS: Final = ("type", "options", "give_up_after")
+
 GIVE_UP_AFTER_US: Final = 10 * MINUTE
 """How long a store may be unavailable before the run fails."""
 
@@ -52,10 +60,10 @@ def online_place(top: Section, folder: Path, root: Path) -> OnlinePlace:
     value = top.values["online_store"]
     kind = value.section().optional("type", lambda name: name.one_of(ONLINE_STORES), "sqlite")
     if kind == "feast":
-        return _feast_place(value.section(("type", "options", "give_up_after")), root)
+        return _feast_place(value.section(FEAST_KEYS), root)
     if kind == "redis":
         return _redis_place(value, folder)
-    section = value.section(("type", "path", "give_up_after"))
+    section = value.section(SQLITE_KEYS)
     return SqlitePlace(root / section.optional("path", Value.text, ONLINE))
 
 
@@ -91,7 +99,7 @@ def _redis_place(value: Value, folder: Path) -> RedisPlace:
         return folder / path.text()
 
     def tls(files: Value) -> RedisTls:
-        readers = dict.fromkeys(("ca", "cert", "key"), or_null(file))
+        readers = dict.fromkeys(TLS_KEYS, or_null(file))
         return RedisTls(**files.section(readers).read(readers))
 
     readers = {
@@ -104,7 +112,7 @@ def _redis_place(value: Value, folder: Path) -> RedisPlace:
         "tls": or_null(tls),
         "timeout": Value.duration_us,
     }
-    section = value.section(("type", *readers, "give_up_after"))
+    section = value.section(REDIS_KEYS)
     try:
         return RedisPlace(**section.read(readers))
     except ConfigurationError as error:

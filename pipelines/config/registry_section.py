@@ -27,6 +27,7 @@ from tidemill.serving.stores.registry_places import (
 )
 
 REGISTRIES: Final = ("file", "sql")
+REGISTRY_KEYS: Final = ("type", "path", "path_env")
 
 
 def registry_place(top: Section, root: Path) -> RegistryPlace:
@@ -37,7 +38,7 @@ def registry_place(top: Section, root: Path) -> RegistryPlace:
     """
     if "registry" not in top.values:
         return default_registry(root)
-    section = top.values["registry"].section(("type", "path", "path_env"))
+    section = top.values["registry"].section(REGISTRY_KEYS)
     kind = section.optional("type", lambda value: value.one_of(REGISTRIES), "file")
     if kind == "file":
         if "path_env" in section.values:

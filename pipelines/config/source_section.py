@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tidemill.features import zones
-from tidemill.features.definitions import TIMESTAMP, Project
+from tidemill.features.definitions import TIMESTAMP, EventStream, Project
 from tidemill.features.errors import DefinitionError, nearest
 from tidemill.features.rows.local_times import INFER, RULES
 from tidemill.pipelines.config.project_import import import_attribute
@@ -154,6 +154,11 @@ def _received(value: Value, project: Project, name: str) -> str:
     column = value.text()
     if column not in times:
         raise value.wrong(f"{name!r} has no timestamp column {column!r}; {nearest(column, times)}")
+    if isinstance(definition, EventStream) and column not in definition.transport:
+        raise value.wrong(
+            f"{column!r} is no transport column of stream {name!r}, so an event that is delivered "
+            f"again would count twice; declare EventStream({name!r}, transport=[{column!r}], ...)"
+        )
     return column
 
 

@@ -27,6 +27,7 @@ from tidemill.pipelines.history.build_manifest import (
 from tidemill.pipelines.history.builds import Build, building
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.history_plan import HistoryPlan
+from tidemill.pipelines.history.label_parts import check_part_leaks
 from tidemill.pipelines.history.offline_views import views_to_log
 from tidemill.pipelines.history.spill import SPILL, check_space
 from tidemill.pipelines.history.split import spill_bytes
@@ -188,12 +189,7 @@ def point_in_time(stages: Stages) -> dict[str, Any]:
     if project.label is not None:
         pieces = [(piece,) for piece in range(plan.label_parts)]
         found = stages.run("label", "labels", pieces, total=plan.requests, unit="requests")
-        if leaked := sum(count[1] for count in found):
-            raise InputError(
-                f"label {project.label.name!r}: {leaked} of its events do not come after their "
-                "request, so a feature could see what the model predicts; give request "
-                f"{project.request.name!r} an earlier time, or drop those requests"
-            )
+        check_part_leaks(project, project.label, plan, [(count[1], count[2]) for count in found])
     stages.answer()
     table = Path(plan.build, paths.TRAINING_TABLE)
     files = [(*span[1:], str(table)) for span in plan.files()]

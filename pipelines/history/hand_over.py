@@ -33,7 +33,7 @@ def hand_over(stages: Stages, generation: str) -> tuple[Handoff, dict[str, Any]]
         for shard in range(plan.shards)
     ]
     stages.answer()
-    counts = stages.run("state", "hand over state", shards, total=len(shards), unit="shards")
+    stages.run("state", "hand over state", shards, total=len(shards), unit="shards")
     frontiers: dict[str, list[int]] = {}
     marks: dict[str, list[str]] = {}
     for view in project.views:
@@ -67,6 +67,6 @@ def hand_over(stages: Stages, generation: str) -> tuple[Handoff, dict[str, Any]]
     figures = {
         "as_of_us": plan.as_of_us,
         "shards": len(shards),
-        "events": sum(count[1] for count in counts),
+        "events": sum(sum(plan.stops[view.stream.name]) for view in project.views),
     }
     return handoff, figures

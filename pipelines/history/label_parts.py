@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
@@ -9,7 +11,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Label, Project
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.history.history_plan import HistoryPlan
-from tidemill.pipelines.history.labels import Labelled, find_labels, leaks
+from tidemill.pipelines.history.labels import LabelIndex, Labelled, check_leaks
 from tidemill.pipelines.history.spill import SpillFile, spill_file
 from tidemill.pipelines.history.split import (
     LABEL_EVENTS,
@@ -20,25 +22,60 @@ from tidemill.pipelines.history.split import (
 )
 
 
-def label_part(project: Project, label: Label, plan: HistoryPlan, piece: int) -> tuple[int, int]:
+def label_part(
+    project: Project, label: Label, plan: HistoryPlan, piece: int
+) -> tuple[int, int, int]:
     """Write the labels of a part.
 
     Returns:
-        How many requests the part has, and how many pairs of a request and an event of its label
-        at or before it (`pipelines.history.labels.leaks`).
+        How many requests the part has; how many events of their labels are at or before them
+        (`LabelIndex.before`); and the number of the first request with such an event. The last two
+        are 0 if the label's key recurs.
     """
-    stream = label.stream.name
-    events = _read(plan, stream, LABEL_EVENTS, known_schema(label), piece)
-    asked = _read(plan, plan.request, LABEL_REQUESTS, asked_schema(project, label), piece)
+    asked, events = read_part(project, label, plan, piece)
+    index = LabelIndex(label, project.request, events)
     numbers: Int64Array = asked.column(NUMBER).to_numpy()
-    found = find_labels(label, project.request, asked, events)
+    leaked, first = 0, 0
+    if not label.recurring and (before := index.before(asked)).any():
+        leaked, first = int(before.sum()), int(numbers[before.argmax()])
+    found = index.find(asked)
     labelled = found.values.is_valid().to_numpy(zero_copy_only=False)
     numbers, values = numbers[labelled], hashing.bits(found.values)[labelled]
     times = hashing.bits(found.times)[labelled]
     with spill_file(plan.labels_path(piece)) as out:
         for rows in plan.by_block(numbers):
             out.write("labels", [numbers[rows], values[rows], times[rows]])
-    return len(asked), leaks(label, project.request, asked, events)
+    return len(asked), leaked, first
+
+
+def check_part_leaks(
+    project: Project, label: Label, plan: HistoryPlan, leaked: Sequence[tuple[int, int]]
+) -> None:
+    """Check that no event of a label is at or before its request.
+
+    Args:
+        project: The project.
+        label: Its label.
+        plan: The plan.
+        leaked: What `label_part` has counted in each part: such events, and the first request.
+
+    Raises:
+        InputError: Some are.
+    """
+    found = [(first, piece) for piece, (count, first) in enumerate(leaked) if count]
+    if found:
+        _, piece = min(found)
+        more = sum(count for count, _ in leaked) - leaked[piece][0]
+        check_leaks(label, project.request, *read_part(project, label, plan, piece), more)
+
+
+def read_part(
+    project: Project, label: Label, plan: HistoryPlan, piece: int
+) -> tuple[pa.Table, pa.Table]:
+    """Read the requests and the events of a part."""
+    events = _read(plan, label.stream.name, LABEL_EVENTS, known_schema(label), piece)
+    asked = _read(plan, plan.request, LABEL_REQUESTS, asked_schema(project, label), piece)
+    return asked, events
 
 
 def _read(plan: HistoryPlan, source: str, section: str, schema: pa.Schema, piece: int) -> pa.Table:

@@ -13,10 +13,16 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import NULLS, VALUES, Publish, advance
-from tidemill.features.kernel.columns import column_arrays
+from tidemill.features.kernel.columns import column_arrays, keep
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import make_plan
-from tidemill.features.kernel.prepare import REQUESTS_SCHEMA, matrix_of, nulls_of, prepare_events
+from tidemill.features.kernel.prepare import (
+    REQUESTS_SCHEMA,
+    matrix_of,
+    nulls_of,
+    prepare_events,
+    with_key,
+)
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.io.log import one_batch
 
@@ -29,7 +35,7 @@ def values_at(
     Args:
         view: The view.
         events: Validated rows of its stream (further columns are ignored), in any order;
-            duplicates count once.
+            duplicates count once, and rows without a key do not count.
         keys: string or int64, ``(rows,)``: entity keys, null for none.
         times_us: int64, ``(rows,)``: the instants.
 
@@ -38,7 +44,9 @@ def values_at(
     """
     table = events if isinstance(events, pa.Table) else pa.Table.from_batches([events])
     batch = one_batch(table.select(list(view.stream.schema)))
-    digests = hashing.digest_rows(batch)
+    if (mine := with_key(view, batch)) is not None:
+        batch = keep(batch, mine)
+    digests = hashing.digest_rows(batch.select(list(view.stream.identity)))
     kept = first_occurrences(digests)
     plan = make_plan(view)
     prepared = prepare_events(plan, view, batch.take(pa.array(kept)), digests[kept])

@@ -27,7 +27,6 @@ from tidemill.features.kernel.encoding import encode_entities
 from tidemill.features.kernel.plan import Plan, make_plan
 from tidemill.features.kernel.prepare import (
     DIGEST,
-    ID,
     ORDINAL,
     REQUESTS_SCHEMA,
     TIME,
@@ -54,13 +53,11 @@ class PartEvents:
         rows: Prepared events (`pipelines.stream.sequence.sequenced_events_schema`), ``(rows,)``.
         places: int64, ``(rows,)``: where each is in the log (`answer_parts.groups_of`).
         received: bool, ``(rows,)``: which were received before the instant of the states.
-        duplicates: How many rows of these were left out because they equal another one.
     """
 
     rows: pa.RecordBatch
     places: Int64Array
     received: BoolArray
-    duplicates: int
 
 
 def answer_part(project: Project, plan: HistoryPlan, view_name: str, piece: int) -> int:
@@ -128,11 +125,10 @@ def _without_duplicates(
     digests = matrix_of(rows.column(DIGEST)).view(np.uint64)
     order = np.argsort(~received, kind="stable")
     kept = order[first_occurrences(digests[order])]
-    duplicates = int(received.sum())
     if len(kept) < len(places):
         kept.sort()
         rows, places, received = rows.take(pa.array(kept)), places[kept], received[kept]
-    return PartEvents(rows, places, received, duplicates - int(received.sum()))
+    return PartEvents(rows, places, received)
 
 
 def _read_requests(plan: HistoryPlan, view: FeatureView, piece: int) -> pa.RecordBatch:
@@ -227,11 +223,8 @@ def _write_state(
     rows, places = _rows(events.rows, mine), events.places[mine]
     times = hashing.bits(rows.column(TIME))
     waiting = times >= frontier_us
-    ids = rows.column(ID)
-    applied = int((~waiting).sum())
     entities = encode_entities(state)
     with spill_file(plan.state_path(view.name, piece)) as out:
-        out.write("counts", [np.array([len(times) + events.duplicates, len(times), applied])])
         out.write("changed", [entities.changed])
         out.write("words", [entities.words])
         out.write("keys", [entities.keys])
@@ -239,6 +232,3 @@ def _write_state(
         out.write("waiting places", [places[waiting]])
         out.write("digests", [np.ascontiguousarray(matrix_of(rows.column(DIGEST)))])
         out.write("times", [np.ascontiguousarray(times)])
-        out.write("places", [places])
-        out.write("ids", [hashing.hash_column(ids)])
-        out.write("ids again", [hashing.hash_column(ids, seed=1)])

@@ -39,7 +39,8 @@ LABEL_REQUESTS: Final = "label requests"
 
 def asked_columns(project: Project, label: Label) -> list[str]:
     """Return the columns of a request that its label depends on."""
-    return list(dict.fromkeys([*label.on, project.request.request_time]))
+    request = project.request
+    return list(dict.fromkeys([*label.on, request.request_time, request.request_id]))
 
 
 def known_columns(label: Label) -> list[str]:
@@ -80,7 +81,7 @@ def _split_events(
     views = [view for view in project.views if view.stream.name == stream.name]
     positions = hashing.bits(rows.column(POSITION))
     received = hashing.bits(rows.column(RECEIVED))
-    digests = hashing.digest_rows(rows.select(list(stream.schema))) if views else None
+    digests = hashing.digest_rows(rows.select(list(stream.identity))) if views else None
     for view in views:
         events = event_rows(make_plan(view), view, rows, positions, received, digests)
         pieces = plan.pieces(view.name)

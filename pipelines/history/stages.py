@@ -59,7 +59,8 @@ def _join(
 
 
 def _state(project: Project, plan: HistoryPlan, view: int, shard: int, folder: str) -> Counts:
-    return [1, write_state(project, plan, view, shard, Path(folder))]
+    write_state(project, plan, view, shard, Path(folder))
+    return [1]
 
 
 _STAGES: Final[Mapping[str, Callable[..., Counts]]] = {

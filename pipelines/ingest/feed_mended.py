@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from tidemill.features.contract import TIME_MIN
+from tidemill.features.definitions import Request
 from tidemill.features.errors import InputError
+from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.mended_lines import MendedLine, read_lines
 from tidemill.pipelines.ingest.rejected_records import Record, as_text, update_rejected
@@ -25,7 +27,8 @@ from tidemill.pipelines.ingest.repaired_records import (
     write_mended,
 )
 from tidemill.pipelines.ingest.source_files import SourceFiles, log_end
-from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.log import POSITION, Log, one_batch
+from tidemill.pipelines.io.request_ids import RequestIds
 from tidemill.pipelines.run.progress import Progress
 
 
@@ -50,6 +53,21 @@ def feed(
     if any(figure["accepted"] or figure["dropped"] for figure in figures.values()):
         progress.say("Now run tidemill backfill, which computes the features again.")
     return figures
+
+
+def _logged_ids(log: Log, request: Request, partitions: int) -> RequestIds:
+    """Return the ids of the requests in a log; later partitions are of mended records."""
+
+    def where(partition: int, position: int) -> str:
+        if partition >= partitions:
+            return "another mended record"
+        return f"the request at {partition}:{position} in the log"
+
+    ids = RequestIds(request, where)
+    for partition in range(partitions):
+        rows = one_batch(log.read(request.name, partition, [request.request_id, POSITION]))
+        ids.repeated(partition, hashing.bits(rows.column(POSITION)), rows)
+    return ids
 
 
 def _check_mended_before(line: MendedLine, before: Mapping[str, Mended]) -> None:
@@ -83,16 +101,19 @@ def _feed_source(
             files.format(record["partition"]),
             files.columns(record["partition"]),
             *(end(record["partition"]) if is_log else (TIME_MIN, TIME_MIN)),
+            record["partition"],
+            record["position"],
         )
         for line, record in zip(lines, records, strict=True)
     ]
-    outcome = judge_mended(definition, source, config.project.required_columns(definition), mended)
+    partitions = log.partitions(name) if log.path(name, 0).exists() else 0
+    ids = _logged_ids(log, definition, partitions) if isinstance(definition, Request) else None
+    outcome = judge_mended(definition, source, mended, ids, partitions)
     rows = outcome.rows
     there: list[pa.RecordBatch] = []
-    if log.path(name, 0).exists():
-        columns = rows.schema.names
-        there = log.read(name, columns=columns).select(columns).to_batches()
-    fresh = len(fresh_rows(rows, there))
+    if partitions:
+        there = log.read(name, columns=rows.schema.names).to_batches()
+    fresh = len(fresh_rows(definition, rows, there))
     good = [one for index, one in enumerate(mended) if index not in outcome.refused]
     if good:
         write_mended(config.root, name, good)

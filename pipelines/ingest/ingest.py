@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
+from tidemill.features.definitions import EventStream, Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
 from tidemill.pipelines.engines.options import pipeline_options
@@ -38,8 +39,9 @@ from tidemill.pipelines.ingest.rejected_shares import (
 )
 from tidemill.pipelines.ingest.repaired_records import Mending, mended_files
 from tidemill.pipelines.ingest.source_digests import digested
-from tidemill.pipelines.io.files.judged_rows import Counts, read_stream
-from tidemill.pipelines.io.log import Log, log_schema, one_batch
+from tidemill.pipelines.io.event_counts import EventCounter, EventCounts
+from tidemill.pipelines.io.files.judged_rows import Counts, read_stream, request_ids
+from tidemill.pipelines.io.log import Log, LogWriter, log_schema, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
@@ -62,6 +64,8 @@ class ReadSource:
         work: A folder for the rows of a large source.
         counts: How many rows of the files were kept, dropped and rejected.
         mended: How many rejected records are replaced by mended ones; known when `rejected` ends.
+        repeated: How many accepted rows are requests whose id an earlier request has; None of a
+            source whose rows cannot be that. Known when `rejected` ends.
     """
 
     config: Configuration
@@ -69,6 +73,7 @@ class ReadSource:
     work: Path
     counts: Counts = field(default_factory=Counts)
     mended: int = 0
+    repeated: int | None = None
 
     def __post_init__(self) -> None:
         self._definition = self.config.project.definition(self.name)
@@ -80,25 +85,31 @@ class ReadSource:
     def rejected(self) -> Iterator[pa.RecordBatch]:
         """Read all rows; yield the rejected records on the way."""
         source, definition = self.config.sources[self.name], self._definition
-        required = self.config.project.required_columns(definition)
         mending = Mending(self.config.root, self.name)
+        files = source.find_files()
+        partitions = 1
+        ids = request_ids(definition, files) if isinstance(definition, Request) else None
         for batch in read_stream(
             definition,
-            source.find_files(),
-            required=required,
+            files,
             format=source.format,
             nulls=source.nulls,
             zone=source.zone,
             ambiguous=source.ambiguous,
             transform=source.transform,
             received=source.received,
+            replaced=mending.replaces,
+            ids=ids,
         ):
             self.counts += batch.counts
+            partitions = max(partitions, batch.partition + 1)
             self._accepted.add(batch)
             if (left := mending.take(batch.rejected)).num_rows:
                 yield left
-        settled = mending.settle(definition, source, required, self._accepted.all_rows)
+        settled = mending.settle(definition, source, self._accepted.all_rows, partitions, ids)
         self.mended = settled.mended
+        if ids is not None and not ids.rejects:
+            self.repeated = self.counts.repeated + settled.repeated
         until_us = self.config.read_until_us
         for rows, received in settled.parts:
             stop = len(rows)
@@ -120,16 +131,32 @@ class ReadSource:
         for partition, (rows, received) in enumerate(self._mended_parts, start=first):
             yield partition, rows, received
 
-    def write_log(self, build: Path) -> None:
-        """Write the log, after `rejected` has ended."""
-        log = Log(build)
+    def write_log(self, build: Path | None) -> EventCounts | None:
+        """Write the log, after `rejected` has ended.
+
+        Args:
+            build: The folder of the build; None only counts.
+
+        Returns:
+            The counts of a stream's events; None for the request.
+        """
+        definition, counter = self._definition, None
+        if isinstance(definition, EventStream):
+            views = self.config.project.views_of(definition.name)
+            counter = EventCounter(definition, views)
         with ExitStack() as files:
-            writers = [
-                files.enter_context(log.writing(self._definition, partition, rows))
-                for partition, rows in enumerate(self.lengths)
-            ]
+            writers: list[LogWriter] = []
+            if build is not None:
+                writers = [
+                    files.enter_context(Log(build).writing(definition, partition, rows))
+                    for partition, rows in enumerate(self.lengths)
+                ]
             for partition, rows, received in self.arrived():
-                writers[partition].write(rows, received)
+                if writers:
+                    writers[partition].write(rows, received)
+                if counter is not None:
+                    counter.take(rows, received)
+        return None if counter is None else counter.counts()
 
 
 @dataclass(frozen=True)
@@ -231,10 +258,13 @@ class Ingest(beam.DoFn):
         }
         if self.config.sources[name].ambiguous is not None:
             row["repeated_local_times"] = source.counts.resolved
+        if (counts := source.write_log(self.build)) is not None:
+            row |= counts.as_figures()
+        if source.repeated is not None:
+            row["repeated_request_ids"] = source.repeated
         if seen:
             row[EXAMPLES] = examples(seen)
         if self.build is not None:
-            source.write_log(self.build)
             row["logged"] = sum(source.lengths)
             row["files"] = [asdict(file) for file in files]
         shutil.rmtree(source.work, ignore_errors=True)
@@ -255,8 +285,10 @@ def ingest(
 
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason; and, where
-        the source declares a rule for them, the kept rows with a repeated local time. Of a source
-        with rejected records also an example for each reason and column.
+        the source declares a rule for them, the kept rows with a repeated local time; of requests
+        that are declared ``repeated="count"``, those with a repeated id. Of a stream also its
+        `pipelines.io.event_counts.EventCounts`. Of a source with rejected records also an example
+        for each reason and column.
     """
     choice = choose_engine(None, streaming=False)
     collected = work / _COUNTS

@@ -36,7 +36,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     Reason.WRONG_TYPE: _VALUES,
     Reason.NULL_TIME: _NULLS,
     Reason.NULL_ID: _NULLS,
-    Reason.NULL_KEY: _NULLS,
+    Reason.MENDED: "correct the mended record",
     Reason.NAN: _VALUES,
     Reason.INFINITY: _VALUES,
     Reason.TIME_OUT_OF_RANGE: "correct the times, or name texts that mean null in nulls",
@@ -44,6 +44,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     Reason.AMBIGUOUS_LOCAL_TIME: "declare the source's rule (ambiguous), or write offsets",
     Reason.NONEXISTENT_LOCAL_TIME: "declare the source's right zone, or correct the times",
     Reason.TOO_LATE: "raise the stream's out_of_orderness or allowed_lateness",
+    Reason.REPEATED_REQUEST_ID: "give each request its own id, or declare repeated='count'",
     Reason.AHEAD: "raise the stream's max_ahead, or correct the clock",
 }
 """What mends the records of a source that are rejected for a reason, in the configuration, the

@@ -6,10 +6,13 @@ The promises:
   each replay, never as a row. Every ingest parses it as the source's format says and applies the
   same transform and validation as to the source's files. So it survives a rebuild of the log, and
   changes of the schema or the transform apply to it.
-* It replaces one rejected record (`record_id`), as long as the source's files contain that record.
+* It replaces one record of the source's files (`record_id`), as long as they contain it: also when
+  the schema, the transform or the bounds have changed since, so that it is no longer rejected.
 * In the log, the rows of each replay are a partition after the partitions of the files. So later
   replays do not change the positions of earlier rows.
 * A row that is already in the log is not added again.
+* Where a request with a repeated id is rejected, a mended record needs an id of its own: it is
+  rejected as long as a row of the files, or an earlier mended record, has its id.
 
 A record of a table is never late; its own time gives its place. A record of a log with a time of
 receipt arrives at the end of the log, with the last row of its partition. It is too late if its
@@ -25,7 +28,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +38,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.dedupe import first_occurrences
@@ -49,6 +52,7 @@ from tidemill.pipelines.io.files import csv_lines, json_lines
 from tidemill.pipelines.io.files.csv_lines import BYTE_ORDER_MARK
 from tidemill.pipelines.io.files.judged_rows import judge
 from tidemill.pipelines.io.files.readers import RawBatch, nulled
+from tidemill.pipelines.io.request_ids import RequestIds
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.read_files import reading
@@ -62,6 +66,8 @@ _SCHEMA: Final = pa.schema(
         ("columns", pa.binary()),
         ("highest_us", pa.int64()),
         ("received_us", pa.int64()),
+        ("partition", pa.int64()),
+        ("position", pa.int64()),
     ]
 )
 
@@ -79,6 +85,9 @@ class Mended:
         columns: The columns of the record's file, as they are read.
         highest_us: The partition's highest accepted time at the replay; `TIME_MIN` for a table.
         received_us: When the partition's last row arrived, at the replay; `TIME_MIN` for a table.
+        partition: The partition (file) of the record that it replaces; None in a replay of a
+            version that did not write it.
+        position: The number of that record in the file, likewise.
     """
 
     record: str
@@ -88,6 +97,8 @@ class Mended:
     columns: pa.Schema
     highest_us: int = TIME_MIN
     received_us: int = TIME_MIN
+    partition: int | None = None
+    position: int | None = None
 
 
 def record_id(record: Mapping[str, Any]) -> str:
@@ -139,26 +150,30 @@ class Outcome:
         rows: The accepted rows, in the declared columns and types, ``(accepted,)``.
         accepted: int64, ``(accepted,)``: the indices of their records, ascending.
         refused: Record index to stage, reason and detail.
+        repeated: How many of the accepted rows are requests whose id an earlier request has.
     """
 
     rows: pa.RecordBatch
     accepted: Int64Array
     refused: dict[int, tuple[str, str, str]]
+    repeated: int = 0
 
 
 def judge_mended(
     definition: EventStream | Request,
     source: Source,
-    required: Collection[str],
     mended: Sequence[Mended],
+    ids: RequestIds | None = None,
+    partition: int = 0,
 ) -> Outcome:
     """Read, transform, validate and accept mended records, each on its own.
 
     Args:
         definition: The declaration that the rows must match.
         source: The records' source.
-        required: The columns that may not be null.
         mended: The records.
+        ids: The ids of the requests before them; None of an event stream.
+        partition: The number of their partition among ``ids``.
 
     Raises:
         InputError: The transform failed.
@@ -183,7 +198,6 @@ def judge_mended(
         judged = judge(
             definition,
             _as_read(batch, indices, mended),
-            required,
             source.zone,
             source.transform,
             ambiguous=source.ambiguous,
@@ -207,7 +221,12 @@ def judge_mended(
                 refused[index] = (Stage.ACCEPT, *refusals[0])
         good = np.array([index not in refused for index in places.tolist()], np.bool_)
         table, places = table.take(pa.array(np.flatnonzero(good))), places[good]
-    return Outcome(table, places, refused)
+    repeated = {} if ids is None else ids.repeated(partition, places, table)
+    if ids is None or not ids.rejects:
+        return Outcome(table, places, refused, len(repeated))
+    refused |= {int(places[row]): (Stage.ACCEPT, *why) for row, why in repeated.items()}
+    good = np.array([row not in repeated for row in range(len(places))], np.bool_)
+    return Outcome(table.take(pa.array(np.flatnonzero(good))), places[good], refused)
 
 
 def _as_read(batch: pa.RecordBatch, indices: Int64Array, mended: Sequence[Mended]) -> RawBatch:
@@ -288,18 +307,22 @@ def _typed(batch: pa.RecordBatch, schema: pa.Schema, required: bool) -> pa.Recor
     return pa.RecordBatch.from_pydict(columns)
 
 
-def fresh_rows(rows: pa.RecordBatch, others: Iterable[pa.RecordBatch]) -> Int64Array:
-    """Return the indices (int64, ascending) of rows that equal no other row and no earlier row.
+def fresh_rows(
+    definition: EventStream | Request, rows: pa.RecordBatch, others: Iterable[pa.RecordBatch]
+) -> Int64Array:
+    """Return the indices (int64, ascending) of rows that are no other row and no earlier row.
 
     Args:
+        definition: Says by which columns two rows are one.
         rows: ``(rows,)``.
         others: Other rows, batch by batch, in the same columns.
     """
-    mine = hashing.digest_rows(rows)
+    identity = list(definition.identity)
+    mine = hashing.digest_rows(rows.select(identity))
     known = [np.zeros((0, 2), np.uint64)]
     if len(mine):
         for batch in others:
-            digests = hashing.digest_rows(batch)
+            digests = hashing.digest_rows(batch.select(identity))
             known.append(digests[np.isin(digests[:, 0], mine[:, 0])])
     before = sum(map(len, known))
     first = first_occurrences(np.concatenate([*known, mine]))
@@ -340,11 +363,13 @@ class Settled:
             row arrived (int64 microseconds).
         rejected: The records that are refused now (`features.rows.rejected.SCHEMA`).
         mended: How many rejected records the mended ones replace.
+        repeated: How many of their rows are requests whose id an earlier request has.
     """
 
     parts: list[tuple[pa.Table, Int64Array]]
     rejected: pa.RecordBatch
     mended: int
+    repeated: int = 0
 
 
 @dataclass
@@ -362,7 +387,31 @@ class Mending:
 
     def __post_init__(self) -> None:
         self._replays = read_mended(self.root, self.source)
-        self._known = {one.record for replay in self._replays for one in replay}
+        mended = [one for replay in self._replays for one in replay]
+        self._known = {one.record for one in mended}
+        self._is_placed = all(one.position is not None for one in mended)
+        self._positions: dict[int | None, list[int | None]] = {}
+        for one in mended:
+            self._positions.setdefault(one.partition, []).append(one.position)
+
+    def replaces(self, raw: RawBatch) -> BoolArray:
+        """Tell for which raw rows a mended record stands in: bool, ``(rows,)``."""
+        found = np.zeros(raw.batch.num_rows, np.bool_)
+        candidates = np.arange(len(found))
+        if self._is_placed:
+            mine = np.array(self._positions.get(raw.partition, []), np.int64)
+            candidates = np.flatnonzero(np.isin(raw.positions, mine))
+        if not len(candidates):
+            return found
+        for row, payload in zip(candidates.tolist(), raw.payloads(candidates), strict=True):
+            record = {
+                "stream": self.source,
+                "partition": raw.partition,
+                "position": int(raw.positions[row]),
+                "payload": payload,
+            }
+            found[row] = record_id(record) in self._known
+        return found
 
     def take(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return a batch of rejected records without those that are mended."""
@@ -380,35 +429,40 @@ class Mending:
         self,
         definition: EventStream | Request,
         source: Source,
-        required: Collection[str],
         rows_of_files: Callable[[], Iterable[pa.RecordBatch]],
+        files: int,
+        ids: RequestIds | None = None,
     ) -> Settled:
         """Judge the mended records, after all of the source's files were read.
 
         Args:
             definition: As for `judge_mended`.
             source: As for `judge_mended`.
-            required: As for `judge_mended`.
             rows_of_files: Reads the rows of the files, in any order.
+            files: The number of the first partition of mended records.
+            ids: The ids of the requests of the files; None of an event stream.
         """
         parts: list[tuple[pa.Table, Int64Array]] = []
         wrong: list[dict[str, Any]] = []
         if not self._records:
             return Settled(parts, rejected.none(), 0)
         earlier: list[pa.RecordBatch] = []
-        for replay in self._replays:
+        repeated = 0
+        for number, replay in enumerate(self._replays):
             used = [one for one in replay if one.record in self._records]
-            outcome = judge_mended(definition, source, required, used)
+            outcome = judge_mended(definition, source, used, ids, files + number)
+            repeated += outcome.repeated
             records = [self._records[one.record] for one in used]
             wrong += restated(records, used, outcome.refused)
-            fresh = fresh_rows(outcome.rows, itertools.chain(rows_of_files(), earlier))
+            others = itertools.chain(rows_of_files(), earlier)
+            fresh = fresh_rows(definition, outcome.rows, others)
             if len(fresh):
                 earlier.append(outcome.rows.take(pa.array(fresh)))
                 rows = pa.Table.from_batches(earlier[-1:])
                 ends = [used[index].received_us for index in outcome.accepted[fresh].tolist()]
                 parts.append(_in_order(definition, source, rows, np.array(ends, np.int64)))
         batch = pa.RecordBatch.from_pylist(wrong, schema=rejected.SCHEMA)
-        return Settled(parts, batch, len(self._records) - len(wrong))
+        return Settled(parts, batch, len(self._records) - len(wrong), repeated)
 
 
 def _in_order(

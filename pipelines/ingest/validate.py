@@ -42,7 +42,7 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
             parts.append(part)
             continue
         definition = project.definition(part.source)
-        found = validate(definition, part.rows, required=project.required_columns(definition))
+        found = validate(definition, part.rows)
         kept = pa.array(found.kept)
         rows = pa.RecordBatch.from_arrays(
             [

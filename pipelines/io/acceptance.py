@@ -2,7 +2,8 @@
 
 The promise: the decision (`features.contract.accept`) depends on the log alone, not on the batches
 in which the log is read. Acceptance runs after transform and validation, so rejected and dropped
-rows move no watermark. Training, replay and verification all read the accepted rows.
+rows move no watermark. It runs before `pipelines.io.request_ids`, so a request with a repeated id
+moves it. Training, replay and verification all read the accepted rows.
 """
 
 from __future__ import annotations

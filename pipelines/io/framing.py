@@ -77,9 +77,10 @@ VERSIONS: Final[Mapping[Kind, int]] = {
     Kind.BATCHES: 3,
     Kind.LOGGED_RELEASE: 3,
     # Versions 1 and 2 of an operator's state were pickles; version 3 of the head had no mark, and
-    # version 4 did not say whether an answer was given as of the frontier.
-    Kind.OPERATOR_HEAD: 5,
-    Kind.OPERATOR_SNAPSHOT: 3,
+    # version 4 did not say whether an answer was given as of the frontier. Version 5 counted
+    # conflicts, and version 3 of the snapshot held the ids for it.
+    Kind.OPERATOR_HEAD: 6,
+    Kind.OPERATOR_SNAPSHOT: 4,
 }
 """The version of each format that this code writes and reads."""
 

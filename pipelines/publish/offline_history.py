@@ -25,10 +25,10 @@ from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.advance import Publish, advance
-from tidemill.features.kernel.columns import concat
+from tidemill.features.kernel.columns import concat, keep
 from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import Plan, make_plan
-from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of, prepare_events
+from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of, prepare_events, with_key
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.log_digests import BLOCK_ROWS
@@ -188,8 +188,10 @@ def _shard_events(
             rows = rows.select(list(stream.schema))
             times = hashing.bits(rows.column(stream.event_time))
             shard_of = hashing.shard_of(hashing.key_bytes(rows.column(view.key)), shards)
-            mine = pa.array((shard_of == shard) & (times < until_us))
-            yield prepare_events(plan, view, rows.filter(mine))
+            mine = (shard_of == shard) & (times < until_us)
+            if (keyed := with_key(view, rows)) is not None:
+                mine &= keyed
+            yield prepare_events(plan, view, keep(rows, mine))
 
 
 def _distinct(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

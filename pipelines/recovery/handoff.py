@@ -91,6 +91,12 @@ _HANDOFF: Final = RecordFormat(
 )
 
 
+START_OVER: Final = (
+    "restore the folder from a copy, or run `tidemill stream` without --resume to start over"
+)
+"""What to do about states of a savepoint that are lost or damaged."""
+
+
 def savepoint_folder(stream: Path, segment: int) -> Path:
     """Return the folder of the states at the end of a segment."""
     return stream / paths.SAVEPOINTS / f"{segment:05d}"
@@ -107,7 +113,12 @@ def read_record(folder: Path) -> Handoff:
     path = folder / paths.HANDOFF
     if not path.exists():
         raise StateMismatch(f"there is no handed-over state at {path}; run `tidemill backfill`")
-    return Handoff(**read_record_of(path, _HANDOFF))
+    form = dataclasses.replace(_HANDOFF, remedy=START_OVER) if _of_savepoint(folder) else _HANDOFF
+    return Handoff(**read_record_of(path, form))
+
+
+def _of_savepoint(folder: Path) -> bool:
+    return folder.parent.name == paths.SAVEPOINTS
 
 
 def last_states(current: Current) -> tuple[Path, Handoff]:
@@ -180,14 +191,19 @@ def check_handoff(folder: Path, handoff: Handoff, project: Project, shards: int)
             f"the handed-over state has {handoff.shards} shards, the configuration says "
             f"{shards}; run `tidemill backfill` again"
         )
+    rebuild = f"restore the folder, or {_HANDOFF.remedy}"
+    for path, what in changed_files(folder, handoff):
+        raise StateMismatch(f"{path} {what}; {START_OVER if _of_savepoint(folder) else rebuild}")
+
+
+def changed_files(folder: Path, handoff: Handoff) -> list[tuple[Path, str]]:
+    """Return the state files that are not as they were written, and what happened to each."""
     found = file_hashes(folder)
-    for name, written in handoff.files.items():
-        if found.get(name) != written:
-            what = "is missing" if name not in found else "was changed after it was written"
-            raise StateMismatch(
-                f"{folder / name} {what}; restore the folder, or run `tidemill backfill` again and "
-                "the stream from its beginning"
-            )
+    return [
+        (folder / name, "was changed after it was written" if name in found else "is missing")
+        for name, written in handoff.files.items()
+        if found.get(name) != written
+    ]
 
 
 def remove_savepoints(stream: Path, keep: Path | None = None) -> None:
@@ -224,6 +240,7 @@ class StreamRun:
         shards: The number of shards of each view; None likewise.
         clock: The clock by which readers judge the age of what it publishes: ``replay`` if its
             sources are replayed, ``wall`` if one is live.
+        scored: Whether its answers have scores: the project had a model when it began.
     """
 
     began: str
@@ -240,6 +257,7 @@ class StreamRun:
     views: Mapping[str, str] | None = None
     shards: int | None = None
     clock: Clock = "replay"
+    scored: bool = True
 
     @staticmethod
     def beginning(
@@ -274,31 +292,33 @@ class StreamRun:
                 "`tidemill stream --mode eager` to start over"
             )
 
-    def write(self, folder: Path) -> None:
-        """Write ``stream.json``."""
-        write_record(folder / paths.STREAM_RUN, _STREAM, dataclasses.asdict(self))
+    def write(self, folder: Path, name: str = paths.STREAM_RUN) -> None:
+        """Write ``stream.json``, or another file of the folder."""
+        write_record(folder / name, _STREAM, dataclasses.asdict(self))
 
     @staticmethod
-    def read(folder: Path) -> StreamRun | None:
-        """Read ``stream.json``; None if no stream was begun.
+    def read(folder: Path, name: str = paths.STREAM_RUN) -> StreamRun | None:
+        """Read ``stream.json``, or another file; None if no stream was begun.
 
         Raises:
             StateVersionError: Its version is not supported.
             DamagedState: It is damaged.
         """
-        path = folder / paths.STREAM_RUN
+        path = folder / name
         return StreamRun(**read_record_of(path, _STREAM)) if path.exists() else None
 
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=4,
+    version=5,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
     older={
+        4: {"scored": True},
         3: {
             **dict.fromkeys(("until_us", "eager_order", "views", "shards")),
             "clock": "replay",
-        }
+            "scored": True,
+        },
     },
 )

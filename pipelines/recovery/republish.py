@@ -26,6 +26,7 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import retry_while_unavailable
 from tidemill.pipelines.recovery.handoff import (
+    START_OVER,
     Handoff,
     StreamRun,
     check_handoff,
@@ -40,6 +41,7 @@ from tidemill.pipelines.recovery.later_states import (
 )
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.released_states import released_operators, releases_by_shard
+from tidemill.pipelines.recovery.savepoints import what_is_lost
 from tidemill.pipelines.recovery.store_fills import (
     EntitiesOf,
     begin_fills,
@@ -85,10 +87,15 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
     """
     project, current = config.project, config.current
     folder, handoff = last_states(current)
+    began = StreamRun.read(current.stream_folder)
+    if began is not None and (lost := what_is_lost(current.stream_folder, began, folder, handoff)):
+        if handoff.kind == "stop":
+            raise StateMismatch(f"{lost}; {START_OVER}")
+        # The releases can be repeated from the beginning too; their marks prove it.
+        progress.say(f"{lost}: the polls of the stream are repeated from its beginning instead")
     check_handoff(folder, handoff, project, config.shards)
     check_log(folder, handoff, Log(current.build_folder), handoff.positions)
     releases = releases_by_shard(current.stream_folder)
-    began = StreamRun.read(current.stream_folder)
     begins_with = handoff.id if handoff.kind == "backfill" else handoff.began
     if releases and (began is None or began.began != begins_with):
         raise StateMismatch(

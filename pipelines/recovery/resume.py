@@ -7,6 +7,7 @@ A stream runs in one or more segments. The promises:
   segment is repeated from the savepoint before it, after its files are removed. Its publications
   stay in the online store: the repeated releases are the same, and the store knows them by their
   marks.
+* A stream that is killed before the online store is filled is resumed from its beginning.
 * A stream that starts over has a folder of its own and leaves that of the stream before as it is.
   In the online store it fills other key spaces beside those that readers see, until it has caught
   up with them.
@@ -17,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
-from tidemill.features.contract import TIME_MIN
+from tidemill.features.contract import TIME_MIN, write_instant
 from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.event_counts import EventCounts, count_logged
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.publish.offline_history import log_history
@@ -41,6 +42,7 @@ from tidemill.pipelines.recovery.handoff import (
 from tidemill.pipelines.recovery.reader_clock import show_live_clock
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers, start_over
+from tidemill.pipelines.recovery.savepoints import Savepoint, check_savepoint_is_there
 from tidemill.pipelines.recovery.store_fills import begin_fills, resumed_fills, take_token
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
@@ -51,13 +53,6 @@ from tidemill.serving.generations.current import Current, changing, read_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.registry.registration import open_store
-
-_OUTPUTS: Final = (
-    paths.PREDICTIONS,
-    paths.RELEASES,
-    paths.PUBLICATIONS,
-    paths.REJECTED_BY_STREAM,
-)
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,10 @@ def first_start(config: Configuration, mode: str | None) -> Start:
     Raises:
         StateMismatch: There are no states, or they are of other definitions.
     """
-    current = config.current.with_next_stream()
+    return _first_start(config, config.current.with_next_stream(), mode or config.stream.mode)
+
+
+def _first_start(config: Configuration, current: Current, mode: str) -> Start:
     folder = current.build_folder / paths.STATES
     handoff = read_record(folder)
     _check(config, current, folder, handoff)
@@ -100,19 +98,38 @@ def first_start(config: Configuration, mode: str | None) -> Start:
             "the handed-over state ends at another instant than splits.evaluate_until; run "
             "`tidemill backfill` again"
         )
-    run = StreamRun.beginning(
-        handoff, mode or config.stream.mode, config.stream.poll_rows, config.clock
-    )
+    run = StreamRun.beginning(handoff, mode, config.stream.poll_rows, config.clock)
     return Start(current, folder, handoff, run, resumes=False)
+
+
+def _interrupted_start(current: Current) -> tuple[Current, StreamRun] | None:
+    """Find a stream whose start was killed before the online store was filled.
+
+    Returns:
+        Its folders and its record; None if the newest start of the generation has ended.
+    """
+    newest = current.with_stream(current.next_number("stream") - 1)
+    if newest.stream <= current.stream:
+        return None
+    run = StreamRun.read(newest.stream_folder, paths.STREAM_BEGINS)
+    return None if run is None else (newest, run)
 
 
 def next_start(config: Configuration, mode: str | None) -> Start:
     """Return the start of a stream that resumes.
 
     Raises:
-        StateMismatch: There is no stream to resume, or its states do not match.
+        StateMismatch: There is no stream to resume, its states do not match, or those of its last
+            savepoint are lost.
     """
     root, current = config.root, config.current
+    if (interrupted := _interrupted_start(current)) is not None:
+        begins, begun = interrupted
+        _check_mode(begun, mode)
+        start = _first_start(config, begins, begun.mode)
+        if start.handoff.id != begun.began:
+            raise _replaced(root)
+        return start
     run = StreamRun.read(current.stream_folder)
     if run is None:
         raise StateMismatch(
@@ -125,17 +142,11 @@ def next_start(config: Configuration, mode: str | None) -> Start:
             f"the stream in {root} has ended and cannot be resumed; run `tidemill stream` without "
             "--resume to start over"
         )
-    if mode is not None and mode != run.mode:
-        raise StateMismatch(
-            f"the stream was begun in mode {run.mode!r}, and its states are of that mode: resume "
-            "in it, or start over"
-        )
+    _check_mode(run, mode)
     folder, handoff = last_states(current)
+    check_savepoint_is_there(current.stream_folder, run, folder, handoff)
     if handoff.kind == "backfill" and handoff.id != run.began:
-        raise StateMismatch(
-            f"the stream in {root} was killed before its first savepoint, and a backfill has "
-            "replaced the states that it began with; run `tidemill stream` without --resume"
-        )
+        raise _replaced(root)
     if run.as_of_us != config.splits.evaluate_until_us:
         raise StateMismatch(
             f"the stream in {root} began at another instant than splits.evaluate_until; set it "
@@ -145,9 +156,41 @@ def next_start(config: Configuration, mode: str | None) -> Start:
     return Start(current, folder, handoff, run, resumes=True)
 
 
+def _check_mode(run: StreamRun, mode: str | None) -> None:
+    if mode is not None and mode != run.mode:
+        raise StateMismatch(
+            f"the stream was begun in mode {run.mode!r}, and its states are of that mode: resume "
+            "in it, or start over"
+        )
+
+
+def _replaced(root: Path) -> StateMismatch:
+    return StateMismatch(
+        f"the stream in {root} was killed before its first savepoint, and a backfill has "
+        "replaced the states that it began with; run `tidemill stream` without --resume"
+    )
+
+
 def _check(config: Configuration, current: Current, folder: Path, handoff: Handoff) -> None:
     check_handoff(folder, handoff, config.project, config.shards)
     check_log(folder, handoff, Log(current.build_folder), handoff.positions)
+
+
+def with_scores(start: Start, *, is_scored: bool) -> Start:
+    """Record whether a stream that begins has a model; check that one that resumes has it still.
+
+    Raises:
+        StateMismatch: A stream that was begun without a model is resumed with one, or the reverse.
+    """
+    if not start.resumes:
+        return replace(start, run=replace(start.run, scored=is_scored))
+    if start.run.scored != is_scored:
+        begun, now = ("with", "none") if start.run.scored else ("without", "one")
+        raise StateMismatch(
+            f"the stream in {start.current.root} was begun {begun} a model, and the project has "
+            f"{now} now; run `tidemill stream` without --resume to start over"
+        )
+    return start
 
 
 def check_savepoint(start: Start, until_us: int, end_us: int) -> None:
@@ -159,8 +202,9 @@ def check_savepoint(start: Start, until_us: int, end_us: int) -> None:
     begin_us = start.handoff.as_of_us
     if not begin_us <= until_us <= end_us:
         raise InputError(
-            f"the stream cannot stop at {until_us}: it starts at {begin_us} and ends at {end_us} "
-            "(splits.stream_until), in microseconds UTC; choose an instant between them"
+            f"the stream cannot stop at {write_instant(until_us)}: it starts at "
+            f"{write_instant(begin_us)} and ends at {write_instant(end_us)} "
+            "(splits.stream_until); choose an instant between them"
         )
 
 
@@ -205,15 +249,18 @@ def prepare(
     """
     stream = start.current.stream_folder
     if not start.resumes:
+        # So that a stream that is killed before the store is filled can be resumed.
+        start.run.write(stream, paths.STREAM_BEGINS)
         fills = start_over(config, start.handoff, progress, take_over=take_over)
         offline = _offline_of_new_stream(config, start, progress)
         start = replace(start, run=replace(start.run, offline=offline))
-        # Last, so that a stream that is killed before the store is filled has not begun.
+        # Last, so that `tidemill stream --resume` repeats all of this after a kill.
         start.run.write(stream)
         show_live_clock(config, start.run)
         _change_current(start, {"stream": start.current.stream})
+        (stream / paths.STREAM_BEGINS).unlink()
         return start, fills
-    for name in _OUTPUTS:
+    for name in paths.STREAM_OUTPUTS:
         for path in (stream / name).glob(f"**/{segment_prefix(start.segment)}*"):
             path.unlink()
     remove_savepoints(stream, keep=start.folder)
@@ -348,8 +395,9 @@ def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
             stored = shown.get((view, shard), TIME_MIN)
             if stored < frontier:
                 raise LostPublications(
-                    f"online store, view {view!r}, shard {shard}: its frontier is {stored}, but "
-                    f"the stream continues from {frontier}: it has lost the publications in "
+                    f"online store, view {view!r}, shard {shard}: its frontier is "
+                    f"{write_instant(stored)}, but the stream continues from "
+                    f"{write_instant(frontier)}: it has lost the publications in "
                     "between; run `tidemill republish`, then resume"
                 )
 
@@ -358,6 +406,23 @@ def received(run: StreamRun, replayed: ReplayLog) -> dict[str, int]:
     """Count each source's rows from the beginning of the stream to the end of a replay."""
     stop = _by_source(replayed, replayed.stop)
     return {name: sum(ends) - sum(run.positions[name]) for name, ends in stop.items()}
+
+
+def event_counts(
+    config: Configuration, run: StreamRun, replayed: ReplayLog
+) -> dict[str, EventCounts]:
+    """Count each stream's events from the beginning of the stream to the end of a replay."""
+    log, stop = Log(config.current.build_folder), _by_source(replayed, replayed.stop)
+    return {
+        stream.name: count_logged(
+            log,
+            stream,
+            config.project.views_of(stream.name),
+            run.positions[stream.name],
+            stop[stream.name],
+        )
+        for stream in config.project.streams
+    }
 
 
 def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:
@@ -413,4 +478,5 @@ def keep_savepoint(
         digests=cut_digests(Log(start.current.build_folder), positions),
     )
     handoff.write(folder)
+    Savepoint.of(handoff).write(start.current.stream_folder)
     remove_savepoints(start.current.stream_folder, keep=folder)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup, escape
 
+from tidemill.features.contract import write_instant
 from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, InputError
 from tidemill.pipelines.config.configuration import Configuration, Splits
@@ -47,9 +48,9 @@ from tidemill.pipelines.report.tables import (
     reason_table,
     source_table,
     stage_table,
-    write_time,
 )
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.run.tables import Table, figure_tables, write_value
 from tidemill.pipelines.training.evaluation import Evaluation, Metrics, Runs
 from tidemill.serving.bundles.bundle import Bundle
@@ -77,6 +78,26 @@ def write_report(config: Configuration, summary: Mapping[str, Any]) -> Path:
     with atomic_write(path) as unfinished:
         unfinished.write_text(render_report(config, summary), encoding="utf-8")
     return path
+
+
+def report_of_root(config: Configuration) -> Path:
+    """Write the report of what a root holds now.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: The root holds nothing that a report shows.
+        DamagedFile: A file of the root is damaged.
+    """
+    root = config.root
+    summary = read_summary(root)
+    if not summary and find_current(root) is None and not (root / paths.BUNDLES).exists():
+        raise InputError(
+            f"{root} holds nothing to report: no figures ({paths.SUMMARY}), no build and no "
+            "bundle; run `tidemill backfill`, or name another folder with --root"
+        )
+    return write_report(config, summary)
 
 
 def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
@@ -189,7 +210,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     """Return splits, engine, bundle and versions of the run, by name."""
     facts = [
-        ("Training split", f"requests before {write_time(splits.train_until_us)} UTC"),
+        ("Training split", f"requests before {write_instant(splits.train_until_us)}"),
         ("Evaluation split", _period(splits.train_until_us, splits.evaluate_until_us)),
         ("Streamed period", _period(splits.evaluate_until_us, splits.stream_until_us)),
     ]
@@ -218,7 +239,7 @@ def _facts(
 
 
 def _period(start_us: int, stop_us: int) -> str:
-    return f"{write_time(start_us)} to {write_time(stop_us)} UTC"
+    return f"{write_instant(start_us)} to {write_instant(stop_us)}"
 
 
 # --- quality -------------------------------------------------------------------------------------

@@ -162,6 +162,8 @@ def draw_latency(latency_ms: FloatArray) -> str:
         if wide:
             axes.set_xscale("log")
             axes.minorticks_off()
+        else:
+            axes.locator_params(axis="x", nbins=5)  # more would touch each other
         axes.set(xlim=(low, high), ylim=(0, 1.08))
         for quantile, at in marks:
             axes.plot([at], [quantile / 100], color=_SECOND, marker="o", markersize=6)

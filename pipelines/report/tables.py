@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
-from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND, moment_of, time_of
+from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND, write_instant
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.run.tables import Table, write_value
 from tidemill.serving.bundles.bundle import Bundle
 
 Summary = Mapping[str, Mapping[str, Any]]
-
-_LAST_YEAR_US: Final = time_of(datetime(9999, 1, 1, tzinfo=UTC))
 
 _COUNTS: Final = {
     "requests": "requests for a prediction",
@@ -28,8 +25,9 @@ _COUNTS: Final = {
     "rejected": "records that could not be used",
     "late": "accepted events behind the frontier; they count for every later answer",
     "late_requests": "requests behind the frontier, answered as of the frontier",
-    "duplicates": "events equal to an earlier one in every column; they count once",
+    "duplicates": "events that were delivered before; they count once",
     "conflicts": "events with the id of another event but other content; each counts",
+    "without_key": "events without the key of a view; they are no events of that view",
     "repeats": "rows that the engine delivered again; they were dropped",
     "early": "batches that arrived before their turn; they waited",
     "overflows": "window totals too large for a number; their value is null",
@@ -37,17 +35,6 @@ _COUNTS: Final = {
     "releases": "steps of the stream's operators; each prediction names those it used",
 }
 """The stream's counts, in order, and their meanings."""
-
-
-def write_time(time_us: int) -> str:
-    """Format an instant, UTC, to the second.
-
-    >>> write_time(1_385_856_000_000_000)
-    '2013-12-01 00:00:00'
-    """
-    if not 0 <= time_us < _LAST_YEAR_US:
-        return "before all time" if time_us < 0 else "the end of time"
-    return f"{moment_of(time_us):%Y-%m-%d %H:%M:%S}"
 
 
 def write_span(span_us: float) -> str:
@@ -324,12 +311,12 @@ def reason_table(backfill: Mapping[str, Any]) -> Table | None:
 
 def frontier_table(stream: Mapping[str, Any], end_us: int) -> Table | None:
     """Return each view's frontier at the end of the stream; None if there is none."""
-    frontiers = mapping(stream, "frontiers")
+    frontiers = mapping(stream, "frontiers_us")
     if not frontiers:
         return None
     rows = []
     for name, frontier in frontiers.items():
         behind = "nothing" if frontier >= end_us else write_span(end_us - frontier)
-        rows.append((name, write_time(frontier), behind))
-    columns = ("view", "frontier (UTC)", "short of the end of the period")
+        rows.append((name, write_instant(frontier), behind))
+    columns = ("view", "frontier", "short of the end of the period")
     return Table("", columns, rows, frozenset((1, 2)))

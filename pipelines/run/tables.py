@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TextIO
 
+from tidemill.features.contract import time_of, write_instant
+
+_INSTANT: Final = "_us"
+"""The end of the name of a figure that is an instant: microseconds, UTC."""
 _LISTED: Final = 8
 """A list of at most so many items is printed; of a longer list, its length."""
 _ROWS: Final = 20
@@ -33,8 +38,9 @@ def figure_tables(title: str, figures: Mapping[str, Any]) -> list[Table]:
     """Return the tables of a stage's figures.
 
     Returns:
-        A table of names and values, where a value of an inner mapping has its path as name; then
-        one table for each list of flat mappings, with the keys as columns.
+        A table of names and values, where a value of an inner mapping has its path as name, and a
+        figure whose name ends in ``_us`` is an instant; then one table for each list of flat
+        mappings, with the keys as columns.
     """
     rows: list[tuple[str, str]] = []
     lists: list[Table] = []
@@ -53,6 +59,8 @@ def _collect(
     name = " / ".join(above)
     if isinstance(value, Mapping):
         for key, item in value.items():
+            if str(key).endswith(_INSTANT):
+                item, key = _instants(item), str(key).removesuffix(_INSTANT)
             _collect(item, (*above, str(key).replace("_", " ")), rows, lists, title)
     elif _lists_mappings(value) and any(
         isinstance(inner, Mapping) or _lists_mappings(inner)
@@ -80,6 +88,15 @@ def _collect(
         )
     else:
         rows.append((name, write_value(value)))
+
+
+def _instants(value: Any) -> Any:
+    """Write the instants in a figure as texts."""
+    if isinstance(value, Mapping):
+        return {key: _instants(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_instants(item) for item in value]
+    return value if value is None else write_instant(value)
 
 
 def _lists_mappings(value: Any) -> bool:
@@ -163,4 +180,6 @@ def columns_as_rows(columns: Mapping[str, Sequence[Any]], title: str = "") -> Ta
 
 
 def _in_full(value: Any) -> str:
+    if isinstance(value, datetime.datetime):
+        return write_instant(time_of(value))
     return "-" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Infer: answered requests to predictions, with a bundle.
+"""Infer: answered requests to predictions, with a bundle; without one they have no score.
 
 `predictions` is a plain function; `Infer` loads one scorer for each process.
 """
@@ -28,6 +28,10 @@ from tidemill.serving.bundles.inference import Scorer, shared_scorer
 STAMPS: Final = ("sent_us", "created_us")
 """Columns of predictions that hold the wall clock: a repeat has other values in them."""
 
+_SCORED_BY: Final = (
+    "bundle_version", "transform_hash", "spec_hash", "device", "tensorflow", "xla",
+)  # fmt: skip
+
 
 def model_columns(project: Project, answered: pa.RecordBatch) -> dict[str, pa.Array]:
     """Return the model's inputs by name: the request's own, then the feature columns."""
@@ -40,25 +44,24 @@ def model_columns(project: Project, answered: pa.RecordBatch) -> dict[str, pa.Ar
 
 
 def predictions(
-    project: Project, scorer: Scorer, answered: pa.RecordBatch, created_us: int
+    project: Project, scorer: Scorer | None, answered: pa.RecordBatch, created_us: int
 ) -> pa.RecordBatch:
     """Score answered requests.
 
     Args:
         project: The project.
-        scorer: A bundle's scorer.
+        scorer: A bundle's scorer; None for a project without a model.
         answered: Answered requests (`pipelines.stream.answer_join.answered_schema`), ``(rows,)``.
         created_us: The wall clock, for the predictions' stamps.
 
     Returns:
         One prediction for each request, ``(rows,)``: ids and times, the instant and release of each
         view's answer, the feature values, the score, and the versions that the score depends on.
+        Without a scorer, the score and what it depends on are null, but for the feature-spec hash.
     """
     rows = answered.num_rows
     request = project.request
     columns = model_columns(project, answered)
-    scores = scorer.score(pa.RecordBatch.from_pydict(columns))
-    stamps = scorer.stamps
     out: dict[str, pa.Array] = {
         "request_id": answered.column(request.request_id).cast(pa.string()),
         "request_time": answered.column(request.request_time),
@@ -70,17 +73,19 @@ def predictions(
         for index, view in enumerate(project.views):
             out[f"{prefix}__{view.name}"] = pa.array(np.ascontiguousarray(words[:, index]))
     out |= columns
-    out["score"] = pa.array(scores)
-    for name, text in (
-        ("bundle_version", stamps.bundle),
-        ("transform_hash", stamps.transform),
-        ("spec_hash", stamps.features),
-        ("device", stamps.device),
-        ("tensorflow", stamps.tensorflow),
-    ):
-        out[name] = pa.repeat(pa.scalar(text), rows)
-    out["xla"] = pa.repeat(pa.scalar(stamps.xla), rows)
-    out["padded_rows"] = pa.array(scorer.padded_rows(rows).astype(np.int64))
+    if scorer is None:
+        score, padded = pa.nulls(rows, pa.float32()), pa.nulls(rows, pa.int64())
+        values: tuple[str | bool | None, ...] = (None, None, project.hash, None, None, None)
+    else:
+        score = pa.array(scorer.score(pa.RecordBatch.from_pydict(columns)))
+        padded = pa.array(scorer.padded_rows(rows).astype(np.int64))
+        by = scorer.stamps
+        values = (by.bundle, by.transform, by.features, by.device, by.tensorflow, by.xla)
+    out["score"] = score
+    for name, value in zip(_SCORED_BY, values, strict=True):
+        kind = pa.bool_() if name == "xla" else pa.string()
+        out[name] = pa.repeat(pa.scalar(value, kind), rows)
+    out["padded_rows"] = padded
     out["received_us"] = answered.column(RECEIVED)
     out["sent_us"] = answered.column(SENT)
     out["created_us"] = pa.repeat(pa.scalar(created_us, pa.int64()), rows)
@@ -104,17 +109,17 @@ class Infer(beam.DoFn):
 
     Attributes:
         project: The project.
-        bundle: The bundle's folder.
+        bundle: The bundle's folder; None for a project without a model.
         run: The run's name, for its meter.
     """
 
     project: Project
-    bundle: Path
+    bundle: Path | None
     run: str = ""
 
     def setup(self) -> None:
         """Load the bundle; the scorer is shared in the process."""
-        self._scorer = scorer_of(self.bundle, self.project)
+        self._scorer = None if self.bundle is None else scorer_of(self.bundle, self.project)
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Score answered requests."""

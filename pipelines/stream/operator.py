@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN
+from tidemill.features.contract import TIME_MIN, BoolArray
 from tidemill.features.errors import (
     BatchConflict,
     PartitionGap,
@@ -43,7 +43,7 @@ from tidemill.features.kernel.advance import (
 from tidemill.features.kernel.columns import concat, keep
 from tidemill.features.kernel.dedupe import PairSet
 from tidemill.features.kernel.plan import Plan
-from tidemill.features.kernel.prepare import DIGEST, ID, TIME, matrix_of
+from tidemill.features.kernel.prepare import DIGEST, TIME, matrix_of
 from tidemill.features.kernel.tiles.state import Counters, State
 from tidemill.pipelines.stream.marks import first_mark, next_mark
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
@@ -57,6 +57,7 @@ from tidemill.pipelines.stream.operator_state import (
 from tidemill.pipelines.stream.receipt import logged_schema, place_by_receipt
 from tidemill.pipelines.stream.release import Release, Taken, make_releases
 from tidemill.pipelines.stream.sequence import (
+    ARRIVAL,
     GROUP,
     SequencedBatch,
     sequenced_events_schema,
@@ -72,8 +73,7 @@ class OperatorCounters:
         requests: Request rows taken.
         repeats: Batches that came before.
         early: Batches that waited for an earlier poll.
-        duplicates: Event rows equal to an earlier one.
-        conflicts: Event rows with an earlier row's id and other values.
+        duplicates: Event rows that are an earlier event, delivered again.
         late: Event rows behind the frontier.
         late_requests: Request rows behind the frontier.
     """
@@ -83,7 +83,6 @@ class OperatorCounters:
     repeats: int = 0
     early: int = 0
     duplicates: int = 0
-    conflicts: int = 0
     late: int = 0
     late_requests: int = 0
 
@@ -127,7 +126,6 @@ class ShardOperator:
         self.events: list[pa.RecordBatch] = []
         self.requests: list[pa.RecordBatch] = []
         self.rows_seen = PairSet()
-        self.ids_seen = PairSet()
         self.number = 0
         self.mark = first_mark(self.key, self.expected, self.state.frontier_us)
         self.attempt = 0
@@ -214,8 +212,8 @@ class ShardOperator:
             frontier: The frontier before it.
         """
         batches = self.held.pop(self.number + 1)
-        for index in range(len(self.expected)):
-            self._take(index, batches[index], frontier)
+        taken = [self._take(index, batches[index], frontier) for index in range(len(self.expected))]
+        self._take_events(concat([rows for rows in taken if rows is not None]), frontier)
         self._forget()
         self.number += 1
         if self.mode is Mode.EAGER:
@@ -247,8 +245,8 @@ class ShardOperator:
             return f"event partition {index}"
         return f"request partition {index - events}"
 
-    def _take(self, index: int, batch: SequencedBatch, frontier: int) -> None:
-        """Take the next batch of a partition; rows before the frontier are late."""
+    def _take(self, index: int, batch: SequencedBatch, frontier: int) -> pa.RecordBatch | None:
+        """Take the next batch of a partition; return its events."""
         expected = self.expected[index]
         if batch.start != expected:
             raise BatchConflict(
@@ -261,38 +259,40 @@ class ShardOperator:
         self.watermarks[index] = max(self.watermarks[index], batch.watermark_us)
         rows = batch.rows
         if rows is None or rows.num_rows == 0:
+            return None
+        if not batch.is_request:
+            return rows
+        self.counters.requests += rows.num_rows
+        behind = hashing.bits(rows.column(TIME)) < frontier
+        self.counters.late_requests += int(behind.sum())
+        self.requests.append(rows)
+        return None
+
+    def _take_events(self, rows: pa.RecordBatch | None, frontier: int) -> None:
+        """Take the events of a poll that are new; those before the frontier are late."""
+        if rows is None:
             return
-        if batch.is_request:
-            self.counters.requests += rows.num_rows
-            behind = hashing.bits(rows.column(TIME)) < frontier
-            self.counters.late_requests += int(behind.sum())
-            self.requests.append(rows)
-        else:
-            self.counters.events += rows.num_rows
-            rows = self._new_rows(rows)
-            behind = hashing.bits(rows.column(TIME)) < frontier
-            self.counters.late += int(behind.sum())
-            self.events.append(rows)
-
-    def _new_rows(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Drop rows equal to earlier ones; count rows that have an earlier id and other values."""
-        new, same_id = self._remember(rows)
+        self.counters.events += rows.num_rows
+        if self.mode is Mode.EAGER:
+            # Of the deliveries of an event in one poll, the one that arrived first counts.
+            order = np.argsort(hashing.bits(rows.column(ARRIVAL)), kind="stable")
+            rows = rows.take(pa.array(order))
+        new = self._remember(rows)
         self.counters.duplicates += int((~new).sum())
-        self.counters.conflicts += int((new & same_id).sum())
-        return keep(rows, new)
+        rows = keep(rows, new)
+        behind = hashing.bits(rows.column(TIME)) < frontier
+        self.counters.late += int(behind.sum())
+        self.events.append(rows)
 
-    def _remember(self, rows: pa.RecordBatch) -> tuple[Any, Any]:
-        times = hashing.bits(rows.column(TIME))
-        new = self.rows_seen.add(matrix_of(rows.column(DIGEST)).view(np.uint64), times)
-        ids = rows.column(ID)
-        pairs = np.stack([hashing.hash_column(ids), hashing.hash_column(ids, seed=1)], axis=1)
-        return new, ~self.ids_seen.add(pairs, times)
+    def _remember(self, rows: pa.RecordBatch) -> BoolArray:
+        """Remember events; tell which of them are new."""
+        digests = matrix_of(rows.column(DIGEST)).view(np.uint64)
+        return self.rows_seen.add(digests, hashing.bits(rows.column(TIME)))
 
     def _forget(self) -> None:
         """Forget rows whose repeats the stream would reject as too late."""
         oldest = min(self.watermarks[: self.inputs.event_partitions]) - self.inputs.lateness_us
         self.rows_seen.forget_before(oldest)
-        self.ids_seen.forget_before(oldest)
 
     def _split(
         self, waiting: list[pa.RecordBatch], frontier: int
@@ -349,8 +349,10 @@ class ShardOperator:
         return self.savepoint == self.number
 
     def begin(self) -> None:
-        """Make the state the beginning of a stream, whose releases are numbered from 1."""
+        """Make the state the beginning of a stream: its releases and its counters begin anew."""
         self.number = 0
+        self.counters = OperatorCounters()
+        self.state.counters = Counters()
         self.mark = first_mark(self.key, self.expected, self.state.frontier_us)
 
     def resume(self) -> None:
@@ -400,7 +402,7 @@ class ShardOperator:
 
     def snapshot(self) -> bytes:
         """Encode the kernel's state and the remembered rows."""
-        return encode_snapshot(self.key, self.state, self.rows_seen, self.ids_seen)
+        return encode_snapshot(self.key, self.state, self.rows_seen)
 
     def restore(
         self,
@@ -425,9 +427,7 @@ class ShardOperator:
                 f"requests, here are {len(self.expected)}; start it from a handoff"
             )
         if snapshot is not None:
-            self.state, self.rows_seen, self.ids_seen = decode_snapshot(
-                snapshot, self.key, self.plan
-            )
+            self.state, self.rows_seen = decode_snapshot(snapshot, self.key, self.plan)
         log = [decode_release(entry, self.key, self.logged_schema) for entry in entries]
         logged = sum(self.replay(release) for release in sorted(log, key=lambda one: one.number))
         self.expected = list(stored.expected)

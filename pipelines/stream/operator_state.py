@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -128,27 +128,24 @@ def _place(batch: SequencedBatch) -> tuple[int, bool, int]:
     return batch.poll, batch.is_request, batch.partition
 
 
-def encode_snapshot(key: OperatorKey, state: State, rows: PairSet, ids: PairSet) -> bytes:
+def encode_snapshot(key: OperatorKey, state: State, rows: PairSet) -> bytes:
     """Encode the kernel's state and the remembered rows.
 
     Args:
         key: The operator.
         state: The kernel's state.
         rows: Digests of rows, with their times.
-        ids: Hashes of rows' ids, with their times.
     """
-    return encode_snapshot_of(key, encode(state), rows.entries(), ids.entries())
+    return encode_snapshot_of(key, encode(state), *rows.entries())
 
 
-Remembered: TypeAlias = tuple[UInt64Array, Int64Array]
-"""Digests or hashes, ``(rows, 2)``, and the times of their rows, ``(rows,)``."""
-
-
-def encode_snapshot_of(key: OperatorKey, state: bytes, rows: Remembered, ids: Remembered) -> bytes:
+def encode_snapshot_of(
+    key: OperatorKey, state: bytes, digests: UInt64Array, times_us: Int64Array
+) -> bytes:
     """Encode a kernel's state that is encoded already, and the remembered rows, in any order."""
-    blobs: list[Bytes] = [state]
-    for pairs, times in (_sorted(*rows), _sorted(*ids)):
-        blobs += [pairs.astype(_PAIR).tobytes(), times.astype(_WORD).tobytes()]
+    pairs, times = _sorted(digests, times_us)
+    remembered = [pairs.astype(_PAIR).tobytes(), times.astype(_WORD).tobytes()]
+    blobs: list[Bytes] = [state, *remembered]
     return encode_document(Kind.OPERATOR_SNAPSHOT, key.text, {}, blobs)
 
 
@@ -157,18 +154,15 @@ def _sorted(pairs: UInt64Array, times: Int64Array) -> tuple[UInt64Array, Int64Ar
     return pairs[order], times[order]
 
 
-def decode_snapshot(
-    data: bytes | pa.Buffer, key: OperatorKey, plan: Plan
-) -> tuple[State, PairSet, PairSet]:
-    """Decode a snapshot into state, rows and ids; arguments and errors as for `Head.decode`."""
-    state, *entries = _document(data, Kind.OPERATOR_SNAPSHOT, key).blobs
-    rows, ids = PairSet(), PairSet()
-    for remembered, pairs, times in zip((rows, ids), entries[::2], entries[1::2], strict=True):
-        remembered.add(
-            np.frombuffer(pairs, _PAIR).astype(np.uint64).reshape(-1, 2),
-            np.frombuffer(times, _WORD).astype(np.int64),
-        )
-    return decode(state.to_pybytes(), plan), rows, ids
+def decode_snapshot(data: bytes | pa.Buffer, key: OperatorKey, plan: Plan) -> tuple[State, PairSet]:
+    """Decode a snapshot into state and rows; arguments and errors as for `Head.decode`."""
+    state, pairs, times = _document(data, Kind.OPERATOR_SNAPSHOT, key).blobs
+    rows = PairSet()
+    rows.add(
+        np.frombuffer(pairs, _PAIR).astype(np.uint64).reshape(-1, 2),
+        np.frombuffer(times, _WORD).astype(np.int64),
+    )
+    return decode(state.to_pybytes(), plan), rows
 
 
 class LoggedRelease(NamedTuple):

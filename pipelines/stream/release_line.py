@@ -8,8 +8,9 @@ from typing import Final
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.release import Release
 
-RELEASE_VERSION: Final = 2
-"""The version of the JSON. JSON without a version is version 1, which has no marks."""
+RELEASE_VERSION: Final = 3
+"""The version of the JSON. JSON without a version is version 1, which has no marks; up to version 2
+operators counted from the beginning of history, and conflicts."""
 
 
 def release_line(operator: ShardOperator, release: Release) -> str:
@@ -29,7 +30,7 @@ def release_line(operator: ShardOperator, release: Release) -> str:
         "events": release.events,
         "answers": release.answers.num_rows,
         "publications": release.publications.num_rows,
-        # Counted since the operator's start:
+        # Counted since the stream began:
         "seen": release.seen,
         "kernel": release.kernel,
     }

@@ -23,6 +23,7 @@ import pyarrow as pa
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.kernel import hashing
+from tidemill.features.kernel.columns import keep
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.prepare import (
     KEY,
@@ -32,6 +33,7 @@ from tidemill.features.kernel.prepare import (
     events_schema,
     prepare_events,
     prepare_requests,
+    with_key,
 )
 from tidemill.pipelines.io.framing import Bytes, Kind, frame, unframe
 
@@ -176,7 +178,13 @@ def event_rows(
     received_us: Int64Array,
     digests: np.ndarray[tuple[int, ...], np.dtype[np.uint64]] | None = None,
 ) -> pa.RecordBatch:
-    """Prepare validated event rows for a view, with their positions and arrivals."""
+    """Prepare validated event rows for a view, with their positions and arrivals.
+
+    Rows without a key of the view are left out.
+    """
+    if (mine := with_key(view, batch)) is not None:
+        batch, positions, received_us = keep(batch, mine), positions[mine], received_us[mine]
+        digests = None if digests is None else digests[mine]
     prepared = prepare_events(plan, view, batch, digests)
     arrived = arrivals(hashing.bits(prepared.column(TIME)), received_us)
     return pa.RecordBatch.from_arrays(

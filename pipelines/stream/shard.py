@@ -83,7 +83,7 @@ def shard_poll(
     """
     digests = {
         (part.source, part.partition): hashing.digest_rows(
-            part.rows.select(list(project.stream(part.source).schema))
+            part.rows.select(list(project.stream(part.source).identity))
         )
         for part in poll.parts
         if part.rows is not None and part.source != project.request.name

@@ -7,7 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tidemill.features.definitions import Request
+from tidemill.features.definitions.requests import COUNT
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.rejected_by_stream import read_rejected
@@ -20,35 +23,36 @@ def _rows(folder: Path) -> int:
     return sum(row_count(path, _MEND) for path in folder.glob("**/*.parquet"))
 
 
-def count_outcome(root: Path, request: str) -> dict[str, Any]:
+def count_outcome(root: Path, request: Request) -> dict[str, Any]:
     """Count the output of a run of the stream.
 
     Args:
         root: The run's folder.
-        request: The request's name.
+        request: The request.
     """
     releases = read_releases(root)
     last = {(entry["view"], entry["shard"]): entry for entry in releases}
     seen = {
         name: sum(entry["seen"][name] for entry in last.values())
-        for name in ("late", "late_requests", "duplicates", "conflicts")
+        for name in ("late", "late_requests")
     }
     frontiers: dict[str, int] = {}
     for (view, _), entry in last.items():
         frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
     refused = read_rejected(root / paths.REJECTED_BY_STREAM)
     by_source = refused.column("stream").to_pylist()
-    unanswered = by_source.count(request)
+    unanswered = by_source.count(request.name)
     return {
         "predictions": _rows(root / paths.PREDICTIONS),
         "doubled": _doubled(root / paths.PREDICTIONS),
+        **_repeated(root / paths.PREDICTIONS, request),
         "unanswered": unanswered,
         "rejected": len(by_source),
         "publications": sum(entry["publications"] for entry in releases),
         "releases": len(releases),
         **seen,
         "overflows": sum(entry["kernel"]["overflows"] for entry in last.values()),
-        "frontiers": frontiers,
+        "frontiers_us": frontiers,
         "latency_ms": _latency(root / paths.PREDICTIONS),
         "as_of_distance_ms": _distance(root / paths.PREDICTIONS, sorted(frontiers)),
     }
@@ -66,6 +70,15 @@ def _doubled(folder: Path) -> int:
     if places is None:
         return 0
     return int(places.num_rows - places.group_by(["partition", "position"]).aggregate([]).num_rows)
+
+
+def _repeated(folder: Path, request: Request) -> dict[str, int]:
+    """Count the predictions with the id of an earlier request, where such requests are answered."""
+    if request.repeated != COUNT:
+        return {}
+    ids = _read(folder, ["request_id"])
+    distinct = 0 if ids is None else pc.count_distinct(ids["request_id"]).as_py()
+    return {"repeated_request_ids": (0 if ids is None else ids.num_rows) - distinct}
 
 
 def _latency(folder: Path) -> dict[str, float]:

@@ -4,6 +4,9 @@ The stream uses the same definitions, kernel and transform graph as the batch st
 counts requests and predictions from the files, so it detects an engine that loses or doubles
 elements.
 
+A project without a model has no bundle: its answers are written with their features, and without a
+score.
+
 A stream may stop at a savepoint and continue from there, in segments (`pipelines.recovery.resume`).
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any, Final
 import apache_beam as beam
 import pyarrow as pa
 
+from tidemill.features.definitions import Project
 from tidemill.features.errors import SequenceError
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.pipelines.config.configuration import Configuration
@@ -30,6 +34,7 @@ from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.cuts import Cut, FileCutLog
+from tidemill.pipelines.io.event_counts import EventCounts
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
@@ -42,6 +47,7 @@ from tidemill.pipelines.recovery.resume import (
     Start,
     check_positions,
     check_savepoint,
+    event_counts,
     first_start,
     keep_savepoint,
     next_start,
@@ -49,6 +55,7 @@ from tidemill.pipelines.recovery.resume import (
     prepare,
     received,
     waiting,
+    with_scores,
 )
 from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
@@ -92,7 +99,8 @@ def stream(
     """Replay the rows received between the evaluation's end and the stream's, or a part of them.
 
     Args:
-        config: The configuration; its root holds log, handed-over state and bundle.
+        config: The configuration; its root holds log and handed-over state, and the bundle of a
+            project with a model.
         progress: Shows progress.
         speed: How many times faster than real time; None for the configured speed.
         engine: ``fnapi`` or ``prism``; None for the configured one.
@@ -107,7 +115,9 @@ def stream(
         Counts since the stream began, figures, and the engine with the reason for it.
 
     Raises:
-        StateMismatch: The states are of other definitions, or there is no savepoint.
+        StateMismatch: The states are of other definitions, or there is no savepoint; or the project
+            has a model, and the stream that is resumed was begun without one, or the reverse.
+        BundleError: The project has a model, and none was trained yet.
         HeldByAnotherRoot: Another root writes a key space of the online store.
         InputError: ``until_us`` is not between the start and the stream's end.
         SequenceError: The numbers of requests and predictions do not match.
@@ -148,7 +158,13 @@ def _stream(
         check_savepoint(start, until_us, config.splits.stream_until_us)
     in_its_mode = replace(config.stream, mode=start.run.mode)
     config = replace(config, pinned=start.current, stream=in_its_mode)
-    bundle, stream_folder = current_bundle(root), start.current.stream_folder
+    bundle, stream_folder = live_bundle(project, root), start.current.stream_folder
+    start = with_scores(start, is_scored=bundle is not None)
+    if bundle is None:
+        progress.say(
+            f"project {project.name!r} has no model: its features are streamed, and its answers "
+            "have no score"
+        )
     choice = stream_engine(config.stream.engine, engine)
     options = ReplayOptions(
         root=start.current.build_folder,
@@ -203,7 +219,7 @@ def _stream(
         "why": choice.why,
         "mode": start.run.mode,
         "speed": options.speed,
-        "bundle": bundle.name,
+        "bundle": None if bundle is None else bundle.name,
         "segment": start.segment,
         "requests": requests,
         "waiting": 0
@@ -215,7 +231,8 @@ def _stream(
         # What this process has seen; the release log does not depend on it.
         "repeats": METER.read(featurize.run, "repeats"),
         "early": METER.read(featurize.run, "early"),
-        **count_outcome(stream_folder, project.request.name),
+        **_counted(event_counts(config, start.run, replayed)),
+        **count_outcome(stream_folder, project.request),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
     if summary["doubled"] or answered != requests:
@@ -231,6 +248,25 @@ def _stream(
         keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
     offline_caught_up(config, start)
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
+
+
+def _counted(counts: Mapping[str, EventCounts]) -> dict[str, Any]:
+    """Return the counts of events for the summary: by stream; those without a key by view."""
+    without = [found.without_key for found in counts.values()]
+    return {
+        "duplicates": {stream: found.duplicates for stream, found in counts.items()},
+        "conflicts": {stream: found.conflicts for stream, found in counts.items()},
+        "without_key": {view: n for some in without for view, n in some.items() if n},
+    }
+
+
+def live_bundle(project: Project, root: Path) -> Path | None:
+    """Return the folder of the bundle that scores answers; None for a project without a model.
+
+    Raises:
+        BundleError: The project has a model, and none was trained yet.
+    """
+    return None if project.model is None else current_bundle(root)
 
 
 def run_id(root: Path, segment: int) -> str:
@@ -256,7 +292,7 @@ def wire(
     config: Configuration,
     replay: ReplayOptions,
     featurize: FeaturizeOptions,
-    bundle: Path,
+    bundle: Path | None,
     start: Start,
     fills: RunFills,
 ) -> None:

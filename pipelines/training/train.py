@@ -13,15 +13,16 @@ features).
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from tidemill.features.contract import SECOND, write_instant
 from tidemill.features.definitions import Project
 from tidemill.features.errors import DefinitionError
 from tidemill.features.models.preprocessing import ModelInput, model_inputs
@@ -55,7 +56,11 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
 
     Returns:
         The bundle's version and its evaluation.
+
+    Raises:
+        DefinitionError: The project has no label, preprocessing_fn or model.
     """
+    check_trainable(config.project)
     build = config.current.build_folder
     manifest = check_training_table(build, config.project, config.shards)
     bundle = train_bundle(
@@ -65,7 +70,7 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
         config.training,
         work=config.root / paths.SCRATCH,
         bundles=config.root / paths.BUNDLES,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=write_instant(time.time_ns() // 1_000_000_000 * SECOND),
         progress=progress,
         lineage={
             "generation": manifest.generation,
@@ -76,6 +81,22 @@ def train(config: Configuration, progress: Progress) -> dict[str, Any]:
     )
     make_current(config.root, bundle.version)
     return {"bundle": bundle.version, "evaluation": bundle.evaluation}
+
+
+def check_trainable(project: Project) -> None:
+    """Check that a project has what training needs.
+
+    Raises:
+        DefinitionError: Its label, preprocessing_fn or model is missing.
+    """
+    wanted = ("label", "preprocessing_fn", "model")
+    lacking = [what for what in wanted if getattr(project, what) is None]
+    if lacking:
+        raise DefinitionError(
+            f"project {project.name!r} has no {' and no '.join(lacking)}; training needs "
+            f"{'one' if len(lacking) == 1 else 'them'}. Without a model `tidemill stream` streams "
+            "features alone"
+        )
 
 
 def train_bundle(
@@ -111,9 +132,7 @@ def train_bundle(
         DefinitionError: Label, preprocessing_fn or model are missing or break their contract.
         InputError: The table lacks columns or rows.
     """
-    for what in ("preprocessing_fn", "model"):
-        if getattr(project, what) is None:
-            raise DefinitionError(f"project {project.name!r} has no {what}; training needs one")
+    check_trainable(project)
     with progress.stage("read", 1, "steps") as stage:
         rows = split_table(project, table, splits.train_until_us, splits.evaluate_until_us)
         stage.advance()

@@ -20,6 +20,7 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize_options import make_operator, operator_key
 from tidemill.pipelines.stream.state_files import file_hashes, handed_over, read_handoff, state_path
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.instants import field_text
 
 _CHANGED: Final = "it was changed after it was written, or made from other rows"
 
@@ -124,12 +125,12 @@ def compare_record(
         if seen.get(field) != right:
             findings.add(
                 Mismatch(
-                    "record", name, feature=field, seen=_short(seen.get(field)),
-                    expected=_short(right), cause=_CHANGED,
+                    "record", name, feature=field, seen=_short(field, seen.get(field)),
+                    expected=_short(field, right), cause=_CHANGED,
                 )
             )  # fmt: skip
 
 
-def _short(value: Any) -> str:
-    text = str(value)
+def _short(field: str, value: Any) -> str:
+    text = field_text(field, value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -20,6 +20,7 @@ from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import StageProgress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.instants import field_text, instant_text
 from tidemill.pipelines.verify.outputs.differences import differing, shown
 from tidemill.serving.files.read_files import read_table
 from tidemill.serving.offline.log import OfflineLog, newest_rows
@@ -60,8 +61,9 @@ def compare_offline(
     """
     if until_us is None and found.ends() != right.ends():
         _note(
-            findings, "the span of each shard", view.name, "", str(found.ends()),
-            str(right.ends()), "it ends elsewhere than the releases do",
+            findings, "the span of each shard", view.name, "",
+            field_text("frontiers", found.ends()),
+            field_text("frontiers", right.ends()), "it ends elsewhere than the releases do",
         )  # fmt: skip
     if undated := sorted(path.name for path in found.directory.glob("*.parquet")):
         cause = "these files are of no day: neither a build nor a stream wrote them"
@@ -115,7 +117,8 @@ def _compare_day(
         for row in np.flatnonzero(differing(one, other)).tolist():
             key = tuple(right.column(column)[row].as_py() for column in names)
             _note(
-                findings, _named(key), view.name, name, shown(one, row), shown(other, row),
+                findings, _named(key), view.name, name, shown(name, one, row),
+                shown(name, other, row),
                 "the events give another value",
             )  # fmt: skip
     return len(mine)
@@ -140,8 +143,8 @@ def _in_step(
         _note(findings, _named(key), view.name, "", "no row", "a row", "its row is gone")
     both = sorted(keys.keys() & wanted.keys(), key=wanted.__getitem__)
     return (
-        seen.take([keys[key] for key in both]).combine_chunks(),
-        expected.take([wanted[key] for key in both]).combine_chunks(),
+        seen.take(pa.array([keys[key] for key in both], pa.int64())).combine_chunks(),
+        expected.take(pa.array([wanted[key] for key in both], pa.int64())).combine_chunks(),
     )
 
 
@@ -157,7 +160,7 @@ def _keys(table: pa.Table, names: Sequence[str]) -> dict[tuple[object, ...], int
 
 def _named(key: tuple[object, ...]) -> str:
     entity, instant, revision = key
-    return f"{entity} at {instant}, revision {revision}"
+    return f"{entity} at {instant_text(instant)}, revision {revision}"
 
 
 def _note(

@@ -4,7 +4,8 @@ A value is recomputed *as complete*: from all original history at the prediction
 it differs, it is recomputed *as seen*: from the history below the positions of the release that the
 answer names. If that is equal, the value is *late*: the events between the two sets explain the
 difference. In exact mode each of these events must have come behind the frontier. Any other
-difference is a mismatch.
+difference is a mismatch. In eager mode a value must also be equal as seen where an event came after
+the request: a value that is equal as complete has used what it could not know.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.sequence import arrivals
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.instants import field_text
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.served import Served, check_requests, column_of
 from tidemill.pipelines.verify.source_history import EventsByKey, History, SourceHistory
@@ -45,10 +47,12 @@ class ViewVerdict:
         shards: int64, ``(rows,)``: the shard that each answer names.
         releases: int64, ``(rows,)``: the release that each answer names.
         seen: Patterns and nulls of the served values, ``(rows, columns)``.
-        complete: Patterns and nulls recomputed from all events, ``(rows, columns)``.
+        complete: Patterns and nulls recomputed from all events, ``(rows, columns)``; where
+            ``ahead``, from those that had been seen.
         late: bool, ``(rows, columns)``: explained by late events.
         wrong: bool, ``(rows, columns)``: mismatches.
         early: bool, ``(rows,)``: equal as seen, but an event that was not seen was not late.
+        ahead: bool, ``(rows,)``: equal as complete, with events that came after the request.
     """
 
     events: EventsByKey
@@ -62,6 +66,7 @@ class ViewVerdict:
     late: BoolArray
     wrong: BoolArray
     early: BoolArray
+    ahead: BoolArray
 
     @property
     def view(self) -> FeatureView:
@@ -126,7 +131,8 @@ def _compare_view(
     events = EventsByKey(view, history.of(view))
     keys = served.requests.column(request.key_column(view.entity))
     seen = patterns(columns)
-    complete = values_at(view, events.rows, keys, as_of)
+    values, nulls = values_at(view, events.rows, keys, as_of)
+    complete = values.copy(), nulls.copy()
     different = differ(seen, complete)
     verdict = ViewVerdict(
         events,
@@ -143,6 +149,7 @@ def _compare_view(
         late=np.zeros_like(different),
         wrong=different.copy(),
         early=np.zeros(len(as_of), np.bool_),
+        ahead=np.zeros(len(as_of), np.bool_),
     )
     _check_stamps(request, evidence, served, verdict, findings)
     _judge_as_seen(history.of(view), evidence, verdict)
@@ -164,11 +171,12 @@ def _check_stamps(
 
     def note(what: str, rows: BoolArray, seen: Int64Array, expected: Any, cause: str) -> None:
         for row in np.flatnonzero(rows).tolist():
-            as_of = int(verdict.as_of_us[row])
+            as_of, right = int(verdict.as_of_us[row]), expected[row]
+            right = right if isinstance(right, str) else field_text(what, int(right))
             findings.add(
                 Mismatch(
                     what, ids[row].as_py(), view.name, "", as_of,
-                    str(seen[row]), str(expected[row]), cause,
+                    field_text(what, int(seen[row])), right, cause,
                 )
             )  # fmt: skip
 
@@ -195,8 +203,15 @@ def _check_stamps(
 
 
 def _judge_as_seen(source: SourceHistory, evidence: Evidence, verdict: ViewVerdict) -> None:
-    """Move differences that late events explain from ``wrong`` to ``late``."""
-    rows = np.flatnonzero(verdict.wrong.any(axis=1))
+    """Move differences that late events explain from ``wrong`` to ``late``.
+
+    In eager mode, also note as ``wrong`` what equals the values as complete, but not as seen.
+    """
+    judged = verdict.wrong.any(axis=1)
+    if not evidence.exact:
+        newest = verdict.events.newest_arrivals(verdict.keys, verdict.as_of_us)
+        judged |= newest >= verdict.arrived_us
+    rows = np.flatnonzero(judged)
     rows = np.array(
         [
             row
@@ -215,7 +230,14 @@ def _judge_as_seen(source: SourceHistory, evidence: Evidence, verdict: ViewVerdi
     ]
     as_seen = values_of_cases(verdict.events, cases)
     seen = verdict.seen[0][rows], verdict.seen[1][rows]
-    explained = ~differ(seen, as_seen) & verdict.wrong[rows]
+    unequal = differ(seen, as_seen)
+    explained = ~unequal & verdict.wrong[rows]
+    ahead = np.flatnonzero((unequal & ~verdict.wrong[rows]).any(axis=1) & (not evidence.exact))
+    for place in ahead.tolist():
+        row = rows[place]
+        verdict.ahead[row] = not verdict.wrong[row].any()
+        verdict.wrong[row] = unequal[place]
+        verdict.complete[0][row], verdict.complete[1][row] = as_seen[0][place], as_seen[1][place]
     behind = _came_late(source, evidence, verdict.events)
     for place, row in enumerate(rows.tolist()):
         between = np.setdiff1d(verdict.window(row), known[place])

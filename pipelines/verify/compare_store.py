@@ -122,6 +122,7 @@ def check_store(
             (snapshot,) = database.read([(KeySpace.of(project.name, view), [])])
             source, frontiers = history.of(view), snapshot.frontiers
             rows = source.rows.filter(pa.array(applied(view, source, frontiers)))
+            rows = rows.filter(pc.is_valid(rows.column(view.key)))
             found_now = Findings()
             found = _check_view(rows, store, view, frontiers, config.shards, found_now, stage)
             if is_still is not None and not is_still(view.name):

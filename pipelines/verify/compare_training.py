@@ -116,7 +116,7 @@ def _compare(
         for row in np.flatnonzero(differing(seen_column, right_column)).tolist():
             _note(
                 findings, str(right.column("request_id")[row].as_py()), name,
-                shown(seen_column, row), shown(right_column, row),
+                shown(name, seen_column, row), shown(name, right_column, row),
                 "the sources give another value", views.get(name, ""),
             )  # fmt: skip
     return len(mine)

@@ -4,6 +4,7 @@ Each hypothesis is tested by recomputing the values that it implies
 (`pipelines.verify.counterfactuals`). If they equal the served values bit for bit, the hypothesis is
 reported with its events:
 
+* **ahead**: in eager mode, events were counted that came after the request;
 * **same instant**: an event at the request's own instant was counted;
 * **lost**: the events of one release were not counted;
 * **stale**: the events of several successive releases were not counted: an older state was used;
@@ -78,6 +79,9 @@ def cause_of(verdict: ViewVerdict, evidence: Evidence, row: int) -> str:
     """Return the cause of the wrong values of a row."""
     if verdict.early[row]:
         return EARLY
+    if verdict.ahead[row]:
+        unseen = np.setdiff1d(verdict.window(row), verdict.known_events(row, evidence))
+        return f"ahead: {_named(verdict, unseen)} counted, which came after the request"
     hypotheses = list(_hypotheses(verdict, evidence, row))
     values, nulls = values_of_cases(verdict.events, [case for _, case in hypotheses])
     wrong = verdict.wrong[row]

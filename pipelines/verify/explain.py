@@ -22,7 +22,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
-from tidemill.pipelines.verify.instants import instant
+from tidemill.pipelines.verify.instants import field_text, instant_text
 from tidemill.pipelines.verify.raw_history import logged_history
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import prediction_file, read_predictions
@@ -75,7 +75,7 @@ class ExplainedPrediction:
         events = []
         for value in self.values:
             for time_us, id in reversed(value.events[-_LISTED:]):
-                events.append((value.column, instant(time_us), str(id)))
+                events.append((value.column, instant_text(time_us), str(id)))
             if len(value.events) > _LISTED:
                 older = len(value.events) - _LISTED
                 events.append((value.column, f"and {older} older", ""))
@@ -182,21 +182,28 @@ def _explain_view(
     return out
 
 
+def _stamp(value: Any) -> str:
+    """Write a stamp; a stream without a model has none for scores."""
+    if value is None:
+        return "none: the stream had no model"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
 def _stamps(project: Project, prediction: dict[str, Any]) -> dict[str, str]:
     stamps = {
         "request": prediction["request_id"],
-        "request time": prediction["request_time"].isoformat(timespec="microseconds"),
-        "score": repr(prediction["score"]),
+        "request time": instant_text(prediction["request_time"]),
+        "score": _stamp(prediction["score"]),
         "place in the log": f"{prediction['partition']}:{prediction['position']}",
-        "received": instant(prediction["received_us"]),
-        "scored (wall clock)": instant(prediction["created_us"]),
+        "received": instant_text(prediction["received_us"]),
+        "made (wall clock)": instant_text(prediction["created_us"]),
     }
-    stamps |= {name.replace("_", " "): str(prediction[name]) for name in _STAMPS}
+    stamps |= {name.replace("_", " "): _stamp(prediction[name]) for name in _STAMPS}
     for view in project.views:
         stamps[view.name] = (
-            f"as of {instant(prediction[f'as_of__{view.name}'])}, release "
+            f"as of {instant_text(prediction[f'as_of__{view.name}'])}, release "
             f"{prediction[f'release__{view.name}']} of shard {prediction[f'shard__{view.name}']}"
         )
     for name in project.request.inputs:
-        stamps[f"input {name}"] = str(prediction[name])
+        stamps[f"input {name}"] = field_text(name, prediction[name])
     return stamps

@@ -19,8 +19,8 @@ class Mismatch:
     Attributes:
         what: ``value``, ``as_of``, ``release``, ``shard``, ``request``, ``missing``, ``extra``,
             ``doubled``, ``oracle``, ``store``, ``score`` or another stamp of a prediction,
-            ``publication``, ``rejected``, ``offline``, ``training``, ``state``, ``record`` or
-            ``log``.
+            ``publication``, ``rejected``, ``offline``, ``training``, ``state``, ``savepoint``,
+            ``record`` or ``log``.
         id: The request's id, or the entity's key.
         view: The view; empty if the mismatch concerns all of the prediction.
         feature: The feature column.

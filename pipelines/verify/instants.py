@@ -1,13 +1,46 @@
-"""Instants as text."""
+"""Instants as text, and the values of fields that may be instants."""
 
 from __future__ import annotations
 
-from tidemill.features.contract import moment_of
+import datetime
+import re
+from typing import Any, Final
+
+from tidemill.features.contract import time_of, write_instant
+
+_OF_INSTANTS: Final = re.compile(
+    r"(^|_)(as_of(_us)?|event_timestamp|valid_until|frontiers?)(__.*)?$|_us$"
+)
 
 
-def instant(time_us: int) -> str:
-    """Format an instant with microseconds; as a number if it is outside the calendar."""
-    try:
-        return moment_of(time_us).isoformat(timespec="microseconds")
-    except OverflowError:
-        return str(time_us)
+def instant_text(value: Any) -> str:
+    """Write an instant: a datetime, or microseconds.
+
+    >>> instant_text(1_385_856_000_000_000)
+    '2013-12-01T00:00:00Z'
+    """
+    return write_instant(time_of(value) if isinstance(value, datetime.datetime) else int(value))
+
+
+def field_text(name: str, value: Any) -> str:
+    """Write the value of a field or column; whole numbers in a field of instants are instants.
+
+    >>> field_text("frontier_us", 1_385_856_000_000_000), field_text("revision", 7)
+    ('2013-12-01T00:00:00Z', '7')
+    >>> field_text("frontiers", {"cab": [0, 1]})
+    "{'cab': [1970-01-01T00:00:00Z, 1970-01-01T00:00:00.000001Z]}"
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, datetime.datetime):
+        return instant_text(value)
+    if isinstance(value, float):
+        return repr(value)
+    if _OF_INSTANTS.search(name):
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k!r}: {field_text(name, v)}" for k, v in value.items()) + "}"
+        if isinstance(value, list | tuple):
+            return "[" + ", ".join(field_text(name, one) for one in value) + "]"
+        if isinstance(value, int) and not isinstance(value, bool):
+            return instant_text(value)
+    return str(value)

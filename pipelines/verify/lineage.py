@@ -102,10 +102,14 @@ def _of_prediction(root: Path, request_id: str) -> Link:
         for name in row
         if name.startswith("release__")
     )
+    version = row["bundle_version"]
+    score = "no score, since the stream had no model"
+    if version is not None:
+        score = f"score {row['score']}"
     return Link(
-        f"prediction for request {request_id}: score {row['score']} ({path.name})",
+        f"prediction for request {request_id}: {score} ({path.name})",
         [
-            _of_bundle(root, root / paths.BUNDLES / row["bundle_version"]),
+            *([] if version is None else [_of_bundle(root, root / paths.BUNDLES / version)]),
             Link(f"releases: {releases}", [_of_stream(current)]),
         ],
     )

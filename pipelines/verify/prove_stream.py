@@ -21,8 +21,10 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, Log
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
+from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.compare_build import compare_record
+from tidemill.pipelines.verify.compare_labels import answered_after_label
 from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
 from tidemill.pipelines.verify.compare_oracle import (
     affordable,
@@ -32,8 +34,8 @@ from tidemill.pipelines.verify.compare_oracle import (
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_predictions
 from tidemill.pipelines.verify.compare_store import StoreCounts, check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
-from tidemill.pipelines.verify.findings import LISTED, Findings
-from tidemill.pipelines.verify.instants import instant
+from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
+from tidemill.pipelines.verify.instants import instant_text
 from tidemill.pipelines.verify.outputs.compare_outputs import compare_outputs
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.outputs.extent import Outputs
@@ -107,7 +109,7 @@ class Proof:
 SUMMED: Final = (
     "values", "scores", "scores_elsewhere", "releases", "publications", "rejected", "store_rows",
     "store_parts_moving", "offline_rows", "score_mismatches", "output_mismatches",
-    "store_mismatches", "offline_mismatches", *StoreCounts().as_figures(),
+    "store_mismatches", "offline_mismatches", "answered_after_label", *StoreCounts().as_figures(),
 )  # fmt: skip
 """The figures that are those of all streams together."""
 
@@ -178,6 +180,11 @@ def prove_stream(
     for verdict in verdicts:
         note_wrong_values(verdict, evidence, served, proof.features, LISTED)
         late += _late_rows(verdict, evidence, served, LISTED - len(late))
+    if after_label := answered_after_label(history, served):
+        progress.say(
+            f"{after_label:,} requests came after the event that is their label: their features "
+            "may know what the model predicts, so do not judge the model by them"
+        )
     of_oracle = _check_with_oracle(
         config, verdicts, evidence, served, sampling, progress, proof.oracle
     )
@@ -209,6 +216,7 @@ def prove_stream(
         "features": len(config.project.columns),
         "values": served.count * len(config.project.columns),
         "late_values": sum(int(verdict.late.sum()) for verdict in verdicts),
+        "answered_after_label": after_label,
         **of_oracle,
         **stored.as_figures(),
         "store_rows": row_counts.rows,
@@ -257,6 +265,9 @@ def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> Non
     if manifest.as_of_us == run.as_of_us:
         expected["began"] = manifest.handoff
     compare_record("stream.json", vars(run), expected, findings)
+    if not run.ended:
+        for fault in faults_of_savepoint(current, run):
+            findings.add(Mismatch("savepoint", fault, cause="the stream cannot be resumed"))
 
 
 def _compare_files(
@@ -371,7 +382,7 @@ def _late_rows(
         {
             "request": ids[row].as_py(),
             "view": verdict.view.name,
-            "as_of": instant(int(verdict.as_of_us[row])),
+            "as_of": instant_text(int(verdict.as_of_us[row])),
             "values": int(verdict.late[row].sum()),
             "late_events": ", ".join(late_events(verdict, evidence, row)),
         }

@@ -19,6 +19,7 @@ from tidemill.features.errors import InputError
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.instants import field_text
 from tidemill.pipelines.verify.outputs.extent import Outputs
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.files.read_files import read_table, reading
@@ -184,8 +185,8 @@ def check_requests(project: Project, served: Served, findings: Findings) -> None
                     "request",
                     ids[row].as_py(),
                     feature=name,
-                    seen=str(seen[row].as_py()),
-                    expected=str(column[row].as_py()),
+                    seen=field_text(name, seen[row].as_py()),
+                    expected=field_text(name, column[row].as_py()),
                     cause="the prediction was made with another input than the request's",
                 )
             )

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tidemill.features.contract import Int64Array, window_tail
+from tidemill.features.contract import TIME_MIN, Int64Array, window_tail
 from tidemill.features.definitions import EventStream, FeatureView, Project, Request
 from tidemill.features.kernel import hashing
+from tidemill.pipelines.history.sorted_ranges import first_at_or_after
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch
 from tidemill.pipelines.stream.sequence import arrivals
@@ -95,9 +97,11 @@ class EventsByKey:
         self.partitions = source.words(PARTITION)
         self.positions = source.words(POSITION)
         encoded = one_batch(self.rows.select([view.key])).column(0).dictionary_encode()
+        self._keys = encoded.dictionary
         self._code = {key: code for code, key in enumerate(encoded.dictionary.to_pylist())}
-        codes = encoded.indices.to_numpy(zero_copy_only=False)
-        self._order = np.lexsort((self.times, codes))
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        order = np.lexsort((self.times, codes))
+        self._order = order[codes[order] >= 0]  # a row without a key is no event of the view
         self._starts = np.searchsorted(codes[self._order], np.arange(len(self._code) + 1))
 
     def of_key(self, key: object) -> Int64Array:
@@ -154,6 +158,37 @@ class EventsByKey:
         """When each event arrived (`pipelines.stream.sequence.arrivals`), int64 ``(rows,)``."""
         received = hashing.bits(one_batch(self.rows.select([RECEIVED])).column(0))
         return arrivals(self.times, received)
+
+    def newest_arrivals(self, keys: pa.Array, as_of_us: Int64Array) -> Int64Array:
+        """Return when the last of an entity's events before an instant arrived.
+
+        Args:
+            keys: ``(rows,)``: the entities.
+            as_of_us: int64, ``(rows,)``: the instants.
+
+        Returns:
+            int64, ``(rows,)``; `TIME_MIN` where there is no event.
+        """
+        codes = pc.fill_null(pc.index_in(keys, self._keys), -1).to_numpy().astype(np.int64)
+        starts, stops = self._starts[codes], self._starts[np.where(codes < 0, 0, codes + 1)]
+        starts = np.where(codes < 0, stops, starts)
+        place = first_at_or_after(self.times[self._order], as_of_us, starts, stops)
+        found = np.full(len(keys), TIME_MIN)
+        some = place > starts
+        found[some] = self._highest_arrivals[place[some] - 1]
+        return found
+
+    @functools.cached_property
+    def _highest_arrivals(self) -> Int64Array:
+        """The last arrival among an entity's events up to each one, in the order of `_order`."""
+        arrivals = self.arrivals[self._order]
+        by_arrival = np.argsort(arrivals, kind="stable")
+        rank = np.empty(len(arrivals), np.int64)
+        rank[by_arrival] = np.arange(len(arrivals))
+        # Above the ranks of the entities before, so that one running maximum serves all.
+        base = np.repeat(np.arange(len(self._starts) - 1), np.diff(self._starts)) * len(arrivals)
+        highest = np.maximum.accumulate(base + rank) - base
+        return arrivals[by_arrival[highest]]
 
     def ids(self, rows: Int64Array) -> list[str]:
         """Return the ids of some rows."""

@@ -6,6 +6,7 @@ compared is counted and said. The witness is the raw files (`pipelines.verify.wi
 * `pipelines.verify.outputs`: a stream is repeated from the log; its releases, publications, scores,
   stamps and rejected records are compared, and the rows of the online store, column by column;
 * `pipelines.verify.compare_predictions`: the features of predictions, as complete and as seen;
+* `pipelines.verify.compare_labels`: predictions whose label had come before their request;
 * `pipelines.verify.diagnosis`: the cause of a wrong value;
 * `pipelines.verify.compare_oracle`: a sample in plain Python, without the kernel;
 * `pipelines.verify.compare_store`: the online store through Feast's own SDK;
@@ -26,7 +27,7 @@ from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.compare_oracle import DEADLINE_S
 from tidemill.pipelines.verify.definitions_of import made_otherwise
 from tidemill.pipelines.verify.findings import Findings, Mismatch
-from tidemill.pipelines.verify.instants import instant
+from tidemill.pipelines.verify.instants import instant_text
 from tidemill.pipelines.verify.prove_build import prove_build
 from tidemill.pipelines.verify.prove_published import prove_published
 from tidemill.pipelines.verify.prove_stream import (
@@ -118,6 +119,6 @@ def verify(
 
 
 def _row(mismatch: Mismatch) -> dict[str, Any]:
-    as_of = "" if mismatch.as_of_us is None else instant(mismatch.as_of_us)
+    as_of = "" if mismatch.as_of_us is None else instant_text(mismatch.as_of_us)
     row = {**asdict(mismatch), "as_of_us": as_of}
     return {name.removesuffix("_us"): value for name, value in row.items()}

@@ -21,7 +21,7 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 
-from tidemill.features.contract import TIME_MIN, moment_of, time_of
+from tidemill.features.contract import TIME_MIN, time_of, write_instant
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import DEFINITION_TAG, REVISION, VALID_UNTIL
 from tidemill.serving.feast_plugins.logged_views import (
@@ -107,10 +107,10 @@ def _warn_past_end(config: RepoConfig, table: FeatureView, until_us: int) -> Non
         return
     complete = "does not say how far it is complete"
     if reached is not None and reached.first_us <= reached.last_us:
-        complete = f"is complete up to {moment_of(reached.last_us).isoformat()}"
+        complete = f"is complete up to {write_instant(reached.last_us)}"
     warnings.warn(
         f"view {table.name!r}: materialize was asked for rows up to "
-        f"{moment_of(until_us).isoformat()}, and the offline log {complete}: what changed later is "
+        f"{write_instant(until_us)}, and the offline log {complete}: what changed later is "
         "not in the online store. The stream continues the log, or `tidemill backfill --publish` "
         "writes it from newer events",
         UserWarning,

@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from tidemill.features.contract import SECOND, write_instant
 from tidemill.features.errors import Locked
 from tidemill.serving.files.file_errors import named_for
 
@@ -47,7 +47,7 @@ class Holder:
     @staticmethod
     def here() -> Holder:
         """Describe this process."""
-        since = datetime.now(UTC).isoformat(timespec="seconds")
+        since = write_instant(time.time_ns() // 1_000_000_000 * SECOND)
         return Holder(os.getpid(), socket.gethostname(), " ".join(sys.argv)[:200], since)
 
     def __str__(self) -> str:

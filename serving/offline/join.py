@@ -32,7 +32,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, TIME_MIN, Int64Array, moment_of
+from tidemill.features.contract import (
+    EARLIEST_EVENT,
+    LATEST_EVENT,
+    TIME_MIN,
+    Int64Array,
+    moment_of,
+    write_instant,
+)
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL
 from tidemill.serving.offline.log import OfflineLog, Span
@@ -313,4 +320,4 @@ def _datetime(time_us: int) -> datetime.datetime:
 def _show(time_us: int) -> str:
     if not EARLIEST_EVENT <= time_us <= LATEST_EVENT:
         return "the beginning" if time_us < 0 else "the end of time"
-    return _datetime(time_us).isoformat()
+    return write_instant(time_us)

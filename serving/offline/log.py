@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tidemill.features.contract import TIME_MAX, TIME_MIN, Int64Array
+from tidemill.features.contract import TIME_MAX, TIME_MIN, Int64Array, write_instant
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, LostPublications, StoreError
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, offline_path
@@ -329,8 +329,9 @@ class OfflineLog:
         span = spans.get(_shard_name(shard, shards))
         if span is not None and span.last_us < since_us:
             raise LostPublications(
-                f"offline log {self.directory}, shard {shard}: it ends at {span.last_us}, and "
-                f"publications continue from {since_us}; those between are missing. Write the "
+                f"offline log {self.directory}, shard {shard}: it ends at "
+                f"{write_instant(span.last_us)}, and publications continue from "
+                f"{write_instant(since_us)}; those between are missing. Write the "
                 "log again with `tidemill backfill --publish`"
             )
         return span

@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from tidemill.features.contract import TIME_MAX, TIME_MIN
+from tidemill.features.contract import TIME_MAX, TIME_MIN, write_instant
 from tidemill.features.errors import InputError
 from tidemill.serving.online.fills import MARK_BYTES, Fill, Holder, NewFill, PartState, Writer
 from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
@@ -96,8 +96,8 @@ class Parcel:
         if self.frontier_us is not None and not TIME_MIN <= self.frontier_us < TIME_MAX:
             raise InputError(
                 f"{view}, shard {self.shard}: a published frontier is an instant as of which rows "
-                f"are read, found {self.frontier_us}; at the end of a bounded stream publish the "
-                "end that was declared for it"
+                f"are read, found {write_instant(self.frontier_us)}; at the end of a bounded "
+                "stream publish the end that was declared for it"
             )
 
     @property

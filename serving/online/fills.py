@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from tidemill.features.contract import moment_of
+from tidemill.features.contract import SECOND, write_instant
 from tidemill.features.errors import InputError
 from tidemill.serving.online.rows import KeySpace
 
@@ -78,7 +78,7 @@ class Holder:
     def __str__(self) -> str:
         return (
             f"{self.command!r} (process {self.pid} on {self.host}, root {self.root}, since "
-            f"{moment_of(self.since_us).isoformat(timespec='seconds')})"
+            f"{write_instant(self.since_us // SECOND * SECOND)})"
         )
 
 

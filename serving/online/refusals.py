@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tidemill.features.contract import write_instant
 from tidemill.features.errors import (
     BehindReaders,
     ConflictingPublication,
@@ -36,16 +37,19 @@ def _part_of(store: str, parcel: Parcel) -> str:
     return f"{store}, key space {parcel.fill.name}, shard {parcel.shard}{of}"
 
 
+def _at(frontier_us: int | None) -> str:
+    return "no frontier" if frontier_us is None else f"frontier {write_instant(frontier_us)}"
+
+
 def lost(store: str, parcel: Parcel, found: PartState) -> LostPublications:
     """Return the error of a store that has another mark than the one that a parcel builds on."""
     before = "nothing" if parcel.mark_before is None else parcel.mark_before.hex()
     mark = "has no mark" if found.mark is None else f"stands at mark {found.mark.hex()}"
-    at = "no frontier" if found.frontier_us is None else f"frontier {found.frontier_us}"
     return LostPublications(
         f"{_part_of(store, parcel)}: publications build on mark {before}, but the store {mark}, "
-        f"with {at}: it has lost the publications between them (it was emptied, or restarted from "
-        "an old dump or without the end of its log, or another server with older data took over), "
-        f"or they were never written; {_REPUBLISH}"
+        f"with {_at(found.frontier_us)}: it has lost the publications between them (it was "
+        "emptied, or restarted from an old dump or without the end of its log, or another server "
+        f"with older data took over), or they were never written; {_REPUBLISH}"
     )
 
 
@@ -137,11 +141,10 @@ def behind(
     store: str, fill: Fill, shard: int, found_us: int | None, shown_us: int
 ) -> BehindReaders:
     """Return the error of a switch that would take readers back in time."""
-    at = "no frontier" if found_us is None else f"frontier {found_us}"
     return BehindReaders(
-        f"{store}, key space {fill.name}, shard {shard}: it is at {at}, and readers see frontier "
-        f"{shown_us} of another fill; they are switched when it has caught up: let the stream run "
-        "on to there (`tidemill stream`)",
+        f"{store}, key space {fill.name}, shard {shard}: it is at {_at(found_us)}, and readers "
+        f"see {_at(shown_us)} of another fill; they are switched when it has caught up: let the "
+        "stream run on to there (`tidemill stream`)",
         shown_us,
     )
 
@@ -187,8 +190,8 @@ def read_fill(store: str, parcel: Parcel) -> StoreError:
 def backwards(store: str, parcel: Parcel, stands_us: int) -> StoreError:
     """Return the error of a release that comes after another one and has a lower frontier."""
     return StoreError(
-        f"{_part_of(store, parcel)}: a release at frontier {parcel.frontier_us} builds on one at "
-        f"frontier {stands_us}, but a frontier never goes back: this is an error of the writer"
+        f"{_part_of(store, parcel)}: a release at {_at(parcel.frontier_us)} builds on one at "
+        f"{_at(stands_us)}, but a frontier never goes back: this is an error of the writer"
     )
 
 
@@ -198,12 +201,12 @@ def conflict(store: str, space: KeySpace, stored: Row, offered: Row) -> Conflict
 
     def show(row: Row) -> str:
         values = dict(zip(names, decode_row(space.dtypes, row.cells), strict=True))
-        return f"{values} until {row.valid_until}"
+        return f"{values} until {write_instant(row.valid_until)}"
 
     return ConflictingPublication(
         f"{store}, view {space.view!r}, {readable_key(stored.key)}: two publications at "
-        f"event_timestamp {stored.event_timestamp}, revision {stored.revision} differ: stored "
-        f"{show(stored)}, offered {show(offered)}; a revision counts the events applied, so one "
-        "of the two was computed from other events: find its writer, then fill another key space: "
-        "`tidemill backfill --publish`"
+        f"event_timestamp {write_instant(stored.event_timestamp)}, revision {stored.revision} "
+        f"differ: stored {show(stored)}, offered {show(offered)}; a revision counts the events "
+        "applied, so one of the two was computed from other events: find its writer, then fill "
+        "another key space: `tidemill backfill --publish`"
     )

@@ -108,12 +108,16 @@ class Registered:
 
 
 def read_registered(store: feast.FeatureStore) -> Registered:
-    """Read the registered definitions of a store's project from the registry, not from a cache."""
+    """Read the registered definitions of a store's project from the registry, not from a cache.
+
+    Functions that others have stored in their stream and on-demand views are not loaded: Feast
+    would run their source or a pickle.
+    """
     registry, project = store.registry, store.project
     every = [
         *registry.list_feature_views(project, allow_cache=False),
-        *registry.list_stream_feature_views(project, allow_cache=False),
-        *registry.list_on_demand_feature_views(project, allow_cache=False),
+        *registry.list_stream_feature_views(project, allow_cache=False, skip_udf=True),
+        *registry.list_on_demand_feature_views(project, allow_cache=False, skip_udf=True),
     ]
     ours = [_registered_view(view) for view in every if DEFINITION_TAG in view.tags]
     foreign = [view for view in every if DEFINITION_TAG not in view.tags]

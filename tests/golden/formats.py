@@ -96,15 +96,15 @@ def _operator(operator: ShardOperator) -> Any:
         "attempt": operator.attempt,
         "is_answered": operator.is_answered,
         "counters": as_json(operator.counters),
-        "remembered": [len(operator.rows_seen), len(operator.ids_seen)],
+        "remembered": len(operator.rows_seen),
         "state": _state(operator.state),
     }
 
 
 def _snapshot(data: bytes) -> Any:
     operator = operator_of()
-    state, *remembered = decode_snapshot(data, operator.key, operator.plan)
-    entries = [sorted(zip(*map(as_json, pairs.entries()), strict=True)) for pairs in remembered]
+    state, remembered = decode_snapshot(data, operator.key, operator.plan)
+    entries = sorted(zip(*map(as_json, remembered.entries()), strict=True))
     return {"state": _state(state), "remembered": as_json(entries)}
 
 

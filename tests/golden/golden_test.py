@@ -11,7 +11,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from tests.support.streaming_project import (
     random_rows,
 )
 from tidemill.features.contract import MINUTE
+from tidemill.features.definitions import EventStream, project, views
+from tidemill.features.definitions.canonical import hash_of
 from tidemill.features.errors import (
     BundleError,
     DamagedFile,
@@ -65,10 +67,11 @@ from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.stores.online_places import SqlitePlace
 
 HERE = Path(__file__).parent
-FOLDERS = ["frames_1", "frames_2", "frames_3"]
+FOLDERS = ["frames_1", "frames_2", "frames_3", "frames_4"]
 REFUSED = {
     "frames_1": {
-        "operator_head.bin": "has version 3, this code reads 5; start it from handed-over states",
+        "operator_head.bin": "has version 3, this code reads 6; start it from handed-over states",
+        "operator_snapshot.bin": "has version 3, this code reads 4; start it from handed-over",
         "logged_release.bin": "has version 1, this code reads 3; start it from handed-over states",
         "poll.bin": "has version 1, this code reads 2; run the stream from its last savepoint",
         "batches.bin": "has version 1, this code reads 3; run the stream from its last savepoint",
@@ -76,21 +79,51 @@ REFUSED = {
         "answer_part.bin": "a part of an answer: has version 1, this code reads 2",
         "stop_part.bin": "a part of an answer: has version 1, this code reads 2",
         "published.bin": "publications of a release: has version 1, this code reads 2",
-        "cab-00001-of-00002.state": "has version 3, this code reads 5; .*run `tidemill backfill`",
+        "cab-00001-of-00002.state": "has version 3, this code reads 6; .*run `tidemill backfill`",
         "answers.state": "the joining stage: has version 1, this code reads 2; .*`tidemill backf",
         "handoff.json": "has version 2, this code reads 3; run `tidemill backfill` again",
-        "stream.json": "has version 2, this code reads 4; run `tidemill stream` without --resume",
+        "stream.json": "has version 2, this code reads 5; run `tidemill stream` without --resume",
     },
     "frames_2": {
-        "operator_head.bin": "has version 4, this code reads 5; start it from handed-over states",
+        "operator_head.bin": "has version 4, this code reads 6; start it from handed-over states",
+        "operator_snapshot.bin": "has version 3, this code reads 4; start it from handed-over",
         "logged_release.bin": "has version 2, this code reads 3; start it from handed-over states",
         "batches.bin": "has version 2, this code reads 3; run the stream from its last savepoint",
-        "cab-00001-of-00002.state": "has version 4, this code reads 5; .*run `tidemill backfill`",
+        "cab-00001-of-00002.state": "has version 4, this code reads 6; .*run `tidemill backfill`",
+    },
+    "frames_3": {
+        "operator_head.bin": "has version 5, this code reads 6; start it from handed-over states",
+        "operator_snapshot.bin": "has version 3, this code reads 4; start it from handed-over",
+        "cab-00001-of-00002.state": "has version 5, this code reads 6; .*run `tidemill backfill`",
     },
 }
 """By folder: the files of versions that are not read any more, and how they are refused."""
 BEFORE = HERE / "before_frames"
 EXPECTED: dict[str, Any] = json.loads((BEFORE / "expected.json").read_text())
+
+
+SPEC_1 = ("frames_1", "frames_2", "frames_3")
+"""The folders whose states, parts and key spaces name the hash of a definition in version 1."""
+
+
+def hash_as_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give definitions the hashes that they had in version 1 of the canonical form."""
+    spec = EventStream.spec
+
+    def without_transport(stream: EventStream) -> dict[str, Any]:
+        return {name: value for name, value in spec(stream).items() if name != "transport"}
+
+    monkeypatch.setattr(EventStream, "spec", without_transport)
+    for module in (project, views):
+        monkeypatch.setattr(module, "SPEC_VERSION", 1)
+
+
+@pytest.fixture(autouse=True)
+def no_hashes_are_known() -> Iterator[None]:
+    """Forget the hashes of definitions before and after a test that changes them."""
+    hash_of.cache_clear()
+    yield
+    hash_of.cache_clear()
 
 
 READ = [
@@ -102,7 +135,11 @@ READ = [
 
 
 @pytest.mark.parametrize(("folder", "name"), READ)
-def test_a_file_of_each_format_holds_what_was_written(folder: str, name: str) -> None:
+def test_a_file_of_each_format_holds_what_was_written(
+    folder: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if folder in SPEC_1:
+        hash_as_version_1(monkeypatch)
     if (refusal := REFUSED.get(folder, {}).get(name)) is not None:
         with pytest.raises(StateVersionError, match=refusal):
             FORMATS[name](HERE / folder / name)
@@ -111,7 +148,7 @@ def test_a_file_of_each_format_holds_what_was_written(folder: str, name: str) ->
     assert json.loads(json.dumps(FORMATS[name](HERE / folder / name))) == expected[name]
 
 
-@pytest.mark.parametrize(("name", "version"), zip(FORMER, (3, 4), strict=True))
+@pytest.mark.parametrize(("name", "version"), zip(FORMER, (3, 5), strict=True))
 def test_a_record_without_a_generation_is_refused_by_its_version(name: str, version: int) -> None:
     path = HERE / "frames_1" / name
     refusal = f"{path} has version 2, this code reads {version}; run"
@@ -190,8 +227,9 @@ def table(folder: Path) -> pa.Table:
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Configuration:
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configuration:
     """A copy of the root that the commit before left at a savepoint."""
+    hash_as_version_1(monkeypatch)
     shutil.copytree(BEFORE / "root", tmp_path / "root")
     begin = START + 2 * MINUTE
     return configuration(tmp_path / "root", PROJECT, begin, START + 11 * MINUTE, poll_rows=6)

@@ -1,6 +1,6 @@
 """Write golden files of all formats with the current code.
 
-    python -m tests.golden.make tests/golden/frames_4
+    python -m tests.golden.make tests/golden/frames_5
 
 Do this once for each new version of a format, into a new folder, and add the folder to
 `tests.golden.golden_test`. **Never write a folder again that is there**: its files stand for the
@@ -10,11 +10,13 @@ field, say), its expectation is changed by hand, with the reason.
 
 The folders:
 
-``frames_1``, ``frames_2``, ``frames_3``
+``frames_1``, ``frames_2``, ``frames_3``, ``frames_4``
     One file for each format, and ``expected.json``: their contents. In ``frames_1`` polls have no
     numbers, releases no marks, and parts name their views by their place. Since ``frames_2`` states
     and streams name the log that they were made from, and there are a log with digests, ``CURRENT``
-    and the manifest of a build. Since ``frames_3`` rows say when they arrived.
+    and the manifest of a build. Since ``frames_3`` rows say when they arrived. Since ``frames_4``
+    the record of a stream says whether it has a model; every stream before had one. Operators do
+    not remember ids any more, and hashes are those of version 2 of the canonical form.
 ``before_frames/root``
     The root of a small stream that stopped at a savepoint (12 trips, 8 requests), written by the
     commit before frames: log, states and stop (pickles), offline log, online store (SQLite),

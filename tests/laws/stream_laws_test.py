@@ -37,6 +37,7 @@ from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.shard import request_parts
 
+DELIVERY = "delivery"
 LAW = settings(
     max_examples=60,
     deadline=None,
@@ -75,7 +76,12 @@ class Case:
 def cases(draw: st.DrawFn) -> Case:
     drawn = draw(strategies.views(max_features=4))
     out_of_orderness = draw(st.sampled_from((0, drawn.hop_us, 5 * drawn.hop_us)))
-    stream = replace(drawn.stream, out_of_orderness=format_duration(out_of_orderness))
+    stream = replace(
+        drawn.stream,
+        schema={**drawn.stream.schema, DELIVERY: "int64"},
+        transport=[DELIVERY],
+        out_of_orderness=format_duration(out_of_orderness),
+    )
     view = replace(drawn, stream=stream)
     request = Request(
         "asked",
@@ -86,8 +92,13 @@ def cases(draw: st.DrawFn) -> Case:
         out_of_orderness=format_duration(draw(st.sampled_from((0, drawn.hop_us)))),
     )
     project = Project("drawn", request=request, views=[view])
-    events = draw(strategies.events(view, max_size=20))
-    asked = draw(strategies.requests(view, events))
+    events = draw(strategies.events(drawn, max_size=20))
+    asked = draw(strategies.requests(drawn, events))
+    # Some are delivered again, and some have no key.
+    again = draw(st.lists(st.sampled_from(events), max_size=6)) if events else []
+    keyless = draw(st.lists(st.sampled_from(events), max_size=3)) if events else []
+    events = [*events, *again, *({**row, view.key: None} for row in keyless)]
+    events = [{**row, DELIVERY: number} for number, row in enumerate(events)]
     rows = {
         "events": events,
         "asked": [{"at": at, "id": i, "key": key} for i, (key, at) in enumerate(asked)],

@@ -73,7 +73,7 @@ from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
 from tidemill.pipelines.stream.shard import request_parts, shard_poll
 from tidemill.pipelines.stream.state_files import read_handoff
 from tidemill.pipelines.stream_run import stream as stream_module
-from tidemill.pipelines.verify.instants import instant
+from tidemill.pipelines.verify.instants import instant_text
 from tidemill.serving.bundles.inference import Scorer, Stamps
 from tidemill.serving.generations.current import write_current
 from tidemill.serving.online.backends import open_database
@@ -99,6 +99,7 @@ RIDES = EventStream(
     },
     event_time="ended_at",
     event_id="ride",
+    transport=["received_at"],
     out_of_orderness="1m",
     allowed_lateness="2h",
 )
@@ -198,6 +199,8 @@ def write_sources(folder: Path) -> None:
     # One quote was asked before the stream began and came just after.
     quotes[0] |= {"asked_at": EVALUATE_UNTIL - 45 * SECOND, "received_at": EVALUATE_UNTIL + 1}
     quotes.sort(key=lambda row: row["received_at"])
+    rides += unusual(rides)
+    rides.sort(key=lambda row: row["received_at"])
     sources: dict[str, list[dict[str, Any]]] = {
         "rides": rides,
         "quotes-0": quotes[::2],
@@ -208,8 +211,23 @@ def write_sources(folder: Path) -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             for row in rows:
-                times = {k: instant(row[k]) for k in row if k.endswith("_at")}
+                times = {k: instant_text(row[k]) for k in row if k.endswith("_at")}
                 writer.writerow({**row, **times})
+
+
+def unusual(rides: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rides that are delivered again, that have the id of another, and without a driver."""
+    chance = random.Random(8)
+    again = [
+        {**row, "received_at": row["received_at"] + chance.randrange(HOUR)}
+        for row in chance.sample(rides, 60)
+    ]
+    others = [{**row, "minutes": row["minutes"] + 1} for row in chance.sample(rides, 10)]
+    driverless = [
+        {**row, "ride": f"x{number}", "driver": None}
+        for number, row in enumerate(chance.sample(rides, 20))
+    ]
+    return [*again, *others, *driverless]
 
 
 def rides_yaml(
@@ -262,7 +280,7 @@ class FakeScorer:
 def score_without_models(patch: pytest.MonkeyPatch, scorer: Any = None) -> None:
     """Let stream and proof score by a `FakeScorer`, or another one, in place of a bundle's."""
     patch.setattr(infer, "scorer_of", lambda *_: scorer or FakeScorer())
-    patch.setattr(stream_module, "current_bundle", lambda _: Path(FakeScorer.stamps.bundle))
+    patch.setattr(stream_module, "live_bundle", lambda *_: Path(FakeScorer.stamps.bundle))
 
 
 @dataclass

@@ -187,7 +187,7 @@ def _payments(chance: random.Random, count: int) -> list[Row]:
                 "payment": f"p{number}" if chance.random() < 0.9 else f"p{chance.randrange(9)}",
                 "at": at,
                 "received": received,
-                "card": chance.choice(("a", "b", "c", "ç", "", "d")),
+                "card": chance.choice(("a", "b", "c", "ç", "", "d", None)),
                 "shop": chance.choice((1, 2, 3, -4)),
                 "amount": None if chance.random() < 0.1 else round(chance.uniform(0, 99), 2),
                 "good": chance.choice((True, False, None)),

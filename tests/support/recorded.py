@@ -26,7 +26,7 @@ def record(root: Path, project: Project, events: Mapping[str, Any], requests: An
     positions: dict[str, int] = {}
     for definition in (*project.streams, project.request):
         given = requests if definition is project.request else events.get(definition.name, [])
-        rows = check_rows(definition, given, project.required_columns(definition)).rows
+        rows = check_rows(definition, given).rows
         times = hashing.bits(rows.column(definition.time_column))
         received_us = np.maximum.accumulate(times)
         Log(current.build_folder).write(definition, 0, pa.Table.from_batches([rows]), received_us)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import Int64Array, moment_of
+from tidemill.features.contract import Int64Array, write_instant
 from tidemill.features.definitions import (
     ARROW_TYPES,
     TIMESTAMP,
@@ -26,7 +26,7 @@ from tidemill.features.definitions import (
 from tidemill.features.errors import InputError, ProofError, nearest
 from tidemill.features.kernel import hashing
 from tidemill.features.oracle.values import FeatureValue, Oracle
-from tidemill.pipelines.history.labels import find_labels, leaks
+from tidemill.pipelines.history.labels import check_leaks, find_labels
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
 from tidemill.testing.rows import REJECTED_ROWS, CheckedRows, Instant, Rows, check_rows, instants
@@ -96,7 +96,7 @@ def features_at(
     if keys is not None:
         raise InputError("keys= goes with at=; a request's row has the keys of its entities")
     project = _project_of(definitions)
-    asked = check_rows(project.request, requests, project.request.required)
+    asked = check_rows(project.request, requests)
     if not skip_rejected:
         asked.refuse_rejected()
     return _for_requests(project, rows, asked.rows, check_with_oracle)
@@ -121,7 +121,7 @@ def rejected_rows(
     found = [*_check_events(definitions, events).values()]
     if requests is not None:
         request = _project_of(definitions).request
-        found.append(check_rows(request, requests, request.required))
+        found.append(check_rows(request, requests))
     return pa.concat_tables([REJECTED_ROWS.empty_table(), *(source.rejected for source in found)])
 
 
@@ -137,11 +137,10 @@ def _views_of(definitions: Project | FeatureView) -> tuple[FeatureView, ...]:
     return (definitions,) if isinstance(definitions, FeatureView) else tuple(definitions.views)
 
 
-def _required_of(definitions: Project | FeatureView) -> dict[EventStream, tuple[str, ...]]:
-    """Return the columns in which no row may be null, by stream."""
+def _streams_of(definitions: Project | FeatureView) -> tuple[EventStream, ...]:
     if isinstance(definitions, FeatureView):
-        return {definitions.stream: definitions.required}
-    return {stream: definitions.required_columns(stream) for stream in definitions.streams}
+        return (definitions.stream,)
+    return definitions.streams
 
 
 def _check_events(
@@ -149,8 +148,8 @@ def _check_events(
 ) -> dict[str, CheckedRows]:
     if not isinstance(definitions, Project | FeatureView):
         raise InputError(f"expected a Project or a FeatureView, found {definitions!r}")
-    required = _required_of(definitions)
-    streams = [stream.name for stream in required]
+    declared = _streams_of(definitions)
+    streams = [stream.name for stream in declared]
     if not isinstance(events, Mapping):
         raise InputError(
             f"events: expected a dict of stream to rows, found a {type(events).__name__}; "
@@ -162,10 +161,7 @@ def _check_events(
                 f"events: {name!r} is no event stream of {definitions.name!r}; "
                 f"{nearest(str(name), streams)}"
             )
-    return {
-        stream.name: check_rows(stream, events.get(stream.name, []), columns)
-        for stream, columns in required.items()
-    }
+    return {stream.name: check_rows(stream, events.get(stream.name, [])) for stream in declared}
 
 
 def _at_instants(
@@ -215,7 +211,7 @@ def _keys(
     kind = ARROW_TYPES[entity.dtype]
     if keys is None:
         columns = [rows[view.stream.name].column(view.key) for view in views]
-        found = pc.unique(pa.chunked_array(columns, kind))
+        found = pc.unique(pa.chunked_array(columns, kind).drop_null())
         return found.take(pc.sort_indices(found))
     try:
         return pa.array(list(keys), kind)
@@ -241,12 +237,7 @@ def _for_requests(
     if label is not None:
         requests = pa.Table.from_batches([asked])
         arrived = pa.Table.from_batches([rows[label.stream.name]])
-        if leaked := leaks(label, request, requests, arrived):
-            raise InputError(
-                f"label {label.name!r}: {leaked} of its events do not come after their own "
-                "request, and `tidemill backfill` refuses that; give the request an earlier "
-                f"{request.request_time!r}, or the event a later {label.stream.event_time!r}"
-            )
+        check_leaks(label, request, requests, arrived)
         found = find_labels(label, request, requests, arrived)
         columns |= {"label": found.values, "label_time": found.times}
     return pa.table(columns)
@@ -272,7 +263,7 @@ def _check_with_oracle(
     oracle = Oracle(view, plain_rows(view, table, np.arange(len(table))))
     kernel: list[dict[str, FeatureValue]] = pa.table(dict(columns)).to_pylist()
     differ = [
-        f"  {name} of {key!r} as of {moment_of(time_us).isoformat()}: the kernel gives "
+        f"  {name} of {key!r} as of {write_instant(time_us)}: the kernel gives "
         f"{values[name]!r}, the oracle {right!r}"
         for key, time_us, values in zip(keys.to_pylist(), times_us.tolist(), kernel, strict=True)
         for name, right in oracle.values(key, time_us).items()

@@ -202,14 +202,12 @@ def _sources(log: Log, project: Project) -> tuple[dict[str, SourceHistory], pa.T
     streams = dict.fromkeys(view.stream for view in project.views)
     definitions: list[EventStream | Request] = [*streams, project.request]
     for definition in definitions:
-        sources[definition.name], refused = _source(log, project, definition)
+        sources[definition.name], refused = _source(log, definition)
         rejected.append(refused)
     return sources, pa.concat_tables(rejected)
 
 
-def _source(
-    log: Log, project: Project, definition: EventStream | Request
-) -> tuple[SourceHistory, pa.Table]:
+def _source(log: Log, definition: EventStream | Request) -> tuple[SourceHistory, pa.Table]:
     """Read the log of a source: the rows that the current definitions accept, and the others."""
     logged = log.read(definition.name)
     for name in definition.schema:
@@ -220,7 +218,7 @@ def _source(
                 "compare with a run that has it"
             )
     rows = one_batch(logged.select(list(definition.schema)))
-    found = validate(definition, rows, required=project.required_columns(definition))
+    found = validate(definition, rows)
     places = one_batch(logged.select([POSITION, RECEIVED, PARTITION])).take(pa.array(found.kept))
     table = pa.table(
         [*found.batch.columns, *places.columns],
@@ -331,10 +329,10 @@ def _seen(
 def _recorded_streams(root: Path, served: pa.RecordBatch) -> dict[str, str]:
     """Return the stream of each view, as the bundle that scored the predictions has it.
 
-    Views that no bundle below the root names are left out.
+    Views that no bundle below the root names are left out; so are all of a run without a model.
     """
     streams: dict[str, str] = {}
-    for version in pc.unique(served.column("bundle_version")).to_pylist():
+    for version in pc.unique(served.column("bundle_version").drop_null()).to_pylist():
         path = root / paths.BUNDLES / version / "spec.json"
         if path.is_file():
             spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

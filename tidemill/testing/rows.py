@@ -15,7 +15,7 @@ What is promised here:
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -28,6 +28,7 @@ from tidemill.features.errors import InputError, nearest
 from tidemill.features.kernel import hashing
 from tidemill.features.rows.validation import Validated, validate
 from tidemill.pipelines.io.log import one_batch
+from tidemill.pipelines.io.request_ids import RequestIds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,21 +112,50 @@ class CheckedRows:
         )
 
 
-def check_rows(
-    definition: EventStream | Request, rows: Rows, required: Collection[str]
-) -> CheckedRows:
-    """Validate rows against a declared schema.
+def check_rows(definition: EventStream | Request, rows: Rows) -> CheckedRows:
+    """Validate rows against a declared schema; of requests with one id, accept the first.
 
     Args:
         definition: The event stream or request.
         rows: See `Rows`.
-        required: The columns in which no row may be null.
 
     Raises:
         InputError: The argument is not rows, or a dict has a key that is not declared.
     """
     given = arrow_rows(definition, rows)
-    return CheckedRows(definition, given, validate(definition, given, required=required))
+    found = validate(definition, given)
+    if isinstance(definition, Request):
+        found = _with_own_ids(definition, found)
+    return CheckedRows(definition, given, found)
+
+
+def _with_own_ids(request: Request, found: Validated) -> Validated:
+    """Reject requests with a repeated id, if the request does not count them instead."""
+    ids = RequestIds(request, lambda _, row: f"row {row}")
+    refusals = ids.repeated(0, found.kept, found.batch)
+    if not refusals or not ids.rejects:
+        return found
+    wrong = np.array(sorted(refusals), np.int64)
+    kept = np.delete(np.arange(len(found.kept)), wrong)
+    faults = {
+        **dict(
+            zip(
+                found.rejected_rows.tolist(),
+                zip(found.reasons, found.details, strict=True),
+                strict=True,
+            )
+        ),
+        **{int(found.kept[row]): why for row, why in refusals.items()},
+    }
+    rows = sorted(faults)
+    return Validated(
+        batch=found.batch.take(pa.array(kept)),
+        kept=found.kept[kept],
+        rejected_rows=np.array(rows, np.int64),
+        reasons=tuple(faults[row][0] for row in rows),
+        details=tuple(faults[row][1] for row in rows),
+        resolved=found.resolved[kept],
+    )
 
 
 def arrow_rows(definition: EventStream | Request, rows: Rows) -> pa.RecordBatch:
@@ -231,7 +261,7 @@ def instants(values: Instant | Sequence[Instant] | Any) -> Int64Array:
         {"time": one.as_py() if isinstance(one, pa.Scalar) else one, "id": place}
         for place, one in enumerate(given)
     ]
-    found = check_rows(_INSTANTS, rows, _INSTANTS.required).validated
+    found = check_rows(_INSTANTS, rows).validated
     if found.details:
         place = int(found.rejected_rows[0])
         raise InputError(

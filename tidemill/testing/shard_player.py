@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MAX, Int64Array, moment_of
+from tidemill.features.contract import TIME_MAX, Int64Array, time_of, write_instant
 from tidemill.features.definitions import ARROW_TYPES, TIMESTAMP, FeatureView, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
@@ -97,9 +97,7 @@ class Released:
 
 
 def _shown(time: Any) -> str:
-    if isinstance(time, int):
-        time = moment_of(time)
-    return str(time.isoformat()).replace("+00:00", "Z")
+    return write_instant(time if isinstance(time, int) else time_of(time))
 
 
 def _values(row: dict[str, Any]) -> str:
@@ -176,7 +174,7 @@ def event_batch(
     Raises:
         InputError: A row is rejected, or there are more rows than positions.
     """
-    checked = check_rows(view.stream, rows, view.required)
+    checked = check_rows(view.stream, rows)
     checked.refuse_rejected()
     stop = _stop(start, stop, checked.rows.num_rows)
     positions = np.arange(stop - checked.rows.num_rows, stop)
@@ -208,7 +206,7 @@ def request_batch(
     Raises:
         InputError: A row is rejected, or there are more rows than positions.
     """
-    checked = check_rows(request, rows, request.required)
+    checked = check_rows(request, rows)
     checked.refuse_rejected()
     stop = _stop(start, stop, checked.rows.num_rows)
     positions = np.arange(stop - checked.rows.num_rows, stop)
@@ -356,7 +354,7 @@ class ShardPlayer:
             raise InputError(
                 f"the player of view {self.view.name!r} has no request: give it request="
             )
-        checked = check_rows(self.request, rows, self.request.required)
+        checked = check_rows(self.request, rows)
         checked.refuse_rejected()
         asked = checked.rows
         poll, start = self._next.get((True, partition), (1, 0))

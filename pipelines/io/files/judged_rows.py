@@ -2,12 +2,13 @@
 
 `read_stream` applies the source's transform to raw batches and validates the result. If the source
 is a log with a time of receipt, it then rejects, in order of arrival, the rows that come too late
-or too far ahead. Always ``read = kept + dropped + rejected``.
+or too far ahead. Of requests with one id it keeps the first, unless they are declared otherwise.
+Always ``read = kept + dropped + rejected``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,9 +24,10 @@ from tidemill.features.rows import rejected
 from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.features.rows.validation import validate
-from tidemill.pipelines.io.acceptance import Gate
+from tidemill.pipelines.io.acceptance import Gate, Refusals
 from tidemill.pipelines.io.files import csv_lines, json_lines
 from tidemill.pipelines.io.files.readers import RawBatch, read
+from tidemill.pipelines.io.request_ids import RequestIds
 
 REJECT_COLUMN: Final = "__reject__"
 """A transform's string column: why it rejects a row; null for other rows."""
@@ -33,6 +35,9 @@ DROP_COLUMN: Final = "__drop__"
 """A transform's bool column: true for a row that is not an event of this stream."""
 
 Transform = Callable[[pa.RecordBatch], pa.RecordBatch]
+
+Replaced = Callable[[RawBatch], BoolArray]
+"""Tells for which raw rows another record stands in: bool, ``(rows,)``."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Counts:
         rejected: Rejected records.
         resolved: Kept rows with a local time that occurred twice: the source's rule chose the
             instant.
+        repeated: Kept requests whose id an earlier request has.
     """
 
     read: int = 0
@@ -53,6 +59,7 @@ class Counts:
     dropped: int = 0
     rejected: int = 0
     resolved: int = 0
+    repeated: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -61,6 +68,7 @@ class Counts:
             self.dropped + other.dropped,
             self.rejected + other.rejected,
             self.resolved + other.resolved,
+            self.repeated + other.repeated,
         )
 
 
@@ -87,13 +95,14 @@ def read_stream(
     definition: EventStream | Request,
     files: Sequence[Path],
     *,
-    required: Collection[str],
     format: str | None = None,
     nulls: Sequence[str] | None = None,
     zone: str | None = None,
     ambiguous: str | None = None,
     transform: Transform | None = None,
     received: str | None = None,
+    replaced: Replaced | None = None,
+    ids: RequestIds | None = None,
     block_bytes: int = csv_lines.BLOCK_BYTES,
     batch_rows: int = json_lines.BATCH_ROWS,
 ) -> Iterator[StreamBatch]:
@@ -102,7 +111,6 @@ def read_stream(
     Args:
         definition: The declaration that the rows must match.
         files: The source's files (`pipelines.io.files.input_files`); the i-th is partition i.
-        required: The columns that may not be null.
         format: As for `read`.
         nulls: As for `read`.
         zone: The IANA zone of times without an offset; None if the source declares none.
@@ -114,6 +122,8 @@ def read_stream(
         received: The timestamp column with the time of receipt: the rows of each file are in order
             of arrival, and rows that come too late or too far ahead are rejected. None for history
             read as a table: it has no order of arrival, so no row is late.
+        replaced: Tells which rows are rejected because a mended record stands in for them.
+        ids: The ids of the requests (`request_ids`), for who goes on with them; None to make them.
         block_bytes: As for `read`.
         batch_rows: As for `read`.
 
@@ -135,6 +145,8 @@ def read_stream(
         batch_rows=batch_rows,
     )
     gate = None if received is None else Gate(definition, received)
+    if ids is None and isinstance(definition, Request):
+        ids = request_ids(definition, files)
     receipts: dict[int, Receipts] = {}
     for raw in raw_batches:
         order = None
@@ -143,60 +155,82 @@ def read_stream(
         yield judge(
             definition,
             raw,
-            required,
             zone,
             transform,
             gate,
             ambiguous=ambiguous,
             receipts=order,
+            replaced=replaced,
+            ids=ids,
         )
+
+
+def request_ids(request: Request, files: Sequence[Path]) -> RequestIds:
+    """Return the ids of a source's requests, before the first is read.
+
+    The i-th file is partition i. Partitions after those of the files are of mended records.
+    """
+
+    def where(partition: int, position: int) -> str:
+        if partition >= len(files):
+            return "a mended record"
+        return f"row {position + 1:,} of {files[partition].name}"
+
+    return RequestIds(request, where)
 
 
 def judge(
     definition: EventStream | Request,
     raw: RawBatch,
-    required: Collection[str],
     zone: str | None,
     transform: Transform | None,
     gate: Gate | None = None,
     *,
     ambiguous: str | None = None,
     receipts: Receipts | None = None,
+    replaced: Replaced | None = None,
+    ids: RequestIds | None = None,
 ) -> StreamBatch:
     """Transform, validate and accept raw rows.
 
     Args:
         definition: As for `read_stream`.
         raw: The rows.
-        required: As for `read_stream`.
         zone: As for `read_stream`.
         transform: As for `read_stream`.
         gate: Rejects rows that come too late or too far ahead; None if no row can.
         ambiguous: As for `read_stream`.
         receipts: The time-of-receipt column of the rows' partition; None if there is none.
+        replaced: As for `read_stream`.
+        ids: The ids of the requests before these; None of an event stream.
 
     Raises:
         InputError: The transform failed.
     """
     batch, rows, dropped = raw.batch, np.arange(raw.batch.num_rows), 0
     refused = [raw.rejected]
+    stays = np.ones(len(rows), np.bool_) if replaced is None else ~replaced(raw)
+    if not stays.all():
+        gone = np.flatnonzero(~stays)
+        reasons, details = [Reason.MENDED] * len(gone), [Reason.MENDED.meaning] * len(gone)
+        refused.append(_refused(Stage.READ, definition, raw, gone, reasons, details))
     if transform is not None:
         batch = _transformed(transform, raw)
-        drops = _drops(batch, transform)
+        drops = _drops(batch, transform) & stays
         why = _rejections(batch, transform)
-        rejects = np.array([text is not None for text in why], np.bool_) & ~drops
+        rejects = np.array([text is not None for text in why], np.bool_) & ~drops & stays
         wrong = np.flatnonzero(rejects)
         details = [why[row] or "" for row in wrong.tolist()]
         reasons = [Reason.TRANSFORM] * len(wrong)
         refused.append(_refused(Stage.TRANSFORM, definition, raw, wrong, reasons, details))
-        rows = np.flatnonzero(~drops & ~rejects)
+        stays &= ~drops & ~rejects
         dropped = int(drops.sum())
-        if len(rows) < batch.num_rows:
-            batch = batch.take(pa.array(rows))
+    if not stays.all():
+        rows = np.flatnonzero(stays)
+        batch = batch.take(pa.array(rows))
     valid = validate(
         definition,
         batch,
-        required=required,
         zone=zone,
         ambiguous=ambiguous,
         receipts=receipts,
@@ -204,13 +238,24 @@ def judge(
     wrong = rows[valid.rejected_rows]
     refused.append(_refused(Stage.VALIDATE, definition, raw, wrong, valid.reasons, valid.details))
     accepted, kept, resolved = valid.batch, rows[valid.kept], valid.resolved
-    if gate is not None and (refusals := gate.refuse(raw.partition, accepted)):
+    repeated = 0
+
+    def refuse(refusals: Refusals) -> None:
+        nonlocal accepted, kept, resolved
         wrong = np.array(sorted(refusals), np.int64)
         reasons = [refusals[row][0] for row in wrong.tolist()]
         details = [refusals[row][1] for row in wrong.tolist()]
         refused.append(_refused(Stage.ACCEPT, definition, raw, kept[wrong], reasons, details))
         accepted = accepted.take(pa.array(np.delete(np.arange(len(kept)), wrong)))
         kept, resolved = np.delete(kept, wrong), np.delete(resolved, wrong)
+
+    if gate is not None and (refusals := gate.refuse(raw.partition, accepted)):
+        refuse(refusals)
+    if ids is not None and (refusals := ids.repeated(raw.partition, raw.positions[kept], accepted)):
+        if ids.rejects:
+            refuse(refusals)
+        else:
+            repeated = len(refusals)
     rejections = rejected.concat(refused)
     if sum(part.num_rows > 0 for part in refused) > 1:
         rejections = rejections.take(pc.sort_indices(rejections["position"]))
@@ -225,6 +270,7 @@ def judge(
             dropped=dropped,
             rejected=rejections.num_rows,
             resolved=int(resolved.sum()),
+            repeated=repeated,
         ),
     )
 

@@ -55,7 +55,7 @@ def compare_outputs(
     releases = ReleaseCheck(stream, findings)
     publications = PublicationCheck(stream, project, findings)
     rejected = RejectedCheck(stream, project, findings)
-    scores = PredictionCheck(config.root, project, predictions, of_scores)
+    scores = PredictionCheck(config.root, project, predictions, of_scores, is_scored=run.scored)
     extent = find_extent(
         config.current,
         run,

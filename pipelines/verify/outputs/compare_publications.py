@@ -86,7 +86,8 @@ class PublicationCheck:
             for row in differing(seen, right).nonzero()[0].tolist():
                 key = keys[row].as_py().decode()
                 self._note(
-                    f"{where}, entity {key}", view, name, shown(seen, row), shown(right, row),
+                    f"{where}, entity {key}", view, name, shown(name, seen, row),
+                    shown(name, right, row),
                     "the stream's polls give another publication",
                 )  # fmt: skip
 

@@ -77,7 +77,7 @@ class RejectedCheck:
             )
             if differing(seen, right).any():
                 cause = "the stream's polls reject the row otherwise"
-                self._note(place, name, shown(seen, 0), shown(right, 0), cause)
+                self._note(place, name, shown(name, seen, 0), shown(name, right, 0), cause)
 
     def finish(self) -> None:
         """Note the records that no poll gives."""

@@ -12,6 +12,7 @@ from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import RELEASE_VERSION, release_line
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.instants import field_text
 
 _WITHOUT_MARKS: Final = 1
 """The version of releases that had no marks."""
@@ -76,7 +77,7 @@ class ReleaseCheck:
             seen, right = entry.get(name), expected.get(name)
             if type(seen) is not type(right) or seen != right:
                 self._note(
-                    key, json.dumps(seen), json.dumps(right),
+                    key, _shown(name, seen), _shown(name, right),
                     "the stream's polls give another release: the record was changed, or the "
                     "engine has cut its polls elsewhere", name,
                 )  # fmt: skip
@@ -94,3 +95,8 @@ class ReleaseCheck:
         self._findings.add(
             Mismatch("release", id, view, field, seen=seen, expected=expected, cause=cause)
         )
+
+
+def _shown(name: str, value: Any) -> str:
+    """Write a field as the line has it, and an instant as one."""
+    return field_text(name, value) if type(value) is int else json.dumps(value)

@@ -23,6 +23,7 @@ from tidemill.pipelines.recovery.store_fills import cuts_of
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.instants import field_text
 from tidemill.pipelines.verify.source_history import SourceHistory
 from tidemill.serving.online.cells import cells_width, decode_cells
 from tidemill.serving.online.database import OnlineDatabase
@@ -175,8 +176,9 @@ class RowCheck:
         shards = hashing.shard_of(hashing.key_bytes(keys), fill.shards)
         parts = shards * fill.slices
         if fill.slices > 1:
-            raw = online_keys(view.entity.join_key, keys)
-            parts += np.array([slice_of(key, fill.slices) for key in raw], np.int64)
+            raw = online_keys(view.entity.join_key, keys.drop_null())
+            slices = np.array([slice_of(key, fill.slices) for key in raw], np.int64)
+            parts[hashing.validity(keys)] += slices
         applied: BoolArray = source.words(POSITION) < limits[parts, source.words(PARTITION)]
         return applied
 
@@ -228,7 +230,8 @@ class RowCheck:
                 continue
             if reached.frontier_us != state.frontier_us:
                 self._note(
-                    id, view, "frontier", str(state.frontier_us), str(reached.frontier_us),
+                    id, view, "frontier", field_text("frontier", state.frontier_us),
+                    field_text("frontier", reached.frontier_us),
                     "the release that the mark names has another frontier",
                 )  # fmt: skip
             if reached.number < complete:
@@ -282,8 +285,10 @@ class RowCheck:
                 continue  # a stock client wrote the same row
             if getattr(row, name) != getattr(right, name):
                 self._note(
-                    _entity(row.key), view, name, str(getattr(row, name)),
-                    str(getattr(right, name)), "the release has another row of the entity",
+                    _entity(row.key), view, name,
+                    field_text(name, getattr(row, name)),
+                    field_text(name, getattr(right, name)),
+                    "the release has another row of the entity",
                 )  # fmt: skip
         if row.cells != right.cells:
             columns = self._project.view(view).columns

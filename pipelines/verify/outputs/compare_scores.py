@@ -3,7 +3,8 @@
 A score is computed again by the bundle that the prediction names, from the values that the releases
 give, in a call of the same padded shape. Where the call was made as this process makes it (device,
 TensorFlow's version, XLA), the bytes must be equal. Scores that were made elsewhere may differ in
-their last bits; they are counted apart, and must be equal within `TOLERANCE`.
+their last bits; they are counted apart, and must be equal within `TOLERANCE`. The predictions of a
+stream without a model must have no score.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ TOLERANCE: Final = 1e-4
 
 _CALL: Final = ("device", "tensorflow", "xla")
 """The stamps that say how a call was made."""
+_SCORED: Final = ("score", "bundle_version", "transform_hash", "padded_rows", *_CALL)
+"""What is null in the predictions of a stream without a model."""
 _CAUSES: Final = {
     "score": "the bundle gives another score for the values that the releases give",
     "bundle_version": "the other predictions of its call name another bundle",
@@ -53,15 +56,24 @@ class PredictionCheck:
         project: The project.
         found: The predictions.
         findings: Takes the mismatches.
+        is_scored: Whether the stream had a model.
 
     Attributes:
         scores: How many scores were compared.
         elsewhere: How many of them were made otherwise than this process makes them.
     """
 
-    def __init__(self, root: Path, project: Project, found: pa.Table, findings: Findings) -> None:
+    def __init__(
+        self,
+        root: Path,
+        project: Project,
+        found: pa.Table,
+        findings: Findings,
+        *,
+        is_scored: bool = True,
+    ) -> None:
         self._root, self._project, self._findings = root, project, findings
-        self._found = one_batch(found)
+        self._found, self._is_scored = one_batch(found), is_scored
         places = places_of(self._found, "partition", "position")
         self._order = np.argsort(places, kind="stable")
         self._places = places[self._order]
@@ -83,17 +95,21 @@ class PredictionCheck:
             return  # a missing prediction is noted elsewhere
         found = self._found.take(pa.array(self._order[at[there]]))
         version = str(_most_frequent(found.column("bundle_version")))
-        scorer = self._scorer(version)
+        scorer = self._scorer(version) if self._is_scored else None
         if isinstance(scorer, str):
             self._note_all(found, "bundle_version", version, "a bundle of this root", scorer)
             return
         expected = predictions(self._project, scorer, answered, 0).filter(pa.array(there))
-        self.scores += found.num_rows
+        self.scores += found.num_rows if self._is_scored else 0
         self._compare(found, expected, scorer)
 
-    def _compare(self, found: pa.RecordBatch, expected: pa.RecordBatch, scorer: Scorer) -> None:
-        made = {name: _most_frequent(found.column(name)) for name in _CALL}
-        is_alike = all(made[name] == getattr(scorer.stamps, name) for name in _CALL)
+    def _compare(
+        self, found: pa.RecordBatch, expected: pa.RecordBatch, scorer: Scorer | None
+    ) -> None:
+        made, is_alike = {}, True
+        if scorer is not None:
+            made = {name: _most_frequent(found.column(name)) for name in _CALL}
+            is_alike = all(made[name] == getattr(scorer.stamps, name) for name in _CALL)
         if not is_alike:
             self.elsewhere += found.num_rows
         for name in expected.schema.names:
@@ -105,20 +121,22 @@ class PredictionCheck:
                     f"predictions: column {name!r} is {seen.type}, this code writes {right.type}; "
                     "run `tidemill stream` again"
                 )
-            if name in _CALL:
+            if name in made:
                 right = pa.array([made[name]] * len(right), right.type)
             wrong = differing(seen, right)
             if name == "score" and not is_alike:
                 wrong &= _far(seen, right)
             what, _, view = name.partition("__")
             cause = _CAUSES.get(name, "the other predictions of its call say something else")
+            if scorer is None and name in _SCORED:
+                cause = "the stream had no model: its predictions have no score"
             if view:
                 cause = "the stream's polls give another answer: the prediction names another one"
             for row in np.flatnonzero(wrong).tolist():
                 self._findings.add(
                     Mismatch(
                         what, found.column("request_id")[row].as_py(), view, "" if view else name,
-                        seen=shown(seen, row), expected=shown(right, row), cause=cause,
+                        seen=shown(name, seen, row), expected=shown(name, right, row), cause=cause,
                     )
                 )  # fmt: skip
         self._check_clocks(found)
@@ -132,7 +150,8 @@ class PredictionCheck:
             self._findings.add(
                 Mismatch(
                     "created_us", found.column("request_id")[row].as_py(), "", "created_us",
-                    seen=shown(created, row), expected=f"not before {shown(sent, row)}",
+                    seen=shown("created_us", created, row),
+                    expected=f"not before {shown('sent_us', sent, row)}",
                     cause="a prediction is made after its request was read",
                 )
             )  # fmt: skip

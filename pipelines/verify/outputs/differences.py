@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import BoolArray
+from tidemill.pipelines.verify.instants import field_text
 
 
 def differing(one: pa.Array, other: pa.Array) -> BoolArray:
@@ -32,7 +33,6 @@ def _bits(column: pa.Array) -> np.ndarray[Any, np.dtype[np.signedinteger[Any]]]:
     return np.ascontiguousarray(values).view(f"i{values.itemsize}")
 
 
-def shown(column: pa.Array, row: int) -> str:
-    """Return a value as text for a message."""
-    value = column[row].as_py()
-    return "null" if value is None else repr(value) if isinstance(value, float) else str(value)
+def shown(name: str, column: pa.Array, row: int) -> str:
+    """Return a value of the column of a name as text for a message."""
+    return field_text(name, column[row].as_py())

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.errors import StateMismatch
+from tidemill.features.errors import StateError
 from tidemill.pipelines.recovery.handoff import StreamRun, last_states
+from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.serving.generations.current import Current
 
 
@@ -78,8 +79,15 @@ def find_extent(
     if run.ended or at_end >= parts:
         return Extent(last_poll, last_poll)
     try:
+        # It says so too where the states themselves are lost.
+        written = Savepoint.read(current.stream_folder)
+        complete = 0 if written is None else written.polls
+    except StateError:  # `prove_stream` counts it
+        complete = 0
+    try:
         _, handoff = last_states(current)
-    except StateMismatch:  # the build is gone
-        return Extent(0, max([0, *numbers, *later]))
-    complete = handoff.polls if handoff.kind == "stop" and handoff.began == run.began else 0
+        if handoff.kind == "stop" and handoff.began == run.began:
+            complete = max(complete, handoff.polls)
+    except StateError:  # the build is gone, or `prove_stream` counts it
+        pass
     return Extent(complete, max([complete, *numbers, *later]))

@@ -44,6 +44,7 @@ MISTAKES: list[Mistake] = [
     (lambda: label(value="b"), WrongType, "label 'late': value must be an expression"),
     (lambda: label(on={3: "id"}), WrongType, "label 'late': on: the request's column must be"),
     (lambda: label(stream="arrivals"), WrongType, "label 'late': stream must be an EventStream"),
+    (lambda: label(recurring=1), WrongType, "label 'late': recurring must be True or False, found"),
     (lambda: label(horizon="400000000d"), DefinitionError, "horizon '400000000d' is too long"),
 ]
 
@@ -53,3 +54,7 @@ def test_a_mistake_is_refused_by_name_with_its_mend(
     define: Callable[[], Any], error: type[DefinitionError], says: str
 ) -> None:
     check_refused(define, error, says)
+
+
+def test_a_recurring_label_is_another_definition() -> None:
+    assert label(recurring=True).spec() == {**label().spec(), "recurring": True}

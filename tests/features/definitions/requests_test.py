@@ -37,6 +37,12 @@ MISTAKES: list[Mistake] = [
         "request 'departures': input 'hour': column 'att' .* did you mean 'at'",
     ),
     (lambda: request(inputs={"Hour": col("number")}), DefinitionError, "input name 'Hour'"),
+    (
+        lambda: request(repeated="rejected"),
+        DefinitionError,
+        "'departures': repeated must be 'reject' or 'count', found 'rejected'; did you mean 'rej",
+    ),
+    (lambda: request(repeated=True), WrongType, "'departures': repeated must be 'reject' or"),
     (lambda: request(allowed_lateness="x"), DefinitionError, "'departures': allowed_lateness"),
     (
         lambda: request(inputs={"when": col("at")}),
@@ -77,3 +83,8 @@ def test_a_mistake_is_refused_by_name_with_its_mend(
     define: Callable[[], Any], error: type[DefinitionError], says: str
 ) -> None:
     check_refused(define, error, says)
+
+
+def test_counting_repeated_requests_is_another_definition() -> None:
+    assert request(repeated="reject").spec() == request().spec()
+    assert request(repeated="count").spec() == {**request().spec(), "repeated": "count"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.support.definitions import (
     SCHEMA,
     Mistake,
@@ -15,6 +17,7 @@ from tests.support.definitions import (
     stream,
     view,
 )
+from tidemill import col, count, mean, rate
 from tidemill.features.contract import DAY, HOUR, MINUTE
 from tidemill.features.errors import DefinitionError, UnknownColumn, WrongType
 
@@ -41,6 +44,16 @@ MISTAKES: list[Mistake] = [
         "stream 'arrivals': out_of_orderness '5' is not a duration",
     ),
     (lambda: stream(allowed_lateness=5), DefinitionError, "allowed_lateness .* write the unit"),
+    (
+        lambda: stream(transport="at"),
+        WrongType,
+        "stream 'arrivals': transport must be a list of columns",
+    ),
+    (lambda: stream(transport=["dely"]), UnknownColumn, "transport 'dely' .* did you mean 'delay'"),
+    (lambda: stream(transport=[3]), WrongType, "transport must be the name of one column"),
+    (lambda: stream(transport=["id"]), DefinitionError, "'id', which is the event's time or id"),
+    (lambda: stream(transport=["at"]), DefinitionError, "'at', which is the event's time or id"),
+    (lambda: stream(transport=["delay"] * 2), DefinitionError, "names 'delay' twice"),
     (lambda: stream(max_ahead="soon"), DefinitionError, "max_ahead 'soon'"),
     (
         lambda: stream(event_id=["id", "at"]),
@@ -100,3 +113,52 @@ def test_durations_are_microseconds() -> None:
     assert asked.max_ahead_us == late.max_ahead_us
     assert view(hop="5m", max_staleness="1h").max_staleness_us == HOUR
     assert label(horizon="1d").horizon_us == DAY
+
+
+TRANSPORTED = stream(transport=["delay"])
+
+
+@pytest.mark.parametrize(
+    ("define", "what"),
+    [
+        (lambda: view(stream=stream(transport=["origin"])), "view 'airport': key"),
+        (
+            lambda: view(stream=TRANSPORTED, features={"d": mean(col("delay"), over="1h")}),
+            "feature airport.d",
+        ),
+        (
+            lambda: view(stream=TRANSPORTED, features={"d": mean(col("delay") * 2, over="1h")}),
+            "feature airport.d",
+        ),
+        (
+            lambda: view(
+                stream=TRANSPORTED, features={"d": count(over="1h", where=col("delay") > 1)}
+            ),
+            "feature airport.d",
+        ),
+        (
+            lambda: view(
+                stream=TRANSPORTED, features={"d": rate(col("delay").is_null(), over="1h")}
+            ),
+            "feature airport.d",
+        ),
+        (lambda: label(stream=TRANSPORTED), "label 'late'"),
+        (
+            lambda: label(stream=stream(transport=["origin"]), on={"origin": "origin"}),
+            "label 'late'",
+        ),
+    ],
+)
+def test_no_definition_reads_a_transport_column(define: Callable[[], Any], what: str) -> None:
+    says = f"{what} reads '(delay|origin)', which stream 'arrivals' declares as transport"
+    with pytest.raises(DefinitionError, match=says):
+        define()
+
+
+def test_transport_is_part_of_the_hash_and_no_part_of_the_identity() -> None:
+    plain = stream()
+    assert plain.identity == tuple(SCHEMA)
+    assert TRANSPORTED.identity == tuple(name for name in SCHEMA if name != "delay")
+    assert view().hash != view(stream=TRANSPORTED).hash
+    both, other = stream(transport=["delay", "origin"]), stream(transport=("origin", "delay"))
+    assert both.spec() == other.spec()

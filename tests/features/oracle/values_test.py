@@ -331,8 +331,8 @@ class TestExplain:
 
 
 class TestInput:
-    @pytest.mark.parametrize("column", ["at", "id", "key"])
-    def test_a_row_without_time_id_or_key_is_refused(self, column: str) -> None:
+    @pytest.mark.parametrize("column", ["at", "id"])
+    def test_a_row_without_time_or_id_is_refused(self, column: str) -> None:
         with pytest.raises(InputError, match=f"event 1: '{column}' is null"):
             Oracle(view(f=count(over="5m")), [event(1), event(1) | {column: None}])
 

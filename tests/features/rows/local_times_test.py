@@ -53,9 +53,7 @@ def inferred(
         }
     )
     receipts = Receipts("got") if receipts is None else receipts
-    return validate(
-        STREAM, batch, required=("at", "id"), zone=BERLIN, ambiguous="infer", receipts=receipts
-    )
+    return validate(STREAM, batch, zone=BERLIN, ambiguous="infer", receipts=receipts)
 
 
 def minutes_of(found: Validated, column: str = "at") -> list[float]:

@@ -19,7 +19,7 @@ from tests.support import strategies
 from tidemill import EventStream, Request
 from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT
 from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, STRING, TIMESTAMP
-from tidemill.features.errors import DefinitionError, InputError, UnknownColumn
+from tidemill.features.errors import DefinitionError, InputError
 from tidemill.features.rows import text_values
 from tidemill.features.rows.rejected import Reason
 from tidemill.features.rows.validation import Validated, validate
@@ -27,7 +27,6 @@ from tidemill.features.rows.validation import Validated, validate
 NEW_YORK = "America/New_York"
 SCHEMA = {"at": TIMESTAMP, "id": STRING, "key": STRING, "i": INT64, "f": FLOAT64, "b": BOOL}
 STREAM = EventStream("events", schema=SCHEMA, event_time="at", event_id="id")
-REQUIRED = ("at", "id", "key")
 GOOD = {
     "at": "2013-01-31T17:05:00Z",
     "id": "e1",
@@ -47,7 +46,7 @@ def judge(columns: dict[str, Any], **options: Any) -> Validated:
         for name, column in ({n: [text] * rows for n, text in GOOD.items()} | columns).items()
     }
     batch = pa.RecordBatch.from_arrays(list(arrays.values()), list(arrays))
-    return validate(STREAM, batch, required=REQUIRED, **options)
+    return validate(STREAM, batch, **options)
 
 
 def outcome(column: str, value: Any, **options: Any) -> Any:
@@ -71,7 +70,7 @@ def utc_us(*fields: int) -> int:
 
 def test_what_is_kept_has_the_declared_columns_in_order_and_type() -> None:
     batch = pa.RecordBatch.from_pydict({n: [GOOD[n]] for n in reversed(GOOD)} | {"extra": ["x"]})
-    found = validate(STREAM, batch, required=REQUIRED)
+    found = validate(STREAM, batch)
     assert found.batch.schema.names == list(SCHEMA)
     assert [field.type for field in found.batch.schema] == [ARROW_TYPES[d] for d in SCHEMA.values()]
     assert found.kept.tolist() == [0]
@@ -95,8 +94,8 @@ def test_good_rows_keep_their_indices_among_bad_ones() -> None:
 
 
 def test_a_row_with_several_faults_has_the_reason_of_its_first_column() -> None:
-    found = judge({"key": [None], "i": ["x"], "f": ["nan"]})
-    assert found.reasons == (Reason.NULL_KEY,)
+    found = judge({"id": [None], "i": ["x"], "f": ["nan"]})
+    assert found.reasons == (Reason.NULL_ID,)
     assert judge({"i": ["x"], "f": ["nan"]}).reasons == (Reason.WRONG_TYPE,)
 
 
@@ -108,7 +107,7 @@ def test_an_empty_batch_is_an_empty_batch() -> None:
 
 def test_a_validated_batch_is_valid() -> None:
     once = judge({"f": ["-0.0", "1e-300"]})
-    again = validate(STREAM, once.batch, required=REQUIRED)
+    again = validate(STREAM, once.batch)
     assert again.batch.equals(once.batch)
 
 
@@ -117,7 +116,7 @@ def test_a_validated_batch_is_valid() -> None:
 
 @pytest.mark.parametrize(
     ("column", "reason"),
-    [("at", Reason.NULL_TIME), ("id", Reason.NULL_ID), ("key", Reason.NULL_KEY)],
+    [("at", Reason.NULL_TIME), ("id", Reason.NULL_ID)],
 )
 def test_null_in_a_required_column(column: str, reason: Reason) -> None:
     assert outcome(column, pa.array([None], pa.string())) == reason
@@ -132,17 +131,21 @@ def test_null_elsewhere_is_a_value(column: str) -> None:
     assert outcome(column, "") == Reason.WRONG_TYPE  # an empty text is null only if declared so
 
 
+def test_a_null_key_is_a_value() -> None:
+    assert judge({"key": [None, "NA"]}, nulls=["NA"]).batch["key"].to_pylist() == [None, None]
+
+
 def test_a_request_may_have_a_null_key() -> None:
     request = Request("asked", schema=SCHEMA, request_time="at", request_id="id")
     batch = pa.RecordBatch.from_pylist([GOOD | {"key": None}])
-    assert validate(request, batch, required=request.required).batch["key"].to_pylist() == [None]
+    assert validate(request, batch).batch["key"].to_pylist() == [None]
     late = pa.RecordBatch.from_pylist([GOOD | {"id": None}])
-    assert validate(request, late, required=request.required).reasons == (Reason.NULL_ID,)
+    assert validate(request, late).reasons == (Reason.NULL_ID,)
 
 
 def test_a_missing_column_rejects_every_row_and_names_the_nearest() -> None:
     rows = [{("keys" if n == "key" else n): text for n, text in GOOD.items()}] * 3
-    found = validate(STREAM, pa.RecordBatch.from_pylist(rows), required=REQUIRED)
+    found = validate(STREAM, pa.RecordBatch.from_pylist(rows))
     assert found.reasons == (Reason.MISSING_COLUMN,) * 3
     assert found.rejected_rows.tolist() == [0, 1, 2]
     assert found.batch.num_rows == 0
@@ -152,13 +155,7 @@ def test_a_missing_column_rejects_every_row_and_names_the_nearest() -> None:
 def test_two_columns_of_one_name_are_no_batch_of_the_shape() -> None:
     batch = pa.RecordBatch.from_arrays([pa.array(["x"])] * 7, [*SCHEMA, "key"])
     with pytest.raises(InputError, match="2 columns named 'key'"):
-        validate(STREAM, batch, required=REQUIRED)
-
-
-def test_a_required_column_must_be_declared() -> None:
-    batch = pa.RecordBatch.from_pylist([GOOD])
-    with pytest.raises(UnknownColumn, match="'kee' is not declared; did you mean 'key'"):
-        validate(STREAM, batch, required=("kee",))
+        validate(STREAM, batch)
 
 
 def test_a_zone_must_exist() -> None:
@@ -312,7 +309,8 @@ def test_bad_utf8_is_refused_even_where_only_a_slice_is_looked_at() -> None:
     array = pa.array([b"\xff", b"good", b"\xfe", None])
     assert judge({"key": array.slice(1, 1)}).batch["key"].to_pylist() == ["good"]
     found = judge({"key": array.slice(1, 3)})
-    assert found.reasons == (Reason.INVALID_UTF8, Reason.NULL_KEY)
+    assert found.reasons == (Reason.INVALID_UTF8,)
+    assert found.batch["key"].to_pylist() == ["good", None]
 
 
 # Times
@@ -557,11 +555,8 @@ def test_what_becomes_of_a_row_does_not_depend_on_its_neighbours(
 ) -> None:
     schema = pa.schema([(name, pa.string()) for name in SCHEMA])
     batch = pa.RecordBatch.from_pylist(rows, schema=schema)
-    whole = validate(STREAM, batch, required=REQUIRED, zone=zone)
-    alone = [
-        validate(STREAM, batch.slice(row, 1), required=REQUIRED, zone=zone)
-        for row in range(len(rows))
-    ]
+    whole = validate(STREAM, batch, zone=zone)
+    alone = [validate(STREAM, batch.slice(row, 1), zone=zone) for row in range(len(rows))]
     assert whole.kept.tolist() == [row for row, one in enumerate(alone) if not one.reasons]
     assert list(whole.reasons) == [reason for one in alone for reason in one.reasons]
     assert list(whole.details) == [detail for one in alone for detail in one.details]
@@ -581,7 +576,7 @@ def test_rows_of_the_declared_types_pass_unchanged(data: st.DataObject) -> None:
         }
     )
     batch = strategies.to_batch(schema, data.draw(st.lists(row, max_size=5)))
-    assert validate(stream, batch, required=stream.required).batch.equals(batch)
+    assert validate(stream, batch).batch.equals(batch)
 
 
 # Details

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.folders import stream_of
+from tests.support.times import other_times
 from tidemill.pipelines.commands.cli import main
 
 TIDEMILL = Path(sys.executable).parent / "tidemill"
@@ -52,6 +53,14 @@ def test_the_demo_sample_ends_with_zero_mismatches(
     assert summary["stream"]["predictions"] == summary["stream"]["requests"] > 1_000
     assert summary["verify"]["mismatches"] == 0
     assert summary["train"]["evaluation"]["model"]["seeds"] == [1]
+    assert other_times(run.stdout + run.stderr) == []
+    # `tidemill report` writes the same page again.
+    page = (root / "report.html").read_bytes()
+    (root / "report.html").unlink()
+    with pytest.raises(SystemExit) as left:
+        main(["report", "--config", str(_flights()), "--root", str(root)])
+    assert left.value.code == 0
+    assert (root / "report.html").read_bytes() == page
     # Damage a prediction: `verify` must find it.
     path = sorted((stream_of(root) / "predictions").glob("*.parquet"))[0]
     table = pq.read_table(path)

@@ -36,8 +36,7 @@ def read(configuration: Configuration, name: str) -> tuple[pa.Table, pa.Table, C
     """Return a source's valid rows, its rejected rows and the counts."""
     project, source = configuration.project, configuration.sources[name]
     definition = project.definition(name)
-    required = project.required_columns(definition)
-    parts = list(read_stream(definition, source.find_files(), required=required))
+    parts = list(read_stream(definition, source.find_files()))
     counts = Counts()
     for part in parts:
         counts += part.counts

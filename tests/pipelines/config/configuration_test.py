@@ -24,6 +24,7 @@ orders = EventStream(
     "orders",
     event_time="at",
     event_id="id",
+    transport=["received_at"],
     schema={
         "id": "string", "at": "timestamp", "customer": "string", "received_at": "timestamp"
     },
@@ -200,6 +201,15 @@ def test_a_source_may_be_a_log_that_says_when_it_received_what(write: Write) -> 
     assert "no timestamp column 'customer'" in message
     message = failure(write(log, ("received: received_at", "received: at\n    partitions: 2")))
     assert "whose files are its partitions; remove one" in message
+
+
+def test_the_time_of_receipt_of_events_is_a_transport_column(write: Write) -> None:
+    files = "files: [events/orders-*.csv, package://some_package/orders.csv]"
+    log = (files, f"{files}\n    received: received_at")
+    bare = PROJECT.replace('    transport=["received_at"],\n', "")
+    message = failure(write(log, project=bare))
+    assert "declare EventStream('orders', transport=['received_at'], ...)" in message
+    assert "no transport column of stream 'orders'" in message
 
 
 @pytest.mark.parametrize(("text", "share"), [("0", 0.0), ("0.5", 0.5), ("1", 1.0), ("1e-3", 0.001)])

@@ -16,6 +16,7 @@ from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
     START,
+    TRIPS,
     PlainStream,
     Row,
     arrivals,
@@ -27,6 +28,7 @@ from tests.support.streaming_project import (
     without_leaks,
     write_log,
 )
+from tidemill import Label, col
 from tidemill.features.contract import MINUTE, SECOND
 from tidemill.features.errors import InputError
 from tidemill.features.kernel.advance import advance
@@ -43,6 +45,10 @@ from tidemill.pipelines.run.progress import Progress, QuietProgress
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.state_files import read_handoff
+from tidemill.pipelines.training.splits import split_table
+from tidemill.pipelines.verify.compare_training import compare_training_table
+from tidemill.pipelines.verify.findings import Findings
+from tidemill.pipelines.verify.raw_history import logged_history
 
 STOP = START + 11 * MINUTE
 GENERATION = "0123456789abcdef"
@@ -267,3 +273,36 @@ def test_a_label_event_before_its_own_request_stops_the_backfill(tmp_path: Path)
     write_log(tmp_path, PROJECT, arrivals(PROJECT, rows, PARTITIONS, random.Random(3)))
     with pytest.raises(InputError, match="'paid_by_card': 1 of its events do not come after"):
         computed(configuration(tmp_path, PROJECT, STOP, STOP + 1))
+
+
+def test_a_label_of_a_recurring_key_is_the_next_event_and_is_proven(tmp_path: Path) -> None:
+    """Cabs have many trips before and after each hail."""
+    label = Label(
+        "next_by_card", TRIPS, col("card"), on={"cab": "cab"}, horizon="2m", recurring=True
+    )
+    project = replace(PROJECT, label=label)
+    rows = random_rows(3)
+    write_log(tmp_path, project, arrivals(project, rows, PARTITIONS, random.Random(3)))
+    config = configuration(tmp_path, project, STOP, STOP + 1)
+    counts = computed(config)
+    found = training_table(tmp_path)
+    for row in rows["hails"]:
+        after = [
+            (trip["at"], trip["trip"].encode(), trip["card"])
+            for trip in rows["trips"]
+            if trip["cab"] == row["cab"] and trip["card"] is not None
+            if row["at"] < trip["at"] <= row["at"] + label.horizon_us
+        ]
+        assert found[row["hail"]]["label"] == (float(min(after)[2]) if after else None)
+    assert counts["labelled"] == sum(row["label"] is not None for row in found.values()) > 20
+    findings = Findings()
+    history = logged_history(tmp_path, project)
+    assert compare_training_table(history, tmp_path, QuietProgress(), findings) == 60
+    assert findings.count == 0
+    # What is known at a split: a label may arrive up to the horizon after its request.
+    split_us = START + 5 * MINUTE
+    counted = split_table(project, tmp_path / "features", split_us, STOP).counts
+    assert counted.train == sum(
+        row["label"] is not None and found_at + label.horizon_us <= split_us
+        for row, found_at in ((found[one["hail"]], one["at"]) for one in rows["hails"])
+    )

@@ -494,7 +494,7 @@ def test_a_backfill_that_is_killed_at_any_step_never_happened(
     rejected, store = tree(root / "rejected"), (root / "online.db").read_bytes()
     command = ["backfill", "--publish", "--quiet", "--config", str(folder / "tidemill.yaml")]
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.support.killed_backfill", step, *command],
+        [sys.executable, "-m", "tests.support.killed_command", step, *command],
         cwd=ROOT,
         capture_output=True,
         text=True,

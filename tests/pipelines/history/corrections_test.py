@@ -47,7 +47,7 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.republish import republish, shown_frontiers
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream_run.stream import stream
-from tidemill.pipelines.verify.instants import instant
+from tidemill.pipelines.verify.instants import instant_text
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.generations.current import read_current
 from tidemill.serving.offline.log import OfflineLog
@@ -75,7 +75,7 @@ def ended_between(rows: Rows, since_us: int, until_us: int) -> list[int]:
     return [
         place
         for place in sorted(first.values())
-        if instant(since_us) <= rows[place]["received_at"] < instant(until_us)
+        if instant_text(since_us) <= rows[place]["received_at"] < instant_text(until_us)
     ]
 
 

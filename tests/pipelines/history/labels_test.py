@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.strategies import to_batch
 from tidemill import EventStream, Label, Request, col
 from tidemill.features.contract import SECOND
-from tidemill.pipelines.history.labels import find_labels, leaks
+from tidemill.features.errors import InputError
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.commands.explained import in_short
+from tidemill.pipelines.history.labels import LabelIndex, check_leaks, find_labels, leaks
 
 TRIPS = EventStream(
     "trips",
@@ -37,7 +43,7 @@ def requests(*rows: tuple[int, str | None, int | None]) -> pa.Table:
     return pa.Table.from_batches([to_batch(REQUEST.schema, made)])
 
 
-def events(*rows: tuple[int, int, str, int, float | None]) -> pa.Table:
+def events(*rows: tuple[int, int, str | None, int | None, float | None]) -> pa.Table:
     names = ("at", "id", "trip", "leg", "late")
     made = [dict(zip(names, row, strict=True)) for row in rows]
     return pa.Table.from_batches([to_batch(TRIPS.schema, made)])
@@ -145,3 +151,138 @@ def test_a_join_column_may_have_any_name(name: str) -> None:
     assert leaks(label, request, asked, known) == 0
     early = known.set_column(0, "at", asked["at"])
     assert leaks(label, request, asked, early) == 2
+
+
+# Recurring keys.
+
+RECURRING = replace(LABEL, recurring=True)
+
+Asked = tuple[int, str | None, int | None]
+Known = tuple[int, int, str | None, int | None, float | None]
+_times = st.integers(0, 25).map(lambda second: second * SECOND)
+_asked = st.tuples(_times, st.sampled_from(["x", "y", None]), st.sampled_from([1, 2, None]))
+_known = st.tuples(
+    _times | st.integers(0, 30),
+    st.integers(0, 12),
+    st.sampled_from(["x", "y", None]),
+    st.sampled_from([1, 2, None]),
+    st.sampled_from([3.0, 20.0, None]),
+)
+
+
+def by_row(one: Asked, known: list[Known]) -> tuple[float | None, int | None]:
+    """The label of a request, as the contract says it, row by row."""
+    at, trip, part = one
+    holding = [
+        (time, str(id_).encode(), late > 15)
+        for time, id_, event_trip, leg, late in known
+        if None not in (trip, part, late) and (event_trip, leg) == (trip, part)
+        if at < time <= at + LABEL.horizon_us and late is not None
+    ]
+    if not holding:
+        return None, None
+    time, _, value = min(holding)
+    return float(value), time
+
+
+def before_by_row(asked: list[Asked], known: list[Known]) -> int:
+    return sum(
+        None not in (trip, part, late) and (event_trip, leg) == (trip, part) and time <= at
+        for at, trip, part in asked
+        for time, _, event_trip, leg, late in known
+    )
+
+
+@given(st.lists(_asked, max_size=12), st.lists(_known, max_size=25), st.integers(1, 5))
+def test_every_request_has_the_label_that_the_contract_says(
+    asked: list[Asked], known: list[Known], slice_rows: int
+) -> None:
+    """Whole, and slice by slice; several columns, nulls, several events at one time and id."""
+    wanted = [by_row(one, known) for one in asked]
+    table, happened = requests(*asked), events(*known)
+    assert labels(table, happened) == wanted
+    index = LabelIndex(RECURRING, REQUEST, happened)
+    for start in range(0, len(asked), slice_rows):
+        for part in table.slice(start, slice_rows).to_batches():
+            found = index.find(part)
+            times = found.times.cast(pa.int64()).to_pylist()
+            assert (
+                list(zip(found.values.to_pylist(), times, strict=True))
+                == wanted[start : start + slice_rows]
+            )
+    assert leaks(LABEL, REQUEST, table, happened) == before_by_row(asked, known)
+    assert leaks(RECURRING, REQUEST, table, happened) == 0
+
+
+@pytest.mark.parametrize("same", [(0,), (1,)], ids=["first half", "second half"])
+def test_keys_that_share_half_of_their_digest_are_told_apart(
+    same: tuple[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = hashing.digest_rows
+
+    def digest_rows(batch: pa.RecordBatch) -> Any:
+        digests = whole(batch)
+        digests[:, same] = 7
+        return digests
+
+    monkeypatch.setattr(hashing, "digest_rows", digest_rows)
+    names = [f"t{number}" for number in range(20)]
+    known = [(ASKED + 5 - n % 3, n, name, 1, 20.0 * (n % 2)) for n, name in enumerate(names)]
+    asked = [(ASKED, name, 1) for name in (*names, "unknown")]
+    assert labels(requests(*asked), events(*known)) == [by_row(one, known) for one in asked]
+
+
+def test_a_hot_key_costs_what_other_keys_cost() -> None:
+    """100,000 events and as many requests of one key are 10^10 pairs."""
+    count = 100_000
+    times = np.arange(count) * 2 * SECOND
+    keys = {"trip": pa.repeat("x", count), "part": pa.repeat(pa.scalar(1), count)}
+    instant, ids = pa.timestamp("us", tz="UTC"), pa.array(np.arange(count))
+    asked = pa.table({"at": pa.array(times).cast(instant), "id": ids, **keys})
+    known = pa.table(
+        {
+            "at": pa.array(times + SECOND).cast(instant),
+            "id": ids,
+            "trip": keys["trip"],
+            "leg": keys["part"],
+            "late": pa.array(np.where(np.arange(count) % 2, 20.0, 3.0)),
+        }
+    )
+    found = find_labels(RECURRING, REQUEST, asked, known)
+    assert found.values.to_pylist() == [0.0, 1.0] * (count // 2)
+    assert found.times.cast(pa.int64()).to_numpy().tolist() == (times + SECOND).tolist()
+    assert leaks(LABEL, REQUEST, asked, known) == count * (count - 1) // 2
+
+
+def test_with_a_recurring_key_earlier_events_are_history() -> None:
+    """Each request has the first event after it, also one that is before another request."""
+    asked = requests((ASKED, "x", 1), (ASKED + 4, "x", 1), (ASKED + 9, "x", 1))
+    known = events(
+        (ASKED - 3, 1, "x", 1, 20.0), (ASKED + 3, 2, "x", 1, 20.0), (ASKED + 9, 3, "x", 1, 3.0)
+    )
+    check_leaks(RECURRING, REQUEST, asked, known)
+    found = find_labels(RECURRING, REQUEST, asked, known)
+    assert found.values.to_pylist() == [1.0, 0.0, None]
+    with pytest.raises(InputError, match="6 of its events do not come after"):
+        check_leaks(LABEL, REQUEST, asked, known)
+
+
+def test_a_leak_names_an_example_and_what_mends_it() -> None:
+    asked = requests((ASKED, "y", 1), (ASKED, "x", 1))
+    known = events(
+        (ASKED - SECOND, 4, "x", 1, 20.0), (ASKED, 7, "x", 1, 3.0), (ASKED, 8, "x", 1, None)
+    )
+    with pytest.raises(InputError) as caught:
+        check_leaks(LABEL, REQUEST, asked, known)
+    shown = in_short(str(caught.value))
+    assert (
+        "label 'too_late': 2 of its events do not come after their request, such as 7 at "
+        "1970-01-01T00:01:40Z for request 1 at 1970-01-01T00:01:40Z (trip 'x', part 1)"
+    ) in shown
+    assert "Give requests an earlier time, drop them, or declare recurring=True" in shown
+
+
+def test_an_event_without_a_value_is_no_label_and_no_leak() -> None:
+    asked, known = requests((ASKED, "x", 1)), events((ASKED, 1, "x", 1, None))
+    assert leaks(LABEL, REQUEST, asked, known) == 0
+    check_leaks(LABEL, REQUEST, asked, known)

@@ -43,6 +43,7 @@ TIPS = EventStream(
     },
     event_time="given_at",
     event_id="tip",
+    transport=["received_at"],
     out_of_orderness="1m",
     allowed_lateness="2h",
 )

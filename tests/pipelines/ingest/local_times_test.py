@@ -28,6 +28,7 @@ events = EventStream(
     schema={"id": STRING, "at": TIMESTAMP, "user": STRING, "got": TIMESTAMP},
     event_time="at",
     event_id="id",
+    transport=["got"],
     out_of_orderness="3h",
 )
 asked = Request(

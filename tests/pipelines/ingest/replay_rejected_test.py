@@ -43,6 +43,7 @@ clicks = EventStream(
     schema={"id": STRING, "at": TIMESTAMP, "got": TIMESTAMP, "customer": STRING},
     event_time="at",
     event_id="id",
+    transport=["got"],
     out_of_orderness="1m",
     allowed_lateness="9m",
     max_ahead="5m",
@@ -78,11 +79,12 @@ def minute(number: float) -> str:
     return (DAY_1 + datetime.timedelta(minutes=number)).isoformat()
 
 
-def click(name: str, at: float, got: float, who: str | None = "c") -> dict[str, Any]:
-    return {"id": name, "at": minute(at), "got": minute(got), "customer": who}
+def click(name: str, minutes: float, got: float, **columns: Any) -> dict[str, Any]:
+    row = {"id": name, "at": minute(minutes), "got": minute(got), "customer": "c"}
+    return row | columns
 
 
-CLICKS = [click("k0", 100, 100), click("k1", 50, 101, None), click("k2", 120, 120)]
+CLICKS = [click("k0", 100, 100), click("k1", 50, 101, at="soon"), click("k2", 120, 120)]
 
 
 def drops_zero(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -199,7 +201,7 @@ def test_an_export_shows_each_record_with_its_reason_and_a_payload_to_edit(
         "header": "id,at,customer,price,n",
         "payload": BAD_ORDERS[0].decode(),
     }
-    assert [line["reason"] for line in exported(config, "clicks")] == ["null_key"]
+    assert [line["reason"] for line in exported(config, "clicks")] == ["wrong_type"]
     (checkout,) = exported(config, "checkouts")
     assert json.loads(checkout["payload"])["at"] == "1970-01-01T00:00:01.000000001Z"
     assert "header" not in checkout
@@ -351,11 +353,11 @@ def test_a_byte_order_mark_of_a_line_is_no_start_of_a_file_when_it_is_fed_again(
 def test_a_mended_json_line_may_have_keys_that_are_not_declared(
     config: Configuration, tmp_path: Path
 ) -> None:
-    row = click("k9", 101, 101, None)
+    row = click("k9", 101, 101, at=None)
     more = {f"other{n}": n for n in range(12_000)}
     (tmp_path / "clicks.jsonl").write_text(json.dumps(row | more) + "\n")
     ingest_build(config)
-    path = mended(config, {"k9": lambda text: text.replace("null", '"c"')}, "clicks")
+    path = mended(config, {"k9": lambda text: text.replace("null", f'"{minute(101)}"')}, "clicks")
     assert fed(config, path)["clicks"]["accepted"] == 1
 
 
@@ -412,6 +414,50 @@ def test_a_mended_parquet_row_goes_through_the_transform_and_may_be_dropped(
     assert logged(config, "checkouts") == [("r0", 1, 0)]
 
 
+def no_price_or_dropped(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Take NaN for a missing price, and drop the row with the wrong number."""
+    prices = pc.if_else(pc.equal(batch["price"], "NaN"), None, batch["price"])
+    wrong = pc.equal(batch["n"], "nine")
+    batch = batch.set_column(batch.schema.get_field_index("price"), "price", prices)
+    return batch.append_column("__drop__", wrong)
+
+
+@pytest.mark.parametrize("is_placed", [True, False])
+def test_a_mended_record_stands_in_for_its_row_also_when_that_is_not_rejected_any_more(
+    config: Configuration, is_placed: bool
+) -> None:
+    edits = {"o7": lambda text: text.replace("NaN", "7"), "o9": lambda t: t.replace("nine", "9")}
+    fed(config, mended(config, edits))
+    if not is_placed:  # as a version wrote it that did not say where its records were
+        (path,) = (config.root / "mended" / "orders").glob("*.parquet")
+        pq.write_table(pq.read_table(path).drop_columns(["partition", "position"]), path)
+    before = ingest_build(config)["orders"]
+    rows = Log(build_of(config.root)).read("orders")
+    changed = with_source(config, "orders", transform=no_price_or_dropped)
+    counts = ingest_build(changed)["orders"]
+    assert Log(build_of(config.root)).read("orders").equals(rows)
+    same = ("read", "kept", "dropped", "mended", "rejected")
+    assert {name: counts[name] for name in same} == {name: before[name] for name in same}
+    assert (counts["mended"], counts["dropped"], counts["rejected"]) == (2, 0, 2)
+
+
+def test_a_row_whose_mended_record_is_refused_now_stays_out_and_the_reason_is_named(
+    config: Configuration,
+) -> None:
+    fed(config, mended(config, {"o7": lambda text: text.replace("NaN", "7.25")}))
+    changed = with_source(config, "orders", nulls=("", "NaN", "7.25"), transform=refuses_nulls)
+    ingest_build(changed)
+    (still,) = [row for row in rejections(config) if b"o7" in row["payload"]]
+    assert (still["reason"], still["payload"]) == ("transform", BAD_ORDERS[0])
+    assert still["detail"].startswith("as mended in mended.jsonl:")
+
+
+def refuses_nulls(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Reject rows without a price."""
+    why = pc.if_else(pc.is_null(batch["price"]), "no price", None)
+    return batch.append_column("__reject__", why)
+
+
 # A log with a time of receipt
 
 
@@ -419,7 +465,7 @@ def test_a_mended_record_of_a_log_comes_at_its_end_and_may_be_too_late_there(
     config: Configuration,
 ) -> None:
     # The log's highest time is minute 120, and it accepts 10 minutes less.
-    assert [row["reason"] for row in rejections(config, "clicks")] == ["null_key"]
+    assert [row["reason"] for row in rejections(config, "clicks")] == ["wrong_type"]
     path = mended(config, {"k1": to(json.dumps(click("k1", 50, 101)))}, "clicks")
     assert fed(config, path)["clicks"]["reasons"] == {"too_late": 1}
     (still,) = rejections(config, "clicks")
@@ -448,7 +494,7 @@ def test_a_record_that_was_accepted_stays_accepted_when_its_log_grows(
 def test_a_file_without_a_good_row_is_a_partition_whose_records_can_be_mended(
     config: Configuration, tmp_path: Path
 ) -> None:
-    (tmp_path / "more.jsonl").write_text(json.dumps(click("m0", 1, 1, None)))
+    (tmp_path / "more.jsonl").write_text(json.dumps(click("m0", 1, 1, at="soon")))
     files = (*config.sources["clicks"].files, str(tmp_path / "more.jsonl"))
     config = with_source(config, "clicks", files=files)
     ingest_build(config)

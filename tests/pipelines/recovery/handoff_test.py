@@ -39,8 +39,13 @@ from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.log import RECEIVED
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
-from tidemill.pipelines.recovery.handoff import last_states, read_record
+from tidemill.pipelines.recovery.handoff import (
+    last_states,
+    read_record,
+    savepoint_folder,
+)
 from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run.paths import HANDOFF, SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
@@ -70,7 +75,7 @@ WALL_CLOCK = ("sent_us", "created_us")
 
 
 def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
-    """A log in which some trips and requests come behind the frontier, and some are rejected."""
+    """A log with trips and requests behind the frontier, rejected ones, and trips of no cab."""
     chance = random.Random(seed)
     rows = random_rows(seed, trips, hails)
     streamed = [row for row in rows["trips"] if row["at"] >= BEGIN]
@@ -78,6 +83,7 @@ def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
         {**row, "trip": f"no cab {number}", "cab": None}
         for number, row in enumerate(chance.sample(streamed, 4))
     ]
+    rows["trips"] += [{**row, "trip": None} for row in chance.sample(streamed, 4)]
     out = []
     for part in arrivals(PROJECT, rows, PARTITIONS, chance):
         time = PROJECT.definition(part.source).time_column
@@ -428,10 +434,19 @@ def test_nothing_changes_if_no_rows_came_between_two_savepoints(
 # A killed run.
 
 
-def kill(config: Configuration) -> None:
-    """Leave the files of a run that was killed just before its savepoint became valid."""
+def kill(config: Configuration, before: Path) -> None:
+    """Leave the files of a run that was killed just before its savepoint became valid.
+
+    Args:
+        config: The configuration, after the savepoint.
+        before: A copy of the states at the savepoint before it.
+    """
+    stream_folder = stream_of(config.root)
     folder, _ = last_states(read_current(config.root))
     (folder / HANDOFF).unlink()
+    handoff = read_record(before)
+    shutil.copytree(before, savepoint_folder(stream_folder, handoff.segment))
+    Savepoint.of(handoff).write(stream_folder)
 
 
 def test_the_output_of_a_killed_segment_is_not_doubled(tmp_path: Path, poll_by_poll: None) -> None:
@@ -443,8 +458,7 @@ def test_the_output_of_a_killed_segment_is_not_doubled(tmp_path: Path, poll_by_p
     shutil.copytree(kept, tmp_path / "kept")
     run(killed, until_us=BEGIN + 5 * MINUTE, resume=True)
     # The second savepoint removed the first one: restore it.
-    kill(killed)
-    shutil.copytree(tmp_path / "kept", kept)
+    kill(killed, tmp_path / "kept")
     with Reader(killed).reading() as reader:
         run(killed, resume=True)
     assert predictions(killed) == predictions(whole)
@@ -486,8 +500,7 @@ def test_a_killed_run_is_repeated_release_by_release(tmp_path: Path) -> None:
     folder = stream_of(config.root) / "releases"
     written = {path.name: path.read_bytes() for path in folder.glob("00002-*")}
     assert len(written) > 5 * SHARDS * len(PROJECT.views)
-    kill(config)
-    shutil.copytree(tmp_path / "kept", stream_of(config.root) / SAVEPOINTS / "00001")
+    kill(config, tmp_path / "kept")
     changed = replace(config, stream=replace(config.stream, poll_rows=500))
     run(changed, resume=True)
     again = {path.name: path.read_bytes() for path in folder.glob("00002-*")}

@@ -356,7 +356,7 @@ def test_a_late_request_is_answered_as_of_the_frontier() -> None:
     assert operator.counters.late_requests == 1
 
 
-def test_equal_rows_count_once_and_equal_ids_are_conflicts() -> None:
+def test_equal_rows_count_once_and_other_rows_with_their_id_count_too() -> None:
     operator = make_operator(2)
     assert play(
         operator,
@@ -372,7 +372,26 @@ def test_equal_rows_count_once_and_equal_ids_are_conflicts() -> None:
         )
     ]
     counters = operator.counters
-    assert (counters.events, counters.duplicates, counters.conflicts) == (5, 2, 2)
+    assert (counters.events, counters.duplicates) == (5, 2)
+
+
+def test_the_counters_begin_anew_where_a_stream_begins() -> None:
+    operator = make_operator()
+    play(
+        operator,
+        """
+        1 events 0 [0,3) <9: a@3=1#x a@3=1#x a@4=7#y
+        1 requests 0 [0,0) <9
+        """,
+    )
+    assert operator.counters.duplicates == 1
+    assert operator.state.counters.events == 2
+    operator.begin()
+    (release,) = operator.receive(
+        [parse("1 events 0 [3,4) <20: a@4=7#y"), parse("1 requests 0 [0,0) <20")]
+    )
+    assert (release.seen["events"], release.seen["duplicates"]) == (1, 1)
+    assert release.kernel["events"] == 0
 
 
 def test_a_duplicate_is_known_as_long_as_its_stream_may_accept_it_again() -> None:

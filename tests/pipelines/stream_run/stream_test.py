@@ -149,7 +149,7 @@ def test_a_stream_that_starts_over_has_a_folder_of_its_own_and_leaves_the_one_be
     assert {path: path.read_bytes() for path in before.rglob("*") if path.is_file()} == written
     assert len(read_releases(stream_of(config.root))) == again["releases"]
     assert len(predictions(config.root)) == again["predictions"]
-    counts = ("requests", "predictions", "releases", "frontiers", "duplicates", "rejected")
+    counts = ("requests", "predictions", "releases", "frontiers_us", "duplicates", "rejected")
     assert {name: again[name] for name in counts} == {name: first[name] for name in counts}
 
 

@@ -95,10 +95,12 @@ def test_a_killed_stream_may_have_written_anything_but_wrong_things(
 ) -> None:
     run(config, until_us=FIRST)
     shutil.copytree(stream_of(config.root) / "stops", tmp_path / "stops")
+    shutil.copy(stream_of(config.root) / "savepoint.json", tmp_path)
     run(config, resume=True, until_us=SECOND)
     # As a kill in the second segment would leave it: any of its files may be missing.
     shutil.rmtree(stream_of(config.root) / "stops")
     shutil.copytree(tmp_path / "stops", stream_of(config.root) / "stops")
+    shutil.copy(tmp_path / "savepoint.json", stream_of(config.root))
     for name in ("releases", "publications", "predictions"):
         files = sorted((stream_of(config.root) / name).glob("**/00002-*"))
         for path in files[::3] if recorded or name != "releases" else files:

@@ -47,7 +47,7 @@ def test_other_columns_are_refused_by_name() -> None:
 
 
 def test_time_that_feast_cannot_carry_is_refused() -> None:
-    with pytest.raises(InputError, match=f"event_timestamp {LATEST_EVENT + 1} in row 1"):
+    with pytest.raises(InputError, match="event_timestamp 10000-01-01T00:00:00Z in row 1"):
         online_rows(BY_DEPOT, depot_rows((1, 1, 1, 1), (1, LATEST_EVENT + 1, 1, 1)), shard=0)
 
 

@@ -31,7 +31,6 @@ from tidemill.pipelines.io.files.readers import RawBatch, read
 
 SCHEMA = {"at": TIMESTAMP, "id": STRING, "key": STRING, "n": INT64, "x": FLOAT64, "ok": BOOL}
 STREAM = EventStream("events", schema=SCHEMA, event_time="at", event_id="id")
-REQUIRED = ("at", "id", "key")
 HEADER = ",".join(SCHEMA).encode()
 NEW_YORK = "America/New_York"
 
@@ -53,7 +52,7 @@ def written(path: Path, content: bytes) -> Path:
 
 def judged(path: Path | Sequence[Path], **options: Any) -> list[StreamBatch]:
     files = [path] if isinstance(path, Path) else path
-    return list(read_stream(STREAM, files, required=REQUIRED, **options))
+    return list(read_stream(STREAM, files, **options))
 
 
 def rejections(batches: Sequence[StreamBatch]) -> list[dict[str, Any]]:
@@ -84,7 +83,6 @@ BAD_LINES: dict[str, Callable[[int], bytes]] = {
     "wrong_type: text for float64": lambda n: f"2013-05-01T00:00:00Z,b{n},k,1,1_{n},1".encode(),
     "wrong_type: text for bool": lambda n: f"2013-05-01T00:00:00Z,b{n},k,1,1,maybe".encode(),
     "wrong_type: no such day": lambda n: f"2013-02-30T00:00:00Z,b{n},k,1,1,1".encode(),
-    "null_key": lambda n: f"2013-05-01T00:00:00Z,b{n},,1,1,1".encode(),
     "null_time": lambda n: f",b{n},k,1,1,1".encode(),
     "null_id": lambda n: f"2013-05-01T00:00:00Z,,k,{n},1,1".encode(),
     "nan": lambda n: f"2013-05-01T00:00:00Z,b{n},k,1,NaN,1".encode(),
@@ -320,10 +318,10 @@ def test_a_missing_csv_column_rejects_every_row_and_names_the_nearest(tmp_path: 
 
 
 def test_nulls_of_a_csv_file_are_declared(tmp_path: Path) -> None:
-    path = written(tmp_path / "e.csv", csv_of([b"2013-05-01T00:00:00Z,a,NA,NA,,1"]))
+    path = written(tmp_path / "e.csv", csv_of([b"2013-05-01T00:00:00Z,NA,a,NA,,1"]))
     assert [r["reason"] for r in rejections(judged(path))] == ["wrong_type"]
-    assert [r["reason"] for r in rejections(judged(path, nulls=["", "NA"]))] == ["null_key"]
-    assert [r["reason"] for r in rejections(judged(path, nulls=["NA"]))] == ["null_key"]
+    assert [r["reason"] for r in rejections(judged(path, nulls=["", "NA"]))] == ["null_id"]
+    assert [r["reason"] for r in rejections(judged(path, nulls=["NA"]))] == ["null_id"]
     (raw,) = read([path], stream="events", nulls=["", "NA"])
     assert raw_rows([raw])[0]["n"] is None
 
@@ -358,7 +356,7 @@ def test_json_lines_are_read_and_only_bad_lines_are_rejected(tmp_path: Path) -> 
         json_line(51, x=float("-inf")): "infinity",
         json_line(52, n=1.0): "wrong_type",
         json_line(53, n=2**64): "wrong_type",
-        json_line(54, key=None): "null_key",
+        json_line(54, id=None): "null_id",
         json_line(55, x=[1, {"a": 2.50}]): "wrong_type",
         b"{}": "null_time",
     }
@@ -434,7 +432,7 @@ def test_lines_without_any_declared_key_are_rejected_and_not_lost(
 def test_texts_of_a_json_file_mean_null_only_if_they_are_declared_to(tmp_path: Path) -> None:
     path = written(tmp_path / "e.jsonl", json_line(0, key="NA"))
     assert kept(judged(path), "key") == ["NA"]
-    assert [r["reason"] for r in rejections(judged(path, nulls=["NA"]))] == ["null_key"]
+    assert kept(judged(path, nulls=["NA"]), "key") == [None]
 
 
 # Files
