@@ -47,6 +47,7 @@ PAYMENTS = EventStream(
     event_id="payment",
     out_of_orderness="2m",
     allowed_lateness="40m",
+    transport=["received"],
 )  # fmt: skip
 REFUNDS = EventStream(
     "refunds",
@@ -56,6 +57,7 @@ REFUNDS = EventStream(
     event_id="refund",
     out_of_orderness="1m",
     allowed_lateness="20m",
+    transport=["received"],
 )  # fmt: skip
 ASKS = Request(
     "asks",
