@@ -195,7 +195,7 @@ SUMMARY: dict[str, Any] = {
         "sources": {
             "scans": {
                 "read": 12_345, "kept": 12_000, "dropped": 300, "rejected": 45,
-                "reasons": {"null_key": 40, "odd_code": 5},
+                "reasons": {"null_id": 40, "odd_code": 5},
             },
             "pickups": {"read": 700, "kept": 700, "dropped": 0, "rejected": 0, "reasons": {}},
         },
@@ -443,7 +443,7 @@ def test_counts_are_explained(page: Page) -> None:
 
 def test_rejected_records_stand_by_reason_with_its_meaning(page: Page) -> None:
     assert page.row("scans", "12,345") == ["scans", "12,345", "12,000", "300", "45"]
-    assert page.row("scans", "null_key") == ["scans", "null_key", "a key is null", "40"]
+    assert page.row("scans", "null_id") == ["scans", "null_id", "the id is null", "40"]
     assert page.row("scans", "odd_code") == ["scans", "odd_code", "", "5"]
 
 

@@ -142,10 +142,12 @@ def test_it_goes_on_after_a_savepoint_and_a_kill(backfilled: Configuration, tmp_
     told = stream(config, QuietProgress(), until_us=CUT)
     assert proven(config)["predictions"] == told["predictions"] > 20
     shutil.copytree(stream_of(config.root) / "stops", tmp_path / "stops")
+    shutil.copy(stream_of(config.root) / "savepoint.json", tmp_path)
     stream(config, QuietProgress(), resume=True, until_us=CUT + 6 * HOUR)
     # As a kill in the second segment leaves it.
     shutil.rmtree(stream_of(config.root) / "stops")
     shutil.copytree(tmp_path / "stops", stream_of(config.root) / "stops")
+    shutil.copy(tmp_path / "savepoint.json", stream_of(config.root))
     for path in sorted((stream_of(config.root) / "predictions").glob("00002-*"))[::2]:
         path.unlink()
     proven(config)

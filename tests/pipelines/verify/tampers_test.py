@@ -39,6 +39,7 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
+from tidemill.pipelines.stream.release_line import RELEASE_VERSION
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify import findings
 from tidemill.pipelines.verify.verify import verify
@@ -366,7 +367,7 @@ def _predictions() -> list[Tamper]:
 
 def _releases() -> list[Tamper]:
     changes: dict[str, Any] = {
-        "version": 3,
+        "version": RELEASE_VERSION + 1,
         "view": "by_zone",
         "shard": 0,
         "number": lambda number: number + 1,
