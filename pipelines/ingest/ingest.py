@@ -51,6 +51,7 @@ from tidemill.serving.files.read_files import read_json
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
 _COUNTS: Final = "counts"
+_COUNTED: Final = "counted"
 _RUNS: Final = "runs"
 
 
@@ -143,7 +144,7 @@ class ReadSource:
         definition, counter = self._definition, None
         if isinstance(definition, EventStream):
             views = self.config.project.views_of(definition.name)
-            counter = EventCounter(definition, views)
+            counter = EventCounter(definition, views, self.work / _COUNTED)
         with ExitStack() as files:
             writers: list[LogWriter] = []
             if build is not None:

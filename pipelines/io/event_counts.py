@@ -6,11 +6,13 @@ and position, over all partitions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import BoolArray, Int64Array
@@ -45,23 +47,34 @@ class EventCounts:
         }
 
 
-class EventCounter:
-    """Takes the rows of a stream, partition by partition, and counts.
+_RECORD: Final = np.dtype(
+    [("received", "<i8"), ("row", "<u8", (2,)), ("id", "<u8", (2,)), ("counted", "?")]
+)
+"""What is kept of an event: 41 bytes."""
 
-    It holds 40 bytes a row.
+HELD_ROWS: Final = 1_000_000
+"""So many events are held in memory; more are kept in files."""
+
+_PARTS: Final = 64
+"""Files by the hash of the id, so that events with one id are counted together."""
+
+
+class EventCounter:
+    """Takes the rows of a stream, partition by partition, and counts, in bounded memory.
 
     Args:
         stream: The stream.
         views: The views of the stream.
+        folder: Where files are kept, if there are many events; the caller removes it.
     """
 
-    def __init__(self, stream: EventStream, views: Sequence[FeatureView]) -> None:
+    def __init__(self, stream: EventStream, views: Sequence[FeatureView], folder: Path) -> None:
         self._stream = stream
         self._views = views
-        self._received: list[Int64Array] = []
-        self._rows: list[UInt64Array] = []
-        self._ids: list[UInt64Array] = []
-        self._counted: list[BoolArray] = []
+        self._folder = folder
+        self._held: list[npt.NDArray[np.void]] = []
+        self._rows = 0
+        self._spilled = False
         self._without_key = {view.name: 0 for view in views}
 
     def take(
@@ -78,30 +91,53 @@ class EventCounter:
         everything = np.ones(rows.num_rows, np.bool_)
         counted = everything if counted is None else counted
         ids = rows.column(self._stream.event_id)
-        self._received.append(received_us)
-        self._rows.append(hashing.digest_rows(rows.select(list(self._stream.identity))))
-        self._ids.append(
-            np.stack([hashing.hash_column(ids), hashing.hash_column(ids, seed=1)], axis=1)
-        )
-        self._counted.append(counted)
+        found = np.empty(rows.num_rows, _RECORD)
+        found["received"] = received_us
+        found["row"] = hashing.digest_rows(rows.select(list(self._stream.identity)))
+        found["id"][:, 0] = hashing.hash_column(ids)
+        found["id"][:, 1] = hashing.hash_column(ids, seed=1)
+        found["counted"] = counted
+        self._held.append(found)
+        self._rows += len(found)
+        if self._rows > HELD_ROWS:
+            self._spill()
         for view in self._views:
             missing = ~hashing.validity(rows.column(view.key)) & counted
             self._without_key[view.name] += int(missing.sum())
 
+    def _spill(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        found = np.concatenate([np.empty(0, _RECORD), *self._held])
+        parts = found["id"][:, 0] % np.uint64(_PARTS)
+        order = np.argsort(parts, kind="stable")
+        ends = np.searchsorted(parts[order], np.arange(_PARTS + 1, dtype=np.uint64))
+        for part in range(_PARTS):
+            with self._path(part).open("ab") as file:
+                file.write(found[order[ends[part] : ends[part + 1]]].tobytes())
+        self._held, self._rows, self._spilled = [], 0, True
+
+    def _path(self, part: int) -> Path:
+        return self._folder / f"{self._stream.name}-{part:02d}.events"
+
     def counts(self) -> EventCounts:
         """Return the counts of all rows that were taken."""
-        if not self._rows:
-            return EventCounts(0, 0, self._without_key)
-        order = np.argsort(np.concatenate(self._received), kind="stable")
-        counted = np.concatenate(self._counted)[order]
-        is_first, has_first_id = (
-            _is_first(np.concatenate(pairs)[order]) for pairs in (self._rows, self._ids)
-        )
-        return EventCounts(
-            duplicates=int((counted & ~is_first).sum()),
-            conflicts=int((counted & is_first & ~has_first_id).sum()),
-            without_key=self._without_key,
-        )
+        duplicates = conflicts = 0
+        for records in self._parts():
+            order = np.argsort(records["received"], kind="stable")
+            counted = records["counted"][order]
+            is_first, has_first_id = (_is_first(records[name][order]) for name in ("row", "id"))
+            duplicates += int((counted & ~is_first).sum())
+            conflicts += int((counted & is_first & ~has_first_id).sum())
+        return EventCounts(duplicates, conflicts, self._without_key)
+
+    def _parts(self) -> Iterator[npt.NDArray[np.void]]:
+        """Yield all events, those with one id together, in the order in which they were taken."""
+        if not self._spilled:
+            yield np.concatenate([np.empty(0, _RECORD), *self._held])
+            return
+        self._spill()
+        for part in range(_PARTS):
+            yield np.fromfile(self._path(part), _RECORD)
 
 
 def _is_first(pairs: UInt64Array) -> BoolArray:
@@ -116,6 +152,7 @@ def count_logged(
     views: Sequence[FeatureView],
     since: Sequence[int],
     until: Sequence[int],
+    folder: Path,
 ) -> EventCounts:
     """Count the events of a part of a log.
 
@@ -125,8 +162,9 @@ def count_logged(
         views: The views of the stream.
         since: The position in each partition from which on events are counted.
         until: The position in each partition at which the log ends for this count.
+        folder: As for `EventCounter`.
     """
-    counter = EventCounter(stream, views)
+    counter = EventCounter(stream, views, folder)
     for partition, (first, stop) in enumerate(zip(since, until, strict=True)):
         reader, begin = log.open(stream.name, partition), 0
         for index in range(reader.num_record_batches):

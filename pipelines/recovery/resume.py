@@ -15,6 +15,7 @@ A stream runs in one or more segments. The promises:
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -413,16 +414,20 @@ def event_counts(
 ) -> dict[str, EventCounts]:
     """Count each stream's events from the beginning of the stream to the end of a replay."""
     log, stop = Log(config.current.build_folder), _by_source(replayed, replayed.stop)
-    return {
-        stream.name: count_logged(
-            log,
-            stream,
-            config.project.views_of(stream.name),
-            run.positions[stream.name],
-            stop[stream.name],
-        )
-        for stream in config.project.streams
-    }
+    scratch = config.root / paths.SCRATCH
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="counts-") as folder:
+        return {
+            stream.name: count_logged(
+                log,
+                stream,
+                config.project.views_of(stream.name),
+                run.positions[stream.name],
+                stop[stream.name],
+                Path(folder),
+            )
+            for stream in config.project.streams
+        }
 
 
 def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:

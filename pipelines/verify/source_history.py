@@ -188,7 +188,8 @@ class EventsByKey:
         # Above the ranks of the entities before, so that one running maximum serves all.
         base = np.repeat(np.arange(len(self._starts) - 1), np.diff(self._starts)) * len(arrivals)
         highest = np.maximum.accumulate(base + rank) - base
-        return arrivals[by_arrival[highest]]
+        found: Int64Array = arrivals[by_arrival[highest]]
+        return found
 
     def ids(self, rows: Int64Array) -> list[str]:
         """Return the ids of some rows."""

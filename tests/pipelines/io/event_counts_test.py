@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tidemill import Entity, EventStream, FeatureView, count
+from tidemill.pipelines.io import event_counts
 from tidemill.pipelines.io.event_counts import EventCounter, EventCounts, count_logged
 from tidemill.pipelines.io.log import Log
 
@@ -87,21 +89,31 @@ def specified(partitions: list[list[Tap]], since: list[int], until: list[int]) -
     return EventCounts(duplicates, conflicts, without)
 
 
+@pytest.mark.parametrize("held", [1_000, 0, 3])
 @given(partitions=PARTITIONS, data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_counts_of_a_part_of_a_log_are_those_of_the_specification(
-    partitions: list[list[Tap]], data: st.DataObject, tmp_path_factory: Any
+    partitions: list[list[Tap]],
+    data: st.DataObject,
+    held: int,
+    tmp_path_factory: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """However many events are held in memory: the others are in files."""
+    monkeypatch.setattr(event_counts, "HELD_ROWS", held)
     partitions = [sorted(taps, key=lambda tap: tap.got) for taps in partitions]
-    log = Log(Path(tmp_path_factory.mktemp("build")))
+    folder = Path(tmp_path_factory.mktemp("build"))
+    log = Log(folder)
     for number, taps in enumerate(partitions):
         received = np.array([tap.got for tap in taps], np.int64)
         log.write(STREAM, number, table(taps), received)
     until = [data.draw(st.integers(0, len(taps))) for taps in partitions]
     since = [data.draw(st.integers(0, stop)) for stop in until]
-    assert count_logged(log, STREAM, VIEWS, since, until) == specified(partitions, since, until)
+    found = count_logged(log, STREAM, VIEWS, since, until, folder / "counted")
+    assert found == specified(partitions, since, until)
 
 
-def test_no_events_have_no_counts() -> None:
-    counts = EventCounter(STREAM, VIEWS).counts()
+def test_no_events_have_no_counts(tmp_path: Path) -> None:
+    counts = EventCounter(STREAM, VIEWS, tmp_path).counts()
     assert counts == EventCounts(0, 0, {"by_card": 0, "by_gate": 0})
     assert counts.as_figures() == {"duplicates": 0, "conflicts": 0, "without_key": {}}
