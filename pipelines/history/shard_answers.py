@@ -10,7 +10,6 @@ then stops at the oldest such event, and a copy of the state goes on without it.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,7 +174,7 @@ def _advance(
     answer(times < cut, asked < cut, cut)
     handed_over = state
     if cut < frontier_us:
-        handed_over = copied(state)
+        handed_over = state.copy()
         between = events.received & (times >= cut) & (times < frontier_us)
         advance(handed_over, _rows(events.rows, between), None, frontier_us, Publish.NOTHING)
     _write_state(plan, view, events, handed_over, frontier_us, piece)
@@ -197,17 +196,6 @@ def _rows(rows: pa.RecordBatch, mask: BoolArray) -> pa.RecordBatch:
     if count == 0 or mask[first : first + count].all():
         return rows.slice(first, count)
     return rows.take(pa.array(np.flatnonzero(mask)))
-
-
-def copied(state: State) -> State:
-    """Copy a state; both can be used after that."""
-    twin = copy.copy(state)
-    for name, value in vars(state).items():
-        if isinstance(value, np.ndarray):
-            setattr(twin, name, value.copy())
-    twin.counters = copy.copy(state.counters)
-    twin._scratch = {}
-    return twin
 
 
 def _write_state(

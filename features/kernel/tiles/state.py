@@ -13,6 +13,7 @@ because its revision must not start again.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -100,6 +101,16 @@ class State:
         self.stamps = np.full(32, -1, np.int64)
         self.batch_number = 0
         self._scratch: dict[str, Int64Array] = {}
+
+    def copy(self) -> State:
+        """Return a copy; a change of one of the two does not change the other."""
+        twin = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                setattr(twin, name, value.copy())
+        twin.counters = copy.copy(self.counters)
+        twin._scratch = {}
+        return twin
 
     @property
     def n_tiles(self) -> int:

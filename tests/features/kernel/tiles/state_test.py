@@ -126,3 +126,14 @@ def test_a_state_that_does_not_publish_has_the_same_canonical_bytes() -> None:
         apply(state, rows, 40)
     assert canonical_bytes(states[0]) == canonical_bytes(states[1])
     assert not decode(encode(states[1]), PLAN).publishes
+
+
+def test_a_copy_and_its_original_go_separate_ways() -> None:
+    state = State(PLAN)
+    apply(state, [click("a", 5), click("b", 15)], 20)
+    before, events = canonical_bytes(state), state.counters.events
+    twin = state.copy()
+    apply(twin, [click(f"k{n}", 25) for n in range(200)], 30)
+    assert (canonical_bytes(state), state.counters.events) == (before, events)
+    apply(state, [click(f"k{n}", 25) for n in range(200)], 30)
+    assert canonical_bytes(state) == canonical_bytes(twin)
