@@ -165,7 +165,7 @@ def test_the_transform_of_the_page_works(folder: Path) -> None:
     )
     source = replace(config.sources["orders"], files=(str(folder / "orders.csv"),))
     (batch,) = read_stream(
-        config.project.streams[0], source.find_files(), required=[], transform=source.transform
+        config.project.streams[0], source.find_files(), transform=source.transform
     )
     assert batch.batch["amount"].to_pylist() == [12.5]
     assert batch.rejected["detail"].to_pylist() == ["it has no currency"]
