@@ -3,13 +3,15 @@
 The Feast registry holds all that a reader needs:
 
 * A Feast feature is one `FeatureColumn`; its Feast name is the part after ``view__``. Its dtype is
-  ``Int64`` or ``Float64``; only the model casts to float32.
+  ``Int64``, ``Float64`` or ``Bool``; only the model casts to float32. A timestamp is an ``Int64``
+  of microseconds UTC with the tag `DTYPE_TAG`, since Feast's ``UnixTimestamp`` holds whole seconds.
 * Every publication has two more Int64 fields, `VALID_UNTIL` and `REVISION`; the feature service
   leaves them out.
 * Tags of a feature view hold its definition's hash, its staleness bound and how far back its
   values look (`DEFINITION_TAG`, `MAX_STALENESS_TAG`, `REACH_TAG`). Tags of a feature say whether
   its stored value is an anchor (`ANCHORED_TAG`: an event's time, from which a reader computes the
-  time since), and give the value of an entity without events if it is not null (`EMPTY_TAG`).
+  time since), give the value of an entity without events if it is not null (`EMPTY_TAG`), and say
+  which ``Int64`` is a timestamp (`DTYPE_TAG`).
 * Tags also hold the view's own name, the number of the version and the definition's canonical
   form (`VIEW_TAG`, `VERSION_TAG`, `SPEC_TAG`): a version that is not promoted has another name in
   Feast (`version_name`), and a plan compares definitions part by part.
@@ -30,7 +32,10 @@ from typing import TYPE_CHECKING, Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
 from tidemill.features.definitions import (
+    BOOL,
+    FLOAT64,
     INT64,
+    TIMESTAMP,
     Aggregation,
     Entity,
     FeatureColumn,
@@ -62,6 +67,9 @@ MAX_STALENESS_TAG: Final = "tidemill_max_staleness_us"
 """How far the published frontier may lag behind a reader's clock, in microseconds."""
 ANCHORED_TAG: Final = "tidemill_anchored"
 """Marks a feature whose stored value is an anchor; a reader finishes it with its ``as_of``."""
+DTYPE_TAG: Final = "tidemill_dtype"
+"""The dtype of a feature where it isn't that of its Feast type: ``timestamp``. Its ``Int64`` counts
+microseconds from 1970-01-01T00:00:00Z."""
 EMPTY_TAG: Final = "tidemill_empty"
 """The value of a feature for an entity without events, where that is a number and not null."""
 REACH_TAG: Final = "tidemill_reach_us"
@@ -233,15 +241,17 @@ def _feature_tags(feature: Aggregation) -> dict[str, str]:
 
 def _fields(view: FeatureView) -> list[feast.Field]:
     import feast
-    from feast.types import Float64, Int64
+    from feast.types import Bool, Float64, Int64
 
+    types = {INT64: Int64, FLOAT64: Float64, BOOL: Bool, TIMESTAMP: Int64}
     features = [
         feast.Field(
             name=field_name(column),
-            dtype=Int64 if column.dtype == INT64 else Float64,
+            dtype=types[column.dtype],
             description=view.features[column.feature].description,
             tags={
                 **_feature_tags(view.features[column.feature]),
+                **({DTYPE_TAG: TIMESTAMP} if column.dtype == TIMESTAMP else {}),
                 **({ANCHORED_TAG: "true"} if column.anchored else {}),
                 **({} if column.empty is None else {EMPTY_TAG: str(column.empty)}),
             },

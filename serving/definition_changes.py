@@ -55,7 +55,7 @@ def feature_changes(
 
     Args:
         old: The registered canonical form.
-        old_dtypes: Feast field name to registered Feast type.
+        old_dtypes: Feast field name to registered type (`serving.registry.state`).
         view: The code's definition.
 
     Returns:

@@ -32,7 +32,7 @@ def schema(view: FeatureView) -> pa.Schema:
     """Return the Arrow schema of a view's publications.
 
     ``entity_key`` (binary), ``event_timestamp`` and ``valid_until`` (int64, microseconds UTC),
-    ``revision`` (int64), then every `FeatureColumn` by name (int64 or float64, nullable).
+    ``revision`` (int64), then every `FeatureColumn` by name in its own type, nullable.
     """
     return pa.schema(
         [

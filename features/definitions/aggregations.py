@@ -24,6 +24,7 @@ from tidemill.features.definitions.expressions import Column, Expression, litera
 from tidemill.features.definitions.partials import Mask, Partial
 from tidemill.features.definitions.schema import (
     BOOL,
+    FEATURE_DTYPES,
     FLOAT64,
     INT64,
     NUMERIC,
@@ -122,7 +123,7 @@ class Aggregation(Described):
         return 0.0
 
     def result_dtype(self, schema: Schema) -> str:
-        """Return the dtype of the value, ``int64`` or ``float64``: `result` by default."""
+        """Return the dtype of the value, one of `FEATURE_DTYPES`: `result` by default."""
         return self.result
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
@@ -309,10 +310,11 @@ class StandardDeviation(Variance):
 
 @dataclass(frozen=True, eq=False)
 class Min(_OfColumn):
-    """The least value: the column's dtype, null when empty."""
+    """The least value: the column's dtype, null when empty. Of bools it is whether all are true."""
 
     name: ClassVar[str] = "min"
     finish: ClassVar[str] = "extreme"
+    takes: ClassVar[Sequence[str]] = FEATURE_DTYPES
 
     def result_dtype(self, schema: Schema) -> str:
         """Return the column's dtype."""
@@ -325,22 +327,22 @@ class Min(_OfColumn):
 
 @dataclass(frozen=True, eq=False)
 class Max(Min):
-    """The greatest value: the column's dtype, null when empty."""
+    """The greatest value: the column's dtype, null when empty. Of bools: whether any is true."""
 
     name: ClassVar[str] = "max"
 
 
 @dataclass(frozen=True, eq=False)
 class Last(_OfColumn):
-    """The value of the last row by (event time, id): int64 for bool and int64, else float64."""
+    """The value of the last row by (event time, id): the column's dtype, null when empty."""
 
     name: ClassVar[str] = "last"
     finish: ClassVar[str] = "pick"
-    takes: ClassVar[Sequence[str]] = (*NUMERIC, BOOL)
+    takes: ClassVar[Sequence[str]] = FEATURE_DTYPES
 
     def result_dtype(self, schema: Schema) -> str:
-        """Return the column's dtype; a bool comes as int64 0 or 1."""
-        return FLOAT64 if self.column.dtype(schema) == FLOAT64 else INT64
+        """Return the column's dtype."""
+        return self.column.dtype(schema)
 
     def partials(self, schema: Schema, event_time: str) -> tuple[Partial, ...]:
         """Return the row that is last (or first)."""
@@ -349,7 +351,7 @@ class Last(_OfColumn):
 
 @dataclass(frozen=True, eq=False)
 class First(Last):
-    """The value of the first row by (event time, id): int64 for bool and int64, else float64."""
+    """The value of the first row by (event time, id): the column's dtype, null when empty."""
 
     name: ClassVar[str] = "first"
 

@@ -12,7 +12,7 @@ from tidemill.features.definitions.canonical import SPEC_VERSION, hash_of
 from tidemill.features.definitions.described import Described
 from tidemill.features.definitions.labels import Label
 from tidemill.features.definitions.requests import Request
-from tidemill.features.definitions.schema import check_column
+from tidemill.features.definitions.schema import TIMESTAMP, check_column
 from tidemill.features.definitions.streams import EventStream
 from tidemill.features.definitions.views import Entity, FeatureColumn, FeatureView
 from tidemill.features.errors import (
@@ -93,6 +93,18 @@ class Project(Described):
                 check_column(self.request.schema, mine, (dtype,), f"{what}: label join column")
         names = [*self.request.inputs, *(column.name for column in self.columns)]
         check_unique(names, f"{what}: model input")
+        if self.model is not None:
+            self._check_model_takes_features(what)
+
+    def _check_model_takes_features(self, what: str) -> None:
+        for column in self.columns:
+            if column.dtype == TIMESTAMP:
+                raise WrongType(
+                    f"{what}: feature {column.view}.{column.feature} is a timestamp, which no "
+                    "model takes; take its hour_of_day or day_of_week, the time between it and "
+                    "another time of the row (col('a') - col('b')), or time_since_last. A project "
+                    "without a model serves timestamps as they are"
+                )
 
     @property
     def streams(self) -> tuple[EventStream, ...]:

@@ -18,6 +18,9 @@ BOOL: Final = "bool"
 TIMESTAMP: Final = "timestamp"
 DTYPES: Final = (INT64, FLOAT64, STRING, BOOL, TIMESTAMP)
 NUMERIC: Final = (INT64, FLOAT64)
+FEATURE_DTYPES: Final = (INT64, FLOAT64, BOOL, TIMESTAMP)
+"""The dtypes of feature values: the kernel holds each as 64 bits (a bool as 0 or 1, a timestamp as
+microseconds UTC)."""
 KEY_DTYPES: Final = (STRING, INT64)
 
 ARROW_TYPES: Final[Mapping[str, pa.DataType]] = {

@@ -75,7 +75,7 @@ class FeatureColumn:
         view: The view's name.
         feature: The feature's name within the view.
         index: The place among the feature's values; always 0 except for last-k.
-        dtype: ``int64`` or ``float64``.
+        dtype: ``int64``, ``float64``, ``bool`` or ``timestamp``.
         empty: The value for an entity without events: 0 or None.
         anchored: True where the published value is an anchor (see `TimeSinceLast`).
     """

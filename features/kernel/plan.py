@@ -84,7 +84,7 @@ class PlannedFeature:
         column: Its first column in the answer matrix.
         width: How many columns it has.
         param: The aggregation's parameter.
-        is_float: Whether its values are float64 (as 64-bit patterns), else int64.
+        is_float: Whether its values are float64 (as 64-bit patterns), else int64, bool or time.
     """
 
     finish: Finish

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
 
-FeatureValue = int | float | None
+FeatureValue = int | float | bool | None
+"""A feature's value; a timestamp is an int of microseconds UTC."""
 
 
 def rounded(exact: Fraction) -> float | None:
@@ -19,8 +19,3 @@ def rounded(exact: Fraction) -> float | None:
 def in_int64(total: int) -> int | None:
     """Return a total that fits int64; else None."""
     return total if -(2**63) <= total < 2**63 else None
-
-
-def as_number(value: Any) -> FeatureValue:
-    """Return a value as a feature has it: a bool is an int."""
-    return int(value) if isinstance(value, bool) else value

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from tidemill.features.definitions import FLOAT64
 from tidemill.features.oracle import sketches
-from tidemill.features.oracle.numbers import FeatureValue, as_number, in_int64, rounded
+from tidemill.features.oracle.numbers import FeatureValue, in_int64, rounded
 
 
 class Sliding:
@@ -171,19 +171,19 @@ class _Greatest(_Least):
 
 class _First(Sliding):
     def found(self, as_of_us: int) -> Sequence[FeatureValue]:
-        return [as_number(self.values[self.begin]) if self.size else None]
+        return [self.values[self.begin] if self.size else None]
 
 
 class _Last(Sliding):
     def found(self, as_of_us: int) -> Sequence[FeatureValue]:
-        return [as_number(self.values[self.end - 1]) if self.size else None]
+        return [self.values[self.end - 1] if self.size else None]
 
 
 class _LastK(Sliding):
     def found(self, as_of_us: int) -> Sequence[FeatureValue]:
         k = self.aggregation.k
         newest_first = self.values[max(self.begin, self.end - k) : self.end][::-1]
-        return [*map(as_number, newest_first), *[None] * (k - len(newest_first))]
+        return [*newest_first, *[None] * (k - len(newest_first))]
 
 
 class _DistinctCount(Sliding):

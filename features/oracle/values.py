@@ -36,7 +36,7 @@ from tidemill.features.errors import DefinitionError, InputError
 from tidemill.features.oracle import sketches
 from tidemill.features.oracle.expressions import Value, evaluate, read
 from tidemill.features.oracle.numbers import FeatureValue as FeatureValue
-from tidemill.features.oracle.numbers import as_number, in_int64, rounded
+from tidemill.features.oracle.numbers import in_int64, rounded
 from tidemill.features.oracle.sketches import bits
 from tidemill.features.oracle.sliding import SLIDING
 
@@ -117,8 +117,9 @@ class Oracle:
             as_of_us: The instant, microseconds UTC.
 
         Returns:
-            Feature column name to int (int64), float (float64) or None, in the view's order. A
-            time since the last event is finished with the instant.
+            Feature column name to int (int64, or timestamp in microseconds UTC), float (float64),
+            bool or None, in the view's order. A time since the last event is finished with the
+            instant.
         """
         return {
             name: value
@@ -308,15 +309,15 @@ def _max(_: Any, window: _Window) -> Sequence[FeatureValue]:
 
 
 def _first(_: Any, window: _Window) -> Sequence[FeatureValue]:
-    return [as_number(window.values[0]) if window.values else None]
+    return [window.values[0] if window.values else None]
 
 
 def _last(_: Any, window: _Window) -> Sequence[FeatureValue]:
-    return [as_number(window.values[-1]) if window.values else None]
+    return [window.values[-1] if window.values else None]
 
 
 def _last_k(aggregation: Any, window: _Window) -> Sequence[FeatureValue]:
-    newest_first = [as_number(value) for value in reversed(window.values)][: aggregation.k]
+    newest_first = list(reversed(window.values))[: aggregation.k]
     return newest_first + [None] * (aggregation.k - len(newest_first))
 
 

@@ -21,12 +21,17 @@ def features(config_path: Path, root: Path | None, view: str, keys: tuple[str, .
     VIEW is the name of a feature view, KEY the key of an entity.
     """
     config = stages.load_for_existing_run(config_path, root)
-    from tidemill.features.contract import write_instant
     from tidemill.pipelines.run.tables import columns_as_rows, print_tables
+    from tidemill.pipelines.verify.instants import scalar_text
     from tidemill.pipelines.verify.read_features import read_features
     from tidemill.serving.online.reader import FRONTIER
 
     table = read_features(config.project, config.online_store, view, keys)
-    columns = table.to_pydict()
-    columns[FRONTIER] = [None if at is None else write_instant(at) for at in columns[FRONTIER]]
-    print_tables([columns_as_rows(columns)], sys.stdout)
+    texts = {
+        name: [
+            scalar_text(name if name == FRONTIER else "", value) if value.is_valid else None
+            for value in column
+        ]
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    print_tables([columns_as_rows(texts)], sys.stdout)

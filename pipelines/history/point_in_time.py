@@ -69,5 +69,5 @@ def values_at(
 def columns_of(
     view: FeatureView, values: Int64Array, nulls: npt.NDArray[np.uint8]
 ) -> dict[str, pa.Array]:
-    """Name the columns of a view's matrix: int64 or float64 arrays by `FeatureColumn.name`."""
+    """Name the columns of a view's matrix: arrays by `FeatureColumn.name`."""
     return column_arrays(view.columns, values, nulls)

@@ -21,11 +21,12 @@ import pyarrow as pa
 
 from tidemill.features.contract import Int64Array, window_tail
 from tidemill.features.definitions import FeatureView
-from tidemill.features.kernel.columns import column_arrays
+from tidemill.features.kernel.columns import column_arrays, plain_array
 from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.run.progress import StageProgress
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.instants import value_text
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.served import Served
 
@@ -189,7 +190,8 @@ def _check_key(
     instants = [int(verdict.as_of_us[row]) for row in rows]
     values, nulls = verdict.seen
     arrays = column_arrays(view.columns, values[list(rows)], nulls[list(rows)])
-    used: list[dict[str, FeatureValue]] = pa.table(arrays).to_pylist()
+    used = plain_values(arrays)
+    dtypes = {column.name: column.dtype for column in view.columns}
     complete = oracle.values_at(key, instants)
     stage.advance(features * len(mine))
     for row, as_of, right, served_values in zip(rows, instants, complete, used, strict=True):
@@ -207,8 +209,8 @@ def _check_key(
                 findings.add(
                     Mismatch(
                         "oracle", served.predictions.column("request_id")[row].as_py(), view.name,
-                        name, as_of, "null" if value is None else repr(value),
-                        "null" if right[name] is None else repr(right[name]),
+                        name, as_of, value_text(value, dtypes[name]),
+                        value_text(right[name], dtypes[name]),
                         "the oracle gives another value than the prediction used",
                     )
                 )  # fmt: skip
@@ -219,11 +221,14 @@ def _check_key(
 def plain_rows(view: FeatureView, rows: pa.Table, places: Int64Array) -> list[dict[str, Any]]:
     """Return events as plain Python values, times as int microseconds, for the oracle."""
     table = rows.select(list(view.stream.schema)).take(pa.array(places, pa.int64()))
-    columns = {
-        name: column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
-    plain: list[dict[str, Any]] = pa.table(columns).to_pylist()
+    return plain_values(dict(zip(table.column_names, table.columns, strict=True)))
+
+
+def plain_values(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> list[dict[str, Any]]:
+    """Return columns as rows of plain Python values, times as int microseconds, as the oracle's."""
+    plain: list[dict[str, Any]] = pa.table(
+        {name: plain_array(column) for name, column in columns.items()}
+    ).to_pylist()
     return plain
 
 

@@ -20,10 +20,12 @@ from typing import Final
 import numpy as np
 
 from tidemill.features.contract import Int64Array
+from tidemill.features.definitions import BOOL, FLOAT64
 from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict, differ
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
 from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.instants import value_text
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.served import Served
 
@@ -67,12 +69,15 @@ def note_wrong_values(
 
 
 def written(matrix: tuple[Int64Array, UInt8Array], row: int, column: int, dtype: str) -> str:
-    """Format a value: a float64 as the shortest text that reads as the same number."""
+    """Format a value of a matrix of patterns (`pipelines.verify.instants.value_text`)."""
     values, nulls = matrix
     if nulls[row, column]:
         return "null"
     word = values[row, column : column + 1]
-    return repr(float(word.view(np.float64)[0])) if dtype == "float64" else str(int(word[0]))
+    if dtype == FLOAT64:
+        return value_text(float(word.view(np.float64)[0]), dtype)
+    number = int(word[0])
+    return value_text(bool(number) if dtype == BOOL and number in (0, 1) else number, dtype)
 
 
 def cause_of(verdict: ViewVerdict, evidence: Evidence, row: int) -> str:

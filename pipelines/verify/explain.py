@@ -7,6 +7,7 @@ source files.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
-from tidemill.pipelines.verify.instants import field_text, instant_text
+from tidemill.pipelines.verify.instants import field_text, instant_text, value_text
 from tidemill.pipelines.verify.raw_history import logged_history
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import prediction_file, read_predictions
@@ -42,6 +43,7 @@ class ExplainedValue:
     Attributes:
         view: The view.
         column: The feature column.
+        dtype: Its dtype; a timestamp's values are in microseconds UTC.
         served: The value that the prediction used.
         recomputed: The oracle's value over all events.
         verdict: ``equal``; ``late`` if the served value is the oracle's over the events that had
@@ -51,6 +53,7 @@ class ExplainedValue:
 
     view: str
     column: str
+    dtype: str
     served: FeatureValue
     recomputed: FeatureValue
     verdict: str
@@ -87,8 +90,8 @@ class ExplainedPrediction:
                 [
                     (
                         value.column,
-                        _written(value.served),
-                        _written(value.recomputed),
+                        _written(value.served, value.dtype),
+                        _written(value.recomputed, value.dtype),
                         value.verdict,
                         str(len(value.events)),
                     )
@@ -100,8 +103,8 @@ class ExplainedPrediction:
         ]
 
 
-def _written(value: FeatureValue) -> str:
-    return "-" if value is None else repr(value)
+def _written(value: FeatureValue, dtype: str) -> str:
+    return "-" if value is None else value_text(value, dtype)
 
 
 def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
@@ -169,6 +172,8 @@ def _explain_view(
     out = []
     for column in view.columns:
         served, right = prediction[column.name], recomputed[column.name]
+        if isinstance(served, datetime.datetime):
+            served = time_of(served)
         verdict = "differs"
         if same(served, right):
             verdict = "equal"
@@ -176,7 +181,13 @@ def _explain_view(
             verdict = "late"
         out.append(
             ExplainedValue(
-                view.name, column.name, served, right, verdict, made[column.feature].events
+                view.name,
+                column.name,
+                column.dtype,
+                served,
+                right,
+                verdict,
+                made[column.feature].events,
             )
         )
     return out

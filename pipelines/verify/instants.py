@@ -1,4 +1,4 @@
-"""Instants as text, and the values of fields that may be instants."""
+"""Instants as text, and the values of fields and of features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import datetime
 import re
 from typing import Any, Final
 
+import pyarrow as pa
+
 from tidemill.features.contract import time_of, write_instant
+from tidemill.features.definitions import TIMESTAMP
+from tidemill.features.oracle.numbers import FeatureValue
 
 _OF_INSTANTS: Final = re.compile(
     r"(^|_)(as_of(_us)?|event_timestamp|valid_until|frontiers?)(__.*)?$|_us$"
@@ -32,6 +36,8 @@ def field_text(name: str, value: Any) -> str:
     """
     if value is None:
         return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, datetime.datetime):
         return instant_text(value)
     if isinstance(value, float):
@@ -41,6 +47,30 @@ def field_text(name: str, value: Any) -> str:
             return "{" + ", ".join(f"{k!r}: {field_text(name, v)}" for k, v in value.items()) + "}"
         if isinstance(value, list | tuple):
             return "[" + ", ".join(field_text(name, one) for one in value) + "]"
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int):
             return instant_text(value)
     return str(value)
+
+
+def scalar_text(name: str, scalar: pa.Scalar) -> str:
+    """Write a value of the column of a name; a time may be outside the calendar."""
+    if pa.types.is_timestamp(scalar.type) and scalar.is_valid:
+        return write_instant(scalar.cast(pa.timestamp("us", "UTC")).value)
+    return field_text(name, scalar.as_py())
+
+
+def value_text(value: FeatureValue, dtype: str) -> str:
+    """Write the value of a feature: a float64 as the shortest text that reads as the same number.
+
+    Args:
+        value: The value; a timestamp in microseconds UTC.
+        dtype: Its dtype.
+
+    >>> value_text(0.1, "float64"), value_text(True, "bool"), value_text(None, "int64")
+    ('0.1', 'true', 'null')
+    >>> value_text(-1, "timestamp")
+    '1969-12-31T23:59:59.999999Z'
+    """
+    if dtype == TIMESTAMP and value is not None:
+        return write_instant(int(value))
+    return field_text("", value)

@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidemill.features.contract import SECOND, ReadStatus
 from tidemill.features.definitions import INT64
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
-from tidemill.serving.online.cells import Value, decode_columns, is_number
+from tidemill.serving.online.cells import Value, decode_columns, is_word
 from tidemill.serving.online.database import Snapshot
 from tidemill.serving.online.feast_rows import PROTO_FIELD, StoredView
 from tidemill.serving.online.rows import Row
@@ -142,7 +142,7 @@ def _columns(view: StoredView, rows: Sequence[Row]) -> dict[str, tuple[str, list
 
 def _fill(values: Any, dtype: str, column: Sequence[Value]) -> None:
     add = values.add
-    if is_number(dtype):
+    if is_word(dtype):
         field = PROTO_FIELD[dtype]
         for value in column:
             message = add()

@@ -10,12 +10,14 @@ import pyarrow as pa
 from feast import FeatureView, FileSource
 from feast.data_source import DataSource
 from feast.repo_config import RepoConfig
-from feast.types import Float64, Int64, String
+from feast.types import Bool, Float64, Int64, String
 
+from tidemill.features.definitions import ARROW_TYPES
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import (
     ANCHORED_TAG,
     DEFINITION_TAG,
+    DTYPE_TAG,
     EMPTY_TAG,
     EVENT_TIMESTAMP,
     REACH_TAG,
@@ -30,7 +32,12 @@ from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.stores.places import OFFLINE
 
 _DEFINITION: Final = re.compile("[0-9a-f]{16}")
-_ARROW: Final = {Int64: pa.int64(), Float64: pa.float64(), String: pa.string()}
+_ARROW: Final = {
+    Int64: pa.int64(),
+    Float64: pa.float64(),
+    Bool: pa.bool_(),
+    String: pa.string(),
+}
 
 
 def source_path(config: RepoConfig, source: DataSource) -> Path:
@@ -144,6 +151,8 @@ def logged_features(feature_view: FeatureView, names: list[str]) -> list[LoggedF
     features = []
     for name in names:
         tags, kind = fields[name].tags, _ARROW[fields[name].dtype]
+        if DTYPE_TAG in tags:
+            kind = ARROW_TYPES[tags[DTYPE_TAG]]
         empty = pa.scalar(tags[EMPTY_TAG]).cast(kind).as_py() if EMPTY_TAG in tags else None
         features.append(LoggedFeature(name, kind, empty, ANCHORED_TAG in tags))
     return features
@@ -174,7 +183,7 @@ def log_rows(view: LoggedView, key: pa.DataType, table: pa.Table) -> pa.Table:
     columns = {}
     for name, kind in wanted.items():
         column = table.column(name)
-        if pa.types.is_timestamp(kind) and column.type.tz is None:  # Feast: no zone is UTC
+        if pa.types.is_timestamp(column.type) and column.type.tz is None:  # Feast: UTC
             column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
         columns[name] = exact_cast(column, kind, f"view {view.name!r}: column {name!r}")
     for name in (view.join_key, EVENT_TIMESTAMP, VALID_UNTIL, REVISION):

@@ -22,6 +22,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 
 from tidemill.features.contract import TIME_MIN, time_of, write_instant
+from tidemill.features.definitions import ARROW_TYPES
 from tidemill.features.errors import StoreError
 from tidemill.features.feast_objects import DEFINITION_TAG, REVISION, VALID_UNTIL
 from tidemill.serving.feast_plugins.logged_views import (
@@ -31,6 +32,7 @@ from tidemill.serving.feast_plugins.logged_views import (
     source_path,
 )
 from tidemill.serving.feast_plugins.online_store import OrderedOnlineStore, database
+from tidemill.serving.offline.exact_casts import exact_cast
 from tidemill.serving.online.cells import cell_matrix
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.feast_rows import StoredView, feast_rows, stored_view
@@ -150,6 +152,8 @@ def _check_generation(online: OnlineDatabase, space: KeySpace, logged: str) -> N
 
 def _rows(view: StoredView, join_key: str, time: str, found: pa.Table) -> RowBatch:
     columns = {name: found.column(name).combine_chunks() for name in found.column_names}
+    for name, dtype in view.space.columns:
+        columns[name] = exact_cast(columns[name], ARROW_TYPES[dtype], f"column {name!r} of the log")
     return RowBatch(
         keys=online_keys(join_key, columns[join_key]),
         event_timestamps=columns[time].cast(pa.int64()).to_numpy(),

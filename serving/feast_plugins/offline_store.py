@@ -10,8 +10,10 @@ sources of all other views go to Feast's own store of files (`stock_history`), i
   duckdb that returns them. Their own columns are returned unchanged. A time without a zone is UTC,
   and one between two microseconds is rounded down. Entity rows are required: a span of time alone
   (``start_date``, ``end_date``) names no instants.
+* A timestamp feature is an int64 of microseconds UTC, its type in Feast
+  (`features.feast_objects.DTYPE_TAG`), whatever is asked of a log.
 * ``to_df`` keeps the bits of int64 columns with nulls, as pandas' ``Int64`` (Feast would make
-  them float64, and lose those beyond 2**53).
+  them float64, and lose those beyond 2**53). A bool column with nulls has pandas' ``boolean``.
 * ``materialize`` (`pull_latest`, ``pull_all``) takes publications as they are stored: anchors are
   not finished, as in the online store.
 * ``write_to_offline_store`` and ``push`` add a part to the log; the same rows again replace it.
@@ -150,7 +152,7 @@ class ChangePointRetrievalJob(RetrievalJob):
     def to_df(
         self, validation_reference: ValidationReference | None = None, timeout: int | None = None
     ) -> pd.DataFrame:
-        """Return the result as a frame; an int64 column with nulls has pandas' type ``Int64``."""
+        """Return the result as a frame; integers and bools with nulls have types that hold them."""
         return _exact_frame(self.to_arrow(validation_reference, timeout))
 
     def persist(
@@ -288,7 +290,10 @@ class ChangePointOfflineStore(OfflineStore):
         span = Span(time_of(start_date), time_of(end_date))
         engine = config.offline_store.engine(config.repo_path)
         return ChangePointRetrievalJob(
-            lambda: between(engine, log, columns, span, newest_of=join_key_columns),
+            lambda: _in_feast_types(
+                between(engine, log, columns, span, newest_of=join_key_columns),
+                feature_name_columns,
+            ),
             config=config,
         )
 
@@ -327,7 +332,8 @@ class ChangePointOfflineStore(OfflineStore):
 
         def run() -> pa.Table:
             if not path.is_file():
-                return between(engine, source_log(config, data_source), columns, span)
+                found = between(engine, source_log(config, data_source), columns, span)
+                return _in_feast_types(found, feature_name_columns)
             times = pc.field(timestamp_field)
             within = (times >= moment_of(span.first_us)) & (times <= moment_of(span.last_us))
             return pq.read_table(path, columns=columns, filters=within)
@@ -439,9 +445,21 @@ def finish_history(
     return found
 
 
+_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+
+
+def _in_feast_types(table: pa.Table, features: Sequence[str]) -> pa.Table:
+    """Return rows of a log with the features' timestamps as int64 microseconds UTC."""
+    for name in features:
+        place = table.schema.get_field_index(name)
+        if pa.types.is_timestamp(table.schema.field(place).type):
+            table = table.set_column(place, name, table.column(place).cast(pa.int64()))
+    return table
+
+
 def _exact_frame(table: pa.Table) -> pd.DataFrame:
     frame = table.to_pandas(integer_object_nulls=False)
     for name, column in zip(table.column_names, table.columns, strict=True):
-        if pa.types.is_int64(column.type) and column.null_count:
-            frame[name] = column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+        if column.type in _NULLABLE and column.null_count:
+            frame[name] = column.to_pandas(types_mapper=_NULLABLE.get)
     return frame

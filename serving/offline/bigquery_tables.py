@@ -2,8 +2,9 @@
 
 A view's log is one table: a row for every publication, partitioned by the day of its
 event_timestamp and clustered by the join key. Feast reads an SQL view of it, with one row per
-(entity, event_timestamp): the highest revision. Both names hold the definition's hash, so a
-changed definition begins with an empty table (`features.bigquery_dataset`).
+(entity, event_timestamp): the highest revision, and timestamps of features as INT64 microseconds,
+which is their type in Feast (`features.feast_objects.DTYPE_TAG`). Both names hold the definition's
+hash, so a changed definition begins with an empty table (`features.bigquery_dataset`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,24 @@ from __future__ import annotations
 from typing import Final
 
 from tidemill.features.bigquery_dataset import BigQueryDataset, log_name, newest_name
-from tidemill.features.definitions import FLOAT64, INT64, STRING, FeatureView, Project
+from tidemill.features.definitions import (
+    BOOL,
+    FLOAT64,
+    INT64,
+    STRING,
+    TIMESTAMP,
+    FeatureView,
+    Project,
+)
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION, VALID_UNTIL, field_name
 
-_TYPES: Final = {INT64: "INT64", FLOAT64: "FLOAT64", STRING: "STRING"}
+_TYPES: Final = {
+    INT64: "INT64",
+    FLOAT64: "FLOAT64",
+    STRING: "STRING",
+    BOOL: "BOOL",
+    TIMESTAMP: "TIMESTAMP",
+}
 
 
 def log_columns(view: FeatureView) -> dict[str, str]:
@@ -47,7 +62,11 @@ def log_ddl(place: BigQueryDataset, view: FeatureView) -> str:
 
 def newest_ddl(place: BigQueryDataset, view: FeatureView) -> str:
     """Return the statement that makes the SQL view with the highest revision at each instant."""
-    columns = ", ".join(f"`{name}`" for name in log_columns(view))
+    times = {field_name(column) for column in view.columns if column.dtype == TIMESTAMP}
+    columns = ", ".join(
+        f"UNIX_MICROS(`{name}`) AS `{name}`" if name in times else f"`{name}`"
+        for name in log_columns(view)
+    )
     return (
         f"CREATE OR REPLACE VIEW `{newest_name(place, view)}` AS\n"
         f"SELECT {columns}\n"

@@ -21,7 +21,7 @@ def exact_cast(column: pa.Array | pa.ChunkedArray, kind: pa.DataType, name: str)
 
     Args:
         column: ``(rows,)``.
-        kind: The wanted type.
+        kind: The wanted type. An int64 becomes a timestamp as a count of its unit.
         name: What to call the column in an error, such as ``column 'user' of the entity rows``.
 
     Returns:
@@ -31,7 +31,18 @@ def exact_cast(column: pa.Array | pa.ChunkedArray, kind: pa.DataType, name: str)
         InputError: A value has no equal of that type, or is a float that stands for several
             integers.
     """
-    bound = _FIRST_INEXACT.get(column.type)
+    kind_found = column.type
+    if pa.types.is_timestamp(kind) and pa.types.is_floating(kind_found):
+        return exact_cast(exact_cast(column, pa.int64(), name), kind, name)
+    if pa.types.is_boolean(kind) and not (
+        pa.types.is_boolean(kind_found) or pa.types.is_null(kind_found)
+    ):
+        # Arrow casts every number but 0 to true.
+        raise InputError(f"{name}: found {kind_found}, expected bool; compare it first (x != 0)")
+    if pa.types.is_integer(kind) and pa.types.is_temporal(kind_found):
+        # Arrow would count in the column's own unit.
+        raise InputError(f"{name}: found {kind_found}, expected {kind}")
+    bound = _FIRST_INEXACT.get(kind_found)
     if pa.types.is_integer(kind) and bound is not None:
         # Compare as float64, in which every bound is exact.
         inexact = pc.greater_equal(pc.abs(column.cast(pa.float64())), float(bound))
@@ -39,7 +50,7 @@ def exact_cast(column: pa.Array | pa.ChunkedArray, kind: pa.DataType, name: str)
         if row >= 0:
             raise InputError(
                 f"{name}: found {column[row].as_py()!r} in row {row}, and the values are {kind}; a "
-                f"{column.type} from {bound} on may be any of several integers. Give the column as "
+                f"{kind_found} from {bound} on may be any of several integers. Give the column as "
                 f"{kind} (in pandas 'Int64', which has nulls)"
             )
     try:

@@ -83,7 +83,7 @@ class LoggedFeature:
 
     Attributes:
         name: Its column in the log.
-        dtype: int64 or float64.
+        dtype: Its type in the log: int64, float64, bool or a timestamp.
         empty: The value of an entity without publications.
         anchored: Whether the log holds its anchor.
     """
@@ -94,7 +94,12 @@ class LoggedFeature:
     anchored: bool
 
     def finish(self, stored: pa.Array, absent: pa.Array, times_us: pa.Array) -> pa.Array:
-        """Return the values that requests at these instants see, ``(rows,)``."""
+        """Return the values that requests at these instants see, ``(rows,)``, in Feast's type.
+
+        A timestamp is int64 microseconds UTC (`features.feast_objects.DTYPE_TAG`), as it is online.
+        """
+        if pa.types.is_timestamp(self.dtype):
+            return stored.cast(pa.int64())
         values = pc.subtract(times_us, stored) if self.anchored else stored
         if self.empty is None:
             return values
@@ -140,7 +145,11 @@ def join(
         InputError: The log's files are not of the view, or have keys of another type.
     """
     if len(times_us) == 0:
-        return [pa.array([], feature.dtype) for feature in view.features]
+        nothing = pa.array([], pa.int64())
+        return [
+            feature.finish(pa.array([], feature.dtype), nothing.is_null(), nothing)
+            for feature in view.features
+        ]
     if not view.log.directory.is_dir():
         raise StoreError(
             f"view {view.name!r}: there is no offline log at {view.log.directory}; write the "

@@ -4,12 +4,13 @@
 ``i % 8`` of byte ``i // 8``, then the tail. A null's 8 bytes are zeros; those of a value are
 
 * for an ``int64`` or ``float64`` column the number's own bits, NaN payloads and -0.0 included;
+* for a ``timestamp`` its int64 of microseconds UTC, for a ``bool`` an int64 of 0 or 1;
 * for a column of any other type the place of its bytes in the tail (offset and length, unsigned 32
   bits each). The caller encodes these: `serving.online.feast_rows` stores Feast's ``Value``
   message.
 
-Views that `features.feast_objects` generates have numbers only, so their cells have a fixed width
-and no tail, and whole columns are encoded at once. Equal values are equal bytes.
+Views that `features.feast_objects` generates have these four types only, so their cells have a
+fixed width and no tail, and whole columns are encoded at once. Equal values are equal bytes.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tidemill.features.definitions import ARROW_TYPES, FLOAT64, INT64
+from tidemill.features.definitions import ARROW_TYPES, BOOL, FLOAT64, INT64, TIMESTAMP
 from tidemill.features.errors import InputError
 
-Value = int | float | bytes | None
-"""A number, the bytes of a value of another type, or None for a null."""
+Value = int | float | bool | bytes | None
+"""A number (a timestamp in microseconds UTC), a bool, the bytes of a value of another type, or None
+for a null."""
 
-_NUMPY: Final = {INT64: np.dtype("<i8"), FLOAT64: np.dtype("<f8")}
-_STRUCT: Final = {INT64: "q", FLOAT64: "d"}
+_STRUCT: Final = {INT64: "q", FLOAT64: "d", BOOL: "q", TIMESTAMP: "q"}
 _PLACE: Final = struct.Struct("<II")
 _LARGEST_TAIL: Final = 2**32 - 1
 _INVERTED: Final = bytes(255 - byte for byte in range(256))
@@ -41,7 +42,7 @@ def cells_width(columns: int) -> int:
     return 8 * columns + (columns + 7) // 8
 
 
-def is_number(dtype: str) -> bool:
+def is_word(dtype: str) -> bool:
     """Tell whether a column's 8 bytes are its value; otherwise they are a place in the tail."""
     return dtype in _STRUCT
 
@@ -55,22 +56,25 @@ def cell_matrix(dtypes: Sequence[str], arrays: Sequence[pa.Array]) -> npt.NDArra
     """Encode whole columns.
 
     Args:
-        dtypes: ``int64`` or ``float64``, one a column.
+        dtypes: ``int64``, ``float64``, ``bool`` or ``timestamp``, one a column.
         arrays: Arrow arrays of these types, each ``(rows,)``.
 
     Returns:
         The cells of each row, ``(rows, cells_width(columns))``.
     """
     rows = len(arrays[0])
-    words = 8 * len(dtypes)
     out = np.zeros((rows, cells_width(len(dtypes))), np.uint8)
     for i, (dtype, array) in enumerate(zip(dtypes, arrays, strict=True)):
-        filled = array.fill_null(0) if array.null_count else array
-        values = np.ascontiguousarray(filled.to_numpy(zero_copy_only=False), _NUMPY[dtype])
-        out[:, 8 * i : 8 * i + 8] = values.view(np.uint8).reshape(rows, 8)
+        if array.type != ARROW_TYPES[dtype]:
+            raise InputError(f"column {i} of a row is {dtype}, found an array of {array.type}")
+        number = array if dtype == FLOAT64 else array.cast(pa.int64())
+        filled = number.fill_null(0) if array.null_count else number
+        kind = "<f8" if dtype == FLOAT64 else "<i8"
+        words = np.ascontiguousarray(filled.to_numpy(zero_copy_only=False), kind)
+        out[:, 8 * i : 8 * i + 8] = words.view(np.uint8).reshape(rows, 8)
         if array.null_count:
             null = array.is_null().to_numpy(zero_copy_only=False).astype(np.uint8)
-            out[:, words + i // 8] |= null << np.uint8(i % 8)
+            out[:, 8 * len(dtypes) + i // 8] |= null << np.uint8(i % 8)
     return out
 
 
@@ -83,7 +87,7 @@ def matrix_rows(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
 def decode_matrix(
     columns: int, cells: Sequence[bytes]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
-    """Decode the cells of many rows of ``int64`` and ``float64`` into words.
+    """Decode the cells of many rows without a tail into words.
 
     Args:
         columns: Number of columns.
@@ -111,7 +115,7 @@ def arrow_columns(
 
 
 def decode_cells(dtypes: Sequence[str], cells: Sequence[bytes]) -> list[pa.Array]:
-    """Decode the cells of many rows of ``int64`` and ``float64``: the inverse of `cell_matrix`."""
+    """Decode the cells of many rows without a tail: the inverse of `cell_matrix`."""
     if len(cells) != 1:
         return arrow_columns(dtypes, *decode_matrix(len(dtypes), cells))
     # One row's cells have the layout of Arrow's buffers: words, then a bit for each column.
@@ -121,11 +125,16 @@ def decode_cells(dtypes: Sequence[str], cells: Sequence[bytes]) -> list[pa.Array
 
 
 def _slices(dtypes: Sequence[str], rows: int, words: Any, bitmap: Any) -> list[pa.Array]:
-    buffers = [None if bitmap is None else pa.py_buffer(bitmap), pa.py_buffer(words)]
+    valid = None if bitmap is None else pa.py_buffer(bitmap)
+    data = {dtype: pa.py_buffer(words) for dtype in set(dtypes) - {BOOL}}
+    if BOOL in dtypes:
+        if isinstance(words, bytes):
+            words = np.frombuffer(words, "<i8", len(dtypes))
+        data[BOOL] = pa.py_buffer(np.packbits(words.ravel() != 0, bitorder="little"))
     # One array of all columns per type, and slices of it: half the calls into Arrow.
     whole = {
-        dtype: pa.Array.from_buffers(ARROW_TYPES[dtype], len(dtypes) * rows, buffers)
-        for dtype in set(dtypes)
+        dtype: pa.Array.from_buffers(ARROW_TYPES[dtype], len(dtypes) * rows, [valid, buffer])
+        for dtype, buffer in data.items()
     }
     return [whole[dtype].slice(rows * i, rows) for i, dtype in enumerate(dtypes)]
 
@@ -154,26 +163,25 @@ def encode_row(dtypes: Sequence[str], values: Sequence[Value]) -> bytes:
 
 def decode_row(dtypes: Sequence[str], cells: bytes) -> Sequence[Value]:
     """Decode one row into Python values: the inverse of `encode_row`."""
-    layout, width, numbers_only = _layout(tuple(dtypes))
-    return _values(dtypes, layout, width, numbers_only, cells)
+    return _values(dtypes, _layout(tuple(dtypes)), cells)
 
 
 def decode_columns(dtypes: Sequence[str], cells: Sequence[bytes]) -> Sequence[Sequence[Value]]:
     """Decode many rows into Python values, column by column: ``(columns,)`` of ``(rows,)``."""
     if not cells:
         return [()] * len(dtypes)
-    layout, width, numbers_only = _layout(tuple(dtypes))
-    return list(
-        zip(*[_values(dtypes, layout, width, numbers_only, row) for row in cells], strict=True)
-    )
+    layout = _layout(tuple(dtypes))
+    return list(zip(*[_values(dtypes, layout, row) for row in cells], strict=True))
 
 
-def _values(
-    dtypes: Sequence[str], layout: struct.Struct, width: int, numbers_only: bool, cells: bytes
-) -> Sequence[Value]:
-    words: tuple[int | float, ...] = layout.unpack_from(cells)
-    nulls = int.from_bytes(cells[8 * len(dtypes) : width], "little")
-    if numbers_only:
+def _values(dtypes: Sequence[str], layout: _Layout, cells: bytes) -> Sequence[Value]:
+    words: Sequence[int | float] = layout.words.unpack_from(cells)
+    nulls = int.from_bytes(cells[8 * len(dtypes) : layout.width], "little")
+    if layout.bools:
+        words = list(words)
+        for i in layout.bools:
+            words[i] = words[i] != 0
+    if not layout.has_tail:
         if not nulls:
             return words
         return [None if nulls >> i & 1 else word for i, word in enumerate(words)]
@@ -185,12 +193,25 @@ def _values(
             out.append(word)
         else:
             place = int(word)
-            start, length = width + (place & _LARGEST_TAIL), place >> 32
+            start, length = layout.width + (place & _LARGEST_TAIL), place >> 32
             out.append(cells[start : start + length])
     return out
 
 
+class _Layout(NamedTuple):
+    """How to unpack a row: its words, its bytes before the tail, and which words are bools."""
+
+    words: struct.Struct
+    width: int
+    has_tail: bool
+    bools: tuple[int, ...]
+
+
 @functools.lru_cache(maxsize=256)
-def _layout(dtypes: tuple[str, ...]) -> tuple[struct.Struct, int, bool]:
-    words = struct.Struct("<" + "".join(_STRUCT.get(dtype, "Q") for dtype in dtypes))
-    return words, cells_width(len(dtypes)), not has_tail(dtypes)
+def _layout(dtypes: tuple[str, ...]) -> _Layout:
+    return _Layout(
+        words=struct.Struct("<" + "".join(_STRUCT.get(dtype, "Q") for dtype in dtypes)),
+        width=cells_width(len(dtypes)),
+        has_tail=has_tail(dtypes),
+        bools=tuple(i for i, dtype in enumerate(dtypes) if dtype == BOOL),
+    )

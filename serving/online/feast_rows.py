@@ -9,8 +9,9 @@ Any Feast view has a key space (`stored_view`):
   stores. An Int64 field `REVISION` or `VALID_UNTIL` in its schema means what it means in a judged
   view.
 
-Values keep their bits: an Int64 or Float64 as its 8 bytes, any other type as the bytes of Feast's
-``Value`` message. An empty ``Value`` and ``null_val`` are both null; an empty list is not null.
+Values keep their bits: an Int64 or Float64 as its 8 bytes, and so a Bool of a judged view; any
+other type as the bytes of Feast's ``Value`` message. An empty ``Value`` and ``null_val`` are both
+null; an empty list is not null.
 """
 
 from __future__ import annotations
@@ -29,20 +30,27 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import RepoConfig
 from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
-from feast.types import Array, FeastType, PrimitiveFeastType, Set, Struct
+from feast.types import Array, Bool, FeastType, Int64, PrimitiveFeastType, Set, Struct
 from feast.value_type import ValueType
 
-from tidemill.features.contract import TIME_MAX, moment_of, time_of
-from tidemill.features.definitions import FLOAT64, INT64
+from tidemill.features.contract import (
+    EARLIEST_EVENT,
+    LATEST_EVENT,
+    TIME_MAX,
+    moment_of,
+    time_of,
+)
+from tidemill.features.definitions import BOOL, FEATURE_DTYPES, FLOAT64, INT64, TIMESTAMP
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import (
     DEFINITION_TAG,
+    DTYPE_TAG,
     MAX_STALENESS_TAG,
     REVISION,
     VALID_UNTIL,
     VIEW_TAG,
 )
-from tidemill.serving.online.cells import Value, decode_row, encode_row
+from tidemill.serving.online.cells import Value, decode_row, encode_row, is_word
 from tidemill.serving.online.rows import KeySpace, Row, RowBatch
 
 FeastRow = tuple[EntityKey, dict[str, ValueProto], datetime.datetime, datetime.datetime | None]
@@ -61,6 +69,8 @@ _NUMBERS: Final = {ValueType.INT64: INT64, ValueType.DOUBLE: FLOAT64}
 PROTO_FIELD: Final = {
     INT64: "int64_val",
     FLOAT64: "double_val",
+    BOOL: "bool_val",
+    TIMESTAMP: "int64_val",  # microseconds; Feast's own timestamps are whole seconds
     **{kind.name: field for kind, field in VALUE_TYPE_TO_PROTO_VALUE_MAP.items()},
     # Feast writes these in these fields, but lacks them in its map.
     ValueType.PDF_BYTES.name: "bytes_val",
@@ -92,17 +102,23 @@ def stored_view(config: RepoConfig, table: FeatureView) -> StoredView:
         StoreError: Its tags contradict each other, or Feast has no value for a field's type.
     """
     tags = table.tags
+    definition = tags.get(DEFINITION_TAG)
+    types = _PRIMITIVES if definition is None else _GENERATED
+    # A lookup by identity takes a tenth of the time.
+    fields = [
+        (field.name, types.get(id(field.dtype)) or _type_of(field.dtype))
+        for field in table.features
+    ]
+    if definition is not None:
+        fields = [
+            (name, _TIMESTAMP if DTYPE_TAG in field.tags and kind is _INT64 else kind)
+            for (name, kind), field in zip(fields, table.features, strict=True)
+        ]
     return _stored_view(
         config.project,
         table.name,
-        # A lookup by identity takes a tenth of the time.
-        tuple(
-            [
-                (field.name, _PRIMITIVES.get(id(field.dtype)) or _type_of(field.dtype))
-                for field in table.features
-            ]
-        ),
-        tags.get(DEFINITION_TAG),
+        tuple(fields),
+        definition,
         tags.get(MAX_STALENESS_TAG),
         tags.get(VIEW_TAG),
     )
@@ -130,12 +146,10 @@ def _stored_view(
     generated = definition is not None
     if not generated:
         columns = tuple(sorted(columns))  # the order of declaration has no meaning
-    if generated and (
-        strange := [name for name, dtype in columns if dtype not in (INT64, FLOAT64)]
-    ):
+    if generated and (strange := [name for name, dtype in columns if dtype not in FEATURE_DTYPES]):
         raise StoreError(
             f"feature view {table!r} has the tags of a generated view, and fields that are "
-            f"not Int64 or Float64 ({', '.join(strange)}): take the view that "
+            f"not Int64, Float64 or Bool ({', '.join(strange)}): take the view that "
             "tidemill.features.feast_objects generates, or remove the tags"
         )
     technical = tuple(name for name, _ in columns if name in _TECHNICAL)
@@ -252,6 +266,10 @@ def _type_of(feast_type: FeastType) -> _Type:
 
 # By identity, because Feast's own hash of a type is too slow for a read.
 _PRIMITIVES: Final = {id(kind): _type_of(kind) for kind in PrimitiveFeastType}
+# A Bool of a foreign view is in the tail, where rows of existing stores have it.
+_GENERATED: Final = {**_PRIMITIVES, id(Bool): _Type(_type_name(Bool), BOOL)}
+_INT64: Final = _PRIMITIVES[id(Int64)]
+_TIMESTAMP: Final = _Type(f"{_INT64.name} of microseconds", TIMESTAMP)
 
 
 def _dtype(table: str, name: str, kind: _Type) -> str:
@@ -328,9 +346,14 @@ def _python(space: KeySpace, name: str, dtype: str, value: ValueProto) -> Value:
             f"view {space.view!r}: {name!r} is {dtype}, so its Feast value must be "
             f"{PROTO_FIELD[dtype]}, found {kind}"
         )
-    if dtype in (INT64, FLOAT64):
-        number: int | float = getattr(value, kind)
-        return number
+    if is_word(dtype):
+        word: int | float | bool = getattr(value, kind)
+        if dtype == TIMESTAMP and not EARLIEST_EVENT <= word <= LATEST_EVENT:
+            raise InputError(
+                f"view {space.view!r}: {name!r} is a timestamp, so its Feast value counts "
+                f"microseconds in the years 1 to 9999, found {word}"
+            )
+        return word
     # Deterministic, because the order of a map's entries may differ otherwise.
     message: bytes = value.SerializeToString(deterministic=True)
     return message

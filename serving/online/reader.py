@@ -20,6 +20,7 @@ store. A store without frontiers (`serving.online.feast_database`) refuses such 
 
 from __future__ import annotations
 
+import datetime
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,9 +31,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import TIME_MAX, TIME_MIN, ReadStatus
-from tidemill.features.definitions import ARROW_TYPES, INT64, FeatureColumn, FeatureView, Project
-from tidemill.features.errors import InputError
+from tidemill.features.contract import TIME_MAX, TIME_MIN, ReadStatus, moment_of
+from tidemill.features.definitions import (
+    ARROW_TYPES,
+    FLOAT64,
+    INT64,
+    TIMESTAMP,
+    FeatureColumn,
+    FeatureView,
+    Project,
+)
+from tidemill.features.errors import InputError, StoreError
 from tidemill.serving.online.cells import arrow_columns, decode_cells, decode_matrix, decode_row
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
 from tidemill.serving.online.rows import KeySpace, Row, clock_us, online_key, online_keys
@@ -44,16 +53,20 @@ FRONTIER: Final = "tidemill_frontier"
 """Column of the instant as of which the values hold (int64, microseconds UTC)."""
 
 
+PlainValue = int | float | bool | datetime.datetime | None
+
+
 class OnlineReading(NamedTuple):
     """The values of one entity in one view.
 
     Attributes:
-        values: Feature column name to value, anchored ones finished; int, float or None.
+        values: Feature column name to value, anchored ones finished: int, float, bool, a datetime
+            of UTC, or None.
         status: Whether they are present and recent.
         frontier_us: The instant that they are as of, microseconds UTC.
     """
 
-    values: dict[str, int | float | None]
+    values: dict[str, PlainValue]
     status: ReadStatus
     frontier_us: int
 
@@ -136,6 +149,8 @@ class OnlineReader:
             anchor = values[name]
             known = anchor is not None and frontier > TIME_MIN
             values[name] = frontier - anchor if known else None  # type: ignore[operator]
+        for name in plan.timestamps:
+            values[name] = _moment(name, values[name])  # type: ignore[assignment,arg-type]
         return OnlineReading(values, status, frontier)  # type: ignore[arg-type]
 
     def _batch(self, plan: _Plan, keys: pa.Array, snapshot: Snapshot) -> pa.RecordBatch:
@@ -179,7 +194,7 @@ def finish_anchored(
 
     Args:
         column: The feature column.
-        values: Stored values, int64 or float64, ``(rows,)``.
+        values: Stored values, ``(rows,)``.
         as_of_us: The instants the values are for, int64 microseconds, ``(rows,)`` or one for all.
 
     Returns:
@@ -206,6 +221,7 @@ class _Plan:
     dtypes: tuple[str, ...]
     empty: tuple[int | float | None, ...]
     anchored: tuple[int, ...]
+    timestamps: tuple[str, ...]
     schema: pa.Schema
 
 
@@ -228,6 +244,7 @@ def _plan(project: Project, name: str) -> _Plan:
         dtypes=dtypes,
         empty=tuple(column.empty for column in columns),
         anchored=tuple(i for i, column in enumerate(columns) if column.anchored),
+        timestamps=tuple(column.name for column in columns if column.dtype == TIMESTAMP),
         schema=pa.schema(
             [*zip(names, types, strict=True), (STATUS, pa.string()), (FRONTIER, pa.int64())]
         ),
@@ -255,6 +272,16 @@ def _one_key(plan: _Plan, key: str | int) -> bytes:
         raise _wrong_key(plan, repr(key)) from error
 
 
+def _moment(name: str, time_us: int | None) -> datetime.datetime | None:
+    try:
+        return None if time_us is None else moment_of(time_us)
+    except OverflowError:
+        raise StoreError(
+            f"feature {name!r}: the stored time, {time_us} microseconds, is not of the years 1 to "
+            "9999; find its writer: `tidemill verify` says which row it is"
+        ) from None
+
+
 def _wrong_key(plan: _Plan, found: str) -> InputError:
     return InputError(
         f"view {plan.view.name!r}: keys of entity {plan.view.entity.name!r} are "
@@ -278,6 +305,6 @@ def _with_empty_values(
         if empty is None:
             absent[i, ~present] = True
         else:
-            column = np.array([empty], np.int64 if dtype == INT64 else np.float64)
+            column = np.array([empty], np.float64 if dtype == FLOAT64 else np.int64)
             spread[i, ~present] = column.view(np.int64)
     return spread, absent

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidemill.features.feast_objects import (
     DEFINITION_TAG,
+    DTYPE_TAG,
     ENTITY_TAG,
     MAX_STALENESS_TAG,
     PROJECT_TAG,
@@ -43,7 +44,8 @@ class RegisteredView:
         definition: The hash of its definition.
         spec: The definition's canonical form; None if it was registered without one.
         max_staleness_us: How far its frontier may lag behind a reader's clock.
-        dtypes: Feast type of each feature by its Feast name, in order.
+        dtypes: Feast type of each feature by its Feast name, in order; ``timestamp`` of one whose
+            tag says so.
     """
 
     feast_name: str
@@ -151,7 +153,7 @@ def _registered_view(view: feast.FeatureView) -> RegisteredView:
         definition=tags[DEFINITION_TAG],
         spec=json.loads(tags[SPEC_TAG]) if SPEC_TAG in tags else None,
         max_staleness_us=int(tags[MAX_STALENESS_TAG]),
-        dtypes={field.name: str(field.dtype) for field in view.features},
+        dtypes={field.name: field.tags.get(DTYPE_TAG, str(field.dtype)) for field in view.features},
     )
 
 

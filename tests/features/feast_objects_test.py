@@ -7,7 +7,7 @@ import json
 
 import pytest
 from feast import ValueType
-from feast.types import Float64, Int64, String
+from feast.types import Bool, Float64, Int64, String
 
 from tests.support import parcels
 from tests.support.feast_definitions import feast_objects
@@ -17,6 +17,7 @@ from tidemill.features.errors import DefinitionError
 from tidemill.features.feast_objects import (
     ANCHORED_TAG,
     DEFINITION_TAG,
+    DTYPE_TAG,
     MAX_STALENESS_TAG,
     OWNER_TAG,
     SPEC_TAG,
@@ -47,10 +48,18 @@ def test_every_feature_column_is_a_field_of_its_own_dtype() -> None:
         ("last_metres_0", Float64),
         ("last_metres_1", Float64),
         ("idle", Int64),
+        ("signed", Bool),
+        ("due", Int64),
         ("tidemill_valid_until", Int64),
         ("tidemill_revision", Int64),
     ]
     assert [(field.name, field.dtype) for field in view.entity_columns] == [("courier", String)]
+
+
+def test_a_tag_says_which_integer_is_a_time() -> None:
+    fields = OBJECTS.feature_views[0].features
+    tagged = {field.name: field.tags[DTYPE_TAG] for field in fields if DTYPE_TAG in field.tags}
+    assert tagged == {"due": "timestamp"}
 
 
 def test_descriptions_reach_feast() -> None:
@@ -97,6 +106,8 @@ def test_service_holds_the_features_without_the_technical_fields() -> None:
             "last_metres_0",
             "last_metres_1",
             "idle",
+            "signed",
+            "due",
         ],
         "by_depot": ["scans_1d"],
     }

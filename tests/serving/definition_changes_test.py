@@ -52,6 +52,16 @@ METRES, GRAMS = col("metres"), col("grams")
         ),
         (quantile(METRES, 0.9, over="1d"), quantile(METRES, 0.99, over="1d"), ["q 0.9 -> 0.99"]),
         (last_k(METRES, over="1d", k=2), last_k(METRES, over="1d", k=3), ["k 2 -> 3"]),
+        (
+            last_k(GRAMS, over="1d", k=2),
+            last_k(col("due"), over="1d", k=2),
+            ["expression grams -> due", "dtype int64 -> timestamp"],
+        ),
+        (
+            max(col("due"), over="1d"),
+            max(col("signed"), over="1d"),
+            ["expression due -> signed", "dtype timestamp -> bool"],
+        ),
     ],
 )
 def test_changed_feature_says_what_of_it(

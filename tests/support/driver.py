@@ -63,6 +63,9 @@ def values_of(plan: Plan, batch: pa.RecordBatch) -> list[dict[str, Any]]:
                 row[column.name] = None
             elif column.dtype == "float64":
                 row[column.name] = float(words[i, j : j + 1].view(np.float64)[0])
+            elif column.dtype == "bool":
+                assert words[i, j] in (0, 1)
+                row[column.name] = bool(words[i, j])
             else:
                 row[column.name] = int(words[i, j])
         out.append(row)

@@ -64,6 +64,9 @@ BY_CAR = FeatureView(
         "last_speed_2h": last(col("speed"), over="2h", where=col("moving")),
         "idle_1d": time_since_last(over="1d"),
         "weights_6h": last_k(col("weight"), over="6h", k=3),
+        "moving_2h": last(col("moving"), over="2h"),
+        "moved_at_6h": tidemill.max(col("at"), over="6h", where=col("moving")),
+        "times_30m": last_k(col("at"), over="30m", k=2),
     },
 )
 BY_SITE = FeatureView(
@@ -181,5 +184,4 @@ def words(column: pa.ChunkedArray | pa.Array) -> tuple[Int64Array, Int64Array]:
     """The bit patterns of a column, zero where it is null, and 1 for each null."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     missing = ~hashing.validity(array)
-    bits = np.where(missing, 0, hashing.bits(array.fill_null(0)))
-    return bits, missing.astype(np.int64)
+    return hashing.bits(array), missing.astype(np.int64)

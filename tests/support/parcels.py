@@ -16,6 +16,7 @@ from tidemill import (
     Request,
     col,
     count,
+    last,
     last_k,
     mean,
     sum,
@@ -39,6 +40,8 @@ SCANS = EventStream(
         "depot": "int64",
         "grams": "int64",
         "metres": "float64",
+        "signed": "bool",
+        "due": "timestamp",
     },
     event_time="at",
     event_id="scan",
@@ -58,6 +61,8 @@ BY_COURIER = FeatureView(
         "metres_1d": mean(col("metres"), over="1d"),
         "last_metres": last_k(col("metres"), over="1d", k=2),
         "idle": time_since_last(over="1d"),
+        "signed": last(col("signed"), over="1d"),
+        "due": last(col("due"), over="1d"),
     },
 )
 BY_DEPOT = FeatureView(

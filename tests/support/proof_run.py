@@ -31,6 +31,7 @@ from tidemill import (
     col,
     count,
     distinct_count,
+    last,
     last_k,
     max,
     mean,
@@ -115,6 +116,8 @@ BY_DRIVER = FeatureView(
         "last_minutes": last_k(col("minutes"), k=2, over="1d"),
         "fare_p90_1d": quantile(col("fare"), 0.9, over="1d"),
         "idle": time_since_last(over="1d"),
+        "last_dear": last(col("fare") > 20.0, over="1d"),
+        "long_ride_at": max(col("ended_at"), over="6h", where=col("minutes") > 30),
     },
 )
 BY_ZONE = FeatureView(

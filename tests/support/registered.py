@@ -31,7 +31,7 @@ def depot(
 
 def version(view: FeatureView, number: int = 1, *, promoted: bool = True) -> RegisteredView:
     """A version as a registry gives it back: through JSON."""
-    types = {"int64": "Int64", "float64": "Float64"}
+    types = {"int64": "Int64", "float64": "Float64", "bool": "Bool", "timestamp": "timestamp"}
     return RegisteredView(
         feast_name=view.name if promoted else f"{view.name}__v{number}",
         view=view.name,

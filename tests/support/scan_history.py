@@ -17,7 +17,7 @@ def write_scan_history(root: Path, *, at_us: int, until_us: int) -> None:
     """Write the log of a scan at an instant, and the views' offline logs up to another one."""
     log, at = Log(root / "build"), np.array([at_us])
     scan = {"scan": ["s"], "at": pa.array(at, pa.timestamp("us", tz="UTC")), "courier": ["ann"]}
-    numbers = {"depot": [7], "grams": [1], "metres": [1.0]}
-    log.write(SCANS, 0, pa.table({**scan, **numbers}), at)
+    more = {"depot": [7], "grams": [1], "metres": [1.0], "signed": [True], "due": scan["at"]}
+    log.write(SCANS, 0, pa.table({**scan, **more}), at)
     until = {view.name: until_us for view in PARCELS.views}
     log_history(PARCELS.views, log, root / OFFLINE, shards=1, until_us=until)

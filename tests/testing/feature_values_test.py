@@ -6,6 +6,7 @@ import datetime
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,26 @@ from tidemill import (
     Request,
     col,
     count,
+    first,
     last,
+    last_k,
+    max,
     mean,
+    min,
     sum,
     time_since_last,
 )
-from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.features.contract import (
+    EARLIEST_EVENT,
+    HOUR,
+    LATEST_EVENT,
+    MINUTE,
+    SECOND,
+    moment_of,
+    time_of,
+)
 from tidemill.features.errors import DefinitionError, InputError, ProofError
+from tidemill.features.kernel.columns import plain_array
 from tidemill.features.oracle import values as oracle_values
 from tidemill.testing import features_at, rejected_rows
 
@@ -125,6 +139,44 @@ def test_a_feature_is_tested_in_five_lines() -> None:
         pa.float64(),
         pa.int64(),
     ]
+
+
+def test_bools_and_times_come_as_what_they_are_and_the_oracle_agrees() -> None:
+    last_of = {"k": 2, "over": "1h"}
+    view = replace(
+        TILL,
+        features={
+            "kept": last_k(col("kept"), **last_of),
+            "times": last_k(col("at"), **last_of),
+            "first_kept": first(col("kept"), over="1h"),
+            "first_at": first(col("at"), over="1h", where=col("kept")),
+            "all_kept": min(col("kept"), over="1h"),
+            "any_kept": max(col("kept"), over="1h"),
+            "earliest": min(col("at"), over="1h"),
+            "latest": max(col("at"), over="1h"),
+        },
+    )
+    for begin_us in (EARLIEST_EVENT + HOUR, 0, LATEST_EVENT - HOUR):
+        rows = [
+            {"at": moment_of(begin_us + n), "id": f"r{n}", "order": "o", "till": 1, "kept": kept}
+            for n, kept in enumerate([None, True, False])
+        ]
+        asked = {"at": moment_of(begin_us + 10), "keys": [1, 2], "check_with_oracle": True}
+        found = features_at(view, {"refunds": rows}, **asked)
+        types = [str(found.schema.field(column.name).type) for column in view.columns]
+        time = "timestamp[us, tz=UTC]"
+        assert types == ["bool", "bool", time, time, "bool", time, "bool", "bool", time, time]
+        plain = {name: plain_array(found[name]).to_pylist() for name in found.column_names[2:]}
+        first_us, last_us = begin_us, begin_us + 2
+        assert [values[0] for values in plain.values()] == [
+            False, True, last_us, last_us - 1, True, first_us + 1, False, True, first_us, last_us,
+        ]  # fmt: skip
+        assert {values[1] for values in plain.values()} == {None}
+        # pandas' nanoseconds would end in the years 1677 and 2262.
+        frame = found.to_pandas()
+        assert time_of(frame["till__latest"][0].to_pydatetime()) == last_us
+        assert pd.isna(frame["till__latest"][1])
+        assert frame["till__any_kept"].tolist() == [True, None]
 
 
 def test_a_row_for_each_key_and_instant_in_their_order() -> None:

@@ -28,7 +28,7 @@ from tidemill.features.kernel import hashing
 from tidemill.features.oracle.values import FeatureValue, Oracle
 from tidemill.pipelines.history.labels import check_leaks, find_labels
 from tidemill.pipelines.history.point_in_time import columns_of, values_at
-from tidemill.pipelines.verify.compare_oracle import plain_rows, same
+from tidemill.pipelines.verify.compare_oracle import plain_rows, plain_values, same
 from tidemill.testing.rows import REJECTED_ROWS, CheckedRows, Instant, Rows, check_rows, instants
 
 AS_OF: Final = "as_of"
@@ -63,7 +63,7 @@ def features_at(
 
     Returns:
         With ``at``, a row for each key and instant: the entity's join key, ``as_of``, and every
-        feature column (``view__feature``), int64 or float64. With ``requests``, a row for each
+        feature column (``view__feature``) in its own type. With ``requests``, a row for each
         request, in the order given, with the columns of the training table: ``request_id``,
         ``request_time``, the request's inputs, every feature column and, where the project has a
         label, ``label`` and ``label_time``.
@@ -261,7 +261,7 @@ def _check_with_oracle(
 ) -> None:
     table = pa.Table.from_batches([events])
     oracle = Oracle(view, plain_rows(view, table, np.arange(len(table))))
-    kernel: list[dict[str, FeatureValue]] = pa.table(dict(columns)).to_pylist()
+    kernel: list[dict[str, FeatureValue]] = plain_values(columns)
     differ = [
         f"  {name} of {key!r} as of {write_instant(time_us)}: the kernel gives "
         f"{values[name]!r}, the oracle {right!r}"

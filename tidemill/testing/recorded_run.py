@@ -45,6 +45,7 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.sequence import arrivals
 from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
+from tidemill.pipelines.verify.instants import scalar_text
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.pipelines.verify.source_history import (
     EventsByKey,
@@ -68,7 +69,8 @@ DIFFERENCES: Final = pa.schema(
 """The columns of differences.
 
 * view: empty for an input of the request. feature: the column of the model input.
-* served, now: both values as Python writes them (``3``, ``2.5``, ``'word'``, ``None``).
+* served, now: both values as Python writes them (``3``, ``2.5``, ``True``, ``'word'``, ``None``);
+  a timestamp in the form of ISO 8601.
 """
 
 _IDS: Final = ("request_id", "request_time", "partition", "position")
@@ -383,11 +385,16 @@ def _differences(
             pa.array([int(as_of_us[views[name]][row]) for row, _, name in rows], pa.int64()).cast(
                 ARROW_TYPES[TIMESTAMP]
             ),
-            pa.array([repr(served.column(name)[row].as_py()) for row, _, name in rows]),
-            pa.array([repr(now[name][row].as_py()) for row, _, name in rows]),
+            pa.array([_shown(served.column(name)[row]) for row, _, name in rows], pa.string()),
+            pa.array([_shown(now[name][row]) for row, _, name in rows], pa.string()),
         ],
         schema=DIFFERENCES,
     )
+
+
+def _shown(value: pa.Scalar) -> str:
+    timestamp = pa.types.is_timestamp(value.type) and value.is_valid
+    return scalar_text("", value) if timestamp else repr(value.as_py())
 
 
 def _differ(one: pa.Array, other: pa.Array) -> npt.NDArray[np.bool_]:

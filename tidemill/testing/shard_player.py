@@ -8,6 +8,7 @@ in which order batches arrive, which arrive twice, and when the worker dies.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -101,7 +102,10 @@ def _shown(time: Any) -> str:
 
 
 def _values(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in row.items())
+    return ", ".join(
+        f"{name}={_shown(value) if isinstance(value, datetime.datetime) else repr(value)}"
+        for name, value in row.items()
+    )
 
 
 @dataclass(frozen=True)

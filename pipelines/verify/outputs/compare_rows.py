@@ -23,7 +23,7 @@ from tidemill.pipelines.recovery.store_fills import cuts_of
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.verify.findings import Findings, Mismatch
-from tidemill.pipelines.verify.instants import field_text
+from tidemill.pipelines.verify.instants import field_text, scalar_text
 from tidemill.pipelines.verify.source_history import SourceHistory
 from tidemill.serving.online.cells import cells_width, decode_cells
 from tidemill.serving.online.database import OnlineDatabase
@@ -325,7 +325,4 @@ def _cells(dtypes: Sequence[str], cells: bytes) -> list[pa.Scalar | str]:
 
 
 def _shown(value: pa.Scalar | str) -> str:
-    if isinstance(value, str):
-        return value
-    found = value.as_py()
-    return "null" if found is None else repr(found)
+    return value if isinstance(value, str) else scalar_text("", value)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import BoolArray
-from tidemill.pipelines.verify.instants import field_text
+from tidemill.pipelines.verify.instants import scalar_text
 
 
 def differing(one: pa.Array, other: pa.Array) -> BoolArray:
@@ -35,4 +35,4 @@ def _bits(column: pa.Array) -> np.ndarray[Any, np.dtype[np.signedinteger[Any]]]:
 
 def shown(name: str, column: pa.Array, row: int) -> str:
     """Return a value of the column of a name as text for a message."""
-    return field_text(name, column[row].as_py())
+    return scalar_text(name, column[row])

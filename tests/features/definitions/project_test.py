@@ -18,12 +18,11 @@ from tests.support.definitions import (
     stream,
     view,
 )
-from tidemill import (
-    Entity,
-    col,
-)
+from tidemill import Entity, col, last, max
 from tidemill.features.errors import DefinitionError, DuplicateName, UnknownColumn, WrongType
+from tidemill.features.models.preprocessing import model_inputs
 
+TIMES = {"last_cancelled": last(col("cancelled"), over="1h"), "newest": max(col("at"), over="1h")}
 MISTAKES: list[Mistake] = [
     (lambda: project(name="My project"), DefinitionError, "project name 'My project'"),
     (lambda: project(views=[]), DefinitionError, "project 'flights' has no feature views"),
@@ -87,6 +86,11 @@ MISTAKES: list[Mistake] = [
     (lambda: project(label=col("delay") > 15), WrongType, "label must be a Label, or None"),
     (lambda: project(model="build"), WrongType, "'flights': model must be a function; found 'bui"),
     (lambda: project(preprocessing_fn=3), WrongType, "preprocessing_fn must be a function"),
+    (
+        lambda: project(views=[view(features=TIMES)], model=print),
+        WrongType,
+        r"feature airport\.newest is a timestamp, which no model takes; take its hour_of_day or",
+    ),
 ]
 
 
@@ -95,6 +99,17 @@ def test_a_mistake_is_refused_by_name_with_its_mend(
     define: Callable[[], Any], error: type[DefinitionError], says: str
 ) -> None:
     check_refused(define, error, says)
+
+
+def test_bools_are_model_inputs_and_times_are_features_without_a_model() -> None:
+    inputs = model_inputs(
+        project(views=[view(features={"f": TIMES["last_cancelled"]})], model=print)
+    )
+    assert [(one.name, one.dtype, one.kind) for one in inputs] == [
+        ("airport__f", "bool", "numeric")
+    ]
+    columns = project(views=[view(features=TIMES)]).columns
+    assert [column.dtype for column in columns] == ["bool", "timestamp"]
 
 
 def test_required_columns_are_time_and_id_whatever_views_there_are() -> None:

@@ -208,9 +208,13 @@ class TestOrder:
         expected = {"view__f_0": 3.0, "view__f_1": 1.0, "view__f_2": None}
         assert oracle.values("a", MINUTE) == expected
 
-    def test_a_bool_comes_as_an_int(self) -> None:
-        found = of_values(last(col("ok"), over="5m"), "ok", False, True)
-        assert (found, type(found)) == (1, int)
+    def test_a_bool_comes_as_a_bool(self) -> None:
+        assert of_values(last(col("ok"), over="5m"), "ok", False, True) is True
+        assert of_values(min(col("ok"), over="5m"), "ok", True, False) is False
+        assert of_values(max(col("ok"), over="5m"), "ok", True, False) is True
+
+    def test_a_time_comes_as_microseconds(self) -> None:
+        assert of_values(last(col("at"), over="5m"), "x", 1.0, 2.0) == SECOND
 
 
 class TestDuplicates:
@@ -374,7 +378,7 @@ class TestLaws:
         definition = data.draw(strategies.views())
         rows = data.draw(strategies.events(definition))
         oracle = Oracle(definition, rows)
-        types = {"int64": int, "float64": float}
+        types = {"int64": int, "float64": float, "bool": bool, "timestamp": int}
         for key, as_of_us in data.draw(strategies.requests(definition, rows)):
             found = oracle.values(key, as_of_us)
             assert list(found) == [column.name for column in definition.columns]

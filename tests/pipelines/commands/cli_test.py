@@ -30,6 +30,7 @@ from tidemill.pipelines.run.tables import Table
 
 Invoke = Callable[..., int]
 
+TIME = pa.timestamp("us", tz="UTC")
 STAGES = {
     "validate": ("ingest.ingest", "validate_sources"),
     "backfill": ("history.backfill", "backfill"),
@@ -241,7 +242,16 @@ def test_features_are_printed_one_below_the_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     table = pa.table(
-        {"customer_id": ["c-001", "c-002"], "status": ["PRESENT", "NOT_FOUND"], "x": [0.1, None]}
+        {
+            "customer_id": ["c-001", "c-002"],
+            "status": ["PRESENT", "NOT_FOUND"],
+            "x": [0.1, None],
+            "paid": [True, False],
+            "paid_at": pa.array([253_402_300_799_999_999, -62_135_596_800_000_000], TIME),
+            "damaged": pa.array([253_402_300_800_000_000, None], TIME),
+            "n_us": [7, 8],
+            "tidemill_frontier": [0, 1],
+        }
     )
     called = stage("features", table)
     assert run("features", "customer_refunds", "c-001", "c-002") == 0
@@ -251,6 +261,11 @@ def test_features_are_printed_one_below_the_other(
         ["customer_id", "c-001", "c-002"],
         ["status", "PRESENT", "NOT_FOUND"],
         ["x", "0.1", "-"],
+        ["paid", "true", "false"],
+        ["paid_at", "9999-12-31T23:59:59.999999Z", "0001-01-01T00:00:00Z"],
+        ["damaged", "10000-01-01T00:00:00Z", "-"],
+        ["n_us", "7", "8"],
+        ["tidemill_frontier", "1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000001Z"],
     ]
     assert run("features", "customer_refunds") == 2
 

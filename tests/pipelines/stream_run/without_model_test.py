@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.folders import stream_of
 from tests.support.proof_run import (
+    BY_DRIVER,
+    BY_ZONE,
     EVALUATE_UNTIL,
     FEATURES,
     PROJECT,
@@ -57,6 +59,17 @@ LABELLED = replace(
         horizon="6h",
         recurring=True,
     ),
+)
+# No model takes a time.
+WITHOUT_TIMES = replace(
+    PROJECT,
+    views=[
+        replace(
+            BY_DRIVER,
+            features={k: v for k, v in BY_DRIVER.features.items() if k != "long_ride_at"},
+        ),
+        BY_ZONE,
+    ],
 )
 
 
@@ -172,7 +185,8 @@ def test_a_stream_is_not_resumed_with_a_model_that_it_began_without(
 
 
 def test_a_model_that_is_not_trained_yet_must_be(backfilled: Configuration, tmp_path: Path) -> None:
-    config = copied(backfilled, tmp_path, project=replace(PROJECT, model=never))
+    config = copied(backfilled, tmp_path, project=replace(WITHOUT_TIMES, model=never))
+    backfill(config, QuietProgress(), publish=True)
     before = config.current
     with pytest.raises(BundleError, match=r"there is no live bundle .* run `tidemill train`"):
         stream(config, QuietProgress())
@@ -185,7 +199,10 @@ def test_a_model_that_is_not_trained_yet_must_be(backfilled: Configuration, tmp_
         (PROJECT, "no label and no preprocessing_fn and no model; training needs them"),
         (LABELLED, "no preprocessing_fn and no model; training needs them"),
         (replace(LABELLED, preprocessing_fn=never), "no model; training needs one"),
-        (replace(PROJECT, preprocessing_fn=never, model=never), "no label; training needs one"),
+        (
+            replace(WITHOUT_TIMES, preprocessing_fn=never, model=never),
+            "no label; training needs one",
+        ),
     ],
 )
 def test_training_and_the_whole_loop_say_what_is_missing(

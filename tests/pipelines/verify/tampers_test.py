@@ -46,6 +46,7 @@ from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.files.records import checksum_of
 from tidemill.serving.generations.current import CURRENT, read_current
 from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.cells import decode_row
 from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite.scripts import rows_table
 
@@ -85,7 +86,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 def other(value: Any, kind: pa.DataType) -> Any:
     """Return another value of a type, as near as there is one."""
     if value is None:
-        return 0.0 if pa.types.is_floating(kind) else 0
+        return pa.scalar(0, pa.int64()).cast(kind).as_py()
     if pa.types.is_boolean(kind):
         return not value
     if pa.types.is_floating(kind):
@@ -547,14 +548,26 @@ def ghost(config: Configuration) -> None:
     )(config)
 
 
-def value_in_store(config: Configuration) -> None:
-    (key,) = online_keys("driver", pa.array(["d3"]))
-    database = open_database(config.online_store)
-    ((row,),) = (one.rows for one in database.read([(KeySpace.of(PROJECT.name, BY_DRIVER), [key])]))
-    database.close()
-    assert row is not None
-    cells = bytes([row.cells[0] ^ 1]) + row.cells[1:]
-    sql('UPDATE "{rows}" SET cells = ? WHERE entity_key = ?', cells, key)(config)
+def value_in_store(feature: str, bit: int = 1) -> Change:
+    """Change a bit of a feature's word, in the row of a driver that has a value of it."""
+
+    def change(config: Configuration) -> None:
+        place = _names(BY_DRIVER).index(feature)
+        database = open_database(config.online_store)
+        space = KeySpace.of(PROJECT.name, BY_DRIVER)
+        keys = online_keys("driver", pa.array([f"d{number}" for number in range(6)]))
+        (snapshot,) = database.read([(space, keys)])
+        database.close()
+        row = next(
+            row
+            for row in snapshot.rows
+            if row is not None and decode_row(space.dtypes, row.cells)[place] is not None
+        )
+        cells = bytearray(row.cells)
+        cells[8 * place] ^= bit
+        sql('UPDATE "{rows}" SET cells = ? WHERE entity_key = ?', bytes(cells), row.key)(config)
+
+    return change
 
 
 def _store() -> list[Tamper]:
@@ -571,7 +584,11 @@ def _store() -> list[Tamper]:
     ]  # fmt: skip
     return [
         *out,
-        Tamper("the values of a row", value_in_store, "store"),
+        *(
+            Tamper(f"{name} in the store", value_in_store(name), "store", name)
+            for name in _names(BY_DRIVER)
+        ),
+        Tamper("a bool that is no 0 or 1", value_in_store("by_driver__last_dear", 2), "store"),
         Tamper("a row more", ghost, "store", "status"),
         Tamper("a row is gone", sql(f'DELETE FROM "{{rows}}" WHERE {some}'), "store", "status"),
         Tamper(

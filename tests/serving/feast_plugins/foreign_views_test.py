@@ -222,7 +222,9 @@ def test_view_with_half_of_the_tags_or_a_strange_name_is_refused(
 ) -> None:
     with pytest.raises(StoreError, match="'small' has the tag tidemill_definition, and not"):
         _small(store, tmp_path, **{DEFINITION_TAG: "abc"})
-    with pytest.raises(StoreError, match=r"'small' has the tags .* not Int64 or Float64 \(y\)"):
+    with pytest.raises(
+        StoreError, match=r"'small' has the tags .* not Int64, Float64 or Bool \(y\)"
+    ):
         _small(store, tmp_path, **{DEFINITION_TAG: "abc", MAX_STALENESS_TAG: "1"})
     entity, quoted = every_type.view(tmp_path, 'a"b')
     with pytest.raises(StoreError, match="its name holds a quote"):

@@ -23,7 +23,15 @@ from tests.support.offline_project import END, PINGS, PROJECT, START, VIEWS, his
 from tests.support.parcels import BY_DEPOT, depot_rows
 from tests.support.strategies import to_batch
 from tests.support.streaming_project import Arrived, write_log
-from tidemill.features.contract import DAY, HOUR, MINUTE, TIME_MAX, TIME_MIN
+from tidemill.features.contract import (
+    DAY,
+    EARLIEST_EVENT,
+    HOUR,
+    LATEST_EVENT,
+    MINUTE,
+    TIME_MAX,
+    TIME_MIN,
+)
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import InputError, StoreError
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
@@ -97,6 +105,68 @@ def test_rows_written_through_feast_join_the_log_once(
     assert len(log.files(TIME_MIN, TIME_MAX)) == 2
     rows = pa.table({"depot": [7, 9], "event_timestamp": times(12, 12)})
     assert ask(depots, rows, "by_depot:scans_1d").column("scans_1d").to_pylist() == [50, 1]
+
+
+@pytest.fixture
+def courier_frame() -> pd.DataFrame:
+    """Two publications as a pandas frame, in Feast's types."""
+    return pd.DataFrame({
+        "courier": ["ann", "bob"], "event_timestamp": [at(10), at(11)],
+        "scans_1d": [1, 2], "grams_1d": [1, 2], "idle": [1, 2],
+        "metres_1d": [0.5, 0.5], "last_metres_0": [0.5, 0.5], "last_metres_1": [0.5, 0.5],
+        "signed": [False, None], "due": pd.array([EARLIEST_EVENT, None], "Int64"),
+        VALID_UNTIL: [TIME_MAX] * 2, REVISION: [1, 1],
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("due", ["int64", "float64", "timestamp"])
+def test_bools_and_times_written_through_feast_are_those_of_the_log(
+    depots: feast.FeatureStore, tmp_path: Path, courier_frame: pd.DataFrame, due: str
+) -> None:
+    earliest = EARLIEST_EVENT
+    if due == "float64":  # what pandas makes of integers with a null
+        earliest = 2**52 + 1
+        courier_frame["due"] = [float(earliest), None]
+    elif due == "timestamp":
+        courier_frame["due"] = times(earliest, 0).to_pandas().where([True, False])
+    write(tmp_path, parcels.BY_COURIER, parcels.courier_rows({"entity_key": b"eve"}))
+    depots.write_to_offline_store("by_courier", courier_frame)
+    files = OfflineLog.of(tmp_path / OFFLINE, parcels.BY_COURIER).files(TIME_MIN, TIME_MAX)
+    assert len(files) == 2
+    for schema in map(pq.read_schema, files):
+        assert schema.field("signed").type == pa.bool_()
+        assert schema.field("due").type == pa.timestamp("us", "UTC")
+    rows = pa.table({"courier": ["ann", "bob", "x"], "event_timestamp": times(12, 12, 12)})
+    job = depots.get_historical_features(rows, ["by_courier:signed", "by_courier:due"])
+    found = job.to_arrow()
+    assert found["signed"].to_pylist() == [False, None, None]
+    assert (found["due"].type, found["due"].to_pylist()) == (pa.int64(), [earliest, None, None])
+    frame = job.to_df()
+    assert (str(frame["signed"].dtype), str(frame["due"].dtype)) == ("boolean", "Int64")
+    assert frame["signed"].tolist() == [False, pd.NA, pd.NA]
+    assert frame["due"].tolist() == [earliest, pd.NA, pd.NA]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"signed": [1, 0]}, "'signed': found int64, expected bool"),
+        ({"signed": ["true", "x"]}, "'signed': found .*string, expected bool"),
+        ({"due": [1.5, 2.0]}, "'due'.*truncated"),
+        ({"due": pd.array([1, 2], "datetime64[ns]")}, "'due'.*would lose data"),
+        ({"grams_1d": [at(1), at(2)]}, r"'grams_1d': found timestamp.*, expected int64"),
+    ],
+)  # fmt: skip
+def test_bools_and_times_that_are_not_exact_are_refused(
+    depots: feast.FeatureStore,
+    tmp_path: Path,
+    courier_frame: pd.DataFrame,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    write(tmp_path, parcels.BY_COURIER, parcels.courier_rows({"entity_key": b"eve"}))
+    with pytest.raises(InputError, match=message):
+        depots.write_to_offline_store("by_courier", courier_frame.assign(**change))
 
 
 @pytest.mark.parametrize(
@@ -234,8 +304,8 @@ def test_materialize_from_another_generation_is_refused(
 def test_materialize_writes_to_stores_of_feast_too_with_every_bit(tmp_path: Path) -> None:
     big = 2**53 + 1
     rows = parcels.courier_rows(
-        {"entity_key": b"bea", "event_timestamp": 10, "grams_1d": big},
-        {"entity_key": b"cid", "event_timestamp": 10, "grams_1d": None},
+        {"entity_key": b"bea", "event_timestamp": 10, "grams_1d": big, "signed": False},
+        {"entity_key": b"cid", "event_timestamp": 10, "grams_1d": None, "due": LATEST_EVENT},
     )
     write(tmp_path, parcels.BY_COURIER, rows)
     ours = repo_config(parcels.PARCELS.name, StorePlaces.below(tmp_path), clock="wall")
@@ -254,9 +324,12 @@ def test_materialize_writes_to_stores_of_feast_too_with_every_bit(tmp_path: Path
     stock.apply(feast_objects(parcels.PARCELS, str(tmp_path / OFFLINE)).all)
     stock.materialize(at(0), at(20), feature_views=["by_courier"])
     answer = stock.get_online_features(
-        ["by_courier:grams_1d", f"by_courier:{REVISION}"], [{"courier": c} for c in ("bea", "cid")]
+        [f"by_courier:{name}" for name in ("grams_1d", "signed", "due", REVISION)],
+        [{"courier": c} for c in ("bea", "cid")],
     ).to_dict()
     assert answer["grams_1d"] == [big, None]
+    assert answer["signed"] == [False, None]
+    assert answer["due"] == [None, LATEST_EVENT]
     assert answer[REVISION] == [1, 1]
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import Int64
 
 from tests.support import parcels, stores
 from tests.support.certificates import Certificate
@@ -32,8 +33,9 @@ from tests.support.parcels import (
     feast_rows,
 )
 from tests.support.redis_server import RedisServer
-from tidemill.features.contract import TIME_MAX
+from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT, TIME_MAX, time_of
 from tidemill.features.errors import ConflictingPublication, InputError, StoreError
+from tidemill.features.feast_objects import DTYPE_TAG
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Snapshot
 from tidemill.serving.online.parcels import online_rows
@@ -47,13 +49,34 @@ from tidemill.serving.stores.online_places import OnlinePlace
 from tidemill.serving.stores.places import StorePlaces
 
 EXTREMES: list[dict[str, Any]] = [
-    {"entity_key": b"ann", "grams_1d": 2**63 - 1, "metres_1d": 1.7976931348623157e308},
-    {"entity_key": b"bob", "grams_1d": -(2**63), "metres_1d": -5e-324},
-    {"entity_key": b"cat", "grams_1d": 2**53 + 1, "metres_1d": 0.1 + 0.2},
+    {
+        "entity_key": b"ann",
+        "grams_1d": 2**63 - 1,
+        "metres_1d": 1.7976931348623157e308,
+        "signed": True,
+        "due": LATEST_EVENT,
+    },
+    {
+        "entity_key": b"bob",
+        "grams_1d": -(2**63),
+        "metres_1d": -5e-324,
+        "signed": False,
+        "due": EARLIEST_EVENT,
+    },
+    {"entity_key": b"cat", "grams_1d": 2**53 + 1, "metres_1d": 0.1 + 0.2, "due": -1},
     {"entity_key": "dé".encode(), "grams_1d": 0, "metres_1d": 0.0, "last_metres_0": -1 / 3},
     {"entity_key": b"eve"},
 ]
-NAMES = ["scans_1d", "grams_1d", "metres_1d", "last_metres_0", "last_metres_1", "idle"]
+NAMES = [
+    "scans_1d",
+    "grams_1d",
+    "metres_1d",
+    "last_metres_0",
+    "last_metres_1",
+    "idle",
+    "signed",
+    "due",
+]
 REFS = [f"by_courier:{name}" for name in NAMES]
 
 
@@ -123,7 +146,51 @@ def test_sdk_reads_every_value_to_the_bit(
     answer = _read(store, *couriers).to_dict()
     for name in NAMES:
         wanted = [_bits(row.get(name)) for row in EXTREMES]
-        assert [_bits(value) for value in answer[name]] == wanted, name
+        assert repr([_bits(value) for value in answer[name]]) == repr(wanted), name
+
+
+def test_sdk_gives_bools_and_times_to_the_microsecond_in_every_form(
+    place: OnlinePlace, store: feast.FeatureStore
+) -> None:
+    """Feast's own UnixTimestamp would cut these times to seconds, or fail in the year 9999."""
+    _publish(place, courier_rows(*EXTREMES), frontier_us=1)
+    _frontier(place, 5_000)
+    answer = _read(store, "ann", "bob", "cat", refs=["by_courier:signed", "by_courier:due"])
+    frame, table = answer.to_df(), answer.to_arrow()
+    assert frame["signed"].tolist() == [True, False, None]
+    assert frame["due"].tolist() == [LATEST_EVENT, EARLIEST_EVENT, -1]
+    assert table["signed"].to_pylist() == [True, False, None]
+    assert table["signed"].type == pa.bool_()
+    assert table["due"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()) == table["due"]
+    view = store.get_feature_view("by_courier")
+    (due,) = [field for field in view.features if field.name == "due"]
+    assert (due.dtype, due.tags[DTYPE_TAG]) == (Int64, "timestamp")
+
+
+def test_stock_dataframe_write_of_bools_and_times(
+    place: OnlinePlace, store: feast.FeatureStore
+) -> None:
+    at = datetime.datetime(2024, 2, 29, tzinfo=datetime.UTC)
+    plain = {name: [1, 1] for name in NAMES[:6]}
+    frame = pd.DataFrame({
+        "courier": ["ann", "bob"], "event_timestamp": [at, at], **plain,
+        "signed": pd.array([True, None], "boolean"), "due": [time_of(at) + 1, LATEST_EVENT],
+    })  # fmt: skip
+    store.write_to_online_store("by_courier", frame)
+    _frontier(place, 2 * 10**15)
+    answer = _read(store, "ann", "bob", refs=["by_courier:signed", "by_courier:due"]).to_dict()
+    assert answer["signed"] == [True, None]
+    assert answer["due"] == [time_of(at) + 1, LATEST_EVENT]
+    # A datetime is no Int64, and no time is outside the calendar.
+    with pytest.raises((TypeError, ValueError, InputError)):
+        store.write_to_online_store("by_courier", frame.assign(due=[at, at]))
+    with pytest.raises(InputError, match=rf"'due' is a timestamp.*found {LATEST_EVENT + 1}"):
+        store.write_to_online_store("by_courier", frame.assign(due=[LATEST_EVENT + 1] * 2))
+    ((key, values, time, _),) = feast_rows(BY_COURIER, courier_rows({"entity_key": b"ann"}))
+    wrong = {**values, "signed": Value(int64_val=1)}
+    with pytest.raises(InputError, match=r"'signed' is bool, .* bool_val, found int64_val"):
+        _stock_write(store, "by_courier", [(key, wrong, time, None)])
+    assert _read(store, "ann", refs=["by_courier:due"]).to_dict()["due"] == [time_of(at) + 1]
 
 
 def test_both_paths_store_the_same_bytes(place: OnlinePlace, store: feast.FeatureStore) -> None:

@@ -30,6 +30,7 @@ from tests.support.parcels import BY_COURIER, courier_rows
 from tests.support.redis_server import free_port
 from tests.support.stock_client_process import StockClient
 from tests.support.stores import STORES, place_of
+from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT
 from tidemill.features.feast_objects import VALID_UNTIL
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.registry.registration import open_store
@@ -39,12 +40,40 @@ from tidemill.serving.stores.places import StorePlaces
 
 MICROSECOND = 1_700_000_000_123_457
 COURIERS: list[dict[str, Any]] = [
-    {"entity_key": b"ann", "grams_1d": 2**63 - 1, "metres_1d": 1.7976931348623157e308},
-    {"entity_key": b"bob", "grams_1d": -(2**63), "metres_1d": -5e-324, "idle": MICROSECOND},
-    {"entity_key": b"cat", "grams_1d": 2**53 + 1, "metres_1d": 0.1 + 0.2, "scans_1d": 0},
+    {
+        "entity_key": b"ann",
+        "grams_1d": 2**63 - 1,
+        "metres_1d": 1.7976931348623157e308,
+        "signed": True,
+        "due": EARLIEST_EVENT + 1,
+    },
+    {
+        "entity_key": b"bob",
+        "grams_1d": -(2**63),
+        "metres_1d": -5e-324,
+        "idle": MICROSECOND,
+        "signed": False,
+        "due": LATEST_EVENT,
+    },
+    {
+        "entity_key": b"cat",
+        "grams_1d": 2**53 + 1,
+        "metres_1d": 0.1 + 0.2,
+        "scans_1d": 0,
+        "due": MICROSECOND,
+    },
     {"entity_key": "dé".encode(), "last_metres_0": -1 / 3, "last_metres_1": 0.0},
 ]
-NAMES = ["scans_1d", "grams_1d", "metres_1d", "last_metres_0", "last_metres_1", "idle"]
+NAMES = [
+    "scans_1d",
+    "grams_1d",
+    "metres_1d",
+    "last_metres_0",
+    "last_metres_1",
+    "idle",
+    "signed",
+    "due",
+]
 IDS = [row["entity_key"].decode() for row in COURIERS]
 OVERRUN, NEVER = "overrun", "never seen"
 
@@ -197,7 +226,7 @@ def _wire(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
     if value is None:
         return ""
-    field = "double_val" if isinstance(value, float) else "int64_val"
+    field = {float: "double_val", bool: "bool_val", int: "int64_val"}[type(value)]
     return every_type.wire(Value(**{field: value}))
 
 

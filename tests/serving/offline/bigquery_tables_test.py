@@ -57,6 +57,7 @@ def spelt(sql: str) -> str:
         ("FLOAT64", "DOUBLE"),
         ('" TIMESTAMP', '" TIMESTAMPTZ'),
         ("CONCAT(", "bigquery_concat("),
+        ("UNIX_MICROS(", "epoch_us("),
     ):
         sql = sql.replace(bigquery, here)
     return sql.split("\nPARTITION BY")[0]
@@ -103,7 +104,7 @@ def test_log_is_partitioned_by_day_and_clustered_by_key() -> None:
 @pytest.mark.parametrize(("view", "rows"), [(BY_DEPOT, depot_rows()), (BY_COURIER, courier_rows())])
 def test_columns_are_those_of_the_files(view: FeatureView, rows: pa.RecordBatch) -> None:
     kinds = {"INT64": pa.int64(), "FLOAT64": pa.float64(), "STRING": pa.string()}
-    kinds["TIMESTAMP"] = pa.timestamp("us", tz="UTC")
+    kinds |= {"BOOL": pa.bool_(), "TIMESTAMP": pa.timestamp("us", tz="UTC")}
     found = {name: kinds[kind] for name, kind in log_columns(view).items()}
     schema = offline_table(view, rows).schema
     assert list(found.items()) == list(zip(schema.names, schema.types, strict=True))

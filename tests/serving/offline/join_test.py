@@ -47,6 +47,16 @@ def test_an_empty_log_has_no_type_of_keys(tmp_path: Path) -> None:
         (pa.array([BIG + 1]), pa.float64(), "x: Integer value 9007199254740993 not in range"),
         (pa.array([2**64 - 1], pa.uint64()), pa.int64(), "x: Integer value .* not in range"),
         (pa.array([[1]]), pa.int64(), "x: Unsupported cast"),
+        (pa.array([0, 1]), pa.bool_(), "x: found int64, expected bool"),
+        (pa.array(["true"]), pa.bool_(), "x: found string, expected bool"),
+        (
+            pa.array([1], pa.timestamp("us", "UTC")),
+            pa.int64(),
+            "x: found timestamp.*, expected int",
+        ),
+        (pa.array([1.5]), pa.timestamp("us", "UTC"), "x: Float value 1.5.* was truncated"),
+        (pa.array([float(BIG)]), pa.timestamp("us", "UTC"), "found 9007199254740992.0 in row 0"),
+        (pa.array([1], pa.timestamp("ns")), pa.timestamp("us", "UTC"), "would lose data"),
     ],
 )
 def test_a_cast_that_is_not_exact_is_refused_by_name(
@@ -63,3 +73,8 @@ def test_an_exact_cast_changes_no_value() -> None:
     assert exact_cast(column, pa.int64(), "x").to_pylist() == [1, None, 1 - BIG]
     assert exact_cast(pa.nulls(2), pa.int64(), "x").to_pylist() == [None, None]
     assert exact_cast(pa.array([BIG]), pa.float64(), "x").to_pylist() == [float(BIG)]
+    time = pa.timestamp("us", "UTC")
+    nanoseconds = pa.array([7_000, None], pa.timestamp("ns"))
+    for given in (pa.array([7, None]), pa.array([7.0, None]), nanoseconds):
+        assert exact_cast(given, time, "x").cast(pa.int64()).to_pylist() == [7, None]
+    assert exact_cast(pa.nulls(2), pa.bool_(), "x").to_pylist() == [None, None]

@@ -27,6 +27,7 @@ from tests.support.parcels import (
     depot_rows,
 )
 from tidemill import FeatureView, count
+from tidemill.features.contract import EARLIEST_EVENT, LATEST_EVENT
 from tidemill.features.errors import ConfigurationError, StoreError, StoreUnavailable
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL
 from tidemill.serving.online.backends import missing_guarantees, open_database
@@ -40,8 +41,22 @@ from tidemill.serving.stores.online_places import FeastPlace, default_place, fea
 from tidemill.serving.stores.places import StorePlaces
 
 COURIERS: list[dict[str, Any]] = [
-    {"entity_key": b"ann", "grams_1d": 2**63 - 1, "metres_1d": -5e-324, "valid_until": 2**61},
-    {"entity_key": "dé".encode(), "grams_1d": 2**53 + 1, "metres_1d": 0.1 + 0.2, "idle": 77},
+    {
+        "entity_key": b"ann",
+        "grams_1d": 2**63 - 1,
+        "metres_1d": -5e-324,
+        "valid_until": 2**61,
+        "signed": False,
+        "due": EARLIEST_EVENT + 1,
+    },
+    {
+        "entity_key": "dé".encode(),
+        "grams_1d": 2**53 + 1,
+        "metres_1d": 0.1 + 0.2,
+        "idle": 77,
+        "signed": True,
+        "due": LATEST_EVENT,
+    },
     {"entity_key": b"nil"},
 ]
 
@@ -76,13 +91,13 @@ def test_stock_store_reads_every_published_value(
     place: FeastPlace, store: feast.FeatureStore
 ) -> None:
     assert _publish(place, courier_rows(*COURIERS)) == 3
-    names = ["grams_1d", "metres_1d", "idle", VALID_UNTIL, REVISION]
+    names = ["grams_1d", "metres_1d", "idle", "signed", "due", VALID_UNTIL, REVISION]
     answer = store.get_online_features(
         [f"by_courier:{name}" for name in names],
         [{"courier": row["entity_key"].decode()} for row in COURIERS],
     ).to_dict()
     assert type(store._get_provider().online_store).__module__.startswith("feast.")
-    for name in names[:3]:
+    for name in names[:5]:
         assert repr(answer[name]) == repr([row.get(name) for row in COURIERS])
     assert answer[VALID_UNTIL] == [2**61, 10**15, 10**15]
     assert answer[REVISION] == [1, 1, 1]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support.parcels import BY_COURIER, BY_DEPOT, courier_rows, depot_rows, feast_rows
-from tidemill.features.contract import LATEST_EVENT
+from tidemill.features.contract import LATEST_EVENT, moment_of
 from tidemill.features.errors import InputError
 from tidemill.serving.online.cells import decode_row
 from tidemill.serving.online.parcels import online_rows
@@ -18,13 +18,20 @@ UTC = datetime.UTC
 
 def test_online_rows_carry_times_revision_shard_and_values() -> None:
     batch = courier_rows(
-        {"entity_key": "bé".encode(), "event_timestamp": 5, "revision": 3, "metres_1d": 0.1}
+        {
+            "entity_key": "bé".encode(),
+            "event_timestamp": 5,
+            "revision": 3,
+            "metres_1d": 0.1,
+            "signed": False,
+            "due": moment_of(LATEST_EVENT),
+        }
     )
     for form in (batch, pa.Table.from_batches([batch, batch.slice(0, 0)])):
         (row,) = online_rows(BY_COURIER, form, shard=7).rows()
         assert row[1:5] == (5, 3, 10**15, 7)
         values = decode_row([c.dtype for c in BY_COURIER.columns], row.cells)
-        assert values == [None, None, 0.1, None, None, None]
+        assert values == [None, None, 0.1, None, None, None, False, LATEST_EVENT]
 
 
 def test_feast_rows_carry_the_technical_fields_and_leave_nulls_unset() -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from tests.support import parcels
 from tests.support.parcels import BY_COURIER, courier_rows, depot_rows
 from tests.support.stores import STORES, place_of
-from tidemill.features.contract import TIME_MIN, ReadStatus
-from tidemill.features.errors import InputError, UnknownColumn
+from tidemill.features.contract import (
+    EARLIEST_EVENT,
+    LATEST_EVENT,
+    TIME_MIN,
+    ReadStatus,
+    moment_of,
+    time_of,
+)
+from tidemill.features.errors import InputError, StoreError, UnknownColumn
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase, Snapshot
 from tidemill.serving.online.parcels import online_rows
@@ -63,10 +73,58 @@ def test_present_row_has_its_values_as_of_the_frontier(database: OnlineDatabase)
             "by_courier__last_metres_0": None,
             "by_courier__last_metres_1": None,
             "by_courier__idle": None,
+            "by_courier__signed": None,
+            "by_courier__due": None,
             STATUS: "PRESENT",
             FRONTIER: 5_000,
         }
     ]
+
+
+def test_bools_and_times_come_back_as_what_they_are(database: OnlineDatabase) -> None:
+    typed = {
+        "ann": (True, EARLIEST_EVENT),
+        "bob": (False, LATEST_EVENT),
+        "cat": (None, -1),
+        "dan": (True, None),
+    }
+    rows = [
+        {"entity_key": key.encode(), "signed": signed, "due": due}
+        for key, (signed, due) in typed.items()
+    ]
+    _publish(database, courier_rows(*rows), frontier_us=5_000)
+    for keys in (list(typed), ["ann"], ["bob"], ["cat"], ["dan"], ["cat", "nobody", "bob"]):
+        read = _read(database, *keys)
+        signed, due = read.column("by_courier__signed"), read.column("by_courier__due")
+        assert (signed.type, due.type) == (pa.bool_(), pa.timestamp("us", "UTC"))
+        wanted = [typed.get(key, (None, None)) for key in keys]
+        assert signed.to_pylist() == [one for one, _ in wanted]
+        assert due.cast(pa.int64()).to_pylist() == [one for _, one in wanted]
+        due.validate(full=True)
+        # pandas' nanoseconds end in the years 1677 and 2262.
+        frame = pa.table({"due": due}).to_pandas()
+        assert [None if one is pd.NaT else time_of(one) for one in frame["due"]] == [
+            one for _, one in wanted
+        ]
+    reader = OnlineReader(database, parcels.PARCELS, "replay")
+    for key, (signed, due) in typed.items():
+        values = reader.read_one({"by_courier": key})["by_courier"].values
+        assert values["by_courier__signed"] is signed
+        moment = values["by_courier__due"]
+        assert moment == (None if due is None else moment_of(due))
+        assert moment is None or moment.tzinfo is not None  # type: ignore[union-attr]
+
+
+def test_a_stored_time_outside_the_calendar_is_an_error_by_name(database: OnlineDatabase) -> None:
+    rows = online_rows(BY_COURIER, courier_rows({"entity_key": b"ann", "due": 1}), None)
+    cells = bytearray(rows.cells_of_rows()[0])
+    cells[56:64] = (LATEST_EVENT + 1).to_bytes(8, "little")
+    database.write(parcels.COURIER_SPACE, replace(rows, cells=[bytes(cells)]))
+    reader = OnlineReader(database, parcels.PARCELS, "replay")
+    with pytest.raises(StoreError, match=rf"by_courier__due.*{LATEST_EVENT + 1}.*1 to 9999"):
+        reader.read_one({"by_courier": "ann"})
+    due = _read(database, "ann").column("by_courier__due")
+    assert due.cast(pa.int64()).to_pylist() == [LATEST_EVENT + 1]
 
 
 def test_anchored_feature_is_finished_with_the_frontier(database: OnlineDatabase) -> None:
@@ -147,13 +205,16 @@ def test_several_views_are_read_at_once(database: OnlineDatabase) -> None:
 
 def _as_reading(batch: pa.RecordBatch, at: int) -> OnlineReading:
     row = batch.slice(at, 1).to_pylist()[0]
+    for name, value in row.items():
+        if isinstance(value, datetime.datetime):  # Arrow's UTC is another object
+            row[name] = value.astimezone(datetime.UTC)
     status, frontier = row.pop(STATUS), row.pop(FRONTIER)
     return OnlineReading(row, ReadStatus[status], frontier)
 
 
 def test_one_entity_reads_as_it_does_in_a_batch(database: OnlineDatabase) -> None:
-    fresh = {"entity_key": b"ann", "scans_1d": 3, "metres_1d": -0.0, "idle": 1_000}
-    overrun = {"entity_key": b"bob", "valid_until": 4_000, "grams_1d": -(2**63)}
+    fresh = {"entity_key": b"ann", "scans_1d": 3, "metres_1d": -0.0, "idle": 1_000, "signed": True}
+    overrun = {"entity_key": b"bob", "valid_until": 4_000, "grams_1d": -(2**63), "due": 7}
     _publish(database, courier_rows(fresh, overrun), frontier_us=5_000)
     _publish(database, depot_rows((7, 10, 1, 8)), frontier_us=9_000)
     reader = OnlineReader(database, parcels.PARCELS, "replay")

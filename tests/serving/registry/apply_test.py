@@ -357,6 +357,8 @@ def test_registry_of_an_older_release_is_taken_over(root: Path, place: RegistryP
     apply(OLD, root, place)
     (courier, by_depot) = read_registered(client(root, place)).views
     assert courier.spec is not None
+    dtypes = [courier.dtypes[name] for name in ("grams_1d", "metres_1d", "signed", "due")]
+    assert dtypes == ["Int64", "Float64", "Bool", "timestamp"]
     assert by_depot.spec is not None
 
 
