@@ -263,7 +263,8 @@ def test_no_engine_no_store_and_no_model_are_loaded(root: Path) -> None:
     (root.parent / "rides_project.py").write_text(
         "from tidemill import *\n"
         "RIDES = EventStream('rides', schema={'ride': 'string', 'ended_at': 'timestamp',"
-        " 'driver': 'string'}, event_time='ended_at', event_id='ride')\n"
+        " 'received_at': 'timestamp', 'driver': 'string', 'minutes': 'int64'},"
+        " event_time='ended_at', event_id='ride', transport=['received_at'])\n"
         "QUOTES = Request('quotes', schema={'quote': 'string', 'asked_at': 'timestamp',"
         " 'driver': 'string'}, request_time='asked_at', request_id='quote')\n"
         "VIEW = FeatureView('by_driver', entity=Entity('driver'), stream=RIDES, hop='5m',"

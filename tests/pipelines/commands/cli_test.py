@@ -105,6 +105,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "stream",
         "republish",
         "verify",
+        "report",
         "features",
         "explain",
         "lineage",

@@ -83,7 +83,10 @@ def late_arrivals(seed: int, trips: int = 30, hails: int = 18) -> list[Arrived]:
         {**row, "trip": f"no cab {number}", "cab": None}
         for number, row in enumerate(chance.sample(streamed, 4))
     ]
-    rows["trips"] += [{**row, "trip": None} for row in chance.sample(streamed, 4)]
+    rows["trips"] += [
+        {**row, "trip": f"no fare {number}", "fare": float("nan")}
+        for number, row in enumerate(chance.sample(streamed, 4))
+    ]
     out = []
     for part in arrivals(PROJECT, rows, PARTITIONS, chance):
         time = PROJECT.definition(part.source).time_column
