@@ -21,7 +21,8 @@ EXPORTS = {
     "tidemill.testing": "Checkpoint Released RunComparison ShardPlayer compare_with_run "
     "features_at rejected_rows",
     "tidemill.features.definitions": "ARROW_TYPES BOOL DISTINCT_EXACT_BOUND "
-    "DISTINCT_REGISTER_BITS DTYPES FLOAT64 INT64 QUANTILE_MANTISSA_BITS REGISTRY STRING TIMESTAMP "
+    "DISTINCT_REGISTER_BITS DTYPES FEATURE_DTYPES FLOAT64 INT64 QUANTILE_MANTISSA_BITS REGISTRY "
+    "STRING TIMESTAMP "
     "Aggregation Arithmetic Column Comparison Entity EventStream Expression FeatureColumn "
     "FeatureView FillNull IsIn IsNull Label Literal LocalField Logic Mask Not Partial Project "
     "Request Scalar Schema col count distinct_count first last last_k max mean min quantile rate "
@@ -48,6 +49,6 @@ def test_no_other_package_exports_a_name() -> None:
 
 def test_pipelines_offers_its_commands() -> None:
     assert " ".join(COMMANDS) == (
-        "demo init validate backfill train stream republish verify features explain lineage apply "
-        "clean-store merge-log replay-rejected"
+        "demo init validate backfill train stream republish verify report features explain "
+        "lineage apply clean-store merge-log replay-rejected"
     )

@@ -29,6 +29,8 @@ from tests.support.markdown import ROOT
 from tidemill.pipelines.commands.cli import COMMANDS
 from tidemill.pipelines.history.build_manifest import BuildManifest, table_digests
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream_run import stream as stream_module
+from tidemill.serving.bundles.current import current_bundle
 
 PARCELS_YAML = """\
 project: tests.support.trained_bundle:PROJECT
@@ -84,6 +86,11 @@ def test_a_place_that_cannot_be_written_is_named(
         assert ended.err == ""
         return
     ended.is_explained(str(place))
+
+
+def with_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the stream ask for a bundle, as that of a project with a model does."""
+    monkeypatch.setattr(stream_module, "live_bundle", lambda _, root: current_bundle(root))
 
 
 def reject_one(project: Path, run: Run) -> None:
@@ -212,7 +219,9 @@ def test_a_damaged_file_is_named(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if "stream" in command and not pattern.startswith("bundles"):
+    if pattern.startswith("bundles"):
+        with_a_model(monkeypatch)
+    elif "stream" in command:
         without_a_model(monkeypatch)
     if pattern.startswith("rejected"):
         reject_one(project, run)
@@ -273,7 +282,9 @@ def test_what_is_not_there_is_named_with_what_makes_it(
     what: str, project: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command, mend = DELETED[what]
-    if command == "stream" and what != "bundles/current":
+    if what == "bundles/current":
+        with_a_model(monkeypatch)
+    elif command == "stream":
         without_a_model(monkeypatch)
     path = min((project / "run").glob(what))
     shutil.rmtree(path) if path.is_dir() else path.unlink()
