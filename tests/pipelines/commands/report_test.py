@@ -38,7 +38,7 @@ def test_after_a_backfill_only(rides: Path, run: Run) -> None:
     assert (ended.status, ended.err) == (0, "")
     assert ended.out == f"report: {rides / 'run' / 'report.html'}\n"
     shown = page(rides / "run")
-    assert shown.row("rides")[1] == "730"
+    assert shown.row("rides")[1] == "820"
     assert "There are no predictions yet; run `tidemill stream`" in shown.text.replace(
         " tidemill stream ", " `tidemill stream`"
     )
