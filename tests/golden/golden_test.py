@@ -61,6 +61,7 @@ from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.generations.current import write_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.offline.merge import merge_day
+from tidemill.serving.online import rows
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.fills import NewFill
 from tidemill.serving.online.rows import KeySpace, online_keys
@@ -121,9 +122,11 @@ def hash_as_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_hashes_are_known() -> Iterator[None]:
     """Forget the hashes of definitions before and after a test that changes them."""
-    hash_of.cache_clear()
+    for cached in (hash_of, rows._key_space):
+        cached.cache_clear()
     yield
-    hash_of.cache_clear()
+    for cached in (hash_of, rows._key_space):
+        cached.cache_clear()
 
 
 READ = [
