@@ -84,7 +84,7 @@ def test_no_element_of_an_ingest_is_pickled(tmp_path: Path) -> None:
     config = configuration(tmp_path, PROJECT, START, START + MINUTE)
     visitor = Coders()
     pipeline = beam.Pipeline()
-    ingest = beam.ParDo(Ingest(config, tmp_path)).with_outputs("rejected")
+    ingest = beam.ParDo(Ingest(config, tmp_path, tmp_path)).with_outputs("rejected")
     _ = pipeline | beam.Create(["trips"]) | ingest
     pipeline.visit(visitor)
     found = {step: coder for step, coder in visitor.found.items() if "Ingest" in step}
