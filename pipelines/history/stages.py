@@ -77,7 +77,7 @@ def handler(project: Project) -> Handler:
 
     def perform(text: str) -> str:
         task = json.loads(text)
-        plan = HistoryPlan(**task["plan"])
+        plan = HistoryPlan.decode(task["plan"])
         counts = _STAGES[task["stage"]](project, plan, *task["arguments"])
         done = Path(plan.spill, _DONE, task["stage"], f"{task['number']:06d}-{counts[0]}")
         write_text(done, json.dumps(list(counts)))
@@ -157,7 +157,7 @@ class Stages:
         Raises:
             TidemillError: A task has raised this.
         """
-        plan = json.loads(self.plan.encode())
+        plan = self.plan.encode()
         elements = [
             json.dumps({"stage": stage, "number": number, "plan": plan, "arguments": [*arguments]})
             for number, arguments in enumerate(tasks)

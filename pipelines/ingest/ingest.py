@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +44,7 @@ from tidemill.pipelines.io.log import Log, LogWriter, log_schema, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.read_files import read_json
 
@@ -195,7 +195,7 @@ def read_log(config: Configuration, name: str) -> SourceRead:
         config: The configuration.
         name: The stream's or the request's name.
     """
-    with _scratch(config, "read") as work:
+    with scratch_folder(config.root, "read") as work:
         return _read_log(config, name, work)
 
 
@@ -320,21 +320,12 @@ def validate_sources(config: Configuration, progress: Progress) -> dict[str, Any
     Raises:
         TooManyRejected: More of a source's rows are rejected than it allows.
     """
-    with _scratch(config, "validate") as work:
+    with scratch_folder(config.root, "validate") as work:
         counts = ingest(config, progress, work=work, build=None)
         replace_rejected(work, config.root)
     if (error := too_many(config, counts)) is not None:
         raise error
     return counts
-
-
-@contextmanager
-def _scratch(config: Configuration, what: str) -> Iterator[Path]:
-    """Make a folder below the root for the block."""
-    folder = config.root / paths.SCRATCH
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{what}-") as made:
-        yield Path(made)
 
 
 def replace_rejected(work: Path, root: Path) -> None:

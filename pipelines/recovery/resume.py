@@ -15,7 +15,6 @@ A stream runs in one or more segments. The promises:
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +46,7 @@ from tidemill.pipelines.recovery.savepoints import Savepoint, check_savepoint_is
 from tidemill.pipelines.recovery.store_fills import begin_fills, resumed_fills, take_token
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.state_files import file_hashes, missing_files, read_joiner
 from tidemill.serving.files.segment_names import segment_prefix
@@ -414,9 +414,7 @@ def event_counts(
 ) -> dict[str, EventCounts]:
     """Count each stream's events from the beginning of the stream to the end of a replay."""
     log, stop = Log(config.current.build_folder), _by_source(replayed, replayed.stop)
-    scratch = config.root / paths.SCRATCH
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="counts-") as folder:
+    with scratch_folder(config.root, "counts") as folder:
         return {
             stream.name: count_logged(
                 log,
@@ -424,7 +422,7 @@ def event_counts(
                 config.project.views_of(stream.name),
                 run.positions[stream.name],
                 stop[stream.name],
-                Path(folder),
+                folder,
             )
             for stream in config.project.streams
         }

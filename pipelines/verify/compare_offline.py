@@ -6,10 +6,7 @@ day by day. So one day is in memory, and the disk needs room for the logs once m
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -17,7 +14,6 @@ import pyarrow as pa
 
 from tidemill.features.definitions import FeatureView
 from tidemill.features.feast_objects import EVENT_TIMESTAMP, REVISION
-from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import StageProgress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text, instant_text
@@ -26,15 +22,6 @@ from tidemill.serving.files.read_files import read_table
 from tidemill.serving.offline.log import OfflineLog, newest_rows
 
 _MEND: Final = "run `tidemill backfill --publish` again"
-
-
-@contextmanager
-def scratch_root(root: Path) -> Iterator[Path]:
-    """Yield a new folder below a root for logs that are written again; remove it at the end."""
-    folder = root / paths.SCRATCH
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="verify-offline-") as work:
-        yield Path(work)
 
 
 def compare_offline(

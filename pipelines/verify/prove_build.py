@@ -10,8 +10,9 @@ from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
 from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.verify.compare_build import compare_build
-from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
+from tidemill.pipelines.verify.compare_offline import compare_offline
 from tidemill.pipelines.verify.compare_training import compare_training_table
 from tidemill.pipelines.verify.definitions_of import built_otherwise
 from tidemill.pipelines.verify.findings import Findings, Mismatch
@@ -86,7 +87,7 @@ def _compare_offline(
     log, rows = Log(current.build_folder), 0
     logs = {view: OfflineLog.of(current.offline_root, view) for view in project.views}
     with (
-        scratch_root(config.root) as right,
+        scratch_folder(config.root, "verify-offline") as right,
         progress.stage("compare the offline logs", None, "days") as stage,
     ):
         for view, found in logs.items():

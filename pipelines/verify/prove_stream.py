@@ -23,9 +23,10 @@ from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
 from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
 from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.verify.compare_build import compare_record
 from tidemill.pipelines.verify.compare_labels import answered_after_label
-from tidemill.pipelines.verify.compare_offline import compare_offline, scratch_root
+from tidemill.pipelines.verify.compare_offline import compare_offline
 from tidemill.pipelines.verify.compare_oracle import (
     affordable,
     check_with_oracle,
@@ -287,7 +288,7 @@ def _compare_files(
 
     if run.offline is None:
         return outputs(None), 0
-    with scratch_root(config.root) as offline:
+    with scratch_folder(config.root, "verify-offline") as offline:
         _log_history(config, run, offline)
         given = outputs(offline)
         folder = replace(config.current, offline=run.offline).offline_root

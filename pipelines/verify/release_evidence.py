@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,14 +72,6 @@ class Evidence:
         before = np.array([self.frontier_before(view, s, n) for s, n in distinct], np.int64)
         rows = inverse.ravel()
         return FrontierColumns(known[rows], own[rows], before[rows])
-
-    @functools.cached_property
-    def last_frontiers(self) -> dict[tuple[str, int], int]:
-        """The highest frontier of each view and shard."""
-        out: dict[tuple[str, int], int] = {}
-        for (view, shard, _), (frontier, _) in self.releases.items():
-            out[view, shard] = max(out.get((view, shard), frontier), frontier)
-        return out
 
     def applied(self, view: FeatureView, partitions: int) -> Int64Array:
         """Return the positions up to which the last release of each shard has applied events.
