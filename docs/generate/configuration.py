@@ -321,7 +321,7 @@ def _scalars(text: str, node: yaml.Node | None) -> Iterator[tuple[str, str]]:
 
 def _transform() -> list[str]:
     marks = constants(judged_rows.__name__)
-    asked = entries(judged_rows.read_stream, "Args")["transform"]
+    asked = entries(judged_rows.Judge, "Args")["transform"]
     for name in ("REJECT_COLUMN", "DROP_COLUMN"):
         asked = asked.replace(f"`{name}`", f"`{getattr(judged_rows, name)}`")
     rows = [

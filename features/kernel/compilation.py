@@ -70,6 +70,14 @@ def compile_kernel(progress: ShowsSteps | None = None) -> float:
     return time.perf_counter() - began
 
 
+def load_kernel() -> None:
+    """Load the compiled kernel into this process: those that are forked from it have it too.
+
+    Each process would else load numba's type registries, which takes most of a second.
+    """
+    compile_here(entries())
+
+
 def compile_here(wanted: Sequence[Entry]) -> None:
     """Compile entries in this process, with garbage collection turned off.
 

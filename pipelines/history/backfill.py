@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.features.errors import InputError
-from tidemill.features.kernel.compilation import compile_kernel
+from tidemill.features.kernel.compilation import compile_kernel, load_kernel
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.bootstrap import bootstrap
 from tidemill.pipelines.history.build_manifest import (
@@ -65,6 +65,7 @@ def backfill(
         Locked: Another process makes a build of the root.
     """
     compile_kernel(progress)
+    load_kernel()
     with sharing(handler(config.project)), building(config.root, wait=wait) as build:
         summary: dict[str, Any] = {}
         sources = ingest(config, progress, work=build.work, build=build.folder)

@@ -129,9 +129,11 @@ def _write_by(
     if pieces == 1:
         out.write_rows(section, rows)
         return
-    order = np.argsort(by, kind="stable")
+    # numpy sorts 16 bits by radix, in a tenth of the time.
+    small = by.astype(np.min_scalar_type(pieces))
+    order = np.argsort(small, kind="stable")
     taken = rows.take(pa.array(order))
-    ends = np.searchsorted(by[order], np.arange(pieces + 1)).tolist()
+    ends = np.searchsorted(small[order], np.arange(pieces + 1)).tolist()
     for start, stop in pairwise(ends):
         out.write_rows(section, taken.slice(start, stop - start))
 

@@ -99,7 +99,13 @@ def write_file(
                 requests = Log(Path(plan.build)).read_span(*span)
                 rows = training_rows(project, requests, partition, values, nulls, found)
                 if writer is None:
-                    writer = pq.ParquetWriter(unfinished, rows.schema)
+                    writer = pq.ParquetWriter(
+                        unfinished,
+                        rows.schema,
+                        compression="zstd",
+                        compression_level=1,
+                        use_dictionary=_of_few_values(rows.schema),
+                    )
                 writer.write_batch(rows, row_group_size=rows.num_rows)
                 written += rows.num_rows
                 if found is not None:
@@ -108,6 +114,20 @@ def write_file(
             if writer is not None:
                 writer.close()
     return written, labelled
+
+
+def _of_few_values(schema: pa.Schema) -> list[str]:
+    """Return the columns that a dictionary makes smaller.
+
+    Floats, times, ids and places are nearly all different: building dictionaries of them takes more
+    time than all else, and they do not get smaller.
+    """
+    return [
+        field.name
+        for field in schema
+        if field.name not in ("request_id", PARTITION, POSITION)
+        and not (pa.types.is_floating(field.type) or pa.types.is_timestamp(field.type))
+    ]
 
 
 def _answers(

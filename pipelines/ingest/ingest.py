@@ -11,36 +11,30 @@ in the log: ``read = kept + dropped + rejected + mended``.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import EventStream, Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
 from tidemill.pipelines.engines.options import pipeline_options
-from tidemill.pipelines.ingest.accepted_rows import AcceptedRows, Arrived
+from tidemill.pipelines.ingest.read_source import ReadSource, alike, read_together
 from tidemill.pipelines.ingest.rejected_shares import (
     EXAMPLE_COLUMNS,
     EXAMPLES,
     examples,
     too_many,
 )
-from tidemill.pipelines.ingest.repaired_records import Mending, mended_files
+from tidemill.pipelines.ingest.repaired_records import mended_files
 from tidemill.pipelines.ingest.source_digests import digested
-from tidemill.pipelines.io.event_counts import EventCounter, EventCounts
-from tidemill.pipelines.io.files.judged_rows import Counts, read_stream, request_ids
-from tidemill.pipelines.io.log import Log, LogWriter, log_schema, one_batch
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
@@ -51,185 +45,18 @@ from tidemill.serving.files.read_files import read_json
 REJECTED: Final = "rejected"
 COUNTS: Final = "counts"
 _COUNTS: Final = "counts"
-_COUNTED: Final = "counted"
 _RUNS: Final = "runs"
-
-
-@dataclass
-class ReadSource:
-    """Reads a source's files, and its mended records, in bounded memory.
-
-    Attributes:
-        config: The configuration.
-        name: The stream's or the request's name.
-        work: A folder for the rows of a large source.
-        counts: How many rows of the files were kept, dropped and rejected.
-        mended: How many rejected records are replaced by mended ones; known when `rejected` ends.
-        repeated: How many accepted rows are requests whose id an earlier request has; None of a
-            source whose rows cannot be that. Known when `rejected` ends.
-    """
-
-    config: Configuration
-    name: str
-    work: Path
-    counts: Counts = field(default_factory=Counts)
-    mended: int = 0
-    repeated: int | None = None
-
-    def __post_init__(self) -> None:
-        self._definition = self.config.project.definition(self.name)
-        self._accepted = AcceptedRows(
-            self._definition, self.config.sources[self.name], self.work, self.config.read_until_us
-        )
-        self._mended_parts: list[tuple[pa.RecordBatch, Int64Array]] = []
-
-    def rejected(self) -> Iterator[pa.RecordBatch]:
-        """Read all rows; yield the rejected records on the way."""
-        source, definition = self.config.sources[self.name], self._definition
-        mending = Mending(self.config.root, self.name)
-        files = source.find_files()
-        partitions = 1
-        ids = request_ids(definition, files) if isinstance(definition, Request) else None
-        for batch in read_stream(
-            definition,
-            files,
-            format=source.format,
-            nulls=source.nulls,
-            zone=source.zone,
-            ambiguous=source.ambiguous,
-            transform=source.transform,
-            received=source.received,
-            replaced=mending.replaces,
-            ids=ids,
-        ):
-            self.counts += batch.counts
-            partitions = max(partitions, batch.partition + 1)
-            self._accepted.add(batch)
-            if (left := mending.take(batch.rejected)).num_rows:
-                yield left
-        settled = mending.settle(definition, source, self._accepted.all_rows, partitions, ids)
-        self.mended = settled.mended
-        if ids is not None and not ids.rejects:
-            self.repeated = self.counts.repeated + settled.repeated
-        until_us = self.config.read_until_us
-        for rows, received in settled.parts:
-            stop = len(rows)
-            if until_us is not None:
-                stop = int(np.searchsorted(received, until_us, "left"))
-            self._mended_parts.append((one_batch(rows.slice(0, stop)), received[:stop]))
-        if settled.rejected.num_rows:
-            yield settled.rejected
-
-    @property
-    def lengths(self) -> list[int]:
-        """The number of rows of each partition of the log; mended records are the last ones."""
-        return [*self._accepted.lengths, *(rows.num_rows for rows, _ in self._mended_parts)]
-
-    def arrived(self) -> Iterator[Arrived]:
-        """Yield the rows of each partition in order of arrival, after `rejected` has ended."""
-        yield from self._accepted.arrived()
-        first = len(self._accepted.lengths)
-        for partition, (rows, received) in enumerate(self._mended_parts, start=first):
-            yield partition, rows, received
-
-    def write_log(self, build: Path | None) -> EventCounts | None:
-        """Write the log, after `rejected` has ended.
-
-        Args:
-            build: The folder of the build; None only counts.
-
-        Returns:
-            The counts of a stream's events; None for the request.
-        """
-        definition, counter = self._definition, None
-        if isinstance(definition, EventStream):
-            views = self.config.project.views_of(definition.name)
-            counter = EventCounter(definition, views, self.work / _COUNTED)
-        with ExitStack() as files:
-            writers: list[LogWriter] = []
-            if build is not None:
-                writers = [
-                    files.enter_context(Log(build).writing(definition, partition, rows))
-                    for partition, rows in enumerate(self.lengths)
-                ]
-            for partition, rows, received in self.arrived():
-                if writers:
-                    writers[partition].write(rows, received)
-                if counter is not None:
-                    counter.take(rows, received)
-        return None if counter is None else counter.counts()
-
-
-@dataclass(frozen=True)
-class LogPartition:
-    """A partition of a source's log.
-
-    Attributes:
-        partition: The partition's number.
-        rows: The declared columns, in order of arrival.
-        received_us: int64, ``(rows,)``: when each row arrived.
-    """
-
-    partition: int
-    rows: pa.Table
-    received_us: Int64Array
-
-
-@dataclass(frozen=True, eq=False)
-class SourceRead:
-    """All rows of a source.
-
-    Attributes:
-        parts: The partitions of the log, mended records included.
-        counts: How many rows of the files were kept, dropped and rejected.
-    """
-
-    parts: list[LogPartition]
-    counts: Counts
-
-
-def read_log(config: Configuration, name: str) -> SourceRead:
-    """Read a source's files, and its mended records, into memory, as its log has them.
-
-    Args:
-        config: The configuration.
-        name: The stream's or the request's name.
-    """
-    with scratch_folder(config.root, "read") as work:
-        return _read_log(config, name, work)
-
-
-def _read_log(config: Configuration, name: str, work: Path) -> SourceRead:
-    read = ReadSource(config, name, work)
-    for _ in read.rejected():
-        pass
-    schema = log_schema(config.project.definition(name))
-    declared = pa.schema([schema.field(column) for column in schema.names[:-2]])
-    rows: list[list[pa.RecordBatch]] = [[] for _ in read.lengths]
-    received: list[list[Int64Array]] = [[np.zeros(0, np.int64)] for _ in read.lengths]
-    for partition, batch, times in read.arrived():
-        rows[partition].append(batch)
-        received[partition].append(times)
-    parts = [
-        LogPartition(
-            partition,
-            pa.Table.from_batches(rows[partition], schema=declared),
-            np.concatenate(received[partition]),
-        )
-        for partition in range(len(rows))
-    ]
-    return SourceRead(parts, read.counts)
 
 
 @beam.typehints.with_input_types(str)
 @beam.typehints.with_output_types(str, **{REJECTED: pa.RecordBatch})
 @dataclass(eq=False)
 class Ingest(beam.DoFn):
-    """Reads one source; writes its log, emits its rejected records and its counts as JSON.
+    """Reads sources of the same files; writes their logs, emits rejected records, and counts.
 
     Attributes:
         config: The configuration.
-        build: The folder of the build that the log belongs to; None only validates the source.
+        build: The folder of the build that the logs belong to; None only validates the sources.
         work: A folder for the rows of large sources.
     """
 
@@ -237,19 +64,36 @@ class Ingest(beam.DoFn):
     build: Path | None
     work: Path
 
-    def process(self, name: str) -> Iterator[Any]:
-        """Ingest the source with this name."""
-        source = ReadSource(self.config, name, self.work / name)
-        reasons: Counter[str] = Counter()
-        seen: list[pa.RecordBatch] = []
-        read = [*self.config.sources[name].find_files(), *mended_files(self.config.root, name)]
-        with digested(read) as files:
-            for batch in source.rejected():
-                reasons.update(batch.column("reason").to_pylist())
-                seen.append(batch.select(list(EXAMPLE_COLUMNS)))
+    def process(self, names: str) -> Iterator[Any]:
+        """Ingest the sources with these names, a JSON list; emit the counts of each as JSON."""
+        group = json.loads(names)
+        found = self.config.sources[group[0]].find_files()
+        sources = [ReadSource(self.config, name, self.work / name, found) for name in group]
+        reasons = {source.name: Counter[str]() for source in sources}
+        seen: dict[str, list[pa.RecordBatch]] = {source.name: [] for source in sources}
+        mended = {source.name: mended_files(self.config.root, source.name) for source in sources}
+        read = dict.fromkeys([*found, *itertools.chain(*mended.values())])
+        with digested(list(read)) as digests:
+            for source, batch in read_together(sources):
+                reasons[source.name].update(batch.column("reason").to_pylist())
+                seen[source.name].append(batch.select(list(EXAMPLE_COLUMNS)))
                 yield beam.pvalue.TaggedOutput(REJECTED, batch)
+        files = dict(zip(read, digests, strict=True))
+        for source in sources:
+            row = self._counts(source, reasons[source.name])
+            if seen[source.name]:
+                row[EXAMPLES] = examples(seen[source.name])
+            if self.build is not None:
+                row["logged"] = sum(source.lengths)
+                mine = [*found, *mended[source.name]]
+                row["files"] = [asdict(files[path]) for path in mine]
+            shutil.rmtree(source.work, ignore_errors=True)
+            yield json.dumps(row)
+
+    def _counts(self, source: ReadSource, reasons: Counter[str]) -> dict[str, Any]:
+        """Write the log of a source that is read; return its counts."""
         row = {
-            "source": name,
+            "source": source.name,
             "read": source.counts.read,
             "dropped": source.counts.dropped,
             "kept": source.counts.kept,
@@ -257,19 +101,13 @@ class Ingest(beam.DoFn):
             "rejected": sum(reasons.values()),
             "reasons": dict(reasons),
         }
-        if self.config.sources[name].ambiguous is not None:
+        if self.config.sources[source.name].ambiguous is not None:
             row["repeated_local_times"] = source.counts.resolved
         if (counts := source.write_log(self.build)) is not None:
             row |= counts.as_figures()
         if source.repeated is not None:
             row["repeated_request_ids"] = source.repeated
-        if seen:
-            row[EXAMPLES] = examples(seen)
-        if self.build is not None:
-            row["logged"] = sum(source.lengths)
-            row["files"] = [asdict(file) for file in files]
-        shutil.rmtree(source.work, ignore_errors=True)
-        yield json.dumps(row)
+        return row
 
 
 def ingest(
@@ -301,7 +139,7 @@ def ingest(
         )
         out = (
             pipeline
-            | beam.Create(sorted(config.sources))
+            | beam.Create([json.dumps(names) for names in alike(config)])
             | beam.Reshuffle()
             | beam.ParDo(Ingest(config, build, work / _RUNS)).with_outputs(REJECTED, main=COUNTS)
         )

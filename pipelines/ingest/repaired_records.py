@@ -257,13 +257,10 @@ def _raw_row(one: Mended, source: Source, declared: Sequence[str]) -> pa.RecordB
         nulls = ("",) if source.nulls is None else source.nulls
         blocks = list(csv_lines.read_blocks(file, one.origin, nulls=nulls))
         return _only(blocks, Reason.BROKEN_CSV_LINE, "csv rows, expected one").batch
-    lines = list(
-        json_lines.read_lines(
-            io.BytesIO(BYTE_ORDER_MARK + one.payload),
-            keys=one.columns.names,
-            wanted=wanted_keys(source, declared) if one.format == "jsonl" else None,
-        )
-    )
+    wanted = wanted_keys(source, declared) if one.format == "jsonl" else None
+    asked = json_lines.Keys(wanted, one.columns.names)
+    file = io.BytesIO(BYTE_ORDER_MARK + one.payload)
+    lines = [found for (found,) in json_lines.read_lines(file, [asked])]
     batch = _only(lines, Reason.BROKEN_JSON, "lines, expected one JSON object in one line").batch
     if one.format == "parquet":
         batch = _typed(batch, one.columns, required=source.transform is not None)

@@ -61,8 +61,13 @@ class FirstPlaces:
             int64, ``(rows,)``: the place of the first row with the digest, also of earlier calls;
             the row's own place if its digest is new.
         """
-        order = np.lexsort((digests[:, 1], digests[:, 0]))
-        high, low, at = digests[order, 0], digests[order, 1], places[order]
+        order = np.argsort(digests[:, 0])
+        high = digests[order, 0]
+        if (high[1:] == high[:-1]).any():
+            # Equal digests in the order of their places.
+            order = np.lexsort((digests[:, 1], digests[:, 0]))
+            high = digests[order, 0]
+        low, at = digests[order, 1], places[order]
         heads = np.ones(len(order), np.bool_)
         heads[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
         high, low, first = high[heads], low[heads], at[heads]

@@ -1,8 +1,8 @@
 """The original history: the raw source files, read again into memory.
 
 Promise of `read_history`: the rows come from the source files, not from a run's output. They are
-read, transformed, validated and ordered as in `pipelines.ingest.ingest`, so a row has the partition
-and the position that it has in the log.
+read, transformed, validated and ordered as in `pipelines.ingest.read_source`, so a row has the
+partition and the position that it has in the log.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.ingest.ingest import read_log
+from tidemill.pipelines.ingest.read_source import read_log
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, Log, log_schema
 from tidemill.pipelines.run.progress import Progress

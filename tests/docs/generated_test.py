@@ -15,13 +15,13 @@ from docs.generate import configuration as configuration_page
 from docs.generate import expressions as expressions_page
 from docs.generate.configuration import EXAMPLE, SECTIONS, TRANSFORM, Described, field_of, row
 from docs.generate.expressions import ENTRIES, ROWS, SCHEMA, dtypes, evaluated
+from tests.support.judged import read_stream
 from tests.support.markdown import DOCS
 from tidemill.features.definitions import expressions
 from tidemill.features.definitions.expressions import Expression
 from tidemill.features.definitions.schema import ARROW_TYPES
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration, Training, load
-from tidemill.pipelines.io.files.judged_rows import read_stream
 
 PAGES = {"configuration": configuration_page, "expressions": expressions_page}
 

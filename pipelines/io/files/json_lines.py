@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
@@ -68,41 +68,52 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
+@dataclass(frozen=True)
+class Keys:
+    """The keys that somebody reads of a JSON Lines file.
+
+    Attributes:
+        wanted: The keys; None for all.
+        present: Keys that are columns of every batch (see `keys_in`). Another wanted key is a
+            column from the batch on in which it first occurs.
+    """
+
+    wanted: Collection[str] | None = None
+    present: Sequence[str] = ()
+
+
 def read_lines(
-    file: BinaryIO,
-    *,
-    keys: Iterable[str] = (),
-    wanted: Collection[str] | None = None,
-    batch_rows: int = BATCH_ROWS,
-) -> Iterator[Lines]:
-    """Read a JSON Lines file batch by batch.
+    file: BinaryIO, asked: Sequence[Keys], *, batch_rows: int = BATCH_ROWS
+) -> Iterator[tuple[Lines, ...]]:
+    """Read a JSON Lines file once for several readers, batch by batch.
 
     Args:
         file: The file, at its beginning.
-        keys: Keys that are columns of every batch (see `keys_in`). Another wanted key is a column
-            from the batch on in which it first occurs.
-        wanted: The keys to read; None for all.
+        asked: What each reader reads.
         batch_rows: The most rows of a batch; it has fewer if it has very many columns.
 
     Yields:
-        Batches with at least one row, in order.
+        Batches of the same lines for each reader, with at least one row, in order.
     """
-    wanted = None if wanted is None else frozenset(wanted)
-    batch = _Batch(dict.fromkeys(keys))
+    batches = [_Batch(keys.wanted, dict.fromkeys(keys.present)) for keys in asked]
     for number, line in _numbered(file):
-        if line:
-            batch.add(number, line, wanted)
-            if batch.is_full(batch_rows):
-                yield batch.lines()
-                batch = _Batch(batch.names)
-    if batch.numbers:
-        yield batch.lines()
+        if not line:
+            continue
+        parsed = _parsed(line)
+        for batch in batches:
+            batch.add(number, line, parsed)
+        if any(batch.is_full(batch_rows) for batch in batches):
+            yield tuple(batch.lines() for batch in batches)
+            batches = [_Batch(batch.wanted, batch.names) for batch in batches]
+    if batches[0].numbers:
+        yield tuple(batch.lines() for batch in batches)
 
 
 class _Batch:
     """Collects the rows of a batch; ``names`` grows with the keys of the file."""
 
-    def __init__(self, names: dict[str, None]) -> None:
+    def __init__(self, wanted: Collection[str] | None, names: dict[str, None]) -> None:
+        self.wanted = None if wanted is None else frozenset(wanted)
         self.names = names
         self.numbers: list[int] = []
         self._payloads: list[bytes] = []
@@ -111,11 +122,11 @@ class _Batch:
         # By key: the readable rows that have it, and their texts.
         self._cells: dict[str, tuple[list[int], list[str | None]]] = {}
 
-    def add(self, number: int, line: bytes, wanted: Collection[str] | None) -> None:
+    def add(self, number: int, line: bytes, parsed: _Parsed) -> None:
         try:
-            row = _texts(line, wanted)
+            row = _texts(parsed, self.wanted)
             fresh = row.keys() - self.names.keys()
-            if wanted is None and fresh and len(self.names) + len(fresh) > MOST_KEYS:
+            if self.wanted is None and fresh and len(self.names) + len(fresh) > MOST_KEYS:
                 raise _Refused(Reason.TOO_MANY_KEYS, _too_many(row, fresh))
         except _Refused as refused:
             self._faults[len(self.numbers)] = refused.args[0], refused.args[1]
@@ -171,7 +182,7 @@ def keys_in(file: BinaryIO, wanted: Iterable[str]) -> list[str]:
             break
         if line:
             try:
-                missing -= _texts(line, wanted).keys()
+                missing -= _texts(_parsed(line), wanted).keys()
             except _Refused:
                 continue  # `read_lines` refuses this line with its reason
     return [key for key in wanted if key not in missing]
@@ -182,7 +193,7 @@ def first_keys(file: BinaryIO, most: int) -> list[str]:
     for _, line in _numbered(file):
         if line:
             try:
-                return list(_texts(line, None))[:most]
+                return list(_texts(_parsed(line), None))[:most]
             except _Refused:
                 continue
     return []
@@ -195,16 +206,44 @@ def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _texts(line: bytes, wanted: Collection[str] | None) -> dict[str, str | None]:
+@dataclass(frozen=True)
+class _Parsed:
+    """A line: its text and the JSON value that it is, or why it is none."""
+
+    text: str = ""
+    value: Any = None
+    refused: _Refused | None = None
+
+
+def _parsed(line: bytes) -> _Parsed:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"found byte 0x{line[error.start]:02x} at byte {error.start} of the line"
-        raise _Refused(Reason.INVALID_UTF8, f"{found}, expected UTF-8") from None
+        return _Parsed(refused=_Refused(Reason.INVALID_UTF8, f"{found}, expected UTF-8"))
     try:
-        row = _row(_DECODER.decode(text), text, wanted)
+        return _Parsed(text, _DECODER.decode(text))
     except (ValueError, RecursionError) as error:
-        raise _Refused(Reason.BROKEN_JSON, f"{error}; expected one JSON object") from None
+        return _Parsed(refused=_broken(error))
+
+
+def _broken(error: Exception) -> _Refused:
+    return _Refused(Reason.BROKEN_JSON, f"{error}; expected one JSON object")
+
+
+def _texts(parsed: _Parsed, wanted: Collection[str] | None) -> dict[str, str | None]:
+    """Return a line's wanted keys and their texts.
+
+    Raises:
+        _Refused: The line is not a valid row.
+    """
+    if parsed.refused is not None:
+        raise parsed.refused
+    text = parsed.text
+    try:
+        row = _row(parsed.value, text, wanted)
+    except (ValueError, RecursionError) as error:
+        raise _broken(error) from None
     if "\\u" in text:
         # A \u escape can give half of a surrogate pair, which UTF-8 cannot encode.
         for spelt in itertools.chain(row, row.values()):

@@ -1,6 +1,6 @@
 """Raw rows judged: each row is kept, dropped by its source's transform, or rejected with a reason.
 
-`read_stream` applies the source's transform to raw batches and validates the result. If the source
+`Judge` applies the source's transform to raw batches and validates the result. If the source
 is a log with a time of receipt, it then rejects, in order of arrival, the rows that come too late
 or too far ahead. Of requests with one id it keeps the first, unless they are declared otherwise.
 Always ``read = kept + dropped + rejected``.
@@ -8,7 +8,7 @@ Always ``read = kept + dropped + rejected``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,8 +25,7 @@ from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.features.rows.validation import validate
 from tidemill.pipelines.io.acceptance import Gate, Refusals
-from tidemill.pipelines.io.files import csv_lines, json_lines
-from tidemill.pipelines.io.files.readers import RawBatch, read
+from tidemill.pipelines.io.files.readers import RawBatch, Reader
 from tidemill.pipelines.io.request_ids import RequestIds
 
 REJECT_COLUMN: Final = "__reject__"
@@ -91,28 +90,12 @@ class StreamBatch:
     counts: Counts
 
 
-def read_stream(
-    definition: EventStream | Request,
-    files: Sequence[Path],
-    *,
-    format: str | None = None,
-    nulls: Sequence[str] | None = None,
-    zone: str | None = None,
-    ambiguous: str | None = None,
-    transform: Transform | None = None,
-    received: str | None = None,
-    replaced: Replaced | None = None,
-    ids: RequestIds | None = None,
-    block_bytes: int = csv_lines.BLOCK_BYTES,
-    batch_rows: int = json_lines.BATCH_ROWS,
-) -> Iterator[StreamBatch]:
-    """Read, transform, validate and accept the files of an event stream or a request.
+class Judge:
+    """Judges the raw rows of a source, in reading order.
 
     Args:
         definition: The declaration that the rows must match.
         files: The source's files (`pipelines.io.files.input_files`); the i-th is partition i.
-        format: As for `read`.
-        nulls: As for `read`.
         zone: The IANA zone of times without an offset; None if the source declares none.
         ambiguous: The rule for local times that occurred twice (`rows.local_times.RULES`); None
             rejects their rows. `rows.local_times.INFER` needs ``received``.
@@ -124,44 +107,53 @@ def read_stream(
             read as a table: it has no order of arrival, so no row is late.
         replaced: Tells which rows are rejected because a mended record stands in for them.
         ids: The ids of the requests (`request_ids`), for who goes on with them; None to make them.
-        block_bytes: As for `read`.
-        batch_rows: As for `read`.
-
-    Yields:
-        The accepted rows, the rejected rows and the counts, batch by batch.
-
-    Raises:
-        InputError: A whole file cannot be read, or the transform failed.
-        ConfigurationError: A file's format is not known.
     """
-    raw_batches = read(
-        files,
-        stream=definition.name,
-        format=format,
-        nulls=nulls,
-        # A transform may read any column of the file.
-        columns=list(definition.schema) if transform is None else None,
-        block_bytes=block_bytes,
-        batch_rows=batch_rows,
-    )
-    gate = None if received is None else Gate(definition, received)
-    if ids is None and isinstance(definition, Request):
-        ids = request_ids(definition, files)
-    receipts: dict[int, Receipts] = {}
-    for raw in raw_batches:
+
+    def __init__(
+        self,
+        definition: EventStream | Request,
+        files: Sequence[Path],
+        *,
+        zone: str | None = None,
+        ambiguous: str | None = None,
+        transform: Transform | None = None,
+        received: str | None = None,
+        replaced: Replaced | None = None,
+        ids: RequestIds | None = None,
+    ) -> None:
+        if ids is None and isinstance(definition, Request):
+            ids = request_ids(definition, files)
+        self._definition, self._zone, self._transform = definition, zone, transform
+        self._ambiguous, self._replaced, self._ids = ambiguous, replaced, ids
+        self._received = received
+        self._gate = None if received is None else Gate(definition, received)
+        self._receipts: dict[int, Receipts] = {}
+
+    @property
+    def reader(self) -> Reader:
+        """What to read: a transform may read any column of the file."""
+        columns = list(self._definition.schema) if self._transform is None else None
+        return Reader(self._definition.name, columns)
+
+    def judge(self, raw: RawBatch) -> StreamBatch:
+        """Transform, validate and accept the next rows.
+
+        Raises:
+            InputError: The transform failed.
+        """
         order = None
-        if received is not None:
-            order = receipts.setdefault(raw.partition, Receipts(received))
-        yield judge(
-            definition,
+        if self._received is not None:
+            order = self._receipts.setdefault(raw.partition, Receipts(self._received))
+        return judge(
+            self._definition,
             raw,
-            zone,
-            transform,
-            gate,
-            ambiguous=ambiguous,
+            self._zone,
+            self._transform,
+            self._gate,
+            ambiguous=self._ambiguous,
             receipts=order,
-            replaced=replaced,
-            ids=ids,
+            replaced=self._replaced,
+            ids=self._ids,
         )
 
 
@@ -194,14 +186,14 @@ def judge(
     """Transform, validate and accept raw rows.
 
     Args:
-        definition: As for `read_stream`.
+        definition: As for `Judge`.
         raw: The rows.
-        zone: As for `read_stream`.
-        transform: As for `read_stream`.
+        zone: As for `Judge`.
+        transform: As for `Judge`.
         gate: Rejects rows that come too late or too far ahead; None if no row can.
-        ambiguous: As for `read_stream`.
+        ambiguous: As for `Judge`.
         receipts: The time-of-receipt column of the rows' partition; None if there is none.
-        replaced: As for `read_stream`.
+        replaced: As for `Judge`.
         ids: The ids of the requests before these; None of an event stream.
 
     Raises:

@@ -84,28 +84,44 @@ class Rows:
 
     Attributes:
         batch: All columns, ``(rows,)``; INT96 times are ``timestamp[us]``.
-        faults: The rows with an INT96 time that has no value: row to reason and detail.
     """
 
     batch: pa.RecordBatch
-    faults: dict[int, tuple[Reason, str]] = field(default_factory=dict)
     _int96: Mapping[str, _Int96] = field(default_factory=dict)
+
+    def faults(self, columns: Collection[str] | None) -> dict[int, tuple[Reason, str]]:
+        """Return the rows with an INT96 time that has no value: row to reason and detail.
+
+        Args:
+            columns: The columns whose times must have a value; None for all.
+        """
+        faults: dict[int, tuple[Reason, str]] = {}
+        for name, times in self._int96.items():
+            if columns is not None and name not in columns:
+                continue
+            for reason, rows, expected in (
+                (Reason.TIME_OUT_OF_RANGE, times.outside, "a time in the years 1 to 9999, UTC"),
+                (Reason.WRONG_TYPE, times.too_fine, WHOLE_MICROSECONDS),
+            ):
+                for row in np.flatnonzero(rows).tolist():
+                    detail = (
+                        f"column {name!r}: found {times.text(row)} (INT96), expected {expected}"
+                    )
+                    faults.setdefault(row, (reason, detail))
+        return faults
 
     def payload(self, row: int) -> bytes:
         """Return a row as a JSON object; see `as_json`."""
         return as_json(self.batch, row, {n: c.text(row) for n, c in self._int96.items()})
 
 
-def read_rows(
-    file: BinaryIO, origin: str, *, batch_rows: int, columns: Collection[str] | None = None
-) -> Iterator[Rows]:
+def read_rows(file: BinaryIO, origin: str, *, batch_rows: int) -> Iterator[Rows]:
     """Read all columns of a Parquet file, batch by batch.
 
     Args:
         file: The file, seekable.
         origin: The file's name in errors.
         batch_rows: The most rows of a batch.
-        columns: The columns whose INT96 times must have a value; None for all.
 
     Yields:
         Batches with at least one row, in order.
@@ -136,30 +152,18 @@ def read_rows(
         ):
             if batch.num_rows:
                 int96 = {name: _Int96.of(batch[name], fine[name]) for name in names}
-                yield _converted(batch, int96, names if columns is None else columns)
+                yield _converted(batch, int96)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{origin}: cannot be read as Parquet ({error}); is it complete?"
         ) from error
 
 
-def _converted(
-    batch: pa.RecordBatch, int96: Mapping[str, _Int96], columns: Collection[str]
-) -> Rows:
-    faults: dict[int, tuple[Reason, str]] = {}
+def _converted(batch: pa.RecordBatch, int96: Mapping[str, _Int96]) -> Rows:
     for name, times in int96.items():
         place = batch.schema.get_field_index(name)
         batch = batch.set_column(place, pa.field(name, pa.timestamp("us")), times.times())
-        if name not in columns:
-            continue
-        for reason, rows, expected in (
-            (Reason.TIME_OUT_OF_RANGE, times.outside, "a time in the years 1 to 9999, UTC"),
-            (Reason.WRONG_TYPE, times.too_fine, WHOLE_MICROSECONDS),
-        ):
-            for row in np.flatnonzero(rows).tolist():
-                detail = f"column {name!r}: found {times.text(row)} (INT96), expected {expected}"
-                faults.setdefault(row, (reason, detail))
-    return Rows(batch, faults, int96)
+    return Rows(batch, int96)
 
 
 def as_json(

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from tests.support.judged import read_stream
 from tidemill.features.errors import ConfigurationError
 from tidemill.features.models.preprocessing import model_inputs
 from tidemill.pipelines.commands.scaffold import write_project
 from tidemill.pipelines.config.configuration import Configuration, load
-from tidemill.pipelines.io.files.judged_rows import Counts, read_stream
+from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.places import StorePlaces
 

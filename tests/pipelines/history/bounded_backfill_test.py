@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.fraud import write_configuration, write_payments
+from tests.support.judged import read_stream
 from tests.support.markdown import ROOT
 from tests.support.random_backfills import PROJECTS, START, Case, Row, draw, write_case
 from tidemill.features.contract import HOUR, SECOND
@@ -33,7 +34,7 @@ from tidemill.pipelines.history.history_plan import HistoryPlan
 from tidemill.pipelines.history.labels import leaks
 from tidemill.pipelines.ingest import accepted_rows
 from tidemill.pipelines.io import merging
-from tidemill.pipelines.io.files.judged_rows import read_stream, request_ids
+from tidemill.pipelines.io.files.judged_rows import request_ids
 from tidemill.pipelines.io.log import Log, log_schema, one_batch
 from tidemill.pipelines.io.log_digests import BLOCK_ROWS, block_digest
 from tidemill.pipelines.publish import offline_history

@@ -448,7 +448,7 @@ def test_a_stream_whose_record_is_damaged_ends_a_build_before_the_switch(
 
 
 STEPS = (
-    "tidemill.pipelines.ingest.ingest:ReadSource.write_log",
+    "tidemill.pipelines.ingest.read_source:ReadSource.write_log",
     "tidemill.pipelines.history.stages:split_span",
     "tidemill.pipelines.history.stages:answer_part",
     "tidemill.pipelines.history.stages:write_file",

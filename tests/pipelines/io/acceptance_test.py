@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.judged import read_stream
 from tidemill import EventStream, Request
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.definitions import INT64, STRING, TIMESTAMP
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.io.acceptance import Gate, judge_arrivals
-from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
+from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch
 
 SCHEMA = {"at": TIMESTAMP, "got": TIMESTAMP, "id": STRING, "n": INT64}
 STREAM = EventStream(

@@ -114,6 +114,6 @@ def test_the_counts_of_a_part_of_a_log_are_those_of_the_specification(
 
 
 def test_no_events_have_no_counts(tmp_path: Path) -> None:
-    counts = EventCounter(STREAM, VIEWS, tmp_path).counts()
+    counts = EventCounter(STREAM, VIEWS, tmp_path).counts(list)
     assert counts == EventCounts(0, 0, {"by_card": 0, "by_gate": 0})
     assert counts.as_figures() == {"duplicates": 0, "conflicts": 0, "without_key": {}}

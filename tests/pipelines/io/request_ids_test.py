@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.judged import read_stream
 from tidemill import Request
 from tidemill.features.rows.rejected import Reason
-from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
+from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch
 from tidemill.pipelines.io.request_ids import FirstPlaces
 
 ASKED = Request(

@@ -13,13 +13,19 @@ from hypothesis import strategies as st
 
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.io.files import json_lines
-from tidemill.pipelines.io.files.json_lines import Lines, keys_in, read_lines
+from tidemill.pipelines.io.files.json_lines import Keys, Lines, keys_in, read_lines
 
 MARK = b"\xef\xbb\xbf"
 
 
-def read(lines: Sequence[bytes], **options: Any) -> list[Lines]:
-    return list(read_lines(io.BytesIO(b"\n".join(lines)), **options))
+def read(
+    lines: Sequence[bytes],
+    keys: Sequence[str] = (),
+    wanted: Sequence[str] | None = None,
+    **options: Any,
+) -> list[Lines]:
+    file = io.BytesIO(b"\n".join(lines))
+    return [found for (found,) in read_lines(file, [Keys(wanted, keys)], **options)]
 
 
 def rows_of(batches: Sequence[Lines]) -> list[dict[str, Any]]:

@@ -20,13 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from tests.support.judged import read_stream
 from tidemill import EventStream
 from tidemill.features.definitions import BOOL, FLOAT64, INT64, STRING, TIMESTAMP
 from tidemill.features.errors import ConfigurationError, InputError
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.io.files.input_files import find_files, short_names
-from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch, read_stream
+from tidemill.pipelines.io.files.judged_rows import Counts, StreamBatch
 from tidemill.pipelines.io.files.readers import RawBatch, read
 
 SCHEMA = {"at": TIMESTAMP, "id": STRING, "key": STRING, "n": INT64, "x": FLOAT64, "ok": BOOL}
