@@ -6,8 +6,9 @@ turn. Before anything is timed, all values of the three tables are compared: sum
 1e-9, everything else equal. Ours also checks and logs every row, digests files and rows, and makes
 the states from which a stream starts; `--publish` with its offline log is not part of it.
 
-The peak of memory is that of all processes of a side together: the sum of their resident sets,
-looked at every 20 ms. Pages that forked processes share count once for each of them.
+The peak of memory is that of all processes of a side together, looked at every 20 ms. *Resident* is
+the sum of their resident sets, in which pages that forked processes share count once for each of
+them; *proportional* counts each page once (PSS, proc_pid_smaps(5)).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import psutil
@@ -47,6 +48,13 @@ _LOOK_EVERY_S: Final = 0.02
 _BACKFILL: Final = "from tidemill.pipelines.commands.cli import main; main()"
 
 
+class Memory(NamedTuple):
+    """Memory of some processes together."""
+
+    resident: float
+    proportional: float
+
+
 @dataclass
 class Program:
     """A side: a command that reads the payments of a folder.
@@ -54,25 +62,25 @@ class Program:
     Attributes:
         command: The command.
         tables: Returns the files of the training table that it wrote.
-        peaks: The peak of memory of each run, in MiB.
+        peaks: The peaks of memory of each run, in MiB: resident and proportional.
     """
 
     command: list[str]
     tables: Callable[[], list[Path]]
-    peaks: list[float] = field(default_factory=list)
+    peaks: list[Memory] = field(default_factory=list)
 
     def run(self) -> None:
         """Run it to its end."""
         process = subprocess.Popen(
             self.command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL
         )
-        peak = 0
+        peak = Memory(0, 0)
         ended = threading.Event()
 
         def watch() -> None:
             nonlocal peak
             while not ended.wait(_LOOK_EVERY_S):
-                peak = max(peak, _resident(process.pid))
+                peak = Memory(*map(max, peak, _memory(process.pid)))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -81,21 +89,25 @@ class Program:
         thread.join()
         if status:
             raise subprocess.CalledProcessError(status, self.command)
-        self.peaks.append(peak / 2**20)
+        self.peaks.append(Memory(peak.resident / 2**20, peak.proportional / 2**20))
 
 
-def _resident(pid: int) -> int:
-    total = 0
+def _memory(pid: int) -> Memory:
+    """Return the memory of a process and its descendants now, in bytes."""
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
-        return 0
+        return Memory(0, 0)
+    resident = proportional = 0
     for process in processes:
         try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
+            found = process.memory_full_info()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
-    return total
+        resident += found.rss
+        # Only Linux tells it.
+        proportional += getattr(found, "pss", found.rss)
+    return Memory(resident, proportional)
 
 
 def make_programs(folder: Path, rows: int) -> dict[str, Program]:
@@ -198,7 +210,8 @@ def _measure_size(folder: Path, rows: int, effort: Effort) -> list[Figure]:
         label = f"{rows:,} requests: {name}"
         out += rates(label, runs[name], "requests/s")
         out.append(spread(f"{label}, CPU time", [one.cpu_s for one in runs[name]], "s"))
-        out.append(spread(f"{label}, peak memory", program.peaks, "MiB"))
+        for what, peaks in zip(Memory._fields, zip(*program.peaks, strict=True), strict=True):
+            out.append(spread(f"{label}, peak memory, {what}", list(peaks), "MiB"))
     for peer in [name for name in programs if name != "tidemill"]:
         out += ratios(f"{rows:,} requests: {peer} / tidemill", runs[peer], runs["tidemill"])
     return out

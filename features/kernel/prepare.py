@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tidemill.features.contract import BoolArray, Int64Array
-from tidemill.features.definitions import Expression, FeatureView, Mask, Request
+from tidemill.features.definitions import EventStream, Expression, FeatureView, Mask, Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.hashing import UInt8Array
@@ -137,6 +137,23 @@ def with_key(view: FeatureView, batch: pa.RecordBatch) -> BoolArray | None:
     return hashing.validity(keys) if keys.null_count else None
 
 
+def identity_digests(
+    definition: EventStream | Request, rows: pa.RecordBatch
+) -> npt.NDArray[np.uint64]:
+    """Return a digest of each row over the columns that make it what it is.
+
+    Two deliveries of one event have equal digests: they differ in columns of transport only.
+
+    Args:
+        definition: Says which columns these are.
+        rows: The declared columns, ``(rows,)``; others are ignored.
+
+    Returns:
+        uint64, ``(rows, 2)``.
+    """
+    return hashing.digest_rows(rows.select(list(definition.identity)))
+
+
 def prepare_events(
     plan: Plan,
     view: FeatureView,
@@ -150,8 +167,8 @@ def prepare_events(
         view: The view.
         batch: Validated rows, ``(rows,)``: no null in the key, time and id columns. An event
             without a key is no event of the view: see `with_key`.
-        digests: uint64, ``(rows, 2)``: the rows' digests (`hashing.digest_rows` of
-            `EventStream.identity`), if the caller has them already.
+        digests: uint64, ``(rows, 2)``: the rows' digests (`identity_digests`), if the caller has
+            them already.
 
     Returns:
         A batch of `events_schema`, ``(rows,)``, in the same order.
@@ -167,7 +184,7 @@ def prepare_events(
                 "validate rows, and leave out those without a key, before preparing them"
             )
     if digests is None:
-        digests = hashing.digest_rows(batch.select(list(stream.identity)))
+        digests = identity_digests(stream, batch)
     return pa.RecordBatch.from_arrays(
         [
             hashing.key_bytes(batch.column(view.key)),

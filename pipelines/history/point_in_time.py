@@ -18,6 +18,7 @@ from tidemill.features.kernel.dedupe import first_occurrences
 from tidemill.features.kernel.plan import make_plan
 from tidemill.features.kernel.prepare import (
     REQUESTS_SCHEMA,
+    identity_digests,
     matrix_of,
     nulls_of,
     prepare_events,
@@ -46,7 +47,7 @@ def values_at(
     batch = one_batch(table.select(list(view.stream.schema)))
     if (mine := with_key(view, batch)) is not None:
         batch = keep(batch, mine)
-    digests = hashing.digest_rows(batch.select(list(view.stream.identity)))
+    digests = identity_digests(view.stream, batch)
     kept = first_occurrences(digests)
     plan = make_plan(view)
     prepared = prepare_events(plan, view, batch.take(pa.array(kept)), digests[kept])

@@ -13,7 +13,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Label, Project
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.plan import make_plan
-from tidemill.features.kernel.prepare import KEY, prepare_requests
+from tidemill.features.kernel.prepare import KEY, identity_digests, prepare_requests
 from tidemill.pipelines.history.history_plan import HistoryPlan, Span
 from tidemill.pipelines.history.spill import SpillWriter, spill_file
 from tidemill.pipelines.io.log import POSITION, RECEIVED, Log, log_schema
@@ -81,7 +81,7 @@ def _split_events(
     views = [view for view in project.views if view.stream.name == stream.name]
     positions = hashing.bits(rows.column(POSITION))
     received = hashing.bits(rows.column(RECEIVED))
-    digests = hashing.digest_rows(rows.select(list(stream.identity))) if views else None
+    digests = identity_digests(stream, rows) if views else None
     for view in views:
         events = event_rows(make_plan(view), view, rows, positions, received, digests)
         pieces = plan.pieces(view.name)

@@ -40,8 +40,8 @@ import pyarrow.parquet as pq
 
 from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
-from tidemill.features.kernel import hashing
 from tidemill.features.kernel.dedupe import first_occurrences
+from tidemill.features.kernel.prepare import identity_digests
 from tidemill.features.rows import rejected
 from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason, Stage
@@ -314,12 +314,11 @@ def fresh_rows(
         rows: ``(rows,)``.
         others: Other rows, batch by batch, in the same columns.
     """
-    identity = list(definition.identity)
-    mine = hashing.digest_rows(rows.select(identity))
+    mine = identity_digests(definition, rows)
     known = [np.zeros((0, 2), np.uint64)]
     if len(mine):
         for batch in others:
-            digests = hashing.digest_rows(batch.select(identity))
+            digests = identity_digests(definition, batch)
             known.append(digests[np.isin(digests[:, 0], mine[:, 0])])
     before = sum(map(len, known))
     first = first_occurrences(np.concatenate([*known, mine]))

@@ -19,6 +19,7 @@ from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import EventStream, FeatureView
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.dedupe import UInt64Array, first_occurrences
+from tidemill.features.kernel.prepare import identity_digests
 from tidemill.pipelines.io.log import RECEIVED, Log
 
 
@@ -207,7 +208,7 @@ class _Repeats:
             received_us, counted, hashes = received_us[mine], counted[mine], hashes[mine]
         records = np.empty(rows.num_rows, _RECORD)
         records["received"] = received_us
-        records["row"] = hashing.digest_rows(rows.select(list(self._stream.identity)))
+        records["row"] = identity_digests(self._stream, rows)
         records["id"][:, 0] = hashes
         records["id"][:, 1] = hashing.hash_column(rows.column(self._stream.event_id), seed=1)
         records["counted"] = counted

@@ -12,6 +12,7 @@ import pyarrow as pa
 from tidemill.features.definitions import Project
 from tidemill.features.kernel import hashing
 from tidemill.features.kernel.plan import Plan, make_plan
+from tidemill.features.kernel.prepare import identity_digests
 from tidemill.pipelines.io.log import POSITION, RECEIVED, SENT
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.stream.answer_parts import RequestPart, group_of
@@ -82,9 +83,7 @@ def shard_poll(
         The view's index in the project, the shard, and its encoded sequenced batches.
     """
     digests = {
-        (part.source, part.partition): hashing.digest_rows(
-            part.rows.select(list(project.stream(part.source).identity))
-        )
+        (part.source, part.partition): identity_digests(project.stream(part.source), part.rows)
         for part in poll.parts
         if part.rows is not None and part.source != project.request.name
     }
