@@ -63,6 +63,7 @@ class Kind(enum.IntEnum):
     JOINER_STATE = 19
     LOGGED_PARTS = 20
     OPERATOR_FILE = 21
+    LOGGED_POLL = 22
 
 
 VERSIONS: Final[Mapping[Kind, int]] = {

@@ -72,6 +72,7 @@ def test_the_header_is_as_it_is_written_down() -> None:
         "JOINER_STATE": 19,
         "LOGGED_PARTS": 20,
         "OPERATOR_FILE": 21,
+        "LOGGED_POLL": 22,
     }
 
 
