@@ -6,9 +6,10 @@ turn. Before anything is timed, all values of the three tables are compared: sum
 1e-9, everything else equal. Ours also checks and logs every row, digests files and rows, and makes
 the states from which a stream starts; `--publish` with its offline log is not part of it.
 
-The peak of memory is that of all processes of a side together, looked at every 20 ms. *Resident* is
-the sum of their resident sets, in which pages that forked processes share count once for each of
-them; *proportional* counts each page once (PSS, proc_pid_smaps(5)).
+The peak of memory is that of all processes of a side together. *Resident* is the sum of their
+resident sets, looked at every 20 ms, in which pages that forked processes share count once for each
+of them. *Proportional* counts each page once (PSS, proc_pid_smaps(5)); telling it takes the kernel
+long, so it is looked at every 200 ms, and only in the runs that are not timed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import psutil
@@ -45,14 +46,8 @@ _DUCKDB_ROWS: Final = 2_000_000
 """duckdb takes minutes and gigabytes for more."""
 _RELATIVE: Final = 1e-9
 _LOOK_EVERY_S: Final = 0.02
+_LOOK_CLOSELY_EVERY_S: Final = 0.2
 _BACKFILL: Final = "from tidemill.pipelines.commands.cli import main; main()"
-
-
-class Memory(NamedTuple):
-    """Memory of some processes together."""
-
-    resident: float
-    proportional: float
 
 
 @dataclass
@@ -62,25 +57,34 @@ class Program:
     Attributes:
         command: The command.
         tables: Returns the files of the training table that it wrote.
-        peaks: The peaks of memory of each run, in MiB: resident and proportional.
+        resident: The peak of memory of each timed run, in MiB.
+        proportional: That of each other run, in which shared pages count once.
     """
 
     command: list[str]
     tables: Callable[[], list[Path]]
-    peaks: list[Memory] = field(default_factory=list)
+    resident: list[float] = field(default_factory=list)
+    proportional: list[float] = field(default_factory=list)
 
     def run(self) -> None:
-        """Run it to its end."""
+        """Run it to its end, to be timed."""
+        self.resident.append(self._run(_resident, _LOOK_EVERY_S))
+
+    def run_closely(self) -> None:
+        """Run it to its end; looking at its memory takes time."""
+        self.proportional.append(self._run(_proportional, _LOOK_CLOSELY_EVERY_S))
+
+    def _run(self, memory: Callable[[psutil.Process], int], look_every_s: float) -> float:
         process = subprocess.Popen(
             self.command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL
         )
-        peak = Memory(0, 0)
+        peak = 0
         ended = threading.Event()
 
         def watch() -> None:
             nonlocal peak
-            while not ended.wait(_LOOK_EVERY_S):
-                peak = Memory(*map(max, peak, _memory(process.pid)))
+            while not ended.wait(look_every_s):
+                peak = max(peak, _of_all(process.pid, memory))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -89,25 +93,34 @@ class Program:
         thread.join()
         if status:
             raise subprocess.CalledProcessError(status, self.command)
-        self.peaks.append(Memory(peak.resident / 2**20, peak.proportional / 2**20))
+        return peak / 2**20
 
 
-def _memory(pid: int) -> Memory:
-    """Return the memory of a process and its descendants now, in bytes."""
+def _of_all(pid: int, memory: Callable[[psutil.Process], int]) -> int:
+    """Return the memory of a process and its descendants, in bytes."""
+    total = 0
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
-        return Memory(0, 0)
-    resident = proportional = 0
+        return 0
     for process in processes:
         try:
-            found = process.memory_full_info()
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            total += memory(process)
+        except psutil.NoSuchProcess:
             continue
-        resident += found.rss
-        # Only Linux tells it.
-        proportional += getattr(found, "pss", found.rss)
-    return Memory(resident, proportional)
+    return total
+
+
+def _resident(process: psutil.Process) -> int:
+    found: int = process.memory_info().rss
+    return found
+
+
+def _proportional(process: psutil.Process) -> int:
+    found = process.memory_full_info()
+    # Only Linux tells it.
+    shared_once: int = getattr(found, "pss", found.rss)
+    return shared_once
 
 
 def make_programs(folder: Path, rows: int) -> dict[str, Program]:
@@ -189,7 +202,7 @@ def _measure_size(folder: Path, rows: int, effort: Effort) -> list[Figure]:
     programs = make_programs(folder, rows)
     out = []
     for program in programs.values():
-        program.run()
+        program.run_closely()
     ours = _read(programs["tidemill"])
     for peer in [name for name in programs if name != "tidemill"]:
         compared = check_equal(ours, _read(programs[peer]), peer)
@@ -210,8 +223,9 @@ def _measure_size(folder: Path, rows: int, effort: Effort) -> list[Figure]:
         label = f"{rows:,} requests: {name}"
         out += rates(label, runs[name], "requests/s")
         out.append(spread(f"{label}, CPU time", [one.cpu_s for one in runs[name]], "s"))
-        for what, peaks in zip(Memory._fields, zip(*program.peaks, strict=True), strict=True):
-            out.append(spread(f"{label}, peak memory, {what}", list(peaks), "MiB"))
+        out.append(spread(f"{label}, peak memory, resident", program.resident, "MiB"))
+        label += ", peak memory, proportional"
+        out.append(spread(label, program.proportional, "MiB"))
     for peer in [name for name in programs if name != "tidemill"]:
         out += ratios(f"{rows:,} requests: {peer} / tidemill", runs[peer], runs["tidemill"])
     return out
