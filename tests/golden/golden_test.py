@@ -69,6 +69,8 @@ from tidemill.serving.stores.online_places import SqlitePlace
 
 HERE = Path(__file__).parent
 FOLDERS = ["frames_1", "frames_2", "frames_3", "frames_4"]
+# Formats that no command writes; the first that does adds a folder.
+NOT_WRITTEN_YET = {Kind.LOGGED_POLL}
 REFUSED = {
     "frames_1": {
         "operator_head.bin": "has version 3, this code reads 6; start it from handed-over states",
@@ -166,7 +168,7 @@ def test_every_version_that_is_written_has_a_golden_file() -> None:
         data = (HERE / FOLDERS[-1] / name).read_bytes()
         if data.startswith(MAGIC):
             found[Kind(data[8])] = int.from_bytes(data[10:12], "little")
-    assert found == VERSIONS
+    assert found == {kind: VERSIONS[kind] for kind in VERSIONS if kind not in NOT_WRITTEN_YET}
 
 
 def test_golden_files_can_be_made_again(tmp_path: Path) -> None:

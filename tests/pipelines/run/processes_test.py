@@ -24,7 +24,7 @@ def work(task):
     if task == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if task == "sleep":
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\\n".encode())  # whole, beside the other process
         time.sleep(600)
     time.sleep(0.01 * (len(task) % 3))
     return f"{task} by {os.getpid()}"
