@@ -156,10 +156,11 @@ COMPILE = $(UV) $(ISOLATED) pip compile --python $(BIN)/python --universal --pyt
   --generate-hashes --custom-compile-command "make lock" --quiet
 lock: $(UV)
 	@echo uv | $(COMPILE) --output-file locks/installer.lock $(ARGS) -; \
-	$(COMPILE) --extra examples --extra test --extra bench --output-file locks/develop.lock \
+	$(COMPILE) --extra examples --extra servers --extra test --extra bench \
+	  --output-file locks/develop.lock \
 	  $(ARGS) setup.py; \
 	cp locks/develop.lock locks/run.lock; \
-	$(COMPILE) --extra examples --output-file locks/run.lock setup.py
+	$(COMPILE) --extra examples --extra servers --output-file locks/run.lock setup.py
 	@$(MAKE) --no-print-directory venv
 	@UV=$(UV) $(BIN)/python -m locks.record
 

