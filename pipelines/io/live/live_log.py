@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,8 +44,8 @@ _SEALED: Final = "sealed.json"
 _POLLS: Final = "polls"
 _CUTS: Final = "cuts"
 _REJECTED: Final = "rejected"
-_SEALED_ROWS: Final = 1 << 20
-"""About how many rows a seal holds in memory."""
+_SEALED_BYTES: Final = 64 << 20
+"""About how many bytes of polls a seal holds in memory."""
 _POLL_NUMBER: Final = "_poll"
 _REMEDY: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
 
@@ -174,17 +174,19 @@ class LiveLog:
             {name: list(topic.offsets) for name, topic in topics.items()},
         )
 
-    def seal(self, build: Path) -> Sealed:
+    def seal(self, build: Path, before_us: int) -> Sealed:
         """Seal the polls of the poll log; return how far the log is sealed then.
 
         Args:
             build: The folder of the build, with whose log these rows go on.
+            before_us: Only polls that were received before this instant are sealed: a stream that
+                goes on from here repeats the others from the poll log.
 
         Raises:
             DamagedState: The poll log is damaged.
         """
         sealed = self.sealed()
-        for polls in _in_pieces(self.polls.read(after=sealed.number)):
+        for polls in _in_pieces(self.polls.read(after=sealed.number), before_us):
             sealed = self._seal(polls, sealed, Log(build, self.folder))
             write_record(
                 self.folder / _SEALED, _SEALED_FORM, dataclasses.asdict(sealed), durable=True
@@ -192,33 +194,34 @@ class LiveLog:
             self.polls.remove_before(sealed.number)
         return sealed
 
-    def _seal(self, polls: Sequence[LoggedPoll], before: Sealed, log: Log) -> Sealed:
+    def _seal(self, polls: Sequence[_Decoded], before: Sealed, log: Log) -> Sealed:
         topics = self.topics()
-        decoded = [Poll.decode(bytes(poll.poll)) for poll in polls]
         rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
-        for poll in decoded:
-            for part in poll.parts:
+        for poll in polls:
+            for part in poll.sent.parts:
                 if part.rows is not None:
                     rows.setdefault((part.source, part.partition), []).append(part.rows)
         for (name, partition), fresh in rows.items():
             at = before.positions[name][partition - topics[name].first]
             self._add_rows(self._project.definition(name), partition, at, fresh, log)
-        self._write(_CUTS, polls[0].number, self._cuts_of(decoded, polls, topics))
+        first, last = polls[0].logged.number, polls[-1]
+        self._write(_CUTS, first, self._cuts_of(polls, topics))
         refused = [
-            poll.rejected.append_column(
-                _POLL_NUMBER, pa.array([poll.number] * poll.rejected.num_rows, pa.int64())
+            poll.logged.rejected.append_column(
+                _POLL_NUMBER,
+                pa.array([poll.logged.number] * poll.logged.rejected.num_rows, pa.int64()),
             )
             for poll in polls
-            if poll.rejected is not None
+            if poll.logged.rejected is not None
         ]
         if refused:
-            self._write(_REJECTED, polls[0].number, pa.Table.from_batches(refused))
+            self._write(_REJECTED, first, pa.Table.from_batches(refused))
         ends: dict[str, list[int]] = {name: [] for name in topics}
-        for part in decoded[-1].parts:
+        for part in last.sent.parts:
             if part.source in topics and part.partition >= topics[part.source].first:
                 ends[part.source].append(part.stop)
-        offsets = {name: list(polls[-1].offsets[name]) for name in topics}
-        return Sealed(polls[-1].number, ends, offsets)
+        offsets = {name: list(last.logged.offsets[name]) for name in topics}
+        return Sealed(last.logged.number, ends, offsets)
 
     def _add_rows(
         self,
@@ -241,17 +244,12 @@ class LiveLog:
             )
             writer.write(declared, rows.column(rows.num_columns - 1).to_numpy())
 
-    def _cuts_of(
-        self,
-        decoded: Sequence[Poll],
-        polls: Sequence[LoggedPoll],
-        topics: Mapping[str, LiveTopic],
-    ) -> pa.Table:
+    def _cuts_of(self, polls: Sequence[_Decoded], topics: Mapping[str, LiveTopic]) -> pa.Table:
         columns: dict[str, list[int]] = {"number": [], "received_us": []}
-        for poll, logged in zip(decoded, polls, strict=True):
+        for logged, sent in polls:
             columns["number"].append(logged.number)
-            columns["received_us"].append(poll.sent_us)
-            for part in poll.parts:
+            columns["received_us"].append(sent.sent_us)
+            for part in sent.parts:
                 if part.source in topics and part.partition >= topics[part.source].first:
                     place = f"{part.source}/{part.partition - topics[part.source].first}"
                     columns.setdefault(f"position/{place}", []).append(part.stop)
@@ -334,13 +332,24 @@ def _described(topic: LiveTopic | None) -> str:
     return f"topic {topic.topic!r} of {len(topic.offsets)} partitions{of_files}"
 
 
-def _in_pieces(polls: Iterable[LoggedPoll]) -> Iterator[list[LoggedPoll]]:
-    piece: list[LoggedPoll] = []
+class _Decoded(NamedTuple):
+    """A logged poll, and what it was sent as."""
+
+    logged: LoggedPoll
+    sent: Poll
+
+
+def _in_pieces(polls: Iterable[LoggedPoll], before_us: int) -> Iterator[list[_Decoded]]:
+    """Yield the polls that were received before an instant, in pieces of bounded size."""
+    piece: list[_Decoded] = []
     size = 0
     for poll in polls:
-        piece.append(poll)
+        sent = Poll.decode(bytes(poll.poll))
+        if sent.sent_us >= before_us:
+            break
+        piece.append(_Decoded(poll, sent))
         size += len(poll.poll)
-        if size >= _SEALED_ROWS * 64:
+        if size >= _SEALED_BYTES:
             yield piece
             piece, size = [], 0
     if piece:

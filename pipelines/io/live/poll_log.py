@@ -60,6 +60,7 @@ class LoggedPoll:
     Attributes:
         number: Its number.
         offsets: The offset of the next message of each partition of each source's topic.
+        highest_us: The highest accepted time so far of each of these partitions.
         poll: The encoded poll (`pipelines.io.poll.Poll`).
         rejected: The records that were rejected while it was read
             (`features.rows.rejected.SCHEMA`); None for none.
@@ -67,12 +68,17 @@ class LoggedPoll:
 
     number: int
     offsets: Mapping[str, tuple[int, ...]]
+    highest_us: Mapping[str, tuple[int, ...]]
     poll: bytes | pa.Buffer
     rejected: pa.RecordBatch | None = None
 
     def encode(self) -> bytes:
         """Encode the entry."""
-        fields = {"number": self.number, "offsets": {k: [*v] for k, v in self.offsets.items()}}
+        fields = {
+            "number": self.number,
+            "offsets": {name: [*next_] for name, next_ in self.offsets.items()},
+            "highest_us": {name: [*highest] for name, highest in self.highest_us.items()},
+        }
         return encode_document(
             Kind.LOGGED_POLL, "", fields, [self.poll, batch_bytes(self.rejected)]
         )
@@ -90,9 +96,12 @@ class LoggedPoll:
             StateVersionError: The version is not supported.
         """
         found = decode_document(data, Kind.LOGGED_POLL, where, _REMEDY)
-        offsets = {name: tuple(next_) for name, next_ in found.fields["offsets"].items()}
+        offsets, highest_us = (
+            {name: tuple(numbers) for name, numbers in found.fields[field].items()}
+            for field in ("offsets", "highest_us")
+        )
         poll, rejected = found.blobs
-        return LoggedPoll(found.fields["number"], offsets, poll, batch_of(rejected))
+        return LoggedPoll(found.fields["number"], offsets, highest_us, poll, batch_of(rejected))
 
 
 class _Entry(NamedTuple):
