@@ -31,6 +31,7 @@ from tidemill.features.errors import (
     WrongCredentials,
 )
 from tidemill.pipelines.io.kafka.connection import Connection, Sasl, Tls
+from tidemill.pipelines.io.kafka.quiet_logs import hide_what_is_sent
 
 _TLS_ALERT: Final = b"\x15\x03"
 _CHUNK: Final = 65_536
@@ -163,6 +164,7 @@ class Wire:
 
     def _log_in(self, sasl: Sasl) -> None:
         name = sasl.mechanism.value
+        hide_what_is_sent()
         response = self.ask(SaslHandshakeRequest(mechanism=name, version=1))
         if response.error_code == _ILLEGAL_SASL_STATE:
             raise MechanismNotOffered(

@@ -6,6 +6,7 @@ from typing import Any
 
 from tidemill.pipelines.io.kafka.client import BACKOFF_MS, METADATA_AGE_MS, REQUEST_MS
 from tidemill.pipelines.io.kafka.connection import Connection, Secret
+from tidemill.pipelines.io.kafka.quiet_logs import hide_what_is_sent
 from tidemill.pipelines.io.kafka.wire import tls_context
 
 
@@ -23,6 +24,7 @@ def options(connection: Connection) -> dict[str, Any]:
     if connection.tls is not None:
         found["ssl_context"] = tls_context(connection.tls)
     if connection.sasl is not None:
+        hide_what_is_sent()
         found["sasl_mechanism"] = connection.sasl.mechanism.value
         found["sasl_plain_username"] = connection.sasl.user
         # kafka-python logs its settings.
