@@ -58,6 +58,13 @@ TidemillError
 │   ├── PrismMissing                  Prism was asked for, and there is no binary to run
 │   ├── PrismFailed                   Prism's process did not start, or ended before the job
 │   └── WrongEngine                   another engine ran than the one that was chosen
+├── ServerError (RuntimeError)        a broker or store that was to run on this machine
+│   ├── JavaMissing                   a broker needs Java, and there is none
+│   ├── JarsMissing                   a broker's jars are not here, and could not be fetched
+│   ├── WrongJar                      a jar is not the one whose hash is locked
+│   ├── ServerNotStarted              it ended while starting, or did not answer in time
+│   ├── ServerNotStopped              its process cannot be ended
+│   └── ForeignServer                 another program listens on its port
 └── ProofError (AssertionError)       a value differs from its recomputation
 ```
 
@@ -360,6 +367,34 @@ class PrismFailed(EngineError):
 
 class WrongEngine(EngineError):
     """A pipeline ran on another engine than the one chosen for it."""
+
+
+class ServerError(TidemillError, RuntimeError):
+    """A broker or store that was to run on this machine does not."""
+
+
+class JavaMissing(ServerError):
+    """A broker needs Java, and this machine has none."""
+
+
+class JarsMissing(ServerError):
+    """The jars of a broker are not on this machine, and could not be fetched."""
+
+
+class WrongJar(ServerError):
+    """A jar is not the one whose hash is locked."""
+
+
+class ServerNotStarted(ServerError):
+    """A server ended while it started, or did not answer in time."""
+
+
+class ServerNotStopped(ServerError):
+    """The process of a server cannot be ended."""
+
+
+class ForeignServer(ServerError):
+    """Another program listens on the port of a server."""
 
 
 class ProofError(TidemillError, AssertionError):
