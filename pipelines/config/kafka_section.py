@@ -27,6 +27,7 @@ from typing import Final
 from tidemill.features.contract import SECOND
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.strict_yaml import Section, Value
+from tidemill.pipelines.io.kafka.connection import Connection, Mechanism, Sasl, Tls
 
 KAFKA_KEYS: Final = (
     "bootstrap", "topic", "format", "columns", "start", "clock", "quiet", "tls", "username",
@@ -39,23 +40,8 @@ LATEST: Final = "latest"
 PAYLOADS: Final = ("json",)
 """The formats of messages."""
 CLOCKS: Final = ("wall", "messages")
-MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+MECHANISMS: Final = tuple(mechanism.value for mechanism in Mechanism)
 TLS_KEYS: Final = ("ca", "certificate", "key")
-
-
-@dataclass(frozen=True)
-class TlsFiles:
-    """The files of TLS, PEM.
-
-    Attributes:
-        ca: Certificates that are trusted; None trusts those of the machine.
-        certificate: The client's certificate; None if the broker asks for none.
-        key: The client's key.
-    """
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,13 +71,25 @@ class KafkaTopic:
     start: str | int = HANDOFF
     clock: str = "wall"
     quiet_us: int = 2 * SECOND
-    tls: TlsFiles | None = None
+    tls: Tls | None = None
     username: str | None = None
     password_env: str | None = None
     password_file: Path | None = None
     mechanism: str = "SCRAM-SHA-512"
 
-    def password(self) -> str | None:
+    @property
+    def connection(self) -> Connection:
+        """How to connect, with the password as it is now.
+
+        Raises:
+            ConfigurationError: The password cannot be read.
+        """
+        sasl = None
+        if self.username is not None:
+            sasl = Sasl(Mechanism(self.mechanism), self.username, self._password() or "")
+        return Connection(self.bootstrap, self.tls, sasl)
+
+    def _password(self) -> str | None:
         """Read the password; None without a login.
 
         Raises:
@@ -163,14 +161,14 @@ def _columns(value: Value) -> dict[str, str]:
     return {name: found.text() for name, found in value.section().values.items()}
 
 
-def _tls(value: Value, folder: Path) -> TlsFiles | None:
+def _tls(value: Value, folder: Path) -> Tls | None:
     if (given := value.flag()) is not None:
-        return TlsFiles() if given else None
+        return Tls() if given else None
     section = value.section(TLS_KEYS)
     files = {name: folder / found.text() for name, found in section.values.items()}
     if ("certificate" in files) != ("key" in files):
         raise value.wrong("a client's certificate and its key go together; give both or none")
-    return TlsFiles(**files)
+    return Tls(files.get("ca"), files.get("certificate"), files.get("key"))
 
 
 def _check_login(section: Section) -> None:
