@@ -38,7 +38,9 @@ REDIS: Final = "Redis"
 
 _RECORD: Final = "servers.json"
 _LOCK: Final = "servers.lock"
-_OURS: Final = frozenset((_RECORD, _LOCK, ".gitignore", "kafka", "redis"))
+_OURS: Final = (_RECORD, _LOCK, ".gitignore", "kafka", "redis")
+"""What stands in the folder; unfinished files have these names and more behind them."""
+
 _FORMAT: Final = RecordFormat(
     name="tidemill-servers",
     version=1,
@@ -88,15 +90,15 @@ class LocalServers:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        if self.folder.exists():
-            with named_for(self.folder):
-                others = {path.name for path in self.folder.iterdir()} - _OURS
-            unfinished = {name for name in others if name.startswith(tuple(_OURS))}
-            if others - unfinished:
-                raise ConfigurationError(
-                    f"{self.folder} holds {min(others - unfinished)!r}, which no server has "
-                    "written: name a new folder with --folder"
-                )
+        with named_for(self.folder):
+            held = {path.name for path in self.folder.iterdir()} if folder.exists() else set()
+        # The lock is the first file that is made here, and the last that is left.
+        ours = {name for name in held if _LOCK in held and name.startswith(_OURS)}
+        if others := held - ours:
+            raise ConfigurationError(
+                f"{self.folder} holds {min(others)!r}, which no server has written: name a new "
+                "folder with --folder"
+            )
 
     def start_kafka(self, port: int) -> LocalServer:
         """Start the Kafka broker, unless it runs.
