@@ -19,6 +19,8 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from json.scanner import make_scanner
+from operator import itemgetter
 from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
@@ -51,6 +53,8 @@ Pairs: TypeAlias = tuple[tuple[str, Any], ...]
 _DECODER: Final = json.JSONDecoder(
     parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=tuple
 )
+_scan: Final = make_scanner(cast(Any, _DECODER))
+_KEY: Final = itemgetter(0)
 _TEXT_TYPES: Final = {str, type(None)}
 _BATCH_CELLS: Final = 1 << 22
 
@@ -71,7 +75,7 @@ class JsonDecoder:
     nulls: Sequence[str] = ()
     tombstones: str = REJECT_TOMBSTONES
 
-    def decode(self, messages: Messages, first_position: int) -> list[Decoded]:
+    def decode(self, messages: Messages, first_position: int) -> Iterator[Decoded]:
         """Make rows of messages; see `decoding.Decoder`."""
         found = _Found(messages)
         for message, value in enumerate(messages.values):
@@ -79,13 +83,9 @@ class JsonDecoder:
                 found.add(message, value)
             elif self.tombstones != IGNORE_TOMBSTONES:
                 found.add_tombstone(message)
-        decoded = []
         for rows in self._divided(found):
-            decoded.append(
-                put_together(self.reader.stream, messages, rows, self.metadata, first_position)
-            )
+            yield put_together(self.reader.stream, messages, rows, self.metadata, first_position)
             first_position += len(rows.messages)
-        return decoded
 
     def _divided(self, found: _Found) -> Iterator[Rows]:
         first, parts = 0, [len(found.values)]
@@ -104,11 +104,13 @@ class JsonDecoder:
     def _names(self, found: _Found, first: int, last: int) -> Collection[str]:
         if self.reader.columns is not None:
             return dict.fromkeys(self.reader.columns)
-        names: dict[str, None] = {}
-        for pairs in found.values[first:last]:
-            if pairs is not None and len(pairs) <= MOST_KEYS:
-                names |= dict.fromkeys(key for key, _ in pairs)
-        return names
+        # Most rows have the keys of others: each list of keys is looked at once.
+        alike = dict.fromkeys(
+            tuple(map(_KEY, pairs))
+            for pairs in found.values[first:last]
+            if pairs is not None and len(pairs) <= MOST_KEYS
+        )
+        return dict.fromkeys(chain.from_iterable(alike))
 
     def _rows(self, found: _Found, first: int, last: int, names: Collection[str]) -> Rows:
         refused = self.metadata.refused
@@ -183,13 +185,15 @@ class _Found:
         given: Any = None
         try:
             text = value.decode("utf-8")
-            given, end = _DECODER.raw_decode(text)
+            given, end = _scan(text, 0)
             whole = end == len(text) or not text[end:].strip(" \t\n\r")
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, StopIteration):
             whole = False
-        if whole and isinstance(given, tuple):
-            self._add(message, [given])
-        elif whole and isinstance(given, list):
+        if whole and type(given) is tuple:
+            self.messages.append(message)
+            self.numbers.append(0)
+            self.values.append(given)
+        elif whole and type(given) is list:
             self._layouts[message] = Layout.ARRAY
             self._add(message, [one if isinstance(one, tuple) else None for one in given])
         else:
@@ -219,10 +223,11 @@ class _Found:
 
 def _pairs(line: bytes) -> Pairs | None:
     try:
-        given = _DECODER.decode(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+        text = line.decode("utf-8").strip(" \t\n\r")
+        given, end = _scan(text, 0)
+    except (ValueError, RecursionError, StopIteration):
         return None
-    return given if isinstance(given, tuple) else None
+    return given if isinstance(given, tuple) and end == len(text) else None
 
 
 @dataclass(frozen=True, eq=False)
