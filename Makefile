@@ -3,7 +3,7 @@
 #   make demo    the whole loop on real flights          make test   lint, types, imports, tests
 #   make bench   the benchmarks, one table               make lint   only what needs no running
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
-#   make docs    the pages that are made from the code
+#   make kafka   fetch the jars of Kafka's broker        make docs   the pages made from the code
 #   make coverage   make test, and the lines that the tests reach
 #   make clean   remove what these leave, but not .venv and .tidemill, which take minutes
 #
@@ -13,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test coverage bench lint docs prism lock clean venv
+.PHONY: demo test coverage bench lint docs prism kafka lock clean venv
 ARGS ?=
 
 VENV := .venv
@@ -39,7 +39,7 @@ demo: $(RUN)
 WORKERS := $(shell cores=$$(nproc 2> /dev/null || echo 2); echo $$(( cores < 4 ? cores + 1 : 4 )))
 
 # The kernel is compiled before the tests, which would all wait for it or compile it once each.
-test: lint prism
+test: lint prism kafka
 	$(BIN)/python -c "from tidemill.features.kernel.compilation import compile_kernel; compile_kernel()"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -148,6 +148,11 @@ $(PRISM): | $(BIN)/python
 	CGO_ENABLED=0 GOTOOLCHAIN=local GOBIN=$$build/bin \
 	  $$go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(PRISM_VERSION); \
 	mv $$build/bin/prism $@
+
+# Through Maven where it is installed, else through jgo, and checked against the hashes of the lock
+# (pipelines/servers/jars.py). A broker fetches them itself where they are missing.
+kafka: venv
+	@$(BIN)/python -m tidemill.pipelines.servers.jars
 
 # Resolves for every platform and Python that setup.py allows, in some seconds. The part that runs
 # is resolved from a copy of the whole, whose versions uv keeps; then what each of them requires is

@@ -18,7 +18,7 @@ setup(
     packages=find_packages(include=["tidemill", "tidemill.*"]),
     package_data={
         "tidemill": ["py.typed"],
-        "tidemill.pipelines": ["templates/**/*"],
+        "tidemill.pipelines": ["templates/**/*", "servers/*.lock"],
         "tidemill.examples": ["**/*.yaml"],
     },
     install_requires=[

@@ -30,6 +30,22 @@ TidemillError
 │   ├── BehindReaders                 a switch would show readers an earlier instant
 │   ├── StoreFull                     there is no room for another fill
 │   └── OtherLayout                   another version of Tidemill wrote it
+├── BrokerError (RuntimeError)        the Kafka broker cannot be used as it was asked
+│   ├── UnknownBrokerHost             no address belongs to the host's name
+│   ├── BrokerUnreachable             nobody listens or answers there: try again later
+│   ├── NotKafka                      what listens speaks another protocol
+│   ├── UntrustedCertificate          its certificate is not trusted, expired, or another host's
+│   ├── ClientCertificateNeeded       it asks for a certificate, or refuses the one it got
+│   ├── MechanismNotOffered           it does not offer the mechanism to log in by
+│   ├── WrongCredentials              it refuses the user or the password
+│   ├── NotAuthorised                 the user may not do this
+│   ├── NoSuchTopic (LookupError)     the topic or the partition does not exist, or no longer
+│   ├── RecreatedTopic                the topic was deleted, and another has its name
+│   ├── PositionOutOfRange (LookupError)  the partition does not hold the position
+│   ├── DamagedMessages (ValueError)  messages that cannot be decoded
+│   ├── MessageTooLarge (ValueError)  a message is larger than what is accepted
+│   ├── MessagesNotWritten            the broker did not accept messages, or did not say so
+│   └── FencedWriter                  another writer has the transactional id: this one must end
 ├── FileError (OSError)               a file or folder that cannot be read or written
 │   ├── NoSpace                       the disk, a quota or a limit of the process is full
 │   ├── NoAccess (PermissionError)    it is read-only, or not this user's
@@ -42,6 +58,13 @@ TidemillError
 │   ├── PrismMissing                  Prism was asked for, and there is no binary to run
 │   ├── PrismFailed                   Prism's process did not start, or ended before the job
 │   └── WrongEngine                   another engine ran than the one that was chosen
+├── ServerError (RuntimeError)        a broker or store that was to run on this machine
+│   ├── JavaMissing                   a broker needs Java, and there is none
+│   ├── JarsMissing                   a broker's jars are not here, and could not be fetched
+│   ├── WrongJar                      a jar is not the one whose hash is locked
+│   ├── ServerNotStarted              it ended while starting, or did not answer in time
+│   ├── ServerNotStopped              its process cannot be ended
+│   └── ForeignServer                 another program listens on its port
 └── ProofError (AssertionError)       a value differs from its recomputation
 ```
 
@@ -209,6 +232,99 @@ class OtherLayout(StoreError):
     """The online store has the layout of another version of Tidemill."""
 
 
+class BrokerError(TidemillError, RuntimeError):
+    """The Kafka broker cannot be reached, refused something, or lost something."""
+
+
+class UnknownBrokerHost(BrokerError):
+    """The host's name has no address."""
+
+
+class BrokerUnreachable(BrokerError):
+    """The broker does not listen or answer for now; the same call may succeed later."""
+
+
+class NotKafka(BrokerError):
+    """What listens speaks another protocol: TLS or plain text instead of the other, or no Kafka."""
+
+
+class UntrustedCertificate(BrokerError):
+    """The broker's certificate is not trusted, is expired or belongs to another host."""
+
+
+class ClientCertificateNeeded(BrokerError):
+    """The broker asks for a certificate of the client's, or refuses the one that it got."""
+
+
+class MechanismNotOffered(BrokerError):
+    """The broker does not offer the SASL mechanism."""
+
+
+class WrongCredentials(BrokerError):
+    """The broker refuses the user, or the password, or asks for them."""
+
+
+class NotAuthorised(BrokerError):
+    """The broker knows the user, who may not do this."""
+
+
+class NoSuchTopic(BrokerError, LookupError):
+    """A topic or a partition does not exist, or was deleted."""
+
+
+class RecreatedTopic(BrokerError):
+    """A topic was deleted and made again: its positions mean other messages now."""
+
+
+class PositionOutOfRange(BrokerError, LookupError):
+    """A partition does not hold a position: its messages were deleted, or never written.
+
+    Attributes:
+        topic: The topic.
+        partition: The partition.
+        position: The position that was asked for.
+        first: The first offset that the partition holds.
+        end: The offset after its last.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        topic: str = "",
+        partition: int = -1,
+        position: int = -1,
+        first: int = -1,
+        end: int = -1,
+    ) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.partition = partition
+        self.position = position
+        self.first = first
+        self.end = end
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, int, int, int, int]]:
+        """Keep the figures when the error is pickled."""
+        figures = (self.topic, self.partition, self.position, self.first, self.end)
+        return type(self), (str(self), *figures)
+
+
+class DamagedMessages(BrokerError, ValueError):
+    """Messages are not those that were written: they cannot be decoded, or fail their checksum."""
+
+
+class MessageTooLarge(BrokerError, ValueError):
+    """A message is larger than the client or the topic accepts."""
+
+
+class MessagesNotWritten(BrokerError):
+    """The broker refused messages, or did not confirm them in time."""
+
+
+class FencedWriter(BrokerError):
+    """Another writer began with the same transactional id: this one must end."""
+
+
 class Locked(TidemillError, RuntimeError):
     """Another process does what only one process at a time may do."""
 
@@ -251,6 +367,34 @@ class PrismFailed(EngineError):
 
 class WrongEngine(EngineError):
     """A pipeline ran on another engine than the one chosen for it."""
+
+
+class ServerError(TidemillError, RuntimeError):
+    """A broker or store that was to run on this machine does not."""
+
+
+class JavaMissing(ServerError):
+    """A broker needs Java, and this machine has none."""
+
+
+class JarsMissing(ServerError):
+    """The jars of a broker are not on this machine, and could not be fetched."""
+
+
+class WrongJar(ServerError):
+    """A jar is not the one whose hash is locked."""
+
+
+class ServerNotStarted(ServerError):
+    """A server ended while it started, or did not answer in time."""
+
+
+class ServerNotStopped(ServerError):
+    """The process of a server cannot be ended."""
+
+
+class ForeignServer(ServerError):
+    """Another program listens on the port of a server."""
 
 
 class ProofError(TidemillError, AssertionError):

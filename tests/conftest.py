@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 # Read by the libraries when they are imported, so set before any test module is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import postgresql_server
+from tests.support.kafka_broker import TestBroker
 from tests.support.no_skips import (  # noqa: F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
@@ -86,6 +88,31 @@ def stock_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StockClie
     client = StockClient(tmp_path_factory.mktemp("stock_client"))
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
+    """A Kafka broker, once for all the tests of this process that want one."""
+    started = TestBroker(tmp_path_factory.mktemp("kafka"))
+    try:
+        started.start()
+        yield started
+    finally:
+        started.close()
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Callable[..., TestBroker]]:
+    """Make Kafka brokers of a test's own, with settings: it starts, kills and pauses them."""
+    made: list[TestBroker] = []
+
+    def make(settings: Mapping[str, str] | None = None) -> TestBroker:
+        made.append(TestBroker(tmp_path / f"kafka-{len(made)}", settings))
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

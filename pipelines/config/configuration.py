@@ -40,7 +40,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from tidemill.features.contract import MINUTE
+from tidemill.features.contract import LATEST_EVENT, MINUTE
 from tidemill.features.definitions import Project
 from tidemill.features.errors import ConfigurationError, nearest
 from tidemill.pipelines.config.choices import ENGINES, MODES
@@ -91,7 +91,8 @@ class Splits:
         train_until_us: The model is trained on the requests before this instant.
         evaluate_until_us: It is evaluated on those from there to this instant, at which the stream
             begins.
-        stream_until_us: The stream ends before the rows received from this instant on.
+        stream_until_us: The stream ends before the rows received from this instant on; of a
+            project with a topic, which has no end, `LATEST_EVENT`.
     """
 
     train_until_us: int
@@ -215,7 +216,12 @@ class Configuration:
         It is the wall clock as soon as one source is live: nothing else says then how old a
         frontier is.
         """
-        return "wall" if any(source.is_live for source in self.sources.values()) else "replay"
+        return "wall" if self.is_live else "replay"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a source goes on in a topic, so that the stream has no end."""
+        return any(source.is_live for source in self.sources.values())
 
     @property
     def places(self) -> StorePlaces:
@@ -245,8 +251,9 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
     where = folder / top.required("root").text()
     where = Path(root).absolute() if root is not None else where
     sources = _sections(top.required("sources"))
-    splits = _splits(top.required("splits"))
-    sample = top.optional("sample", or_null(_splits), None)
+    is_live = any("kafka" in section.values for section in sources.values())
+    splits = _splits(top.required("splits"), is_live=is_live)
+    sample = top.optional("sample", or_null(lambda v: _splits(v, is_live=is_live)), None)
     training = top.optional("training", _training, Training())
     registry = registry_place(top, where)
     online_store = online_place(top, folder, where)
@@ -306,9 +313,15 @@ def _check_names(value: Value, sources: Mapping[str, Section], project: Project)
         )
 
 
-def _splits(value: Value) -> Splits:
+def _splits(value: Value, *, is_live: bool) -> Splits:
     section = value.section(SPLIT_KEYS)
-    times = [section.required(name).instant_us() for name in SPLIT_KEYS]
+    if is_live and "stream_until" in section.values:
+        raise section.values["stream_until"].wrong(
+            "a stream from topics has no end; remove the key, and stop it with Ctrl-C or SIGTERM"
+        )
+    names = SPLIT_KEYS[:2] if is_live else SPLIT_KEYS
+    times = [section.required(name).instant_us() for name in names]
+    times += [] if len(times) == len(SPLIT_KEYS) else [LATEST_EVENT]
     for before, name in ((0, "evaluate_until"), (1, "stream_until")):
         if times[before + 1] <= times[before]:
             raise section.values[name].wrong(f"must be after {SPLIT_KEYS[before]}")

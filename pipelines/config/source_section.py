@@ -1,4 +1,4 @@
-"""A source of the YAML file: the files of an event stream or of the requests, and how to read them.
+"""A source of the YAML file: the files or the topic of an event stream or of the requests.
 
 ```yaml
 sources:
@@ -11,6 +11,7 @@ sources:
     transform: ingest:orders    # optional: raw RecordBatch -> RecordBatch, before validation
     partitions: 1               # optional: partitions of the replay log made from it
     received: received_at       # optional, instead of partitions: each file is a log
+    kafka: {bootstrap: "localhost:9092", topic: orders}   # optional: where it goes on, live
     max_rejected: 0.1           # optional: the share of rows that may be rejected
 ```
 """
@@ -26,6 +27,7 @@ from tidemill.features import zones
 from tidemill.features.definitions import TIMESTAMP, EventStream, Project
 from tidemill.features.errors import DefinitionError, nearest
 from tidemill.features.rows.local_times import INFER, RULES
+from tidemill.pipelines.config.kafka_section import PAYLOADS, KafkaTopic, read_kafka
 from tidemill.pipelines.config.project_import import import_attribute
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null
 from tidemill.pipelines.io.files import input_files
@@ -37,18 +39,20 @@ _FORMATS: Final = tuple(sorted(set(input_files.FORMATS.values())))
 
 SOURCE_KEYS: Final = (
     "files", "format", "nulls", "zone", "ambiguous", "transform", "partitions", "received",
-    "max_rejected",
+    "max_rejected", "kafka",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of an event stream or of the requests.
+    """The files of an event stream or of the requests, and the topic where they go on.
 
     Attributes:
         name: The stream's or the request's name.
-        files: Patterns (`pipelines.io.files.input_files.find_files`): absolute, or ``package://``.
-        format: ``csv``, ``jsonl`` or ``parquet``; None goes by each file's extension.
+        files: Patterns (`pipelines.io.files.input_files.find_files`): absolute, or ``package://``;
+            a source with a topic may have none.
+        format: ``csv``, ``jsonl`` or ``parquet``; None goes by each file's extension. Of a source
+            with a topic it may be the format of the messages, ``json``.
         nulls: Texts that mean null; None is the format's default.
         zone: The IANA zone of times without an offset; None refuses such times.
         ambiguous: The rule for local times that occurred twice (`features.rows.local_times.RULES`);
@@ -57,9 +61,11 @@ class Source:
         partitions: The number of partitions of the replay log.
         received: The timestamp column with the time at which the log received a row. Each file
             is then a partition in order of arrival, and rows that are too late or ahead are
-            rejected. None: the files are a table without an order of arrival.
+            rejected. None: the files are a table without an order of arrival. Rows of messages
+            have the message's timestamp there.
         max_rejected: The greatest share of the rows (0 to 1) that may be rejected before a command
             that reads the source fails (`pipelines.ingest.rejected_shares`).
+        kafka: The topic where the source goes on; None of files alone.
     """
 
     name: str
@@ -72,11 +78,12 @@ class Source:
     partitions: int = 1
     received: str | None = None
     max_rejected: float = MAX_REJECTED
+    kafka: KafkaTopic | None = None
 
     @property
     def is_live(self) -> bool:
         """Whether its rows come as they happen. Files do not: they are replayed."""
-        return False
+        return self.kafka is not None
 
     def find_files(self) -> list[Path]:
         """Return the files that match the patterns now.
@@ -84,7 +91,7 @@ class Source:
         Raises:
             ConfigurationError: A pattern matches no file.
         """
-        return input_files.find_files(self.files)
+        return input_files.find_files(self.files) if self.files else []
 
 
 def read_source(project: Project, name: str, section: Section, folder: Path) -> Source:
@@ -99,10 +106,15 @@ def read_source(project: Project, name: str, section: Section, folder: Path) -> 
     Raises:
         ConfigurationError: A value cannot be used, or does not go with another.
     """
-    files = section.required("files")
-    patterns = files.texts()
-    if not patterns or "" in patterns:
-        raise files.wrong("expected at least one file, such as [events/*.csv], and none empty")
+    topic = section.optional("kafka", lambda value: read_kafka(value, folder), None)
+    patterns: tuple[str, ...] = ()
+    if topic is None or "files" in section.values:
+        files = section.required("files")
+        patterns = files.texts()
+        if not patterns or "" in patterns:
+            raise files.wrong("expected at least one file, such as [events/*.csv], and none empty")
+    if topic is not None:
+        _check_topic(section, project, name)
     if {"partitions", "received"} <= section.values.keys():
         raise section.values["partitions"].wrong(
             "a source with 'received' is a log, whose files are its partitions; remove one of the "
@@ -115,9 +127,10 @@ def read_source(project: Project, name: str, section: Section, folder: Path) -> 
             pattern if pattern.startswith(input_files.PACKAGE) else str(folder / pattern)
             for pattern in patterns
         ),
+        kafka=topic,
         **section.read(
             {
-                "format": or_null(lambda value: value.one_of(_FORMATS)),
+                "format": or_null(lambda value: _format(value, topic)),
                 "nulls": or_null(Value.texts),
                 "zone": or_null(_zone),
                 "ambiguous": or_null(lambda value: value.one_of(RULES)),
@@ -128,6 +141,37 @@ def read_source(project: Project, name: str, section: Section, folder: Path) -> 
             }
         ),
     )
+
+
+def _format(value: Value, topic: KafkaTopic | None) -> str:
+    return value.one_of(_FORMATS if topic is None else (*_FORMATS, *PAYLOADS))
+
+
+def _check_topic(section: Section, project: Project, name: str) -> None:
+    """Refuse what a source with a topic cannot have, or lacks."""
+    given = {key for key, value in section.values.items() if not value.is_null}
+    where = section.values["kafka"]
+    if "partitions" in given:
+        raise section.values["partitions"].wrong(
+            "the partitions of a source with a topic are those of the topic, after one of each "
+            "file; remove the key"
+        )
+    if "received" not in given:
+        raise where.wrong(
+            "a source with a topic needs 'received': the transport column that holds the timestamp "
+            "of each message"
+        )
+    if section.values.get("format") is not None and not section.values["format"].is_null:
+        in_topic = "format" in where.section().values
+        if section.values["format"].text() in PAYLOADS and (in_topic or "files" in given):
+            raise section.values["format"].wrong(
+                "is the format of messages, and the source has files too; name it in 'kafka'"
+            )
+    schema = project.definition(name).schema
+    if "columns" in where.section().values:
+        for column, value in where.section().values["columns"].section().values.items():
+            if column not in schema:
+                raise value.wrong(f"{name!r} has no column {column!r}; {nearest(column, schema)}")
 
 
 def _check_ambiguous(section: Section) -> None:

@@ -92,6 +92,11 @@ class Value:
             )
         return text
 
+    def flag(self) -> bool | None:
+        """Return true or false; None if the value is something else."""
+        text = self._plain()
+        return {"true": True, "false": False}.get(text or "")
+
     def whole(self, least: int = 0) -> int:
         """Return a whole number, at least ``least``."""
         text = self._plain()

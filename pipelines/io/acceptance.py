@@ -86,9 +86,17 @@ class Gate:
     def __post_init__(self) -> None:
         self._highest_us: dict[int, int] = {}
 
+    def highest_us(self, partition: int) -> int:
+        """Return the highest accepted time of a partition; `TIME_MIN` if there is none."""
+        return self._highest_us.get(partition, TIME_MIN)
+
+    def restore(self, partition: int, highest_us: int) -> None:
+        """Go on with a partition whose highest accepted time is known."""
+        self._highest_us[partition] = highest_us
+
     def refuse(self, partition: int, rows: pa.RecordBatch) -> Refusals:
         """Judge a partition's next rows; return the refused ones."""
-        highest_us = self._highest_us.get(partition, TIME_MIN)
+        highest_us = self.highest_us(partition)
         refusals, self._highest_us[partition] = judge_arrivals(
             self.definition, rows, self.received, highest_us
         )

@@ -254,9 +254,8 @@ def count_logged(
 
     def taken() -> Iterator[Taken]:
         for partition, (first, stop) in enumerate(zip(since, until, strict=True)):
-            reader, begin = log.open(stream.name, partition), 0
-            for index in range(reader.num_record_batches):
-                batch = reader.get_batch(index)
+            begin = 0
+            for batch in log.batches(stream.name, partition):
                 rows = batch.slice(0, max(stop - begin, 0))
                 positions = np.arange(begin, begin + rows.num_rows)
                 yield rows, hashing.bits(rows.column(RECEIVED)), positions >= first

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,16 +70,23 @@ LOG: Final = "log"
 
 @dataclass(frozen=True)
 class Log:
-    """The logs of a build.
+    """The logs of a build, and of the live stream that goes on with it.
+
+    A partition is one file, ``root/log/<source>/<partition>.arrow``. That of a live source goes on
+    in further files, ``live/<source>/<partition>-<first position>.arrow``
+    (`pipelines.io.live.live_rows`), each from a whole block on. A block that two files have is
+    read from the later one, which has more of its rows.
 
     Attributes:
-        root: The build's folder; a partition is the file ``root/log/<source>/<partition>.arrow``.
+        root: The build's folder.
+        live: The folder of the rows that came since the build; None to read the build alone.
     """
 
     root: Path
+    live: Path | None = None
 
     def path(self, source: str, partition: int) -> Path:
-        """Return the file of a partition."""
+        """Return the file of a partition, the first one."""
         return self.root / LOG / source / f"{partition:05d}.arrow"
 
     def sources(self) -> list[str]:
@@ -98,40 +106,50 @@ class Log:
             )
         return found
 
-    def open(self, source: str, partition: int) -> pa.ipc.RecordBatchFileReader:
-        """Open a partition, memory-mapped, with all its rows checked.
+    def _pieces(self, source: str, partition: int) -> list[_Piece]:
+        """Return the files of a partition, each with the blocks that are read from it.
+
+        Raises:
+            InputError: The first file is missing.
+            StateVersionError: A file was written in another format.
+        """
+        paths = [self.path(source, partition)]
+        if not paths[0].exists():
+            raise InputError(
+                f"there is no partition {partition} of {source!r}: {paths[0]} is missing; {_MEND}"
+            )
+        starts = [0]
+        if self.live is not None:
+            paths += sorted((self.live / source).glob(f"{partition:05d}-*.arrow"))
+            starts += [int(path.stem.partition("-")[2]) for path in paths[1:]]
+        stops = [*starts[1:], None]
+        return [
+            _Piece.of(path, start, stop)
+            for path, start, stop in zip(paths, starts, stops, strict=True)
+        ]
+
+    def batches(self, source: str, partition: int) -> Iterator[pa.RecordBatch]:
+        """Yield the blocks of a partition, memory-mapped, each checked before it is used.
 
         Raises:
             DamagedFile: The file is not one of a log, or its rows are not those that were written.
             StateVersionError: It was written in another format.
         """
-        path = self.path(source, partition)
-        reader = self._open(source, partition)
-        status = path.stat()
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if _checked.get(path) != seen:
-            _check(path, reader)
-            _checked[path] = seen
-        return reader
-
-    def _open(self, source: str, partition: int) -> pa.ipc.RecordBatchFileReader:
-        path = self.path(source, partition)
-        if not path.exists():
-            raise InputError(
-                f"there is no partition {partition} of {source!r}: {path} is missing; {_MEND}"
-            )
-        with reading(path, _MEND):
-            return pa.ipc.open_file(pa.memory_map(str(path)))
+        for piece in self._pieces(source, partition):
+            reader = piece.checked()
+            with reading(piece.path, _MEND):
+                for number in range(piece.blocks):
+                    yield reader.get_batch(number).replace_schema_metadata(None)
 
     def read(
         self, source: str, partition: int | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
         """Read a partition, or all partitions in order with a ``_partition`` column."""
         if partition is not None:
-            reader = self.open(source, partition)
-            with reading(self.path(source, partition), _MEND):
-                table = reader.read_all().replace_schema_metadata(None)
-                return table if columns is None else table.select(list(columns))
+            pieces = self._pieces(source, partition)
+            schema = pieces[0].reader.schema.remove_metadata()
+            table = pa.Table.from_batches(self.batches(source, partition), schema)
+            return table if columns is None else table.select(list(columns))
         parts = []
         for number in range(self.partitions(source)):
             table = self.read(source, number, columns)
@@ -143,46 +161,48 @@ class Log:
     def read_span(self, source: str, partition: int, start: int, stop: int) -> pa.RecordBatch:
         """Read the rows ``[start, stop)`` of a partition into memory of their own.
 
-        The file is not mapped, and only the blocks that hold the rows are read and checked.
+        The files are not mapped, and only the blocks that hold the rows are read and checked.
 
         Raises:
             DamagedFile: The file is not one of a log, or its rows are not those that were written.
             StateVersionError: It was written in another format.
         """
-        path = self.path(source, partition)
-        with reading(path, _MEND), pa.OSFile(str(path), "rb") as file:
-            reader = pa.ipc.open_file(file)
-            schema, stored = _stored(path, reader.schema)
-            numbers = range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS))
-            blocks = [reader.get_batch(number) for number in numbers]
-            _check_blocks(path, schema, stored, zip(numbers, blocks, strict=True))
+        pieces = self._pieces(source, partition)
+        blocks = [
+            block
+            for piece in pieces
+            for block in piece.read(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS))
+        ]
         if not blocks:
-            return one_batch(reader.schema.empty_table().replace_schema_metadata(None))
+            schema = pieces[0].reader.schema.remove_metadata()
+            return one_batch(schema.empty_table())
         rows = blocks[0] if len(blocks) == 1 else pa.concat_batches(blocks)
         rows = rows.replace_schema_metadata(None)
-        return rows.slice(start - numbers[0] * BLOCK_ROWS, stop - start)
+        return rows.slice(start % BLOCK_ROWS, stop - start)
 
     def position_at(self, source: str, partition: int, received_us: int) -> int:
         """Return the position of the first row that was received at an instant or later."""
-        path = self.path(source, partition)
-        reader = self._open(source, partition)
-        with reading(path, _MEND):
+        pieces = self._pieces(source, partition)
+        blocks = [(piece, number) for piece in pieces for number in range(piece.blocks)]
 
-            def received(block: int) -> Int64Array:
-                return hashing.bits(reader.get_batch(block).column(RECEIVED))
+        def received(place: int) -> Int64Array:
+            piece, number = blocks[place]
+            with reading(piece.path, _MEND):
+                return hashing.bits(piece.reader.get_batch(number).column(RECEIVED))
 
-            blocks = range(reader.num_record_batches)
-            block = bisect.bisect_left(blocks, received_us, key=lambda n: int(received(n)[-1]))
-            if block == len(blocks):
-                return _stored(path, reader.schema)[1].rows
-            return block * BLOCK_ROWS + int(np.searchsorted(received(block), received_us, "left"))
+        place = bisect.bisect_left(
+            range(len(blocks)), received_us, key=lambda n: int(received(n)[-1])
+        )
+        if place == len(blocks):
+            return pieces[-1].rows
+        return place * BLOCK_ROWS + int(np.searchsorted(received(place), received_us, "left"))
 
     def digests(self, source: str, partition: int) -> PartitionDigests:
         """Return the digests of a partition's rows."""
-        path = self.path(source, partition)
-        reader = self._open(source, partition)
-        with reading(path, _MEND):
-            return _stored(path, reader.schema)[1]
+        pieces = self._pieces(source, partition)
+        return PartitionDigests(
+            pieces[-1].rows, tuple(itertools.chain(*(piece.digests for piece in pieces)))
+        )
 
     def lengths(self, source: str) -> list[int]:
         """Return the number of rows of each partition."""
@@ -212,10 +232,10 @@ class Log:
 
     def _digest(self, source: str, partition: int, start: int, stop: int) -> bytes:
         """Digest the first rows of a block, once the block has its digest."""
-        path = self.path(source, partition)
-        schema, stored = _stored(path, self._open(source, partition).schema)
-        whole = self.read_span(source, partition, *stored.span(start // BLOCK_ROWS))
-        return block_digest(schema, whole.slice(0, stop - start), _TECHNICAL)
+        pieces = self._pieces(source, partition)
+        span = self.digests(source, partition).span(start // BLOCK_ROWS)
+        whole = self.read_span(source, partition, *span)
+        return block_digest(pieces[0].columns, whole.slice(0, stop - start), _TECHNICAL)
 
     def write(
         self,
@@ -246,16 +266,113 @@ class Log:
             partition: The partition's number.
             rows: How many rows it will have.
         """
-        with atomic_write(self.path(definition.name, partition)) as unfinished:
-            with pa.OSFile(str(unfinished), "wb") as sink:
-                writer = LogWriter(definition, rows, sink)
-                yield writer
-                writer.close()
-            writer.state_digests(unfinished)
+        with write_log_file(self.path(definition.name, partition), definition, rows) as writer:
+            yield writer
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A file of a partition.
+
+    Attributes:
+        path: The file.
+        reader: Opened, memory-mapped.
+        columns: The declared columns.
+        start: The position of its first row.
+        rows: The position after its last row.
+        digests: The digests of the blocks that are read from it.
+        stored: The digests of all its blocks.
+    """
+
+    path: Path
+    reader: pa.ipc.RecordBatchFileReader
+    columns: Schema
+    start: int
+    rows: int
+    digests: tuple[bytes, ...]
+    stored: PartitionDigests
+
+    @staticmethod
+    def of(path: Path, start: int, stop: int | None) -> _Piece:
+        """Open a file; ``stop`` is the position from which on another file is read."""
+        with reading(path, _MEND):
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            columns, stored = _stored(path, reader.schema)
+        if start % BLOCK_ROWS or (stop is not None and (stop % BLOCK_ROWS or stop < start)):
+            raise DamagedFile(f"{path}: a file of a log begins with a whole block; {_MEND}")
+        end, digests = start + stored.rows, stored.blocks
+        if stop is not None:
+            if end < stop:
+                raise DamagedFile(
+                    f"{path} has the rows {start} to {end - 1} of its partition, and the next file "
+                    f"begins at {stop}: rows are missing; {_MEND}"
+                )
+            end, digests = stop, digests[: (stop - start) // BLOCK_ROWS]
+        return _Piece(path, reader, columns, start, end, digests, stored)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks are read from it."""
+        return len(self.digests)
+
+    def checked(self) -> pa.ipc.RecordBatchFileReader:
+        """Return the reader, once this process has checked all rows of the file.
+
+        Raises:
+            DamagedFile: Its rows are not those that were written.
+        """
+        status = self.path.stat()
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if _checked.get(self.path) != seen:
+            _check(self.path, self.reader)
+            _checked[self.path] = seen
+        return self.reader
+
+    def read(self, first: int, last: int) -> list[pa.RecordBatch]:
+        """Read those of the partition's blocks ``[first, last)`` that are read from this file.
+
+        Raises:
+            DamagedFile: Their rows are not those that were written.
+        """
+        before = self.start // BLOCK_ROWS
+        numbers = range(max(first - before, 0), min(last - before, self.blocks))
+        if not numbers:
+            return []
+        with reading(self.path, _MEND), pa.OSFile(str(self.path), "rb") as file:
+            reader = pa.ipc.open_file(file)
+            blocks = [reader.get_batch(number) for number in numbers]
+            _check_blocks(self.path, self.columns, self.stored, zip(numbers, blocks, strict=True))
+        return blocks
+
+
+@contextmanager
+def write_log_file(
+    path: Path,
+    definition: EventStream | Request,
+    rows: int,
+    *,
+    first: int = 0,
+    durable: bool = False,
+) -> Iterator[LogWriter]:
+    """Write a file of a partition piece by piece; it is there when the block has ended.
+
+    Args:
+        path: The file.
+        definition: The source.
+        rows: How many rows it will have.
+        first: As for `LogWriter`.
+        durable: Whether it has survived a crash of the machine once the block has ended.
+    """
+    with atomic_write(path, durable=durable) as unfinished:
+        with pa.OSFile(str(unfinished), "wb") as sink:
+            writer = LogWriter(definition, rows, sink, first=first)
+            yield writer
+            writer.close()
+        writer.state_digests(unfinished)
 
 
 class LogWriter:
-    """Writes a partition of a log, block by block; its rows get the positions 0, 1, ...
+    """Writes a file of a partition of a log, block by block; its rows get successive positions.
 
     The file begins with the digests of its blocks, which are known at its end. So they are written
     as zeros first, and replaced at the end.
@@ -264,10 +381,13 @@ class LogWriter:
         definition: The source.
         rows: How many rows will be written.
         sink: The file.
+        first: The position of the first row, that of a whole block.
     """
 
-    def __init__(self, definition: EventStream | Request, rows: int, sink: pa.NativeFile) -> None:
-        self._definition, self._rows = definition, rows
+    def __init__(
+        self, definition: EventStream | Request, rows: int, sink: pa.NativeFile, *, first: int = 0
+    ) -> None:
+        self._definition, self._rows, self._first = definition, rows, first
         self._schema = log_schema(definition)
         self._blocks: list[bytes] = []
         self._waiting: list[pa.RecordBatch] = []
@@ -292,7 +412,8 @@ class LogWriter:
             rows: The declared columns, in order of arrival, ``(rows,)``.
             received_us: int64, ``(rows,)``: when each row arrived, ascending.
         """
-        positions = np.arange(self._written, self._written + rows.num_rows)
+        start = self._first + self._written
+        positions = np.arange(start, start + rows.num_rows)
         self._written += rows.num_rows
         self._waiting_rows += rows.num_rows
         self._waiting.append(

@@ -22,19 +22,15 @@ order.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
-from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.transforms.core import RestrictionProvider, WatermarkEstimatorProvider
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
@@ -45,6 +41,7 @@ from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.cuts import Cut, Positions
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.io.poll_restriction import PROVIDER, WATERMARKS, RestrictionCoder
 
 _SLICE_SECONDS: Final = 0.1
 _WAIT_US: Final = 10_000
@@ -244,118 +241,6 @@ class ReplayLog:
         return Poll(after.number, sent_us, tuple(parts))
 
 
-Restriction: TypeAlias = tuple[Cut, bool]
-"""The last poll and the positions after it, and whether the replay has stopped."""
-
-
-class _Tracker(RestrictionTracker):
-    """Tracks the polls that were sent; allows no split except a checkpoint of the remainder."""
-
-    def __init__(self, restriction: Restriction) -> None:
-        self._at = restriction
-        self._stopped = restriction[1]
-
-    def current_restriction(self) -> Restriction:
-        return self._at
-
-    def try_claim(self, position: Restriction) -> bool:
-        if self._stopped:
-            return False
-        self._at = position
-        self._stopped = position[1]
-        return True
-
-    def try_split(self, fraction_of_remainder: float) -> tuple[Any, Any] | None:
-        if fraction_of_remainder > 0 or self._stopped:
-            return None
-        self._stopped = True
-        return (self._at[0], True), self._at
-
-    def check_done(self) -> None:
-        if not self._stopped:
-            raise ValueError(f"the replay stopped at {self._at[0]} without claiming its end")
-
-    def current_progress(self) -> RestrictionProgress:
-        return RestrictionProgress(completed=0.0, remaining=1.0)
-
-    def is_bounded(self) -> bool:
-        return False
-
-
-class RestrictionCoder(beam.coders.Coder):
-    """Encodes a restriction as JSON; Beam would pickle it."""
-
-    def encode(self, value: Restriction) -> bytes:
-        """Encode a restriction."""
-        return json.dumps(value).encode()
-
-    def decode(self, encoded: bytes) -> Restriction:
-        """Decode a restriction."""
-        (number, positions), stopped = json.loads(encoded)
-        return Cut(number, tuple(positions)), stopped
-
-    def is_deterministic(self) -> bool:
-        """Return True: equal restrictions have equal bytes."""
-        return True
-
-
-class _Provider(RestrictionProvider):
-    """Decodes the initial restriction from the element."""
-
-    def initial_restriction(self, element: bytes) -> Restriction:
-        return RestrictionCoder().decode(element)
-
-    def restriction_coder(self) -> RestrictionCoder:
-        return RestrictionCoder()
-
-    def create_tracker(self, restriction: Any) -> _Tracker:
-        return _Tracker(restriction)
-
-    def restriction_size(self, element: Any, restriction: Any) -> int:
-        return 1
-
-    def truncate(self, element: Any, restriction: Any) -> None:
-        return None
-
-
-class WatermarkCoder(beam.coders.Coder):
-    """Encodes a watermark, or None, in microseconds.
-
-    Beam would pickle it; Beam's coder for timestamps keeps milliseconds only.
-    """
-
-    def encode(self, value: Timestamp | None) -> bytes:
-        """Encode a watermark; None becomes no bytes."""
-        return b"" if value is None else value.micros.to_bytes(8, "big", signed=True)
-
-    def decode(self, encoded: bytes) -> Timestamp | None:
-        """Decode a watermark."""
-        if not encoded:
-            return None
-        return Timestamp(micros=int.from_bytes(encoded, "big", signed=True))
-
-    def is_deterministic(self) -> bool:
-        """Return True: equal watermarks have equal bytes."""
-        return True
-
-
-class _Watermarks(WatermarkEstimatorProvider):
-    """Makes watermark estimators that the DoFn sets."""
-
-    def initial_estimator_state(self, element: Any, restriction: Any) -> Timestamp | None:
-        return None
-
-    def create_watermark_estimator(self, state: Timestamp | None) -> ManualWatermarkEstimator:
-        return ManualWatermarkEstimator(state)
-
-    def estimator_state_coder(self) -> WatermarkCoder:
-        return WatermarkCoder()
-
-
-_PROVIDER: Final = _Provider()
-_WATERMARKS: Final = _Watermarks()
-
-
 class _Read(beam.DoFn):
     """Reads polls, for a tenth of a second in each call."""
 
@@ -371,8 +256,8 @@ class _Read(beam.DoFn):
     def process(
         self,
         element: Any,
-        tracker: Any = beam.DoFn.RestrictionParam(_PROVIDER),
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARKS),
+        tracker: Any = beam.DoFn.RestrictionParam(PROVIDER),
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARKS),
     ) -> Iterator[TimestampedValue]:
         at, _ = tracker.current_restriction()
         end = time.monotonic() + _SLICE_SECONDS

@@ -17,10 +17,14 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import validated_poll
-from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import Handoff, read_record
-from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
+from tidemill.pipelines.recovery.log_parts import (
+    parts_before,
+    source_partitions,
+    stream_log,
+    wait_us,
+)
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
@@ -92,7 +96,7 @@ def later_operators(
         later: Where they are brought forward to.
         views: The views.
     """
-    project, log = config.project, Log(config.current.build_folder)
+    project, log = config.project, stream_log(config.current)
     handoff, options = read_record(folder), publishing_options(config)
     parts, _ = parts_before(
         log,
@@ -119,6 +123,6 @@ def publishing_options(config: Configuration) -> FeaturizeOptions:
     return FeaturizeOptions(
         run="publish",
         shards=config.shards,
-        partitions=source_partitions(Log(config.current.build_folder), config.project),
+        partitions=source_partitions(stream_log(config.current), config.project),
         publish=False,
     )

@@ -8,8 +8,15 @@ import numpy as np
 
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView, Project
+from tidemill.pipelines.io.live.live_log import LIVE
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import PollPart
+from tidemill.serving.generations.current import Current
+
+
+def stream_log(current: Current) -> Log:
+    """Return the log that the streams of a generation read: the build's, and the live rows."""
+    return Log(current.build_folder, current.folder / LIVE)
 
 
 def source_partitions(log: Log, project: Project) -> dict[str, int]:

@@ -17,12 +17,11 @@ from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.cuts import FileCutLog
-from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.recovery.beginning import find_beginning
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.recovery.log_parts import source_partitions
+from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, Unanswered
@@ -94,7 +93,7 @@ class Repeat:
         options = FeaturizeOptions(
             run="repeat",
             shards=config.shards,
-            partitions=source_partitions(Log(current.build_folder), config.project),
+            partitions=source_partitions(stream_log(current), config.project),
             mode=Mode(run.mode),
             publish=publishes,
             changes=run.offline is not None,

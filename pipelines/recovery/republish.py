@@ -22,7 +22,6 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.definitions import FeatureView
 from tidemill.features.errors import BehindReaders, NoKeySpace, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import retry_while_unavailable
 from tidemill.pipelines.recovery.handoff import (
@@ -39,6 +38,7 @@ from tidemill.pipelines.recovery.later_states import (
     later_operators,
     publishing_options,
 )
+from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.released_states import released_operators, releases_by_shard
 from tidemill.pipelines.recovery.savepoints import what_is_lost
@@ -94,7 +94,7 @@ def republish(config: Configuration, progress: Progress) -> dict[str, Any]:
         # The releases can be repeated from the beginning too; their marks prove it.
         progress.say(f"{lost}: the polls of the stream are repeated from its beginning instead")
     check_handoff(folder, handoff, project, config.shards)
-    check_log(folder, handoff, Log(current.build_folder), handoff.positions)
+    check_log(folder, handoff, stream_log(current), handoff.positions)
     releases = releases_by_shard(current.stream_folder)
     begins_with = handoff.id if handoff.kind == "backfill" else handoff.began
     if releases and (began is None or began.began != begins_with):

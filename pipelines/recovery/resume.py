@@ -25,7 +25,6 @@ from tidemill.features.contract import TIME_MIN, write_instant
 from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.event_counts import EventCounts, count_logged
-from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.publish.run_fills import RunFills
@@ -39,6 +38,7 @@ from tidemill.pipelines.recovery.handoff import (
     read_record,
     remove_savepoints,
 )
+from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.reader_clock import show_live_clock
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers, start_over
@@ -174,7 +174,7 @@ def _replaced(root: Path) -> StateMismatch:
 
 def _check(config: Configuration, current: Current, folder: Path, handoff: Handoff) -> None:
     check_handoff(folder, handoff, config.project, config.shards)
-    check_log(folder, handoff, Log(current.build_folder), handoff.positions)
+    check_log(folder, handoff, stream_log(current), handoff.positions)
 
 
 def with_scores(start: Start, *, is_scored: bool) -> Start:
@@ -355,7 +355,7 @@ def _write_history(
 
         log_history(
             views,
-            Log(current.build_folder),
+            stream_log(current),
             current.offline_root,
             shards=config.shards,
             until_us={view: min(frontiers) for view, frontiers in handoff.frontiers.items()},
@@ -413,7 +413,7 @@ def event_counts(
     config: Configuration, run: StreamRun, replayed: ReplayLog
 ) -> dict[str, EventCounts]:
     """Count each stream's events from the beginning of the stream to the end of a replay."""
-    log, stop = Log(config.current.build_folder), _by_source(replayed, replayed.stop)
+    log, stop = stream_log(config.current), _by_source(replayed, replayed.stop)
     with scratch_folder(config.root, "counts") as folder:
         return {
             stream.name: count_logged(
@@ -478,7 +478,7 @@ def keep_savepoint(
         mode=start.run.mode,
         files=file_hashes(folder),
         generation=start.run.generation,
-        digests=cut_digests(Log(start.current.build_folder), positions),
+        digests=cut_digests(stream_log(start.current), positions),
     )
     handoff.write(folder)
     Savepoint.of(handoff).write(start.current.stream_folder)

@@ -19,6 +19,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
+from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run.holder import this_holder
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.fills import (
@@ -121,7 +122,7 @@ def is_of_log(config: Configuration, fill: Fill) -> bool:
         found = log.prefix_digest(source, ends)
     except (DamagedFile, StateVersionError):
         return False  # then nothing shows that they are the same
-    return found == Log(current.build_folder).prefix_digest(source, ends)
+    return found == stream_log(current).prefix_digest(source, ends)
 
 
 def fills_of_run(

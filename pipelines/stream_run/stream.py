@@ -35,13 +35,12 @@ from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.cuts import Cut, FileCutLog
 from tidemill.pipelines.io.event_counts import EventCounts
-from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import savepoint_folder
-from tidemill.pipelines.recovery.log_parts import source_partitions
+from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
     Start,
@@ -186,7 +185,7 @@ def _stream(
     featurize = FeaturizeOptions(
         run=run_id(root, start.segment),
         shards=config.shards,
-        partitions=source_partitions(Log(start.current.build_folder), project),
+        partitions=source_partitions(stream_log(start.current), project),
         mode=Mode(start.run.mode),
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,

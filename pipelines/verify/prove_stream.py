@@ -17,10 +17,15 @@ from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
-from tidemill.pipelines.io.log import PARTITION, POSITION, Log
+from tidemill.pipelines.io.log import PARTITION, POSITION
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
-from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
+from tidemill.pipelines.recovery.log_parts import (
+    parts_before,
+    source_partitions,
+    stream_log,
+    wait_us,
+)
 from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
@@ -250,7 +255,7 @@ def _applied(
 
 def _check_run(config: Configuration, run: StreamRun, findings: Findings) -> None:
     """Compare the record of a stream with its build and its log."""
-    current, log = config.current, Log(config.current.build_folder)
+    current, log = config.current, stream_log(config.current)
     partitions = source_partitions(log, config.project)
     _, positions = parts_before(log, config.project, partitions, run.as_of_us)
     expected: dict[str, Any] = {
@@ -300,7 +305,7 @@ def _log_history(config: Configuration, run: StreamRun, offline: Path) -> None:
     project = config.project
     log_history(
         project.views,
-        Log(config.current.build_folder),
+        stream_log(config.current),
         offline,
         shards=config.shards,
         until_us={view.name: run.as_of_us - wait_us(project, view) for view in project.views},

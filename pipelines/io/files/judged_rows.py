@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import BoolArray, Int64Array
+from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import InputError
 from tidemill.features.rows import rejected
@@ -134,6 +134,15 @@ class Judge:
         """What to read: a transform may read any column of the file."""
         columns = list(self._definition.schema) if self._transform is None else None
         return Reader(self._definition.name, columns)
+
+    def highest_us(self, partition: int) -> int:
+        """Return the highest accepted time of a partition, of a source with a time of receipt."""
+        return TIME_MIN if self._gate is None else self._gate.highest_us(partition)
+
+    def restore(self, partition: int, highest_us: int) -> None:
+        """Go on with a partition whose highest accepted time is known."""
+        if self._gate is not None:
+            self._gate.restore(partition, highest_us)
 
     def judge(self, raw: RawBatch) -> StreamBatch:
         """Transform, validate and accept the next rows.

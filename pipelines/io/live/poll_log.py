@@ -60,6 +60,7 @@ class LoggedPoll:
     Attributes:
         number: Its number.
         offsets: The offset of the next message of each partition of each source's topic.
+        highest_us: The highest accepted time so far of each of these partitions.
         poll: The encoded poll (`pipelines.io.poll.Poll`).
         rejected: The records that were rejected while it was read
             (`features.rows.rejected.SCHEMA`); None for none.
@@ -67,12 +68,17 @@ class LoggedPoll:
 
     number: int
     offsets: Mapping[str, tuple[int, ...]]
+    highest_us: Mapping[str, tuple[int, ...]]
     poll: bytes | pa.Buffer
     rejected: pa.RecordBatch | None = None
 
     def encode(self) -> bytes:
         """Encode the entry."""
-        fields = {"number": self.number, "offsets": {k: [*v] for k, v in self.offsets.items()}}
+        fields = {
+            "number": self.number,
+            "offsets": {name: [*next_] for name, next_ in self.offsets.items()},
+            "highest_us": {name: [*highest] for name, highest in self.highest_us.items()},
+        }
         return encode_document(
             Kind.LOGGED_POLL, "", fields, [self.poll, batch_bytes(self.rejected)]
         )
@@ -90,9 +96,12 @@ class LoggedPoll:
             StateVersionError: The version is not supported.
         """
         found = decode_document(data, Kind.LOGGED_POLL, where, _REMEDY)
-        offsets = {name: tuple(next_) for name, next_ in found.fields["offsets"].items()}
+        offsets, highest_us = (
+            {name: tuple(numbers) for name, numbers in found.fields[field].items()}
+            for field in ("offsets", "highest_us")
+        )
         poll, rejected = found.blobs
-        return LoggedPoll(found.fields["number"], offsets, poll, batch_of(rejected))
+        return LoggedPoll(found.fields["number"], offsets, highest_us, poll, batch_of(rejected))
 
 
 class _Entry(NamedTuple):
@@ -156,6 +165,53 @@ class PollLog:
                         )
                     yield _decode(file, path, entry)
                     expected += 1
+
+    def follow(self, after: int) -> Iterator[LoggedPoll | None]:
+        """Yield the polls after a number in order, and None whenever the next is not there yet.
+
+        Another process, or another thread, may be appending them.
+
+        Args:
+            after: The number of the last poll that is not wanted; 0 for all.
+
+        Raises:
+            DamagedState: A file is damaged or missing, or the first of these polls was removed.
+        """
+        expected = after + 1
+        while True:
+            path = self._file_with(expected)
+            if path is None:
+                yield None
+                continue
+            with reading(path, _REMEDY), path.open("rb") as file:
+                at = 0
+                while True:
+                    entry = _entry_at(file, at)
+                    if entry is None:
+                        if self._file_with(expected) != path:
+                            break  # the file is full, and the next one has been begun
+                        yield None
+                        continue
+                    at = entry.end
+                    if entry.number < expected:
+                        continue
+                    if entry.number > expected:
+                        raise DamagedState(
+                            f"{path}: poll {expected} is missing before poll {entry.number}; "
+                            f"{_REMEDY}"
+                        )
+                    yield _decode(file, path, entry)
+                    expected += 1
+
+    def _file_with(self, number: int) -> Path | None:
+        """Return the file that holds a poll, or will; None if there is none yet."""
+        files = self._files()
+        if files and _number_of(files[0]) > number:
+            raise DamagedState(
+                f"{self._folder}: poll {number} was removed, {_number_of(files[0])} is the first; "
+                f"{_REMEDY}"
+            )
+        return next((path for path in reversed(files) if _number_of(path) <= number), None)
 
     def append(self, entry: LoggedPoll) -> None:
         """Log the next poll; when this returns, it survives a crash of the machine.
@@ -268,6 +324,23 @@ def _scan(file: BinaryIO, path: Path, *, is_last: bool) -> tuple[list[_Entry], i
     if is_last and entries and _is_torn(file, entries[-1]):
         at = entries.pop().start - _HEADER.size
     return entries, at
+
+
+def _entry_at(file: BinaryIO, at: int) -> _Entry | None:
+    """Return the entry at a place; None if it is not whole yet."""
+    file.seek(at)
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return None
+    magic, number, length, _ = _HEADER.unpack(header)
+    start = at + _HEADER.size
+    stop = start + length
+    end = stop + -length % _HEADER.size
+    if magic != _MAGIC or header != _header(number, length):
+        if not any(header):
+            return None
+        raise DamagedState(f"byte {at:,} begins no poll as it was written; {_REMEDY}")
+    return None if end > os.fstat(file.fileno()).st_size else _Entry(number, start, stop, end)
 
 
 def _begins_header(found: bytes) -> bool:

@@ -33,12 +33,11 @@ from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.log import POSITION, RECEIVED
 from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.io.poll_restriction import _Provider, _Tracker
 from tidemill.pipelines.io.replay import (
     Replay,
     ReplayLog,
     ReplayOptions,
-    _Provider,
-    _Tracker,
 )
 
 STOP = START + 11 * MINUTE

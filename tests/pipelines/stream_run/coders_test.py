@@ -28,14 +28,13 @@ from tidemill.features.contract import MINUTE
 from tidemill.pipelines.ingest.ingest import Ingest
 from tidemill.pipelines.io.coders import RecordBatchCoder
 from tidemill.pipelines.io.cuts import Cut
-from tidemill.pipelines.io.replay import (
-    ReplayOptions,
+from tidemill.pipelines.io.poll_restriction import (
     RestrictionCoder,
     WatermarkCoder,
     _Provider,
-    _Read,
     _Watermarks,
 )
+from tidemill.pipelines.io.replay import ReplayOptions, _Read
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.resume import first_start
 from tidemill.pipelines.stream import featurize

@@ -20,7 +20,9 @@ from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 
 
 def entry(number: int, size: int = 100, fill: bytes = b"x") -> LoggedPoll:
-    return LoggedPoll(number, {"taps": (number, 0), "asks": (7,)}, fill * size)
+    return LoggedPoll(
+        number, {"taps": (number, 0), "asks": (7,)}, {"taps": (number, -5)}, fill * size
+    )
 
 
 def told(found: LoggedPoll) -> tuple[int, dict[str, tuple[int, ...]], bytes]:
@@ -49,7 +51,7 @@ def test_polls_come_back_as_they_were_logged(tmp_path: Path) -> None:
         rejected.Stage.READ, stream="taps", partition=0, positions=[3],
         reasons=[rejected.Reason.WRONG_TYPE], details=["d"], origins=["o"], payloads=[b"\xff"],
     )  # fmt: skip
-    polls = [entry(3), LoggedPoll(4, {"taps": (1, 2)}, b"", records), entry(5, 0)]
+    polls = [entry(3), LoggedPoll(4, {"taps": (1, 2)}, {}, b"", records), entry(5, 0)]
     log = written(tmp_path / "a" / "b", *polls)
     assert [told(found) for found in log.read(0 + 2)] == [told(one) for one in polls]
     assert [found.rejected for found in log.read(2)] == [None, records, None]
@@ -199,7 +201,7 @@ if (last := log.last()) is not None:
     number = last.number
 while True:
     number += 1
-    log.append(LoggedPoll(number, {"taps": (number,)}, b"%d " % number * 5_000))
+    log.append(LoggedPoll(number, {"taps": (number,)}, {}, b"%d " % number * 5_000))
     print(number, flush=True)
 """
 

@@ -1,0 +1,1 @@
+"""kafka-python behind the port: no Java, no C library."""

@@ -1,0 +1,117 @@
+"""kafka-python's consumer behind the port."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import numpy as np
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import (
+    KafkaError,
+    LogTruncationError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RetriableError,
+)
+
+from tidemill.pipelines.io.kafka.client import (
+    AHEAD_BYTES,
+    PARTITION_BYTES,
+    Partition,
+    Positions,
+    Taken,
+)
+from tidemill.pipelines.io.kafka.connection import Connection
+from tidemill.pipelines.io.kafka.kafka_python.failures import translated
+from tidemill.pipelines.io.kafka.kafka_python.options import options
+from tidemill.pipelines.io.messages import Messages
+
+_FETCH_WAIT_MS: Final = 250
+_US_PER_MS: Final = 1_000
+_COLUMNS: Final = operator.attrgetter("offset", "timestamp", "key", "value", "headers")
+
+
+class KafkaPythonConsumer:
+    """See `client.Consumer`.
+
+    Args:
+        connection: How to connect.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        try:
+            self._consumer = KafkaConsumer(
+                **options(connection),
+                group_id=None,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                isolation_level="read_committed",
+                allow_auto_create_topics=False,
+                max_partition_fetch_bytes=PARTITION_BYTES,
+                fetch_max_bytes=AHEAD_BYTES,
+                fetch_max_wait_ms=_FETCH_WAIT_MS,
+                metrics_enabled=False,
+            )
+        except KafkaError as error:
+            raise translated(error, "connecting a consumer") from error
+
+    def assign(self, positions: Positions) -> None:
+        """See `client.Consumer.assign`."""
+        self._consumer.assign([TopicPartition(*where) for where in positions])
+        paused = self._consumer.paused()
+        self._consumer.resume(*paused)
+        # A partition that was read before has lost its position: all are sought again.
+        for where, position in positions.items():
+            self._consumer.seek(TopicPartition(*where), position)
+
+    def take(self, wait_s: float, max_messages: int) -> Taken:
+        """See `client.Consumer.take`."""
+        try:
+            records = self._consumer.poll(timeout_ms=wait_s * 1_000, max_records=max_messages)
+        except OffsetOutOfRangeError as error:
+            return Taken([], _lost(error.args[0]))
+        except LogTruncationError as error:
+            return Taken([], {where: self.position(where) for where in _lost(error.args[0])})
+        except NoOffsetForPartitionError as error:
+            raise translated(error, "reading") from error
+        except RetriableError:
+            return Taken([], {})
+        except KafkaError as error:
+            raise translated(error, "reading") from error
+        return Taken([_columns(where, found) for where, found in records.items()], {})
+
+    def position(self, partition: Partition) -> int:
+        """See `client.Consumer.position`."""
+        return int(self._consumer.position(TopicPartition(*partition), timeout_ms=0))
+
+    def pause(self, partitions: Collection[Partition]) -> None:
+        """See `client.Consumer.pause`."""
+        self._consumer.pause(*(TopicPartition(*where) for where in partitions))
+
+    def resume(self, partitions: Collection[Partition]) -> None:
+        """See `client.Consumer.resume`."""
+        self._consumer.resume(*(TopicPartition(*where) for where in partitions))
+
+    def close(self) -> None:
+        """See `client.Consumer.close`."""
+        self._consumer.close(autocommit=False, timeout_ms=1_000)
+
+
+def _lost(offsets: Any) -> dict[Partition, int]:
+    return {Partition(where.topic, where.partition): offset for where, offset in offsets.items()}
+
+
+def _columns(where: TopicPartition, records: Sequence[Any]) -> Messages:
+    """Turn records into columns; the loops run in C."""
+    offsets, timestamps_ms, keys, values, headers = zip(*map(_COLUMNS, records), strict=True)
+    return Messages(
+        where.topic,
+        where.partition,
+        np.array(offsets, dtype=np.int64),
+        np.array(timestamps_ms, dtype=np.int64) * _US_PER_MS,
+        keys,
+        values,
+        headers,
+    )

@@ -1,0 +1,285 @@
+"""Reading given partitions from given positions, without loss, doubling or a silent jump.
+
+* `Reader.positions` after a poll is the truth: all before it was given out, or held no message that
+  a reader of committed messages may see.
+* A position that a partition does not hold is an error that names it and what there is. What other
+  partitions had given is handed out before.
+* A topic that is deleted, or deleted and made again, is an error by name within about two seconds.
+* While the broker is away, polls give nothing; after ``patience_s`` they raise why.
+* A poll is bounded in bytes and in messages, and so is what is read ahead.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Collection, Iterable
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from tidemill.features.errors import (
+    BrokerUnreachable,
+    InputError,
+    NoSuchTopic,
+    PositionOutOfRange,
+)
+from tidemill.pipelines.io.kafka.bounds import Surplus
+from tidemill.pipelines.io.kafka.client import Client, Ends, Partition, Positions, Topic
+from tidemill.pipelines.io.kafka.connection import Connection
+from tidemill.pipelines.io.kafka.reach import reach
+from tidemill.pipelines.io.kafka.watch import Watch
+from tidemill.pipelines.io.messages import Messages
+
+MAX_BYTES: Final = 1 << 20
+MAX_MESSAGES: Final = 5_000
+PATIENCE_S: Final = 120.0
+ANSWER_S: Final = 10.0
+
+_AGAIN_S: Final = 0.1
+_US_PER_MS: Final = 1_000
+_Answer = TypeVar("_Answer")
+
+
+class Reader:
+    """Reads partitions of a cluster; one thread may use it at a time.
+
+    Args:
+        client: The client library, from `choosing.choose_client`.
+        connection: How to connect.
+        patience_s: How long the broker may be away until polls raise an error, in seconds.
+        answer_s: How long the other methods try again while it is away, in seconds.
+
+    Raises:
+        BrokerError: The cluster cannot be reached; see `reach.reach`.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        connection: Connection,
+        patience_s: float = PATIENCE_S,
+        answer_s: float = ANSWER_S,
+    ) -> None:
+        reach(connection)
+        self._answer_s = answer_s
+        self._asker = client.asker(connection)
+        self._consumer = client.consumer(connection)
+        self._watch = Watch(self._asker, functools.partial(reach, connection), patience_s)
+        self._assigned: tuple[Partition, ...] = ()
+        self._surplus = Surplus()
+        self._paused: frozenset[Partition] = frozenset()
+        self._lost: dict[Partition, int] = {}
+
+    def assign(self, positions: Positions) -> None:
+        """Read these partitions, and no others, from these positions on.
+
+        Nothing of an earlier assignment is given out any more, and no partition is paused.
+
+        Args:
+            positions: The offset of the next message of each partition.
+
+        Raises:
+            PositionOutOfRange: A partition does not hold its position.
+            NoSuchTopic: A topic or a partition does not exist.
+            NotAuthorised: The user may not read a topic.
+            BrokerUnreachable: The broker does not answer in time.
+        """
+        self._surplus.clear()
+        self._lost = {}
+        self._paused = frozenset()
+        self._assigned = ()
+        self._watch.begin({})
+        topics = self._topics({where.topic for where in positions})
+        for where in positions:
+            _check_partition(where, topics[where.topic])
+        self._check_range(dict(positions))
+        self._consumer.assign(positions)
+        self._watch.begin(topics)
+        self._assigned = tuple(positions)
+
+    def poll(
+        self, wait_s: float, max_bytes: int = MAX_BYTES, max_messages: int = MAX_MESSAGES
+    ) -> list[Messages]:
+        """Return messages that are there, or wait for some.
+
+        Args:
+            wait_s: Longest wait while there is nothing, in seconds.
+            max_bytes: Most bytes of keys, values and headers; one message may be larger.
+            max_messages: Most messages.
+
+        Returns:
+            Messages of some partitions, of each in order; a partition may come more than once.
+
+        Raises:
+            PositionOutOfRange: A partition does not hold its position any more. Every later poll
+                raises it until `assign`.
+            NoSuchTopic: A topic was deleted.
+            RecreatedTopic: A topic was deleted, and another has its name.
+            NotAuthorised: The user may not read a topic any more.
+            DamagedMessages: Messages cannot be decoded, or fail their checksum.
+            BrokerUnreachable: The broker is away for longer than the patience.
+        """
+        if max_bytes < 1 or max_messages < 1:
+            raise InputError(
+                f"found max_bytes={max_bytes} and max_messages={max_messages}, expected 1 or more"
+            )
+        given = self._surplus.give(max_bytes, max_messages, self._paused)
+        if not given:
+            self._raise_lost()
+            taken = self._consumer.take(wait_s, max_messages)
+            if taken.lost:
+                self._lost.update(taken.lost)
+                self._consumer.pause(list(taken.lost))
+            self._surplus.add(taken.messages)
+            given = self._surplus.give(max_bytes, max_messages, self._paused)
+            # Of a topic that was made again nothing is given once that is known.
+            self._watch.check()
+            if not given:
+                self._raise_lost()
+        return given
+
+    def positions(self) -> dict[Partition, int]:
+        """Return the offset of the next message of each partition that is read."""
+        waiting = self._surplus.positions()
+        return {
+            where: waiting[where] if where in waiting else self._consumer.position(where)
+            for where in self._assigned
+        }
+
+    def pause(self, partitions: Collection[Partition]) -> None:
+        """Give no messages of these partitions until `resume`; their positions stay."""
+        self._paused = self._paused | frozenset(partitions)
+        self._consumer.pause(partitions)
+
+    def resume(self, partitions: Collection[Partition]) -> None:
+        """Give messages of these partitions again."""
+        self._paused = self._paused - frozenset(partitions)
+        self._consumer.resume([where for where in partitions if where not in self._lost])
+
+    def partitions(self, topic: str) -> tuple[int, ...]:
+        """Return the numbers of a topic's partitions, ascending.
+
+        Raises:
+            NoSuchTopic: There is no such topic.
+            NotAuthorised: The user may not see it.
+            BrokerUnreachable: The broker does not answer in time.
+        """
+        return self._topics([topic])[topic].partitions
+
+    def ends(self, partitions: Iterable[Partition] | None = None) -> dict[Partition, Ends]:
+        """Return where partitions end, by requests that begin after the call.
+
+        Args:
+            partitions: None for those that are read.
+
+        Raises:
+            NoSuchTopic: A topic or a partition does not exist.
+            NotAuthorised: The user may not see it.
+            BrokerUnreachable: The broker does not answer in time.
+        """
+        wanted = self._wanted(partitions)
+        return self._patiently(lambda: self._asker.ends(wanted))
+
+    def beginnings(self, partitions: Iterable[Partition] | None = None) -> dict[Partition, int]:
+        """Return the first offset that each partition holds; see `ends`."""
+        wanted = self._wanted(partitions)
+        return self._patiently(lambda: self._asker.beginnings(wanted))
+
+    def offsets_at(
+        self, time_us: int, partitions: Iterable[Partition] | None = None
+    ) -> dict[Partition, int | None]:
+        """Return the first offset whose timestamp is at or after a time; see `ends`.
+
+        Args:
+            time_us: The time, in microseconds since 1970; Kafka keeps milliseconds.
+            partitions: None for those that are read.
+
+        Returns:
+            The offset of each partition; None where no message is that late.
+        """
+        wanted = self._wanted(partitions)
+        time_ms = max(0, -(-time_us // _US_PER_MS))
+        found = self._patiently(lambda: self._asker.offsets_at(wanted, time_ms))
+        return {where: offset if offset >= 0 else None for where, offset in found.items()}
+
+    def commit(self, group: str, positions: Positions) -> None:
+        """Commit positions for tools that show a group's lag; they are never read.
+
+        Raises:
+            BrokerError: The broker refuses: the group has members, or the user may not.
+            BrokerUnreachable: The broker does not answer in time.
+        """
+        self._patiently(lambda: self._asker.commit(group, positions))
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._watch.close()
+        self._consumer.close()
+        self._asker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _wanted(self, partitions: Iterable[Partition] | None) -> tuple[Partition, ...]:
+        return self._assigned if partitions is None else tuple(partitions)
+
+    def _topics(self, names: Collection[str]) -> dict[str, Topic]:
+        return self._patiently(lambda: self._asker.topics(names))
+
+    def _raise_lost(self) -> None:
+        if self._lost:
+            self._watch.look()
+            self._check_range(self._lost)
+            # They are there after all: the partition changed between the two requests.
+            self._consumer.resume([where for where in self._lost if where not in self._paused])
+            self._lost = {}
+
+    def _check_range(self, positions: Positions) -> None:
+        firsts = self._patiently(lambda: self._asker.beginnings(tuple(positions)))
+        ends = self._patiently(lambda: self._asker.ends(tuple(positions)))
+        for where, position in positions.items():
+            first, end = firsts[where], ends[where].high
+            if first <= position <= end:
+                continue
+            reason = (
+                "the messages before its first offset were deleted by the topic's retention, or by "
+                "an administrator"
+                if position < first
+                else "it ends before: messages were lost, or the topic is another one"
+            )
+            raise PositionOutOfRange(
+                f"the partition {where.partition} of the topic {where.topic!r} holds offsets from "
+                f"{first} to {end}, not the position {position}: {reason}; start over from the "
+                "first offset, or from a backup",
+                where.topic,
+                where.partition,
+                position,
+                first,
+                end,
+            )
+
+    def _patiently(self, ask: Callable[[], _Answer]) -> _Answer:
+        deadline_s = time.monotonic() + self._answer_s
+        while True:
+            try:
+                return ask()
+            except BrokerUnreachable:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(_AGAIN_S)
+
+
+def _check_partition(where: Partition, topic: Topic) -> None:
+    if where.partition not in topic.partitions:
+        raise NoSuchTopic(
+            f"the topic {where.topic!r} has no partition {where.partition}, only "
+            f"{len(topic.partitions)}; correct the number"
+        )

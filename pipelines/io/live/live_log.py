@@ -1,0 +1,356 @@
+"""The live log: the rows of live sources since the build, and the polls that brought them.
+
+A live reader writes each poll down before it is sent (`pipelines.io.live.poll_log`). `LiveLog.seal`
+turns those polls into what a replay, a proof and a resumed stream read:
+
+* the rows of each partition, in files with digests that go on with the log of the build
+  (`pipelines.io.log.Log`, with this folder as its ``live``);
+* the *cuts*: of each poll its number, when it was received, and per partition the position, the
+  watermark and the broker's offset after it;
+* the records that were rejected while it was read.
+
+The promises: what is sealed equals what was written down, poll by poll; a seal that is killed is
+repeated and gives the same; a poll is removed from the poll log only when its seal has survived a
+crash of the machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import Int64Array
+from tidemill.features.definitions import EventStream, Project, Request
+from tidemill.features.errors import StateMismatch
+from tidemill.features.rows import rejected
+from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
+from tidemill.pipelines.io.log import Log, log_schema, write_log_file
+from tidemill.pipelines.io.log_digests import BLOCK_ROWS
+from tidemill.pipelines.io.poll import Poll
+from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.read_files import reading
+from tidemill.serving.files.records import RecordFormat, read_record, write_record
+
+LIVE: Final = "live"
+"""The name of the folder below that of a generation."""
+_TOPICS: Final = "topics.json"
+_SEALED: Final = "sealed.json"
+_POLLS: Final = "polls"
+_CUTS: Final = "cuts"
+_REJECTED: Final = "rejected"
+_SEALED_BYTES: Final = 64 << 20
+"""About how many bytes of polls a seal holds in memory."""
+_POLL_NUMBER: Final = "_poll"
+_REMEDY: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
+
+
+@dataclass(frozen=True)
+class LiveTopic:
+    """The topic of a live source.
+
+    Attributes:
+        topic: The name of the topic.
+        first: The partition of the source's log that is partition 0 of the topic; those before are
+            of files.
+        offsets: Where reading begins: the first offset of each partition of the topic.
+    """
+
+    topic: str
+    first: int
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """How far the live log is sealed.
+
+    Attributes:
+        number: The number of the last poll; 0 for none.
+        positions: Source to the position after it in each partition of its topic.
+        offsets: Source to the offset after it in each partition of its topic.
+    """
+
+    number: int
+    positions: Mapping[str, Sequence[int]]
+    offsets: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """Sealed polls, in order.
+
+    Attributes:
+        number: int64, ``(polls,)``.
+        received_us: int64, ``(polls,)``: when each was received, ascending.
+        positions: Source to int64, ``(polls, partitions of its topic)``: the positions after each.
+        watermarks: The same of the watermarks after each, in microseconds.
+    """
+
+    number: Int64Array
+    received_us: Int64Array
+    positions: Mapping[str, Int64Array]
+    watermarks: Mapping[str, Int64Array]
+
+
+def _form(name: str, kind: type) -> RecordFormat:
+    fields = frozenset(field.name for field in dataclasses.fields(kind))
+    return RecordFormat(name=name, version=1, fields=fields, remedy=_REMEDY)
+
+
+_TOPICS_FORM: Final = RecordFormat(
+    name="tidemill-live-topics", version=1, fields=frozenset({"sources"}), remedy=_REMEDY
+)
+_SEALED_FORM: Final = _form("tidemill-live-sealed", Sealed)
+
+
+class LiveLog:
+    """The live log of a generation.
+
+    Args:
+        folder: Its folder; it need not exist.
+        project: The project, which declares the columns of its sources.
+    """
+
+    def __init__(self, folder: Path, project: Project) -> None:
+        self.folder = folder
+        self.polls = PollLog(folder / _POLLS)
+        self._project = project
+
+    @property
+    def exists(self) -> bool:
+        """Whether a live stream has begun."""
+        return (self.folder / _TOPICS).exists()
+
+    def begin(self, topics: Mapping[str, LiveTopic]) -> None:
+        """Record the topics before the first poll; later, check that they are the same.
+
+        Raises:
+            StateMismatch: The sources have other topics, or these other partitions.
+        """
+        if not self.exists:
+            content = {name: dataclasses.asdict(topic) for name, topic in topics.items()}
+            write_record(self.folder / _TOPICS, _TOPICS_FORM, {"sources": content}, durable=True)
+            return
+        begun = self.topics()
+        for name in sorted({*begun, *topics}):
+            was, now = (_described(found.get(name)) for found in (begun, topics))
+            if was != now:
+                raise StateMismatch(
+                    f"the live stream of {name!r} was begun with {was}, and now there is {now}; "
+                    "run `tidemill backfill`, and the stream without --resume"
+                )
+
+    def topics(self) -> dict[str, LiveTopic]:
+        """Return the topic of each live source.
+
+        Raises:
+            StateError: The record cannot be read.
+        """
+        found = read_record(self.folder / _TOPICS, _TOPICS_FORM)["sources"]
+        return {
+            name: LiveTopic(one["topic"], one["first"], tuple(one["offsets"]))
+            for name, one in found.items()
+        }
+
+    def sealed(self) -> Sealed:
+        """Return how far the log is sealed.
+
+        Raises:
+            StateError: A record cannot be read.
+        """
+        path = self.folder / _SEALED
+        if path.exists():
+            return Sealed(**read_record(path, _SEALED_FORM))
+        topics = self.topics()
+        return Sealed(
+            0,
+            {name: [0] * len(topic.offsets) for name, topic in topics.items()},
+            {name: list(topic.offsets) for name, topic in topics.items()},
+        )
+
+    def seal(self, build: Path, before_us: int) -> Sealed:
+        """Seal the polls of the poll log; return how far the log is sealed then.
+
+        Args:
+            build: The folder of the build, with whose log these rows go on.
+            before_us: Only polls that were received before this instant are sealed: a stream that
+                goes on from here repeats the others from the poll log.
+
+        Raises:
+            DamagedState: The poll log is damaged.
+        """
+        sealed = self.sealed()
+        for polls in _in_pieces(self.polls.read(after=sealed.number), before_us):
+            sealed = self._seal(polls, sealed, Log(build, self.folder))
+            write_record(
+                self.folder / _SEALED, _SEALED_FORM, dataclasses.asdict(sealed), durable=True
+            )
+            self.polls.remove_before(sealed.number)
+        return sealed
+
+    def _seal(self, polls: Sequence[_Decoded], before: Sealed, log: Log) -> Sealed:
+        topics = self.topics()
+        rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
+        for poll in polls:
+            for part in poll.sent.parts:
+                if part.rows is not None:
+                    rows.setdefault((part.source, part.partition), []).append(part.rows)
+        for (name, partition), fresh in rows.items():
+            at = before.positions[name][partition - topics[name].first]
+            self._add_rows(self._project.definition(name), partition, at, fresh, log)
+        first, last = polls[0].logged.number, polls[-1]
+        self._write(_CUTS, first, self._cuts_of(polls, topics))
+        refused = [
+            poll.logged.rejected.append_column(
+                _POLL_NUMBER,
+                pa.array([poll.logged.number] * poll.logged.rejected.num_rows, pa.int64()),
+            )
+            for poll in polls
+            if poll.logged.rejected is not None
+        ]
+        if refused:
+            self._write(_REJECTED, first, pa.Table.from_batches(refused))
+        ends: dict[str, list[int]] = {name: [] for name in topics}
+        for part in last.sent.parts:
+            if part.source in topics and part.partition >= topics[part.source].first:
+                ends[part.source].append(part.stop)
+        offsets = {name: list(last.logged.offsets[name]) for name in topics}
+        return Sealed(last.logged.number, ends, offsets)
+
+    def _add_rows(
+        self,
+        definition: EventStream | Request,
+        partition: int,
+        at: int,
+        fresh: Sequence[pa.RecordBatch],
+        log: Log,
+    ) -> None:
+        """Write the file that begins with the last whole block before ``at``."""
+        first = at // BLOCK_ROWS * BLOCK_ROWS
+        parts = [*([log.read_span(definition.name, partition, first, at)] if at > first else ())]
+        names = log_schema(definition).names
+        parts += [batch.select(names) for batch in fresh]
+        rows = pa.concat_batches(parts)
+        path = self.folder / definition.name / f"{partition:05d}-{first:012d}.arrow"
+        with write_log_file(path, definition, rows.num_rows, first=first, durable=True) as writer:
+            declared = pa.RecordBatch.from_arrays(
+                rows.columns[:-2], schema=pa.schema(list(rows.schema)[:-2])
+            )
+            writer.write(declared, rows.column(rows.num_columns - 1).to_numpy())
+
+    def _cuts_of(self, polls: Sequence[_Decoded], topics: Mapping[str, LiveTopic]) -> pa.Table:
+        columns: dict[str, list[int]] = {"number": [], "received_us": []}
+        for logged, sent in polls:
+            columns["number"].append(logged.number)
+            columns["received_us"].append(sent.sent_us)
+            for part in sent.parts:
+                if part.source in topics and part.partition >= topics[part.source].first:
+                    place = f"{part.source}/{part.partition - topics[part.source].first}"
+                    columns.setdefault(f"position/{place}", []).append(part.stop)
+                    columns.setdefault(f"watermark/{place}", []).append(part.watermark_us)
+            for name, offsets in logged.offsets.items():
+                for partition, offset in enumerate(offsets):
+                    columns.setdefault(f"offset/{name}/{partition}", []).append(offset)
+        return pa.table({name: pa.array(found, pa.int64()) for name, found in columns.items()})
+
+    def _write(self, kind: str, number: int, table: pa.Table) -> None:
+        path = self.folder / kind / f"{number:012d}.arrow"
+        with (
+            atomic_write(path, durable=True) as unfinished,
+            pa.OSFile(str(unfinished), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
+
+    def _read(self, kind: str, until: int) -> Iterator[pa.Table]:
+        """Yield the files of a kind whose first poll is not after a number."""
+        for path in sorted((self.folder / kind).glob("*.arrow")):
+            if int(path.stem) <= until:
+                with reading(path, _REMEDY), pa.OSFile(str(path), "rb") as file:
+                    yield pa.ipc.open_file(file).read_all()
+
+    def cuts(self) -> Cuts:
+        """Return the sealed polls.
+
+        Raises:
+            DamagedFile: A file is damaged.
+            DamagedState: Polls are missing.
+        """
+        topics, until = self.topics(), self.sealed().number
+        tables = list(self._read(_CUTS, until))
+        if not tables:
+            empty = np.zeros(0, np.int64)
+            none = {name: np.zeros((0, len(t.offsets)), np.int64) for name, t in topics.items()}
+            return Cuts(empty, empty, none, none)
+        table = pa.concat_tables(tables)
+        numbers = table.column("number").to_numpy()
+        if not np.array_equal(numbers, np.arange(1, until + 1)):
+            raise StateMismatch(
+                f"{self.folder / _CUTS} has not the polls 1 to {until} once each; {_REMEDY}"
+            )
+
+        def of(kind: str) -> dict[str, Int64Array]:
+            return {
+                name: np.stack(
+                    [
+                        table.column(f"{kind}/{name}/{partition}").to_numpy()
+                        for partition in range(len(topic.offsets))
+                    ],
+                    axis=1,
+                )
+                for name, topic in topics.items()
+            }
+
+        received = table.column("received_us").to_numpy()
+        return Cuts(numbers, received, of("position"), of("watermark"))
+
+    def rejected(self, after: int, until: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield the rejected records of sealed polls: the poll's number, and its records.
+
+        Args:
+            after: The number of the last poll that is not wanted.
+            until: The number of the last that is.
+        """
+        for table in self._read(_REJECTED, until):
+            numbers = table.column(_POLL_NUMBER).to_numpy()
+            for number in np.unique(numbers).tolist():
+                if after < number <= until:
+                    found = table.filter(pa.array(numbers == number)).select(rejected.SCHEMA.names)
+                    yield number, found.combine_chunks().to_batches()[0]
+
+
+def _described(topic: LiveTopic | None) -> str:
+    if topic is None:
+        return "no topic"
+    of_files = f", after {topic.first} of files" if topic.first else ""
+    return f"topic {topic.topic!r} of {len(topic.offsets)} partitions{of_files}"
+
+
+class _Decoded(NamedTuple):
+    """A logged poll, and what it was sent as."""
+
+    logged: LoggedPoll
+    sent: Poll
+
+
+def _in_pieces(polls: Iterable[LoggedPoll], before_us: int) -> Iterator[list[_Decoded]]:
+    """Yield the polls that were received before an instant, in pieces of bounded size."""
+    piece: list[_Decoded] = []
+    size = 0
+    for poll in polls:
+        sent = Poll.decode(bytes(poll.poll))
+        if sent.sent_us >= before_us:
+            break
+        piece.append(_Decoded(poll, sent))
+        size += len(poll.poll)
+        if size >= _SEALED_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece

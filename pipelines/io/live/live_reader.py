@@ -1,0 +1,435 @@
+"""The live reader: topics in, polls out, each written down before anything else sees it.
+
+The promises:
+
+* A poll has the rows of the messages that were read since the poll before, judged like the rows of
+  a file: ``read = kept + dropped + rejected``. What the log has of a poll is all that counts: a
+  reader that goes on after a kill reads from the offsets that its last poll has.
+* All rows of a poll were received at one instant of this reader's clock, later than those of every
+  poll before it, whatever the machine's clock does. A message's own timestamp judges only whether
+  a row is too far ahead.
+* The watermark of a partition is its highest time so far minus the stream's out-of-orderness. A
+  partition that is *quiet* has another one too: for an instant T it is quiet only if everything
+  that the broker had at T has been read (the position is the last stable offset *and* the high
+  watermark, which were both asked for after T); then no message that was sent before T is still
+  to come, and the watermark is T minus the declared wait minus the out-of-orderness. An open
+  transaction, or a fetch that merely returned nothing, proves nothing.
+* A row, a message or a poll that cannot be used is rejected with its bytes; none stops a partition.
+* No watermark steps back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN, Int64Array
+from tidemill.features.definitions import EventStream, Request
+from tidemill.features.errors import DamagedState, InputError
+from tidemill.features.kernel import hashing
+from tidemill.features.rows import rejected
+from tidemill.features.rows.rejected import Reason, Stage
+from tidemill.pipelines.io.files.judged_rows import Counts, Judge
+from tidemill.pipelines.io.files.readers import RawBatch
+from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
+from tidemill.pipelines.io.log import log_schema
+from tidemill.pipelines.io.messages import Messages
+from tidemill.pipelines.io.poll import Poll, PollPart
+
+
+class Ends(NamedTuple):
+    """Where a partition of a topic ends.
+
+    Attributes:
+        stable: The offset after the last message that a read_committed reader gets now.
+        high: The offset after the last message that there is.
+    """
+
+    stable: int
+    high: int
+
+
+class TopicReader(Protocol):
+    """Reads the partitions of one topic, from the offsets that it was made with."""
+
+    def poll(self, wait_s: float, max_messages: int) -> Sequence[Messages]:
+        """Return the next messages, at most so many, by partition; wait for the first so long."""
+
+    def positions(self) -> Mapping[int, int]:
+        """Return the next offset of each partition, which also moves where there is no message."""
+
+    def ends(self) -> Mapping[int, Ends]:
+        """Return where each partition ends, by requests that begin after the call."""
+
+
+class Decoded(Protocol):
+    """The rows of some messages of one partition."""
+
+    @property
+    def raw(self) -> RawBatch:
+        """The rows; those from position 0 on are these messages' first."""
+
+    @property
+    def offsets(self) -> Int64Array:
+        """int64, ``(rows,)``: the offset of each row's message, rejected rows included."""
+
+
+class Decoder(Protocol):
+    """Turns messages into raw rows."""
+
+    def decode(self, messages: Messages, first_position: int) -> Decoded:
+        """Decode messages; their rows get positions from ``first_position`` on."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a live reader does what.
+
+    Attributes:
+        poll_messages: The most messages of a source in one poll.
+        rest_s: How long it rests after a poll without messages.
+        beat_s: How often, at most, a poll without messages says that watermarks have risen.
+        check_s: How often it asks the broker for the ends of quiet partitions.
+        quiet_us: How long before the instant of such a check a message may have been created that
+            is still on its way to the broker: so much less is the watermark of a quiet partition.
+    """
+
+    poll_messages: int = 4_096
+    rest_s: float = 0.005
+    beat_s: float = 0.1
+    check_s: float = 0.5
+    quiet_us: int = 2 * SECOND
+
+
+@dataclass(frozen=True, eq=False)
+class LiveSource:
+    """A source that is read live.
+
+    Attributes:
+        definition: The stream or the request.
+        reader: Reads its topic.
+        decoder: Decodes its messages.
+        judge: Judges its rows; it has a time of receipt.
+        first: The partition of the log that is partition 0 of the topic.
+        partitions: The number of partitions of the topic.
+        clock: What a quiet partition's instant is measured by: ``wall``, or ``messages``, which is
+            never later than the newest timestamp of a message; for producers that replay the past.
+    """
+
+    definition: EventStream | Request
+    reader: TopicReader
+    decoder: Decoder
+    judge: Judge
+    first: int
+    partitions: int
+    clock: Literal["wall", "messages"] = "wall"
+
+
+@dataclass
+class _Partition:
+    """Where a partition of a topic is."""
+
+    offset: int
+    position: int = 0
+    watermark_us: int = TIME_MIN
+    quiet_us: int = TIME_MIN
+
+
+@dataclass
+class LiveFigures:
+    """What a live reader has done.
+
+    Attributes:
+        counts: By source, of the rows that it read.
+        late_after_quiet: By source: accepted rows whose time was below a watermark which their
+            partition had only because it had been quiet.
+        caught_up: By source: the partitions that are read to their end, as of the last check.
+    """
+
+    counts: dict[str, Counts] = field(default_factory=dict)
+    late_after_quiet: dict[str, int] = field(default_factory=dict)
+    caught_up: dict[str, int] = field(default_factory=dict)
+
+
+def wall_clock_us() -> int:
+    """Return the machine's clock in microseconds since 1970."""
+    return time.time_ns() // 1_000
+
+
+class LiveReader:
+    """Reads live sources, poll by poll, from where the poll log ends.
+
+    Args:
+        sources: The live sources, by ascending name.
+        order: All partitions of all sources of the project, in the order of a poll's parts: the
+            source's name, the partition of its log, and the number of its rows if it is of files.
+        log: The poll log.
+        offsets: Source to the offset of each partition at which the first poll begins.
+        pace: How often what is done.
+        clock_us: The machine's clock.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[LiveSource],
+        order: Sequence[tuple[str, int, int | None]],
+        log: PollLog,
+        offsets: Mapping[str, Sequence[int]],
+        pace: Pace | None = None,
+        clock_us: Callable[[], int] = wall_clock_us,
+    ) -> None:
+        self._sources = {source.definition.name: source for source in sources}
+        self._order, self._log = tuple(order), log
+        self._pace, self._clock_us = pace or Pace(), clock_us
+        self._at = {
+            (name, partition): _Partition(offset)
+            for name, of_source in offsets.items()
+            for partition, offset in enumerate(of_source)
+        }
+        self.number, self.received_us = 0, 0
+        self.figures = LiveFigures(
+            counts={name: Counts() for name in self._sources},
+            late_after_quiet=dict.fromkeys(self._sources, 0),
+            caught_up=dict.fromkeys(self._sources, 0),
+        )
+        self._newest_us = dict.fromkeys(self._sources, TIME_MIN)
+        self._beat_s = self._checked_s = 0.0
+        if (last := log.last()) is not None:
+            self._go_on(last)
+
+    @staticmethod
+    def offsets_after(
+        log: PollLog, begin: Mapping[str, Sequence[int]]
+    ) -> Mapping[str, Sequence[int]]:
+        """Return the offsets at which a reader goes on: after the last poll, or to begin with."""
+        last = log.last()
+        return begin if last is None else last.offsets
+
+    def _go_on(self, last: LoggedPoll) -> None:
+        """Go on after the last logged poll."""
+        poll = Poll.decode(bytes(last.poll))
+        self.number, self.received_us = last.number, poll.sent_us
+        for name, source in self._sources.items():
+            for partition in range(source.partitions):
+                self._at[name, partition].offset = last.offsets[name][partition]
+                highest_us = last.highest_us[name][partition]
+                source.judge.restore(source.first + partition, highest_us)
+        for part in poll.parts:
+            source_of = self._sources.get(part.source)
+            if source_of is not None and part.partition >= source_of.first:
+                at = self._at[part.source, part.partition - source_of.first]
+                at.position, at.watermark_us = part.stop, part.watermark_us
+
+    def step(self) -> LoggedPoll | None:
+        """Read what has come, and write it down as the next poll.
+
+        Returns:
+            The poll; None if nothing has come and no watermark has risen.
+
+        Raises:
+            BrokerError: A topic cannot be read.
+            DamagedState: A reader's offset stepped back.
+        """
+        rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
+        refused: list[pa.RecordBatch] = []
+        for name, source in self._sources.items():
+            for messages in source.reader.poll(0.0, self._pace.poll_messages):
+                refused += self._take(source, messages, rows)
+            self._move(name, source.reader.positions())
+        moved = self._moved
+        now_s = time.monotonic()
+        if now_s - self._checked_s >= self._pace.check_s:
+            self._checked_s = now_s
+            for source in self._sources.values():
+                self._check_quiet(source)
+        risen = self._raise_watermarks()
+        if not moved and not (risen and now_s - self._beat_s >= self._pace.beat_s):
+            time.sleep(self._pace.rest_s)
+            return None
+        self._beat_s = now_s
+        return self._write_down(rows, refused)
+
+    def _take(
+        self,
+        source: LiveSource,
+        messages: Messages,
+        rows: dict[tuple[str, int], list[pa.RecordBatch]],
+    ) -> list[pa.RecordBatch]:
+        """Decode and judge messages; return the rejected records."""
+        name = source.definition.name
+        decoded = source.decoder.decode(messages, 0)
+        partition = source.first + messages.partition
+        raw = replace(
+            decoded.raw,
+            partition=partition,
+            rejected=_placed(decoded.raw.rejected, partition),
+        )
+        try:
+            judged = source.judge.judge(raw)
+        except InputError as error:
+            # The transform failed, which is before anything is remembered: find the message.
+            if len(messages) == 1:
+                self.figures.counts[name] += Counts(read=1, rejected=1)
+                return [_untransformed(source, messages, str(error))]
+            half = len(messages) // 2
+            pieces = (_piece(messages, 0, half), _piece(messages, half, len(messages)))
+            return [record for piece in pieces for record in self._take(source, piece, rows)]
+        self.figures.counts[name] += judged.counts
+        if len(messages):
+            newest = int(messages.timestamps_us.max())
+            self._newest_us[name] = max(self._newest_us[name], newest)
+        if judged.batch.num_rows:
+            rows.setdefault((name, messages.partition), []).append(judged.batch)
+            self._count_late(source, messages.partition, judged.batch)
+        if not judged.rejected.num_rows:
+            return []
+        at = hashing.bits(judged.rejected.column("position"))
+        place = judged.rejected.schema.get_field_index("position")
+        return [
+            judged.rejected.set_column(place, "position", pa.array(decoded.offsets[at], pa.int64()))
+        ]
+
+    def _count_late(self, source: LiveSource, partition: int, batch: pa.RecordBatch) -> None:
+        at = self._at[source.definition.name, partition]
+        if at.quiet_us == TIME_MIN or at.watermark_us != at.quiet_us:
+            return
+        times = hashing.bits(batch.column(source.definition.time_column))
+        self.figures.late_after_quiet[source.definition.name] += int(
+            (times < at.watermark_us).sum()
+        )
+
+    def _move(self, name: str, offsets: Mapping[int, int]) -> None:
+        for partition, offset in offsets.items():
+            at = self._at[name, partition]
+            if offset < at.offset:
+                raise DamagedState(
+                    f"the reader of {name!r} stepped back from offset {at.offset} to {offset} of "
+                    f"partition {partition}"
+                )
+
+    @property
+    def _moved(self) -> bool:
+        """Whether the offset of a partition has moved since the last poll."""
+        return any(
+            offset != self._at[name, partition].offset
+            for name, source in self._sources.items()
+            for partition, offset in source.reader.positions().items()
+        )
+
+    def _check_quiet(self, source: LiveSource) -> None:
+        """Note which partitions of a source have been read to their end as of now."""
+        name = source.definition.name
+        asked_us = self._clock_us()
+        ends, positions = source.reader.ends(), source.reader.positions()
+        quiet = [n for n, end in ends.items() if positions[n] == end.stable == end.high]
+        self.figures.caught_up[name] = len(quiet)
+        if source.clock == "messages":
+            asked_us = min(asked_us, max(self._newest_us.values()))
+        if asked_us == TIME_MIN:
+            return
+        wait_us = self._pace.quiet_us + source.definition.out_of_orderness_us
+        for partition in quiet:
+            at = self._at[name, partition]
+            at.quiet_us = max(at.quiet_us, asked_us - wait_us)
+
+    def _raise_watermarks(self) -> bool:
+        """Raise the watermark of each partition to what is known; tell whether one has risen."""
+        risen = False
+        for (name, partition), at in self._at.items():
+            source = self._sources[name]
+            highest = source.judge.highest_us(source.first + partition)
+            known = max(highest - source.definition.out_of_orderness_us, at.quiet_us, TIME_MIN)
+            if known > at.watermark_us:
+                at.watermark_us, risen = known, True
+        return risen
+
+    def _write_down(
+        self, rows: Mapping[tuple[str, int], list[pa.RecordBatch]], refused: list[pa.RecordBatch]
+    ) -> LoggedPoll:
+        self.number += 1
+        self.received_us = max(self._clock_us(), self.received_us + 1)
+        parts = []
+        for name, partition, length in self._order:
+            if length is not None:
+                parts.append(PollPart(name, partition, length, length, TIME_MAX, None))
+                continue
+            source = self._sources[name]
+            place = name, partition - source.first
+            at, batch = self._at[place], None
+            start = at.position
+            if place in rows:
+                batch = self._logged(source.definition, rows[place], start)
+                at.position += batch.num_rows
+            parts.append(PollPart(name, partition, start, at.position, at.watermark_us, batch))
+        for name, source in self._sources.items():
+            for partition, offset in source.reader.positions().items():
+                self._at[name, partition].offset = offset
+        poll = Poll(self.number, self.received_us, tuple(parts))
+        entry = LoggedPoll(
+            self.number,
+            {
+                name: tuple(self._at[name, n].offset for n in range(source.partitions))
+                for name, source in self._sources.items()
+            },
+            {
+                name: tuple(
+                    source.judge.highest_us(source.first + n) for n in range(source.partitions)
+                )
+                for name, source in self._sources.items()
+            },
+            poll.encode(),
+            rejected.concat(refused) if refused else None,
+        )
+        self._log.append(entry)
+        return entry
+
+    def _logged(
+        self, definition: EventStream | Request, batches: list[pa.RecordBatch], start: int
+    ) -> pa.RecordBatch:
+        """Return rows as a log has them."""
+        rows = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+        positions = np.arange(start, start + rows.num_rows)
+        received = np.full(rows.num_rows, self.received_us)
+        columns = [rows.column(name) for name in definition.schema]
+        return pa.RecordBatch.from_arrays(
+            [*columns, pa.array(positions, pa.int64()), pa.array(received, pa.int64())],
+            schema=log_schema(definition),
+        )
+
+
+def _piece(messages: Messages, start: int, stop: int) -> Messages:
+    span = slice(start, stop)
+    return replace(
+        messages,
+        offsets=messages.offsets[span],
+        timestamps_us=messages.timestamps_us[span],
+        keys=messages.keys[span],
+        values=messages.values[span],
+        headers=messages.headers[span],
+    )
+
+
+def _untransformed(source: LiveSource, messages: Messages, why: str) -> pa.RecordBatch:
+    offset = int(messages.offsets[0])
+    return rejected.batch(
+        Stage.TRANSFORM,
+        stream=source.definition.name,
+        partition=source.first + messages.partition,
+        positions=messages.offsets,
+        reasons=[Reason.TRANSFORM],
+        details=[why],
+        origins=[f"{messages.topic}/{messages.partition}@{offset}"],
+        payloads=[messages.values[0] or b""],
+    )
+
+
+def _placed(records: pa.RecordBatch, partition: int) -> pa.RecordBatch:
+    """Return rejected records with the partition of the log."""
+    place = records.schema.get_field_index("partition")
+    numbers = pa.array(np.full(records.num_rows, partition), pa.int64())
+    return records.set_column(place, "partition", numbers)

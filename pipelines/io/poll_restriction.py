@@ -1,0 +1,132 @@
+"""The restriction of a source of polls: a splittable DoFn that sends polls in order.
+
+A restriction is the last poll that was sent, with the positions after it, and whether the source
+has stopped. It refuses to be split, because splits would break the order; only what is left may be
+put off.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, TypeAlias
+
+import apache_beam as beam
+from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.transforms.core import RestrictionProvider, WatermarkEstimatorProvider
+from apache_beam.utils.timestamp import Timestamp
+
+from tidemill.pipelines.io.cuts import Cut
+
+Restriction: TypeAlias = tuple[Cut, bool]
+"""The last poll and the positions after it, and whether the source has stopped."""
+
+
+class _Tracker(RestrictionTracker):
+    """Tracks the polls that were sent; allows no split except a checkpoint of the remainder."""
+
+    def __init__(self, restriction: Restriction) -> None:
+        self._at = restriction
+        self._stopped = restriction[1]
+
+    def current_restriction(self) -> Restriction:
+        return self._at
+
+    def try_claim(self, position: Restriction) -> bool:
+        if self._stopped:
+            return False
+        self._at = position
+        self._stopped = position[1]
+        return True
+
+    def try_split(self, fraction_of_remainder: float) -> tuple[Any, Any] | None:
+        if fraction_of_remainder > 0 or self._stopped:
+            return None
+        self._stopped = True
+        return (self._at[0], True), self._at
+
+    def check_done(self) -> None:
+        if not self._stopped:
+            raise ValueError(f"the source stopped at {self._at[0]} without claiming its end")
+
+    def current_progress(self) -> RestrictionProgress:
+        return RestrictionProgress(completed=0.0, remaining=1.0)
+
+    def is_bounded(self) -> bool:
+        return False
+
+
+class RestrictionCoder(beam.coders.Coder):
+    """Encodes a restriction as JSON; Beam would pickle it."""
+
+    def encode(self, value: Restriction) -> bytes:
+        """Encode a restriction."""
+        return json.dumps(value).encode()
+
+    def decode(self, encoded: bytes) -> Restriction:
+        """Decode a restriction."""
+        (number, positions), stopped = json.loads(encoded)
+        return Cut(number, tuple(positions)), stopped
+
+    def is_deterministic(self) -> bool:
+        """Return True: equal restrictions have equal bytes."""
+        return True
+
+
+class _Provider(RestrictionProvider):
+    """Decodes the initial restriction from the element."""
+
+    def initial_restriction(self, element: bytes) -> Restriction:
+        return RestrictionCoder().decode(element)
+
+    def restriction_coder(self) -> RestrictionCoder:
+        return RestrictionCoder()
+
+    def create_tracker(self, restriction: Any) -> _Tracker:
+        return _Tracker(restriction)
+
+    def restriction_size(self, element: Any, restriction: Any) -> int:
+        return 1
+
+    def truncate(self, element: Any, restriction: Any) -> None:
+        return None
+
+
+class WatermarkCoder(beam.coders.Coder):
+    """Encodes a watermark, or None, in microseconds.
+
+    Beam would pickle it; Beam's coder for timestamps keeps milliseconds only.
+    """
+
+    def encode(self, value: Timestamp | None) -> bytes:
+        """Encode a watermark; None becomes no bytes."""
+        return b"" if value is None else value.micros.to_bytes(8, "big", signed=True)
+
+    def decode(self, encoded: bytes) -> Timestamp | None:
+        """Decode a watermark."""
+        if not encoded:
+            return None
+        return Timestamp(micros=int.from_bytes(encoded, "big", signed=True))
+
+    def is_deterministic(self) -> bool:
+        """Return True: equal watermarks have equal bytes."""
+        return True
+
+
+class _Watermarks(WatermarkEstimatorProvider):
+    """Makes watermark estimators that the DoFn sets."""
+
+    def initial_estimator_state(self, element: Any, restriction: Any) -> Timestamp | None:
+        return None
+
+    def create_watermark_estimator(self, state: Timestamp | None) -> ManualWatermarkEstimator:
+        return ManualWatermarkEstimator(state)
+
+    def estimator_state_coder(self) -> WatermarkCoder:
+        return WatermarkCoder()
+
+
+PROVIDER: Final = _Provider()
+"""Takes the first restriction from the element, which is an encoded one."""
+WATERMARKS: Final = _Watermarks()
+"""Makes watermark estimators that the DoFn sets."""

@@ -1,0 +1,45 @@
+"""Draining: the first Ctrl-C or SIGTERM asks a live stream to end in order; the second one ends it.
+
+Without a block of `draining` both signals end a command at once (`pipelines.commands.signals`).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def draining(say: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Set the yielded event at the first signal while the block runs.
+
+    Args:
+        say: Tells a person what happens.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # Python delivers signals to the main thread only
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def ask(number: int, _: FrameType | None) -> None:
+        asked.set()
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        name = signal.Signals(number).name
+        say(
+            f"{name}: the stream takes what it has read, keeps its state and ends; a second one "
+            "ends it at once, without a savepoint"
+        )
+
+    for number in numbers:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
