@@ -41,7 +41,7 @@ MOST_VALUES: Final = 1 << 23
 """A message has at most so many values: as many int64 as `MOST_BYTES` hold."""
 
 
-class _Refused(Exception):
+class _BadStream(Exception):
     """A message that is not read: its arguments are the reason and the detail."""
 
 
@@ -77,9 +77,9 @@ class ArrowDecoder:
                     yield Piece.refused(message, no_value(messages, message))
                 continue
             try:
-                batch = read_stream(value, most_bytes=self.most_bytes)
+                batch = _read(value, most_bytes=self.most_bytes)
                 self._check_names(batch.schema)
-            except _Refused as refused:
+            except _BadStream as refused:
                 yield Piece.refused(message, (refused.args[0], refused.args[1]))
             else:
                 yield Piece.of(message, batch)
@@ -89,20 +89,22 @@ class ArrowDecoder:
         read = names if self.reader.columns is None else self.reader.columns
         for name in (*read, *self.metadata.columns):
             if names.count(name) > 1:
-                raise _Refused(
+                raise _BadStream(
                     Reason.DUPLICATE_KEY,
                     f"found {names.count(name)} columns {name!r} in the message, expected one",
                 )
 
 
-def read_stream(value: bytes, *, most_bytes: int = MOST_BYTES) -> pa.RecordBatch:
+def _read(value: bytes, *, most_bytes: int = MOST_BYTES) -> pa.RecordBatch:
     """Return all rows of a stream, validated, without dictionaries.
 
     Raises:
-        _Refused: It is not valid, or too large.
+        _BadStream: It is not valid, or too large.
     """
     try:
-        ipc_sizes.check(value, most_bytes=most_bytes, most_values=MOST_VALUES)
+        fault = ipc_sizes.check(value, most_bytes=most_bytes, most_values=MOST_VALUES)
+        if fault is not None:
+            raise _BadStream(*fault)
         options = pa.ipc.IpcReadOptions(
             ensure_alignment=pa.ipc.Alignment.DataTypeSpecific, use_threads=False
         )
@@ -128,11 +130,9 @@ def read_stream(value: bytes, *, most_bytes: int = MOST_BYTES) -> pa.RecordBatch
         return pa.RecordBatch.from_arrays(joined, names=names)
     except MemoryError:
         raise
-    except ipc_sizes.TooLarge as error:
-        raise _Refused(Reason.TOO_LARGE, f"{error}; divide the rows among messages") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         detail = f"{' '.join(str(error).split())[:300]}; expected a valid Arrow IPC stream"
-        raise _Refused(Reason.BROKEN_ARROW, detail) from None
+        raise _BadStream(Reason.BROKEN_ARROW, detail) from None
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -172,10 +172,11 @@ def _plain(array: pa.Array, name: str, left: int) -> tuple[pa.Array, int]:
 
 def _within(used: int, name: str, left: int) -> int:
     if used > left:
-        raise ipc_sizes.TooLarge(
+        detail = (
             f"column {name!r}: found {used:,} bytes without its dictionary or views, expected at "
-            f"most {left:,}"
+            f"most {left:,}; divide the rows among messages"
         )
+        raise _BadStream(Reason.TOO_LARGE, detail)
     return used
 
 

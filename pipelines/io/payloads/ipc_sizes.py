@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from tidemill.features.contract import Int64Array
+from tidemill.features.rows.rejected import Reason
 
 _CONTINUATION: Final = 0xFFFFFFFF
 _SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
@@ -29,76 +30,74 @@ _LENGTH_PREFIX: Final = 8
 _FILE_MAGIC: Final = b"ARROW1"
 
 
-class BrokenStream(ValueError):
+class _BrokenStream(ValueError):
     """The bytes are not a stream."""
 
 
-class TooLarge(ValueError):
-    """Decoded, the stream is larger than is allowed."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a stream says that it holds.
-
-    Attributes:
-        bytes: The bytes of all buffers, decompressed.
-        values: The values of all columns, nested ones and dictionaries included, and at least one
-            for each row.
-    """
-
-    bytes: int = 0
-    values: int = 0
-
-
-def check(stream: bytes, *, most_bytes: int, most_values: int) -> Sizes:
+def check(stream: bytes, *, most_bytes: int, most_values: int) -> tuple[Reason, str] | None:
     """Read the frames of a stream.
 
-    Raises:
-        BrokenStream: They are not those of a stream.
-        TooLarge: It holds more than is allowed.
+    Args:
+        stream: The bytes.
+        most_bytes: The most bytes of all buffers together, decompressed.
+        most_values: The most values of all columns, nested ones and dictionaries included; a row
+            without columns is a value, too.
+
+    Returns:
+        Why the stream is not to be decoded; None if it may be.
     """
+    try:
+        total_bytes, total_values = _sizes(stream)
+    except _BrokenStream as error:
+        return Reason.BROKEN_ARROW, f"{error}; expected an Arrow IPC stream"
+    if total_bytes > most_bytes or total_values > most_values:
+        return Reason.TOO_LARGE, (
+            f"found {total_bytes:,} bytes in {total_values:,} values, expected at most "
+            f"{most_bytes:,} bytes and {most_values:,} values; divide the rows among messages"
+        )
+    return None
+
+
+def _sizes(stream: bytes) -> tuple[int, int]:
+    """Return the bytes and the values that a stream says that it holds."""
     if stream.startswith(_FILE_MAGIC):
-        raise BrokenStream("found an Arrow IPC file, expected a stream")
+        raise _BrokenStream("found an Arrow IPC file, expected a stream")
     total_bytes = total_values = place = 0
     schemas = 0
     while place < len(stream):
         place, length = _metadata_length(stream, place)
         if length == 0:
             if place != len(stream):
-                raise BrokenStream(f"found {len(stream) - place} bytes after the end of the stream")
+                raise _BrokenStream(
+                    f"found {len(stream) - place} bytes after the end of the stream"
+                )
             break
         metadata = _Flatbuffer(stream[place : place + length])
         if len(metadata.bytes) < length:
-            raise BrokenStream(f"found {len(metadata.bytes)} of {length} bytes of metadata")
+            raise _BrokenStream(f"found {len(metadata.bytes)} of {length} bytes of metadata")
         place += length
         message = metadata.root()
         body_length = message.number(3, "<q")
         if not 0 <= body_length <= len(stream) - place:
-            raise BrokenStream(
+            raise _BrokenStream(
                 f"found {len(stream) - place} bytes where a body has {body_length} bytes"
             )
         kind, header = message.number(1, "<B"), message.table(2)
         if header is None or kind not in (_SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH):
-            raise BrokenStream(f"found a frame of kind {kind}, expected a schema or a batch")
+            raise _BrokenStream(f"found a frame of kind {kind}, expected a schema or a batch")
         schemas += kind == _SCHEMA
         if kind == _DICTIONARY_BATCH:
             header = header.table(1)
         if kind != _SCHEMA and header is not None:
             if _OLD_COMPRESSION in metadata.bytes:
-                raise BrokenStream("found the experimental compression of Arrow 0.17")
+                raise _BrokenStream("found the experimental compression of Arrow 0.17")
             body = memoryview(stream)[place : place + body_length]
             total_bytes += _buffer_bytes(header, body)
             total_values += _values(header)
-        if total_bytes > most_bytes or total_values > most_values:
-            raise TooLarge(
-                f"found {total_bytes:,} bytes in {total_values:,} values, expected at most "
-                f"{most_bytes:,} bytes and {most_values:,} values in a message"
-            )
         place += body_length
     if schemas != 1:
-        raise BrokenStream(f"found {schemas} schemas, expected one")
-    return Sizes(total_bytes, total_values)
+        raise _BrokenStream(f"found {schemas} schemas, expected one")
+    return total_bytes, total_values
 
 
 def _metadata_length(stream: bytes, place: int) -> tuple[int, int]:
@@ -109,16 +108,16 @@ def _metadata_length(stream: bytes, place: int) -> tuple[int, int]:
         length = _unpacked("<I", stream, place)
         place += 4
     if length > len(stream):
-        raise BrokenStream(f"found a metadata length of {length} in {len(stream)} bytes")
+        raise _BrokenStream(f"found a metadata length of {length} in {len(stream)} bytes")
     return place, length
 
 
 def _buffer_bytes(batch: _Table, body: memoryview) -> int:
     buffers = batch.pairs(2)
     if (buffers < 0).any() or (buffers > len(body)).any():
-        raise BrokenStream("found a buffer outside its body")
+        raise _BrokenStream("found a buffer outside its body")
     if (buffers.sum(axis=1) > len(body)).any():
-        raise BrokenStream("found a buffer that ends outside its body")
+        raise _BrokenStream("found a buffer that ends outside its body")
     lengths: list[int] = buffers[:, 1].tolist()
     if batch.table(3) is None:
         return sum(lengths)
@@ -127,12 +126,12 @@ def _buffer_bytes(batch: _Table, body: memoryview) -> int:
         if length == 0:
             continue
         if length < _LENGTH_PREFIX:
-            raise BrokenStream("found a compressed buffer without its length")
+            raise _BrokenStream("found a compressed buffer without its length")
         declared = int.from_bytes(body[offset : offset + _LENGTH_PREFIX], "little", signed=True)
         if declared == _NOT_COMPRESSED:
             declared = length - _LENGTH_PREFIX
         if declared < 0:
-            raise BrokenStream(f"found a buffer of {declared} bytes")
+            raise _BrokenStream(f"found a buffer of {declared} bytes")
         total += declared
     return total
 
@@ -140,7 +139,7 @@ def _buffer_bytes(batch: _Table, body: memoryview) -> int:
 def _values(batch: _Table) -> int:
     rows, nodes = batch.number(0, "<q"), batch.pairs(1)
     if rows < 0 or (nodes < 0).any():
-        raise BrokenStream("found a column of fewer than 0 rows")
+        raise _BrokenStream("found a column of fewer than 0 rows")
     lengths: list[int] = nodes[:, 0].tolist()
     return max(rows, sum(lengths))
 
@@ -148,11 +147,11 @@ def _values(batch: _Table) -> int:
 def _unpacked(kind: str, given: bytes, place: int) -> int:
     # Python counts a negative place from the end.
     if place < 0:
-        raise BrokenStream("found a place before the metadata")
+        raise _BrokenStream("found a place before the metadata")
     try:
         value: Any = struct.unpack_from(kind, given, place)[0]
     except struct.error:
-        raise BrokenStream(f"found {len(given)} bytes, expected more after byte {place}") from None
+        raise _BrokenStream(f"found {len(given)} bytes, expected more after byte {place}") from None
     return int(value)
 
 
@@ -199,6 +198,6 @@ class _Table:
         place += _unpacked("<I", self.bytes, place)
         count = _unpacked("<I", self.bytes, place)
         if place + 4 + 16 * count > len(self.bytes):
-            raise BrokenStream(f"found a vector of {count} that ends outside the metadata")
+            raise _BrokenStream(f"found a vector of {count} that ends outside the metadata")
         pairs: Int64Array = np.frombuffer(self.bytes, "<i8", 2 * count, place + 4)
         return pairs.reshape(count, 2)

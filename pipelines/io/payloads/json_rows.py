@@ -29,7 +29,7 @@ import pyarrow as pa
 from tidemill.features.contract import Int64Array
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.io.files import json_lines
-from tidemill.pipelines.io.files.json_lines import MOST_KEYS, Refused
+from tidemill.pipelines.io.files.json_lines import MOST_KEYS
 from tidemill.pipelines.io.files.readers import Reader, nulled
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.io.payloads.decoding import (
@@ -117,10 +117,9 @@ class JsonDecoder:
         plain = plain_cells(found.values[first:last], {*names, *refused}, refused)
         faults = {row - first: fault for row, fault in found.faults.items() if first <= row < last}
         for row in sorted(plain.odd - faults.keys()):
-            try:
-                texts = self._texts(found.text(first + row), refused)
-            except Refused as error:
-                faults[row] = error.args[0], error.args[1]
+            texts = self._texts(found.text(first + row), refused)
+            if isinstance(texts, tuple):
+                faults[row] = texts
                 continue
             for name, text in texts.items():
                 if name in refused:
@@ -146,17 +145,17 @@ class JsonDecoder:
             lambda row: found.payload(first + row),
         )
 
-    def _texts(self, line: bytes, refused: Collection[str]) -> dict[str, str | None]:
+    def _texts(self, line: bytes, refused: Collection[str]) -> dict[str, str | None] | Fault:
         columns = self.reader.columns
         wanted = None if columns is None else frozenset([*columns, *refused])
-        row = json_lines.texts_of(json_lines.parse(line), wanted)
-        if columns is None and len(row) > MOST_KEYS:
+        row = json_lines.read_line(line, wanted)
+        if isinstance(row, dict) and columns is None and len(row) > MOST_KEYS:
             key = list(row)[MOST_KEYS]
             detail = (
                 f"found the key {key!r} past {MOST_KEYS:,} keys of the row, expected as many at "
                 "most, since each is a column"
             )
-            raise Refused(Reason.TOO_MANY_KEYS, detail)
+            return Reason.TOO_MANY_KEYS, detail
         return row
 
 
