@@ -46,6 +46,9 @@ TidemillError
 │   ├── MessageTooLarge (ValueError)  a message is larger than what is accepted
 │   ├── MessagesNotWritten            the broker did not accept messages, or did not say so
 │   └── FencedWriter                  another writer has the transactional id: this one must end
+├── RegistryError (RuntimeError)      the schema registry
+│   ├── RegistryUnavailable           it does not answer for now: try again later
+│   └── RegistryRefused               it refuses, is not trusted, or is not a registry
 ├── FileError (OSError)               a file or folder that cannot be read or written
 │   ├── NoSpace                       the disk, a quota or a limit of the process is full
 │   ├── NoAccess (PermissionError)    it is read-only, or not this user's
@@ -323,6 +326,18 @@ class MessagesNotWritten(BrokerError):
 
 class FencedWriter(BrokerError):
     """Another writer began with the same transactional id: this one must end."""
+
+
+class RegistryError(TidemillError, RuntimeError):
+    """The schema registry cannot say what a schema is."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The schema registry does not answer for now; the same call may succeed later."""
+
+
+class RegistryRefused(RegistryError):
+    """The registry refuses the user, is not trusted, or what answers is not a registry."""
 
 
 class Locked(TidemillError, RuntimeError):

@@ -63,7 +63,7 @@ class Reason(enum.StrEnum):
 
     BROKEN_CSV_LINE = "broken_csv_line", "the csv line has a wrong number of cells or broken quotes"
     BROKEN_JSON = "broken_json", "the line is not one JSON object"
-    DUPLICATE_KEY = "duplicate_key", "a declared key occurs twice in the JSON object"
+    DUPLICATE_KEY = "duplicate_key", "a declared key or column occurs twice in the row"
     TOO_MANY_KEYS = "too_many_keys", "the file has more keys than can be columns for a transform"
     INVALID_UTF8 = "invalid_utf8", "the bytes are not UTF-8"
     NO_VALUE = "no_value", "the message has no value (a tombstone)"

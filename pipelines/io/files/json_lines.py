@@ -55,7 +55,7 @@ class Lines:
     payloads: list[bytes]
 
 
-class Refused(Exception):
+class _Refused(Exception):
     """A line that is not a valid row: its arguments are the reason and the detail."""
 
 
@@ -99,7 +99,7 @@ def read_lines(
     for number, line in _numbered(file):
         if not line:
             continue
-        parsed = parse(line)
+        parsed = _parsed(line)
         for batch in batches:
             batch.add(number, line, parsed)
         if any(batch.is_full(batch_rows) for batch in batches):
@@ -122,13 +122,13 @@ class _Batch:
         # By key: the readable rows that have it, and their texts.
         self._cells: dict[str, tuple[list[int], list[str | None]]] = {}
 
-    def add(self, number: int, line: bytes, parsed: Parsed) -> None:
+    def add(self, number: int, line: bytes, parsed: _Parsed) -> None:
         try:
-            row = texts_of(parsed, self.wanted)
+            row = _texts(parsed, self.wanted)
             fresh = row.keys() - self.names.keys()
             if self.wanted is None and fresh and len(self.names) + len(fresh) > MOST_KEYS:
-                raise Refused(Reason.TOO_MANY_KEYS, _too_many(row, fresh))
-        except Refused as refused:
+                raise _Refused(Reason.TOO_MANY_KEYS, _too_many(row, fresh))
+        except _Refused as refused:
             self._faults[len(self.numbers)] = refused.args[0], refused.args[1]
         else:
             place = len(self._readable)
@@ -173,6 +173,21 @@ class _Batch:
         return column.take(pa.array(places, mask=places < 0))
 
 
+def read_line(
+    line: bytes, wanted: Collection[str] | None
+) -> dict[str, str | None] | tuple[Reason, str]:
+    """Return the wanted keys (None: all) of a line and their texts, or why it is not a row."""
+    try:
+        return _texts(_parsed(line), wanted)
+    except _Refused as refused:
+        return refused.args[0], refused.args[1]
+
+
+def is_json(text: bytes) -> bool:
+    """Tell whether bytes are one JSON value, of any kind."""
+    return _parsed(text).refused is None
+
+
 def keys_in(file: BinaryIO, wanted: Iterable[str]) -> list[str]:
     """Return the wanted keys that occur in some line; stop reading when all have occurred."""
     wanted = dict.fromkeys(wanted)
@@ -182,8 +197,8 @@ def keys_in(file: BinaryIO, wanted: Iterable[str]) -> list[str]:
             break
         if line:
             try:
-                missing -= texts_of(parse(line), wanted).keys()
-            except Refused:
+                missing -= _texts(_parsed(line), wanted).keys()
+            except _Refused:
                 continue  # `read_lines` refuses this line with its reason
     return [key for key in wanted if key not in missing]
 
@@ -193,8 +208,8 @@ def first_keys(file: BinaryIO, most: int) -> list[str]:
     for _, line in _numbered(file):
         if line:
             try:
-                return list(texts_of(parse(line), None))[:most]
-            except Refused:
+                return list(_texts(_parsed(line), None))[:most]
+            except _Refused:
                 continue
     return []
 
@@ -207,36 +222,35 @@ def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 @dataclass(frozen=True)
-class Parsed:
+class _Parsed:
     """A line: its text and the JSON value that it is, or why it is none."""
 
     text: str = ""
     value: Any = None
-    refused: Refused | None = None
+    refused: _Refused | None = None
 
 
-def parse(line: bytes) -> Parsed:
-    """Parse a line: one JSON object as a rule, else why it is none."""
+def _parsed(line: bytes) -> _Parsed:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"found byte 0x{line[error.start]:02x} at byte {error.start} of the line"
-        return Parsed(refused=Refused(Reason.INVALID_UTF8, f"{found}, expected UTF-8"))
+        return _Parsed(refused=_Refused(Reason.INVALID_UTF8, f"{found}, expected UTF-8"))
     try:
-        return Parsed(text, _DECODER.decode(text))
+        return _Parsed(text, _DECODER.decode(text))
     except (ValueError, RecursionError) as error:
-        return Parsed(refused=_broken(error))
+        return _Parsed(refused=_broken(error))
 
 
-def _broken(error: Exception) -> Refused:
-    return Refused(Reason.BROKEN_JSON, f"{error}; expected one JSON object")
+def _broken(error: Exception) -> _Refused:
+    return _Refused(Reason.BROKEN_JSON, f"{error}; expected one JSON object")
 
 
-def texts_of(parsed: Parsed, wanted: Collection[str] | None) -> dict[str, str | None]:
+def _texts(parsed: _Parsed, wanted: Collection[str] | None) -> dict[str, str | None]:
     """Return a line's wanted keys (None: all) and their texts.
 
     Raises:
-        Refused: The line is not a valid row.
+        _Refused: The line is not a valid row.
     """
     if parsed.refused is not None:
         raise parsed.refused
@@ -252,7 +266,7 @@ def texts_of(parsed: Parsed, wanted: Collection[str] | None) -> dict[str, str | 
                 (spelt or "").encode("utf-8")
             except UnicodeEncodeError:
                 detail = f"found half of a surrogate pair in {ascii(spelt)[:80]}, expected text"
-                raise Refused(Reason.INVALID_UTF8, detail) from None
+                raise _Refused(Reason.INVALID_UTF8, detail) from None
     return row
 
 
@@ -265,7 +279,7 @@ def _row(given: Any, line: str, wanted: Collection[str] | None) -> dict[str, str
         if wanted is not None and key not in wanted:
             continue
         if key in row:
-            raise Refused(
+            raise _Refused(
                 Reason.DUPLICATE_KEY,
                 f"column {key!r}: found the key twice in the line, expected it once",
             )
@@ -275,7 +289,7 @@ def _row(given: Any, line: str, wanted: Collection[str] | None) -> dict[str, str
             row[key] = "true" if value else "false"
         else:
             if (repeated := _repeated(value)) is not None:
-                raise Refused(
+                raise _Refused(
                     Reason.DUPLICATE_KEY,
                     f"column {key!r}: found {repeated!r} twice in an object, expected it once",
                 )

@@ -15,7 +15,7 @@ The promises:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -59,16 +59,16 @@ class Decoded:
 class Decoder(Protocol):
     """Makes rows of messages; it may be pickled, and has no state that changes an outcome."""
 
-    def decode(self, messages: Messages, first_position: int) -> list[Decoded]:
+    def decode(self, messages: Messages, first_position: int) -> Iterator[Decoded]:
         """Make rows of messages.
 
         Args:
             messages: Successive messages of a partition.
             first_position: The position of the first row.
 
-        Returns:
-            The rows, in order: as many parts as there are runs of messages with one schema. None if
-            the messages have no rows.
+        Yields:
+            The rows, in order: a part for each run of messages with one schema, and more where they
+            would be too large together. A part has at least one row; messages may have none.
 
         Raises:
             RegistryUnavailable: The registry cannot say now what the messages' schemas are.

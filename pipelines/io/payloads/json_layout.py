@@ -17,7 +17,7 @@ import re
 from typing import Final
 
 from tidemill.pipelines.io.files.csv_lines import BYTE_ORDER_MARK
-from tidemill.pipelines.io.files.json_lines import parse
+from tidemill.pipelines.io.files.json_lines import is_json
 
 _TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 _SPACE: Final = b" \t\n\r"
@@ -35,10 +35,10 @@ def layout_of(value: bytes) -> Layout:
     """Return the layout of a message."""
     lines = (line for line in _lines(value) if line.strip(_SPACE))
     first, second = next(lines, None), next(lines, None)
-    if first is not None and second is not None and parse(first).refused is None:
+    if first is not None and second is not None and is_json(first):
         return Layout.LINES
     text = value.removeprefix(BYTE_ORDER_MARK)
-    if text.lstrip(_SPACE).startswith(b"[") and parse(text).refused is None:
+    if text.lstrip(_SPACE).startswith(b"[") and is_json(text):
         return Layout.ARRAY
     return Layout.ONE
 

@@ -19,6 +19,8 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from json.scanner import make_scanner
+from operator import itemgetter
 from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
@@ -27,7 +29,7 @@ import pyarrow as pa
 from tidemill.features.contract import Int64Array
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.io.files import json_lines
-from tidemill.pipelines.io.files.json_lines import MOST_KEYS, Refused
+from tidemill.pipelines.io.files.json_lines import MOST_KEYS
 from tidemill.pipelines.io.files.readers import Reader, nulled
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.io.payloads.decoding import (
@@ -51,6 +53,8 @@ Pairs: TypeAlias = tuple[tuple[str, Any], ...]
 _DECODER: Final = json.JSONDecoder(
     parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=tuple
 )
+_scan: Final = make_scanner(cast(Any, _DECODER))
+_KEY: Final = itemgetter(0)
 _TEXT_TYPES: Final = {str, type(None)}
 _BATCH_CELLS: Final = 1 << 22
 
@@ -71,7 +75,7 @@ class JsonDecoder:
     nulls: Sequence[str] = ()
     tombstones: str = REJECT_TOMBSTONES
 
-    def decode(self, messages: Messages, first_position: int) -> list[Decoded]:
+    def decode(self, messages: Messages, first_position: int) -> Iterator[Decoded]:
         """Make rows of messages; see `decoding.Decoder`."""
         found = _Found(messages)
         for message, value in enumerate(messages.values):
@@ -79,13 +83,9 @@ class JsonDecoder:
                 found.add(message, value)
             elif self.tombstones != IGNORE_TOMBSTONES:
                 found.add_tombstone(message)
-        decoded = []
         for rows in self._divided(found):
-            decoded.append(
-                put_together(self.reader.stream, messages, rows, self.metadata, first_position)
-            )
+            yield put_together(self.reader.stream, messages, rows, self.metadata, first_position)
             first_position += len(rows.messages)
-        return decoded
 
     def _divided(self, found: _Found) -> Iterator[Rows]:
         first, parts = 0, [len(found.values)]
@@ -104,21 +104,22 @@ class JsonDecoder:
     def _names(self, found: _Found, first: int, last: int) -> Collection[str]:
         if self.reader.columns is not None:
             return dict.fromkeys(self.reader.columns)
-        names: dict[str, None] = {}
-        for pairs in found.values[first:last]:
-            if pairs is not None and len(pairs) <= MOST_KEYS:
-                names |= dict.fromkeys(key for key, _ in pairs)
-        return names
+        # Most rows have the keys of others: each list of keys is looked at once.
+        alike = dict.fromkeys(
+            tuple(map(_KEY, pairs))
+            for pairs in found.values[first:last]
+            if pairs is not None and len(pairs) <= MOST_KEYS
+        )
+        return dict.fromkeys(chain.from_iterable(alike))
 
     def _rows(self, found: _Found, first: int, last: int, names: Collection[str]) -> Rows:
         refused = self.metadata.refused
         plain = plain_cells(found.values[first:last], {*names, *refused}, refused)
         faults = {row - first: fault for row, fault in found.faults.items() if first <= row < last}
         for row in sorted(plain.odd - faults.keys()):
-            try:
-                texts = self._texts(found.text(first + row), refused)
-            except Refused as error:
-                faults[row] = error.args[0], error.args[1]
+            texts = self._texts(found.text(first + row), refused)
+            if isinstance(texts, tuple):
+                faults[row] = texts
                 continue
             for name, text in texts.items():
                 if name in refused:
@@ -144,17 +145,17 @@ class JsonDecoder:
             lambda row: found.payload(first + row),
         )
 
-    def _texts(self, line: bytes, refused: Collection[str]) -> dict[str, str | None]:
+    def _texts(self, line: bytes, refused: Collection[str]) -> dict[str, str | None] | Fault:
         columns = self.reader.columns
         wanted = None if columns is None else frozenset([*columns, *refused])
-        row = json_lines.texts_of(json_lines.parse(line), wanted)
-        if columns is None and len(row) > MOST_KEYS:
+        row = json_lines.read_line(line, wanted)
+        if isinstance(row, dict) and columns is None and len(row) > MOST_KEYS:
             key = list(row)[MOST_KEYS]
             detail = (
                 f"found the key {key!r} past {MOST_KEYS:,} keys of the row, expected as many at "
                 "most, since each is a column"
             )
-            raise Refused(Reason.TOO_MANY_KEYS, detail)
+            return Reason.TOO_MANY_KEYS, detail
         return row
 
 
@@ -183,13 +184,15 @@ class _Found:
         given: Any = None
         try:
             text = value.decode("utf-8")
-            given, end = _DECODER.raw_decode(text)
+            given, end = _scan(text, 0)
             whole = end == len(text) or not text[end:].strip(" \t\n\r")
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, StopIteration):
             whole = False
-        if whole and isinstance(given, tuple):
-            self._add(message, [given])
-        elif whole and isinstance(given, list):
+        if whole and type(given) is tuple:
+            self.messages.append(message)
+            self.numbers.append(0)
+            self.values.append(given)
+        elif whole and type(given) is list:
             self._layouts[message] = Layout.ARRAY
             self._add(message, [one if isinstance(one, tuple) else None for one in given])
         else:
@@ -219,10 +222,11 @@ class _Found:
 
 def _pairs(line: bytes) -> Pairs | None:
     try:
-        given = _DECODER.decode(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+        text = line.decode("utf-8").strip(" \t\n\r")
+        given, end = _scan(text, 0)
+    except (ValueError, RecursionError, StopIteration):
         return None
-    return given if isinstance(given, tuple) else None
+    return given if isinstance(given, tuple) and end == len(text) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,320 @@
+"""Avro messages: one record each, in one of three frames.
+
+The frames: none (the schema is that of a file), the id of a schema in a registry (`schema_ids`),
+and Avro's single-object encoding (``C3 01`` and the CRC-64-AVRO fingerprint of the file's schema).
+
+The promises beside those of `decoding`:
+
+* Values are columns of the types that `avro_types` lists.
+* A message is read with the schema that it was written with. Where the source has a schema of its
+  own beside the registry, values are resolved to that one, by Avro's rules: then a new version of
+  the writers' schema does not change the columns.
+* The bytes are not trusted: a message with bytes missing or left over is rejected. A schema by
+  which a few bytes could be values of any depth or number is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import fastavro
+import numpy as np
+import pyarrow as pa
+from fastavro.read import SchemaResolutionError
+from fastavro.schema import (
+    SchemaParseException,
+    UnknownType,
+    fingerprint,
+    to_parsing_canonical_form,
+)
+
+from tidemill.features.errors import ConfigurationError
+from tidemill.features.rows.rejected import Reason
+from tidemill.pipelines.io.files.readers import Reader
+from tidemill.pipelines.io.messages import Messages
+from tidemill.pipelines.io.payloads.avro_types import Column, columns_of, without_logical_types
+from tidemill.pipelines.io.payloads.decoding import (
+    IGNORE_TOMBSTONES,
+    REJECT_TOMBSTONES,
+    Decoded,
+    no_value,
+    put_together,
+)
+from tidemill.pipelines.io.payloads.metadata import Fault, Metadata
+from tidemill.pipelines.io.payloads.pieces import Joining, Piece
+from tidemill.pipelines.io.payloads.registry import AVRO, RegisteredSchema, Registry
+from tidemill.pipelines.io.payloads.schema_ids import FRAME_BYTES, schema_id, unusable
+
+NO_FRAME, REGISTRY_FRAME, SINGLE_OBJECT = "none", "registry", "single_object"
+FRAMES: Final = (NO_FRAME, REGISTRY_FRAME, SINGLE_OBJECT)
+_SINGLE_OBJECT_MARK: Final = b"\xc3\x01"
+_SINGLE_OBJECT_BYTES: Final = 10
+
+# What fastavro raises for bytes that do not fit a schema.
+_BROKEN: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SchemaResolutionError,
+    TypeError,
+    ValueError,
+    pa.ArrowException,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AvroSchema:
+    """A schema of records.
+
+    Attributes:
+        parsed: As fastavro reads with it: logical types are the types below them.
+        columns: The columns of its fields.
+        fingerprint: The fingerprint in the frame of a single object.
+    """
+
+    parsed: Any
+    columns: Sequence[Column]
+    fingerprint: bytes
+
+    @staticmethod
+    def of(text: str, references: Sequence[str] = ()) -> AvroSchema:
+        """Parse a schema, after those that it refers to.
+
+        Raises:
+            ConfigurationError: It is not a schema of a record, or its values have no bound.
+        """
+        named: dict[str, Any] = {}
+        plain: dict[str, Any] = {}
+        try:
+            for one in references:
+                fastavro.parse_schema(json.loads(one), named)
+                fastavro.parse_schema(without_logical_types(json.loads(one)), plain)
+            given = json.loads(text)
+            whole = fastavro.parse_schema(given, named)
+            parsed = fastavro.parse_schema(without_logical_types(given), plain)
+            columns = columns_of(whole, named)
+            canonical = to_parsing_canonical_form(whole)
+        except ConfigurationError:
+            raise
+        except (SchemaParseException, UnknownType, *_BROKEN) as error:
+            raise ConfigurationError(
+                f"Avro schema {text[:60]!r}: {type(error).__name__}: {error}; expected a schema in "
+                "JSON"
+            ) from error
+        return AvroSchema(parsed, columns, bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO")))
+
+    @staticmethod
+    def from_file(path: Path) -> AvroSchema:
+        """Parse the schema in a file.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or has no usable schema.
+        """
+        try:
+            return AvroSchema.of(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"Avro schema {path}: cannot be read ({error})") from error
+
+
+@dataclass(frozen=True)
+class AvroDecoder:
+    """Makes rows of Avro messages.
+
+    Attributes:
+        reader: Who reads, and which columns.
+        schema: The path of the source's schema; None to take each message's own columns.
+        registry: Has the schemas by which messages are written; None where ``schema`` is that.
+        frame: What stands before the record (`FRAMES`).
+        metadata: The columns that come from beside the payload.
+        nulls: Texts that mean null.
+        tombstones: What becomes of a message without a value (`decoding.TOMBSTONES`).
+
+    Raises:
+        ConfigurationError: There is no schema, or it is not usable.
+    """
+
+    reader: Reader
+    schema: Path | None = None
+    registry: Registry | None = None
+    frame: str = NO_FRAME
+    metadata: Metadata = field(default_factory=Metadata)
+    nulls: Sequence[str] = ()
+    tombstones: str = REJECT_TOMBSTONES
+
+    def __post_init__(self) -> None:
+        stream = self.reader.stream
+        if self.frame not in FRAMES:
+            raise ConfigurationError(
+                f"stream {stream!r}: frame {self.frame!r} is not known; known: {', '.join(FRAMES)}"
+            )
+        if (self.frame == REGISTRY_FRAME) != (self.registry is not None):
+            raise ConfigurationError(
+                f"stream {stream!r}: a registry and the frame {REGISTRY_FRAME!r} need each other"
+            )
+        if self.registry is None and self.schema is None:
+            raise ConfigurationError(
+                f"stream {stream!r}: Avro messages need a schema: name its file, or a registry"
+            )
+        own = None if self.schema is None else AvroSchema.from_file(self.schema)
+        object.__setattr__(self, "_own", own)
+        object.__setattr__(self, "_registered", {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the parsed schemas behind."""
+        values = (self.reader, self.schema, self.registry, self.frame, self.metadata)
+        return type(self), (*values, self.nulls, self.tombstones)
+
+    def decode(self, messages: Messages, first_position: int) -> Iterator[Decoded]:
+        """Make rows of messages; see `decoding.Decoder`."""
+        joining = Joining(self.reader, self.metadata, tuple(self.nulls))
+        for rows in joining.joined(messages, self._pieces(messages)):
+            yield put_together(self.reader.stream, messages, rows, self.metadata, first_position)
+            first_position += len(rows.messages)
+
+    def _pieces(self, messages: Messages) -> Iterator[Piece]:
+        run = _Run(())
+        unknown: dict[int, Fault] = {}
+        for message, value in enumerate(messages.values):
+            if value is None:
+                if self.tombstones != IGNORE_TOMBSTONES:
+                    yield from run.ended()
+                    yield Piece.refused(message, no_value(messages, message))
+                continue
+            found = self._record(value, unknown)
+            if isinstance(found, _Record):
+                if found.columns is not run.columns:
+                    yield from run.ended()
+                    run = _Run(found.columns)
+                run.add(message, found.values)
+            else:
+                yield from run.ended()
+                yield Piece.refused(message, found)
+        yield from run.ended()
+
+    def _record(self, value: bytes, unknown: dict[int, Fault]) -> _Record | Fault:
+        own: AvroSchema | None = self._own  # type: ignore[attr-defined]
+        begin = 0
+        written: AvroSchema | Fault
+        if self.frame == REGISTRY_FRAME:
+            begin, written = FRAME_BYTES, self._written(value, unknown)
+        else:
+            assert own is not None  # checked when the decoder was made
+            written = own
+            if self.frame == SINGLE_OBJECT:
+                begin = _SINGLE_OBJECT_BYTES
+                if value[:begin] != _SINGLE_OBJECT_MARK + own.fingerprint:
+                    written = _not_single_object(value, own)
+        if not isinstance(written, AvroSchema):
+            return written
+        read = own if own is not None and own is not written else None
+        file = io.BytesIO(value)
+        file.seek(begin)
+        try:
+            values = fastavro.schemaless_reader(
+                file,
+                written.parsed,
+                None if read is None else read.parsed,
+                return_record_name=True,
+                return_record_name_override=True,
+            )
+        except UnicodeDecodeError as error:
+            detail = f"found byte 0x{error.object[error.start]:02x} in a text, expected UTF-8"
+            return Reason.INVALID_UTF8, detail
+        except _BROKEN as error:
+            return _broken(error)
+        if (left := len(value) - file.tell()) > 0:
+            detail = f"found {left} bytes after the record, expected the record alone"
+            return Reason.BROKEN_AVRO, detail
+        return _Record((read or written).columns, values)
+
+    def _written(self, value: bytes, unknown: dict[int, Fault]) -> AvroSchema | Fault:
+        """Return the schema that the frame names; ``unknown`` holds those asked for just now."""
+        id = schema_id(value)
+        if not isinstance(id, int):
+            return id
+        known: dict[int, AvroSchema | Fault] = self._registered  # type: ignore[attr-defined]
+        if (found := known.get(id) or unknown.get(id)) is not None:
+            return found
+        assert self.registry is not None  # checked when the decoder was made
+        schema = self.registry.schema(id)
+        if (fault := unusable(id, schema, AVRO)) is not None:
+            unknown[id] = fault
+            return fault
+        assert schema is not None  # that would be a fault
+        try:
+            known[id] = AvroSchema.of(schema.text, _references(schema))
+        except ConfigurationError as error:
+            known[id] = Reason.UNKNOWN_SCHEMA, f"schema id {id}: {error}"
+        return known[id]
+
+
+def _references(schema: RegisteredSchema) -> list[str]:
+    """Return the texts of all schemas that one refers to, each after those that it needs."""
+    texts: dict[str, None] = {}
+    for one in schema.references.values():
+        texts |= dict.fromkeys([*_references(one), one.text])
+    return list(texts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Record:
+    columns: Sequence[Column]
+    values: Any
+
+
+class _Run:
+    """Records of successive messages with the same columns."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns = columns
+        self._messages: list[int] = []
+        self._records: list[Any] = []
+
+    def add(self, message: int, record: Any) -> None:
+        self._messages.append(message)
+        self._records.append(record)
+
+    def ended(self) -> Iterator[Piece]:
+        """Yield the records so far, and forget them."""
+        messages, records = self._messages, self._records
+        self._messages, self._records = [], []
+        if not messages:
+            return
+        try:
+            pieces = [Piece(np.array(messages, np.int64), self._batch(records))]
+        except _BROKEN:
+            pieces = [self._one(*one) for one in zip(messages, records, strict=True)]
+        yield from pieces
+
+    def _one(self, message: int, record: Any) -> Piece:
+        try:
+            return Piece.of(message, self._batch([record]))
+        except _BROKEN as error:
+            return Piece.refused(message, _broken(error))
+
+    def _batch(self, records: list[Any]) -> pa.RecordBatch:
+        if not self.columns:
+            return pa.RecordBatch.from_struct_array(pa.array([{}] * len(records), pa.struct([])))
+        arrays = [column.array([one[column.name] for one in records]) for column in self.columns]
+        return pa.RecordBatch.from_arrays(arrays, names=[column.name for column in self.columns])
+
+
+def _broken(error: Exception) -> Fault:
+    found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return Reason.BROKEN_AVRO, f"{found}; expected a record of the schema"
+
+
+def _not_single_object(value: bytes, schema: AvroSchema) -> Fault:
+    expected = _SINGLE_OBJECT_MARK + schema.fingerprint
+    return Reason.NO_SCHEMA_ID, (
+        f"found {value[:_SINGLE_OBJECT_BYTES].hex(' ')} at the start of the message, expected "
+        f"{expected.hex(' ')}: a single object of the source's schema"
+    )
