@@ -26,7 +26,8 @@ _INVALID_TOPIC: Final = 17
 _NOT_AUTHORISED: Final = 29
 _READ: Final = 3
 _WRITE: Final = 4
-"""The bits of Kafka's operations on a topic."""
+_DESCRIBE: Final = 8
+"""Kafka's numbers of operations on a topic."""
 _LEAST_S: Final = 0.1
 
 
@@ -115,10 +116,10 @@ def _check_topics(
                 f"{place}: the topic {topic.name!r} is not ready: "
                 f"{for_code(topic.error_code).__name__}; try again"
             )
-        for names, bit, verb in ((reads, _READ, "READ"), (writes, _WRITE, "WRITE")):
-            granted = topic.topic_authorized_operations
-            # A negative number says that the broker does not tell.
-            if topic.name in names and granted >= 0 and not granted >> bit & 1:
+        for names, operation, verb in ((reads, _READ, "READ"), (writes, _WRITE, "WRITE")):
+            granted = topic.authorized_operations or ()
+            # Whoever sees a topic may describe it: without that the broker does not tell.
+            if topic.name in names and _DESCRIBE in granted and operation not in granted:
                 raise NotAuthorised(
                     f"{place}: {user} may not {verb.lower()} the topic {topic.name!r}; grant "
                     f"{verb} on it"
