@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from tests.support.kafka_broker import TestBroker
 from tests.support.markdown import ROOT
 from tidemill.features.contract import MINUTE, SECOND
 
-PROJECT: Final = '''
+PROJECT: Final = """
 from tidemill import (
     Entity, EventStream, FeatureView, Project, Request, col, count, last, mean, sum
 )
@@ -59,7 +60,7 @@ checks = Request(
     },
 )
 project = Project("payments", views=[by_card], request=checks)
-'''
+"""
 
 CONFIGURATION: Final = """
 project: project:project
@@ -181,7 +182,7 @@ class LiveProject:
         producer = KafkaProducer(bootstrap_servers=self.broker.bootstrap)
         try:
             for value in values:
-                producer.send(self.topics[kind], value, partition=partition)
+                producer.send(self.topics[kind], value, key=b"key", partition=partition)
             producer.flush()
         finally:
             producer.close()
@@ -200,12 +201,18 @@ class LiveProject:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def verify(self) -> int:
+        """Prove everything; return how many values were compared."""
+        found = re.search(r"^0 mismatches in ([0-9,]+) values$", self.run("verify"), re.MULTILINE)
+        assert found is not None
+        return int(found[1].replace(",", ""))
+
     @contextmanager
     def streaming(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """Run `tidemill stream`; it is killed if it still runs when the block ends."""
         with (self.folder / "stream.log").open("ab") as log:
             process = subprocess.Popen(
-                self._command(("stream", "--quiet", *arguments)),
+                self._command(("stream", *arguments)),
                 cwd=self.folder,
                 env=self._environment(),
                 stdout=log,
@@ -248,10 +255,14 @@ class LiveProject:
             found += pq.read_table(path).to_pylist()
         return found
 
-    def wait_for(self, answered: int, process: subprocess.Popen[bytes], within_s: float = 90) -> None:
+    def wait_for(
+        self, answered: int, process: subprocess.Popen[bytes], within_s: float = 90
+    ) -> None:
         """Wait until so many requests are answered."""
         deadline = time.monotonic() + within_s
         while len(self.predictions()) < answered:
             assert process.poll() is None, self.log()
-            assert time.monotonic() < deadline, f"{len(self.predictions())} of {answered}\n{self.log()}"
+            assert time.monotonic() < deadline, (
+                f"{len(self.predictions())} of {answered}\n{self.log()}"
+            )
             time.sleep(0.2)
