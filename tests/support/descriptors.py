@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf import descriptor_pb2, timestamp_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 
 KINDS = {
     name.removeprefix("TYPE_").lower(): number
@@ -75,6 +75,17 @@ def message_of(
 def set_of(*files: Any) -> bytes:
     """A file of descriptors, as a compiler writes it."""
     return bytes(descriptor_pb2.FileDescriptorSet(file=files).SerializeToString())
+
+
+def class_of(*files: Any, name: str = "shop.Order") -> Any:
+    """The class of a type's messages, by a pool of its own."""
+    pool = descriptor_pool.DescriptorPool()
+    known = descriptor_pb2.FileDescriptorProto()
+    timestamp_pb2.DESCRIPTOR.CopyToProto(known)
+    pool.Add(known)
+    for file in files:
+        pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
 TIMESTAMP_FILE = "google/protobuf/timestamp.proto"

@@ -29,6 +29,7 @@ _WRITE: Final = 4
 _DESCRIBE: Final = 8
 """Kafka's numbers of operations on a topic."""
 _LEAST_S: Final = 0.1
+_AGAIN_S: Final = 0.1
 
 
 def reach(
@@ -69,7 +70,7 @@ def reach(
             failures.append(failure)
             continue
         try:
-            metadata = _metadata(wire, sorted({*reads, *writes}))
+            metadata = _metadata(wire, sorted({*reads, *writes}), time.monotonic() + share_s)
         finally:
             wire.close()
         _check_topics(wire.place, connection, metadata, reads, writes)
@@ -82,15 +83,25 @@ def reach(
     raise type(failures[0])("; and ".join(map(str, failures)))
 
 
-def _metadata(wire: Wire, topics: Sequence[str]) -> Any:
+def _metadata(wire: Wire, topics: Sequence[str], deadline_s: float) -> Any:
+    """Ask for brokers and topics, again while the cluster is about to be ready."""
     one = MetadataRequest.MetadataRequestTopic
-    return wire.ask(
-        MetadataRequest(
-            topics=[one(name=name) for name in topics],
-            allow_auto_topic_creation=False,
-            include_topic_authorized_operations=True,
+    while True:
+        metadata = wire.ask(
+            MetadataRequest(
+                topics=[one(name=name) for name in topics],
+                allow_auto_topic_creation=False,
+                include_topic_authorized_operations=True,
+            )
         )
-    )
+        starting = not metadata.brokers or any(
+            topic.error_code and for_code(topic.error_code).retriable
+            for topic in metadata.topics
+            if topic.error_code != _UNKNOWN_TOPIC
+        )
+        if not starting or time.monotonic() + _AGAIN_S > deadline_s:
+            return metadata
+        time.sleep(_AGAIN_S)
 
 
 def _check_topics(
@@ -128,6 +139,10 @@ def _check_topics(
 
 def _check_brokers(place: str, metadata: Any, deadline_s: float) -> None:
     """One of the brokers must be reachable by the address that the cluster has for it."""
+    if not metadata.brokers:
+        raise BrokerUnreachable(
+            f"{place}: the broker answers, and the cluster has none that is ready; try again"
+        )
     named = [(broker.host, broker.port) for broker in metadata.brokers]
     failures = []
     for tried, (host, port) in enumerate(named):
@@ -140,5 +155,5 @@ def _check_brokers(place: str, metadata: Any, deadline_s: float) -> None:
             return
     raise BrokerUnreachable(
         f"{place}: the broker answers, and names its cluster by addresses that cannot be reached "
-        f"from here: {'; '.join(failures) or 'none'}; correct its advertised.listeners"
+        f"from here: {'; '.join(failures)}; correct its advertised.listeners"
     )

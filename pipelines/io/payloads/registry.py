@@ -106,6 +106,7 @@ class Registry:
     def __init__(self, place: RegistryPlace) -> None:
         self.place = place
         self._known: dict[str, RegisteredSchema] = {}
+        self._opened: urllib.request.OpenerDirector | None = None
 
     def __reduce__(self) -> tuple[type, tuple[RegistryPlace]]:
         """Leave the schemas behind."""
@@ -200,6 +201,11 @@ class Registry:
         )
 
     def _opener(self) -> urllib.request.OpenerDirector:
+        if self._opened is None:
+            self._opened = self._made_opener()
+        return self._opened
+
+    def _made_opener(self) -> urllib.request.OpenerDirector:
         try:
             context = ssl.create_default_context(cafile=self.place.ca)
         except (OSError, ssl.SSLError) as error:

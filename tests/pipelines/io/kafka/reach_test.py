@@ -302,9 +302,9 @@ def test_a_port_that_wants_a_login(broker: TestBroker) -> None:
 
 def test_a_topic_that_is_missing(broker: TestBroker) -> None:
     topic = new_topic(broker)
-    for names in ({"reads": [topic, "nowhere"]}, {"writes": ["nowhere"]}, {"reads": ["no/name"]}):
+    for reads, writes in (([topic, "nowhere"], []), ([topic], ["nowhere"]), (["no/name"], [])):
         with pytest.raises(NoSuchTopic, match="there is no topic 'no"):
-            reach(connection_to(broker), **names)
+            reach(connection_to(broker), reads, writes)
 
 
 def test_a_topic_that_the_user_may_not_use(strict_broker: StrictBroker, client: Client) -> None:

@@ -13,9 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
+from google.protobuf import timestamp_pb2
 
-from tests.support.descriptors import TIMESTAMP, TIMESTAMP_FILE, file_of, message_of, set_of
+from tests.support.descriptors import (
+    TIMESTAMP,
+    TIMESTAMP_FILE,
+    class_of,
+    file_of,
+    message_of,
+    set_of,
+)
 from tests.support.payloads import checked, faults_of, messages, rejected_of, rows_of
 from tests.support.schema_registry import schema_registry
 from tidemill.features.errors import ConfigurationError, RegistryUnavailable
@@ -25,18 +32,6 @@ from tidemill.pipelines.io.payloads.decoding import IGNORE_TOMBSTONES, Decoded
 from tidemill.pipelines.io.payloads.metadata import Metadata
 from tidemill.pipelines.io.payloads.protobuf_rows import ProtobufDecoder, message_indexes
 from tidemill.pipelines.io.payloads.registry import Registry, RegistryPlace
-
-
-def class_of(*files: Any, name: str = "shop.Order") -> Any:
-    """The class of a type's messages, by a pool of its own."""
-    pool = descriptor_pool.DescriptorPool()
-    for module in (timestamp_pb2,):
-        file = descriptor_pb2.FileDescriptorProto()
-        module.DESCRIPTOR.CopyToProto(file)
-        pool.Add(file)
-    for file in files:
-        pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
 def decoder(tmp_path: Path, *files: Any, **options: Any) -> ProtobufDecoder:
