@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,7 +40,6 @@ from tidemill.pipelines.io.live.live_reader import (
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Start
-from tidemill.pipelines.run.draining import draining
 from tidemill.pipelines.run.meter import METER
 
 STOP: Final = "stop.json"
@@ -62,6 +61,7 @@ class LiveInput:
         config: The configuration, with the folders of the stream.
         start: The start of the segment.
         run: The name of the run.
+        stop: Is set when somebody asks the stream to stop.
         until_us: When to stop; None to go on until somebody asks.
 
     Raises:
@@ -72,6 +72,7 @@ class LiveInput:
     config: Configuration
     start: Start
     run: str
+    stop: threading.Event
     until_us: int | None = None
 
     def __post_init__(self) -> None:
@@ -136,6 +137,12 @@ class LiveInput:
         return False
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the stream goes on from its savepoint: nobody has asked it to stop."""
+        is_over = self.until_us is not None and wall_clock_us() >= self.until_us
+        return not (self.stop.is_set() or is_over)
+
+    @property
     def stop_us(self) -> int:
         """After the receipt of the last poll; known once all are sealed."""
         received_us = None if self._sealed is None else self._sealed.received_us
@@ -191,11 +198,8 @@ class LiveInput:
         )
 
     @contextmanager
-    def reading(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Read the topics while the block runs, until a signal asks to stop.
-
-        Args:
-            say: Tells a person what happens.
+    def reading(self) -> Iterator[None]:
+        """Read the topics while the block runs, until the stream is to stop or keep its state.
 
         Raises:
             BrokerError: A topic cannot be read any more; the stream has stopped in order.
@@ -203,16 +207,13 @@ class LiveInput:
         self._stop.unlink(missing_ok=True)
         offsets = LiveReader.offsets_after(self.live.polls, self.live.sealed().offsets)
         failed: list[BaseException] = []
-        with (
-            open_topics(self.config, self._log, self._unsealed(), offsets) as sources,
-            draining(say) as stop,
-        ):
+        with open_topics(self.config, self._log, self._unsealed(), offsets) as sources:
             reader = self._reader(sources)
             ended = threading.Event()
 
             def read() -> None:
                 try:
-                    self._read(reader, stop, ended)
+                    self._read(reader, ended)
                 except BaseException as error:  # noqa: BLE001 - raised where the stream was started
                     failed.append(error)
                 finally:
@@ -252,11 +253,11 @@ class LiveInput:
             Pace(poll_messages=self.config.stream.poll_rows, quiet_us=max(waits)),
         )
 
-    def _read(self, reader: LiveReader, stop: threading.Event, ended: threading.Event) -> None:
+    def _read(self, reader: LiveReader, ended: threading.Event) -> None:
+        keep_us = wall_clock_us() + self.config.stream.savepoint_every_us
+        until_us = keep_us if self.until_us is None else min(keep_us, self.until_us)
         begin = self.begins.start.number
-        while not (stop.is_set() or ended.is_set()):
-            if self.until_us is not None and wall_clock_us() >= self.until_us:
-                break
+        while not (self.stop.is_set() or ended.is_set()) and wall_clock_us() < until_us:
             number = reader.number - self.begins.before + begin
             if number - max(polls_taken(self.run), begin) >= _MOST_UNREAD:
                 ended.wait(0.01)
