@@ -114,7 +114,9 @@ class JsonDecoder:
 
     def _rows(self, found: _Found, first: int, last: int, names: Collection[str]) -> Rows:
         refused = self.metadata.refused
-        plain = plain_cells(found.values[first:last], {*names, *refused}, refused)
+        plain = plain_cells(
+            found.values[first:last], dict.fromkeys([*names, *sorted(refused)]), refused
+        )
         faults = {row - first: fault for row, fault in found.faults.items() if first <= row < last}
         for row in sorted(plain.odd - faults.keys()):
             texts = self._texts(found.text(first + row), refused)
@@ -127,12 +129,12 @@ class JsonDecoder:
                 plain.cells.setdefault(name, [None] * (last - first))[row] = text
         for row, name in plain.refused.items():
             faults.setdefault(row, self.metadata.conflict(name))
-        columns = dict(plain.cells)
-        for name in self.metadata.columns:
-            columns.pop(name, None)
-        for name in names if self.reader.columns is not None else ():
-            if name not in self.metadata.columns:
-                columns.setdefault(name, [None] * (last - first))
+        nothing: list[Any] = [None] * (last - first)
+        columns = {
+            name: plain.cells.get(name, nothing)
+            for name in dict.fromkeys([*names, *plain.cells])
+            if name not in self.metadata.columns and _is_text(name)
+        }
         kept = np.arange(last - first)
         if faults:
             kept = np.delete(kept, sorted(faults))
