@@ -31,8 +31,8 @@ DEVELOP: Final = HERE / "develop.lock"
 REQUIRES: Final = HERE / "requires.json"
 """What each distribution of `DEVELOP` requires, by ``NAME==VERSION``."""
 
-RUN_EXTRAS: Final = ("examples",)
-DEVELOP_EXTRAS: Final = ("examples", "test", "bench")
+RUN_EXTRAS: Final = ("examples", "servers")
+DEVELOP_EXTRAS: Final = ("examples", "servers", "test", "bench")
 """The extras of setup.py that a lock holds beside what is always required."""
 
 # The first and a late release of each Python: some markers name a patch version.

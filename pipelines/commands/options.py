@@ -39,6 +39,14 @@ engine = click.option("--engine", type=click.Choice(ENGINES), help="Beam engine 
 wait = click.option(
     "--wait", is_flag=True, help="Wait for another process that does the same, instead of failing."
 )
+servers_folder = click.option(
+    "--folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".tidemill") / "servers",
+    show_default=True,
+    help="Where the servers keep their data, logs and record.",
+)
 
 
 def opened(command: _Command) -> _Command:

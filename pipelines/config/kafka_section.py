@@ -6,6 +6,11 @@ kafka:
   topic: payments
   format: json                  # optional: of the messages; by default the source's format
   columns: {card: key}          # optional: key, timestamp, offset, partition or header:NAME
+  tombstones: ignore            # optional: messages without a value; by default they are rejected
+  schema: payment.avsc          # optional: of avro, or descriptors of protobuf
+  message: shop.Payment         # optional: the message type of protobuf
+  registry: {url: "http://localhost:8081"}   # optional: of avro and protobuf; also user,
+                                # password_env, ca
   start: handoff                # optional: handoff (default), earliest, latest, or a time
   clock: wall                   # optional: wall (default), or messages for producers of the past
   quiet: 2s                     # optional: how long a message may be on its way to the broker
@@ -26,36 +31,26 @@ from typing import Final
 
 from tidemill.features.contract import SECOND
 from tidemill.features.errors import ConfigurationError
+from tidemill.pipelines.config.schema_registry import SchemaRegistry, read_schema_registry
 from tidemill.pipelines.config.strict_yaml import Section, Value
+from tidemill.pipelines.io.kafka.connection import Connection, Mechanism, Sasl, Tls
+from tidemill.pipelines.io.payloads.decoders import FORMATS
+from tidemill.pipelines.io.payloads.decoding import REJECT_TOMBSTONES, TOMBSTONES
 
 KAFKA_KEYS: Final = (
-    "bootstrap", "topic", "format", "columns", "start", "clock", "quiet", "tls", "username",
+    "bootstrap", "topic", "format", "columns", "tombstones", "schema", "message", "frame",
+    "registry", "start", "clock", "quiet", "tls", "username",
     "password_env", "password_file", "mechanism",
 )  # fmt: skip
 HANDOFF: Final = "handoff"
 """Begin at the messages that were sent at the instant of the handed-over states, or later."""
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
-PAYLOADS: Final = ("json",)
+PAYLOADS: Final = FORMATS
 """The formats of messages."""
 CLOCKS: Final = ("wall", "messages")
-MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+MECHANISMS: Final = tuple(mechanism.value for mechanism in Mechanism)
 TLS_KEYS: Final = ("ca", "certificate", "key")
-
-
-@dataclass(frozen=True)
-class TlsFiles:
-    """The files of TLS, PEM.
-
-    Attributes:
-        ca: Certificates that are trusted; None trusts those of the machine.
-        certificate: The client's certificate; None if the broker asks for none.
-        key: The client's key.
-    """
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,11 @@ class KafkaTopic:
         format: The format of the messages, of `PAYLOADS`; None is the source's format.
         columns: Declared columns that come from a message's key, headers, timestamp or place
             (`pipelines.io.payloads.metadata.Metadata`).
+        tombstones: What becomes of a message without a value.
+        schema: A file with the schema of avro, or with the descriptors of protobuf.
+        message: The full name of protobuf's message type.
+        frame: What stands before a record of avro (`pipelines.io.payloads.avro_rows.FRAMES`).
+        registry: Where the schemas of avro or protobuf are registered.
         start: `HANDOFF`, `EARLIEST`, `LATEST`, or an instant in UTC microseconds.
         clock: How quiet partitions are timed (`pipelines.io.live.live_reader.LiveSource`).
         quiet_us: As `pipelines.io.live.live_reader.Pace.quiet_us`.
@@ -82,16 +82,33 @@ class KafkaTopic:
     topic: str
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    tombstones: str = REJECT_TOMBSTONES
+    schema: Path | None = None
+    message: str | None = None
+    frame: str | None = None
+    registry: SchemaRegistry | None = None
     start: str | int = HANDOFF
     clock: str = "wall"
     quiet_us: int = 2 * SECOND
-    tls: TlsFiles | None = None
+    tls: Tls | None = None
     username: str | None = None
     password_env: str | None = None
     password_file: Path | None = None
     mechanism: str = "SCRAM-SHA-512"
 
-    def password(self) -> str | None:
+    @property
+    def connection(self) -> Connection:
+        """How to connect, with the password as it is now.
+
+        Raises:
+            ConfigurationError: The password cannot be read.
+        """
+        sasl = None
+        if self.username is not None:
+            sasl = Sasl(Mechanism(self.mechanism), self.username, self._password() or "")
+        return Connection(self.bootstrap, self.tls, sasl)
+
+    def _password(self) -> str | None:
         """Read the password; None without a login.
 
         Raises:
@@ -131,6 +148,11 @@ def read_kafka(value: Value, folder: Path) -> KafkaTopic:
             "clock": lambda value: value.one_of(CLOCKS),
             "quiet": Value.duration_us,
             "columns": _columns,
+            "tombstones": lambda value: value.one_of(TOMBSTONES),
+            "schema": lambda value: folder / value.text(),
+            "message": Value.text,
+            "frame": Value.text,
+            "registry": lambda value: read_schema_registry(value, folder),
             "tls": lambda value: _tls(value, folder),
             "username": Value.text,
             "password_env": Value.text,
@@ -163,14 +185,14 @@ def _columns(value: Value) -> dict[str, str]:
     return {name: found.text() for name, found in value.section().values.items()}
 
 
-def _tls(value: Value, folder: Path) -> TlsFiles | None:
+def _tls(value: Value, folder: Path) -> Tls | None:
     if (given := value.flag()) is not None:
-        return TlsFiles() if given else None
+        return Tls() if given else None
     section = value.section(TLS_KEYS)
     files = {name: folder / found.text() for name, found in section.values.items()}
     if ("certificate" in files) != ("key" in files):
         raise value.wrong("a client's certificate and its key go together; give both or none")
-    return TlsFiles(**files)
+    return Tls(files.get("ca"), files.get("certificate"), files.get("key"))
 
 
 def _check_login(section: Section) -> None:

@@ -32,8 +32,10 @@ from tidemill.pipelines.history.offline_views import views_to_log
 from tidemill.pipelines.history.spill import SPILL, check_space
 from tidemill.pipelines.history.split import spill_bytes
 from tidemill.pipelines.history.stages import Stages, handler
+from tidemill.pipelines.ingest.build_topics import write_topics
 from tidemill.pipelines.ingest.ingest import ingest, replace_rejected
 from tidemill.pipelines.ingest.rejected_shares import too_many
+from tidemill.pipelines.ingest.topics import ask_topics
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import Handoff
@@ -68,6 +70,8 @@ def backfill(
     load_kernel()
     with sharing(handler(config.project)), building(config.root, wait=wait) as build:
         summary: dict[str, Any] = {}
+        if config.is_live:
+            write_topics(build.folder, ask_topics(config))
         sources = ingest(config, progress, work=build.work, build=build.folder)
         files = {name: row.pop("files") for name, row in sources.items()}
         summary["sources"] = sources

@@ -15,6 +15,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import EventStream, Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.accepted_rows import AcceptedRows, Arrived
+from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.repaired_records import Mending
 from tidemill.pipelines.io.event_counts import EventCounter, EventCounts
 from tidemill.pipelines.io.files.input_files import format_of
@@ -129,9 +130,12 @@ class ReadSource:
         with ExitStack() as files:
             writers: list[LogWriter] = []
             if build is not None:
+                topic = read_topics(build).get(self.name)
+                # Rows of a topic come after the build; their partitions are there from now on.
+                empty = [0] * (0 if topic is None else len(topic.offsets))
                 writers = [
                     files.enter_context(Log(build).writing(definition, partition, rows))
-                    for partition, rows in enumerate(self.lengths)
+                    for partition, rows in enumerate([*self.lengths, *empty])
                 ]
             for partition, rows, received in self.arrived():
                 if writers:

@@ -16,13 +16,13 @@ import pyarrow as pa
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import validated_poll
-from tidemill.pipelines.io.cuts import FileCutLog
+from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
+from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.recovery.beginning import find_beginning
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
-from tidemill.pipelines.run import paths
+from tidemill.pipelines.recovery.stream_polls import stream_polls
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, Unanswered
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
@@ -109,18 +109,7 @@ class Repeat:
             start_from(operator, state)
             self.operators[view, shard] = operator
         self._joiner = AnswerJoiner(config.project, config.shards, options.answer_within_us)
-        self._replay = ReplayLog(
-            config.project,
-            ReplayOptions(
-                root=current.build_folder,
-                start_us=as_of_us,
-                stop_us=run.until_us or config.splits.stream_until_us,
-                poll_rows=run.poll_rows,
-                polls=last_poll,
-                requests_first=options.mode is Mode.EAGER,
-                cuts=tuple(FileCutLog(current.stream_folder / paths.CUTS).recorded()),
-            ),
-        )
+        self._replay = stream_polls(config, run, as_of_us=as_of_us, last_poll=last_poll)
         self.rows = self._replay.rows
 
     @staticmethod
@@ -132,8 +121,8 @@ class Repeat:
 
     @property
     def last_poll(self) -> int:
-        """The number of the poll at the stream's end, which has no rows."""
-        return self._replay.last_poll_number + 1
+        """The number of the poll at the stream's end, which has no rows; a live one has no end."""
+        return self._replay.last_poll_number + isinstance(self._replay, ReplayLog)
 
     def polls(self, until: int, stops: Collection[int] = ()) -> Iterator[Repeated]:
         """Take polls.
@@ -156,6 +145,8 @@ class Repeat:
             poll_rows = sum(part.stop - part.start for part in poll.parts)
             valid, refused = validated_poll(self._project, poll)
             rejected += refused
+            if self._answers and isinstance(self._replay, LivePolls):
+                rejected += self._replay.rejected(poll.number)
             if self._answers:
                 parts += request_parts(self._project, valid)
             for index, shard, data in shard_poll(self._project, plans, self._shards, valid):
@@ -174,7 +165,8 @@ class Repeat:
         while at.number < until:
             found = self._replay.next_poll(at, self._end_us(), 0)
             if found is None:
-                yield self._replay.final_poll(at, 0)
+                if isinstance(self._replay, ReplayLog):
+                    yield self._replay.final_poll(at, 0)
                 return
             poll, at = found
             yield poll

@@ -25,7 +25,6 @@ from tidemill.features.contract import TIME_MIN, write_instant
 from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.event_counts import EventCounts, count_logged
-from tidemill.pipelines.io.replay import ReplayLog
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import (
@@ -44,6 +43,7 @@ from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers, start_over
 from tidemill.pipelines.recovery.savepoints import Savepoint, check_savepoint_is_there
 from tidemill.pipelines.recovery.store_fills import begin_fills, resumed_fills, take_token
+from tidemill.pipelines.recovery.stream_polls import StreamPolls
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
@@ -209,7 +209,7 @@ def check_savepoint(start: Start, until_us: int, end_us: int) -> None:
         )
 
 
-def check_positions(start: Start, replayed: ReplayLog) -> None:
+def check_positions(start: Start, replayed: StreamPolls) -> None:
     """Check that the states were made from this log.
 
     Raises:
@@ -223,7 +223,7 @@ def check_positions(start: Start, replayed: ReplayLog) -> None:
         )
 
 
-def _by_source(replayed: ReplayLog, positions: Iterable[int]) -> dict[str, list[int]]:
+def _by_source(replayed: StreamPolls, positions: Iterable[int]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for (definition, _), position in zip(replayed.sources, positions, strict=True):
         found.setdefault(definition.name, []).append(position)
@@ -403,14 +403,14 @@ def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
                 )
 
 
-def received(run: StreamRun, replayed: ReplayLog) -> dict[str, int]:
+def received(run: StreamRun, replayed: StreamPolls) -> dict[str, int]:
     """Count each source's rows from the beginning of the stream to the end of a replay."""
     stop = _by_source(replayed, replayed.stop)
     return {name: sum(ends) - sum(run.positions[name]) for name, ends in stop.items()}
 
 
 def event_counts(
-    config: Configuration, run: StreamRun, replayed: ReplayLog
+    config: Configuration, run: StreamRun, replayed: StreamPolls
 ) -> dict[str, EventCounts]:
     """Count each stream's events from the beginning of the stream to the end of a replay."""
     log, stop = stream_log(config.current), _by_source(replayed, replayed.stop)
@@ -451,7 +451,7 @@ def waiting(config: Configuration, folder: Path, engine: str) -> int:
 
 
 def keep_savepoint(
-    config: Configuration, start: Start, until_us: int, replayed: ReplayLog, folder: Path
+    config: Configuration, start: Start, until_us: int, replayed: StreamPolls, folder: Path
 ) -> None:
     """Write the record of a savepoint; remove the savepoints before it."""
     # A shard that has released nothing in this segment keeps the frontier that it started from.

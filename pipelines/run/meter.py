@@ -23,6 +23,11 @@ class Meter:
         with self._lock:
             self._counts[run, name] += count
 
+    def reach(self, run: str, name: str, count: int) -> None:
+        """Raise a count to ``count``; it never falls."""
+        with self._lock:
+            self._counts[run, name] = max(self._counts[run, name], count)
+
     def forget(self, run: str) -> None:
         """Set the counts of a run to zero."""
         with self._lock:

@@ -108,23 +108,14 @@ def fetch_with_jgo(jars: Sequence[Jar], folder: Path) -> str | None:
         What went wrong; None if all are there.
     """
     try:
-        from jgo.config import GlobalSettings
         from jgo.maven import MavenContext
     except ImportError:
         return "jgo is not installed (`pip install 'tidemill[servers]'`)"
-    settings = read_settings()
-    mirror = central(settings)
-    own = GlobalSettings.load().repositories
     kept = folder / ".repository"
     context = MavenContext(
         repo_cache=kept,
-        local_repos=[local_repository(settings)],
-        # Without a mirror jgo's own list holds; its configuration file may add to it.
-        remote_repos={
-            **MavenContext().remote_repos,
-            **({"central": mirror} if mirror else {}),
-            **own,
-        },
+        local_repos=[local_repository(read_settings())],
+        remote_repos=repositories(),
         timeout=_ANSWER_S,
     )
 
@@ -143,3 +134,20 @@ def fetch_with_jgo(jars: Sequence[Jar], folder: Path) -> str | None:
     finally:
         shutil.rmtree(kept, ignore_errors=True)
     return problems[0] if problems else None
+
+
+def repositories() -> dict[str, str]:
+    """Return the URLs of the repositories that jgo asks, by name.
+
+    It has a URL of its own for Maven's central repository. The mirror of the user's Maven settings
+    replaces that, and the repositories of jgo's configuration file replace or complete both.
+
+    Raises:
+        JarsMissing: The Maven settings cannot be used.
+    """
+    from jgo.config import GlobalSettings
+    from jgo.maven import MavenContext
+
+    mirror = central(read_settings())
+    mirrored = {} if mirror is None else {"central": mirror}
+    return {**MavenContext().remote_repos, **mirrored, **GlobalSettings.load().repositories}

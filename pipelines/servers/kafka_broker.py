@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,7 +41,7 @@ from tidemill.pipelines.servers.kafka_settings import (
     broker_settings,
     properties,
 )
-from tidemill.pipelines.servers.ports import ReservedPort, is_taken
+from tidemill.pipelines.servers.ports import ReservedPort, listener, require_free
 from tidemill.pipelines.servers.processes import Guard, RunningProcess, last_words, start
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.file_errors import named_for
@@ -165,12 +166,8 @@ class KafkaBroker:
         if self.is_alive():
             raise ServerNotStarted(f"this broker runs already: {self.process}")
         began = time.monotonic()
-        for protocol, port in self.ports.items():
-            if is_taken(HOST, port):
-                raise ForeignServer(
-                    f"port {port} of {HOST} is taken, and Kafka was to listen there "
-                    f"({protocol.value}): end the program that has it, or choose another port"
-                )
+        for port in self.ports.values():
+            require_free(HOST, port, "Kafka")
         classes = os.pathsep.join(str(jar) for jar in kafka_jars())
         java = find_java()
         with named_for(self.folder):
@@ -186,11 +183,42 @@ class KafkaBroker:
             if not self._outlives:
                 self._guard = Guard(self.process)
             try:
-                self._await(began + timeout_s, timeout_s)
+                self.await_answer(timeout_s)
             except BaseException:
                 self.kill()
                 raise
         return time.monotonic() - began
+
+    def await_answer(self, timeout_s: float = START_S) -> None:
+        """Wait until the running process answers; `start` has done that already.
+
+        Args:
+            timeout_s: How long it may take.
+
+        Raises:
+            ForeignServer: A broker of another cluster answers.
+            ServerNotStarted: The process ended, or nothing answered in time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        ours = self.cluster_id
+        port = self.ports[Protocol.PLAINTEXT]
+        while True:
+            found = cluster_at(HOST, port, _ANSWER_S)
+            if not self.is_alive():
+                raise ServerNotStarted(f"Kafka ended while it started; {last_words(self.log)}")
+            if found == ours and all(self._accepts(port) for port in self.ports.values()):
+                return
+            if found not in (None, "", ours):
+                raise ForeignServer(
+                    f"{listener(port)}, a broker of the cluster {found}, has taken port {port} of "
+                    f"{HOST} while Kafka started: end it yourself, or choose another port"
+                )
+            if time.monotonic() > deadline_s:
+                raise ServerNotStarted(
+                    f"Kafka did not answer on port {port} within {timeout_s:.0f} s; "
+                    f"{last_words(self.log)}"
+                )
+            time.sleep(_LOOK_S)
 
     def is_alive(self) -> bool:
         """Tell whether the broker's process runs."""
@@ -226,6 +254,8 @@ class KafkaBroker:
 
     def _format(self, java: Path, classes: str, controller_port: int) -> None:
         """Make the data of a new cluster, in a folder that gets its name when they are complete."""
+        for abandoned in self.folder.glob("data.*.unfinished"):
+            shutil.rmtree(abandoned)
         unfinished = self.folder / f"data.{uuid.uuid4().hex}.unfinished"
         settings = self._write_settings("format.properties", unfinished, controller_port)
         command = [str(java), *_JAVA_OPTIONS, "-cp", classes, "kafka.tools.StorageTool", "format"]
@@ -263,27 +293,6 @@ class KafkaBroker:
             unfinished.touch(mode=0o600)  # it may hold passwords
             unfinished.write_text(properties(settings), encoding="ascii")
         return path
-
-    def _await(self, deadline_s: float, timeout_s: float) -> None:
-        ours = self.cluster_id
-        port = self.ports[Protocol.PLAINTEXT]
-        while True:
-            found = cluster_at(HOST, port, _ANSWER_S)
-            if not self.is_alive():
-                raise ServerNotStarted(f"Kafka ended while it started; {last_words(self.log)}")
-            if found == ours and all(self._accepts(port) for port in self.ports.values()):
-                return
-            if found not in (None, "", ours):
-                raise ForeignServer(
-                    f"port {port} of {HOST} was taken by a broker of another cluster ({found}) "
-                    "while Kafka started: end it, or choose another port"
-                )
-            if time.monotonic() > deadline_s:
-                raise ServerNotStarted(
-                    f"Kafka did not answer on port {port} within {timeout_s:.0f} s; "
-                    f"{last_words(self.log)}"
-                )
-            time.sleep(_LOOK_S)
 
     @staticmethod
     def _accepts(port: int) -> bool:

@@ -158,7 +158,7 @@ def start(
     """Start a server in the background, in a session of its own: Ctrl-C does not reach it.
 
     Args:
-        command: The program and its arguments.
+        command: The program and its arguments, with absolute paths.
         log: Where its output is appended; its folder exists.
         before: Called before the program runs, with the process that it is going to be.
 
@@ -171,6 +171,7 @@ def start(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
+            cwd=log.parent,  # the caller's folder may be removed
             start_new_session=True,
         )
     assert shell.stdin is not None

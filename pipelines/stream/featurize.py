@@ -146,6 +146,7 @@ class _Operate(_OncePerKey):
         )
         METER.add(self._options.run, "repeats", operator.counters.repeats - before[0])
         METER.add(self._options.run, "early", operator.counters.early - before[1])
+        METER.reach(self._options.run, "polls", operator.number)
         logged += sum(release.events for release in releases)
         entries = [release.entry for release in releases if release.entry is not None]
         if entries and operator_snapshot_due(logged, operator.state.n_tiles):

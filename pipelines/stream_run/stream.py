@@ -33,9 +33,8 @@ from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
-from tidemill.pipelines.io.cuts import Cut, FileCutLog
 from tidemill.pipelines.io.event_counts import EventCounts
-from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
+from tidemill.pipelines.io.replay import ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.publish.run_fills import RunFills
@@ -75,7 +74,9 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.rejected_by_stream import rejected_requests
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import decode_unanswered
+from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import count_outcome
+from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.locks import lock
 from tidemill.serving.files.segment_names import segment_prefix
@@ -165,51 +166,40 @@ def _stream(
             "have no score"
         )
     choice = stream_engine(config.stream.engine, engine)
-    options = ReplayOptions(
-        root=start.current.build_folder,
-        start_us=start.handoff.as_of_us,
-        stop_us=config.splits.stream_until_us if until_us is None else until_us,
-        poll_rows=start.run.poll_rows,
-        speed=speed if speed is not None else config.stream.speed,
-        ends=until_us is None,
-        polls=start.handoff.polls,
-        requests_first=Mode(start.run.mode) is Mode.EAGER,
-        cuts=tuple(FileCutLog(stream_folder / paths.CUTS).recorded()) if start.resumes else (),
-    )
-    replayed = ReplayLog(project, options)
-    check_positions(start, replayed)
+    run = run_id(root, start.segment)
+    entrance = _entrance(config, start, run, speed, until_us)
+    check_positions(start, entrance.begins)
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     compile_kernel(progress)
     start, fills = prepare(config, start, progress, take_over=take_over)
     featurize = FeaturizeOptions(
-        run=run_id(root, start.segment),
+        run=run,
         shards=config.shards,
         partitions=source_partitions(stream_log(start.current), project),
         mode=Mode(start.run.mode),
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,
         handoff=start.folder,
-        savepoint=None if options.ends else savepoint_folder(stream_folder, start.segment),
+        savepoint=None if entrance.ends else savepoint_folder(stream_folder, start.segment),
         changes=start.run.offline is not None,
     )
-    if not options.ends:
-        record_savepoint(stream_folder, replayed)
     began = time.perf_counter()
-    requests = replayed.rows_of(project.request.name)
     forget_run(featurize.run)
     METER.forget(featurize.run)
     with (
         LOST_WRITES.of(featurize.run),
-        progress.stage("stream", total=requests, unit="requests") as stage,
+        progress.stage("stream", total=entrance.requests, unit="requests") as stage,
         _watched(featurize.run, stage),
+        entrance.reading(progress.say),
     ):
         stage.note(choice.why)
         pipeline = beam.Pipeline(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
-        wire(pipeline, config, options, featurize, bundle, start, fills)
+        wire(pipeline, config, entrance, featurize, bundle, start, fills)
         run_pipeline(pipeline, choice)
+    replayed = entrance.seal()
     seconds = time.perf_counter() - began
     rows = received(start.run, replayed)
     requests = rows.pop(project.request.name)
@@ -217,7 +207,7 @@ def _stream(
         "engine": choice.name,
         "why": choice.why,
         "mode": start.run.mode,
-        "speed": options.speed,
+        "speed": entrance.speed,
         "bundle": None if bundle is None else bundle.name,
         "segment": start.segment,
         "requests": requests,
@@ -231,6 +221,7 @@ def _stream(
         "repeats": METER.read(featurize.run, "repeats"),
         "early": METER.read(featurize.run, "early"),
         **_counted(event_counts(config, start.run, replayed)),
+        **entrance.figures(),
         **count_outcome(stream_folder, project.request),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
@@ -242,9 +233,10 @@ def _stream(
             "batches"
         )
     if featurize.savepoint is None:
-        replace(start.run, ended=True, until_us=options.stop_us).write(stream_folder)
+        replace(start.run, ended=True, until_us=entrance.stop_us).write(stream_folder)
     else:
-        keep_savepoint(config, start, options.stop_us, replayed, featurize.savepoint)
+        keep_savepoint(config, start, entrance.stop_us, replayed, featurize.savepoint)
+        entrance.kept()
     offline_caught_up(config, start)
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
 
@@ -277,19 +269,30 @@ def run_id(root: Path, segment: int) -> str:
     return f"{digest}-{segment:05d}"
 
 
-def record_savepoint(folder: Path, replayed: ReplayLog) -> None:
-    """Record where the savepoint of a run cuts its polls, so that a later run cuts there too."""
-    cuts = FileCutLog(folder / paths.CUTS)
-    cut = Cut(replayed.last_poll_number, replayed.stop)
-    if cut not in cuts.recorded():
-        cuts.keep_before(cut.number)
-        cuts.append(cut)
+def _entrance(
+    config: Configuration, start: Start, run: str, speed: float | None, until_us: int | None
+) -> ReplayInput | LiveInput:
+    """Return where the rows of a segment come from."""
+    if config.is_live:
+        return LiveInput(config, start, run, until_us)
+    options = ReplayOptions(
+        root=start.current.build_folder,
+        start_us=start.handoff.as_of_us,
+        stop_us=config.splits.stream_until_us if until_us is None else until_us,
+        poll_rows=start.run.poll_rows,
+        speed=speed if speed is not None else config.stream.speed,
+        ends=until_us is None,
+        polls=start.handoff.polls,
+        requests_first=Mode(start.run.mode) is Mode.EAGER,
+        cuts=recorded_cuts(start.current.stream_folder) if start.resumes else (),
+    )
+    return ReplayInput(config.project, options, start.current.stream_folder)
 
 
 def wire(
     pipeline: beam.Pipeline,
     config: Configuration,
-    replay: ReplayOptions,
+    entrance: ReplayInput | LiveInput,
     featurize: FeaturizeOptions,
     bundle: Path | None,
     start: Start,
@@ -301,11 +304,8 @@ def wire(
         start.current.stream_folder,
         segment_prefix(start.segment),
     )
-    valid = (
-        pipeline
-        | Replay(project, replay)
-        | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
-    )
+    polls, refused = entrance.read(pipeline)
+    valid = polls | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
     out = sharded | Featurize(project, featurize)
     _ = (
@@ -332,7 +332,7 @@ def wire(
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     _ = (
-        (valid[INVALID], unanswered)
+        (valid[INVALID], unanswered, *refused)
         | "Rejected" >> beam.Flatten()
         | "WriteRejected"
         >> beam.ParDo(

@@ -46,6 +46,7 @@ from tidemill.pipelines.verify.outputs.compare_outputs import compare_outputs
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.outputs.extent import Outputs
 from tidemill.pipelines.verify.prove_published import published_operators
+from tidemill.pipelines.verify.raw_history import with_live_rows
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
 from tidemill.pipelines.verify.source_history import History, SourceHistory
@@ -165,7 +166,7 @@ def prove_stream(
             "restore it, or run `tidemill stream`"
         )
     witness = witnesses.of(config, proof.features)
-    history = witness.history
+    history = with_live_rows(config, witness.history)
     _check_run(config, run, proof.outputs)
     predictions = read_predictions(current.stream_folder, config.project)
     views = [view for view, origin in origins.items() if origin[:2] == (current, True)]

@@ -8,6 +8,7 @@ partition and the position that it has in the log.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ import pyarrow as pa
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.read_source import read_log
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, Log, log_schema
+from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.source_history import History, SourceHistory
 
@@ -31,17 +34,42 @@ def read_history(config: Configuration, names: Sequence[str], progress: Progress
             stage.note(name)
             found = read_log(config, name)
             definition = config.project.definition(name)
-            # Leave out partitions of repaired records that are not in the log yet.
-            logged = Log(config.current.build_folder).partitions(name)
+            # Leave out partitions of repaired records that are not in the log yet. Those of a topic
+            # have no rows in the log of a build.
+            build = config.current.build_folder
+            logged, topic = Log(build).partitions(name), read_topics(build).get(name)
+            of_files = logged - (0 if topic is None else len(topic.offsets))
             parts = [
                 _placed(definition, part.partition, part.rows, part.received_us)
-                for part in found.parts[:logged]
+                for part in found.parts[:of_files]
             ]
             sources[name] = SourceHistory(
-                definition, _concat(definition, parts), len(parts), found.counts
+                definition, _concat(definition, parts), logged, found.counts
             )
             stage.advance(1)
     return History(config.project, sources)
+
+
+def with_live_rows(config: Configuration, history: History) -> History:
+    """Add the rows that came from topics since the build: the live log is all that holds them."""
+    if not config.is_live:
+        return history
+    log, sources = stream_log(config.current), dict(history.sources)
+    for name, topic in read_topics(config.current.build_folder).items():
+        source = sources[name]
+        first = source.partitions - len(topic.offsets)
+        parts = []
+        for partition in range(first, source.partitions):
+            rows = log.read(name, partition)
+            number = pa.array(np.full(len(rows), partition), pa.int64())
+            parts.append(rows.append_column(PARTITION, number))
+        read = sum(map(len, parts))
+        sources[name] = replace(
+            source,
+            rows=pa.concat_tables([source.rows, *parts]).combine_chunks(),
+            counts=source.counts + Counts(read=read, kept=read),
+        )
+    return History(history.project, sources)
 
 
 def logged_history(build: Path, project: Project) -> History:

@@ -82,7 +82,8 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
     logged = logged_history(build, config.project)
     known = [name for name in manifest.sources if name in logged.sources]
     now = {name: _files(config, name) for name in known}
-    there = [name for name in known if now[name]]
+    # A source may have a topic alone.
+    there = [name for name in known if now[name] or not config.sources[name].files]
     original = read_history(config, there, progress)
     sources: dict[str, SourceHistory] = {}
     changed, resaved = {}, {}

@@ -22,9 +22,13 @@ import pyarrow as pa
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Duration, Timestamp
 
-from tidemill.features.contract import TIME_MIN
+from tidemill.features.contract import TIME_MAX, TIME_MIN
+from tidemill.features.definitions import Project
 from tidemill.pipelines.io.cuts import Cut
-from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
+from tidemill.pipelines.io.live.live_log import LiveLog
+from tidemill.pipelines.io.live.live_polls import LivePolls
+from tidemill.pipelines.io.live.poll_log import LoggedPoll
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.poll_restriction import PROVIDER, WATERMARKS, RestrictionCoder
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
@@ -32,6 +36,8 @@ from tidemill.serving.files.records import RecordFormat, read_record, write_reco
 REJECTED: Final = "rejected"
 """The tag of the records that were rejected while a poll was read."""
 
+AHEAD_POLLS: Final = 64
+"""The most polls that are sent and that no operator has taken."""
 _SLICE_SECONDS: Final = 0.02
 _WAIT_SECONDS: Final = 0.002
 _DEFER: Final = Duration(micros=1_000)
@@ -53,21 +59,27 @@ class FollowOptions:
     """What is followed.
 
     Attributes:
-        polls: The folder of the poll log.
+        project: The project.
+        build: The folder of the build.
+        live: The folder of the live log.
+        as_of_us: The first instant at which polls to send were received.
         start: The last poll before the first that is sent, by the stream's number.
         logged: The number that the poll log gives that poll.
         places: The source and the partition of each position.
         stop: The file that `stop_after` writes.
-        may_send: Tells whether a poll, by the stream's number, may be sent already; None sends all
-            at once.
+        taken: Returns how far the operators are in this process, by the stream's number; None
+            sends whatever there is.
     """
 
-    polls: Path
+    project: Project
+    build: Path
+    live: Path
+    as_of_us: int
     start: Cut
     logged: int
     places: tuple[tuple[str, int], ...]
     stop: Path
-    may_send: Callable[[int], bool] | None = None
+    taken: Callable[[], int] | None = None
 
 
 class _Follow(beam.DoFn):
@@ -77,6 +89,16 @@ class _Follow(beam.DoFn):
         self._options = options
 
     def setup(self) -> None:
+        options = self._options
+        self._live = LiveLog(options.live, options.project)
+        self._sealed = LivePolls(
+            options.project,
+            Log(options.build, options.live),
+            self._live,
+            start_us=options.as_of_us,
+            stop_us=TIME_MAX,
+            polls=options.start.number,
+        )
         self._following: Iterator[LoggedPoll | None] | None = None
         self._at = -1
 
@@ -87,19 +109,17 @@ class _Follow(beam.DoFn):
         tracker: Any = beam.DoFn.RestrictionParam(PROVIDER),
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARKS),
     ) -> Iterator[Any]:
-        options = self._options
         at, _ = tracker.current_restriction()
         end = time.monotonic() + _SLICE_SECONDS
         while True:
-            logged = self._next(at.number + options.logged - options.start.number)
-            if logged is not None:
-                poll = replace(Poll.decode(bytes(logged.poll)), number=at.number + 1)
+            found = self._next(at)
+            if found is not None:
+                poll, refused = found
                 at = Cut(poll.number, tuple(part.stop for part in poll.parts))
                 if not tracker.try_claim((at, False)):
                     return
-                self._at = logged.number
-                if logged.rejected is not None:
-                    yield beam.pvalue.TaggedOutput(REJECTED, logged.rejected)
+                for batch in refused:
+                    yield beam.pvalue.TaggedOutput(REJECTED, batch)
                 stamp = _stamp(min(part.watermark_us for part in poll.parts))
                 yield TimestampedValue(poll.encode(), stamp)
                 if stamp > (watermark.current_watermark() or MIN_TIMESTAMP):
@@ -115,15 +135,24 @@ class _Follow(beam.DoFn):
                 break
         tracker.defer_remainder(_DEFER)
 
-    def _next(self, after: int) -> LoggedPoll | None:
-        """Return the poll after a number, if it is there and may be sent."""
-        may_send = self._options.may_send
-        number = after + 1 - self._options.logged + self._options.start.number
-        if may_send is not None and not may_send(number):
+    def _next(self, at: Cut) -> tuple[Poll, list[pa.RecordBatch]] | None:
+        """Return the poll after another and its rejected records, if it may be sent now."""
+        options = self._options
+        taken = options.taken
+        if taken is not None and at.number >= max(taken(), options.start.number) + AHEAD_POLLS:
             return None
+        now_us = time.time_ns() // 1_000
+        if (sealed := self._sealed.next_poll(at, TIME_MAX, now_us)) is not None:
+            return sealed[0], self._sealed.rejected(at.number + 1)
+        after = at.number + options.logged - options.start.number
         if self._following is None or self._at != after:
-            self._following, self._at = PollLog(self._options.polls).follow(after), after
-        return next(self._following)
+            self._following, self._at = self._live.polls.follow(after), after
+        logged = next(self._following)
+        if logged is None:
+            return None
+        self._at = logged.number
+        poll = replace(Poll.decode(bytes(logged.poll)), number=at.number + 1)
+        return poll, [] if logged.rejected is None else [logged.rejected]
 
     def _is_stopped(self, at: Cut) -> bool:
         options = self._options

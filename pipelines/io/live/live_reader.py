@@ -28,17 +28,17 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN, Int64Array
+from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN
 from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import DamagedState, InputError
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.io.files.judged_rows import Counts, Judge
-from tidemill.pipelines.io.files.readers import RawBatch
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import log_schema
 from tidemill.pipelines.io.messages import Messages
+from tidemill.pipelines.io.payloads.decoding import Decoded, Decoder
 from tidemill.pipelines.io.poll import Poll, PollPart
 
 
@@ -65,25 +65,6 @@ class TopicReader(Protocol):
 
     def ends(self) -> Mapping[int, Ends]:
         """Return where each partition ends, by requests that begin after the call."""
-
-
-class Decoded(Protocol):
-    """The rows of some messages of one partition."""
-
-    @property
-    def raw(self) -> RawBatch:
-        """The rows; those from position 0 on are these messages' first."""
-
-    @property
-    def offsets(self) -> Int64Array:
-        """int64, ``(rows,)``: the offset of each row's message, rejected rows included."""
-
-
-class Decoder(Protocol):
-    """Turns messages into raw rows."""
-
-    def decode(self, messages: Messages, first_position: int) -> Decoded:
-        """Decode messages; their rows get positions from ``first_position`` on."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +113,19 @@ class LiveSource:
 
 @dataclass
 class _Partition:
-    """Where a partition of a topic is."""
+    """Where a partition of a topic is.
+
+    Attributes:
+        offset: The offset after what its last poll had read.
+        position: How many rows its log has.
+        row: A number that no earlier row of this reader has, for request ids.
+        watermark_us: Its watermark.
+        quiet_us: The highest watermark that it has had because it was quiet.
+    """
 
     offset: int
     position: int = 0
+    row: int = 0
     watermark_us: int = TIME_MIN
     quiet_us: int = TIME_MIN
 
@@ -223,7 +213,8 @@ class LiveReader:
             source_of = self._sources.get(part.source)
             if source_of is not None and part.partition >= source_of.first:
                 at = self._at[part.source, part.partition - source_of.first]
-                at.position, at.watermark_us = part.stop, part.watermark_us
+                at.position = at.row = part.stop
+                at.watermark_us = part.watermark_us
 
     def step(self) -> LoggedPoll | None:
         """Read what has come, and write it down as the next poll.
@@ -262,36 +253,63 @@ class LiveReader:
     ) -> list[pa.RecordBatch]:
         """Decode and judge messages; return the rejected records."""
         name = source.definition.name
-        decoded = source.decoder.decode(messages, 0)
+        at = self._at[name, messages.partition]
+        newest = int(messages.timestamps_us.max(initial=TIME_MIN))
+        self._newest_us[name] = max(self._newest_us[name], newest)
+        refused = []
+        for decoded in source.decoder.decode(messages, at.row):
+            at.row += len(decoded)
+            refused += self._judge(source, messages, decoded, rows)
+        return refused
+
+    def _judge(
+        self,
+        source: LiveSource,
+        messages: Messages,
+        decoded: Decoded,
+        rows: dict[tuple[str, int], list[pa.RecordBatch]],
+    ) -> list[pa.RecordBatch]:
+        name = source.definition.name
         partition = source.first + messages.partition
-        raw = replace(
-            decoded.raw,
-            partition=partition,
-            rejected=_placed(decoded.raw.rejected, partition),
-        )
+        unread = _placed(decoded.raw.rejected, partition)
+        raw = replace(decoded.raw, partition=partition, rejected=unread)
         try:
             judged = source.judge.judge(raw)
         except InputError as error:
-            # The transform failed, which is before anything is remembered: find the message.
-            if len(messages) == 1:
-                self.figures.counts[name] += Counts(read=1, rejected=1)
-                return [_untransformed(source, messages, str(error))]
-            half = len(messages) // 2
-            pieces = (_piece(messages, 0, half), _piece(messages, half, len(messages)))
-            return [record for piece in pieces for record in self._take(source, piece, rows)]
+            return self._without_culprit(source, messages, decoded, rows, str(error))
         self.figures.counts[name] += judged.counts
-        if len(messages):
-            newest = int(messages.timestamps_us.max())
-            self._newest_us[name] = max(self._newest_us[name], newest)
         if judged.batch.num_rows:
             rows.setdefault((name, messages.partition), []).append(judged.batch)
             self._count_late(source, messages.partition, judged.batch)
         if not judged.rejected.num_rows:
             return []
-        at = hashing.bits(judged.rejected.column("position"))
+        numbers = hashing.bits(judged.rejected.column("position")) - decoded.first_position
         place = judged.rejected.schema.get_field_index("position")
+        offsets = pa.array(decoded.offsets[numbers], pa.int64())
+        return [judged.rejected.set_column(place, "position", offsets)]
+
+    def _without_culprit(
+        self,
+        source: LiveSource,
+        messages: Messages,
+        decoded: Decoded,
+        rows: dict[tuple[str, int], list[pa.RecordBatch]],
+        why: str,
+    ) -> list[pa.RecordBatch]:
+        """Take messages whose transform failed, which is before the judge remembers anything.
+
+        They are divided until the message is found that it fails on; that one is rejected.
+        """
+        first, last = int(decoded.offsets[0]), int(decoded.offsets[-1])
+        low = int(np.searchsorted(messages.offsets, first, "left"))
+        high = int(np.searchsorted(messages.offsets, last, "right"))
+        if high - low == 1:
+            self.figures.counts[source.definition.name] += Counts(read=1, rejected=1)
+            return [_untransformed(source, _piece(messages, low, high), why)]
+        middle = (low + high) // 2
         return [
-            judged.rejected.set_column(place, "position", pa.array(decoded.offsets[at], pa.int64()))
+            *self._take(source, _piece(messages, low, middle), rows),
+            *self._take(source, _piece(messages, middle, high), rows),
         ]
 
     def _count_late(self, source: LiveSource, partition: int, batch: pa.RecordBatch) -> None:

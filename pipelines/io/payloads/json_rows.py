@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from json.scanner import make_scanner
 from operator import itemgetter
@@ -173,9 +174,9 @@ class _Found:
         self._layouts: dict[int, Layout] = {}
         self._split: tuple[int, list[bytes]] = (-1, [])
 
-    @property
+    @cached_property
     def sizes(self) -> Int64Array:
-        """int64, ``(messages,)``: the number of rows of each message."""
+        """int64, ``(messages,)``: the number of rows of each message, when all are added."""
         return np.bincount(np.array(self.messages, np.int64), minlength=len(self._of))
 
     def add_tombstone(self, message: int) -> None:

@@ -113,6 +113,8 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "clean-store",
         "merge-log",
         "replay-rejected",
+        "up",
+        "down",
     ]
     assert not any(line.endswith("...") for line in listed)
 

@@ -39,6 +39,7 @@ from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.resume import first_start
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
+from tidemill.pipelines.stream_run.replay_input import ReplayInput
 from tidemill.pipelines.stream_run.stream import wire
 
 PLAIN = (coders.BytesCoder, coders.StrUtf8Coder, coders.VarIntCoder, RecordBatchCoder)
@@ -69,10 +70,10 @@ def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     rows = random_rows(1, trips=4, hails=2)
     config = configuration(tmp_path, PROJECT, START, START + 11 * MINUTE)
     build = make_build(config, arrivals(PROJECT, rows, PARTITIONS, random.Random(1))).build_folder
-    replay = ReplayOptions(build, START, START + 11 * MINUTE)
+    entrance = ReplayInput(PROJECT, ReplayOptions(build, START, START + 11 * MINUTE), tmp_path)
     made = FeaturizeOptions(run="coders", shards=2, partitions=PARTITIONS)
     pipeline = beam.Pipeline()
-    wire(pipeline, config, replay, made, tmp_path, first_start(config, None), RunFills({}))
+    wire(pipeline, config, entrance, made, tmp_path, first_start(config, None), RunFills({}))
     visitor = Coders()
     pipeline.visit(visitor)
     assert len(visitor.found) > 15

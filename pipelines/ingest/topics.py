@@ -1,0 +1,185 @@
+"""The topics of live sources: where a stream begins to read them, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from tidemill.features.definitions import Request
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.kafka_section import EARLIEST, HANDOFF, LATEST, PAYLOADS, KafkaTopic
+from tidemill.pipelines.config.source_section import Source
+from tidemill.pipelines.ingest.build_topics import BuildTopic
+from tidemill.pipelines.io.files.judged_rows import Judge
+from tidemill.pipelines.io.files.readers import Reader as RowReader
+from tidemill.pipelines.io.kafka.choosing import choose_client
+from tidemill.pipelines.io.kafka.client import Partition
+from tidemill.pipelines.io.kafka.reader import Reader
+from tidemill.pipelines.io.live.live_reader import Ends, LiveSource
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.messages import Messages
+from tidemill.pipelines.io.payloads.decoders import decoder
+from tidemill.pipelines.io.payloads.metadata import Metadata
+from tidemill.pipelines.io.poll import PollPart
+from tidemill.pipelines.io.request_ids import RequestIds
+
+
+def ask_topics(config: Configuration) -> dict[str, BuildTopic]:
+    """Ask the brokers where the stream will begin to read each topic.
+
+    Raises:
+        BrokerError: A broker cannot be reached, or a topic does not exist.
+    """
+    found = {}
+    for name, source in sorted(config.sources.items()):
+        if source.kafka is not None:
+            offsets = _begin(source.kafka, config.splits.evaluate_until_us)
+            found[name] = BuildTopic(source.kafka.topic, offsets)
+    return found
+
+
+def _begin(topic: KafkaTopic, handoff_us: int) -> tuple[int, ...]:
+    with Reader(choose_client(), topic.connection) as reader:
+        places = [Partition(topic.topic, number) for number in reader.partitions(topic.topic)]
+        if topic.start == EARLIEST:
+            begin = reader.beginnings(places)
+            return tuple(begin[place] for place in places)
+        ends = {place: found.stable for place, found in reader.ends(places).items()}
+        if topic.start == LATEST:
+            return tuple(ends[place] for place in places)
+        start_us = handoff_us if topic.start == HANDOFF else int(topic.start)
+        # Where no message is that late, those to come are after the ends that were asked before.
+        later = reader.offsets_at(start_us, places)
+    return tuple(ends[place] if (found := later[place]) is None else found for place in places)
+
+
+@dataclass(frozen=True)
+class _TopicReader:
+    """A topic, as the live reader reads it."""
+
+    reader: Reader
+    topic: str
+
+    def poll(self, wait_s: float, max_messages: int) -> Sequence[Messages]:
+        return self.reader.poll(wait_s, max_messages=max_messages)
+
+    def positions(self) -> Mapping[int, int]:
+        return {place.partition: offset for place, offset in self.reader.positions().items()}
+
+    def ends(self) -> Mapping[int, Ends]:
+        found = self.reader.ends()
+        return {place.partition: Ends(*ends) for place, ends in found.items()}
+
+
+@contextmanager
+def open_topics(
+    config: Configuration,
+    log: Log,
+    unsealed: Iterable[PollPart],
+    offsets: Mapping[str, Sequence[int]],
+) -> Iterator[list[LiveSource]]:
+    """Open the topics of all live sources for a live reader.
+
+    Args:
+        config: The configuration.
+        log: The log of the stream, with the live rows that are sealed.
+        unsealed: Those that are written down and not sealed yet.
+        offsets: Source to the offset of each partition at which reading begins.
+
+    Yields:
+        The live sources, by ascending name.
+
+    Raises:
+        BrokerError: A broker cannot be reached, a topic does not exist, or it does not hold an
+            offset any more.
+    """
+    ids = _ids_so_far(config.project.request, log, unsealed)
+    with ExitStack() as opened:
+        sources = []
+        for name, begin in sorted(offsets.items()):
+            source = config.sources[name]
+            assert source.kafka is not None
+            reader = opened.enter_context(Reader(choose_client(), source.kafka.connection))
+            reader.assign(
+                {Partition(source.kafka.topic, n): offset for n, offset in enumerate(begin)}
+            )
+            first = log.partitions(name) - len(begin)
+            topic = _TopicReader(reader, source.kafka.topic)
+            sources.append(_live_source(config, source, topic, first, len(begin), ids))
+        yield sources
+
+
+def _live_source(
+    config: Configuration,
+    source: Source,
+    reader: _TopicReader,
+    first: int,
+    partitions: int,
+    ids: RequestIds,
+) -> LiveSource:
+    definition = config.project.definition(source.name)
+    judge = Judge(
+        definition,
+        [],
+        zone=source.zone,
+        ambiguous=source.ambiguous,
+        transform=source.transform,
+        received=source.received,
+        ids=ids if isinstance(definition, Request) else None,
+    )
+    topic = source.kafka
+    assert topic is not None
+    assert source.received is not None
+    columns = {**topic.columns}
+    if source.received not in columns:
+        columns[source.received] = "timestamp"
+    reads = judge.reader.columns
+    asked = None if reads is None else [name for name in reads if name not in columns]
+    return LiveSource(
+        definition,
+        reader,
+        decoder(
+            payload_format(source),
+            RowReader(source.name, asked),
+            metadata=Metadata(columns),
+            nulls=source.nulls or (),
+            tombstones=topic.tombstones,
+            schema=topic.schema,
+            message=topic.message,
+            registry=None if topic.registry is None else topic.registry.place,
+            frame=topic.frame,
+        ),
+        judge,
+        first,
+        partitions,
+        "messages" if topic.clock == "messages" else "wall",
+    )
+
+
+def _ids_so_far(request: Request, log: Log, unsealed: Iterable[PollPart]) -> RequestIds:
+    """Return the ids of all requests so far, with which those of a topic go on."""
+
+    def where(partition: int, position: int) -> str:
+        return f"the request at position {position:,} of partition {partition} of the log"
+
+    ids = RequestIds(request, where)
+    for partition in range(log.partitions(request.name)):
+        begin = 0
+        for batch in log.batches(request.name, partition):
+            # Of two rows of the log with one id the first was accepted as such, or both count.
+            ids.repeated(partition, np.arange(begin, begin + batch.num_rows), batch)
+            begin += batch.num_rows
+    for part in unsealed:
+        if part.source == request.name and part.rows is not None:
+            ids.repeated(part.partition, np.arange(part.start, part.stop), part.rows)
+    return ids
+
+
+def payload_format(source: Source) -> str:
+    """Return the format of a live source's messages."""
+    assert source.kafka is not None
+    of_source = source.format if source.format in PAYLOADS else None
+    return source.kafka.format or of_source or "json"

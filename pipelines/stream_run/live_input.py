@@ -1,0 +1,264 @@
+"""The input of a live stream: topics that this process reads and the pipeline follows.
+
+The reader writes polls down (`pipelines.io.live.live_reader`), the pipeline follows them
+(`pipelines.io.live.follow`); nothing but the poll log joins the two. So a stream that is killed
+repeats from the poll log what came after its savepoint, and then reads on.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apache_beam as beam
+
+from tidemill.features.contract import TIME_MAX, write_instant
+from tidemill.features.errors import InputError, StateMismatch
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.ingest.build_topics import read_topics
+from tidemill.pipelines.ingest.topics import open_topics
+from tidemill.pipelines.io.live.follow import (
+    AHEAD_POLLS,
+    REJECTED,
+    Follow,
+    FollowOptions,
+    stop_after,
+)
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveTopic
+from tidemill.pipelines.io.live.live_polls import LivePolls
+from tidemill.pipelines.io.live.live_reader import (
+    LiveFigures,
+    LiveReader,
+    LiveSource,
+    Pace,
+    wall_clock_us,
+)
+from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.recovery.log_parts import stream_log
+from tidemill.pipelines.recovery.resume import Start
+from tidemill.pipelines.run.draining import draining
+from tidemill.pipelines.run.meter import METER
+
+STOP: Final = "stop.json"
+"""The file of a stream's folder that names the poll after which it stops."""
+_MOST_UNREAD: Final = 16 * AHEAD_POLLS
+"""The most polls that are written down and that no operator has taken."""
+
+
+def polls_taken(run: str) -> int:
+    """Return how far the operators of a run are in this process: the number of their last poll."""
+    return METER.read(run, "polls")
+
+
+@dataclass
+class LiveInput:
+    """The topics of a stream, from its last savepoint on.
+
+    Attributes:
+        config: The configuration, with the folders of the stream.
+        start: The start of the segment.
+        run: The name of the run.
+        until_us: When to stop; None to go on until somebody asks.
+
+    Raises:
+        StateMismatch: The topics are not those that the live stream was begun with.
+        InputError: Files hold rows that were received after the stream begins.
+    """
+
+    config: Configuration
+    start: Start
+    run: str
+    until_us: int | None = None
+
+    def __post_init__(self) -> None:
+        current, project = self.start.current, self.config.project
+        self._figures = LiveFigures()
+        self._sealed: LivePolls | None = None
+        self._build = current.build_folder
+        self._log = stream_log(current)
+        self._stop = current.stream_folder / STOP
+        self.live = LiveLog(current.folder / LIVE, project)
+        self.live.begin(self._topics())
+        self.live.seal(self._build, self.start.handoff.as_of_us)
+        self.begins = self.polls()
+        self._check_files()
+
+    def _topics(self) -> dict[str, LiveTopic]:
+        built = read_topics(self._build)
+        topics = {}
+        for name, source in sorted(self.config.sources.items()):
+            if source.kafka is None:
+                continue
+            if name not in built or built[name].topic != source.kafka.topic:
+                raise StateMismatch(
+                    f"the states of {self._build} were not made for topic {source.kafka.topic!r} "
+                    f"of {name!r}; run `tidemill backfill` again"
+                )
+            offsets = built[name].offsets
+            first = self._log.partitions(name) - len(offsets)
+            topics[name] = LiveTopic(source.kafka.topic, first, offsets)
+        return topics
+
+    def _check_files(self) -> None:
+        """Refuse rows of files that neither the states hold nor a topic will bring."""
+        as_of_us = self.start.run.as_of_us
+        for name, positions in self.start.run.positions.items():
+            lengths = self._log.lengths(name)
+            topic = self.live.topics().get(name)
+            of_files = len(lengths) if topic is None else topic.first
+            rows = sum(lengths[:of_files]) - sum(positions[:of_files])
+            if rows:
+                raise InputError(
+                    f"{rows:,} rows of the files of {name!r} were received at "
+                    f"{write_instant(as_of_us)} (splits.evaluate_until) or later, and a live "
+                    "stream begins with the topics: set splits.evaluate_until after the files, "
+                    "and run `tidemill backfill` again"
+                )
+
+    def polls(self) -> LivePolls:
+        """Return the sealed polls since the savepoint."""
+        return LivePolls(
+            self.config.project,
+            self._log,
+            self.live,
+            start_us=self.start.handoff.as_of_us,
+            stop_us=TIME_MAX,
+            polls=self.start.handoff.polls,
+        )
+
+    @property
+    def ends(self) -> bool:
+        """A live stream never ends; it stops at a savepoint."""
+        return False
+
+    @property
+    def stop_us(self) -> int:
+        """After the receipt of the last poll; known once all are sealed."""
+        received_us = None if self._sealed is None else self._sealed.received_us
+        return self.start.handoff.as_of_us if received_us is None else received_us + 1
+
+    @property
+    def speed(self) -> float | None:
+        """Nothing is replayed."""
+        return None
+
+    @property
+    def requests(self) -> int | None:
+        """Nobody knows how many requests will come."""
+        return None
+
+    def seal(self) -> LivePolls:
+        """Seal all polls, once the stream has stopped after the last one; return them."""
+        self.live.seal(self._build, TIME_MAX)
+        self._sealed = self.polls()
+        return self._sealed
+
+    def kept(self) -> None:
+        """Note that the savepoint counts, so the stream need not stop there again."""
+        self._stop.unlink(missing_ok=True)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the reader adds to the summary, by source."""
+        found = self._figures
+        return {
+            "read": {name: counts.read for name, counts in found.counts.items()},
+            "rejected_by_reader": {name: counts.rejected for name, counts in found.counts.items()},
+            "late_after_quiet": dict(found.late_after_quiet),
+        }
+
+    def read(self, pipeline: beam.Pipeline) -> tuple[Any, tuple[Any, ...]]:
+        """Wire the source; return the encoded polls, and collections of rejected records."""
+        out = pipeline | self._follow()
+        return out["polls"], (out[REJECTED],)
+
+    def _follow(self) -> Follow:
+        return Follow(
+            FollowOptions(
+                project=self.config.project,
+                build=self._build,
+                live=self.live.folder,
+                as_of_us=self.start.handoff.as_of_us,
+                start=self.begins.start,
+                logged=self.begins.before,
+                places=tuple((one.name, partition) for one, partition in self.begins.sources),
+                stop=self._stop,
+                taken=functools.partial(polls_taken, self.run),
+            )
+        )
+
+    @contextmanager
+    def reading(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Read the topics while the block runs, until a signal asks to stop.
+
+        Args:
+            say: Tells a person what happens.
+
+        Raises:
+            BrokerError: A topic cannot be read any more; the stream has stopped in order.
+        """
+        self._stop.unlink(missing_ok=True)
+        offsets = LiveReader.offsets_after(self.live.polls, self.live.sealed().offsets)
+        failed: list[BaseException] = []
+        with (
+            open_topics(self.config, self._log, self._unsealed(), offsets) as sources,
+            draining(say) as stop,
+        ):
+            reader = self._reader(sources)
+            ended = threading.Event()
+
+            def read() -> None:
+                try:
+                    self._read(reader, stop, ended)
+                except BaseException as error:  # noqa: BLE001 - raised where the stream was started
+                    failed.append(error)
+                finally:
+                    stop_after(self._stop, reader.number)
+
+            thread = threading.Thread(target=read, name="live-reader", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
+                self.live.polls.close()
+                self._figures = reader.figures
+        if failed:
+            raise failed[0]
+
+    def _unsealed(self) -> Iterator[PollPart]:
+        """Yield the rows that are written down and not in the log yet."""
+        for logged in self.live.polls.read(after=self.live.sealed().number):
+            yield from Poll.decode(bytes(logged.poll)).parts
+
+    def _reader(self, sources: list[LiveSource]) -> LiveReader:
+        topics = self.live.topics()
+        order: list[tuple[str, int, int | None]] = []
+        for definition, partition in self.begins.sources:
+            topic = topics.get(definition.name)
+            is_live = topic is not None and partition >= topic.first
+            length = None if is_live else self._log.digests(definition.name, partition).rows
+            order.append((definition.name, partition, length))
+        waits = [one.kafka.quiet_us for one in self.config.sources.values() if one.kafka]
+        return LiveReader(
+            sources,
+            order,
+            self.live.polls,
+            self.live.sealed().offsets,
+            Pace(poll_messages=self.config.stream.poll_rows, quiet_us=max(waits)),
+        )
+
+    def _read(self, reader: LiveReader, stop: threading.Event, ended: threading.Event) -> None:
+        begin = self.begins.start.number
+        while not (stop.is_set() or ended.is_set()):
+            if self.until_us is not None and wall_clock_us() >= self.until_us:
+                break
+            number = reader.number - self.begins.before + begin
+            if number - max(polls_taken(self.run), begin) >= _MOST_UNREAD:
+                ended.wait(0.01)
+                continue
+            reader.step()

@@ -1,0 +1,89 @@
+"""The input of a stream that replays the log: it ends, or stops at a savepoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+
+from tidemill.features.definitions import Project
+from tidemill.pipelines.io.cuts import Cut, FileCutLog
+from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
+from tidemill.pipelines.run import paths
+
+
+def recorded_cuts(stream: Path) -> tuple[Cut, ...]:
+    """Return where the savepoints of a stream have cut its polls."""
+    return tuple(FileCutLog(stream / paths.CUTS).recorded())
+
+
+@dataclass
+class ReplayInput:
+    """The rows of a log that were received in a span of time.
+
+    Attributes:
+        project: The project.
+        options: What is replayed.
+        stream: The folder of the stream.
+    """
+
+    project: Project
+    options: ReplayOptions
+    stream: Path
+
+    def __post_init__(self) -> None:
+        self.begins = ReplayLog(self.project, self.options)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the stream ends after these rows; else it stops at a savepoint."""
+        return self.options.ends
+
+    @property
+    def stop_us(self) -> int:
+        """Rows that were received at this instant or later do not come."""
+        return self.options.stop_us
+
+    @property
+    def speed(self) -> float | None:
+        """How many times faster than real time."""
+        return self.options.speed
+
+    @property
+    def requests(self) -> int | None:
+        """How many requests come."""
+        return self.begins.rows_of(self.project.request.name)
+
+    def read(self, pipeline: beam.Pipeline) -> tuple[Any, tuple[Any, ...]]:
+        """Wire the source; return the encoded polls, and collections of rejected records."""
+        return pipeline | Replay(self.project, self.options), ()
+
+    @contextmanager
+    def reading(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Hold what the source needs while the pipeline runs."""
+        if not self.ends:
+            self._record_savepoint()
+        yield
+
+    def _record_savepoint(self) -> None:
+        """Record where the savepoint cuts the polls, so that a later run cuts there too."""
+        cuts = FileCutLog(self.stream / paths.CUTS)
+        cut = Cut(self.begins.last_poll_number, self.begins.stop)
+        if cut not in cuts.recorded():
+            cuts.keep_before(cut.number)
+            cuts.append(cut)
+
+    def seal(self) -> ReplayLog:
+        """Return the polls that the pipeline has taken."""
+        return self.begins
+
+    def kept(self) -> None:
+        """Note that the savepoint counts."""
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the source adds to the summary."""
+        return {}

@@ -1,0 +1,268 @@
+"""A project of payments whose sources go on in topics, as a folder for the command line.
+
+Histories end at `History.until_us`; messages continue from there, in time order by partition.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+from kafka import KafkaProducer
+
+from tests.support.folders import stream_of
+from tests.support.kafka_broker import TestBroker
+from tests.support.markdown import ROOT
+from tidemill.features.contract import MINUTE, SECOND
+
+PROJECT: Final = """
+from tidemill import (
+    Entity, EventStream, FeatureView, Project, Request, col, count, last, mean, sum
+)
+
+payments = EventStream(
+    "payments",
+    event_time="paid_at",
+    event_id="payment",
+    transport=["sent_at"],
+    out_of_orderness="1s",
+    schema={
+        "payment": "string", "paid_at": "timestamp", "sent_at": "timestamp", "card": "string",
+        "amount": "float64",
+    },
+)
+card = Entity("card")
+by_card = FeatureView(
+    "by_card", entity=card, stream=payments, hop="1m",
+    features={
+        "payments_10m": count(over="10m"), "spent_10m": sum(col("amount"), over="10m"),
+        "mean_1h": mean(col("amount"), over="1h"), "last_amount": last(col("amount"), over="1h"),
+    },
+)
+checks = Request(
+    "checks", request_id="check", request_time="asked_at", out_of_orderness="1s",
+    schema={
+        "check": "string", "asked_at": "timestamp", "sent_at": "timestamp", "card": "string",
+        "wanted": "float64",
+    },
+)
+project = Project("payments", views=[by_card], request=checks)
+"""
+
+CONFIGURATION: Final = """
+project: project:project
+root: run
+shards: 2
+sources:
+  payments:
+    files: [payments.csv]
+    received: sent_at
+    kafka: {{bootstrap: "{bootstrap}", topic: {payments}, format: json}}
+  checks:
+    files: [checks.csv]
+    received: sent_at
+    kafka: {{bootstrap: "{bootstrap}", topic: {checks}, format: json}}
+splits: {{train_until: "{train_until}", evaluate_until: "{until}"}}
+online_store: {{type: sqlite, path: online.db}}
+stream: {{engine: {engine}, mode: {mode}, answer_within: 5m}}
+"""
+
+CARDS: Final = 20
+
+
+def instant(time_us: int) -> str:
+    return f"{np.datetime64(time_us, 'us')}Z"
+
+
+@dataclass
+class LiveProject:
+    """A folder with a project, its histories, and topics on a broker.
+
+    Attributes:
+        folder: The folder.
+        broker: The broker.
+        engine: The engine of the stream.
+        mode: The mode of the stream.
+        partitions: How many partitions each topic has.
+        seed: Of everything random.
+    """
+
+    folder: Path
+    broker: TestBroker
+    engine: str = "fnapi"
+    mode: str = "exact"
+    partitions: int = 2
+    seed: int = 1
+    sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.until_us = (time.time_ns() // 1_000 // MINUTE - 2) * MINUTE
+        self.topics = {
+            name: self.broker.new_topic(self.partitions) for name in ("payments", "checks")
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "project.py").write_text(PROJECT)
+        (self.folder / "tidemill.yaml").write_text(
+            CONFIGURATION.format(
+                bootstrap=self.broker.bootstrap,
+                payments=self.topics["payments"],
+                checks=self.topics["checks"],
+                train_until=instant(self.until_us - 30 * MINUTE),
+                until=instant(self.until_us),
+                engine=self.engine,
+                mode=self.mode,
+            )
+        )
+        begin_us = self.until_us - 60 * MINUTE
+        times = sorted(self.random.randrange(begin_us, self.until_us - SECOND) for _ in range(400))
+        paid = [self._payment(f"h-{n}", at) for n, at in enumerate(times)]
+        asked = [self._check(f"q-{n}", at) for n, at in enumerate(times[::4])]
+        for name, rows in (("payments", paid), ("checks", asked)):
+            lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+            (self.folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+
+    def _payment(self, name: str, at_us: int) -> dict[str, Any]:
+        return {
+            "payment": name,
+            "paid_at": instant(at_us),
+            "sent_at": instant(at_us),
+            "card": f"c-{self.random.randrange(CARDS)}",
+            "amount": self.random.randrange(1, 100_000) / 100,
+        }
+
+    def _check(self, name: str, at_us: int) -> dict[str, Any]:
+        return {
+            "check": name,
+            "asked_at": instant(at_us),
+            "sent_at": instant(at_us),
+            "card": f"c-{self.random.randrange(CARDS)}",
+            "wanted": 1.5,
+        }
+
+    def produce(self, payments: int, checks: int) -> None:
+        """Send messages of now, in turn."""
+        producer = KafkaProducer(bootstrap_servers=self.broker.bootstrap)
+        try:
+            kinds = ["payments"] * payments + ["checks"] * checks
+            self.random.shuffle(kinds)
+            for kind in kinds:
+                number = self.sent[kind]
+                self.sent[kind] += 1
+                at_us = time.time_ns() // 1_000
+                row = (self._payment if kind == "payments" else self._check)(
+                    f"{kind}-{number}", at_us
+                )
+                del row["sent_at"]  # the message's own timestamp
+                producer.send(
+                    self.topics[kind],
+                    json.dumps(row).encode(),
+                    key=row["card"].encode(),
+                    partition=self.random.randrange(self.partitions),
+                )
+            producer.flush()
+        finally:
+            producer.close()
+
+    def send_raw(self, kind: str, values: Sequence[bytes | None], partition: int = 0) -> None:
+        """Send messages as they are."""
+        producer = KafkaProducer(bootstrap_servers=self.broker.bootstrap)
+        try:
+            for value in values:
+                producer.send(self.topics[kind], value, key=b"key", partition=partition)
+            producer.flush()
+        finally:
+            producer.close()
+
+    def run(self, *arguments: str) -> str:
+        """Run a command to its end; return what it prints."""
+        done = subprocess.run(
+            self._command(arguments),
+            cwd=self.folder,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def verify(self) -> int:
+        """Prove everything; return how many values were compared."""
+        found = re.search(r"^0 mismatches in ([0-9,]+) values$", self.run("verify"), re.MULTILINE)
+        assert found is not None
+        return int(found[1].replace(",", ""))
+
+    @contextmanager
+    def streaming(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run `tidemill stream`; it is killed if it still runs when the block ends."""
+        with (self.folder / "stream.log").open("ab") as log:
+            process = subprocess.Popen(
+                self._command(("stream", *arguments)),
+                cwd=self.folder,
+                env=self._environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def _command(self, arguments: Sequence[str]) -> list[str]:
+        code = "import sys; from tidemill.pipelines.commands.cli import main; sys.exit(main())"
+        return [sys.executable, "-c", code, *arguments]
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def drain(self, process: subprocess.Popen[bytes]) -> None:
+        """Stop a stream with SIGTERM, and check that it says so."""
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(timeout=120)
+        assert status == 0, self.log()
+
+    def log(self) -> str:
+        """Return what the streams have printed."""
+        return (self.folder / "stream.log").read_text()
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """Return the answered requests of the stream."""
+        try:
+            folder = stream_of(self.folder / "run") / "predictions"
+        except Exception:  # noqa: BLE001 - no stream has begun yet
+            return []
+        found: list[dict[str, Any]] = []
+        for path in sorted(folder.glob("*.parquet")):
+            found += pq.read_table(path).to_pylist()
+        return found
+
+    def wait_for(
+        self, answered: int, process: subprocess.Popen[bytes], within_s: float = 90
+    ) -> None:
+        """Wait until so many requests are answered."""
+        deadline = time.monotonic() + within_s
+        while len(self.predictions()) < answered:
+            assert process.poll() is None, self.log()
+            assert time.monotonic() < deadline, (
+                f"{len(self.predictions())} of {answered}\n{self.log()}"
+            )
+            time.sleep(0.2)
