@@ -27,7 +27,7 @@ from tests.support.kafka_broker import TestBroker
 from tests.support.markdown import ROOT
 from tidemill.features.contract import MINUTE, SECOND
 
-PROJECT: Final = '''
+PROJECT: Final = """
 from tidemill import (
     Entity, EventStream, FeatureView, Project, Request, col, count, last, mean, sum
 )
@@ -59,7 +59,7 @@ checks = Request(
     },
 )
 project = Project("payments", views=[by_card], request=checks)
-'''
+"""
 
 CONFIGURATION: Final = """
 project: project:project
@@ -248,10 +248,14 @@ class LiveProject:
             found += pq.read_table(path).to_pylist()
         return found
 
-    def wait_for(self, answered: int, process: subprocess.Popen[bytes], within_s: float = 90) -> None:
+    def wait_for(
+        self, answered: int, process: subprocess.Popen[bytes], within_s: float = 90
+    ) -> None:
         """Wait until so many requests are answered."""
         deadline = time.monotonic() + within_s
         while len(self.predictions()) < answered:
             assert process.poll() is None, self.log()
-            assert time.monotonic() < deadline, f"{len(self.predictions())} of {answered}\n{self.log()}"
+            assert time.monotonic() < deadline, (
+                f"{len(self.predictions())} of {answered}\n{self.log()}"
+            )
             time.sleep(0.2)
