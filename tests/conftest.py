@@ -117,11 +117,12 @@ def own_broker(tmp_path: Path) -> Iterator[Callable[..., TestBroker]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_engine_is_left_running() -> Iterator[None]:
-    """Fail the session when an engine's process outlives the tests that started it."""
+    """Fail the session when a process of an engine or a broker outlives the tests."""
     yield
     left = [
         process
         for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and "prism" in process.name()
+        if process.status() != psutil.STATUS_ZOMBIE
+        and ("prism" in process.name() or process.name() == "java")
     ]
     assert not left, f"these processes outlived the tests: {left}"

@@ -6,6 +6,11 @@ kafka:
   topic: payments
   format: json                  # optional: of the messages; by default the source's format
   columns: {card: key}          # optional: key, timestamp, offset, partition or header:NAME
+  tombstones: ignore            # optional: messages without a value; by default they are rejected
+  schema: payment.avsc          # optional: of avro, or descriptors of protobuf
+  message: shop.Payment         # optional: the message type of protobuf
+  registry: {url: "http://localhost:8081"}   # optional: of avro and protobuf; also user,
+                                # password_env, ca
   start: handoff                # optional: handoff (default), earliest, latest, or a time
   clock: wall                   # optional: wall (default), or messages for producers of the past
   quiet: 2s                     # optional: how long a message may be on its way to the broker
@@ -26,16 +31,20 @@ from tidemill.pipelines.config.kafka_connection import (
     read_connection,
     read_topic,
 )
+from tidemill.pipelines.config.schema_registry import SchemaRegistry, read_schema_registry
 from tidemill.pipelines.config.strict_yaml import Value
+from tidemill.pipelines.io.payloads.decoders import FORMATS
+from tidemill.pipelines.io.payloads.decoding import REJECT_TOMBSTONES, TOMBSTONES
 
 KAFKA_KEYS: Final = (
-    "topic", "format", "columns", "start", "clock", "quiet", *CONNECTION_KEYS,
+    "topic", "format", "columns", "tombstones", "schema", "message", "frame", "registry", "start",
+    "clock", "quiet", *CONNECTION_KEYS,
 )  # fmt: skip
 HANDOFF: Final = "handoff"
 """Begin at the messages that were sent at the instant of the handed-over states, or later."""
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
-PAYLOADS: Final = ("json",)
+PAYLOADS: Final = FORMATS
 """The formats of messages."""
 CLOCKS: Final = ("wall", "messages")
 
@@ -49,6 +58,11 @@ class KafkaTopic(KafkaConnection):
         format: The format of the messages, of `PAYLOADS`; None is the source's format.
         columns: Declared columns that come from a message's key, headers, timestamp or place
             (`pipelines.io.payloads.metadata.Metadata`).
+        tombstones: What becomes of a message without a value.
+        schema: A file with the schema of avro, or with the descriptors of protobuf.
+        message: The full name of protobuf's message type.
+        frame: What stands before a record of avro (`pipelines.io.payloads.avro_rows.FRAMES`).
+        registry: Where the schemas of avro or protobuf are registered.
         start: `HANDOFF`, `EARLIEST`, `LATEST`, or an instant in UTC microseconds.
         clock: How quiet partitions are timed (`pipelines.io.live.live_reader.LiveSource`).
         quiet_us: As `pipelines.io.live.live_reader.Pace.quiet_us`.
@@ -57,6 +71,11 @@ class KafkaTopic(KafkaConnection):
     topic: str
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    tombstones: str = REJECT_TOMBSTONES
+    schema: Path | None = None
+    message: str | None = None
+    frame: str | None = None
+    registry: SchemaRegistry | None = None
     start: str | int = HANDOFF
     clock: str = "wall"
     quiet_us: int = 2 * SECOND
@@ -77,6 +96,11 @@ def read_kafka(value: Value, folder: Path) -> KafkaTopic:
             "clock": lambda value: value.one_of(CLOCKS),
             "quiet": Value.duration_us,
             "columns": _columns,
+            "tombstones": lambda value: value.one_of(TOMBSTONES),
+            "schema": lambda value: folder / value.text(),
+            "message": Value.text,
+            "frame": Value.text,
+            "registry": lambda value: read_schema_registry(value, folder),
         }
     )
     return KafkaTopic(topic=topic, **found, **read_connection(section, folder))

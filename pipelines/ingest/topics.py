@@ -10,7 +10,7 @@ import numpy as np
 
 from tidemill.features.definitions import Request
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.config.kafka_section import EARLIEST, HANDOFF, LATEST, KafkaTopic
+from tidemill.pipelines.config.kafka_section import EARLIEST, HANDOFF, LATEST, PAYLOADS, KafkaTopic
 from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.ingest.build_topics import BuildTopic
 from tidemill.pipelines.io.files.judged_rows import Judge
@@ -21,7 +21,7 @@ from tidemill.pipelines.io.kafka.reader import Reader
 from tidemill.pipelines.io.live.live_reader import Ends, LiveSource
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.messages import Messages
-from tidemill.pipelines.io.payloads.json_rows import JsonDecoder
+from tidemill.pipelines.io.payloads.decoders import decoder
 from tidemill.pipelines.io.payloads.metadata import Metadata
 from tidemill.pipelines.io.poll import PollPart
 from tidemill.pipelines.io.request_ids import RequestIds
@@ -130,9 +130,10 @@ def _live_source(
         received=source.received,
         ids=ids if isinstance(definition, Request) else None,
     )
-    assert source.kafka is not None
+    topic = source.kafka
+    assert topic is not None
     assert source.received is not None
-    columns = {**source.kafka.columns}
+    columns = {**topic.columns}
     if source.received not in columns:
         columns[source.received] = "timestamp"
     reads = judge.reader.columns
@@ -140,11 +141,21 @@ def _live_source(
     return LiveSource(
         definition,
         reader,
-        JsonDecoder(RowReader(source.name, asked), Metadata(columns), nulls=source.nulls or ()),
+        decoder(
+            payload_format(source),
+            RowReader(source.name, asked),
+            metadata=Metadata(columns),
+            nulls=source.nulls or (),
+            tombstones=topic.tombstones,
+            schema=topic.schema,
+            message=topic.message,
+            registry=None if topic.registry is None else topic.registry.place,
+            frame=topic.frame,
+        ),
         judge,
         first,
         partitions,
-        "messages" if source.kafka.clock == "messages" else "wall",
+        "messages" if topic.clock == "messages" else "wall",
     )
 
 
@@ -165,3 +176,10 @@ def _ids_so_far(request: Request, log: Log, unsealed: Iterable[PollPart]) -> Req
         if part.source == request.name and part.rows is not None:
             ids.repeated(part.partition, np.arange(part.start, part.stop), part.rows)
     return ids
+
+
+def payload_format(source: Source) -> str:
+    """Return the format of a live source's messages."""
+    assert source.kafka is not None
+    of_source = source.format if source.format in PAYLOADS else None
+    return source.kafka.format or of_source or "json"

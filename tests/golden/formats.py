@@ -15,6 +15,9 @@ from tidemill.features.kernel.advance import Publish, advance
 from tidemill.features.kernel.encoding import decode
 from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.ingest.build_topics import read_topics
+from tidemill.pipelines.io.live.live_log import LiveLog
+from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
@@ -114,6 +117,13 @@ def _joiner(read: AnswerJoiner) -> Any:
     return said | {"stops": as_json(read.savepoints)}
 
 
+def _logged_poll(data: bytes) -> Any:
+    logged = LoggedPoll.decode(data, "a logged poll")
+    return as_json(dataclasses.replace(logged, poll=b"")) | {
+        "poll": as_json(Poll.decode(bytes(logged.poll)))
+    }
+
+
 def _operator_file(path: Path) -> Any:
     operator = operator_of()
     read_handoff(path.parent, operator)
@@ -196,6 +206,10 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "CURRENT": _current,
     LOG_FILE: _log,
     "releases/release.jsonl": lambda path: json.loads(path.read_text()),
+    "logged_poll.bin": _of_bytes(_logged_poll),
+    "topics.json": lambda path: as_json(read_topics(path.parent)),
+    "live/topics.json": lambda path: as_json(LiveLog(path.parent, PROJECT).topics()),
+    "live/sealed.json": lambda path: as_json(LiveLog(path.parent, PROJECT).sealed()),
 }
 """File name to the function that reads it."""
 
@@ -203,6 +217,8 @@ FORMER = ("handoff.json", "stream.json")
 """Files in ``frames_1`` of a version that is no longer read."""
 SINCE_FRAMES_2 = ("build.json", "CURRENT", LOG_FILE)
 """Files that ``frames_1`` does not have."""
+SINCE_FRAMES_5 = ("logged_poll.bin", "topics.json", "live/topics.json", "live/sealed.json")
+"""Files that the folders before ``frames_5`` do not have."""
 
 
 def described(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Write golden files of all formats with the current code.
 
-    python -m tests.golden.make tests/golden/frames_5
+    python -m tests.golden.make tests/golden/frames_6
 
 Do this once for each new version of a format, into a new folder, and add the folder to
 `tests.golden.golden_test`. **Never write a folder again that is there**: its files stand for the
@@ -10,13 +10,14 @@ field, say), its expectation is changed by hand, with the reason.
 
 The folders:
 
-``frames_1``, ``frames_2``, ``frames_3``, ``frames_4``
+``frames_1`` to ``frames_5``
     One file for each format, and ``expected.json``: their contents. In ``frames_1`` polls have no
     numbers, releases no marks, and parts name their views by their place. Since ``frames_2`` states
     and streams name the log that they were made from, and there are a log with digests, ``CURRENT``
     and the manifest of a build. Since ``frames_3`` rows say when they arrived. Since ``frames_4``
     the record of a stream says whether it has a model; every stream before had one. Operators do
-    not remember ids any more, and hashes are those of version 2 of the canonical form.
+    not remember ids any more, and hashes are those of version 2 of the canonical form. Since
+    ``frames_5`` there are logged polls, and the records of live streams.
 ``before_frames/root``
     The root of a small stream that stopped at a savepoint (12 trips, 8 requests), written by the
     commit before frames: log, states and stop (pickles), offline log, online store (SQLite),
@@ -33,6 +34,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from tests.golden.formats import SHARD, SHARDS, VIEW, described, joiner
 from tests.support.streaming_project import (
     PARTITIONS,
@@ -46,8 +49,12 @@ from tests.support.streaming_project import (
     write_log,
 )
 from tidemill.features.kernel.encoding import encode
+from tidemill.features.rows import rejected
 from tidemill.pipelines.history.build_manifest import BuildManifest, source_records
+from tidemill.pipelines.ingest.build_topics import BuildTopic, write_topics
 from tidemill.pipelines.ingest.source_digests import SourceFile
+from tidemill.pipelines.io.live.live_log import LiveLog, LiveTopic, Sealed
+from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, cut_digests
 from tidemill.pipelines.stream.answer_parts import SavepointPart, Unanswered
@@ -65,6 +72,16 @@ from tidemill.pipelines.stream.wire_format import (
 from tidemill.serving.generations.current import Current, write_current
 
 GENERATION = "0123456789abcdef"
+REJECTED = rejected.batch(
+    rejected.Stage.READ,
+    stream="trips",
+    partition=1,
+    positions=np.array([8], np.int64),
+    reasons=[rejected.Reason.BROKEN_JSON],
+    details=["found '{', expected one JSON object"],
+    origins=["cab-trips/1@8"],
+    payloads=[b"{"],
+)
 
 
 def make(folder: Path) -> None:
@@ -163,6 +180,12 @@ def make(folder: Path) -> None:
         training_table={"00000.parquet": "0" * 64},
         handoff=handoff.id,
     ).write(folder)
+    logged = LoggedPoll(5, {"trips": (7, 9)}, {"trips": (3, -(2**62))}, polls[4].encode(), REJECTED)
+    (folder / "logged_poll.bin").write_bytes(logged.encode())
+    write_topics(folder, {"trips": BuildTopic("cab-trips", (7, 0))})
+    live = LiveLog(folder / "live", PROJECT)
+    live.begin({"trips": LiveTopic("cab-trips", 1, (7,))})
+    live.write_sealed(Sealed(5, {"trips": [3]}, {"trips": [12]}))
     write_current(Current(folder, GENERATION, build=2, offline=1, stream=3))
     (folder / "expected.json").write_text(described(folder))
 

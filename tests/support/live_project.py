@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,11 @@ online_store: {{type: sqlite, path: online.db}}
 stream: {{engine: {engine}, mode: {mode}, answer_within: 5m}}
 """
 
+SINKS: Final = """
+predictions: {{kafka: {{bootstrap: "{bootstrap}", topic: {predictions}, compression: gzip}}}}
+rejected: {{kafka: {{bootstrap: "{bootstrap}", topic: {rejected}}}}}
+"""
+
 CARDS: Final = 20
 
 
@@ -96,6 +102,7 @@ class LiveProject:
         engine: The engine of the stream.
         mode: The mode of the stream.
         partitions: How many partitions each topic has.
+        sinks: Whether predictions and rejected records go to topics, too.
         seed: Of everything random.
     """
 
@@ -104,6 +111,7 @@ class LiveProject:
     engine: str = "fnapi"
     mode: str = "exact"
     partitions: int = 2
+    sinks: bool = False
     seed: int = 1
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
 
@@ -126,6 +134,10 @@ class LiveProject:
                 mode=self.mode,
             )
         )
+        if self.sinks:
+            self.topics |= {name: self.broker.new_topic(2) for name in ("predictions", "rejected")}
+            with (self.folder / "tidemill.yaml").open("a") as file:
+                file.write(SINKS.format(bootstrap=self.broker.bootstrap, **self.topics))
         begin_us = self.until_us - 60 * MINUTE
         times = sorted(self.random.randrange(begin_us, self.until_us - SECOND) for _ in range(400))
         paid = [self._payment(f"h-{n}", at) for n, at in enumerate(times)]
@@ -181,7 +193,7 @@ class LiveProject:
         producer = KafkaProducer(bootstrap_servers=self.broker.bootstrap)
         try:
             for value in values:
-                producer.send(self.topics[kind], value, partition=partition)
+                producer.send(self.topics[kind], value, key=b"key", partition=partition)
             producer.flush()
         finally:
             producer.close()
@@ -200,12 +212,18 @@ class LiveProject:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def verify(self) -> int:
+        """Prove everything; return how many values were compared."""
+        found = re.search(r"^0 mismatches in ([0-9,]+) values$", self.run("verify"), re.MULTILINE)
+        assert found is not None
+        return int(found[1].replace(",", ""))
+
     @contextmanager
     def streaming(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """Run `tidemill stream`; it is killed if it still runs when the block ends."""
         with (self.folder / "stream.log").open("ab") as log:
             process = subprocess.Popen(
-                self._command(("stream", "--quiet", *arguments)),
+                self._command(("stream", *arguments)),
                 cwd=self.folder,
                 env=self._environment(),
                 stdout=log,

@@ -46,17 +46,19 @@ class SchemaRegistry:
         kind: str | None = None,
         references: list[dict[str, Any]] | None = None,
         subject: tuple[str, int] | None = None,
+        *,
+        query: str = "",
     ) -> None:
-        """Let an id, and a version of a subject, be a schema."""
+        """Let an id, and a version of a subject, be a schema, as the query asks for it."""
         answer: dict[str, Any] = {"schema": schema}
         if kind is not None:
             answer["schemaType"] = kind
         if references:
             answer["references"] = references
-        self.answers[f"/schemas/ids/{id}"] = answer
+        self.answers[f"/schemas/ids/{id}{query}"] = answer
         if subject is not None:
             name, version = subject
-            path = f"/subjects/{name}/versions/{version}"
+            path = f"/subjects/{name}/versions/{version}{query}"
             self.answers[path] = answer | {"subject": name, "version": version, "id": id}
 
 

@@ -28,6 +28,8 @@ BACKOFF_MS: Final = 1_000
 METADATA_AGE_MS: Final = 10_000
 REQUEST_MS: Final = 10_000
 """How long a request may take until its connection counts as broken."""
+ASK_MS: Final = 3_000
+"""How long an asker waits for an answer."""
 LINGER_MS: Final = 5
 """How long a writer waits for more messages of a batch."""
 BATCH_BYTES: Final = 1 << 18
@@ -68,16 +70,28 @@ class Topic(NamedTuple):
     partitions: tuple[int, ...]
 
 
+class Lost(NamedTuple):
+    """A position that its partition does not hold.
+
+    Attributes:
+        position: The position.
+        truncated: Whether messages before it were replaced by others, so that it may seem held.
+    """
+
+    position: int
+    truncated: bool
+
+
 class Taken(NamedTuple):
     """What a consumer gives at once.
 
     Attributes:
         messages: Messages, of each partition in order.
-        lost: Positions that their partition does not hold; it gives nothing more.
+        lost: Partitions that do not hold their position; they give nothing more.
     """
 
     messages: list[Messages]
-    lost: dict[Partition, int]
+    lost: dict[Partition, Lost]
 
 
 class Consumer(Protocol):
@@ -109,7 +123,7 @@ class Consumer(Protocol):
 class Asker(Protocol):
     """Asks the cluster; every answer is to a request that begins after the call.
 
-    Methods may be called from several threads. Each tries once, for at most `REQUEST_MS`.
+    Methods may be called from several threads. Each tries once, for about `ASK_MS`.
 
     Raises:
         BrokerUnreachable: The broker does not answer for now.
@@ -164,7 +178,8 @@ class Producer(Protocol):
     ) -> None:
         """Hand over a message; None for the partition chooses by murmur2 of the key, as Java does.
 
-        Waits while too much is waiting to be sent.
+        The topic and the partition exist, though the producer may not know of them yet. Waits while
+        too much is waiting to be sent.
         """
 
     def flush(self) -> None:

@@ -26,8 +26,10 @@ _INVALID_TOPIC: Final = 17
 _NOT_AUTHORISED: Final = 29
 _READ: Final = 3
 _WRITE: Final = 4
-"""The bits of Kafka's operations on a topic."""
+_DESCRIBE: Final = 8
+"""Kafka's numbers of operations on a topic."""
 _LEAST_S: Final = 0.1
+_AGAIN_S: Final = 0.1
 
 
 def reach(
@@ -68,7 +70,7 @@ def reach(
             failures.append(failure)
             continue
         try:
-            metadata = _metadata(wire, sorted({*reads, *writes}))
+            metadata = _metadata(wire, sorted({*reads, *writes}), time.monotonic() + share_s)
         finally:
             wire.close()
         _check_topics(wire.place, connection, metadata, reads, writes)
@@ -81,15 +83,25 @@ def reach(
     raise type(failures[0])("; and ".join(map(str, failures)))
 
 
-def _metadata(wire: Wire, topics: Sequence[str]) -> Any:
+def _metadata(wire: Wire, topics: Sequence[str], deadline_s: float) -> Any:
+    """Ask for brokers and topics, again while the cluster is about to be ready."""
     one = MetadataRequest.MetadataRequestTopic
-    return wire.ask(
-        MetadataRequest(
-            topics=[one(name=name) for name in topics],
-            allow_auto_topic_creation=False,
-            include_topic_authorized_operations=True,
+    while True:
+        metadata = wire.ask(
+            MetadataRequest(
+                topics=[one(name=name) for name in topics],
+                allow_auto_topic_creation=False,
+                include_topic_authorized_operations=True,
+            )
         )
-    )
+        starting = not metadata.brokers or any(
+            topic.error_code and for_code(topic.error_code).retriable
+            for topic in metadata.topics
+            if topic.error_code != _UNKNOWN_TOPIC
+        )
+        if not starting or time.monotonic() + _AGAIN_S > deadline_s:
+            return metadata
+        time.sleep(_AGAIN_S)
 
 
 def _check_topics(
@@ -115,10 +127,10 @@ def _check_topics(
                 f"{place}: the topic {topic.name!r} is not ready: "
                 f"{for_code(topic.error_code).__name__}; try again"
             )
-        for names, bit, verb in ((reads, _READ, "READ"), (writes, _WRITE, "WRITE")):
-            granted = topic.topic_authorized_operations
-            # A negative number says that the broker does not tell.
-            if topic.name in names and granted >= 0 and not granted >> bit & 1:
+        for names, operation, verb in ((reads, _READ, "READ"), (writes, _WRITE, "WRITE")):
+            granted = topic.authorized_operations or ()
+            # Whoever sees a topic may describe it: without that the broker does not tell.
+            if topic.name in names and _DESCRIBE in granted and operation not in granted:
                 raise NotAuthorised(
                     f"{place}: {user} may not {verb.lower()} the topic {topic.name!r}; grant "
                     f"{verb} on it"
@@ -127,6 +139,10 @@ def _check_topics(
 
 def _check_brokers(place: str, metadata: Any, deadline_s: float) -> None:
     """One of the brokers must be reachable by the address that the cluster has for it."""
+    if not metadata.brokers:
+        raise BrokerUnreachable(
+            f"{place}: the broker answers, and the cluster has none that is ready; try again"
+        )
     named = [(broker.host, broker.port) for broker in metadata.brokers]
     failures = []
     for tried, (host, port) in enumerate(named):
@@ -139,5 +155,5 @@ def _check_brokers(place: str, metadata: Any, deadline_s: float) -> None:
             return
     raise BrokerUnreachable(
         f"{place}: the broker answers, and names its cluster by addresses that cannot be reached "
-        f"from here: {'; '.join(failures) or 'none'}; correct its advertised.listeners"
+        f"from here: {'; '.join(failures)}; correct its advertised.listeners"
     )

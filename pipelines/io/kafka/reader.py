@@ -24,7 +24,7 @@ from tidemill.features.errors import (
     PositionOutOfRange,
 )
 from tidemill.pipelines.io.kafka.bounds import Surplus
-from tidemill.pipelines.io.kafka.client import Client, Ends, Partition, Positions, Topic
+from tidemill.pipelines.io.kafka.client import Client, Ends, Lost, Partition, Positions, Topic
 from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.reach import reach
 from tidemill.pipelines.io.kafka.watch import Watch
@@ -35,6 +35,11 @@ MAX_MESSAGES: Final = 5_000
 PATIENCE_S: Final = 120.0
 ANSWER_S: Final = 10.0
 
+_DELETED: Final = (
+    "the messages before its first offset were deleted, by the topic's retention or by hand"
+)
+_SHORTER: Final = "it ends before: messages were lost, or the topic is another one"
+_TRUNCATED: Final = "messages before it were lost with a broker, and others are in their place"
 _AGAIN_S: Final = 0.1
 _US_PER_MS: Final = 1_000
 _Answer = TypeVar("_Answer")
@@ -68,7 +73,7 @@ class Reader:
         self._assigned: tuple[Partition, ...] = ()
         self._surplus = Surplus()
         self._paused: frozenset[Partition] = frozenset()
-        self._lost: dict[Partition, int] = {}
+        self._lost: dict[Partition, Lost] = {}
 
     def assign(self, positions: Positions) -> None:
         """Read these partitions, and no others, from these positions on.
@@ -237,34 +242,37 @@ class Reader:
     def _raise_lost(self) -> None:
         if self._lost:
             self._watch.look()
-            self._check_range(self._lost)
+            self._check_range({where: lost.position for where, lost in self._lost.items()})
+            for where, lost in self._lost.items():
+                if lost.truncated:
+                    raise self._out_of_range(where, lost.position, _TRUNCATED)
             # They are there after all: the partition changed between the two requests.
             self._consumer.resume([where for where in self._lost if where not in self._paused])
             self._lost = {}
 
     def _check_range(self, positions: Positions) -> None:
-        firsts = self._patiently(lambda: self._asker.beginnings(tuple(positions)))
-        ends = self._patiently(lambda: self._asker.ends(tuple(positions)))
+        wanted = tuple(positions)
+        firsts = self._patiently(lambda: self._asker.beginnings(wanted))
+        ends = self._patiently(lambda: self._asker.ends(wanted))
         for where, position in positions.items():
-            first, end = firsts[where], ends[where].high
-            if first <= position <= end:
-                continue
-            reason = (
-                "the messages before its first offset were deleted by the topic's retention, or by "
-                "an administrator"
-                if position < first
-                else "it ends before: messages were lost, or the topic is another one"
-            )
-            raise PositionOutOfRange(
-                f"the partition {where.partition} of the topic {where.topic!r} holds offsets from "
-                f"{first} to {end}, not the position {position}: {reason}; start over from the "
-                "first offset, or from a backup",
-                where.topic,
-                where.partition,
-                position,
-                first,
-                end,
-            )
+            if position < firsts[where]:
+                raise self._out_of_range(where, position, _DELETED)
+            if position > ends[where].high:
+                raise self._out_of_range(where, position, _SHORTER)
+
+    def _out_of_range(self, where: Partition, position: int, reason: str) -> PositionOutOfRange:
+        first = self._patiently(lambda: self._asker.beginnings([where]))[where]
+        end = self._patiently(lambda: self._asker.ends([where]))[where].high
+        return PositionOutOfRange(
+            f"the partition {where.partition} of the topic {where.topic!r} holds offsets from "
+            f"{first} to {end}, not the position {position}: {reason}; start over from the first "
+            "offset, or from a backup",
+            where.topic,
+            where.partition,
+            position,
+            first,
+            end,
+        )
 
     def _patiently(self, ask: Callable[[], _Answer]) -> _Answer:
         deadline_s = time.monotonic() + self._answer_s

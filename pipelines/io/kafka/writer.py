@@ -6,15 +6,19 @@ writer with a transactional id fences those before it with the same id: they rai
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
 from tidemill.features.errors import (
     BrokerError,
     BrokerUnreachable,
+    FencedWriter,
     InputError,
+    MessagesNotWritten,
     MessageTooLarge,
     NoSuchTopic,
 )
@@ -49,11 +53,17 @@ class Writer:
     ) -> None:
         reach(connection)
         self._settings = settings or ProducerSettings()
-        self._producer = client.producer(connection, self._settings)
+        self._open = functools.partial(client.producer, connection, self._settings)
+        self._producer = self._open()
         self._asker = client.asker(connection)
         self._topics: dict[str, Topic] = {}
         self._lock = threading.Lock()
-        self._failures: list[tuple[BrokerError, str, int]] = []
+        self._failures: list[BrokerError] = []
+        self._largest: dict[str, int] = {}
+        self._spent = False
+        """Whether a message failed: an idempotent producer may refuse whatever follows it."""
+        self._ended: BrokerError | None = None
+        """Why nothing can be written any more."""
 
     def begin(self) -> None:
         """Begin a transaction; messages can be sent then.
@@ -63,7 +73,10 @@ class Writer:
             InputError: The writer has no transactional id.
         """
         self._needs_transactions()
-        self._producer.begin()
+        self._check_not_ended()
+        if self._spent:
+            self._reopen()
+        self._for_good(self._producer.begin)
 
     def send(
         self,
@@ -91,7 +104,7 @@ class Writer:
             InputError: There is neither key nor value, a header has no value, or the timestamp is
                 not after 1970-01-01T00:00:00.
             FencedWriter: Another writer has the transactional id.
-            BrokerError: An earlier message was not written.
+            BrokerError: An earlier message was not written; see `flush`.
         """
         if key is None and value is None:
             raise InputError(f"a message to {topic!r} has neither key nor value; give one of them")
@@ -113,17 +126,27 @@ class Writer:
                 f"least {_US_PER_MS}: a millisecond after 1970-01-01T00:00:00"
             )
         self._check_place(topic, partition)
-        self._raise_failure()
-
-        def failed(error: BrokerError) -> None:
-            with self._lock:
-                self._failures.append((error, topic, size))
-
+        self._check_not_ended()
+        if self._failures:
+            self.flush()
+        if self._spent:
+            if self._settings.transactional_id is not None:
+                raise InputError("a message of this transaction was not written; abort it first")
+            self._reopen()
+        if size > self._largest.get(topic, 0):
+            self._largest[topic] = size
         timestamp_ms = None if timestamp_us is None else timestamp_us // _US_PER_MS
-        self._producer.put((topic, partition), key, value, headers, timestamp_ms, failed)
+        put = functools.partial(self._producer.put, (topic, partition), key, value, headers)
+        self._for_good(lambda: put(timestamp_ms, self._failed))
+
+    def _failed(self, error: BrokerError) -> None:
+        with self._lock:
+            self._failures.append(error)
 
     def flush(self) -> None:
         """Wait until all messages are written.
+
+        After an error, each message since the last flush may be written or not: send them again.
 
         Raises:
             MessageTooLarge: The topic does not accept a message of this size.
@@ -131,8 +154,20 @@ class Writer:
             FencedWriter: Another writer has the transactional id.
             BrokerError: Another reason why a message was not written.
         """
-        self._producer.flush()
-        self._raise_failure()
+        self._check_not_ended()
+        try:
+            self._producer.flush()
+        except BrokerError as error:
+            self._failed(error)
+        with self._lock:
+            failures, self._failures = self._failures, []
+        largest, self._largest = self._largest, {}
+        if failures:
+            self._spent = True
+            reason = self._why(failures, largest)
+            if isinstance(reason, FencedWriter):
+                self._ended = reason
+            raise reason
 
     def commit(self) -> None:
         """Write all messages and commit the transaction.
@@ -140,12 +175,17 @@ class Writer:
         Raises:
             FencedWriter: Another writer has the transactional id; nothing was committed.
             MessagesNotWritten: It is not known whether the transaction was committed: the broker
-                did not answer in time. Open a new writer with the same id, and look.
+                did not answer in time. This writer has to end; open a new one with the same id,
+                and look what was written.
             BrokerError: A message was not written; nothing was committed: `abort`.
         """
         self._needs_transactions()
         self.flush()
-        self._producer.commit()
+        try:
+            self._producer.commit()
+        except BrokerError as error:
+            self._ended = error
+            raise
 
     def abort(self) -> None:
         """Abort the transaction: its messages are not given to readers of committed messages.
@@ -155,9 +195,15 @@ class Writer:
             MessagesNotWritten: The broker did not answer in time.
         """
         self._needs_transactions()
-        self._producer.abort()
+        self._check_not_ended()
+        if self._spent:
+            # A new producer with the same id aborts what the one before left open.
+            self._reopen()
+        else:
+            self._for_good(self._producer.abort)
         with self._lock:
             self._failures.clear()
+        self._largest.clear()
 
     def close(self) -> None:
         """Disconnect; messages that were not flushed may be lost."""
@@ -179,21 +225,38 @@ class Writer:
         if self._settings.transactional_id is None:
             raise InputError("the writer has no transactional id; give it one, or only flush")
 
-    def _raise_failure(self) -> None:
-        if not self._failures:
-            return
-        with self._lock:
-            # Once one failed, others fail as a consequence: the first says why.
-            failure, topic, size = self._failures[0]
-            self._failures.clear()
-        if isinstance(failure, MessageTooLarge):
+    def _check_not_ended(self) -> None:
+        if self._ended is not None:
+            raise self._ended
+
+    def _for_good(self, call: Callable[[], None]) -> None:
+        """Call, and once another writer has the transactional id, do nothing any more."""
+        try:
+            call()
+        except FencedWriter as error:
+            self._ended = error
+            raise
+
+    def _reopen(self) -> None:
+        self._producer.close()
+        self._producer = self._open()
+        self._spent = False
+
+    def _why(self, failures: list[BrokerError], largest: dict[str, int]) -> BrokerError:
+        """Return the error that says most: once one message failed, others fail by consequence."""
+        named = [error for error in failures if type(error) is not MessagesNotWritten]
+        failure = named[0] if named else failures[0]
+        exact = self._settings.compression == "none"
+        if not isinstance(failure, MessageTooLarge) and (named or not exact):
+            return failure
+        for topic, size in largest.items():
             limit = self._asker.largest_message(topic)
-            raise MessageTooLarge(
-                f"the broker does not accept a message of {size} bytes to {topic!r}: the topic's "
-                f"max.message.bytes is {'less' if limit is None else limit}; split it, or raise "
-                "the topic's limit"
-            ) from failure
-        raise failure
+            if limit is not None and size > limit:
+                return MessageTooLarge(
+                    f"the broker does not accept a message of {size} bytes to {topic!r}: the "
+                    f"topic's max.message.bytes is {limit}; split it, or raise the topic's limit"
+                )
+        return failure
 
     def _check_place(self, topic: str, partition: int | None) -> None:
         known = self._topics.get(topic)

@@ -174,6 +174,11 @@ class LiveLog:
             {name: list(topic.offsets) for name, topic in topics.items()},
         )
 
+    def write_sealed(self, sealed: Sealed) -> None:
+        """Record how far the log is sealed, and wait for the disk."""
+        content = dataclasses.asdict(sealed)
+        write_record(self.folder / _SEALED, _SEALED_FORM, content, durable=True)
+
     def seal(self, build: Path, before_us: int) -> Sealed:
         """Seal the polls of the poll log; return how far the log is sealed then.
 
@@ -188,9 +193,7 @@ class LiveLog:
         sealed = self.sealed()
         for polls in _in_pieces(self.polls.read(after=sealed.number), before_us):
             sealed = self._seal(polls, sealed, Log(build, self.folder))
-            write_record(
-                self.folder / _SEALED, _SEALED_FORM, dataclasses.asdict(sealed), durable=True
-            )
+            self.write_sealed(sealed)
             self.polls.remove_before(sealed.number)
         return sealed
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import fastavro
-import numpy as np
 import pyarrow as pa
 from fastavro.read import SchemaResolutionError
 from fastavro.schema import (
@@ -46,7 +45,7 @@ from tidemill.pipelines.io.payloads.decoding import (
     put_together,
 )
 from tidemill.pipelines.io.payloads.metadata import Fault, Metadata
-from tidemill.pipelines.io.payloads.pieces import Joining, Piece
+from tidemill.pipelines.io.payloads.pieces import Joining, Piece, Run
 from tidemill.pipelines.io.payloads.registry import AVRO, RegisteredSchema, Registry
 from tidemill.pipelines.io.payloads.schema_ids import FRAME_BYTES, schema_id, unusable
 
@@ -83,6 +82,16 @@ class AvroSchema:
     parsed: Any
     columns: Sequence[Column]
     fingerprint: bytes
+
+    def batch(self, records: Sequence[Any]) -> pa.RecordBatch | Fault:
+        """Return records as columns, or why they cannot be."""
+        if not self.columns:
+            return pa.RecordBatch.from_struct_array(pa.array([{}] * len(records), pa.struct([])))
+        try:
+            arrays = [c.array([record[c.name] for record in records]) for c in self.columns]
+        except _BROKEN as error:
+            return _broken(error)
+        return pa.RecordBatch.from_arrays(arrays, names=[c.name for c in self.columns])
 
     @staticmethod
     def of(text: str, references: Sequence[str] = ()) -> AvroSchema:
@@ -180,26 +189,30 @@ class AvroDecoder:
             first_position += len(rows.messages)
 
     def _pieces(self, messages: Messages) -> Iterator[Piece]:
-        run = _Run(())
+        run: Run[Any] | None = None
         unknown: dict[int, Fault] = {}
         for message, value in enumerate(messages.values):
+            fault: Fault | None = None
             if value is None:
-                if self.tombstones != IGNORE_TOMBSTONES:
-                    yield from run.ended()
-                    yield Piece.refused(message, no_value(messages, message))
-                continue
-            found = self._record(value, unknown)
-            if isinstance(found, _Record):
-                if found.columns is not run.columns:
-                    yield from run.ended()
-                    run = _Run(found.columns)
-                run.add(message, found.values)
+                if self.tombstones == IGNORE_TOMBSTONES:
+                    continue
+                fault = no_value(messages, message)
             else:
-                yield from run.ended()
-                yield Piece.refused(message, found)
-        yield from run.ended()
+                found = self._record(value, unknown)
+                if isinstance(found[0], AvroSchema):
+                    schema, record = found
+                    if run is None or run.of is not schema:
+                        yield from run.ended() if run else ()
+                        run = Run(schema)
+                    run.add(message, record)
+                else:
+                    fault = found
+            if fault is not None:
+                yield from run.ended() if run else ()
+                yield Piece.refused(message, fault)
+        yield from run.ended() if run else ()
 
-    def _record(self, value: bytes, unknown: dict[int, Fault]) -> _Record | Fault:
+    def _record(self, value: bytes, unknown: dict[int, Fault]) -> tuple[AvroSchema, Any] | Fault:
         own: AvroSchema | None = self._own  # type: ignore[attr-defined]
         begin = 0
         written: AvroSchema | Fault
@@ -233,7 +246,7 @@ class AvroDecoder:
         if (left := len(value) - file.tell()) > 0:
             detail = f"found {left} bytes after the record, expected the record alone"
             return Reason.BROKEN_AVRO, detail
-        return _Record((read or written).columns, values)
+        return read or written, values
 
     def _written(self, value: bytes, unknown: dict[int, Fault]) -> AvroSchema | Fault:
         """Return the schema that the frame names; ``unknown`` holds those asked for just now."""
@@ -262,49 +275,6 @@ def _references(schema: RegisteredSchema) -> list[str]:
     for one in schema.references.values():
         texts |= dict.fromkeys([*_references(one), one.text])
     return list(texts)
-
-
-@dataclass(frozen=True, eq=False)
-class _Record:
-    columns: Sequence[Column]
-    values: Any
-
-
-class _Run:
-    """Records of successive messages with the same columns."""
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        self.columns = columns
-        self._messages: list[int] = []
-        self._records: list[Any] = []
-
-    def add(self, message: int, record: Any) -> None:
-        self._messages.append(message)
-        self._records.append(record)
-
-    def ended(self) -> Iterator[Piece]:
-        """Yield the records so far, and forget them."""
-        messages, records = self._messages, self._records
-        self._messages, self._records = [], []
-        if not messages:
-            return
-        try:
-            pieces = [Piece(np.array(messages, np.int64), self._batch(records))]
-        except _BROKEN:
-            pieces = [self._one(*one) for one in zip(messages, records, strict=True)]
-        yield from pieces
-
-    def _one(self, message: int, record: Any) -> Piece:
-        try:
-            return Piece.of(message, self._batch([record]))
-        except _BROKEN as error:
-            return Piece.refused(message, _broken(error))
-
-    def _batch(self, records: list[Any]) -> pa.RecordBatch:
-        if not self.columns:
-            return pa.RecordBatch.from_struct_array(pa.array([{}] * len(records), pa.struct([])))
-        arrays = [column.array([one[column.name] for one in records]) for column in self.columns]
-        return pa.RecordBatch.from_arrays(arrays, names=[column.name for column in self.columns])
 
 
 def _broken(error: Exception) -> Fault:

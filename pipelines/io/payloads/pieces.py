@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,52 @@ class Piece:
     def refused(message: int, fault: Fault) -> Piece:
         """Return a message that cannot be read."""
         return Piece(np.array([message], np.int64), None, [fault])
+
+
+_Record = TypeVar("_Record", contravariant=True)
+
+
+class Schema(Protocol[_Record]):
+    """What makes columns of records that were decoded one by one."""
+
+    def batch(self, records: Sequence[_Record]) -> pa.RecordBatch | Fault:
+        """Return records as columns, or why one of them cannot be."""
+
+
+class Run(Generic[_Record]):
+    """Records of successive messages of one schema, one record each.
+
+    Args:
+        of: Makes the columns.
+    """
+
+    def __init__(self, of: Schema[_Record]) -> None:
+        self.of = of
+        self._messages: list[int] = []
+        self._records: list[_Record] = []
+
+    def add(self, message: int, record: _Record) -> None:
+        """Add the record of a message."""
+        self._messages.append(message)
+        self._records.append(record)
+
+    def ended(self) -> Iterator[Piece]:
+        """Yield the records so far, and forget them."""
+        messages, records = self._messages, self._records
+        self._messages, self._records = [], []
+        if messages:
+            yield from self._pieces(messages, records)
+
+    def _pieces(self, messages: list[int], records: list[_Record]) -> Iterator[Piece]:
+        found = self.of.batch(records)
+        if not isinstance(found, tuple):
+            yield Piece(np.array(messages, np.int64), found)
+        elif len(records) == 1:
+            yield Piece.refused(messages[0], found)
+        else:
+            half = len(records) // 2
+            yield from self._pieces(messages[:half], records[:half])
+            yield from self._pieces(messages[half:], records[half:])
 
 
 @dataclass(frozen=True, eq=False)

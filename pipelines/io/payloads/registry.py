@@ -106,21 +106,28 @@ class Registry:
     def __init__(self, place: RegistryPlace) -> None:
         self.place = place
         self._known: dict[str, RegisteredSchema] = {}
+        self._opened: urllib.request.OpenerDirector | None = None
 
     def __reduce__(self) -> tuple[type, tuple[RegistryPlace]]:
         """Leave the schemas behind."""
         return type(self), (self.place,)
 
-    def schema(self, id: int) -> RegisteredSchema | None:
+    def schema(self, id: int, format: str | None = None) -> RegisteredSchema | None:
         """Return the schema of an id; None if the registry has none, or lacks what it refers to.
+
+        Args:
+            id: The id.
+            format: How the registry is to write schemas (``serialized`` for a protobuf descriptor
+                in base64); None for as they are.
 
         Raises:
             RegistryUnavailable: The registry does not answer for now.
             RegistryRefused: It refuses, is not trusted, or is not a registry.
         """
-        return self._read(f"/schemas/ids/{id}", 0)
+        return self._read(f"/schemas/ids/{id}", "" if format is None else f"?format={format}", 0)
 
-    def _read(self, path: str, depth: int) -> RegisteredSchema | None:
+    def _read(self, resource: str, query: str, depth: int) -> RegisteredSchema | None:
+        path = resource + query
         if path in self._known:
             return self._known[path]
         if depth > _MOST_DEPTH:
@@ -134,7 +141,7 @@ class Registry:
             for one in given.get("references") or ():
                 subject = urllib.parse.quote(one["subject"], safe="")
                 name, version = str(one["name"]), int(one["version"])
-                found = self._read(f"/subjects/{subject}/versions/{version}", depth + 1)
+                found = self._read(f"/subjects/{subject}/versions/{version}", query, depth + 1)
                 if found is None:
                     return None
                 references[name] = found
@@ -194,6 +201,11 @@ class Registry:
         )
 
     def _opener(self) -> urllib.request.OpenerDirector:
+        if self._opened is None:
+            self._opened = self._made_opener()
+        return self._opened
+
+    def _made_opener(self) -> urllib.request.OpenerDirector:
         try:
             context = ssl.create_default_context(cafile=self.place.ca)
         except (OSError, ssl.SSLError) as error:

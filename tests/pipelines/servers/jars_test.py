@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from locks.jars import ROOTS, resolved
+from tests.support.markdown import ROOT
 from tidemill.features.errors import JarsMissing, WrongJar
 from tidemill.pipelines.servers import fetching, jars
 from tidemill.pipelines.servers.fetching import fetch, fetch_with_jgo, fetch_with_maven
@@ -134,6 +135,16 @@ def test_other_jars_have_another_folder(
     changed.write_text(LOCK.read_text().replace("4.1.1", "4.1.2"))
     monkeypatch.setattr(jars, "LOCK", changed)
     assert jars.jars_folder() != before
+
+
+def test_they_are_in_the_checkout_else_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert jars.jars_folder().parent == ROOT / ".tidemill"
+    monkeypatch.setattr(jars, "_REPOSITORY", tmp_path / "site-packages" / "tidemill")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert jars.jars_folder().parent == tmp_path / "cache" / "tidemill"
 
 
 # Where they come from

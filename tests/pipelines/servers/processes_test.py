@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tidemill.features.errors import ServerNotStopped
+from tidemill.pipelines.servers import processes
 from tidemill.pipelines.servers.processes import Guard, RunningProcess, running_process, start
 
 SLEEP = ("/bin/sleep", "60")
@@ -146,3 +148,18 @@ def test_a_guard_that_is_dismissed_kills_nothing(tmp_path: Path) -> None:
     time.sleep(0.2)
     assert process.is_alive()
     process.end(0.0)
+
+
+def test_a_process_that_survives_sigkill_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that waits for a disk; here the signals are lost instead."""
+    process = start(SLEEP, tmp_path / "log")
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(processes, "_KILL_S", 0.1)
+            patched.setattr(RunningProcess, "send", lambda *_: True)
+            with pytest.raises(ServerNotStopped, match=f"process {process.pid} still runs"):
+                process.end(0.1)
+    finally:
+        assert process.end(0.0)

@@ -15,13 +15,13 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
-from tidemill.features.errors import BrokerError
-from tidemill.pipelines.io.kafka.client import REQUEST_MS, Ends, Partition, Positions, Topic
+from tidemill.features.errors import BrokerError, BrokerUnreachable, NoSuchTopic
+from tidemill.pipelines.io.kafka.client import ASK_MS, Ends, Partition, Positions, Topic
 from tidemill.pipelines.io.kafka.confluent.failures import translated
 from tidemill.pipelines.io.kafka.confluent.options import options
 from tidemill.pipelines.io.kafka.connection import Connection
 
-_REQUEST_S: Final = REQUEST_MS / 1_000
+_REQUEST_S: Final = ASK_MS / 1_000
 _Answer = TypeVar("_Answer")
 
 
@@ -74,13 +74,26 @@ class ConfluentAsker:
         if not partitions:
             return {}
         asked = {TopicPartition(*where): what for where in partitions}
-        found = _asked(
-            lambda: self._admin.list_offsets(
-                asked, isolation_level=isolation, request_timeout=_REQUEST_S
-            ),
-            "asking for offsets of partitions",
-        )
+        try:
+            found = _asked(
+                lambda: self._admin.list_offsets(
+                    asked, isolation_level=isolation, request_timeout=_REQUEST_S
+                ),
+                "asking for offsets of partitions",
+            )
+        except (BrokerUnreachable, NoSuchTopic):
+            # It says only that it found no leader.
+            self._check(partitions)
+            raise
         return {Partition(at.topic, at.partition): int(info.offset) for at, info in found.items()}
+
+    def _check(self, partitions: Collection[Partition]) -> None:
+        topics = self.topics({where.topic for where in partitions})
+        for where in partitions:
+            if where.partition not in topics[where.topic].partitions:
+                raise NoSuchTopic(
+                    f"the topic {where.topic!r} has no partition {where.partition}; correct it"
+                )
 
     def commit(self, group: str, positions: Positions) -> None:
         """See `client.Asker.commit`."""

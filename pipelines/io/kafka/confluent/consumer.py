@@ -12,6 +12,7 @@ from tidemill.features.errors import BrokerError, BrokerUnreachable, NoSuchTopic
 from tidemill.pipelines.io.kafka.client import (
     AHEAD_BYTES,
     PARTITION_BYTES,
+    Lost,
     Partition,
     Positions,
     Taken,
@@ -24,11 +25,8 @@ from tidemill.pipelines.io.messages import Messages
 _Message: TypeAlias = "Message[Any, Any]"
 _FETCH_WAIT_MS: Final = 250
 _US_PER_MS: Final = 1_000
-_LOST: Final = (
-    KafkaError._AUTO_OFFSET_RESET,
-    KafkaError.OFFSET_OUT_OF_RANGE,
-    KafkaError._LOG_TRUNCATION,
-)
+_TRUNCATED: Final = KafkaError._LOG_TRUNCATION
+_LOST: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, _TRUNCATED)
 
 
 class ConfluentConsumer:
@@ -59,9 +57,12 @@ class ConfluentConsumer:
         )
         self._positions: dict[Partition, int] = {}
         self._failure: BrokerError | None = None
+        self._paused: set[Partition] = set()
 
     def assign(self, positions: Positions) -> None:
         """See `client.Consumer.assign`."""
+        # Its library keeps a partition paused through an assignment.
+        self.resume(tuple(self._paused))
         self._positions = dict(positions)
         self._failure = None
         self._consumer.unassign()
@@ -78,7 +79,7 @@ class ConfluentConsumer:
             if found and max_messages > 1:
                 found += self._consume(max_messages - 1, 0.0)
         groups: dict[Partition, list[_Message]] = {}
-        lost: dict[Partition, int] = {}
+        lost: dict[Partition, Lost] = {}
         failure: BrokerError | None = None
         for message in found:
             where = Partition(message.topic() or "", message.partition() or 0)
@@ -86,7 +87,7 @@ class ConfluentConsumer:
             if error is None:
                 groups.setdefault(where, []).append(message)
             elif error.code() in _LOST:
-                lost[where] = self._positions[where]
+                lost[where] = Lost(self._positions[where], truncated=error.code() == _TRUNCATED)
             elif error.code() == KafkaError._PARTITION_EOF:
                 # Messages before it in the same answer have smaller offsets.
                 self._ended(where, message.offset())
@@ -131,10 +132,12 @@ class ConfluentConsumer:
 
     def pause(self, partitions: Collection[Partition]) -> None:
         """See `client.Consumer.pause`."""
+        self._paused |= set(partitions)
         self._consumer.pause([TopicPartition(*where) for where in partitions])
 
     def resume(self, partitions: Collection[Partition]) -> None:
         """See `client.Consumer.resume`."""
+        self._paused -= set(partitions)
         self._consumer.resume([TopicPartition(*where) for where in partitions])
 
     def close(self) -> None:

@@ -56,6 +56,7 @@ _KINDS: Final[dict[int, type[BrokerError]]] = {
     KafkaError._TIMED_OUT: BrokerUnreachable,
     KafkaError._TIMED_OUT_QUEUE: BrokerUnreachable,
     KafkaError._MSG_TIMED_OUT: BrokerUnreachable,
+    KafkaError._NOENT: BrokerUnreachable,
     KafkaError._RESOLVE: BrokerUnreachable,
     KafkaError._WAIT_COORD: BrokerUnreachable,
     KafkaError._WAIT_CACHE: BrokerUnreachable,

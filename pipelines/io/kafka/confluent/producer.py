@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -15,6 +16,8 @@ from tidemill.pipelines.io.kafka.confluent.options import options
 from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.messages import Headers
 
+_UNKNOWN: Final = KafkaError._UNKNOWN_PARTITION
+_LEARN_S: Final = 1.0
 _FULL_S: Final = 0.05
 _WAITING_KBYTES: Final = 64 << 10
 _HEADROOM_BYTES: Final = 1 << 10
@@ -115,10 +118,18 @@ class ConfluentProducer:
                     ) from None
                 self._serve(_FULL_S, doing)
             except KafkaException as error:
-                raise not_written(error, doing) from error
+                if error.args[0].code() != _UNKNOWN or time.monotonic() > deadline_s:
+                    raise not_written(error, doing) from error
+                # It does not know of a partition that was added: asking for the topic tells it.
+                self._learn(topic)
             else:
                 self._serve(0, doing)
                 return
+
+    def _learn(self, topic: str) -> None:
+        with suppress(KafkaException):
+            self._producer.list_topics(topic, timeout=_LEARN_S)
+        self._producer.poll(_FULL_S)
 
     def flush(self) -> None:
         """See `client.Producer.flush`."""
@@ -144,8 +155,9 @@ class ConfluentProducer:
 
     def close(self) -> None:
         """See `client.Producer.close`."""
-        self._producer.purge()
-        self._producer.flush(1.0)
+        with suppress(KafkaException):
+            self._producer.purge()
+            self._producer.poll(0)
 
     def _ended(self, call: Callable[[float], None], doing: str) -> None:
         """Call what begins or ends transactions, again while its library says so."""

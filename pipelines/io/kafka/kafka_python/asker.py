@@ -12,7 +12,7 @@ from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 from kafka.structs import OffsetAndMetadata
 
 from tidemill.features.errors import BrokerError
-from tidemill.pipelines.io.kafka.client import Ends, Partition, Positions, Topic
+from tidemill.pipelines.io.kafka.client import ASK_MS, Ends, Partition, Positions, Topic
 from tidemill.pipelines.io.kafka.connection import Connection
 from tidemill.pipelines.io.kafka.kafka_python.failures import translated
 from tidemill.pipelines.io.kafka.kafka_python.options import options
@@ -28,9 +28,8 @@ class KafkaPythonAsker:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._admin = _asked(
-            lambda: KafkaAdminClient(**options(connection)), "connecting to ask for topics"
-        )
+        settings = {**options(connection), "request_timeout_ms": ASK_MS}
+        self._admin = _asked(lambda: KafkaAdminClient(**settings), "connecting to ask for topics")
 
     def topics(self, names: Collection[str]) -> dict[str, Topic]:
         """See `client.Asker.topics`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from kafka.errors import (
 from tidemill.pipelines.io.kafka.client import (
     AHEAD_BYTES,
     PARTITION_BYTES,
+    Lost,
     Partition,
     Positions,
     Taken,
@@ -71,9 +72,10 @@ class KafkaPythonConsumer:
         try:
             records = self._consumer.poll(timeout_ms=wait_s * 1_000, max_records=max_messages)
         except OffsetOutOfRangeError as error:
-            return Taken([], _lost(error.args[0]))
+            return Taken([], _lost(error.args[0], truncated=False))
         except LogTruncationError as error:
-            return Taken([], {where: self.position(where) for where in _lost(error.args[0])})
+            at = {where: self._consumer.position(where, 0) for where in error.divergent_offsets}
+            return Taken([], _lost(at, truncated=True))
         except NoOffsetForPartitionError as error:
             raise translated(error, "reading") from error
         except RetriableError:
@@ -99,8 +101,8 @@ class KafkaPythonConsumer:
         self._consumer.close(autocommit=False, timeout_ms=1_000)
 
 
-def _lost(offsets: Any) -> dict[Partition, int]:
-    return {Partition(where.topic, where.partition): offset for where, offset in offsets.items()}
+def _lost(offsets: Mapping[TopicPartition, int], truncated: bool) -> dict[Partition, Lost]:
+    return {Partition(*where): Lost(offset, truncated) for where, offset in offsets.items()}
 
 
 def _columns(where: TopicPartition, records: Sequence[Any]) -> Messages:

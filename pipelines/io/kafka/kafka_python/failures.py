@@ -38,6 +38,12 @@ _KINDS: Final = (
     (BrokerUnreachable, kafka.errors.RetriableError, "try again"),
     (BrokerUnreachable, kafka.errors.KafkaTimeoutError, "try again"),
 )
+_NAMED: Final[tuple[tuple[str, type[BrokerError], str], ...]] = (
+    ("AuthorizationFailedError", NotAuthorised, "grant it to the user"),
+    ("ProducerFencedError", FencedWriter, FENCED),
+    ("InvalidProducerEpochError", FencedWriter, FENCED),
+)
+"""What the producer only names in the text of another error."""
 
 
 def translated(error: Exception, doing: str) -> BrokerError:
@@ -50,6 +56,9 @@ def translated(error: Exception, doing: str) -> BrokerError:
     for ours, theirs, remedy in _KINDS:
         if isinstance(error, theirs):
             return ours(f"while {doing}: {_said(error)}; {remedy}")
+    for name, kind, remedy in _NAMED:
+        if name in str(error):
+            return kind(f"while {doing}: {error}; {remedy}")
     return BrokerError(f"while {doing}: {_said(error)}")
 
 

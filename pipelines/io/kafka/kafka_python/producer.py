@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +18,7 @@ from tidemill.pipelines.io.kafka.kafka_python.options import options
 from tidemill.pipelines.io.messages import Headers
 
 _CLOSE_S: Final = 1.0
+_LEARN_S: Final = 0.05
 
 
 class KafkaPythonProducer:
@@ -75,17 +77,26 @@ class KafkaPythonProducer:
         """See `client.Producer.put`."""
         topic, number = partition
         doing = f"writing to {topic!r}"
-        try:
-            sent = self._producer.send(
-                topic,
-                value=value,
-                key=key,
-                headers=list(headers),
-                partition=number,
-                timestamp_ms=timestamp_ms,
-            )
-        except KafkaError as error:
-            raise not_written(error, doing) from error
+        deadline_s = time.monotonic() + self._give_up_s
+        while True:
+            try:
+                sent = self._producer.send(
+                    topic,
+                    value=value,
+                    key=key,
+                    headers=list(headers),
+                    partition=number,
+                    timestamp_ms=timestamp_ms,
+                )
+                break
+            except KafkaError as error:
+                raise not_written(error, doing) from error
+            except ValueError as error:
+                # It does not know of a partition that was added, and nothing public tells it.
+                if time.monotonic() > deadline_s:
+                    raise MessagesNotWritten(f"while {doing}: {error}") from error
+                self._producer._metadata.request_update()
+                time.sleep(_LEARN_S)
         sent.add_errback(lambda error: failed(not_written(error, doing)))
 
     def flush(self) -> None:

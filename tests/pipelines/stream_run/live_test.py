@@ -1,0 +1,102 @@
+"""`tidemill stream` over topics: drained, resumed, killed; `verify` proves the whole each time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.folders import stream_of
+from tests.support.kafka_broker import TestBroker
+from tests.support.live_project import LiveProject
+from tidemill.pipelines.run.summary import read_summary
+
+
+@pytest.mark.parametrize(("engine", "mode"), [("fnapi", "exact"), ("prism", "eager")])
+def test_a_live_stream_that_is_drained_killed_and_resumed_is_whole(
+    tmp_path: Path, broker: TestBroker, engine: str, mode: str
+) -> None:
+    project = LiveProject(tmp_path / "project", broker, engine, mode)
+    project.run("backfill")
+    project.produce(120, 40)  # before the stream is there
+    with project.streaming() as process:
+        project.wait_for(30, process)
+        project.produce(80, 20)
+        project.wait_for(60, process)
+        project.drain(process)
+    assert "SIGTERM" in project.log()
+    project.produce(60, 20)
+    with project.streaming("--resume") as process:
+        project.wait_for(75, process)
+        process.kill()  # what came after the savepoint is repeated
+        process.wait()
+    project.produce(60, 20)
+    with project.streaming("--resume") as process:
+        project.wait_for(100, process)
+        project.drain(process)
+    answered = [row["request_id"] for row in project.predictions()]
+    assert sorted(answered) == sorted(f"checks-{n}" for n in range(100))
+    assert project.verify() == 400
+
+
+def test_messages_that_cannot_be_used_are_rejected_and_stop_nothing(
+    tmp_path: Path, broker: TestBroker
+) -> None:
+    project = LiveProject(tmp_path / "project", broker)
+    project.run("backfill")
+    late = {"payment": "late", "card": "c-1", "amount": 1.0, "paid_at": "1999-01-01T00:00:00Z"}
+    wrong = [b"{", None, b"\xff", b'{"payment": "p", "paid_at": "soon", "card": "c-1"}', b"[]"]
+    project.produce(20, 5)
+    with project.streaming() as process:
+        project.wait_for(5, process)
+        project.send_raw("payments", [*wrong, json.dumps(late).encode()])
+        project.send_raw("payments", wrong, partition=1)
+        project.produce(20, 5)
+        project.wait_for(10, process)
+        project.drain(process)
+    folder = stream_of(tmp_path / "project" / "run") / "rejected_by_stream"
+    rejected = [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert Counter(row["reason"] for row in rejected) == {
+        "broken_json": 2, "no_value": 2, "invalid_utf8": 2, "wrong_type": 2, "too_late": 1,
+    }  # fmt: skip
+    topic = project.topics["payments"]
+    for row in rejected:
+        # One partition of files comes before those of the topic.
+        assert row["origin"] == f"{topic}/{row['partition'] - 1}@{row['position']}"
+        assert row["stream"] == "payments"
+    assert {row["payload"] for row in rejected} >= {b"{", b"\xff", json.dumps(late).encode()}
+    assert project.verify() == 40
+
+
+def test_a_new_stream_repeats_the_live_rows_and_goes_on_after_a_backfill(
+    tmp_path: Path, broker: TestBroker
+) -> None:
+    project = LiveProject(tmp_path / "project", broker)
+    project.run("backfill")
+    project.produce(40, 20)
+    with project.streaming() as process:
+        project.wait_for(20, process)
+        project.drain(process)
+    first = {row["request_id"]: row for row in project.predictions()}
+    with project.streaming() as process:
+        project.wait_for(20, process)
+        project.produce(40, 20)
+        project.wait_for(40, process)
+        project.drain(process)
+    again = {row["request_id"]: row for row in project.predictions()}
+    values = [name for name in next(iter(first.values())) if "__" in name or name == "request_time"]
+    for request, row in first.items():
+        assert [row[name] for name in values] == [again[request][name] for name in values]
+    project.run("backfill")  # the live rows stay, and the stream goes on
+    with project.streaming("--resume") as process:
+        project.produce(40, 20)
+        project.wait_for(60, process)
+        project.drain(process)
+    assert project.verify() == 320  # of both streams
+    assert read_summary(tmp_path / "project" / "run")["stream"]["late_after_quiet"] == {
+        "checks": 0,
+        "payments": 0,
+    }
