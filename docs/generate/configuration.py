@@ -23,10 +23,13 @@ from tidemill.pipelines.config import (
     online_section,
     project_import,
     registry_section,
+    sink_section,
     source_section,
 )
 from tidemill.pipelines.config.choices import ENGINES, MODES
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions, Training
+from tidemill.pipelines.config.kafka_connection import MECHANISMS
+from tidemill.pipelines.config.sink_section import KafkaSink
 from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.io.files import input_files, judged_rows
 from tidemill.serving.stores.offline_places import ParquetPlace
@@ -104,6 +107,8 @@ stream:
   speed: 60
   answer_within: 10m
   gap_batches: 200
+predictions: {kafka: {bootstrap: "localhost:9092", topic: predictions}}
+rejected: {kafka: {bootstrap: "localhost:9092", topic: rejected}}
 """.replace("splits: &splits", "splits:")
 """A file with every key of the sections that every project has."""
 
@@ -172,6 +177,19 @@ SECTIONS: Final = (
         "registry: {type: sql, path: \"postgresql+psycopg://feast@db.example/feast\"}",
         other="registry: {type: sql, path_env: REGISTRY_URL}",
         names={"path": "url", "path_env": "url_env"}, required=("type",),
+    ),
+    Described(
+        "predictions: kafka, rejected: kafka", sink_section.SINK_KEYS, KafkaSink,
+        "predictions:\n  kafka:\n    bootstrap: \"broker-1:9093,broker-2:9093\"\n"
+        "    topic: predictions\n    compression: zstd\n    give_up_after: 20m\n    tls: true\n"
+        "    username: tidemill\n    password_env: KAFKA_PASSWORD\n    mechanism: PLAIN",
+        other="rejected:\n  kafka: {bootstrap: \"broker-1:9093\", topic: rejected, "
+        "username: tidemill, password_file: kafka-password}",
+        choices={
+            "bootstrap": ["host:port,..."], "compression": sink_section.COMPRESSIONS,
+            "mechanism": MECHANISMS,
+        },
+        required=("bootstrap", "topic"),
     ),
 )  # fmt: skip
 """Every section, in the order of the file."""

@@ -8,6 +8,7 @@ A project without a model has no bundle: its answers are written with their feat
 score.
 
 A stream may stop at a savepoint and continue from there, in segments (`pipelines.recovery.resume`).
+Predictions and rejected records may go to topics, too (`pipelines.delivery`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import SequenceError
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED
+from tidemill.pipelines.delivery.delivery import Delivery
 from tidemill.pipelines.engines.choosing import EngineChoice, make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
@@ -125,6 +128,7 @@ def stream(
         InputError: ``until_us`` is not between the start and the stream's end.
         SequenceError: The numbers of requests and predictions do not match.
         Locked: Another process runs a stream of the generation.
+        BrokerError: A topic cannot be read, or not be written to.
     """
     with _alone(config, wait=wait) as pinned:
         return _stream(
@@ -173,14 +177,21 @@ def _stream(
         progress.say(warning)
     compile_kernel(progress)
     began, rows = time.perf_counter(), 0
+    delivered: dict[str, Any] = {}
     with draining(progress.say) if config.is_live else nullcontext() as stop:
         while True:
             run = run_id(root, start.segment)
+            # First of all: what a process before this one had open is aborted, and it writes no
+            # more.
+            delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
             entrance = _entrance(config, start, run, speed, until_us, stop)
             check_positions(start, entrance.begins)
             start, fills = prepare(config, start, progress, take_over=take_over)
-            replayed = _run_segment(config, progress, start, fills, run, entrance, bundle, choice)
+            replayed = _run_segment(
+                config, progress, start, fills, run, entrance, bundle, choice, delivery
+            )
             rows += replayed.rows
+            delivered = _summed(delivered, delivery.figures)
             if not entrance.goes_on:
                 break
             # A live stream goes on from the savepoint that it has just kept.
@@ -207,6 +218,7 @@ def _stream(
         "early": METER.read(run, "early"),
         **_counted(event_counts(config, start.run, replayed)),
         **entrance.figures(),
+        **delivered,
         **count_outcome(stream_folder, project.request),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
@@ -229,6 +241,7 @@ def _run_segment(
     entrance: ReplayInput | LiveInput,
     bundle: Path | None,
     choice: EngineChoice,
+    delivery: Delivery,
 ) -> StreamPolls:
     """Run a segment of the stream to its end or to a savepoint, which counts then."""
     project, stream_folder = config.project, start.current.stream_folder
@@ -249,14 +262,16 @@ def _run_segment(
         LOST_WRITES.of(run),
         progress.stage("stream", total=entrance.requests, unit="requests") as stage,
         _watched(run, stage),
+        delivery.open(),
         entrance.reading(),
     ):
         stage.note(choice.why)
         pipeline = beam.Pipeline(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
-        wire(pipeline, config, entrance, featurize, bundle, start, fills)
+        wire(pipeline, config, entrance, featurize, bundle, start, fills, delivery)
         run_pipeline(pipeline, choice)
+        delivery.finish()
     replayed = entrance.seal()
     before = requests_waiting(config, start)
     after = 0
@@ -271,6 +286,16 @@ def _run_segment(
         entrance.kept()
     offline_caught_up(config, start)
     return replayed
+
+
+def _summed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the counts of a segment to those of the segments before it."""
+    return {
+        name: _summed(before.get(name, {}), found)
+        if isinstance(found, Mapping)
+        else before.get(name, 0) + found
+        for name, found in now.items()
+    }
 
 
 def _counted(counts: Mapping[str, EventCounts]) -> dict[str, Any]:
@@ -334,6 +359,7 @@ def wire(
     bundle: Path | None,
     start: Start,
     fills: RunFills,
+    delivery: Delivery,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
     project, root, prefix = (
@@ -345,14 +371,12 @@ def wire(
     valid = polls | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
     out = sharded | Featurize(project, featurize)
-    _ = (
-        out[ANSWERS]
-        | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
-        | "Predictions"
-        >> beam.ParDo(
-            WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix, STAMPS)
-        )
+    answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
+    _ = answered | "Predictions" >> beam.ParDo(
+        WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix, STAMPS)
     )
+    if (to_topic := delivery.step(PREDICTIONS)) is not None:
+        _ = answered | "DeliverPredictions" >> beam.ParDo(to_topic)
     publish = Publish(
         project,
         root,
@@ -368,18 +392,14 @@ def wire(
     _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
-    _ = (
-        (valid[INVALID], unanswered, *refused)
-        | "Rejected" >> beam.Flatten()
-        | "WriteRejected"
-        >> beam.ParDo(
-            WriteParquet(
-                root / paths.REJECTED_BY_STREAM,
-                ("stage", "stream", "partition", "position"),
-                prefix,
-            )
+    rejected = (valid[INVALID], unanswered, *refused) | "Rejected" >> beam.Flatten()
+    _ = rejected | "WriteRejected" >> beam.ParDo(
+        WriteParquet(
+            root / paths.REJECTED_BY_STREAM, ("stage", "stream", "partition", "position"), prefix
         )
     )
+    if (to_topic := delivery.step(REJECTED)) is not None:
+        _ = rejected | "DeliverRejected" >> beam.ParDo(to_topic)
 
 
 @beam.typehints.with_input_types(bytes)

@@ -91,7 +91,7 @@ def objects(config: Configuration, section: Described) -> list[Any]:
     places = [
         config, *config.sources.values(), config.splits, config.training, config.stream,
         config.online_store, config.offline_store, config.registry,
-        getattr(config.online_store, "tls", None),
+        getattr(config.online_store, "tls", None), *config.sinks.values(),
     ]  # fmt: skip
     return [one for one in places if isinstance(one, section.documented)]
 

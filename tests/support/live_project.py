@@ -80,6 +80,11 @@ online_store: {{type: sqlite, path: online.db}}
 stream: {{engine: {engine}, mode: {mode}, savepoint_every: {savepoint_every}}}
 """
 
+SINKS: Final = """
+predictions: {{kafka: {{bootstrap: "{bootstrap}", topic: {predictions}, compression: gzip}}}}
+rejected: {{kafka: {{bootstrap: "{bootstrap}", topic: {rejected}}}}}
+"""
+
 CARDS: Final = 20
 
 
@@ -98,6 +103,7 @@ class LiveProject:
         mode: The mode of the stream.
         partitions: How many partitions each topic has.
         savepoint_every: How often the stream keeps its state.
+        sinks: Whether predictions and rejected records go to topics, too.
         seed: Of everything random.
     """
 
@@ -107,6 +113,7 @@ class LiveProject:
     mode: str = "exact"
     partitions: int = 2
     savepoint_every: str = "10m"
+    sinks: bool = False
     seed: int = 1
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
 
@@ -130,6 +137,10 @@ class LiveProject:
                 savepoint_every=self.savepoint_every,
             )
         )
+        if self.sinks:
+            self.topics |= {name: self.broker.new_topic(2) for name in ("predictions", "rejected")}
+            with (self.folder / "tidemill.yaml").open("a") as file:
+                file.write(SINKS.format(bootstrap=self.broker.bootstrap, **self.topics))
         begin_us = self.until_us - 60 * MINUTE
         times = sorted(self.random.randrange(begin_us, self.until_us - SECOND) for _ in range(400))
         paid = [self._payment(f"h-{n}", at) for n, at in enumerate(times)]
