@@ -75,8 +75,8 @@ def check_segment(stream: Path, request: Request, prefix: str, expected: int) ->
     unanswered = _unanswered(refused, request)
     if answered + unanswered != expected:
         raise SequenceError(
-            f"{expected} requests were to be answered, and {answered} predictions and {unanswered} "
-            "rejected requests came out: the engine lost or doubled batches"
+            f"{expected} requests went in, {answered} predictions and {unanswered} rejected "
+            "requests came out: the engine lost or doubled batches"
         )
 
 
