@@ -90,17 +90,10 @@ def test_a_stream_that_is_killed_again_and_again_loses_and_doubles_nothing(
 ) -> None:
     project = LiveProject(tmp_path / "project", broker, sinks=True)
     project.run("backfill")
-    project.produce(60, 30)
-    with project.streaming() as process:
-        project.wait_for(30, process)
-        project.drain(process)
-    assert delivered(project, "predictions") == {
-        "written": 30, "already_there": 0, "compared": 30, **EXACT,
-    }  # fmt: skip
     moments = random.Random(3)
-    for _ in range(2):
+    for options in ([], ["--resume"], ["--resume"]):
         answered = sum(ids(project).values())
-        with project.streaming("--resume") as process:
+        with project.streaming(*options) as process:
             project.send_raw("payments", [b"?"] * 3)
             project.produce(20, 20)
             wait_for_messages(project, answered + 1, process)
@@ -114,14 +107,14 @@ def test_a_stream_that_is_killed_again_and_again_loses_and_doubles_nothing(
         project.drain(process)
     for name in ("predictions", "rejected"):
         figures = delivered(project, name)
-        assert figures["already_there"] > 0
+        assert figures["already_there"] > 0, (name, figures)
         assert figures["written"] + figures["already_there"] == figures["compared"]
         assert figures.items() >= EXACT.items()
     assert ids(project) == once(project)
     check_rejected(project)
     assert project.verify() == 4 * project.sent["checks"]
     proven = read_summary(project.folder / "run")["verify"]
-    assert proven["delivered_compared"] == project.sent["checks"] + 6
+    assert proven["delivered_compared"] == project.sent["checks"] + 9
     assert proven["delivery_mismatches"] == 0
 
 
@@ -132,7 +125,12 @@ def test_a_stream_on_prism_that_is_killed_writes_each_once(
     project.run("backfill")
     project.produce(60, 30)
     with project.streaming() as process:
-        wait_for_messages(project, 1, process)
+        project.wait_for(30, process)
+        project.drain(process)
+    assert delivered(project, "predictions") == {
+        "written": 30, "already_there": 0, "compared": 30, **EXACT,
+    }  # fmt: skip
+    with project.streaming("--resume") as process:
         project.produce(60, 60)
         wait_for_messages(project, 31, process)
         process.kill()
@@ -142,7 +140,7 @@ def test_a_stream_on_prism_that_is_killed_writes_each_once(
         project.drain(process)
     figures = delivered(project, "predictions")
     assert figures["already_there"] > 0
-    assert figures.items() >= {"compared": 90, **EXACT}.items()
+    assert figures.items() >= {"compared": 60, **EXACT}.items()
     assert ids(project) == once(project)
 
 
