@@ -17,7 +17,7 @@ from typing import Any, Final
 import apache_beam as beam
 
 from tidemill.features.contract import TIME_MAX, write_instant
-from tidemill.features.errors import InputError, StateMismatch
+from tidemill.features.errors import FileError, InputError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.topics import open_topics
@@ -44,6 +44,7 @@ from tidemill.pipelines.run.meter import METER
 
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
+_AGAIN_SECONDS: Final = 1.0
 _MOST_UNREAD: Final = 16 * AHEAD_POLLS
 """The most polls that are written down and that no operator has taken."""
 
@@ -203,12 +204,14 @@ class LiveInput:
 
         Raises:
             BrokerError: A topic cannot be read any more; the stream has stopped in order.
+            StateMismatch: A topic has got more partitions; the stream has stopped in order.
         """
         self._stop.unlink(missing_ok=True)
         offsets = LiveReader.offsets_after(self.live.polls, self.live.sealed().offsets)
         failed: list[BaseException] = []
         with open_topics(self.config, self._log, self._unsealed(), offsets) as sources:
             reader = self._reader(sources)
+            reader.check_partitions()
             ended = threading.Event()
 
             def read() -> None:
@@ -217,7 +220,7 @@ class LiveInput:
                 except BaseException as error:  # noqa: BLE001 - raised where the stream was started
                     failed.append(error)
                 finally:
-                    stop_after(self._stop, reader.number)
+                    self._stop_after(reader.number, ended, say)
 
             thread = threading.Thread(target=read, name="live-reader", daemon=True)
             thread.start()
@@ -230,6 +233,16 @@ class LiveInput:
                 self._figures = reader.figures
         if failed:
             raise failed[0]
+
+    def _stop_after(self, number: int, ended: threading.Event, say: Callable[[str], None]) -> None:
+        """Let the source stop after a poll; without this file it would wait for ever."""
+        while not ended.is_set():
+            try:
+                stop_after(self._stop, number)
+                return
+            except FileError as error:
+                say(f"the stream cannot stop yet: {error}")
+                ended.wait(_AGAIN_SECONDS)
 
     def _unsealed(self) -> Iterator[PollPart]:
         """Yield the rows that are written down and not in the log yet."""
@@ -251,6 +264,8 @@ class LiveInput:
             self.live.polls,
             self.live.sealed().offsets,
             Pace(poll_messages=self.config.stream.poll_rows, quiet_us=max(waits)),
+            # Rows received before the savepoint would not belong to this stream.
+            after_us=self.start.handoff.as_of_us - 1,
         )
 
     def _read(self, reader: LiveReader, ended: threading.Event) -> None:
