@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -63,6 +63,7 @@ class LiveInput:
         start: The start of the segment.
         run: The name of the run.
         stop: Is set when somebody asks the stream to stop.
+        say: Tells a person what happens.
         until_us: When to stop; None to go on until somebody asks.
 
     Raises:
@@ -74,6 +75,7 @@ class LiveInput:
     start: Start
     run: str
     stop: threading.Event
+    say: Callable[[str], None]
     until_us: int | None = None
 
     def __post_init__(self) -> None:
@@ -220,7 +222,7 @@ class LiveInput:
                 except BaseException as error:  # noqa: BLE001 - raised where the stream was started
                     failed.append(error)
                 finally:
-                    self._stop_after(reader.number, ended, say)
+                    self._stop_after(reader.number, ended)
 
             thread = threading.Thread(target=read, name="live-reader", daemon=True)
             thread.start()
@@ -234,14 +236,14 @@ class LiveInput:
         if failed:
             raise failed[0]
 
-    def _stop_after(self, number: int, ended: threading.Event, say: Callable[[str], None]) -> None:
+    def _stop_after(self, number: int, ended: threading.Event) -> None:
         """Let the source stop after a poll; without this file it would wait for ever."""
         while not ended.is_set():
             try:
                 stop_after(self._stop, number)
                 return
             except FileError as error:
-                say(f"the stream cannot stop yet: {error}")
+                self.say(f"the stream cannot stop yet: {error}")
                 ended.wait(_AGAIN_SECONDS)
 
     def _unsealed(self) -> Iterator[PollPart]:

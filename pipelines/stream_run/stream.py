@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -184,7 +184,7 @@ def _stream(
             # First of all: what a process before this one had open is aborted, and it writes no
             # more.
             delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
-            entrance = _entrance(config, start, run, speed, until_us, stop)
+            entrance = _entrance(config, start, run, speed, until_us, stop, progress.say)
             check_positions(start, entrance.begins)
             start, fills = prepare(config, start, progress, take_over=take_over)
             replayed = _run_segment(
@@ -333,10 +333,11 @@ def _entrance(
     speed: float | None,
     until_us: int | None,
     stop: threading.Event | None,
+    say: Callable[[str], None],
 ) -> ReplayInput | LiveInput:
     """Return where the rows of a segment come from."""
     if stop is not None:
-        return LiveInput(config, start, run, stop, until_us)
+        return LiveInput(config, start, run, stop, say, until_us)
     options = ReplayOptions(
         root=start.current.build_folder,
         start_us=start.handoff.as_of_us,
