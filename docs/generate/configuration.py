@@ -179,7 +179,7 @@ SECTIONS: Final = (
         names={"path": "url", "path_env": "url_env"}, required=("type",),
     ),
     Described(
-        "predictions: kafka, rejected: kafka", sink_section.SINK_KEYS, KafkaSink,
+        "predictions: kafka", sink_section.SINK_KEYS, KafkaSink,
         "predictions:\n  kafka:\n    bootstrap: \"broker-1:9093,broker-2:9093\"\n"
         "    topic: predictions\n    compression: zstd\n    give_up_after: 20m\n    tls: true\n"
         "    username: tidemill\n    password_env: KAFKA_PASSWORD\n    mechanism: PLAIN",

@@ -339,14 +339,17 @@ def wire(
     _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
-    rejected = (valid[INVALID], unanswered, *refused) | "Rejected" >> beam.Flatten()
-    _ = rejected | "WriteRejected" >> beam.ParDo(
-        WriteParquet(
-            root / paths.REJECTED_BY_STREAM, ("stage", "stream", "partition", "position"), prefix
+    # Not flattened: FnApiRunner would hold the records back until the source ends.
+    for part, records in enumerate((valid[INVALID], unanswered, *refused)):
+        _ = records | f"WriteRejected{part}" >> beam.ParDo(
+            WriteParquet(
+                root / paths.REJECTED_BY_STREAM,
+                ("stage", "stream", "partition", "position"),
+                prefix,
+            )
         )
-    )
-    if (to_topic := delivery.step(REJECTED)) is not None:
-        _ = rejected | "DeliverRejected" >> beam.ParDo(to_topic)
+        if (to_topic := delivery.step(REJECTED)) is not None:
+            _ = records | f"DeliverRejected{part}" >> beam.ParDo(to_topic)
 
 
 @beam.typehints.with_input_types(bytes)

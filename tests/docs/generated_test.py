@@ -136,7 +136,7 @@ def test_a_section_takes_no_other_key(section: Described, folder: Path) -> None:
             continue
         first, _, second = name.partition(": ")
         place = place[first]
-        place = place[second] if first == "sources" else place
+        place = place[second] if first in ("sources", "predictions") else place
     place["unknown"] = 1
     text = yaml.safe_dump(content).replace("00:00:00+00:00", "00:00:00Z")
     with pytest.raises(ConfigurationError, match="unknown key 'unknown'"):
