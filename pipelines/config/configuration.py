@@ -82,6 +82,7 @@ STREAM_KEYS: Final = {
     "poll_rows": Value.count,
     "speed": or_null(Value.positive),
     "answer_within": Value.duration_us,
+    "savepoint_every": Value.duration_us,
     "gap_batches": Value.count,
 }
 
@@ -146,6 +147,8 @@ class StreamOptions:
         poll_rows: The most rows that one poll of a source reads.
         speed: How many times faster than real time a replay runs; None is as fast as it can.
         answer_within_us: How long a request waits for the answers of its views, in microseconds.
+        savepoint_every_us: How often a live stream keeps its state, in microseconds: a stream that
+            is killed repeats what came since. It stands still for about two seconds then.
         gap_batches: The number of batches after which an open gap in a partition is an error.
     """
 
@@ -154,6 +157,7 @@ class StreamOptions:
     poll_rows: int = 4096
     speed: float | None = None
     answer_within_us: int = 5 * MINUTE
+    savepoint_every_us: int = 10 * MINUTE
     gap_batches: int = 1000
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Delivery:
         segment: The number of the segment.
         sinks: Section of the configuration to its sink.
         writer: A random text, which tells this process from one that replaces it.
+        figures: Counts by section, once the segment has ended; none without topics.
     """
 
     run: str
@@ -48,12 +50,25 @@ class Delivery:
     segment: int
     sinks: Mapping[str, TopicSink]
     writer: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def fence(
-        configured: Mapping[str, KafkaSink], current: Current, segment: int, run: str
+        configured: Mapping[str, KafkaSink],
+        current: Current,
+        segment: int,
+        run: str,
+        *,
+        is_patient: bool = False,
     ) -> Delivery:
         """Connect to the topics; the writers of the processes before this one are fenced.
+
+        Args:
+            configured: Section of the configuration to its topic.
+            current: The root's folders, with that of the stream.
+            segment: The number of the segment.
+            run: The run's name.
+            is_patient: Whether to wait for a broker that is away, as a stream that runs does.
 
         Raises:
             BrokerError: A topic cannot be written to.
@@ -66,7 +81,11 @@ class Delivery:
 
         sinks = {
             name: TopicSink(
-                name, sink, f"tidemill-{root_id(current.root)}-{SINKS.index(name)}", is_owner
+                name,
+                sink,
+                f"tidemill-{root_id(current.root)}-{SINKS.index(name)}",
+                is_owner,
+                is_patient=is_patient,
             )
             for name, sink in configured.items()
         }
@@ -87,7 +106,9 @@ class Delivery:
             before = DeliveryRecord.read(self.folder)
             known = {} if before is None else before.sinks
             begun = {
-                name: sink.begin(self.stream, self.segment, known.get(name))
+                name: sink.patiently(
+                    partial(sink.begin, self.stream, self.segment, known.get(name))
+                )
                 for name, sink in self.sinks.items()
             }
             # A topic that is not named now may be named again when this segment is repeated.
@@ -104,28 +125,33 @@ class Delivery:
         """Return the step that writes to a topic; None if the configuration names none."""
         return Deliver(self.run, name, self.stream) if name in self.sinks else None
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> None:
         """Record where the topics end, and compare what this segment has written with its files.
-
-        Returns:
-            Figures by section; none without topics.
 
         Raises:
             SequenceError: A message was lost.
             BrokerError: A topic cannot be read.
         """
         if not self.sinks:
-            return {}
+            return
         record = DeliveryRecord.read(self.folder)
         assert record is not None
         ended = {
-            name: record.sinks[name].ended(self.segment, sink.ends())
+            name: record.sinks[name].ended(self.segment, sink.patiently(sink.ends))
             for name, sink in self.sinks.items()
         }
         figures: dict[str, Any] = {}
         for name, sink in self.sinks.items():
-            found = compare(
-                name, sink.sink, ended[name], self.folder, self.stream, since=self.segment
+            found = sink.patiently(
+                partial(
+                    compare,
+                    name,
+                    sink.sink,
+                    ended[name],
+                    self.folder,
+                    self.stream,
+                    since=self.segment,
+                )
             )
             if found.lost:
                 raise SequenceError(
@@ -140,4 +166,4 @@ class Delivery:
             }
         sinks = {**record.sinks, **ended}
         DeliveryRecord(record.writer, record.stream, sinks).write(self.folder)
-        return {"delivered": figures}
+        self.figures = {"delivered": figures}

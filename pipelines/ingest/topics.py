@@ -73,6 +73,9 @@ class _TopicReader:
         found = self.reader.ends()
         return {place.partition: Ends(*ends) for place, ends in found.items()}
 
+    def partitions(self) -> int:
+        return len(self.reader.partitions(self.topic))
+
 
 @contextmanager
 def open_topics(
@@ -162,8 +165,9 @@ def _live_source(
 def _ids_so_far(request: Request, log: Log, unsealed: Iterable[PollPart]) -> RequestIds:
     """Return the ids of all requests so far, with which those of a topic go on."""
 
-    def where(partition: int, position: int) -> str:
-        return f"the request at position {position:,} of partition {partition} of the log"
+    def where(partition: int, _: int) -> str:
+        # A position of this run counts rejected rows too, so it is not that of the log.
+        return f"an earlier request of partition {partition} of the log"
 
     ids = RequestIds(request, where)
     for partition in range(log.partitions(request.name)):

@@ -44,6 +44,7 @@ SENT: Final = "_sent"
 """When a poll read the row: wall clock in microseconds, for latency only."""
 _TECHNICAL: Final = (POSITION, RECEIVED)
 _MEND: Final = "run `tidemill backfill` again, which writes the log anew"
+_MEND_LIVE: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
 _METADATA: Final = b"tidemill"
 _FORMAT: Final = {"format": "tidemill-log", "version": 1}
 
@@ -66,6 +67,8 @@ def log_schema(definition: EventStream | Request) -> pa.Schema:
 
 LOG: Final = "log"
 """The name of the logs' folder below the folder of a build."""
+ROWS: Final = "rows"
+"""The name of the same below the folder of a live log."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Log:
     """The logs of a build, and of the live stream that goes on with it.
 
     A partition is one file, ``root/log/<source>/<partition>.arrow``. That of a live source goes on
-    in further files, ``live/<source>/<partition>-<first position>.arrow``
-    (`pipelines.io.live.live_rows`), each from a whole block on. A block that two files have is
+    in further files, ``live/rows/<source>/<partition>-<first position>.arrow``
+    (`pipelines.io.live.live_log`), each from a whole block on. A block that two files have is
     read from the later one, which has more of its rows.
 
     Attributes:
@@ -111,6 +114,7 @@ class Log:
 
         Raises:
             InputError: The first file is missing.
+            DamagedFile: A file is not one of a log, or rows are missing between two.
             StateVersionError: A file was written in another format.
         """
         paths = [self.path(source, partition)]
@@ -120,13 +124,20 @@ class Log:
             )
         starts = [0]
         if self.live is not None:
-            paths += sorted((self.live / source).glob(f"{partition:05d}-*.arrow"))
-            starts += [int(path.stem.partition("-")[2]) for path in paths[1:]]
+            paths += sorted((self.live / ROWS / source).glob(f"{partition:05d}-*.arrow"))
+            starts += [_first(path) for path in paths[1:]]
         stops = [*starts[1:], None]
-        return [
+        pieces = [
             _Piece.of(path, start, stop)
             for path, start, stop in zip(paths, starts, stops, strict=True)
         ]
+        for before, piece in itertools.pairwise(pieces):
+            if before.end > piece.end:
+                raise DamagedFile(
+                    f"{piece.path} ends at position {piece.end:,} of its partition, and the file "
+                    f"before it at {before.end:,}: rows are missing; {_MEND_LIVE}"
+                )
+        return pieces
 
     def batches(self, source: str, partition: int) -> Iterator[pa.RecordBatch]:
         """Yield the blocks of a partition, memory-mapped, each checked before it is used.
@@ -137,7 +148,7 @@ class Log:
         """
         for piece in self._pieces(source, partition):
             reader = piece.checked()
-            with reading(piece.path, _MEND):
+            with reading(piece.path, _mend(piece.path)):
                 for number in range(piece.blocks):
                     yield reader.get_batch(number).replace_schema_metadata(None)
 
@@ -187,7 +198,7 @@ class Log:
 
         def received(place: int) -> Int64Array:
             piece, number = blocks[place]
-            with reading(piece.path, _MEND):
+            with reading(piece.path, _mend(piece.path)):
                 return hashing.bits(piece.reader.get_batch(number).column(RECEIVED))
 
         place = bisect.bisect_left(
@@ -295,17 +306,17 @@ class _Piece:
     @staticmethod
     def of(path: Path, start: int, stop: int | None) -> _Piece:
         """Open a file; ``stop`` is the position from which on another file is read."""
-        with reading(path, _MEND):
+        with reading(path, _mend(path)):
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             columns, stored = _stored(path, reader.schema)
-        if start % BLOCK_ROWS or (stop is not None and (stop % BLOCK_ROWS or stop < start)):
-            raise DamagedFile(f"{path}: a file of a log begins with a whole block; {_MEND}")
+        if start % BLOCK_ROWS or (stop is not None and stop < start):
+            raise DamagedFile(f"{path}: a file of a log begins with a whole block; {_mend(path)}")
         end, digests = start + stored.rows, stored.blocks
         if stop is not None:
             if end < stop:
                 raise DamagedFile(
-                    f"{path} has the rows {start} to {end - 1} of its partition, and the next file "
-                    f"begins at {stop}: rows are missing; {_MEND}"
+                    f"{path} has the rows below {end:,} of its partition, and the next file begins "
+                    f"at {stop:,}: rows are missing; {_MEND_LIVE}"
                 )
             end, digests = stop, digests[: (stop - start) // BLOCK_ROWS]
         return _Piece(path, reader, columns, start, end, digests, stored)
@@ -314,6 +325,11 @@ class _Piece:
     def blocks(self) -> int:
         """How many blocks are read from it."""
         return len(self.digests)
+
+    @property
+    def end(self) -> int:
+        """The position after the last of its rows, also of those that are read elsewhere."""
+        return self.start + self.stored.rows
 
     def checked(self) -> pa.ipc.RecordBatchFileReader:
         """Return the reader, once this process has checked all rows of the file.
@@ -325,6 +341,8 @@ class _Piece:
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         if _checked.get(self.path) != seen:
             _check(self.path, self.reader)
+            if self.stored.rows:
+                self._check_place(0, self.reader.get_batch(0))
             _checked[self.path] = seen
         return self.reader
 
@@ -338,11 +356,22 @@ class _Piece:
         numbers = range(max(first - before, 0), min(last - before, self.blocks))
         if not numbers:
             return []
-        with reading(self.path, _MEND), pa.OSFile(str(self.path), "rb") as file:
+        with reading(self.path, _mend(self.path)), pa.OSFile(str(self.path), "rb") as file:
             reader = pa.ipc.open_file(file)
             blocks = [reader.get_batch(number) for number in numbers]
             _check_blocks(self.path, self.columns, self.stored, zip(numbers, blocks, strict=True))
+        for number, block in zip(numbers, blocks, strict=True):
+            self._check_place(number, block)
         return blocks
+
+    def _check_place(self, number: int, block: pa.RecordBatch) -> None:
+        """Check that a block has the positions that the file's name promises."""
+        found, expected = block.column(POSITION)[0].as_py(), self.start + number * BLOCK_ROWS
+        if found != expected:
+            raise DamagedFile(
+                f"{self.path} was renamed or replaced: it has the row of position {found} where "
+                f"{expected} belongs; {_mend(self.path)}"
+            )
 
 
 @contextmanager
@@ -505,14 +534,15 @@ def _stored(path: Path, schema: pa.Schema) -> tuple[Schema, PartitionDigests]:
     if found != _FORMAT:
         what = f"version {found['version']}" if record else "an earlier version, without digests"
         raise StateVersionError(
-            f"{path} is a log of {what}; this code reads version {_FORMAT['version']}: {_MEND}"
+            f"{path} is a log of {what}; this code reads version {_FORMAT['version']}: "
+            f"{_mend(path)}"
         )
     blocks = tuple(bytes.fromhex(digest) for digest in record["blocks"])
     return record["columns"], PartitionDigests(record["rows"], blocks)
 
 
 def _check(path: Path, reader: pa.ipc.RecordBatchFileReader) -> None:
-    with reading(path, _MEND):
+    with reading(path, _mend(path)):
         schema, stored = _stored(path, reader.schema)
         table = reader.read_all()
         found = _digests(schema, table)
@@ -522,7 +552,7 @@ def _check(path: Path, reader: pa.ipc.RecordBatchFileReader) -> None:
         pairs = zip(found, stored.blocks, strict=False)
         raise _damaged(path, next((n for n, (a, b) in enumerate(pairs) if a != b), 0), stored.rows)
     where = f"it has {len(table)} rows and states {stored.rows}"
-    raise DamagedFile(f"{path} was changed after it was written: {where}; {_MEND}")
+    raise DamagedFile(f"{path} was changed after it was written: {where}; {_mend(path)}")
 
 
 def _check_blocks(
@@ -547,11 +577,21 @@ def _check_blocks(
 
 
 def _damaged(path: Path, block: int, rows: int) -> DamagedFile:
-    last = min((block + 1) * BLOCK_ROWS, rows) - 1
+    begin = _first(path)
+    first, last = begin + block * BLOCK_ROWS, begin + min((block + 1) * BLOCK_ROWS, rows) - 1
     return DamagedFile(
-        f"{path} was changed after it was written: rows {block * BLOCK_ROWS} to {last} do not have "
-        f"their digest; {_MEND}"
+        f"{path} was changed after it was written: rows {first} to {last} do not have their "
+        f"digest; {_mend(path)}"
     )
+
+
+def _first(path: Path) -> int:
+    """Return the position of a file's first row; live files are named by it."""
+    return int(path.stem.partition("-")[2] or 0)
+
+
+def _mend(path: Path) -> str:
+    return _MEND_LIVE if "-" in path.stem else _MEND
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:

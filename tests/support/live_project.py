@@ -77,7 +77,7 @@ sources:
     kafka: {{bootstrap: "{bootstrap}", topic: {checks}, format: json}}
 splits: {{train_until: "{train_until}", evaluate_until: "{until}"}}
 online_store: {{type: sqlite, path: online.db}}
-stream: {{engine: {engine}, mode: {mode}, answer_within: 5m}}
+stream: {{engine: {engine}, mode: {mode}, savepoint_every: {savepoint_every}}}
 """
 
 SINKS: Final = """
@@ -102,6 +102,7 @@ class LiveProject:
         engine: The engine of the stream.
         mode: The mode of the stream.
         partitions: How many partitions each topic has.
+        savepoint_every: How often the stream keeps its state.
         sinks: Whether predictions and rejected records go to topics, too.
         seed: Of everything random.
     """
@@ -111,6 +112,7 @@ class LiveProject:
     engine: str = "fnapi"
     mode: str = "exact"
     partitions: int = 2
+    savepoint_every: str = "10m"
     sinks: bool = False
     seed: int = 1
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
@@ -132,6 +134,7 @@ class LiveProject:
                 until=instant(self.until_us),
                 engine=self.engine,
                 mode=self.mode,
+                savepoint_every=self.savepoint_every,
             )
         )
         if self.sinks:

@@ -24,6 +24,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Duration, 
 
 from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.definitions import Project
+from tidemill.features.errors import TidemillError
 from tidemill.pipelines.io.cuts import Cut
 from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.live_polls import LivePolls
@@ -147,7 +148,11 @@ class _Follow(beam.DoFn):
         after = at.number + options.logged - options.start.number
         if self._following is None or self._at != after:
             self._following, self._at = self._live.polls.follow(after), after
-        logged = next(self._following)
+        try:
+            logged = next(self._following)
+        except TidemillError:
+            self._following = None  # a generator that has raised is at its end
+            raise
         if logged is None:
             return None
         self._at = logged.number

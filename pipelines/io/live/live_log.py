@@ -16,6 +16,7 @@ crash of the machine.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,10 @@ import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import EventStream, Project, Request
-from tidemill.features.errors import StateMismatch
+from tidemill.features.errors import DamagedFile, DamagedState, StateMismatch
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
-from tidemill.pipelines.io.log import Log, log_schema, write_log_file
+from tidemill.pipelines.io.log import ROWS, Log, log_schema, one_batch, write_log_file
 from tidemill.pipelines.io.log_digests import BLOCK_ROWS
 from tidemill.pipelines.io.poll import Poll
 from tidemill.serving.files.atomic_write import atomic_write
@@ -47,7 +48,8 @@ _REJECTED: Final = "rejected"
 _SEALED_BYTES: Final = 64 << 20
 """About how many bytes of polls a seal holds in memory."""
 _POLL_NUMBER: Final = "_poll"
-_REMEDY: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
+REMEDY: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
+"""What to do if a live log is damaged."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,11 @@ class Cuts:
 
 def _form(name: str, kind: type) -> RecordFormat:
     fields = frozenset(field.name for field in dataclasses.fields(kind))
-    return RecordFormat(name=name, version=1, fields=fields, remedy=_REMEDY)
+    return RecordFormat(name=name, version=1, fields=fields, remedy=REMEDY)
 
 
 _TOPICS_FORM: Final = RecordFormat(
-    name="tidemill-live-topics", version=1, fields=frozenset({"sources"}), remedy=_REMEDY
+    name="tidemill-live-topics", version=1, fields=frozenset({"sources"}), remedy=REMEDY
 )
 _SEALED_FORM: Final = _form("tidemill-live-sealed", Sealed)
 
@@ -188,9 +190,16 @@ class LiveLog:
                 goes on from here repeats the others from the poll log.
 
         Raises:
-            DamagedState: The poll log is damaged.
+            DamagedState: The poll log is damaged, or has lost polls that are sealed.
+            DamagedFile: The live rows are damaged, or fewer than were sealed.
         """
         sealed = self.sealed()
+        last = self.polls.last()
+        if sealed.number > (0 if last is None else last.number):
+            raise DamagedState(
+                f"{self.folder / _POLLS}: the last poll is {0 if last is None else last.number}, "
+                f"and {sealed.number} are sealed: polls were lost; {REMEDY}"
+            )
         for polls in _in_pieces(self.polls.read(after=sealed.number), before_us):
             sealed = self._seal(polls, sealed, Log(build, self.folder))
             self.write_sealed(sealed)
@@ -219,6 +228,9 @@ class LiveLog:
         ]
         if refused:
             self._write(_REJECTED, first, pa.Table.from_batches(refused))
+        else:
+            # A seal that was killed may have sealed more polls in this file.
+            self._path(_REJECTED, first).unlink(missing_ok=True)
         ends: dict[str, list[int]] = {name: [] for name in topics}
         for part in last.sent.parts:
             if part.source in topics and part.partition >= topics[part.source].first:
@@ -236,11 +248,17 @@ class LiveLog:
     ) -> None:
         """Write the file that begins with the last whole block before ``at``."""
         first = at // BLOCK_ROWS * BLOCK_ROWS
+        there = log.digests(definition.name, partition).rows
+        if there < at:
+            raise DamagedFile(
+                f"{self.folder / ROWS / definition.name}: partition {partition} has {there} rows, "
+                f"and {at} are sealed: rows were lost; {REMEDY}"
+            )
         parts = [*([log.read_span(definition.name, partition, first, at)] if at > first else ())]
         names = log_schema(definition).names
         parts += [batch.select(names) for batch in fresh]
         rows = pa.concat_batches(parts)
-        path = self.folder / definition.name / f"{partition:05d}-{first:012d}.arrow"
+        path = self.folder / ROWS / definition.name / f"{partition:05d}-{first:012d}.arrow"
         with write_log_file(path, definition, rows.num_rows, first=first, durable=True) as writer:
             declared = pa.RecordBatch.from_arrays(
                 rows.columns[:-2], schema=pa.schema(list(rows.schema)[:-2])
@@ -262,21 +280,25 @@ class LiveLog:
                     columns.setdefault(f"offset/{name}/{partition}", []).append(offset)
         return pa.table({name: pa.array(found, pa.int64()) for name, found in columns.items()})
 
+    def _path(self, kind: str, number: int) -> Path:
+        return self.folder / kind / f"{number:012d}.arrow"
+
     def _write(self, kind: str, number: int, table: pa.Table) -> None:
-        path = self.folder / kind / f"{number:012d}.arrow"
         with (
-            atomic_write(path, durable=True) as unfinished,
+            atomic_write(self._path(kind, number), durable=True) as unfinished,
             pa.OSFile(str(unfinished), "wb") as sink,
             pa.ipc.new_file(sink, table.schema) as writer,
         ):
             writer.write_table(table)
 
-    def _read(self, kind: str, until: int) -> Iterator[pa.Table]:
-        """Yield the files of a kind whose first poll is not after a number."""
-        for path in sorted((self.folder / kind).glob("*.arrow")):
-            if int(path.stem) <= until:
-                with reading(path, _REMEDY), pa.OSFile(str(path), "rb") as file:
-                    yield pa.ipc.open_file(file).read_all()
+    def _read(self, kind: str, after: int, until: int) -> Iterator[pa.Table]:
+        """Yield the files of a kind that may have polls ``(after, until]``."""
+        paths = sorted((self.folder / kind).glob("*.arrow"))
+        firsts = [int(path.stem) for path in paths]
+        begin = max(bisect.bisect_right(firsts, after + 1) - 1, 0)
+        for path in paths[begin : bisect.bisect_right(firsts, until)]:
+            with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
+                yield pa.ipc.open_file(file).read_all()
 
     def cuts(self) -> Cuts:
         """Return the sealed polls.
@@ -286,7 +308,7 @@ class LiveLog:
             DamagedState: Polls are missing.
         """
         topics, until = self.topics(), self.sealed().number
-        tables = list(self._read(_CUTS, until))
+        tables = list(self._read(_CUTS, 0, until))
         if not tables:
             empty = np.zeros(0, np.int64)
             none = {name: np.zeros((0, len(t.offsets)), np.int64) for name, t in topics.items()}
@@ -295,7 +317,7 @@ class LiveLog:
         numbers = table.column("number").to_numpy()
         if not np.array_equal(numbers, np.arange(1, until + 1)):
             raise StateMismatch(
-                f"{self.folder / _CUTS} has not the polls 1 to {until} once each; {_REMEDY}"
+                f"{self.folder / _CUTS} has not the polls 1 to {until} once each; {REMEDY}"
             )
 
         def of(kind: str) -> dict[str, Int64Array]:
@@ -320,12 +342,14 @@ class LiveLog:
             after: The number of the last poll that is not wanted.
             until: The number of the last that is.
         """
-        for table in self._read(_REJECTED, until):
+        for table in self._read(_REJECTED, after, until):
             numbers = table.column(_POLL_NUMBER).to_numpy()
-            for number in np.unique(numbers).tolist():
+            records = table.select(rejected.SCHEMA.names)
+            found, starts = np.unique(numbers, return_index=True)
+            stops = [*starts[1:].tolist(), len(numbers)]
+            for number, start, stop in zip(found.tolist(), starts.tolist(), stops, strict=True):
                 if after < number <= until:
-                    found = table.filter(pa.array(numbers == number)).select(rejected.SCHEMA.names)
-                    yield number, found.combine_chunks().to_batches()[0]
+                    yield number, one_batch(records.slice(start, stop - start))
 
 
 def _described(topic: LiveTopic | None) -> str:

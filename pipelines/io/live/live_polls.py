@@ -6,6 +6,7 @@ when it was sent. Polls are numbered by the stream: its first one is the one aft
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,9 @@ import pyarrow as pa
 
 from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.definitions import EventStream, Project, Request
+from tidemill.features.errors import DamagedFile
 from tidemill.pipelines.io.cuts import Cut, Positions
-from tidemill.pipelines.io.live.live_log import LiveLog
+from tidemill.pipelines.io.live.live_log import REMEDY, LiveLog
 from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 
@@ -44,6 +46,9 @@ class LivePolls:
         start_us: The first instant of the span.
         stop_us: The instant after it.
         polls: The number of the stream's poll before the first one.
+
+    Raises:
+        DamagedFile: The rows or the polls are damaged, or rows are missing.
     """
 
     def __init__(
@@ -73,6 +78,15 @@ class LivePolls:
         self._low, self._high = np.searchsorted(received, [start_us, stop_us], "left").tolist()
         self.start = Cut(polls, self._positions(self._low - 1))
         self.stop: Positions = self._positions(self._high - 1)
+        for place, table, stop in zip(self._places, self._tables, self.stop, strict=True):
+            if len(table) < stop:
+                raise DamagedFile(
+                    f"{live.folder}: partition {place.partition} of {place.definition.name!r} has "
+                    f"{len(table)} rows, and {stop} are sealed: rows were lost; {REMEDY}"
+                )
+        self._refusals: Iterator[tuple[int, pa.RecordBatch]] | None = None
+        self._refused: tuple[int, pa.RecordBatch] | None = None
+        self._asked = 0
 
     @property
     def sources(self) -> list[tuple[EventStream | Request, int]]:
@@ -141,9 +155,20 @@ class LivePolls:
         return Poll(after.number, sent_us, tuple(parts)), after
 
     def rejected(self, number: int) -> list[pa.RecordBatch]:
-        """Return the records that were rejected while a poll was read."""
-        index = self._low + number - self.start.number
-        return [found for _, found in self._live.rejected(index - 1, index)]
+        """Return the records that were rejected while a poll was read.
+
+        Polls are asked for in order, or from an earlier one again: each file is read once.
+        """
+        logged = self._low + number - self.start.number
+        if self._refusals is None or logged < self._asked:
+            self._refusals = self._live.rejected(logged - 1, self._high)
+            self._refused = None
+        self._asked = logged
+        while self._refused is None or self._refused[0] < logged:
+            if (found := next(self._refusals, None)) is None:
+                return []
+            self._refused = found
+        return [self._refused[1]] if self._refused[0] == logged else []
 
     def savepoint_poll(self, at: Cut, sent_us: int) -> Poll:
         """Return the mark of a savepoint, as `ReplayLog.savepoint_poll`."""

@@ -16,12 +16,15 @@ The promises:
   transaction, or a fetch that merely returned nothing, proves nothing.
 * A row, a message or a poll that cannot be used is rejected with its bytes; none stops a partition.
 * No watermark steps back.
+* No partition stays unread: a topic that has got more partitions is an error.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -30,11 +33,11 @@ import pyarrow as pa
 
 from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN
 from tidemill.features.definitions import EventStream, Request
-from tidemill.features.errors import DamagedState, InputError
+from tidemill.features.errors import BrokerUnreachable, DamagedState, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
-from tidemill.features.rows.rejected import Reason, Stage
 from tidemill.pipelines.io.files.judged_rows import Counts, Judge
+from tidemill.pipelines.io.live.failing_transforms import judge_what_can_be
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import log_schema
 from tidemill.pipelines.io.messages import Messages
@@ -64,7 +67,18 @@ class TopicReader(Protocol):
         """Return the next offset of each partition, which also moves where there is no message."""
 
     def ends(self) -> Mapping[int, Ends]:
-        """Return where each partition ends, by requests that begin after the call."""
+        """Return where each partition ends, by requests that begin after the call.
+
+        Raises:
+            BrokerUnreachable: The broker does not answer now.
+        """
+
+    def partitions(self) -> int:
+        """Return how many partitions the topic has now.
+
+        Raises:
+            BrokerUnreachable: The broker does not answer now.
+        """
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,7 @@ class Pace:
         check_s: How often it asks the broker for the ends of quiet partitions.
         quiet_us: How long before the instant of such a check a message may have been created that
             is still on its way to the broker: so much less is the watermark of a quiet partition.
+        partitions_s: How often it asks the brokers whether topics have got more partitions.
     """
 
     poll_messages: int = 4_096
@@ -85,6 +100,7 @@ class Pace:
     beat_s: float = 0.1
     check_s: float = 0.5
     quiet_us: int = 2 * SECOND
+    partitions_s: float = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +115,8 @@ class LiveSource:
         first: The partition of the log that is partition 0 of the topic.
         partitions: The number of partitions of the topic.
         clock: What a quiet partition's instant is measured by: ``wall``, or ``messages``, which is
-            never later than the newest timestamp of a message; for producers that replay the past.
+            never later than the newest timestamp of a message of the sources that have this clock;
+            for producers that replay the past.
     """
 
     definition: EventStream | Request
@@ -161,7 +178,9 @@ class LiveReader:
         log: The poll log.
         offsets: Source to the offset of each partition at which the first poll begins.
         pace: How often what is done.
-        clock_us: The machine's clock.
+        after_us: The first poll is received after this instant.
+        clock_us: The machine's clock, in microseconds since 1970.
+        seconds: A clock that never steps back, in seconds.
     """
 
     def __init__(
@@ -171,24 +190,30 @@ class LiveReader:
         log: PollLog,
         offsets: Mapping[str, Sequence[int]],
         pace: Pace | None = None,
+        *,
+        after_us: int = 0,
         clock_us: Callable[[], int] = wall_clock_us,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sources = {source.definition.name: source for source in sources}
         self._order, self._log = tuple(order), log
-        self._pace, self._clock_us = pace or Pace(), clock_us
+        self._pace, self._clock_us, self._seconds = pace or Pace(), clock_us, seconds
         self._at = {
             (name, partition): _Partition(offset)
             for name, of_source in offsets.items()
             for partition, offset in enumerate(of_source)
         }
-        self.number, self.received_us = 0, 0
+        self.number, self.received_us = 0, after_us
         self.figures = LiveFigures(
             counts={name: Counts() for name in self._sources},
             late_after_quiet=dict.fromkeys(self._sources, 0),
             caught_up=dict.fromkeys(self._sources, 0),
         )
-        self._newest_us = dict.fromkeys(self._sources, TIME_MIN)
-        self._beat_s = self._checked_s = 0.0
+        self._newest_us = {
+            source.definition.name: TIME_MIN for source in sources if source.clock == "messages"
+        }
+        self._beat_s = self._checked_s = self._counted_s = -math.inf
+        self._unsaid = False
         if (last := log.last()) is not None:
             self._go_on(last)
 
@@ -203,7 +228,8 @@ class LiveReader:
     def _go_on(self, last: LoggedPoll) -> None:
         """Go on after the last logged poll."""
         poll = Poll.decode(bytes(last.poll))
-        self.number, self.received_us = last.number, poll.sent_us
+        self.number, self.received_us = last.number, max(self.received_us, poll.sent_us)
+        self._newest_us |= last.newest_us
         for name, source in self._sources.items():
             for partition in range(source.partitions):
                 self._at[name, partition].offset = last.offsets[name][partition]
@@ -215,6 +241,9 @@ class LiveReader:
                 at = self._at[part.source, part.partition - source_of.first]
                 at.position = at.row = part.stop
                 at.watermark_us = part.watermark_us
+                highest_us = source_of.judge.highest_us(part.partition)
+                if at.watermark_us > highest_us - source_of.definition.out_of_orderness_us:
+                    at.quiet_us = at.watermark_us
 
     def step(self) -> LoggedPoll | None:
         """Read what has come, and write it down as the next poll.
@@ -224,8 +253,15 @@ class LiveReader:
 
         Raises:
             BrokerError: A topic cannot be read.
+            StateMismatch: A topic has got more partitions.
             DamagedState: A reader's offset stepped back.
+            FileError: The poll cannot be written down.
         """
+        now_s = self._seconds()
+        if now_s - self._counted_s >= self._pace.partitions_s:
+            self._counted_s = now_s
+            with suppress(BrokerUnreachable):  # `TopicReader.poll` says so after its patience
+                self.check_partitions()
         rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
         refused: list[pa.RecordBatch] = []
         for name, source in self._sources.items():
@@ -233,17 +269,32 @@ class LiveReader:
                 refused += self._take(source, messages, rows)
             self._move(name, source.reader.positions())
         moved = self._moved
-        now_s = time.monotonic()
         if now_s - self._checked_s >= self._pace.check_s:
             self._checked_s = now_s
             for source in self._sources.values():
-                self._check_quiet(source)
-        risen = self._raise_watermarks()
-        if not moved and not (risen and now_s - self._beat_s >= self._pace.beat_s):
+                with suppress(BrokerUnreachable):  # then nothing is known
+                    self._check_quiet(source)
+        self._unsaid |= self._raise_watermarks()
+        if not moved and not (self._unsaid and now_s - self._beat_s >= self._pace.beat_s):
             time.sleep(self._pace.rest_s)
             return None
-        self._beat_s = now_s
+        self._beat_s, self._unsaid = now_s, False
         return self._write_down(rows, refused)
+
+    def check_partitions(self) -> None:
+        """Check that every partition of the topics is read.
+
+        Raises:
+            StateMismatch: A topic has got more partitions.
+            BrokerUnreachable: A broker does not answer now.
+        """
+        for name, source in self._sources.items():
+            if (found := source.reader.partitions()) != source.partitions:
+                raise StateMismatch(
+                    f"the topic of {name!r} has {found} partitions now, and the stream reads "
+                    f"{source.partitions}; run `tidemill backfill`, and the stream without "
+                    "--resume, to read them all"
+                )
 
     def _take(
         self,
@@ -254,8 +305,9 @@ class LiveReader:
         """Decode and judge messages; return the rejected records."""
         name = source.definition.name
         at = self._at[name, messages.partition]
-        newest = int(messages.timestamps_us.max(initial=TIME_MIN))
-        self._newest_us[name] = max(self._newest_us[name], newest)
+        if name in self._newest_us:
+            newest = int(messages.timestamps_us.max(initial=TIME_MIN))
+            self._newest_us[name] = max(self._newest_us[name], newest)
         refused = []
         for decoded in source.decoder.decode(messages, at.row):
             at.row += len(decoded)
@@ -273,44 +325,18 @@ class LiveReader:
         partition = source.first + messages.partition
         unread = _placed(decoded.raw.rejected, partition)
         raw = replace(decoded.raw, partition=partition, rejected=unread)
-        try:
-            judged = source.judge.judge(raw)
-        except InputError as error:
-            return self._without_culprit(source, messages, decoded, rows, str(error))
-        self.figures.counts[name] += judged.counts
-        if judged.batch.num_rows:
-            rows.setdefault((name, messages.partition), []).append(judged.batch)
-            self._count_late(source, messages.partition, judged.batch)
-        if not judged.rejected.num_rows:
-            return []
-        numbers = hashing.bits(judged.rejected.column("position")) - decoded.first_position
-        place = judged.rejected.schema.get_field_index("position")
-        offsets = pa.array(decoded.offsets[numbers], pa.int64())
-        return [judged.rejected.set_column(place, "position", offsets)]
-
-    def _without_culprit(
-        self,
-        source: LiveSource,
-        messages: Messages,
-        decoded: Decoded,
-        rows: dict[tuple[str, int], list[pa.RecordBatch]],
-        why: str,
-    ) -> list[pa.RecordBatch]:
-        """Take messages whose transform failed, which is before the judge remembers anything.
-
-        They are divided until the message is found that it fails on; that one is rejected.
-        """
-        first, last = int(decoded.offsets[0]), int(decoded.offsets[-1])
-        low = int(np.searchsorted(messages.offsets, first, "left"))
-        high = int(np.searchsorted(messages.offsets, last, "right"))
-        if high - low == 1:
-            self.figures.counts[source.definition.name] += Counts(read=1, rejected=1)
-            return [_untransformed(source, _piece(messages, low, high), why)]
-        middle = (low + high) // 2
-        return [
-            *self._take(source, _piece(messages, low, middle), rows),
-            *self._take(source, _piece(messages, middle, high), rows),
-        ]
+        refused = []
+        for judged in judge_what_can_be(source.judge, source.definition, raw):
+            self.figures.counts[name] += judged.counts
+            if judged.batch.num_rows:
+                rows.setdefault((name, messages.partition), []).append(judged.batch)
+                self._count_late(source, messages.partition, judged.batch)
+            if judged.rejected.num_rows:
+                numbers = hashing.bits(judged.rejected.column("position")) - decoded.first_position
+                place = judged.rejected.schema.get_field_index("position")
+                offsets = pa.array(decoded.offsets[numbers], pa.int64())
+                refused.append(judged.rejected.set_column(place, "position", offsets))
+        return refused
 
     def _count_late(self, source: LiveSource, partition: int, batch: pa.RecordBatch) -> None:
         at = self._at[source.definition.name, partition]
@@ -369,8 +395,7 @@ class LiveReader:
     def _write_down(
         self, rows: Mapping[tuple[str, int], list[pa.RecordBatch]], refused: list[pa.RecordBatch]
     ) -> LoggedPoll:
-        self.number += 1
-        self.received_us = max(self._clock_us(), self.received_us + 1)
+        number, self.received_us = self.number + 1, max(self._clock_us(), self.received_us + 1)
         parts = []
         for name, partition, length in self._order:
             if length is not None:
@@ -387,9 +412,9 @@ class LiveReader:
         for name, source in self._sources.items():
             for partition, offset in source.reader.positions().items():
                 self._at[name, partition].offset = offset
-        poll = Poll(self.number, self.received_us, tuple(parts))
+        poll = Poll(number, self.received_us, tuple(parts))
         entry = LoggedPoll(
-            self.number,
+            number,
             {
                 name: tuple(self._at[name, n].offset for n in range(source.partitions))
                 for name, source in self._sources.items()
@@ -402,8 +427,10 @@ class LiveReader:
             },
             poll.encode(),
             rejected.concat(refused) if refused else None,
+            self._newest_us,
         )
         self._log.append(entry)
+        self.number = number
         return entry
 
     def _logged(
@@ -418,32 +445,6 @@ class LiveReader:
             [*columns, pa.array(positions, pa.int64()), pa.array(received, pa.int64())],
             schema=log_schema(definition),
         )
-
-
-def _piece(messages: Messages, start: int, stop: int) -> Messages:
-    span = slice(start, stop)
-    return replace(
-        messages,
-        offsets=messages.offsets[span],
-        timestamps_us=messages.timestamps_us[span],
-        keys=messages.keys[span],
-        values=messages.values[span],
-        headers=messages.headers[span],
-    )
-
-
-def _untransformed(source: LiveSource, messages: Messages, why: str) -> pa.RecordBatch:
-    offset = int(messages.offsets[0])
-    return rejected.batch(
-        Stage.TRANSFORM,
-        stream=source.definition.name,
-        partition=source.first + messages.partition,
-        positions=messages.offsets,
-        reasons=[Reason.TRANSFORM],
-        details=[why],
-        origins=[f"{messages.topic}/{messages.partition}@{offset}"],
-        payloads=[messages.values[0] or b""],
-    )
 
 
 def _placed(records: pa.RecordBatch, partition: int) -> pa.RecordBatch:

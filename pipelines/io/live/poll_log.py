@@ -28,9 +28,10 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import IO, Any, BinaryIO, Final, NamedTuple
 
 import pyarrow as pa
 
@@ -38,6 +39,7 @@ from tidemill.features.errors import BatchConflict, DamagedState
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 from tidemill.serving.files.atomic_write import wait_for_disk
+from tidemill.serving.files.file_errors import named_for
 from tidemill.serving.files.read_files import reading
 
 FILE_BYTES: Final = 64 << 20
@@ -64,6 +66,8 @@ class LoggedPoll:
         poll: The encoded poll (`pipelines.io.poll.Poll`).
         rejected: The records that were rejected while it was read
             (`features.rows.rejected.SCHEMA`); None for none.
+        newest_us: The newest timestamp of a message so far, of each source whose clock is that of
+            its messages.
     """
 
     number: int
@@ -71,14 +75,17 @@ class LoggedPoll:
     highest_us: Mapping[str, tuple[int, ...]]
     poll: bytes | pa.Buffer
     rejected: pa.RecordBatch | None = None
+    newest_us: Mapping[str, int] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Encode the entry."""
-        fields = {
+        fields: dict[str, Any] = {
             "number": self.number,
             "offsets": {name: [*next_] for name, next_ in self.offsets.items()},
             "highest_us": {name: [*highest] for name, highest in self.highest_us.items()},
         }
+        if self.newest_us:
+            fields["newest_us"] = dict(self.newest_us)
         return encode_document(
             Kind.LOGGED_POLL, "", fields, [self.poll, batch_bytes(self.rejected)]
         )
@@ -101,7 +108,14 @@ class LoggedPoll:
             for field in ("offsets", "highest_us")
         )
         poll, rejected = found.blobs
-        return LoggedPoll(found.fields["number"], offsets, highest_us, poll, batch_of(rejected))
+        return LoggedPoll(
+            found.fields["number"],
+            offsets,
+            highest_us,
+            poll,
+            batch_of(rejected),
+            found.fields.get("newest_us", {}),
+        )
 
 
 class _Entry(NamedTuple):
@@ -122,7 +136,7 @@ class PollLog:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._last: LoggedPoll | None = None
         self._size = 0
 
@@ -183,10 +197,11 @@ class PollLog:
             if path is None:
                 yield None
                 continue
-            with reading(path, _REMEDY), path.open("rb") as file:
+            # What a buffer holds of an unfinished entry may not be what becomes of it.
+            with reading(path, _REMEDY), path.open("rb", buffering=0) as file:
                 at = 0
                 while True:
-                    entry = _entry_at(file, at)
+                    entry = _entry_at(file, path, at)
                     if entry is None:
                         if self._file_with(expected) != path:
                             break  # the file is full, and the next one has been begun
@@ -221,6 +236,7 @@ class PollLog:
         Raises:
             BatchConflict: The number is not the next one, or is that of a poll with other bytes.
             DamagedState: A file is damaged.
+            FileError: The disk is full, ...; the poll is not logged, and may be logged again.
         """
         data = entry.encode()
         if self._file is None:
@@ -236,12 +252,23 @@ class PollLog:
         if self._size >= FILE_BYTES:
             self.close()
             self._begin(entry.number)
-        assert self._file is not None
         written = _header(entry.number, len(data)) + data + bytes(-len(data) % _HEADER.size)
-        self._file.write(written)
-        os.fsync(self._file.fileno())
+        try:
+            self._write(written)
+        except BaseException:
+            self.close()  # the next append removes what was written
+            raise
         self._size += len(written)
         self._last = entry
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        with named_for(Path(self._file.name)):
+            rest = memoryview(data)
+            while rest:
+                # A disk that is nearly full takes a part.
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
 
     def _open(self, number: int) -> None:
         """Go on where the log ends; the remains of a poll that was not sent are cut off."""
@@ -326,7 +353,7 @@ def _scan(file: BinaryIO, path: Path, *, is_last: bool) -> tuple[list[_Entry], i
     return entries, at
 
 
-def _entry_at(file: BinaryIO, at: int) -> _Entry | None:
+def _entry_at(file: IO[bytes], path: Path, at: int) -> _Entry | None:
     """Return the entry at a place; None if it is not whole yet."""
     file.seek(at)
     header = file.read(_HEADER.size)
@@ -339,7 +366,7 @@ def _entry_at(file: BinaryIO, at: int) -> _Entry | None:
     if magic != _MAGIC or header != _header(number, length):
         if not any(header):
             return None
-        raise DamagedState(f"byte {at:,} begins no poll as it was written; {_REMEDY}")
+        raise _damaged(path, at)
     return None if end > os.fstat(file.fileno()).st_size else _Entry(number, start, stop, end)
 
 
@@ -381,7 +408,7 @@ def _is_torn(file: BinaryIO, entry: _Entry) -> bool:
     return False  # the poll itself has so many zeros
 
 
-def _decode(file: BinaryIO, path: Path, entry: _Entry) -> LoggedPoll:
+def _decode(file: IO[bytes], path: Path, entry: _Entry) -> LoggedPoll:
     file.seek(entry.start)
     found = LoggedPoll.decode(file.read(entry.stop - entry.start), f"{path}, poll {entry.number}")
     if found.number != entry.number or any(file.read(entry.end - entry.stop)):

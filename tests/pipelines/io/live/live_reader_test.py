@@ -1,0 +1,457 @@
+"""The live reader: watermarks, receipts, rejections, and what a restart goes on with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.scripted_topics import EAGER, PAID, START, Rig, ScriptedTopic, row
+from tidemill.features.contract import SECOND, TIME_MIN
+from tidemill.features.errors import DamagedState, NoSpace, StateMismatch
+from tidemill.pipelines.io.live.live_reader import LiveReader
+from tidemill.pipelines.io.live.poll_log import PollLog
+from tidemill.pipelines.io.log import POSITION, RECEIVED
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path, ScriptedTopic(2, first=5), ScriptedTopic(1))
+
+
+def paid_parts(rig: Rig) -> list[tuple[int, int, int]]:
+    return [
+        (part.partition, part.start, part.stop)
+        for poll in rig.polls()
+        for part in poll.parts
+        if part.source == "paid"
+    ]
+
+
+# --- what makes a poll -----------------------------------------------------------------------
+
+
+def test_rows_of_messages_get_positions_and_one_receipt(rig: Rig) -> None:
+    rig.paid.send(row("a", START), row("b", START + 1), partition=1)
+    rig.asked.send(row("q", START))
+    found = rig.step()
+    assert found is not None
+    assert (found.number, found.offsets) == (1, {"asked": (1,), "paid": (5, 7)})
+    assert found.highest_us == {"asked": (START,), "paid": (TIME_MIN, START + 1)}
+    rows = rig.rows("paid")
+    assert [(one["id"], one[POSITION], one[RECEIVED]) for one in rows] == [
+        ("a", 0, START), ("b", 1, START)
+    ]  # fmt: skip
+    assert {one["sent_at"].timestamp() for one in rows} == {START / SECOND}
+    assert paid_parts(rig) == [(0, 0, 0), (1, 0, 2)]
+
+
+def test_nothing_come_makes_no_poll(rig: Rig) -> None:
+    rig.pace = replace(EAGER, check_s=1e9)
+    rig.restarted()
+    rig.step()
+    assert [rig.step(1.0) for _ in range(5)] == [None] * 5
+
+
+def test_a_poll_has_at_most_so_many_messages(rig: Rig) -> None:
+    rig.pace = replace(EAGER, poll_messages=3)
+    rig.restarted()
+    rig.paid.send(*(row(f"{n}", START) for n in range(8)))
+    for _ in range(3):
+        assert rig.step() is not None
+    assert paid_parts(rig)[::2] == [(0, 0, 3), (0, 3, 6), (0, 6, 8)]
+
+
+def test_offsets_that_move_without_a_message_make_a_poll(rig: Rig) -> None:
+    rig.pace = replace(EAGER, check_s=1e9)
+    rig.restarted()
+    rig.paid.skip(3, partition=1)
+    found = rig.step()
+    assert found is not None
+    assert found.offsets["paid"] == (5, 8)
+    assert rig.rows("paid") == []
+    assert rig.step() is None
+
+
+def test_an_offset_that_steps_back_is_an_error(rig: Rig) -> None:
+    rig.paid.send(row("a", START))
+    rig.step()
+    rig.paid.seek((5, 5))
+    rig.paid.hidden = {0, 1}
+    with pytest.raises(DamagedState, match="'paid' stepped back from offset 6 to 5 of partition 0"):
+        rig.step()
+
+
+def test_a_topic_that_has_got_more_partitions_stops_the_reader(rig: Rig) -> None:
+    rig.pace = replace(EAGER, partitions_s=10.0)
+    rig.restarted()
+    rig.step()
+    rig.paid.count = 3
+    rig.step(9.0)
+    with pytest.raises(StateMismatch, match=r"'paid' has 3 partitions now.* reads 2; run `tide"):
+        rig.step(1.0)
+    with pytest.raises(StateMismatch, match="without --resume"):
+        rig.reader.check_partitions()
+
+
+def test_a_broker_that_is_away_proves_nothing_and_stops_nothing(rig: Rig) -> None:
+    rig.paid.send(row("a", START))
+    rig.step()
+    before = rig.watermark()
+    rig.paid.is_away = rig.asked.is_away = True
+    for _ in range(5):
+        assert rig.step(60.0) is None
+    rig.paid.is_away = rig.asked.is_away = False
+    assert rig.step() is not None
+    assert rig.watermark() == START + 300 * SECOND - 2 * SECOND
+    assert before == START - SECOND
+
+
+# --- watermarks ------------------------------------------------------------------------------
+
+
+def test_a_watermark_is_the_highest_time_minus_the_out_of_orderness(rig: Rig) -> None:
+    rig.paid.hidden = {1}
+    rig.paid.stable = {0: 6}
+    rig.paid.send(row("a", START + 5 * SECOND), row("b", START))
+    rig.step()
+    assert rig.watermark() == START + 4 * SECOND
+    assert rig.watermark(partition=1) == START - 2 * SECOND  # empty, and read to its end
+    rig.paid.stable = {}
+    rig.step()
+    assert rig.watermark() == START + 4 * SECOND  # a lower row moves nothing
+
+
+def test_a_quiet_partition_has_the_instant_of_the_question_minus_its_waits(rig: Rig) -> None:
+    rig.step(10.0)
+    assert rig.watermark() == START + 8 * SECOND
+    rig.step(-5.0)
+    assert rig.watermark() == START + 8 * SECOND  # it never steps back
+    rig.step(6.0)
+    assert rig.watermark() == START + 9 * SECOND
+
+
+@pytest.mark.parametrize("obstacle", ["open transaction", "unread messages", "empty fetch"])
+def test_only_a_partition_that_is_read_to_its_end_is_quiet(rig: Rig, obstacle: str) -> None:
+    rig.paid.send(row("a", START))
+    rig.step()
+    if obstacle == "open transaction":
+        rig.paid.stable = {0: 6}
+        rig.paid.send(row("b", START + SECOND))
+    elif obstacle == "unread messages":
+        rig.pace = replace(EAGER, poll_messages=1)
+        rig.restarted()
+        rig.paid.send(*(row(f"b{n}", START) for n in range(50)))
+    else:
+        rig.paid.hidden = {0}
+        rig.paid.send(row("b", START + SECOND))
+    for _ in range(5):
+        rig.step(100.0)
+    assert rig.watermark() == START - SECOND
+    assert rig.watermark(partition=1) == START + 498 * SECOND
+    assert rig.reader.figures.caught_up == {"asked": 1, "paid": 1}
+    rig.paid.stable, rig.paid.hidden = {}, set()
+    for _ in range(60):
+        rig.step()
+    assert rig.watermark() == START + 498 * SECOND
+    assert rig.reader.figures.caught_up == {"asked": 1, "paid": 2}
+
+
+def test_a_message_that_comes_while_the_ends_are_asked_is_still_to_come(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = rig.paid.ends
+
+    def ends() -> Any:
+        if not rig.rows("paid"):
+            rig.paid.send(row("b", rig.now_us - SECOND))
+        return asked()
+
+    monkeypatch.setattr(rig.paid, "ends", ends)
+    rig.step(100.0)
+    assert rig.watermark() == TIME_MIN
+    monkeypatch.undo()
+    rig.step()
+    assert rig.watermark() == START + 98 * SECOND
+    assert rig.reader.figures.late_after_quiet == {"asked": 0, "paid": 0}
+
+
+def test_rows_that_come_below_a_quiet_watermark_are_counted(rig: Rig) -> None:
+    rig.step(10.0)
+    assert rig.watermark() == START + 8 * SECOND
+    late = [row("a", START + 7 * SECOND), row("b", START + 8 * SECOND), row("c", START)]
+    rig.paid.send(*late, sent_us=rig.now_us)
+    rig.step()
+    # The third is too late for the log itself: 3 seconds below the highest time.
+    assert [one["id"] for one in rig.rows("paid")] == ["a", "b"]
+    assert rig.reader.figures.late_after_quiet["paid"] == 1
+    rig.restarted()  # it knows that the watermark was of a quiet partition
+    rig.paid.send(row("d", START + 7 * SECOND), sent_us=rig.now_us)
+    rig.step()
+    assert rig.reader.figures.late_after_quiet["paid"] == 1
+
+
+def test_with_the_clock_of_messages_nothing_is_quiet_after_the_newest_message(rig: Rig) -> None:
+    rig.clock = "messages"
+    rig.restarted()
+    rig.step(100.0)
+    assert rig.watermark() is None
+    past = START - 1_000 * SECOND
+    rig.paid.send(row("a", past), sent_us=past)
+    rig.step(100.0)
+    assert rig.watermark() == past - SECOND
+    assert rig.watermark(partition=1) == past - 2 * SECOND
+    rig.step(1_000.0)
+    assert rig.watermark(partition=1) == past - 2 * SECOND
+    # The newest message of any source that has this clock counts, and is known after a restart.
+    rig.asked.send(row("q", past + 60 * SECOND), sent_us=past + 60 * SECOND)
+    rig.paid.hidden = {0, 1}
+    rig.paid.send(b"", partition=1, sent_us=past)
+    rig.step()
+    rig.restarted()
+    rig.paid.hidden = set()
+    rig.step(1.0)
+    assert rig.watermark() == past + 58 * SECOND
+
+
+def test_the_clock_of_messages_is_no_later_than_the_wall_clock(rig: Rig) -> None:
+    rig.clock = "messages"
+    rig.restarted()
+    rig.paid.send(b"[]", sent_us=START + 10**12)
+    rig.step()
+    rig.step(1.0)
+    assert rig.watermark() == START - SECOND
+
+
+def test_a_source_of_the_wall_clock_does_not_move_one_of_messages(rig: Rig) -> None:
+    rig.clock = "messages"
+    rig.restarted()
+    sources = list(rig.reader._sources.values())
+    sources[0] = replace(sources[0], clock="wall")  # asked
+    reader = LiveReader(
+        sources, rig.reader._order, rig.reader._log, rig.live.sealed().offsets, EAGER,
+        clock_us=lambda: rig.now_us, seconds=lambda: rig.seconds,
+    )  # fmt: skip
+    rig.reader = reader
+    past = START - 1_000 * SECOND
+    rig.paid.send(row("a", past), sent_us=past)
+    rig.asked.send(row("q", START))
+    rig.step()
+    rig.step(1.0)
+    assert rig.watermark("asked") == START - SECOND
+    assert rig.watermark(partition=1) == past - 2 * SECOND
+
+
+def test_a_risen_watermark_is_said_at_the_next_beat_also_if_it_rises_no_more(rig: Rig) -> None:
+    rig.clock, rig.pace = "messages", replace(EAGER, beat_s=0.1, check_s=0.5)
+    rig.restarted()
+    rig.step()
+    rig.paid.send(row("a", START))
+    rig.step(0.49)
+    written = rig.watermark(partition=1)
+    assert written == TIME_MIN
+    assert rig.step(0.02) is None  # it rises, too soon after the poll before
+    assert rig.step(0.05) is None
+    assert rig.step(0.05) is not None
+    assert rig.watermark(partition=1) == START - 2 * SECOND
+
+
+def test_a_quiet_stream_beats_no_more_often_than_it_should(rig: Rig) -> None:
+    rig.pace = replace(EAGER, beat_s=0.5)
+    rig.restarted()
+    for _ in range(100):
+        rig.step(0.1)
+    assert len(rig.logged()) == 20
+
+
+# --- receipts --------------------------------------------------------------------------------
+
+
+def test_receipts_ascend_though_the_clock_steps_back_and_the_reader_restarts(rig: Rig) -> None:
+    for seconds in (0.0, -3_600.0, 0.0, 10.0, 7_200.0, -1.0):
+        rig.paid.send(row("a", START))
+        rig.step(seconds)
+        rig.restarted()
+    received = [poll.sent_us for poll in rig.polls()]
+    assert received[:4] == [START, START + 1, START + 2, START + 3]
+    assert all(after > before for before, after in pairwise(received))
+
+
+def test_the_first_receipt_is_after_what_the_states_hold(rig: Rig) -> None:
+    reader = LiveReader(
+        list(rig.reader._sources.values()), rig.reader._order, rig.reader._log,
+        rig.live.sealed().offsets, EAGER, after_us=START + 10, clock_us=lambda: START,
+    )  # fmt: skip
+    rig.paid.send(row("a", START))
+    reader.step()
+    assert rig.polls()[0].sent_us == START + 11
+
+
+# --- rejections ------------------------------------------------------------------------------
+
+
+def places(rig: Rig) -> list[tuple[str, str, int, bytes]]:
+    return [
+        (one["stage"], one["reason"], one["position"], one["payload"]) for one in rig.rejected()
+    ]
+
+
+def test_messages_that_cannot_be_read_are_rejected_with_their_bytes(rig: Rig) -> None:
+    bad = [b"{", None, b"\xff\xfe", b"[1]", b"7"]
+    rig.paid.send(row("a", START), *bad, row("b", START), partition=1)
+    rig.step()
+    assert [one["id"] for one in rig.rows("paid")] == ["a", "b"]
+    assert [one[2:] for one in places(rig)] == [
+        (6, b"{"), (7, b""), (8, b"\xff\xfe"), (9, b"[1]"), (10, b"7")
+    ]  # fmt: skip
+    assert {one["partition"] for one in rig.rejected()} == {1}
+    assert rig.rejected()[0]["origin"] == "topic/1@6"
+    counts = rig.reader.figures.counts["paid"]
+    assert (counts.read, counts.kept, counts.rejected) == (7, 2, 5)
+
+
+def test_a_poll_may_have_rejected_records_alone(rig: Rig) -> None:
+    rig.paid.send(b"{")
+    found = rig.step()
+    assert found is not None
+    assert found.rejected is not None
+    assert rig.rows("paid") == []
+
+
+def failing(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Fail on amounts below zero, and on no rows at all."""
+    lowest = min(map(float, batch.column("amount").to_pylist()))
+    if lowest < 0:
+        raise ValueError(f"{lowest} is below zero")
+    return batch
+
+
+def amounts(rig: Rig) -> list[float]:
+    return [one["amount"] for one in rig.rows("paid")]
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (6,), (2, 3), (0, 3, 6), tuple(range(7))])
+def test_a_transform_that_fails_on_messages_rejects_these_alone(
+    tmp_path: Path, bad: tuple[int, ...]
+) -> None:
+    rig = Rig(tmp_path, transform=failing)
+    values = [row(f"m{n}", START + n, -1.0 if n in bad else float(n)) for n in range(7)]
+    rig.paid.send(*values)
+    rig.step()
+    assert amounts(rig) == [float(n) for n in range(7) if n not in bad]
+    assert places(rig) == [("transform", "transform", n, values[n]) for n in bad]
+    assert all("-1.0 is below zero" in one["detail"] for one in rig.rejected())
+    counts = rig.reader.figures.counts["paid"]
+    assert (counts.read, counts.kept, counts.rejected) == (7, 7 - len(bad), len(bad))
+
+
+def test_unreadable_messages_keep_their_reason_beside_a_failing_transform(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, transform=failing)
+    values = [b"{", row("a", START, -1.0), None, row("b", START), b"}", row("c", START, -2.0), b"x"]
+    rig.paid.send(*values)
+    rig.step()
+    assert [one[:3] for one in places(rig)] == [
+        ("read", "broken_json", 0), ("transform", "transform", 1), ("read", "no_value", 2),
+        ("read", "broken_json", 4), ("transform", "transform", 5), ("read", "broken_json", 6),
+    ]  # fmt: skip
+    assert [one["id"] for one in rig.rows("paid")] == ["b"]
+    # Nothing but garbage: the transform fails on no rows, and is not blamed.
+    rig.paid.send(b"{")
+    rig.step()
+    assert places(rig)[-1] == ("read", "broken_json", 7, b"{")
+
+
+def array(*rows: bytes) -> bytes:
+    return b"[" + b",".join(rows) + b"]"
+
+
+def test_a_row_of_a_message_of_many_rows_is_rejected_alone(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, transform=failing)
+    bad = row("b", START, -1.0)
+    rig.paid.send(
+        array(row("a", START), bad, row("c", START)), row("d", START), array(row("e", START), b"3")
+    )
+    rig.step()
+    assert [one["id"] for one in rig.rows("paid")] == ["a", "c", "d", "e"]
+    assert [(one["position"], one["origin"]) for one in rig.rejected()] == [
+        (0, "topic/0@0:1"), (2, "topic/0@2:1")
+    ]  # fmt: skip
+    assert rig.rejected()[0]["payload"] == bad
+
+
+def test_late_and_early_rows_are_judged_in_order_around_a_failing_transform(tmp_path: Path) -> None:
+    """The judge sees every row once: a row that is judged twice would be late or repeated."""
+    rig = Rig(tmp_path, transform=failing)
+    times = [0, 9, 5, 9, 7, 20]
+    values = [
+        row(f"m{n}", START + at * SECOND, -1.0 if n in (1, 4) else 1.0)
+        for n, at in enumerate(times)
+    ]
+    rig.paid.send(*values)
+    rig.step()
+    assert [one["id"] for one in rig.rows("paid")] == ["m0", "m2", "m3"]
+    assert [one[:3] for one in places(rig)] == [
+        ("transform", "transform", 1), ("transform", "transform", 4), ("accept", "ahead", 5)
+    ]  # fmt: skip
+
+
+# --- a restart -------------------------------------------------------------------------------
+
+
+@given(
+    times=st.lists(st.integers(-6, 14), min_size=1, max_size=25),
+    ids=st.lists(st.integers(0, 6), min_size=25, max_size=25),
+    kills=st.sets(st.integers(0, 25)),
+    waits=st.lists(st.sampled_from([0.0, 0.5, 3.0, -1.0]), min_size=25, max_size=25),
+)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_reader_that_is_killed_goes_on_as_if_it_had_not_been(
+    tmp_path_factory: pytest.TempPathFactory,
+    times: list[int],
+    ids: list[int],
+    kills: set[int],
+    waits: list[float],
+) -> None:
+    """Polls, rejected records, offsets, watermarks, and what is late, ahead or a repeated id."""
+    logs = []
+    for is_killed in (False, True):
+        rig = Rig(tmp_path_factory.mktemp("rig"), ScriptedTopic(2), ScriptedTopic(2))
+        for n, at in enumerate(times):
+            if is_killed and n in kills:
+                rig.restarted()
+            message = row(f"i{ids[n]}", START + at * SECOND)
+            for topic in (rig.paid, rig.asked):
+                topic.send(message, partition=n % 2, sent_us=START)
+            rig.step(waits[n])
+        logs.append([one.encode() for one in rig.logged()])
+    assert logs[0] == logs[1]
+
+
+def test_a_poll_that_cannot_be_written_down_was_not_read(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader's number stays, since the stream is told to stop after it."""
+    rig.paid.send(row("a", START))
+    rig.step()
+
+    def full(log: PollLog, entry: Any) -> None:
+        raise NoSpace("the disk is full")
+
+    rig.paid.send(row("b", START))
+    with monkeypatch.context() as patched:
+        patched.setattr(PollLog, "append", full)
+        with pytest.raises(NoSpace):
+            rig.step()
+    assert rig.reader.number == 1
+    rig.restarted()
+    rig.step()
+    assert [(one["id"], one[POSITION]) for one in rig.rows("paid")] == [("a", 0), ("b", 1)]
+    assert PAID.name in rig.logged()[-1].offsets
