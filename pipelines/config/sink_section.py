@@ -39,6 +39,8 @@ COMPRESSIONS: Final = ("none", "gzip", "lz4", "zstd")
 class KafkaSink(KafkaConnection):
     """A topic that the stream writes to, exactly once for readers of committed messages.
 
+    ``predictions`` names that of predictions, and ``rejected`` that of rejected records.
+
     Attributes:
         topic: The topic; it must exist.
         compression: How messages are compressed: ``none``, ``gzip``, or ``lz4`` and ``zstd`` where

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,21 @@ class Delivery:
 
     @staticmethod
     def fence(
-        configured: Mapping[str, KafkaSink], current: Current, segment: int, run: str
+        configured: Mapping[str, KafkaSink],
+        current: Current,
+        segment: int,
+        run: str,
+        *,
+        is_patient: bool = False,
     ) -> Delivery:
         """Connect to the topics; the writers of the processes before this one are fenced.
+
+        Args:
+            configured: Section of the configuration to its topic.
+            current: The root's folders, with that of the stream.
+            segment: The number of the segment.
+            run: The run's name.
+            is_patient: Whether to wait for a broker that is away, as a stream that runs does.
 
         Raises:
             BrokerError: A topic cannot be written to.
@@ -68,7 +81,11 @@ class Delivery:
 
         sinks = {
             name: TopicSink(
-                name, sink, f"tidemill-{root_id(current.root)}-{SINKS.index(name)}", is_owner
+                name,
+                sink,
+                f"tidemill-{root_id(current.root)}-{SINKS.index(name)}",
+                is_owner,
+                is_patient=is_patient,
             )
             for name, sink in configured.items()
         }
@@ -89,7 +106,9 @@ class Delivery:
             before = DeliveryRecord.read(self.folder)
             known = {} if before is None else before.sinks
             begun = {
-                name: sink.begin(self.stream, self.segment, known.get(name))
+                name: sink.patiently(
+                    partial(sink.begin, self.stream, self.segment, known.get(name))
+                )
                 for name, sink in self.sinks.items()
             }
             # A topic that is not named now may be named again when this segment is repeated.
@@ -118,13 +137,21 @@ class Delivery:
         record = DeliveryRecord.read(self.folder)
         assert record is not None
         ended = {
-            name: record.sinks[name].ended(self.segment, sink.ends())
+            name: record.sinks[name].ended(self.segment, sink.patiently(sink.ends))
             for name, sink in self.sinks.items()
         }
         figures: dict[str, Any] = {}
         for name, sink in self.sinks.items():
-            found = compare(
-                name, sink.sink, ended[name], self.folder, self.stream, since=self.segment
+            found = sink.patiently(
+                partial(
+                    compare,
+                    name,
+                    sink.sink,
+                    ended[name],
+                    self.folder,
+                    self.stream,
+                    since=self.segment,
+                )
             )
             if found.lost:
                 raise SequenceError(

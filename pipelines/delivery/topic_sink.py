@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from tidemill.features.contract import SECOND
 from tidemill.features.errors import (
@@ -60,6 +60,7 @@ _LARGEST: Final = 1_000_000
 """The largest message, if the broker does not tell the topic's limit."""
 
 _log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
 
 
 class TopicSink:
@@ -70,6 +71,7 @@ class TopicSink:
         sink: The topic.
         transactional_id: The id of its writers, of which the newest alone can write.
         is_owner: Tells whether this process is the one that writes for the stream.
+        is_patient: Whether to wait for a broker that is away from the beginning, too.
 
     Attributes:
         written: How many messages were written.
@@ -85,6 +87,8 @@ class TopicSink:
         sink: KafkaSink,
         transactional_id: str,
         is_owner: Callable[[], bool] = lambda: True,
+        *,
+        is_patient: bool = False,
     ) -> None:
         self.name, self.sink = name, sink
         self._id, self._is_owner = transactional_id, is_owner
@@ -96,10 +100,19 @@ class TopicSink:
         self._looked_s = time.monotonic()
         self._failed: BrokerError | None = None
         self.written = self.already_there = 0
-        reach(self._connection, reads=[sink.topic], writes=[sink.topic])
-        self._asker = choose_client().asker(self._connection)
-        self._largest = self._asker.largest_message(sink.topic) or _LARGEST
-        self._writer: Writer | None = self._new_writer()
+        self._largest = _LARGEST
+        self._writer: Writer | None = (
+            self.patiently(self._connect) if is_patient else self._connect()
+        )
+
+    def _connect(self) -> Writer:
+        reach(self._connection, reads=[self.sink.topic], writes=[self.sink.topic])
+        asker = choose_client().asker(self._connection)
+        try:
+            self._largest = asker.largest_message(self.sink.topic) or _LARGEST
+        finally:
+            asker.close()
+        return self._new_writer()
 
     def _new_writer(self) -> Writer:
         settings = ProducerSettings(
@@ -164,14 +177,38 @@ class TopicSink:
         Raises:
             BrokerError: The broker cannot be asked.
         """
+        return TopicEnds(self._connection, self.sink.topic).highs
+
+    def patiently(self, action: Callable[[], _Answer]) -> _Answer:
+        """Call a function, and call it again while the broker is away, for ``give_up_after``.
+
+        Raises:
+            BrokerError: The broker was away for too long, or refuses.
+        """
         deadline_s = time.monotonic() + self._give_up_s
         while True:
             try:
-                return TopicEnds(self._connection, self.sink.topic).highs
-            except _AWAY:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(_AGAIN_S)
+                return action()
+            except _AWAY as error:
+                self._wait(error, deadline_s)
+
+    def _wait(self, error: BrokerError, deadline_s: float) -> None:
+        """Wait before another try; raise the error after the deadline."""
+        if time.monotonic() > deadline_s:
+            raise type(error)(
+                f"{error} (given up after {self._give_up_s:g} s: {self.name}.kafka.give_up_after); "
+                "once the broker takes messages again, continue from the last savepoint: `tidemill "
+                "stream --resume`"
+            ) from error
+        _log.warning(
+            "the topic %r takes no messages (the stream waits, and gives up after %g s: "
+            "%s.kafka.give_up_after): %s",
+            self.sink.topic,
+            self._give_up_s,
+            self.name,
+            error,
+        )
+        time.sleep(_AGAIN_S)
 
     def write(self, messages: Iterable[Outgoing]) -> None:
         """Write messages, except those that are there.
@@ -212,23 +249,8 @@ class TopicSink:
                 break
             except _AWAY as error:
                 self._drop_writer()
-                now_s = time.monotonic()
-                deadline_s = deadline_s or now_s + self._give_up_s
-                if now_s > deadline_s:
-                    raise type(error)(
-                        f"{error} (given up after {self._give_up_s:g} s: "
-                        f"{self.name}.kafka.give_up_after); once the broker takes messages again, "
-                        "continue from the last savepoint: `tidemill stream --resume`"
-                    ) from error
-                _log.warning(
-                    "the topic %r takes no messages (the stream waits, and gives up after %g s: "
-                    "%s.kafka.give_up_after): %s",
-                    self.sink.topic,
-                    self._give_up_s,
-                    self.name,
-                    error,
-                )
-                time.sleep(_AGAIN_S)
+                deadline_s = deadline_s or time.monotonic() + self._give_up_s
+                self._wait(error, deadline_s)
             except BrokerError:
                 self._drop_writer(abort=True)
                 raise
@@ -300,7 +322,6 @@ class TopicSink:
         """Disconnect; what was committed stays."""
         with self._lock:
             self._drop_writer()
-            self._asker.close()
 
 
 def _is_over(before: Delivered, segment: int) -> bool:

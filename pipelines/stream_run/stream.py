@@ -183,7 +183,9 @@ def _stream(
             run = run_id(root, start.segment)
             # First of all: what a process before this one had open is aborted, and it writes no
             # more.
-            delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
+            delivery = Delivery.fence(
+                config.sinks, start.current, start.segment, run, is_patient=bool(delivered)
+            )
             entrance = _entrance(config, start, run, speed, until_us, stop, progress.say)
             check_positions(start, entrance.begins)
             start, fills = prepare(config, start, progress, take_over=take_over)
@@ -393,14 +395,17 @@ def wire(
     _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
-    rejected = (valid[INVALID], unanswered, *refused) | "Rejected" >> beam.Flatten()
-    _ = rejected | "WriteRejected" >> beam.ParDo(
-        WriteParquet(
-            root / paths.REJECTED_BY_STREAM, ("stage", "stream", "partition", "position"), prefix
+    # Not flattened: FnApiRunner would hold the records back until the source ends.
+    for part, records in enumerate((valid[INVALID], unanswered, *refused)):
+        _ = records | f"WriteRejected{part}" >> beam.ParDo(
+            WriteParquet(
+                root / paths.REJECTED_BY_STREAM,
+                ("stage", "stream", "partition", "position"),
+                prefix,
+            )
         )
-    )
-    if (to_topic := delivery.step(REJECTED)) is not None:
-        _ = rejected | "DeliverRejected" >> beam.ParDo(to_topic)
+        if (to_topic := delivery.step(REJECTED)) is not None:
+            _ = records | f"DeliverRejected{part}" >> beam.ParDo(to_topic)
 
 
 @beam.typehints.with_input_types(bytes)
