@@ -109,6 +109,10 @@ class Log:
             )
         return found
 
+    def columns(self, source: str) -> Schema:
+        """Return the declared columns of a source, as its log has them."""
+        return self._pieces(source, 0)[0].columns
+
     def _pieces(self, source: str, partition: int) -> list[_Piece]:
         """Return the files of a partition, each with the blocks that are read from it.
 

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tidemill.features.contract import BoolArray
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io.log import POSITION, SENT
@@ -35,6 +37,17 @@ def rejected_requests(request: str, lost: Unanswered) -> pa.RecordBatch:
         origins=[f"{request}/{lost.partition}:{at}" for at in positions.tolist()],
         payloads=[json.dumps(row, default=str).encode() for row in rows.to_pylist()],
     )
+
+
+def are_of_log(records: pa.Table | pa.RecordBatch) -> BoolArray:
+    """Tell which rejected records are rows of the log, bool ``(records,)``.
+
+    The others were refused while a topic was read, and never were in the log: their origin is
+    ``topic/partition@offset``, and their position is that offset.
+    """
+    of_topic = pc.match_substring(records.column("origin"), "@")
+    found: BoolArray = pc.invert(of_topic).to_numpy(zero_copy_only=False)
+    return found
 
 
 def read_rejected(folder: Path, prefix: str = "") -> pa.Table:

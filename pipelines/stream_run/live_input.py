@@ -37,10 +37,12 @@ from tidemill.pipelines.io.live.live_reader import (
     Pace,
     wall_clock_us,
 )
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Start
 from tidemill.pipelines.run.meter import METER
+from tidemill.pipelines.stream_run.inherited_rows import take_over
 
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
@@ -86,7 +88,9 @@ class LiveInput:
         self._log = stream_log(current)
         self._stop = current.stream_folder / STOP
         self.live = LiveLog(current.folder / LIVE, project)
-        self.live.begin(self._topics())
+        topics = self._topics()
+        take_over(current, project, Log(self._build), topics)
+        self.live.begin(topics)
         self.live.seal(self._build, self.start.handoff.as_of_us)
         self.begins = self.polls()
         self._check_files()

@@ -14,7 +14,7 @@ from tidemill.features.definitions.requests import COUNT
 from tidemill.features.errors import SequenceError
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.rejected_by_stream import read_rejected
+from tidemill.pipelines.stream.rejected_by_stream import are_of_log, read_rejected
 from tidemill.serving.files.read_files import read_table, row_count
 
 _MEND: Final = "run `tidemill stream` again"
@@ -81,13 +81,9 @@ def check_segment(stream: Path, request: Request, prefix: str, expected: int) ->
 
 
 def _unanswered(refused: pa.Table, request: Request) -> int:
-    """Count the requests that were accepted and not answered.
-
-    Those that were refused while a topic was read never were in the log.
-    """
-    of_request = pc.equal(refused.column("stream"), request.name)
-    in_log = pc.invert(pc.match_substring(refused.column("origin"), "@"))
-    return int(pc.sum(pc.and_(of_request, in_log)).as_py() or 0)
+    """Count the requests of the log that were not answered."""
+    of_request = pc.equal(refused.column("stream"), request.name).to_numpy(zero_copy_only=False)
+    return int((of_request & are_of_log(refused)).sum())
 
 
 def _read(folder: Path, columns: list[str]) -> pa.Table | None:

@@ -113,6 +113,29 @@ class TestBroker(KafkaBroker):
             admin.close()
         return name
 
+    def delete_messages(self, topic: str) -> None:
+        """Delete all messages that a topic has, as retention would."""
+        from kafka import TopicPartition
+        from kafka.admin import KafkaAdminClient
+
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        try:
+            described = admin.describe_topics([topic])[0]
+            partitions = range(len(described["partitions"]))
+            admin.delete_records({TopicPartition(topic, n): -1 for n in partitions})
+        finally:
+            admin.close()
+
+    def add_partitions(self, topic: str, partitions: int) -> None:
+        """Give a topic more partitions: so many in all."""
+        from kafka.admin import KafkaAdminClient
+
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        try:
+            admin.create_partitions({topic: partitions})
+        finally:
+            admin.close()
+
     def close(self) -> None:
         """Kill the broker and give up its ports."""
         self.resume_if_paused()

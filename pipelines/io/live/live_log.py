@@ -18,15 +18,17 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tidemill.features.contract import Int64Array
+from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import DamagedFile, DamagedState, StateMismatch
 from tidemill.features.rows import rejected
@@ -315,7 +317,9 @@ class LiveLog:
             none = {name: np.zeros((0, len(t.offsets)), np.int64) for name, t in topics.items()}
             return Cuts(empty, empty, none, none)
         table = (
-            pa.concat_tables(tables) if tables else pa.table({"number": pa.array([], pa.int64())})
+            pa.concat_tables(tables, promote_options="default")
+            if tables
+            else pa.table({"number": pa.array([], pa.int64())})
         )
         numbers = table.column("number").to_numpy()
         if not np.array_equal(numbers, np.arange(1, until + 1)):
@@ -323,11 +327,11 @@ class LiveLog:
                 f"{self.folder / _CUTS} has not the polls 1 to {until} once each; {REMEDY}"
             )
 
-        def of(kind: str) -> dict[str, Int64Array]:
+        def of(kind: str, before: int) -> dict[str, Int64Array]:
             return {
                 name: np.stack(
                     [
-                        table.column(f"{kind}/{name}/{partition}").to_numpy()
+                        _known(table, f"{kind}/{name}/{partition}", before)
                         for partition in range(len(topic.offsets))
                     ],
                     axis=1,
@@ -336,7 +340,20 @@ class LiveLog:
             }
 
         received = table.column("received_us").to_numpy()
-        return Cuts(numbers, received, of("position"), of("watermark"))
+        return Cuts(numbers, received, of("position", 0), of("watermark", TIME_MIN))
+
+    def take_cuts(self, other: LiveLog) -> None:
+        """Take over the sealed cuts of another live log, as links."""
+        (self.folder / _CUTS).mkdir(parents=True, exist_ok=True)
+        for path in sorted((other.folder / _CUTS).glob("*.arrow")):
+            os.link(path, self.folder / _CUTS / path.name)
+
+    def take_rejected(self, other: LiveLog, change: Callable[[pa.Table], pa.Table]) -> None:
+        """Take over the rejected records of another live log, changed."""
+        for path in sorted((other.folder / _REJECTED).glob("*.arrow")):
+            with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
+                table = pa.ipc.open_file(file).read_all()
+            self._write(_REJECTED, int(path.stem), change(table))
 
     def rejected(self, after: int, until: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield the rejected records of sealed polls: the poll's number, and its records.
@@ -353,6 +370,14 @@ class LiveLog:
             for number, start, stop in zip(found.tolist(), starts.tolist(), stops, strict=True):
                 if after < number <= until:
                     yield number, one_batch(records.slice(start, stop - start))
+
+
+def _known(table: pa.Table, name: str, before: int) -> Int64Array:
+    """Return a column; ``before`` for polls from before the topic had the partition."""
+    if name not in table.column_names:
+        return np.full(len(table), before)
+    found: Int64Array = pc.fill_null(table.column(name), before).to_numpy()
+    return found
 
 
 def _described(topic: LiveTopic | None) -> str:

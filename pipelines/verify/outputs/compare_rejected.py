@@ -15,7 +15,11 @@ from tidemill.features.rows import rejected
 from tidemill.pipelines.recovery.repeat import Repeated
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_parts import group_of
-from tidemill.pipelines.stream.rejected_by_stream import read_rejected, rejected_requests
+from tidemill.pipelines.stream.rejected_by_stream import (
+    are_of_log,
+    read_rejected,
+    rejected_requests,
+)
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.differences import differing, shown
 
@@ -43,6 +47,7 @@ class RejectedCheck:
         self._rows: dict[_Place, list[int]] = {}
         for row, place in enumerate(_places(self._found)):
             self._rows.setdefault(place, []).append(row)
+        self._given: set[_Place] = set()
         self.requests: list[int] = []
         self.rows = 0
 
@@ -57,17 +62,26 @@ class RejectedCheck:
         given = [rejected_requests(request, lost) for lost in repeated.unanswered]
         for batch in [*repeated.rejected, *given]:
             expected = pa.Table.from_batches([batch]).combine_chunks()
+            of_log = are_of_log(expected)
             for row, place in enumerate(_places(expected)):
-                if place[1] == request:
+                if place[1] == request and of_log[row]:
                     self.requests.append(group_of(place[2], place[3]))
-                rows = self._rows.pop(place, [])
-                if not rows and is_complete:
-                    self._note(place, "", "no record", "a rejected record", "it is gone")
-                for found in rows[:1]:
+                self._given.add(place)
+                found = self._take(place, expected.column("origin")[row].as_py())
+                if found is not None:
                     self.rows += 1
                     self._compare(place, found, expected.slice(row, 1))
-                for _ in rows[1:]:
-                    self._note(place, "", "more than one record", "one", "it was added")
+                elif is_complete:
+                    self._note(place, "", "no record", "a rejected record", "it is gone")
+
+    def _take(self, place: _Place, origin: str) -> int | None:
+        """Take the record of a place, of several the one with an origin."""
+        rows = self._rows.get(place)
+        if not rows:
+            return None
+        # The rows of one message of a topic have one place.
+        origins = [self._found.column("origin")[row].as_py() for row in rows]
+        return rows.pop(origins.index(origin) if origin in origins else 0)
 
     def _compare(self, place: _Place, row: int, expected: pa.Table) -> None:
         for name in rejected.SCHEMA.names:
@@ -82,6 +96,10 @@ class RejectedCheck:
     def finish(self) -> None:
         """Note the records that no poll gives."""
         for place, rows in sorted(self._rows.items()):
+            if place in self._given:
+                for _ in rows:
+                    self._note(place, "", "more than one record", "one", "it was added")
+                continue
             cause = "no poll of the stream rejects this row"
             if place[0] == rejected.Stage.ANSWER:
                 cause = "the releases answer this request: it was not rejected"

@@ -99,8 +99,40 @@ def test_a_new_stream_repeats_the_live_rows_and_goes_on_after_a_backfill(
         project.produce(40, 20)
         project.wait_for(60, process)
         project.drain(process)
-    assert project.verify() == 240  # the backfill has removed the first stream
     assert read_summary(tmp_path / "project" / "run")["stream"]["late_after_quiet"] == {
         "checks": 0,
         "payments": 0,
     }
+    assert project.verify() == 240  # the backfill has removed the first stream
+
+
+def test_a_new_generation_goes_on_with_the_live_rows_of_the_one_before(
+    tmp_path: Path, broker: TestBroker
+) -> None:
+    project = LiveProject(tmp_path / "project", broker)
+    project.run("backfill")
+    project.produce(40, 20)
+    project.send_raw("checks", [b"{"])
+    with project.streaming() as process:
+        project.wait_for(20, process)
+        project.drain(process)
+    history = project.folder / "payments.csv"
+    lines = history.read_text().splitlines()
+    history.write_text("\n".join([lines[0], *lines[2:]]) + "\n")  # corrected
+    mended = project.folder / "payments-more.csv"
+    mended.write_text("\n".join(lines[:2]).replace(",c-", ",d-") + "\n")  # one partition more
+    yaml = project.folder / "tidemill.yaml"
+    yaml.write_text(yaml.read_text().replace("[payments.csv]", "[payments.csv, payments-more.csv]"))
+    for topic in project.topics.values():
+        broker.delete_messages(topic)  # the broker has nothing any more of what was read
+        broker.add_partitions(topic, 3)
+    project.partitions = 3
+    assert "a new generation begins" in project.run("backfill")
+    with project.streaming() as process:
+        project.produce(60, 30)
+        project.wait_for(50, process)
+        project.drain(process)
+    assert {row["request_id"] for row in project.predictions()} == {
+        f"checks-{n}" for n in range(50)
+    }
+    assert project.verify() >= 200
