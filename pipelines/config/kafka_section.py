@@ -54,18 +54,22 @@ class KafkaTopic(KafkaConnection):
     """The topic of a live source.
 
     Attributes:
-        topic: The topic.
-        format: The format of the messages, of `PAYLOADS`; None is the source's format.
-        columns: Declared columns that come from a message's key, headers, timestamp or place
-            (`pipelines.io.payloads.metadata.Metadata`).
+        topic: The topic; it must exist.
+        format: The format of the messages; None is the source's format, or ``json``.
+        columns: Declared columns that come from beside the payload: from ``key``, ``timestamp``,
+            ``offset``, ``partition``, ``header:NAME`` or ``last_header:NAME``.
         tombstones: What becomes of a message without a value.
         schema: A file with the schema of avro, or with the descriptors of protobuf.
         message: The full name of protobuf's message type.
-        frame: What stands before a record of avro (`pipelines.io.payloads.avro_rows.FRAMES`).
+        frame: What stands before a record of avro; None is ``registry`` with a registry, else
+            ``none``.
         registry: Where the schemas of avro or protobuf are registered.
-        start: `HANDOFF`, `EARLIEST`, `LATEST`, or an instant in UTC microseconds.
-        clock: How quiet partitions are timed (`pipelines.io.live.live_reader.LiveSource`).
-        quiet_us: As `pipelines.io.live.live_reader.Pace.quiet_us`.
+        start: Where the stream begins: at the messages of ``evaluate_until`` (``handoff``), at the
+            ``earliest``, at the ``latest``, or at those of an instant.
+        clock: What a silent partition is timed by: ``wall``, or for producers that replay the past
+            ``messages``, the newest timestamp of a message.
+        quiet_us: How long a message may be on its way to the broker: so much less is the watermark
+            of a silent partition.
     """
 
     topic: str

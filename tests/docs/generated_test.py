@@ -93,12 +93,14 @@ def objects(config: Configuration, section: Described) -> list[Any]:
         config.online_store, config.offline_store, config.registry,
         getattr(config.online_store, "tls", None), *config.sinks.values(),
     ]  # fmt: skip
+    topics = [source.kafka for source in config.sources.values() if source.kafka is not None]
+    places += [*topics, *(topic.registry for topic in topics)]
     return [one for one in places if isinstance(one, section.documented)]
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
 def test_every_key_of_the_examples_fills_its_field(section: Described, folder: Path) -> None:
-    texts = [one for one in (section.example, section.other) if one] or [EXAMPLE]
+    texts = [section.example or EXAMPLE, *([section.other] if section.other else [])]
     found = [loaded(folder, text if text == EXAMPLE else changed(text)) for text in texts]
     for key in section.keys:
         if key == "type":
@@ -131,7 +133,8 @@ def test_a_section_takes_no_other_key(section: Described, folder: Path) -> None:
     """The keys on the page are those that the reader knows."""
     content = yaml.safe_load(changed(section.example or "{}") if section.example else EXAMPLE)
     place: Any = content
-    for name in section.title.replace("sources: NAME", "sources: orders").split(", "):
+    source = "checkouts" if "kafka" in section.title else "orders"
+    for name in section.title.replace("NAME", source).split(", "):
         if name == "sample":
             continue
         first, _, second = name.partition(": ")

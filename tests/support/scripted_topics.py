@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from tests.support.strategies import to_batch
 from tidemill import Entity, EventStream, FeatureView, Project, Request, count
-from tidemill.features.contract import SECOND
+from tidemill.features.contract import HOUR, SECOND
 from tidemill.features.definitions import Schema
 from tidemill.features.errors import BrokerUnreachable
 from tidemill.pipelines.io.files.judged_rows import Judge
@@ -156,6 +156,7 @@ class Rig:
         transform: The transform of the events.
         decoder: The decoder of the events; None for one of JSON.
         files: How many partitions of files each source has.
+        file_rows: How many rows each of these has.
         now_us: The machine's clock.
         seconds: The clock that never steps back.
     """
@@ -168,6 +169,7 @@ class Rig:
     transform: Any = None
     decoder: Decoder | None = None
     files: int = 0
+    file_rows: int = 0
     now_us: int = START
     seconds: float = 1_000.0
 
@@ -176,7 +178,8 @@ class Rig:
         self.log = Log(self.build, self.folder / "live")
         for definition, topic in ((PAID, self.paid), (ASKED, self.asked)):
             for partition in range(self.files + topic.count):
-                self.log.write(definition, partition, no_rows(definition), np.zeros(0, np.int64))
+                rows = file_rows(definition, self.file_rows if partition < self.files else 0)
+                self.log.write(definition, partition, rows, np.full(len(rows), START - HOUR))
         self.live = LiveLog(self.folder / "live", PROJECT)
         self.live.begin(
             {
@@ -197,7 +200,7 @@ class Rig:
             sources.append(self._source(definition, topic, log))
         for definition, topic in ((PAID, self.paid), (ASKED, self.asked)):
             order += [
-                (definition.name, partition, 0 if partition < self.files else None)
+                (definition.name, partition, self.file_rows if partition < self.files else None)
                 for partition in range(self.files + topic.count)
             ]
         self.reader = LiveReader(
@@ -212,7 +215,12 @@ class Rig:
         ids = None
         if isinstance(definition, Request):
             ids = RequestIds(definition, lambda partition, _: f"partition {partition}")
-            for logged in log.read(0):
+            for partition in range(self.log.partitions(definition.name)):
+                begin = 0
+                for batch in self.log.batches(definition.name, partition):
+                    ids.repeated(partition, np.arange(begin, begin + batch.num_rows), batch)
+                    begin += batch.num_rows
+            for logged in log.read(self.live.sealed().number):
                 for part in Poll.decode(bytes(logged.poll)).parts:
                     if part.source == definition.name and part.rows is not None:
                         ids.repeated(part.partition, np.arange(part.start, part.stop), part.rows)
@@ -232,9 +240,9 @@ class Rig:
         self.seconds += seconds
         return self.reader.step()
 
-    def logged(self) -> list[LoggedPoll]:
-        """Return what is written down."""
-        return list(PollLog(self.folder / "live" / "polls").read(0))
+    def logged(self, after: int = 0) -> list[LoggedPoll]:
+        """Return what is written down after a poll."""
+        return list(PollLog(self.folder / "live" / "polls").read(after))
 
     def polls(self) -> list[Poll]:
         """Return the polls that are written down."""
@@ -267,6 +275,10 @@ class Rig:
         )
 
 
-def no_rows(definition: EventStream | Request) -> pa.Table:
-    """Return no rows, with the declared columns."""
-    return pa.Table.from_batches([to_batch(definition.schema, [])])
+def file_rows(definition: EventStream | Request, count: int) -> pa.Table:
+    """Return rows of a file, with the declared columns."""
+    rows = [
+        {"id": f"f{n}", "at": START - HOUR, "sent_at": START - HOUR, "card": "f", "amount": 0.5}
+        for n in range(count)
+    ]
+    return pa.Table.from_batches([to_batch(definition.schema, rows)])

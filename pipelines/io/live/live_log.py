@@ -200,6 +200,7 @@ class LiveLog:
                 f"{self.folder / _POLLS}: the last poll is {0 if last is None else last.number}, "
                 f"and {sealed.number} are sealed: polls were lost; {REMEDY}"
             )
+        self.polls.remove_before(sealed.number)  # unless the seal before was killed there
         for polls in _in_pieces(self.polls.read(after=sealed.number), before_us):
             sealed = self._seal(polls, sealed, Log(build, self.folder))
             self.write_sealed(sealed)
@@ -309,11 +310,13 @@ class LiveLog:
         """
         topics, until = self.topics(), self.sealed().number
         tables = list(self._read(_CUTS, 0, until))
-        if not tables:
+        if not tables and not until:
             empty = np.zeros(0, np.int64)
             none = {name: np.zeros((0, len(t.offsets)), np.int64) for name, t in topics.items()}
             return Cuts(empty, empty, none, none)
-        table = pa.concat_tables(tables)
+        table = (
+            pa.concat_tables(tables) if tables else pa.table({"number": pa.array([], pa.int64())})
+        )
         numbers = table.column("number").to_numpy()
         if not np.array_equal(numbers, np.arange(1, until + 1)):
             raise StateMismatch(
