@@ -85,16 +85,18 @@ def check_rejected(project: LiveProject) -> None:
     assert found
 
 
-def test_a_stream_that_is_killed_again_and_again_loses_and_doubles_nothing(
-    tmp_path: Path, broker: TestBroker
+def test_a_stream_whose_processes_and_broker_are_killed_loses_and_doubles_nothing(
+    tmp_path: Path, own_broker: Callable[..., TestBroker]
 ) -> None:
+    broker = own_broker()
+    broker.start()
     project = LiveProject(tmp_path / "project", broker, sinks=True, savepoint_every="4s")
     project.run("backfill")
-    moments = random.Random(3)
+    wrong, moments = [b"?", None, b"{"], random.Random(3)
     for options in ([], ["--resume"]):
         answered = sum(ids(project).values())
         with project.streaming(*options) as process:
-            project.send_raw("payments", [b"?"] * 3)
+            project.send_raw("payments", wrong)
             project.produce(20, 20)
             wait_for_messages(project, answered + 1, process)
             for _ in range(3):
@@ -102,8 +104,15 @@ def test_a_stream_that_is_killed_again_and_again_loses_and_doubles_nothing(
                 time.sleep(moments.uniform(0, 0.2))
             process.kill()
             process.wait()
+    answered = sum(ids(project).values())
     project.produce(10, 20)
     with project.streaming("--resume") as process:
+        wait_for_messages(project, answered + 1, process)
+        project.produce(40, 200)
+        broker.kill()
+        time.sleep(1)
+        broker.start()
+        project.produce(40, 20)
         project.wait_for(project.sent["checks"], process)
         project.drain(process)
     for name in ("predictions", "rejected"):
@@ -112,9 +121,10 @@ def test_a_stream_that_is_killed_again_and_again_loses_and_doubles_nothing(
         assert figures.items() >= EXACT.items()
     assert ids(project) == once(project)
     check_rejected(project)
+    check_values(project)
     assert project.verify() == 4 * project.sent["checks"]
     proven = read_summary(project.folder / "run")["verify"]
-    assert proven["delivered_compared"] == project.sent["checks"] + 6
+    assert proven["delivered_compared"] == project.sent["checks"] + 2 * len(wrong)
     assert proven["delivery_mismatches"] == 0
 
 
@@ -125,12 +135,7 @@ def test_a_stream_on_prism_that_is_killed_writes_each_once(
     project.run("backfill")
     project.produce(60, 30)
     with project.streaming() as process:
-        project.wait_for(30, process)
-        project.drain(process)
-    assert delivered(project, "predictions") == {
-        "written": 30, "already_there": 0, "compared": 30, **EXACT,
-    }  # fmt: skip
-    with project.streaming("--resume") as process:
+        wait_for_messages(project, 1, process)
         project.produce(60, 60)
         wait_for_messages(project, 31, process)
         process.kill()
@@ -141,42 +146,19 @@ def test_a_stream_on_prism_that_is_killed_writes_each_once(
         project.drain(process)
     figures = delivered(project, "predictions")
     assert figures["already_there"] > 0
-    assert figures.items() >= {"compared": 70, **EXACT}.items()
+    assert figures.items() >= {"compared": 100, **EXACT}.items()
     assert ids(project) == once(project)
-
-
-def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(
-    tmp_path: Path, own_broker: Callable[..., TestBroker]
-) -> None:
-    broker = own_broker()
-    broker.start()
-    project = LiveProject(tmp_path / "project", broker, sinks=True)
-    project.run("backfill")
-    project.produce(40, 20)
-    with project.streaming() as process:
-        wait_for_messages(project, 20, process)
-        project.send_raw("payments", [b"{", None, b"\xff", b'{"payment": "p"}', b"[]"])
-        project.produce(40, 200)
-        broker.kill()
-        time.sleep(1)
-        broker.start()
-        project.produce(40, 20)
-        project.wait_for(240, process)
-        project.drain(process)
-    figures = delivered(project, "predictions")
-    assert figures.items() >= {"written": 240, "compared": 240, **EXACT}.items()
-    assert ids(project) == once(project)
-    check_rejected(project)
-    check_values(project)
 
 
 def check_values(project: LiveProject) -> None:
-    """Check that messages say bit for bit what the files say."""
+    """Check that messages say bit for bit what the files say, but for when a repeat was made."""
     rows = {row["request_id"]: row for row in project.predictions()}
     for message in committed(project, "predictions"):
         row = rows[message.key.decode()]
         value, headers = json.loads(message.value), dict(message.headers)
         assert list(value) == list(row)
+        assert message.timestamp == value["created_us"] // 1_000
+        assert value.pop("created_us") <= row.pop("created_us")
         for name, field in row.items():
             right = field.isoformat() if hasattr(field, "isoformat") else field
             found = value[name].replace("Z", "+00:00") if name == "request_time" else value[name]
@@ -186,4 +168,3 @@ def check_values(project: LiveProject) -> None:
         assert headers["features_hash"] == row["spec_hash"].encode()
         assert headers["tidemill-kind"] == b"prediction"
         assert headers["tidemill-stream"].count(b"/") == 2
-        assert message.timestamp == row["created_us"] // 1_000
