@@ -45,6 +45,7 @@ TidemillError
 │   ├── DamagedMessages (ValueError)  messages that cannot be decoded
 │   ├── MessageTooLarge (ValueError)  a message is larger than what is accepted
 │   ├── MessagesNotWritten            the broker did not accept messages, or did not say so
+│   ├── OpenTransaction               another writer's transaction hides what comes after it
 │   └── FencedWriter                  another writer has the transactional id: this one must end
 ├── RegistryError (RuntimeError)      the schema registry
 │   ├── RegistryUnavailable           it does not answer for now: try again later
@@ -322,6 +323,10 @@ class MessageTooLarge(BrokerError, ValueError):
 
 class MessagesNotWritten(BrokerError):
     """The broker refused messages, or did not confirm them in time."""
+
+
+class OpenTransaction(BrokerError):
+    """Another writer's transaction is open for too long: what comes after it cannot be read."""
 
 
 class FencedWriter(BrokerError):

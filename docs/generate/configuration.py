@@ -19,16 +19,31 @@ from tidemill.features.contract import format_duration
 from tidemill.features.rows.local_times import RULES
 from tidemill.pipelines.config import (
     configuration,
+    kafka_section,
     offline_section,
     online_section,
     project_import,
     registry_section,
+    sink_section,
     source_section,
 )
 from tidemill.pipelines.config.choices import ENGINES, MODES
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions, Training
+from tidemill.pipelines.config.kafka_connection import MECHANISMS
+from tidemill.pipelines.config.kafka_section import (
+    CLOCKS,
+    EARLIEST,
+    HANDOFF,
+    LATEST,
+    KafkaTopic,
+)
+from tidemill.pipelines.config.schema_registry import REGISTRY_KEYS, SchemaRegistry
+from tidemill.pipelines.config.sink_section import KafkaSink
 from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.io.files import input_files, judged_rows
+from tidemill.pipelines.io.payloads.avro_rows import FRAMES
+from tidemill.pipelines.io.payloads.decoders import FORMATS
+from tidemill.pipelines.io.payloads.decoding import TOMBSTONES
 from tidemill.serving.stores.offline_places import ParquetPlace
 from tidemill.serving.stores.online_places import ONLINE, FeastPlace, SqlitePlace
 from tidemill.serving.stores.redis_place import RedisPlace, RedisTls
@@ -103,9 +118,48 @@ stream:
   poll_rows: 512
   speed: 60
   answer_within: 10m
+  savepoint_every: 5m
   gap_batches: 200
+predictions: {kafka: {bootstrap: "localhost:9092", topic: predictions}}
+rejected: {kafka: {bootstrap: "localhost:9092", topic: rejected}}
 """.replace("splits: &splits", "splits:")
 """A file with every key of the sections that every project has."""
+
+LIVE: Final = """\
+sources:
+  orders: {{files: [events/orders-*.csv]}}
+  checkouts:
+    files: [events/checkouts.jsonl]
+    received: received_at
+    kafka:
+{kafka}
+splits: {{train_until: 2026-02-01T00:00:00Z, evaluate_until: 2026-02-15T00:00:00Z}}
+sample: null"""
+"""The sections of a project with a source that goes on in a topic."""
+TOPIC: Final = """\
+      bootstrap: "broker-1:9093,broker-2:9093"
+      topic: checkouts
+      format: avro
+      schema: checkout.avsc
+      frame: registry
+      registry: {url: "http://schemas:8081", user: tidemill, password_env: SCHEMAS, ca: ca.pem}
+      columns: {customer: key}
+      tombstones: ignore
+      start: earliest
+      clock: messages
+      quiet: 5s
+      tls: true
+      username: tidemill
+      password_env: KAFKA_PASSWORD
+      mechanism: PLAIN"""
+PROTOBUF_TOPIC: Final = """\
+      bootstrap: "broker-1:9093"
+      topic: checkouts
+      format: protobuf
+      schema: checkout.desc
+      message: shop.Checkout
+      username: tidemill
+      password_file: kafka-password"""
 
 SECTIONS: Final = (
     Described(
@@ -119,8 +173,26 @@ SECTIONS: Final = (
     ),
     Described(
         "sources: NAME", source_section.SOURCE_KEYS, Source,
-        choices={"format": sorted(set(input_files.FORMATS.values())), "ambiguous": RULES},
-        required=("files",),
+        choices={
+            "format": sorted({*input_files.FORMATS.values(), *FORMATS}), "ambiguous": RULES,
+        },
+        other=LIVE.format(kafka=TOPIC),
+        defaults={"files": "required, unless the source has a topic"},
+    ),
+    Described(
+        "sources: NAME, kafka", kafka_section.KAFKA_KEYS, KafkaTopic,
+        LIVE.format(kafka=TOPIC), other=LIVE.format(kafka=PROTOBUF_TOPIC),
+        choices={
+            "bootstrap": ["host:port,..."], "format": FORMATS, "clock": CLOCKS,
+            "columns": ["column: from"], "tombstones": TOMBSTONES, "frame": FRAMES,
+            "start": [HANDOFF, EARLIEST, LATEST, "an instant"], "mechanism": MECHANISMS,
+        },
+        defaults={"columns": "none"},
+        required=("bootstrap", "topic"),
+    ),
+    Described(
+        "sources: NAME, kafka, registry", REGISTRY_KEYS, SchemaRegistry,
+        LIVE.format(kafka=TOPIC), required=("url",),
     ),
     Described(
         "splits, sample", configuration.SPLIT_KEYS, Splits,
@@ -172,6 +244,19 @@ SECTIONS: Final = (
         "registry: {type: sql, path: \"postgresql+psycopg://feast@db.example/feast\"}",
         other="registry: {type: sql, path_env: REGISTRY_URL}",
         names={"path": "url", "path_env": "url_env"}, required=("type",),
+    ),
+    Described(
+        "predictions: kafka", sink_section.SINK_KEYS, KafkaSink,
+        "predictions:\n  kafka:\n    bootstrap: \"broker-1:9093,broker-2:9093\"\n"
+        "    topic: predictions\n    compression: zstd\n    give_up_after: 20m\n    tls: true\n"
+        "    username: tidemill\n    password_env: KAFKA_PASSWORD\n    mechanism: PLAIN",
+        other="rejected:\n  kafka: {bootstrap: \"broker-1:9093\", topic: rejected, "
+        "username: tidemill, password_file: kafka-password}",
+        choices={
+            "bootstrap": ["host:port,..."], "compression": sink_section.COMPRESSIONS,
+            "mechanism": MECHANISMS,
+        },
+        required=("bootstrap", "topic"),
     ),
 )  # fmt: skip
 """Every section, in the order of the file."""

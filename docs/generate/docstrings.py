@@ -16,8 +16,23 @@ _INTERNAL: Final = re.compile(r"\s*\((?:in )?`[\w.]+`(?:, `[\w.]+`)*\)")
 def entries(documented: Any, section: str) -> dict[str, str]:
     """Return the entries of a section of a docstring, such as ``Attributes``, by name.
 
-    References to the code's own modules in parentheses are left out.
+    A class has those of the classes that it extends too. References to the code's own modules in
+    parentheses are left out.
     """
+    if inspect.isclass(documented):
+        parents = [base for base in documented.__bases__ if base.__module__ != "builtins"]
+        inherited = [entries(base, section) for base in parents if has(base, section)]
+        own = _entries(documented, section)
+        return {name: words for found in (*inherited, own) for name, words in found.items()}
+    return _entries(documented, section)
+
+
+def has(documented: Any, section: str) -> bool:
+    """Tell whether a docstring has a section."""
+    return f"\n{section}:\n" in (inspect.getdoc(documented) or "")
+
+
+def _entries(documented: Any, section: str) -> dict[str, str]:
     text = inspect.getdoc(documented) or ""
     _, found, rest = text.partition(f"\n{section}:\n")
     if not found:

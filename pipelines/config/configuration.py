@@ -30,6 +30,8 @@ offline_store: {type: parquet}  # optional (`pipelines.config.offline_section`)
 registry: {type: file, path: registry.db}  # optional (`pipelines.config.registry_section`)
 stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within: 5m,
          gap_batches: 1000}
+predictions: {kafka: {...}}     # optional: also to a topic (`pipelines.config.sink_section`)
+rejected: {kafka: {...}}        # optional: rejected records likewise
 ```
 """
 
@@ -52,6 +54,7 @@ from tidemill.pipelines.config.online_section import (
 )
 from tidemill.pipelines.config.project_import import import_attribute
 from tidemill.pipelines.config.registry_section import registry_place
+from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED, KafkaSink, read_sinks
 from tidemill.pipelines.config.source_section import SOURCE_KEYS, Source, read_source
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
 from tidemill.serving.generations.current import Current, read_current
@@ -62,7 +65,7 @@ from tidemill.serving.stores.registry_places import RegistryPlace
 
 KEYS: Final = (
     "project", "root", "shards", "sources", "splits", "sample", "training", "online_store",
-    "offline_store", "registry", "stream",
+    "offline_store", "registry", "stream", "predictions", "rejected",
 )  # fmt: skip
 SPLIT_KEYS: Final = ("train_until", "evaluate_until", "stream_until")
 TRAINING_KEYS: Final = {
@@ -79,6 +82,7 @@ STREAM_KEYS: Final = {
     "poll_rows": Value.count,
     "speed": or_null(Value.positive),
     "answer_within": Value.duration_us,
+    "savepoint_every": Value.duration_us,
     "gap_batches": Value.count,
 }
 
@@ -143,6 +147,8 @@ class StreamOptions:
         poll_rows: The most rows that one poll of a source reads.
         speed: How many times faster than real time a replay runs; None is as fast as it can.
         answer_within_us: How long a request waits for the answers of its views, in microseconds.
+        savepoint_every_us: How often a live stream keeps its state, in microseconds: a stream that
+            is killed repeats what came since. It stands still for about two seconds then.
         gap_batches: The number of batches after which an open gap in a partition is an error.
     """
 
@@ -151,6 +157,7 @@ class StreamOptions:
     poll_rows: int = 4096
     speed: float | None = None
     answer_within_us: int = 5 * MINUTE
+    savepoint_every_us: int = 10 * MINUTE
     gap_batches: int = 1000
 
 
@@ -175,6 +182,8 @@ class Configuration:
         offline_store: Where past features are read from.
         registry: Where the definitions are registered; None is a file below the root.
         stream: How the stream runs.
+        predictions: The topic that predictions are written to, besides files; None for none.
+        rejected: The topic that the stream's rejected records are written to, likewise.
         pinned: The folders that `pin` has found; None looks them up at every use.
     """
 
@@ -193,6 +202,8 @@ class Configuration:
     offline_store: OfflinePlace = field(default_factory=ParquetPlace)
     registry: RegistryPlace | None = None
     give_up_after_us: int = GIVE_UP_AFTER_US
+    predictions: KafkaSink | None = None
+    rejected: KafkaSink | None = None
     pinned: Current | None = None
 
     @property
@@ -222,6 +233,12 @@ class Configuration:
     def is_live(self) -> bool:
         """Whether a source goes on in a topic, so that the stream has no end."""
         return any(source.is_live for source in self.sources.values())
+
+    @property
+    def sinks(self) -> dict[str, KafkaSink]:
+        """The topics that the stream writes to, by the section that names them."""
+        sections = {PREDICTIONS: self.predictions, REJECTED: self.rejected}
+        return {name: sink for name, sink in sections.items() if sink is not None}
 
     @property
     def places(self) -> StorePlaces:
@@ -261,6 +278,7 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         online_store = replace(online_store, registry=registry)
     offline_store = offline_place(top, where)
     stream = top.optional("stream", _stream, StreamOptions())
+    sinks = read_sinks(top, folder)
     shards = top.optional("shards", Value.count, 2)
     reference = top.required("project")
     project = _project(reference, folder)
@@ -282,6 +300,8 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         registry=registry,
         stream=stream,
         sample=sample,
+        predictions=sinks.get(PREDICTIONS),
+        rejected=sinks.get(REJECTED),
     )
 
 

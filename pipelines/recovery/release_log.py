@@ -44,23 +44,27 @@ def read_release_lines(root: Path, take: Callable[[Any], T]) -> Iterator[T]:
         yield from _read(path, take)
 
 
-def read_releases(root: Path) -> list[dict[str, Any]]:
+def read_releases(root: Path, prefix: str = "") -> list[dict[str, Any]]:
     """Read the evidence of a stream, sorted by view, shard and number.
 
     A release that the engine repeated occurs once.
+
+    Args:
+        root: The stream's folder.
+        prefix: The start of the names of the files, to read those of one segment.
 
     Raises:
         StateVersionError: A release has a version that is not read.
         DamagedFile: A file does not hold what the stream wrote.
     """
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for path in _files(root):
+    for path in _files(root, prefix):
         found |= _read(path, lambda entry: (place_of(entry), entry))
     return [found[key] for key in sorted(found)]
 
 
-def _files(root: Path) -> list[Path]:
-    return sorted((root / paths.RELEASES).glob("*.jsonl"))
+def _files(root: Path, prefix: str = "") -> list[Path]:
+    return sorted((root / paths.RELEASES).glob(f"{prefix}*.jsonl"))
 
 
 def _read(path: Path, take: Callable[[Any], T]) -> list[T]:

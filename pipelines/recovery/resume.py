@@ -450,6 +450,11 @@ def waiting(config: Configuration, folder: Path, engine: str) -> int:
     return _joiner(config, folder).requests_pending
 
 
+def requests_waiting(config: Configuration, start: Start) -> int:
+    """Count the requests that wait in the states with which a segment starts."""
+    return 0 if start.handoff.kind == "backfill" else _joiner(config, start.folder).requests_pending
+
+
 def keep_savepoint(
     config: Configuration, start: Start, until_us: int, replayed: StreamPolls, folder: Path
 ) -> None:
@@ -461,7 +466,8 @@ def keep_savepoint(
         for index, view in enumerate(config.project.views)
     }
     marks = {name: list(of_view) for name, of_view in start.handoff.marks.items()}
-    for release in read_releases(start.current.stream_folder):
+    of_segment = segment_prefix(start.segment)
+    for release in read_releases(start.current.stream_folder, of_segment):
         marks[release["view"]][release["shard"]] = release["mark"]
     positions = _by_source(replayed, replayed.stop)
     handoff = Handoff(

@@ -37,8 +37,8 @@ def rejected_requests(request: str, lost: Unanswered) -> pa.RecordBatch:
     )
 
 
-def read_rejected(folder: Path) -> pa.Table:
-    """Read the rejected records in a folder."""
+def read_rejected(folder: Path, prefix: str = "") -> pa.Table:
+    """Read the rejected records in a folder, of the files whose names begin with ``prefix``."""
     again = "run `tidemill stream` again"
-    files = sorted(folder.glob("*.parquet"))
+    files = sorted(folder.glob(f"{prefix}*.parquet"))
     return pa.concat_tables([rejected.SCHEMA.empty_table(), *(read_table(p, again) for p in files)])

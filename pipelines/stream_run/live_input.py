@@ -40,7 +40,6 @@ from tidemill.pipelines.io.live.live_reader import (
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Start
-from tidemill.pipelines.run.draining import draining
 from tidemill.pipelines.run.meter import METER
 
 STOP: Final = "stop.json"
@@ -63,6 +62,8 @@ class LiveInput:
         config: The configuration, with the folders of the stream.
         start: The start of the segment.
         run: The name of the run.
+        stop: Is set when somebody asks the stream to stop.
+        say: Tells a person what happens.
         until_us: When to stop; None to go on until somebody asks.
 
     Raises:
@@ -73,6 +74,8 @@ class LiveInput:
     config: Configuration
     start: Start
     run: str
+    stop: threading.Event
+    say: Callable[[str], None]
     until_us: int | None = None
 
     def __post_init__(self) -> None:
@@ -137,6 +140,12 @@ class LiveInput:
         return False
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the stream goes on from its savepoint: nobody has asked it to stop."""
+        is_over = self.until_us is not None and wall_clock_us() >= self.until_us
+        return not (self.stop.is_set() or is_over)
+
+    @property
     def stop_us(self) -> int:
         """After the receipt of the last poll; known once all are sealed."""
         received_us = None if self._sealed is None else self._sealed.received_us
@@ -192,11 +201,8 @@ class LiveInput:
         )
 
     @contextmanager
-    def reading(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Read the topics while the block runs, until a signal asks to stop.
-
-        Args:
-            say: Tells a person what happens.
+    def reading(self) -> Iterator[None]:
+        """Read the topics while the block runs, until the stream is to stop or keep its state.
 
         Raises:
             BrokerError: A topic cannot be read any more; the stream has stopped in order.
@@ -205,21 +211,18 @@ class LiveInput:
         self._stop.unlink(missing_ok=True)
         offsets = LiveReader.offsets_after(self.live.polls, self.live.sealed().offsets)
         failed: list[BaseException] = []
-        with (
-            open_topics(self.config, self._log, self._unsealed(), offsets) as sources,
-            draining(say) as stop,
-        ):
+        with open_topics(self.config, self._log, self._unsealed(), offsets) as sources:
             reader = self._reader(sources)
             reader.check_partitions()
             ended = threading.Event()
 
             def read() -> None:
                 try:
-                    self._read(reader, stop, ended)
+                    self._read(reader, ended)
                 except BaseException as error:  # noqa: BLE001 - raised where the stream was started
                     failed.append(error)
                 finally:
-                    self._stop_after(reader.number, ended, say)
+                    self._stop_after(reader.number, ended)
 
             thread = threading.Thread(target=read, name="live-reader", daemon=True)
             thread.start()
@@ -233,14 +236,14 @@ class LiveInput:
         if failed:
             raise failed[0]
 
-    def _stop_after(self, number: int, ended: threading.Event, say: Callable[[str], None]) -> None:
+    def _stop_after(self, number: int, ended: threading.Event) -> None:
         """Let the source stop after a poll; without this file it would wait for ever."""
         while not ended.is_set():
             try:
                 stop_after(self._stop, number)
                 return
             except FileError as error:
-                say(f"the stream cannot stop yet: {error}")
+                self.say(f"the stream cannot stop yet: {error}")
                 ended.wait(_AGAIN_SECONDS)
 
     def _unsealed(self) -> Iterator[PollPart]:
@@ -267,11 +270,11 @@ class LiveInput:
             after_us=self.start.handoff.as_of_us - 1,
         )
 
-    def _read(self, reader: LiveReader, stop: threading.Event, ended: threading.Event) -> None:
+    def _read(self, reader: LiveReader, ended: threading.Event) -> None:
+        keep_us = wall_clock_us() + self.config.stream.savepoint_every_us
+        until_us = keep_us if self.until_us is None else min(keep_us, self.until_us)
         begin = self.begins.start.number
-        while not (stop.is_set() or ended.is_set()):
-            if self.until_us is not None and wall_clock_us() >= self.until_us:
-                break
+        while not (self.stop.is_set() or ended.is_set()) and wall_clock_us() < until_us:
             number = reader.number - self.begins.before + begin
             if number - max(polls_taken(self.run), begin) >= _MOST_UNREAD:
                 ended.wait(0.01)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from tidemill.features.definitions import Request
 from tidemill.features.definitions.requests import COUNT
+from tidemill.features.errors import SequenceError
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.rejected_by_stream import read_rejected
@@ -40,14 +41,12 @@ def count_outcome(root: Path, request: Request) -> dict[str, Any]:
     for (view, _), entry in last.items():
         frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
     refused = read_rejected(root / paths.REJECTED_BY_STREAM)
-    by_source = refused.column("stream").to_pylist()
-    unanswered = by_source.count(request.name)
     return {
         "predictions": _rows(root / paths.PREDICTIONS),
         "doubled": _doubled(root / paths.PREDICTIONS),
         **_repeated(root / paths.PREDICTIONS, request),
-        "unanswered": unanswered,
-        "rejected": len(by_source),
+        "unanswered": _unanswered(refused, request),
+        "rejected": refused.num_rows,
         "publications": sum(entry["publications"] for entry in releases),
         "releases": len(releases),
         **seen,
@@ -56,6 +55,39 @@ def count_outcome(root: Path, request: Request) -> dict[str, Any]:
         "latency_ms": _latency(root / paths.PREDICTIONS),
         "as_of_distance_ms": _distance(root / paths.PREDICTIONS, sorted(frontiers)),
     }
+
+
+def check_segment(stream: Path, request: Request, prefix: str, expected: int) -> None:
+    """Check that a segment has answered or rejected every request that it had to.
+
+    Args:
+        stream: The folder of the stream.
+        request: The request.
+        prefix: The start of the names of the segment's files.
+        expected: How many requests waited before it or came in it, less those that wait after it.
+
+    Raises:
+        SequenceError: It has not.
+    """
+    files = (stream / paths.PREDICTIONS).glob(f"{prefix}*.parquet")
+    answered = sum(row_count(path, _MEND) for path in files)
+    refused = read_rejected(stream / paths.REJECTED_BY_STREAM, prefix)
+    unanswered = _unanswered(refused, request)
+    if answered + unanswered != expected:
+        raise SequenceError(
+            f"{expected} requests went in, {answered} predictions and {unanswered} rejected "
+            "requests came out: the engine lost or doubled batches"
+        )
+
+
+def _unanswered(refused: pa.Table, request: Request) -> int:
+    """Count the requests that were accepted and not answered.
+
+    Those that were refused while a topic was read never were in the log.
+    """
+    of_request = pc.equal(refused.column("stream"), request.name)
+    in_log = pc.invert(pc.match_substring(refused.column("origin"), "@"))
+    return int(pc.sum(pc.and_(of_request, in_log)).as_py() or 0)
 
 
 def _read(folder: Path, columns: list[str]) -> pa.Table | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,11 @@ class ReplayInput:
         return self.options.ends
 
     @property
+    def goes_on(self) -> bool:
+        """Whether another segment follows at once: never."""
+        return False
+
+    @property
     def stop_us(self) -> int:
         """Rows that were received at this instant or later do not come."""
         return self.options.stop_us
@@ -63,7 +68,7 @@ class ReplayInput:
         return pipeline | Replay(self.project, self.options), ()
 
     @contextmanager
-    def reading(self, say: Callable[[str], None]) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """Hold what the source needs while the pipeline runs."""
         if not self.ends:
             self._record_savepoint()

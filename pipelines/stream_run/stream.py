@@ -8,6 +8,7 @@ A project without a model has no bundle: its answers are written with their feat
 score.
 
 A stream may stop at a savepoint and continue from there, in segments (`pipelines.recovery.resume`).
+Predictions and rejected records may go to topics, too (`pipelines.delivery`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,9 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import SequenceError
 from tidemill.features.kernel.compilation import compile_kernel
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.engines.choosing import make_runner
+from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED
+from tidemill.pipelines.delivery.delivery import Delivery
+from tidemill.pipelines.engines.choosing import EngineChoice, make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
@@ -52,11 +55,14 @@ from tidemill.pipelines.recovery.resume import (
     offline_caught_up,
     prepare,
     received,
+    requests_waiting,
     waiting,
     with_scores,
 )
+from tidemill.pipelines.recovery.stream_polls import StreamPolls
 from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.draining import draining
 from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import (
@@ -75,7 +81,7 @@ from tidemill.pipelines.stream.rejected_by_stream import rejected_requests
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.stream_run.live_input import LiveInput
-from tidemill.pipelines.stream_run.outcome import count_outcome
+from tidemill.pipelines.stream_run.outcome import check_segment, count_outcome
 from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.locks import lock
@@ -122,6 +128,7 @@ def stream(
         InputError: ``until_us`` is not between the start and the stream's end.
         SequenceError: The numbers of requests and predictions do not match.
         Locked: Another process runs a stream of the generation.
+        BrokerError: A topic cannot be read, or not be written to.
     """
     with _alone(config, wait=wait) as pinned:
         return _stream(
@@ -166,13 +173,80 @@ def _stream(
             "have no score"
         )
     choice = stream_engine(config.stream.engine, engine)
-    run = run_id(root, start.segment)
-    entrance = _entrance(config, start, run, speed, until_us)
-    check_positions(start, entrance.begins)
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     compile_kernel(progress)
-    start, fills = prepare(config, start, progress, take_over=take_over)
+    began, rows = time.perf_counter(), 0
+    delivered: dict[str, Any] = {}
+    with draining(progress.say) if config.is_live else nullcontext() as stop:
+        while True:
+            run = run_id(root, start.segment)
+            # First of all: what a process before this one had open is aborted, and it writes no
+            # more.
+            delivery = Delivery.fence(
+                config.sinks, start.current, start.segment, run, is_patient=bool(delivered)
+            )
+            entrance = _entrance(config, start, run, speed, until_us, stop, progress.say)
+            check_positions(start, entrance.begins)
+            start, fills = prepare(config, start, progress, take_over=take_over)
+            replayed = _run_segment(
+                config, progress, start, fills, run, entrance, bundle, choice, delivery
+            )
+            rows += replayed.rows
+            delivered = _summed(delivered, delivery.figures)
+            if not entrance.goes_on:
+                break
+            # A live stream goes on from the savepoint that it has just kept.
+            config = replace(config, pinned=start.current)
+            start = with_scores(next_start(config, None), is_scored=bundle is not None)
+    seconds = time.perf_counter() - began
+    by_source = received(start.run, replayed)
+    requests = by_source.pop(project.request.name)
+    folder = savepoint_folder(stream_folder, start.segment)
+    summary = {
+        "engine": choice.name,
+        "why": choice.why,
+        "mode": start.run.mode,
+        "speed": entrance.speed,
+        "bundle": None if bundle is None else bundle.name,
+        "segment": start.segment,
+        "requests": requests,
+        "waiting": 0 if entrance.ends else waiting(config, folder, choice.name),
+        "events": sum(by_source.values()),
+        "seconds": seconds,
+        "rows_per_s": rows / seconds,
+        # What this process has seen; the release log does not depend on it.
+        "repeats": METER.read(run, "repeats"),
+        "early": METER.read(run, "early"),
+        **_counted(event_counts(config, start.run, replayed)),
+        **entrance.figures(),
+        **delivered,
+        **count_outcome(stream_folder, project.request),
+    }
+    answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
+    if summary["doubled"] or answered != requests:
+        raise SequenceError(
+            f"{requests} requests went in, {summary['predictions']} predictions "
+            f"({summary['doubled']} of them doubled) and {summary['unanswered']} rejected requests "
+            f"came out, and {summary['waiting']} wait: the engine {choice.name!r} lost or doubled "
+            "batches"
+        )
+    return {**summary, "store_mended_at_end": mend_store(config, progress)}
+
+
+def _run_segment(
+    config: Configuration,
+    progress: Progress,
+    start: Start,
+    fills: RunFills,
+    run: str,
+    entrance: ReplayInput | LiveInput,
+    bundle: Path | None,
+    choice: EngineChoice,
+    delivery: Delivery,
+) -> StreamPolls:
+    """Run a segment of the stream to its end or to a savepoint, which counts then."""
+    project, stream_folder = config.project, start.current.stream_folder
     featurize = FeaturizeOptions(
         run=run,
         shards=config.shards,
@@ -184,61 +258,46 @@ def _stream(
         savepoint=None if entrance.ends else savepoint_folder(stream_folder, start.segment),
         changes=start.run.offline is not None,
     )
-    began = time.perf_counter()
-    forget_run(featurize.run)
-    METER.forget(featurize.run)
+    forget_run(run)
+    METER.forget(run)
     with (
-        LOST_WRITES.of(featurize.run),
+        LOST_WRITES.of(run),
         progress.stage("stream", total=entrance.requests, unit="requests") as stage,
-        _watched(featurize.run, stage),
-        entrance.reading(progress.say),
+        _watched(run, stage),
+        delivery.open(),
+        entrance.reading(),
     ):
         stage.note(choice.why)
         pipeline = beam.Pipeline(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
-        wire(pipeline, config, entrance, featurize, bundle, start, fills)
+        wire(pipeline, config, entrance, featurize, bundle, start, fills, delivery)
         run_pipeline(pipeline, choice)
+        delivery.finish()
     replayed = entrance.seal()
-    seconds = time.perf_counter() - began
-    rows = received(start.run, replayed)
-    requests = rows.pop(project.request.name)
-    summary = {
-        "engine": choice.name,
-        "why": choice.why,
-        "mode": start.run.mode,
-        "speed": entrance.speed,
-        "bundle": None if bundle is None else bundle.name,
-        "segment": start.segment,
-        "requests": requests,
-        "waiting": 0
-        if featurize.savepoint is None
-        else waiting(config, featurize.savepoint, choice.name),
-        "events": sum(rows.values()),
-        "seconds": seconds,
-        "rows_per_s": replayed.rows / seconds,
-        # What this process has seen; the release log does not depend on it.
-        "repeats": METER.read(featurize.run, "repeats"),
-        "early": METER.read(featurize.run, "early"),
-        **_counted(event_counts(config, start.run, replayed)),
-        **entrance.figures(),
-        **count_outcome(stream_folder, project.request),
-    }
-    answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
-    if summary["doubled"] or answered != requests:
-        raise SequenceError(
-            f"{requests} requests went in, {summary['predictions']} predictions "
-            f"({summary['doubled']} of them doubled) and {summary['unanswered']} rejected requests "
-            f"came out, and {summary['waiting']} wait: the engine {choice.name!r} lost or doubled "
-            "batches"
-        )
+    before = requests_waiting(config, start)
+    after = 0
+    if featurize.savepoint is not None:
+        after = waiting(config, featurize.savepoint, choice.name)
+    expected = before + replayed.rows_of(project.request.name) - after
+    check_segment(stream_folder, project.request, segment_prefix(start.segment), expected)
     if featurize.savepoint is None:
         replace(start.run, ended=True, until_us=entrance.stop_us).write(stream_folder)
     else:
         keep_savepoint(config, start, entrance.stop_us, replayed, featurize.savepoint)
         entrance.kept()
     offline_caught_up(config, start)
-    return {**summary, "store_mended_at_end": mend_store(config, progress)}
+    return replayed
+
+
+def _summed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the counts of a segment to those of the segments before it."""
+    return {
+        name: _summed(before.get(name, {}), found)
+        if isinstance(found, Mapping)
+        else before.get(name, 0) + found
+        for name, found in now.items()
+    }
 
 
 def _counted(counts: Mapping[str, EventCounts]) -> dict[str, Any]:
@@ -270,11 +329,17 @@ def run_id(root: Path, segment: int) -> str:
 
 
 def _entrance(
-    config: Configuration, start: Start, run: str, speed: float | None, until_us: int | None
+    config: Configuration,
+    start: Start,
+    run: str,
+    speed: float | None,
+    until_us: int | None,
+    stop: threading.Event | None,
+    say: Callable[[str], None],
 ) -> ReplayInput | LiveInput:
     """Return where the rows of a segment come from."""
-    if config.is_live:
-        return LiveInput(config, start, run, until_us)
+    if stop is not None:
+        return LiveInput(config, start, run, stop, say, until_us)
     options = ReplayOptions(
         root=start.current.build_folder,
         start_us=start.handoff.as_of_us,
@@ -297,6 +362,7 @@ def wire(
     bundle: Path | None,
     start: Start,
     fills: RunFills,
+    delivery: Delivery,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
     project, root, prefix = (
@@ -308,14 +374,12 @@ def wire(
     valid = polls | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
     out = sharded | Featurize(project, featurize)
-    _ = (
-        out[ANSWERS]
-        | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
-        | "Predictions"
-        >> beam.ParDo(
-            WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix, STAMPS)
-        )
+    answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
+    _ = answered | "Predictions" >> beam.ParDo(
+        WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix, STAMPS)
     )
+    if (to_topic := delivery.step(PREDICTIONS)) is not None:
+        _ = answered | "DeliverPredictions" >> beam.ParDo(to_topic)
     publish = Publish(
         project,
         root,
@@ -331,18 +395,17 @@ def wire(
     _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
-    _ = (
-        (valid[INVALID], unanswered, *refused)
-        | "Rejected" >> beam.Flatten()
-        | "WriteRejected"
-        >> beam.ParDo(
+    # Not flattened: FnApiRunner would hold the records back until the source ends.
+    for part, records in enumerate((valid[INVALID], unanswered, *refused)):
+        _ = records | f"WriteRejected{part}" >> beam.ParDo(
             WriteParquet(
                 root / paths.REJECTED_BY_STREAM,
                 ("stage", "stream", "partition", "position"),
                 prefix,
             )
         )
-    )
+        if (to_topic := delivery.step(REJECTED)) is not None:
+            _ = records | f"DeliverRejected{part}" >> beam.ParDo(to_topic)
 
 
 @beam.typehints.with_input_types(bytes)

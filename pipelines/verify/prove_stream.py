@@ -42,6 +42,7 @@ from tidemill.pipelines.verify.compare_store import StoreCounts, check_store
 from tidemill.pipelines.verify.diagnosis import late_events, note_wrong_values
 from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
 from tidemill.pipelines.verify.instants import instant_text
+from tidemill.pipelines.verify.outputs.compare_delivered import FIGURES, compare_delivered
 from tidemill.pipelines.verify.outputs.compare_outputs import compare_outputs
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
 from tidemill.pipelines.verify.outputs.extent import Outputs
@@ -81,6 +82,7 @@ class Proof:
         outputs: The record of the stream, releases, publications and rejected records.
         store: Rows of the online store.
         offline: Rows of the offline logs.
+        delivered: Messages of topics.
         figures: Figures by name.
     """
 
@@ -90,6 +92,7 @@ class Proof:
     outputs: Findings = field(default_factory=Findings)
     store: Findings = field(default_factory=Findings)
     offline: Findings = field(default_factory=Findings)
+    delivered: Findings = field(default_factory=Findings)
     figures: dict[str, Any] = field(default_factory=dict)
 
     def all(self) -> Findings:
@@ -97,6 +100,7 @@ class Proof:
         everything = Findings()
         for findings in (
             self.features, self.oracle, self.store, self.scores, self.outputs, self.offline,
+            self.delivered,
         ):  # fmt: skip
             everything.merge(findings)
         return everything
@@ -108,6 +112,7 @@ class Proof:
             "oracle_mismatches": self.oracle.count,
             "score_mismatches": self.scores.count,
             "output_mismatches": self.outputs.count,
+            "delivery_mismatches": self.delivered.count,
             "store_mismatches": self.store.count,
             "offline_mismatches": self.offline.count,
         }
@@ -117,6 +122,7 @@ SUMMED: Final = (
     "values", "scores", "scores_elsewhere", "releases", "publications", "rejected", "store_rows",
     "store_parts_moving", "offline_rows", "score_mismatches", "output_mismatches",
     "store_mismatches", "offline_mismatches", "answered_after_label", *StoreCounts().as_figures(),
+    "delivery_mismatches", *FIGURES,
 )  # fmt: skip
 """The figures that are those of all streams together."""
 
@@ -211,6 +217,7 @@ def prove_stream(
         rows.check_records(run, run.mode)
         row_counts = rows.finish(given.extent.complete)
     database.close()
+    delivered = compare_delivered(config, progress, proof.delivered)
     proof.figures = {
         "sources": _source_counts(history, run.as_of_us, end_us),
         "generation": current.generation,
@@ -230,6 +237,7 @@ def prove_stream(
         "store_parts_moving": row_counts.moving,
         **given.figures,
         "offline_rows": offline_rows,
+        **delivered,
         **proof.counts(),
         "first_late": late,
     }

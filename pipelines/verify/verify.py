@@ -5,6 +5,7 @@ compared is counted and said. The witness is the raw files (`pipelines.verify.wi
 
 * `pipelines.verify.outputs`: a stream is repeated from the log; its releases, publications, scores,
   stamps and rejected records are compared, and the rows of the online store, column by column;
+* `pipelines.verify.outputs.compare_delivered`: the messages of the topics that it has written to;
 * `pipelines.verify.compare_predictions`: the features of predictions, as complete and as seen;
 * `pipelines.verify.compare_labels`: predictions whose label had come before their request;
 * `pipelines.verify.diagnosis`: the cause of a wrong value;

@@ -24,6 +24,7 @@ DOCUMENTS = (
     DOCS / "contract-of-time.md",
     AGGREGATIONS,
     DOCS / "architecture.md",
+    DOCS / "kafka-payloads.md",
     OFFLINE,
     ONLINE,
     TESTING,

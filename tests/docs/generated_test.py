@@ -91,14 +91,16 @@ def objects(config: Configuration, section: Described) -> list[Any]:
     places = [
         config, *config.sources.values(), config.splits, config.training, config.stream,
         config.online_store, config.offline_store, config.registry,
-        getattr(config.online_store, "tls", None),
+        getattr(config.online_store, "tls", None), *config.sinks.values(),
     ]  # fmt: skip
+    topics = [source.kafka for source in config.sources.values() if source.kafka is not None]
+    places += [*topics, *(topic.registry for topic in topics)]
     return [one for one in places if isinstance(one, section.documented)]
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
 def test_every_key_of_the_examples_fills_its_field(section: Described, folder: Path) -> None:
-    texts = [one for one in (section.example, section.other) if one] or [EXAMPLE]
+    texts = [section.example or EXAMPLE, *([section.other] if section.other else [])]
     found = [loaded(folder, text if text == EXAMPLE else changed(text)) for text in texts]
     for key in section.keys:
         if key == "type":
@@ -131,12 +133,13 @@ def test_a_section_takes_no_other_key(section: Described, folder: Path) -> None:
     """The keys on the page are those that the reader knows."""
     content = yaml.safe_load(changed(section.example or "{}") if section.example else EXAMPLE)
     place: Any = content
-    for name in section.title.replace("sources: NAME", "sources: orders").split(", "):
+    source = "checkouts" if "kafka" in section.title else "orders"
+    for name in section.title.replace("NAME", source).split(", "):
         if name == "sample":
             continue
         first, _, second = name.partition(": ")
         place = place[first]
-        place = place[second] if first == "sources" else place
+        place = place[second] if first in ("sources", "predictions") else place
     place["unknown"] = 1
     text = yaml.safe_dump(content).replace("00:00:00+00:00", "00:00:00Z")
     with pytest.raises(ConfigurationError, match="unknown key 'unknown'"):

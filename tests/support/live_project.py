@@ -77,7 +77,12 @@ sources:
     kafka: {{bootstrap: "{bootstrap}", topic: {checks}, format: json}}
 splits: {{train_until: "{train_until}", evaluate_until: "{until}"}}
 online_store: {{type: sqlite, path: online.db}}
-stream: {{engine: {engine}, mode: {mode}, answer_within: 5m}}
+stream: {{engine: {engine}, mode: {mode}, savepoint_every: {savepoint_every}}}
+"""
+
+SINKS: Final = """
+predictions: {{kafka: {{bootstrap: "{bootstrap}", topic: {predictions}, compression: gzip}}}}
+rejected: {{kafka: {{bootstrap: "{bootstrap}", topic: {rejected}}}}}
 """
 
 CARDS: Final = 20
@@ -97,6 +102,8 @@ class LiveProject:
         engine: The engine of the stream.
         mode: The mode of the stream.
         partitions: How many partitions each topic has.
+        savepoint_every: How often the stream keeps its state.
+        sinks: Whether predictions and rejected records go to topics, too.
         seed: Of everything random.
     """
 
@@ -105,6 +112,8 @@ class LiveProject:
     engine: str = "fnapi"
     mode: str = "exact"
     partitions: int = 2
+    savepoint_every: str = "10m"
+    sinks: bool = False
     seed: int = 1
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
 
@@ -125,8 +134,13 @@ class LiveProject:
                 until=instant(self.until_us),
                 engine=self.engine,
                 mode=self.mode,
+                savepoint_every=self.savepoint_every,
             )
         )
+        if self.sinks:
+            self.topics |= {name: self.broker.new_topic(2) for name in ("predictions", "rejected")}
+            with (self.folder / "tidemill.yaml").open("a") as file:
+                file.write(SINKS.format(bootstrap=self.broker.bootstrap, **self.topics))
         begin_us = self.until_us - 60 * MINUTE
         times = sorted(self.random.randrange(begin_us, self.until_us - SECOND) for _ in range(400))
         paid = [self._payment(f"h-{n}", at) for n, at in enumerate(times)]

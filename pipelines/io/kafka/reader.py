@@ -68,7 +68,11 @@ class Reader:
         reach(connection)
         self._answer_s = answer_s
         self._asker = client.asker(connection)
-        self._consumer = client.consumer(connection)
+        try:
+            self._consumer = client.consumer(connection)
+        except BaseException:
+            self._asker.close()
+            raise
         self._watch = Watch(self._asker, functools.partial(reach, connection), patience_s)
         self._assigned: tuple[Partition, ...] = ()
         self._surplus = Surplus()
@@ -128,6 +132,7 @@ class Reader:
             raise InputError(
                 f"found max_bytes={max_bytes} and max_messages={max_messages}, expected 1 or more"
             )
+        self._watch.check()
         given = self._surplus.give(max_bytes, max_messages, self._paused)
         if not given:
             self._raise_lost()

@@ -85,27 +85,28 @@ class Watch:
             if not before:
                 continue
             failure: BaseException | None = None
+            asked_s = time.monotonic()
             try:
                 self.look()
             except Exception as error:  # noqa: BLE001 check raises it
                 failure = error
             with self._lock:
                 if before is self._ids and not self._closed.is_set():
-                    self._note(failure)
+                    self._note(failure, asked_s)
 
-    def _note(self, failure: BaseException | None) -> None:
+    def _note(self, failure: BaseException | None, asked_s: float) -> None:
         if failure is None:
             self._away_since_s = None
             self._missing = 0
             return
-        now_s = time.monotonic()
         if isinstance(failure, NoSuchTopic):
             self._missing += 1
             if self._missing < _SURE:
                 return
         elif isinstance(failure, BrokerUnreachable):
-            self._away_since_s = now_s if self._away_since_s is None else self._away_since_s
-            if now_s - self._away_since_s < self._patience_s:
+            if self._away_since_s is None:
+                self._away_since_s = asked_s
+            if time.monotonic() - self._away_since_s < self._patience_s:
                 return
             try:
                 self._why_away()

@@ -54,8 +54,12 @@ class Writer:
         reach(connection)
         self._settings = settings or ProducerSettings()
         self._open = functools.partial(client.producer, connection, self._settings)
-        self._producer = self._open()
         self._asker = client.asker(connection)
+        try:
+            self._producer = self._open()
+        except BaseException:
+            self._asker.close()
+            raise
         self._topics: dict[str, Topic] = {}
         self._lock = threading.Lock()
         self._failures: list[BrokerError] = []

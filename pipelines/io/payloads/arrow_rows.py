@@ -40,6 +40,9 @@ MOST_BYTES: Final = 1 << 26
 MOST_VALUES: Final = 1 << 23
 """A message has at most so many values: as many int64 as `MOST_BYTES` hold."""
 
+MOST_ROWS: Final = 1 << 20
+"""A message has at most so many rows."""
+
 
 class _BadStream(Exception):
     """A message that is not read: its arguments are the reason and the detail."""
@@ -102,7 +105,9 @@ def _read(value: bytes, *, most_bytes: int = MOST_BYTES) -> pa.RecordBatch:
         _BadStream: It is not valid, or too large.
     """
     try:
-        fault = ipc_sizes.check(value, most_bytes=most_bytes, most_values=MOST_VALUES)
+        fault = ipc_sizes.check(
+            value, most_bytes=most_bytes, most_values=MOST_VALUES, most_rows=MOST_ROWS
+        )
         if fault is not None:
             raise _BadStream(*fault)
         options = pa.ipc.IpcReadOptions(

@@ -146,6 +146,23 @@ def check_bounded(schema: Any, named: _Named, inside: tuple[str, ...]) -> bool:
             return bool(kind == "null")
 
 
+def needs_names(schema: Any, named: _Named) -> bool:
+    """Tell whether a union has several records, which only their names tell apart."""
+    if isinstance(schema, list):
+        kinds = [_kind(_definition(one, named)) for one in schema]
+        several = sum(kind in ("record", "error") for kind in kinds) > 1
+        return several or any(needs_names(one, named) for one in schema)
+    definition = _definition(schema, named)
+    match _kind(definition):
+        case "record" | "error":
+            return any(needs_names(one["type"], named) for one in definition["fields"])
+        case "array":
+            return needs_names(definition["items"], named)
+        case "map":
+            return needs_names(definition["values"], named)
+    return False
+
+
 def without_logical_types(schema: Any) -> Any:
     """Return a schema whose values are read as they are written; the bytes mean the same."""
     if isinstance(schema, list):

@@ -8,7 +8,7 @@ stream
 
 * whose frames or buffers reach past its bytes, or that has bytes after its end;
 * whose buffers are longer decompressed, together, than is allowed;
-* that has more values than is allowed: a column of nulls has no buffers and any length.
+* that has more values or rows than are allowed: a column of nulls has no buffers and any length.
 """
 
 from __future__ import annotations
@@ -34,35 +34,38 @@ class _BrokenStream(ValueError):
     """The bytes are not a stream."""
 
 
-def check(stream: bytes, *, most_bytes: int, most_values: int) -> tuple[Reason, str] | None:
+def check(
+    stream: bytes, *, most_bytes: int, most_values: int, most_rows: int
+) -> tuple[Reason, str] | None:
     """Read the frames of a stream.
 
     Args:
         stream: The bytes.
         most_bytes: The most bytes of all buffers together, decompressed.
-        most_values: The most values of all columns, nested ones and dictionaries included; a row
-            without columns is a value, too.
+        most_values: The most values of all columns, nested ones and dictionaries included.
+        most_rows: The most rows.
 
     Returns:
         Why the stream is not to be decoded; None if it may be.
     """
     try:
-        total_bytes, total_values = _sizes(stream)
+        total_bytes, total_values, total_rows = _sizes(stream)
     except _BrokenStream as error:
         return Reason.BROKEN_ARROW, f"{error}; expected an Arrow IPC stream"
-    if total_bytes > most_bytes or total_values > most_values:
+    if total_bytes > most_bytes or total_values > most_values or total_rows > most_rows:
         return Reason.TOO_LARGE, (
-            f"found {total_bytes:,} bytes in {total_values:,} values, expected at most "
-            f"{most_bytes:,} bytes and {most_values:,} values; divide the rows among messages"
+            f"found {total_bytes:,} bytes in {total_values:,} values of {total_rows:,} rows, "
+            f"expected at most {most_bytes:,}, {most_values:,} and {most_rows:,}; "
+            "divide the rows among messages"
         )
     return None
 
 
-def _sizes(stream: bytes) -> tuple[int, int]:
-    """Return the bytes and the values that a stream says that it holds."""
+def _sizes(stream: bytes) -> tuple[int, int, int]:
+    """Return the bytes, the values and the rows that a stream says that it holds."""
     if stream.startswith(_FILE_MAGIC):
         raise _BrokenStream("found an Arrow IPC file, expected a stream")
-    total_bytes = total_values = place = 0
+    total_bytes = total_values = total_rows = place = 0
     schemas = 0
     while place < len(stream):
         place, length = _metadata_length(stream, place)
@@ -94,10 +97,11 @@ def _sizes(stream: bytes) -> tuple[int, int]:
             body = memoryview(stream)[place : place + body_length]
             total_bytes += _buffer_bytes(header, body)
             total_values += _values(header)
+            total_rows += _rows(header)
         place += body_length
     if schemas != 1:
         raise _BrokenStream(f"found {schemas} schemas, expected one")
-    return total_bytes, total_values
+    return total_bytes, total_values, total_rows
 
 
 def _metadata_length(stream: bytes, place: int) -> tuple[int, int]:
@@ -137,11 +141,18 @@ def _buffer_bytes(batch: _Table, body: memoryview) -> int:
 
 
 def _values(batch: _Table) -> int:
-    rows, nodes = batch.number(0, "<q"), batch.pairs(1)
-    if rows < 0 or (nodes < 0).any():
-        raise _BrokenStream("found a column of fewer than 0 rows")
+    nodes = batch.pairs(1)
+    if (nodes < 0).any():
+        raise _BrokenStream("found a column of fewer than 0 values")
     lengths: list[int] = nodes[:, 0].tolist()
-    return max(rows, sum(lengths))
+    return sum(lengths)
+
+
+def _rows(batch: _Table) -> int:
+    rows = batch.number(0, "<q")
+    if rows < 0:
+        raise _BrokenStream("found a batch of fewer than 0 rows")
+    return rows
 
 
 def _unpacked(kind: str, given: bytes, place: int) -> int:

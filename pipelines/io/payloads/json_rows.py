@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from json.scanner import make_scanner
 from operator import itemgetter
@@ -114,7 +115,9 @@ class JsonDecoder:
 
     def _rows(self, found: _Found, first: int, last: int, names: Collection[str]) -> Rows:
         refused = self.metadata.refused
-        plain = plain_cells(found.values[first:last], {*names, *refused}, refused)
+        plain = plain_cells(
+            found.values[first:last], dict.fromkeys([*names, *sorted(refused)]), refused
+        )
         faults = {row - first: fault for row, fault in found.faults.items() if first <= row < last}
         for row in sorted(plain.odd - faults.keys()):
             texts = self._texts(found.text(first + row), refused)
@@ -127,12 +130,12 @@ class JsonDecoder:
                 plain.cells.setdefault(name, [None] * (last - first))[row] = text
         for row, name in plain.refused.items():
             faults.setdefault(row, self.metadata.conflict(name))
-        columns = dict(plain.cells)
-        for name in self.metadata.columns:
-            columns.pop(name, None)
-        for name in names if self.reader.columns is not None else ():
-            if name not in self.metadata.columns:
-                columns.setdefault(name, [None] * (last - first))
+        nothing: list[Any] = [None] * (last - first)
+        columns = {
+            name: plain.cells.get(name, nothing)
+            for name in dict.fromkeys([*names, *plain.cells])
+            if name not in self.metadata.columns and _is_text(name)
+        }
         kept = np.arange(last - first)
         if faults:
             kept = np.delete(kept, sorted(faults))
@@ -171,9 +174,9 @@ class _Found:
         self._layouts: dict[int, Layout] = {}
         self._split: tuple[int, list[bytes]] = (-1, [])
 
-    @property
+    @cached_property
     def sizes(self) -> Int64Array:
-        """int64, ``(messages,)``: the number of rows of each message."""
+        """int64, ``(messages,)``: the number of rows of each message, when all are added."""
         return np.bincount(np.array(self.messages, np.int64), minlength=len(self._of))
 
     def add_tombstone(self, message: int) -> None:

@@ -18,7 +18,9 @@ from tidemill.pipelines.io.payloads.decoding import Rows
 from tidemill.pipelines.io.payloads.metadata import Fault, Metadata
 
 BATCH_BYTES: Final = 1 << 26
-"""A batch that has so many bytes is not joined with further ones."""
+"""Batches are joined up to so many bytes."""
+BATCH_ROWS: Final = 1 << 18
+"""Batches are joined up to so many rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,18 +119,20 @@ class Joining:
         """
         run: list[Piece] = []
         schema: pa.Schema | None = None
-        size = 0
+        size = rows = 0
         for piece in pieces:
             if not len(piece.messages):
                 continue
             found = None if piece.batch is None else piece.batch.schema
             grown = 0 if piece.batch is None else piece.batch.nbytes
             other = schema is not None and found is not None and not found.equals(schema)
-            if run and (other or size + grown > BATCH_BYTES):
+            more = len(piece.messages)
+            if run and (other or size + grown > BATCH_BYTES or rows + more > BATCH_ROWS):
                 yield self._rows(messages, run)
-                run, schema, size = [], None, 0
+                run, schema, size, rows = [], None, 0, 0
             run.append(piece)
-            schema, size = schema if found is None else found, size + grown
+            schema = schema if found is None else found
+            size, rows = size + grown, rows + more
         if run:
             yield self._rows(messages, run)
 

@@ -25,6 +25,7 @@ from tests.support.streaming_project import (
     random_rows,
 )
 from tidemill.features.contract import MINUTE
+from tidemill.pipelines.delivery.delivery import Delivery
 from tidemill.pipelines.ingest.ingest import Ingest
 from tidemill.pipelines.io.coders import RecordBatchCoder
 from tidemill.pipelines.io.cuts import Cut
@@ -72,8 +73,10 @@ def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     build = make_build(config, arrivals(PROJECT, rows, PARTITIONS, random.Random(1))).build_folder
     entrance = ReplayInput(PROJECT, ReplayOptions(build, START, START + 11 * MINUTE), tmp_path)
     made = FeaturizeOptions(run="coders", shards=2, partitions=PARTITIONS)
+    start = first_start(config, None)
+    delivery = Delivery.fence({}, start.current, start.segment, "coders")
     pipeline = beam.Pipeline()
-    wire(pipeline, config, entrance, made, tmp_path, first_start(config, None), RunFills({}))
+    wire(pipeline, config, entrance, made, tmp_path, start, RunFills({}), delivery)
     visitor = Coders()
     pipeline.visit(visitor)
     assert len(visitor.found) > 15

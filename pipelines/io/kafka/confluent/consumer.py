@@ -24,6 +24,7 @@ from tidemill.pipelines.io.messages import Messages
 
 _Message: TypeAlias = "Message[Any, Any]"
 _FETCH_WAIT_MS: Final = 250
+_FULL_MS: Final = 5
 _US_PER_MS: Final = 1_000
 _TRUNCATED: Final = KafkaError._LOG_TRUNCATION
 _LOST: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, _TRUNCATED)
@@ -52,6 +53,8 @@ class ConfluentConsumer:
                 "fetch.message.max.bytes": PARTITION_BYTES,
                 "fetch.max.bytes": AHEAD_BYTES,
                 "queued.max.messages.kbytes": AHEAD_BYTES >> 10,
+                # By default it waits a second once so much is read ahead.
+                "fetch.queue.backoff.ms": _FULL_MS,
                 "fetch.wait.max.ms": _FETCH_WAIT_MS,
             }
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from kafka import KafkaProducer
@@ -116,7 +118,15 @@ class KafkaPythonProducer:
 
     def close(self) -> None:
         """See `client.Producer.close`."""
-        self._producer.close(timeout=_CLOSE_S)
+        try:
+            self._producer.close(timeout=_CLOSE_S)
+        except KafkaError:
+            # Messages wait for a broker that is away, and fail in time; its thread ends then.
+            threading.Thread(target=self._close_later, daemon=True, name="kafka-close").start()
+
+    def _close_later(self) -> None:
+        with suppress(KafkaError):
+            self._producer.close(timeout=self._give_up_s + _CLOSE_S)
 
     def _bounded(self, call: Callable[[], None], doing: str) -> None:
         """Call what kafka-python waits for without a bound."""

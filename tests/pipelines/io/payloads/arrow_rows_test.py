@@ -20,7 +20,7 @@ from tests.support.payloads import checked, faults_of, messages, rejected_of, ro
 from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.io.files.readers import Reader
 from tidemill.pipelines.io.payloads import arrow_rows, ipc_sizes, pieces
-from tidemill.pipelines.io.payloads.arrow_rows import MOST_VALUES, ArrowDecoder
+from tidemill.pipelines.io.payloads.arrow_rows import MOST_ROWS, MOST_VALUES, ArrowDecoder
 from tidemill.pipelines.io.payloads.decoding import IGNORE_TOMBSTONES, Decoded
 from tidemill.pipelines.io.payloads.metadata import Metadata
 
@@ -85,9 +85,11 @@ def test_another_schema_begins_another_part() -> None:
     assert rows_of(decoded) == [{"a": "x"}, {"a": 1}, {"a": 1}, {"a": "x"}]
 
 
-def test_parts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "BATCH_BYTES", 100)
+@pytest.mark.parametrize(("name", "most"), [("BATCH_BYTES", 100), ("BATCH_ROWS", 15)])
+def test_parts_are_bounded(monkeypatch: pytest.MonkeyPatch, name: str, most: int) -> None:
     value = stream(pa.record_batch({"a": np.arange(10)}))
+    assert [len(part) for part in decode([value] * 3)] == [30]
+    monkeypatch.setattr(pieces, name, most)
     assert [len(part) for part in decode([value] * 3)] == [10, 10, 10]
 
 
@@ -195,7 +197,7 @@ def test_the_size_that_is_allowed_counts_all_batches() -> None:
     assert reasons(value, most_bytes=15_999)[0] == Reason.TOO_LARGE
 
 
-@pytest.mark.parametrize("rows", [MOST_VALUES + 1, 1 << 50])
+@pytest.mark.parametrize("rows", [MOST_ROWS + 1, MOST_VALUES + 1, 1 << 50])
 def test_nulls_of_any_length_are_not_believed(rows: int) -> None:
     count = 1000
     whole = stream(pa.record_batch({"a": pa.nulls(count)}))

@@ -228,6 +228,13 @@ def test_a_column_that_no_row_has_is_null() -> None:
     assert rows_of(decode([b'{"b":1}', b"{}"], ["a"])) == [{"a": None}, {"a": None}]
 
 
+def test_columns_are_in_the_order_that_is_asked_for_or_in_which_they_come() -> None:
+    alike, other = [b'{"b":1,"a":2}'] * 2, [b'{"b":1}', b'{"c":[1],"a":2}', b'{"d":1,"d":2}']
+    for values, found in ((alike, ["b", "a"]), (other, ["b", "c", "a", "d"])):
+        assert decode(values)[0].raw.batch.schema.names == found
+        assert decode(values, ["a", "é", "b"])[0].raw.batch.schema.names == ["a", "é", "b"]
+
+
 def test_texts_that_mean_null_are_null() -> None:
     assert rows_of(decode([b'{"a":"-"}', b'{"a":"--"}'], nulls=["-"])) == [{"a": None}, {"a": "--"}]
 

@@ -1,0 +1,96 @@
+"""Rows to JSON objects, column by column.
+
+The promises:
+
+* Every object is standard JSON (RFC 8259), in the order of the columns, with a null as ``null``.
+* A number is written with the fewest digits that give the same float64 again, so its bits survive;
+  a float always has a point or an exponent (``-0.0`` stays itself), and a float32 is written as the
+  float64 that equals it. A whole number is written with all its digits.
+* JSON has no NaN and no infinity: they are the texts ``"NaN"``, ``"Infinity"``, ``"-Infinity"``.
+* A timestamp is ISO 8601 in UTC, as `features.contract.write_instant` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_ESCAPED: Final = r'["\\\x00-\x1f]'
+"""What JSON cannot have in a text as it is."""
+
+
+def json_objects(rows: pa.RecordBatch) -> pa.Array:
+    """Return each row as a JSON object.
+
+    Args:
+        rows: Columns of texts, numbers, truth values and timestamps, ``(rows,)``.
+
+    Returns:
+        Texts, ``(rows,)``.
+
+    Raises:
+        TypeError: A column is of another type.
+    """
+    if not rows.num_columns:
+        return pa.repeat(pa.scalar("{}", pa.string()), rows.num_rows)
+    parts: list[pa.Array | pa.Scalar] = []
+    for index, name in enumerate(rows.schema.names):
+        opening = ("," if index else "{") + json.dumps(name, ensure_ascii=False) + ":"
+        parts.append(pa.scalar(opening, pa.string()))
+        parts.append(pc.fill_null(_values(name, rows.column(index)), "null"))
+    parts.append(pa.scalar("}", pa.string()))
+    return pc.binary_join_element_wise(*parts, pa.scalar("", pa.string()))
+
+
+def _values(name: str, column: pa.Array) -> pa.Array:
+    """Return each value of a column as JSON; a null stays null."""
+    kind = column.type
+    if pa.types.is_null(kind):
+        return column.cast(pa.string())
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+        return column.cast(pa.string())
+    if pa.types.is_floating(kind):
+        return _floats(column.cast(pa.float64()))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _texts(column.cast(pa.string()))
+    if pa.types.is_timestamp(kind):
+        return _instants(column)
+    raise TypeError(f"column {name!r} is {kind}, which has no form in JSON here")
+
+
+def _floats(column: pa.Array) -> pa.Array:
+    texts = column.cast(pa.string())
+    whole = pc.invert(pc.match_substring_regex(texts, "[.eE]"))
+    texts = pc.if_else(whole, _joined(texts, ".0"), texts)
+    if pc.all(pc.is_finite(column)).as_py() is not False:
+        return texts
+    infinite = pc.if_else(pc.greater(column, 0.0), '"Infinity"', '"-Infinity"')
+    named = pc.if_else(pc.is_nan(column), '"NaN"', infinite)
+    return pc.if_else(pc.is_finite(column), texts, named)
+
+
+def _texts(column: pa.Array) -> pa.Array:
+    quoted = _joined('"', column, '"')
+    escaped = pc.match_substring_regex(column, _ESCAPED)
+    if not pc.any(escaped).as_py():
+        return quoted
+    written = [json.dumps(text, ensure_ascii=False) for text in column.filter(escaped).to_pylist()]
+    return pc.replace_with_mask(quoted, pc.fill_null(escaped, False), pa.array(written))
+
+
+def _instants(column: pa.Array) -> pa.Array:
+    """Return timestamps, with decimals only if needed."""
+    plain = column.cast(pa.timestamp("us", column.type.tz))
+    texts = plain.cast(pa.timestamp("us")).cast(pa.string())
+    texts = pc.replace_substring(texts, " ", "T", max_replacements=1)
+    texts = pc.replace_substring(texts, ".000000", "")
+    return _joined('"', texts, 'Z"')
+
+
+def _joined(*parts: pa.Array | str) -> pa.Array:
+    """Join texts; a null stays null."""
+    scalars = [pa.scalar(one, pa.string()) if isinstance(one, str) else one for one in parts]
+    return pc.binary_join_element_wise(*scalars, pa.scalar("", pa.string()))

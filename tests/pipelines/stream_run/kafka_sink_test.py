@@ -1,0 +1,189 @@
+"""`tidemill stream` to topics: each prediction once, whatever is killed, and `verify` proves it."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow.parquet as pq
+from kafka import KafkaConsumer, TopicPartition
+
+from tests.support.folders import stream_of
+from tests.support.kafka_broker import TestBroker
+from tests.support.live_project import LiveProject
+from tidemill.pipelines.run.summary import read_summary
+
+EXACT: Final = {
+    "lost": 0, "doubled": 0, "changed": 0, "extra": 0, "not_comparable": 0, "scored_otherwise": 0,
+}  # fmt: skip
+
+
+def committed(project: LiveProject, name: str) -> list[Any]:
+    """Read what a reader of committed messages gets of a topic."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=project.broker.bootstrap,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+    )
+    try:
+        topic = project.topics[name]
+        places = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)]
+        consumer.assign(places)
+        consumer.seek_to_beginning(*places)
+        ends = consumer.end_offsets(places)
+        found: list[Any] = []
+        while any(consumer.position(place) < ends[place] for place in places):
+            for records in consumer.poll(timeout_ms=200).values():
+                found += records
+        return found
+    finally:
+        consumer.close()
+
+
+def ids(project: LiveProject) -> Counter[str]:
+    """Count the messages of each request."""
+    return Counter(record.key.decode() for record in committed(project, "predictions"))
+
+
+def once(project: LiveProject) -> Counter[str]:
+    """Return one message for each request that was sent."""
+    return Counter(f"checks-{n}" for n in range(project.sent["checks"]))
+
+
+def wait_for_messages(project: LiveProject, count: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until so many predictions are committed."""
+    deadline = time.monotonic() + 60
+    while len(committed(project, "predictions")) < count:
+        assert process.poll() is None, project.log()
+        assert time.monotonic() < deadline, project.log()
+
+
+def delivered(project: LiveProject, name: str) -> dict[str, int]:
+    """Return the figures of the last stream."""
+    figures: dict[str, int] = read_summary(project.folder / "run")["stream"]["delivered"][name]
+    return figures
+
+
+def check_rejected(project: LiveProject) -> None:
+    """Check that the messages of rejected records are those of the files."""
+    names = ("stage", "reason", "detail", "stream", "origin", "partition", "position")
+    folder = stream_of(project.folder / "run") / "rejected_by_stream"
+    records = [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    found = Counter(
+        (message.value, *(dict(message.headers)[name].decode() for name in names))
+        for message in committed(project, "rejected")
+    )
+    assert found == Counter(
+        (row["payload"], *(str(row[name]) for name in names)) for row in records
+    )
+    assert found
+
+
+def test_a_stream_that_is_killed_again_and_again_loses_and_doubles_nothing(
+    tmp_path: Path, broker: TestBroker
+) -> None:
+    project = LiveProject(tmp_path / "project", broker, sinks=True, savepoint_every="4s")
+    project.run("backfill")
+    moments = random.Random(3)
+    for options in ([], ["--resume"]):
+        answered = sum(ids(project).values())
+        with project.streaming(*options) as process:
+            project.send_raw("payments", [b"?"] * 3)
+            project.produce(20, 20)
+            wait_for_messages(project, answered + 1, process)
+            for _ in range(3):
+                project.produce(10, 20)
+                time.sleep(moments.uniform(0, 0.2))
+            process.kill()
+            process.wait()
+    project.produce(10, 20)
+    with project.streaming("--resume") as process:
+        project.wait_for(project.sent["checks"], process)
+        project.drain(process)
+    for name in ("predictions", "rejected"):
+        figures = delivered(project, name)
+        assert figures["written"] + figures["already_there"] == figures["compared"]
+        assert figures.items() >= EXACT.items()
+    assert ids(project) == once(project)
+    check_rejected(project)
+    assert project.verify() == 4 * project.sent["checks"]
+    proven = read_summary(project.folder / "run")["verify"]
+    assert proven["delivered_compared"] == project.sent["checks"] + 6
+    assert proven["delivery_mismatches"] == 0
+
+
+def test_a_stream_on_prism_that_is_killed_writes_each_once(
+    tmp_path: Path, broker: TestBroker
+) -> None:
+    project = LiveProject(tmp_path / "project", broker, "prism", "eager", sinks=True)
+    project.run("backfill")
+    project.produce(60, 30)
+    with project.streaming() as process:
+        project.wait_for(30, process)
+        project.drain(process)
+    assert delivered(project, "predictions") == {
+        "written": 30, "already_there": 0, "compared": 30, **EXACT,
+    }  # fmt: skip
+    with project.streaming("--resume") as process:
+        project.produce(60, 60)
+        wait_for_messages(project, 31, process)
+        process.kill()
+        process.wait()
+    project.produce(10, 10)
+    with project.streaming("--resume") as process:
+        project.wait_for(100, process)
+        project.drain(process)
+    figures = delivered(project, "predictions")
+    assert figures["already_there"] > 0
+    assert figures.items() >= {"compared": 70, **EXACT}.items()
+    assert ids(project) == once(project)
+
+
+def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(
+    tmp_path: Path, own_broker: Callable[..., TestBroker]
+) -> None:
+    broker = own_broker()
+    broker.start()
+    project = LiveProject(tmp_path / "project", broker, sinks=True)
+    project.run("backfill")
+    project.produce(40, 20)
+    with project.streaming() as process:
+        wait_for_messages(project, 20, process)
+        project.send_raw("payments", [b"{", None, b"\xff", b'{"payment": "p"}', b"[]"])
+        project.produce(40, 200)
+        broker.kill()
+        time.sleep(1)
+        broker.start()
+        project.produce(40, 20)
+        project.wait_for(240, process)
+        project.drain(process)
+    figures = delivered(project, "predictions")
+    assert figures.items() >= {"written": 240, "compared": 240, **EXACT}.items()
+    assert ids(project) == once(project)
+    check_rejected(project)
+    check_values(project)
+
+
+def check_values(project: LiveProject) -> None:
+    """Check that messages say bit for bit what the files say."""
+    rows = {row["request_id"]: row for row in project.predictions()}
+    for message in committed(project, "predictions"):
+        row = rows[message.key.decode()]
+        value, headers = json.loads(message.value), dict(message.headers)
+        assert list(value) == list(row)
+        for name, field in row.items():
+            right = field.isoformat() if hasattr(field, "isoformat") else field
+            found = value[name].replace("Z", "+00:00") if name == "request_time" else value[name]
+            assert (type(found), repr(found)) == (type(right), repr(right)), name
+        assert headers["partition"] == str(row["partition"]).encode()
+        assert headers["position"] == str(row["position"]).encode()
+        assert headers["features_hash"] == row["spec_hash"].encode()
+        assert headers["tidemill-kind"] == b"prediction"
+        assert headers["tidemill-stream"].count(b"/") == 2
+        assert message.timestamp == row["created_us"] // 1_000
