@@ -20,6 +20,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.read_source import read_log
 from tidemill.pipelines.io.files.judged_rows import Counts
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.log import PARTITION, Log, log_schema
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run.progress import Progress
@@ -51,16 +52,20 @@ def read_history(config: Configuration, names: Sequence[str], progress: Progress
 
 
 def with_live_rows(config: Configuration, history: History) -> History:
-    """Add the rows that came from topics since the build: the live log is all that holds them."""
-    if not config.is_live:
+    """Add the rows that came from topics since the build: the live log is all that holds them.
+
+    Rows that a seal had written when it was killed are not sealed, and left out.
+    """
+    live = LiveLog(config.current.folder / LIVE, config.project)
+    if not config.is_live or not live.exists:
         return history
-    log, sources = stream_log(config.current), dict(history.sources)
+    log, sources, sealed = stream_log(config.current), dict(history.sources), live.sealed()
     for name, topic in read_topics(config.current.build_folder).items():
         source = sources[name]
         first = source.partitions - len(topic.offsets)
         parts = []
         for partition in range(first, source.partitions):
-            rows = log.read(name, partition)
+            rows = log.read(name, partition).slice(0, sealed.positions[name][partition - first])
             number = pa.array(np.full(len(rows), partition), pa.int64())
             parts.append(rows.append_column(PARTITION, number))
         read = sum(map(len, parts))

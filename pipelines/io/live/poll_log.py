@@ -203,10 +203,19 @@ class PollLog:
                 while True:
                     entry = _entry_at(file, path, at)
                     if entry is None:
-                        if self._file_with(expected) != path:
-                            break  # the file is full, and the next one has been begun
-                        yield None
-                        continue
+                        later = [_number_of(one) for one in self._files() if one > path]
+                        if not later:
+                            yield None
+                            continue
+                        # The file is full since there is a later one.
+                        entry = _entry_at(file, path, at)
+                        if entry is None and later[0] > expected:
+                            raise DamagedState(
+                                f"{path}: poll {expected} is missing before poll {later[0]}; "
+                                f"{_REMEDY}"
+                            )
+                        if entry is None:
+                            break
                     at = entry.end
                     if entry.number < expected:
                         continue

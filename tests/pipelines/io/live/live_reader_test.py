@@ -7,12 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.scripted_topics import EAGER, PAID, START, Rig, ScriptedTopic, row
+from tests.support.judged import read_stream
+from tests.support.scripted_topics import ASKED, EAGER, PAID, START, Rig, ScriptedTopic, row
 from tidemill.features.contract import SECOND, TIME_MIN
 from tidemill.features.errors import DamagedState, NoSpace, StateMismatch
 from tidemill.pipelines.io.live.live_reader import LiveReader
@@ -455,3 +457,65 @@ def test_a_poll_that_cannot_be_written_down_was_not_read(
     rig.step()
     assert [(one["id"], one[POSITION]) for one in rig.rows("paid")] == [("a", 0), ("b", 1)]
     assert PAID.name in rig.logged()[-1].offsets
+
+
+# --- files and topics ------------------------------------------------------------------------
+
+
+@given(
+    given_rows=st.lists(
+        st.tuples(
+            st.integers(-8, 25),  # seconds of the event
+            st.integers(0, 3),  # seconds until it is sent
+            st.sampled_from([1.5, "x", None, -1.0]),
+            st.sampled_from(["plain", "plain", "plain", "garbage", "not UTF-8", "no object"]),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    most=st.integers(1, 7),
+)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_rows_of_a_topic_are_judged_like_those_of_a_file(
+    tmp_path_factory: pytest.TempPathFactory, given_rows: list[Any], most: int
+) -> None:
+    """Of events and of requests: which are accepted, and why the others are not."""
+    folder = tmp_path_factory.mktemp("rig")
+    rig = Rig(folder, pace=replace(EAGER, poll_messages=most))
+    other = {"garbage": b"{", "not UTF-8": b'{"id": "\xff"}', "no object": b"7"}
+    lines, sent_us = [], START
+    for n, (at, wait, amount, kind) in enumerate(given_rows):
+        sent_us += wait * SECOND
+        values: dict[str, Any] = {"name": f"i{n // 2}", "at_us": START + at * SECOND}
+        values["amount"] = amount
+        message = other.get(kind, row(**values))
+        for topic in (rig.paid, rig.asked):
+            topic.send(message, sent_us=sent_us)
+        sent_at = f"{np.datetime64(sent_us, 'us')}Z"
+        lines.append(other.get(kind, row(**values, sent_at=sent_at)))
+    while rig.paid.positions() != {0: len(lines)} or rig.asked.positions() != {0: len(lines)}:
+        rig.step(0.1)
+    rig.step()
+    path = folder / "rows.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    for definition in (PAID, ASKED):
+        accepted, refused = [], []
+        for judged in read_stream(definition, [path], received="sent_at"):
+            accepted += judged.batch.to_pylist()
+            refused += [
+                (one["position"], one["stage"], one["reason"])
+                for one in judged.rejected.to_pylist()
+            ]
+        found = [
+            {name: one[name] for name in definition.schema} for one in rig.rows(definition.name)
+        ]
+        assert found == accepted
+        assert [
+            (one["position"], one["stage"], one["reason"])
+            for one in rig.rejected()
+            if one["stream"] == definition.name
+        ] == refused
+        counts = rig.reader.figures.counts[definition.name]
+        assert (counts.read, counts.kept) == (len(lines), len(accepted))

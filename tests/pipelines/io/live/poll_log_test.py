@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tidemill.features.errors import BatchConflict, DamagedState, TidemillError
+from tidemill.features.errors import BatchConflict, DamagedState, NoSpace, TidemillError
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io.live import poll_log
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
@@ -48,7 +52,7 @@ def only_file(folder: Path) -> Path:
 
 def test_polls_come_back_as_they_were_logged(tmp_path: Path) -> None:
     records = rejected.batch(
-        rejected.Stage.READ, stream="taps", partition=0, positions=[3],
+        rejected.Stage.READ, stream="taps", partition=0, positions=np.array([3]),
         reasons=[rejected.Reason.WRONG_TYPE], details=["d"], origins=["o"], payloads=[b"\xff"],
     )  # fmt: skip
     polls = [entry(3), LoggedPoll(4, {"taps": (1, 2)}, {}, b"", records), entry(5, 0)]
@@ -190,6 +194,54 @@ def test_whatever_crashes_come_between_the_log_is_what_was_sent(
         else:
             sent.append(entry(number, size))
     assert [told(found) for found in PollLog(folder).read(0)] == [told(one) for one in sent]
+
+
+class NearlyFull:
+    """A file on a disk that takes so many bytes more, some at a time."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self._room = file, room
+
+    def write(self, data: memoryview) -> int:
+        if not self._room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        some = data[: min(100, self._room)]
+        self._room -= len(some)
+        return int(self._file.write(some))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def test_a_disk_that_takes_a_part_of_a_poll_gets_the_rest(tmp_path: Path) -> None:
+    log = PollLog(tmp_path)
+    log.append(entry(1))
+    log._file = cast(Any, NearlyFull(log._file, 100_000))
+    log.append(entry(2, 2_000))
+    assert [told(found) for found in PollLog(tmp_path).read(0)] == [
+        told(entry(1)), told(entry(2, 2_000))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("room", [0, 20, 500])
+def test_a_poll_for_which_the_disk_has_no_room_is_not_logged(room: int, tmp_path: Path) -> None:
+    """It may be logged again, or another poll in its place."""
+    log = PollLog(tmp_path)
+    log.append(entry(1))
+    log._file = cast(Any, NearlyFull(log._file, room))
+    with pytest.raises(NoSpace, match=r"000000000001\.polls: the disk is full"):
+        log.append(entry(2, 2_000))
+    assert numbers(PollLog(tmp_path)) == [1]
+    log.append(entry(2, 300, b"y"))
+    log.append(entry(3))
+    assert [told(found) for found in PollLog(tmp_path).read(1)] == [
+        told(entry(2, 300, b"y")), told(entry(3))
+    ]  # fmt: skip
+
+
+def test_the_newest_timestamps_of_messages_are_logged_where_they_count(tmp_path: Path) -> None:
+    log = written(tmp_path, replace(entry(1), newest_us={"taps": 77}), entry(2))
+    assert [found.newest_us for found in log.read(0)] == [{"taps": 77}, {}]
 
 
 WRITER = """

@@ -1,0 +1,337 @@
+"""The input of a live stream: what stops it, what it refuses, and how it goes on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from tests.support.scripted_topics import (
+    ASKED,
+    PAID,
+    PROJECT,
+    START,
+    Rig,
+    ScriptedTopic,
+    file_rows,
+    row,
+)
+from tidemill.features.contract import HOUR, SECOND, TIME_MAX
+from tidemill.features.errors import BrokerError, InputError, NoSpace, StateMismatch
+from tidemill.pipelines.ingest.build_topics import BuildTopic, write_topics
+from tidemill.pipelines.io.live import follow
+from tidemill.pipelines.io.live.live_reader import LiveSource, Pace, wall_clock_us
+from tidemill.pipelines.io.live.poll_log import PollLog
+from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.poll import PollPart
+from tidemill.pipelines.stream_run import live_input
+from tidemill.pipelines.stream_run.live_input import STOP, LiveInput
+from tidemill.serving.files.records import checksum_of
+
+AS_OF = START - HOUR + 1
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """Topics that a test scripts, in the place of a broker's."""
+    rig = Rig(tmp_path, ScriptedTopic(2), ScriptedTopic(1), files=1, file_rows=3)
+    write_topics(
+        rig.build, {"paid": BuildTopic("paid", (0, 0)), "asked": BuildTopic("asked", (0,))}
+    )
+
+    @contextmanager
+    def open_topics(
+        config: Any,
+        log: Log,
+        unsealed: Iterable[PollPart],
+        offsets: Mapping[str, Sequence[int]],
+    ) -> Iterator[list[LiveSource]]:
+        assert all(part.start <= part.stop for part in unsealed)
+        polls = PollLog(rig.folder / "live" / "polls")
+        rig.paid.seek(offsets["paid"])
+        rig.asked.seek(offsets["asked"])
+        yield [
+            replace(rig._source(definition, topic, polls), partitions=len(offsets[definition.name]))
+            for definition, topic in ((ASKED, rig.asked), (PAID, rig.paid))
+        ]
+
+    monkeypatch.setattr(live_input, "open_topics", open_topics)
+    monkeypatch.setattr(
+        live_input, "Pace", functools.partial(Pace, partitions_s=0.0, check_s=0.0, beat_s=0.0)
+    )
+    monkeypatch.setattr(live_input, "polls_taken", lambda _: 10**9)
+    return rig
+
+
+def entrance(
+    rig: Rig, until_us: int | None = None, as_of_us: int = AS_OF, every_us: int = HOUR
+) -> LiveInput:
+    stream = rig.folder / "stream"
+    stream.mkdir(exist_ok=True)
+    current = SimpleNamespace(folder=rig.folder, build_folder=rig.build, stream_folder=stream)
+    start = SimpleNamespace(
+        current=current,
+        handoff=SimpleNamespace(as_of_us=as_of_us, polls=0),
+        run=SimpleNamespace(as_of_us=AS_OF, positions={"paid": [3, 0, 0], "asked": [3, 0]}),
+    )
+    config = SimpleNamespace(
+        project=PROJECT,
+        sources={
+            name: SimpleNamespace(kafka=SimpleNamespace(topic=name, quiet_us=SECOND))
+            for name in ("paid", "asked")
+        },
+        stream=SimpleNamespace(poll_rows=100, savepoint_every_us=every_us),
+    )
+    return LiveInput(
+        cast(Any, config), cast(Any, start), "run", threading.Event(), fails_to_say, until_us
+    )
+
+
+def fails_to_say(text: str) -> None:
+    raise AssertionError(f"nothing was to be said: {text}")
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def stop_number(rig: Rig) -> int | None:
+    path = rig.folder / "stream" / STOP
+    if not path.exists():
+        return None
+    record = json.loads(path.read_bytes())
+    assert record["checksum"] == checksum_of({"number": record["number"]})
+    return int(record["number"])
+
+
+def is_stopped(rig: Rig) -> Callable[[], bool]:
+    return lambda: stop_number(rig) is not None
+
+
+def fails(error: Exception) -> Callable[..., Any]:
+    def raising(*_: Any) -> Any:
+        raise error
+
+    return raising
+
+
+def run(given: LiveInput, while_it_reads: Callable[[], None]) -> None:
+    """Read the topics while a pipeline would run."""
+    with given.reading():
+        while_it_reads()
+
+
+def test_an_error_of_the_reader_stops_the_stream_in_order_and_is_raised(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.paid.send(row("a", START), row("b", START))
+    given = entrance(rig)
+
+    def pipeline() -> None:
+        wait_until(lambda: len(rig.rows("paid")) == 2)
+        assert stop_number(rig) is None
+        monkeypatch.setattr(rig.asked, "poll", fails(BrokerError("the topic is gone")))
+        wait_until(is_stopped(rig))
+        assert stop_number(rig) == rig.logged()[-1].number
+
+    with pytest.raises(BrokerError, match="the topic is gone"):
+        run(given, pipeline)
+
+
+def test_a_poll_that_cannot_be_written_down_is_not_waited_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = entrance(rig)
+    append, calls = PollLog.append, [0]
+
+    def full(log: PollLog, entry: Any) -> None:
+        calls[0] += 1
+        if calls[0] > 3:
+            raise NoSpace("the disk is full")
+        append(log, entry)
+
+    monkeypatch.setattr(PollLog, "append", full)
+    with pytest.raises(NoSpace):
+        run(given, lambda: wait_until(is_stopped(rig)))
+    assert stop_number(rig) == 3
+
+
+def test_a_disk_that_has_no_room_for_the_end_is_waited_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_input, "_AGAIN_SECONDS", 0.01)
+    write, calls, said = follow.stop_after, [0], list[str]()
+    given = replace(entrance(rig, until_us=0), say=said.append)
+
+    def full(path: Path, number: int) -> None:
+        calls[0] += 1
+        if calls[0] < 4:
+            raise NoSpace("the disk is full")
+        write(path, number)
+
+    monkeypatch.setattr(live_input, "stop_after", full)
+    run(given, lambda: wait_until(is_stopped(rig)))
+    assert said == ["the stream cannot stop yet: the disk is full"] * 3
+
+
+def test_an_error_of_the_pipeline_ends_the_reader(rig: Rig) -> None:
+    given = entrance(rig)
+    with pytest.raises(KeyError, match="of the pipeline"):
+        run(given, fails(KeyError("of the pipeline")))
+    before = len(rig.logged())
+    time.sleep(0.05)
+    assert len(rig.logged()) == before
+
+
+def test_who_asks_stops_the_stream_after_what_was_read(rig: Rig) -> None:
+    rig.paid.send(row("a", START))
+    given = entrance(rig)
+
+    def pipeline() -> None:
+        wait_until(lambda: len(rig.rows("paid")) == 1)
+        assert given.goes_on
+        given.stop.set()
+        wait_until(is_stopped(rig))
+
+    run(given, pipeline)
+    assert not given.goes_on
+    assert stop_number(rig) == rig.logged()[-1].number
+    sealed = given.seal()
+    assert sealed.last_poll_number == stop_number(rig)
+    assert given.stop_us == (sealed.received_us or 0) + 1
+    assert given.figures()["read"] == {"asked": 0, "paid": 1}
+    given.kept()
+    assert stop_number(rig) is None
+
+
+def test_a_stream_keeps_its_state_now_and_then(rig: Rig) -> None:
+    given = entrance(rig, every_us=SECOND // 5)
+    run(given, lambda: wait_until(is_stopped(rig)))
+    assert stop_number(rig) == rig.logged()[-1].number
+    assert given.goes_on
+
+
+def test_a_stream_goes_on_from_its_savepoint(rig: Rig) -> None:
+    rig.paid.send(row("a", START))
+    first = entrance(rig, until_us=wall_clock_us() + 300_000)
+    run(first, lambda: wait_until(is_stopped(rig)))
+    sealed = first.seal()
+    as_of_us, number = first.stop_us, sealed.last_poll_number
+    rig.paid.send(row("b", START))
+    again = entrance(rig, until_us=wall_clock_us() + 300_000, as_of_us=as_of_us)
+    assert again.begins.before == number
+    assert again.begins.last_poll_number == 0
+    run(again, lambda: wait_until(is_stopped(rig)))
+    rows = again.seal()
+    assert rows.rows == 1
+    found = rig.log.read("paid", 1).to_pydict()
+    assert found["id"] == ["a", "b"]
+    assert found["_received"][1] >= as_of_us
+
+
+def test_rows_are_received_after_what_the_states_hold(rig: Rig) -> None:
+    """Also where the machine's clock is behind the end of the files."""
+    as_of_us = wall_clock_us() + 24 * HOUR
+    rig.paid.send(row("a", START))
+    given = entrance(rig, until_us=wall_clock_us() + 300_000, as_of_us=as_of_us)
+    run(given, lambda: wait_until(is_stopped(rig)))
+    polls = given.seal()
+    assert polls.before == 0
+    assert polls.rows == 1
+    assert polls.last_poll_number == rig.logged()[-1].number
+
+
+def test_no_more_polls_are_read_than_the_operators_can_take(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = [0]
+    monkeypatch.setattr(live_input, "_MOST_UNREAD", 5)
+    monkeypatch.setattr(live_input, "polls_taken", lambda _: taken[0])
+    given = entrance(rig)
+
+    def pipeline() -> None:
+        wait_until(lambda: len(rig.logged()) == 5)
+        time.sleep(0.1)
+        assert len(rig.logged()) == 5
+        taken[0] = 3
+        wait_until(lambda: len(rig.logged()) == 8)
+        given.stop.set()
+        wait_until(is_stopped(rig))
+
+    run(given, pipeline)
+    assert stop_number(rig) == 8
+
+
+# --- partitions ------------------------------------------------------------------------------
+
+
+def test_a_topic_that_has_grown_since_the_backfill_is_refused(rig: Rig) -> None:
+    rig.paid.count = 3
+    with pytest.raises(
+        StateMismatch, match=r"'paid' has 3 partitions now.* reads 2; run `tidemill"
+    ):
+        run(entrance(rig), fails(AssertionError("the pipeline ran")))
+
+
+def test_a_topic_that_grows_stops_the_stream_in_order(rig: Rig) -> None:
+    def pipeline() -> None:
+        wait_until(lambda: len(rig.logged()) > 2)
+        rig.asked.count = 2
+        wait_until(is_stopped(rig))
+        assert stop_number(rig) == rig.logged()[-1].number
+
+    with pytest.raises(StateMismatch, match="'asked' has 2 partitions now, and the stream reads 1"):
+        run(entrance(rig), pipeline)
+
+
+@pytest.mark.parametrize(
+    "built", [{}, {"paid": BuildTopic("other", (0, 0)), "asked": BuildTopic("asked", (0,))}]
+)
+def test_states_of_other_topics_are_refused(rig: Rig, built: dict[str, BuildTopic]) -> None:
+    write_topics(rig.build, built)
+    with pytest.raises(StateMismatch, match=r"were not made for topic .*run `tidemill backfill`"):
+        entrance(rig)
+
+
+def test_other_partitions_than_at_the_beginning_are_refused(rig: Rig) -> None:
+    write_topics(rig.build, {"paid": BuildTopic("paid", (0,)), "asked": BuildTopic("asked", (0,))})
+    with pytest.raises(StateMismatch, match="begun with topic 'paid' of 2 partitions"):
+        entrance(rig)
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def test_rows_of_files_that_neither_states_nor_topics_bring_are_refused(rig: Rig) -> None:
+    entrance(rig)
+    rows = file_rows(PAID, 5)
+    rig.log.write(PAID, 0, rows, np.full(5, START - HOUR))
+    with pytest.raises(InputError, match=r"2 rows of the files of 'paid' .*evaluate_until"):
+        entrance(rig)
+
+
+def test_live_rows_are_not_taken_for_rows_of_files(rig: Rig) -> None:
+    for partition in (0, 1):
+        rig.paid.send(*(row(f"{n}", START) for n in range(9)), partition=partition)
+    given = entrance(rig, until_us=wall_clock_us() + 300_000)
+    run(given, lambda: wait_until(is_stopped(rig)))
+    given.seal()
+    assert rig.log.lengths("paid") == [3, 9, 9]
+    again = entrance(rig)  # a new stream, from the same states
+    assert again.begins.rows == 18
+    assert again.live.sealed().number == given.begins.start.number + again.begins.last_poll_number
+    assert again.begins.stop[:3] == (3, 9, 9)
+    assert given.stop_us < TIME_MAX
