@@ -160,14 +160,15 @@ def _renumbered(
                 PollPart(name, first + n, 0, 0, TIME_MIN, None) for n in range(len(added[name]))
             ]
     empty = Poll(poll.number, poll.sent_us, tuple(parts))
-    return LoggedPoll(
-        last.number,
-        {name: (*offsets, *added[name]) for name, offsets in last.offsets.items()},
-        {
+    return dataclasses.replace(
+        last,
+        offsets={name: (*offsets, *added[name]) for name, offsets in last.offsets.items()},
+        highest_us={
             name: (*highest, *[TIME_MIN] * len(added[name]))
             for name, highest in last.highest_us.items()
         },
-        empty.encode(),
+        poll=empty.encode(),
+        rejected=None,
     )
 
 
