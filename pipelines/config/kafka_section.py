@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.contract import SECOND
+from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.kafka_connection import (
     CONNECTION_KEYS,
     KafkaConnection,
@@ -35,6 +36,7 @@ from tidemill.pipelines.config.schema_registry import SchemaRegistry, read_schem
 from tidemill.pipelines.config.strict_yaml import Value
 from tidemill.pipelines.io.payloads.decoders import FORMATS
 from tidemill.pipelines.io.payloads.decoding import REJECT_TOMBSTONES, TOMBSTONES
+from tidemill.pipelines.io.payloads.metadata import Metadata
 
 KAFKA_KEYS: Final = (
     "topic", "format", "columns", "tombstones", "schema", "message", "frame", "registry", "start",
@@ -117,4 +119,9 @@ def _start(value: Value) -> str | int:
 
 
 def _columns(value: Value) -> dict[str, str]:
-    return {name: found.text() for name, found in value.section().values.items()}
+    found = {name: source.text() for name, source in value.section().values.items()}
+    try:
+        Metadata(found)
+    except ConfigurationError as error:
+        raise value.wrong(str(error)) from None
+    return found

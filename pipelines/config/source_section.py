@@ -161,11 +161,17 @@ def _check_topic(section: Section, project: Project, name: str) -> None:
             "a source with a topic needs 'received': the transport column that holds the timestamp "
             "of each message"
         )
-    if section.values.get("format") is not None and not section.values["format"].is_null:
-        in_topic = "format" in where.section().values
-        if section.values["format"].text() in PAYLOADS and (in_topic or "files" in given):
-            raise section.values["format"].wrong(
+    if "format" in given:
+        value = section.values["format"]
+        is_payload = value.text() in PAYLOADS
+        if is_payload and ("format" in where.section().values or "files" in given):
+            raise value.wrong(
                 "is the format of messages, and the source has files too; name it in 'kafka'"
+            )
+        if not is_payload and "files" not in given:
+            raise value.wrong(
+                f"is a format of files, and the source has none; messages are one of "
+                f"{', '.join(PAYLOADS)}"
             )
     schema = project.definition(name).schema
     if "columns" in where.section().values:

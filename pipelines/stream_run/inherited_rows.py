@@ -47,8 +47,10 @@ def take_over(
         StateMismatch: Its topics or the columns of its rows are others.
     """
     live = LiveLog(current.folder / LIVE, project)
-    parent = BuildManifest.read(current.build_folder).parent
-    if live.exists or parent is None:
+    others = current.folder.parent.glob(f"*/{LIVE}")
+    if live.exists or all(folder == live.folder for folder in others):
+        return
+    if (parent := BuildManifest.read(current.build_folder).parent) is None:
         return
     before = Current(current.root, parent, build=0, offline=0, stream=0)
     former = LiveLog(before.folder / LIVE, project)

@@ -143,11 +143,14 @@ class LiveLog:
             return
         begun = self.topics()
         for name in sorted({*begun, *topics}):
-            was, now = (_described(found.get(name)) for found in (begun, topics))
-            if was != now:
+            was, now = begun.get(name), topics.get(name)
+            if (said := _described(was)) != _described(now):
+                remedy = "run `tidemill backfill`, and the stream without --resume"
+                if was is None or now is None or was.topic != now.topic:
+                    remedy = "set it back, or begin a new root"
                 raise StateMismatch(
-                    f"the live stream of {name!r} was begun with {was}, and now there is {now}; "
-                    "run `tidemill backfill`, and the stream without --resume"
+                    f"the live stream of {name!r} was begun with {said}, and now there is "
+                    f"{_described(now)}; {remedy}"
                 )
 
     def topics(self) -> dict[str, LiveTopic]:
