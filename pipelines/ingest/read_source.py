@@ -21,7 +21,8 @@ from tidemill.pipelines.io.event_counts import EventCounter, EventCounts
 from tidemill.pipelines.io.files.input_files import format_of
 from tidemill.pipelines.io.files.judged_rows import Counts, Judge, request_ids
 from tidemill.pipelines.io.files.readers import RawBatch, Reader, read_for
-from tidemill.pipelines.io.log import Log, LogWriter, log_schema, one_batch
+from tidemill.pipelines.io.log import Log, log_schema, one_batch
+from tidemill.pipelines.io.log_files import LogWriter
 from tidemill.pipelines.run.scratch import scratch_folder
 
 _COUNTED: Final = "counted"

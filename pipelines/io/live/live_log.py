@@ -33,8 +33,9 @@ from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import DamagedFile, DamagedState, StateMismatch
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
-from tidemill.pipelines.io.log import ROWS, Log, log_schema, one_batch, write_log_file
+from tidemill.pipelines.io.log import ROWS, Log, log_schema, one_batch
 from tidemill.pipelines.io.log_digests import BLOCK_ROWS
+from tidemill.pipelines.io.log_files import write_log_file
 from tidemill.pipelines.io.poll import Poll
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading

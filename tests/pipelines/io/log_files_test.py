@@ -18,8 +18,9 @@ from tests.pipelines.io.log_test import many_readings
 from tests.support.streaming_project import RAIN, START
 from tidemill.features.errors import DamagedFile, StateVersionError
 from tidemill.pipelines.io import log as log_module
-from tidemill.pipelines.io import log_digests
-from tidemill.pipelines.io.log import Log, one_batch, write_log_file
+from tidemill.pipelines.io import log_digests, log_files
+from tidemill.pipelines.io.log import Log, one_batch
+from tidemill.pipelines.io.log_files import write_log_file
 
 BLOCK = 8
 ROWS = 45
@@ -27,7 +28,7 @@ ROWS = 45
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (log_module, log_digests):
+    for module in (log_module, log_files, log_digests):
         monkeypatch.setattr(module, "BLOCK_ROWS", BLOCK)
 
 

@@ -23,7 +23,7 @@ from tidemill.features.contract import SECOND, TIME_MAX
 from tidemill.features.errors import DamagedFile, DamagedState, StateError, StateMismatch
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io import log as log_module
-from tidemill.pipelines.io import log_digests
+from tidemill.pipelines.io import log_digests, log_files
 from tidemill.pipelines.io.live import live_log, poll_log
 from tidemill.pipelines.io.live.live_log import LiveLog, LiveTopic
 from tidemill.pipelines.io.live.live_polls import LivePolls
@@ -40,7 +40,7 @@ BLOCK = 16
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seal in small pieces of small blocks, from small files; nothing here loses its power."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    for module in (log_module, log_digests, live_log):
+    for module in (log_module, log_files, log_digests, live_log):
         monkeypatch.setattr(module, "BLOCK_ROWS", BLOCK)
     monkeypatch.setattr(live_log, "_SEALED_BYTES", 12_000)
     monkeypatch.setattr(poll_log, "FILE_BYTES", 15_000)
@@ -364,7 +364,7 @@ def killed_at(number: int, *, after: bool) -> Iterator[list[int]]:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in (log_module, live_log, records):
+        for module in (log_files, live_log, records):
             patched.setattr(module, "atomic_write", killing)
         yield done
 
