@@ -46,6 +46,15 @@ REMEDIES: Final[Mapping[str, str]] = {
     Reason.TOO_LATE: "raise the stream's out_of_orderness or allowed_lateness",
     Reason.REPEATED_REQUEST_ID: "give each request its own id, or declare repeated='count'",
     Reason.AHEAD: "raise the stream's max_ahead, or correct the clock",
+    Reason.NO_VALUE: "declare tombstones: ignore for the source, or send a row",
+    Reason.METADATA_CONFLICT: "rename the column that comes from beside the payload",
+    Reason.REPEATED_HEADER: "send the header once, or take last_header:NAME",
+    Reason.BROKEN_ARROW: "declare the format of the messages, or send whole Arrow streams",
+    Reason.BROKEN_AVRO: "declare the schema and the frame that the messages have",
+    Reason.BROKEN_PROTOBUF: "declare the message type that the messages have",
+    Reason.NO_SCHEMA_ID: "remove the registry, or send messages with a schema id",
+    Reason.UNKNOWN_SCHEMA: "name the registry that has the schema, or register it",
+    Reason.TOO_LARGE: "send smaller messages",
 }
 """What mends the records of a source that are rejected for a reason, in the configuration, the
 definitions or the files."""

@@ -23,6 +23,8 @@ ELSEWHERE = {
     "demo": "tests/pipelines/commands/demo_test.py",
     "train": "the same, since it takes a model",
     "init": "it writes a folder and names it",
+    "up": "tests/pipelines/servers",
+    "down": "tests/pipelines/servers",
 }
 """Commands that other tests run."""
 
