@@ -9,11 +9,13 @@ the poll was sent (`pipelines.io.cuts`). So a repeated poll has the same number 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
 
+from tidemill.features.definitions import EventStream, Request
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 
@@ -39,6 +41,24 @@ class PollPart:
     stop: int
     watermark_us: int
     rows: pa.RecordBatch | None
+
+
+def empty_parts(
+    sources: Sequence[tuple[EventStream | Request, int]],
+    positions: Sequence[int],
+    watermark_us: int,
+) -> tuple[PollPart, ...]:
+    """Return a part without rows for each partition.
+
+    Args:
+        sources: The partitions, with their sources, in the order of the positions.
+        positions: The next position of each.
+        watermark_us: The watermark of each.
+    """
+    return tuple(
+        PollPart(definition.name, partition, position, position, watermark_us, None)
+        for (definition, partition), position in zip(sources, positions, strict=True)
+    )
 
 
 @dataclass(frozen=True)

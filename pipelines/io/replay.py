@@ -40,7 +40,7 @@ from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.cuts import Cut, Positions
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
-from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.io.poll import Poll, PollPart, empty_parts
 from tidemill.pipelines.io.poll_restriction import PROVIDER, WATERMARKS, RestrictionCoder
 
 _SLICE_SECONDS: Final = 0.1
@@ -206,7 +206,8 @@ class ReplayLog:
 
         If it moved the frontier, rows would be released that wait in an uninterrupted run.
         """
-        return Poll(at.number, sent_us, self._empty_parts(at.positions, TIME_MIN), is_last=True)
+        parts = empty_parts(self.sources, at.positions, TIME_MIN)
+        return Poll(at.number, sent_us, parts, is_last=True)
 
     def final_poll(self, at: Cut, sent_us: int) -> Poll:
         """Return the stream's end: it moves every watermark past every row."""
@@ -217,13 +218,7 @@ class ReplayLog:
         )
         # The time of a row may be after its receipt, and so after the declared end.
         end = max(self._options.stop_us, *newest, TIME_MIN)
-        return Poll(at.number + 1, sent_us, self._empty_parts(at.positions, end))
-
-    def _empty_parts(self, at: Positions, watermark_us: int) -> tuple[PollPart, ...]:
-        return tuple(
-            PollPart(definition.name, partition, position, position, watermark_us, None)
-            for (definition, partition), position in zip(self.sources, at, strict=True)
-        )
+        return Poll(at.number + 1, sent_us, empty_parts(self.sources, at.positions, end))
 
     def _poll(self, at: Cut, after: Cut, clock_us: int, sent_us: int) -> Poll:
         parts = []

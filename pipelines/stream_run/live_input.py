@@ -113,10 +113,10 @@ class LiveInput:
 
     def _check_files(self) -> None:
         """Refuse rows of files that neither the states hold nor a topic will bring."""
-        as_of_us = self.start.run.as_of_us
+        as_of_us, topics = self.start.run.as_of_us, self.live.topics()
         for name, positions in self.start.run.positions.items():
             lengths = self._log.lengths(name)
-            topic = self.live.topics().get(name)
+            topic = topics.get(name)
             of_files = len(lengths) if topic is None else topic.first
             rows = sum(lengths[:of_files]) - sum(positions[:of_files])
             if rows:
@@ -198,7 +198,6 @@ class LiveInput:
                 as_of_us=self.start.handoff.as_of_us,
                 start=self.begins.start,
                 logged=self.begins.before,
-                places=tuple((one.name, partition) for one, partition in self.begins.sources),
                 stop=self._stop,
                 taken=functools.partial(polls_taken, self.run),
             )

@@ -22,7 +22,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Duration, Timestamp
 
-from tidemill.features.contract import TIME_MAX, TIME_MIN
+from tidemill.features.contract import TIME_MAX
 from tidemill.features.definitions import Project
 from tidemill.features.errors import TidemillError
 from tidemill.pipelines.io.cuts import Cut
@@ -30,7 +30,7 @@ from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.poll_restriction import PROVIDER, WATERMARKS, RestrictionCoder
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
@@ -66,7 +66,6 @@ class FollowOptions:
         as_of_us: The first instant at which polls to send were received.
         start: The last poll before the first that is sent, by the stream's number.
         logged: The number that the poll log gives that poll.
-        places: The source and the partition of each position.
         stop: The file that `stop_after` writes.
         taken: Returns how far the operators are in this process, by the stream's number; None
             sends whatever there is.
@@ -78,7 +77,6 @@ class FollowOptions:
     as_of_us: int
     start: Cut
     logged: int
-    places: tuple[tuple[str, int], ...]
     stop: Path
     taken: Callable[[], int] | None = None
 
@@ -128,7 +126,8 @@ class _Follow(beam.DoFn):
             elif self._is_stopped(at):
                 if tracker.try_claim((at, True)):
                     stamp = watermark.current_watermark() or MIN_TIMESTAMP
-                    yield TimestampedValue(self._mark(at).encode(), stamp)
+                    mark = self._sealed.savepoint_poll(at, time.time_ns() // 1_000)
+                    yield TimestampedValue(mark.encode(), stamp)
                 return
             else:
                 time.sleep(_WAIT_SECONDS)
@@ -165,15 +164,6 @@ class _Follow(beam.DoFn):
             return False
         number: int = read_record(options.stop, _STOP)["number"]
         return at.number + options.logged - options.start.number >= number
-
-    def _mark(self, at: Cut) -> Poll:
-        """Return the mark of a savepoint; it moves no watermark."""
-        places = zip(self._options.places, at.positions, strict=True)
-        parts = tuple(
-            PollPart(source, partition, position, position, TIME_MIN, None)
-            for (source, partition), position in places
-        )
-        return Poll(at.number, time.time_ns() // 1_000, parts, is_last=True)
 
 
 def _stamp(time_us: int) -> Timestamp:

@@ -18,7 +18,7 @@ from tidemill.features.errors import DamagedFile
 from tidemill.pipelines.io.cuts import Cut, Positions
 from tidemill.pipelines.io.live.live_log import REMEDY, LiveLog
 from tidemill.pipelines.io.log import Log, one_batch
-from tidemill.pipelines.io.poll import Poll, PollPart
+from tidemill.pipelines.io.poll import Poll, PollPart, empty_parts
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,5 @@ class LivePolls:
 
     def savepoint_poll(self, at: Cut, sent_us: int) -> Poll:
         """Return the mark of a savepoint, as `ReplayLog.savepoint_poll`."""
-        parts = tuple(
-            PollPart(place.definition.name, place.partition, position, position, TIME_MIN, None)
-            for place, position in zip(self._places, at.positions, strict=True)
-        )
+        parts = empty_parts(self.sources, at.positions, TIME_MIN)
         return Poll(at.number, sent_us, parts, is_last=True)

@@ -240,7 +240,6 @@ def options_of(
         as_of_us=0,
         start=begins.start,
         logged=begins.before,
-        places=tuple((one.name, partition) for one, partition in begins.sources),
         stop=rig.folder / "stop.json",
         taken=taken,
     )
