@@ -43,14 +43,12 @@ from tidemill.pipelines.io.payloads.avro_types import (
     without_logical_types,
 )
 from tidemill.pipelines.io.payloads.decoding import (
-    IGNORE_TOMBSTONES,
     REJECT_TOMBSTONES,
     Decoded,
-    no_value,
     put_together,
 )
 from tidemill.pipelines.io.payloads.metadata import Fault, Metadata
-from tidemill.pipelines.io.payloads.pieces import Joining, Piece, Run
+from tidemill.pipelines.io.payloads.pieces import Joining, Piece, read_records
 from tidemill.pipelines.io.payloads.registry import AVRO, RegisteredSchema, Registry
 from tidemill.pipelines.io.payloads.schema_ids import FRAME_BYTES, schema_id, unusable
 
@@ -200,28 +198,8 @@ class AvroDecoder:
             first_position += len(rows.messages)
 
     def _pieces(self, messages: Messages) -> Iterator[Piece]:
-        run: Run[Any] | None = None
         unknown: dict[int, Fault] = {}
-        for message, value in enumerate(messages.values):
-            fault: Fault | None = None
-            if value is None:
-                if self.tombstones == IGNORE_TOMBSTONES:
-                    continue
-                fault = no_value(messages, message)
-            else:
-                found = self._record(value, unknown)
-                if isinstance(found[0], AvroSchema):
-                    schema, record = found
-                    if run is None or run.of is not schema:
-                        yield from run.ended() if run else ()
-                        run = Run(schema)
-                    run.add(message, record)
-                else:
-                    fault = found
-            if fault is not None:
-                yield from run.ended() if run else ()
-                yield Piece.refused(message, fault)
-        yield from run.ended() if run else ()
+        return read_records(messages, self.tombstones, lambda value: self._record(value, unknown))
 
     def _record(self, value: bytes, unknown: dict[int, Fault]) -> tuple[AvroSchema, Any] | Fault:
         own: AvroSchema | None = self._own  # type: ignore[attr-defined]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
+from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.io.files.parquet_rows import as_json
 from tidemill.pipelines.io.files.readers import Reader, nulled
 from tidemill.pipelines.io.messages import Messages
-from tidemill.pipelines.io.payloads.decoding import Rows
+from tidemill.pipelines.io.payloads.decoding import IGNORE_TOMBSTONES, Rows, no_value
 from tidemill.pipelines.io.payloads.metadata import Fault, Metadata
 
 BATCH_BYTES: Final = 1 << 26
@@ -92,6 +93,38 @@ class Run(Generic[_Record]):
             half = len(records) // 2
             yield from self._pieces(messages[:half], records[:half])
             yield from self._pieces(messages[half:], records[half:])
+
+
+def read_records(
+    messages: Messages,
+    tombstones: str,
+    read: Callable[[bytes], tuple[Schema[Any], Any] | Fault],
+) -> Iterator[Piece]:
+    """Read messages of one record each; successive ones of one schema come together.
+
+    Args:
+        messages: The messages.
+        tombstones: What becomes of a message without a value (`decoding.TOMBSTONES`).
+        read: Returns the schema of a message and its record, or why it cannot be read.
+    """
+    run: Run[Any] | None = None
+    for message, value in enumerate(messages.values):
+        if value is None:
+            if tombstones == IGNORE_TOMBSTONES:
+                continue
+            found: tuple[Any, Any] = no_value(messages, message)
+        else:
+            found = read(value)
+        if isinstance(found[0], Reason):
+            yield from run.ended() if run else ()
+            yield Piece.refused(message, found)
+            continue
+        schema, record = found
+        if run is None or run.of is not schema:
+            yield from run.ended() if run else ()
+            run = Run(schema)
+        run.add(message, record)
+    yield from run.ended() if run else ()
 
 
 @dataclass(frozen=True, eq=False)

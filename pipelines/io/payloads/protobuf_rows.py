@@ -25,14 +25,12 @@ from tidemill.features.rows.rejected import Reason
 from tidemill.pipelines.io.files.readers import Reader
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.io.payloads.decoding import (
-    IGNORE_TOMBSTONES,
     REJECT_TOMBSTONES,
     Decoded,
-    no_value,
     put_together,
 )
 from tidemill.pipelines.io.payloads.metadata import Fault, Metadata
-from tidemill.pipelines.io.payloads.pieces import Joining, Piece, Run
+from tidemill.pipelines.io.payloads.pieces import Joining, Piece, read_records
 from tidemill.pipelines.io.payloads.protobuf_schemas import (
     MessageType,
     from_file,
@@ -101,28 +99,8 @@ class ProtobufDecoder:
             first_position += len(rows.messages)
 
     def _pieces(self, messages: Messages) -> Iterator[Piece]:
-        run: Run[Any] | None = None
         unknown: dict[int, Fault] = {}
-        for message, value in enumerate(messages.values):
-            fault: Fault | None = None
-            if value is None:
-                if self.tombstones == IGNORE_TOMBSTONES:
-                    continue
-                fault = no_value(messages, message)
-            else:
-                found = self._record(value, unknown)
-                if isinstance(found[0], MessageType):
-                    kind, record = found
-                    if run is None or run.of is not kind:
-                        yield from run.ended() if run else ()
-                        run = Run(kind)
-                    run.add(message, record)
-                else:
-                    fault = found
-            if fault is not None:
-                yield from run.ended() if run else ()
-                yield Piece.refused(message, fault)
-        yield from run.ended() if run else ()
+        return read_records(messages, self.tombstones, lambda value: self._record(value, unknown))
 
     def _record(self, value: bytes, unknown: dict[int, Fault]) -> tuple[MessageType, Any] | Fault:
         kind: MessageType | Fault | None = self._own  # type: ignore[attr-defined]
