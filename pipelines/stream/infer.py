@@ -19,6 +19,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
+from tidemill.pipelines.io.epochs import epoch_of, with_epoch
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
@@ -125,4 +126,4 @@ class Infer(beam.DoFn):
         """Score answered requests."""
         made = predictions(self.project, self._scorer, element, time.time_ns() // 1_000)
         METER.add(self.run, "predictions", made.num_rows)
-        yield made
+        yield with_epoch(made, epoch_of(element))
