@@ -27,6 +27,7 @@ from tidemill.pipelines.history.build_manifest import (
 from tidemill.pipelines.history.builds import Build, building
 from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.history_plan import HistoryPlan
+from tidemill.pipelines.history.inherited_rows import inherit_live_rows
 from tidemill.pipelines.history.label_parts import check_part_leaks
 from tidemill.pipelines.history.offline_views import views_to_log
 from tidemill.pipelines.history.spill import SPILL, check_space
@@ -34,6 +35,7 @@ from tidemill.pipelines.history.split import spill_bytes
 from tidemill.pipelines.history.stages import Stages, handler
 from tidemill.pipelines.ingest.build_topics import write_topics
 from tidemill.pipelines.ingest.ingest import ingest, replace_rejected
+from tidemill.pipelines.ingest.live_rows import check_live_rows, find_live_rows
 from tidemill.pipelines.ingest.rejected_shares import too_many
 from tidemill.pipelines.ingest.topics import ask_topics
 from tidemill.pipelines.io.log import Log
@@ -63,16 +65,25 @@ def backfill(
 
     Raises:
         TooManyRejected: More of a source's rows are rejected than it allows.
-        InputError: A source cannot be read, or events of a label precede their request.
+        InputError: A source cannot be read, events of a label precede their request, or topics are
+            not read up to the end of the evaluation.
+        StateMismatch: What was read of a topic cannot be taken in: it is another topic, or the
+            source has other columns.
         Locked: Another process makes a build of the root.
     """
     compile_kernel(progress)
     load_kernel()
     with sharing(handler(config.project)), building(config.root, wait=wait) as build:
         summary: dict[str, Any] = {}
+        live, topics = None, {}
         if config.is_live:
-            write_topics(build.folder, ask_topics(config))
-        sources = ingest(config, progress, work=build.work, build=build.folder)
+            live = find_live_rows(build.before, config.project)
+            known = {} if live is None else {n: len(t.offsets) for n, t in live.topics.items()}
+            topics = ask_topics(config, known)
+            if live is not None:
+                check_live_rows(config, live, topics)
+            write_topics(build.folder, topics)
+        sources = ingest(config, progress, work=build.work, build=build.folder, live=live)
         files = {name: row.pop("files") for name, row in sources.items()}
         summary["sources"] = sources
         if (error := too_many(config, sources)) is not None:
@@ -82,6 +93,10 @@ def backfill(
         build.settle()
         for divergence in build.because:
             progress.say(f"history was corrected, so a new generation begins: {divergence}")
+        if live is not None and build.before is not None and build.is_new_generation:
+            inherit_live_rows(
+                live, build.before, build.live, Log(build.folder), config.project, topics
+            )
         with sharded(config, progress, build.folder, build.work) as stages:
             summary["training"] = point_in_time(stages)
             handoff, summary["handoff"] = hand_over(stages, build.generation)

@@ -22,6 +22,7 @@ from typing import Final
 
 from tidemill.features.errors import DamagedFile, InputError, StateVersionError
 from tidemill.pipelines.history.build_manifest import BUILD_RECORD, BuildManifest
+from tidemill.pipelines.io.live.live_log import LIVE, inherited_from
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.serving.files.locks import is_locked, lock
@@ -121,6 +122,11 @@ class Build:
         return self._unfinished / "offline"
 
     @property
+    def live(self) -> Path:
+        """The folder of the live log, if a new generation takes one over."""
+        return self._unfinished / LIVE
+
+    @property
     def work(self) -> Path:
         """A folder for what the build needs only while it is made."""
         return self._unfinished / "work"
@@ -185,6 +191,8 @@ class Build:
                 target = dataclasses.replace(target, offline=target.next_number("offline"))
                 self.offline_root.mkdir(exist_ok=True)
                 self.offline_root.rename(target.offline_root)
+                if self.live.exists():
+                    self.live.rename(target.folder / LIVE)
             elif self.offline_root.exists():
                 target = self._add_offline_logs(target)
             write_current(target)
@@ -220,13 +228,15 @@ class Build:
         if (target.build_folder / BUILD_RECORD).exists():
             parent = BuildManifest.read(target.build_folder).parent
         generations = {current.generation for current in kept}
+        # The first stream of a generation takes over what was read since its backfill.
+        read_by = inherited_from(target.folder / LIVE)
         for folder in (self.root / GENERATIONS).iterdir():
             if folder.name == _UNFINISHED or not folder.is_dir():
                 continue
             if is_locked(folder / "stream.lock"):
                 continue
             if folder.name not in generations:
-                if folder.name != parent:
+                if folder.name not in (parent, read_by):
                     shutil.rmtree(folder)
                 continue
             named = {

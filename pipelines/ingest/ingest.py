@@ -26,6 +26,7 @@ import pyarrow as pa
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.engines.choosing import choose_engine, make_runner, run
 from tidemill.pipelines.engines.options import pipeline_options
+from tidemill.pipelines.ingest.live_rows import LiveRows
 from tidemill.pipelines.ingest.read_source import ReadSource, alike, read_together
 from tidemill.pipelines.ingest.rejected_shares import (
     EXAMPLE_COLUMNS,
@@ -58,11 +59,13 @@ class Ingest(beam.DoFn):
         config: The configuration.
         build: The folder of the build that the logs belong to; None only validates the sources.
         work: A folder for the rows of large sources.
+        live: The rows that streams have read of topics; None for none.
     """
 
     config: Configuration
     build: Path | None
     work: Path
+    live: LiveRows | None = None
 
     def process(self, names: str) -> Iterator[Any]:
         """Ingest the sources with these names, a JSON list; emit the counts of each as JSON."""
@@ -84,7 +87,10 @@ class Ingest(beam.DoFn):
             if seen[source.name]:
                 row[EXAMPLES] = examples(seen[source.name])
             if self.build is not None:
-                row["logged"] = sum(source.lengths)
+                of_topic = 0 if self.live is None else sum(self.live.lengths(source.name))
+                row["logged"] = sum(source.lengths) + of_topic
+                if of_topic:
+                    row["live"] = of_topic
                 mine = [*found, *mended[source.name]]
                 row["files"] = [asdict(files[path]) for path in mine]
             shutil.rmtree(source.work, ignore_errors=True)
@@ -103,7 +109,7 @@ class Ingest(beam.DoFn):
         }
         if self.config.sources[source.name].ambiguous is not None:
             row["repeated_local_times"] = source.counts.resolved
-        if (counts := source.write_log(self.build)) is not None:
+        if (counts := source.write_log(self.build, self.live)) is not None:
             row |= counts.as_figures()
         if source.repeated is not None:
             row["repeated_request_ids"] = source.repeated
@@ -111,7 +117,12 @@ class Ingest(beam.DoFn):
 
 
 def ingest(
-    config: Configuration, progress: Progress, *, work: Path, build: Path | None
+    config: Configuration,
+    progress: Progress,
+    *,
+    work: Path,
+    build: Path | None,
+    live: LiveRows | None = None,
 ) -> dict[str, Any]:
     """Read all sources; write the log and the rejected records.
 
@@ -121,6 +132,7 @@ def ingest(
         work: A folder of this run, for the rejected records (`replace_rejected`) and the rows of
             large sources.
         build: The folder of the build whose log is written; None only validates the sources.
+        live: The rows that streams have read of topics, for the log; None for none.
 
     Returns:
         Counts by source: read, kept, dropped, rejected, mended, and rejected by reason; and, where
@@ -141,7 +153,9 @@ def ingest(
             pipeline
             | beam.Create([json.dumps(names) for names in alike(config)])
             | beam.Reshuffle()
-            | beam.ParDo(Ingest(config, build, work / _RUNS)).with_outputs(REJECTED, main=COUNTS)
+            | beam.ParDo(Ingest(config, build, work / _RUNS, live)).with_outputs(
+                REJECTED, main=COUNTS
+            )
         )
         write = WriteParquet(work / paths.REJECTED, ("stage", "stream", "partition", "position"))
         _ = out[REJECTED] | "Rejected" >> beam.ParDo(write)

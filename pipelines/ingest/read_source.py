@@ -16,6 +16,7 @@ from tidemill.features.definitions import EventStream, Request
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.accepted_rows import AcceptedRows, Arrived
 from tidemill.pipelines.ingest.build_topics import read_topics
+from tidemill.pipelines.ingest.live_rows import LiveRows
 from tidemill.pipelines.ingest.repaired_records import Mending
 from tidemill.pipelines.io.event_counts import EventCounter, EventCounts
 from tidemill.pipelines.io.files.input_files import format_of
@@ -115,11 +116,12 @@ class ReadSource:
         for partition, (rows, received) in enumerate(self._mended_parts, start=first):
             yield partition, rows, received
 
-    def write_log(self, build: Path | None) -> EventCounts | None:
-        """Write the log, after all is read.
+    def write_log(self, build: Path | None, live: LiveRows | None = None) -> EventCounts | None:
+        """Write the log, after all is read; rows of a topic follow those of the files.
 
         Args:
             build: The folder of the build; None only counts.
+            live: The rows that streams have read of topics; None for none.
 
         Returns:
             The counts of a stream's events; None for the request.
@@ -132,13 +134,15 @@ class ReadSource:
             writers: list[LogWriter] = []
             if build is not None:
                 topic = read_topics(build).get(self.name)
-                # Rows of a topic come after the build; their partitions are there from now on.
-                empty = [0] * (0 if topic is None else len(topic.offsets))
+                # Partitions of a topic are there from now on, also if nothing is read of them yet.
+                found = [] if live is None else live.lengths(self.name)
+                of_topic = [0] * (0 if topic is None else len(topic.offsets))
+                of_topic[: len(found)] = found
                 writers = [
                     files.enter_context(Log(build).writing(definition, partition, rows))
-                    for partition, rows in enumerate([*self.lengths, *empty])
+                    for partition, rows in enumerate([*self.lengths, *of_topic])
                 ]
-            for partition, rows, received in self.arrived():
+            for partition, rows, received in self._with_live(live):
                 if writers:
                     writers[partition].write(rows, received)
                 if counter is not None:
@@ -146,8 +150,18 @@ class ReadSource:
         if counter is None:
             return None
         return counter.counts(
-            lambda: ((rows, received, None) for _, rows, received in self.arrived())
+            lambda: ((rows, received, None) for _, rows, received in self._with_live(live))
         )
+
+    def _with_live(self, live: LiveRows | None) -> Iterator[Arrived]:
+        """Yield the rows of each partition, those of files and of the topic."""
+        yield from self.arrived()
+        if live is None:
+            return
+        first = len(self.lengths)
+        for partition in range(len(live.lengths(self.name))):
+            for rows, received in live.batches(self.name, partition):
+                yield first + partition, rows.select(list(self._definition.schema)), received
 
 
 def read_together(sources: Sequence[ReadSource]) -> Iterator[tuple[ReadSource, pa.RecordBatch]]:

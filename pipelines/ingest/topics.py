@@ -27,8 +27,15 @@ from tidemill.pipelines.io.poll import PollPart
 from tidemill.pipelines.io.request_ids import RequestIds
 
 
-def ask_topics(config: Configuration) -> dict[str, BuildTopic]:
+def ask_topics(
+    config: Configuration, known: Mapping[str, int] | None = None
+) -> dict[str, BuildTopic]:
     """Ask the brokers where the stream will begin to read each topic.
+
+    Args:
+        config: The configuration.
+        known: Source to the number of partitions that a stream has read already. Partitions that
+            its topic has got since begin at their beginning: nobody has read them.
 
     Raises:
         BrokerError: A broker cannot be reached, or a topic does not exist.
@@ -36,23 +43,32 @@ def ask_topics(config: Configuration) -> dict[str, BuildTopic]:
     found = {}
     for name, source in sorted(config.sources.items()):
         if source.kafka is not None:
-            offsets = _begin(source.kafka, config.splits.evaluate_until_us)
+            read = (known or {}).get(name)
+            offsets = _begin(source.kafka, config.splits.evaluate_until_us, read)
             found[name] = BuildTopic(source.kafka.topic, offsets)
     return found
 
 
-def _begin(topic: KafkaTopic, handoff_us: int) -> tuple[int, ...]:
+def _begin(topic: KafkaTopic, handoff_us: int, known: int | None) -> tuple[int, ...]:
     with Reader(choose_client(), topic.connection) as reader:
         places = [Partition(topic.topic, number) for number in reader.partitions(topic.topic)]
+        begin = reader.beginnings(places)
+        first = tuple(begin[place] for place in places)
         if topic.start == EARLIEST:
-            begin = reader.beginnings(places)
-            return tuple(begin[place] for place in places)
-        ends = {place: found.stable for place, found in reader.ends(places).items()}
-        if topic.start == LATEST:
-            return tuple(ends[place] for place in places)
-        start_us = handoff_us if topic.start == HANDOFF else int(topic.start)
-        # Where no message is that late, those to come are after the ends that were asked before.
-        later = reader.offsets_at(start_us, places)
+            return first
+        offsets = _offsets_at(reader, topic, places, handoff_us)
+    return offsets if known is None else (*offsets[:known], *first[known:])
+
+
+def _offsets_at(
+    reader: Reader, topic: KafkaTopic, places: Sequence[Partition], handoff_us: int
+) -> tuple[int, ...]:
+    ends = {place: found.stable for place, found in reader.ends(places).items()}
+    if topic.start == LATEST:
+        return tuple(ends[place] for place in places)
+    start_us = handoff_us if topic.start == HANDOFF else int(topic.start)
+    # Where no message is that late, those to come are after the ends that were asked before.
+    later = reader.offsets_at(start_us, places)
     return tuple(ends[place] if (found := later[place]) is None else found for place in places)
 
 

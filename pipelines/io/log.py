@@ -64,7 +64,8 @@ class Log:
     A partition is one file, ``root/log/<source>/<partition>.arrow``. That of a live source goes on
     in further files, ``live/rows/<source>/<partition>-<first position>.arrow``
     (`pipelines.io.live.live_log`), each from a whole block on. A block that two files have is
-    read from the later one, which has more of its rows.
+    read from the later one, which has more of its rows: that of a build has the live rows that
+    were sealed when the build was made.
 
     Attributes:
         root: The build's folder.
@@ -121,7 +122,12 @@ class Log:
             LogFile.of(path, start, stop)
             for path, start, stop in zip(paths, starts, stops, strict=True)
         ]
-        for before, piece in itertools.pairwise(pieces):
+        # The build may have more rows than the first file of the live rows, never than the last.
+        following = [
+            *itertools.pairwise(pieces[1:]),
+            *itertools.pairwise(pieces[:: len(pieces) - 1 or 1]),
+        ]
+        for before, piece in following:
             if before.end > piece.end:
                 raise DamagedFile(
                     f"{piece.path} ends at position {piece.end:,} of its partition, and the file "

@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import apache_beam as beam
@@ -23,6 +24,7 @@ import apache_beam as beam
 from tidemill.features.contract import SECOND, TIME_MAX, write_instant
 from tidemill.features.errors import FileError, InputError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.history.inherited_rows import take_over
 from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.topics import open_topics
 from tidemill.pipelines.io.live.follow import (
@@ -32,7 +34,7 @@ from tidemill.pipelines.io.live.follow import (
     FollowOptions,
     stop_after,
 )
-from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveTopic
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveOrigin, LiveTopic
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.live_reader import (
     LiveFigures,
@@ -46,7 +48,6 @@ from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Reached, Start
 from tidemill.pipelines.run.meter import METER
-from tidemill.pipelines.stream_run.inherited_rows import take_over
 
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
@@ -99,8 +100,11 @@ class LiveInput:
         self._stop = current.stream_folder / STOP
         self.live = LiveLog(current.folder / LIVE, project)
         topics = self._topics()
-        take_over(current, project, Log(self._build), topics)
-        self.live.begin(topics)
+        build = Log(self._build)
+        take_over(current, project, build, topics)
+        if not self.live.exists:
+            _check_untaken(build, topics, self.live.folder)
+        self.live.begin(topics, LiveOrigin(self.start.run.as_of_us))
         self.live.seal(self._build, self.start.handoff.as_of_us)
         self.begins = self.polls()
         self._epoch, self._ended = self._first_epoch(), 0
@@ -329,3 +333,14 @@ class LiveInput:
                 reader.step(is_marked=True)
             else:
                 reader.step()
+
+
+def _check_untaken(build: Log, topics: Mapping[str, LiveTopic], folder: Path) -> None:
+    """Refuse to begin a live log where a build has taken rows from one: it is lost."""
+    for name, topic in topics.items():
+        if sum(build.lengths(name)[topic.first :]):
+            raise StateMismatch(
+                f"{folder} is gone, and {build.root} has rows of {name!r} that were read of topic "
+                f"{topic.topic!r}: restore the folder from a copy, or run `tidemill backfill`, "
+                "which begins a new generation without these rows"
+            )

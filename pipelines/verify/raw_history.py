@@ -28,24 +28,34 @@ from tidemill.pipelines.verify.source_history import History, SourceHistory
 
 
 def read_history(config: Configuration, names: Sequence[str], progress: Progress) -> History:
-    """Read the original files of some sources again."""
+    """Read the original files of some sources again, and their live rows.
+
+    The live log is all that holds the rows of topics: those of a partition of a topic are as many
+    as the build took from it, if there are so many.
+    """
     sources = {}
+    live = _live_log(config)
     with progress.stage("read the original history", len(names), "sources") as stage:
         for name in names:
             stage.note(name)
             found = read_log(config, name)
             definition = config.project.definition(name)
-            # Leave out partitions of repaired records that are not in the log yet. Those of a topic
-            # have no rows in the log of a build.
-            build = config.current.build_folder
-            logged, topic = Log(build).partitions(name), read_topics(build).get(name)
-            of_files = logged - (0 if topic is None else len(topic.offsets))
+            # Leave out partitions of repaired records that are not in the log yet.
+            log = Log(config.current.build_folder)
+            logged, topic = log.lengths(name), read_topics(log.root).get(name)
+            of_files = len(logged) - (0 if topic is None else len(topic.offsets))
             parts = [
                 _placed(definition, part.partition, part.rows, part.received_us)
                 for part in found.parts[:of_files]
             ]
+            read = 0
+            for partition in range(of_files, len(logged)):
+                rows = _live_rows(config, live, name, partition, of_files, log)
+                parts.append(_numbered(rows.slice(0, logged[partition]), partition))
+                read += len(parts[-1])
+            counts = found.counts + Counts(read=read, kept=read)
             sources[name] = SourceHistory(
-                definition, _concat(definition, parts), logged, found.counts
+                definition, _concat(definition, parts), len(logged), counts
             )
             stage.advance(1)
     return History(config.project, sources)
@@ -56,25 +66,44 @@ def with_live_rows(config: Configuration, history: History) -> History:
 
     Rows that a seal had written when it was killed are not sealed, and left out.
     """
-    live = LiveLog(config.current.folder / LIVE, config.project)
-    if not config.is_live or not live.exists:
+    live = _live_log(config)
+    if live is None:
         return history
-    log, sources, sealed = stream_log(config.current), dict(history.sources), live.sealed()
-    for name, topic in read_topics(config.current.build_folder).items():
-        source = sources[name]
+    build, sources = Log(config.current.build_folder), dict(history.sources)
+    for name, topic in read_topics(build.root).items():
+        source, logged = sources[name], build.lengths(name)
         first = source.partitions - len(topic.offsets)
         parts = []
         for partition in range(first, source.partitions):
-            rows = log.read(name, partition).slice(0, sealed.positions[name][partition - first])
-            number = pa.array(np.full(len(rows), partition), pa.int64())
-            parts.append(rows.append_column(PARTITION, number))
+            rows = _live_rows(config, live, name, partition, first, build)
+            parts.append(_numbered(rows.slice(logged[partition]), partition))
         read = sum(map(len, parts))
         sources[name] = replace(
             source,
-            rows=pa.concat_tables([source.rows, *parts]).combine_chunks(),
+            rows=_concat(source.definition, [source.rows, *parts]),
             counts=source.counts + Counts(read=read, kept=read),
         )
     return History(history.project, sources)
+
+
+def _live_log(config: Configuration) -> LiveLog | None:
+    """Return the live log of the generation; None if it has none."""
+    live = LiveLog(config.current.folder / LIVE, config.project)
+    return live if config.is_live and live.exists else None
+
+
+def _live_rows(
+    config: Configuration, live: LiveLog | None, name: str, partition: int, first: int, build: Log
+) -> pa.Table:
+    """Return the sealed rows of a partition of a topic; without a live log those of the build."""
+    if live is None:
+        return build.read(name, partition)
+    sealed = live.sealed().positions[name][partition - first]
+    return stream_log(config.current).read(name, partition).slice(0, sealed)
+
+
+def _numbered(rows: pa.Table, partition: int) -> pa.Table:
+    return rows.append_column(PARTITION, pa.array(np.full(len(rows), partition), pa.int64()))
 
 
 def logged_history(build: Path, project: Project) -> History:

@@ -23,16 +23,25 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import TIME_MAX, TIME_MIN, Int64Array
+from tidemill.features.contract import TIME_MAX
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import DamagedFile, DamagedState, StateMismatch
 from tidemill.features.rows import rejected
+from tidemill.pipelines.io.live.live_cuts import REMEDY as REMEDY
+from tidemill.pipelines.io.live.live_cuts import (
+    Cuts,
+    SentPoll,
+    cuts_of,
+    cuts_table,
+    some_cuts,
+)
+from tidemill.pipelines.io.live.live_cuts import LiveTopic as LiveTopic
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import ROWS, Log, log_schema, one_batch
 from tidemill.pipelines.io.log_digests import BLOCK_ROWS
@@ -46,6 +55,7 @@ LIVE: Final = "live"
 """The name of the folder below that of a generation."""
 _TOPICS: Final = "topics.json"
 _SEALED: Final = "sealed.json"
+_ORIGIN: Final = "origin.json"
 _POLLS: Final = "polls"
 _CUTS: Final = "cuts"
 _REJECTED: Final = "rejected"
@@ -54,24 +64,6 @@ _GROWS_TO_BYTES: Final = 1 << 20
 _SEALED_BYTES: Final = 64 << 20
 """About how many bytes of polls a seal holds in memory."""
 _POLL_NUMBER: Final = "_poll"
-REMEDY: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
-"""What to do if a live log is damaged."""
-
-
-@dataclass(frozen=True)
-class LiveTopic:
-    """The topic of a live source.
-
-    Attributes:
-        topic: The name of the topic.
-        first: The partition of the source's log that is partition 0 of the topic; those before are
-            of files.
-        offsets: Where reading begins: the first offset of each partition of the topic.
-    """
-
-    topic: str
-    first: int
-    offsets: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,21 +81,20 @@ class Sealed:
     offsets: Mapping[str, Sequence[int]]
 
 
-@dataclass(frozen=True, eq=False)
-class Cuts:
-    """Sealed polls, in order.
+@dataclass(frozen=True)
+class LiveOrigin:
+    """Where a live log began.
 
     Attributes:
-        number: int64, ``(polls,)``.
-        received_us: int64, ``(polls,)``: when each was received, ascending.
-        positions: Source to int64, ``(polls, partitions of its topic)``: the positions after each.
-        watermarks: The same of the watermarks after each, in microseconds.
+        as_of_us: The instant of the states with which its first stream began; None of a log of a
+            version that did not record it.
+        generation: The generation whose live rows it has taken over; None if it has taken none.
+        number: The number of the last poll that it has taken over; 0 for none.
     """
 
-    number: Int64Array
-    received_us: Int64Array
-    positions: Mapping[str, Int64Array]
-    watermarks: Mapping[str, Int64Array]
+    as_of_us: int | None = None
+    generation: str | None = None
+    number: int = 0
 
 
 def _form(name: str, kind: type) -> RecordFormat:
@@ -115,6 +106,7 @@ _TOPICS_FORM: Final = RecordFormat(
     name="tidemill-live-topics", version=1, fields=frozenset({"sources"}), remedy=REMEDY
 )
 _SEALED_FORM: Final = _form("tidemill-live-sealed", Sealed)
+_ORIGIN_FORM: Final = _form("tidemill-live-origin", LiveOrigin)
 
 
 class LiveLog:
@@ -135,13 +127,20 @@ class LiveLog:
         """Whether a live stream has begun."""
         return (self.folder / _TOPICS).exists()
 
-    def begin(self, topics: Mapping[str, LiveTopic]) -> None:
+    def begin(self, topics: Mapping[str, LiveTopic], origin: LiveOrigin | None = None) -> None:
         """Record the topics before the first poll; later, check that they are the same.
+
+        Args:
+            topics: The topic of each live source.
+            origin: Where the log begins; it is not compared.
 
         Raises:
             StateMismatch: The sources have other topics, or these other partitions.
         """
         if not self.exists:
+            if origin is not None:
+                found = dataclasses.asdict(origin)
+                write_record(self.folder / _ORIGIN, _ORIGIN_FORM, found, durable=True)
             content = {name: dataclasses.asdict(topic) for name, topic in topics.items()}
             write_record(self.folder / _TOPICS, _TOPICS_FORM, {"sources": content}, durable=True)
             return
@@ -168,6 +167,14 @@ class LiveLog:
             name: LiveTopic(one["topic"], one["first"], tuple(one["offsets"]))
             for name, one in found.items()
         }
+
+    def origin(self) -> LiveOrigin:
+        """Return where the log began.
+
+        Raises:
+            StateError: The record cannot be read.
+        """
+        return _read_origin(self.folder)
 
     def sealed(self) -> Sealed:
         """Return how far the log is sealed.
@@ -221,7 +228,7 @@ class LiveLog:
             self.polls.remove_before(sealed.number)
         return sealed
 
-    def _seal(self, polls: Sequence[_Decoded], before: Sealed, log: Log) -> Sealed:
+    def _seal(self, polls: Sequence[SentPoll], before: Sealed, log: Log) -> Sealed:
         topics = self.topics()
         rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
         for poll in polls:
@@ -232,7 +239,7 @@ class LiveLog:
             at = before.positions[name][partition - topics[name].first]
             self._add_rows(self._project.definition(name), partition, at, fresh, log)
         last = polls[-1]
-        self._add(_CUTS, "number", before.number, self._cuts_of(polls, topics))
+        self._add(_CUTS, "number", before.number, cuts_table(polls, topics))
         refused = [
             poll.logged.rejected.append_column(
                 _POLL_NUMBER,
@@ -276,21 +283,6 @@ class LiveLog:
                 rows.columns[:-2], schema=pa.schema(list(rows.schema)[:-2])
             )
             writer.write(declared, rows.column(rows.num_columns - 1).to_numpy())
-
-    def _cuts_of(self, polls: Sequence[_Decoded], topics: Mapping[str, LiveTopic]) -> pa.Table:
-        columns: dict[str, list[int]] = {"number": [], "received_us": []}
-        for logged, sent in polls:
-            columns["number"].append(logged.number)
-            columns["received_us"].append(sent.sent_us)
-            for part in sent.parts:
-                if part.source in topics and part.partition >= topics[part.source].first:
-                    place = f"{part.source}/{part.partition - topics[part.source].first}"
-                    columns.setdefault(f"position/{place}", []).append(part.stop)
-                    columns.setdefault(f"watermark/{place}", []).append(part.watermark_us)
-            for name, offsets in logged.offsets.items():
-                for partition, offset in enumerate(offsets):
-                    columns.setdefault(f"offset/{name}/{partition}", []).append(offset)
-        return pa.table({name: pa.array(found, pa.int64()) for name, found in columns.items()})
 
     def _add(self, kind: str, number: str, sealed: int, more: pa.Table | None) -> None:
         """Add to the files of a kind; the last one grows until it is large.
@@ -336,49 +328,55 @@ class LiveLog:
         firsts = [int(path.stem) for path in paths]
         begin = max(bisect.bisect_right(firsts, after + 1) - 1, 0)
         for path in paths[begin : bisect.bisect_right(firsts, until)]:
-            with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
-                yield pa.ipc.open_file(file).read_all()
+            yield self._table(path)
+
+    @staticmethod
+    def _table(path: Path) -> pa.Table:
+        with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
+            return pa.ipc.open_file(file).read_all()
 
     def cuts(self) -> Cuts:
         """Return the sealed polls.
 
         Raises:
             DamagedFile: A file is damaged.
-            DamagedState: Polls are missing.
+            StateMismatch: Polls are missing.
         """
-        topics, until = self.topics(), self.sealed().number
-        tables = list(self._read(_CUTS, 0, until))
-        if not tables and not until:
-            empty = np.zeros(0, np.int64)
-            none = {name: np.zeros((0, len(t.offsets)), np.int64) for name, t in topics.items()}
-            return Cuts(empty, empty, none, none)
-        table = (
-            pa.concat_tables(tables, promote_options="default")
-            if tables
-            else pa.table({"number": pa.array([], pa.int64())})
-        )
-        # A seal that was killed, or that runs now, may have gone on with a file.
-        table = table.filter(pc.less_equal(table.column("number"), until))
-        numbers = table.column("number").to_numpy()
-        if not np.array_equal(numbers, np.arange(1, until + 1)):
-            raise StateMismatch(
-                f"{self.folder / _CUTS} has not the polls 1 to {until} once each; {REMEDY}"
+        until = self.sealed().number
+        return cuts_of(self._read(_CUTS, 0, until), self.topics(), until, self.folder / _CUTS)
+
+    def cuts_before(self, before_us: int) -> Cuts | None:
+        """Return the last sealed polls that were received before an instant, those of one file.
+
+        Args:
+            before_us: The instant.
+
+        Returns:
+            At least one poll; None if there is none.
+
+        Raises:
+            DamagedFile: A file is damaged.
+        """
+        until, topics = self.sealed().number, self.topics()
+        for path in sorted((self.folder / _CUTS).glob("*.arrow"), reverse=True):
+            if int(path.stem) > until:
+                continue
+            found = some_cuts([self._table(path)], topics)
+            stop = min(
+                int(np.searchsorted(found.received_us, before_us, "left")),
+                int(np.searchsorted(found.number, until, "right")),
             )
+            if stop:
+                return found.first(stop)
+        return None
 
-        def of(kind: str, before: int) -> dict[str, Int64Array]:
-            return {
-                name: np.stack(
-                    [
-                        _known(table, f"{kind}/{name}/{partition}", before)
-                        for partition in range(len(topic.offsets))
-                    ],
-                    axis=1,
-                )
-                for name, topic in topics.items()
-            }
+    def read_until_us(self) -> int | None:
+        """Return the instant up to which all rows are sealed; None if that is not known.
 
-        received = table.column("received_us").to_numpy()
-        return Cuts(numbers, received, of("position", 0), of("watermark", TIME_MIN))
+        Rows that were received before it are sealed, or will never be.
+        """
+        last = self.cuts_before(TIME_MAX)
+        return self.origin().as_of_us if last is None else int(last.received_us[-1]) + 1
 
     def received_us(self, number: int) -> int:
         """Return when a sealed poll was received.
@@ -402,9 +400,7 @@ class LiveLog:
     def take_rejected(self, other: LiveLog, change: Callable[[pa.Table], pa.Table]) -> None:
         """Take over the rejected records of another live log, changed."""
         for path in sorted((other.folder / _REJECTED).glob("*.arrow")):
-            with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
-                table = pa.ipc.open_file(file).read_all()
-            self._write(_REJECTED, int(path.stem), change(table))
+            self._write(_REJECTED, int(path.stem), change(self._table(path)))
 
     def rejected(self, after: int, until: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield the rejected records of sealed polls: the poll's number, and its records.
@@ -423,12 +419,28 @@ class LiveLog:
                     yield number, one_batch(records.slice(start, stop - start))
 
 
-def _known(table: pa.Table, name: str, before: int) -> Int64Array:
-    """Return a column; ``before`` for polls from before the topic had the partition."""
-    if name not in table.column_names:
-        return np.full(len(table), before)
-    found: Int64Array = pc.fill_null(table.column(name), before).to_numpy()
-    return found
+def inherited_from(folder: Path) -> str | None:
+    """Return the generation whose rows a live log has taken over and not yet gone on with.
+
+    Args:
+        folder: The folder of the live log.
+
+    Returns:
+        None if there is no live log, it has taken over nothing, or a stream has read more since.
+
+    Raises:
+        StateError: A record cannot be read.
+    """
+    origin = _read_origin(folder)
+    if origin.generation is None:
+        return None
+    last = PollLog(folder / _POLLS).last()
+    return None if last is not None and last.number > origin.number else origin.generation
+
+
+def _read_origin(folder: Path) -> LiveOrigin:
+    path = folder / _ORIGIN
+    return LiveOrigin(**read_record(path, _ORIGIN_FORM)) if path.exists() else LiveOrigin()
 
 
 def _described(topic: LiveTopic | None) -> str:
@@ -438,22 +450,15 @@ def _described(topic: LiveTopic | None) -> str:
     return f"topic {topic.topic!r} of {len(topic.offsets)} partitions{of_files}"
 
 
-class _Decoded(NamedTuple):
-    """A logged poll, and what it was sent as."""
-
-    logged: LoggedPoll
-    sent: Poll
-
-
-def _in_pieces(polls: Iterable[LoggedPoll], before_us: int) -> Iterator[list[_Decoded]]:
+def _in_pieces(polls: Iterable[LoggedPoll], before_us: int) -> Iterator[list[SentPoll]]:
     """Yield the polls that were received before an instant, in pieces of bounded size."""
-    piece: list[_Decoded] = []
+    piece: list[SentPoll] = []
     size = 0
     for poll in polls:
         sent = Poll.decode(bytes(poll.poll))
         if sent.sent_us >= before_us:
             break
-        piece.append(_Decoded(poll, sent))
+        piece.append(SentPoll(poll, sent))
         size += len(poll.poll)
         if size >= _SEALED_BYTES:
             yield piece

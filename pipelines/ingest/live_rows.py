@@ -1,0 +1,168 @@
+"""The rows that streams have read of topics, as a build takes them into its log.
+
+A build holds every live row that was sealed when it was made, also rows that were received after
+its states: they answer for late events and for labels, as the later rows of files do. Its log is
+whole without the live log, and whoever reads it need not know where a row came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from tidemill.features.contract import TIME_MAX, Int64Array, write_instant
+from tidemill.features.definitions import Project
+from tidemill.features.errors import InputError, Locked, StateMismatch
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.ingest.build_topics import BuildTopic
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveTopic, Sealed
+from tidemill.pipelines.io.log import RECEIVED, Log
+from tidemill.serving.files.locks import lock
+from tidemill.serving.generations.current import Current
+
+SPAN_ROWS: Final = 65_536
+"""Rows that are read at once."""
+
+
+@dataclass(frozen=True)
+class LiveRows:
+    """The sealed live rows of a generation.
+
+    Attributes:
+        log: The log of the generation, with the live rows.
+        topics: The topic of each live source, as the live log was begun with.
+        sealed: How far it is sealed.
+        read_until_us: All rows that were received before this instant are in it; None if that is
+            not known.
+    """
+
+    log: Log
+    topics: Mapping[str, LiveTopic]
+    sealed: Sealed
+    read_until_us: int | None
+
+    def lengths(self, name: str) -> list[int]:
+        """Return the number of rows of each partition of a source's topic."""
+        return list(self.sealed.positions[name]) if name in self.topics else []
+
+    def batches(self, name: str, partition: int) -> Iterator[tuple[pa.RecordBatch, Int64Array]]:
+        """Yield the rows of a partition of a topic, with the time of receipt of each.
+
+        Args:
+            name: The source.
+            partition: The partition of the topic.
+
+        Raises:
+            DamagedFile: The rows are damaged, or fewer than were sealed.
+        """
+        of_log, stop = self.topics[name].first + partition, self.lengths(name)[partition]
+        for start in range(0, stop, SPAN_ROWS):
+            rows = self.log.read_span(name, of_log, start, min(start + SPAN_ROWS, stop))
+            yield rows, hashing.bits(rows.column(RECEIVED))
+
+
+def find_live_rows(current: Current | None, project: Project) -> LiveRows | None:
+    """Find the live rows of a generation, as far as they are sealed.
+
+    What a stream that does not run any more has written down is sealed first. Of one that runs, its
+    last savepoint counts.
+
+    Args:
+        current: The folders of the generation; None for none.
+        project: The project.
+
+    Returns:
+        None if no stream has read a topic.
+
+    Raises:
+        StateError: The live log is damaged.
+        DamagedFile: Likewise.
+    """
+    if current is None or not (live := LiveLog(current.folder / LIVE, project)).exists:
+        return None
+    _seal(live, current)
+    # Then how far it is sealed, so that there are at least so many rows.
+    read_until_us, sealed = live.read_until_us(), live.sealed()
+    return LiveRows(Log(current.build_folder, live.folder), live.topics(), sealed, read_until_us)
+
+
+def _seal(live: LiveLog, current: Current) -> None:
+    last = live.polls.last()
+    if last is None or last.number <= live.sealed().number:
+        return
+    try:
+        with lock(current.stream_lock, "seal what a stream of this generation has read"):
+            live.seal(current.build_folder, TIME_MAX)
+    except Locked:
+        return  # a stream runs: it seals at each savepoint
+
+
+def check_live_rows(
+    config: Configuration, live: LiveRows, topics: Mapping[str, BuildTopic]
+) -> None:
+    """Check that a build can take live rows in, and that none is missing before its states.
+
+    Args:
+        config: The configuration.
+        live: The rows.
+        topics: The topics as they are now.
+
+    Raises:
+        StateMismatch: A topic or the columns of a source are others: rows would be left out.
+        InputError: The states are to be as of an instant up to which topics are not read yet.
+    """
+    check_topics(live.topics, live.log, topics, config.project)
+    until_us, asked_us = live.read_until_us, config.splits.evaluate_until_us
+    if until_us is not None and asked_us > until_us:
+        raise InputError(
+            f"splits.evaluate_until is {write_instant(asked_us)}, and the topics are read up to "
+            f"{write_instant(until_us)} (a stream that runs: up to its last savepoint, see "
+            "stream.savepoint_every); rows that nobody has read cannot be in the states: set "
+            "evaluate_until to that instant or an earlier one, or let `tidemill stream --resume` "
+            "read on and stop it, and run `tidemill backfill` again"
+        )
+
+
+def check_topics(
+    found: Mapping[str, LiveTopic], log: Log, topics: Mapping[str, BuildTopic], project: Project
+) -> None:
+    """Check that live rows can be gone on with.
+
+    Args:
+        found: The topics that were read.
+        log: The log with the rows.
+        topics: The topics as they are now.
+        project: The project.
+
+    Raises:
+        StateMismatch: A topic is another or has fewer partitions, or a source has other columns.
+    """
+    for name in sorted({*found, *topics}):
+        was, now = found.get(name), topics.get(name)
+        if (
+            was is None
+            or now is None
+            or was.topic != now.topic
+            or len(was.offsets) > len(now.offsets)
+        ):
+            raise StateMismatch(
+                f"the streams of this root have read {_said(was)} of {name!r}, and now there is "
+                f"{_said(now)}: what was read would be left out; set the topic back, or begin a "
+                "new root"
+            )
+        if list(log.columns(name).items()) != list(project.definition(name).schema.items()):
+            raise StateMismatch(
+                f"{name!r} has other columns than the rows that were read of topic "
+                f"{now.topic!r}, so these cannot be taken over; set the schema back, or begin a "
+                "new root whose stream reads the topic from its start (kafka.start: earliest)"
+            )
+
+
+def _said(topic: LiveTopic | BuildTopic | None) -> str:
+    if topic is None:
+        return "no topic"
+    return f"topic {topic.topic!r} of {len(topic.offsets)} partitions"

@@ -1,0 +1,337 @@
+"""Topics in the memory of a test, in the place of a broker's, and a project that reads them.
+
+`MemoryTopics` answers what `pipelines.io.kafka.reader.Reader` answers; a real broker has tests of
+its own. `TopicProject.read` reads like a live stream, by a clock of its own and without an engine;
+`tidemill stream` in the same process reads these topics too.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import pytest
+
+from tidemill import (
+    Entity,
+    EventStream,
+    FeatureView,
+    Label,
+    Project,
+    Request,
+    col,
+    count,
+    last,
+    sum,
+)
+from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions
+from tidemill.pipelines.config.kafka_section import KafkaTopic
+from tidemill.pipelines.config.source_section import Source
+from tidemill.pipelines.ingest import topics as topics_module
+from tidemill.pipelines.ingest.build_topics import read_topics
+from tidemill.pipelines.ingest.topics import open_topics
+from tidemill.pipelines.io.kafka.client import Ends, Partition
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveOrigin, LiveTopic
+from tidemill.pipelines.io.live.live_reader import LiveReader, Pace
+from tidemill.pipelines.io.messages import Messages
+from tidemill.pipelines.recovery.log_parts import stream_log
+from tidemill.serving.generations.current import Current
+from tidemill.serving.stores.online_places import SqlitePlace
+
+BEGIN: Final = 1_700_000_000 * SECOND // HOUR * HOUR
+"""When the histories of a `TopicProject` begin."""
+PACE: Final = Pace(rest_s=0.0, beat_s=0.0, check_s=0.0, quiet_us=2 * SECOND)
+
+PAYMENTS: Final = EventStream(
+    "payments",
+    {"payment": "string", "at": "timestamp", "sent_at": "timestamp", "card": "string",
+     "amount": "float64", "shop": "int64", "online": "bool"},
+    "at", "payment", transport=["sent_at"], out_of_orderness="5s", allowed_lateness="10s",
+    max_ahead="1h",
+)  # fmt: skip
+REFUNDS: Final = EventStream(
+    "refunds",
+    {"refund": "string", "at": "timestamp", "sent_at": "timestamp", "check": "string",
+     "value": "float64"},
+    "at", "refund", transport=["sent_at"], out_of_orderness="5s", max_ahead="1h",
+)  # fmt: skip
+CHECKS: Final = Request(
+    "checks",
+    {"check": "string", "at": "timestamp", "sent_at": "timestamp", "card": "string",
+     "wanted": "float64"},
+    "at", "check", out_of_orderness="5s", max_ahead="1h", inputs={"wanted": col("wanted")},
+)  # fmt: skip
+PROJECT: Final = Project(
+    "shop",
+    CHECKS,
+    [
+        FeatureView(
+            "by_card",
+            Entity("card"),
+            PAYMENTS,
+            "1m",
+            {
+                "payments_1h": count(over="1h"),
+                "spent_1h": sum(col("amount"), over="1h"),
+                "last_amount": last(col("amount"), over="2h"),
+            },
+        )
+    ],
+    label=Label("refunded", REFUNDS, col("value") > 0.5, on={"check": "check"}, horizon="10m"),
+)
+NAMES: Final = ("payments", "refunds", "checks")
+
+
+def instant(time_us: int) -> str:
+    return f"{np.datetime64(time_us, 'us')}Z"
+
+
+@dataclass
+class MemoryTopics:
+    """Topics by name: partitions of messages, each with its timestamp in microseconds."""
+
+    topics: dict[str, list[list[tuple[int, bytes]]]] = field(default_factory=dict)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let sources read these topics in the place of a broker's."""
+        monkeypatch.setattr(topics_module, "choose_client", lambda: self)
+        monkeypatch.setattr(topics_module, "Reader", MemoryReader)
+
+
+class MemoryReader:
+    """See `pipelines.io.kafka.reader.Reader`."""
+
+    def __init__(self, topics: MemoryTopics, connection: Any) -> None:
+        self._topics = topics.topics
+        self._at: dict[Partition, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def assign(self, positions: Mapping[Partition, int]) -> None:
+        self._at = dict(positions)
+
+    def poll(self, wait_s: float, max_messages: int) -> list[Messages]:
+        given = []
+        for where, at in self._at.items():
+            found = self._topics[where.topic][where.partition][at : at + max_messages]
+            max_messages -= len(found)
+            self._at[where] = at + len(found)
+            if found:
+                given.append(
+                    Messages(
+                        where.topic,
+                        where.partition,
+                        np.arange(at, at + len(found)),
+                        np.array([sent for sent, _ in found], np.int64),
+                        [None] * len(found),
+                        [value for _, value in found],
+                        [()] * len(found),
+                    )
+                )
+        return given
+
+    def positions(self) -> dict[Partition, int]:
+        return dict(self._at)
+
+    def partitions(self, topic: str) -> tuple[int, ...]:
+        return tuple(range(len(self._topics[topic])))
+
+    def ends(self, partitions: Iterable[Partition] | None = None) -> dict[Partition, Ends]:
+        asked = self._at if partitions is None else partitions
+        sizes = {where: len(self._topics[where.topic][where.partition]) for where in asked}
+        return {where: Ends(size, size) for where, size in sizes.items()}
+
+    def beginnings(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        return dict.fromkeys(partitions, 0)
+
+    def offsets_at(
+        self, time_us: int, partitions: Iterable[Partition]
+    ) -> dict[Partition, int | None]:
+        return {
+            where: next(
+                (
+                    offset
+                    for offset, (sent, _) in enumerate(self._topics[where.topic][where.partition])
+                    if sent >= time_us
+                ),
+                None,
+            )
+            for where in partitions
+        }
+
+
+@dataclass
+class TopicProject:
+    """A shop whose payments, refunds and checks go on in topics.
+
+    Attributes:
+        folder: Where its files are.
+        topics: Its topics, installed.
+        partitions: How many partitions each topic has.
+        files: Whether there are files from before the topics.
+        until_us: The end of the evaluation; the first one is where the files end.
+        now_us: The clock of `read`.
+    """
+
+    folder: Path
+    topics: MemoryTopics
+    partitions: int = 2
+    files: bool = True
+    until_us: int = BEGIN + HOUR
+    now_us: int = BEGIN + HOUR
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.numbers = dict.fromkeys(NAMES, 0)
+        self.rows: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in NAMES}
+        for name in NAMES:
+            self.topics.topics[name] = [[] for _ in range(self.partitions)]
+            self.rows[name] = [[] for _ in range(1 + self.partitions)]
+        if self.files:
+            for at_us in range(BEGIN, BEGIN + HOUR, 40 * SECOND):
+                for name, row in self._some(at_us):
+                    self.rows[name][0].append(row)
+        for name in NAMES:
+            self.write_file(self.folder / f"{name}.csv", name, self.rows[name][0])
+
+    def _some(self, at_us: int) -> list[tuple[str, dict[str, Any]]]:
+        """Return rows of about an instant, by source; some come late."""
+        found = []
+        card = f"c-{self.random.randrange(5)}"
+        sent = instant(at_us)
+        late_us = self.random.choice([0, 0, 0, 3 * SECOND, 8 * SECOND])
+        number = self.numbers["payments"]
+        self.numbers["payments"] += 1
+        found.append(
+            (
+                "payments",
+                {
+                    "payment": f"p-{number}", "at": instant(at_us - late_us), "sent_at": sent,
+                    "card": self.random.choice([card, card, None]),
+                    "amount": self.random.randrange(10_000) / 100,
+                    "shop": self.random.choice([number, None]), "online": number % 2 == 0,
+                },
+            )
+        )  # fmt: skip
+        if self.random.random() < 0.6:
+            number = self.numbers["checks"]
+            self.numbers["checks"] += 1
+            found.append(
+                (
+                    "checks",
+                    {
+                        "check": f"q-{number}", "at": sent, "sent_at": sent, "card": card,
+                        "wanted": number / 4,
+                    },
+                )
+            )  # fmt: skip
+            if number and self.random.random() < 0.8:
+                found.append(
+                    (
+                        "refunds",
+                        {
+                            "refund": f"r-{number}", "at": sent, "sent_at": sent,
+                            "check": f"q-{number - 1}", "value": float(number % 2),
+                        },
+                    )
+                )  # fmt: skip
+        return found
+
+    def write_file(self, path: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows as csv; without rows only the names of the columns."""
+        names = list(PROJECT.definition(name).schema)
+        lines = [",".join(names)]
+        for row in rows:
+            cells = ("" if row[column] is None else str(row[column]) for column in names)
+            lines.append(",".join(cells))
+        path.write_text("\n".join(lines) + "\n")
+
+    def send(self, at_us: int, steps: int = 1, every_us: int = 20 * SECOND) -> None:
+        """Send messages of some instants."""
+        for number in range(steps):
+            for name, row in self._some(at_us + number * every_us):
+                partition = self.random.randrange(self.partitions)
+                self.rows[name][1 + partition].append(row)
+                value = {key: found for key, found in row.items() if key != "sent_at"}
+                sent_us = at_us + number * every_us
+                self.topics.topics[name][partition].append((sent_us, json.dumps(value).encode()))
+
+    def config(self, **changes: Any) -> Configuration:
+        """Return the configuration."""
+        sources = {
+            name: Source(
+                name,
+                (str(self.folder / f"{name}*.csv"),) if self.files else (),
+                received="sent_at",
+                kafka=KafkaTopic(bootstrap=("memory:1",), topic=name, format="json"),
+            )
+            for name in NAMES
+        }
+        found = Configuration(
+            path=self.folder / "tidemill.yaml",
+            project_name="project:project",
+            project=PROJECT,
+            root=self.folder / "run",
+            shards=2,
+            sources=sources,
+            splits=Splits(self.until_us - 10 * MINUTE, self.until_us, 1 << 60),
+            online_store=SqlitePlace(self.folder / "run" / "online.db"),
+            stream=StreamOptions(engine="fnapi"),
+        )
+        return replace(found, **changes)
+
+    @property
+    def live(self) -> LiveLog:
+        """The live log of the current generation."""
+        return LiveLog(self.config().current.folder / LIVE, PROJECT)
+
+    def read(self, steps: int = 1, seconds: float = 1.0, *, seals: bool = True) -> int:
+        """Read the topics as a stream does, step by step; return the instant of the last poll."""
+        config = self.config()
+        current = config.current
+        log, live = stream_log(current), self.live
+        built = read_topics(current.build_folder)
+        live.begin(
+            {
+                name: LiveTopic(name, log.partitions(name) - len(topic.offsets), topic.offsets)
+                for name, topic in built.items()
+            },
+            LiveOrigin(self.until_us),
+        )
+        live.seal(current.build_folder, self.until_us)
+        order = [
+            (name, partition, log.digests(name, partition).rows if partition == 0 else None)
+            for name in NAMES
+            for partition in range(log.partitions(name))
+        ]
+        offsets = LiveReader.offsets_after(live.polls, live.sealed().offsets)
+        with open_topics(config, log, [], offsets) as sources:
+            reader = LiveReader(
+                sources, order, live.polls, live.sealed().offsets, PACE,
+                after_us=self.until_us - 1, clock_us=lambda: self.now_us,
+                seconds=lambda: self.now_us / SECOND,
+            )  # fmt: skip
+            for _ in range(steps):
+                self.now_us += round(seconds * SECOND)
+                reader.step()
+        live.polls.close()
+        if seals:
+            live.seal(current.build_folder, 1 << 60)
+        return reader.received_us
+
+    @property
+    def current(self) -> Current:
+        """The current folders."""
+        return self.config().current
