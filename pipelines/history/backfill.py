@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ def backfill(
             inherit_live_rows(
                 live, build.before, build.live, Log(build.folder), config.project, topics
             )
-        with sharded(config, progress, build.folder, build.work) as stages:
+            live = replace(live, log=Log(live.log.root, build.live))
+        folder = None if live is None else live.log.live
+        with sharded(config, progress, build.folder, build.work, folder) as stages:
             summary["training"] = point_in_time(stages)
             handoff, summary["handoff"] = hand_over(stages, build.generation)
         change_points = _log_history(config, progress, build, handoff, publish=publish)
@@ -160,7 +163,9 @@ def _manifest(
 
 
 @contextmanager
-def sharded(config: Configuration, progress: Progress, build: Path, work: Path) -> Iterator[Stages]:
+def sharded(
+    config: Configuration, progress: Progress, build: Path, work: Path, live: Path | None = None
+) -> Iterator[Stages]:
     """Split the log of a build by view, shard and part, for the block.
 
     Args:
@@ -168,6 +173,7 @@ def sharded(config: Configuration, progress: Progress, build: Path, work: Path) 
         progress: Where progress is shown.
         build: The folder of the build, with its log.
         work: A folder for files that are needed only in the block.
+        live: The folder of the live log whose rows are in the build; None if there is none.
 
     Yields:
         What `point_in_time` and `hand_over` go on from.
@@ -184,6 +190,7 @@ def sharded(config: Configuration, progress: Progress, build: Path, work: Path) 
             spill,
             shards=config.shards,
             as_of_us=config.splits.evaluate_until_us,
+            live=live,
         )
         check_space(spill, spill_bytes(config.project, plan), "this backfill")
         stages = Stages(config.project, plan, progress)

@@ -8,7 +8,6 @@ from typing import Any
 from tidemill.pipelines.history.stages import Stages
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import Handoff, cut_digests
-from tidemill.pipelines.recovery.log_parts import wait_us
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.marks import first_mark
 from tidemill.pipelines.stream.operator_key import OperatorKey
@@ -38,7 +37,7 @@ def hand_over(stages: Stages, generation: str) -> tuple[Handoff, dict[str, Any]]
     marks: dict[str, list[str]] = {}
     for view in project.views:
         positions = [*plan.stops[view.stream.name], *plan.stops[plan.request]]
-        frontier = plan.as_of_us - wait_us(project, view)
+        frontier = plan.frontier_us(project, view)
         frontiers[view.name] = [frontier] * plan.shards
         marks[view.name] = [
             first_mark(

@@ -20,8 +20,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tidemill.features.contract import Int64Array
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import FeatureView, Project
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.recovery.log_parts import frontier_of, watermarks_at
 
 SPAN_ROWS: Final = 524_288
 """Rows of a partition that are split at once."""
@@ -63,6 +64,7 @@ class HistoryPlan:
         build: The folder of the build, with its log.
         spill: The folder of the spill files.
         as_of_us: The instant that the states are as of.
+        watermarks: Source to the watermark of each partition at that instant.
         shards: The number of shards of each view.
         lengths: Source to the number of rows of each partition.
         stops: Source to the position of each partition at the instant of the states.
@@ -76,6 +78,7 @@ class HistoryPlan:
     build: str
     spill: str
     as_of_us: int
+    watermarks: Mapping[str, Sequence[int]]
     shards: int
     lengths: Mapping[str, Sequence[int]]
     stops: Mapping[str, Sequence[int]]
@@ -92,8 +95,17 @@ class HistoryPlan:
         *,
         shards: int,
         as_of_us: int,
+        live: Path | None = None,
     ) -> HistoryPlan:
         """Plan the work on the log of a build.
+
+        Args:
+            project: The project.
+            build: The folder of the build.
+            spill: The folder of the spill files.
+            shards: The number of shards of each view.
+            as_of_us: The instant that the states are as of.
+            live: The folder of the live log whose rows are in the build; None if there is none.
 
         Raises:
             InputError: A source of the project has no log.
@@ -112,6 +124,7 @@ class HistoryPlan:
             build=str(build),
             spill=str(spill),
             as_of_us=as_of_us,
+            watermarks=watermarks_at(Log(build, live), project, as_of_us),
             shards=shards,
             lengths=lengths,
             stops={
@@ -128,6 +141,10 @@ class HistoryPlan:
             if label is None
             else parts(max(asked, sum(lengths[label.stream.name])), 1),
         )
+
+    def frontier_us(self, project: Project, view: FeatureView) -> int:
+        """Return the frontier of the states of a view."""
+        return frontier_of(project, view, self.watermarks)
 
     def encode(self) -> str:
         """Return the plan as JSON."""

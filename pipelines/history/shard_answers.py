@@ -36,7 +36,6 @@ from tidemill.features.kernel.tiles.state import State
 from tidemill.pipelines.history.history_plan import HistoryPlan
 from tidemill.pipelines.history.spill import SpillFile, spill_file
 from tidemill.pipelines.history.split import events_section, requests_section
-from tidemill.pipelines.recovery.log_parts import wait_us
 from tidemill.pipelines.stream.answer_parts import groups_of
 from tidemill.pipelines.stream.sequence import sequenced_events_schema
 
@@ -75,7 +74,7 @@ def answer_part(project: Project, plan: HistoryPlan, view_name: str, piece: int)
     kernel = make_plan(view)
     events = _read_events(plan, view, kernel, piece)
     requests = _read_requests(plan, view, piece)
-    frontier_us = plan.as_of_us - wait_us(project, view)
+    frontier_us = plan.frontier_us(project, view)
     values, nulls = _advance(plan, view, kernel, events, requests, frontier_us, piece)
     numbers = hashing.bits(requests.column(ORDINAL))
     with spill_file(plan.answers_path(view.name, piece)) as out:

@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Project
 from tidemill.features.kernel.columns import concat
 from tidemill.features.kernel.dedupe import FORGET_FROM, UInt64Array
 from tidemill.features.kernel.encoding import EncodedEntities, encode_merged
 from tidemill.pipelines.history.history_plan import HistoryPlan
 from tidemill.pipelines.history.spill import SpillFile
-from tidemill.pipelines.recovery.log_parts import wait_us
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
@@ -75,12 +74,8 @@ def _operator(project: Project, plan: HistoryPlan, view: int, shard: int) -> Sha
     )
     operator = make_operator(project, operator_key(project, view, shard, plan.shards), options)
     operator.expected = [stop for source in sources for stop in plan.stops[source.name]]
-    operator.watermarks = [
-        max(plan.as_of_us - source.out_of_orderness_us, TIME_MIN)
-        for source in sources
-        for _ in plan.stops[source.name]
-    ]
-    operator.state.frontier_us = plan.as_of_us - wait_us(project, definition)
+    operator.watermarks = [at for source in sources for at in plan.watermarks[source.name]]
+    operator.state.frontier_us = plan.frontier_us(project, definition)
     return operator
 
 

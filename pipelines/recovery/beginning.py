@@ -10,7 +10,12 @@ from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
+from tidemill.pipelines.recovery.log_parts import (
+    parts_before,
+    source_partitions,
+    stream_log,
+    watermarks_at,
+)
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
@@ -43,7 +48,9 @@ def find_beginning(config: Configuration, build: Path, as_of_us: int) -> Beginni
     """
     project, log = config.project, Log(build)
     partitions = source_partitions(log, project)
-    parts, positions = parts_before(log, project, partitions, as_of_us)
+    # The build has the rows, the live log what was known of its topics.
+    watermarks = watermarks_at(stream_log(config.current), project, as_of_us)
+    parts, positions = parts_before(log, project, partitions, as_of_us, watermarks=watermarks)
     options = FeaturizeOptions(
         run="handoff", shards=config.shards, partitions=partitions, publish=False
     )

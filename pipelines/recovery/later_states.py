@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tidemill.features.contract import TIME_MIN
+from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import validated_poll
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import Handoff, read_record
 from tidemill.pipelines.recovery.log_parts import (
+    instant_reaching,
     parts_before,
     source_partitions,
     stream_log,
-    wait_us,
+    watermarks_at,
 )
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
@@ -57,7 +60,8 @@ def find_later(
     """Find the earliest instant at which no frontier is behind what readers see.
 
     A frontier is the least watermark of its inputs. Once all rows received before an instant are
-    read, a watermark is that instant less the source's ``out_of_orderness``, or later.
+    read, that of a file is that instant less the source's ``out_of_orderness``, or later; that of
+    a topic is what the reader knew (`pipelines.recovery.log_parts.watermarks_at`).
 
     Args:
         config: The configuration.
@@ -78,11 +82,29 @@ def find_later(
             ahead[view] = max(frontiers)
     if not ahead:
         return None
-    as_of_us = max(frontier + wait_us(project, view) for view, frontier in ahead.items())
     end_us = config.splits.stream_until_us
-    if as_of_us <= end_us:
+    reached = {view.name: frontier for view, frontier in ahead.items()}
+    as_of_us = instant_reaching(stream_log(config.current), project, reached, end_us)
+    if as_of_us is not None:
         return Later(as_of_us, TIME_MIN)
     return Later(end_us, max(ahead.values()))
+
+
+def published_until(config: Configuration, view: FeatureView, frontier_us: int) -> int:
+    """Return the instant before which rows were received that a backfill has published.
+
+    Args:
+        config: The configuration.
+        view: The view.
+        frontier_us: The frontier that was published: that of the states, or of later ones
+            (`find_later`).
+    """
+    states = read_record(config.current.build_folder / paths.STATES)
+    if frontier_us == min(states.frontiers.get(view.name, [TIME_MIN])):
+        return states.as_of_us
+    log, end_us = stream_log(config.current), config.splits.stream_until_us
+    found = instant_reaching(log, config.project, {view.name: frontier_us}, end_us)
+    return end_us if found is None else found
 
 
 def later_operators(
@@ -105,6 +127,7 @@ def later_operators(
         later.as_of_us,
         handoff.positions,
         later.watermark_us,
+        watermarks_at(log, project, later.as_of_us),
     )
     poll, _ = validated_poll(project, Poll(handoff.polls + 1, 0, tuple(parts)))
     plans = {view.name: make_plan(view) for view in project.views}

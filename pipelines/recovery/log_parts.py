@@ -8,7 +8,7 @@ import numpy as np
 
 from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView, Project
-from tidemill.pipelines.io.live.live_log import LIVE
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import PollPart
 from tidemill.serving.generations.current import Current
@@ -33,6 +33,85 @@ def wait_us(project: Project, view: FeatureView) -> int:
     return max(view.stream.out_of_orderness_us, project.request.out_of_orderness_us)
 
 
+def watermarks_at(log: Log, project: Project, as_of_us: int) -> dict[str, list[int]]:
+    """Return the watermark of each partition once all rows received before an instant are read.
+
+    That of a file is the instant less the source's ``out_of_orderness``. That of a partition of a
+    topic is never later than the reader knew when it had read these rows: what it reads of a
+    backlog is received long after it happened.
+
+    Args:
+        log: The log, with its live rows.
+        project: The project.
+        as_of_us: The instant.
+
+    Returns:
+        Source to the watermark of each partition, in microseconds.
+    """
+    names = source_partitions(log, project)
+    found = {
+        name: [max(as_of_us - project.definition(name).out_of_orderness_us, TIME_MIN)] * count
+        for name, count in names.items()
+    }
+    if log.live is None or not (live := LiveLog(log.live, project)).exists:
+        return found
+    if (cuts := live.cuts_before(as_of_us)) is None:
+        return found
+    begun_us = live.origin().as_of_us
+    for name, topic in live.topics().items():
+        # Before a partition is looked at, nothing older than the stream's beginning is expected.
+        # Of one that the topic got later nothing is known; its first rows may come late.
+        least_us = TIME_MIN
+        if begun_us is not None:
+            least_us = begun_us - project.definition(name).out_of_orderness_us
+        known = cuts.watermarks[name][-1, : cuts.partitions[name]].tolist()
+        for partition, at_us in enumerate(known, start=topic.first):
+            found[name][partition] = min(found[name][partition], max(at_us, least_us))
+    return found
+
+
+def frontier_of(
+    project: Project, view: FeatureView, watermarks: Mapping[str, Sequence[int]]
+) -> int:
+    """Return the frontier of a view's shards: the least watermark of its stream and requests."""
+    return min(*watermarks[view.stream.name], *watermarks[project.request.name])
+
+
+def begin_frontier(log: Log, project: Project, view: FeatureView, as_of_us: int) -> int:
+    """Return the frontier of a view's states as of an instant."""
+    return frontier_of(project, view, watermarks_at(log, project, as_of_us))
+
+
+def instant_reaching(
+    log: Log, project: Project, frontiers: Mapping[str, int], end_us: int
+) -> int | None:
+    """Return the first instant as of which no frontier of some views is earlier than given.
+
+    Args:
+        log: The log, with its live rows.
+        project: The project.
+        frontiers: View to its frontier.
+        end_us: Rows received at this instant or later are never applied.
+
+    Returns:
+        The instant: with live rows, just after a poll. None if there is none before ``end_us``.
+    """
+    waits = max(
+        frontier + wait_us(project, project.view(view)) for view, frontier in frontiers.items()
+    )
+    if log.live is None or not (live := LiveLog(log.live, project)).exists:
+        return waits if waits <= end_us else None
+    cuts, topics = live.cuts(), live.topics()
+    instants = cuts.received_us + 1
+    reached = instants >= waits
+    for name, of_view in frontiers.items():
+        view = project.view(name)
+        for source in {view.stream.name, project.request.name} & topics.keys():
+            known = cuts.watermarks[source][:, : cuts.partitions[source]]
+            reached &= (known >= of_view).all(axis=1)
+    return int(instants[reached.argmax()]) if reached.any() else None
+
+
 def parts_before(
     log: Log,
     project: Project,
@@ -40,6 +119,7 @@ def parts_before(
     as_of: int,
     start: Mapping[str, Sequence[int]] | None = None,
     watermark_us: int = TIME_MIN,
+    watermarks: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[list[PollPart], dict[str, list[int]]]:
     """Return each partition's rows received before an instant, and the positions after them.
 
@@ -50,6 +130,7 @@ def parts_before(
         as_of: The instant.
         start: Source to the position of each partition to begin with; None for the beginning.
         watermark_us: No watermark is lower.
+        watermarks: Source to the watermark of each partition; None for those of files.
     """
     parts = []
     positions: dict[str, list[int]] = {}
@@ -63,7 +144,10 @@ def parts_before(
             first = 0 if start is None else start[name][partition]
             stop = max(stop, first)
             rows = one_batch(table.slice(first, stop - first)) if stop > first else None
-            watermark = max(as_of - definition.out_of_orderness_us, watermark_us)
+            known = as_of - definition.out_of_orderness_us
+            if watermarks is not None:
+                known = watermarks[name][partition]
+            watermark = max(known, watermark_us)
             parts.append(PollPart(name, partition, first, stop, watermark, rows))
             positions.setdefault(name, []).append(stop)
     return parts, positions

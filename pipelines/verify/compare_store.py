@@ -40,7 +40,7 @@ from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.point_in_time import values_at
 from tidemill.pipelines.io.log import RECEIVED
-from tidemill.pipelines.recovery.log_parts import wait_us
+from tidemill.pipelines.recovery.later_states import published_until
 from tidemill.pipelines.run.progress import Progress, StageProgress
 from tidemill.pipelines.verify.compare_predictions import differ, patterns
 from tidemill.pipelines.verify.diagnosis import written
@@ -151,8 +151,7 @@ def received_before(
     Returns:
         bool, ``(rows,)``.
     """
-    waits = wait_us(config.project, view)
-    until_us = min(frontiers.highest + waits, config.splits.stream_until_us)
+    until_us = published_until(config, view, frontiers.highest)
     applied: BoolArray = source.words(RECEIVED) < until_us
     return applied
 

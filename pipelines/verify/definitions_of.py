@@ -7,7 +7,7 @@ from collections.abc import Collection
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
-from tidemill.pipelines.recovery.log_parts import wait_us
+from tidemill.pipelines.recovery.log_parts import begin_frontier, stream_log
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.marks import first_mark
@@ -51,10 +51,10 @@ def _begins_with_these(
             continue
         if view.stream.name not in run.positions or "mark_before" not in release:
             continue
-        waits = wait_us(project, view)
+        frontier = begin_frontier(stream_log(stream), project, view, run.as_of_us)
         key = OperatorKey(view.name, view.hash, release["shard"], config.shards)
         positions = [*run.positions[view.stream.name], *asked]
-        if first_mark(key, positions, run.as_of_us - waits).hex() == release["mark_before"]:
+        if first_mark(key, positions, frontier).hex() == release["mark_before"]:
             return True
     return False
 

@@ -8,7 +8,8 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions, wait_us
+from tidemill.pipelines.recovery.later_states import published_until
+from tidemill.pipelines.recovery.log_parts import parts_before, source_partitions
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.verify.compare_build import compare_build
@@ -98,10 +99,8 @@ def _compare_offline(
                 cause = "not every shard of the log has been written"
                 findings.add(Mismatch("offline", "the span of each shard", view.name, cause=cause))
                 continue
-            waits = wait_us(project, view)
-            _, positions = parts_before(
-                log, project, source_partitions(log, project), reached.last_us + waits
-            )
+            until_us = published_until(config, view, reached.last_us)
+            _, positions = parts_before(log, project, source_partitions(log, project), until_us)
             log_history(
                 [view],
                 log,

@@ -11,13 +11,14 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.beginning import find_beginning
 from tidemill.pipelines.recovery.later_states import Later, later_operators
-from tidemill.pipelines.recovery.log_parts import wait_us
+from tidemill.pipelines.recovery.log_parts import instant_reaching, stream_log
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.verify.compare_store import StoreCounts, check_store, received_before
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.compare_rows import RowCheck, RowCounts
+from tidemill.pipelines.verify.raw_history import with_live_rows
 from tidemill.pipelines.verify.store_origins import Origin
 from tidemill.pipelines.verify.witness import Witnesses
 from tidemill.serving.generations.current import Current
@@ -57,7 +58,7 @@ def prove_published(
             by_folders.setdefault(origin.current, []).append(view)
     for current, views in by_folders.items():
         of_it = replace(config, pinned=current)
-        history = witnesses.of(of_it, findings).history
+        history = with_live_rows(of_it, witnesses.of(of_it, findings).history)
         applied = functools.partial(received_before, of_it)
         found = check_store(of_it, history, applied, views, progress, findings)
         total = StoreCounts(*map(operator.add, total, found))
@@ -95,9 +96,8 @@ def published_operators(config: Configuration, check: RowCheck) -> Iterator[Shar
         if not known:
             continue
         # A frontier follows from the end of the rows that were applied (`find_later`).
-        waits = wait_us(project, project.view(view))
         frontier, end_us = max(known), config.splits.stream_until_us
-        later = Later(frontier + waits, TIME_MIN)
-        if frontier + waits > end_us:
-            later = Later(end_us, frontier)
+        log = stream_log(config.current)
+        as_of_us = instant_reaching(log, project, {view: frontier}, end_us)
+        later = Later(end_us, frontier) if as_of_us is None else Later(as_of_us, TIME_MIN)
         yield from later_operators(config, build / paths.STATES, later, [view])

@@ -21,10 +21,11 @@ from tidemill.pipelines.io.log import PARTITION, POSITION
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import (
+    frontier_of,
     parts_before,
     source_partitions,
     stream_log,
-    wait_us,
+    watermarks_at,
 )
 from tidemill.pipelines.recovery.savepoints import faults_of_savepoint
 from tidemill.pipelines.run.progress import Progress
@@ -312,12 +313,14 @@ def _compare_files(
 def _log_history(config: Configuration, run: StreamRun, offline: Path) -> None:
     """Write the offline logs again up to where a stream begins."""
     project = config.project
+    log = stream_log(config.current)
+    watermarks = watermarks_at(log, project, run.as_of_us)
     log_history(
         project.views,
-        stream_log(config.current),
+        log,
         offline,
         shards=config.shards,
-        until_us={view.name: run.as_of_us - wait_us(project, view) for view in project.views},
+        until_us={view.name: frontier_of(project, view, watermarks) for view in project.views},
         positions=run.positions,
     )
 

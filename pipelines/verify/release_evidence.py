@@ -12,7 +12,7 @@ from tidemill.features.contract import TIME_MIN, Int64Array
 from tidemill.features.definitions import FeatureView
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.recovery.handoff import StreamRun
-from tidemill.pipelines.recovery.log_parts import wait_us
+from tidemill.pipelines.recovery.log_parts import frontier_of, stream_log, watermarks_at
 from tidemill.pipelines.recovery.release_log import place_of, read_release_lines
 from tidemill.pipelines.verify.source_history import History, PositionVector, Seen
 
@@ -159,10 +159,10 @@ def read_evidence(
     handoff: dict[str, PositionVector] = {}
     run = StreamRun.read(current.stream_folder)
     if run is not None:
-        as_of_us = run.as_of_us
+        watermarks = watermarks_at(stream_log(current), project, run.as_of_us)
         handoff = {name: tuple(places) for name, places in run.positions.items()}
         for view in project.views:
-            handoff_us[view.name] = as_of_us - wait_us(project, view)
+            handoff_us[view.name] = frontier_of(project, view, watermarks)
     mode = config.stream.mode if run is None else run.mode
     return Evidence(
         releases=releases,

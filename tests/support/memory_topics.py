@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -41,6 +43,8 @@ from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveOrigin, LiveT
 from tidemill.pipelines.io.live.live_reader import LiveReader, Pace
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.recovery.log_parts import stream_log
+from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.serving.generations.current import Current
 from tidemill.serving.stores.online_places import SqlitePlace
 
@@ -179,19 +183,24 @@ class TopicProject:
         topics: Its topics, installed.
         partitions: How many partitions each topic has.
         files: Whether there are files from before the topics.
+        begin_us: When the files begin; they end an hour later.
         until_us: The end of the evaluation; the first one is where the files end.
-        now_us: The clock of `read`.
+        seed: Of everything random.
+        poll_rows: The most rows of a poll of a stream.
     """
 
     folder: Path
     topics: MemoryTopics
     partitions: int = 2
     files: bool = True
-    until_us: int = BEGIN + HOUR
-    now_us: int = BEGIN + HOUR
+    begin_us: int = BEGIN
+    until_us: int = 0
     seed: int = 1
+    poll_rows: int = 4096
 
     def __post_init__(self) -> None:
+        self.until_us = self.until_us or self.begin_us + HOUR
+        self.now_us = self.until_us
         self.random = random.Random(self.seed)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.numbers = dict.fromkeys(NAMES, 0)
@@ -200,7 +209,7 @@ class TopicProject:
             self.topics.topics[name] = [[] for _ in range(self.partitions)]
             self.rows[name] = [[] for _ in range(1 + self.partitions)]
         if self.files:
-            for at_us in range(BEGIN, BEGIN + HOUR, 40 * SECOND):
+            for at_us in range(self.begin_us, self.begin_us + HOUR, 40 * SECOND):
                 for name, row in self._some(at_us):
                     self.rows[name][0].append(row)
         for name in NAMES:
@@ -288,7 +297,7 @@ class TopicProject:
             sources=sources,
             splits=Splits(self.until_us - 10 * MINUTE, self.until_us, 1 << 60),
             online_store=SqlitePlace(self.folder / "run" / "online.db"),
-            stream=StreamOptions(engine="fnapi"),
+            stream=StreamOptions(engine="fnapi", poll_rows=self.poll_rows),
         )
         return replace(found, **changes)
 
@@ -335,3 +344,31 @@ class TopicProject:
     def current(self) -> Current:
         """The current folders."""
         return self.config().current
+
+    def stream(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
+        """Run `tidemill stream` in this process until it has read all that the topics hold."""
+
+        @contextmanager
+        def until_read(_: object) -> Iterator[threading.Event]:
+            asked, ended = threading.Event(), threading.Event()
+
+            def watch() -> None:
+                while not ended.wait(0.05):
+                    last = self.live.polls.last() if self.live.exists else None
+                    if last is not None and all(
+                        list(last.offsets[name]) == [len(one) for one in self.topics.topics[name]]
+                        for name in NAMES
+                    ):
+                        asked.set()
+                        return
+
+            watcher = threading.Thread(target=watch, daemon=True)
+            watcher.start()
+            try:
+                yield asked
+            finally:
+                ended.set()
+                watcher.join()
+
+        monkeypatch.setattr(stream_module, "draining", until_read)
+        return stream_module.stream(self.config(), QuietProgress(), **options)

@@ -52,12 +52,14 @@ class Cuts:
         received_us: int64, ``(polls,)``: when each was received, ascending.
         positions: Source to int64, ``(polls, partitions of its topic)``: the positions after each.
         watermarks: The same of the watermarks after each, in microseconds.
+        partitions: Source to the number of partitions that its topic had in the last file.
     """
 
     number: Int64Array
     received_us: Int64Array
     positions: Mapping[str, Int64Array]
     watermarks: Mapping[str, Int64Array]
+    partitions: Mapping[str, int]
 
     def first(self, polls: int) -> Cuts:
         """Return the first of these polls."""
@@ -66,6 +68,7 @@ class Cuts:
             self.received_us[:polls],
             {name: ends[:polls] for name, ends in self.positions.items()},
             {name: marks[:polls] for name, marks in self.watermarks.items()},
+            self.partitions,
         )
 
 
@@ -132,7 +135,12 @@ def some_cuts(tables: Iterable[pa.Table], topics: Mapping[str, LiveTopic]) -> Cu
         }
 
     numbers, received = (table.column(name).to_numpy() for name in ("number", "received_us"))
-    return Cuts(numbers, received, of("position", 0), of("watermark", TIME_MIN))
+    last = set(found[-1].column_names) if found else set()
+    partitions = {
+        name: sum(f"position/{name}/{n}" in last for n in range(len(topic.offsets)))
+        for name, topic in topics.items()
+    }
+    return Cuts(numbers, received, of("position", 0), of("watermark", TIME_MIN), partitions)
 
 
 def _known(table: pa.Table, name: str, before: int) -> Int64Array:
