@@ -36,7 +36,7 @@ from tidemill.pipelines.history.split import spill_bytes
 from tidemill.pipelines.history.stages import Stages, handler
 from tidemill.pipelines.ingest.build_topics import write_topics
 from tidemill.pipelines.ingest.ingest import ingest, replace_rejected
-from tidemill.pipelines.ingest.live_rows import check_live_rows, find_live_rows
+from tidemill.pipelines.ingest.live_rows import LiveRows, check_live_rows, find_live_rows
 from tidemill.pipelines.ingest.rejected_shares import too_many
 from tidemill.pipelines.ingest.topics import ask_topics
 from tidemill.pipelines.io.log import Log
@@ -104,7 +104,7 @@ def backfill(
             summary["training"] = point_in_time(stages)
             handoff, summary["handoff"] = hand_over(stages, build.generation)
         change_points = _log_history(config, progress, build, handoff, publish=publish)
-        _manifest(config, build, handoff, files).write(build.folder)
+        _manifest(config, build, handoff, files, live).write(build.folder)
         build.finish()
         replace_rejected(build.work, config.root)
     summary["generation"] = build.generation
@@ -147,12 +147,13 @@ def _manifest(
     build: Build,
     handoff: Handoff,
     files: Mapping[str, Sequence[Mapping[str, Any]]],
+    live: LiveRows | None,
 ) -> BuildManifest:
     return BuildManifest(
         generation=build.generation,
         parent=build.parent,
         because=build.reasons,
-        sources=source_records(Log(build.folder), files),
+        sources=source_records(Log(build.folder), files, live),
         project=config.project.hash,
         views={view.name: view.hash for view in config.project.views},
         shards=config.shards,

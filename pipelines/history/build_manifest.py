@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
+from tidemill.pipelines.ingest.live_rows import LiveRows
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.file_digest import file_sha256
@@ -32,7 +33,8 @@ class BuildManifest:
         parent: The generation before its own; None for the first.
         because: Where the log of its generation began to differ from the parent's.
         sources: By source: its ``cut`` (the position after the last row of each partition), the
-            ``digest`` of the rows below it, and the ``files`` that they were read from.
+            ``digest`` of the rows below it, the ``files`` that they were read from, and what of it
+            is ``live``: read of a topic.
         project: The hash of the project's definitions.
         views: View to the hash of its definition.
         shards: The number of shards of each view.
@@ -80,17 +82,20 @@ _MANIFEST: Final = RecordFormat(
 
 
 def source_records(
-    log: Log, files: Mapping[str, Sequence[Mapping[str, Any]]]
+    log: Log, files: Mapping[str, Sequence[Mapping[str, Any]]], live: LiveRows | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Describe each source of a log: its end, the digest of its rows, and its files."""
+    """Describe each source of a log: its end, the digest of its rows, its files and live rows."""
     records = {}
     for name in log.sources():
         cut = log.lengths(name)
-        records[name] = {
+        record: dict[str, Any] = {
             "cut": cut,
             "digest": log.prefix_digest(name, cut),
             "files": list(files.get(name, ())),
         }
+        if live is not None and (found := live.record(name)) is not None:
+            record["live"] = found
+        records[name] = record
     return records
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -48,6 +48,18 @@ class LiveRows:
     def lengths(self, name: str) -> list[int]:
         """Return the number of rows of each partition of a source's topic."""
         return list(self.sealed.positions[name]) if name in self.topics else []
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """Describe the rows of a source for the lineage of a build; None without any."""
+        if name not in self.topics:
+            return None
+        until_us = self.read_until_us
+        return {
+            "topic": self.topics[name].topic,
+            "rows": sum(self.lengths(name)),
+            "polls": self.sealed.number,
+            "read_until": None if until_us is None else write_instant(until_us),
+        }
 
     def batches(self, name: str, partition: int) -> Iterator[tuple[pa.RecordBatch, Int64Array]]:
         """Yield the rows of a partition of a topic, with the time of receipt of each.

@@ -166,8 +166,19 @@ def _sources(sources: Mapping[str, Mapping[str, Any]], log: Log | None) -> list[
             same = log.prefix_digest(name, record["cut"]) == record["digest"]
             state = ", as written" if same else ", CHANGED"
         what = f"log of {name}: rows {record['cut']}, digest {record['digest']}{state}"
-        links.append(Link(what, _files(record.get("files", ()))))
+        links.append(Link(what, [*_files(record.get("files", ())), *_live(record.get("live"))]))
     return links
+
+
+def _live(record: Mapping[str, Any] | None) -> list[Link]:
+    if record is None or not record["rows"]:
+        return []
+    return [
+        Link(
+            f"topic {record['topic']}: {record['rows']:,} rows, polls 1 to {record['polls']:,}, "
+            f"read up to {record['read_until']}"
+        )
+    ]
 
 
 def _files(files: Sequence[Mapping[str, Any]]) -> list[Link]:

@@ -21,7 +21,7 @@ from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.read_source import read_log
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
-from tidemill.pipelines.io.log import PARTITION, Log, log_schema
+from tidemill.pipelines.io.log import PARTITION, POSITION, Log, log_schema
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.source_history import History, SourceHistory
@@ -78,12 +78,24 @@ def with_live_rows(config: Configuration, history: History) -> History:
             rows = _live_rows(config, live, name, partition, first, build)
             parts.append(_numbered(rows.slice(logged[partition]), partition))
         read = sum(map(len, parts))
+        rows = _concat(source.definition, [source.rows, *parts])
+        order = np.lexsort((rows.column(POSITION).to_numpy(), rows.column(PARTITION).to_numpy()))
         sources[name] = replace(
             source,
-            rows=_concat(source.definition, [source.rows, *parts]),
+            rows=rows.take(pa.array(order)).combine_chunks(),
             counts=source.counts + Counts(read=read, kept=read),
         )
     return History(history.project, sources)
+
+
+def lost_live_log(config: Configuration) -> Path | None:
+    """Return the folder of the live log, if it is gone and the build has rows of it."""
+    build = Log(config.current.build_folder)
+    taken = any(
+        sum(build.lengths(name)[-len(topic.offsets) :])
+        for name, topic in read_topics(build.root).items()
+    )
+    return config.current.folder / LIVE if taken and _live_log(config) is None else None
 
 
 def _live_log(config: Configuration) -> LiveLog | None:

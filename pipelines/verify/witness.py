@@ -3,7 +3,8 @@
 Promises:
 
 * The witness is the source files, read again, wherever they still hold the rows that the log of the
-  build was made from. Rows that the files got later are left out: nothing was made from them.
+  build was made from. Rows that the files got later are left out: nothing was made from them. Of
+  the rows of a topic it is the live log.
 * If the files were changed since, the log is the witness, and the proof says so. Its rows have the
   digests that they were written with (`pipelines.io.log`), and the build's manifest has the digest
   of all of them.
@@ -28,7 +29,7 @@ from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, rows_digest
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
-from tidemill.pipelines.verify.raw_history import logged_history, read_history
+from tidemill.pipelines.verify.raw_history import logged_history, lost_live_log, read_history
 from tidemill.pipelines.verify.source_history import History, SourceHistory
 from tidemill.serving.files.file_digest import file_sha256
 
@@ -87,6 +88,9 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
     original = read_history(config, there, progress)
     sources: dict[str, SourceHistory] = {}
     changed, resaved = {}, {}
+    if (lost := lost_live_log(config)) is not None:
+        cause = "the live log is gone, with what was known when its rows were read"
+        findings.add(Mismatch("log", str(lost), seen="no live log", expected="one", cause=cause))
     for name in known:
         record = manifest.sources[name]
         cut, digest = record["cut"], record["digest"]
@@ -121,7 +125,8 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
                     seen="other rows than its files hold",
                     expected="the rows of the files",
                     cause="the transform, the configuration of the source, or Tidemill's reader "
-                    "gives other rows for the same files",
+                    "gives other rows for the same files"
+                    + (", or the live rows were replaced" if config.sources[name].is_live else ""),
                 )
             )
             sources[name] = original.sources[name]

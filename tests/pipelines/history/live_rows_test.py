@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from tests.support.memory_topics import (
@@ -16,16 +22,22 @@ from tests.support.memory_topics import (
     TopicProject,
 )
 from tidemill.features.contract import HOUR, MINUTE, SECOND
-from tidemill.features.errors import InputError, StateMismatch
+from tidemill.features.errors import DamagedFile, InputError, StateMismatch
 from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.build_manifest import table_digests
 from tidemill.pipelines.history.builds import divergences
-from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.history.inherited_rows import take_over
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, inherited_from
+from tidemill.pipelines.io.log import Log, one_batch
+from tidemill.pipelines.io.log_files import write_log_file
 from tidemill.pipelines.recovery.handoff import read_record
+from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.verify.lineage import lineage
 from tidemill.pipelines.verify.verify import verify
+from tidemill.serving.generations.current import Current, write_current
 
 
 @pytest.fixture
@@ -112,6 +124,8 @@ def test_a_build_over_live_rows_extends_the_build_before(project: TopicProject) 
     project.until_us = BEGIN + HOUR
     built(project)
     assert project.current.generation == first.generation
+    chain = "\n".join(lineage(project.config().root, str(project.current.build_folder)).lines())
+    assert re.search(r"topic checks: \d+ rows, polls 1 to \d+, read up to 2023-", chain)
     assert read_record(project.current.build_folder / paths.STATES).positions["checks"][1:] == [
         0,
         0,
@@ -121,13 +135,12 @@ def test_a_build_over_live_rows_extends_the_build_before(project: TopicProject) 
 
 def test_rows_received_at_the_split_are_not_in_the_states(project: TopicProject) -> None:
     lived(project, minutes=3)
-    instants = project.live.cuts().received_us.tolist()
-    ends = project.live.cuts().positions["payments"].tolist()
-    for place in range(len(instants) // 2, len(instants), 3):
-        project.until_us = instants[place]
-        built(project)
-        states = read_record(project.current.build_folder / paths.STATES)
-        assert states.positions["payments"][1:] == ends[place - 1]
+    cuts = project.live.cuts()
+    place = len(cuts.received_us) // 2
+    project.until_us = int(cuts.received_us[place])
+    built(project)
+    states = read_record(project.current.build_folder / paths.STATES)
+    assert states.positions["payments"][1:] == cuts.positions["payments"][place - 1].tolist()
 
 
 def test_states_are_not_made_as_of_an_instant_that_nobody_has_read_up_to(
@@ -151,8 +164,6 @@ def test_another_topic_or_schema_is_refused_before_anything_is_built(project: To
     config = project.config()
     topic = config.sources["payments"].kafka
     assert topic is not None
-    import dataclasses
-
     project.topics.topics["others"] = [[], []]
     renamed = dataclasses.replace(
         config.sources["payments"], kafka=dataclasses.replace(topic, topic="others")
@@ -170,7 +181,98 @@ def test_a_live_log_that_is_lost_is_no_growth(project: TopicProject) -> None:
     built(project)
     before = project.current
     shutil.rmtree(project.live.folder)
-    proven(project)  # the build's own rows are the witness then
-    summary = built(project)
-    assert summary["generation"] != before.generation
-    assert PROJECT.name == "shop"
+    found = verify(project.config(), QuietProgress())["first_mismatches"]
+    assert ("log", str(project.live.folder)) in {(row["what"], row["id"]) for row in found}
+    assert built(project)["generation"] != before.generation
+
+
+def correct(project: TopicProject) -> None:
+    """Leave out the second row of the payments' file."""
+    history = project.folder / "payments.csv"
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join([lines[0], *lines[2:]]))
+
+
+def test_corrections_take_over_the_live_rows_of_the_generation_that_has_read_them(
+    project: TopicProject,
+) -> None:
+    last = lived(project, minutes=3)
+    first = project.current
+    rows = {name: len(project.rows[name][1]) for name in NAMES}
+    correct(project)
+    project.until_us = last - MINUTE
+    built(project)
+    second = project.current
+    assert second.generation != first.generation
+    assert Log(second.build_folder).lengths("payments")[1] == rows["payments"]
+    proven(project)
+    # The stream of the first one ran still, and has read more; history is corrected once more.
+    former = LiveLog(first.folder / LIVE, PROJECT)
+    assert inherited_from(second.folder / LIVE) == first.generation
+    with as_current(project, first):
+        project.send(project.now_us, steps=5)
+        project.read()
+    correct(project)
+    built(project)
+    third = project.current
+    assert len({first.generation, second.generation, third.generation}) == 3
+    assert first.folder.exists()
+    log, topics = Log(third.build_folder), project.live.topics()
+    assert log.lengths("payments")[1] == rows["payments"]
+    proven(project)
+    take_over(third, PROJECT, log, topics)
+    assert project.live.sealed() == former.sealed()
+    assert stream_log(third).lengths("payments")[1] == len(project.rows["payments"][1])
+    project.send(project.now_us + 2 * MINUTE, steps=3)
+    project.until_us = project.read()
+    built(project)
+    assert project.current.generation == third.generation
+    assert Log(project.current.build_folder).lengths("payments")[1:] == [
+        len(one) for one in project.rows["payments"][1:]
+    ]
+    proven(project)
+    assert not first.folder.exists()  # its rows are gone on with
+
+
+@contextmanager
+def as_current(project: TopicProject, other: Current) -> Iterator[None]:
+    """Let another generation be the current one: a stream runs in it still."""
+    current = project.current
+    write_current(other)
+    try:
+        yield
+    finally:
+        write_current(current)
+
+
+def test_a_tampered_live_row_or_cut_is_found(project: TopicProject) -> None:
+    last = lived(project, minutes=3)
+    project.until_us = last
+    built(project)
+    rows = sorted((project.live.folder / "rows" / "payments").glob("*.arrow"))[0]
+    whole = rows.read_bytes()
+    definition = PROJECT.definition("payments")
+    table = Log(project.current.build_folder, project.live.folder).read("payments", 1)
+    at = whole.index(b"c-", len(whole) // 4)
+    rows.write_bytes(whole[:at] + b"d-" + whole[at + 2 :])
+    with pytest.raises(DamagedFile, match="was changed after it was written"):
+        verify(project.config(), QuietProgress())
+    # An enemy who knows the format writes other rows with right digests.
+    amounts = pc.add(table.column("amount"), 1.0)
+    forged = table.set_column(table.schema.get_field_index("amount"), "amount", amounts)
+    with write_log_file(rows, definition, len(forged)) as writer:
+        declared = one_batch(forged.select(list(definition.schema)))
+        writer.write(declared, forged.column("_received").to_numpy())
+    found = verify(project.config(), QuietProgress())["first_mismatches"]
+    assert "log" in {row["what"] for row in found}
+    rows.write_bytes(whole)
+    cuts = sorted((project.live.folder / "cuts").glob("*.arrow"))[-1]
+    with pa.OSFile(str(cuts), "rb") as file:
+        table = pa.ipc.open_file(file).read_all()
+    name = "watermark/checks/0"
+    earlier = pc.subtract(table.column(name), 60 * SECOND)
+    table = table.set_column(table.schema.get_field_index(name), name, earlier)
+    with pa.OSFile(str(cuts), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    found = verify(project.config(), QuietProgress())["first_mismatches"]
+    assert {row["what"] for row in found} == {"state", "record"}

@@ -9,11 +9,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.memory_topics import MemoryTopics, TopicProject
+from tests.support.folders import stream_of
+from tests.support.kafka_broker import TestBroker
+from tests.support.live_project import LiveProject, instant
+from tests.support.memory_topics import PROJECT, MemoryTopics, TopicProject
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.pipelines.history.backfill import backfill
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.verify.verify import verify
+from tidemill.serving.generations.current import read_current
 
 
 def answers(project: TopicProject) -> dict[str, dict[str, Any]]:
@@ -57,3 +62,52 @@ def test_a_stream_that_begins_amid_a_backlog_answers_as_the_one_before(
     assert found["mismatches"] == 0, found["first_mismatches"]
     assert len(found["earlier"]) == 1
     assert found["late_values"] == 0
+
+
+def test_the_split_moves_while_a_stream_runs(tmp_path: Path, broker: TestBroker) -> None:
+    project = LiveProject(tmp_path / "project", broker, savepoint_every="2s")
+    project.run("backfill")
+    yaml = project.folder / "tidemill.yaml"
+    begun = f'evaluate_until: "{instant(project.until_us)}"'
+    project.produce(40, 20)
+    with project.streaming() as process:
+        project.wait_for(20, process)
+        split_us = time.time_ns() // 1_000
+        project.produce(40, 20)
+        project.wait_for(40, process)
+        until = f'evaluate_until: "{instant(split_us)}"'
+        yaml.write_text(yaml.read_text().replace(begun, until))
+        wait_until_sealed(project, split_us)
+        project.run("backfill")  # beside the stream, whose rows before the split are in it
+        project.produce(20, 10)
+        project.wait_for(50, process)
+        project.drain(process)
+    before = {row["request_id"]: row for row in project.predictions()}
+    folder = stream_of(project.folder / "run")
+    with project.streaming() as process:
+        project.produce(20, 10)
+        deadline = time.monotonic() + 60
+        while stream_of(project.folder / "run") == folder:
+            assert time.monotonic() < deadline, project.log()
+            time.sleep(0.1)
+        project.wait_for(40, process)
+        project.drain(process)
+    after = {row["request_id"]: row for row in project.predictions()}
+    assert sorted(after) == sorted(f"checks-{n}" for n in range(20, 60))
+    for request in after.keys() & before.keys():
+        for name, value in after[request].items():
+            if name.startswith("by_card__"):
+                assert value == before[request][name]
+    assert project.verify() == 4 * (50 + 40)
+    assert "equal" in project.run("explain", "checks-41")
+
+
+def wait_until_sealed(project: LiveProject, until_us: int) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        current = read_current(project.folder / "run")
+        live = LiveLog(current.folder / LIVE, PROJECT)  # what it seals is not asked
+        if (live.read_until_us() or 0) > until_us:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
