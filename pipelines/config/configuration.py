@@ -32,6 +32,7 @@ stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within
          gap_batches: 1000}
 predictions: {kafka: {...}}     # optional: also to a topic (`pipelines.config.sink_section`)
 rejected: {kafka: {...}}        # optional: rejected records likewise
+archive: {folder: archive}      # optional: rows of topics (`pipelines.config.archive_section`)
 ```
 """
 
@@ -45,6 +46,7 @@ from typing import Final
 from tidemill.features.contract import LATEST_EVENT, MINUTE, SECOND
 from tidemill.features.definitions import Project
 from tidemill.features.errors import ConfigurationError, nearest
+from tidemill.pipelines.config.archive_section import Archive, read_archive
 from tidemill.pipelines.config.choices import ENGINES, MODES
 from tidemill.pipelines.config.offline_section import offline_place
 from tidemill.pipelines.config.online_section import (
@@ -65,7 +67,7 @@ from tidemill.serving.stores.registry_places import RegistryPlace
 
 KEYS: Final = (
     "project", "root", "shards", "sources", "splits", "sample", "training", "online_store",
-    "offline_store", "registry", "stream", "predictions", "rejected",
+    "offline_store", "registry", "stream", "predictions", "rejected", "archive",
 )  # fmt: skip
 SPLIT_KEYS: Final = ("train_until", "evaluate_until", "stream_until")
 TRAINING_KEYS: Final = {
@@ -184,6 +186,7 @@ class Configuration:
         stream: How the stream runs.
         predictions: The topic that predictions are written to, besides files; None for none.
         rejected: The topic that the stream's rejected records are written to, likewise.
+        archive: Where the rows that are read of topics are kept as Parquet; None for nowhere.
         pinned: The folders that `pin` has found; None looks them up at every use.
     """
 
@@ -204,6 +207,7 @@ class Configuration:
     give_up_after_us: int = GIVE_UP_AFTER_US
     predictions: KafkaSink | None = None
     rejected: KafkaSink | None = None
+    archive: Archive | None = None
     pinned: Current | None = None
 
     @property
@@ -279,6 +283,12 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
     offline_store = offline_place(top, where)
     stream = top.optional("stream", _stream, StreamOptions())
     sinks = read_sinks(top, folder)
+    archive = top.optional("archive", or_null(lambda value: read_archive(value, folder)), None)
+    if archive is not None and not is_live:
+        raise top.values["archive"].wrong(
+            "keeps the rows of topics, and no source has one; name a source's 'kafka', or remove "
+            "the key"
+        )
     shards = top.optional("shards", Value.count, 2)
     reference = top.required("project")
     project = _project(reference, folder)
@@ -302,6 +312,7 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         sample=sample,
         predictions=sinks.get(PREDICTIONS),
         rejected=sinks.get(REJECTED),
+        archive=archive,
     )
 
 

@@ -61,19 +61,24 @@ class LiveRows:
             "read_until": None if until_us is None else write_instant(until_us),
         }
 
-    def batches(self, name: str, partition: int) -> Iterator[tuple[pa.RecordBatch, Int64Array]]:
+    def batches(
+        self, name: str, partition: int, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[pa.RecordBatch, Int64Array]]:
         """Yield the rows of a partition of a topic, with the time of receipt of each.
 
         Args:
             name: The source.
             partition: The partition of the topic.
+            first: The position of the first row.
+            stop: The position after the last row; None for all that are sealed.
 
         Raises:
             DamagedFile: The rows are damaged, or fewer than were sealed.
         """
-        of_log, stop = self.topics[name].first + partition, self.lengths(name)[partition]
-        for start in range(0, stop, SPAN_ROWS):
-            rows = self.log.read_span(name, of_log, start, min(start + SPAN_ROWS, stop))
+        of_log = self.topics[name].first + partition
+        end = self.lengths(name)[partition] if stop is None else stop
+        for start in range(first, end, SPAN_ROWS):
+            rows = self.log.read_span(name, of_log, start, min(start + SPAN_ROWS, end))
             yield rows, hashing.bits(rows.column(RECEIVED))
 
 

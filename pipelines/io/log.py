@@ -237,6 +237,23 @@ class Log:
             ]
         )
 
+    def digest_below(self, source: str, partition: int, position: int) -> str | None:
+        """Return the digest of the first rows of a partition; None if it ends before ``position``.
+
+        Args:
+            source: The source.
+            partition: The partition.
+            position: The position after the last of the rows.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        found = self.digests(source, partition)
+        if position > found.rows:
+            return None
+        prefix = found.prefix(position, functools.partial(self._digest, source, partition))
+        return prefix_digest([prefix])
+
     def _digest(self, source: str, partition: int, start: int, stop: int) -> bytes:
         """Digest the first rows of a block, once the block has its digest."""
         pieces = self._pieces(source, partition)

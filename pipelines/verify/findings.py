@@ -20,8 +20,8 @@ class Mismatch:
         what: ``value``, ``as_of``, ``release``, ``shard``, ``request``, ``missing``, ``extra``,
             ``doubled``, ``oracle``, ``store``, ``score`` or another stamp of a prediction,
             ``publication``, ``rejected``, ``offline``, ``training``, ``state``, ``savepoint``,
-            ``record`` or ``log``; of a topic, ``delivered lost``, ``delivered doubled``,
-            ``delivered changed`` or ``delivered extra``.
+            ``record``, ``log`` or ``archive``; of a topic, ``delivered lost``,
+            ``delivered doubled``, ``delivered changed`` or ``delivered extra``.
         id: The request's id, or the entity's key.
         view: The view; empty if the mismatch concerns all of the prediction.
         feature: The feature column.

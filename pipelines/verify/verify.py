@@ -13,7 +13,8 @@ compared is counted and said. The witness is the raw files (`pipelines.verify.wi
 * `pipelines.verify.compare_store`: the online store through Feast's own SDK;
 * `pipelines.verify.compare_offline`: the offline logs;
 * `pipelines.verify.compare_build`, `pipelines.verify.compare_training`: manifest, states, and the
-  training table.
+  training table;
+* `pipelines.verify.compare_archive`: the archive of the rows of topics.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.answered import answered_streams
+from tidemill.pipelines.verify.compare_archive import compare_archive
 from tidemill.pipelines.verify.compare_oracle import DEADLINE_S
 from tidemill.pipelines.verify.definitions_of import made_otherwise
 from tidemill.pipelines.verify.findings import Findings, Mismatch
@@ -102,9 +104,12 @@ def verify(
         )
     if not streams:
         progress.say(f"no stream in {config.root} has answered a request yet")
+    archive = Findings()
+    of_archive = compare_archive(config, progress, archive)
     for of_it, findings in (
         prove_published(config, progress, witnesses, origins),
         build,
+        (of_archive, archive),
     ):
         everything.merge(findings)
         for name, count in of_it.items():
