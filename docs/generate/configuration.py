@@ -18,6 +18,7 @@ from tidemill.features.bigquery_dataset import BigQueryDataset
 from tidemill.features.contract import format_duration
 from tidemill.features.rows.local_times import RULES
 from tidemill.pipelines.config import (
+    archive_section,
     configuration,
     kafka_section,
     offline_section,
@@ -27,6 +28,7 @@ from tidemill.pipelines.config import (
     sink_section,
     source_section,
 )
+from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.choices import ENGINES, MODES
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions, Training
 from tidemill.pipelines.config.kafka_connection import MECHANISMS
@@ -160,6 +162,7 @@ PROTOBUF_TOPIC: Final = """\
       message: shop.Checkout
       username: tidemill
       password_file: kafka-password"""
+ARCHIVED: Final = LIVE.format(kafka=TOPIC) + "\narchive: {folder: archive, keep: 400d}"
 
 SECTIONS: Final = (
     Described(
@@ -169,7 +172,7 @@ SECTIONS: Final = (
             "shards": "2", "registry": f"a file, `{REGISTRY}`", "sample": "none",
             "online_store": f"SQLite, `{ONLINE}`", "offline_store": "Parquet",
         },
-        required=("project", "root", "sources"),
+        other=ARCHIVED, required=("project", "root", "sources"),
     ),
     Described(
         "sources: NAME", source_section.SOURCE_KEYS, Source,
@@ -257,6 +260,10 @@ SECTIONS: Final = (
             "mechanism": MECHANISMS,
         },
         required=("bootstrap", "topic"),
+    ),
+    Described(
+        "archive", archive_section.ARCHIVE_KEYS, Archive,
+        ARCHIVED, required=("folder",),
     ),
 )  # fmt: skip
 """Every section, in the order of the file."""

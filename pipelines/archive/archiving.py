@@ -48,6 +48,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.live_rows import LiveRows
 from tidemill.pipelines.io.log import POSITION
 from tidemill.serving.files.atomic_write import wait_for_disk
+from tidemill.serving.files.file_errors import named_for
 from tidemill.serving.files.locks import lock
 
 WORK: Final = "_work"
@@ -95,9 +96,10 @@ def bring_up(config: Configuration, archive: Archive, live: LiveRows) -> Archive
         DamagedFile: A file of the archive is damaged, or the live log is.
         FileError: The disk is full, ...; what the archive had stays.
     """
-    archive.folder.mkdir(parents=True, exist_ok=True)
-    with lock(archive.folder / _LOCK, "write this archive"):
-        return _Archiving(config, archive, live).run()
+    with named_for(archive.folder):
+        archive.folder.mkdir(parents=True, exist_ok=True)
+        with lock(archive.folder / _LOCK, "write this archive"):
+            return _Archiving(config, archive, live).run()
 
 
 class _Archiving:

@@ -32,6 +32,7 @@ from tidemill import (
     sum,
 )
 from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions
 from tidemill.pipelines.config.kafka_section import KafkaTopic
 from tidemill.pipelines.config.source_section import Source
@@ -43,7 +44,7 @@ from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveOrigin, LiveT
 from tidemill.pipelines.io.live.live_reader import LiveReader, Pace
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.recovery.log_parts import stream_log
-from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.run.progress import Progress, QuietProgress
 from tidemill.pipelines.stream_run import stream as stream_module
 from tidemill.serving.generations.current import Current
 from tidemill.serving.stores.online_places import SqlitePlace
@@ -187,6 +188,7 @@ class TopicProject:
         until_us: The end of the evaluation; the first one is where the files end.
         seed: Of everything random.
         poll_rows: The most rows of a poll of a stream.
+        archive: Where rows of topics are kept.
     """
 
     folder: Path
@@ -197,6 +199,7 @@ class TopicProject:
     until_us: int = 0
     seed: int = 1
     poll_rows: int = 4096
+    archive: Archive | None = None
 
     def __post_init__(self) -> None:
         self.until_us = self.until_us or self.begin_us + HOUR
@@ -298,6 +301,7 @@ class TopicProject:
             splits=Splits(self.until_us - 10 * MINUTE, self.until_us, 1 << 60),
             online_store=SqlitePlace(self.folder / "run" / "online.db"),
             stream=StreamOptions(engine="fnapi", poll_rows=self.poll_rows),
+            archive=self.archive,
         )
         return replace(found, **changes)
 
@@ -345,7 +349,9 @@ class TopicProject:
         """The current folders."""
         return self.config().current
 
-    def stream(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
+    def stream(
+        self, monkeypatch: pytest.MonkeyPatch, progress: Progress | None = None, **options: Any
+    ) -> dict[str, Any]:
         """Run `tidemill stream` in this process until it has read all that the topics hold."""
 
         @contextmanager
@@ -371,4 +377,4 @@ class TopicProject:
                 watcher.join()
 
         monkeypatch.setattr(stream_module, "draining", until_read)
-        return stream_module.stream(self.config(), QuietProgress(), **options)
+        return stream_module.stream(self.config(), progress or QuietProgress(), **options)

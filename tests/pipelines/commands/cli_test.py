@@ -112,6 +112,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "apply",
         "clean-store",
         "merge-log",
+        "archive",
         "replay-rejected",
         "up",
         "down",

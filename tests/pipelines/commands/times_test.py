@@ -23,6 +23,7 @@ ELSEWHERE = {
     "demo": "tests/pipelines/commands/demo_test.py",
     "train": "the same, since it takes a model",
     "init": "it writes a folder and names it",
+    "archive": "tests/pipelines/archive",
     "up": "tests/pipelines/servers",
     "down": "tests/pipelines/servers",
 }

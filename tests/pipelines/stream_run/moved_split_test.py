@@ -12,13 +12,25 @@ import pytest
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject, instant
-from tests.support.memory_topics import PROJECT, MemoryTopics, TopicProject
+from tests.support.memory_topics import NAMES, PROJECT, MemoryTopics, TopicProject
 from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.generations.current import read_current
+
+
+class Said(QuietProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def answers(project: TopicProject) -> dict[str, dict[str, Any]]:
@@ -40,11 +52,18 @@ def test_a_stream_that_begins_amid_a_backlog_answers_as_the_one_before(
     topics = MemoryTopics()
     topics.install(monkeypatch)
     now = time.time_ns() // 1_000 // MINUTE * MINUTE
-    project = TopicProject(tmp_path / "shop", topics, begin_us=now - 2 * HOUR, poll_rows=4)
+    project = TopicProject(
+        tmp_path / "shop", topics, begin_us=now - 2 * HOUR, poll_rows=4,
+        archive=Archive(tmp_path / "archive"),
+    )  # fmt: skip
     backfill(project.config(), QuietProgress())
     # An hour that nobody has read when the stream begins: it is received within a second.
     project.send(project.until_us, steps=120, every_us=30 * SECOND)
-    first = project.stream(monkeypatch)
+    (tmp_path / "archive").write_text("in the way")
+    said = Said()
+    first = project.stream(monkeypatch, said)
+    assert any("the archive is behind the stream, which goes on" in line for line in said.lines)
+    (tmp_path / "archive").unlink()
     assert first["late"] == first["late_requests"] == 0
     before = answers(project)
     assert len(before) > 50
@@ -61,6 +80,8 @@ def test_a_stream_that_begins_amid_a_backlog_answers_as_the_one_before(
     found = verify(project.config(), QuietProgress())
     assert found["mismatches"] == 0, found["first_mismatches"]
     assert len(found["earlier"]) == 1
+    live = sum(len(rows) for name in NAMES for rows in project.rows[name][1:])
+    assert (found["archive_rows"], found["archive_behind"]) == (live, 0)
     assert found["late_values"] == 0
 
 
