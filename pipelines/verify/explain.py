@@ -134,10 +134,12 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
     )
     request = history.requests.rows.filter(pa.array(place)).to_pylist()
     if not request:
+        why = "the log has been written again since: run `tidemill stream`"
+        if config.is_live:
+            why = "a stream that runs adds it at its next savepoint, or when it is stopped"
         raise InputError(
             f"the request of prediction {request_id!r} is not in the log "
-            f"(partition {prediction['partition']}, position {prediction['position']}); the log "
-            "has been written again since: run `tidemill stream`"
+            f"(partition {prediction['partition']}, position {prediction['position']}); {why}"
         )
     values: list[ExplainedValue] = []
     for view in project.views:
