@@ -32,6 +32,9 @@ stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within
          gap_batches: 1000}
 predictions: {kafka: {...}}     # optional: also to a topic (`pipelines.config.sink_section`)
 rejected: {kafka: {...}}        # optional: rejected records likewise
+metrics: {listen: "localhost:9464"}  # optional (`pipelines.config.telemetry_section`)
+logging: {format: text}         # optional
+tracing: {endpoint: ...}        # optional
 ```
 """
 
@@ -57,6 +60,12 @@ from tidemill.pipelines.config.registry_section import registry_place
 from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED, KafkaSink, read_sinks
 from tidemill.pipelines.config.source_section import SOURCE_KEYS, Source, read_source
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
+from tidemill.pipelines.config.telemetry_section import (
+    LOG_FORMATS,
+    read_listen,
+    read_log_format,
+    read_trace_endpoint,
+)
 from tidemill.serving.generations.current import Current, read_current
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 from tidemill.serving.stores.online_places import Clock, FeastPlace, OnlinePlace
@@ -66,6 +75,7 @@ from tidemill.serving.stores.registry_places import RegistryPlace
 KEYS: Final = (
     "project", "root", "shards", "sources", "splits", "sample", "training", "online_store",
     "offline_store", "registry", "stream", "predictions", "rejected",
+    "metrics", "logging", "tracing",
 )  # fmt: skip
 SPLIT_KEYS: Final = ("train_until", "evaluate_until", "stream_until")
 TRAINING_KEYS: Final = {
@@ -184,6 +194,9 @@ class Configuration:
         stream: How the stream runs.
         predictions: The topic that predictions are written to, besides files; None for none.
         rejected: The topic that the stream's rejected records are written to, likewise.
+        listen: The host and the port on which a stream serves ``/metrics``; None for none.
+        log_format: ``text`` or ``json``.
+        trace_endpoint: Where a stream sends its spans; None for no tracing.
         pinned: The folders that `pin` has found; None looks them up at every use.
     """
 
@@ -204,6 +217,9 @@ class Configuration:
     give_up_after_us: int = GIVE_UP_AFTER_US
     predictions: KafkaSink | None = None
     rejected: KafkaSink | None = None
+    listen: tuple[str, int] | None = None
+    log_format: str = LOG_FORMATS[0]
+    trace_endpoint: str | None = None
     pinned: Current | None = None
 
     @property
@@ -302,6 +318,9 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         sample=sample,
         predictions=sinks.get(PREDICTIONS),
         rejected=sinks.get(REJECTED),
+        listen=read_listen(top),
+        log_format=read_log_format(top),
+        trace_endpoint=read_trace_endpoint(top),
     )
 
 

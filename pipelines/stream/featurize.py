@@ -35,6 +35,7 @@ from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPa
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.operator_figures import OperatorFigures
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.sequence import decode_batches
@@ -55,6 +56,7 @@ from tidemill.pipelines.stream.wire_format import (
     pack_everything,
     pack_publications,
 )
+from tidemill.pipelines.telemetry.metrics import WAITING_REQUESTS
 
 ANSWERS: Final = "answers"
 PUBLICATIONS: Final = "publications"
@@ -136,16 +138,17 @@ class _Operate(_OncePerKey):
 
     PASSES = ALL_REQUESTS
 
+    def setup(self) -> None:
+        self._figures = OperatorFigures(self._options.figures.here())
+
     def work(
         self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
     ) -> Iterator[Any]:
         operator, logged = self._load(key, head, log, snapshot)
-        before = (operator.counters.repeats, operator.counters.early)
-        releases = operator.receive(
-            batch for data in elements for batch in decode_batches(data, operator.event_schema)
-        )
-        METER.add(self._options.run, "repeats", operator.counters.repeats - before[0])
-        METER.add(self._options.run, "early", operator.counters.early - before[1])
+        with self._figures.of(operator):
+            releases = operator.receive(
+                batch for data in elements for batch in decode_batches(data, operator.event_schema)
+            )
         METER.reach(self._options.run, "polls", operator.number)
         logged += sum(release.events for release in releases)
         entries = [release.entry for release in releases if release.entry is not None]
@@ -239,6 +242,7 @@ class _Join(_OncePerKey):
             logged = longer
         if self._options.savepoint is not None and joiner.at_savepoint:
             write_joiner(self._options.savepoint, joiner)
+        self._options.figures.here().set(WAITING_REQUESTS, joiner.requests_pending)
         token = new_token()
         head.write(token)
         _JOINERS.put((self._options.run, key), token, (joiner, logged))

@@ -10,6 +10,7 @@ from tidemill.features.kernel.advance import Publish
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
+from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class FeaturizeOptions:
         handoff: The folder of handed-over states; None to start empty.
         savepoint: The folder that the states are written to at a savepoint; None if the stream runs
             to its end.
+        figures: Where the stages report what they do.
     """
 
     run: str
@@ -40,6 +42,7 @@ class FeaturizeOptions:
     answer_within_us: int = 300_000_000
     handoff: Path | None = None
     savepoint: Path | None = None
+    figures: FiguresPlace = NO_FIGURES
 
 
 def operator_key(project: Project, view: int, shard: int, shards: int) -> str:

@@ -43,6 +43,8 @@ from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Start
 from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream_run.inherited_rows import take_over
+from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
+from tidemill.pipelines.telemetry.running import figures_place
 
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
@@ -277,9 +279,15 @@ class LiveInput:
         keep_us = wall_clock_us() + self.config.stream.savepoint_every_us
         until_us = keep_us if self.until_us is None else min(keep_us, self.until_us)
         begin = self.begins.start.number
+        report = self._report(reader)
         while not (self.stop.is_set() or ended.is_set()) and wall_clock_us() < until_us:
             number = reader.number - self.begins.before + begin
             if number - max(polls_taken(self.run), begin) >= _MOST_UNREAD:
                 ended.wait(0.01)
                 continue
-            reader.step()
+            report.stepped(reader.step(), number - max(polls_taken(self.run), begin))
+        report.report()
+
+    def _report(self, reader: LiveReader) -> ReaderFigures:
+        topics = {name: topic.topic for name, topic in self.live.topics().items()}
+        return ReaderFigures(figures_place().here().figures, reader, topics)

@@ -83,6 +83,17 @@ from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import check_segment, count_outcome
 from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
+from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
+from tidemill.pipelines.telemetry.rejected_figures import CountRejected
+from tidemill.pipelines.telemetry.running import (
+    figures_place,
+    predictions_so_far,
+    savepoint_kept,
+    seen_from_outside,
+    segment_begins,
+)
+from tidemill.pipelines.telemetry.stage_figures import counted_by_beam
+from tidemill.pipelines.telemetry.tracing import span
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.locks import lock
 from tidemill.serving.files.segment_names import segment_prefix
@@ -130,7 +141,11 @@ def stream(
         Locked: Another process runs a stream of the generation.
         BrokerError: A topic cannot be read, or not be written to.
     """
-    with _alone(config, wait=wait) as pinned:
+    name = stream_engine(config.stream.engine, engine).name
+    with (
+        _alone(config, wait=wait) as pinned,
+        seen_from_outside(pinned, pinned.current, name),
+    ):
         return _stream(
             pinned, progress, speed, engine, mode, until_us, resume=resume, take_over=take_over
         )
@@ -189,11 +204,11 @@ def _stream(
             entrance = _entrance(config, start, run, speed, until_us, stop, progress.say)
             check_positions(start, entrance.begins)
             start, fills = prepare(config, start, progress, take_over=take_over)
-            replayed = _run_segment(
+            replayed, counts = _run_segment(
                 config, progress, start, fills, run, entrance, bundle, choice, delivery
             )
             rows += replayed.rows
-            delivered = _summed(delivered, delivery.figures)
+            delivered = _summed(delivered, {**delivery.figures, **counts})
             if not entrance.goes_on:
                 break
             # A live stream goes on from the savepoint that it has just kept.
@@ -215,9 +230,8 @@ def _stream(
         "events": sum(by_source.values()),
         "seconds": seconds,
         "rows_per_s": rows / seconds,
-        # What this process has seen; the release log does not depend on it.
-        "repeats": METER.read(run, "repeats"),
-        "early": METER.read(run, "early"),
+        "repeats": delivered.pop("repeats"),
+        "early": delivered.pop("early"),
         **_counted(event_counts(config, start.run, replayed)),
         **entrance.figures(),
         **delivered,
@@ -244,8 +258,12 @@ def _run_segment(
     bundle: Path | None,
     choice: EngineChoice,
     delivery: Delivery,
-) -> StreamPolls:
-    """Run a segment of the stream to its end or to a savepoint, which counts then."""
+) -> tuple[StreamPolls, dict[str, int]]:
+    """Run a segment of the stream to its end or to a savepoint, which counts then.
+
+    Returns:
+        Its polls, and what the engine delivered again or early, counted by all of its workers.
+    """
     project, stream_folder = config.project, start.current.stream_folder
     featurize = FeaturizeOptions(
         run=run,
@@ -257,13 +275,16 @@ def _run_segment(
         handoff=start.folder,
         savepoint=None if entrance.ends else savepoint_folder(stream_folder, start.segment),
         changes=start.run.offline is not None,
+        figures=figures_place(),
     )
     forget_run(run)
     METER.forget(run)
+    segment_begins(start.current.stream, start.segment, start.run.mode)
     with (
         LOST_WRITES.of(run),
         progress.stage("stream", total=entrance.requests, unit="requests") as stage,
-        _watched(run, stage),
+        span("segment", number=start.segment),
+        _watched(stage),
         delivery.open(),
         entrance.reading(),
     ):
@@ -272,7 +293,7 @@ def _run_segment(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
         wire(pipeline, config, entrance, featurize, bundle, start, fills, delivery)
-        run_pipeline(pipeline, choice)
+        result = run_pipeline(pipeline, choice)
         delivery.finish()
     replayed = entrance.seal()
     before = requests_waiting(config, start)
@@ -284,10 +305,13 @@ def _run_segment(
     if featurize.savepoint is None:
         replace(start.run, ended=True, until_us=entrance.stop_us).write(stream_folder)
     else:
-        keep_savepoint(config, start, entrance.stop_us, replayed, featurize.savepoint)
+        with span("savepoint", number=start.segment):
+            keep_savepoint(config, start, entrance.stop_us, replayed, featurize.savepoint)
         entrance.kept()
+        savepoint_kept(start.segment, entrance.stop_us)
     offline_caught_up(config, start)
-    return replayed
+    counted = {"repeats": REPEATS, "early": EARLY}
+    return replayed, {name: counted_by_beam(result, metric) for name, metric in counted.items()}
 
 
 def _summed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -374,7 +398,7 @@ def wire(
     valid = polls | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
     out = sharded | Featurize(project, featurize)
-    answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
+    answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.figures))
     _ = answered | "Predictions" >> beam.ParDo(
         WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix, STAMPS)
     )
@@ -391,12 +415,15 @@ def wire(
         segment=start.segment,
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,
+        figures=featurize.figures,
     )
     _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.
-    for part, records in enumerate((valid[INVALID], unanswered, *refused)):
+    for part, found in enumerate((valid[INVALID], unanswered, *refused)):
+        count = beam.ParDo(CountRejected(featurize.figures))
+        records = found | f"CountRejected{part}" >> count
         _ = records | f"WriteRejected{part}" >> beam.ParDo(
             WriteParquet(
                 root / paths.REJECTED_BY_STREAM,
@@ -421,17 +448,18 @@ class _Reject(beam.DoFn):
 
 
 @contextmanager
-def _watched(run_name: str, stage: Any) -> Iterator[None]:
+def _watched(stage: Any) -> Iterator[None]:
     """Show the number of predictions while the block runs."""
-    done = threading.Event()
+    done, begun = threading.Event(), predictions_so_far()
 
     def watch() -> None:
-        shown = 0
-        while not done.wait(_WATCH_SECONDS):
-            seen = METER.read(run_name, "predictions")
+        shown = begun
+        is_over = False
+        while not is_over:
+            is_over = done.wait(_WATCH_SECONDS)
+            seen = predictions_so_far()
             stage.advance(seen - shown)
             shown = seen
-        stage.advance(METER.read(run_name, "predictions") - shown)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

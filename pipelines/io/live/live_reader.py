@@ -156,11 +156,39 @@ class LiveFigures:
         late_after_quiet: By source: accepted rows whose time was below a watermark which their
             partition had only because it had been quiet.
         caught_up: By source: the partitions that are read to their end, as of the last check.
+        ends: By source and partition: where it ended at the last check.
+        away: The sources whose broker did not answer the last check.
     """
 
     counts: dict[str, Counts] = field(default_factory=dict)
     late_after_quiet: dict[str, int] = field(default_factory=dict)
     caught_up: dict[str, int] = field(default_factory=dict)
+    ends: dict[tuple[str, int], Ends] = field(default_factory=dict)
+    away: set[str] = field(default_factory=set)
+
+
+class Standing(NamedTuple):
+    """Where a partition of a topic is.
+
+    Attributes:
+        source: The name of its source.
+        partition: Its number in the topic.
+        log_partition: Its number in the log of the source.
+        offset: The offset after what is read.
+        position: How many rows its log has.
+        watermark_us: Its watermark.
+        is_quiet: Whether it has this watermark because it was quiet.
+        end: Where it ended when the broker was last asked; None before that.
+    """
+
+    source: str
+    partition: int
+    log_partition: int
+    offset: int
+    position: int
+    watermark_us: int
+    is_quiet: bool
+    end: Ends | None
 
 
 def wall_clock_us() -> int:
@@ -271,15 +299,33 @@ class LiveReader:
         moved = self._moved
         if now_s - self._checked_s >= self._pace.check_s:
             self._checked_s = now_s
-            for source in self._sources.values():
+            for name, source in self._sources.items():
+                self.figures.away.add(name)
                 with suppress(BrokerUnreachable):  # then nothing is known
                     self._check_quiet(source)
+                    self.figures.away.discard(name)
         self._unsaid |= self._raise_watermarks()
         if not moved and not (self._unsaid and now_s - self._beat_s >= self._pace.beat_s):
             time.sleep(self._pace.rest_s)
             return None
         self._beat_s, self._unsaid = now_s, False
         return self._write_down(rows, refused)
+
+    def standings(self) -> list[Standing]:
+        """Return where each partition of the topics is."""
+        return [
+            Standing(
+                name,
+                partition,
+                self._sources[name].first + partition,
+                at.offset,
+                at.position,
+                at.watermark_us,
+                at.quiet_us != TIME_MIN and at.watermark_us == at.quiet_us,
+                self.figures.ends.get((name, partition)),
+            )
+            for (name, partition), at in self._at.items()
+        ]
 
     def check_partitions(self) -> None:
         """Check that every partition of the topics is read.
@@ -370,6 +416,7 @@ class LiveReader:
         name = source.definition.name
         asked_us = self._clock_us()
         ends, positions = source.reader.ends(), source.reader.positions()
+        self.figures.ends |= {(name, partition): end for partition, end in ends.items()}
         quiet = [n for n, end in ends.items() if positions[n] == end.stable == end.high]
         self.figures.caught_up[name] = len(quiet)
         if source.clock == "messages":
