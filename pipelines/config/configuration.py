@@ -61,10 +61,12 @@ from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED, KafkaS
 from tidemill.pipelines.config.source_section import SOURCE_KEYS, Source, read_source
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
 from tidemill.pipelines.config.telemetry_section import (
-    LOG_FORMATS,
-    read_listen,
-    read_log_format,
-    read_trace_endpoint,
+    LogOptions,
+    MetricsPage,
+    TraceOptions,
+    read_logging,
+    read_metrics,
+    read_tracing,
 )
 from tidemill.serving.generations.current import Current, read_current
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
@@ -194,9 +196,9 @@ class Configuration:
         stream: How the stream runs.
         predictions: The topic that predictions are written to, besides files; None for none.
         rejected: The topic that the stream's rejected records are written to, likewise.
-        listen: The host and the port on which a stream serves ``/metrics``; None for none.
-        log_format: ``text`` or ``json``.
-        trace_endpoint: Where a stream sends its spans; None for no tracing.
+        metrics: Where a stream serves its figures for Prometheus; None for nowhere.
+        logging: How the log is written.
+        tracing: Where a stream sends its traces; None for nowhere.
         pinned: The folders that `pin` has found; None looks them up at every use.
     """
 
@@ -217,9 +219,9 @@ class Configuration:
     give_up_after_us: int = GIVE_UP_AFTER_US
     predictions: KafkaSink | None = None
     rejected: KafkaSink | None = None
-    listen: tuple[str, int] | None = None
-    log_format: str = LOG_FORMATS[0]
-    trace_endpoint: str | None = None
+    metrics: MetricsPage | None = None
+    logging: LogOptions = field(default_factory=LogOptions)
+    tracing: TraceOptions | None = None
     pinned: Current | None = None
 
     @property
@@ -318,9 +320,9 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         sample=sample,
         predictions=sinks.get(PREDICTIONS),
         rejected=sinks.get(REJECTED),
-        listen=read_listen(top),
-        log_format=read_log_format(top),
-        trace_endpoint=read_trace_endpoint(top),
+        metrics=read_metrics(top),
+        logging=read_logging(top),
+        tracing=read_tracing(top),
     )
 
 

@@ -9,9 +9,11 @@ tracing: {endpoint: "http://localhost:4318"}   # optional: spans to an OpenTelem
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.strict_yaml import Section, Value
 
 LOG_FORMATS: Final = ("text", "json")
@@ -21,47 +23,100 @@ TRACING_KEYS: Final = ("endpoint",)
 _HIGHEST_PORT: Final = 65_535
 
 
-def read_listen(top: Section) -> tuple[str, int] | None:
-    """Read the host and the port that ``/metrics`` is served on; None if it is not served.
+@dataclass(frozen=True)
+class MetricsPage:
+    """Where a stream that runs serves ``/metrics`` for Prometheus, and ``/healthz``.
+
+    Attributes:
+        listen: The host and the port, ``host:port``. Whoever can connect to it can read the
+            figures; the host ``0.0.0.0`` lets other machines connect.
+    """
+
+    listen: str
+
+    def __post_init__(self) -> None:
+        host, _, port = self.listen.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit() and int(port) <= _HIGHEST_PORT):
+            raise ConfigurationError(
+                f"found {self.listen!r}, expected host:port such as localhost:9464"
+            )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and the port; 0 for a free one."""
+        host, _, port = self.listen.rpartition(":")
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """How the log is written.
+
+    Attributes:
+        format: ``text``, or ``json`` for one JSON object in a line.
+    """
+
+    format: str = LOG_FORMATS[0]
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """Where a stream sends its traces; this needs the extra ``tidemill[tracing]``.
+
+    Attributes:
+        endpoint: The URL of an OpenTelemetry collector that takes OTLP over HTTP.
+    """
+
+    endpoint: str
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ConfigurationError(
+                f"found {self.endpoint!r}, expected a URL such as http://localhost:4318"
+            )
+
+
+def read_metrics(top: Section) -> MetricsPage | None:
+    """Read the section ``metrics``; None if there is none.
 
     Raises:
-        ConfigurationError: The value is not ``host:port``.
+        ConfigurationError: A value cannot be used.
     """
     if "metrics" not in top.values:
         return None
     value = top.values["metrics"].section(METRICS_KEYS).required("listen")
-    host, _, port = value.text().rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    is_port = port.isascii() and port.isdigit() and int(port) <= _HIGHEST_PORT
-    if not host or not is_port:
-        raise value.wrong(
-            f"found {value.text()!r}, expected host:port such as localhost:9464 or 0.0.0.0:9464"
-        )
-    return host, int(port)
+    try:
+        return MetricsPage(value.text())
+    except ConfigurationError as error:
+        raise value.wrong(str(error)) from None
 
 
-def read_log_format(top: Section) -> str:
-    """Read the format of the log.
+def read_logging(top: Section) -> LogOptions:
+    """Read the section ``logging``.
 
     Raises:
-        ConfigurationError: It is not one of `LOG_FORMATS`.
+        ConfigurationError: A value cannot be used.
     """
+
+    def one_of(value: Value) -> str:
+        return value.one_of(LOG_FORMATS)
+
     if "logging" not in top.values:
-        return LOG_FORMATS[0]
-    section = top.values["logging"].section(LOGGING_KEYS)
-    return section.optional("format", lambda value: value.one_of(LOG_FORMATS), LOG_FORMATS[0])
+        return LogOptions()
+    return LogOptions(**top.values["logging"].section(LOGGING_KEYS).read({"format": one_of}))
 
 
-def read_trace_endpoint(top: Section) -> str | None:
-    """Read where spans are sent; None for no tracing.
+def read_tracing(top: Section) -> TraceOptions | None:
+    """Read the section ``tracing``; None if there is none.
 
     Raises:
-        ConfigurationError: The value is not a URL.
+        ConfigurationError: A value cannot be used.
     """
     if "tracing" not in top.values:
         return None
-    value: Value = top.values["tracing"].section(TRACING_KEYS).required("endpoint")
-    parts = urlsplit(value.text())
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise value.wrong(f"found {value.text()!r}, expected a URL such as http://localhost:4318")
-    return value.text()
+    value = top.values["tracing"].section(TRACING_KEYS).required("endpoint")
+    try:
+        return TraceOptions(value.text())
+    except ConfigurationError as error:
+        raise value.wrong(str(error)) from None

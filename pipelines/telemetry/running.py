@@ -261,7 +261,6 @@ def seen_from_outside(config: Configuration, current: Current, engine: str) -> I
         ConfigurationError: The port of ``metrics.listen`` is taken, or tracing lacks a package.
         FileError: The folder of the figures cannot be written.
     """
-    listen = None if config.listen is None else f"{config.listen[0]}:{config.listen[1]}"
     record = StreamRecord(
         run=RUN_ID,
         project=config.project.name,
@@ -272,19 +271,19 @@ def seen_from_outside(config: Configuration, current: Current, engine: str) -> I
         stream=0,
         segment=0,
         began_us=time.time_ns() // 1_000,
-        listen=listen,
     )
     now = Running(record, current.folder, config.root)
     files = figures_files(current.folder)
     with ExitStack() as opened:
-        if config.listen is not None:
+        if config.metrics is not None:
             collector = FiguresCollector(now.snapshots, now.gauges)
-            host, wanted = config.listen
+            host, wanted = config.metrics.address
             port = opened.enter_context(
                 serving(host, wanted, lambda accepts: exposed(collector, accepts), now.health)
             )
             now.record = dataclasses.replace(record, listen=f"{host}:{port}")
-        opened.enter_context(tracing(config.trace_endpoint, config.project.name))
+        endpoint = None if config.tracing is None else config.tracing.endpoint
+        opened.enter_context(tracing(endpoint, config.project.name))
         files.begin()
         now.change()
         opened.enter_context(files.written(now.figures))

@@ -91,7 +91,8 @@ def objects(config: Configuration, section: Described) -> list[Any]:
     places = [
         config, *config.sources.values(), config.splits, config.training, config.stream,
         config.online_store, config.offline_store, config.registry,
-        getattr(config.online_store, "tls", None), *config.sinks.values(),
+        getattr(config.online_store, "tls", None), *config.sinks.values(), config.metrics,
+        config.logging, config.tracing,
     ]  # fmt: skip
     topics = [source.kafka for source in config.sources.values() if source.kafka is not None]
     places += [*topics, *(topic.registry for topic in topics)]
