@@ -38,9 +38,9 @@ from tidemill.pipelines.commands.session import Session
 from tidemill.pipelines.commands.signals import Stop, heeded
 
 COMMANDS: Final = (
-    "demo", "init", "validate", "backfill", "train", "stream", "republish", "verify", "report",
-    "features", "explain", "lineage", "apply", "clean-store", "merge-log", "replay-rejected", "up",
-    "down",
+    "demo", "init", "validate", "backfill", "train", "stream", "status", "republish", "verify",
+    "report", "features", "explain", "lineage", "apply", "clean-store", "merge-log",
+    "replay-rejected", "up", "down",
 )  # fmt: skip
 """The commands, in the order in which a user needs them. The command ``merge-log`` is the function
 ``merge_log`` of the module ``merge_log``, and so for the others."""

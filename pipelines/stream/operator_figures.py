@@ -14,6 +14,7 @@ from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.telemetry import metrics
+from tidemill.pipelines.telemetry.facts import view_fact
 from tidemill.pipelines.telemetry.stage_figures import StageFigures
 from tidemill.pipelines.telemetry.tracing import span
 
@@ -29,11 +30,6 @@ _COUNTED: Final = (
     ("repeats", metrics.REPEATS),
     ("early", metrics.EARLY),
 )
-
-
-def view_fact(view: str, shard: int) -> str:
-    """Return the name of the fact about a shard of a view."""
-    return f"view/{view}/{shard}"
 
 
 class OperatorFigures:

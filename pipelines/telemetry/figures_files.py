@@ -1,6 +1,6 @@
 """The figures of a run's processes as files, so that other processes can read them.
 
-Each process writes a file of its own, every second and when it ends, in a folder of the generation.
+Each process writes a file of its own, twice a second and when it ends, in a folder of the generation.
 A file is replaced in one step, so a reader never sees half of one. It is not waited for until it is
 on the disk: after a crash of the machine the figures of a run may be missing, and nothing else.
 
@@ -31,7 +31,7 @@ from tidemill.pipelines.telemetry.figures import (
 )
 from tidemill.serving.files.atomic_write import atomic_write
 
-EVERY_S: Final = 1.0
+EVERY_S: Final = 0.5
 """How often a process writes its figures, in seconds."""
 GONE_S: Final = 10.0
 """A process that has not written for so long is taken for ended: its gauges do not count."""

@@ -13,6 +13,7 @@ from tidemill.pipelines.io.live.live_reader import LiveReader, Standing
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.events import log_event
+from tidemill.pipelines.telemetry.facts import source_fact
 from tidemill.pipelines.telemetry.figures import Figures
 
 SILENT_S: Final = 60.0
@@ -20,11 +21,6 @@ SILENT_S: Final = 60.0
 _EVERY_S: Final = 0.5
 
 _log: Final = logging.getLogger(__name__)
-
-
-def source_fact(source: str, partition: int) -> str:
-    """Return the name of the fact about a partition of a topic."""
-    return f"source/{source}/{partition}"
 
 
 class ReaderFigures:

@@ -1,8 +1,4 @@
-"""The stream that runs in this process: its record, its figures, its pages and its log.
-
-``telemetry/stream.json`` in the folder of the generation says which stream runs, or ran last: a
-process that was killed leaves the record of a stream that has not ended, and no lock.
-"""
+"""The stream that runs in this process: its record, its figures, its pages and its log."""
 
 from __future__ import annotations
 
@@ -15,95 +11,29 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tidemill.features.contract import SECOND, write_instant
-from tidemill.features.errors import FileError, StateError, TidemillError
+from tidemill.features.errors import FileError, TidemillError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.events import log_event
 from tidemill.pipelines.telemetry.exposition import FiguresCollector, Values, exposed
 from tidemill.pipelines.telemetry.figures import Figures, Snapshot, joined
-from tidemill.pipelines.telemetry.figures_files import FiguresFiles
 from tidemill.pipelines.telemetry.json_log import described
 from tidemill.pipelines.telemetry.metrics_server import serving
 from tidemill.pipelines.telemetry.run_id import RUN_ID
 from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
+from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
 from tidemill.pipelines.telemetry.tracing import tracing
-from tidemill.serving.files.records import RecordFormat, read_record, write_record
 from tidemill.serving.generations.current import Current
 
-TELEMETRY: Final = "telemetry"
-"""The folder below that of a generation."""
-_STREAM: Final = "stream.json"
-_FIGURES: Final = "figures"
 _PREDICTIONS: Final = metrics.PREDICTIONS.name
 
 _log: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StreamRecord:
-    """Which stream runs, or ran last.
-
-    Attributes:
-        run: The id of the run.
-        project: The name of the project.
-        pid: The number of its process.
-        host: Its machine.
-        engine: Its engine.
-        mode: ``exact`` or ``eager``; empty while it starts.
-        stream: The number of the stream in the generation; 0 while it starts.
-        segment: The number of its segment; 0 while it starts.
-        began_us: When it started.
-        listen: Where it serves ``/metrics``; None if it does not.
-        ended_us: When it ended; None if it has not, or was killed.
-        error: The class and the text of the error that it ended with.
-    """
-
-    run: str
-    project: str
-    pid: int
-    host: str
-    engine: str
-    mode: str
-    stream: int
-    segment: int
-    began_us: int
-    listen: str | None = None
-    ended_us: int | None = None
-    error: Mapping[str, str] | None = None
-
-    @staticmethod
-    def read(generation: Path) -> StreamRecord | None:
-        """Read the record of a generation; None if no stream has run that wrote one.
-
-        Raises:
-            StateVersionError: Its version is not supported.
-            DamagedState: It is damaged.
-        """
-        path = generation / TELEMETRY / _STREAM
-        return StreamRecord(**read_record(path, _RECORD)) if path.exists() else None
-
-    def write(self, generation: Path) -> None:
-        """Write the record."""
-        write_record(generation / TELEMETRY / _STREAM, _RECORD, dataclasses.asdict(self))
-
-
-_RECORD: Final = RecordFormat(
-    name="tidemill-stream-telemetry",
-    version=1,
-    fields=frozenset(field.name for field in dataclasses.fields(StreamRecord)),
-    remedy="remove it; the next stream writes it again",
-)
-
-
-def figures_files(generation: Path) -> FiguresFiles:
-    """Return the figures of a generation's stream."""
-    return FiguresFiles(generation / TELEMETRY / _FIGURES)
 
 
 class Running:
@@ -165,8 +95,6 @@ class _SummaryFigures:
     """Reads what the last proof has found, when the summary has changed."""
 
     def __init__(self, root: Path) -> None:
-        from tidemill.pipelines.run import paths
-
         self._root, self._path = root, root / paths.SUMMARY
         self._seen: int | None = None
         self._values: Values = {}
@@ -310,11 +238,3 @@ def seen_from_outside(config: Configuration, current: Current, engine: str) -> I
             log_event(_log, "end", "the stream has ended in order")
         finally:
             _running.remove(now)
-
-
-def last_stream(generation: Path) -> StreamRecord | None:
-    """Return the record of a generation's stream; None if there is none that can be read."""
-    try:
-        return StreamRecord.read(generation)
-    except StateError:
-        return None
