@@ -28,7 +28,7 @@ from tidemill.pipelines.config import (
     source_section,
     telemetry_section,
 )
-from tidemill.pipelines.config.choices import ENGINES, MODES
+from tidemill.pipelines.config.choices import ENGINES, LOG_FORMATS, MODES
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions, Training
 from tidemill.pipelines.config.kafka_connection import MECHANISMS
 from tidemill.pipelines.config.kafka_section import (
@@ -268,7 +268,7 @@ SECTIONS: Final = (
     ),
     Described(
         "logging", telemetry_section.LOGGING_KEYS, LogOptions, "logging: {format: json}",
-        choices={"format": telemetry_section.LOG_FORMATS},
+        choices={"format": LOG_FORMATS},
     ),
     Described(
         "tracing", telemetry_section.TRACING_KEYS, TraceOptions, required=("endpoint",),

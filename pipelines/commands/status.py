@@ -49,9 +49,7 @@ def status(config_path: Path, root: Path | None, as_json: bool, watch: bool) -> 
             console = Console(file=sys.stdout, highlight=False)
             lines = console.height - 1 if console.is_terminal else None
             columns = console.width if console.is_terminal else 100
-            console.print(
-                render(standing, columns, lines), end="", soft_wrap=not console.is_terminal
-            )
+            console.print(render(standing, columns, lines), soft_wrap=not console.is_terminal)
         if not watch:
             return
         time.sleep(_EVERY_S)

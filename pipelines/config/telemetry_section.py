@@ -14,9 +14,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from tidemill.features.errors import ConfigurationError
+from tidemill.pipelines.config.choices import LOG_FORMATS
 from tidemill.pipelines.config.strict_yaml import Section, Value
 
-LOG_FORMATS: Final = ("text", "json")
 METRICS_KEYS: Final = ("listen",)
 LOGGING_KEYS: Final = ("format",)
 TRACING_KEYS: Final = ("endpoint",)

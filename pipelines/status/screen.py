@@ -54,16 +54,17 @@ def render(standing: Standing, columns: int = COLUMNS, lines: int | None = None)
 
 
 def _height(screen: Text) -> int:
-    return screen.plain.count("\n")
+    return screen.plain.count("\n") + 1
 
 
 def _screen(standing: Standing, columns: int, partitions: int, views: int) -> Text:
-    out = Text(no_wrap=True, overflow="ellipsis")
-    for line in _lines(standing, columns, partitions, views):
+    lines = list(_lines(standing, columns, partitions, views))
+    for line in lines:
         line.truncate(columns, overflow="ellipsis")
         line.rstrip()
-        out.append_text(line).append("\n")
-    return out
+    joined = Text("\n").join(lines)
+    joined.no_wrap, joined.overflow = True, "ellipsis"
+    return joined
 
 
 def _lines(standing: Standing, columns: int, partitions: int, views: int) -> Iterator[Text]:

@@ -8,6 +8,7 @@ repeats from the poll log what came after its savepoint, and then reads on.
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,11 +44,13 @@ from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Start
 from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream_run.inherited_rows import take_over
+from tidemill.pipelines.telemetry.events import log_event
 from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
 from tidemill.pipelines.telemetry.running import figures_place
 
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
+_log: Final = logging.getLogger(__name__)
 _AGAIN_SECONDS: Final = 1.0
 _MOST_UNREAD: Final = 16 * AHEAD_POLLS
 """The most polls that are written down and that no operator has taken."""
@@ -287,6 +290,9 @@ class LiveInput:
                 continue
             report.stepped(reader.step(), number - max(polls_taken(self.run), begin))
         report.report()
+        if self.stop.is_set():
+            said = f"the stream drains: it takes what it has read, poll {reader.number}, and ends"
+            log_event(_log, "drain", said, poll=reader.number)
 
     def _report(self, reader: LiveReader) -> ReaderFigures:
         topics = {name: topic.topic for name, topic in self.live.topics().items()}

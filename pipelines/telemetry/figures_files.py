@@ -1,8 +1,9 @@
 """The figures of a run's processes as files, so that other processes can read them.
 
-Each process writes a file of its own, twice a second and when it ends, in a folder of the generation.
-A file is replaced in one step, so a reader never sees half of one. It is not waited for until it is
-on the disk: after a crash of the machine the figures of a run may be missing, and nothing else.
+Each process writes a file of its own, twice a second and when it ends, in a folder of the
+generation. A file is replaced in one step, so a reader never sees half of one. It is not waited for
+until it is on the disk: after a crash of the machine the figures of a run may be missing, and
+nothing else.
 
 A new run removes the files of the one before. So what a killed process has counted never counts for
 the run that follows.

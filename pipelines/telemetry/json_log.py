@@ -11,12 +11,10 @@ import datetime
 import json
 import logging
 import traceback
-from typing import Any, Final
+from typing import Any
 
 from tidemill.pipelines.telemetry.events import EVENT, FIELDS
 from tidemill.pipelines.telemetry.run_id import RUN_ID
-
-_OWN: Final = frozenset({"time", "level", "run", "logger", "event", "message", "error"})
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,7 +33,7 @@ class JsonFormatter(logging.Formatter):
             line["event"] = event
         line["message"] = _message(record)
         fields: dict[str, Any] = getattr(record, FIELDS, {})
-        line |= {name: value for name, value in fields.items() if name not in _OWN}
+        line |= {name: value for name, value in fields.items() if name not in line}
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = described(record.exc_info[1])
         elif record.exc_text:
