@@ -25,9 +25,9 @@ KEPT: Final = 200
 
 OTHER_PROGRAMS: Final = frozenset(
     (
-        "absl", "apache_beam", "asyncio", "concurrent", "feast", "grpc", "h5py", "keras",
-        "matplotlib", "numba", "redis", "root", "sqlalchemy", "tensorflow", "tensorflow_transform",
-        "tfx_bsl", "urllib3",
+        "absl", "apache_beam", "asyncio", "concurrent", "feast", "grpc", "h5py", "kafka",
+        "keras", "matplotlib", "numba", "redis", "root", "sqlalchemy", "tensorflow",
+        "tensorflow_transform", "tfx_bsl", "urllib3",
     )
 )  # fmt: skip
 """The top names of the loggers whose records are kept and not shown. ``root`` is among them since

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -26,6 +27,8 @@ _COLOURS: Final = {
     State.KILLED: "bold red",
 }
 _LEAST_PARTITIONS: Final = 2
+_MOST_LINES: Final = 3
+"""How many lines a sentence has at most."""
 _DIM: Final = "bright_black"
 
 
@@ -70,7 +73,7 @@ def _screen(standing: Standing, columns: int, partitions: int, views: int) -> Te
 def _lines(standing: Standing, columns: int, partitions: int, views: int) -> Iterator[Text]:
     yield from _head(standing, columns)
     if standing.sources:
-        yield from _sources(standing.sources, partitions)
+        yield from _sources(standing.sources, partitions, columns)
     if standing.views:
         yield from _views(standing.views, views, columns)
     yield from _results(standing)
@@ -105,19 +108,19 @@ def _head(standing: Standing, columns: int) -> Iterator[Text]:
 
 
 def _wrapped(said: str, columns: int) -> Iterator[Text]:
-    """Yield a sentence in at most three lines."""
-    words, line, lines = said.split(), "", 0
-    while words and lines < 3:
-        line = " "
-        while words and len(line) + 1 + len(words[0]) <= columns:
-            line += " " + words.pop(0)
-        if line == " ":
-            line += " " + words.pop(0)
-        lines += 1
-        yield Text(line)
+    """Yield a sentence in at most `_MOST_LINES` lines."""
+    lines = textwrap.wrap(
+        said,
+        columns,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        max_lines=_MOST_LINES,
+        placeholder=" …",
+    )
+    yield from map(Text, lines)
 
 
-def _sources(sources: Sequence[SourceStanding], shown: int) -> Iterator[Text]:
+def _sources(sources: Sequence[SourceStanding], shown: int, columns: int) -> Iterator[Text]:
     yield Text()
     width = min(max(len(_name(s, p)) for s in sources for p in s.partitions or [_NONE]), 24)
     width = max(width, len("SOURCE"))
@@ -135,7 +138,9 @@ def _sources(sources: Sequence[SourceStanding], shown: int) -> Iterator[Text]:
     if left := len(rows) - len(kept):
         yield Text(f"{'':{width}} and {left} more, which are not further behind", _DIM)
     for why in dict.fromkeys(source.broker for source in sources if source.broker):
-        yield Text(f"  broker: {why}", "red")
+        for line in _wrapped(f"broker: {why}", columns):
+            line.stylize("red")
+            yield line
 
 
 _NONE: Final = PartitionStanding(0, None)
