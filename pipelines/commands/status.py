@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _EVERY_S: Final = 2.0
 
 
-@click.command(short_help="Show how the stream is: caught up, how stale, waiting for what.")
+@click.command(short_help="Show how the stream is, and what it waits for.")
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 @click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
 @options.config

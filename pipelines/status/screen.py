@@ -46,12 +46,11 @@ def render(standing: Standing, columns: int = COLUMNS, lines: int | None = None)
     screen = _screen(standing, columns, partitions, views)
     if lines is None:
         return screen
-    while _height(screen) > lines and (partitions > _LEAST_PARTITIONS or views > 1):
-        # Give up partitions first, and then one of each in turn.
+    while (over := _height(screen) - lines) > 0 and (partitions > _LEAST_PARTITIONS or views > 1):
         if partitions > _LEAST_PARTITIONS:
-            partitions -= 1
+            partitions = max(partitions - over, _LEAST_PARTITIONS)
         else:
-            views -= 1
+            views = max(views - (over + 1) // 2, 1)  # a view has two lines
         screen = _screen(standing, columns, partitions, views)
     return screen
 

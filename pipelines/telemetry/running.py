@@ -187,7 +187,7 @@ def seen_from_outside(config: Configuration, current: Current, engine: str) -> I
 
     Raises:
         ConfigurationError: The port of ``metrics.listen`` is taken, or tracing lacks a package.
-        FileError: The folder of the figures cannot be written.
+        FileError: The figures, or the record, cannot be written.
     """
     record = StreamRecord(
         run=RUN_ID,
@@ -213,7 +213,7 @@ def seen_from_outside(config: Configuration, current: Current, engine: str) -> I
         endpoint = None if config.tracing is None else config.tracing.endpoint
         opened.enter_context(tracing(endpoint, config.project.name))
         files.begin()
-        now.change()
+        now.record.write(current.folder)
         opened.enter_context(files.written(now.figures))
         opened.enter_context(now.place.leads_to(now.figures))
         _running.append(now)
