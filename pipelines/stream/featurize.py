@@ -29,7 +29,6 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from tidemill.features.definitions import Project
-from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
@@ -149,7 +148,6 @@ class _Operate(_OncePerKey):
             releases = operator.receive(
                 batch for data in elements for batch in decode_batches(data, operator.event_schema)
             )
-        METER.reach(self._options.run, "polls", operator.number)
         logged += sum(release.events for release in releases)
         entries = [release.entry for release in releases if release.entry is not None]
         if entries and operator_snapshot_due(logged, operator.state.n_tiles):

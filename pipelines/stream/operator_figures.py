@@ -63,6 +63,7 @@ class OperatorFigures:
         view, shard = key.view, str(key.shard)
         events = sum(rows.num_rows for rows in operator.events)
         requests = sum(rows.num_rows for rows in operator.requests)
+        self._figures.set(metrics.POLLS_TAKEN, operator.number, part=key.text)
         self._figures.set(metrics.WAITING_ROWS, events + requests, view, part=shard)
         if TIME_MIN < frontier_us < TIME_MAX:
             self._figures.set(metrics.FRONTIER, frontier_us / SECOND, view, part=shard)

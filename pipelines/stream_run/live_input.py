@@ -7,7 +7,6 @@ repeats from the poll log what came after its savepoint, and then reads on.
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -42,9 +41,9 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Start
-from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream_run.inherited_rows import take_over
 from tidemill.pipelines.telemetry.events import log_event
+from tidemill.pipelines.telemetry.polls_taken import PollsTaken
 from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
 from tidemill.pipelines.telemetry.running import figures_place
 
@@ -54,11 +53,6 @@ _log: Final = logging.getLogger(__name__)
 _AGAIN_SECONDS: Final = 1.0
 _MOST_UNREAD: Final = 16 * AHEAD_POLLS
 """The most polls that are written down and that no operator has taken."""
-
-
-def polls_taken(run: str) -> int:
-    """Return how far the operators of a run are in this process: the number of their last poll."""
-    return METER.read(run, "polls")
 
 
 @dataclass
@@ -87,7 +81,7 @@ class LiveInput:
 
     def __post_init__(self) -> None:
         current, project = self.start.current, self.config.project
-        self._figures = LiveFigures()
+        self._figures, self._taken = LiveFigures(), PollsTaken(figures_place())
         self._sealed: LivePolls | None = None
         self._build = current.build_folder
         self._log = stream_log(current)
@@ -204,7 +198,7 @@ class LiveInput:
                 start=self.begins.start,
                 logged=self.begins.before,
                 stop=self._stop,
-                taken=functools.partial(polls_taken, self.run),
+                taken=self._taken,
             )
         )
 
@@ -285,10 +279,10 @@ class LiveInput:
         report = self._report(reader)
         while not (self.stop.is_set() or ended.is_set()) and wall_clock_us() < until_us:
             number = reader.number - self.begins.before + begin
-            if number - max(polls_taken(self.run), begin) >= _MOST_UNREAD:
+            if number - max(self._taken(), begin) >= _MOST_UNREAD:
                 ended.wait(0.01)
                 continue
-            report.stepped(reader.step(), number - max(polls_taken(self.run), begin))
+            report.stepped(reader.step(), number - max(self._taken(), begin))
         report.report()
         if self.stop.is_set():
             said = f"the stream drains: it takes what it has read, poll {reader.number}, and ends"

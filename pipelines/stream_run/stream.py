@@ -63,7 +63,6 @@ from tidemill.pipelines.recovery.stream_polls import StreamPolls
 from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.draining import draining
-from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import (
     ANSWERS,
@@ -278,7 +277,6 @@ def _run_segment(
         figures=figures_place(),
     )
     forget_run(run)
-    METER.forget(run)
     segment_begins(start.current.stream, start.segment, start.run.mode)
     with (
         LOST_WRITES.of(run),

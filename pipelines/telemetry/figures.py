@@ -104,6 +104,7 @@ class Figures:
         self._gauges: dict[tuple[str, Labels, str], Gauge] = {}
         self._histograms: dict[tuple[str, Labels], tuple[npt.NDArray[np.int64], float]] = {}
         self._facts: dict[str, Fact] = {}
+        self._highest: dict[str, float] = {}
 
     def add(self, metric: Metric, count: float, *labels: str) -> None:
         """Add to a counter; a counter that was never added to is not shown.
@@ -129,6 +130,7 @@ class Figures:
         gauge = Gauge(float(value), self._clock_s())
         with self._lock:
             self._gauges[metric.name, labels, part] = gauge
+            self._highest[metric.name] = max(self._highest.get(metric.name, gauge.value), value)
 
     def observe(self, metric: Metric, values: npt.ArrayLike, *labels: str) -> None:
         """Count values in a histogram.
@@ -164,6 +166,11 @@ class Figures:
         """Return what this process has added to a counter, over all labels."""
         with self._lock:
             return sum(count for (name, _), count in self._counters.items() if name == metric.name)
+
+    def highest(self, metric: Metric) -> float | None:
+        """Return the highest value that a gauge has ever had here; None if it was never set."""
+        with self._lock:
+            return self._highest.get(metric.name)
 
     def snapshot(self) -> Snapshot:
         """Return the figures of this instant."""

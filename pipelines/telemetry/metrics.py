@@ -82,6 +82,9 @@ LATE_AFTER_QUIET: Final = _counter(
     "Rows that were late because their partition had been taken for silent.", "source",
 )  # fmt: skip
 POLLS: Final = _counter("tidemill_polls_total", "Polls that were written down.")
+POLLS_TAKEN: Final = _gauge(
+    "tidemill_polls_taken", "The number of the last poll that an operator has taken."
+)
 POLLS_AHEAD: Final = _gauge(
     "tidemill_polls_ahead", "Polls that are written down and that no operator has taken."
 )

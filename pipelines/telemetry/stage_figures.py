@@ -9,6 +9,7 @@ and show in the pages of engines that have some.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,7 @@ NAMESPACE: Final = "tidemill"
 _lock: Final = threading.Lock()
 _here: Final[dict[FiguresPlace, StageFigures]] = {}
 _writing: Final = ExitStack()
+atexit.register(_writing.close)
 
 
 @dataclass(frozen=True)
