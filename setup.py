@@ -18,7 +18,12 @@ setup(
     packages=find_packages(include=["tidemill", "tidemill.*"]),
     package_data={
         "tidemill": ["py.typed"],
-        "tidemill.pipelines": ["templates/**/*", "servers/*.lock"],
+        "tidemill.pipelines": [
+            "templates/**/*",
+            "servers/*.lock",
+            "telemetry/grafana/*.json",
+            "telemetry/prometheus/*.yaml",
+        ],
         "tidemill.examples": ["**/*.yaml"],
     },
     install_requires=[
@@ -34,6 +39,7 @@ setup(
         "matplotlib>=3.9",
         "numba>=0.68",
         "numpy>=2.0",
+        "prometheus-client>=0.20",
         "protobuf>=6.31,<7",
         "pyarrow>=25",
         "pyyaml>=6.0",

@@ -27,9 +27,10 @@ from tidemill.pipelines.config import (
     registry_section,
     sink_section,
     source_section,
+    telemetry_section,
 )
 from tidemill.pipelines.config.archive_section import Archive
-from tidemill.pipelines.config.choices import ENGINES, MODES
+from tidemill.pipelines.config.choices import ENGINES, LOG_FORMATS, MODES
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions, Training
 from tidemill.pipelines.config.kafka_connection import MECHANISMS
 from tidemill.pipelines.config.kafka_section import (
@@ -42,6 +43,7 @@ from tidemill.pipelines.config.kafka_section import (
 from tidemill.pipelines.config.schema_registry import REGISTRY_KEYS, SchemaRegistry
 from tidemill.pipelines.config.sink_section import KafkaSink
 from tidemill.pipelines.config.source_section import Source
+from tidemill.pipelines.config.telemetry_section import LogOptions, MetricsPage, TraceOptions
 from tidemill.pipelines.io.files import input_files, judged_rows
 from tidemill.pipelines.io.payloads.avro_rows import FRAMES
 from tidemill.pipelines.io.payloads.decoders import FORMATS
@@ -124,6 +126,9 @@ stream:
   gap_batches: 200
 predictions: {kafka: {bootstrap: "localhost:9092", topic: predictions}}
 rejected: {kafka: {bootstrap: "localhost:9092", topic: rejected}}
+metrics: {listen: "localhost:9464"}
+logging: {format: json}
+tracing: {endpoint: "http://localhost:4318"}
 """.replace("splits: &splits", "splits:")
 """A file with every key of the sections that every project has."""
 
@@ -264,6 +269,16 @@ SECTIONS: Final = (
     Described(
         "archive", archive_section.ARCHIVE_KEYS, Archive,
         ARCHIVED, required=("folder",),
+    ),
+    Described(
+        "metrics", telemetry_section.METRICS_KEYS, MetricsPage, required=("listen",),
+    ),
+    Described(
+        "logging", telemetry_section.LOGGING_KEYS, LogOptions, "logging: {format: json}",
+        choices={"format": LOG_FORMATS},
+    ),
+    Described(
+        "tracing", telemetry_section.TRACING_KEYS, TraceOptions, required=("endpoint",),
     ),
 )  # fmt: skip
 """Every section, in the order of the file."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -36,16 +37,19 @@ import click
 
 from tidemill.pipelines.commands.session import Session
 from tidemill.pipelines.commands.signals import Stop, heeded
+from tidemill.pipelines.config.choices import LOG_FORMATS
 
 COMMANDS: Final = (
-    "demo", "init", "validate", "backfill", "train", "stream", "republish", "verify", "report",
-    "features", "explain", "lineage", "apply", "clean-store", "merge-log", "archive",
+    "demo", "init", "validate", "backfill", "train", "stream", "status", "republish", "verify",
+    "report", "features", "explain", "lineage", "apply", "clean-store", "merge-log", "archive",
     "replay-rejected", "up", "down",
 )  # fmt: skip
 """The commands, in the order in which a user needs them. The command ``merge-log`` is the function
 ``merge_log`` of the module ``merge_log``, and so for the others."""
 
 _BROKEN_PIPE: Final = 141
+
+_log: Final = logging.getLogger(__name__)
 
 
 def _show_everything(context: click.Context, _: click.Parameter, given: bool) -> None:
@@ -64,6 +68,22 @@ def _debug() -> click.Option:
     )
 
 
+def _choose_log_format(context: click.Context, _: click.Parameter, given: str | None) -> None:
+    if given is not None:
+        context.ensure_object(Session).diagnostics.choose(given)
+
+
+def _log_format() -> click.Option:
+    return click.Option(
+        ["--log-format"],
+        type=click.Choice(LOG_FORMATS),
+        expose_value=False,
+        is_eager=True,
+        callback=_choose_log_format,
+        help="json: one JSON object a line, with the id of the run. Replaces `logging`.",
+    )
+
+
 class _Commands(click.Group):
     """Imports a command's module when the command is asked for."""
 
@@ -76,7 +96,7 @@ class _Commands(click.Group):
         module = importlib.import_module(f"{__package__}.{name.replace('-', '_')}")
         command: click.Command = getattr(module, name.replace("-", "_"))
         if not any(parameter.name == "debug" for parameter in command.params):
-            command.params.append(_debug())
+            command.params += [_debug(), _log_format()]
         return command
 
     def invoke(self, context: click.Context) -> Any:
@@ -99,7 +119,7 @@ commands = _Commands(
     A project is one Python module and one YAML file. `tidemill init NAME` writes a small one to
     start from; `tidemill demo` runs every stage of an installed one.
     """,
-    params=[_debug()],
+    params=[_debug(), _log_format()],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 commands = click.version_option(package_name="tidemill")(commands)
@@ -135,6 +155,11 @@ def _failed(stop: Stop, session: Session, error: Exception) -> int | None:
     from tidemill.pipelines.commands.explained import explanation
 
     said = explanation(error, session.root)
+    if session.diagnostics.is_json:
+        # An error without an explanation is one of ours: then the place where it arose counts.
+        is_ours = said is None or session.diagnostics.debug
+        _log_error(error, said or f"{type(error).__name__}: {error}", shows_traceback=is_ours)
+        return 1
     if said is None:
         session.diagnostics.show_kept()
         return None
@@ -147,10 +172,23 @@ def _stopped(stop: Stop, session: Session, error: BaseException) -> int:
     """Print that a signal has ended the command; return the exit status."""
     if stop.number is None:  # raised by hand, such as by a test
         stop.number = 2
+    if session.diagnostics.is_json:
+        from tidemill.pipelines.telemetry.events import log_event
+
+        log_event(_log, "interrupted", stop.line, level=logging.WARNING, signal=stop.number)
+        return stop.status
     _show_traceback(session, error)
     with contextlib.suppress(OSError):  # the signal may mean that the terminal was closed
         click.echo(stop.line, err=True)
     return stop.status
+
+
+def _log_error(error: Exception, said: str, *, shows_traceback: bool) -> None:
+    from tidemill.pipelines.telemetry.events import log_event
+    from tidemill.pipelines.telemetry.json_log import described
+
+    what = described(error, shows_traceback=shows_traceback)
+    log_event(_log, "error", said, level=logging.ERROR, error=what)
 
 
 def _show_traceback(session: Session, error: BaseException) -> None:

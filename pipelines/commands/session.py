@@ -4,6 +4,9 @@ Beam, TensorFlow, gRPC and Feast log warnings and tracebacks that would hide the
 an error. `Diagnostics` keeps the last `KEPT` of their records. It shows them before the traceback
 of an error without an explanation; with ``--debug`` it shows every record at once. Records of the
 project's own modules and of Tidemill are always shown.
+
+With ``--log-format json``, or ``logging: {format: json}`` in the configuration, every record is a
+line of JSON (`pipelines.telemetry.json_log`): from Tidemill from INFO on, from others from WARNING.
 """
 
 from __future__ import annotations
@@ -22,15 +25,16 @@ KEPT: Final = 200
 
 OTHER_PROGRAMS: Final = frozenset(
     (
-        "absl", "apache_beam", "asyncio", "concurrent", "feast", "grpc", "h5py", "keras",
-        "matplotlib", "numba", "redis", "root", "sqlalchemy", "tensorflow", "tensorflow_transform",
-        "tfx_bsl", "urllib3",
+        "absl", "apache_beam", "asyncio", "concurrent", "feast", "grpc", "h5py", "kafka",
+        "keras", "matplotlib", "numba", "redis", "root", "sqlalchemy", "tensorflow",
+        "tensorflow_transform", "tfx_bsl", "urllib3",
     )
 )  # fmt: skip
 """The top names of the loggers whose records are kept and not shown. ``root`` is among them since
 Beam logs the messages of Prism there."""
 
 
+_TIDEMILL: Final = "tidemill"
 _SILENT: Final = logging.NullHandler()
 
 
@@ -41,18 +45,48 @@ class Diagnostics(logging.Handler):
         super().__init__()
         self.setFormatter(logging.Formatter("%(message)s"))
         self.debug = False
+        self.is_json = False
+        self._is_chosen = False
         self._kept: deque[str] = deque(maxlen=KEPT)
 
     def show_everything(self) -> None:
         """Show every record at once, with logger and level, from INFO up."""
         self.debug = True
-        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        if not self.is_json:
+            self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         logging.getLogger().setLevel(logging.INFO)
+
+    def choose(self, log_format: str) -> None:
+        """Write the log as a person has asked for, whatever the configuration says.
+
+        Args:
+            log_format: ``text`` or ``json``.
+        """
+        self._is_chosen = True
+        if log_format == "json":
+            self._write_json()
+
+    def configure(self, log_format: str) -> None:
+        """Write the log as the configuration says, unless a person has asked for another format.
+
+        Args:
+            log_format: ``text`` or ``json``.
+        """
+        if log_format == "json" and not self._is_chosen:
+            self._write_json()
+
+    def _write_json(self) -> None:
+        from tidemill.pipelines.telemetry.json_log import JsonFormatter
+
+        self.is_json = True
+        self.setFormatter(JsonFormatter())
+        logging.getLogger(_TIDEMILL).setLevel(logging.INFO)
+        logging.captureWarnings(True)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show or keep a record."""
         text = self.format(record)
-        if self.debug or record.name.partition(".")[0] not in OTHER_PROGRAMS:
+        if self.debug or self.is_json or record.name.partition(".")[0] not in OTHER_PROGRAMS:
             sys.stderr.write(f"{text}\n")
         else:
             self._kept.append(f"{record.levelname} {record.name}: {text}")
@@ -93,3 +127,6 @@ class Session:
         finally:
             root.removeHandler(self.diagnostics)
             root.setLevel(level)
+            if self.diagnostics.is_json:
+                logging.getLogger(_TIDEMILL).setLevel(logging.NOTSET)
+                logging.captureWarnings(False)

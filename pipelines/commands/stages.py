@@ -25,6 +25,7 @@ def load(path: Path, root: Path | None) -> Configuration:
     session = click.get_current_context().find_object(Session)
     if session is not None:
         session.root = configuration.root
+        session.diagnostics.configure(configuration.logging.format)
     return configuration
 
 
@@ -39,7 +40,31 @@ def progress(quiet: bool) -> Progress:
     """Return the progress that suits standard error."""
     from tidemill.pipelines.run.progress import make_progress
 
+    if not quiet and _logs_json():
+        from tidemill.pipelines.telemetry.log_progress import LogProgress
+
+        return LogProgress()
     return make_progress(sys.stderr, quiet=quiet)
+
+
+def _logs_json() -> bool:
+    session = click.get_current_context().find_object(Session)
+    return session is not None and session.diagnostics.is_json
+
+
+def _show_figures(stage: str, figures: dict[str, Any]) -> None:
+    """Print a stage's figures; where the log is JSON, they are an event of it."""
+    if _logs_json():
+        import logging
+
+        from tidemill.pipelines.telemetry.events import log_event
+
+        said = f"the figures of {stage}"
+        log_event(logging.getLogger(__name__), "figures", said, stage=stage, figures=figures)
+        return
+    from tidemill.pipelines.run.tables import figure_tables, print_tables
+
+    print_tables(figure_tables(stage, figures), sys.stdout)
 
 
 def run_stage(stage: str, root: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -51,16 +76,15 @@ def run_stage(stage: str, root: Path, work: Callable[[], dict[str, Any]]) -> dic
     """
     from tidemill.features.errors import TooManyRejected
     from tidemill.pipelines.run.summary import write_summary
-    from tidemill.pipelines.run.tables import figure_tables, print_tables
 
     began = time.perf_counter()
     try:
         figures = {**work(), "seconds": round(time.perf_counter() - began, 3)}
     except TooManyRejected as error:
-        print_tables(figure_tables(stage, error.figures), sys.stdout)
+        _show_figures(stage, error.figures)
         raise
     write_summary(root, stage, figures)
-    print_tables(figure_tables(stage, figures), sys.stdout)
+    _show_figures(stage, figures)
     return figures
 
 

@@ -8,3 +8,4 @@ ENGINES: Final = ("fnapi", "prism")
 """The engines that run a stream; `pipelines.engines.choosing.Engine` also has one for batch."""
 MODES: Final = ("exact", "eager")
 """exact: answer a request when the frontier has passed it; eager: answer it at once."""
+LOG_FORMATS: Final = ("text", "json")

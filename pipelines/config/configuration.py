@@ -33,6 +33,9 @@ stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within
 predictions: {kafka: {...}}     # optional: also to a topic (`pipelines.config.sink_section`)
 rejected: {kafka: {...}}        # optional: rejected records likewise
 archive: {folder: archive}      # optional: rows of topics (`pipelines.config.archive_section`)
+metrics: {listen: "localhost:9464"}  # optional (`pipelines.config.telemetry_section`)
+logging: {format: text}         # optional
+tracing: {endpoint: ...}        # optional
 ```
 """
 
@@ -59,6 +62,14 @@ from tidemill.pipelines.config.registry_section import registry_place
 from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED, KafkaSink, read_sinks
 from tidemill.pipelines.config.source_section import SOURCE_KEYS, Source, read_source
 from tidemill.pipelines.config.strict_yaml import Section, Value, or_null, read_file
+from tidemill.pipelines.config.telemetry_section import (
+    LogOptions,
+    MetricsPage,
+    TraceOptions,
+    read_logging,
+    read_metrics,
+    read_tracing,
+)
 from tidemill.serving.generations.current import Current, read_current
 from tidemill.serving.stores.offline_places import OfflinePlace, ParquetPlace
 from tidemill.serving.stores.online_places import Clock, FeastPlace, OnlinePlace
@@ -68,6 +79,7 @@ from tidemill.serving.stores.registry_places import RegistryPlace
 KEYS: Final = (
     "project", "root", "shards", "sources", "splits", "sample", "training", "online_store",
     "offline_store", "registry", "stream", "predictions", "rejected", "archive",
+    "metrics", "logging", "tracing",
 )  # fmt: skip
 SPLIT_KEYS: Final = ("train_until", "evaluate_until", "stream_until")
 TRAINING_KEYS: Final = {
@@ -187,6 +199,9 @@ class Configuration:
         predictions: The topic that predictions are written to, besides files; None for none.
         rejected: The topic that the stream's rejected records are written to, likewise.
         archive: Where the rows that are read of topics are kept as Parquet; None for nowhere.
+        metrics: Where a stream serves its figures for Prometheus; None for nowhere.
+        logging: How the log is written.
+        tracing: Where a stream sends its traces; None for nowhere.
         pinned: The folders that `pin` has found; None looks them up at every use.
     """
 
@@ -208,6 +223,9 @@ class Configuration:
     predictions: KafkaSink | None = None
     rejected: KafkaSink | None = None
     archive: Archive | None = None
+    metrics: MetricsPage | None = None
+    logging: LogOptions = field(default_factory=LogOptions)
+    tracing: TraceOptions | None = None
     pinned: Current | None = None
 
     @property
@@ -313,6 +331,9 @@ def load(path: Path | str, *, root: Path | str | None = None) -> Configuration:
         predictions=sinks.get(PREDICTIONS),
         rejected=sinks.get(REJECTED),
         archive=archive,
+        metrics=read_metrics(top),
+        logging=read_logging(top),
+        tracing=read_tracing(top),
     )
 
 

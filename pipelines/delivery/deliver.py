@@ -17,6 +17,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 from tidemill.features.errors import EngineError
 from tidemill.pipelines.delivery.outgoing import MESSAGES
 from tidemill.pipelines.delivery.topic_sink import MOST_MESSAGES, TopicSink
+from tidemill.pipelines.telemetry.metrics import SENT
+from tidemill.pipelines.telemetry.running import figures_place
 
 _SINKS: dict[tuple[str, str], TopicSink] = {}
 """The sinks of this process, by run and section: the threads of an engine share them."""
@@ -90,4 +92,6 @@ class Deliver(beam.DoFn):
             )
         make = MESSAGES[self._name]
         sink.write(message for batch in batches for message in make(batch, self._stream))
+        rows = sum(batch.num_rows for batch in batches)
+        figures_place().here().add(SENT, rows, self._name)
         return waiting

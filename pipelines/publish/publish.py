@@ -25,6 +25,7 @@ from tidemill.pipelines.io.sinks import write_rows_once
 from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import joined_release, newest_per_entity, runs_by_shard
 from tidemill.pipelines.publish.run_fills import RunFills
+from tidemill.pipelines.publish.store_figures import storing
 from tidemill.pipelines.publish.store_writer import StoreWriter
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.publications import (
@@ -33,6 +34,7 @@ from tidemill.pipelines.stream.publications import (
     publications_name,
 )
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
+from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
@@ -58,6 +60,7 @@ class Publish(beam.DoFn):
         run: The run's name (`pipelines.stream.featurize_options.FeaturizeOptions`); the operators
             of this run can publish a whole shard again. None if there are no operators.
         give_up_after_us: How long the store may be unavailable before the bundle fails.
+        figures: Where the stage reports what it does.
     """
 
     project: Project
@@ -70,6 +73,7 @@ class Publish(beam.DoFn):
     segment: int = 0
     run: str | None = None
     give_up_after_us: int = GIVE_UP_AFTER_US
+    figures: FiguresPlace = NO_FIGURES
 
     def setup(self) -> None:
         """Open the store."""
@@ -96,7 +100,8 @@ class Publish(beam.DoFn):
         bundle, self._bundle = self._bundle, []
         runs = runs_by_shard(bundle)
         if runs:
-            self._writer.write([parcel for run in runs for parcel in self._parcels(run)])
+            with storing(self.figures.here(), bundle):
+                self._writer.write([parcel for run in runs for parcel in self._parcels(run)])
         news = runs
         if not all(one.is_news for one in bundle):
             news = runs_by_shard([one for one in bundle if one.is_news])

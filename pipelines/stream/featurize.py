@@ -30,12 +30,12 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from tidemill.features.definitions import Project
 from tidemill.pipelines.io.epochs import with_epoch
-from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.operator_figures import OperatorFigures
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.savepoint_files import SavepointFiles
@@ -57,6 +57,7 @@ from tidemill.pipelines.stream.wire_format import (
     pack_everything,
     pack_publications,
 )
+from tidemill.pipelines.telemetry.metrics import WAITING_REQUESTS
 
 ANSWERS: Final = "answers"
 PUBLICATIONS: Final = "publications"
@@ -140,29 +141,29 @@ class _Operate(_OncePerKey):
 
     PASSES = ALL_REQUESTS
 
+    def setup(self) -> None:
+        self._figures = OperatorFigures(self._options.figures.here())
+
     def work(
         self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
     ) -> Iterator[Any]:
         operator, logged, files = self._load(key, head, log, snapshot)
-        before = (operator.counters.repeats, operator.counters.early)
         schema = operator.event_schema
         out: list[Any] = []
-        releases = operator.receive(
-            batch for data in elements for batch in decode_batches(data, schema)
-        )
-        self._emit(operator, releases, out)
-        files.add(releases)
-        while operator.at_savepoint:
-            if self._options.stream is not None:
-                out.append(self._keep(operator, files, self._options.stream))
-            operator.pass_savepoint()
-            more = operator.receive(())
-            self._emit(operator, more, out)
-            files.add(more)
-            releases += more
-        METER.add(self._options.run, "repeats", operator.counters.repeats - before[0])
-        METER.add(self._options.run, "early", operator.counters.early - before[1])
-        METER.reach(self._options.run, "polls", operator.number)
+        with self._figures.of(operator):
+            releases = operator.receive(
+                batch for data in elements for batch in decode_batches(data, schema)
+            )
+            self._emit(operator, releases, out)
+            files.add(releases)
+            while operator.at_savepoint:
+                if self._options.stream is not None:
+                    out.append(self._keep(operator, files, self._options.stream))
+                operator.pass_savepoint()
+                more = operator.receive(())
+                self._emit(operator, more, out)
+                files.add(more)
+                releases += more
         logged += sum(release.events for release in releases)
         entries = [release.entry for release in releases if release.entry is not None]
         if entries and operator_snapshot_due(logged, operator.state.n_tiles):
@@ -256,6 +257,7 @@ class _Join(_OncePerKey):
         else:
             log.add(entry)
             logged = longer
+        self._options.figures.here().set(WAITING_REQUESTS, joiner.requests_pending)
         token = new_token()
         head.write(token)
         _JOINERS.put((self._options.run, key), token, (joiner, logged))

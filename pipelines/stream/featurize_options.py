@@ -10,6 +10,7 @@ from tidemill.features.kernel.advance import Publish
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
+from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class FeaturizeOptions:
         stream: The folder of the stream, whose savepoints the states are written to; None if the
             stream has none.
         segment: The number of the run's first segment (`pipelines.stream.state_files`).
+        figures: Where the stages report what they do.
     """
 
     run: str
@@ -42,6 +44,7 @@ class FeaturizeOptions:
     handoff: Path | None = None
     stream: Path | None = None
     segment: int = 0
+    figures: FiguresPlace = NO_FIGURES
 
 
 def operator_key(project: Project, view: int, shard: int, shards: int) -> str:

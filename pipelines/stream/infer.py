@@ -21,8 +21,9 @@ from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
 from tidemill.pipelines.io.epochs import epoch_of, with_epoch
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
-from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
+from tidemill.pipelines.stream.operator_figures import report_predictions, scoring
+from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
 
@@ -111,12 +112,12 @@ class Infer(beam.DoFn):
     Attributes:
         project: The project.
         bundle: The bundle's folder; None for a project without a model.
-        run: The run's name, for its meter.
+        figures: Where the stage reports what it does.
     """
 
     project: Project
     bundle: Path | None
-    run: str = ""
+    figures: FiguresPlace = NO_FIGURES
 
     def setup(self) -> None:
         """Load the bundle; the scorer is shared in the process."""
@@ -124,6 +125,8 @@ class Infer(beam.DoFn):
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Score answered requests."""
-        made = predictions(self.project, self._scorer, element, time.time_ns() // 1_000)
-        METER.add(self.run, "predictions", made.num_rows)
+        figures = self.figures.here()
+        with scoring(figures, element.num_rows):
+            made = predictions(self.project, self._scorer, element, time.time_ns() // 1_000)
+        report_predictions(figures, made)
         yield with_epoch(made, epoch_of(element))

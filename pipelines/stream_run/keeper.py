@@ -38,6 +38,8 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.publications import publications_name
 from tidemill.pipelines.stream.state_files import missing_files, savepoint_folder
 from tidemill.pipelines.stream_run.outcome import Outputs
+from tidemill.pipelines.telemetry.running import savepoint_kept
+from tidemill.pipelines.telemetry.tracing import span
 from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import open_database
 
@@ -203,7 +205,9 @@ class Keeper:
             raise _Incomplete(f"of {expected} requests, {answered} are answered or rejected")
         self._check_stores(releases)
         self.delivery.keep(self._segment)
-        self.kept = keep_savepoint(config, self.start, self.kept, self._reached, releases)
+        with span("savepoint", number=self._segment):
+            self.kept = keep_savepoint(config, self.start, self.kept, self._reached, releases)
+        savepoint_kept(self.kept.segment, self.kept.as_of_us)
         self._outputs.forget(self.kept.segment)
         offline_caught_up(config, self.start)
 

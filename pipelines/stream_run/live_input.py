@@ -10,7 +10,7 @@ the savepoint before counts (`pipelines.stream_run.keeper`).
 
 from __future__ import annotations
 
-import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -43,18 +43,17 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Reached, Start
-from tidemill.pipelines.run.meter import METER
+from tidemill.pipelines.telemetry.events import log_event
+from tidemill.pipelines.telemetry.polls_taken import PollsTaken
+from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
+from tidemill.pipelines.telemetry.running import figures_place
 
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
+_log: Final = logging.getLogger(__name__)
 _AGAIN_SECONDS: Final = 1.0
 _MOST_UNREAD: Final = 16 * AHEAD_POLLS
 """The most polls that are written down and that no operator has taken."""
-
-
-def polls_taken(run: str) -> int:
-    """Return how far the operators of a run are in this process: the number of their last poll."""
-    return METER.read(run, "polls")
 
 
 class Marks(Protocol):
@@ -90,7 +89,7 @@ class LiveInput:
 
     def __post_init__(self) -> None:
         current, project = self.start.current, self.config.project
-        self._figures = LiveFigures()
+        self._figures, self._taken = LiveFigures(), PollsTaken(figures_place())
         self._build = current.build_folder
         self._log = stream_log(current)
         self._stop = current.stream_folder / STOP
@@ -235,7 +234,7 @@ class LiveInput:
                 epoch=self._epoch,
                 partitions=tuple((one.name, number) for one, number in self.begins.sources),
                 stop=self._stop,
-                taken=functools.partial(polls_taken, self.run),
+                taken=self._taken,
             )
         )
 
@@ -321,18 +320,26 @@ class LiveInput:
         keep_s = time.monotonic() + every_s
         until_us = TIME_MAX if self.until_us is None else self.until_us
         begin = self.begins.start.number
+        report = self._report(reader)
         while not (self.stop.is_set() or ended.is_set()) and wall_clock_us() < until_us:
             number = reader.number - self.begins.before + begin
-            if number - max(polls_taken(self.run), begin) >= _MOST_UNREAD:
+            if number - max(self._taken(), begin) >= _MOST_UNREAD:
                 ended.wait(0.01)
                 continue
             is_due = time.monotonic() >= keep_s and not reader.goes_on_from_mark
             segment = self.start.segment + reader.epoch - self._epoch
-            if is_due and marks.may_mark(segment):
+            is_marked = is_due and marks.may_mark(segment)
+            if is_marked:
                 keep_s = time.monotonic() + every_s
-                reader.step(is_marked=True)
-            else:
-                reader.step()
+            report.stepped(reader.step(is_marked=is_marked), number - max(self._taken(), begin))
+        report.report()
+        if self.stop.is_set():
+            said = f"the stream drains: it takes what it has read, poll {reader.number}, and ends"
+            log_event(_log, "drain", said, poll=reader.number)
+
+    def _report(self, reader: LiveReader) -> ReaderFigures:
+        topics = {name: topic.topic for name, topic in self.live.topics().items()}
+        return ReaderFigures(figures_place().here().figures, reader, topics)
 
 
 def _check_untaken(build: Log, topics: Mapping[str, LiveTopic], folder: Path) -> None:

@@ -62,7 +62,6 @@ from tidemill.pipelines.recovery.resume import (
 from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.draining import draining
-from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.stream.featurize import (
     ANSWERS,
@@ -84,6 +83,16 @@ from tidemill.pipelines.stream_run.keeper import Keeper
 from tidemill.pipelines.stream_run.live_input import LiveInput
 from tidemill.pipelines.stream_run.outcome import check_end, count_outcome
 from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
+from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
+from tidemill.pipelines.telemetry.rejected_figures import CountRejected
+from tidemill.pipelines.telemetry.running import (
+    figures_place,
+    predictions_so_far,
+    seen_from_outside,
+    segment_begins,
+)
+from tidemill.pipelines.telemetry.stage_figures import counted_by_beam
+from tidemill.pipelines.telemetry.tracing import span
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.locks import lock
 from tidemill.serving.online.backends import missing_guarantees
@@ -130,7 +139,11 @@ def stream(
         Locked: Another process runs a stream of the generation.
         BrokerError: A topic cannot be read, or not be written to.
     """
-    with _alone(config, wait=wait) as pinned:
+    name = stream_engine(config.stream.engine, engine).name
+    with (
+        _alone(config, wait=wait) as pinned,
+        seen_from_outside(pinned, pinned.current, name),
+    ):
         return _stream(
             pinned, progress, speed, engine, mode, until_us, resume=resume, take_over=take_over
         )
@@ -183,7 +196,7 @@ def _stream(
         entrance = _entrance(config, start, run, speed, until_us, stop, progress.say)
         check_positions(start, entrance.begins)
         start, fills = prepare(config, start, progress, take_over=take_over)
-        _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
+        delivered = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
     replayed = entrance.taken()
     seconds = time.perf_counter() - began
     by_source = received(start.run, replayed)
@@ -201,9 +214,7 @@ def _stream(
         "events": sum(by_source.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
-        # What this process has seen; the release log does not depend on it.
-        "repeats": METER.read(run, "repeats"),
-        "early": METER.read(run, "early"),
+        **delivered,
         **_counted(event_counts(config, start.run, replayed)),
         **entrance.figures(),
         **delivery.figures,
@@ -230,8 +241,12 @@ def _run(
     bundle: Path | None,
     choice: EngineChoice,
     delivery: Delivery,
-) -> None:
-    """Run the stream to its end or to a savepoint, which counts then."""
+) -> dict[str, int]:
+    """Run the stream to its end or to a savepoint, which counts then.
+
+    Returns:
+        What the engine delivered again or early, counted by all of its workers.
+    """
     project, stream_folder = config.project, start.current.stream_folder
     featurize = FeaturizeOptions(
         run=run,
@@ -244,14 +259,16 @@ def _run(
         stream=None if entrance.ends else stream_folder,
         segment=start.segment,
         changes=start.run.offline is not None,
+        figures=figures_place(),
     )
     forget_run(run)
-    METER.forget(run)
     keeper = Keeper(config, start, fills, entrance, delivery, choice.name)
+    segment_begins(start.current.stream, start.segment, start.run.mode)
     with (
         LOST_WRITES.of(run),
         progress.stage("stream", total=entrance.requests, unit="requests") as stage,
-        _watched(run, stage),
+        span("segment", number=start.segment),
+        _watched(stage),
         delivery.open(),
         nullcontext() if entrance.stop is None else keeper.keeping(entrance.stop.set),
         entrance.reading(keeper),
@@ -261,7 +278,7 @@ def _run(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
         wire(pipeline, config, entrance, featurize, bundle, start, fills, delivery)
-        run_pipeline(pipeline, choice)
+        result = run_pipeline(pipeline, choice)
         if entrance.ends:
             came = entrance.taken().rows_of(project.request.name)
             expected = joiner_at(config, start.folder).requests_pending + came
@@ -272,6 +289,8 @@ def _run(
     if entrance.ends:
         replace(start.run, ended=True, until_us=entrance.stop_us).write(stream_folder)
     offline_caught_up(config, start)
+    counted = {"repeats": REPEATS, "early": EARLY}
+    return {name: counted_by_beam(result, metric) for name, metric in counted.items()}
 
 
 def _counted(counts: Mapping[str, EventCounts]) -> dict[str, Any]:
@@ -344,7 +363,7 @@ def wire(
     valid = polls | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
     out = sharded | Featurize(project, featurize)
-    answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.run))
+    answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.figures))
     if (to_topic := delivery.step(PREDICTIONS)) is not None:
         answered = answered | "DeliverPredictions" >> beam.ParDo(to_topic)
     _ = answered | "Predictions" >> beam.ParDo(
@@ -361,13 +380,15 @@ def wire(
         segment=segment,
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,
+        figures=featurize.figures,
     )
     _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, segment))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.
     for part, refusals in enumerate((valid[INVALID], unanswered, *refused)):
-        records = refusals
+        count = beam.ParDo(CountRejected(featurize.figures))
+        records = refusals | f"CountRejected{part}" >> count
         if (to_topic := delivery.step(REJECTED)) is not None:
             records = records | f"DeliverRejected{part}" >> beam.ParDo(to_topic)
         _ = records | f"WriteRejected{part}" >> beam.ParDo(
@@ -393,17 +414,18 @@ class _Reject(beam.DoFn):
 
 
 @contextmanager
-def _watched(run_name: str, stage: Any) -> Iterator[None]:
+def _watched(stage: Any) -> Iterator[None]:
     """Show the number of predictions while the block runs."""
-    done = threading.Event()
+    done, begun = threading.Event(), predictions_so_far()
 
     def watch() -> None:
-        shown = 0
-        while not done.wait(_WATCH_SECONDS):
-            seen = METER.read(run_name, "predictions")
+        shown = begun
+        is_over = False
+        while not is_over:
+            is_over = done.wait(_WATCH_SECONDS)
+            seen = predictions_so_far()
             stage.advance(seen - shown)
             shown = seen
-        stage.advance(METER.read(run_name, "predictions") - shown)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

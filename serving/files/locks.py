@@ -96,7 +96,8 @@ def is_locked(path: Path) -> bool:
     """Tell whether another process holds a lock."""
     if not path.exists():
         return False
-    with path.open("a+") as file:
+    # Also whoever may only read it can ask.
+    with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

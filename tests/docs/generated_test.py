@@ -92,6 +92,7 @@ def objects(config: Configuration, section: Described) -> list[Any]:
         config, *config.sources.values(), config.splits, config.training, config.stream,
         config.online_store, config.offline_store, config.registry,
         getattr(config.online_store, "tls", None), *config.sinks.values(), config.archive,
+        config.metrics, config.logging, config.tracing,
     ]  # fmt: skip
     topics = [source.kafka for source in config.sources.values() if source.kafka is not None]
     places += [*topics, *(topic.registry for topic in topics)]

@@ -103,6 +103,8 @@ def test_wheel_holds_every_file_of_the_rooms_and_no_other_top_level_name(wheel: 
         "tidemill/py.typed",
         "tidemill/examples/flights/tidemill.yaml",
         "tidemill/pipelines/servers/kafka_jars.lock",
+        "tidemill/pipelines/telemetry/grafana/dashboard.json",
+        "tidemill/pipelines/telemetry/prometheus/alerts.yaml",
     } <= held
     templates = {
         f"tidemill/{path.relative_to(ROOT)}"

@@ -48,7 +48,7 @@ def arguments(command: str, project: Path, root: Path | None = None) -> list[str
     places = ["--config", str(project / "tidemill.yaml")]
     if root is not None:
         places += ["--root", str(root)]
-    loud = ("features", "explain", "lineage", "apply", "clean-store", "report")
+    loud = ("features", "explain", "lineage", "apply", "clean-store", "report", "status")
     return [*command.split(), *given, *places, *([] if command.split()[0] in loud else ["--quiet"])]
 
 

@@ -41,7 +41,8 @@ from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.topics import open_topics
 from tidemill.pipelines.io.kafka.client import Ends, Partition
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveOrigin, LiveTopic
-from tidemill.pipelines.io.live.live_reader import LiveReader, Pace
+from tidemill.pipelines.io.live.live_reader import LiveReader
+from tidemill.pipelines.io.live.live_source import Pace
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.run.progress import Progress, QuietProgress

@@ -44,7 +44,7 @@ from tidemill.features.rows.rejected import Stage
 from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.failing_transforms import judge_what_can_be
 from tidemill.pipelines.io.live.floods import Floods
-from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace
+from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace, Standing
 from tidemill.pipelines.io.live.mended import (
     ACCEPTED,
     OUTCOMES,
@@ -221,9 +221,11 @@ class LiveReader:
         moved = self._moved
         if now_s - self._checked_s >= self._pace.check_s:
             self._checked_s = now_s
-            for source in self._sources.values():
+            for name, source in self._sources.items():
+                self.figures.away.add(name)
                 with suppress(BrokerUnreachable):  # then nothing is known
                     self._check_quiet(source)
+                    self.figures.away.discard(name)
         self._unsaid |= self._raise_watermarks()
         is_due = self._unsaid and now_s - self._beat_s >= self._pace.beat_s
         if not (moved or is_due or is_marked):
@@ -231,6 +233,22 @@ class LiveReader:
             return None
         self._beat_s, self._unsaid = now_s, False
         return self._write_down(rows, refused, is_marked=is_marked)
+
+    def standings(self) -> list[Standing]:
+        """Return where each partition of the topics is."""
+        return [
+            Standing(
+                name,
+                partition,
+                self._sources[name].first + partition,
+                at.offset,
+                at.position,
+                at.watermark_us,
+                at.quiet_us != TIME_MIN and at.watermark_us == at.quiet_us,
+                self.figures.ends.get((name, partition)),
+            )
+            for (name, partition), at in self._at.items()
+        ]
 
     def check_partitions(self) -> None:
         """Check that every partition of the topics is read.
@@ -328,6 +346,7 @@ class LiveReader:
         name = source.definition.name
         asked_us = self._clock_us()
         ends, positions = source.reader.ends(), source.reader.positions()
+        self.figures.ends |= {(name, partition): end for partition, end in ends.items()}
         quiet = [n for n, end in ends.items() if positions[n] == end.stable == end.high]
         self.figures.caught_up[name] = len(quiet)
         if source.clock == "messages":

@@ -114,6 +114,8 @@ class LiveFigures:
         caught_up: By source: the partitions that are read to their end, as of the last check.
         mended: By source: mended messages that were accepted.
         rejected_again: By source: mended messages that are rejected still.
+        ends: By source and partition: where it ended at the last check.
+        away: The sources whose broker did not answer the last check.
     """
 
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -121,3 +123,29 @@ class LiveFigures:
     caught_up: dict[str, int] = field(default_factory=dict)
     mended: dict[str, int] = field(default_factory=dict)
     rejected_again: dict[str, int] = field(default_factory=dict)
+    ends: dict[tuple[str, int], Ends] = field(default_factory=dict)
+    away: set[str] = field(default_factory=set)
+
+
+class Standing(NamedTuple):
+    """Where a partition of a topic is.
+
+    Attributes:
+        source: The name of its source.
+        partition: Its number in the topic.
+        log_partition: Its number in the log of the source.
+        offset: The offset after what is read.
+        position: How many rows its log has.
+        watermark_us: Its watermark.
+        is_quiet: Whether it has this watermark because it was quiet.
+        end: Where it ended when the broker was last asked; None before that.
+    """
+
+    source: str
+    partition: int
+    log_partition: int
+    offset: int
+    position: int
+    watermark_us: int
+    is_quiet: bool
+    end: Ends | None

@@ -103,6 +103,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "backfill",
         "train",
         "stream",
+        "status",
         "republish",
         "verify",
         "report",

@@ -59,7 +59,7 @@ WRITING = {
     "replay-rejected": [],
     "merge-log": [],
 }
-READING = ("features", "explain", "lineage", "clean-store")
+READING = ("features", "explain", "lineage", "clean-store", "status")
 
 
 @pytest.mark.parametrize("fault", ["full disk", "read-only folder"])
@@ -141,19 +141,21 @@ OFFLINE = "generations/*/offline-*"
 STREAM = "generations/*/stream-*"
 READ = {
     "run.json": ON_EXISTING_RUN,
-    "summary.json": ("verify", "report"),
+    "summary.json": ("verify", "report", "status"),
     f"{STREAM}/cuts.log": (RESUMED,),
     "bundles/current": ("stream",),
-    "CURRENT": ("backfill", "verify", "explain", "republish", "stream", "merge-log"),
+    "CURRENT": ("backfill", "verify", "explain", "republish", "stream", "merge-log", "status"),
     f"{BUILD}/build.json": ("verify", "lineage"),
     f"{BUILD}/log/rides/*.arrow": ("explain", "stream"),
     f"{BUILD}/log/quotes/*.arrow": ("explain",),
     f"{BUILD}/states/handoff.json": ("stream", "lineage"),
     f"{BUILD}/states/*.state": ("stream",),
-    f"{STREAM}/stream.json": (RESUMED, "verify", "republish", "lineage", "backfill", "apply"),
+    f"{STREAM}/stream.json": (
+        RESUMED, "verify", "republish", "lineage", "backfill", "apply", "status",
+    ),
     f"{STREAM}/releases/*.jsonl": ("verify", "explain", "republish"),
     f"{STREAM}/predictions/*.parquet": ("verify", "explain"),
-    f"{STREAM}/savepoint.json": (RESUMED, "republish"),
+    f"{STREAM}/savepoint.json": (RESUMED, "republish", "status"),
     f"{STREAM}/stops/*/handoff.json": (RESUMED, "republish"),
     f"{STREAM}/stops/*/answers.state": (RESUMED,),
     f"{STREAM}/stops/*/by_*.state": (RESUMED,),
@@ -164,7 +166,7 @@ READ = {
     "online.db": ("features", "verify"),
     f"{OFFLINE}/*/*/*/*.parquet": ("merge-log",),
     f"{OFFLINE}/*/*/_reached/*-of-*": ("merge-log",),
-}
+}  # fmt: skip
 """Every file below a root that a command reads, and the commands that read it."""
 NOT_READ = {
     "feature_store.yaml": "`apply` compares it with the right content and writes it again",
@@ -175,6 +177,7 @@ NOT_READ = {
     f"{STREAM}/begins.json": "a killed start leaves it: `tests/pipelines/recovery`",
     f"{STREAM}/publications/*/*.parquet": "other programs read them",
     "report.html": "people read it",
+    "generations/*/telemetry/**/*": "`status` does without it (tests/pipelines/status)",
     "scratch/**/*": "only the run of a stage that wrote it reads it",
     "**/*.lock": "it is locked; what it holds is only shown (`tests/serving/files/locks_test.py`)",
     "**/.lock": "it is locked, not read",

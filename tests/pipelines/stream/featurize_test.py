@@ -14,6 +14,7 @@ from typing import Any
 import apache_beam as beam
 import pytest
 from apache_beam.coders import BytesCoder, VarIntCoder
+from apache_beam.runners.runner import PipelineResult
 from apache_beam.runners.worker import statecache
 from apache_beam.testing import test_stream
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
@@ -43,7 +44,6 @@ from tidemill.pipelines.engines.choosing import run
 from tidemill.pipelines.io import replay
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import Replay, ReplayOptions
-from tidemill.pipelines.run.meter import METER
 from tidemill.pipelines.stream import featurize, snapshot_policy
 from tidemill.pipelines.stream.featurize import (
     ANSWERS,
@@ -62,6 +62,9 @@ from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import read_handoff, state_path, write_handoff
 from tidemill.pipelines.stream.token_cache import TokenCache
 from tidemill.pipelines.stream.wire_format import pack_publications, unpack_publications
+from tidemill.pipelines.telemetry.figures import Figures
+from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
+from tidemill.pipelines.telemetry.stage_figures import FiguresPlace, counted_by_beam
 
 SHARDS = 2
 
@@ -85,7 +88,9 @@ def answers() -> dict[Any, Vector]:
     return vectors_of(PROJECT, collected(ANSWERS))
 
 
-def of_polls(engine: str, polls: list[Poll], made: FeaturizeOptions, between: Any = None) -> None:
+def of_polls(
+    engine: str, polls: list[Poll], made: FeaturizeOptions, between: Any = None
+) -> PipelineResult:
     """Run polls through a bounded pipeline; ``between`` disturbs the operators' input."""
     pipeline, choice = pipeline_on(engine, streaming=False)
     sharded = (
@@ -97,7 +102,7 @@ def of_polls(engine: str, polls: list[Poll], made: FeaturizeOptions, between: An
         disturbed = beam.ParDo(between()).with_output_types(tuple[str, bytes])
         sharded = sharded | "Disturb" >> disturbed
     collect(outputs(sharded | Featurize(PROJECT, made)))
-    run(pipeline, choice)
+    return run(pipeline, choice)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -169,11 +174,16 @@ class DropOne(beam.DoFn):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_that_doubles_and_reorders_changes_no_answer(engine: str) -> None:
     rows, polls = a_run(3)
-    made = options()
-    of_polls(engine, polls, made, DoubleAndReorder)
+    place, figures = FiguresPlace("doubled"), Figures("doubled")
+    with place.leads_to(figures):
+        result = of_polls(engine, polls, options(figures=place), DoubleAndReorder)
     assert answers() == expected_vectors(PROJECT, rows)
     assert collected(UNANSWERED) == []
-    assert METER.read(made.run, "repeats") > 0
+    # Of each element one of the two is a repeat, whatever the process counts it.
+    batches = sum(PARTITIONS[view.stream.name] + PARTITIONS["hails"] for view in PROJECT.views)
+    assert counted_by_beam(result, REPEATS) == batches * SHARDS * len(polls)
+    assert counted_by_beam(result, REPEATS) == figures.total(REPEATS)
+    assert counted_by_beam(result, EARLY) == figures.total(EARLY)
 
 
 def lose_one(polls: list[Poll]) -> None:

@@ -71,7 +71,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     monkeypatch.setattr(
         live_input, "Pace", functools.partial(Pace, partitions_s=0.0, check_s=0.0, beat_s=0.0)
     )
-    monkeypatch.setattr(live_input, "polls_taken", lambda _: 10**9)
+    monkeypatch.setattr(live_input, "PollsTaken", lambda _: lambda: 10**9)
     return rig
 
 
@@ -335,7 +335,7 @@ def test_no_more_polls_are_read_than_the_operators_can_take(
 ) -> None:
     taken = [0]
     monkeypatch.setattr(live_input, "_MOST_UNREAD", 5)
-    monkeypatch.setattr(live_input, "polls_taken", lambda _: taken[0])
+    monkeypatch.setattr(live_input, "PollsTaken", lambda _: lambda: taken[0])
     given = entrance(rig)
 
     def pipeline() -> None:

@@ -1,0 +1,122 @@
+"""How a stream shows itself, in the YAML file.
+
+```yaml
+metrics: {listen: "localhost:9464"}            # optional: serves /metrics and /healthz
+logging: {format: json}                        # optional: text (default) or json
+tracing: {endpoint: "http://localhost:4318"}   # optional: spans to an OpenTelemetry collector
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from tidemill.features.errors import ConfigurationError
+from tidemill.pipelines.config.choices import LOG_FORMATS
+from tidemill.pipelines.config.strict_yaml import Section, Value
+
+METRICS_KEYS: Final = ("listen",)
+LOGGING_KEYS: Final = ("format",)
+TRACING_KEYS: Final = ("endpoint",)
+_HIGHEST_PORT: Final = 65_535
+
+
+@dataclass(frozen=True)
+class MetricsPage:
+    """Where a stream that runs serves ``/metrics`` for Prometheus, and ``/healthz``.
+
+    Attributes:
+        listen: The host and the port, ``host:port``. Whoever can connect to it can read the
+            figures; the host ``0.0.0.0`` lets other machines connect.
+    """
+
+    listen: str
+
+    def __post_init__(self) -> None:
+        host, _, port = self.listen.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit() and int(port) <= _HIGHEST_PORT):
+            raise ConfigurationError(
+                f"found {self.listen!r}, expected host:port such as localhost:9464"
+            )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and the port; 0 for a free one."""
+        host, _, port = self.listen.rpartition(":")
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """How the log is written.
+
+    Attributes:
+        format: ``text``, or ``json`` for one JSON object in a line.
+    """
+
+    format: str = LOG_FORMATS[0]
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """Where a stream sends its traces; this needs the extra ``tidemill[tracing]``.
+
+    Attributes:
+        endpoint: The URL of an OpenTelemetry collector that takes OTLP over HTTP.
+    """
+
+    endpoint: str
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ConfigurationError(
+                f"found {self.endpoint!r}, expected a URL such as http://localhost:4318"
+            )
+
+
+def read_metrics(top: Section) -> MetricsPage | None:
+    """Read the section ``metrics``; None if there is none.
+
+    Raises:
+        ConfigurationError: A value cannot be used.
+    """
+    if "metrics" not in top.values:
+        return None
+    value = top.values["metrics"].section(METRICS_KEYS).required("listen")
+    try:
+        return MetricsPage(value.text())
+    except ConfigurationError as error:
+        raise value.wrong(str(error)) from None
+
+
+def read_logging(top: Section) -> LogOptions:
+    """Read the section ``logging``.
+
+    Raises:
+        ConfigurationError: A value cannot be used.
+    """
+
+    def one_of(value: Value) -> str:
+        return value.one_of(LOG_FORMATS)
+
+    if "logging" not in top.values:
+        return LogOptions()
+    return LogOptions(**top.values["logging"].section(LOGGING_KEYS).read({"format": one_of}))
+
+
+def read_tracing(top: Section) -> TraceOptions | None:
+    """Read the section ``tracing``; None if there is none.
+
+    Raises:
+        ConfigurationError: A value cannot be used.
+    """
+    if "tracing" not in top.values:
+        return None
+    value = top.values["tracing"].section(TRACING_KEYS).required("endpoint")
+    try:
+        return TraceOptions(value.text())
+    except ConfigurationError as error:
+        raise value.wrong(str(error)) from None

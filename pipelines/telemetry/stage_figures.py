@@ -1,0 +1,134 @@
+"""Figures from inside a pipeline: what a stage reports, in whatever process it runs.
+
+A stage carries a `FiguresPlace`, which can be pickled. In the process that started the stream it
+leads to that process's figures; in another one it begins figures of that process, which are written
+beside those of the others if the disk is shared. Counters and histograms are also reported as
+Beam's metrics, in the namespace `NAMESPACE`, so that they arrive from a worker that shares no disk,
+and show in the pages of engines that have some.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from apache_beam.metrics import Metrics
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.runners.runner import PipelineResult
+
+from tidemill.pipelines.telemetry.figures import Figures
+from tidemill.pipelines.telemetry.figures_files import FiguresFiles
+from tidemill.pipelines.telemetry.metrics import Metric
+
+NAMESPACE: Final = "tidemill"
+"""The namespace of Beam's metrics."""
+
+_lock: Final = threading.Lock()
+_here: Final[dict[FiguresPlace, StageFigures]] = {}
+_writing: Final = ExitStack()
+atexit.register(_writing.close)
+
+
+@dataclass(frozen=True)
+class FiguresPlace:
+    """Where the figures of a run are; can be pickled.
+
+    Attributes:
+        run: The run's id; empty if nobody asks for figures.
+        folder: The folder of the figures' files; None if there is none.
+    """
+
+    run: str = ""
+    folder: Path | None = None
+
+    def here(self) -> StageFigures:
+        """Return the figures of this process."""
+        with _lock:
+            if self not in _here:
+                figures = Figures(self.run)
+                _here[self] = StageFigures(figures)
+                # A worker on another machine does not have the folder; Beam's metrics remain.
+                if self.folder is not None and self.folder.is_dir():
+                    _writing.enter_context(FiguresFiles(self.folder).written(figures))
+            return _here[self]
+
+    @contextmanager
+    def leads_to(self, figures: Figures) -> Iterator[None]:
+        """Let the place lead to these figures in this process while the block runs."""
+        with _lock:
+            _here[self] = StageFigures(figures)
+        try:
+            yield
+        finally:
+            with _lock:
+                _here.pop(self, None)
+
+
+NO_FIGURES: Final = FiguresPlace()
+"""The place of a pipeline whose figures nobody reads."""
+
+
+class StageFigures:
+    """The figures of this process, reported to Beam as well; see `figures.Figures`.
+
+    Args:
+        figures: The figures of this process.
+    """
+
+    def __init__(self, figures: Figures) -> None:
+        self.figures = figures
+        self._counters: dict[str, Any] = {}
+
+    def add(self, metric: Metric, count: int, *labels: str) -> None:
+        """Add to a counter."""
+        self.figures.add(metric, count, *labels)
+        if count:
+            self._report(metric.name, metric.labels, labels, count)
+
+    def set(self, metric: Metric, value: float, *labels: str, part: str = "") -> None:
+        """Set a part of a gauge; Beam is not told."""
+        self.figures.set(metric, value, *labels, part=part)
+
+    def observe(self, metric: Metric, values: npt.ArrayLike, *labels: str) -> None:
+        """Count values in a histogram; Beam is told their number, and their sum in thousandths."""
+        found = np.atleast_1d(np.asarray(values, np.float64))
+        self.figures.observe(metric, found, *labels)
+        if len(found):
+            self._report(f"{metric.name}_count", metric.labels, labels, len(found))
+            total = round(float(found.sum()) * 1_000)
+            self._report(f"{metric.name}_sum_thousandths", metric.labels, labels, total)
+
+    def note(self, name: str, content: Mapping[str, Any]) -> None:
+        """Note a fact; Beam is not told."""
+        self.figures.note(name, content)
+
+    def _report(
+        self, name: str, names: tuple[str, ...], values: tuple[str, ...], count: int
+    ) -> None:
+        shown = ",".join(f"{label}={value}" for label, value in zip(names, values, strict=True))
+        name = f"{name}{{{shown}}}" if shown else name
+        if name not in self._counters:
+            self._counters[name] = Metrics.counter(NAMESPACE, name)
+        self._counters[name].inc(count)
+
+
+def counted_by_beam(result: PipelineResult, metric: Metric) -> int:
+    """Return what all workers of a pipeline have added to a counter, over all labels.
+
+    Args:
+        result: The result of the pipeline; it has ended.
+        metric: The counter.
+    """
+    found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+    return sum(
+        int(one.result or 0)
+        for one in found
+        if one.key.metric.name.partition("{")[0] == metric.name
+    )
