@@ -113,7 +113,10 @@ class RandomEngine:
         self._run = options.run
         self._validate, self._shard = Validate(project), Shard(project, config.shards)
         self._shard.setup()
-        self._stages = [Stage(_Operate(project, options)), Stage(_Join(project, options))]
+        operate, join = _Operate(project, options), _Join(project, options)
+        operate.setup()
+        join.setup()
+        self._stages = [Stage(operate), Stage(join)]
         self._infer = Infer(project, Path("bundle"))
         self._infer.setup()
         self._publish = Publish(
