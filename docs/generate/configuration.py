@@ -120,7 +120,7 @@ stream:
   poll_rows: 512
   speed: 60
   answer_within: 10m
-  savepoint_every: 5m
+  savepoint_every: 30s
   gap_batches: 200
 predictions: {kafka: {bootstrap: "localhost:9092", topic: predictions}}
 rejected: {kafka: {bootstrap: "localhost:9092", topic: rejected}}

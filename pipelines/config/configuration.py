@@ -45,7 +45,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from tidemill.features.contract import LATEST_EVENT, MINUTE
+from tidemill.features.contract import LATEST_EVENT, MINUTE, SECOND
 from tidemill.features.definitions import Project
 from tidemill.features.errors import ConfigurationError, nearest
 from tidemill.pipelines.config.choices import ENGINES, MODES
@@ -160,7 +160,7 @@ class StreamOptions:
         speed: How many times faster than real time a replay runs; None is as fast as it can.
         answer_within_us: How long a request waits for the answers of its views, in microseconds.
         savepoint_every_us: How often a live stream keeps its state, in microseconds: a stream that
-            is killed repeats what came since. It stands still for about two seconds then.
+            is killed repeats what came since, and a stream goes on meanwhile.
         gap_batches: The number of batches after which an open gap in a partition is an error.
     """
 
@@ -169,7 +169,7 @@ class StreamOptions:
     poll_rows: int = 4096
     speed: float | None = None
     answer_within_us: int = 5 * MINUTE
-    savepoint_every_us: int = 10 * MINUTE
+    savepoint_every_us: int = 10 * SECOND
     gap_batches: int = 1000
 
 

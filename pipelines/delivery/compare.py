@@ -40,6 +40,8 @@ from tidemill.serving.files.segment_names import segment_of
 
 FOLDERS: Final = {PREDICTIONS: paths.PREDICTIONS, REJECTED: paths.REJECTED_BY_STREAM}
 """Section of the configuration to the folder of its records."""
+_BEFORE: Final = 4
+"""Messages of so many segments before the first one may stand where those of the first begin."""
 LISTED: Final = 20
 """How many differences are kept; all are counted."""
 
@@ -126,6 +128,7 @@ class _Expected:
         self._of: dict[Group, tuple[Any, Any, Any, Any]] = {}
 
     def add(self, message: Outgoing, file: int) -> None:
+        """Add a record of a file; of a file with a negative number there may be no message."""
         group, position = message.place
         self._positions[group].append(position)
         self._digests[group].append(_digest(message.key, message.value, message.headers))
@@ -168,12 +171,12 @@ class _Expected:
         return int(self._of[record.group][2][record.row])
 
     def unseen(self) -> Iterator[Place]:
-        for group, (numbers, _, _, counts) in self._of.items():
-            for position in numbers[counts == 0].tolist():
+        for group, (numbers, _, files, counts) in self._of.items():
+            for position in numbers[(counts == 0) & (files >= 0)].tolist():
                 yield Place(group, position)
 
     def __len__(self) -> int:
-        return sum(len(numbers) for numbers, *_ in self._of.values())
+        return sum(int((files >= 0).sum()) for _, _, files, _ in self._of.values())
 
 
 def compare(
@@ -202,15 +205,18 @@ def compare(
     """
     first = delivered.first_segment if since is None else since
     last = delivered.begun if delivered.is_complete else delivered.begun - 1
+    # A segment's last messages may stand behind the first ones of the next.
+    before = max(first - _BEFORE, delivered.first_segment)
     files = [
         path
         for path in sorted((folder / FOLDERS[name]).glob("*.parquet"))
-        if first <= (segment_of(path.name) or 0) <= last
+        if before <= (segment_of(path.name) or 0) <= last
     ]
     expected = _Expected()
     for number, path in enumerate(files):
+        is_early = (segment_of(path.name) or 0) < first
         for message in _messages(name, path, stream):
-            expected.add(message, number)
+            expected.add(message, number - len(files) if is_early else number)
     expected.close()
     offsets = delivered.first if since is None else delivered.savepoints[since - 1]
     ends = TopicEnds(sink.connection, sink.topic)

@@ -1,4 +1,8 @@
-"""The step of the pipeline that writes to a topic: a transaction for each bundle."""
+"""The step of the pipeline that writes to a topic: a transaction for each bundle.
+
+It passes on what is committed. So a step behind it that writes files writes only what the topic
+has.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ from collections.abc import Iterator
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
 
 from tidemill.features.errors import EngineError
 from tidemill.pipelines.delivery.outgoing import MESSAGES
@@ -29,7 +36,7 @@ def forget(run: str) -> None:
 
 
 @beam.typehints.with_input_types(pa.RecordBatch)
-@beam.typehints.with_output_types(int)
+@beam.typehints.with_output_types(pa.RecordBatch)
 class Deliver(beam.DoFn):
     """Writes record batches to a topic, those of a bundle in one transaction.
 
@@ -47,33 +54,36 @@ class Deliver(beam.DoFn):
 
     def start_bundle(self) -> None:
         """Begin with nothing."""
-        self._waiting: list[pa.RecordBatch] = []
+        self._waiting: list[WindowedValue] = []
         self._rows = 0
 
-    def process(self, element: pa.RecordBatch) -> Iterator[int]:
+    def process(
+        self, element: pa.RecordBatch, stamp: Timestamp = beam.DoFn.TimestampParam
+    ) -> Iterator[WindowedValue]:
         """Take a batch; write when there are many rows.
 
         Raises:
             BrokerError: The topic cannot be written to.
         """
-        self._waiting.append(element)
+        self._waiting.append(WindowedValue(element, stamp, [GlobalWindow()]))
         self._rows += element.num_rows
         if self._rows >= MOST_MESSAGES:
-            self._write()
-        yield element.num_rows
+            yield from self._write()
 
-    def finish_bundle(self) -> None:
+    def finish_bundle(self) -> Iterator[WindowedValue]:
         """Write what the bundle had.
 
         Raises:
             BrokerError: The topic cannot be written to.
         """
-        self._write()
+        yield from self._write()
 
-    def _write(self) -> None:
-        batches, self._waiting, self._rows = self._waiting, [], 0
-        if not any(batch.num_rows for batch in batches):
-            return
+    def _write(self) -> list[WindowedValue]:
+        """Write the batches that wait, and return them."""
+        waiting, self._waiting, self._rows = self._waiting, [], 0
+        batches = [one.value for one in waiting]
+        if not (rows := sum(batch.num_rows for batch in batches)):
+            return waiting
         sink = _SINKS.get((self._run, self._name))
         if sink is None:
             raise EngineError(
@@ -82,5 +92,5 @@ class Deliver(beam.DoFn):
             )
         make = MESSAGES[self._name]
         sink.write(message for batch in batches for message in make(batch, self._stream))
-        rows = sum(batch.num_rows for batch in batches)
         figures_place().here().add(SENT, rows, self._name)
+        return waiting

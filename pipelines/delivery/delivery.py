@@ -1,16 +1,19 @@
-"""The topics that one segment of a stream writes to.
+"""The topics that a run of a stream writes to.
 
-A segment fences the writers before it first of all (`Delivery.fence`), so that nothing is written
-any more of what it is about to repeat. When the stream's folder is ready it reads back what the
-stream has written since the savepoint (`Delivery.open`), and only then writes.
+A run fences the writers before it first of all (`Delivery.fence`), so that nothing is written any
+more of what it is about to repeat. When the stream's folder is ready it reads back what the stream
+has written since the savepoint (`Delivery.open`), and only then writes.
+
+Where each later savepoint begins in the topics is noted before anything that comes behind its mark
+is read (`Delivery.note`), and recorded before the savepoint counts (`Delivery.keep`).
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from tidemill.features.errors import SequenceError
 from tidemill.pipelines.config.sink_section import SINKS, KafkaSink
 from tidemill.pipelines.delivery.compare import compare
 from tidemill.pipelines.delivery.deliver import Deliver, forget, share
-from tidemill.pipelines.delivery.record import DeliveryRecord
+from tidemill.pipelines.delivery.record import Delivered, DeliveryRecord
 from tidemill.pipelines.delivery.topic_sink import TopicSink
 from tidemill.pipelines.run.holder import root_id
 from tidemill.serving.generations.current import Current
@@ -32,16 +35,16 @@ def stream_id(current: Current) -> str:
 
 @dataclass
 class Delivery:
-    """The topics that a segment writes to; none if the configuration names none.
+    """The topics that a run writes to; none if the configuration names none.
 
     Attributes:
         run: The run's name.
         stream: The id of the stream.
         folder: The folder of the stream.
-        segment: The number of the segment.
+        segment: The number of the run's first segment.
         sinks: Section of the configuration to its sink.
         writer: A random text, which tells this process from one that replaces it.
-        figures: Counts by section, once the segment has ended; none without topics.
+        figures: Counts by section, once the run has ended; none without topics.
     """
 
     run: str
@@ -51,24 +54,19 @@ class Delivery:
     sinks: Mapping[str, TopicSink]
     writer: str
     figures: Mapping[str, Any] = field(default_factory=dict)
+    _noted: dict[int, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @staticmethod
     def fence(
-        configured: Mapping[str, KafkaSink],
-        current: Current,
-        segment: int,
-        run: str,
-        *,
-        is_patient: bool = False,
+        configured: Mapping[str, KafkaSink], current: Current, segment: int, run: str
     ) -> Delivery:
         """Connect to the topics; the writers of the processes before this one are fenced.
 
         Args:
             configured: Section of the configuration to its topic.
             current: The root's folders, with that of the stream.
-            segment: The number of the segment.
+            segment: The number of the run's first segment.
             run: The run's name.
-            is_patient: Whether to wait for a broker that is away, as a stream that runs does.
 
         Raises:
             BrokerError: A topic cannot be written to.
@@ -81,11 +79,7 @@ class Delivery:
 
         sinks = {
             name: TopicSink(
-                name,
-                sink,
-                f"tidemill-{root_id(current.root)}-{SINKS.index(name)}",
-                is_owner,
-                is_patient=is_patient,
+                name, sink, f"tidemill-{root_id(current.root)}-{SINKS.index(name)}", is_owner
             )
             for name, sink in configured.items()
         }
@@ -125,21 +119,51 @@ class Delivery:
         """Return the step that writes to a topic; None if the configuration names none."""
         return Deliver(self.run, name, self.stream) if name in self.sinks else None
 
-    def finish(self) -> None:
-        """Record where the topics end, and compare what this segment has written with its files.
+    def note(self, segment: int) -> None:
+        """Note where the topics end before the mark at a segment's end is made.
+
+        Raises:
+            BrokerError: A broker cannot be asked now.
+        """
+        self._noted[segment] = {name: sink.ends() for name, sink in self.sinks.items()}
+
+    def keep(self, segment: int) -> None:
+        """Record where the topics go on behind a segment whose outputs are all written.
+
+        A segment for which nothing was noted is one that a run before this one had marked: then the
+        record keeps the offsets of the segment before, which come before them.
+        """
+        noted = self._noted.pop(segment, {})
+
+        def kept(name: str, sink: Delivered) -> Delivered:
+            return sink.ended(segment, noted.get(name, sink.savepoints[segment - 1])).goes_on()
+
+        self._change(kept)
+
+    def _change(self, change: Callable[[str, Delivered], Delivered]) -> DeliveryRecord | None:
+        if not self.sinks:
+            return None
+        record = DeliveryRecord.read(self.folder)
+        assert record is not None
+        changed = {name: change(name, record.sinks[name]) for name in self.sinks}
+        record = replace(record, sinks={**record.sinks, **changed})
+        record.write(self.folder)
+        return record
+
+    def finish(self, segment: int) -> None:
+        """Record where the topics end, and compare what the last segment has written with files.
+
+        Args:
+            segment: The number of the run's last segment.
 
         Raises:
             SequenceError: A message was lost.
             BrokerError: A topic cannot be read.
         """
-        if not self.sinks:
+        ends = {name: sink.patiently(sink.ends) for name, sink in self.sinks.items()}
+        record = self._change(lambda name, sink: sink.ended(segment, ends[name]))
+        if record is None:
             return
-        record = DeliveryRecord.read(self.folder)
-        assert record is not None
-        ended = {
-            name: record.sinks[name].ended(self.segment, sink.patiently(sink.ends))
-            for name, sink in self.sinks.items()
-        }
         figures: dict[str, Any] = {}
         for name, sink in self.sinks.items():
             found = sink.patiently(
@@ -147,16 +171,16 @@ class Delivery:
                     compare,
                     name,
                     sink.sink,
-                    ended[name],
+                    record.sinks[name],
                     self.folder,
                     self.stream,
-                    since=self.segment,
+                    since=segment,
                 )
             )
             if found.lost:
                 raise SequenceError(
                     f"{found.lost:,} records of {name} are in the files of segment "
-                    f"{self.segment} and not in the topic {sink.sink.topic!r}, such as "
+                    f"{segment} and not in the topic {sink.sink.topic!r}, such as "
                     f"{found.differences[0].shown}; `tidemill stream --resume` writes them"
                 )
             figures[name] = {
@@ -164,6 +188,4 @@ class Delivery:
                 "already_there": sink.already_there,
                 **found.figures(),
             }
-        sinks = {**record.sinks, **ended}
-        DeliveryRecord(record.writer, record.stream, sinks).write(self.folder)
         self.figures = {"delivered": figures}

@@ -27,9 +27,9 @@ class Delivered:
         topic_id: Its id: a topic that is deleted and made again has another one.
         first_segment: The first segment that wrote to it.
         first: The offset of each partition before which the stream has written nothing.
-        begun: The newest segment that may have written to it.
-        savepoints: Segment to the offset of each partition after all that was written up to the
-            savepoint at its end; the newest two.
+        begun: The newest segment that is recorded as begun.
+        savepoints: Segment to an offset of each partition before which nothing stands of later
+            segments, for the newest two segments whose outputs are complete.
     """
 
     topic: str
@@ -42,11 +42,15 @@ class Delivered:
     def ended(self, segment: int, offsets: tuple[int, ...]) -> Delivered:
         """Return the record of a segment that has written all that it will."""
         kept = {segment - 1: self.savepoints[segment - 1], segment: offsets}
-        return dataclasses.replace(self, savepoints=kept)
+        return dataclasses.replace(self, begun=segment, savepoints=kept)
+
+    def goes_on(self) -> Delivered:
+        """Return the record of the run that goes on to the next segment."""
+        return dataclasses.replace(self, begun=self.begun + 1)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the newest segment has written all that it will."""
+        """Whether the run has ended: no segment may be half written."""
         return self.begun in self.savepoints
 
 

@@ -71,7 +71,6 @@ class TopicSink:
         sink: The topic.
         transactional_id: The id of its writers, of which the newest alone can write.
         is_owner: Tells whether this process is the one that writes for the stream.
-        is_patient: Whether to wait for a broker that is away from the beginning, too.
 
     Attributes:
         written: How many messages were written.
@@ -87,8 +86,6 @@ class TopicSink:
         sink: KafkaSink,
         transactional_id: str,
         is_owner: Callable[[], bool] = lambda: True,
-        *,
-        is_patient: bool = False,
     ) -> None:
         self.name, self.sink = name, sink
         self._id, self._is_owner = transactional_id, is_owner
@@ -101,9 +98,7 @@ class TopicSink:
         self._failed: BrokerError | None = None
         self.written = self.already_there = 0
         self._largest = _LARGEST
-        self._writer: Writer | None = (
-            self.patiently(self._connect) if is_patient else self._connect()
-        )
+        self._writer: Writer | None = self._connect()
 
     def _connect(self) -> Writer:
         reach(self._connection, reads=[self.sink.topic], writes=[self.sink.topic])

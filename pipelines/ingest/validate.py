@@ -18,6 +18,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.validation import validate
+from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.log import POSITION, RECEIVED
 from tidemill.pipelines.io.poll import Poll, PollPart
 
@@ -88,4 +89,4 @@ class Validate(beam.DoFn):
         poll, refused = validated_poll(self.project, Poll.decode(element))
         yield poll.encode()
         for batch in refused:
-            yield beam.pvalue.TaggedOutput(REJECTED, batch)
+            yield beam.pvalue.TaggedOutput(REJECTED, with_epoch(batch, poll.epoch))

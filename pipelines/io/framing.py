@@ -64,6 +64,8 @@ class Kind(enum.IntEnum):
     LOGGED_PARTS = 20
     OPERATOR_FILE = 21
     LOGGED_POLL = 22
+    OPERATOR_SAVEPOINT = 23
+    OPERATOR_ENTRIES = 24
 
 
 VERSIONS: Final[Mapping[Kind, int]] = {

@@ -71,12 +71,18 @@ class Poll:
         parts: One for each partition.
         is_last: Marks a savepoint, and has no rows: the run stops after it, and a later run
             continues.
+        epoch: How many marks came before it: of a logged poll since the poll log began, of one that
+            is sent since the run began.
+        is_marked: Whether the mark of a savepoint comes right after it. The run goes on, and the
+            states and outputs of the polls before the mark are kept apart from those after it.
     """
 
     number: int
     sent_us: int
     parts: tuple[PollPart, ...]
     is_last: bool = False
+    epoch: int = 0
+    is_marked: bool = False
 
     def encode(self) -> bytes:
         """Encode the poll."""
@@ -90,6 +96,11 @@ class Poll:
             "is_last": self.is_last,
             "parts": parts,
         }
+        # Polls of replays have none, nor had those of versions without marks.
+        if self.epoch:
+            fields["epoch"] = self.epoch
+        if self.is_marked:
+            fields["is_marked"] = True
         rows = [batch_bytes(part.rows) for part in self.parts]
         return encode_document(Kind.POLL, "", fields, rows)
 
@@ -108,4 +119,16 @@ class Poll:
             )
         )
         fields = found.fields
-        return Poll(fields["number"], fields["sent_us"], parts, fields["is_last"])
+        return Poll(
+            fields["number"],
+            fields["sent_us"],
+            parts,
+            fields["is_last"],
+            fields.get("epoch", 0),
+            fields.get("is_marked", False),
+        )
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch of the poll after it."""
+        return self.epoch + self.is_marked

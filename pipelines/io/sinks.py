@@ -16,8 +16,10 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tidemill.pipelines.io.epochs import epoch_of, with_epoch
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import read_table
+from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.files.write_once import equal_bytes, write_once
 
 _REMEDY: Final = "run the command again from its beginning"
@@ -71,13 +73,14 @@ class WriteParquet(beam.DoFn):
     Attributes:
         folder: The folder of the files.
         named_by: Columns (texts and integers) whose values in the first row are its place.
-        prefix: The beginning of the files' names.
+        segment: The segment of the stream that epoch 0 is: the beginning of the files' names says
+            to which one their rows belong. None for rows that belong to none.
         stamps: Columns of the wall clock: a repeat may have other values in them.
     """
 
     folder: Path
     named_by: tuple[str, ...]
-    prefix: str = ""
+    segment: int | None = None
     stamps: tuple[str, ...] = ()
 
     def process(self, element: pa.RecordBatch) -> Iterator[str]:
@@ -88,8 +91,10 @@ class WriteParquet(beam.DoFn):
         """
         if element.num_rows:
             name = "-".join(_part(element.column(column)[0].as_py()) for column in self.named_by)
-            rows = pa.Table.from_batches([element])
-            yield str(write_rows_once(self.folder, rows, self.prefix + name, self.stamps))
+            if self.segment is not None:
+                name = segment_prefix(self.segment + epoch_of(element)) + name
+            rows = pa.Table.from_batches([with_epoch(element, 0)])
+            yield str(write_rows_once(self.folder, rows, name, self.stamps))
 
 
 def _part(value: Any) -> str:

@@ -11,8 +11,10 @@ because the new frontier would claim that the missing rows are there.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import apache_beam as beam
@@ -54,7 +56,7 @@ class Publish(beam.DoFn):
         shards: The number of shards of each view.
         fills: The fills that the run writes, and its token.
         changes: Whether the publications are every change point and continue the offline log.
-        segment: The segment of the stream (`pipelines.recovery.handoff`).
+        segment: The segment of the stream that epoch 0 is (`pipelines.io.epochs`).
         run: The run's name (`pipelines.stream.featurize_options.FeaturizeOptions`); the operators
             of this run can publish a whole shard again. None if there are no operators.
         give_up_after_us: How long the store may be unavailable before the bundle fails.
@@ -104,11 +106,13 @@ class Publish(beam.DoFn):
         if not all(one.is_news for one in bundle):
             news = runs_by_shard([one for one in bundle if one.is_news])
         for run in news:
-            if self.changes:
-                append_changes(self.project, self.offline_root, self.shards, run, self.segment)
-            for release in run:
-                if release.rows.num_rows:
-                    self._write_log(release)
+            for epoch, of_epoch in itertools.groupby(run, key=attrgetter("epoch")):
+                releases, segment = list(of_epoch), self.segment + epoch
+                if self.changes:
+                    append_changes(self.project, self.offline_root, self.shards, releases, segment)
+                for release in releases:
+                    if release.rows.num_rows:
+                        self._write_log(release, segment)
 
     def _parcels(self, releases: list[Published]) -> list[Parcel]:
         run, fills = joined_release(releases), self._writer.fills
@@ -127,8 +131,8 @@ class Publish(beam.DoFn):
             marks_between=() if is_whole else tuple(one.mark for one in releases[:-1]),
         )
 
-    def _write_log(self, release: Published) -> None:
+    def _write_log(self, release: Published, segment: int) -> None:
         view = self.project.view(release.view)
-        name = segment_prefix(self.segment) + publications_name(release.shard, release.number)
+        name = segment_prefix(segment) + publications_name(release.shard, release.number)
         rows = logged_publications(view, release.rows)
         write_rows_once(self.root / paths.PUBLICATIONS / view.name, rows, name)

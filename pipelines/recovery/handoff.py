@@ -97,11 +97,6 @@ START_OVER: Final = (
 """What to do about states of a savepoint that are lost or damaged."""
 
 
-def savepoint_folder(stream: Path, segment: int) -> Path:
-    """Return the folder of the states at the end of a segment."""
-    return stream / paths.SAVEPOINTS / f"{segment:05d}"
-
-
 def read_record(folder: Path) -> Handoff:
     """Read the record of a folder of states.
 
@@ -128,8 +123,9 @@ def last_states(current: Current) -> tuple[Path, Handoff]:
         StateMismatch: There are no states.
     """
     savepoints = current.stream_folder / paths.SAVEPOINTS
-    stops = sorted(path.parent for path in savepoints.glob(f"*/{paths.HANDOFF}"))
-    folder = stops[-1] if stops else current.build_folder / paths.STATES
+    stops = [path.parent for path in savepoints.glob(f"*/{paths.HANDOFF}")]
+    newest = max(stops, key=lambda folder: int(folder.name), default=None)
+    folder = current.build_folder / paths.STATES if newest is None else newest
     return folder, read_record(folder)
 
 
@@ -206,10 +202,10 @@ def changed_files(folder: Path, handoff: Handoff) -> list[tuple[Path, str]]:
     ]
 
 
-def remove_savepoints(stream: Path, keep: Path | None = None) -> None:
-    """Remove the states of all savepoints, or of all except one."""
+def remove_savepoints(stream: Path, *, but: Path | None = None, before: int | None = None) -> None:
+    """Remove the states of all savepoints, but of one, or of those before a segment's end."""
     for folder in (stream / paths.SAVEPOINTS).glob("*"):
-        if folder != keep:
+        if folder != but and (before is None or int(folder.name) < before):
             shutil.rmtree(folder)
 
 

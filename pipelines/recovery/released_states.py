@@ -21,7 +21,7 @@ from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.repeat import Repeat
 from tidemill.pipelines.stream.featurize_options import make_operator, operator_key
 from tidemill.pipelines.stream.operator import ShardOperator
-from tidemill.pipelines.stream.state_files import read_handoff, state_path
+from tidemill.pipelines.stream.state_files import handed_over, read_handoff
 
 
 def releases_by_shard(stream: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
@@ -63,7 +63,7 @@ def released_operators(
             later = [one for one in releases.get(place, ()) if one["number"] > operator.number]
             if later:
                 last[place] = later[-1]
-                states[place] = state_path(folder, operator.key).read_bytes()
+                states[place] = handed_over(operator)
             else:
                 yield operator
     if last:

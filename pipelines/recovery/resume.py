@@ -18,11 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tidemill.features.contract import TIME_MIN, write_instant
-from tidemill.features.errors import InputError, LostPublications, SequenceError, StateMismatch
+from tidemill.features.errors import InputError, LostPublications, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.event_counts import EventCounts, count_logged
 from tidemill.pipelines.publish.offline_history import log_history
@@ -39,7 +40,6 @@ from tidemill.pipelines.recovery.handoff import (
 )
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.reader_clock import show_live_clock
-from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers, start_over
 from tidemill.pipelines.recovery.savepoints import Savepoint, check_savepoint_is_there
 from tidemill.pipelines.recovery.store_fills import begin_fills, resumed_fills, take_token
@@ -48,17 +48,31 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.state_files import file_hashes, missing_files, read_joiner
-from tidemill.serving.files.segment_names import segment_prefix
+from tidemill.pipelines.stream.state_files import file_hashes, read_joiner, savepoint_folder
+from tidemill.serving.files.segment_names import segment_of
 from tidemill.serving.generations.current import Current, changing, read_current, write_current
 from tidemill.serving.offline.log import OfflineLog
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.registry.registration import open_store
 
 
+class Reached(NamedTuple):
+    """What the states at a savepoint contain.
+
+    Attributes:
+        as_of_us: All rows that were received before this instant.
+        polls: The number of the last poll.
+        positions: Source to the next position of each partition.
+    """
+
+    as_of_us: int
+    polls: int
+    positions: Mapping[str, list[int]]
+
+
 @dataclass(frozen=True)
 class Start:
-    """The start of a segment.
+    """The start of a run, which goes on over one or more segments.
 
     Attributes:
         current: The root's folders, with that of the stream.
@@ -77,7 +91,7 @@ class Start:
 
     @property
     def segment(self) -> int:
-        """The number of the segment."""
+        """The number of its first segment."""
         return self.handoff.segment + 1
 
 
@@ -215,7 +229,7 @@ def check_positions(start: Start, replayed: StreamPolls) -> None:
     Raises:
         StateMismatch: They were made from another log.
     """
-    found = _by_source(replayed, replayed.start.positions)
+    found = by_source(replayed, replayed.start.positions)
     if found != dict(start.handoff.positions):
         raise StateMismatch(
             f"{start.folder}: the states end at positions {start.handoff.positions}, the log has "
@@ -223,7 +237,8 @@ def check_positions(start: Start, replayed: StreamPolls) -> None:
         )
 
 
-def _by_source(replayed: StreamPolls, positions: Iterable[int]) -> dict[str, list[int]]:
+def by_source(replayed: StreamPolls, positions: Iterable[int]) -> dict[str, list[int]]:
+    """Return positions of all partitions by source."""
     found: dict[str, list[int]] = {}
     for (definition, _), position in zip(replayed.sources, positions, strict=True):
         found.setdefault(definition.name, []).append(position)
@@ -262,9 +277,10 @@ def prepare(
         (stream / paths.STREAM_BEGINS).unlink()
         return start, fills
     for name in paths.STREAM_OUTPUTS:
-        for path in (stream / name).glob(f"**/{segment_prefix(start.segment)}*"):
-            path.unlink()
-    remove_savepoints(stream, keep=start.folder)
+        for path in (stream / name).glob("**/*"):
+            if (segment_of(path.name) or 0) >= start.segment and path.is_file():
+                path.unlink()
+    remove_savepoints(stream, but=start.folder)
     for log in _offline_logs(config, start).values():
         log.cut_back(start.segment, start.handoff.frontiers[log.directory.parent.name])
     # Register here, once: workers only write rows.
@@ -390,6 +406,20 @@ def offline_caught_up(config: Configuration, start: Start) -> bool:
     return True
 
 
+def offline_ends(config: Configuration, start: Start) -> dict[tuple[str, int], int] | None:
+    """Return how far the offline logs that a stream adds to reach, by view and shard.
+
+    None if it adds to none.
+    """
+    if start.run.offline is None:
+        return None
+    return {
+        (view, shard): end_us
+        for view, log in _offline_logs(config, start).items()
+        for shard, end_us in enumerate(log.ends())
+    }
+
+
 def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
     for view, frontiers in start.handoff.frontiers.items():
         for shard, frontier in enumerate(frontiers):
@@ -405,7 +435,7 @@ def _check_store(start: Start, shown: Mapping[tuple[str, int], int]) -> None:
 
 def received(run: StreamRun, replayed: StreamPolls) -> dict[str, int]:
     """Count each source's rows from the beginning of the stream to the end of a replay."""
-    stop = _by_source(replayed, replayed.stop)
+    stop = by_source(replayed, replayed.stop)
     return {name: sum(ends) - sum(run.positions[name]) for name, ends in stop.items()}
 
 
@@ -413,7 +443,7 @@ def event_counts(
     config: Configuration, run: StreamRun, replayed: StreamPolls
 ) -> dict[str, EventCounts]:
     """Count each stream's events from the beginning of the stream to the end of a replay."""
-    log, stop = stream_log(config.current), _by_source(replayed, replayed.stop)
+    log, stop = stream_log(config.current), by_source(replayed, replayed.stop)
     with scratch_folder(config.root, "counts") as folder:
         return {
             stream.name: count_logged(
@@ -428,64 +458,72 @@ def event_counts(
         }
 
 
-def _joiner(config: Configuration, folder: Path) -> AnswerJoiner:
+def joiner_at(config: Configuration, folder: Path) -> AnswerJoiner:
+    """Return the joining stage as it is in a folder of states; empty for those of a build."""
     joiner = AnswerJoiner(config.project, config.shards, config.stream.answer_within_us)
     read_joiner(folder, joiner)
     return joiner
 
 
-def waiting(config: Configuration, folder: Path, engine: str) -> int:
-    """Count the requests that wait at a savepoint.
-
-    Raises:
-        SequenceError: A state is missing.
-    """
-    missing = missing_files(folder, config.project, config.shards)
-    if missing:
-        raise SequenceError(
-            f"the states at the savepoint are not all there ({', '.join(missing[:3])} and "
-            f"{max(len(missing) - 3, 0)} more are missing in {folder}): the engine {engine!r} lost "
-            "batches before the savepoint"
-        )
-    return _joiner(config, folder).requests_pending
-
-
-def requests_waiting(config: Configuration, start: Start) -> int:
-    """Count the requests that wait in the states with which a segment starts."""
-    return 0 if start.handoff.kind == "backfill" else _joiner(config, start.folder).requests_pending
-
-
 def keep_savepoint(
-    config: Configuration, start: Start, until_us: int, replayed: StreamPolls, folder: Path
-) -> None:
-    """Write the record of a savepoint; remove the savepoints before it."""
-    # A shard that has released nothing in this segment keeps the frontier that it started from.
-    released = _joiner(config, folder).frontiers
+    config: Configuration,
+    start: Start,
+    before: Handoff,
+    reached: Reached,
+    releases: Iterable[Mapping[str, Any]],
+) -> Handoff:
+    """Write the record of a savepoint, which makes it count; remove the savepoints before it.
+
+    Args:
+        config: The configuration.
+        start: The start of the run.
+        before: The record of the states before it.
+        reached: What its states contain.
+        releases: The evidence of the releases since ``before`` (`pipelines.stream.release_line`).
+
+    Returns:
+        The record.
+    """
+    segment = before.segment + 1
+    folder = savepoint_folder(start.current.stream_folder, segment)
+    # A shard that has released nothing since keeps its frontier.
+    released = joiner_at(config, folder).frontiers
     frontiers = {
-        view.name: np.maximum(start.handoff.frontiers[view.name], released[index]).tolist()
+        view.name: np.maximum(before.frontiers[view.name], released[index]).tolist()
         for index, view in enumerate(config.project.views)
     }
-    marks = {name: list(of_view) for name, of_view in start.handoff.marks.items()}
-    of_segment = segment_prefix(start.segment)
-    for release in read_releases(start.current.stream_folder, of_segment):
+    marks = {name: list(of_view) for name, of_view in before.marks.items()}
+    for release in releases:
         marks[release["view"]][release["shard"]] = release["mark"]
-    positions = _by_source(replayed, replayed.stop)
     handoff = Handoff(
         kind="stop",
-        as_of_us=until_us,
-        positions=positions,
+        as_of_us=reached.as_of_us,
+        positions=reached.positions,
         views={view.name: view.hash for view in config.project.views},
         shards=config.shards,
-        segment=start.segment,
+        segment=segment,
         frontiers=frontiers,
-        polls=replayed.last_poll_number,
+        polls=reached.polls,
         marks=marks,
         began=start.run.began,
         mode=start.run.mode,
-        files=file_hashes(folder),
+        files=file_hashes(folder, _linked(start, before, folder)),
         generation=start.run.generation,
-        digests=cut_digests(stream_log(start.current), positions),
+        digests=cut_digests(stream_log(start.current), reached.positions),
     )
     handoff.write(folder)
     Savepoint.of(handoff).write(start.current.stream_folder)
-    remove_savepoints(start.current.stream_folder, keep=folder)
+    remove_savepoints(start.current.stream_folder, before=segment)
+    return handoff
+
+
+def _linked(start: Start, before: Handoff, folder: Path) -> dict[str, str]:
+    """Return the hashes of the files that a savepoint shares with the one before."""
+    former = savepoint_folder(start.current.stream_folder, before.segment)
+    return {
+        name: digest
+        for name, digest in before.files.items()
+        if (former / name).exists()
+        and (folder / name).exists()
+        and (former / name).samefile(folder / name)
+    }

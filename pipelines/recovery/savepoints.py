@@ -22,9 +22,9 @@ from tidemill.pipelines.recovery.handoff import (
     StreamRun,
     changed_files,
     last_states,
-    savepoint_folder,
 )
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.state_files import savepoint_folder
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 from tidemill.serving.files.segment_names import segment_of
 from tidemill.serving.generations.current import Current
@@ -97,7 +97,8 @@ def what_is_lost(stream: Path, run: StreamRun, folder: Path, handoff: Handoff) -
     written = Savepoint.read(stream)
     if written is None:
         later = _last_segment(stream)
-        return None if later <= handoff.segment + 1 else _lost(stream, later - 1, handoff)
+        is_lost = later > handoff.segment + 1 and not _is_kept(stream, run, later - 1)
+        return _lost(stream, later - 1, handoff) if is_lost else None
     if handoff.segment < written.segment:
         when = f", which holds all rows received before {write_instant(written.as_of_us)}"
         return _lost(stream, written.segment, handoff) + when
@@ -139,7 +140,8 @@ def faults_of_savepoint(current: Current, run: StreamRun) -> list[str]:
             if written is None and not any((stream / paths.SAVEPOINTS).glob("*")):
                 # The build that it began with may be gone; only its outputs can say more.
                 later = _last_segment(stream)
-                return [_lost(stream, later - 1, None)] if later > 1 else []
+                is_lost = later > 1 and not _is_kept(stream, run, later - 1)
+                return [_lost(stream, later - 1, None)] if is_lost else []
             folder, handoff = last_states(current)
             lost = what_is_lost(stream, run, folder, handoff)
             faults = [lost] if lost else []
@@ -162,6 +164,14 @@ def _last_segment(stream: Path) -> int:
     """Return the highest number of a segment that has written outputs."""
     files = (path for name in paths.STREAM_OUTPUTS for path in (stream / name).glob("**/*"))
     return max((segment_of(path.name) or 0 for path in files if path.is_file()), default=0)
+
+
+def _is_kept(stream: Path, run: StreamRun, segment: int) -> bool:
+    """Tell whether a live stream was keeping a savepoint that does not count yet.
+
+    It goes on meanwhile, and writes outputs that come behind the savepoint.
+    """
+    return run.clock == "wall" and savepoint_folder(stream, segment).is_dir()
 
 
 def _lost(stream: Path, segment: int, found: Handoff | None) -> str:

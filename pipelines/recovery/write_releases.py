@@ -8,34 +8,38 @@ from typing import Final
 
 import apache_beam as beam
 
+from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.files.write_once import write_once
 
 _REMEDY: Final = "run `tidemill stream` again"
 
 
-@beam.typehints.with_input_types(str)
+@beam.typehints.with_input_types(tuple[int, str])
 @beam.typehints.with_output_types(str)
 class WriteReleases(beam.DoFn):
-    """Writes each release (a JSON text) to a file that is named by view, shard and number.
+    """Writes each release to a file that is named by its segment, view, shard and number.
+
+    Input: pairs of an epoch and a JSON text (`pipelines.stream.featurize.Featurize`).
 
     A release that the engine repeats must be the same, and then changes nothing.
 
     Args:
         folder: The folder of the files.
-        prefix: The beginning of the files' names.
+        segment: The segment of the stream that epoch 0 is.
     """
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    def __init__(self, folder: Path, segment: int) -> None:
         self._folder = folder
-        self._prefix = prefix
+        self._segment = segment
 
-    def process(self, element: str) -> None:
+    def process(self, element: tuple[int, str]) -> None:
         """Write a release.
 
         Raises:
             OutputConflict: The release was written before with other content.
         """
-        release = json.loads(element)
+        epoch, line = element
+        release, prefix = json.loads(line), segment_prefix(self._segment + epoch)
         name = f"{release['view']}-{release['shard']:05d}-{release['number']:012d}.jsonl"
-        with write_once(self._folder / f"{self._prefix}{name}", _REMEDY) as unfinished:
-            unfinished.write_text(element + "\n", encoding="utf-8")
+        with write_once(self._folder / f"{prefix}{name}", _REMEDY) as unfinished:
+            unfinished.write_text(line + "\n", encoding="utf-8")

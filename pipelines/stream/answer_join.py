@@ -82,7 +82,9 @@ class AnswerJoiner:
         early: Answers that came before their requests, by group.
         closed: The newest closed groups: True if answered, False if given up.
         waiting: By (view's name, shard): the frontiers of early releases, by release number.
-        savepoints: By (view's name, shard): its part about the savepoint where the run stops.
+        savepoints: By (view's name, shard): its part about the next savepoint.
+        epoch: How many savepoints were passed since the run began.
+        later: Parts from behind the mark of the next savepoint, in the order in which they came.
     """
 
     project: Project
@@ -94,6 +96,8 @@ class AnswerJoiner:
     closed: dict[int, bool] = field(default_factory=dict)
     waiting: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
     savepoints: dict[tuple[str, int], SavepointPart] = field(default_factory=dict)
+    epoch: int = 0
+    later: list[Part] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._places = {view.name: place for place, view in enumerate(self.project.views)}
@@ -118,8 +122,19 @@ class AnswerJoiner:
         vars(self).update(decode_joiner(state, self.project, self.shards)._asdict())
 
     def resume(self) -> None:
-        """Continue after the savepoint at which the state was written."""
+        """Continue after the savepoint at which the state was written, in another run."""
+        self.savepoints, self.epoch = {}, 0
+
+    def pass_savepoint(self) -> list[Part]:
+        """Go on behind a savepoint, once the state is kept.
+
+        Returns:
+            The parts that came from behind its mark; `receive` takes them now.
+        """
         self.savepoints = {}
+        self.epoch += 1
+        later, self.later = self.later, []
+        return later
 
     @property
     def at_savepoint(self) -> bool:
@@ -148,7 +163,7 @@ class AnswerJoiner:
         return sum(pending.rows.num_rows for pending in self.pending.values())
 
     def receive(self, parts: Iterable[Part]) -> tuple[list[pa.RecordBatch], list[Unanswered]]:
-        """Take parts, in any order.
+        """Take parts, in any order. Those from behind the mark of a savepoint wait.
 
         Returns:
             Answered batches (`answered_schema`): values and nulls over all views' columns, and one
@@ -159,7 +174,9 @@ class AnswerJoiner:
         """
         touched: dict[int, None] = {}
         for part in parts:
-            if isinstance(part, RequestPart):
+            if part.epoch > self.epoch:
+                self.later.append(part)
+            elif isinstance(part, RequestPart):
                 if self._is_repeat(part):
                     continue
                 self._open(part)
@@ -302,7 +319,7 @@ class AnswerJoiner:
             ]
             if silent:
                 names = tuple(self.project.views[view].name for view in silent)
-                out.append(Unanswered(pending.rows, partition_of(group), names))
+                out.append(Unanswered(pending.rows, partition_of(group), names, self.epoch))
                 self._remember(group, answered=False)
                 del self.pending[group]
         return out
@@ -316,7 +333,7 @@ class AnswerJoiner:
                 for view, missing in zip(self.project.views, pending.missing, strict=True)
                 if missing
             )
-            out.append(Unanswered(pending.rows, partition_of(group), names))
+            out.append(Unanswered(pending.rows, partition_of(group), names, self.epoch))
             self._remember(group, answered=False)
         self.pending.clear()
         return out

@@ -35,10 +35,12 @@ class RequestPart:
     Attributes:
         group: See `group_of`.
         rows: The declared columns, ``_position``, ``_received`` and ``_sent``, in log order.
+        epoch: How many marks of savepoints the run has sent before the poll.
     """
 
     group: int
     rows: pa.RecordBatch
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class AnswerPart:
             releases.
         frontier_us: The release's frontier.
         answers: Kernel answers with a ``group`` column; None if there are none.
+        epoch: How many marks of savepoints the run has sent before the release's poll.
     """
 
     view: str
@@ -59,6 +62,7 @@ class AnswerPart:
     number: int
     frontier_us: int
     answers: pa.RecordBatch | None
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,14 @@ class SavepointPart:
         shard: The shard.
         number: The number of its last release before the savepoint.
         groups: The groups of the requests that it has taken and will answer after the savepoint.
+        epoch: How many marks of savepoints the run has sent before that of this one.
     """
 
     view: str
     shard: int
     number: int
     groups: tuple[int, ...]
+    epoch: int = 0
 
 
 Part = RequestPart | AnswerPart | SavepointPart
@@ -89,8 +95,10 @@ class Unanswered:
         rows: The requests, as in `RequestPart`.
         partition: The requests' partition.
         views: The names of the views that did not answer.
+        epoch: How many savepoints the joining stage had passed since the run began.
     """
 
     rows: pa.RecordBatch
     partition: int
     views: tuple[str, ...]
+    epoch: int = 0

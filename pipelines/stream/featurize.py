@@ -29,6 +29,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from tidemill.features.definitions import Project
+from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
@@ -37,12 +38,13 @@ from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_figures import OperatorFigures
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import release_line
+from tidemill.pipelines.stream.savepoint_files import SavepointFiles
 from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.snapshot_policy import JoinerLog, operator_snapshot_due
 from tidemill.pipelines.stream.state_files import (
     read_handoff,
     read_joiner,
-    write_handoff,
+    savepoint_folder,
     write_joiner,
 )
 from tidemill.pipelines.stream.token_cache import TOKEN_BYTES, TokenCache, new_token
@@ -131,7 +133,9 @@ class _OncePerKey(beam.DoFn):
 
 
 @beam.typehints.with_input_types(tuple[str, bytes])
-@beam.typehints.with_output_types(tuple[str, bytes], **{PUBLICATIONS: bytes, RELEASES: str})
+@beam.typehints.with_output_types(
+    tuple[str, bytes], **{PUBLICATIONS: bytes, RELEASES: tuple[int, str]}
+)
 class _Operate(_OncePerKey):
     """Runs shard operators."""
 
@@ -143,11 +147,23 @@ class _Operate(_OncePerKey):
     def work(
         self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
     ) -> Iterator[Any]:
-        operator, logged = self._load(key, head, log, snapshot)
+        operator, logged, files = self._load(key, head, log, snapshot)
+        schema = operator.event_schema
+        out: list[Any] = []
         with self._figures.of(operator):
             releases = operator.receive(
-                batch for data in elements for batch in decode_batches(data, operator.event_schema)
+                batch for data in elements for batch in decode_batches(data, schema)
             )
+            self._emit(operator, releases, out)
+            files.add(releases)
+            while operator.at_savepoint:
+                if self._options.stream is not None:
+                    out.append(self._keep(operator, files, self._options.stream))
+                operator.pass_savepoint()
+                more = operator.receive(())
+                self._emit(operator, more, out)
+                files.add(more)
+                releases += more
         logged += sum(release.events for release in releases)
         entries = [release.entry for release in releases if release.entry is not None]
         if entries and operator_snapshot_due(logged, operator.state.n_tiles):
@@ -159,20 +175,19 @@ class _Operate(_OncePerKey):
                 log.add(entry)
         token = new_token()
         head.write(token + operator.head())
-        _OPERATORS.put((self._options.run, key), token, (operator, logged))
-        if releases:
-            yield from self._emit(operator, releases)
-        if self._options.savepoint is not None and operator.at_savepoint:
-            yield self._keep(operator, self._options.savepoint)
+        _OPERATORS.put((self._options.run, key), token, (operator, logged, files))
+        yield from out
 
-    def _keep(self, operator: ShardOperator, folder: Path) -> WindowedValue:
+    def _keep(self, operator: ShardOperator, files: SavepointFiles, stream: Path) -> WindowedValue:
         """Write the state of an operator that has taken all rows before a savepoint."""
-        write_handoff(folder, operator)
-        key = operator.key
-        part = SavepointPart(key.view, key.shard, operator.number, operator.waiting_groups())
+        files.keep(savepoint_folder(stream, self._options.segment + operator.epoch), operator)
+        key, groups = operator.key, operator.waiting_groups()
+        part = SavepointPart(key.view, key.shard, operator.number, groups, operator.epoch)
         return _windowed((ALL_REQUESTS, encode_part(part, key.text)), operator.state.frontier_us)
 
-    def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[ShardOperator, int]:
+    def _load(
+        self, key: str, head: Any, log: Any, snapshot: Any
+    ) -> tuple[ShardOperator, int, SavepointFiles]:
         stored = head.read()
         if stored is not None:
             found = _OPERATORS.take((self._options.run, key), stored[:TOKEN_BYTES])
@@ -182,14 +197,14 @@ class _Operate(_OncePerKey):
         if stored is not None:
             logged = operator.restore(stored[TOKEN_BYTES:], snapshot.read(), log.read())
             operator.attempt = self._next_attempt(operator.attempt)
-            return operator, logged
+            return operator, logged, SavepointFiles()
         if self._options.handoff is not None:
             read_handoff(self._options.handoff, operator)
         operator.attempt = self._next_attempt(0)
         if self._options.handoff is not None:
             # From now on only the engine's state counts, so write the complete state there.
             snapshot.write(operator.snapshot())
-        return operator, 0
+        return operator, 0, SavepointFiles()
 
     @staticmethod
     def _next_attempt(before: int) -> int:
@@ -201,17 +216,21 @@ class _Operate(_OncePerKey):
         """
         return max(before, int(time.time()))
 
-    def _emit(self, operator: ShardOperator, releases: list[Release]) -> Iterator[Any]:
-        key = operator.key
+    def _emit(self, operator: ShardOperator, releases: list[Release], out: list[Any]) -> None:
+        """Add the output of releases."""
+        key, run = operator.key, self._options.run
         for release in releases:
             at = release.frontier_us
-            part = AnswerPart(key.view, key.shard, release.number, at, release.answers)
-            yield _windowed((ALL_REQUESTS, encode_part(part, key.text)), at)
+            part = AnswerPart(
+                key.view, key.shard, release.number, at, release.answers, release.epoch
+            )
+            out.append(_windowed((ALL_REQUESTS, encode_part(part, key.text)), at))
             if self._options.publish:
-                yield _published(pack_publications(operator, release), at)
-            yield beam.pvalue.TaggedOutput(RELEASES, _windowed(release_line(operator, release), at))
-        if self._options.publish and LOST_WRITES.operates(self._options.run, key.view, key.shard):
-            yield _published(pack_everything(operator), releases[-1].frontier_us)
+                out.append(_published(pack_publications(operator, release), at))
+            line = release.epoch, release_line(operator, release)
+            out.append(beam.pvalue.TaggedOutput(RELEASES, _windowed(line, at)))
+        if releases and self._options.publish and LOST_WRITES.operates(run, key.view, key.shard):
+            out.append(_published(pack_everything(operator), releases[-1].frontier_us))
 
 
 def _published(data: bytes, time_us: int) -> beam.pvalue.TaggedOutput:
@@ -227,10 +246,10 @@ class _Join(_OncePerKey):
         self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
     ) -> Iterator[Any]:
         joiner, logged = self._load(key, head, log, snapshot)
-        answered, unanswered = joiner.receive(self._parts(elements))
+        out = list(self._receive(joiner, elements, self._options.stream))
         entry = encode_logged_parts(logged.entries, elements)
         longer = logged.with_entry(entry)
-        if longer.snapshot_due:
+        if longer.snapshot_due and not joiner.later:
             state = joiner.state()
             log.clear()
             snapshot.write(state)
@@ -238,22 +257,39 @@ class _Join(_OncePerKey):
         else:
             log.add(entry)
             logged = longer
-        if self._options.savepoint is not None and joiner.at_savepoint:
-            write_joiner(self._options.savepoint, joiner)
         self._options.figures.here().set(WAITING_REQUESTS, joiner.requests_pending)
         token = new_token()
         head.write(token)
         _JOINERS.put((self._options.run, key), token, (joiner, logged))
-        time = self._project.request.request_time
-        for batch in answered:
-            newest = batch.column(time).cast(pa.int64())[-1].as_py()
-            yield _windowed(batch, newest)
-        for lost in unanswered:
-            newest = lost.rows.column(time).cast(pa.int64())[-1].as_py()
-            yield beam.pvalue.TaggedOutput(UNANSWERED, _windowed(encode_unanswered(lost), newest))
+        yield from out
 
-    def _parts(self, elements: Iterable[bytes | pa.Buffer]) -> Iterator[Part]:
-        return (decode_part(data, self._project) for data in elements)
+    def _receive(
+        self, joiner: AnswerJoiner, elements: Iterable[bytes | pa.Buffer], stream: Path | None
+    ) -> Iterator[Any]:
+        """Let a joiner take parts; yield the output, and keep its state at savepoints.
+
+        Args:
+            joiner: The joiner.
+            elements: Encoded parts.
+            stream: The folder of the stream; None to keep no state.
+        """
+        parts: Iterable[Part] = (decode_part(data, self._project) for data in elements)
+        time = self._project.request.request_time
+        while True:
+            answered, unanswered = joiner.receive(parts)
+            for batch in answered:
+                newest = batch.column(time).cast(pa.int64())[-1].as_py()
+                yield _windowed(with_epoch(batch, joiner.epoch), newest)
+            for lost in unanswered:
+                newest = lost.rows.column(time).cast(pa.int64())[-1].as_py()
+                data = encode_unanswered(lost)
+                yield beam.pvalue.TaggedOutput(UNANSWERED, _windowed(data, newest))
+            if not joiner.at_savepoint:
+                return
+            if stream is not None:
+                segment = self._options.segment + joiner.epoch
+                write_joiner(savepoint_folder(stream, segment), joiner)
+            parts = joiner.pass_savepoint()
 
     def _load(self, key: str, head: Any, log: Any, snapshot: Any) -> tuple[AnswerJoiner, JoinerLog]:
         token = head.read()
@@ -279,7 +315,8 @@ class _Join(_OncePerKey):
         entries = list(log.read())
         for _, elements in sorted(map(decode_logged_parts, entries), key=itemgetter(0)):
             # Discard the result: these answers were emitted when the entry was written.
-            joiner.receive(self._parts(elements))
+            for _ in self._receive(joiner, elements, None):
+                pass
         size = sum(len(entry) for entry in entries)
         return joiner, JoinerLog.after_snapshot(state or b"", len(entries), size)
 
@@ -291,8 +328,9 @@ class Featurize(beam.PTransform):
     Input: pairs of an operator's key and its encoded sequenced batches; and, with the key
     `ALL_REQUESTS`, encoded request parts. Request parts pass through the first stage, because a
     second input of the second stage would need a flatten, which engines run as another stage.
-    Output, by name: ``answers`` (answered record batches), ``publications``, ``releases`` (JSON
-    texts) and ``unanswered`` (`pipelines.stream.wire_format`).
+    Output, by name: ``answers`` (answered record batches), ``publications``, ``releases`` (pairs of
+    an epoch and a JSON text) and ``unanswered`` (`pipelines.stream.wire_format`). All of them say
+    their epoch: how many marks of savepoints the run has sent before what they were made from.
     """
 
     project: Project

@@ -27,8 +27,9 @@ class FeaturizeOptions:
         gap_batches: How many batches, or releases, may wait behind a gap.
         answer_within_us: How far a frontier may pass an unanswered request.
         handoff: The folder of handed-over states; None to start empty.
-        savepoint: The folder that the states are written to at a savepoint; None if the stream runs
-            to its end.
+        stream: The folder of the stream, whose savepoints the states are written to; None if the
+            stream has none.
+        segment: The number of the run's first segment (`pipelines.stream.state_files`).
         figures: Where the stages report what they do.
     """
 
@@ -41,7 +42,8 @@ class FeaturizeOptions:
     gap_batches: int = 1_000
     answer_within_us: int = 300_000_000
     handoff: Path | None = None
-    savepoint: Path | None = None
+    stream: Path | None = None
+    segment: int = 0
     figures: FiguresPlace = NO_FIGURES
 
 

@@ -19,6 +19,7 @@ from tidemill.features.definitions import Project
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import matrix_of, nulls_of
+from tidemill.pipelines.io.epochs import epoch_of, with_epoch
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
 from tidemill.pipelines.stream.answer_join import AS_OF, RELEASE, SHARD
 from tidemill.pipelines.stream.operator_figures import report_predictions, scoring
@@ -128,4 +129,4 @@ class Infer(beam.DoFn):
         with scoring(figures, element.num_rows):
             made = predictions(self.project, self._scorer, element, time.time_ns() // 1_000)
         report_predictions(figures, made)
-        yield made
+        yield with_epoch(made, epoch_of(element))

@@ -51,7 +51,10 @@ class Pending:
 
 
 class JoinerState(NamedTuple):
-    """The state of an `AnswerJoiner` (`pipelines.stream.answer_join`), attribute by attribute."""
+    """The state of an `AnswerJoiner` (`pipelines.stream.answer_join`), attribute by attribute.
+
+    It has no place for parts that wait behind a mark: while some do, no state is written.
+    """
 
     pending: dict[int, Pending]
     early: dict[int, list[AnswerPart]]
@@ -60,6 +63,7 @@ class JoinerState(NamedTuple):
     savepoints: dict[tuple[str, int], SavepointPart]
     frontiers: Int64Array
     numbers: Int64Array
+    epoch: int = 0
 
 
 def encode_joiner(state: JoinerState, project: Project) -> bytes:
@@ -106,6 +110,7 @@ def encode_joiner(state: JoinerState, project: Project) -> bytes:
         ],
         "frontiers": state.frontiers.tolist(),
         "numbers": state.numbers.tolist(),
+        **({"epoch": state.epoch} if state.epoch else {}),
     }
     return encode_document(Kind.JOINER_STATE, project.name, fields, blobs)
 
@@ -150,6 +155,7 @@ def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
         },
         frontiers=np.array(fields["frontiers"], np.int64)[order.views],
         numbers=np.array(fields["numbers"], np.int64)[order.views],
+        epoch=fields.get("epoch", 0),
     )
 
 

@@ -131,8 +131,12 @@ class ShardOperator:
         self.attempt = 0
         # Whether an answer was given as of the frontier (mode ``eager``).
         self.is_answered = False
-        # The last poll before the savepoint: known once the savepoint's mark has come.
+        # The last poll before the savepoint where the run stops: known once its mark has come.
         self.savepoint: int | None = None
+        # Whether the last poll that was taken has the mark of a savepoint.
+        self.is_marked = False
+        # How many such marks were passed since the run began.
+        self.epoch = 0
         self.event_schema = sequenced_events_schema(self.plan)
         self.logged_schema = self.event_schema
         if self.mode is Mode.EAGER:
@@ -141,7 +145,8 @@ class ShardOperator:
     def receive(self, batches: Iterable[SequencedBatch]) -> list[Release]:
         """Take batches, in any order; give a release for each poll that is then complete.
 
-        The rows of all those polls go to the kernel at once.
+        The rows of all those polls go to the kernel at once. Behind the mark of a savepoint no poll
+        is taken until `pass_savepoint` is called.
 
         Args:
             batches: Batches of any of the partitions.
@@ -158,13 +163,18 @@ class ShardOperator:
         new = [place for batch in batches if (place := self._hold(batch)) is not None]
         taken: list[Taken] = []
         frontier = self.state.frontier_us
-        while len(self.held.get(self.number + 1, ())) == len(self.expected):
+        while not self.at_savepoint and self._is_complete(self.number + 1):
             taken.append(self._take_poll(frontier))
             frontier = taken[-1].until_us
         releases = make_releases(self.key, self.state, self.publish, taken)
-        self.counters.early += sum(poll > self.number + 1 for poll, _ in new)
+        if not self.at_savepoint:
+            self.counters.early += sum(poll > self.number + 1 for poll, _ in new)
         self._check_gap()
         return releases
+
+    def _is_complete(self, poll: int) -> bool:
+        """Tell whether all batches of a poll have come."""
+        return len(self.held.get(poll, ())) == len(self.expected)
 
     def _hold(self, batch: SequencedBatch) -> tuple[int, int] | None:
         """Keep a batch until its poll is taken; return its place if it is new."""
@@ -191,6 +201,8 @@ class ShardOperator:
         return None
 
     def _check_gap(self) -> None:
+        if self._is_complete(self.number + 1):
+            return  # it waits behind the mark of a savepoint
         behind = [poll for poll in self.held if poll > self.number + 1]
         if len(behind) <= self.gap_batches:
             return
@@ -216,6 +228,7 @@ class ShardOperator:
         self._take_events(concat([rows for rows in taken if rows is not None]), frontier)
         self._forget()
         self.number += 1
+        self.epoch, self.is_marked = batches[0].epoch, batches[0].is_marked
         if self.mode is Mode.EAGER:
             return self._taken(frontier, *self._split_eagerly(frontier))
         until = min(self.watermarks)
@@ -341,12 +354,21 @@ class ShardOperator:
             groups=pa.array([], pa.int64()) if requests is None else requests.column(GROUP),
             positions=tuple(self.expected),
             seen=self.counters.of_polls,
+            epoch=self.epoch,
         )
 
     @property
     def at_savepoint(self) -> bool:
         """Whether the mark of a savepoint, and all polls before it, have come."""
-        return self.savepoint == self.number
+        return self.is_marked or self.savepoint == self.number
+
+    def pass_savepoint(self) -> None:
+        """Go on behind the mark of a savepoint, once the state is kept."""
+        if self.is_marked:
+            self.is_marked = False
+        else:
+            self.savepoint = None
+        self.epoch += 1
 
     def begin(self) -> None:
         """Make the state the beginning of a stream: its releases and its counters begin anew."""
@@ -356,8 +378,8 @@ class ShardOperator:
         self.mark = first_mark(self.key, self.expected, self.state.frontier_us)
 
     def resume(self) -> None:
-        """Continue after the savepoint at which the state was written."""
-        self.savepoint = None
+        """Continue after the savepoint at which the state was written, in another run."""
+        self.savepoint, self.epoch = None, 0
 
     def waiting_groups(self) -> tuple[int, ...]:
         """Return the groups of the requests that wait for the frontier."""
@@ -381,7 +403,7 @@ class ShardOperator:
 
     def handed_over_head(self) -> bytes:
         """Encode the head for another run: without what an engine's deliveries have left in it."""
-        head = replace(self._head(), attempt=0, seen=self.counters.of_polls)
+        head = replace(self._head(), attempt=0, seen=self.counters.of_polls, held=(), epoch=0)
         return head.encode(self.key)
 
     def _head(self) -> Head:
@@ -398,6 +420,7 @@ class ShardOperator:
             savepoint=self.savepoint,
             seen=vars(self.counters),
             kernel=vars(self.state.counters),
+            epoch=self.epoch,
         )
 
     def snapshot(self) -> bytes:
@@ -439,7 +462,7 @@ class ShardOperator:
         self.mark = stored.mark
         self.attempt = stored.attempt
         self.is_answered = stored.is_answered
-        self.savepoint = stored.savepoint
+        self.savepoint, self.epoch = stored.savepoint, stored.epoch
         self.counters = OperatorCounters(**stored.seen)
         # Replaying the log answers no requests, so it does not count overflows: take the counters.
         self.state.counters = Counters(**stored.kernel)

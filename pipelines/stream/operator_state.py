@@ -56,6 +56,7 @@ class Head:
             the savepoint's mark has not come.
         seen: The operator's counters by name.
         kernel: The kernel's counters by name.
+        epoch: How many marks of savepoints the operator has passed since the run began.
     """
 
     expected: Sequence[int]
@@ -70,6 +71,7 @@ class Head:
     savepoint: int | None
     seen: Mapping[str, int]
     kernel: Mapping[str, int]
+    epoch: int = 0
 
     def encode(self, key: OperatorKey) -> bytes:
         """Encode the head."""
@@ -87,6 +89,7 @@ class Head:
             "savepoint": self.savepoint,
             "seen": self.seen,
             "kernel": self.kernel,
+            **({"epoch": self.epoch} if self.epoch else {}),
         }
         blobs = [encode_batches(waiting), encode_batches(sorted(self.held, key=_place))]
         return encode_document(Kind.OPERATOR_HEAD, key.text, fields, blobs)
@@ -121,6 +124,7 @@ class Head:
             savepoint=fields["savepoint"],
             seen=fields["seen"],
             kernel=fields["kernel"],
+            epoch=fields.get("epoch", 0),
         )
 
 

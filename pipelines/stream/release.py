@@ -31,6 +31,7 @@ class Taken:
         groups: The group of each released request.
         positions: The next position of each partition, first of events and then of requests.
         seen: The operator's counters after it (`OperatorCounters.of_polls`).
+        epoch: How many marks of savepoints the run has sent before it.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Taken:
     groups: pa.Array
     positions: tuple[int, ...]
     seen: Mapping[str, int]
+    epoch: int = 0
 
     @property
     def events(self) -> int:
@@ -71,6 +73,7 @@ class Release:
         entry: The entry for the log since the last snapshot (`ShardOperator.replay`), of this
             release and of those before it without one; None if it goes with a later release, or if
             the kernel's state did not change.
+        epoch: How many marks of savepoints the run has sent before its poll.
     """
 
     number: int
@@ -85,6 +88,7 @@ class Release:
     seen: Mapping[str, int]
     kernel: Mapping[str, int]
     entry: bytes | None
+    epoch: int = 0
 
 
 def make_releases(
@@ -124,6 +128,7 @@ def make_releases(
                 seen=one.seen,
                 kernel=dict(vars(advanced.counters)),
                 entry=None,
+                epoch=one.epoch,
             )
         )
     return _with_entries(key, taken, releases)

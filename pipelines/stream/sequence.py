@@ -45,6 +45,9 @@ ARRIVAL: Final = "arrival"
 _HEADER: Final = struct.Struct("<8q")
 _REQUEST: Final = 1
 _STOP: Final = 2
+_MARKED: Final = 4
+_EPOCH_BITS: Final = 8
+"""The flags are the low bits of a word, whose others are the epoch."""
 _REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
 
 
@@ -63,6 +66,8 @@ class SequencedBatch:
         rows: Prepared rows with an ``ordinal`` column that holds their positions; None if empty.
         is_last: Marks a savepoint: the run stops after this poll, and a later run continues. The
             mark has no rows.
+        epoch: How many marks of savepoints the run has sent before the poll.
+        is_marked: Whether such a mark comes right after the poll.
     """
 
     poll: int
@@ -74,6 +79,8 @@ class SequencedBatch:
     sent_us: int
     rows: pa.RecordBatch | None
     is_last: bool = False
+    epoch: int = 0
+    is_marked: bool = False
 
 
 def sequenced_events_schema(plan: Plan) -> pa.Schema:
@@ -109,7 +116,10 @@ def encode_batches(batches: Iterable[SequencedBatch]) -> bytes:
         rows = b"" if batch.rows is None else batch.rows.serialize()
         header = _HEADER.pack(
             batch.poll,
-            _REQUEST * batch.is_request | _STOP * batch.is_last,
+            _REQUEST * batch.is_request
+            | _STOP * batch.is_last
+            | _MARKED * batch.is_marked
+            | batch.epoch << _EPOCH_BITS,
             batch.partition,
             batch.start,
             batch.stop,
@@ -144,7 +154,17 @@ def decode_batches(data: bytes | pa.Buffer, events: pa.Schema) -> Iterator[Seque
             rows = pa.ipc.read_record_batch(content.slice(at, size), schema)
         at += size
         yield SequencedBatch(
-            poll, is_request, partition, start, stop, watermark, sent, rows, is_last
+            poll,
+            is_request,
+            partition,
+            start,
+            stop,
+            watermark,
+            sent,
+            rows,
+            is_last,
+            flags >> _EPOCH_BITS,
+            bool(flags & _MARKED),
         )
 
 

@@ -122,6 +122,8 @@ def shard_poll(
                         poll.sent_us,
                         split[shard],
                         poll.is_last,
+                        poll.epoch,
+                        poll.is_marked,
                     )
                 )
         for shard in range(shards):
@@ -134,4 +136,5 @@ def request_parts(project: Project, poll: Poll) -> Iterator[RequestPart]:
         if part.source == project.request.name and part.rows is not None:
             rows = part.rows.select([*project.request.schema, POSITION, RECEIVED])
             sent = pa.repeat(pa.scalar(poll.sent_us, pa.int64()), rows.num_rows)
-            yield RequestPart(group_of(part.partition, part.start), rows.append_column(SENT, sent))
+            group = group_of(part.partition, part.start)
+            yield RequestPart(group, rows.append_column(SENT, sent), poll.epoch)

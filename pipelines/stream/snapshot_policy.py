@@ -23,6 +23,20 @@ def operator_snapshot_due(events: int, tiles: int) -> bool:
     return events > max(SNAPSHOT_EVENTS, SNAPSHOT_TILES * tiles)
 
 
+def base_due(events: int, tiles: int, shard: int, shards: int) -> bool:
+    """Tell whether a savepoint writes an operator's whole state again.
+
+    Those of many shards, which take about as many events each, do not become due at once.
+
+    Args:
+        events: Events since the whole state was last written.
+        tiles: Tiles in the operator's state.
+        shard: The operator's shard.
+        shards: The number of shards of its view.
+    """
+    return events > max(SNAPSHOT_EVENTS, SNAPSHOT_TILES * tiles) * (1 + shard / shards)
+
+
 class JoinerLog(NamedTuple):
     """The size of the joining stage's log since the last snapshot.
 

@@ -1,20 +1,25 @@
 """Handed-over states in files: one for each operator, and one for the joining stage.
 
-Files are written atomically, and writing again replaces them. Reading executes nothing
-(`pipelines.io.framing`). The record beside the files says which belong together
-(`pipelines.recovery.handoff`).
+The state of an operator at a savepoint may refer to other files of its folder
+(`pipelines.stream.savepoint_files`). Files are written atomically, and writing again replaces them.
+Reading executes nothing (`pipelines.io.framing`). The record beside the files says which belong
+together (`pipelines.recovery.handoff`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
+
+import pyarrow as pa
 
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StateError
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
+from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import OperatorKey
@@ -25,6 +30,11 @@ _ANSWERS: Final = "answers.state"
 _REMEDY: Final = "run `tidemill backfill` again, and the stream from its beginning"
 
 
+def savepoint_folder(stream: Path, segment: int) -> Path:
+    """Return the folder of the states at the end of a segment of a stream."""
+    return stream / paths.SAVEPOINTS / f"{segment:05d}"
+
+
 def state_path(folder: Path, key: OperatorKey) -> Path:
     """Return the file of a handed-over state."""
     return folder / f"{key.view}-{key.shard:05d}-of-{key.shards:05d}.state"
@@ -32,7 +42,7 @@ def state_path(folder: Path, key: OperatorKey) -> Path:
 
 def write_handoff(folder: Path, operator: ShardOperator) -> None:
     """Write the complete state of an operator, from which another run can start."""
-    _write(state_path(folder, operator.key), handed_over(operator))
+    write_state(state_path(folder, operator.key), handed_over(operator))
 
 
 def handed_over(operator: ShardOperator) -> bytes:
@@ -42,7 +52,7 @@ def handed_over(operator: ShardOperator) -> bytes:
 
 def write_handoff_of(folder: Path, operator: ShardOperator, snapshot: bytes) -> None:
     """Write the complete state of an operator whose snapshot is encoded already."""
-    _write(state_path(folder, operator.key), _operator_file(operator, snapshot))
+    write_state(state_path(folder, operator.key), _operator_file(operator, snapshot))
 
 
 def _operator_file(operator: ShardOperator, snapshot: bytes) -> bytes:
@@ -66,24 +76,47 @@ def read_handoff(folder: Path, operator: ShardOperator) -> None:
             "the stream without a handoff"
         )
     with _naming(path):
-        start_from(operator, path.read_bytes())
+        start_from(operator, path.read_bytes(), folder)
 
 
-def start_from(operator: ShardOperator, data: bytes) -> None:
-    """Start an operator from its `handed_over` state.
+def start_from(operator: ShardOperator, data: bytes, folder: Path | None = None) -> None:
+    """Start an operator from its `handed_over` state, or from what a savepoint has of it.
+
+    Args:
+        operator: The operator.
+        data: The bytes.
+        folder: The folder of the savepoint.
 
     Raises:
         StateError: As `read_handoff`.
     """
     what = f"the handed-over state of {operator.key}"
-    head, snapshot = decode_document(data, Kind.OPERATOR_FILE, what, _REMEDY).blobs
-    operator.restore(head, snapshot, [])
+    kinds = (Kind.OPERATOR_FILE, Kind.OPERATOR_SAVEPOINT)
+    found = decode_document(data, kinds, what, _REMEDY)
+    if found.kind is Kind.OPERATOR_FILE:
+        head, snapshot = found.blobs
+        operator.restore(head, snapshot, [])
+    else:
+        assert folder is not None
+        (head,), fields = found.blobs, found.fields
+        entries = [entry for name in fields["since"] for entry in read_entries(folder / name)]
+        operator.restore(head, (folder / fields["base"]).read_bytes(), map(bytes, entries))
     operator.resume()
+
+
+def read_entries(path: Path) -> list[pa.Buffer]:
+    """Read a piece of the state of an operator at a savepoint: entries of its log.
+
+    Raises:
+        StateError: The file is damaged, or of another version.
+    """
+    what = f"{path}: entries of an operator's log"
+    return decode_document(path.read_bytes(), Kind.OPERATOR_ENTRIES, what, _REMEDY).blobs
 
 
 def write_joiner(folder: Path, joiner: AnswerJoiner) -> None:
     """Write the state of the joining stage."""
-    _write(folder / _ANSWERS, joiner.state())
+    write_state(folder / _ANSWERS, joiner.state())
 
 
 def read_joiner(folder: Path, joiner: AnswerJoiner) -> None:
@@ -108,7 +141,8 @@ def _naming(path: Path) -> Iterator[None]:
         raise type(error)(f"{path}: {error}; {_REMEDY}") from error
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_state(path: Path, data: bytes) -> None:
+    """Write a file of states; it replaces one of this name."""
     with atomic_write(path) as unfinished:
         unfinished.write_bytes(data)
 
@@ -123,6 +157,12 @@ def missing_files(folder: Path, project: Project, shards: int) -> list[str]:
     return [path.name for path in [*wanted, folder / _ANSWERS] if not path.exists()]
 
 
-def file_hashes(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every state file in a folder, by name."""
-    return {path.name: file_sha256(path) for path in sorted(folder.glob("*.state"))}
+def file_hashes(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return the SHA-256 of every state file in a folder, by name.
+
+    Args:
+        folder: The folder.
+        known: Those of files that have not changed.
+    """
+    names = sorted(path.name for path in folder.glob("*.state"))
+    return {name: known.get(name) or file_sha256(folder / name) for name in names}

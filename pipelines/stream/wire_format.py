@@ -40,10 +40,10 @@ def encode_part(part: Part, key: str = "") -> bytes:
         key: The `OperatorKey.text` of the sender; empty for requests.
     """
     if isinstance(part, RequestPart):
-        return encode_document(
-            Kind.REQUEST_PART, key, {"group": part.group}, [batch_bytes(part.rows)]
-        )
+        fields = {"group": part.group, **_epoch(part.epoch)}
+        return encode_document(Kind.REQUEST_PART, key, fields, [batch_bytes(part.rows)])
     place: dict[str, Any] = {"view": part.view, "shard": part.shard, "number": part.number}
+    place |= _epoch(part.epoch)
     if isinstance(part, SavepointPart):
         return encode_document(Kind.SAVEPOINT_PART, key, {**place, "groups": part.groups})
     rows = batch_bytes(part.answers if part.answers is not None and part.answers.num_rows else None)
@@ -68,11 +68,16 @@ def decode_part(data: bytes | pa.Buffer, project: Project | None = None) -> Part
     """
     kind, key, fields, blobs = decode_document(data, _PARTS, "a part of an answer", _REMEDY)
     if kind is Kind.REQUEST_PART:
-        return RequestPart(fields["group"], batch_of(blobs[0]))
+        return RequestPart(rows=batch_of(blobs[0]), **fields)
     _check_sender(key, fields["view"], project)
     if kind is Kind.SAVEPOINT_PART:
         return SavepointPart(**{**fields, "groups": tuple(fields["groups"])})
     return AnswerPart(**fields, answers=batch_of(blobs[0]))
+
+
+def _epoch(epoch: int) -> dict[str, int]:
+    """Return the field of an epoch; the first one, which alone replays have, is left out."""
+    return {"epoch": epoch} if epoch else {}
 
 
 def _check_sender(key: str, view: str, project: Project | None) -> None:
@@ -107,6 +112,7 @@ class Published(NamedTuple):
         rows: Kernel publications.
         is_news: False if the rows repeat earlier publications to repair the online store; then
             they do not belong to the log of publications.
+        epoch: How many marks of savepoints the run has sent before the release's poll.
     """
 
     view: str
@@ -119,6 +125,7 @@ class Published(NamedTuple):
     frontier_us: int
     rows: pa.RecordBatch
     is_news: bool = True
+    epoch: int = 0
 
 
 def published(operator: ShardOperator, release: Release) -> Published:
@@ -133,6 +140,7 @@ def published(operator: ShardOperator, release: Release) -> Published:
         since_us=release.since_us,
         frontier_us=release.frontier_us,
         rows=release.publications,
+        epoch=release.epoch,
     )
 
 
@@ -167,7 +175,7 @@ def _pack(published: Published, key: str) -> bytes:
     fields = published._asdict()
     rows = fields.pop("rows")
     before = published.mark_before
-    fields |= {
+    fields |= _epoch(fields.pop("epoch")) | {
         "mark_before": None if before is None else before.hex(),
         "mark": published.mark.hex(),
     }
@@ -189,15 +197,15 @@ def unpack_publications(data: bytes, project: Project | None = None) -> Publishe
 
 def encode_unanswered(lost: Unanswered) -> bytes:
     """Encode requests that are given up."""
-    fields = {"partition": lost.partition, "views": lost.views}
+    fields = {"partition": lost.partition, "views": lost.views, **_epoch(lost.epoch)}
     return encode_document(Kind.UNANSWERED, "", fields, [batch_bytes(lost.rows)])
 
 
 def decode_unanswered(data: bytes) -> Unanswered:
     """Decode requests that are given up; see `decode_part` for the errors."""
     found = decode_document(data, Kind.UNANSWERED, "requests without an answer", _REMEDY)
-    partition, views = found.fields["partition"], tuple(found.fields["views"])
-    return Unanswered(batch_of(found.blobs[0]), partition, views)
+    fields = {**found.fields, "views": tuple(found.fields["views"])}
+    return Unanswered(rows=batch_of(found.blobs[0]), **fields)
 
 
 def encode_logged_parts(number: int, parts: Iterable[bytes]) -> bytes:

@@ -3,20 +3,24 @@
 The reader writes polls down (`pipelines.io.live.live_reader`), the pipeline follows them
 (`pipelines.io.live.follow`); nothing but the poll log joins the two. So a stream that is killed
 repeats from the poll log what came after its savepoint, and then reads on.
+
+The reader also says where savepoints are: every ``stream.savepoint_every`` it marks a poll, once
+the savepoint before counts (`pipelines.stream_run.keeper`).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import apache_beam as beam
 
-from tidemill.features.contract import TIME_MAX, write_instant
+from tidemill.features.contract import SECOND, TIME_MAX, write_instant
 from tidemill.features.errors import FileError, InputError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.build_topics import read_topics
@@ -40,7 +44,7 @@ from tidemill.pipelines.io.live.live_reader import (
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
-from tidemill.pipelines.recovery.resume import Start
+from tidemill.pipelines.recovery.resume import Reached, Start
 from tidemill.pipelines.stream_run.inherited_rows import take_over
 from tidemill.pipelines.telemetry.events import log_event
 from tidemill.pipelines.telemetry.polls_taken import PollsTaken
@@ -55,13 +59,20 @@ _MOST_UNREAD: Final = 16 * AHEAD_POLLS
 """The most polls that are written down and that no operator has taken."""
 
 
+class Marks(Protocol):
+    """Says when a poll may have the mark of a savepoint."""
+
+    def may_mark(self, segment: int) -> bool:
+        """Tell whether the segment may end here: then the next poll has its mark."""
+
+
 @dataclass
 class LiveInput:
     """The topics of a stream, from its last savepoint on.
 
     Attributes:
         config: The configuration, with the folders of the stream.
-        start: The start of the segment.
+        start: The start of the run.
         run: The name of the run.
         stop: Is set when somebody asks the stream to stop.
         say: Tells a person what happens.
@@ -82,7 +93,6 @@ class LiveInput:
     def __post_init__(self) -> None:
         current, project = self.start.current, self.config.project
         self._figures, self._taken = LiveFigures(), PollsTaken(figures_place())
-        self._sealed: LivePolls | None = None
         self._build = current.build_folder
         self._log = stream_log(current)
         self._stop = current.stream_folder / STOP
@@ -92,7 +102,16 @@ class LiveInput:
         self.live.begin(topics)
         self.live.seal(self._build, self.start.handoff.as_of_us)
         self.begins = self.polls()
+        self._epoch, self._ended = self._first_epoch(), 0
         self._check_files()
+
+    def _first_epoch(self) -> int:
+        """Return the epoch, in the poll log, of the first poll that comes from there."""
+        unsealed = next(self.live.polls.read(after=self.live.sealed().number), None)
+        if unsealed is not None:
+            return Poll.decode(bytes(unsealed.poll)).epoch
+        last = self.live.polls.last()
+        return 0 if last is None else Poll.decode(bytes(last.poll)).next_epoch
 
     def _topics(self) -> dict[str, LiveTopic]:
         built = read_topics(self._build)
@@ -143,16 +162,14 @@ class LiveInput:
         return False
 
     @property
-    def goes_on(self) -> bool:
-        """Whether the stream goes on from its savepoint: nobody has asked it to stop."""
-        is_over = self.until_us is not None and wall_clock_us() >= self.until_us
-        return not (self.stop.is_set() or is_over)
+    def last_segment(self) -> int:
+        """The number of the run's last segment; known once it has stopped."""
+        return self.start.segment + self._ended
 
     @property
     def stop_us(self) -> int:
-        """After the receipt of the last poll; known once all are sealed."""
-        received_us = None if self._sealed is None else self._sealed.received_us
-        return self.start.handoff.as_of_us if received_us is None else received_us + 1
+        """A live stream has no end."""
+        return TIME_MAX
 
     @property
     def speed(self) -> float | None:
@@ -164,15 +181,30 @@ class LiveInput:
         """Nobody knows how many requests will come."""
         return None
 
-    def seal(self) -> LivePolls:
-        """Seal all polls, once the stream has stopped after the last one; return them."""
-        self.live.seal(self._build, TIME_MAX)
-        self._sealed = self.polls()
-        return self._sealed
+    def reached(self, polls: int) -> Reached:
+        """Seal the polls up to one; return what the states after it contain.
 
-    def kept(self) -> None:
-        """Note that the savepoint counts, so the stream need not stop there again."""
-        self._stop.unlink(missing_ok=True)
+        Args:
+            polls: The number of the poll.
+        """
+        handoff = self.start.handoff
+        logged = polls - handoff.polls + self.begins.before
+        if polls == handoff.polls:
+            return Reached(handoff.as_of_us, polls, handoff.positions)
+        # Another thread may be adding to the same log.
+        live = LiveLog(self.live.folder, self.config.project)
+        sealed, topics = live.seal(self._build, until=logged), live.topics()
+        positions = {
+            name: [*of_files[: topics[name].first], *sealed.positions[name]]
+            if name in topics
+            else list(of_files)
+            for name, of_files in handoff.positions.items()
+        }
+        return Reached(live.received_us(logged) + 1, polls, positions)
+
+    def taken(self) -> LivePolls:
+        """Return all polls of the run, which are sealed now."""
+        return self.polls()
 
     def figures(self) -> dict[str, Any]:
         """Return what the reader adds to the summary, by source."""
@@ -197,14 +229,19 @@ class LiveInput:
                 as_of_us=self.start.handoff.as_of_us,
                 start=self.begins.start,
                 logged=self.begins.before,
+                epoch=self._epoch,
+                partitions=tuple((one.name, number) for one, number in self.begins.sources),
                 stop=self._stop,
                 taken=self._taken,
             )
         )
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Read the topics while the block runs, until the stream is to stop or keep its state.
+    def reading(self, marks: Marks) -> Iterator[None]:
+        """Read the topics while the block runs, until the stream is to stop.
+
+        Args:
+            marks: Says when a poll may have the mark of a savepoint.
 
         Raises:
             BrokerError: A topic cannot be read any more; the stream has stopped in order.
@@ -220,11 +257,12 @@ class LiveInput:
 
             def read() -> None:
                 try:
-                    self._read(reader, ended)
+                    self._read(reader, marks, ended)
                 except BaseException as error:  # noqa: BLE001 - raised where the stream was started
                     failed.append(error)
                 finally:
-                    self._stop_after(reader.number, ended)
+                    self._ended = max(reader.epoch - self._epoch, 0)
+                    self._stop_after(reader, ended)
 
             thread = threading.Thread(target=read, name="live-reader", daemon=True)
             thread.start()
@@ -234,15 +272,16 @@ class LiveInput:
                 ended.set()
                 thread.join()
                 self.live.polls.close()
+                self._stop.unlink(missing_ok=True)
                 self._figures = reader.figures
         if failed:
             raise failed[0]
 
-    def _stop_after(self, number: int, ended: threading.Event) -> None:
+    def _stop_after(self, reader: LiveReader, ended: threading.Event) -> None:
         """Let the source stop after a poll; without this file it would wait for ever."""
         while not ended.is_set():
             try:
-                stop_after(self._stop, number)
+                stop_after(self._stop, reader.number, max(reader.epoch, self._epoch))
                 return
             except FileError as error:
                 self.say(f"the stream cannot stop yet: {error}")
@@ -272,9 +311,10 @@ class LiveInput:
             after_us=self.start.handoff.as_of_us - 1,
         )
 
-    def _read(self, reader: LiveReader, ended: threading.Event) -> None:
-        keep_us = wall_clock_us() + self.config.stream.savepoint_every_us
-        until_us = keep_us if self.until_us is None else min(keep_us, self.until_us)
+    def _read(self, reader: LiveReader, marks: Marks, ended: threading.Event) -> None:
+        every_s = self.config.stream.savepoint_every_us / SECOND
+        keep_s = time.monotonic() + every_s
+        until_us = TIME_MAX if self.until_us is None else self.until_us
         begin = self.begins.start.number
         report = self._report(reader)
         while not (self.stop.is_set() or ended.is_set()) and wall_clock_us() < until_us:
@@ -282,7 +322,14 @@ class LiveInput:
             if number - max(self._taken(), begin) >= _MOST_UNREAD:
                 ended.wait(0.01)
                 continue
-            report.stepped(reader.step(), number - max(self._taken(), begin))
+            is_due = time.monotonic() >= keep_s and not reader.goes_on_from_mark
+            segment = self.start.segment + reader.epoch - self._epoch
+            if is_due and marks.may_mark(segment):
+                keep_s = time.monotonic() + every_s
+                poll = reader.step(is_marked=True)
+            else:
+                poll = reader.step()
+            report.stepped(poll, number - max(self._taken(), begin))
         report.report()
         if self.stop.is_set():
             said = f"the stream drains: it takes what it has read, poll {reader.number}, and ends"

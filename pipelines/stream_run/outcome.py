@@ -16,6 +16,7 @@ from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.rejected_by_stream import are_of_log, read_rejected
 from tidemill.serving.files.read_files import read_table, row_count
+from tidemill.serving.files.segment_names import segment_prefix
 
 _MEND: Final = "run `tidemill stream` again"
 
@@ -57,26 +58,59 @@ def count_outcome(root: Path, request: Request) -> dict[str, Any]:
     }
 
 
-def check_segment(stream: Path, request: Request, prefix: str, expected: int) -> None:
-    """Check that a segment has answered or rejected every request that it had to.
+class Outputs:
+    """Counts what the segments of a run have written, file by file and each file once.
 
     Args:
         stream: The folder of the stream.
         request: The request.
-        prefix: The start of the names of the segment's files.
-        expected: How many requests waited before it or came in it, less those that wait after it.
+    """
+
+    def __init__(self, stream: Path, request: Request) -> None:
+        self._stream, self._request = stream, request
+        self._counted: dict[Path, int] = {}
+
+    def requests(self, segment: int) -> int:
+        """Return how many requests a segment has answered or rejected."""
+        prefix = f"{segment_prefix(segment)}*.parquet"
+        answered = sorted((self._stream / paths.PREDICTIONS).glob(prefix))
+        refused = sorted((self._stream / paths.REJECTED_BY_STREAM).glob(prefix))
+        for path in answered:
+            if path not in self._counted:
+                self._counted[path] = row_count(path, _MEND)
+        for path in refused:
+            if path not in self._counted:
+                self._counted[path] = _unanswered(read_table(path, _MEND), self._request)
+        return sum(self._counted[path] for path in (*answered, *refused))
+
+    def releases(self, segment: int) -> int:
+        """Return how many releases a segment has recorded."""
+        files = (self._stream / paths.RELEASES).glob(f"{segment_prefix(segment)}*.jsonl")
+        return sum(1 for _ in files)
+
+    def forget(self, segment: int) -> None:
+        """Forget the files of a segment, which is complete."""
+        prefix = segment_prefix(segment)
+        for path in [path for path in self._counted if path.name.startswith(prefix)]:
+            del self._counted[path]
+
+
+def check_end(stream: Path, request: Request, segment: int, expected: int) -> None:
+    """Check that the last segment of a stream has answered or rejected every request.
+
+    Args:
+        stream: The folder of the stream.
+        request: The request.
+        segment: The number of the segment.
+        expected: How many requests waited before it or came in it.
 
     Raises:
         SequenceError: It has not.
     """
-    files = (stream / paths.PREDICTIONS).glob(f"{prefix}*.parquet")
-    answered = sum(row_count(path, _MEND) for path in files)
-    refused = read_rejected(stream / paths.REJECTED_BY_STREAM, prefix)
-    unanswered = _unanswered(refused, request)
-    if answered + unanswered != expected:
+    if (found := Outputs(stream, request).requests(segment)) != expected:
         raise SequenceError(
-            f"{expected} requests went in, {answered} predictions and {unanswered} rejected "
-            "requests came out: the engine lost or doubled batches"
+            f"{expected} requests went in, {found} predictions and rejected requests came out: the "
+            "engine lost or doubled batches"
         )
 
 

@@ -13,6 +13,7 @@ import apache_beam as beam
 from tidemill.features.definitions import Project
 from tidemill.pipelines.io.cuts import Cut, FileCutLog
 from tidemill.pipelines.io.replay import Replay, ReplayLog, ReplayOptions
+from tidemill.pipelines.recovery.resume import Reached, by_source
 from tidemill.pipelines.run import paths
 
 
@@ -29,11 +30,13 @@ class ReplayInput:
         project: The project.
         options: What is replayed.
         stream: The folder of the stream.
+        segment: The number of the segment.
     """
 
     project: Project
     options: ReplayOptions
     stream: Path
+    segment: int
 
     def __post_init__(self) -> None:
         self.begins = ReplayLog(self.project, self.options)
@@ -44,9 +47,14 @@ class ReplayInput:
         return self.options.ends
 
     @property
-    def goes_on(self) -> bool:
-        """Whether another segment follows at once: never."""
-        return False
+    def stop(self) -> None:
+        """Nobody can stop a replay in order before its end."""
+        return None
+
+    @property
+    def last_segment(self) -> int:
+        """The number of the run's last segment: it has one."""
+        return self.segment
 
     @property
     def stop_us(self) -> int:
@@ -68,8 +76,8 @@ class ReplayInput:
         return pipeline | Replay(self.project, self.options), ()
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Hold what the source needs while the pipeline runs."""
+    def reading(self, marks: object) -> Iterator[None]:
+        """Hold what the source needs while the pipeline runs; nothing marks its polls."""
         if not self.ends:
             self._record_savepoint()
         yield
@@ -82,12 +90,13 @@ class ReplayInput:
             cuts.keep_before(cut.number)
             cuts.append(cut)
 
-    def seal(self) -> ReplayLog:
-        """Return the polls that the pipeline has taken."""
-        return self.begins
+    def reached(self, polls: int) -> Reached:
+        """Return what the states at the savepoint contain, which is after all polls."""
+        return Reached(self.stop_us, polls, by_source(self.begins, self.begins.stop))
 
-    def kept(self) -> None:
-        """Note that the savepoint counts."""
+    def taken(self) -> ReplayLog:
+        """Return all polls of the run."""
+        return self.begins
 
     def figures(self) -> dict[str, Any]:
         """Return what the source adds to the summary."""

@@ -7,8 +7,10 @@ elements.
 A project without a model has no bundle: its answers are written with their features, and without a
 score.
 
-A stream may stop at a savepoint and continue from there, in segments (`pipelines.recovery.resume`).
-Predictions and rejected records may go to topics, too (`pipelines.delivery`).
+A stream may stop at a savepoint and continue from there, in another run
+(`pipelines.recovery.resume`); a live one keeps its state while it goes on
+(`pipelines.stream_run.keeper`). Predictions and rejected records may go to topics, too
+(`pipelines.delivery`).
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
+from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.event_counts import EventCounts
 from tidemill.pipelines.io.replay import ReplayOptions
 from tidemill.pipelines.io.sinks import WriteParquet
 from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.publish.run_fills import RunFills
-from tidemill.pipelines.recovery.handoff import savepoint_folder
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.recovery.republish import mend_store
 from tidemill.pipelines.recovery.resume import (
@@ -50,16 +52,13 @@ from tidemill.pipelines.recovery.resume import (
     check_savepoint,
     event_counts,
     first_start,
-    keep_savepoint,
+    joiner_at,
     next_start,
     offline_caught_up,
     prepare,
     received,
-    requests_waiting,
-    waiting,
     with_scores,
 )
-from tidemill.pipelines.recovery.stream_polls import StreamPolls
 from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.draining import draining
@@ -78,16 +77,17 @@ from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.rejected_by_stream import rejected_requests
 from tidemill.pipelines.stream.shard import Shard
+from tidemill.pipelines.stream.state_files import savepoint_folder
 from tidemill.pipelines.stream.wire_format import decode_unanswered
+from tidemill.pipelines.stream_run.keeper import Keeper
 from tidemill.pipelines.stream_run.live_input import LiveInput
-from tidemill.pipelines.stream_run.outcome import check_segment, count_outcome
+from tidemill.pipelines.stream_run.outcome import check_end, count_outcome
 from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
 from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
 from tidemill.pipelines.telemetry.rejected_figures import CountRejected
 from tidemill.pipelines.telemetry.running import (
     figures_place,
     predictions_so_far,
-    savepoint_kept,
     seen_from_outside,
     segment_begins,
 )
@@ -95,7 +95,6 @@ from tidemill.pipelines.telemetry.stage_figures import counted_by_beam
 from tidemill.pipelines.telemetry.tracing import span
 from tidemill.serving.bundles.current import current_bundle
 from tidemill.serving.files.locks import lock
-from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import missing_guarantees
 
 _WATCH_SECONDS: Final = 0.25
@@ -190,50 +189,36 @@ def _stream(
     if (warning := missing_guarantees(config.online_store)) is not None:
         progress.say(warning)
     compile_kernel(progress)
-    began, rows = time.perf_counter(), 0
-    delivered: dict[str, Any] = {}
+    began, run = time.perf_counter(), run_id(root, start.segment)
     with draining(progress.say) if config.is_live else nullcontext() as stop:
-        while True:
-            run = run_id(root, start.segment)
-            # First of all: what a process before this one had open is aborted, and it writes no
-            # more.
-            delivery = Delivery.fence(
-                config.sinks, start.current, start.segment, run, is_patient=bool(delivered)
-            )
-            entrance = _entrance(config, start, run, speed, until_us, stop, progress.say)
-            check_positions(start, entrance.begins)
-            start, fills = prepare(config, start, progress, take_over=take_over)
-            replayed, counts = _run_segment(
-                config, progress, start, fills, run, entrance, bundle, choice, delivery
-            )
-            rows += replayed.rows
-            delivered = _summed(delivered, {**delivery.figures, **counts})
-            if not entrance.goes_on:
-                break
-            # A live stream goes on from the savepoint that it has just kept.
-            config = replace(config, pinned=start.current)
-            start = with_scores(next_start(config, None), is_scored=bundle is not None)
+        # First of all: what a process before this one had open is aborted, and it writes no more.
+        delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
+        entrance = _entrance(config, start, run, speed, until_us, stop, progress.say)
+        check_positions(start, entrance.begins)
+        start, fills = prepare(config, start, progress, take_over=take_over)
+        again = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
+    replayed = entrance.taken()
     seconds = time.perf_counter() - began
     by_source = received(start.run, replayed)
     requests = by_source.pop(project.request.name)
-    folder = savepoint_folder(stream_folder, start.segment)
+    folder = savepoint_folder(stream_folder, entrance.last_segment)
     summary = {
         "engine": choice.name,
         "why": choice.why,
         "mode": start.run.mode,
         "speed": entrance.speed,
         "bundle": None if bundle is None else bundle.name,
-        "segment": start.segment,
+        "segment": entrance.last_segment,
         "requests": requests,
-        "waiting": 0 if entrance.ends else waiting(config, folder, choice.name),
+        "waiting": 0 if entrance.ends else joiner_at(config, folder).requests_pending,
         "events": sum(by_source.values()),
         "seconds": seconds,
-        "rows_per_s": rows / seconds,
-        "repeats": delivered.pop("repeats"),
-        "early": delivered.pop("early"),
+        "rows_per_s": replayed.rows / seconds,
+        # What its workers have seen; the release log does not depend on it.
+        **again,
         **_counted(event_counts(config, start.run, replayed)),
         **entrance.figures(),
-        **delivered,
+        **delivery.figures,
         **count_outcome(stream_folder, project.request),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
@@ -247,7 +232,7 @@ def _stream(
     return {**summary, "store_mended_at_end": mend_store(config, progress)}
 
 
-def _run_segment(
+def _run(
     config: Configuration,
     progress: Progress,
     start: Start,
@@ -257,11 +242,11 @@ def _run_segment(
     bundle: Path | None,
     choice: EngineChoice,
     delivery: Delivery,
-) -> tuple[StreamPolls, dict[str, int]]:
-    """Run a segment of the stream to its end or to a savepoint, which counts then.
+) -> dict[str, int]:
+    """Run the stream to its end or to a savepoint, which counts then.
 
     Returns:
-        Its polls, and what the engine delivered again or early, counted by all of its workers.
+        How many batches the engine delivered again, and early, counted by all of its workers.
     """
     project, stream_folder = config.project, start.current.stream_folder
     featurize = FeaturizeOptions(
@@ -272,19 +257,22 @@ def _run_segment(
         gap_batches=config.stream.gap_batches,
         answer_within_us=config.stream.answer_within_us,
         handoff=start.folder,
-        savepoint=None if entrance.ends else savepoint_folder(stream_folder, start.segment),
+        stream=None if entrance.ends else stream_folder,
+        segment=start.segment,
         changes=start.run.offline is not None,
         figures=figures_place(),
     )
     forget_run(run)
     segment_begins(start.current.stream, start.segment, start.run.mode)
+    keeper = Keeper(config, start, fills, entrance, delivery, choice.name)
     with (
         LOST_WRITES.of(run),
         progress.stage("stream", total=entrance.requests, unit="requests") as stage,
         span("segment", number=start.segment),
         _watched(stage),
         delivery.open(),
-        entrance.reading(),
+        nullcontext() if entrance.stop is None else keeper.keeping(entrance.stop.set),
+        entrance.reading(keeper),
     ):
         stage.note(choice.why)
         pipeline = beam.Pipeline(
@@ -292,34 +280,18 @@ def _run_segment(
         )
         wire(pipeline, config, entrance, featurize, bundle, start, fills, delivery)
         result = run_pipeline(pipeline, choice)
-        delivery.finish()
-    replayed = entrance.seal()
-    before = requests_waiting(config, start)
-    after = 0
-    if featurize.savepoint is not None:
-        after = waiting(config, featurize.savepoint, choice.name)
-    expected = before + replayed.rows_of(project.request.name) - after
-    check_segment(stream_folder, project.request, segment_prefix(start.segment), expected)
-    if featurize.savepoint is None:
+        if entrance.ends:
+            came = entrance.taken().rows_of(project.request.name)
+            expected = joiner_at(config, start.folder).requests_pending + came
+            check_end(stream_folder, project.request, start.segment, expected)
+        else:
+            keeper.finish(entrance.last_segment)
+        delivery.finish(entrance.last_segment)
+    if entrance.ends:
         replace(start.run, ended=True, until_us=entrance.stop_us).write(stream_folder)
-    else:
-        with span("savepoint", number=start.segment):
-            keep_savepoint(config, start, entrance.stop_us, replayed, featurize.savepoint)
-        entrance.kept()
-        savepoint_kept(start.segment, entrance.stop_us)
     offline_caught_up(config, start)
     counted = {"repeats": REPEATS, "early": EARLY}
-    return replayed, {name: counted_by_beam(result, metric) for name, metric in counted.items()}
-
-
-def _summed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the counts of a segment to those of the segments before it."""
-    return {
-        name: _summed(before.get(name, {}), found)
-        if isinstance(found, Mapping)
-        else before.get(name, 0) + found
-        for name, found in now.items()
-    }
+    return {name: counted_by_beam(result, metric) for name, metric in counted.items()}
 
 
 def _counted(counts: Mapping[str, EventCounts]) -> dict[str, Any]:
@@ -373,7 +345,7 @@ def _entrance(
         requests_first=Mode(start.run.mode) is Mode.EAGER,
         cuts=recorded_cuts(start.current.stream_folder) if start.resumes else (),
     )
-    return ReplayInput(config.project, options, start.current.stream_folder)
+    return ReplayInput(config.project, options, start.current.stream_folder, start.segment)
 
 
 def wire(
@@ -387,21 +359,17 @@ def wire(
     delivery: Delivery,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
-    project, root, prefix = (
-        config.project,
-        start.current.stream_folder,
-        segment_prefix(start.segment),
-    )
+    project, root, segment = config.project, start.current.stream_folder, start.segment
     polls, refused = entrance.read(pipeline)
     valid = polls | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
     sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
     out = sharded | Featurize(project, featurize)
     answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.figures))
-    _ = answered | "Predictions" >> beam.ParDo(
-        WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), prefix, STAMPS)
-    )
     if (to_topic := delivery.step(PREDICTIONS)) is not None:
-        _ = answered | "DeliverPredictions" >> beam.ParDo(to_topic)
+        answered = answered | "DeliverPredictions" >> beam.ParDo(to_topic)
+    _ = answered | "Predictions" >> beam.ParDo(
+        WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), segment, STAMPS)
+    )
     publish = Publish(
         project,
         root,
@@ -410,27 +378,27 @@ def wire(
         config.shards,
         fills,
         changes=featurize.changes,
-        segment=start.segment,
+        segment=segment,
         run=featurize.run,
         give_up_after_us=config.give_up_after_us,
         figures=featurize.figures,
     )
     _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
-    _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, prefix))
+    _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, segment))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.
-    for part, found in enumerate((valid[INVALID], unanswered, *refused)):
+    for part, refusals in enumerate((valid[INVALID], unanswered, *refused)):
         count = beam.ParDo(CountRejected(featurize.figures))
-        records = found | f"CountRejected{part}" >> count
+        records = refusals | f"CountRejected{part}" >> count
+        if (to_topic := delivery.step(REJECTED)) is not None:
+            records = records | f"DeliverRejected{part}" >> beam.ParDo(to_topic)
         _ = records | f"WriteRejected{part}" >> beam.ParDo(
             WriteParquet(
                 root / paths.REJECTED_BY_STREAM,
                 ("stage", "stream", "partition", "position"),
-                prefix,
+                segment,
             )
         )
-        if (to_topic := delivery.step(REJECTED)) is not None:
-            _ = records | f"DeliverRejected{part}" >> beam.ParDo(to_topic)
 
 
 @beam.typehints.with_input_types(bytes)
@@ -442,7 +410,8 @@ class _Reject(beam.DoFn):
         self._request = request
 
     def process(self, element: bytes) -> Iterator[pa.RecordBatch]:
-        yield rejected_requests(self._request, decode_unanswered(element))
+        lost = decode_unanswered(element)
+        yield with_epoch(rejected_requests(self._request, lost), lost.epoch)
 
 
 @contextmanager

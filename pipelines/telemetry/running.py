@@ -169,6 +169,7 @@ def savepoint_kept(segment: int, as_of_us: int) -> None:
         as_of_us: Its states contain all rows received before this instant.
     """
     if (now := running()) is not None:
+        now.change(segment=segment + 1)
         now.figures.add(metrics.SAVEPOINTS, 1)
         now.figures.set(metrics.SAVEPOINT, time.time())
     as_of = write_instant(as_of_us)

@@ -30,7 +30,7 @@ from tidemill.pipelines.stream.featurize_options import (
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_state import Head, decode_release, decode_snapshot
 from tidemill.pipelines.stream.sequence import SequencedBatch, decode_batches
-from tidemill.pipelines.stream.state_files import read_handoff, read_joiner
+from tidemill.pipelines.stream.state_files import read_entries, read_handoff, read_joiner
 from tidemill.pipelines.stream.wire_format import (
     decode_logged_parts,
     decode_part,
@@ -43,6 +43,7 @@ SHARDS = 2
 VIEW = 0
 SHARD = 1
 OPERATOR_FILE = "cab-00001-of-00002.state"
+PIECE_FILE = "cab-00001-of-00002.since-000000000008.state"
 JOINER_FILE = "answers.state"
 LOG_FILE = "log/trips/00000.arrow"
 
@@ -130,6 +131,10 @@ def _operator_file(path: Path) -> Any:
     return _operator(operator)
 
 
+def _entries(path: Path) -> Any:
+    return [_release(bytes(entry)) for entry in read_entries(path)]
+
+
 def _joiner_file(path: Path) -> Any:
     read = joiner()
     read_joiner(path.parent, read)
@@ -210,6 +215,10 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "topics.json": lambda path: as_json(read_topics(path.parent)),
     "live/topics.json": lambda path: as_json(LiveLog(path.parent, PROJECT).topics()),
     "live/sealed.json": lambda path: as_json(LiveLog(path.parent, PROJECT).sealed()),
+    "marked_poll.bin": _of_bytes(Poll.decode),
+    "marked_batches.bin": _of_bytes(_batches),
+    f"stops/{OPERATOR_FILE}": _operator_file,
+    f"stops/{PIECE_FILE}": _entries,
 }
 """File name to the function that reads it."""
 
@@ -219,6 +228,10 @@ SINCE_FRAMES_2 = ("build.json", "CURRENT", LOG_FILE)
 """Files that ``frames_1`` does not have."""
 SINCE_FRAMES_5 = ("logged_poll.bin", "topics.json", "live/topics.json", "live/sealed.json")
 """Files that the folders before ``frames_5`` do not have."""
+SINCE_FRAMES_6 = (
+    "marked_poll.bin", "marked_batches.bin", f"stops/{OPERATOR_FILE}", f"stops/{PIECE_FILE}"
+)  # fmt: skip
+"""Files that the folders before ``frames_6`` do not have."""
 
 
 def described(folder: Path) -> str:

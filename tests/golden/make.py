@@ -1,6 +1,6 @@
 """Write golden files of all formats with the current code.
 
-    python -m tests.golden.make tests/golden/frames_6
+    python -m tests.golden.make tests/golden/frames_7
 
 Do this once for each new version of a format, into a new folder, and add the folder to
 `tests.golden.golden_test`. **Never write a folder again that is there**: its files stand for the
@@ -10,14 +10,15 @@ field, say), its expectation is changed by hand, with the reason.
 
 The folders:
 
-``frames_1`` to ``frames_5``
+``frames_1`` to ``frames_6``
     One file for each format, and ``expected.json``: their contents. In ``frames_1`` polls have no
     numbers, releases no marks, and parts name their views by their place. Since ``frames_2`` states
     and streams name the log that they were made from, and there are a log with digests, ``CURRENT``
     and the manifest of a build. Since ``frames_3`` rows say when they arrived. Since ``frames_4``
     the record of a stream says whether it has a model; every stream before had one. Operators do
     not remember ids any more, and hashes are those of version 2 of the canonical form. Since
-    ``frames_5`` there are logged polls, and the records of live streams.
+    ``frames_5`` there are logged polls, and the records of live streams. Since ``frames_6`` polls
+    may have the mark of a savepoint, and states at savepoints are written in pieces.
 ``before_frames/root``
     The root of a small stream that stopped at a savepoint (12 trips, 8 requests), written by the
     commit before frames: log, states and stop (pickles), offline log, online store (SQLite),
@@ -30,6 +31,7 @@ The folders:
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -56,10 +58,12 @@ from tidemill.pipelines.ingest.source_digests import SourceFile
 from tidemill.pipelines.io.live.live_log import LiveLog, LiveTopic, Sealed
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, cut_digests
 from tidemill.pipelines.stream.answer_parts import SavepointPart, Unanswered
 from tidemill.pipelines.stream.operator_state import LoggedRelease, encode_release
 from tidemill.pipelines.stream.release_line import release_line
+from tidemill.pipelines.stream.savepoint_files import SavepointFiles
 from tidemill.pipelines.stream.sequence import decode_batches
 from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.state_files import file_hashes, write_handoff, write_joiner
@@ -186,6 +190,24 @@ def make(folder: Path) -> None:
     live = LiveLog(folder / "live", PROJECT)
     live.begin({"trips": LiveTopic("cab-trips", 1, (7,))})
     live.write_sealed(Sealed(5, {"trips": [3]}, {"trips": [12]}))
+    marked = replace(polls[6], epoch=2, is_marked=True)
+    (folder / "marked_poll.bin").write_bytes(marked.encode())
+
+    def element_of(poll: Poll) -> bytes:
+        """Return what a poll gives the operator."""
+        return next(
+            data
+            for view, shard, data in elements_of(PROJECT, SHARDS, [poll])
+            if (view, shard) == (VIEW, SHARD)
+        )
+
+    (folder / "marked_batches.bin").write_bytes(element_of(marked))
+    files = SavepointFiles()
+    files.keep(folder / "before", operator)
+    # The poll that was missing, behind which the one that was held is taken.
+    files.add(operator.receive(decode_batches(element_of(polls[6]), operator.event_schema)))
+    files.keep(folder / "stops", operator)
+    shutil.rmtree(folder / "before")
     write_current(Current(folder, GENERATION, build=2, offline=1, stream=3))
     (folder / "expected.json").write_text(described(folder))
 

@@ -38,7 +38,6 @@ from tidemill.pipelines.stream.featurize import (
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.infer import STAMPS, Infer
 from tidemill.pipelines.stream.shard import Shard
-from tidemill.serving.files.segment_names import segment_prefix
 
 
 class Cell:
@@ -110,7 +109,6 @@ class RandomEngine:
         chance: random.Random | None,
     ) -> None:
         project, root = config.project, start.current.stream_folder
-        prefix = segment_prefix(start.segment)
         self._chance = chance
         self._run = options.run
         self._validate, self._shard = Validate(project), Shard(project, config.shards)
@@ -130,11 +128,12 @@ class RandomEngine:
             run=options.run,
         )
         self._publish.setup()
-        self._releases = WriteReleases(root / paths.RELEASES, prefix)
+        segment = start.segment
+        self._releases = WriteReleases(root / paths.RELEASES, segment)
         named_by = ("partition", "position")
-        self._predictions = WriteParquet(root / paths.PREDICTIONS, named_by, prefix, STAMPS)
+        self._predictions = WriteParquet(root / paths.PREDICTIONS, named_by, segment, STAMPS)
         self._rejected = WriteParquet(
-            root / paths.REJECTED_BY_STREAM, ("stage", "stream", *named_by), prefix
+            root / paths.REJECTED_BY_STREAM, ("stage", "stream", *named_by), segment
         )
         self.failures = self.recoveries = 0
 

@@ -5,8 +5,8 @@ them once, in order, and those that a restriction has not sent yet again after a
 log on a disk that reader and source share is all that joins them, so a reader that is stopped, or
 one that is restarted, loses and doubles nothing.
 
-A stream stops after a poll that ``stop.json`` names: the source then sends the mark of a savepoint,
-and ends.
+A poll may have the mark of a savepoint, behind which the stream goes on. It stops after a poll that
+``stop.json`` names: the source then sends another mark, and ends.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import pyarrow as pa
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Duration, Timestamp
 
-from tidemill.features.contract import TIME_MAX
+from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.definitions import Project
 from tidemill.features.errors import TidemillError
 from tidemill.pipelines.io.cuts import Cut
+from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.io.poll import Poll
+from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.poll_restriction import PROVIDER, WATERMARKS, RestrictionCoder
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
@@ -45,14 +46,20 @@ _DEFER: Final = Duration(micros=1_000)
 _STOP: Final = RecordFormat(
     name="tidemill-live-stop",
     version=1,
-    fields=frozenset({"number"}),
+    fields=frozenset({"number", "epoch"}),
     remedy="remove it and run `tidemill stream --resume`",
 )
 
 
-def stop_after(path: Path, number: int) -> None:
-    """Let the source stop after a poll of the poll log."""
-    write_record(path, _STOP, {"number": number}, durable=True)
+def stop_after(path: Path, number: int, epoch: int = 0) -> None:
+    """Let the source stop after a poll of the poll log.
+
+    Args:
+        path: The file.
+        number: The number of the poll.
+        epoch: The epoch after it, in the poll log.
+    """
+    write_record(path, _STOP, {"number": number, "epoch": epoch}, durable=True)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,9 @@ class FollowOptions:
         as_of_us: The first instant at which polls to send were received.
         start: The last poll before the first that is sent, by the stream's number.
         logged: The number that the poll log gives that poll.
+        epoch: The epoch, in the poll log, of the first poll that is sent from there.
+        partitions: The partitions of a poll, in the order of its parts: the source's name, and the
+            partition of its log.
         stop: The file that `stop_after` writes.
         taken: Returns how far the operators are in this process, by the stream's number; None
             sends whatever there is.
@@ -77,6 +87,8 @@ class FollowOptions:
     as_of_us: int
     start: Cut
     logged: int
+    epoch: int
+    partitions: tuple[tuple[str, int], ...]
     stop: Path
     taken: Callable[[], int] | None = None
 
@@ -90,14 +102,9 @@ class _Follow(beam.DoFn):
     def setup(self) -> None:
         options = self._options
         self._live = LiveLog(options.live, options.project)
-        self._sealed = LivePolls(
-            options.project,
-            Log(options.build, options.live),
-            self._live,
-            start_us=options.as_of_us,
-            stop_us=TIME_MAX,
-            polls=options.start.number,
-        )
+        # What is sealed from now on has been sent before.
+        self._sealed_until = self._live.sealed().number
+        self._sealed: LivePolls | None = None
         self._following: Iterator[LoggedPoll | None] | None = None
         self._at = -1
 
@@ -118,15 +125,14 @@ class _Follow(beam.DoFn):
                 if not tracker.try_claim((at, False)):
                     return
                 for batch in refused:
-                    yield beam.pvalue.TaggedOutput(REJECTED, batch)
+                    yield beam.pvalue.TaggedOutput(REJECTED, with_epoch(batch, poll.epoch))
                 stamp = _stamp(min(part.watermark_us for part in poll.parts))
                 yield TimestampedValue(poll.encode(), stamp)
                 if stamp > (watermark.current_watermark() or MIN_TIMESTAMP):
                     watermark.set_watermark(stamp)
-            elif self._is_stopped(at):
+            elif (mark := self._mark(at)) is not None:
                 if tracker.try_claim((at, True)):
                     stamp = watermark.current_watermark() or MIN_TIMESTAMP
-                    mark = self._sealed.savepoint_poll(at, time.time_ns() // 1_000)
                     yield TimestampedValue(mark.encode(), stamp)
                 return
             else:
@@ -141,10 +147,9 @@ class _Follow(beam.DoFn):
         taken = options.taken
         if taken is not None and at.number >= max(taken(), options.start.number) + AHEAD_POLLS:
             return None
-        now_us = time.time_ns() // 1_000
-        if (sealed := self._sealed.next_poll(at, TIME_MAX, now_us)) is not None:
-            return sealed[0], self._sealed.rejected(at.number + 1)
         after = at.number + options.logged - options.start.number
+        if after < self._sealed_until:
+            return self._next_sealed(at)
         if self._following is None or self._at != after:
             self._following, self._at = self._live.polls.follow(after), after
         try:
@@ -155,15 +160,37 @@ class _Follow(beam.DoFn):
         if logged is None:
             return None
         self._at = logged.number
-        poll = replace(Poll.decode(bytes(logged.poll)), number=at.number + 1)
+        poll = Poll.decode(bytes(logged.poll))
+        poll = replace(poll, number=at.number + 1, epoch=poll.epoch - options.epoch)
         return poll, [] if logged.rejected is None else [logged.rejected]
 
-    def _is_stopped(self, at: Cut) -> bool:
+    def _next_sealed(self, at: Cut) -> tuple[Poll, list[pa.RecordBatch]] | None:
+        """Return the poll after another, if it is sealed, and its rejected records."""
+        options = self._options
+        if self._sealed is None:
+            self._sealed = LivePolls(
+                options.project,
+                Log(options.build, options.live),
+                self._live,
+                start_us=options.as_of_us,
+                stop_us=TIME_MAX,
+                polls=options.start.number,
+            )
+        sealed = self._sealed.next_poll(at, TIME_MAX, time.time_ns() // 1_000)
+        return None if sealed is None else (sealed[0], self._sealed.rejected(at.number + 1))
+
+    def _mark(self, at: Cut) -> Poll | None:
+        """Return the mark after the last poll, if that is the one after which to stop."""
         options = self._options
         if not options.stop.exists():
-            return False
-        number: int = read_record(options.stop, _STOP)["number"]
-        return at.number + options.logged - options.start.number >= number
+            return None
+        found = read_record(options.stop, _STOP)
+        if at.number + options.logged - options.start.number < found["number"]:
+            return None
+        places = zip(options.partitions, at.positions, strict=True)
+        parts = tuple(PollPart(*place, end, end, TIME_MIN, None) for place, end in places)
+        epoch = found["epoch"] - options.epoch
+        return Poll(at.number, time.time_ns() // 1_000, parts, is_last=True, epoch=epoch)
 
 
 def _stamp(time_us: int) -> Timestamp:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.contract import TIME_MIN, Int64Array
+from tidemill.features.contract import TIME_MAX, TIME_MIN, Int64Array
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import DamagedFile, DamagedState, StateMismatch
 from tidemill.features.rows import rejected
@@ -48,6 +49,8 @@ _SEALED: Final = "sealed.json"
 _POLLS: Final = "polls"
 _CUTS: Final = "cuts"
 _REJECTED: Final = "rejected"
+_GROWS_TO_BYTES: Final = 1 << 20
+"""A file of cuts or rejected records is gone on with until it has so many bytes."""
 _SEALED_BYTES: Final = 64 << 20
 """About how many bytes of polls a seal holds in memory."""
 _POLL_NUMBER: Final = "_poll"
@@ -187,13 +190,14 @@ class LiveLog:
         content = dataclasses.asdict(sealed)
         write_record(self.folder / _SEALED, _SEALED_FORM, content, durable=True)
 
-    def seal(self, build: Path, before_us: int) -> Sealed:
+    def seal(self, build: Path, before_us: int = TIME_MAX, *, until: int | None = None) -> Sealed:
         """Seal the polls of the poll log; return how far the log is sealed then.
 
         Args:
             build: The folder of the build, with whose log these rows go on.
             before_us: Only polls that were received before this instant are sealed: a stream that
                 goes on from here repeats the others from the poll log.
+            until: The number of the last poll to seal; None for no such limit.
 
         Raises:
             DamagedState: The poll log is damaged, or has lost polls that are sealed.
@@ -207,7 +211,11 @@ class LiveLog:
                 f"and {sealed.number} are sealed: polls were lost; {REMEDY}"
             )
         self.polls.remove_before(sealed.number)  # unless the seal before was killed there
-        for polls in _in_pieces(self.polls.read(after=sealed.number), before_us):
+        unsealed = itertools.takewhile(
+            lambda poll: until is None or poll.number <= until,
+            self.polls.read(after=sealed.number),
+        )
+        for polls in _in_pieces(unsealed, before_us):
             sealed = self._seal(polls, sealed, Log(build, self.folder))
             self.write_sealed(sealed)
             self.polls.remove_before(sealed.number)
@@ -223,8 +231,8 @@ class LiveLog:
         for (name, partition), fresh in rows.items():
             at = before.positions[name][partition - topics[name].first]
             self._add_rows(self._project.definition(name), partition, at, fresh, log)
-        first, last = polls[0].logged.number, polls[-1]
-        self._write(_CUTS, first, self._cuts_of(polls, topics))
+        last = polls[-1]
+        self._add(_CUTS, "number", before.number, self._cuts_of(polls, topics))
         refused = [
             poll.logged.rejected.append_column(
                 _POLL_NUMBER,
@@ -233,11 +241,8 @@ class LiveLog:
             for poll in polls
             if poll.logged.rejected is not None
         ]
-        if refused:
-            self._write(_REJECTED, first, pa.Table.from_batches(refused))
-        else:
-            # A seal that was killed may have sealed more polls in this file.
-            self._path(_REJECTED, first).unlink(missing_ok=True)
+        records = pa.Table.from_batches(refused) if refused else None
+        self._add(_REJECTED, _POLL_NUMBER, before.number, records)
         ends: dict[str, list[int]] = {name: [] for name in topics}
         for part in last.sent.parts:
             if part.source in topics and part.partition >= topics[part.source].first:
@@ -287,6 +292,33 @@ class LiveLog:
                     columns.setdefault(f"offset/{name}/{partition}", []).append(offset)
         return pa.table({name: pa.array(found, pa.int64()) for name, found in columns.items()})
 
+    def _add(self, kind: str, number: str, sealed: int, more: pa.Table | None) -> None:
+        """Add to the files of a kind; the last one grows until it is large.
+
+        Args:
+            kind: The kind.
+            number: The column of the polls' numbers.
+            sealed: The number of the last poll that is sealed: what the files have of later ones is
+                of a seal that was killed, and is replaced.
+            more: The rows to add; None for none.
+        """
+        paths = sorted((self.folder / kind).glob("*.arrow"))
+        while paths and int(paths[-1].stem) > sealed:
+            paths.pop().unlink()
+        last = paths[-1] if paths else None
+        if last is not None:
+            is_small = last.stat().st_size < _GROWS_TO_BYTES
+            with reading(last, REMEDY), pa.memory_map(str(last)) as file:
+                there = pa.ipc.open_file(file).read_all()
+            kept = there.filter(pc.less_equal(there.column(number), sealed))
+            if more is not None and is_small:
+                kept = pa.concat_tables([kept, more], promote_options="default")
+                more = None
+            if len(kept) != len(there):
+                self._write(kind, int(last.stem), kept)
+        if more is not None:
+            self._write(kind, more.column(number)[0].as_py(), more)
+
     def _path(self, kind: str, number: int) -> Path:
         return self.folder / kind / f"{number:012d}.arrow"
 
@@ -325,6 +357,8 @@ class LiveLog:
             if tables
             else pa.table({"number": pa.array([], pa.int64())})
         )
+        # A seal that was killed, or that runs now, may have gone on with a file.
+        table = table.filter(pc.less_equal(table.column("number"), until))
         numbers = table.column("number").to_numpy()
         if not np.array_equal(numbers, np.arange(1, until + 1)):
             raise StateMismatch(
@@ -345,6 +379,19 @@ class LiveLog:
 
         received = table.column("received_us").to_numpy()
         return Cuts(numbers, received, of("position", 0), of("watermark", TIME_MIN))
+
+    def received_us(self, number: int) -> int:
+        """Return when a sealed poll was received.
+
+        Raises:
+            DamagedState: The poll is not there.
+        """
+        for table in self._read(_CUTS, number - 1, number):
+            found = table.filter(pc.equal(table.column("number"), number))
+            if len(found):
+                received_us: int = found.column("received_us")[0].as_py()
+                return received_us
+        raise DamagedState(f"{self.folder / _CUTS} has no poll {number}; {REMEDY}")
 
     def take_cuts(self, other: LiveLog) -> None:
         """Take over the sealed cuts of another live log, as links."""

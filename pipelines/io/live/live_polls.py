@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MAX, TIME_MIN
+from tidemill.features.contract import TIME_MAX
 from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import DamagedFile
 from tidemill.pipelines.io.cuts import Cut, Positions
 from tidemill.pipelines.io.live.live_log import REMEDY, LiveLog
 from tidemill.pipelines.io.log import Log, one_batch
-from tidemill.pipelines.io.poll import Poll, PollPart, empty_parts
+from tidemill.pipelines.io.poll import Poll, PollPart
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,3 @@ class LivePolls:
                 return []
             self._refused = found
         return [self._refused[1]] if self._refused[0] == logged else []
-
-    def savepoint_poll(self, at: Cut, sent_us: int) -> Poll:
-        """Return the mark of a savepoint, as `ReplayLog.savepoint_poll`."""
-        parts = empty_parts(self.sources, at.positions, TIME_MIN)
-        return Poll(at.number, sent_us, parts, is_last=True)

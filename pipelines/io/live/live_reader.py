@@ -16,6 +16,8 @@ The promises:
   transaction, or a fetch that merely returned nothing, proves nothing.
 * A row, a message or a poll that cannot be used is rejected with its bytes; none stops a partition.
 * No watermark steps back.
+* Marks of savepoints are in the polls (`LiveReader.step`), so that a recovery keeps its state where
+  the run before it would have.
 * No partition stays unread: a topic that has got more partitions is an error.
 """
 
@@ -231,7 +233,8 @@ class LiveReader:
             for name, of_source in offsets.items()
             for partition, offset in enumerate(of_source)
         }
-        self.number, self.received_us = 0, after_us
+        self.number, self.received_us, self.epoch = 0, after_us, 0
+        self._marked = 0
         self.figures = LiveFigures(
             counts={name: Counts() for name in self._sources},
             late_after_quiet=dict.fromkeys(self._sources, 0),
@@ -257,6 +260,8 @@ class LiveReader:
         """Go on after the last logged poll."""
         poll = Poll.decode(bytes(last.poll))
         self.number, self.received_us = last.number, max(self.received_us, poll.sent_us)
+        self.epoch = poll.next_epoch
+        self._marked = last.number if poll.is_marked else 0
         self._newest_us |= last.newest_us
         for name, source in self._sources.items():
             for partition in range(source.partitions):
@@ -273,8 +278,17 @@ class LiveReader:
                 if at.watermark_us > highest_us - source_of.definition.out_of_orderness_us:
                     at.quiet_us = at.watermark_us
 
-    def step(self) -> LoggedPoll | None:
+    @property
+    def goes_on_from_mark(self) -> bool:
+        """Whether no poll was written down since the last mark, nor before the first."""
+        return self.number == self._marked
+
+    def step(self, *, is_marked: bool = False) -> LoggedPoll | None:
         """Read what has come, and write it down as the next poll.
+
+        Args:
+            is_marked: Whether the mark of a savepoint comes right after this poll, which is written
+                down in any case then.
 
         Returns:
             The poll; None if nothing has come and no watermark has risen.
@@ -305,11 +319,12 @@ class LiveReader:
                     self._check_quiet(source)
                     self.figures.away.discard(name)
         self._unsaid |= self._raise_watermarks()
-        if not moved and not (self._unsaid and now_s - self._beat_s >= self._pace.beat_s):
+        is_due = self._unsaid and now_s - self._beat_s >= self._pace.beat_s
+        if not (moved or is_due or is_marked):
             time.sleep(self._pace.rest_s)
             return None
         self._beat_s, self._unsaid = now_s, False
-        return self._write_down(rows, refused)
+        return self._write_down(rows, refused, is_marked=is_marked)
 
     def standings(self) -> list[Standing]:
         """Return where each partition of the topics is."""
@@ -440,7 +455,11 @@ class LiveReader:
         return risen
 
     def _write_down(
-        self, rows: Mapping[tuple[str, int], list[pa.RecordBatch]], refused: list[pa.RecordBatch]
+        self,
+        rows: Mapping[tuple[str, int], list[pa.RecordBatch]],
+        refused: list[pa.RecordBatch],
+        *,
+        is_marked: bool,
     ) -> LoggedPoll:
         number, self.received_us = self.number + 1, max(self._clock_us(), self.received_us + 1)
         parts = []
@@ -459,7 +478,7 @@ class LiveReader:
         for name, source in self._sources.items():
             for partition, offset in source.reader.positions().items():
                 self._at[name, partition].offset = offset
-        poll = Poll(number, self.received_us, tuple(parts))
+        poll = Poll(number, self.received_us, tuple(parts), epoch=self.epoch, is_marked=is_marked)
         entry = LoggedPoll(
             number,
             {
@@ -477,7 +496,9 @@ class LiveReader:
             self._newest_us,
         )
         self._log.append(entry)
-        self.number = number
+        self.number, self.epoch = number, poll.next_epoch
+        if is_marked:
+            self._marked = number
         return entry
 
     def _logged(

@@ -73,6 +73,8 @@ def test_the_header_is_as_it_is_written_down() -> None:
         "LOGGED_PARTS": 20,
         "OPERATOR_FILE": 21,
         "LOGGED_POLL": 22,
+        "OPERATOR_SAVEPOINT": 23,
+        "OPERATOR_ENTRIES": 24,
     }
 
 

@@ -42,7 +42,6 @@ from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.recovery.handoff import (
     last_states,
     read_record,
-    savepoint_folder,
 )
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.savepoints import Savepoint
@@ -59,7 +58,7 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.rejected_by_stream import read_rejected
 from tidemill.pipelines.stream.shard import request_parts
-from tidemill.pipelines.stream.state_files import read_handoff
+from tidemill.pipelines.stream.state_files import read_handoff, savepoint_folder
 from tidemill.pipelines.stream.wire_format import decode_part, encode_part
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.generations.current import read_current

@@ -81,14 +81,14 @@ def copied(template: Configuration, root: Path) -> Configuration:
     )
 
 
-def outputs(root: Path) -> dict[str, Any]:
-    """Return the content of every output file by its name."""
+def outputs(root: Path, segment: int = 1) -> dict[str, Any]:
+    """Return the content of every output file of a segment by its name."""
     found: dict[str, Any] = {}
     for folder in OUTPUTS:
         place = offline_of(root) if folder == OFFLINE else stream_of(root) / folder
         for path in sorted(place.rglob("*")):
             # A backfill has written the history; the stream's files begin with its segment.
-            if not path.is_file() or not path.name.startswith("00001-"):
+            if not path.is_file() or not path.name.startswith(f"{segment:05d}-"):
                 continue
             name = f"{folder}/{path.relative_to(place)}"
             if folder == paths.PREDICTIONS:

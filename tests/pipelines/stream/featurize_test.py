@@ -130,7 +130,7 @@ def test_an_unbounded_replay_gives_the_answers_of_batch(engine: str, tmp_path: P
 
 
 def evidence() -> list[dict[str, Any]]:
-    return sorted((json.loads(text) for text in collected(RELEASES)), key=_number)
+    return sorted((json.loads(text) for _, text in collected(RELEASES)), key=_number)
 
 
 def newest_counters() -> dict[tuple[str, int], dict[str, int]]:

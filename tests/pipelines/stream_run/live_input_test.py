@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -33,7 +34,7 @@ from tidemill.pipelines.io.live import follow
 from tidemill.pipelines.io.live.live_reader import LiveSource, Pace, wall_clock_us
 from tidemill.pipelines.io.live.poll_log import PollLog
 from tidemill.pipelines.io.log import Log
-from tidemill.pipelines.io.poll import PollPart
+from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.stream_run import live_input
 from tidemill.pipelines.stream_run.live_input import STOP, LiveInput
 from tidemill.serving.files.records import checksum_of
@@ -81,7 +82,10 @@ def entrance(
     current = SimpleNamespace(folder=rig.folder, build_folder=rig.build, stream_folder=stream)
     start = SimpleNamespace(
         current=current,
-        handoff=SimpleNamespace(as_of_us=as_of_us, polls=0),
+        segment=1,
+        handoff=SimpleNamespace(
+            as_of_us=as_of_us, polls=0, positions={"paid": [3, 0, 0], "asked": [3, 0]}
+        ),
         run=SimpleNamespace(as_of_us=AS_OF, positions={"paid": [3, 0, 0], "asked": [3, 0]}),
     )
     config = SimpleNamespace(
@@ -113,7 +117,8 @@ def stop_number(rig: Rig) -> int | None:
     if not path.exists():
         return None
     record = json.loads(path.read_bytes())
-    assert record["checksum"] == checksum_of({"number": record["number"]})
+    fields = {name: record[name] for name in ("number", "epoch")}
+    assert record["checksum"] == checksum_of(fields)
     return int(record["number"])
 
 
@@ -128,10 +133,35 @@ def fails(error: Exception) -> Callable[..., Any]:
     return raising
 
 
-def run(given: LiveInput, while_it_reads: Callable[[], None]) -> None:
-    """Read the topics while a pipeline would run."""
-    with given.reading():
+@dataclass
+class Counting:
+    """Savepoints that count at once.
+
+    Attributes:
+        least: The number of the first segment that may not end.
+        asked: The segments that were to end.
+    """
+
+    least: int = 10**9
+    asked: list[int] = field(default_factory=list)
+
+    def may_mark(self, segment: int) -> bool:
+        self.asked.append(segment)
+        return segment < self.least
+
+
+def run(
+    given: LiveInput, while_it_reads: Callable[[], None], marks: Counting | None = None
+) -> int | None:
+    """Read the topics while a pipeline would run; return after which poll they stopped."""
+    number: int | None = None
+    with given.reading(marks or Counting()):
         while_it_reads()
+        path = given.start.current.stream_folder / STOP
+        if path.exists():
+            number = int(json.loads(path.read_bytes())["number"])
+    assert not path.exists()
+    return number
 
 
 def test_an_error_of_the_reader_stops_the_stream_in_order_and_is_raised(
@@ -164,9 +194,13 @@ def test_a_poll_that_cannot_be_written_down_is_not_waited_for(
         append(log, entry)
 
     monkeypatch.setattr(PollLog, "append", full)
+
+    def pipeline() -> None:
+        wait_until(is_stopped(rig))
+        assert stop_number(rig) == 3
+
     with pytest.raises(NoSpace):
-        run(given, lambda: wait_until(is_stopped(rig)))
-    assert stop_number(rig) == 3
+        run(given, pipeline)
 
 
 def test_a_disk_that_has_no_room_for_the_end_is_waited_for(
@@ -176,11 +210,11 @@ def test_a_disk_that_has_no_room_for_the_end_is_waited_for(
     write, calls, said = follow.stop_after, [0], list[str]()
     given = replace(entrance(rig, until_us=0), say=said.append)
 
-    def full(path: Path, number: int) -> None:
+    def full(path: Path, number: int, epoch: int) -> None:
         calls[0] += 1
         if calls[0] < 4:
             raise NoSpace("the disk is full")
-        write(path, number)
+        write(path, number, epoch)
 
     monkeypatch.setattr(live_input, "stop_after", full)
     run(given, lambda: wait_until(is_stopped(rig)))
@@ -202,41 +236,80 @@ def test_who_asks_stops_the_stream_after_what_was_read(rig: Rig) -> None:
 
     def pipeline() -> None:
         wait_until(lambda: len(rig.rows("paid")) == 1)
-        assert given.goes_on
         given.stop.set()
         wait_until(is_stopped(rig))
 
-    run(given, pipeline)
-    assert not given.goes_on
-    assert stop_number(rig) == rig.logged()[-1].number
-    sealed = given.seal()
-    assert sealed.last_poll_number == stop_number(rig)
-    assert given.stop_us == (sealed.received_us or 0) + 1
+    number = run(given, pipeline)
+    assert number == rig.logged()[-1].number
+    reached = given.reached(number)
+    assert reached.polls == number == given.taken().last_poll_number
+    assert reached.as_of_us == (given.taken().received_us or 0) + 1
+    assert reached.positions == {"paid": [3, 1, 0], "asked": [3, 0]}
     assert given.figures()["read"] == {"asked": 0, "paid": 1}
-    given.kept()
-    assert stop_number(rig) is None
+    assert given.last_segment == 1
 
 
-def test_a_stream_keeps_its_state_now_and_then(rig: Rig) -> None:
-    given = entrance(rig, every_us=SECOND // 5)
-    run(given, lambda: wait_until(is_stopped(rig)))
-    assert stop_number(rig) == rig.logged()[-1].number
-    assert given.goes_on
+def test_a_stream_marks_polls_and_goes_on(rig: Rig) -> None:
+    """It marks one only where the savepoint before counts, and where a poll has come since."""
+    given, marks = entrance(rig, every_us=SECOND // 50), Counting(least=4)
+
+    def pipeline() -> None:
+        for n in range(3):
+            rig.paid.send(row(f"{n}", START))
+            wait_until(lambda segment=n + 2: segment in marks.asked)
+        marked = [poll for poll in polls_of(rig) if poll.is_marked]
+        assert [poll.epoch for poll in marked] == [0, 1, 2]
+        wait_until(lambda: marks.asked.count(4) > 3)
+        given.stop.set()
+        wait_until(is_stopped(rig))
+
+    run(given, pipeline, marks)
+    polls = polls_of(rig)
+    assert [poll.epoch for poll in polls if poll.is_marked] == [0, 1, 2]
+    assert all(two.epoch == one.next_epoch for one, two in itertools.pairwise(polls))
+    assert given.last_segment == 4
+    again = entrance(rig, as_of_us=given.reached(polls[-1].number).as_of_us)
+    run(again, again.stop.set, marks)
+    assert again.last_segment == 1
+
+
+def test_what_a_savepoint_holds_is_sealed_and_the_rest_is_sent_again(rig: Rig) -> None:
+    rig.paid.send(row("a", START))
+    given, marks = entrance(rig, every_us=SECOND // 50), Counting(least=2)
+
+    def pipeline() -> None:
+        wait_until(lambda: 2 in marks.asked)
+        rig.paid.send(row("b", START))
+        wait_until(lambda: len(rig.rows("paid")) == 2)
+
+    run(given, pipeline, marks)
+    (marked,) = (poll for poll in polls_of(rig) if poll.is_marked)
+    reached = given.reached(marked.number)
+    assert reached.positions == {"paid": [3, 1, 0], "asked": [3, 0]}
+    assert given.live.sealed().number == marked.number
+    again = entrance(rig, as_of_us=reached.as_of_us)
+    assert again._epoch == 1
+    assert again.begins.rows == 0
+
+
+def polls_of(rig: Rig) -> list[Poll]:
+    return [Poll.decode(bytes(one.poll)) for one in rig.logged()]
 
 
 def test_a_stream_goes_on_from_its_savepoint(rig: Rig) -> None:
     rig.paid.send(row("a", START))
     first = entrance(rig, until_us=wall_clock_us() + 300_000)
-    run(first, lambda: wait_until(is_stopped(rig)))
-    sealed = first.seal()
-    as_of_us, number = first.stop_us, sealed.last_poll_number
+    number = run(first, lambda: wait_until(is_stopped(rig)))
+    assert number is not None
+    as_of_us = first.reached(number).as_of_us
     rig.paid.send(row("b", START))
     again = entrance(rig, until_us=wall_clock_us() + 300_000, as_of_us=as_of_us)
     assert again.begins.before == number
     assert again.begins.last_poll_number == 0
-    run(again, lambda: wait_until(is_stopped(rig)))
-    rows = again.seal()
-    assert rows.rows == 1
+    more = run(again, lambda: wait_until(is_stopped(rig)))
+    assert more is not None
+    again.live.seal(rig.build)
+    assert again.taken().rows == 1
     found = rig.log.read("paid", 1).to_pydict()
     assert found["id"] == ["a", "b"]
     assert found["_received"][1] >= as_of_us
@@ -248,7 +321,8 @@ def test_rows_are_received_after_what_the_states_hold(rig: Rig) -> None:
     rig.paid.send(row("a", START))
     given = entrance(rig, until_us=wall_clock_us() + 300_000, as_of_us=as_of_us)
     run(given, lambda: wait_until(is_stopped(rig)))
-    polls = given.seal()
+    given.live.seal(rig.build)
+    polls = given.taken()
     assert polls.before == 0
     assert polls.rows == 1
     assert polls.last_poll_number == rig.logged()[-1].number
@@ -271,8 +345,7 @@ def test_no_more_polls_are_read_than_the_operators_can_take(
         given.stop.set()
         wait_until(is_stopped(rig))
 
-    run(given, pipeline)
-    assert stop_number(rig) == 8
+    assert run(given, pipeline) == 8
 
 
 # --- partitions ------------------------------------------------------------------------------
@@ -327,11 +400,12 @@ def test_live_rows_are_not_taken_for_rows_of_files(rig: Rig) -> None:
     for partition in (0, 1):
         rig.paid.send(*(row(f"{n}", START) for n in range(9)), partition=partition)
     given = entrance(rig, until_us=wall_clock_us() + 300_000)
-    run(given, lambda: wait_until(is_stopped(rig)))
-    given.seal()
+    number = run(given, lambda: wait_until(is_stopped(rig)))
+    assert number is not None
+    reached = given.reached(number)
     assert rig.log.lengths("paid") == [3, 9, 9]
     again = entrance(rig)  # a new stream, from the same states
     assert again.begins.rows == 18
     assert again.live.sealed().number == given.begins.start.number + again.begins.last_poll_number
     assert again.begins.stop[:3] == (3, 9, 9)
-    assert given.stop_us < TIME_MAX
+    assert reached.as_of_us < TIME_MAX

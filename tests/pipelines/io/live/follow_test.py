@@ -240,6 +240,8 @@ def options_of(
         as_of_us=0,
         start=begins.start,
         logged=begins.before,
+        epoch=0,
+        partitions=tuple((one.name, number) for one, number in begins.sources),
         stop=rig.folder / "stop.json",
         taken=taken,
     )

@@ -43,6 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (log_module, log_files, log_digests, live_log):
         monkeypatch.setattr(module, "BLOCK_ROWS", BLOCK)
     monkeypatch.setattr(live_log, "_SEALED_BYTES", 12_000)
+    monkeypatch.setattr(live_log, "_GROWS_TO_BYTES", 0)
     monkeypatch.setattr(poll_log, "FILE_BYTES", 15_000)
 
 
@@ -369,7 +370,11 @@ def killed_at(number: int, *, after: bool) -> Iterator[list[int]]:
         yield done
 
 
-def test_a_seal_that_is_killed_anywhere_is_repeated_with_the_same_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize("grows_to", [0, 2_000, 1 << 20])
+def test_a_seal_that_is_killed_anywhere_is_repeated_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grows_to: int
+) -> None:
+    monkeypatch.setattr(live_log, "_GROWS_TO_BYTES", grows_to)
     rig = lived(tmp_path / "live", polls=9)
     expected = rig.logged()
     whole = tmp_path / "whole"
@@ -396,8 +401,24 @@ def test_a_seal_that_is_killed_anywhere_is_repeated_with_the_same_result(tmp_pat
                 check(copied, expected)
             LiveLog(folder / "live", PROJECT).seal(folder / "build", TIME_MAX)
             check(copied, expected)
-            if number % 3:
+            if number % 3 and not grows_to:
                 assert content(folder) == wanted
+
+
+def test_many_small_seals_leave_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_log, "_GROWS_TO_BYTES", 6_000)
+    rig = lived(tmp_path, polls=30)
+    expected = rig.logged()
+    for poll in expected:
+        sealed = rig.live.seal(rig.build, until=poll.number)
+        assert sealed.number == poll.number
+        sent_us = Poll.decode(bytes(poll.poll)).sent_us
+        assert rig.live.received_us(poll.number) == sent_us
+        assert rig.live.cuts().received_us[-1] == sent_us
+    check(rig, expected)
+    assert 1 < len(list((tmp_path / "live" / "cuts").iterdir())) < 8
+    with pytest.raises(DamagedState, match="has no poll 31"):
+        rig.live.received_us(31)
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from tests.pipelines.io.live.live_log_test import canonical, check, lived, sealed_polls
 from tests.support.scripted_topics import PROJECT, Rig
-from tidemill.features.contract import TIME_MAX, TIME_MIN
+from tidemill.features.contract import TIME_MAX
 from tidemill.pipelines.io.live import live_log
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
@@ -105,17 +105,6 @@ def test_partitions_of_files_have_ended(rig: Rig) -> None:
     assert [(part.start, part.stop, part.watermark_us) for part in of_files] == [
         (5, 5, TIME_MAX)
     ] * 2
-
-
-def test_the_mark_of_a_savepoint_moves_nothing(rig: Rig) -> None:
-    polls = sealed_polls(rig)
-    found = polls.next_poll(polls.start, TIME_MAX, 0)
-    assert found is not None
-    mark = polls.savepoint_poll(found[1], 9)
-    assert (mark.number, mark.is_last) == (1, True)
-    assert {part.watermark_us for part in mark.parts} == {TIME_MIN}
-    assert all(part.start == part.stop and part.rows is None for part in mark.parts)
-    assert tuple(part.stop for part in mark.parts) == found[1].positions
 
 
 def test_the_log_of_the_build_alone_lacks_the_sealed_rows(rig: Rig, tmp_path: Path) -> None:

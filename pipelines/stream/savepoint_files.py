@@ -1,0 +1,110 @@
+"""The states of operators at savepoints, in files: a head, a base, and what came since the base.
+
+A savepoint every few seconds must not cost as much as the state is large. So an operator writes its
+whole state, the *base*, only now and then; at the other savepoints it writes what it has applied
+since the one before, and its head. The base and the pieces since it are linked into the folder of
+each savepoint, so every folder is whole by itself, and can be removed without the others.
+
+    VIEW-00000-of-00002.state                     the head, and the names of the others
+    VIEW-00000-of-00002.base-000000000012.state   a snapshot as of release 12
+    VIEW-00000-of-00002.since-000000000031.state  entries of later releases, up to release 31
+
+The promise: what is read is what `write_handoff` would have written, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tidemill.pipelines.io.framing import Kind, encode_document
+from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.release import Release
+from tidemill.pipelines.stream.snapshot_policy import base_due
+from tidemill.pipelines.stream.state_files import read_entries, state_path, write_state
+
+MOST_EVENTS: Final = 4_000_000
+"""With more events since the base than this, the next savepoint begins with a base in any case."""
+MOST_PIECES: Final = 16
+"""So many pieces since the base are joined into one."""
+
+
+@dataclass
+class SavepointFiles:
+    """What the savepoints of an operator in this process have written.
+
+    Attributes:
+        folder: The folder of the last one; None if the next one begins with a base.
+        base: The name of the base.
+        pieces: The names of the pieces since.
+        events: How many events they hold.
+        entries: The entries of the log since the last savepoint (`Release.entry`).
+        new_events: How many events these hold.
+    """
+
+    folder: Path | None = None
+    base: str = ""
+    pieces: list[str] = field(default_factory=list)
+    events: int = 0
+    entries: list[bytes] = field(default_factory=list)
+    new_events: int = 0
+
+    def add(self, releases: Sequence[Release]) -> None:
+        """Note releases, which the next savepoint contains."""
+        if self.folder is None:
+            return  # it begins with a base
+        self.entries += [one.entry for one in releases if one.entry is not None]
+        self.new_events += sum(one.events for one in releases)
+        if self.events + self.new_events > MOST_EVENTS:
+            self.folder, self.entries, self.new_events = None, [], 0
+
+    def keep(self, folder: Path, operator: ShardOperator) -> None:
+        """Write the state of an operator as of its last release, which was added.
+
+        Args:
+            folder: The folder of the savepoint.
+            operator: The operator.
+        """
+        path = state_path(folder, operator.key)
+        key, number = operator.key, operator.number
+        total = self.events + self.new_events
+        if self.folder is None or base_due(total, operator.state.n_tiles, key.shard, key.shards):
+            self.base, self.pieces, self.events = _name(path, "base", number), [], 0
+            write_state(folder / self.base, operator.snapshot())
+        else:
+            for name in (self.base, *self.pieces):
+                _link(self.folder / name, folder / name)
+            if self.entries:
+                self._add_piece(path, operator)
+            self.events = total
+        fields = {"base": self.base, "since": self.pieces}
+        head = operator.handed_over_head()
+        write_state(path, encode_document(Kind.OPERATOR_SAVEPOINT, key.text, fields, [head]))
+        self.folder, self.entries, self.new_events = folder, [], 0
+
+    def _add_piece(self, path: Path, operator: ShardOperator) -> None:
+        folder, entries = path.parent, self.entries
+        if len(self.pieces) >= MOST_PIECES:
+            joined = [entry for name in self.pieces for entry in read_entries(folder / name)]
+            entries = [*map(bytes, joined), *entries]
+            for name in self.pieces:
+                (folder / name).unlink()
+            self.pieces = []
+        name = _name(path, "since", operator.number)
+        data = encode_document(Kind.OPERATOR_ENTRIES, operator.key.text, {}, entries)
+        write_state(folder / name, data)
+        self.pieces.append(name)
+
+
+def _name(path: Path, kind: str, number: int) -> str:
+    return f"{path.stem}.{kind}-{number:012d}{path.suffix}"
+
+
+def _link(path: Path, other: Path) -> None:
+    """Make another name of a file; one that a killed run has left is replaced."""
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.unlink(missing_ok=True)
+    os.link(path, other)

@@ -1,0 +1,259 @@
+"""Savepoints of a stream that goes on: each counts once all that comes before its mark is written.
+
+Marks travel with the rows. A stage that a mark reaches writes its state and goes on, so the states
+of a savepoint are there before some outputs from before its mark are. The *keeper* looks at what is
+written, never at what runs: when the states are whole, and every release, answer and publication
+from before the mark is in its file and its store, it writes the record that makes the savepoint
+count. Nothing waits for it, and a run that is killed meanwhile goes on from the savepoint before.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from tidemill.features.contract import TIME_MIN
+from tidemill.features.errors import BrokerError, FileError, SequenceError, StoreError
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.delivery.delivery import Delivery
+from tidemill.pipelines.publish.run_fills import RunFills
+from tidemill.pipelines.recovery.handoff import Handoff
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers
+from tidemill.pipelines.recovery.resume import (
+    Reached,
+    Start,
+    joiner_at,
+    keep_savepoint,
+    offline_caught_up,
+    offline_ends,
+)
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.publications import publications_name
+from tidemill.pipelines.stream.state_files import missing_files, savepoint_folder
+from tidemill.pipelines.stream_run.outcome import Outputs
+from tidemill.pipelines.telemetry.running import savepoint_kept
+from tidemill.pipelines.telemetry.tracing import span
+from tidemill.serving.files.segment_names import segment_prefix
+from tidemill.serving.online.backends import open_database
+
+_LOOK_SECONDS: Final = 0.05
+_SLOW_SECONDS: Final = 60.0
+"""After this time it is said what a savepoint waits for."""
+
+_log = logging.getLogger(__name__)
+
+
+class Marked(Protocol):
+    """An input whose polls have marks."""
+
+    def reached(self, polls: int) -> Reached:
+        """Return what the states after a poll contain; its rows are in the log then."""
+
+
+class _Incomplete(Exception):
+    """Something from before the mark of a savepoint is not written yet; the text says what."""
+
+
+@dataclass
+class Keeper:
+    """Keeps the savepoints of a run, one after the other.
+
+    Attributes:
+        config: The configuration, with the folders of the stream.
+        start: The start of the run.
+        fills: The fills that it publishes to.
+        entrance: Its input.
+        delivery: Its topics.
+        engine: The name of the engine, for errors.
+        kept: The record of the last savepoint that counts, or of the states it began with.
+        failed: Why no more savepoints are kept; None while all is well.
+    """
+
+    config: Configuration
+    start: Start
+    fills: RunFills
+    entrance: Marked
+    delivery: Delivery
+    engine: str
+    kept: Handoff = field(init=False)
+    failed: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.kept = self.start.handoff
+        self._stream = self.start.current.stream_folder
+        self._outputs = Outputs(self._stream, self.config.project.request)
+        self._reached: Reached | None = None
+        self._ended = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @contextmanager
+    def keeping(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Keep savepoints while the block runs.
+
+        Args:
+            stop: Is called if none can be kept any more, for the stream to stop.
+        """
+
+        def watch() -> None:
+            try:
+                self._watch()
+            except BaseException as error:  # noqa: BLE001 - raised by `finish`
+                self.failed = error
+                stop()
+
+        self._watcher = threading.Thread(target=watch, name="savepoints", daemon=True)
+        self._watcher.start()
+        try:
+            yield
+        finally:
+            self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        self._ended.set()
+        if self._watcher is not None:
+            self._watcher.join()
+
+    def may_mark(self, segment: int) -> bool:
+        """Tell whether a segment may end here: the one before it is kept.
+
+        Where the topics end is noted then, for what comes behind the mark is not there yet.
+        """
+        if self.kept.segment != segment - 1:
+            return False
+        try:
+            self.delivery.note(segment)
+        except BrokerError as error:
+            _log.info("no savepoint now, since where the topics end is not known: %s", error)
+            return False
+        return True
+
+    def _watch(self) -> None:
+        since_s, said = time.monotonic(), self.kept.segment
+        while not self._ended.wait(_LOOK_SECONDS):
+            begun = self._folder.exists()
+            try:
+                if begun:
+                    self._keep()
+                since_s = time.monotonic()
+            except (_Incomplete, StoreError, BrokerError, FileError) as waits:
+                # What is away or full now may not be soon; else its own writer ends the stream.
+                if time.monotonic() - since_s > _SLOW_SECONDS and said != self._segment:
+                    said = self._segment
+                    _log.warning("savepoint %d waits: %s", self._segment, waits)
+
+    def finish(self, segment: int) -> None:
+        """Keep the savepoints that are left, once the pipeline has ended.
+
+        Args:
+            segment: The number of the run's last segment.
+
+        Raises:
+            SequenceError: Something from before the last savepoint was lost.
+        """
+        self._stop_watching()
+        if self.failed is not None:
+            raise self.failed
+        while self.kept.segment < segment:
+            try:
+                self._keep()
+            except _Incomplete as lost:
+                raise SequenceError(
+                    f"the stream has ended, and {lost}: the engine {self.engine!r} lost or doubled "
+                    "batches"
+                ) from lost
+
+    @property
+    def _segment(self) -> int:
+        """The segment at whose end the next savepoint is."""
+        return self.kept.segment + 1
+
+    @property
+    def _folder(self) -> Path:
+        return savepoint_folder(self._stream, self._segment)
+
+    def _keep(self) -> None:
+        """Let the next savepoint count, if all from before its mark is written.
+
+        Raises:
+            _Incomplete: Something is not.
+        """
+        config, folder = self.config, self._folder
+        if missing := missing_files(folder, config.project, config.shards):
+            raise _Incomplete(
+                f"the states at savepoint {self._segment} are not all there "
+                f"({', '.join(missing[:3])}{f' and {len(missing) - 3} more' * (len(missing) > 3)} "
+                "are missing)"
+            )
+        joiner = joiner_at(config, folder)
+        polls = int(joiner.numbers.max())
+        releases = self._releases(polls)
+        self._check_publications(releases)
+        if self._reached is None or self._reached.polls != polls:
+            self._reached = self.entrance.reached(polls)
+        request = config.project.request.name
+        came = sum(self._reached.positions[request]) - sum(self.kept.positions[request])
+        waited = joiner_at(config, self._folder_before).requests_pending
+        expected = waited + came - joiner.requests_pending
+        if (answered := self._outputs.requests(self._segment)) != expected:
+            raise _Incomplete(f"of {expected} requests, {answered} are answered or rejected")
+        self._check_stores(releases)
+        self.delivery.keep(self._segment)
+        with span("savepoint", number=self._segment):
+            self.kept = keep_savepoint(config, self.start, self.kept, self._reached, releases)
+        savepoint_kept(self.kept.segment, self.kept.as_of_us)
+        self._outputs.forget(self.kept.segment)
+        offline_caught_up(config, self.start)
+
+    @property
+    def _folder_before(self) -> Path:
+        """The folder of the states that the next savepoint follows."""
+        if self.kept is self.start.handoff:
+            return self.start.folder
+        return savepoint_folder(self._stream, self.kept.segment)
+
+    def _releases(self, polls: int) -> Sequence[Mapping[str, Any]]:
+        """Return the evidence of all releases of the segment."""
+        shards = len(self.config.project.views) * self.config.shards
+        expected = shards * (polls - self.kept.polls)
+        if (found := self._outputs.releases(self._segment)) != expected:
+            raise _Incomplete(f"of {expected} releases, {found} are recorded")
+        return read_releases(self._stream, segment_prefix(self._segment))
+
+    def _check_publications(self, releases: Sequence[Mapping[str, Any]]) -> None:
+        root, prefix = self._stream / paths.PUBLICATIONS, segment_prefix(self._segment)
+        for release in releases:
+            if release["publications"]:
+                name = publications_name(release["shard"], release["number"])
+                if not (root / release["view"] / f"{prefix}{name}.parquet").exists():
+                    raise _Incomplete(
+                        f"the publications of release {release['number']} of view "
+                        f"{release['view']!r}, shard {release['shard']}, are not logged"
+                    )
+
+    def _check_stores(self, releases: Sequence[Mapping[str, Any]]) -> None:
+        reached = {(one["view"], one["shard"]): int(one["frontier_us"]) for one in releases}
+        place = self.config.online_store
+        if keeps_frontiers(place):
+            database = open_database(place)
+            try:
+                shown = frontiers_of(database, self.fills)
+            finally:
+                database.close()
+            _compare(reached, shown, "the online store")
+        if (ends := offline_ends(self.config, self.start)) is not None:
+            _compare(reached, ends, "the offline log")
+
+
+def _compare(
+    reached: Mapping[tuple[str, int], int], shown: Mapping[tuple[str, int], int], what: str
+) -> None:
+    for (view, shard), frontier_us in reached.items():
+        if shown.get((view, shard), TIME_MIN) < frontier_us:
+            raise _Incomplete(f"{what} is behind the releases of view {view!r}, shard {shard}")
