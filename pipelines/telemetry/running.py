@@ -177,6 +177,18 @@ def savepoint_kept(segment: int, as_of_us: int) -> None:
     log_event(_log, "savepoint", message, segment=segment, as_of=as_of)
 
 
+def stream_drains(poll: int) -> None:
+    """Note that the stream that runs in this process was asked to stop, and ends in order.
+
+    Args:
+        poll: The number of the last poll that it takes.
+    """
+    if (now := running()) is not None:
+        now.is_ending.set()
+    message = f"the stream drains: it takes what it has read, until poll {poll}, and ends"
+    log_event(_log, "drain", message, poll=poll)
+
+
 @contextmanager
 def seen_from_outside(config: Configuration, current: Current, engine: str) -> Iterator[Running]:
     """Show a stream to the outside while the block runs it; the caller holds the stream's lock.
