@@ -82,7 +82,7 @@ class Deliver(beam.DoFn):
         """Write the batches that wait, and return them."""
         waiting, self._waiting, self._rows = self._waiting, [], 0
         batches = [one.value for one in waiting]
-        if not any(batch.num_rows for batch in batches):
+        if not (rows := sum(batch.num_rows for batch in batches)):
             return waiting
         sink = _SINKS.get((self._run, self._name))
         if sink is None:
@@ -92,6 +92,5 @@ class Deliver(beam.DoFn):
             )
         make = MESSAGES[self._name]
         sink.write(message for batch in batches for message in make(batch, self._stream))
-        rows = sum(batch.num_rows for batch in batches)
         figures_place().here().add(SENT, rows, self._name)
         return waiting

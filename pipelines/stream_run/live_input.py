@@ -10,7 +10,6 @@ the savepoint before counts (`pipelines.stream_run.keeper`).
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -43,14 +42,12 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.recovery.resume import Reached, Start
-from tidemill.pipelines.telemetry.events import log_event
 from tidemill.pipelines.telemetry.polls_taken import PollsTaken
 from tidemill.pipelines.telemetry.reader_figures import ReaderFigures
-from tidemill.pipelines.telemetry.running import figures_place
+from tidemill.pipelines.telemetry.running import figures_place, stream_drains
 
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
-_log: Final = logging.getLogger(__name__)
 _AGAIN_SECONDS: Final = 1.0
 _MOST_UNREAD: Final = 16 * AHEAD_POLLS
 """The most polls that are written down and that no operator has taken."""
@@ -334,8 +331,7 @@ class LiveInput:
             report.stepped(reader.step(is_marked=is_marked), number - max(self._taken(), begin))
         report.report()
         if self.stop.is_set():
-            said = f"the stream drains: it takes what it has read, poll {reader.number}, and ends"
-            log_event(_log, "drain", said, poll=reader.number)
+            stream_drains(reader.number)
 
     def _report(self, reader: LiveReader) -> ReaderFigures:
         topics = {name: topic.topic for name, topic in self.live.topics().items()}

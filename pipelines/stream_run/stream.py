@@ -196,7 +196,7 @@ def _stream(
         entrance = _entrance(config, start, run, speed, until_us, stop, progress.say)
         check_positions(start, entrance.begins)
         start, fills = prepare(config, start, progress, take_over=take_over)
-        delivered = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
+        again = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
     replayed = entrance.taken()
     seconds = time.perf_counter() - began
     by_source = received(start.run, replayed)
@@ -214,7 +214,8 @@ def _stream(
         "events": sum(by_source.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
-        **delivered,
+        # What its workers have seen; the release log does not depend on it.
+        **again,
         **_counted(event_counts(config, start.run, replayed)),
         **entrance.figures(),
         **delivery.figures,
@@ -245,7 +246,7 @@ def _run(
     """Run the stream to its end or to a savepoint, which counts then.
 
     Returns:
-        What the engine delivered again or early, counted by all of its workers.
+        How many batches the engine delivered again, and early, counted by all of its workers.
     """
     project, stream_folder = config.project, start.current.stream_folder
     featurize = FeaturizeOptions(

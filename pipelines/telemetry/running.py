@@ -169,11 +169,24 @@ def savepoint_kept(segment: int, as_of_us: int) -> None:
         as_of_us: Its states contain all rows received before this instant.
     """
     if (now := running()) is not None:
+        now.change(segment=segment + 1)
         now.figures.add(metrics.SAVEPOINTS, 1)
         now.figures.set(metrics.SAVEPOINT, time.time())
     as_of = write_instant(as_of_us)
     message = f"savepoint {segment} is kept: all rows received before {as_of}"
     log_event(_log, "savepoint", message, segment=segment, as_of=as_of)
+
+
+def stream_drains(poll: int) -> None:
+    """Note that the stream that runs in this process was asked to stop, and ends in order.
+
+    Args:
+        poll: The number of the last poll that it takes.
+    """
+    if (now := running()) is not None:
+        now.is_ending.set()
+    message = f"the stream drains: it takes what it has read, until poll {poll}, and ends"
+    log_event(_log, "drain", message, poll=poll)
 
 
 @contextmanager

@@ -91,8 +91,8 @@ def test_a_stream_that_runs_is_killed_and_goes_on(
         wait_until(lambda: status()["stream"]["state"] == "running")
         again = status()["stream"]
         assert again["run"] != stream["run"]
-        # What the killed process has counted is not counted again.
-        assert samples(again["listen"])["tidemill_predictions_total"] < 25
+        # It counts what it repeats, and nothing of what the killed process has counted.
+        assert 5 <= samples(again["listen"])["tidemill_predictions_total"] <= 25
         project.drain(process)
     assert status()["stream"]["state"] == "stopped"
     printed = project.run("status")
