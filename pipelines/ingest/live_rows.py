@@ -13,15 +13,14 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MAX, Int64Array, write_instant
+from tidemill.features.contract import Int64Array, write_instant
 from tidemill.features.definitions import Project
-from tidemill.features.errors import InputError, Locked, StateMismatch
+from tidemill.features.errors import InputError, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.build_topics import BuildTopic
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveTopic, Sealed
 from tidemill.pipelines.io.log import RECEIVED, Log
-from tidemill.serving.files.locks import lock
 from tidemill.serving.generations.current import Current
 
 SPAN_ROWS: Final = 65_536
@@ -85,8 +84,8 @@ class LiveRows:
 def find_live_rows(current: Current | None, project: Project) -> LiveRows | None:
     """Find the live rows of a generation, as far as they are sealed.
 
-    What a stream that does not run any more has written down is sealed first. Of one that runs, its
-    last savepoint counts.
+    A stream that was stopped has sealed all that it has read; of one that runs or was killed, its
+    last savepoint counts: what came since is sealed once it goes on.
 
     Args:
         current: The folders of the generation; None for none.
@@ -101,21 +100,9 @@ def find_live_rows(current: Current | None, project: Project) -> LiveRows | None
     """
     if current is None or not (live := LiveLog(current.folder / LIVE, project)).exists:
         return None
-    _seal(live, current)
-    # Then how far it is sealed, so that there are at least so many rows.
+    # First the instant: a stream may seal more in between, and then there are more rows.
     read_until_us, sealed = live.read_until_us(), live.sealed()
     return LiveRows(Log(current.build_folder, live.folder), live.topics(), sealed, read_until_us)
-
-
-def _seal(live: LiveLog, current: Current) -> None:
-    last = live.polls.last()
-    if last is None or last.number <= live.sealed().number:
-        return
-    try:
-        with lock(current.stream_lock, "seal what a stream of this generation has read"):
-            live.seal(current.build_folder, TIME_MAX)
-    except Locked:
-        return  # a stream runs: it seals at each savepoint
 
 
 def check_live_rows(
@@ -137,8 +124,8 @@ def check_live_rows(
     if until_us is not None and asked_us > until_us:
         raise InputError(
             f"splits.evaluate_until is {write_instant(asked_us)}, and the topics are read up to "
-            f"{write_instant(until_us)} (a stream that runs: up to its last savepoint, see "
-            "stream.savepoint_every); rows that nobody has read cannot be in the states: set "
+            f"{write_instant(until_us)} (by a stream that runs or was killed: up to its last "
+            "savepoint); rows that nobody has read cannot be in the states: set "
             "evaluate_until to that instant or an earlier one, or let `tidemill stream --resume` "
             "read on and stop it, and run `tidemill backfill` again"
         )
