@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.memory_topics import NAMES, PROJECT, MemoryTopics, TopicProject
 from tidemill.features.contract import DAY, HOUR, MINUTE
-from tidemill.features.errors import InputError, StateMismatch
+from tidemill.features.errors import InputError, StateError, StateMismatch
 from tidemill.pipelines.archive import archiving
 from tidemill.pipelines.archive.archive import archive, archive_live_rows
 from tidemill.pipelines.archive.exchange import exchange
@@ -312,6 +312,12 @@ def test_the_archive_of_another_root_is_not_written(project: TopicProject, tmp_p
     )
     with pytest.raises(StateMismatch, match="is the archive of project 'shop'"):
         archive_live_rows(other, config.current)
+    whole = (folder_of(config) / MANIFEST).read_bytes()
+    (folder_of(config) / MANIFEST).write_bytes(whole[:-20])
+    with pytest.raises(StateError, match=MANIFEST):
+        archive_live_rows(config, config.current)
+    assert found_by(config)[0].listed[0].id == str(folder_of(config) / MANIFEST)
+    (folder_of(config) / MANIFEST).write_bytes(whole)
     (folder_of(config) / MANIFEST).rename(tmp_path / "manifest")
     with pytest.raises(StateMismatch, match=r"_tidemill\.json is gone"):
         archive_live_rows(config, config.current)
