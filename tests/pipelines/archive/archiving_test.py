@@ -148,6 +148,9 @@ def test_every_row_is_archived_once_and_other_programs_read_it(project: TopicPro
 def test_an_archive_is_the_files_of_another_project(project: TopicProject, tmp_path: Path) -> None:
     config = archived(project)
     backfill(config, QuietProgress())
+    own = replace(config.sources["checks"], files=(str(folder_of(config) / "checks/*/*.parquet"),))
+    with pytest.raises(InputError, match="they would be there twice"):
+        backfill(replace(config, sources={**config.sources, "checks": own}), QuietProgress())
     sources = {
         name: Source(
             name,
@@ -319,7 +322,7 @@ def test_the_archive_of_another_root_is_not_written(project: TopicProject, tmp_p
     assert found_by(config)[0].listed[0].id == str(folder_of(config) / MANIFEST)
     (folder_of(config) / MANIFEST).write_bytes(whole)
     (folder_of(config) / MANIFEST).rename(tmp_path / "manifest")
-    with pytest.raises(StateMismatch, match=r"_tidemill\.json is gone"):
+    with pytest.raises(StateMismatch, match=r"and no _tidemill\.json"):
         archive_live_rows(config, config.current)
     assert found_by(config)[0].count  # files that no manifest names
     (tmp_path / "manifest").rename(folder_of(config) / MANIFEST)
