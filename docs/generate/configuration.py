@@ -167,7 +167,7 @@ PROTOBUF_TOPIC: Final = """\
       message: shop.Checkout
       username: tidemill
       password_file: kafka-password"""
-ARCHIVED: Final = LIVE.format(kafka=TOPIC) + "\narchive: {folder: archive, keep: 400d}"
+ARCHIVED: Final = LIVE.format(kafka=TOPIC) + "\narchive: {folder: archive, every: 5m, keep: 400d}"
 
 SECTIONS: Final = (
     Described(

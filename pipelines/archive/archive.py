@@ -1,4 +1,4 @@
-"""Bringing the archive of a project up: at each savepoint of a stream, and by hand."""
+"""Bringing the archive of a project up."""
 
 from __future__ import annotations
 

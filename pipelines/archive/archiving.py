@@ -111,10 +111,12 @@ class _Archiving:
         self._done = Archived()
         found = ArchiveManifest.read(self._folder)
         if found is None:
-            if strays := sorted(self._folder.glob(f"*/{_FILES}")):
+            if others := sorted(
+                path.name for path in self._folder.iterdir() if path.name not in (WORK, _LOCK)
+            ):
                 raise StateMismatch(
-                    f"{self._folder / MANIFEST} is gone, and there are files of an archive, such "
-                    f"as {strays[0]}: restore it from a copy, or name another folder "
+                    f"{self._folder} has files, such as {others[0]}, and no {MANIFEST}: restore "
+                    "that from a copy if it is an archive, or name a folder of its own "
                     "(archive.folder)"
                 )
             found = ArchiveManifest(self._project.name)

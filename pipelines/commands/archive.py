@@ -14,7 +14,7 @@ from tidemill.pipelines.commands import options, stages
 def archive(config_path: Path, root: Path | None, quiet: bool) -> None:
     """Add the rows that streams have read of topics to the archive, and put full days together.
 
-    A stream does the same at each of its savepoints. Use this when the archive was named later,
+    A stream does the same while it runs. Use this when the archive was named later,
     when a stream has said that it is behind, or to end what a kill has interrupted.
     """
     config = stages.load_for_existing_run(config_path, root)

@@ -3,6 +3,7 @@
 ```yaml
 archive:
   folder: archive       # relative to this file
+  every: 10m            # optional: how often a stream adds rows
   keep: 400d            # optional: how long; by default for ever
 ```
 """
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tidemill.features.contract import MINUTE
 from tidemill.pipelines.config.strict_yaml import Value
 
-ARCHIVE_KEYS: Final = ("folder", "keep")
+ARCHIVE_KEYS: Final = ("folder", "every", "keep")
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,13 @@ class Archive:
         folder: The folder, absolute; it need not exist. It belongs to one root.
         keep_us: Days that ended so long before the last receipt are removed, in microseconds; None
             keeps all.
+        every_us: How often a stream adds the rows that its savepoints have sealed, in microseconds;
+            it does so at its end, too.
     """
 
     folder: Path
     keep_us: int | None = None
+    every_us: int = 10 * MINUTE
 
 
 def read_archive(value: Value, folder: Path) -> Archive:
@@ -39,5 +44,5 @@ def read_archive(value: Value, folder: Path) -> Archive:
         ConfigurationError: A value cannot be used.
     """
     section = value.section(ARCHIVE_KEYS)
-    found = section.read({"keep": Value.duration_us})
+    found = section.read({"keep": Value.duration_us, "every": Value.duration_us})
     return Archive(folder / section.required("folder").text(), **found)

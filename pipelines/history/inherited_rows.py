@@ -76,7 +76,8 @@ def take_over(
             project,
         )
         unfinished = current.folder / _UNFINISHED
-        inherit(former, former.sealed(), before.generation, unfinished, log, topics, project)
+        sealed, last = former.sealed(), former.polls.last()
+        inherit(former, sealed, last, before.generation, unfinished, log, topics, project)
         shutil.rmtree(live.folder, ignore_errors=True)
         unfinished.rename(live.folder)
 
@@ -123,12 +124,13 @@ def inherit_live_rows(
         for name, topic in topics.items()
     }
     generation = inherited_from(former.folder) or before.generation
-    inherit(former, live.sealed, generation, folder, log, now, project)
+    inherit(former, live.sealed, live.last, generation, folder, log, now, project)
 
 
 def inherit(
     former: LiveLog,
     sealed: Sealed,
+    last: LoggedPoll | None,
     generation: str,
     folder: Path,
     log: Log,
@@ -140,6 +142,7 @@ def inherit(
     Args:
         former: The other live log; a stream may go on with it meanwhile.
         sealed: How far it is sealed.
+        last: The last poll that is sealed; None if there is none.
         generation: Its generation.
         folder: The folder of the new live log.
         log: The log of the build.
@@ -152,8 +155,7 @@ def inherit(
     begun = former.topics()
     # A topic may have got more partitions, which are read from the build's offsets.
     added = {name: topic.offsets[len(begun[name].offsets) :] for name, topic in topics.items()}
-    if sealed.number:
-        last = next(iter(former.polls.read(after=sealed.number - 1)))
+    if last is not None:
         live.polls.append(_renumbered(last, log, begun, topics, added))
         live.polls.close()
     live.write_sealed(

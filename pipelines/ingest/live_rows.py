@@ -13,15 +13,15 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MAX, Int64Array, write_instant
+from tidemill.features.contract import Int64Array, write_instant
 from tidemill.features.definitions import Project
-from tidemill.features.errors import InputError, Locked, StateMismatch
+from tidemill.features.errors import DamagedState, InputError, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.build_topics import BuildTopic
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveTopic, Sealed
+from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import RECEIVED, Log
-from tidemill.serving.files.locks import lock
 from tidemill.serving.generations.current import Current
 
 SPAN_ROWS: Final = 65_536
@@ -38,12 +38,15 @@ class LiveRows:
         sealed: How far it is sealed.
         read_until_us: All rows that were received before this instant are in it; None if that is
             not known.
+        last: The last sealed poll; None if nothing is sealed. A stream that runs may remove it from
+            the poll log while a build is made.
     """
 
     log: Log
     topics: Mapping[str, LiveTopic]
     sealed: Sealed
     read_until_us: int | None
+    last: LoggedPoll | None
 
     def lengths(self, name: str) -> list[int]:
         """Return the number of rows of each partition of a source's topic."""
@@ -85,8 +88,8 @@ class LiveRows:
 def find_live_rows(current: Current | None, project: Project) -> LiveRows | None:
     """Find the live rows of a generation, as far as they are sealed.
 
-    What a stream that does not run any more has written down is sealed first. Of one that runs, its
-    last savepoint counts.
+    A stream that was stopped has sealed all that it has read; of one that runs or was killed, its
+    last savepoint counts: what came since is sealed once it goes on.
 
     Args:
         current: The folders of the generation; None for none.
@@ -101,21 +104,19 @@ def find_live_rows(current: Current | None, project: Project) -> LiveRows | None
     """
     if current is None or not (live := LiveLog(current.folder / LIVE, project)).exists:
         return None
-    _seal(live, current)
-    # Then how far it is sealed, so that there are at least so many rows.
-    read_until_us, sealed = live.read_until_us(), live.sealed()
-    return LiveRows(Log(current.build_folder, live.folder), live.topics(), sealed, read_until_us)
-
-
-def _seal(live: LiveLog, current: Current) -> None:
-    last = live.polls.last()
-    if last is None or last.number <= live.sealed().number:
-        return
-    try:
-        with lock(current.stream_lock, "seal what a stream of this generation has read"):
-            live.seal(current.build_folder, TIME_MAX)
-    except Locked:
-        return  # a stream runs: it seals at each savepoint
+    log = Log(current.build_folder, live.folder)
+    while True:
+        # First the instant: a stream may seal more in between, and then there are more rows.
+        read_until_us, sealed = live.read_until_us(), live.sealed()
+        try:
+            last = None
+            if sealed.number:
+                last = next(iter(live.polls.read(after=sealed.number - 1)))
+        except DamagedState:
+            if live.sealed() == sealed:
+                raise
+            continue  # a stream has sealed more and removed the poll
+        return LiveRows(log, live.topics(), sealed, read_until_us, last)
 
 
 def check_live_rows(
@@ -130,18 +131,32 @@ def check_live_rows(
 
     Raises:
         StateMismatch: A topic or the columns of a source are others: rows would be left out.
-        InputError: The states are to be as of an instant up to which topics are not read yet.
+        InputError: The states are to be as of an instant up to which topics are not read yet, or
+            sources read these rows from the project's own archive, too.
     """
+    _check_archive(config)
     check_topics(live.topics, live.log, topics, config.project)
     until_us, asked_us = live.read_until_us, config.splits.evaluate_until_us
     if until_us is not None and asked_us > until_us:
         raise InputError(
             f"splits.evaluate_until is {write_instant(asked_us)}, and the topics are read up to "
-            f"{write_instant(until_us)} (a stream that runs: up to its last savepoint, see "
-            "stream.savepoint_every); rows that nobody has read cannot be in the states: set "
+            f"{write_instant(until_us)} (by a stream that runs or was killed: up to its last "
+            "savepoint); rows that nobody has read cannot be in the states: set "
             "evaluate_until to that instant or an earlier one, or let `tidemill stream --resume` "
             "read on and stop it, and run `tidemill backfill` again"
         )
+
+
+def _check_archive(config: Configuration) -> None:
+    if config.archive is None:
+        return
+    for name, source in config.sources.items():
+        for path in source.find_files():
+            if path.resolve().is_relative_to(config.archive.folder.resolve()):
+                raise InputError(
+                    f"{path} is a file of {name!r} and of this project's archive, whose rows a "
+                    "build has from the live log: they would be there twice; name other files"
+                )
 
 
 def check_topics(

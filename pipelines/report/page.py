@@ -22,6 +22,7 @@ from tidemill.features.contract import write_instant
 from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, InputError
 from tidemill.pipelines.config.configuration import Configuration, Splits
+from tidemill.pipelines.recovery.log_parts import stream_log
 from tidemill.pipelines.report.pictures import (
     QUANTILES,
     Curve,
@@ -176,7 +177,7 @@ def _outcome(
     if project.label is None:
         return None, "This project has no label, so its predictions cannot be judged."
     try:
-        return stream_quality(project, current.build_folder, streamed), ""
+        return stream_quality(project, stream_log(current), streamed), ""
     except InputError as error:
         return None, str(error)
 

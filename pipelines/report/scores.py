@@ -108,15 +108,14 @@ class StreamQuality:
         return 1 - self.labelled / self.predictions
 
 
-def stream_quality(project: Project, root: Path, streamed: StreamedPredictions) -> StreamQuality:
-    """Compare predictions with the labels in the log.
+def stream_quality(project: Project, log: Log, streamed: StreamedPredictions) -> StreamQuality:
+    """Compare predictions with the labels in the log, those that came by topic included.
 
     Raises:
         InputError: The log of the requests or of the label's stream is missing.
     """
     label, request = project.label, project.request
     assert label is not None
-    log = Log(root)
     partitions: Int64Array = streamed.rows["partition"].to_numpy()
     positions: Int64Array = streamed.rows["position"].to_numpy()
     scores = streamed.rows["score"].to_numpy().astype(np.float64)

@@ -22,6 +22,7 @@ import apache_beam as beam
 
 from tidemill.features.contract import SECOND, TIME_MAX, write_instant
 from tidemill.features.errors import FileError, InputError, StateMismatch
+from tidemill.pipelines.archive.archiver import archiving
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.inherited_rows import take_over
 from tidemill.pipelines.ingest.build_topics import read_topics
@@ -249,7 +250,10 @@ class LiveInput:
         self._stop.unlink(missing_ok=True)
         offsets = LiveReader.offsets_after(self.live.polls, self.live.sealed().offsets)
         failed: list[BaseException] = []
-        with open_topics(self.config, self._log, self._unsealed(), offsets) as sources:
+        with (
+            archiving(self.config, self.start.current, self.say),
+            open_topics(self.config, self._log, self._unsealed(), offsets) as sources,
+        ):
             reader = self._reader(sources)
             reader.check_partitions()
             ended = threading.Event()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -190,6 +190,7 @@ class TopicProject:
         seed: Of everything random.
         poll_rows: The most rows of a poll of a stream.
         archive: Where rows of topics are kept.
+        savepoint_every_us: How often a stream keeps its state.
     """
 
     folder: Path
@@ -201,6 +202,7 @@ class TopicProject:
     seed: int = 1
     poll_rows: int = 4096
     archive: Archive | None = None
+    savepoint_every_us: int = 10 * SECOND
 
     def __post_init__(self) -> None:
         self.until_us = self.until_us or self.begin_us + HOUR
@@ -301,7 +303,11 @@ class TopicProject:
             sources=sources,
             splits=Splits(self.until_us - 10 * MINUTE, self.until_us, 1 << 60),
             online_store=SqlitePlace(self.folder / "run" / "online.db"),
-            stream=StreamOptions(engine="fnapi", poll_rows=self.poll_rows),
+            stream=StreamOptions(
+                engine="fnapi",
+                poll_rows=self.poll_rows,
+                savepoint_every_us=self.savepoint_every_us,
+            ),
             archive=self.archive,
         )
         return replace(found, **changes)
@@ -345,29 +351,36 @@ class TopicProject:
             live.seal(current.build_folder, 1 << 60)
         return reader.received_us
 
-    @property
-    def current(self) -> Current:
-        """The current folders."""
-        return self.config().current
-
     def stream(
-        self, monkeypatch: pytest.MonkeyPatch, progress: Progress | None = None, **options: Any
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        progress: Progress | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+        **options: Any,
     ) -> dict[str, Any]:
-        """Run `tidemill stream` in this process until it has read all that the topics hold."""
+        """Run `tidemill stream` in this process until it has read all that the topics hold.
+
+        Args:
+            monkeypatch: Stops it.
+            progress: Where progress is shown.
+            meanwhile: What to do, in another thread, once it has read all for the first time; it
+                may send more.
+            options: Of `stream`.
+        """
+        failed: list[BaseException] = []
 
         @contextmanager
         def until_read(_: object) -> Iterator[threading.Event]:
             asked, ended = threading.Event(), threading.Event()
 
             def watch() -> None:
-                while not ended.wait(0.05):
-                    last = self.live.polls.last() if self.live.exists else None
-                    if last is not None and all(
-                        list(last.offsets[name]) == [len(one) for one in self.topics.topics[name]]
-                        for name in NAMES
-                    ):
-                        asked.set()
-                        return
+                try:
+                    self._wait(ended)
+                    meanwhile()
+                    self._wait(ended)
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    failed.append(error)
+                asked.set()
 
             watcher = threading.Thread(target=watch, daemon=True)
             watcher.start()
@@ -378,4 +391,22 @@ class TopicProject:
                 watcher.join()
 
         monkeypatch.setattr(stream_module, "draining", until_read)
-        return stream_module.stream(self.config(), progress or QuietProgress(), **options)
+        summary = stream_module.stream(self.config(), progress or QuietProgress(), **options)
+        if failed:
+            raise failed[0]
+        return summary
+
+    def _wait(self, ended: threading.Event) -> None:
+        """Wait until all that the topics hold is read."""
+        while not ended.wait(0.05):
+            last = self.live.polls.last() if self.live.exists else None
+            if last is not None and all(
+                list(last.offsets[name]) == [len(one) for one in self.topics.topics[name]]
+                for name in NAMES
+            ):
+                return
+
+    @property
+    def current(self) -> Current:
+        """The current folders."""
+        return self.config().current

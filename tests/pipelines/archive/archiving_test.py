@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.memory_topics import NAMES, PROJECT, MemoryTopics, TopicProject
 from tidemill.features.contract import DAY, HOUR, MINUTE
-from tidemill.features.errors import InputError, StateMismatch
+from tidemill.features.errors import InputError, StateError, StateMismatch
 from tidemill.pipelines.archive import archiving
 from tidemill.pipelines.archive.archive import archive, archive_live_rows
 from tidemill.pipelines.archive.exchange import exchange
@@ -148,6 +148,9 @@ def test_every_row_is_archived_once_and_other_programs_read_it(project: TopicPro
 def test_an_archive_is_the_files_of_another_project(project: TopicProject, tmp_path: Path) -> None:
     config = archived(project)
     backfill(config, QuietProgress())
+    own = replace(config.sources["checks"], files=(str(folder_of(config) / "checks/*/*.parquet"),))
+    with pytest.raises(InputError, match="they would be there twice"):
+        backfill(replace(config, sources={**config.sources, "checks": own}), QuietProgress())
     sources = {
         name: Source(
             name,
@@ -312,8 +315,14 @@ def test_the_archive_of_another_root_is_not_written(project: TopicProject, tmp_p
     )
     with pytest.raises(StateMismatch, match="is the archive of project 'shop'"):
         archive_live_rows(other, config.current)
+    whole = (folder_of(config) / MANIFEST).read_bytes()
+    (folder_of(config) / MANIFEST).write_bytes(whole[:-20])
+    with pytest.raises(StateError, match=MANIFEST):
+        archive_live_rows(config, config.current)
+    assert found_by(config)[0].listed[0].id == str(folder_of(config) / MANIFEST)
+    (folder_of(config) / MANIFEST).write_bytes(whole)
     (folder_of(config) / MANIFEST).rename(tmp_path / "manifest")
-    with pytest.raises(StateMismatch, match=r"_tidemill\.json is gone"):
+    with pytest.raises(StateMismatch, match=r"and no _tidemill\.json"):
         archive_live_rows(config, config.current)
     assert found_by(config)[0].count  # files that no manifest names
     (tmp_path / "manifest").rename(folder_of(config) / MANIFEST)

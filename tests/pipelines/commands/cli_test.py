@@ -42,6 +42,7 @@ STAGES = {
     "replay-rejected": ("ingest.replay_rejected", "replay"),
     "features": ("verify.read_features", "read_features"),
     "explain": ("verify.explain", "explain"),
+    "archive": ("archive.archive", "archive"),
 }
 
 
@@ -239,6 +240,16 @@ def test_verify_ends_with_the_verdict_and_fails_on_a_mismatch(
     assert called.options == {"sample": 5, "deadline_s": 2.5}
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"{mismatches} mismatches in 1,234,567 values"
+
+
+def test_what_was_archived_is_printed(
+    project: Path, stage: Callable[[str, Any], Called], capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = stage("archive", {"rows": {"orders": 7}, "files": 2, "compacted": 1, "removed": {}})
+    assert run("archive") == 0
+    assert called.arguments[0].project.name == "shop"
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rows", "/", "orders", "7"] in printed
 
 
 def test_features_are_printed_one_below_the_other(

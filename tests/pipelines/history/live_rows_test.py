@@ -22,7 +22,7 @@ from tests.support.memory_topics import (
     TopicProject,
 )
 from tidemill.features.contract import HOUR, MINUTE, SECOND
-from tidemill.features.errors import DamagedFile, InputError, StateMismatch
+from tidemill.features.errors import DamagedFile, InputError, StateError, StateMismatch
 from tidemill.pipelines.config.source_section import Source
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.build_manifest import table_digests
@@ -33,6 +33,7 @@ from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.log_files import write_log_file
 from tidemill.pipelines.recovery.handoff import read_record
 from tidemill.pipelines.recovery.log_parts import stream_log
+from tidemill.pipelines.recovery.republish import shown_frontiers
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.verify.lineage import lineage
@@ -276,3 +277,56 @@ def test_a_tampered_live_row_or_cut_is_found(project: TopicProject) -> None:
         writer.write_table(table)
     found = verify(project.config(), QuietProgress())["first_mismatches"]
     assert {row["what"] for row in found} == {"state", "record"}
+
+
+def test_a_partition_that_a_topic_got_later_is_read_from_its_beginning(
+    project: TopicProject,
+) -> None:
+    last = lived(project, minutes=3)
+    before = project.current
+    project.partitions = 3
+    for name in NAMES:
+        project.topics.topics[name].append([])
+        project.rows[name].append([])
+    project.send(project.now_us - 30 * SECOND, steps=12, every_us=SECOND)
+    project.until_us = last
+    built(project)
+    assert project.current.generation != before.generation
+    assert [len(topic.offsets) for topic in project.live.topics().values()] == [3, 3, 3]
+    proven(project)
+    project.now_us += MINUTE
+    project.until_us = project.read()
+    built(project)
+    added = [Log(project.current.build_folder).lengths(name)[3] for name in NAMES]
+    assert added == [len(project.rows[name][3]) for name in NAMES]
+    assert sum(added) > 3
+    proven(project)
+
+
+def test_a_store_that_is_filled_amid_live_rows_has_what_they_say(project: TopicProject) -> None:
+    last = lived(project, minutes=4)
+    project.until_us = last - MINUTE
+    backfill(project.config(), QuietProgress(), publish=True)
+    assert proven(project)["store_rows"] > 0
+    shown = shown_frontiers(project.config())
+    # Back before what readers have seen: the rows after the states are applied, too.
+    project.until_us = last - 3 * MINUTE
+    backfill(project.config(), QuietProgress(), publish=True)
+    assert shown_frontiers(project.config()) == shown
+    assert proven(project)["store_rows"] > 0
+    # And where what they have seen was another history.
+    correct(project)
+    backfill(project.config(), QuietProgress(), publish=True)
+    assert min(shown_frontiers(project.config()).values()) >= min(shown.values())
+    assert proven(project)["store_rows"] > 0
+
+
+def test_damaged_records_of_a_live_log_are_named(project: TopicProject) -> None:
+    lived(project, minutes=1)
+    for name in ("origin.json", "sealed.json", "topics.json"):
+        path = project.live.folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(StateError, match=name):
+            built(project)
+        path.write_bytes(whole)

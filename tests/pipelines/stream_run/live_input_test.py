@@ -97,6 +97,7 @@ def entrance(
             for name in ("paid", "asked")
         },
         stream=SimpleNamespace(poll_rows=100, savepoint_every_us=every_us),
+        archive=None,
     )
     return LiveInput(
         cast(Any, config), cast(Any, start), "run", threading.Event(), fails_to_say, until_us

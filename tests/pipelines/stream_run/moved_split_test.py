@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.folders import stream_of
-from tests.support.kafka_broker import TestBroker
-from tests.support.live_project import LiveProject, instant
-from tests.support.memory_topics import NAMES, PROJECT, MemoryTopics, TopicProject
+from tests.support.memory_topics import NAMES, MemoryTopics, TopicProject
 from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tidemill.features.errors import InputError, StateMismatch
 from tidemill.pipelines.config.archive_section import Archive
+from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
-from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.verify.explain import explain
 from tidemill.pipelines.verify.verify import verify
-from tidemill.serving.generations.current import read_current
 
 
 class Said(QuietProgress):
@@ -85,50 +85,51 @@ def test_a_stream_that_begins_amid_a_backlog_answers_as_the_one_before(
     assert found["late_values"] == 0
 
 
-def test_the_split_moves_while_a_stream_runs(tmp_path: Path, broker: TestBroker) -> None:
-    project = LiveProject(tmp_path / "project", broker, savepoint_every="2s")
-    project.run("backfill")
-    yaml = project.folder / "tidemill.yaml"
-    begun = f'evaluate_until: "{instant(project.until_us)}"'
-    project.produce(40, 20)
-    with project.streaming() as process:
-        project.wait_for(20, process)
+def test_the_split_moves_while_a_stream_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = MemoryTopics()
+    topics.install(monkeypatch)
+    now = time.time_ns() // 1_000
+    project = TopicProject(
+        tmp_path / "shop", topics, begin_us=now - HOUR - SECOND, savepoint_every_us=SECOND // 4
+    )
+    config = project.config()
+    backfill(config, QuietProgress())
+    project.send(now, steps=30, every_us=SECOND // 10)
+
+    def move() -> None:
+        """Build beside the stream, as of an instant amid what it has read."""
         split_us = time.time_ns() // 1_000
-        project.produce(40, 20)
-        project.wait_for(40, process)
-        until = f'evaluate_until: "{instant(split_us)}"'
-        yaml.write_text(yaml.read_text().replace(begun, until))
-        wait_until_sealed(project, split_us)
-        project.run("backfill")  # beside the stream, whose rows before the split are in it
-        project.produce(20, 10)
-        project.wait_for(50, process)
-        project.drain(process)
-    before = {row["request_id"]: row for row in project.predictions()}
-    folder = stream_of(project.folder / "run")
-    with project.streaming() as process:
-        project.produce(20, 10)
+        with pytest.raises(InputError, match="the topics are read up to"):
+            backfill(moved(config, split_us), QuietProgress())
+        project.send(split_us, steps=30, every_us=SECOND // 10)
         deadline = time.monotonic() + 60
-        while stream_of(project.folder / "run") == folder:
-            assert time.monotonic() < deadline, project.log()
-            time.sleep(0.1)
-        project.wait_for(40, process)
-        project.drain(process)
-    after = {row["request_id"]: row for row in project.predictions()}
-    assert sorted(after) == sorted(f"checks-{n}" for n in range(20, 60))
+        while (project.live.read_until_us() or 0) <= split_us:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        project.until_us = split_us
+        backfill(project.config(), QuietProgress())
+        project.send(split_us + 20 * SECOND, steps=20, every_us=SECOND // 10)
+
+    def moved(config: Configuration, until_us: int) -> Configuration:
+        return replace(config, splits=replace(config.splits, evaluate_until_us=until_us))
+
+    project.stream(monkeypatch, meanwhile=move)
+    before = answers(project)
+    build = project.current.build_folder
+    logged = sum(map(len, project.rows["checks"]))
+    assert 0 < sum(Log(build).lengths("checks")) < logged
+    with pytest.raises(StateMismatch, match="began at another instant"):
+        project.stream(monkeypatch, resume=True)
+    # Of a time to come, so that the watermarks pass all that was there.
+    project.send(time.time_ns() // 1_000 + MINUTE, steps=20, every_us=SECOND // 10)
+    project.stream(monkeypatch)
+    after = answers(project)
+    assert 0 < len(after.keys() & before.keys()) < len(before)
     for request in after.keys() & before.keys():
-        for name, value in after[request].items():
-            if name.startswith("by_card__"):
-                assert value == before[request][name]
-    assert project.verify() == 4 * (50 + 40)
-    assert "equal" in project.run("explain", "checks-41")
-
-
-def wait_until_sealed(project: LiveProject, until_us: int) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        current = read_current(project.folder / "run")
-        live = LiveLog(current.folder / LIVE, PROJECT)  # what it seals is not asked
-        if (live.read_until_us() or 0) > until_us:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+        assert after[request] == before[request]
+    found = verify(project.config(), QuietProgress())
+    assert found["mismatches"] == 0, found["first_mismatches"]
+    explained = explain(project.config(), next(iter(after.keys() & before.keys())))
+    assert {value.verdict for value in explained.values} == {"equal"}
