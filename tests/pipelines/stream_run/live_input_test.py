@@ -96,9 +96,7 @@ def entrance(
         },
         stream=SimpleNamespace(poll_rows=100, savepoint_every_us=every_us),
     )
-    return LiveInput(
-        cast(Any, config), cast(Any, start), "run", threading.Event(), fails_to_say, until_us
-    )
+    return LiveInput(cast(Any, config), cast(Any, start), threading.Event(), fails_to_say, until_us)
 
 
 def fails_to_say(text: str) -> None:
