@@ -87,6 +87,8 @@ def collect(
     sources = _sources(config, seen, stream.state, answers, now_us)
     proof = read_summary(config.root).get("verify", {})
     found = seen.figures
+    # How old replayed rows are says nothing of the stream.
+    fresh = found if config.is_live else None
     return Standing(
         config.project.name,
         str(config.root),
@@ -98,8 +100,8 @@ def collect(
         _total(found, metrics.PREDICTIONS),
         _waiting(found),
         _total(found, metrics.PUBLICATIONS),
-        _freshness(found, metrics.TO_STORE),
-        _freshness(found, metrics.TO_PREDICTION),
+        _freshness(fresh, metrics.TO_STORE),
+        _freshness(fresh, metrics.TO_PREDICTION),
         proof.get("mismatches"),
         proof.get("values"),
     )

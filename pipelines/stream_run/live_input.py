@@ -68,7 +68,6 @@ class LiveInput:
     Attributes:
         config: The configuration, with the folders of the stream.
         start: The start of the run.
-        run: The name of the run.
         stop: Is set when somebody asks the stream to stop.
         say: Tells a person what happens.
         until_us: When to stop; None to go on until somebody asks.
@@ -80,7 +79,6 @@ class LiveInput:
 
     config: Configuration
     start: Start
-    run: str
     stop: threading.Event
     say: Callable[[str], None]
     until_us: int | None = None

@@ -193,7 +193,7 @@ def _stream(
     with draining(progress.say) if config.is_live else nullcontext() as stop:
         # First of all: what a process before this one had open is aborted, and it writes no more.
         delivery = Delivery.fence(config.sinks, start.current, start.segment, run)
-        entrance = _entrance(config, start, run, speed, until_us, stop, progress.say)
+        entrance = _entrance(config, start, speed, until_us, stop, progress.say)
         check_positions(start, entrance.begins)
         start, fills = prepare(config, start, progress, take_over=take_over)
         again = _run(config, progress, start, fills, run, entrance, bundle, choice, delivery)
@@ -325,7 +325,6 @@ def run_id(root: Path, segment: int) -> str:
 def _entrance(
     config: Configuration,
     start: Start,
-    run: str,
     speed: float | None,
     until_us: int | None,
     stop: threading.Event | None,
@@ -333,7 +332,7 @@ def _entrance(
 ) -> ReplayInput | LiveInput:
     """Return where the rows of a segment come from."""
     if stop is not None:
-        return LiveInput(config, start, run, stop, say, until_us)
+        return LiveInput(config, start, stop, say, until_us)
     options = ReplayOptions(
         root=start.current.build_folder,
         start_us=start.handoff.as_of_us,

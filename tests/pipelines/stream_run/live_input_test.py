@@ -99,9 +99,7 @@ def entrance(
         stream=SimpleNamespace(poll_rows=100, savepoint_every_us=every_us),
         archive=None,
     )
-    return LiveInput(
-        cast(Any, config), cast(Any, start), "run", threading.Event(), fails_to_say, until_us
-    )
+    return LiveInput(cast(Any, config), cast(Any, start), threading.Event(), fails_to_say, until_us)
 
 
 def fails_to_say(text: str) -> None:
