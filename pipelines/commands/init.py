@@ -17,10 +17,21 @@ import click
     default=Path(),
     help="Parent of the new folder; the working directory by default.",
 )
-def init(name: str, parent: Path) -> None:
-    """Write a small working project, with events to try it on, to the folder NAME."""
+@click.option("--kafka", is_flag=True, help="Its sources go on in topics of Kafka.")
+@click.option(
+    "--bootstrap",
+    metavar="HOST:PORT",
+    default="127.0.0.1:9092",
+    show_default=True,
+    help="With --kafka: where the broker is; `tidemill up` starts one there.",
+)
+def init(name: str, parent: Path, kafka: bool, bootstrap: str) -> None:
+    """Write a small working project, with events to try it on, to the folder NAME.
+
+    With --kafka the project has its history in files and goes on in topics, with a producer.
+    """
     from tidemill.pipelines.commands.scaffold import write_project
 
-    folder = write_project(name, parent)
+    folder = write_project(name, parent, bootstrap if kafka else None)
     click.echo(f"{folder} is written; its README.md describes it. Next:\n")
-    click.echo(f"  cd {folder}\n  tidemill validate")
+    click.echo(f"  cd {folder}\n  tidemill {'up' if kafka else 'validate'}")

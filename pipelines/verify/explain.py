@@ -24,7 +24,7 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.tables import Table
 from tidemill.pipelines.verify.compare_oracle import plain_rows, same
 from tidemill.pipelines.verify.instants import field_text, instant_text, value_text
-from tidemill.pipelines.verify.raw_history import logged_history
+from tidemill.pipelines.verify.raw_history import logged_history, with_live_rows
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
 from tidemill.pipelines.verify.served import prediction_file, read_predictions
 from tidemill.pipelines.verify.source_history import EventsByKey
@@ -126,7 +126,7 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
             f"{len(mine)} predictions in {current.stream_folder / paths.PREDICTIONS} have the id "
             f"{request_id!r}; {hint}"
         )
-    history = logged_history(config.current.build_folder, project)
+    history = with_live_rows(config, logged_history(config.current.build_folder, project))
     evidence = read_evidence(config, history)
     prediction: dict[str, Any] = mine.to_pylist()[0]
     place = (history.requests.words("_partition") == prediction["partition"]) & (
@@ -134,10 +134,12 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
     )
     request = history.requests.rows.filter(pa.array(place)).to_pylist()
     if not request:
+        why = "the log has been written again since: run `tidemill stream`"
+        if config.is_live:
+            why = "a stream that runs adds it at its next savepoint, or when it is stopped"
         raise InputError(
             f"the request of prediction {request_id!r} is not in the log "
-            f"(partition {prediction['partition']}, position {prediction['position']}); the log "
-            "has been written again since: run `tidemill stream`"
+            f"(partition {prediction['partition']}, position {prediction['position']}); {why}"
         )
     values: list[ExplainedValue] = []
     for view in project.views:

@@ -88,6 +88,7 @@ def test_no_placeholder_is_left(written: Path) -> None:
         text = (written / name).read_text()
         assert "PROJECT_NAME" not in text
         assert "ROW_COUNT" not in text
+        assert "_ONLY" not in text
     assert "# tiny_shop:" in (written / "README.md").read_text()
 
 
@@ -221,12 +222,62 @@ def test_the_tests_of_the_project_pass(written: Path) -> None:
     )
 
 
-def test_what_is_written_is_formatted_and_lints(written: Path) -> None:
+@pytest.fixture(scope="module")
+def with_topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_project("tiny_topics", tmp_path_factory.mktemp("init"), "broker.example:29092")
+
+
+def test_a_project_with_topics_loads_and_names_one_broker(with_topics: Path) -> None:
+    configuration = load(with_topics / "tidemill.yaml")
+    topics = [source.kafka for source in configuration.sources.values()]
+    assert {topic.topic for topic in topics if topic is not None} == {
+        "tiny_topics-orders",
+        "tiny_topics-settlements",
+        "tiny_topics-checkouts",
+    }
+    sinks = configuration.sinks
+    assert {name: sink.topic for name, sink in sinks.items()} == {
+        "predictions": "tiny_topics-predictions",
+        "rejected": "tiny_topics-rejected",
+    }
+    brokers = {one.bootstrap for one in (*topics, *sinks.values()) if one is not None}
+    assert brokers == {("broker.example:29092",)}
+    assert (with_topics / "tidemill.yaml").read_text().count("broker.example") == 1
+
+
+def test_a_project_with_topics_has_all_rows_as_history_or_live_ones(
+    written: Path, with_topics: Path
+) -> None:
+    for name in ("orders", "settlements", "checkouts"):
+        whole = set((written / "events" / f"{name}.csv").read_text().splitlines()[1:])
+        history = (with_topics / "events" / f"{name}.csv").read_text().splitlines()
+        live = (with_topics / "live" / f"{name}.csv").read_text().splitlines()
+        assert history[0] == f"{live[0]},sent_at"
+        before = {line.rpartition(",")[0] for line in history[1:]}
+        assert len(before) + len(live) - 1 == len(whole)
+        assert before | set(live[1:]) == whole
+    texts = [
+        path.read_text()
+        for path in with_topics.rglob("*")
+        if path.suffix in (".py", ".md", ".yaml")
+    ]
+    placeholders = ("PROJECT_NAME", "ROW_COUNT", "BOOTSTRAP", "_ONLY")
+    assert not [word for word in placeholders if any(word in text for text in texts)]
+
+
+@pytest.mark.parametrize("address", ["broker", "broker:", "broker:port", 'b":1', "a:1,b:2", ""])
+def test_an_address_that_is_none_is_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="expected HOST:PORT"):
+        write_project("shop", tmp_path, address)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_is_formatted_and_lints(written: Path, with_topics: Path) -> None:
     for arguments in (("format", "--check"), ("check", "--select=E,F,I,B,D,UP")):
         subprocess.run(
             [sys.executable, "-m", "ruff", *arguments, "--isolated", "--line-length=100"]
             + (["--config=lint.pydocstyle.convention='google'"] if arguments[0] == "check" else [])
-            + ["."],
+            + [str(written), str(with_topics)],
             cwd=written,
             check=True,
             timeout=240,
