@@ -9,8 +9,9 @@ Every message has the headers ``tidemill-stream``, the id of the stream that mad
 ``tidemill-kind``, ``prediction`` or ``rejected``. All headers are texts in UTF-8. A prediction has
 ``partition`` and ``position`` of its request, ``bundle_version`` (if it was scored) and
 ``features_hash``. A rejected record has ``stage``, ``reason``, ``detail``, ``stream``, ``origin``,
-``partition``, ``position`` and ``occurrence``, which tells records of one message apart; and
-``left_out``, the number of its bytes, if the topic does not accept so many, and the value is empty.
+``partition``, ``position`` and ``occurrence``, which tells records of one message apart;
+``record``, the id by which `tidemill replay-rejected` knows a record of a topic; and ``left_out``,
+the number of its bytes, if the topic does not accept so many, and the value is empty.
 
 The timestamp of a prediction is when it was made, and that of a rejected record is when it was
 written, not the time of the request: by it a topic's retention removes messages, and a replay of
@@ -26,9 +27,11 @@ from typing import Final
 
 import pyarrow as pa
 
+from tidemill.features.rows.rejected import Stage
 from tidemill.pipelines.config.sink_section import PREDICTIONS, REJECTED
 from tidemill.pipelines.delivery.places import Place
 from tidemill.pipelines.io.json_objects import json_objects
+from tidemill.pipelines.io.live.mended import record_id
 from tidemill.pipelines.io.messages import Headers
 
 STREAM: Final = "tidemill-stream"
@@ -107,6 +110,8 @@ def of_rejected(rows: pa.RecordBatch, stream: str) -> Iterator[Outgoing]:
         seen[record] += 1
         texts = {name: str(row[name])[:_DETAIL] for name in _REJECTED}
         texts["occurrence"] = str(occurrence)
+        if row["stage"] != Stage.ANSWER:
+            texts["record"] = record_id(source, row["origin"], row["payload"])
         headers = [(STREAM, stream.encode()), (KIND, b"rejected")]
         headers += [(name, text.encode("utf-8", "replace")) for name, text in texts.items()]
         yield Outgoing(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.ingest.live_records import LiveRecord, LiveRecords
 from tidemill.pipelines.ingest.rejected_records import Record, as_text
 from tidemill.pipelines.ingest.source_files import SourceFiles
 from tidemill.pipelines.run import paths
@@ -17,18 +18,27 @@ from tidemill.serving.files.atomic_write import atomic_write
 
 
 def export(
-    config: Configuration, progress: Progress, found: Mapping[str, Record]
+    config: Configuration, progress: Progress, found: Mapping[str, Record], live: LiveRecords
 ) -> dict[str, Any]:
     """Write the rejected records of each source; see `pipelines.ingest.replay_rejected`."""
     folder = config.root / paths.REJECTED / paths.EXPORT
     figures: dict[str, Any] = {}
-    with progress.stage("export rejected", total=len(found), unit="records") as stage:
-        for name in sorted({record["stream"] for record in found.values()}):
+    # What waits for the stream was mended: it is exported again if the stream rejects it.
+    of_topics = {name: one for name, one in live.rejected.items() if name not in live.waiting}
+    total = len(found) + len(of_topics)
+    with progress.stage("export rejected", total=total, unit="records") as stage:
+        sources = {record["stream"] for record in found.values()}
+        for name in sorted(sources | {one.record["stream"] for one in of_topics.values()}):
             files = SourceFiles(config.sources[name], list(config.project.definition(name).schema))
             lines = [
                 _line(key, record, files)
                 for key, record in found.items()
                 if record["stream"] == name
+            ]
+            lines += [
+                _live_line(key, one)
+                for key, one in of_topics.items()
+                if one.record["stream"] == name
             ]
             path = _write_kept_apart(folder / f"{name}.jsonl", "".join(lines), progress)
             figures[name] = {"exported": len(lines), "file": str(path)}
@@ -37,7 +47,8 @@ def export(
         progress.say(
             f"Edit the payloads in {folder}, one JSON object a line; lines that you do not edit "
             "may be deleted. Then, for each file: tidemill replay-rejected --mended FILE; and then "
-            "tidemill backfill, which computes the features again."
+            "tidemill backfill, which computes the features again; records of topics need no "
+            "backfill, since the stream takes them."
         )
     else:
         progress.say(f"Nothing is rejected in {config.root}: there is nothing to mend.")
@@ -45,11 +56,21 @@ def export(
 
 
 def _line(key: str, record: Record, files: SourceFiles) -> str:
+    header = None
+    if files.format(record["partition"]) == "csv":
+        header = {"header": files.header(record["partition"])}
+    return _written(key, record, header or {})
+
+
+def _live_line(key: str, one: LiveRecord) -> str:
+    return _written(key, one.record, {"replays": one.replays} if one.replays else {})
+
+
+def _written(key: str, record: Record, more: Mapping[str, Any]) -> str:
     payload = record["payload"]
     line = {"record": key, "stream": record["stream"], "origin": record["origin"]}
     line |= {name: record[name] for name in ("stage", "reason", "detail")}
-    if files.format(record["partition"]) == "csv":
-        line["header"] = files.header(record["partition"])
+    line |= more
     line["payload"] = as_text(payload)
     if line["payload"].encode() != payload:
         line["payload_base64"] = base64.b64encode(payload).decode("ascii")

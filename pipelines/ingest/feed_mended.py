@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from tidemill.features.definitions import Request
 from tidemill.features.errors import InputError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.ingest.mended_lines import MendedLine, read_lines
+from tidemill.pipelines.ingest.mended_lines import MendedLine
 from tidemill.pipelines.ingest.rejected_records import Record, as_text, update_rejected
 from tidemill.pipelines.ingest.repaired_records import (
     Mended,
@@ -33,10 +32,12 @@ from tidemill.pipelines.run.progress import Progress
 
 
 def feed(
-    config: Configuration, progress: Progress, found: Mapping[str, Record], path: Path
+    config: Configuration,
+    progress: Progress,
+    found: Mapping[str, Record],
+    lines: Sequence[MendedLine],
 ) -> dict[str, Any]:
-    """Read a mended file in; see `pipelines.ingest.replay_rejected`."""
-    lines = read_lines(path, config.sources)
+    """Read the lines of a mended file in; see `pipelines.ingest.replay_rejected`."""
     before = {
         name: {one.record: one for replay in read_mended(config.root, name) for one in replay}
         for name in {line.stream for line in lines}

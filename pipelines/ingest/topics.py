@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,10 +19,11 @@ from tidemill.pipelines.io.files.readers import Reader as RowReader
 from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Partition
 from tidemill.pipelines.io.kafka.reader import Reader
-from tidemill.pipelines.io.live.live_reader import Ends, LiveSource
+from tidemill.pipelines.io.live.live_source import Ends, LiveSource
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.io.payloads.decoders import decoder
+from tidemill.pipelines.io.payloads.decoding import Decoder
 from tidemill.pipelines.io.payloads.metadata import Metadata
 from tidemill.pipelines.io.poll import PollPart
 from tidemill.pipelines.io.request_ids import RequestIds
@@ -124,6 +126,48 @@ def _live_source(
     ids: RequestIds,
 ) -> LiveSource:
     definition = config.project.definition(source.name)
+    made = made_of(config, source, ids)
+    assert source.kafka is not None
+    return LiveSource(
+        definition,
+        reader,
+        made.decoder,
+        made.judge,
+        first,
+        partitions,
+        "messages" if source.kafka.clock == "messages" else "wall",
+        made.rows,
+        source.max_rejected,
+    )
+
+
+class MadeOf(NamedTuple):
+    """What makes rows of the messages of a source, and judges them.
+
+    Attributes:
+        decoder: Decodes its messages.
+        rows: Decodes single rows in JSON, with the columns that messages carry beside.
+        judge: Judges its rows.
+    """
+
+    decoder: Decoder
+    rows: Decoder
+    judge: Judge
+
+    def alone(self) -> tuple[Decoder, Decoder, Judge]:
+        """Return decoders, and a judge that knows nothing of other rows."""
+        return self.decoder, self.rows, self.judge.alone(0)
+
+
+def made_of(config: Configuration, source: Source, ids: RequestIds | None = None) -> MadeOf:
+    """Return what makes rows of the messages of a source with a topic.
+
+    Args:
+        config: The configuration.
+        source: The source.
+        ids: The ids of the requests so far; None to begin with none.
+    """
+    definition = config.project.definition(source.name)
     judge = Judge(
         definition,
         [],
@@ -141,24 +185,21 @@ def _live_source(
         columns[source.received] = "timestamp"
     reads = judge.reader.columns
     asked = None if reads is None else [name for name in reads if name not in columns]
-    return LiveSource(
-        definition,
-        reader,
+    reader, metadata, nulls = RowReader(source.name, asked), Metadata(columns), source.nulls or ()
+    return MadeOf(
         decoder(
             payload_format(source),
-            RowReader(source.name, asked),
-            metadata=Metadata(columns),
-            nulls=source.nulls or (),
+            reader,
+            metadata=metadata,
+            nulls=nulls,
             tombstones=topic.tombstones,
             schema=topic.schema,
             message=topic.message,
             registry=None if topic.registry is None else topic.registry.place,
             frame=topic.frame,
         ),
+        decoder("json", reader, metadata=metadata, nulls=nulls),
         judge,
-        first,
-        partitions,
-        "messages" if topic.clock == "messages" else "wall",
     )
 
 

@@ -79,6 +79,13 @@ class FirstPlaces:
         out[order] = np.where(new, first, known)[np.cumsum(heads) - 1]
         return out
 
+    def find(self, digests: UInt64Array) -> Int64Array:
+        """Return the places of digests (uint64, ``(rows, 2)``), -1 for new ones."""
+        order = np.argsort(digests[:, 0])
+        found = np.empty(len(order), np.int64)
+        found[order] = self._find(digests[order, 0], digests[order, 1])
+        return found
+
     def _find(self, high: UInt64Array, low: UInt64Array) -> Int64Array:
         """Return the places of sorted digests, -1 for new ones."""
         known = np.full(len(high), -1)
@@ -132,12 +139,25 @@ class RequestIds:
         Returns:
             The rows whose id an earlier row has, and a sentence about each.
         """
-        ids = rows.column(self._request.request_id)
-        digests = hashing.digest_rows(pa.RecordBatch.from_arrays([ids], names=["id"]))
         places = (partition << _POSITION_BITS) + positions
-        first = self._first.add(digests, places)
+        first = self._first.add(self._digests(rows), places)
+        return self._refusals(rows, first, first != places)
+
+    def known(self, rows: pa.RecordBatch) -> Refusals:
+        """Return the rows whose id an earlier row has, as `repeated`, and add none of them."""
+        first = self._first.find(self._digests(rows))
+        return self._refusals(rows, first, first >= 0)
+
+    def _digests(self, rows: pa.RecordBatch) -> UInt64Array:
+        ids = rows.column(self._request.request_id)
+        return hashing.digest_rows(pa.RecordBatch.from_arrays([ids], names=["id"]))
+
+    def _refusals(
+        self, rows: pa.RecordBatch, first: Int64Array, repeated: npt.NDArray[np.bool_]
+    ) -> Refusals:
+        ids = rows.column(self._request.request_id)
         refusals: Refusals = {}
-        for row in np.flatnonzero(first != places).tolist():
+        for row in np.flatnonzero(repeated).tolist():
             before, position = divmod(int(first[row]), 1 << _POSITION_BITS)
             detail = (
                 f"column {self._request.request_id!r}: found {shown(ids[row].as_py())}, which "

@@ -26,6 +26,8 @@ EXPORT: Final = "export"
 """Below `REJECTED`: those records as text, for a person to repair."""
 MENDED: Final = "mended"
 """Repaired payloads, by source."""
+MENDED_LIVE: Final = "mended_live"
+"""Repaired payloads of records of topics, by replay."""
 TRAINING_TABLE: Final = "features"
 """The training table: requests with features and labels."""
 

@@ -24,6 +24,7 @@ from tidemill.features.contract import SECOND, TIME_MAX, write_instant
 from tidemill.features.errors import FileError, InputError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.build_topics import read_topics
+from tidemill.pipelines.ingest.mended_live import MendedFiles
 from tidemill.pipelines.ingest.topics import open_topics
 from tidemill.pipelines.io.live.follow import (
     AHEAD_POLLS,
@@ -34,13 +35,8 @@ from tidemill.pipelines.io.live.follow import (
 )
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog, LiveTopic
 from tidemill.pipelines.io.live.live_polls import LivePolls
-from tidemill.pipelines.io.live.live_reader import (
-    LiveFigures,
-    LiveReader,
-    LiveSource,
-    Pace,
-    wall_clock_us,
-)
+from tidemill.pipelines.io.live.live_reader import LiveReader, wall_clock_us
+from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.recovery.log_parts import stream_log
@@ -214,6 +210,8 @@ class LiveInput:
             "read": {name: counts.read for name, counts in found.counts.items()},
             "rejected_by_reader": {name: counts.rejected for name, counts in found.counts.items()},
             "late_after_quiet": dict(found.late_after_quiet),
+            "mended": {name: count for name, count in found.mended.items() if count},
+            "rejected_again": {name: n for name, n in found.rejected_again.items() if n},
         }
 
     def read(self, pipeline: beam.Pipeline) -> tuple[Any, tuple[Any, ...]]:
@@ -310,6 +308,8 @@ class LiveInput:
             Pace(poll_messages=self.config.stream.poll_rows, quiet_us=max(waits)),
             # Rows received before the savepoint would not belong to this stream.
             after_us=self.start.handoff.as_of_us - 1,
+            mended=MendedFiles(self.config.root, self.live, topics, self.say),
+            say=self.say,
         )
 
     def _read(self, reader: LiveReader, marks: Marks, ended: threading.Event) -> None:

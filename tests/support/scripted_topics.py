@@ -20,10 +20,12 @@ from tidemill import Entity, EventStream, FeatureView, Project, Request, count
 from tidemill.features.contract import HOUR, SECOND
 from tidemill.features.definitions import Schema
 from tidemill.features.errors import BrokerUnreachable
+from tidemill.pipelines.ingest.mended_live import MendedFiles
 from tidemill.pipelines.io.files.judged_rows import Judge
 from tidemill.pipelines.io.files.readers import Reader
 from tidemill.pipelines.io.live.live_log import LiveLog, LiveTopic
-from tidemill.pipelines.io.live.live_reader import Ends, LiveReader, LiveSource, Pace
+from tidemill.pipelines.io.live.live_reader import LiveReader
+from tidemill.pipelines.io.live.live_source import Ends, LiveSource, Pace
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.messages import Messages
@@ -80,14 +82,20 @@ class ScriptedTopic:
     is_away: bool = False
 
     def __post_init__(self) -> None:
-        self._messages: list[list[tuple[int, bytes | None] | None]] = [
+        self._messages: list[list[tuple[int, bytes | None, bytes | None] | None]] = [
             [] for _ in range(self.count)
         ]
         self._at = [self.first] * self.count
 
-    def send(self, *values: bytes | None, partition: int = 0, sent_us: int = START) -> None:
+    def send(
+        self,
+        *values: bytes | None,
+        partition: int = 0,
+        sent_us: int = START,
+        key: bytes | None = None,
+    ) -> None:
         """Add messages."""
-        self._messages[partition] += [(sent_us, value) for value in values]
+        self._messages[partition] += [(sent_us, key, value) for value in values]
 
     def skip(self, offsets: int, partition: int = 0) -> None:
         """Add offsets without messages."""
@@ -103,7 +111,7 @@ class ScriptedTopic:
         for partition in range(len(self._at)):
             if partition in self.hidden or self.is_away:
                 continue
-            found: list[tuple[int, int, bytes | None]] = []
+            found: list[tuple[int, int, bytes | None, bytes | None]] = []
             while max_messages and self._at[partition] < self._end(partition):
                 offset = self._at[partition]
                 self._at[partition] += 1
@@ -111,11 +119,11 @@ class ScriptedTopic:
                     found.append((offset, *message))
                     max_messages -= 1
             if found:
-                offsets, times, values = zip(*found, strict=True)
+                offsets, times, keys, values = zip(*found, strict=True)
                 given.append(
                     Messages(
                         "topic", partition, np.array(offsets, np.int64), np.array(times, np.int64),
-                        [None] * len(found), values, [()] * len(found),
+                        keys, values, [(("h", b"1"),)] * len(found),
                     )
                 )  # fmt: skip
         return given
@@ -159,6 +167,10 @@ class Rig:
         file_rows: How many rows each of these has.
         now_us: The machine's clock.
         seconds: The clock that never steps back.
+        columns: The columns of the events that come from beside the payload.
+        mends: Whether the reader takes mended messages, of ``folder``.
+        max_rejected: The share of rejected rows above which the reader tells of a flood.
+        said: What the reader has said.
     """
 
     folder: Path
@@ -172,6 +184,10 @@ class Rig:
     file_rows: int = 0
     now_us: int = START
     seconds: float = 1_000.0
+    columns: Mapping[str, str] = field(default_factory=dict)
+    mends: bool = False
+    max_rejected: float = 1.0
+    said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.build = self.folder / "build"
@@ -203,9 +219,12 @@ class Rig:
                 (definition.name, partition, self.file_rows if partition < self.files else None)
                 for partition in range(self.files + topic.count)
             ]
+        names = [source.definition.name for source in sources]
+        mended = MendedFiles(self.folder, self.live, names, self.said.append)
         self.reader = LiveReader(
             sources, order, log, begin, self.pace,
             clock_us=lambda: self.now_us, seconds=lambda: self.seconds,
+            mended=mended if self.mends else None, say=self.said.append,
         )  # fmt: skip
         return self.reader
 
@@ -227,11 +246,13 @@ class Rig:
         transform = self.transform if definition is PAID else None
         judge = Judge(definition, [], received="sent_at", transform=transform, ids=ids)
         read = judge.reader.columns
-        asked = None if read is None else [name for name in read if name != "sent_at"]
-        json_rows = JsonDecoder(Reader(definition.name, asked), Metadata({"sent_at": "timestamp"}))
+        columns = {"sent_at": "timestamp", **(self.columns if definition is PAID else {})}
+        asked = None if read is None else [name for name in read if name not in columns]
+        json_rows = JsonDecoder(Reader(definition.name, asked), Metadata(columns))
         decoder = self.decoder if definition is PAID and self.decoder else json_rows
         return LiveSource(
-            definition, topic, decoder, judge, self.files, topic.count, self.clock
+            definition, topic, decoder, judge, self.files, topic.count, self.clock, json_rows,
+            self.max_rejected,
         )  # fmt: skip
 
     def step(self, seconds: float = 0.0) -> LoggedPoll | None:

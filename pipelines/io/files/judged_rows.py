@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from tidemill.features.contract import TIME_MIN, BoolArray, Int64Array
 from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import InputError
+from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.local_times import Receipts
 from tidemill.features.rows.rejected import Reason, Stage
@@ -143,6 +144,35 @@ class Judge:
         """Go on with a partition whose highest accepted time is known."""
         if self._gate is not None:
             self._gate.restore(partition, highest_us)
+
+    def alone(self, partition: int) -> Judge:
+        """Return a judge of the same source that knows the partition's highest time alone.
+
+        It finds ids that occur twice among its own rows, not those of earlier requests (`known`).
+        """
+        other = Judge(
+            self._definition,
+            [],
+            zone=self._zone,
+            ambiguous=self._ambiguous,
+            transform=self._transform,
+            received=self._received,
+        )
+        other.restore(partition, self.highest_us(partition))
+        return other
+
+    def known(self, rows: pa.RecordBatch) -> Refusals:
+        """Return accepted rows that are refused because an earlier request has their id."""
+        return self._ids.known(rows) if self._ids is not None and self._ids.rejects else {}
+
+    def take(self, partition: int, positions: Int64Array, rows: pa.RecordBatch) -> None:
+        """Go on as if this judge had accepted rows that another one has (`alone`)."""
+        times_us = hashing.bits(rows.column(self._definition.time_column))
+        self.restore(
+            partition, max(self.highest_us(partition), int(times_us.max(initial=TIME_MIN)))
+        )
+        if self._ids is not None:
+            self._ids.repeated(partition, positions, rows)
 
     def judge(self, raw: RawBatch) -> StreamBatch:
         """Transform, validate and accept the next rows.

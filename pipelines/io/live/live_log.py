@@ -7,7 +7,8 @@ turns those polls into what a replay, a proof and a resumed stream read:
   (`pipelines.io.log.Log`, with this folder as its ``live``);
 * the *cuts*: of each poll its number, when it was received, and per partition the position, the
   watermark and the broker's offset after it;
-* the records that were rejected while it was read.
+* the records that were rejected while it was read, with what their messages carried;
+* what became of mended messages (`pipelines.io.live.mended`).
 
 The promises: what is sealed equals what was written down, poll by poll; a seal that is killed is
 repeated and gives the same; a poll is removed from the poll log only when its seal has survived a
@@ -48,12 +49,14 @@ _TOPICS: Final = "topics.json"
 _SEALED: Final = "sealed.json"
 _POLLS: Final = "polls"
 _CUTS: Final = "cuts"
-_REJECTED: Final = "rejected"
+REJECTED: Final = "rejected"
+MENDED: Final = "mended"
+"""Kinds of what polls have beside their rows."""
 _GROWS_TO_BYTES: Final = 1 << 20
 """A file of cuts or rejected records is gone on with until it has so many bytes."""
 _SEALED_BYTES: Final = 64 << 20
 """About how many bytes of polls a seal holds in memory."""
-_POLL_NUMBER: Final = "_poll"
+POLL_NUMBER: Final = "_poll"
 REMEDY: Final = "restore the file from a copy, or run `tidemill backfill` for a new generation"
 """What to do if a live log is damaged."""
 
@@ -233,16 +236,9 @@ class LiveLog:
             self._add_rows(self._project.definition(name), partition, at, fresh, log)
         last = polls[-1]
         self._add(_CUTS, "number", before.number, self._cuts_of(polls, topics))
-        refused = [
-            poll.logged.rejected.append_column(
-                _POLL_NUMBER,
-                pa.array([poll.logged.number] * poll.logged.rejected.num_rows, pa.int64()),
-            )
-            for poll in polls
-            if poll.logged.rejected is not None
-        ]
-        records = pa.Table.from_batches(refused) if refused else None
-        self._add(_REJECTED, _POLL_NUMBER, before.number, records)
+        for kind, of in ((REJECTED, _rejected_of), (MENDED, _mended_of)):
+            found = [(one.logged.number, of(one.logged)) for one in polls]
+            self._add(kind, POLL_NUMBER, before.number, _numbered(found))
         ends: dict[str, list[int]] = {name: [] for name in topics}
         for part in last.sent.parts:
             if part.source in topics and part.partition >= topics[part.source].first:
@@ -339,6 +335,15 @@ class LiveLog:
             with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
                 yield pa.ipc.open_file(file).read_all()
 
+    def beside(self, kind: str, until: int) -> Iterator[pa.Table]:
+        """Yield what sealed polls have beside their rows, with the number of each row's poll.
+
+        Args:
+            kind: `REJECTED` or `MENDED`.
+            until: The last poll that is wanted; there may be rows of later ones.
+        """
+        return self._read(kind, 0, until)
+
     def cuts(self) -> Cuts:
         """Return the sealed polls.
 
@@ -400,11 +405,12 @@ class LiveLog:
             os.link(path, self.folder / _CUTS / path.name)
 
     def take_rejected(self, other: LiveLog, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Take over the rejected records of another live log, changed."""
-        for path in sorted((other.folder / _REJECTED).glob("*.arrow")):
-            with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
-                table = pa.ipc.open_file(file).read_all()
-            self._write(_REJECTED, int(path.stem), change(table))
+        """Take over rejected records, and what became of mended ones, of another live log."""
+        for kind in (REJECTED, MENDED):
+            for path in sorted((other.folder / kind).glob("*.arrow")):
+                with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
+                    table = pa.ipc.open_file(file).read_all()
+                self._write(kind, int(path.stem), change(table))
 
     def rejected(self, after: int, until: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield the rejected records of sealed polls: the poll's number, and its records.
@@ -413,14 +419,34 @@ class LiveLog:
             after: The number of the last poll that is not wanted.
             until: The number of the last that is.
         """
-        for table in self._read(_REJECTED, after, until):
-            numbers = table.column(_POLL_NUMBER).to_numpy()
+        for table in self._read(REJECTED, after, until):
+            numbers = table.column(POLL_NUMBER).to_numpy()
             records = table.select(rejected.SCHEMA.names)
             found, starts = np.unique(numbers, return_index=True)
             stops = [*starts[1:].tolist(), len(numbers)]
             for number, start, stop in zip(found.tolist(), starts.tolist(), stops, strict=True):
                 if after < number <= until:
                     yield number, one_batch(records.slice(start, stop - start))
+
+
+def _rejected_of(logged: LoggedPoll) -> pa.RecordBatch | None:
+    return logged.set_aside
+
+
+def _mended_of(logged: LoggedPoll) -> pa.RecordBatch | None:
+    return logged.mended
+
+
+def _numbered(found: Sequence[tuple[int, pa.RecordBatch | None]]) -> pa.Table | None:
+    """Return what polls have beside their rows, each with the number of its poll; None if none."""
+    tables = [
+        pa.Table.from_batches(
+            [batch.append_column(POLL_NUMBER, pa.array([number] * batch.num_rows, pa.int64()))]
+        )
+        for number, batch in found
+        if batch is not None
+    ]
+    return pa.concat_tables(tables, promote_options="default") if tables else None
 
 
 def _known(table: pa.Table, name: str, before: int) -> Int64Array:

@@ -15,6 +15,7 @@ The promises:
   to come, and the watermark is T minus the declared wait minus the out-of-orderness. An open
   transaction, or a fetch that merely returned nothing, proves nothing.
 * A row, a message or a poll that cannot be used is rejected with its bytes; none stops a partition.
+  Mended messages (`pipelines.io.live.mended`) come in polls of their own, each once.
 * No watermark steps back.
 * Marks of savepoints are in the polls (`LiveReader.step`), so that a recovery keeps its state where
   the run before it would have.
@@ -23,111 +24,44 @@ The promises:
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN
+from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.definitions import EventStream, Request
 from tidemill.features.errors import BrokerUnreachable, DamagedState, StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
-from tidemill.pipelines.io.files.judged_rows import Counts, Judge
+from tidemill.features.rows.rejected import Stage
+from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.live.failing_transforms import judge_what_can_be
+from tidemill.pipelines.io.live.floods import Floods
+from tidemill.pipelines.io.live.live_source import LiveFigures, LiveSource, Pace
+from tidemill.pipelines.io.live.mended import (
+    ACCEPTED,
+    OUTCOMES,
+    MendedMessage,
+    MendedMessages,
+    Refusal,
+    carried,
+    judge_alone,
+    outcome,
+)
 from tidemill.pipelines.io.live.poll_log import LoggedPoll, PollLog
 from tidemill.pipelines.io.log import log_schema
 from tidemill.pipelines.io.messages import Messages
-from tidemill.pipelines.io.payloads.decoding import Decoded, Decoder
+from tidemill.pipelines.io.payloads.decoding import Decoded
 from tidemill.pipelines.io.poll import Poll, PollPart
 
-
-class Ends(NamedTuple):
-    """Where a partition of a topic ends.
-
-    Attributes:
-        stable: The offset after the last message that a read_committed reader gets now.
-        high: The offset after the last message that there is.
-    """
-
-    stable: int
-    high: int
-
-
-class TopicReader(Protocol):
-    """Reads the partitions of one topic, from the offsets that it was made with."""
-
-    def poll(self, wait_s: float, max_messages: int) -> Sequence[Messages]:
-        """Return the next messages, at most so many, by partition; wait for the first so long."""
-
-    def positions(self) -> Mapping[int, int]:
-        """Return the next offset of each partition, which also moves where there is no message."""
-
-    def ends(self) -> Mapping[int, Ends]:
-        """Return where each partition ends, by requests that begin after the call.
-
-        Raises:
-            BrokerUnreachable: The broker does not answer now.
-        """
-
-    def partitions(self) -> int:
-        """Return how many partitions the topic has now.
-
-        Raises:
-            BrokerUnreachable: The broker does not answer now.
-        """
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How often a live reader does what.
-
-    Attributes:
-        poll_messages: The most messages of a source in one poll.
-        rest_s: How long it rests after a poll without messages.
-        beat_s: How often, at most, a poll without messages says that watermarks have risen.
-        check_s: How often it asks the broker for the ends of quiet partitions.
-        quiet_us: How long before the instant of such a check a message may have been created that
-            is still on its way to the broker: so much less is the watermark of a quiet partition.
-        partitions_s: How often it asks the brokers whether topics have got more partitions.
-    """
-
-    poll_messages: int = 4_096
-    rest_s: float = 0.005
-    beat_s: float = 0.1
-    check_s: float = 0.5
-    quiet_us: int = 2 * SECOND
-    partitions_s: float = 10.0
-
-
-@dataclass(frozen=True, eq=False)
-class LiveSource:
-    """A source that is read live.
-
-    Attributes:
-        definition: The stream or the request.
-        reader: Reads its topic.
-        decoder: Decodes its messages.
-        judge: Judges its rows; it has a time of receipt.
-        first: The partition of the log that is partition 0 of the topic.
-        partitions: The number of partitions of the topic.
-        clock: What a quiet partition's instant is measured by: ``wall``, or ``messages``, which is
-            never later than the newest timestamp of a message of the sources that have this clock;
-            for producers that replay the past.
-    """
-
-    definition: EventStream | Request
-    reader: TopicReader
-    decoder: Decoder
-    judge: Judge
-    first: int
-    partitions: int
-    clock: Literal["wall", "messages"] = "wall"
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -149,20 +83,11 @@ class _Partition:
     quiet_us: int = TIME_MIN
 
 
-@dataclass
-class LiveFigures:
-    """What a live reader has done.
+class _Refused(NamedTuple):
+    """Rejected records, and what the message of each carried beside its value."""
 
-    Attributes:
-        counts: By source, of the rows that it read.
-        late_after_quiet: By source: accepted rows whose time was below a watermark which their
-            partition had only because it had been quiet.
-        caught_up: By source: the partitions that are read to their end, as of the last check.
-    """
-
-    counts: dict[str, Counts] = field(default_factory=dict)
-    late_after_quiet: dict[str, int] = field(default_factory=dict)
-    caught_up: dict[str, int] = field(default_factory=dict)
+    records: pa.RecordBatch
+    carried: pa.RecordBatch
 
 
 def wall_clock_us() -> int:
@@ -183,6 +108,8 @@ class LiveReader:
         after_us: The first poll is received after this instant.
         clock_us: The machine's clock, in microseconds since 1970.
         seconds: A clock that never steps back, in seconds.
+        mended: Where mended messages come from; None for none.
+        say: Is told of a flood of rejected rows.
     """
 
     def __init__(
@@ -196,6 +123,8 @@ class LiveReader:
         after_us: int = 0,
         clock_us: Callable[[], int] = wall_clock_us,
         seconds: Callable[[], float] = time.monotonic,
+        mended: MendedMessages | None = None,
+        say: Callable[[str], None] = _log.warning,
     ) -> None:
         self._sources = {source.definition.name: source for source in sources}
         self._order, self._log = tuple(order), log
@@ -211,11 +140,14 @@ class LiveReader:
             counts={name: Counts() for name in self._sources},
             late_after_quiet=dict.fromkeys(self._sources, 0),
             caught_up=dict.fromkeys(self._sources, 0),
+            mended=dict.fromkeys(self._sources, 0),
+            rejected_again=dict.fromkeys(self._sources, 0),
         )
+        self._mended, self._floods = mended, Floods(say)
         self._newest_us = {
             source.definition.name: TIME_MIN for source in sources if source.clock == "messages"
         }
-        self._beat_s = self._checked_s = self._counted_s = -math.inf
+        self._beat_s = self._checked_s = self._counted_s = self._mended_s = -math.inf
         self._unsaid = False
         if (last := log.last()) is not None:
             self._go_on(last)
@@ -276,11 +208,15 @@ class LiveReader:
             self._counted_s = now_s
             with suppress(BrokerUnreachable):  # `TopicReader.poll` says so after its patience
                 self.check_partitions()
+        if self._mended is not None and now_s - self._mended_s >= self._pace.mended_s:
+            if found := self._mended.take(self._pace.poll_messages):
+                return self._take_mended(found, is_marked=is_marked)
+            self._mended_s = now_s
         rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
-        refused: list[pa.RecordBatch] = []
+        refused: list[_Refused] = []
         for name, source in self._sources.items():
             for messages in source.reader.poll(0.0, self._pace.poll_messages):
-                refused += self._take(source, messages, rows)
+                refused += self._take(source, messages, rows, now_s)
             self._move(name, source.reader.positions())
         moved = self._moved
         if now_s - self._checked_s >= self._pace.check_s:
@@ -316,17 +252,21 @@ class LiveReader:
         source: LiveSource,
         messages: Messages,
         rows: dict[tuple[str, int], list[pa.RecordBatch]],
-    ) -> list[pa.RecordBatch]:
+        now_s: float,
+    ) -> list[_Refused]:
         """Decode and judge messages; return the rejected records."""
         name = source.definition.name
         at = self._at[name, messages.partition]
         if name in self._newest_us:
             newest = int(messages.timestamps_us.max(initial=TIME_MIN))
             self._newest_us[name] = max(self._newest_us[name], newest)
-        refused = []
+        refused: list[_Refused] = []
         for decoded in source.decoder.decode(messages, at.row):
             at.row += len(decoded)
-            refused += self._judge(source, messages, decoded, rows)
+            found = self._judge(source, messages, decoded, rows)
+            records = rejected.concat(one.records for one in found) if found else None
+            self._floods.note(name, source.max_rejected, len(decoded), records, now_s)
+            refused += found
         return refused
 
     def _judge(
@@ -335,7 +275,7 @@ class LiveReader:
         messages: Messages,
         decoded: Decoded,
         rows: dict[tuple[str, int], list[pa.RecordBatch]],
-    ) -> list[pa.RecordBatch]:
+    ) -> list[_Refused]:
         name = source.definition.name
         partition = source.first + messages.partition
         unread = _placed(decoded.raw.rejected, partition)
@@ -349,8 +289,11 @@ class LiveReader:
             if judged.rejected.num_rows:
                 numbers = hashing.bits(judged.rejected.column("position")) - decoded.first_position
                 place = judged.rejected.schema.get_field_index("position")
-                offsets = pa.array(decoded.offsets[numbers], pa.int64())
-                refused.append(judged.rejected.set_column(place, "position", offsets))
+                offsets = decoded.offsets[numbers]
+                records = judged.rejected.set_column(
+                    place, "position", pa.array(offsets, pa.int64())
+                )
+                refused.append(_Refused(records, carried(messages, offsets)))
         return refused
 
     def _count_late(self, source: LiveSource, partition: int, batch: pa.RecordBatch) -> None:
@@ -407,10 +350,44 @@ class LiveReader:
                 at.watermark_us, risen = known, True
         return risen
 
+    def _take_mended(self, messages: Sequence[MendedMessage], *, is_marked: bool) -> LoggedPoll:
+        """Judge mended messages, and write them down as a poll of their own."""
+        rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
+        outcomes = []
+        for message in messages:
+            source, partition = self._sources[message.stream], message.place.partition
+            at, of_log = self._at[message.stream, partition], source.first + partition
+            assert source.rows is not None
+            waiting = rows.setdefault((message.stream, partition), [])
+            position = at.position + sum(batch.num_rows for batch in waiting)
+            found = judge_alone(
+                message, source.decoder, source.rows, source.judge.alone(of_log), of_log
+            )
+            if not isinstance(found, Refusal):
+                known = [why for batch in found for why in source.judge.known(batch).values()]
+                found = Refusal(str(Stage.ACCEPT), *known[0]) if known else found
+            if isinstance(found, Refusal):
+                self.figures.rejected_again[message.stream] += 1
+                outcomes.append(outcome(message, of_log, position, 0, found))
+                continue
+            count = 0
+            for batch in found:
+                source.judge.take(of_log, np.arange(at.row, at.row + batch.num_rows), batch)
+                at.row += batch.num_rows
+                count += batch.num_rows
+                waiting.append(batch)
+            self.figures.mended[message.stream] += 1
+            outcomes.append(outcome(message, of_log, position, count, ACCEPTED))
+        self._raise_watermarks()
+        given = {place: batches for place, batches in rows.items() if batches}
+        mended = pa.RecordBatch.from_pylist(outcomes, schema=OUTCOMES)
+        return self._write_down(given, [], mended, is_marked=is_marked)
+
     def _write_down(
         self,
         rows: Mapping[tuple[str, int], list[pa.RecordBatch]],
-        refused: list[pa.RecordBatch],
+        refused: Sequence[_Refused],
+        mended: pa.RecordBatch | None = None,
         *,
         is_marked: bool,
     ) -> LoggedPoll:
@@ -445,8 +422,10 @@ class LiveReader:
                 for name, source in self._sources.items()
             },
             poll.encode(),
-            rejected.concat(refused) if refused else None,
+            rejected.concat(one.records for one in refused) if refused else None,
             self._newest_us,
+            pa.concat_batches([one.carried for one in refused]) if refused else None,
+            mended,
         )
         self._log.append(entry)
         self.number, self.epoch = number, poll.next_epoch

@@ -68,6 +68,10 @@ class LoggedPoll:
             (`features.rows.rejected.SCHEMA`); None for none.
         newest_us: The newest timestamp of a message so far, of each source whose clock is that of
             its messages.
+        carried: What the message of each rejected record carried beside its value
+            (`pipelines.io.live.mended.CARRIED`); None for none.
+        mended: What became of mended messages in this poll (`pipelines.io.live.mended.OUTCOMES`);
+            None for none.
     """
 
     number: int
@@ -76,6 +80,17 @@ class LoggedPoll:
     poll: bytes | pa.Buffer
     rejected: pa.RecordBatch | None = None
     newest_us: Mapping[str, int] = field(default_factory=dict)
+    carried: pa.RecordBatch | None = None
+    mended: pa.RecordBatch | None = None
+
+    @property
+    def set_aside(self) -> pa.RecordBatch | None:
+        """The rejected records, with what their messages carried where that is known."""
+        if self.rejected is None or self.carried is None:
+            return self.rejected
+        columns = [*self.rejected.columns, *self.carried.columns]
+        names = [*self.rejected.schema.names, *self.carried.schema.names]
+        return pa.RecordBatch.from_arrays(columns, names=names)
 
     def encode(self) -> bytes:
         """Encode the entry."""
@@ -86,9 +101,10 @@ class LoggedPoll:
         }
         if self.newest_us:
             fields["newest_us"] = dict(self.newest_us)
-        return encode_document(
-            Kind.LOGGED_POLL, "", fields, [self.poll, batch_bytes(self.rejected)]
-        )
+        blobs = [self.poll, batch_bytes(self.rejected)]
+        if self.carried is not None or self.mended is not None:
+            blobs += [batch_bytes(self.carried), batch_bytes(self.mended)]
+        return encode_document(Kind.LOGGED_POLL, "", fields, blobs)
 
     @staticmethod
     def decode(data: bytes, where: str) -> LoggedPoll:
@@ -107,7 +123,8 @@ class LoggedPoll:
             {name: tuple(numbers) for name, numbers in found.fields[field].items()}
             for field in ("offsets", "highest_us")
         )
-        poll, rejected = found.blobs
+        poll, rejected, *more = found.blobs
+        carried, mended = map(batch_of, more or (b"", b""))
         return LoggedPoll(
             found.fields["number"],
             offsets,
@@ -115,6 +132,8 @@ class LoggedPoll:
             poll,
             batch_of(rejected),
             found.fields.get("newest_us", {}),
+            carried,
+            mended,
         )
 
 

@@ -14,6 +14,7 @@ from tidemill.pipelines.delivery.outgoing import (
     without_payload,
 )
 from tidemill.pipelines.delivery.places import Place
+from tidemill.pipelines.io.live.mended import record_id
 
 STREAM = "root/generation/1"
 
@@ -59,6 +60,8 @@ def test_rejected_records_of_one_message_have_places_of_their_own() -> None:
         origins=["t/1@4"] * 3, payloads=[b"{", b"{{", b""],
     )  # fmt: skip
     messages = list(of_rejected(batch, STREAM))
+    record = record_id("orders", "t/1@4", b"{")
+    assert dict(messages[0].headers)["record"] == record.encode()
     assert [message.value for message in messages] == [b"{", b"{{", b""]
     assert [message.place.position for message in messages] == [4, 4, 5]
     assert len({message.place for message in messages}) == 3

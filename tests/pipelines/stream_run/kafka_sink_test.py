@@ -9,41 +9,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow.parquet as pq
-from kafka import KafkaConsumer, TopicPartition
 
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
+from tests.support.topics import committed
 from tidemill.pipelines.run.summary import read_summary
 
 EXACT: Final = {
     "lost": 0, "doubled": 0, "changed": 0, "extra": 0, "not_comparable": 0, "scored_otherwise": 0,
 }  # fmt: skip
-
-
-def committed(project: LiveProject, name: str) -> list[Any]:
-    """Read what a reader of committed messages gets of a topic."""
-    consumer = KafkaConsumer(
-        bootstrap_servers=project.broker.bootstrap,
-        isolation_level="read_committed",
-        enable_auto_commit=False,
-    )
-    try:
-        topic = project.topics[name]
-        places = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)]
-        consumer.assign(places)
-        consumer.seek_to_beginning(*places)
-        ends = consumer.end_offsets(places)
-        found: list[Any] = []
-        while any(consumer.position(place) < ends[place] for place in places):
-            for records in consumer.poll(timeout_ms=200).values():
-                found += records
-        return found
-    finally:
-        consumer.close()
 
 
 def ids(project: LiveProject) -> Counter[str]:

@@ -31,7 +31,8 @@ from tidemill.features.contract import HOUR, SECOND, TIME_MAX
 from tidemill.features.errors import BrokerError, InputError, NoSpace, StateMismatch
 from tidemill.pipelines.ingest.build_topics import BuildTopic, write_topics
 from tidemill.pipelines.io.live import follow
-from tidemill.pipelines.io.live.live_reader import LiveSource, Pace, wall_clock_us
+from tidemill.pipelines.io.live.live_reader import wall_clock_us
+from tidemill.pipelines.io.live.live_source import LiveSource, Pace
 from tidemill.pipelines.io.live.poll_log import PollLog
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
@@ -89,6 +90,7 @@ def entrance(
         run=SimpleNamespace(as_of_us=AS_OF, positions={"paid": [3, 0, 0], "asked": [3, 0]}),
     )
     config = SimpleNamespace(
+        root=rig.folder / "root",
         project=PROJECT,
         sources={
             name: SimpleNamespace(kafka=SimpleNamespace(topic=name, quiet_us=SECOND))

@@ -1,0 +1,100 @@
+"""The rejected records of topics: those that can be mended, and those that were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.ingest.mended_live import read_mended
+from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
+from tidemill.pipelines.io.live.mended import MendedMessage, record_id
+from tidemill.pipelines.io.live.set_aside import mended_outcomes, rejected_records
+from tidemill.pipelines.io.messages import Headers
+from tidemill.serving.generations.current import CURRENT
+
+
+@dataclass(frozen=True)
+class LiveRecord:
+    """A rejected record of a topic.
+
+    Attributes:
+        record: The record (a row of `features.rows.rejected.SCHEMA`), with the newest reason.
+        key: The key of its message.
+        timestamp_us: The timestamp of its message; -1 if it is not known.
+        headers: The headers of its message.
+        replays: How often it was mended, and rejected again.
+    """
+
+    record: Mapping[str, Any]
+    key: bytes | None
+    timestamp_us: int
+    headers: Headers
+    replays: int = 0
+
+
+@dataclass(frozen=True)
+class LiveRecords:
+    """The rejected records of the topics of a generation, by id.
+
+    Attributes:
+        rejected: Those that are rejected still, in the order in which they were read.
+        accepted: Those that were mended and are rows now, with the mended message.
+        waiting: Mended messages that no stream has judged yet, by the id of their record.
+    """
+
+    rejected: Mapping[str, LiveRecord] = field(default_factory=dict)
+    accepted: Mapping[str, MendedMessage] = field(default_factory=dict)
+    waiting: Mapping[str, MendedMessage] = field(default_factory=dict)
+
+
+def read_live_records(config: Configuration) -> LiveRecords:
+    """Return the rejected records of the topics that a configuration names.
+
+    Raises:
+        StateError: The live log is damaged.
+        DamagedFile: A file of it, or of mended records, is damaged.
+    """
+    if not (config.is_live and (config.root / CURRENT).exists()):
+        return LiveRecords()
+    live = LiveLog(config.current.folder / LIVE, config.project)
+    # What becomes of records is read first: then each of these records is among those that follow.
+    outcomes = [row for table in mended_outcomes(live) for row in table.to_pylist()]
+    found: dict[str, LiveRecord] = {}
+    for table in rejected_records(live):
+        for row in table.to_pylist():
+            carried = row.pop("message_key", None), row.pop("message_timestamp_us", None)
+            headers = row.pop("message_headers", None) or ()
+            name = record_id(row["stream"], row["origin"], row["payload"])
+            if row["stream"] in config.sources:
+                found[name] = LiveRecord(
+                    row,
+                    carried[0],
+                    -1 if carried[1] is None else carried[1],
+                    tuple((one["name"], one["value"]) for one in headers),
+                )
+    mended = {(one.record, one.replay): one for one in read_mended(config.root)}
+    accepted: dict[str, MendedMessage] = {}
+    for row in outcomes:
+        name = row["record"]
+        message = mended.pop((name, row["replay"]), None)
+        if name not in found:
+            continue
+        if not row["reason"]:
+            del found[name]
+            if message is not None:
+                accepted[name] = message
+            continue
+        before = found[name]
+        newest = {key: row[key] for key in ("stage", "reason")}
+        newest["detail"] = f"as mended in {row['line']}: {row['detail']}"
+        found[name] = LiveRecord(
+            {**before.record, **newest},
+            before.key,
+            before.timestamp_us,
+            before.headers,
+            before.replays + 1,
+        )
+    waiting = {name: one for (name, _), one in mended.items() if name in found}
+    return LiveRecords(found, accepted, waiting)

@@ -1,0 +1,123 @@
+"""A live source: its topic, what makes rows of its messages, how often it is read, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from tidemill.features.contract import SECOND
+from tidemill.features.definitions import EventStream, Request
+from tidemill.pipelines.io.files.judged_rows import Counts, Judge
+from tidemill.pipelines.io.messages import Messages
+from tidemill.pipelines.io.payloads.decoding import Decoder
+
+
+class Ends(NamedTuple):
+    """Where a partition of a topic ends.
+
+    Attributes:
+        stable: The offset after the last message that a read_committed reader gets now.
+        high: The offset after the last message that there is.
+    """
+
+    stable: int
+    high: int
+
+
+class TopicReader(Protocol):
+    """Reads the partitions of one topic, from the offsets that it was made with."""
+
+    def poll(self, wait_s: float, max_messages: int) -> Sequence[Messages]:
+        """Return the next messages, at most so many, by partition; wait for the first so long."""
+
+    def positions(self) -> Mapping[int, int]:
+        """Return the next offset of each partition, which also moves where there is no message."""
+
+    def ends(self) -> Mapping[int, Ends]:
+        """Return where each partition ends, by requests that begin after the call.
+
+        Raises:
+            BrokerUnreachable: The broker does not answer now.
+        """
+
+    def partitions(self) -> int:
+        """Return how many partitions the topic has now.
+
+        Raises:
+            BrokerUnreachable: The broker does not answer now.
+        """
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a live reader does what.
+
+    Attributes:
+        poll_messages: The most messages of a source in one poll.
+        rest_s: How long it rests after a poll without messages.
+        beat_s: How often, at most, a poll without messages says that watermarks have risen.
+        check_s: How often it asks the broker for the ends of quiet partitions.
+        quiet_us: How long before the instant of such a check a message may have been created that
+            is still on its way to the broker: so much less is the watermark of a quiet partition.
+        partitions_s: How often it asks the brokers whether topics have got more partitions.
+        mended_s: How often it looks for mended messages.
+    """
+
+    poll_messages: int = 4_096
+    rest_s: float = 0.005
+    beat_s: float = 0.1
+    check_s: float = 0.5
+    quiet_us: int = 2 * SECOND
+    partitions_s: float = 10.0
+    mended_s: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class LiveSource:
+    """A source that is read live.
+
+    Attributes:
+        definition: The stream or the request.
+        reader: Reads its topic.
+        decoder: Decodes its messages.
+        judge: Judges its rows; it has a time of receipt.
+        first: The partition of the log that is partition 0 of the topic.
+        partitions: The number of partitions of the topic.
+        clock: What a quiet partition's instant is measured by: ``wall``, or ``messages``, which is
+            never later than the newest timestamp of a message of the sources that have this clock;
+            for producers that replay the past.
+        rows: Decodes rows in JSON, as those of messages with several rows are mended; None if
+            there are no mended messages.
+        max_rejected: A greater share of rejected rows is a flood, of which the reader tells.
+    """
+
+    definition: EventStream | Request
+    reader: TopicReader
+    decoder: Decoder
+    judge: Judge
+    first: int
+    partitions: int
+    clock: Literal["wall", "messages"] = "wall"
+    rows: Decoder | None = None
+    max_rejected: float = 1.0
+
+
+@dataclass
+class LiveFigures:
+    """What a live reader has done.
+
+    Attributes:
+        counts: By source, of the rows that it read.
+        late_after_quiet: By source: accepted rows whose time was below a watermark which their
+            partition had only because it had been quiet.
+        caught_up: By source: the partitions that are read to their end, as of the last check.
+        mended: By source: mended messages that were accepted.
+        rejected_again: By source: mended messages that are rejected still.
+    """
+
+    counts: dict[str, Counts] = field(default_factory=dict)
+    late_after_quiet: dict[str, int] = field(default_factory=dict)
+    caught_up: dict[str, int] = field(default_factory=dict)
+    mended: dict[str, int] = field(default_factory=dict)
+    rejected_again: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,103 @@
+"""`tidemill replay-rejected` of a live stream: mended while it runs and while it is stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.folders import stream_of
+from tests.support.kafka_broker import TestBroker
+from tests.support.live_project import LiveProject, instant
+from tests.support.topics import committed
+from tidemill.pipelines.run.summary import read_summary
+
+
+def export(project: LiveProject, name: str) -> list[dict[str, Any]]:
+    """Export the rejected records; return those of a source."""
+    folder = project.folder / "run" / "rejected" / "export"
+    for path in folder.glob("*.jsonl"):
+        path.unlink()
+    project.run("replay-rejected")
+    path = folder / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def feed(project: LiveProject, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    path = project.folder / "mended.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    project.run("replay-rejected", "--mended", "mended.jsonl")
+    figures: dict[str, Any] = read_summary(project.folder / "run")["replay-rejected"]
+    return figures
+
+
+def wait(happened: Callable[[], bool], within_s: float = 30) -> None:
+    deadline = time.monotonic() + within_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_mended_records_of_topics_become_rows_once(tmp_path: Path, broker: TestBroker) -> None:
+    project = LiveProject(tmp_path / "project", broker, sinks=True)
+    project.run("backfill")
+    now = instant(time.time_ns() // 1_000)
+    check = {"check": "mended", "asked_at": now, "card": "c-1", "wanted": "a lot"}
+    paid = {"payment": "mended", "paid_at": now, "card": "c-1", "amount": 7.0}
+    project.produce(30, 10)
+    project.send_raw("checks", [json.dumps(check).encode(), b"poison"])
+    project.send_raw("payments", [json.dumps(paid).encode()[:-1]], partition=1)
+    with project.streaming() as process:
+        project.wait_for(10, process)
+        found = {line["payload"][:8]: line for line in export(project, "checks")}
+        wrong, poison = found['{"check"'], found["poison"]
+        assert (wrong["stage"], wrong["reason"]) == ("validate", "wrong_type")
+        assert wrong["origin"].startswith(f"{project.topics['checks']}/0@")
+        # The topic of rejected records has what a mended line needs.
+        dead = {
+            dict(one.headers)["record"].decode(): one.value
+            for one in committed(project, "rejected")
+        }
+        assert dead[wrong["record"]] == json.dumps(check).encode()
+        assert dead[poison["record"]] == b"poison"
+        mended = {**wrong, "payload": json.dumps({**check, "wanted": 2.0})}
+        counts = feed(project, [mended, poison])
+        assert counts["checks (topic)"]["stored"] == 1
+        assert counts["checks (topic)"]["reasons"] == {"broken_json": 1}
+        wait(lambda: "mended" in [row["request_id"] for row in project.predictions()])
+        assert feed(project, [mended, poison])["checks (topic)"]["mended_before"] == 1
+        project.drain(process)
+    (line,) = export(project, "payments")
+    feed(project, [{**line, "payload": json.dumps(paid)}])
+    assert export(project, "payments") == []  # it waits for the stream
+    with project.streaming("--resume") as process:
+        project.produce(5, 5)
+        project.wait_for(16, process)
+        wait(lambda: read_live(project) >= 36)
+        process.kill()
+        process.wait()
+    with project.streaming("--resume") as process:
+        project.produce(5, 5)
+        project.wait_for(21, process)
+        project.drain(process)
+    (left,) = export(project, "checks")
+    assert left["record"] == poison["record"]
+    assert export(project, "payments") == []
+    assert feed(project, [mended])["checks (topic)"]["mended_before"] == 1
+    answered = [row["request_id"] for row in project.predictions()]
+    assert sorted(answered) == sorted(["mended", *(f"checks-{n}" for n in range(20))])
+    assert [one.key.decode() for one in committed(project, "predictions")].count("mended") == 1
+    assert project.verify() == 84
+
+
+def read_live(project: LiveProject) -> int:
+    """Count the live payments that the stream has seen, from the newest releases."""
+    from tidemill.pipelines.recovery.release_log import read_releases
+
+    releases = read_releases(stream_of(project.folder / "run"))
+    last: dict[int, int] = {}
+    for entry in releases:
+        last[entry["shard"]] = sum(entry["positions"][1:3])
+    return max(last.values(), default=0)
