@@ -83,7 +83,7 @@ class _Partition:
     quiet_us: int = TIME_MIN
 
 
-class _Refused(NamedTuple):
+class _SetAside(NamedTuple):
     """Rejected records, and what the message of each carried beside its value."""
 
     records: pa.RecordBatch
@@ -213,7 +213,7 @@ class LiveReader:
                 return self._take_mended(found, is_marked=is_marked)
             self._mended_s = now_s
         rows: dict[tuple[str, int], list[pa.RecordBatch]] = {}
-        refused: list[_Refused] = []
+        refused: list[_SetAside] = []
         for name, source in self._sources.items():
             for messages in source.reader.poll(0.0, self._pace.poll_messages):
                 refused += self._take(source, messages, rows, now_s)
@@ -253,14 +253,14 @@ class LiveReader:
         messages: Messages,
         rows: dict[tuple[str, int], list[pa.RecordBatch]],
         now_s: float,
-    ) -> list[_Refused]:
+    ) -> list[_SetAside]:
         """Decode and judge messages; return the rejected records."""
         name = source.definition.name
         at = self._at[name, messages.partition]
         if name in self._newest_us:
             newest = int(messages.timestamps_us.max(initial=TIME_MIN))
             self._newest_us[name] = max(self._newest_us[name], newest)
-        refused: list[_Refused] = []
+        refused: list[_SetAside] = []
         for decoded in source.decoder.decode(messages, at.row):
             at.row += len(decoded)
             found = self._judge(source, messages, decoded, rows)
@@ -275,7 +275,7 @@ class LiveReader:
         messages: Messages,
         decoded: Decoded,
         rows: dict[tuple[str, int], list[pa.RecordBatch]],
-    ) -> list[_Refused]:
+    ) -> list[_SetAside]:
         name = source.definition.name
         partition = source.first + messages.partition
         unread = _placed(decoded.raw.rejected, partition)
@@ -293,7 +293,7 @@ class LiveReader:
                 records = judged.rejected.set_column(
                     place, "position", pa.array(offsets, pa.int64())
                 )
-                refused.append(_Refused(records, carried(messages, offsets)))
+                refused.append(_SetAside(records, carried(messages, offsets)))
         return refused
 
     def _count_late(self, source: LiveSource, partition: int, batch: pa.RecordBatch) -> None:
@@ -386,7 +386,7 @@ class LiveReader:
     def _write_down(
         self,
         rows: Mapping[tuple[str, int], list[pa.RecordBatch]],
-        refused: Sequence[_Refused],
+        refused: Sequence[_SetAside],
         mended: pa.RecordBatch | None = None,
         *,
         is_marked: bool,
