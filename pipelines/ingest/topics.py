@@ -19,6 +19,7 @@ from tidemill.pipelines.io.files.readers import Reader as RowReader
 from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Partition
 from tidemill.pipelines.io.kafka.reader import Reader
+from tidemill.pipelines.io.live.live_reader import wall_clock_us
 from tidemill.pipelines.io.live.live_source import Ends, LiveSource
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.messages import Messages
@@ -176,6 +177,7 @@ def made_of(config: Configuration, source: Source, ids: RequestIds | None = None
         transform=source.transform,
         received=source.received,
         ids=ids if isinstance(definition, Request) else None,
+        clock_us=wall_clock_us,
     )
     topic = source.kafka
     assert topic is not None

@@ -8,6 +8,7 @@ moves it. Training, replay and verification all read the accepted rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,11 @@ Refusals = dict[int, tuple[Reason, str]]
 
 
 def judge_arrivals(
-    definition: EventStream | Request, rows: pa.RecordBatch, received: str, highest_us: int
+    definition: EventStream | Request,
+    rows: pa.RecordBatch,
+    received: str,
+    highest_us: int,
+    now_us: int | None = None,
 ) -> tuple[Refusals, int]:
     """Judge the next valid rows of a partition, in order of arrival.
 
@@ -33,6 +38,8 @@ def judge_arrivals(
         received: The column that holds the time of receipt. A row with null in this column is
             refused, because nothing tells whether its time is too far ahead.
         highest_us: The highest accepted time before these rows (`TIME_MIN` at the start).
+        now_us: When a live reader received the rows, by its own clock. No row was received later,
+            whatever a producer's clock has written into ``received``. None for files.
 
     Returns:
         The refused rows, and the highest accepted time after these rows.
@@ -41,6 +48,8 @@ def judge_arrivals(
     known = np.flatnonzero(hashing.validity(arrived))
     times_us = hashing.bits(rows.column(definition.time_column))[known]
     received_us = hashing.bits(arrived)[known]
+    if now_us is not None:
+        received_us = np.minimum(received_us, now_us)
     outcome = accept(
         times_us, received_us, highest_us, definition.tolerance_us, definition.max_ahead_us
     )
@@ -78,10 +87,12 @@ class Gate:
     Attributes:
         definition: As for `judge_arrivals`.
         received: As for `judge_arrivals`.
+        clock_us: The clock of a live reader; None for files.
     """
 
     definition: EventStream | Request
     received: str
+    clock_us: Callable[[], int] | None = None
 
     def __post_init__(self) -> None:
         self._highest_us: dict[int, int] = {}
@@ -97,8 +108,9 @@ class Gate:
     def refuse(self, partition: int, rows: pa.RecordBatch) -> Refusals:
         """Judge a partition's next rows; return the refused ones."""
         highest_us = self.highest_us(partition)
+        now_us = None if self.clock_us is None else self.clock_us()
         refusals, self._highest_us[partition] = judge_arrivals(
-            self.definition, rows, self.received, highest_us
+            self.definition, rows, self.received, highest_us, now_us
         )
         return refusals
 

@@ -244,7 +244,10 @@ class Rig:
                     if part.source == definition.name and part.rows is not None:
                         ids.repeated(part.partition, np.arange(part.start, part.stop), part.rows)
         transform = self.transform if definition is PAID else None
-        judge = Judge(definition, [], received="sent_at", transform=transform, ids=ids)
+        judge = Judge(
+            definition, [], received="sent_at", transform=transform, ids=ids,
+            clock_us=lambda: self.now_us,
+        )  # fmt: skip
         read = judge.reader.columns
         columns = {"sent_at": "timestamp", **(self.columns if definition is PAID else {})}
         asked = None if read is None else [name for name in read if name not in columns]

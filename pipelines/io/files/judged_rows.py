@@ -108,6 +108,7 @@ class Judge:
             read as a table: it has no order of arrival, so no row is late.
         replaced: Tells which rows are rejected because a mended record stands in for them.
         ids: The ids of the requests (`request_ids`), for who goes on with them; None to make them.
+        clock_us: The clock of a live reader, after which no row is received; None for files.
     """
 
     def __init__(
@@ -121,13 +122,14 @@ class Judge:
         received: str | None = None,
         replaced: Replaced | None = None,
         ids: RequestIds | None = None,
+        clock_us: Callable[[], int] | None = None,
     ) -> None:
         if ids is None and isinstance(definition, Request):
             ids = request_ids(definition, files)
         self._definition, self._zone, self._transform = definition, zone, transform
         self._ambiguous, self._replaced, self._ids = ambiguous, replaced, ids
-        self._received = received
-        self._gate = None if received is None else Gate(definition, received)
+        self._received, self._clock_us = received, clock_us
+        self._gate = None if received is None else Gate(definition, received, clock_us)
         self._receipts: dict[int, Receipts] = {}
 
     @property
@@ -157,6 +159,7 @@ class Judge:
             ambiguous=self._ambiguous,
             transform=self._transform,
             received=self._received,
+            clock_us=self._clock_us,
         )
         other.restore(partition, self.highest_us(partition))
         return other

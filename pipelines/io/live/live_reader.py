@@ -6,8 +6,8 @@ The promises:
   a file: ``read = kept + dropped + rejected``. What the log has of a poll is all that counts: a
   reader that goes on after a kill reads from the offsets that its last poll has.
 * All rows of a poll were received at one instant of this reader's clock, later than those of every
-  poll before it, whatever the machine's clock does. A message's own timestamp judges only whether
-  a row is too far ahead.
+  poll before it, whatever the machine's clock does. Whether a row is too far ahead, the message's
+  own timestamp judges, or this clock if that is earlier: a producer's clock may be wrong.
 * The watermark of a partition is its highest time so far minus the stream's out-of-orderness. A
   partition that is *quiet* has another one too: for an instant T it is quiet only if everything
   that the broker had at T has been read (the position is the last stable offset *and* the high
@@ -257,9 +257,6 @@ class LiveReader:
         """Decode and judge messages; return the rejected records."""
         name = source.definition.name
         at = self._at[name, messages.partition]
-        if name in self._newest_us:
-            newest = int(messages.timestamps_us.max(initial=TIME_MIN))
-            self._newest_us[name] = max(self._newest_us[name], newest)
         refused: list[_SetAside] = []
         for decoded in source.decoder.decode(messages, at.row):
             at.row += len(decoded)
@@ -267,6 +264,14 @@ class LiveReader:
             records = rejected.concat(one.records for one in found) if found else None
             self._floods.note(name, source.max_rejected, len(decoded), records, now_s)
             refused += found
+        if name in self._newest_us:
+            # A producer whose clock is wrong does not move that of the others.
+            good = np.ones(len(messages), np.bool_)
+            for one in refused:
+                wrong = hashing.bits(one.records.column("position"))
+                good &= ~np.isin(messages.offsets, wrong)
+            newest = int(messages.timestamps_us[good].max(initial=TIME_MIN))
+            self._newest_us[name] = max(self._newest_us[name], newest)
         return refused
 
     def _judge(

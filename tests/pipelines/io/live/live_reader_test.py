@@ -222,6 +222,32 @@ def test_with_the_clock_of_messages_nothing_is_quiet_after_the_newest_message(ri
     assert rig.watermark() == past + 58 * SECOND
 
 
+def test_a_producer_whose_clock_is_ahead_is_judged_by_the_clock_of_the_reader(rig: Rig) -> None:
+    """Its timestamps agree with its events, and would let them pass."""
+    hour_ahead = START + 3600 * SECOND
+    rig.paid.send(row("wrong", hour_ahead), sent_us=hour_ahead)
+    rig.paid.send(row("right", START))
+    rig.step()
+    assert [one["id"] for one in rig.rows("paid")] == ["right"]
+    (record,) = rig.rejected()
+    assert record["reason"] == "ahead"
+    assert "past its receipt at 2023-11-14T22:13:20" in record["detail"]
+    assert rig.watermark() == START - PAID.out_of_orderness_us
+
+
+def test_a_rejected_message_does_not_move_the_clock_of_messages(rig: Rig) -> None:
+    rig.clock = "messages"
+    rig.restarted()
+    rig.now_us = START + 7200 * SECOND
+    rig.paid.send(row("a", START), sent_us=START)
+    rig.paid.send(row("wrong", START + 3600 * SECOND), sent_us=START + 3500 * SECOND)
+    rig.paid.send(b"{", sent_us=START + 3500 * SECOND)
+    found = rig.step()
+    assert found is not None
+    assert found.newest_us["paid"] == START
+    assert rig.watermark(partition=1) == START - 2 * SECOND
+
+
 def test_the_clock_of_messages_is_no_later_than_the_wall_clock(rig: Rig) -> None:
     rig.clock = "messages"
     rig.restarted()
@@ -495,6 +521,7 @@ def test_rows_of_a_topic_are_judged_like_those_of_a_file(
             topic.send(message, sent_us=sent_us)
         sent_at = f"{np.datetime64(sent_us, 'us')}Z"
         lines.append(other.get(kind, row(**values, sent_at=sent_at)))
+    rig.now_us = sent_us  # a file does not know when it is read
     while rig.paid.positions() != {0: len(lines)} or rig.asked.positions() != {0: len(lines)}:
         rig.step(0.1)
     rig.step()
