@@ -4,6 +4,7 @@
 #   make bench   the benchmarks, one table               make lint   only what needs no running
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
 #   make kafka   fetch the jars of Kafka's broker        make docs   the pages made from the code
+#   make faults  kill and pause a live stream's stream, broker and Redis at random, for minutes
 #   make coverage   make test, and the lines that the tests reach
 #   make clean   remove what these leave, but not .venv and .tidemill, which take minutes
 #
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test coverage bench lint docs prism kafka lock clean venv
+.PHONY: demo test coverage bench faults lint docs prism kafka lock clean venv
 ARGS ?=
 
 VENV := .venv
@@ -49,6 +50,10 @@ coverage: test
 
 bench: venv prism
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# At random, by a seed that is printed. A test of five such faults is part of `make test`.
+faults: venv kafka
+	$(BIN)/python -m benchmarks.faults $(ARGS)
 
 lint: venv
 	$(BIN)/ruff format --check .

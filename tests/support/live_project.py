@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -176,11 +176,7 @@ class LiveProject:
             for kind in kinds:
                 number = self.sent[kind]
                 self.sent[kind] += 1
-                at_us = time.time_ns() // 1_000
-                row = (self._payment if kind == "payments" else self._check)(
-                    f"{kind}-{number}", at_us
-                )
-                del row["sent_at"]  # the message's own timestamp
+                row = self.row_of_now(kind, f"{kind}-{number}")
                 producer.send(
                     self.topics[kind],
                     json.dumps(row).encode(),
@@ -190,6 +186,13 @@ class LiveProject:
             producer.flush()
         finally:
             producer.close()
+
+    def row_of_now(self, kind: str, name: str) -> dict[str, Any]:
+        """Return a row of now, without the time at which it is sent: its message has that."""
+        make = self._payment if kind == "payments" else self._check
+        row = make(name, time.time_ns() // 1_000)
+        del row["sent_at"]
+        return row
 
     def send_raw(self, kind: str, values: Sequence[bytes | None], partition: int = 0) -> None:
         """Send messages as they are."""
@@ -224,8 +227,18 @@ class LiveProject:
     @contextmanager
     def streaming(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """Run `tidemill stream`; it is killed if it still runs when the block ends."""
+        process = self.start_stream(*arguments)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def start_stream(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `tidemill stream`; whoever calls this ends it."""
         with (self.folder / "stream.log").open("ab") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 self._command(("stream", *arguments)),
                 cwd=self.folder,
                 env=self._environment(),
@@ -233,12 +246,6 @@ class LiveProject:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
 
     def _command(self, arguments: Sequence[str]) -> list[str]:
         code = "import sys; from tidemill.pipelines.commands.cli import main; sys.exit(main())"
@@ -266,8 +273,19 @@ class LiveProject:
             return []
         found: list[dict[str, Any]] = []
         for path in sorted(folder.glob("*.parquet")):
-            found += pq.read_table(path).to_pylist()
+            with suppress(FileNotFoundError):  # a stream that resumes removes what it repeats
+                found += pq.read_table(path).to_pylist()
         return found
+
+    def answered(self) -> int:
+        """Count the answered requests of the stream, some of which a resumed one may repeat."""
+        if not (self.folder / "run" / "CURRENT").exists():
+            return 0
+        count = 0
+        for path in (stream_of(self.folder / "run") / "predictions").glob("*.parquet"):
+            with suppress(FileNotFoundError):
+                count += pq.read_metadata(path).num_rows
+        return count
 
     def wait_for(
         self, answered: int, process: subprocess.Popen[bytes], within_s: float = 90

@@ -1,0 +1,68 @@
+"""Kill and pause stream, broker and Redis at random, and prove what comes out.
+
+    make faults                              # 30 faults, at most 20 minutes
+    make faults ARGS="--count 5 --seed 7"    # the faults of a seed again
+
+The last line says what `verify` has proven and what a reader of committed messages has seen. The
+exit status is 1 if a value differs, a prediction was lost or doubled, or if the stream ended by
+itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.fault_run import FaultRun, Verdict, random_faults
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the faults, and print what came of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser.add_argument("--count", type=int, default=30, help="how many faults")
+    parser.add_argument("--minutes", type=float, default=20.0, help="after which no fault begins")
+    parser.add_argument("--longest", type=float, default=20.0, help="seconds of the longest pause")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    given = parser.parse_args(arguments)
+    print(f"seed {given.seed}", flush=True)
+    began, done = time.monotonic(), 0
+    with (
+        tempfile.TemporaryDirectory(prefix="tidemill-faults-") as folder,
+        FaultRun(Path(folder), lambda text: print(text, flush=True)).running() as run,
+    ):
+        for fault in random_faults(given.count, given.seed, given.longest):
+            if time.monotonic() - began > given.minutes * 60:
+                print(f"{given.minutes:g} minutes are over", flush=True)
+                break
+            run.suffer(fault)
+            done += 1
+        verdict = run.finish()
+    minutes = (time.monotonic() - began) / 60
+    print(said(verdict, done, minutes, given.seed))
+    return int(bool(verdict.lost or verdict.doubled or verdict.ended_by_itself))
+
+
+def said(verdict: Verdict, faults: int, minutes: float, seed: int) -> str:
+    """Return what was proven, as lines."""
+    lines = [f"--- the stream ended by itself ---\n{log}" for log in verdict.ended_by_itself]
+    if verdict.noticed_s:
+        lines.append(
+            f"a broker that came back was noticed after {sorted(verdict.noticed_s)[-1]:.2f} s at "
+            f"most, in {len(verdict.noticed_s)} faults"
+        )
+    lines.append(
+        f"{faults} faults in {minutes:.1f} minutes, seed {seed}: 0 mismatches in "
+        f"{verdict.values:,} values; of {verdict.requests:,} predictions {verdict.lost} lost, "
+        f"{verdict.doubled} doubled; the stream ended {len(verdict.ended_by_itself)} times by "
+        "itself"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
