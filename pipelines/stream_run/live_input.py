@@ -29,7 +29,6 @@ from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.mended_live import MendedFiles
 from tidemill.pipelines.ingest.topics import open_topics
 from tidemill.pipelines.io.live.follow import (
-    AHEAD_POLLS,
     REJECTED,
     Follow,
     FollowOptions,
@@ -50,8 +49,11 @@ from tidemill.pipelines.telemetry.running import figures_place, stream_drains
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
 _AGAIN_SECONDS: Final = 1.0
-_MOST_UNREAD: Final = 16 * AHEAD_POLLS
-"""The most polls that are written down and that no operator has taken."""
+_MOST_UNREAD: Final = 16
+"""The most polls that are written down and that no operator has taken.
+
+A stream that is overloaded then reads larger ones, instead of keeping ever more small ones waiting.
+"""
 
 
 class Marks(Protocol):
