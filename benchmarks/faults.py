@@ -51,10 +51,8 @@ def said(verdict: Verdict, faults: int, minutes: float, seed: int) -> str:
     """Return what was proven, as lines."""
     lines = [f"--- the stream ended by itself ---\n{log}" for log in verdict.ended_by_itself]
     if verdict.noticed_s:
-        lines.append(
-            f"a broker that came back was noticed after {sorted(verdict.noticed_s)[-1]:.2f} s at "
-            f"most, in {len(verdict.noticed_s)} faults"
-        )
+        shown = ", ".join(f"{seconds:.2f}" for seconds in sorted(verdict.noticed_s))
+        lines.append(f"a broker that came back was noticed after (seconds): {shown}")
     lines.append(
         f"{faults} faults in {minutes:.1f} minutes, seed {seed}: 0 mismatches in "
         f"{verdict.values:,} values; of {verdict.requests:,} predictions {verdict.lost} lost, "

@@ -208,20 +208,11 @@ def run(folder: Path, minutes: float, speed: float) -> int:
         watcher = Watcher(broker, parts)
         watcher.start()
         ended.callback(watcher.stop)
-        producer = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                f"{__package__}.live_producer",
-                folder / "data",
-                broker,
-                str(speed),
-            ]
-        )
-        ended.callback(producer.wait)
-        ended.callback(producer.kill)
-        drain = threading.Thread(target=_drain, args=(watcher, producer, minutes), daemon=True)
-        drain.start()
+        module = f"{__package__}.live_producer"
+        command = [sys.executable, "-m", module, str(folder / "data"), broker, str(speed)]
+        act = _Act(command, config.root, watcher, minutes)
+        ended.callback(act.stop)
+        act.start()
         from tidemill.pipelines.stream_run.stream import stream
 
         began = time.monotonic()
@@ -242,13 +233,47 @@ def run(folder: Path, minutes: float, speed: float) -> int:
     return mismatches
 
 
-def _drain(watcher: Watcher, producer: subprocess.Popen[bytes], minutes: float) -> None:
-    """Stop producer and stream after some minutes of predictions."""
-    watcher.first.wait()
-    time.sleep(minutes * 60)
-    producer.terminate()
-    print(f"after {minutes:g} minutes the stream drains", flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)  # as a person would; the stream keeps its state and ends
+class _Act(threading.Thread):
+    """Sends the flights once the stream reads, and ends both after some minutes of predictions.
+
+    Args:
+        command: The producer.
+        root: Where the stream writes.
+        watcher: Knows when the first prediction came.
+        minutes: How long the stream goes on from then.
+    """
+
+    def __init__(
+        self, command: Sequence[str], root: Path, watcher: Watcher, minutes: float
+    ) -> None:
+        super().__init__(daemon=True)
+        self._command, self._root, self._watcher = command, root, watcher
+        self._seconds = minutes * 60
+        self._over = threading.Event()
+        self._producer: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """See `_Act`."""
+        while not any(self._root.glob("generations/*/live/topics.json")):
+            if self._over.wait(0.1):
+                return
+        self._producer = subprocess.Popen(self._command)
+        while not self._watcher.first.wait(0.1):
+            if self._over.is_set():
+                return
+        if self._over.wait(self._seconds):
+            return
+        self._producer.terminate()
+        print("the stream drains", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)  # as a person would; the stream keeps its state
+
+    def stop(self) -> None:
+        """End the producer."""
+        self._over.set()
+        self.join()
+        if self._producer is not None:
+            self._producer.kill()
+            self._producer.wait()
 
 
 class _Background:
@@ -320,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="make demo-live")
     parser.add_argument("--minutes", type=float, default=3.0, help="of predictions (3)")
     parser.add_argument(
-        "--speed", type=float, default=5_000.0, help="times faster than it happened (5000)"
+        "--speed", type=float, default=2_000.0, help="times faster than it happened (2000)"
     )
     parser.add_argument("--folder", type=Path, default=Path("demo-live"))
     given = parser.parse_args(arguments)
