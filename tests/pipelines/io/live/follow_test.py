@@ -6,7 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.support.scripted_topics import PROJECT, Rig
 from tidemill.features.contract import TIME_MAX, TIME_MIN
 from tidemill.features.errors import DamagedState
 from tidemill.pipelines.io.cuts import Cut
+from tidemill.pipelines.io.epochs import epoch_of
 from tidemill.pipelines.io.live import follow, poll_log
 from tidemill.pipelines.io.live.follow import AHEAD_POLLS, FollowOptions, stop_after
 from tidemill.pipelines.io.live.live_log import LiveLog
@@ -336,6 +337,31 @@ def test_it_stops_after_a_poll_with_a_mark(rig: Rig, sealed: int) -> None:
     assert {part.watermark_us for part in mark.parts} == {TIME_MIN}
     assert [part.stop for part in mark.parts] == [part.stop for part in sent[-1].parts]
     assert not any(poll.is_last for poll in sent)
+
+
+def test_polls_have_the_epochs_of_the_run(tmp_path: Path) -> None:
+    rig = lived(tmp_path, polls=4)
+    rig.reader.step(is_marked=True)
+    goes_on(rig, 2, random.Random(1))
+    rig.reader.step(is_marked=True)
+    goes_on(rig, 1, random.Random(2))
+    epochs = [0, 0, 0, 0, 0, 1, 1, 1, 2]
+    assert [poll.epoch for poll in rig.polls()] == epochs
+    stop_after(rig.folder / "stop.json", 9, 2)
+    sender = Sender(rig, options_of(rig))
+    while sender.left is not None:
+        sender.call()
+    assert [poll.epoch for poll in sender.polls] == [*epochs, 2]
+    assert [poll.number for poll in sender.polls if poll.is_marked] == [5, 8]
+    # A run that goes on from the first savepoint counts from there, also in rejected records.
+    rig.live.seal(rig.build, until=5)
+    at = tuple(part.stop for part in sender.polls[4].parts)
+    options = replace(options_of(rig), start=Cut(5, at), logged=5, epoch=1)
+    sender = Sender(rig, options)
+    while sender.left is not None:
+        sender.call()
+    assert [poll.epoch for poll in sender.polls] == [0, 0, 0, 1, 1]
+    assert {epoch_of(batch) for batch in sender.rejected} <= {0, 1}
 
 
 def test_it_stops_though_nothing_was_read(tmp_path: Path) -> None:
