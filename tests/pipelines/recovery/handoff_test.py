@@ -415,7 +415,8 @@ def test_a_savepoint_is_valid_when_all_its_files_are_there(tmp_path: Path) -> No
     assert (folder.name, handoff.kind, handoff.segment) == ("00001", "stop", 1)
     assert (handoff.as_of_us, handoff.mode) == (first, "exact")
     assert handoff.began == read_record(build_of(config.root) / STATES).id
-    assert len(handoff.files) == len(PROJECT.views) * SHARDS + 1
+    # Of each operator a head and a base.
+    assert len(handoff.files) == 2 * len(PROJECT.views) * SHARDS + 1
     run(config, until_us=second, resume=True)
     # Only the last savepoint is kept.
     assert [path.name for path in (stream_of(config.root) / SAVEPOINTS).iterdir()] == ["00002"]

@@ -71,7 +71,7 @@ def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     rows = random_rows(1, trips=4, hails=2)
     config = configuration(tmp_path, PROJECT, START, START + 11 * MINUTE)
     build = make_build(config, arrivals(PROJECT, rows, PARTITIONS, random.Random(1))).build_folder
-    entrance = ReplayInput(PROJECT, ReplayOptions(build, START, START + 11 * MINUTE), tmp_path)
+    entrance = ReplayInput(PROJECT, ReplayOptions(build, START, START + 11 * MINUTE), tmp_path, 1)
     made = FeaturizeOptions(run="coders", shards=2, partitions=PARTITIONS)
     start = first_start(config, None)
     delivery = Delivery.fence({}, start.current, start.segment, "coders")

@@ -95,7 +95,8 @@ def test_a_stream_whose_processes_and_broker_are_killed_loses_and_doubles_nothin
         project.drain(process)
     for name in ("predictions", "rejected"):
         figures = delivered(project, name)
-        assert figures["written"] + figures["already_there"] == figures["compared"]
+        # What came behind the last savepoint is compared; verify compares all.
+        assert figures["written"] + figures["already_there"] >= figures["compared"]
         assert figures.items() >= EXACT.items()
     assert ids(project) == once(project)
     check_rejected(project)

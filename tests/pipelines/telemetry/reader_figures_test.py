@@ -11,7 +11,7 @@ import pytest
 
 from tidemill.features.contract import SECOND, TIME_MIN
 from tidemill.pipelines.io.files.judged_rows import Counts
-from tidemill.pipelines.io.live.live_reader import Ends, LiveFigures, Standing
+from tidemill.pipelines.io.live.live_source import Ends, LiveFigures, Standing
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.facts import source_fact
 from tidemill.pipelines.telemetry.figures import Figures, gauge_values
