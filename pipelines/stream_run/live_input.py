@@ -49,7 +49,7 @@ from tidemill.pipelines.telemetry.running import figures_place, stream_drains
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
 _AGAIN_SECONDS: Final = 1.0
-_MOST_UNREAD: Final = 8
+_MOST_UNREAD: Final = 2
 """The most polls that are written down and that no operator has taken. A stream that does not keep
 up then gets larger polls, which cost less a row, and not more of them to wait for."""
 
