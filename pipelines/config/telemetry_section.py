@@ -9,13 +9,16 @@ tracing: {endpoint: "http://localhost:4318"}   # optional: spans to an OpenTelem
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.choices import LOG_FORMATS
 from tidemill.pipelines.config.strict_yaml import Section, Value
+
+T = TypeVar("T")
 
 METRICS_KEYS: Final = ("listen",)
 LOGGING_KEYS: Final = ("format",)
@@ -83,11 +86,16 @@ def read_metrics(top: Section) -> MetricsPage | None:
     Raises:
         ConfigurationError: A value cannot be used.
     """
-    if "metrics" not in top.values:
+    return _read(top, "metrics", METRICS_KEYS, MetricsPage)
+
+
+def _read(top: Section, name: str, keys: tuple[str], make: Callable[[str], T]) -> T | None:
+    """Read a section with one text, if it is there."""
+    if name not in top.values:
         return None
-    value = top.values["metrics"].section(METRICS_KEYS).required("listen")
+    value = top.values[name].section(keys).required(*keys)
     try:
-        return MetricsPage(value.text())
+        return make(value.text())
     except ConfigurationError as error:
         raise value.wrong(str(error)) from None
 
@@ -113,10 +121,4 @@ def read_tracing(top: Section) -> TraceOptions | None:
     Raises:
         ConfigurationError: A value cannot be used.
     """
-    if "tracing" not in top.values:
-        return None
-    value = top.values["tracing"].section(TRACING_KEYS).required("endpoint")
-    try:
-        return TraceOptions(value.text())
-    except ConfigurationError as error:
-        raise value.wrong(str(error)) from None
+    return _read(top, "tracing", TRACING_KEYS, TraceOptions)

@@ -17,6 +17,14 @@ import pyarrow as pa
 _EPOCH: Final = b"epoch"
 
 
+def epoch_field(epoch: int) -> dict[str, int]:
+    """Return the field of an epoch in a message or a state.
+
+    Epoch 0 is left out: replays have no other, and versions without marks wrote no epoch.
+    """
+    return {"epoch": epoch} if epoch else {}
+
+
 def with_epoch(batch: pa.RecordBatch, epoch: int) -> pa.RecordBatch:
     """Return a batch with its epoch; epoch 0 is not written down."""
     found = {key: value for key, value in (batch.schema.metadata or {}).items() if key != _EPOCH}

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tidemill.features.definitions import EventStream, Request
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
+from tidemill.pipelines.io.epochs import epoch_field
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 
 _REMEDY: Final = "run the stream from its last savepoint, or from its beginning"
@@ -95,10 +96,8 @@ class Poll:
             "sent_us": self.sent_us,
             "is_last": self.is_last,
             "parts": parts,
+            **epoch_field(self.epoch),
         }
-        # Polls of replays have none, nor had those of versions without marks.
-        if self.epoch:
-            fields["epoch"] = self.epoch
         if self.is_marked:
             fields["is_marked"] = True
         rows = [batch_bytes(part.rows) for part in self.parts]

@@ -469,6 +469,7 @@ def keep_savepoint(
     config: Configuration,
     start: Start,
     before: Handoff,
+    joiner: AnswerJoiner,
     reached: Reached,
     releases: Iterable[Mapping[str, Any]],
 ) -> Handoff:
@@ -478,6 +479,7 @@ def keep_savepoint(
         config: The configuration.
         start: The start of the run.
         before: The record of the states before it.
+        joiner: The joining stage as it is at the savepoint.
         reached: What its states contain.
         releases: The evidence of the releases since ``before`` (`pipelines.stream.release_line`).
 
@@ -487,9 +489,8 @@ def keep_savepoint(
     segment = before.segment + 1
     folder = savepoint_folder(start.current.stream_folder, segment)
     # A shard that has released nothing since keeps its frontier.
-    released = joiner_at(config, folder).frontiers
     frontiers = {
-        view.name: np.maximum(before.frontiers[view.name], released[index]).tolist()
+        view.name: np.maximum(before.frontiers[view.name], joiner.frontiers[index]).tolist()
         for index, view in enumerate(config.project.views)
     }
     marks = {name: list(of_view) for name, of_view in before.marks.items()}

@@ -20,6 +20,7 @@ from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
+from tidemill.pipelines.io.epochs import epoch_field
 from tidemill.pipelines.io.framing import Bytes, Kind, decode_document, encode_document
 from tidemill.pipelines.stream.answer_parts import AnswerPart, SavepointPart
 
@@ -110,7 +111,7 @@ def encode_joiner(state: JoinerState, project: Project) -> bytes:
         ],
         "frontiers": state.frontiers.tolist(),
         "numbers": state.numbers.tolist(),
-        **({"epoch": state.epoch} if state.epoch else {}),
+        **epoch_field(state.epoch),
     }
     return encode_document(Kind.JOINER_STATE, project.name, fields, blobs)
 

@@ -20,6 +20,7 @@ from tidemill.features.kernel.dedupe import PairSet, UInt64Array
 from tidemill.features.kernel.encoding import decode, encode
 from tidemill.features.kernel.plan import Plan
 from tidemill.features.kernel.tiles.state import State
+from tidemill.pipelines.io.epochs import epoch_field
 from tidemill.pipelines.io.framing import (
     Bytes,
     Document,
@@ -89,7 +90,7 @@ class Head:
             "savepoint": self.savepoint,
             "seen": self.seen,
             "kernel": self.kernel,
-            **({"epoch": self.epoch} if self.epoch else {}),
+            **epoch_field(self.epoch),
         }
         blobs = [encode_batches(waiting), encode_batches(sorted(self.held, key=_place))]
         return encode_document(Kind.OPERATOR_HEAD, key.text, fields, blobs)

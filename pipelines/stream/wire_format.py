@@ -16,6 +16,7 @@ import pyarrow as pa
 from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
+from tidemill.pipelines.io.epochs import epoch_field
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 from tidemill.pipelines.stream.answer_parts import (
     AnswerPart,
@@ -40,10 +41,10 @@ def encode_part(part: Part, key: str = "") -> bytes:
         key: The `OperatorKey.text` of the sender; empty for requests.
     """
     if isinstance(part, RequestPart):
-        fields = {"group": part.group, **_epoch(part.epoch)}
+        fields = {"group": part.group, **epoch_field(part.epoch)}
         return encode_document(Kind.REQUEST_PART, key, fields, [batch_bytes(part.rows)])
     place: dict[str, Any] = {"view": part.view, "shard": part.shard, "number": part.number}
-    place |= _epoch(part.epoch)
+    place |= epoch_field(part.epoch)
     if isinstance(part, SavepointPart):
         return encode_document(Kind.SAVEPOINT_PART, key, {**place, "groups": part.groups})
     rows = batch_bytes(part.answers if part.answers is not None and part.answers.num_rows else None)
@@ -73,11 +74,6 @@ def decode_part(data: bytes | pa.Buffer, project: Project | None = None) -> Part
     if kind is Kind.SAVEPOINT_PART:
         return SavepointPart(**{**fields, "groups": tuple(fields["groups"])})
     return AnswerPart(**fields, answers=batch_of(blobs[0]))
-
-
-def _epoch(epoch: int) -> dict[str, int]:
-    """Return the field of an epoch; the first one, which alone replays have, is left out."""
-    return {"epoch": epoch} if epoch else {}
 
 
 def _check_sender(key: str, view: str, project: Project | None) -> None:
@@ -175,7 +171,7 @@ def _pack(published: Published, key: str) -> bytes:
     fields = published._asdict()
     rows = fields.pop("rows")
     before = published.mark_before
-    fields |= _epoch(fields.pop("epoch")) | {
+    fields |= epoch_field(fields.pop("epoch")) | {
         "mark_before": None if before is None else before.hex(),
         "mark": published.mark.hex(),
     }
@@ -197,7 +193,7 @@ def unpack_publications(data: bytes, project: Project | None = None) -> Publishe
 
 def encode_unanswered(lost: Unanswered) -> bytes:
     """Encode requests that are given up."""
-    fields = {"partition": lost.partition, "views": lost.views, **_epoch(lost.epoch)}
+    fields = {"partition": lost.partition, "views": lost.views, **epoch_field(lost.epoch)}
     return encode_document(Kind.UNANSWERED, "", fields, [batch_bytes(lost.rows)])
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import BrokerError, FileError, SequenceError, StoreError
@@ -35,6 +35,7 @@ from tidemill.pipelines.recovery.resume import (
     offline_ends,
 )
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.publications import publications_name
 from tidemill.pipelines.stream.state_files import missing_files, savepoint_folder
 from tidemill.pipelines.stream_run.outcome import Outputs
@@ -61,6 +62,20 @@ class _Incomplete(Exception):
     """Something from before the mark of a savepoint is not written yet; the text says what."""
 
 
+class _Whole(NamedTuple):
+    """The states of a savepoint and the releases before it, all of them: they do not change.
+
+    Attributes:
+        joiner: The joining stage.
+        reached: What the states contain.
+        releases: The evidence of the releases since the savepoint before.
+    """
+
+    joiner: AnswerJoiner
+    reached: Reached
+    releases: Sequence[Mapping[str, Any]]
+
+
 @dataclass
 class Keeper:
     """Keeps the savepoints of a run, one after the other.
@@ -73,6 +88,7 @@ class Keeper:
         delivery: Its topics.
         engine: The name of the engine, for errors.
         kept: The record of the last savepoint that counts, or of the states it began with.
+        waiting: How many requests wait in those states.
         failed: Why no more savepoints are kept; None while all is well.
     """
 
@@ -83,13 +99,15 @@ class Keeper:
     delivery: Delivery
     engine: str
     kept: Handoff = field(init=False)
+    waiting: int = field(init=False)
     failed: BaseException | None = None
 
     def __post_init__(self) -> None:
         self.kept = self.start.handoff
+        self.waiting = joiner_at(self.config, self.start.folder).requests_pending
         self._stream = self.start.current.stream_folder
         self._outputs = Outputs(self._stream, self.config.project.request)
-        self._reached: Reached | None = None
+        self._found: _Whole | None = None
         self._ended = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -184,6 +202,23 @@ class Keeper:
         Raises:
             _Incomplete: Something is not.
         """
+        config, request = self.config, self.config.project.request.name
+        self._found = joiner, reached, releases = self._found or self._whole()
+        came = sum(reached.positions[request]) - sum(self.kept.positions[request])
+        expected = self.waiting + came - joiner.requests_pending
+        if (answered := self._outputs.requests(self._segment)) != expected:
+            raise _Incomplete(f"of {expected} requests, {answered} are answered or rejected")
+        self._check_stores(releases)
+        self.delivery.keep(self._segment)
+        with span("savepoint", number=self._segment):
+            self.kept = keep_savepoint(config, self.start, self.kept, joiner, reached, releases)
+        self.waiting, self._found = joiner.requests_pending, None
+        savepoint_kept(self.kept.segment, self.kept.as_of_us)
+        self._outputs.forget(self.kept.segment)
+        offline_caught_up(config, self.start)
+
+    def _whole(self) -> _Whole:
+        """Return the states of the next savepoint and the releases before it, if all are there."""
         config, folder = self.config, self._folder
         if missing := missing_files(folder, config.project, config.shards):
             raise _Incomplete(
@@ -195,28 +230,7 @@ class Keeper:
         polls = int(joiner.numbers.max())
         releases = self._releases(polls)
         self._check_publications(releases)
-        if self._reached is None or self._reached.polls != polls:
-            self._reached = self.entrance.reached(polls)
-        request = config.project.request.name
-        came = sum(self._reached.positions[request]) - sum(self.kept.positions[request])
-        waited = joiner_at(config, self._folder_before).requests_pending
-        expected = waited + came - joiner.requests_pending
-        if (answered := self._outputs.requests(self._segment)) != expected:
-            raise _Incomplete(f"of {expected} requests, {answered} are answered or rejected")
-        self._check_stores(releases)
-        self.delivery.keep(self._segment)
-        with span("savepoint", number=self._segment):
-            self.kept = keep_savepoint(config, self.start, self.kept, self._reached, releases)
-        savepoint_kept(self.kept.segment, self.kept.as_of_us)
-        self._outputs.forget(self.kept.segment)
-        offline_caught_up(config, self.start)
-
-    @property
-    def _folder_before(self) -> Path:
-        """The folder of the states that the next savepoint follows."""
-        if self.kept is self.start.handoff:
-            return self.start.folder
-        return savepoint_folder(self._stream, self.kept.segment)
+        return _Whole(joiner, self.entrance.reached(polls), releases)
 
     def _releases(self, polls: int) -> Sequence[Mapping[str, Any]]:
         """Return the evidence of all releases of the segment."""

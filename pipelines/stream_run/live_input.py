@@ -97,7 +97,7 @@ class LiveInput:
             _check_untaken(build, topics, self.live.folder)
         self.live.begin(topics, LiveOrigin(self.start.run.as_of_us))
         self.live.seal(self._build, self.start.handoff.as_of_us)
-        self.begins = self.polls()
+        self.begins = self.taken()
         self._epoch, self._ended = self._first_epoch(), 0
         self._check_files()
 
@@ -141,8 +141,8 @@ class LiveInput:
                     "and run `tidemill backfill` again"
                 )
 
-    def polls(self) -> LivePolls:
-        """Return the sealed polls since the savepoint."""
+    def taken(self) -> LivePolls:
+        """Return the sealed polls since the savepoint: at the run's end all that it has taken."""
         return LivePolls(
             self.config.project,
             self._log,
@@ -197,10 +197,6 @@ class LiveInput:
             for name, of_files in handoff.positions.items()
         }
         return Reached(live.received_us(logged) + 1, polls, positions)
-
-    def taken(self) -> LivePolls:
-        """Return all polls of the run, which are sealed now."""
-        return self.polls()
 
     def figures(self) -> dict[str, Any]:
         """Return what the reader adds to the summary, by source."""

@@ -282,8 +282,7 @@ def _run(
         result = run_pipeline(pipeline, choice)
         if entrance.ends:
             came = entrance.taken().rows_of(project.request.name)
-            expected = joiner_at(config, start.folder).requests_pending + came
-            check_end(stream_folder, project.request, start.segment, expected)
+            check_end(stream_folder, project.request, start.segment, keeper.waiting + came)
         else:
             keeper.finish(entrance.last_segment)
         delivery.finish(entrance.last_segment)
