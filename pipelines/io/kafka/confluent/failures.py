@@ -60,14 +60,19 @@ _KINDS: Final[dict[int, type[BrokerError]]] = {
     KafkaError._RESOLVE: BrokerUnreachable,
     KafkaError._WAIT_COORD: BrokerUnreachable,
     KafkaError._WAIT_CACHE: BrokerUnreachable,
-    KafkaError.LEADER_NOT_AVAILABLE: BrokerUnreachable,
-    KafkaError.NOT_LEADER_FOR_PARTITION: BrokerUnreachable,
-    KafkaError.COORDINATOR_NOT_AVAILABLE: BrokerUnreachable,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS: BrokerUnreachable,
-    KafkaError.NOT_COORDINATOR: BrokerUnreachable,
-    KafkaError.REQUEST_TIMED_OUT: BrokerUnreachable,
-    KafkaError.NETWORK_EXCEPTION: BrokerUnreachable,
 }
+
+_RETRIABLE: Final = frozenset(
+    [
+        *(5, 6, 7, 9, 13, 14, 15, 16, 19, 20, 41, 51, 56),
+        *(70, 71, 72, 74, 75, 78, 80, 83, 84, 88, 89, 100, 103, 106),
+    ]
+)
+"""Errors of brokers that the protocol calls retriable ("Error Codes" in Kafka's protocol guide).
+
+librdkafka says `retriable` of transactions only. A broker that leads a partition again after a
+standstill answers 74 to those that know its older epoch, for one.
+"""
 
 
 def translated(error: KafkaError | KafkaException, doing: str) -> BrokerError:
@@ -79,7 +84,7 @@ def translated(error: KafkaError | KafkaException, doing: str) -> BrokerError:
     """
     inner: KafkaError = error.args[0] if isinstance(error, KafkaException) else error
     kind = _KINDS.get(inner.code())
-    if kind is None and inner.retriable():
+    if kind is None and (inner.retriable() or inner.code() in _RETRIABLE):
         kind = BrokerUnreachable
     text = f"while {doing}: {inner.name()}: {inner.str()}"
     return BrokerError(text) if kind is None else kind(f"{text}; {_REMEDIES[kind]}")
