@@ -5,6 +5,7 @@ Two checks may find the same fault; it counts once.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,6 +30,9 @@ class Mismatch:
         seen: The value found.
         expected: The correct value.
         cause: The likely cause; empty if it is unknown.
+        kind: What kind of cause it is (`pipelines.verify.diagnosis.Kind`), or empty.
+        entity: The entity's key; empty if the mismatch concerns no single one.
+        events: The events to blame: id, source, partition and position.
     """
 
     what: str
@@ -39,14 +43,24 @@ class Mismatch:
     seen: str = ""
     expected: str = ""
     cause: str = ""
+    kind: str = ""
+    entity: str = ""
+    events: tuple[str, ...] = ()
 
 
 @dataclass
 class Findings:
-    """Counts mismatches, and keeps the first `LISTED`."""
+    """Counts mismatches, and keeps the first `LISTED`.
+
+    Attributes:
+        count: The number of mismatches.
+        listed: The first of them.
+        by_kind: The numbers of those that say what and of what kind they are.
+    """
 
     count: int = 0
     listed: list[Mismatch] = field(default_factory=list)
+    by_kind: Counter[tuple[str, str]] = field(default_factory=Counter)
     _known: set[tuple[str, str, str, str]] = field(default_factory=set)
 
     def add(self, mismatch: Mismatch, count: int = 1) -> None:
@@ -55,12 +69,18 @@ class Findings:
         if place in self._known:
             return
         self._known.add(place)
-        self.count += count
+        self.count_more(mismatch.what, count, mismatch.kind)
         if len(self.listed) < LISTED:
             self.listed.append(mismatch)
+
+    def count_more(self, what: str, count: int, kind: str = "") -> None:
+        """Count mismatches of which no details are kept."""
+        self.count += count
+        self.by_kind[what, kind] += count
 
     def merge(self, other: Findings) -> None:
         """Add the findings of another."""
         self.count += other.count
+        self.by_kind += other.by_kind
         self._known |= other._known
         self.listed = [*self.listed, *other.listed][:LISTED]

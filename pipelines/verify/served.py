@@ -20,9 +20,10 @@ from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text
-from tidemill.pipelines.verify.outputs.extent import Outputs
+from tidemill.pipelines.verify.outputs.extent import Answerable
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.files.read_files import read_table, reading
+from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.generations.current import Current, streams_of
 
 _MEND: Final = "run `tidemill stream` again"
@@ -69,12 +70,16 @@ def prediction_files(root: Path) -> list[Path]:
     Raises:
         InputError: There are none.
     """
-    files = sorted((root / paths.PREDICTIONS).glob("*.parquet"))
+    files = _files(root)
     if not files:
         raise InputError(
             f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
         )
     return files
+
+
+def _files(root: Path, prefix: str = "") -> list[Path]:
+    return sorted((root / paths.PREDICTIONS).glob(f"{prefix}*.parquet"))
 
 
 def read_predictions(root: Path, project: Project) -> pa.Table:
@@ -83,7 +88,21 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
     Raises:
         InputError: There are none.
     """
-    files = prediction_files(root)
+    return _read(root, project, prediction_files(root))
+
+
+def predictions_of_segment(root: Path, project: Project, segment: int) -> pa.Table | None:
+    """Read the predictions of a segment of a run; None if there are none.
+
+    Raises:
+        InputError: They were made by other definitions.
+        DamagedFile: A file does not hold what the stream wrote.
+    """
+    files = _files(root, segment_prefix(segment))
+    return _read(root, project, files) if files else None
+
+
+def _read(root: Path, project: Project, files: list[Path]) -> pa.Table:
     needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
     for view in project.views:
         needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
@@ -102,7 +121,7 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
 def serve_beside_requests(
     asked: pa.Table,
     predictions: pa.Table,
-    outputs: Outputs,
+    outputs: Answerable,
     project: Project,
     findings: Findings,
 ) -> Served:
@@ -111,7 +130,7 @@ def serve_beside_requests(
     Args:
         asked: The requests that were received in the period of the stream.
         predictions: Its predictions.
-        outputs: What its polls give.
+        outputs: Which of the requests must, or may, have one.
         project: The project.
         findings: Takes the mismatches.
     """

@@ -127,4 +127,6 @@ def verify(
 def _row(mismatch: Mismatch) -> dict[str, Any]:
     as_of = "" if mismatch.as_of_us is None else instant_text(mismatch.as_of_us)
     row = {**asdict(mismatch), "as_of_us": as_of}
+    for name in ("kind", "entity", "events"):  # the cause says them in words
+        del row[name]
     return {name.removesuffix("_us"): value for name, value in row.items()}

@@ -21,6 +21,23 @@ from tidemill.serving.publications import ENTITY_KEY
 _MEND: Final = "run `tidemill stream` again"
 
 
+def publication_files(stream: Path, prefix: str = "") -> dict[tuple[str, str], list[Path]]:
+    """Return the files of publications of a stream.
+
+    Args:
+        stream: The stream's folder.
+        prefix: The start of the names of the files, to read those of one segment.
+
+    Returns:
+        View and name of a release's publications (`publications_name`) to its files.
+    """
+    found: dict[tuple[str, str], list[Path]] = {}
+    for path in sorted((stream / paths.PUBLICATIONS).glob(f"*/{prefix}*")):
+        _, _, name = path.name.removesuffix(".parquet").partition("-")  # after the segment
+        found.setdefault((path.parent.name, name), []).append(path)
+    return found
+
+
 class PublicationCheck:
     """Compares the publications of a stream.
 
@@ -35,11 +52,8 @@ class PublicationCheck:
 
     def __init__(self, stream: Path, project: Project, findings: Findings) -> None:
         self._project, self._findings = project, findings
-        self._files: dict[tuple[str, str], list[Path]] = {}
+        self._files = publication_files(stream)
         self.rows = 0
-        for path in sorted((stream / paths.PUBLICATIONS).glob("*/*")):
-            _, _, name = path.name.removesuffix(".parquet").partition("-")  # after the segment
-            self._files.setdefault((path.parent.name, name), []).append(path)
 
     @property
     def numbers(self) -> list[int]:
