@@ -72,9 +72,23 @@ _NONE: Final = np.zeros(0, np.int64)
 
 
 def note_wrong_values(
-    verdict: ViewVerdict, evidence: Evidence, served: Served, findings: Findings, listed: int
+    verdict: ViewVerdict,
+    evidence: Evidence,
+    served: Served,
+    findings: Findings,
+    listed: int,
+    what: str = "value",
 ) -> None:
-    """Count a view's wrong values, and diagnose the first of them."""
+    """Count a view's wrong values, and diagnose the first of them.
+
+    Args:
+        verdict: The comparison.
+        evidence: The releases.
+        served: What was compared.
+        findings: Takes the mismatches.
+        listed: So many mismatches are diagnosed.
+        what: What the values are of (`Mismatch.what`).
+    """
     wrong_rows = np.flatnonzero(verdict.wrong.any(axis=1)).tolist()
     ids = served.predictions.column("request_id")
     columns = verdict.view.columns
@@ -82,14 +96,14 @@ def note_wrong_values(
         wrong = np.flatnonzero(verdict.wrong[row]).tolist()
         room = listed - len(findings.listed)
         if room <= 0:
-            findings.count_more("value", len(wrong))
+            findings.count_more(what, len(wrong))
             continue
         found = diagnose(verdict, evidence, row)
         for column in wrong[:room]:
             dtype = columns[column].dtype
             findings.add(
                 Mismatch(
-                    "value",
+                    what,
                     ids[row].as_py(),
                     verdict.view.name,
                     columns[column].name,
@@ -102,7 +116,7 @@ def note_wrong_values(
                     tuple(places(verdict, found.events)),
                 )
             )
-        findings.count_more("value", len(wrong) - len(wrong[:room]), found.kind)
+        findings.count_more(what, len(wrong) - len(wrong[:room]), found.kind)
 
 
 def written(matrix: tuple[Int64Array, UInt8Array], row: int, column: int, dtype: str) -> str:

@@ -62,6 +62,7 @@ class PredictionCheck:
     Attributes:
         scores: How many scores were compared.
         elsewhere: How many of them were made otherwise than this process makes them.
+        near: How many of these differ, and no more than kinds of devices do.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class PredictionCheck:
         self._order = np.argsort(places, kind="stable")
         self._places = places[self._order]
         self._scorers: dict[str, Scorer | str] = {}
-        self.scores = self.elsewhere = 0
+        self.scores = self.elsewhere = self.near = 0
         # Ids, inputs and features are compared with the sources (`compare_predictions`).
         self._elsewhere_checked = {"request_id", "request_time", *STAMPS}
         self._elsewhere_checked |= {*project.request.inputs}
@@ -172,7 +173,9 @@ class PredictionCheck:
                 right = pa.array([made[name]] * len(right), right.type)
             wrong = differing(seen, right)
             if name == "score" and not is_alike:
+                differs = int(wrong.sum())
                 wrong &= _far(seen, right)
+                self.near += differs - int(wrong.sum())
             what, _, view = name.partition("__")
             cause = _CAUSES.get(name, "the other predictions of its call say something else")
             if scorer is None and name in _SCORED:

@@ -1,0 +1,531 @@
+"""The proof of one stream, round after round: each costs by what has become durable since.
+
+A round takes the segments that have ended since the last one. It reads their releases, answers and
+publications, and the rows of the log that came with their polls. Each value is recomputed in batch
+from the rows of its entity, which are kept as far back as a window reaches; the operators of the
+stream are not used. All windows of a project end, so no state is carried from round to round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN, Int64Array, write_instant
+from tidemill.features.errors import StateMismatch, StoreError
+from tidemill.features.kernel import hashing
+from tidemill.features.rows import rejected
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
+from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
+from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
+from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
+from tidemill.pipelines.stream.rejected_by_stream import are_of_log
+from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences
+from tidemill.pipelines.verify.follow.kept_answers import KeptAnswers
+from tidemill.pipelines.verify.follow.log_rows import LogRows
+from tidemill.pipelines.verify.follow.online_rows import OnlineRows
+from tidemill.pipelines.verify.follow.release_chain import (
+    Place,
+    Reached,
+    check_releases,
+)
+from tidemill.pipelines.verify.follow.segment_outputs import SegmentOutputs, complete_segment
+from tidemill.pipelines.verify.follow.stream_ends import StreamEnds, beginning
+from tidemill.pipelines.verify.follow.view_rows import ViewRows, lateness_us
+from tidemill.pipelines.verify.follow.view_values import Compared, ViewValues
+from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
+from tidemill.pipelines.verify.outputs.extent import Answerable
+from tidemill.pipelines.verify.outputs.places import places_of
+from tidemill.pipelines.verify.release_evidence import Evidence, evidence_of
+from tidemill.pipelines.verify.served import (
+    Served,
+    check_requests,
+    read_predictions,
+    serve_beside_requests,
+)
+from tidemill.serving.online.database import OnlineDatabase
+
+_ROWS_AT_ONCE: Final = 200_000
+"""A round takes no further segment once it has so many rows of the log."""
+_STORE_KEYS: Final = 2_000
+"""So many entities of each view are read from the online store in a round."""
+
+
+class Follower:
+    """Proves a stream from its beginning, or from where its record says.
+
+    Args:
+        config: The configuration, with the folders of the stream.
+        run: The record of the stream.
+        record: What is proven of it.
+        share: The share of the entities to recompute.
+        database: The online store; None if its rows are not compared.
+
+    Attributes:
+        record: What is proven now.
+        share: The share.
+        behind: How many segments have ended that are not proven.
+
+    Raises:
+        StateMismatch: The log is not the one that was proven.
+        DamagedFile: A row of the log is damaged.
+    """
+
+    def __init__(
+        self,
+        config: Configuration,
+        run: StreamRun,
+        record: ProofRecord,
+        share: float,
+        database: OnlineDatabase | None,
+    ) -> None:
+        self._config, self._run, self.record, self.share = config, run, record, share
+        self._project, self._current = config.project, config.current
+        self._outputs = SegmentOutputs(self._current.stream_folder, self._project)
+        self._ends = StreamEnds(config, run)
+        self._base = evidence_of(config, run, {})
+        self._releases: dict[tuple[str, int, int], tuple[int, tuple[int, ...]]] = {}
+        self._partitions = source_partitions(stream_log(self._current), self._project)
+        self._kept = KeptAnswers(self._project, self._partitions)
+        self._online = None
+        if database is not None:
+            self._online = OnlineRows(self._project, self._current, run, database)
+        self._waiting: pa.Table | None = None
+        self._begun: list[tuple[int, dict[Place, Reached]]] = []
+        self._sweep = {view.name: -1 for view in self._project.views}
+        self.behind = 0
+        self._check_log()
+        self._start()
+
+    # --- where it begins -------------------------------------------------------------------------
+
+    def _check_log(self) -> None:
+        """Check that the log is the one whose first rows were proven."""
+        if not self.record.digests:
+            return
+        log, reread = stream_log(self._current), self.record.reread
+        for name, digest in self.record.digests.items():
+            if log.prefix_digest(name, reread["proven"][name]) != digest:
+                raise StateMismatch(
+                    f"the log of {name!r} below positions {reread['proven'][name]} has other rows "
+                    "than were proven: the log was replaced, or the record of the proof is of "
+                    "another root"
+                )
+
+    def _start(self) -> None:
+        """Read the rows that windows can hold; then read again what was proven, if need be."""
+        reread = self.record.reread
+        self._reached = beginning(self._config, self._run, self._base)
+        self._segment = 1
+        if reread:
+            self._segment = int(reread["segment"])
+            self._reached = {
+                (view, shard): Reached(number, frontier, tuple(positions), bytes.fromhex(mark))
+                for view, shard, number, frontier, positions, mark in reread["reached"]
+            }
+        for (view, shard), at in self._reached.items():
+            events = self._partitions[self._project.view(view).stream.name]
+            self._releases[view, shard, at.number] = at.frontier_us, at.positions[:events]
+        self._rows = ViewRows(self._project, self._partitions, self.share)
+        positions = self._positions()
+        frontiers = self._frontiers()
+        self._rows.load(stream_log(self._current), positions, frontiers)
+        self._asked = LogRows(self._project.request, self._partitions[self._project.request.name])
+        self._asked.positions = list(self._run.positions[self._project.request.name])
+        asked = self._read_requests(positions)
+        if len(asked) and self._base.exact:
+            times = _words(asked, self._project.request.request_time)
+            self._waiting = asked.filter(pa.array(times >= min(frontiers.values())))
+        while self._polls < self.record.polls:
+            if self._round(is_counted=False) is None:
+                raise StateMismatch(
+                    f"{self.record.polls} polls of the stream were proven, and its outputs end "
+                    f"after {self._polls}: they are of another stream"
+                )
+
+    @property
+    def _polls(self) -> int:
+        return max(at.number for at in self._reached.values())
+
+    def _positions(self) -> dict[str, list[int]]:
+        """Return the positions that all releases have reached, by source."""
+        found: dict[str, Int64Array] = {}
+        for (name, _), at in self._reached.items():
+            view = self._project.view(name)
+            events = self._partitions[view.stream.name]
+            for source, places in (
+                (view.stream.name, at.positions[:events]),
+                (self._project.request.name, at.positions[events:]),
+            ):
+                now = np.array(places, np.int64)
+                found[source] = np.maximum(found.get(source, now), now)
+        return {source: places.tolist() for source, places in found.items()}
+
+    def _frontiers(self) -> dict[str, int]:
+        """Return the least frontier of each view."""
+        found: dict[str, int] = {}
+        for (view, _), at in self._reached.items():
+            found[view] = min(found.get(view, at.frontier_us), at.frontier_us)
+        return found
+
+    def _read_requests(self, positions: Mapping[str, Sequence[int]]) -> pa.Table:
+        request = self._project.request.name
+        found = list(self._asked.read(stream_log(self._current), positions[request]))
+        return pa.concat_tables(found) if found else self._asked.schema.empty_table()
+
+    # --- a round ---------------------------------------------------------------------------------
+
+    def round(self) -> Round | None:
+        """Prove what has become durable since the last round; None if nothing has.
+
+        Raises:
+            DamagedFile: A row of the log, or a file of outputs, is damaged.
+            StateError: A record is damaged.
+        """
+        return self._round(is_counted=True)
+
+    def _round(self, *, is_counted: bool) -> Round | None:
+        began, complete = time.monotonic(), complete_segment(
+            self._current.stream_folder, self._run_now()
+        )  # fmt: skip
+        limit = complete
+        self.behind = max(complete - self._segment + 1, 0)
+        segments, releases = self._next_segments(limit, self.record.polls if not is_counted else 0)
+        if not segments:
+            return None
+        differences = Differences(write_instant(time.time_ns() // 1_000 // SECOND * SECOND))
+        findings, before = Findings(), dict(self._reached)
+        self._begun.append((self._segment, before))
+        since = self._frontiers()
+        wanted = {} if self._online is None else {one.mark for one in self._online.pending}
+        known = self._take_releases(releases, set(wanted), findings)
+        positions, log = self._positions(), stream_log(self._current)
+        came = self._rows.read(log, positions)
+        counts, served = self._compare(segments, releases, positions, differences, findings)
+        values = ViewValues(self._config, self._rows, self._evidence(), self.share)
+        for view in self._project.views:
+            late = came[view.name]
+            if len(late):
+                times = _words(late, view.stream.event_time)
+                late = late.filter(pa.array(times < since[view.name]))
+            again = self._kept.compare_again(
+                view, late, self._rows.of, values.evidence, differences
+            )
+            counts["compared_again"] = counts.get("compared_again", 0) + again
+        if served is not None:
+            self._kept.add(served)
+        if self._online is not None:
+            counts |= self._compare_store(known, findings)
+        differences.take(findings)
+        self._segment = segments[-1] + 1
+        self.behind = complete - segments[-1]
+        self._forget()
+        done = Round(
+            at_us=time.time_ns() // 1_000,
+            up_to_us=self._ends.up_to_us(self._polls, min(self._frontiers().values())),
+            seconds=round(time.monotonic() - began, 3),
+            behind_s=0.0,
+            served=counts.pop("served", 0),
+            values=counts.pop("values", 0),
+            share=self.share,
+            causes={name: count for name, count in differences.causes.items() if count},
+        )
+        if is_counted:
+            self._keep(done, differences.examples, counts, log, positions)
+        return done
+
+    def _run_now(self) -> StreamRun:
+        """Return the record of the stream, which says when it has ended."""
+        return StreamRun.read(self._current.stream_folder) or self._run
+
+    def _next_segments(self, complete: int, until: int) -> tuple[list[int], list[dict[str, Any]]]:
+        """Return the segments of the next round, with their releases.
+
+        Args:
+            complete: The last segment that has ended.
+            until: Do not go on behind the segment with this release; 0 for no such limit.
+        """
+        segments: list[int] = []
+        releases: list[dict[str, Any]] = []
+        begin = sum(map(sum, self._positions().values()))
+        for number in range(self._segment, complete + 1):
+            found = self._outputs.releases(number)
+            segments.append(number)
+            releases += found
+            if found and until and max(one["number"] for one in found) >= until:
+                break
+            if found and max(sum(one["positions"]) for one in found) - begin > _ROWS_AT_ONCE:
+                break
+        return segments, releases
+
+    def _take_releases(
+        self, releases: Sequence[Mapping[str, Any]], wanted: set[bytes], findings: Findings
+    ) -> dict[bytes, Reached]:
+        """Compare releases with the log; return those whose marks are wanted."""
+        last = max((one["number"] for one in releases), default=self._polls)
+        ends = self._ends.of(self._polls + 1, last) if last > self._polls else None
+        known: dict[bytes, Reached] = {}
+        shared: dict[Any, Any] = {}
+        for (view, shard), at in check_releases(releases, self._reached, last, ends, findings):
+            self._reached[view, shard] = at
+            events = self._partitions[self._project.view(view).stream.name]
+            evidence = at.frontier_us, at.positions[:events]
+            # The shards of a view have one, so it is kept once.
+            self._releases[view, shard, at.number] = shared.setdefault(evidence, evidence)
+            if at.mark in wanted:
+                known[at.mark] = at
+        return known
+
+    def _evidence(self) -> Evidence:
+        return dataclasses.replace(self._base, releases=self._releases)
+
+    def _compare(
+        self,
+        segments: Sequence[int],
+        releases: Sequence[Mapping[str, Any]],
+        positions: Mapping[str, Sequence[int]],
+        differences: Differences,
+        findings: Findings,
+    ) -> tuple[dict[str, int], Served | None]:
+        """Compare answers, scores and publications; return counts, and the answers to keep."""
+        evidence, counts = self._evidence(), Compared()
+        values = ViewValues(self._config, self._rows, evidence, self.share)
+        served = self._serve(segments, positions, differences, findings)
+        if served.count and served.predictions.num_rows:
+            check_requests(self._project, served, findings)
+            for view in self._project.views:
+                of_view, verdict = values.compare_answers(view, served, differences, findings)
+                counts.values += of_view
+                if verdict is not None:
+                    self._kept.note(view, *verdict)
+            self._compare_scores(values, served, differences, findings, counts)
+        counts.served += served.predictions.num_rows * len(self._project.columns)
+        counts.predictions = served.predictions.num_rows
+        counts.releases = len(releases)
+        published = self._outputs.publications(
+            segments,
+            {(r["view"], r["shard"], r["number"]): r for r in releases if r["publications"]},
+        )
+        values.count_publications(releases, published, findings)
+        for view in self._project.views:
+            values.compare_publications(view, published, differences, findings, counts)
+        kept = served if served.predictions.num_rows else None
+        return counts.as_figures(), kept
+
+    def _serve(
+        self,
+        segments: Sequence[int],
+        positions: Mapping[str, Sequence[int]],
+        differences: Differences,
+        findings: Findings,
+    ) -> Served:
+        """Find the request of each answer of some segments; note requests that got none."""
+        project, request = self._project, self._project.request
+        asked = self._read_requests(positions)
+        if self._waiting is not None:
+            asked = pa.concat_tables([self._waiting, asked])
+        places = places_of(asked, PARTITION, POSITION)
+        refused = self._refused(segments, differences)
+        due = self._is_due(asked)
+        predictions = self._outputs.predictions(segments)
+        if predictions is None:
+            predictions = pa.table(
+                {
+                    "request_id": pa.array([], pa.string()),
+                    "partition": pa.array([], pa.int64()),
+                    "position": pa.array([], pa.int64()),
+                }
+            )
+        lacking = due & ~np.isin(places, refused)
+        lacking &= ~np.isin(places, places_of(predictions, "partition", "position"))
+        if lacking.any():
+            predictions = self._found_elsewhere(predictions, places[lacking])
+        answerable = Answerable(answered=places[due], possible=places, refused=refused)
+        found = Findings()
+        served = serve_beside_requests(asked, predictions, answerable, project, found)
+        findings.merge(found)
+        answered = np.isin(places, places_of(predictions, "partition", "position"))
+        self._waiting = asked.filter(pa.array(~due & ~answered & ~np.isin(places, refused)))
+        if not self._base.exact or request.name not in self._partitions:
+            self._waiting = None
+        return served
+
+    def _found_elsewhere(self, predictions: pa.Table, lacking: Int64Array) -> pa.Table:
+        """Look for answers in all files, since files of segments may have been joined."""
+        everything = read_predictions(self._current.stream_folder, self._project)
+        there = np.isin(places_of(everything, "partition", "position"), lacking)
+        if not there.any():
+            return predictions
+        more = everything.filter(pa.array(there))
+        if not len(predictions):
+            return more
+        return pa.concat_tables([predictions, more])
+
+    def _refused(self, segments: Sequence[int], differences: Differences) -> Int64Array:
+        """Return the places of rejected requests; those that were given up are ``expired``."""
+        project, request = self._project, self._project.request.name
+        records = self._outputs.rejected(segments)
+        mine = np.array(are_of_log(records), np.bool_)
+        mine &= np.array([one == request for one in records.column("stream").to_pylist()], bool)
+        records = records.filter(pa.array(mine, pa.bool_()))
+        given_up = records.column("reason").to_pylist()
+        for row, reason in enumerate(given_up):
+            if reason != rejected.Reason.NO_ANSWER:
+                continue
+            origin, detail = (records.column(n)[row].as_py() for n in ("origin", "detail"))
+            example = Difference(
+                differences.at, Cause.EXPIRED, AS_COMPLETE, "request", str(origin),
+                served="no answer", recomputed="one", why=str(detail),
+            )  # fmt: skip
+            differences.add(example, len(project.columns))
+        return places_of(records.select(["partition", "position"]), "partition", "position")
+
+    def _is_due(self, asked: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Tell which requests must be answered: all frontiers have passed them."""
+        due = np.ones(len(asked), np.bool_)
+        if not self._base.exact:
+            return due
+        times = _words(asked, self._project.request.request_time)
+        for view in self._project.views:
+            keys = one_batch(asked.select([self._project.request.key_column(view.entity)]))
+            shards = hashing.shard_of(hashing.key_bytes(keys.column(0)), self._config.shards)
+            frontiers = np.array(
+                [self._reached[view.name, n].frontier_us for n in range(self._config.shards)]
+            )
+            due &= times < frontiers[shards]
+        return due
+
+    def _compare_scores(
+        self,
+        values: ViewValues,
+        served: Served,
+        differences: Differences,
+        findings: Findings,
+        counts: Compared,
+    ) -> None:
+        chosen = values.chosen_of_any(served)
+        predictions = pa.Table.from_batches([served.predictions.filter(pa.array(chosen))])
+        if not len(predictions):
+            return
+        check = PredictionCheck(
+            self._config.root, self._project, predictions, findings, is_scored=self._run.scored
+        )
+        check.take_served()
+        counts.scores = check.scores
+        if check.near:
+            example = Difference(
+                differences.at, Cause.VERSION, AS_COMPLETE, "score", "", served="other last bits",
+                recomputed="the bytes of this process",
+                why="the scores were made by another device or version of TensorFlow",
+            )  # fmt: skip
+            differences.add(example, check.near)
+
+    def _compare_store(self, known: Mapping[bytes, Reached], findings: Findings) -> dict[str, int]:
+        """Read rows of the online store, and compare those whose release is proven."""
+        assert self._online is not None
+        by_mark = {**known, **{at.mark: at for at in self._reached.values()}}
+        before = self._online.compared
+        values = self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, findings)
+        for view in self._project.views:
+            keys, self._sweep[view.name] = self._rows.some_keys(
+                view, self._sweep[view.name], _STORE_KEYS
+            )
+            self._online.read(view, keys)
+        values += self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, findings)
+        return {"store_rows": self._online.compared - before, "store_values": values}
+
+    def idle(self) -> Round | None:
+        """Read rows of the online store and blocks of the log again while nothing is new.
+
+        Returns:
+            A round, if it has compared something or found a difference.
+        """
+        began, findings = time.monotonic(), Findings()
+        counts: dict[str, int] = {}
+        log = stream_log(self._current)
+        self._rows.check_again(log)
+        if self._online is not None:
+            try:
+                counts = self._compare_store({}, findings)
+            except StoreError as error:
+                findings.add(Mismatch("store", "", seen=str(error), expected="rows"))
+        if not counts.get("store_rows") and not findings.count:
+            return None
+        differences = Differences(write_instant(time.time_ns() // 1_000 // SECOND * SECOND))
+        differences.take(findings)
+        done = Round(
+            at_us=time.time_ns() // 1_000,
+            up_to_us=self.record.up_to_us,
+            seconds=round(time.monotonic() - began, 3),
+            behind_s=0.0,
+            served=0,
+            values=0,
+            share=self.share,
+            causes={name: count for name, count in differences.causes.items() if count},
+        )
+        self.record = dataclasses.replace(
+            self.record.with_round(done, differences.examples),
+            counts=added(self.record.counts, counts),
+        )
+        return done
+
+    # --- what is kept ----------------------------------------------------------------------------
+
+    def narrow(self, share: float) -> None:
+        """Recompute a smaller share from now on."""
+        self.share = share
+        self._rows.narrow(share)
+
+    def _forget(self) -> None:
+        frontiers = self._frontiers()
+        self._rows.forget_before(frontiers)
+        least = min(frontiers.values())
+        if least > TIME_MIN:
+            self._kept.forget_before(min(least, TIME_MAX) - lateness_us(self._project))
+        first = self._kept.first_release
+        needed = self._polls if first is None else min(first - 1, self._polls)
+        self._releases = {at: found for at, found in self._releases.items() if at[2] >= needed}
+        while len(self._begun) > 1 and _number(self._begun[1][1]) <= needed:
+            self._begun.pop(0)
+
+    def _keep(
+        self,
+        done: Round,
+        examples: Sequence[Difference],
+        counts: Mapping[str, int],
+        log: Any,
+        positions: Mapping[str, Sequence[int]],
+    ) -> None:
+        segment, reached = self._begun[0] if self._begun else (self._segment, self._reached)
+        if self._kept.first_release is None:
+            segment, reached = self._segment, self._reached
+        self.record = dataclasses.replace(
+            self.record.with_round(done, examples),
+            polls=self._polls,
+            segment=self._segment,
+            reread={
+                "segment": segment,
+                "reached": [
+                    [view, shard, at.number, at.frontier_us, list(at.positions), at.mark.hex()]
+                    for (view, shard), at in reached.items()
+                ],
+                "proven": {name: list(places) for name, places in positions.items()},
+            },
+            digests=cut_digests(log, positions),
+            counts=added(self.record.counts, counts),
+        )
+
+
+def _number(reached: Mapping[Place, Reached]) -> int:
+    return max(at.number for at in reached.values())
+
+
+def _words(rows: pa.Table, column: str) -> Int64Array:
+    return hashing.bits(one_batch(rows.select([column])).column(0))

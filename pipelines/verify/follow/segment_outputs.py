@@ -1,0 +1,134 @@
+"""What the segments of a stream have written, read beside the stream: the only place that does.
+
+Only segments that have ended are read: a stream that goes on, also after a crash, does not write
+their outputs again. Files of ended segments may be joined meanwhile, so one that has vanished
+between listing and reading is looked for again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+
+from tidemill.features.definitions import Project
+from tidemill.features.rows import rejected
+from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.savepoints import Savepoint, last_segment
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.publications import publications_name
+from tidemill.pipelines.stream.rejected_by_stream import read_rejected
+from tidemill.pipelines.verify.outputs.compare_publications import publication_files
+from tidemill.pipelines.verify.served import predictions_of_segment
+from tidemill.serving.files.read_files import read_table
+from tidemill.serving.files.segment_names import segment_prefix
+
+_T = TypeVar("_T")
+_TRIES: Final = 8
+_REST_S: Final = 0.05
+_MEND: Final = "run `tidemill stream` again"
+
+
+@dataclass(frozen=True)
+class Published:
+    """The publications of a release.
+
+    Attributes:
+        view: The view.
+        shard: The shard.
+        number: The number of the release.
+        rows: The publications (`serving.publications.schema`).
+    """
+
+    view: str
+    shard: int
+    number: int
+    rows: pa.Table
+
+
+def complete_segment(stream: Path, run: StreamRun) -> int:
+    """Return the last segment of a stream that has ended; 0 if none has.
+
+    Args:
+        stream: The stream's folder.
+        run: Its record.
+    """
+    if run.ended:
+        return again(lambda: last_segment(stream))
+    savepoint = Savepoint.read(stream)
+    return 0 if savepoint is None else savepoint.segment
+
+
+class SegmentOutputs:
+    """Reads the outputs of segments.
+
+    Args:
+        stream: The stream's folder.
+        project: The project.
+    """
+
+    def __init__(self, stream: Path, project: Project) -> None:
+        self._stream, self._project = stream, project
+
+    def releases(self, segment: int) -> list[dict[str, Any]]:
+        """Return the releases of a segment, by view, shard and number."""
+        return again(lambda: read_releases(self._stream, segment_prefix(segment)))
+
+    def predictions(self, segments: Sequence[int]) -> pa.Table | None:
+        """Return the predictions of segments; None if there are none."""
+        found = [
+            again(lambda n=number: predictions_of_segment(self._stream, self._project, n))  # type: ignore[misc]
+            for number in segments
+        ]
+        tables = [table for table in found if table is not None]
+        return pa.concat_tables(tables) if tables else None
+
+    def rejected(self, segments: Sequence[int]) -> pa.Table:
+        """Return the rejected records of segments."""
+        folder = self._stream / paths.REJECTED_BY_STREAM
+        tables = [
+            again(lambda n=number: read_rejected(folder, segment_prefix(n)))  # type: ignore[misc]
+            for number in segments
+        ]
+        return pa.concat_tables([rejected.SCHEMA.empty_table(), *tables])
+
+    def publications(
+        self, segments: Sequence[int], releases: Mapping[tuple[str, int, int], Any]
+    ) -> list[Published]:
+        """Return the publications of releases of some segments."""
+
+        def read() -> list[Published]:
+            files: dict[tuple[str, str], list[Path]] = {}
+            for segment in segments:
+                for place, found in publication_files(
+                    self._stream, segment_prefix(segment)
+                ).items():
+                    files.setdefault(place, []).extend(found)
+            return [
+                Published(view, shard, number, read_table(path, _MEND))
+                for view, shard, number in releases
+                for path in files.get((view, publications_name(shard, number)), ())
+            ]
+
+        return again(read)
+
+
+def again(read: Callable[[], _T]) -> _T:
+    """Read files; once more if one has vanished since it was listed.
+
+    Raises:
+        FileNotFoundError: Files vanish again and again.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            return read()
+        except FileNotFoundError:
+            if not left:
+                raise
+            time.sleep(_REST_S)
+    raise AssertionError("unreachable")
