@@ -93,7 +93,7 @@ class KeptAnswers:
             return None
         predictions = self.served.predictions
         columns = [predictions.column(f"release__{view.name}") for view in self.project.views]
-        return min(int(hashing.bits(column).min()) for column in columns)
+        return min([int(hashing.bits(column).min()) for column in columns])
 
     def _instants(self, view: FeatureView) -> Int64Array:
         assert self.served is not None
@@ -150,7 +150,7 @@ class KeptAnswers:
         note_wrong_values(verdict, evidence, some, findings, EXAMPLES)
         differences.take(findings)
         self.note(view, verdict, some)
-        return some.predictions.num_rows
+        return int(some.predictions.num_rows)
 
 
 def _places(served: Served) -> Int64Array:

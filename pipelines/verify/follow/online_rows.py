@@ -29,7 +29,7 @@ from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.follow.log_rows import limits_of
 from tidemill.pipelines.verify.follow.release_chain import Reached
 from tidemill.serving.generations.current import Current
-from tidemill.serving.online.cells import cells_width, decode_cells
+from tidemill.serving.online.cells import arrow_columns, cells_width, decode_matrix
 from tidemill.serving.online.database import OnlineDatabase
 from tidemill.serving.online.fills import Fill, slice_of
 from tidemill.serving.online.reader import finish_anchored
@@ -209,7 +209,7 @@ class OnlineRows:
         for row, cell in enumerate(cells):
             if len(cell) != len(nothing):
                 statuses[row], cells[row] = "damaged cells", nothing
-        stored = decode_cells(dtypes, cells)
+        stored = arrow_columns(dtypes, *decode_matrix(len(dtypes), cells))
         finished = [
             finish_anchored(column, array, instants)
             for column, array in zip(view.columns, stored, strict=True)

@@ -23,8 +23,8 @@ _LEAST_LATENESS_US: Final = 2 * MINUTE
 
 def lateness_us(project: Project) -> int:
     """Return for how long before the frontier answers are kept, since events may come late."""
-    of_streams = [view.stream.lateness_us for view in project.views]
-    return max(_LEAST_LATENESS_US, project.request.lateness_us, *of_streams)
+    of_streams = [view.stream.tolerance_us for view in project.views]
+    return max(_LEAST_LATENESS_US, project.request.tolerance_us, *of_streams)
 
 
 class ViewRows:
