@@ -196,15 +196,23 @@ class ProofRecord:
             behind_s=done.behind_s,
         )
 
-    def write(self, root: Path) -> None:
+    def write(self, root: Path, name: str = _RECORD) -> None:
         """Write the record below a root, and wait for the disk.
+
+        Args:
+            root: The root.
+            name: The name of the file.
 
         Raises:
             FileError: It cannot be written.
         """
         folder = root / PROOF
         folder.mkdir(parents=True, exist_ok=True)
-        write_record(folder / _RECORD, _FORM, dataclasses.asdict(self), durable=True)
+        write_record(folder / name, _FORM, dataclasses.asdict(self), durable=True)
+
+    def put_away(self, root: Path) -> None:
+        """Keep the record of a stream that another one follows, beside that of the next."""
+        self.write(root, f"{self.generation}-stream-{self.stream:06d}.json")
 
     @staticmethod
     def read(root: Path) -> ProofRecord | None:

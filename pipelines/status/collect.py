@@ -30,7 +30,7 @@ from tidemill.pipelines.status.standing import (
 from tidemill.pipelines.status.waits import Declared, Place, is_caught_up, waits_for
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.facts import source_fact, view_fact
-from tidemill.pipelines.telemetry.figures import Snapshot, joined, quantile
+from tidemill.pipelines.telemetry.figures import Snapshot, joined, over_all_labels, quantile
 from tidemill.pipelines.telemetry.metrics import Metric
 from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
 from tidemill.serving.files.locks import is_locked
@@ -343,12 +343,10 @@ def _freshness(figures: Snapshot | None, metric: Metric) -> Freshness | None:
     """Return the quantiles of a histogram, over all its labels."""
     if figures is None:
         return None
-    found = [one for (name, _), one in figures.histograms.items() if name == metric.name]
-    if not found:
+    whole = over_all_labels(figures, metric)
+    if whole is None:
         return None
-    counts = tuple(map(sum, zip(*(one.counts for one in found), strict=True)))
-    whole = type(found[0])(counts, sum(one.sum for one in found))
     half, most = (quantile(metric, whole, q) for q in (0.5, 0.99))
     if half is None or most is None:
         return None
-    return Freshness(round(half, 3), round(most, 3), sum(counts))
+    return Freshness(round(half, 3), round(most, 3), sum(whole.counts))

@@ -103,6 +103,14 @@ def patterns(columns: Sequence[pa.Array]) -> tuple[Int64Array, UInt8Array]:
     return values, nulls.astype(np.uint8)
 
 
+def request_arrivals(served: Served, request: Request) -> Int64Array:
+    """Return when the request of each answer arrived, int64 ``(rows,)``."""
+    return arrivals(
+        hashing.bits(served.requests.column(request.request_time)),
+        hashing.bits(served.requests.column(RECEIVED)),
+    )
+
+
 def differ(one: tuple[Int64Array, UInt8Array], other: tuple[Int64Array, UInt8Array]) -> BoolArray:
     """Return where two matrices of patterns and nulls differ: bool, ``(rows, columns)``."""
     different: BoolArray = (one[1] != other[1]) | ((one[1] == 0) & (one[0] != other[0]))
@@ -110,7 +118,12 @@ def differ(one: tuple[Int64Array, UInt8Array], other: tuple[Int64Array, UInt8Arr
 
 
 def compare_view(
-    history: History, evidence: Evidence, served: Served, view: FeatureView, findings: Findings
+    history: History,
+    evidence: Evidence,
+    served: Served,
+    view: FeatureView,
+    findings: Findings,
+    arrived_us: Int64Array | None = None,
 ) -> ViewVerdict:
     """Recompute a view's values and compare them; note the stamps that are wrong.
 
@@ -120,6 +133,8 @@ def compare_view(
         served: Answers with their requests.
         view: The view.
         findings: Takes wrong stamps; wrong values are left to the caller.
+        arrived_us: int64, ``(rows,)``: of the events that a release took in eager mode, those count
+            that arrived before; None for those that arrived before the requests.
     """
     request = history.project.request
     columns = []
@@ -146,10 +161,7 @@ def compare_view(
         events,
         keys,
         as_of,
-        arrivals(
-            hashing.bits(served.requests.column(request.request_time)),
-            hashing.bits(served.requests.column(RECEIVED)),
-        ),
+        request_arrivals(served, request) if arrived_us is None else arrived_us,
         shards,
         releases,
         seen,

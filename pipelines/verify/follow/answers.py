@@ -12,12 +12,12 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from tidemill.features.contract import TIME_MAX, BoolArray
+from tidemill.features.contract import TIME_MAX, BoolArray, Int64Array
 from tidemill.features.definitions import FeatureView, Project
 from tidemill.features.feast_objects import EVENT_TIMESTAMP
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.files.judged_rows import Counts
-from tidemill.pipelines.io.log import RECEIVED
+from tidemill.pipelines.verify.compare_predictions import request_arrivals
 from tidemill.pipelines.verify.follow.segment_outputs import Published
 from tidemill.pipelines.verify.served import Served
 from tidemill.pipelines.verify.source_history import History, SourceHistory
@@ -70,14 +70,51 @@ def published_as_served(
             },
         }
         predictions.append(pa.RecordBatch.from_pydict(columns))
-        # In eager mode too, all that its release had taken counts.
-        received = pa.array(np.full(count, TIME_MAX))
-        requests.append(
-            pa.RecordBatch.from_pydict(
-                {request.request_time: pa.array(instants), RECEIVED: received, key: keys}
-            )
-        )
+        asked = {request.request_time: pa.array(instants), key: keys}
+        requests.append(pa.RecordBatch.from_pydict(asked))
     if not predictions:
         return None
     found = pa.concat_batches(predictions)
     return Served(found, pa.concat_batches(requests), found.num_rows, found.num_rows, 0)
+
+
+def counted_before(
+    project: Project, view: FeatureView, published: Served, answers: Served
+) -> Int64Array:
+    """Return before which arrival an event counts in each publication of a release in eager mode.
+
+    An event counts from after the answers whose requests arrived before it did
+    (`pipelines.stream.receipt`). So an event counts at an instant if it arrived before every
+    request of the release that is answered as of this instant or later.
+
+    Args:
+        project: The project.
+        view: The view.
+        published: Publications (`published_as_served`), ``(rows,)``.
+        answers: All answers of their releases.
+
+    Returns:
+        int64, ``(rows,)``, in microseconds.
+    """
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    arrived = request_arrivals(answers, project.request)
+    for place, as_of, at in zip(
+        _releases(view, answers), _stamp(view, answers, "as_of"), arrived.tolist(), strict=True
+    ):
+        found.setdefault(place, []).append((as_of, at))
+    before = [
+        min((at for of_it, at in found.get(place, ()) if of_it >= as_of), default=TIME_MAX)
+        for place, as_of in zip(
+            _releases(view, published), _stamp(view, published, "as_of"), strict=True
+        )
+    ]
+    return np.array(before, np.int64)
+
+
+def _stamp(view: FeatureView, served: Served, name: str) -> list[int]:
+    found: list[int] = served.predictions.column(f"{name}__{view.name}").to_pylist()
+    return found
+
+
+def _releases(view: FeatureView, served: Served) -> list[tuple[int, int]]:
+    return list(zip(_stamp(view, served, "shard"), _stamp(view, served, "release"), strict=True))

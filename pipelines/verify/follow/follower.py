@@ -26,7 +26,7 @@ from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
 from tidemill.pipelines.stream.rejected_by_stream import are_of_log
-from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.findings import Findings
 from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences
 from tidemill.pipelines.verify.follow.kept_answers import KeptAnswers
 from tidemill.pipelines.verify.follow.log_rows import LogRows
@@ -72,6 +72,7 @@ class Follower:
         record: What is proven now.
         share: The share.
         behind: How many segments have ended that are not proven.
+        store_is_away: Why the online store could not be read; empty if it could.
 
     Raises:
         StateMismatch: The log is not the one that was proven.
@@ -101,6 +102,7 @@ class Follower:
         self._begun: list[tuple[int, dict[Place, Reached]]] = []
         self._sweep = {view.name: -1 for view in self._project.views}
         self.behind = 0
+        self.store_is_away = ""
         self._check_log()
         self._start()
 
@@ -315,7 +317,7 @@ class Follower:
         )
         values.count_publications(releases, published, findings)
         for view in self._project.views:
-            values.compare_publications(view, published, differences, findings, counts)
+            values.compare_publications(view, published, served, differences, findings, counts)
         kept = served if served.predictions.num_rows else None
         return counts.as_figures(), kept
 
@@ -433,11 +435,15 @@ class Follower:
         by_mark = {**known, **{at.mark: at for at in self._reached.values()}}
         before = self._online.compared
         values = self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, findings)
-        for view in self._project.views:
-            keys, self._sweep[view.name] = self._rows.some_keys(
-                view, self._sweep[view.name], _STORE_KEYS
-            )
-            self._online.read(view, keys)
+        self.store_is_away = ""
+        try:
+            for view in self._project.views:
+                keys, self._sweep[view.name] = self._rows.some_keys(
+                    view, self._sweep[view.name], _STORE_KEYS
+                )
+                self._online.read(view, keys)
+        except StoreError as error:
+            self.store_is_away = str(error)
         values += self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, findings)
         return {"store_rows": self._online.compared - before, "store_values": values}
 
@@ -452,10 +458,7 @@ class Follower:
         log = stream_log(self._current)
         self._rows.check_again(log)
         if self._online is not None:
-            try:
-                counts = self._compare_store({}, findings)
-            except StoreError as error:
-                findings.add(Mismatch("store", "", seen=str(error), expected="rows"))
+            counts = self._compare_store({}, findings)
         if not counts.get("store_rows") and not findings.count:
             return None
         differences = Differences(write_instant(time.time_ns() // 1_000 // SECOND * SECOND))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tidemill.features.contract import BoolArray, window_tail
+from tidemill.features.contract import TIME_MAX, BoolArray, Int64Array, window_tail
 from tidemill.features.definitions import FeatureView
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
@@ -18,7 +18,12 @@ from tidemill.pipelines.recovery.release_log import place_of
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict, compare_view
 from tidemill.pipelines.verify.diagnosis import Kind, note_wrong_values
 from tidemill.pipelines.verify.findings import LISTED, Findings, Mismatch
-from tidemill.pipelines.verify.follow.answers import history_of, published_as_served, some_of
+from tidemill.pipelines.verify.follow.answers import (
+    counted_before,
+    history_of,
+    published_as_served,
+    some_of,
+)
 from tidemill.pipelines.verify.follow.differences import Differences
 from tidemill.pipelines.verify.follow.segment_outputs import Published
 from tidemill.pipelines.verify.follow.share import is_chosen
@@ -100,11 +105,12 @@ class ViewValues:
         self,
         view: FeatureView,
         published: Sequence[Published],
+        answers: Served,
         differences: Differences,
         findings: Findings,
         counts: Compared,
     ) -> None:
-        """Compare the publications of a view."""
+        """Compare the publications of a view; ``answers`` are all those of their releases."""
         served = published_as_served(self._project, view, published)
         if served is None:
             return
@@ -112,20 +118,30 @@ class ViewValues:
         some = some_of(served, is_chosen(self._keys(view, served), self._share))
         if not some.predictions.num_rows:
             return
-        verdict = self._compare(view, some, findings, "publication")
+        arrived = None
+        if not self.evidence.exact and answers.predictions.num_rows:
+            arrived = counted_before(self._project, view, some, answers)
+        elif not self.evidence.exact:
+            arrived = np.full(some.predictions.num_rows, TIME_MAX)
+        verdict = self._compare(view, some, findings, "publication", arrived)
         ids = some.predictions.column("request_id").to_pylist()
         differences.add_late(verdict, self.evidence, ids, what="publication")
         counts.publications += some.predictions.num_rows
         counts.values += some.predictions.num_rows * len(view.columns)
 
     def _compare(
-        self, view: FeatureView, some: Served, findings: Findings, what: str
+        self,
+        view: FeatureView,
+        some: Served,
+        findings: Findings,
+        what: str,
+        arrived_us: Int64Array | None = None,
     ) -> ViewVerdict:
         instants = hashing.bits(some.predictions.column(f"as_of__{view.name}"))
         tail = window_tail(int(instants.min()), view.longest_window_us, view.hop_us)
         rows = self._rows.of(view, self._keys(view, some), tail)
         history = history_of(self._project, view, rows, self._rows.partitions(view))
-        verdict = compare_view(history, self.evidence, some, view, findings)
+        verdict = compare_view(history, self.evidence, some, view, findings, arrived_us)
         note_wrong_values(verdict, self.evidence, some, findings, LISTED * 10, what)
         return verdict
 
