@@ -233,8 +233,8 @@ class _Proof:
         now_us = self._clock_us()
         at = write_instant(now_us // SECOND * SECOND)
         fault = Difference(
-            at, Cause.UNEXPLAINED, AS_SEEN, "log", "", served="damaged", recomputed="what was written",
-            why=why,
+            at, Cause.UNEXPLAINED, AS_SEEN, "log", "", served="damaged",
+            recomputed="what was written", why=why,
         )  # fmt: skip
         done = Round(
             now_us, record.up_to_us, 0.0, record.behind_s, 0, 0, self._share,
