@@ -126,10 +126,11 @@ class KeptAnswers:
         first = pa.Table.from_batches([of_event]).group_by(view.key).aggregate(
             [(view.stream.event_time, "min")]
         )  # fmt: skip
-        place = pc.index_in(keys, value_set=first.column(view.key).combine_chunks())
-        found = hashing.validity(place)
+        index = pc.index_in(keys, value_set=first.column(view.key).combine_chunks())
+        place = pc.fill_null(index, -1).to_numpy()
+        found = place >= 0
         earliest = hashing.bits(first.column(f"{view.stream.event_time}_min").combine_chunks())
-        at = np.where(found, hashing.bits(place), 0)
+        at = np.where(found, place, 0)
         touched = found & (self._instants(view) > earliest[at])
         if not touched.any():
             return 0

@@ -118,11 +118,9 @@ class ViewValues:
         some = some_of(served, is_chosen(self._keys(view, served), self._share))
         if not some.predictions.num_rows:
             return
-        arrived = None
+        arrived = np.full(some.predictions.num_rows, TIME_MAX)
         if not self.evidence.exact and answers.predictions.num_rows:
             arrived = counted_before(self._project, view, some, answers)
-        elif not self.evidence.exact:
-            arrived = np.full(some.predictions.num_rows, TIME_MAX)
         verdict = self._compare(view, some, findings, "publication", arrived)
         ids = some.predictions.column("request_id").to_pylist()
         differences.add_late(verdict, self.evidence, ids, what="publication")
