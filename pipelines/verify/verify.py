@@ -120,6 +120,7 @@ def verify(
         "earlier": earlier,
         "mismatches": everything.count,
         "seconds": round(time.perf_counter() - began, 3),
+        "ended_us": time.time_ns() // 1_000,
         "first_mismatches": [_row(mismatch) for mismatch in everything.listed],
     }
 

@@ -36,11 +36,13 @@ class Differences:
         at: When, ISO 8601, UTC.
         causes: Cause to the number of differences.
         examples: The first of each cause.
+        late_values: How many values of answers late events make differ.
     """
 
     at: str
     causes: Counter[str] = field(default_factory=Counter)
     examples: list[Difference] = field(default_factory=list)
+    late_values: int = 0
     _of_cause: Counter[str] = field(default_factory=Counter)
 
     def add(self, difference: Difference, count: int = 1) -> None:
@@ -105,6 +107,7 @@ class Differences:
             ):
                 self._keep(_with(example, what, why, events))
             self.causes[Cause.LATE_EVENT] += len(columns)
+            self.late_values += len(columns) * (what == "value")
 
     def add_late_requests(
         self, verdict: ViewVerdict, asked_us: Int64Array, ids: Sequence[str]

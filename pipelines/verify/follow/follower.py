@@ -226,6 +226,7 @@ class Follower:
         if self._online is not None:
             counts |= self._compare_store(known, findings)
         differences.take(findings)
+        counts["late_values"] = differences.late_values
         self._segment = segments[-1] + 1
         self.behind = complete - segments[-1]
         self._forget()
