@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,8 @@ LOCK: Final = "proof.lock"
 
 ROUNDS_KEPT: Final = 480
 """So many rounds are kept; when there are more, the older half is joined, two rounds to one."""
-DIFFERENCES_KEPT: Final = 60
-"""So many of the last differences are kept, at most `_OF_A_CAUSE` of each cause."""
+DIFFERENCES_KEPT: Final = 80
+"""So many of the last differences are kept, at most `_OF_A_CAUSE` of each cause and output."""
 _OF_A_CAUSE: Final = 15
 
 
@@ -243,10 +244,10 @@ def added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
 
 def _newest(found: Sequence[Difference]) -> list[Difference]:
     kept: list[Difference] = []
-    of_cause: dict[str, int] = {}
+    of_cause: Counter[tuple[str, str]] = Counter()
     for one in found:
-        of_cause[one.cause] = of_cause.get(one.cause, 0) + 1
-        if of_cause[one.cause] <= _OF_A_CAUSE:
+        of_cause[one.cause, one.what] += 1
+        if of_cause[one.cause, one.what] <= _OF_A_CAUSE:
             kept.append(one)
     return kept[:DIFFERENCES_KEPT]
 

@@ -22,7 +22,7 @@ from tidemill.pipelines.verify.release_evidence import Evidence
 AS_SEEN: Final = "as seen"
 AS_COMPLETE: Final = "as complete"
 EXAMPLES: Final = 10
-"""So many differences of each cause are kept of a round."""
+"""So many differences of each cause, and of one kind of output, are kept of a round."""
 
 _OF_ENGINE: Final = (Kind.LOST, Kind.STALE, Kind.DOUBLED)
 _LOST: Final = ("missing", "doubled")
@@ -43,7 +43,7 @@ class Differences:
     causes: Counter[str] = field(default_factory=Counter)
     examples: list[Difference] = field(default_factory=list)
     late_values: int = 0
-    _of_cause: Counter[str] = field(default_factory=Counter)
+    _kept: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, difference: Difference, count: int = 1) -> None:
         """Count a difference as ``count`` values; keep it if it is among the first of its cause."""
@@ -51,8 +51,9 @@ class Differences:
         self._keep(difference)
 
     def _keep(self, difference: Difference) -> None:
-        if self._of_cause[difference.cause] < EXAMPLES:
-            self._of_cause[difference.cause] += 1
+        of_it = difference.cause, difference.what
+        if self._kept[of_it] < EXAMPLES:
+            self._kept[of_it] += 1
             self.examples.append(difference)
 
     def take(self, findings: Findings) -> None:
@@ -100,7 +101,7 @@ class Differences:
         why = "it came after the answer, behind the frontier"
         for row in np.flatnonzero(late.any(axis=1)).tolist():
             columns = np.flatnonzero(late[row]).tolist()
-            room = self._of_cause[Cause.LATE_EVENT] < EXAMPLES
+            room = self._kept[Cause.LATE_EVENT, what] < EXAMPLES
             events = places(verdict, late_rows(verdict, evidence, row)) if room else []
             for example in self._of_row(
                 verdict, row, columns[:1], ids[row], Cause.LATE_EVENT, verdict.complete

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +26,9 @@ from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
 from tidemill.pipelines.stream.rejected_by_stream import are_of_log
-from tidemill.pipelines.verify.findings import Findings
+from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences
 from tidemill.pipelines.verify.follow.kept_answers import KeptAnswers
-from tidemill.pipelines.verify.follow.log_rows import LogRows
 from tidemill.pipelines.verify.follow.online_rows import OnlineRows
 from tidemill.pipelines.verify.follow.release_chain import (
     Place,
@@ -40,6 +39,11 @@ from tidemill.pipelines.verify.follow.segment_outputs import SegmentOutputs, com
 from tidemill.pipelines.verify.follow.stream_ends import StreamEnds, beginning
 from tidemill.pipelines.verify.follow.view_rows import ViewRows, lateness_us
 from tidemill.pipelines.verify.follow.view_values import Compared, ViewValues
+from tidemill.pipelines.verify.follow.waiting_requests import (
+    Waiting,
+    WaitingRequests,
+    due_together,
+)
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
 from tidemill.pipelines.verify.outputs.extent import Answerable
 from tidemill.pipelines.verify.outputs.places import places_of
@@ -56,6 +60,20 @@ _ROWS_AT_ONCE: Final = 200_000
 """A round takes no further segment once it has so many rows of the log."""
 _STORE_KEYS: Final = 2_000
 """So many entities of each view are read from the online store in a round."""
+
+
+class _Begun(NamedTuple):
+    """How far all had come before a round.
+
+    Attributes:
+        segment: The first segment of the round.
+        reached: How far each operator had come.
+        waiting: The requests that waited.
+    """
+
+    segment: int
+    reached: dict[Place, Reached]
+    waiting: Waiting
 
 
 class Follower:
@@ -98,8 +116,7 @@ class Follower:
         self._online = None
         if database is not None:
             self._online = OnlineRows(self._project, self._current, run, database)
-        self._waiting: pa.Table | None = None
-        self._begun: list[tuple[int, dict[Place, Reached]]] = []
+        self._begun: list[_Begun] = []
         self._sweep = {view.name: -1 for view in self._project.views}
         self.behind = 0
         self.store_is_away = ""
@@ -139,12 +156,11 @@ class Follower:
         positions = self._positions()
         frontiers = self._frontiers()
         self._rows.load(stream_log(self._current), positions, frontiers)
-        self._asked = LogRows(self._project.request, self._partitions[self._project.request.name])
-        self._asked.positions = list(self._run.positions[self._project.request.name])
-        asked = self._read_requests(positions)
-        if len(asked) and self._base.exact:
-            times = _words(asked, self._project.request.request_time)
-            self._waiting = asked.filter(pa.array(times >= min(frontiers.values())))
+        request = self._project.request
+        waiting = [tuple(one) for one in reread.get("waiting", ())]
+        self._asked = WaitingRequests(
+            request, positions[request.name], waiting, stream_log(self._current)
+        )
         while self._polls < self.record.polls:
             if self._round(is_counted=False) is None:
                 raise StateMismatch(
@@ -177,11 +193,6 @@ class Follower:
             found[view] = min(found.get(view, at.frontier_us), at.frontier_us)
         return found
 
-    def _read_requests(self, positions: Mapping[str, Sequence[int]]) -> pa.Table:
-        request = self._project.request.name
-        found = list(self._asked.read(stream_log(self._current), positions[request]))
-        return pa.concat_tables(found) if found else self._asked.schema.empty_table()
-
     # --- a round ---------------------------------------------------------------------------------
 
     def round(self) -> Round | None:
@@ -204,7 +215,7 @@ class Follower:
             return None
         differences = Differences(write_instant(time.time_ns() // 1_000 // SECOND * SECOND))
         findings, before = Findings(), dict(self._reached)
-        self._begun.append((self._segment, before))
+        self._begun.append(_Begun(self._segment, before, self._asked.places()))
         since = self._frontiers()
         wanted = {} if self._online is None else {one.mark for one in self._online.pending}
         known = self._take_releases(releases, set(wanted), findings)
@@ -275,6 +286,7 @@ class Follower:
         last = max((one["number"] for one in releases), default=self._polls)
         ends = self._ends.of(self._polls + 1, last) if last > self._polls else None
         known: dict[bytes, Reached] = {}
+        self._asked_until = {}
         shared: dict[Any, Any] = {}
         for (view, shard), at in check_releases(releases, self._reached, last, ends, findings):
             self._reached[view, shard] = at
@@ -282,6 +294,7 @@ class Follower:
             evidence = at.frontier_us, at.positions[:events]
             # The shards of a view have one, so it is kept once.
             self._releases[view, shard, at.number] = shared.setdefault(evidence, evidence)
+            self._asked_until[at.number] = at.positions[events:]
             if at.mark in wanted:
                 known[at.mark] = at
         return known
@@ -304,7 +317,7 @@ class Follower:
         if served.count and served.predictions.num_rows:
             check_requests(self._project, served, findings)
             for view in self._project.views:
-                of_view, verdict = values.compare_answers(view, served, differences, findings)
+                of_view, verdict = values.compare_answers(view, served, differences)
                 counts.values += of_view
                 if verdict is not None:
                     self._kept.note(view, *verdict)
@@ -318,7 +331,7 @@ class Follower:
         )
         values.count_publications(releases, published, findings)
         for view in self._project.views:
-            values.compare_publications(view, published, served, differences, findings, counts)
+            values.compare_publications(view, published, served, differences, counts)
         kept = served if served.predictions.num_rows else None
         return counts.as_figures(), kept
 
@@ -331,12 +344,12 @@ class Follower:
     ) -> Served:
         """Find the request of each answer of some segments; note requests that got none."""
         project, request = self._project, self._project.request
-        asked = self._read_requests(positions)
-        if self._waiting is not None:
-            asked = pa.concat_tables([self._waiting, asked])
+        log = stream_log(self._current)
+        asked = self._asked.take(log, positions[request.name], self._asked_until)
         places = places_of(asked, PARTITION, POSITION)
-        refused = self._refused(segments, differences)
-        due = self._is_due(asked)
+        times = _words(asked, request.request_time)
+        refused = self._refused(segments, places, times, differences, findings)
+        due = due_together(asked, self._is_due(asked))
         predictions = self._outputs.predictions(segments)
         if predictions is None:
             predictions = pa.table(
@@ -355,9 +368,7 @@ class Follower:
         served = serve_beside_requests(asked, predictions, answerable, project, found)
         findings.merge(found)
         answered = np.isin(places, places_of(predictions, "partition", "position"))
-        self._waiting = asked.filter(pa.array(~due & ~answered & ~np.isin(places, refused)))
-        if not self._base.exact or request.name not in self._partitions:
-            self._waiting = None
+        self._asked.keep(asked, ~due & ~answered & ~np.isin(places, refused))
         return served
 
     def _found_elsewhere(self, predictions: pa.Table, lacking: Int64Array) -> pa.Table:
@@ -371,24 +382,64 @@ class Follower:
             return more
         return pa.concat_tables([predictions, more])
 
-    def _refused(self, segments: Sequence[int], differences: Differences) -> Int64Array:
-        """Return the places of rejected requests; those that were given up are ``expired``."""
+    def _refused(
+        self,
+        segments: Sequence[int],
+        asked: Int64Array,
+        times: Int64Array,
+        differences: Differences,
+        findings: Findings,
+    ) -> Int64Array:
+        """Return the places of rejected requests; those that were given up are ``expired``.
+
+        Args:
+            segments: The segments whose records are read.
+            asked: int64, ``(requests,)``: the places of the requests.
+            times: int64, ``(requests,)``: their times.
+            differences: Takes those that were given up.
+            findings: Takes records of requests that every view has answered.
+        """
         project, request = self._project, self._project.request.name
         records = self._outputs.rejected(segments)
         mine = np.array(are_of_log(records), np.bool_)
         mine &= np.array([one == request for one in records.column("stream").to_pylist()], bool)
         records = records.filter(pa.array(mine, pa.bool_()))
-        given_up = records.column("reason").to_pylist()
-        for row, reason in enumerate(given_up):
+        places = places_of(records.select(["partition", "position"]), "partition", "position")
+        by_place = dict(zip(asked.tolist(), times.tolist(), strict=True))
+        believed = np.ones(len(places), np.bool_)
+        for row, reason in enumerate(records.column("reason").to_pylist()):
             if reason != rejected.Reason.NO_ANSWER:
                 continue
             origin, detail = (records.column(n)[row].as_py() for n in ("origin", "detail"))
+            if not self._can_be_given_up(by_place.get(int(places[row]))):
+                believed[row] = False
+                findings.add(
+                    Mismatch(
+                        "rejected", str(origin), seen="a rejected record", expected="none",
+                        cause="the releases answer this request: it was not rejected",
+                    )
+                )  # fmt: skip
+                continue
             example = Difference(
                 differences.at, Cause.EXPIRED, AS_COMPLETE, "request", str(origin),
                 served="no answer", recomputed="one", why=str(detail),
             )  # fmt: skip
             differences.add(example, len(project.columns))
-        return places_of(records.select(["partition", "position"]), "partition", "position")
+        found: Int64Array = places[believed]
+        return found
+
+    def _can_be_given_up(self, time_us: int | None) -> bool:
+        """Tell whether a view had not answered a request when another one had passed it by far."""
+        if time_us is None:
+            return False
+        by_number: dict[int, list[int]] = {}
+        for (_, _, number), (frontier_us, _) in self._releases.items():
+            by_number.setdefault(number, []).append(frontier_us)
+        passed = time_us + self._config.stream.answer_within_us
+        return any(
+            min(frontiers) <= time_us and max(frontiers) >= passed
+            for frontiers in by_number.values()
+        )
 
     def _is_due(self, asked: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Tell which requests must be answered: all frontiers have passed them."""
@@ -496,7 +547,7 @@ class Follower:
         first = self._kept.first_release
         needed = self._polls if first is None else min(first - 1, self._polls)
         self._releases = {at: found for at, found in self._releases.items() if at[2] >= needed}
-        while len(self._begun) > 1 and _number(self._begun[1][1]) <= needed:
+        while len(self._begun) > 1 and _number(self._begun[1].reached) <= needed:
             self._begun.pop(0)
 
     def _keep(
@@ -507,18 +558,19 @@ class Follower:
         log: Any,
         positions: Mapping[str, Sequence[int]],
     ) -> None:
-        segment, reached = self._begun[0] if self._begun else (self._segment, self._reached)
+        begun = self._begun[0]
         if self._kept.first_release is None:
-            segment, reached = self._segment, self._reached
+            begun = _Begun(self._segment, self._reached, self._asked.places())
         self.record = dataclasses.replace(
             self.record.with_round(done, examples),
             polls=self._polls,
             segment=self._segment,
             reread={
-                "segment": segment,
+                "segment": begun.segment,
+                "waiting": [list(one) for one in begun.waiting],
                 "reached": [
                     [view, shard, at.number, at.frontier_us, list(at.positions), at.mark.hex()]
-                    for (view, shard), at in reached.items()
+                    for (view, shard), at in begun.reached.items()
                 ],
                 "proven": {name: list(places) for name, places in positions.items()},
             },

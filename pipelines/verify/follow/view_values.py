@@ -83,7 +83,7 @@ class ViewValues:
         return found
 
     def compare_answers(
-        self, view: FeatureView, served: Served, differences: Differences, findings: Findings
+        self, view: FeatureView, served: Served, differences: Differences
     ) -> tuple[int, tuple[ViewVerdict, Served] | None]:
         """Compare a view's values of answers.
 
@@ -93,7 +93,7 @@ class ViewValues:
         some = some_of(served, is_chosen(self._keys(view, served), self._share))
         if not some.predictions.num_rows:
             return 0, None
-        verdict = self._compare(view, some, findings, "value")
+        verdict = self._compare(view, some, differences, "value")
         ids = some.predictions.column("request_id").to_pylist()
         differences.add_late(verdict, self.evidence, ids)
         if self.evidence.exact:
@@ -107,7 +107,6 @@ class ViewValues:
         published: Sequence[Published],
         answers: Served,
         differences: Differences,
-        findings: Findings,
         counts: Compared,
     ) -> None:
         """Compare the publications of a view; ``answers`` are all those of their releases."""
@@ -121,7 +120,7 @@ class ViewValues:
         arrived = np.full(some.predictions.num_rows, TIME_MAX)
         if not self.evidence.exact and answers.predictions.num_rows:
             arrived = counted_before(self._project, view, some, answers)
-        verdict = self._compare(view, some, findings, "publication", arrived)
+        verdict = self._compare(view, some, differences, "publication", arrived)
         ids = some.predictions.column("request_id").to_pylist()
         differences.add_late(verdict, self.evidence, ids, what="publication")
         counts.publications += some.predictions.num_rows
@@ -131,7 +130,7 @@ class ViewValues:
         self,
         view: FeatureView,
         some: Served,
-        findings: Findings,
+        differences: Differences,
         what: str,
         arrived_us: Int64Array | None = None,
     ) -> ViewVerdict:
@@ -139,8 +138,11 @@ class ViewValues:
         tail = window_tail(int(instants.min()), view.longest_window_us, view.hop_us)
         rows = self._rows.of(view, self._keys(view, some), tail)
         history = history_of(self._project, view, rows, self._rows.partitions(view))
-        verdict = compare_view(history, self.evidence, some, view, findings, arrived_us)
-        note_wrong_values(verdict, self.evidence, some, findings, LISTED * 10, what)
+        values, stamps = Findings(), Findings()
+        verdict = compare_view(history, self.evidence, some, view, stamps, arrived_us)
+        note_wrong_values(verdict, self.evidence, some, values, LISTED, what)
+        differences.take(values)
+        differences.take(stamps)
         return verdict
 
     def count_publications(
