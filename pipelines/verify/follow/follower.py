@@ -503,7 +503,7 @@ class Follower:
         """Read rows of the online store and blocks of the log again while nothing is new.
 
         Returns:
-            A round, if it has compared something or found a difference.
+            A round, if it has found a difference.
         """
         began, findings = time.monotonic(), Findings()
         counts: dict[str, int] = {}
@@ -511,7 +511,8 @@ class Follower:
         self._rows.check_again(log)
         if self._online is not None:
             counts = self._compare_store({}, findings)
-        if not counts.get("store_rows") and not findings.count:
+        self.record = dataclasses.replace(self.record, counts=added(self.record.counts, counts))
+        if not findings.count:
             return None
         differences = Differences(write_instant(time.time_ns() // 1_000 // SECOND * SECOND))
         differences.take(findings)
@@ -525,10 +526,7 @@ class Follower:
             share=self.share,
             causes={name: count for name, count in differences.causes.items() if count},
         )
-        self.record = dataclasses.replace(
-            self.record.with_round(done, differences.examples),
-            counts=added(self.record.counts, counts),
-        )
+        self.record = self.record.with_round(done, differences.examples)
         return done
 
     # --- what is kept ----------------------------------------------------------------------------
