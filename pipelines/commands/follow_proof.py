@@ -89,6 +89,7 @@ class _Screen:
         self._quiet, self._as_json = quiet, as_json
         self._is_terminal = sys.stdout.isatty() and not as_json
         self._shown = ""
+        self._printed = False
         self.page = ""
         self.has_page = False
         self._said_page = False
@@ -111,13 +112,15 @@ class _Screen:
             self.say(f"the page of the proof: {self.page}")
         if self._as_json:
             if step.round is not None:
-                click.echo(json.dumps(content(step)))
+                self._printed = True
+                click.echo(json.dumps(content(step.record, step)))
             return
         if step.round is None:
             return
         for one in step.record.differences:
             if one.at and _is_new(one, step) and one.cause in _faults():
                 self.say(f"mismatch: {described(one)}")
+        self._printed = True
         self._line(line(step.record, step.behind))
 
     def _line(self, text: str) -> None:
@@ -135,12 +138,11 @@ class _Screen:
             self._shown = ""
 
     def end(self, record: ProofRecord | None) -> None:
-        """Print the last line."""
+        """Print the last line, unless it is there."""
         self._clear()
-        if record is None or self._as_json:
+        if record is None or not (self._quiet or self._is_terminal or not self._printed):
             return
-        if self._quiet or self._is_terminal:
-            click.echo(line(record, 0))
+        click.echo(json.dumps(content(record)) if self._as_json else line(record, 0))
 
 
 def line(record: ProofRecord, behind: int) -> str:
@@ -191,28 +193,29 @@ def described(one: Difference) -> str:
     )
 
 
-def content(step: Step) -> dict[str, Any]:
-    """Return a round as JSON values."""
-    record, done = step.record, step.round
-    assert record is not None
-    assert done is not None
+def content(record: ProofRecord, step: Step | None = None) -> dict[str, Any]:
+    """Return what is proven, and what a step has added, as JSON values."""
+    done = None if step is None else step.round
     return {
-        "at": write_instant(done.at_us),
-        "proved_up_to": write_instant(done.up_to_us),
+        "at": write_instant(record.at_us),
+        "proved_up_to": write_instant(record.up_to_us) if record.up_to_us else None,
         "mismatches": record.mismatches,
         "values": record.values,
         "served": record.served,
         "share": record.share,
         "causes": dict(record.causes),
         "counts": dict(record.counts),
-        "behind_s": done.behind_s,
-        "behind_segments": step.behind,
-        "fresh_s": done.fresh_s,
-        "round": {
+        "behind_s": record.behind_s,
+        "behind_segments": 0 if step is None else step.behind,
+        "fresh_s": record.rounds[-1].fresh_s if record.rounds else None,
+        "round": None
+        if done is None
+        else {
             "seconds": done.seconds,
             "values": done.values,
             "served": done.served,
             "causes": dict(done.causes),
         },
-        "said": step.said,
+        "said": "" if step is None else step.said,
+        "stops": record.stops,
     }

@@ -90,7 +90,7 @@ class Round:
         at_us: When it ended.
         up_to_us: All that was served from rows received before this instant is proven.
         seconds: How long it took.
-        behind_s: How far the proof was behind the clock then.
+        behind_s: How far the proof was behind the clock then; 0 if no live stream ran.
         served: How many values were served.
         values: How many of them were recomputed.
         share: The share of the entities that was chosen.

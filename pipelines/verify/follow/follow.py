@@ -36,7 +36,7 @@ from tidemill.pipelines.verify.definitions_of import made_otherwise
 from tidemill.pipelines.verify.follow.differences import AS_SEEN
 from tidemill.pipelines.verify.follow.follower import Follower
 from tidemill.pipelines.verify.follow.segment_outputs import complete_segment
-from tidemill.serving.files.locks import lock
+from tidemill.serving.files.locks import is_locked, lock
 from tidemill.serving.generations.current import Current, find_current
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import OnlineDatabase
@@ -211,7 +211,8 @@ class _Proof:
             said = "" if not follower.store_is_away else f"not compared: {follower.store_is_away}"
             return Step(follower.record, said=said)
         now_us = self._clock_us()
-        behind_s = (now_us - done.up_to_us) / SECOND if config.is_live else 0.0
+        is_growing = config.is_live and is_locked(current.stream_lock)
+        behind_s = (now_us - done.up_to_us) / SECOND if is_growing else 0.0
         done = replace(done, behind_s=round(behind_s, 3), fresh_s=_fresh_s(current))
         rounds = [*follower.record.rounds[:-1], done]
         follower.record = replace(

@@ -228,6 +228,9 @@ class Follower:
             if len(late):
                 times = _words(late, view.stream.event_time)
                 late = late.filter(pa.array(times < since[view.name]))
+                oldest = since[view.name] - lateness_us(self._project)
+                later = int((times < oldest).sum()) if since[view.name] > TIME_MIN else 0
+                counts["events_later_than_kept"] = counts.get("events_later_than_kept", 0) + later
             again = self._kept.compare_again(
                 view, late, self._rows.of, values.evidence, differences
             )
