@@ -100,7 +100,7 @@ def follow(
         clock_us: The machine's clock, in microseconds since 1970.
 
     Yields:
-        A step after each round, and when it waits for something else than before.
+        A step at the beginning, after each round, and when it waits for something else.
 
     Raises:
         Locked: Another process proves the stream of this root.
@@ -112,7 +112,7 @@ def follow(
         lock(config.root / PROOF / LOCK, "prove the stream while it runs"),
         closing(proof),
     ):
-        said = ""
+        said: str | None = None
         while not stop.is_set():
             step = proof.step()
             if step.round is not None or step.said != said:
