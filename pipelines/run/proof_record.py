@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tidemill.pipelines.run.paths import PROOF as PROOF
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
-PROOF: Final = "proof"
-"""The name of the folder below a root."""
 _RECORD: Final = "proof.json"
 PAGE: Final = "proof.html"
 LOCK: Final = "proof.lock"

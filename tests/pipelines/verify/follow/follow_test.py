@@ -17,7 +17,7 @@ import pytest
 from tests.support.folders import made_root
 from tests.support.memory_topics import PROJECT, MemoryTopics, TopicProject
 from tidemill.features.contract import HOUR, MINUTE, SECOND
-from tidemill.features.errors import Locked
+from tidemill.features.errors import Locked, StateError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.live.live_log import LIVE
@@ -253,6 +253,17 @@ def test_a_proof_that_falls_behind_lowers_its_share_and_says_so(
     assert slow.record.notes[0].endswith(said[3])
     slow.behind = 0
     assert proof._keep_up(slow) == ""
+
+
+def test_a_damaged_record_is_named_with_what_to_do(project: TopicProject) -> None:
+    config = project.config()
+    ProofRecord("g", 1, "b").write(config.root)
+    (path,) = (config.root / PROOF).glob("*.json")
+    whole = path.read_bytes()
+    for content in (whole[:90], b"", whole.replace(b'"polls": 0', b'"polls": 9'), b"[1]"):
+        path.write_bytes(content)
+        with pytest.raises(StateError, match=r"proof\.json.* remove it: `tidemill verify --follow`"):
+            once(config)
 
 
 def test_the_record_is_bounded_and_reads_as_it_was_written(tmp_path: Path) -> None:
