@@ -6,6 +6,7 @@ Two checks may find the same fault; it counts once.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -72,6 +73,14 @@ class Findings:
         self.count_more(mismatch.what, count, mismatch.kind)
         if len(self.listed) < LISTED:
             self.listed.append(mismatch)
+
+    def forget_details(self, known: Iterable[tuple[str, str, str, str]] = ()) -> Findings:
+        """Return empty findings which do not count again what these have noted.
+
+        Args:
+            known: What else is not counted: what, id, view and feature.
+        """
+        return Findings(_known=self._known | set(known))
 
     def count_more(self, what: str, count: int, kind: str = "") -> None:
         """Count mismatches of which no details are kept."""

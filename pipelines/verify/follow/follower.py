@@ -19,14 +19,12 @@ import pyarrow as pa
 from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN, Int64Array, write_instant
 from tidemill.features.errors import StateMismatch, StoreError
 from tidemill.features.kernel import hashing
-from tidemill.features.rows import rejected
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
+from tidemill.pipelines.io.log import one_batch
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
-from tidemill.pipelines.stream.rejected_by_stream import are_of_log
-from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.findings import Findings
 from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences
 from tidemill.pipelines.verify.follow.kept_answers import KeptAnswers
 from tidemill.pipelines.verify.follow.online_rows import OnlineRows
@@ -35,6 +33,7 @@ from tidemill.pipelines.verify.follow.release_chain import (
     Reached,
     check_releases,
 )
+from tidemill.pipelines.verify.follow.requests_served import RequestsServed
 from tidemill.pipelines.verify.follow.segment_outputs import SegmentOutputs, complete_segment
 from tidemill.pipelines.verify.follow.stream_ends import StreamEnds, beginning
 from tidemill.pipelines.verify.follow.view_rows import ViewRows, lateness_us
@@ -42,17 +41,12 @@ from tidemill.pipelines.verify.follow.view_values import Compared, ViewValues
 from tidemill.pipelines.verify.follow.waiting_requests import (
     Waiting,
     WaitingRequests,
-    due_together,
 )
 from tidemill.pipelines.verify.outputs.compare_scores import PredictionCheck
-from tidemill.pipelines.verify.outputs.extent import Answerable
-from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.pipelines.verify.release_evidence import Evidence, evidence_of
 from tidemill.pipelines.verify.served import (
     Served,
     check_requests,
-    read_predictions,
-    serve_beside_requests,
 )
 from tidemill.serving.online.database import OnlineDatabase
 
@@ -110,12 +104,21 @@ class Follower:
         self._outputs = SegmentOutputs(self._current.stream_folder, self._project)
         self._ends = StreamEnds(config, run)
         self._base = evidence_of(config, run, {})
+        self._requests = RequestsServed(
+            self._project,
+            config.shards,
+            self._current.stream_folder,
+            is_exact=self._base.exact,
+        )
         self._releases: dict[tuple[str, int, int], tuple[int, tuple[int, ...]]] = {}
         self._partitions = source_partitions(stream_log(self._current), self._project)
         self._kept = KeptAnswers(self._project, self._partitions)
         self._online = None
         if database is not None:
             self._online = OnlineRows(self._project, self._current, run, database)
+        self._of_store = Findings().forget_details(
+            (one.what, one.id, one.view, one.feature) for one in record.differences
+        )
         self._begun: list[_Begun] = []
         self._sweep = {view.name: -1 for view in self._project.views}
         self.behind = 0
@@ -208,12 +211,13 @@ class Follower:
         began, complete = time.monotonic(), complete_segment(
             self._current.stream_folder, self._run_now()
         )  # fmt: skip
-        limit = complete
         self.behind = max(complete - self._segment + 1, 0)
-        segments, releases = self._next_segments(limit, self.record.polls if not is_counted else 0)
+        segments, releases = self._next_segments(
+            complete, self.record.polls if not is_counted else 0
+        )
         if not segments:
             return None
-        differences = Differences(write_instant(time.time_ns() // 1_000 // SECOND * SECOND))
+        differences = _differences()
         findings, before = Findings(), dict(self._reached)
         self._begun.append(_Begun(self._segment, before, self._asked.places()))
         since = self._frontiers()
@@ -238,7 +242,7 @@ class Follower:
         if served is not None:
             self._kept.add(served)
         if self._online is not None:
-            counts |= self._compare_store(known, findings)
+            counts |= self._compare_store(known, differences, findings)
         differences.take(findings)
         counts["late_values"] = differences.late_values
         self._segment = segments[-1] + 1
@@ -316,7 +320,14 @@ class Follower:
         """Compare answers, scores and publications; return counts, and the answers to keep."""
         evidence, counts = self._evidence(), Compared()
         values = ViewValues(self._config, self._rows, evidence, self.share)
-        served = self._serve(segments, positions, differences, findings)
+        name = self._project.request.name
+        asked = self._asked.take(stream_log(self._current), positions[name], self._asked_until)
+        of_requests = Findings()
+        served, waits = self._requests.serve(
+            asked, segments, self._reached, differences, of_requests
+        )
+        findings.merge(of_requests)
+        self._asked.keep(asked, waits)
         if served.count and served.predictions.num_rows:
             check_requests(self._project, served, findings)
             for view in self._project.views:
@@ -337,127 +348,6 @@ class Follower:
             values.compare_publications(view, published, served, differences, counts)
         kept = served if served.predictions.num_rows else None
         return counts.as_figures(), kept
-
-    def _serve(
-        self,
-        segments: Sequence[int],
-        positions: Mapping[str, Sequence[int]],
-        differences: Differences,
-        findings: Findings,
-    ) -> Served:
-        """Find the request of each answer of some segments; note requests that got none."""
-        project, request = self._project, self._project.request
-        log = stream_log(self._current)
-        asked = self._asked.take(log, positions[request.name], self._asked_until)
-        places = places_of(asked, PARTITION, POSITION)
-        times = _words(asked, request.request_time)
-        refused = self._refused(segments, places, times, differences, findings)
-        due = due_together(asked, self._is_due(asked))
-        predictions = self._outputs.predictions(segments)
-        if predictions is None:
-            predictions = pa.table(
-                {
-                    "request_id": pa.array([], pa.string()),
-                    "partition": pa.array([], pa.int64()),
-                    "position": pa.array([], pa.int64()),
-                }
-            )
-        lacking = due & ~np.isin(places, refused)
-        lacking &= ~np.isin(places, places_of(predictions, "partition", "position"))
-        if lacking.any():
-            predictions = self._found_elsewhere(predictions, places[lacking])
-        answerable = Answerable(answered=places[due], possible=places, refused=refused)
-        found = Findings()
-        served = serve_beside_requests(asked, predictions, answerable, project, found)
-        findings.merge(found)
-        answered = np.isin(places, places_of(predictions, "partition", "position"))
-        self._asked.keep(asked, ~due & ~answered & ~np.isin(places, refused))
-        return served
-
-    def _found_elsewhere(self, predictions: pa.Table, lacking: Int64Array) -> pa.Table:
-        """Look for answers in all files, since files of segments may have been joined."""
-        everything = read_predictions(self._current.stream_folder, self._project)
-        there = np.isin(places_of(everything, "partition", "position"), lacking)
-        if not there.any():
-            return predictions
-        more = everything.filter(pa.array(there))
-        if not len(predictions):
-            return more
-        return pa.concat_tables([predictions, more])
-
-    def _refused(
-        self,
-        segments: Sequence[int],
-        asked: Int64Array,
-        times: Int64Array,
-        differences: Differences,
-        findings: Findings,
-    ) -> Int64Array:
-        """Return the places of rejected requests; those that were given up are ``expired``.
-
-        Args:
-            segments: The segments whose records are read.
-            asked: int64, ``(requests,)``: the places of the requests.
-            times: int64, ``(requests,)``: their times.
-            differences: Takes those that were given up.
-            findings: Takes records of requests that every view has answered.
-        """
-        project, request = self._project, self._project.request.name
-        records = self._outputs.rejected(segments)
-        mine = np.array(are_of_log(records), np.bool_)
-        mine &= np.array([one == request for one in records.column("stream").to_pylist()], bool)
-        records = records.filter(pa.array(mine, pa.bool_()))
-        places = places_of(records.select(["partition", "position"]), "partition", "position")
-        by_place = dict(zip(asked.tolist(), times.tolist(), strict=True))
-        believed = np.ones(len(places), np.bool_)
-        for row, reason in enumerate(records.column("reason").to_pylist()):
-            if reason != rejected.Reason.NO_ANSWER:
-                continue
-            origin, detail = (records.column(n)[row].as_py() for n in ("origin", "detail"))
-            if not self._can_be_given_up(by_place.get(int(places[row]))):
-                believed[row] = False
-                findings.add(
-                    Mismatch(
-                        "rejected", str(origin), seen="a rejected record", expected="none",
-                        cause="the releases answer this request: it was not rejected",
-                    )
-                )  # fmt: skip
-                continue
-            example = Difference(
-                differences.at, Cause.EXPIRED, AS_COMPLETE, "request", str(origin),
-                served="no answer", recomputed="one", why=str(detail),
-            )  # fmt: skip
-            differences.add(example, len(project.columns))
-        found: Int64Array = places[believed]
-        return found
-
-    def _can_be_given_up(self, time_us: int | None) -> bool:
-        """Tell whether a view had not answered a request when another one had passed it by far."""
-        if time_us is None:
-            return False
-        by_number: dict[int, list[int]] = {}
-        for (_, _, number), (frontier_us, _) in self._releases.items():
-            by_number.setdefault(number, []).append(frontier_us)
-        passed = time_us + self._config.stream.answer_within_us
-        return any(
-            min(frontiers) <= time_us and max(frontiers) >= passed
-            for frontiers in by_number.values()
-        )
-
-    def _is_due(self, asked: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Tell which requests must be answered: all frontiers have passed them."""
-        due = np.ones(len(asked), np.bool_)
-        if not self._base.exact:
-            return due
-        times = _words(asked, self._project.request.request_time)
-        for view in self._project.views:
-            keys = one_batch(asked.select([self._project.request.key_column(view.entity)]))
-            shards = hashing.shard_of(hashing.key_bytes(keys.column(0)), self._config.shards)
-            frontiers = np.array(
-                [self._reached[view.name, n].frontier_us for n in range(self._config.shards)]
-            )
-            due &= times < frontiers[shards]
-        return due
 
     def _compare_scores(
         self,
@@ -484,12 +374,15 @@ class Follower:
             )  # fmt: skip
             differences.add(example, check.near)
 
-    def _compare_store(self, known: Mapping[bytes, Reached], findings: Findings) -> dict[str, int]:
+    def _compare_store(
+        self, known: Mapping[bytes, Reached], differences: Differences, findings: Findings
+    ) -> dict[str, int]:
         """Read rows of the online store, and compare those whose release is proven."""
         assert self._online is not None
+        self._of_store = of_store = self._of_store.forget_details()
         by_mark = {**known, **{at.mark: at for at in self._reached.values()}}
         before = self._online.compared
-        values = self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, findings)
+        values = self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, of_store)
         self.store_is_away = ""
         try:
             for view in self._project.views:
@@ -499,7 +392,16 @@ class Follower:
                 self._online.read(view, keys)
         except StoreError as error:
             self.store_is_away = str(error)
-        values += self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, findings)
+        values += self._online.compare(by_mark, self._rows.of, self._rows.is_chosen, of_store)
+        findings.merge(of_store)
+        for view, entity, frontier_us in self._online.take_expired():
+            why = "the shard of the entity is behind others by more than max_staleness"
+            example = Difference(
+                differences.at, Cause.EXPIRED, AS_COMPLETE, "store", entity, entity, view.name,
+                as_of=write_instant(frontier_us), served="OUTSIDE_MAX_AGE", recomputed="PRESENT",
+                why=why,
+            )  # fmt: skip
+            differences.add(example, len(view.columns))
         return {"store_rows": self._online.compared - before, "store_values": values}
 
     def idle(self) -> Round | None:
@@ -508,16 +410,15 @@ class Follower:
         Returns:
             A round, if it has found a difference.
         """
-        began, findings = time.monotonic(), Findings()
+        began, findings, differences = time.monotonic(), Findings(), _differences()
         counts: dict[str, int] = {}
         log = stream_log(self._current)
         self._rows.check_again(log)
         if self._online is not None:
-            counts = self._compare_store({}, findings)
+            counts = self._compare_store({}, differences, findings)
         self.record = dataclasses.replace(self.record, counts=added(self.record.counts, counts))
-        if not findings.count:
+        if not findings.count and not differences.causes:
             return None
-        differences = Differences(write_instant(time.time_ns() // 1_000 // SECOND * SECOND))
         differences.take(findings)
         done = Round(
             at_us=time.time_ns() // 1_000,
@@ -578,6 +479,10 @@ class Follower:
             digests=cut_digests(log, positions),
             counts=added(self.record.counts, counts),
         )
+
+
+def _differences() -> Differences:
+    return Differences(write_instant(time.time_ns() // 1_000 // SECOND * SECOND))
 
 
 def _number(reached: Mapping[Place, Reached]) -> int:

@@ -84,6 +84,14 @@ class OnlineRows:
     database: OnlineDatabase
     compared: int = 0
     pending: list[_Reading] = field(default_factory=list)
+    _expired: dict[tuple[str, str], tuple[FeatureView, str, int]] = field(default_factory=dict)
+    _told: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def take_expired(self) -> list[tuple[FeatureView, str, int]]:
+        """Return the rows that readers see as too old: view, entity, and frontier, each once."""
+        found = [one for at, one in self._expired.items() if self._told.get(at) != one[2]]
+        self._told = {at: one[2] for at, one in self._expired.items()}
+        return found
 
     def fill_of(self, view: FeatureView) -> Fill | None:
         """Return the fill that readers see of a view, if this stream writes it."""
@@ -218,6 +226,10 @@ class OnlineRows:
             view, keys, instants, expected, statuses, patterns(finished), right, findings
         )
         self.compared += len(keys)
+        for key, status in zip(keys.to_pylist(), expected, strict=True):
+            self._expired.pop((view.name, str(key)), None)
+            if status == ReadStatus.OUTSIDE_MAX_AGE.name:
+                self._expired[view.name, str(key)] = view, str(key), reached.frontier_us
         return expected.count(ReadStatus.PRESENT.name) * len(view.columns)
 
     @staticmethod

@@ -376,6 +376,10 @@ def test_a_value_of_the_online_store_that_is_changed_meanwhile_is_named(
     found = [one for one in following.record.differences if one.cause in FAULTS]
     assert found
     assert {(one.what, one.view, one.entity) for one in found} == {("store", "by_driver", "d3")}
+    # It is read again and again, and is one fault.
+    mismatches = following.record.mismatches
+    assert following.idle() is None
+    assert following.record.mismatches == mismatches == len(found)
 
 
 def test_a_row_that_is_gone_from_the_online_store_is_named(served: Configuration) -> None:
