@@ -41,7 +41,7 @@ from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.event_counts import EventCounts
 from tidemill.pipelines.io.replay import ReplayOptions
-from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.io.write_outputs import WriteOutputs
 from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
@@ -72,9 +72,10 @@ from tidemill.pipelines.stream.featurize import (
     forget_run,
 )
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
-from tidemill.pipelines.stream.infer import STAMPS, Infer
+from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.rejected_by_stream import rejected_requests
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import savepoint_folder
@@ -283,6 +284,7 @@ def _run(
         if entrance.ends:
             came = entrance.taken().rows_of(project.request.name)
             check_end(stream_folder, project.request, start.segment, keeper.waiting + came)
+            join_outputs(stream_folder, start.segment)
         else:
             keeper.finish(entrance.last_segment)
         delivery.finish(entrance.last_segment)
@@ -366,7 +368,7 @@ def wire(
     if (to_topic := delivery.step(PREDICTIONS)) is not None:
         answered = answered | "DeliverPredictions" >> beam.ParDo(to_topic)
     _ = answered | "Predictions" >> beam.ParDo(
-        WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), segment, STAMPS)
+        WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
     )
     publish = Publish(
         project,
@@ -391,7 +393,7 @@ def wire(
         if (to_topic := delivery.step(REJECTED)) is not None:
             records = records | f"DeliverRejected{part}" >> beam.ParDo(to_topic)
         _ = records | f"WriteRejected{part}" >> beam.ParDo(
-            WriteParquet(
+            WriteOutputs(
                 root / paths.REJECTED_BY_STREAM,
                 ("stage", "stream", "partition", "position"),
                 segment,

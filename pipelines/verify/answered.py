@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.output_folders import predictions_of
 from tidemill.serving.generations.current import Current, streams_of
 
 
 def has_predictions(stream: Path) -> bool:
     """Tell whether a stream has answered a request."""
-    return any((stream / paths.PREDICTIONS).glob("*.parquet"))
+    return predictions_of(stream).has_any()
 
 
 def answered_streams(current: Current) -> list[Current]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,12 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.output_folders import predictions_of
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text
 from tidemill.pipelines.verify.outputs.extent import Outputs
 from tidemill.pipelines.verify.outputs.places import places_of
-from tidemill.serving.files.read_files import read_table, reading
+from tidemill.serving.files.read_files import reading
 from tidemill.serving.generations.current import Current, streams_of
 
 _MEND: Final = "run `tidemill stream` again"
@@ -49,32 +50,22 @@ class Served:
     waiting: int = 0
 
 
-def prediction_file(root: Path, request_id: str) -> tuple[Current, Path] | None:
-    """Find the file with the prediction for a request, and the folders of its stream.
+def find_prediction(root: Path, request_id: str) -> tuple[Current, Path, dict[str, Any]] | None:
+    """Find the prediction for a request: the folders of its stream, its file, and its row.
 
     Returns:
         None if no stream has answered the request.
     """
     for current in streams_of(root):
-        for path in sorted((current.stream_folder / paths.PREDICTIONS).glob("*.parquet")):
-            ids = read_table(path, _MEND, columns=["request_id"]).column(0)
-            if pc.any(pc.equal(ids, request_id)).as_py():
-                return current, path
+        folder = predictions_of(current.stream_folder)
+        for file, ids in folder.tables(["request_id"]):
+            if not pc.any(pc.equal(ids.column(0), request_id)).as_py():
+                continue
+            for _, table in folder.tables(since=file.first, until=file.last):
+                mine = table.filter(pc.equal(table["request_id"], request_id))
+                if len(mine):
+                    return current, file.path, mine.slice(0, 1).to_pylist()[0]
     return None
-
-
-def prediction_files(root: Path) -> list[Path]:
-    """Return the files with the predictions of a run.
-
-    Raises:
-        InputError: There are none.
-    """
-    files = sorted((root / paths.PREDICTIONS).glob("*.parquet"))
-    if not files:
-        raise InputError(
-            f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
-        )
-    return files
 
 
 def read_predictions(root: Path, project: Project) -> pa.Table:
@@ -83,18 +74,21 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
     Raises:
         InputError: There are none.
     """
-    files = prediction_files(root)
     needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
     for view in project.views:
         needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
     tables = []
-    for path in files:
-        tables.append(read_table(path, _MEND))
-        if lacking := sorted(needed - set(tables[-1].column_names)):
+    for file, table in predictions_of(root).tables():
+        tables.append(table)
+        if lacking := sorted(needed - set(table.column_names)):
             raise InputError(
-                f"{path}: there is no column {lacking[0]!r}; it was made by other definitions: "
-                "run `tidemill stream` again"
+                f"{file.path}: there is no column {lacking[0]!r}; it was made by other "
+                "definitions: run `tidemill stream` again"
             )
+    if not tables:
+        raise InputError(
+            f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
+        )
     with reading(root / paths.PREDICTIONS, _MEND):
         return pa.concat_tables(tables)
 
