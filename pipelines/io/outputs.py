@@ -122,13 +122,14 @@ class OutputFolder:
             until: The last one; None for all.
         """
         found = self._all_files()
-        return sorted(
+        wanted = [
             file
             for file in found
             if file.last >= since
             and (until is None or file.first <= until)
             and not _is_replaced(file, found)
-        )
+        ]
+        return sorted(wanted, key=_order)
 
     def _all_files(self) -> list[OutputFile]:
         if not self.path.is_dir():
@@ -224,7 +225,7 @@ class OutputFolder:
                         opened.append((parts[0], self._parts(parts, beside)))
                     if files == self.files(since, until):
                         stack.push(opening.pop_all())
-                        return sorted(opened, key=lambda one: one[0])
+                        return sorted(opened, key=lambda one: _order(one[0]))
             except FileNotFoundError:
                 if files == self.files(since, until):
                     raise
@@ -311,6 +312,11 @@ class OutputFolder:
                         is_joined = file.path.stem in _made_of(source)
                     if is_joined:
                         file.path.unlink()
+
+
+def _order(file: OutputFile) -> tuple[int, int, bool, str]:
+    """Return by what files are ordered: a segment's parts come behind its joined file."""
+    return file.first, file.last, file.is_part, file.path.name
 
 
 def _is_replaced(file: OutputFile, others: Sequence[OutputFile]) -> bool:

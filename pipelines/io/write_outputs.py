@@ -35,6 +35,11 @@ class WriteOutputs(beam.DoFn):
     named_by: tuple[str, ...]
     segment: int
 
+    def output_of(self, rows: pa.RecordBatch) -> tuple[int, Output]:
+        """Return the segment and the output of a batch with rows."""
+        output = Output(place_name(rows, self.named_by), with_epoch(rows, 0))
+        return self.segment + epoch_of(rows), output
+
     def setup(self) -> None:
         """Begin without a part."""
         self._writer = PartWriter(self.folder)
@@ -51,8 +56,8 @@ class WriteOutputs(beam.DoFn):
     def process(self, element: pa.RecordBatch) -> None:
         """Take a batch, unless it is empty."""
         if element.num_rows:
-            output = Output(place_name(element, self.named_by), with_epoch(element, 0))
-            self._waiting.setdefault(self.segment + epoch_of(element), []).append(output)
+            segment, output = self.output_of(element)
+            self._waiting.setdefault(segment, []).append(output)
             self._rows += element.num_rows
             if self._rows >= _TOGETHER_ROWS:
                 self.finish_bundle()

@@ -58,8 +58,9 @@ def publications_output(
         shard: The shard.
         number: The number of the release.
     """
-    rows = logged_publications(view, kernel).combine_chunks()
-    of = (pa.repeat(pa.scalar(value, pa.int64()), len(rows)) for value in (shard, number))
-    columns = [column.combine_chunks() for column in rows.columns]
-    batch = pa.RecordBatch.from_arrays([*columns, *of], names=[*rows.column_names, *OF_RELEASE])
-    return Output(f"{number:012d}-{shard:05d}", batch)
+    rows = logged_publications(view, kernel)
+    schema, columns = rows.schema, [column.combine_chunks() for column in rows.columns]
+    for name, value in zip(OF_RELEASE, (shard, number), strict=True):
+        schema = schema.append(pa.field(name, pa.int64()))
+        columns.append(pa.repeat(pa.scalar(value, pa.int64()), len(rows)))
+    return Output(f"{number:012d}-{shard:05d}", pa.RecordBatch.from_arrays(columns, schema=schema))

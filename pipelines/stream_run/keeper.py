@@ -156,6 +156,7 @@ class Keeper:
     def _watch(self) -> None:
         since_s, said = time.monotonic(), self.kept.segment
         while not self._ended.wait(_LOOK_SECONDS):
+            self.delivery.check()
             begun = self._folder.exists()
             try:
                 if begun:

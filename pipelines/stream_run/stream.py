@@ -281,6 +281,7 @@ def _run(
         )
         wire(pipeline, config, entrance, featurize, bundle, start, fills, delivery)
         result = run_pipeline(pipeline, choice)
+        delivery.flush()
         if entrance.ends:
             came = entrance.taken().rows_of(project.request.name)
             check_end(stream_folder, project.request, start.segment, keeper.waiting + came)
@@ -365,11 +366,8 @@ def wire(
     sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
     out = sharded | Featurize(project, featurize)
     answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.figures))
-    if (to_topic := delivery.step(PREDICTIONS)) is not None:
-        answered = answered | "DeliverPredictions" >> beam.ParDo(to_topic)
-    _ = answered | "Predictions" >> beam.ParDo(
-        WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
-    )
+    write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
+    _ = answered | "Predictions" >> beam.ParDo(delivery.step(PREDICTIONS, write))
     publish = Publish(
         project,
         root,
@@ -387,17 +385,13 @@ def wire(
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, segment))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.
+    places = ("stage", "stream", "partition", "position")
     for part, refusals in enumerate((valid[INVALID], unanswered, *refused)):
-        count = beam.ParDo(CountRejected(featurize.figures))
-        records = refusals | f"CountRejected{part}" >> count
-        if (to_topic := delivery.step(REJECTED)) is not None:
-            records = records | f"DeliverRejected{part}" >> beam.ParDo(to_topic)
-        _ = records | f"WriteRejected{part}" >> beam.ParDo(
-            WriteOutputs(
-                root / paths.REJECTED_BY_STREAM,
-                ("stage", "stream", "partition", "position"),
-                segment,
-            )
+        write = WriteOutputs(root / paths.REJECTED_BY_STREAM, places, segment)
+        _ = (
+            refusals
+            | f"CountRejected{part}" >> beam.ParDo(CountRejected(featurize.figures))
+            | f"WriteRejected{part}" >> beam.ParDo(delivery.step(REJECTED, write))
         )
 
 
