@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import pyarrow as pa
+
 from tidemill.pipelines.delivery.outgoing import MESSAGES
 from tidemill.pipelines.delivery.topic_sink import MOST_MESSAGES, TopicSink
 from tidemill.pipelines.io.output_parts import Output, PartWriter
@@ -135,11 +137,11 @@ class Outbox:
 
     def _write(self, taken: Sequence[Handed]) -> None:
         make = MESSAGES[self._sink.name]
-        outputs = [output for one in taken for output in one.outputs]
-        self._sink.write(
-            message for output in outputs for message in make(output.rows, self._stream)
-        )
-        rows = sum(output.rows.num_rows for output in outputs)
+        batches = [output.rows for one in taken for output in one.outputs]
+        # Together, since making messages costs by the batch, too.
+        rows = sum(one.rows for one in taken)
+        for batch in pa.Table.from_batches(batches).combine_chunks().to_batches():
+            self._sink.write(make(batch, self._stream))
         figures_place().here().add(SENT, rows, self._sink.name)
         for folder, segment, of_segment in taken:
             if folder not in self._parts:

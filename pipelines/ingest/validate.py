@@ -44,13 +44,12 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
             continue
         definition = project.definition(part.source)
         found = validate(definition, part.rows)
-        kept = pa.array(found.kept)
+        places = [part.rows.column(POSITION), part.rows.column(RECEIVED)]
+        if len(found.rejected_rows):
+            kept = pa.array(found.kept)
+            places = [column.take(kept) for column in places]
         rows = pa.RecordBatch.from_arrays(
-            [
-                *found.batch.columns,
-                part.rows.column(POSITION).take(kept),
-                part.rows.column(RECEIVED).take(kept),
-            ],
+            [*found.batch.columns, *places],
             names=[*found.batch.schema.names, POSITION, RECEIVED],
         )
         parts.append(replace(part, rows=rows if rows.num_rows else None))

@@ -98,6 +98,13 @@ def last_releases(root: Path, shards: int) -> dict[tuple[str, int], dict[str, An
         until = since - 1
 
 
+def count_releases(root: Path) -> int:
+    """Return the number of releases that are recorded; one that the engine repeated counts once."""
+    files = (root / paths.RELEASES).glob("*.jsonl")
+    former = sum(path.read_bytes().count(b"\n") for path in files)
+    return former + releases_of(root).count()
+
+
 def _lines(
     root: Path, since: int = 0, until: int | None = None
 ) -> Iterator[tuple[Path, list[str]]]:

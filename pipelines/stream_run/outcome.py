@@ -16,7 +16,7 @@ from tidemill.features.definitions.requests import COUNT
 from tidemill.features.errors import SequenceError
 from tidemill.pipelines.io.output_parts import PART, Appended, Output, read_part
 from tidemill.pipelines.io.outputs import OutputFolder
-from tidemill.pipelines.recovery.release_log import place_of, read_releases
+from tidemill.pipelines.recovery.release_log import count_releases, last_releases, place_of
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.output_folders import (
     predictions_of,
@@ -29,15 +29,19 @@ from tidemill.pipelines.stream.release_line import LINE
 from tidemill.serving.files.segment_names import segment_prefix
 
 
-def count_outcome(root: Path, request: Request) -> dict[str, Any]:
-    """Count the output of a run of the stream.
+def count_outcome(stream: Path, request: Request, shards: int, recent: int = 0) -> dict[str, Any]:
+    """Count the outputs of a stream.
 
     Args:
-        root: The run's folder.
+        stream: The folder of the stream.
         request: The request.
+        shards: How many (view, shard) it has.
+        recent: The segment from which on latencies are measured, and doubled predictions and
+            repeated ids are looked for: a stream that has run for days has too many rows to be read
+            while it stops.
     """
-    releases, predictions = read_releases(root), predictions_of(root)
-    last = {(entry["view"], entry["shard"]): entry for entry in releases}
+    last = last_releases(stream, shards)
+    predictions = predictions_of(stream)
     seen = {
         name: sum(entry["seen"][name] for entry in last.values())
         for name in ("late", "late_requests")
@@ -45,20 +49,21 @@ def count_outcome(root: Path, request: Request) -> dict[str, Any]:
     frontiers: dict[str, int] = {}
     for (view, _), entry in last.items():
         frontiers[view] = min(frontiers.get(view, entry["frontier_us"]), entry["frontier_us"])
-    refused = read_rejected(root / paths.REJECTED_BY_STREAM)
+    refused = read_rejected(stream / paths.REJECTED_BY_STREAM)
+    logs = [publications_of(stream, path.name) for path in (stream / paths.PUBLICATIONS).glob("*")]
     return {
         "predictions": predictions.count(),
-        "doubled": _doubled(predictions),
-        **_repeated(predictions, request),
+        "doubled": _doubled(predictions, recent),
+        **_repeated(predictions, request, recent),
         "unanswered": _unanswered(refused, request),
         "rejected": refused.num_rows,
-        "publications": sum(entry["publications"] for entry in releases),
-        "releases": len(releases),
+        "publications": sum(log.count() for log in logs),
+        "releases": count_releases(stream),
         **seen,
         "overflows": sum(entry["kernel"]["overflows"] for entry in last.values()),
         "frontiers_us": frontiers,
-        "latency_ms": _latency(predictions),
-        "as_of_distance_ms": _distance(predictions, sorted(frontiers)),
+        "latency_ms": _latency(predictions, recent),
+        "as_of_distance_ms": _distance(predictions, sorted(frontiers), recent),
     }
 
 
@@ -173,39 +178,39 @@ def _unanswered(refused: pa.Table, request: Request) -> int:
     return int((of_request & are_of_log(refused)).sum())
 
 
-def _doubled(folder: OutputFolder) -> int:
+def _doubled(folder: OutputFolder, since: int) -> int:
     """Count the second and further predictions for a request."""
-    places = folder.read(["partition", "position"])
+    places = folder.read(["partition", "position"], since)
     if places is None:
         return 0
     return int(places.num_rows - places.group_by(["partition", "position"]).aggregate([]).num_rows)
 
 
-def _repeated(folder: OutputFolder, request: Request) -> dict[str, int]:
+def _repeated(folder: OutputFolder, request: Request, since: int) -> dict[str, int]:
     """Count the predictions with the id of an earlier request, where such requests are answered."""
     if request.repeated != COUNT:
         return {}
-    ids = folder.read(["request_id"])
+    ids = folder.read(["request_id"], since)
     distinct = 0 if ids is None else pc.count_distinct(ids["request_id"]).as_py()
     return {"repeated_request_ids": (0 if ids is None else ids.num_rows) - distinct}
 
 
-def _latency(folder: OutputFolder) -> dict[str, float]:
+def _latency(folder: OutputFolder, since: int) -> dict[str, float]:
     """Return quantiles of the wall time from poll to prediction, in milliseconds."""
-    table = folder.read(["sent_us", "created_us"])
+    table = folder.read(["sent_us", "created_us"], since)
     if table is None:
         return {}
     took = (table["created_us"].to_numpy() - table["sent_us"].to_numpy()) / 1_000
     return {f"p{q}": float(np.percentile(took, q)) for q in (50, 90, 99)}
 
 
-def _distance(folder: OutputFolder, views: list[str]) -> dict[str, float]:
+def _distance(folder: OutputFolder, views: list[str], since: int) -> dict[str, float]:
     """Return quantiles of how far after its time a request was answered, in milliseconds.
 
     Of the views of an answer the one with the latest ``as_of`` counts. In exact mode the distance
     is that of requests which came late.
     """
-    table = folder.read(["request_time", *(f"as_of__{view}" for view in views)])
+    table = folder.read(["request_time", *(f"as_of__{view}" for view in views)], since)
     if table is None or not views:
         return {}
     latest = np.max([table[f"as_of__{view}"].to_numpy() for view in views], axis=0)

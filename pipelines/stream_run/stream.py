@@ -99,6 +99,8 @@ from tidemill.serving.files.locks import lock
 from tidemill.serving.online.backends import missing_guarantees
 
 _WATCH_SECONDS: Final = 0.25
+_RECENT: Final = 64
+"""Of a live stream that ends, so many of the last segments are read for the summary."""
 
 
 def stream(
@@ -203,6 +205,8 @@ def _stream(
     by_source = received(start.run, replayed)
     requests = by_source.pop(project.request.name)
     folder = savepoint_folder(stream_folder, entrance.last_segment)
+    shards = len(project.views) * config.shards
+    recent = max(entrance.last_segment - _RECENT, 0) if config.is_live else 0
     summary = {
         "engine": choice.name,
         "why": choice.why,
@@ -220,7 +224,7 @@ def _stream(
         **_counted(event_counts(config, start.run, replayed)),
         **entrance.figures(),
         **delivery.figures,
-        **count_outcome(stream_folder, project.request),
+        **count_outcome(stream_folder, project.request, shards, recent),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
     if summary["doubled"] or answered != requests:
