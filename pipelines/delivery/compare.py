@@ -35,7 +35,7 @@ from tidemill.pipelines.delivery.record import Delivered
 from tidemill.pipelines.io.messages import Headers
 from tidemill.pipelines.io.outputs import OutputFile, OutputFolder
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.infer import STAMPS
+from tidemill.pipelines.stream.output_folders import STAMPS
 
 FOLDERS: Final = {PREDICTIONS: paths.PREDICTIONS, REJECTED: paths.REJECTED_BY_STREAM}
 """Section of the configuration to the folder of its records."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from tidemill.pipelines.io.outputs import OutputFolder
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.infer import STAMPS
+
+STAMPS: Final = ("sent_us", "created_us")
+"""Columns of predictions that hold the wall clock: a repeat has other values in them."""
 
 
 def predictions_of(stream: Path) -> OutputFolder:
