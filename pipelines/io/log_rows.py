@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tidemill.features.contract import BoolArray
 from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 
 POSITION: Final = "_position"
@@ -35,3 +37,24 @@ def one_batch(table: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [pa.array([], field.type) for field in table.schema], schema=table.schema
     )
+
+
+def forgotten_rows(definition: EventStream | Request, rows: pa.RecordBatch | pa.Table) -> BoolArray:
+    """Tell which rows of a log were forgotten whole, bool ``(rows,)``: they have no id.
+
+    No row is accepted without an id. A forgotten one keeps its place, so that positions, polls and
+    watermarks stay as they were (`pipelines.forget.blank_rows`).
+    """
+    ids = rows.column(definition.id_column)
+    found: BoolArray = pc.is_null(ids).to_numpy(zero_copy_only=False)
+    return found
+
+
+def without_forgotten(
+    definition: EventStream | Request, rows: pa.RecordBatch
+) -> pa.RecordBatch | None:
+    """Return rows of a log without those that were forgotten whole; None if none is left."""
+    if not rows.column(definition.id_column).null_count:
+        return rows
+    left = rows.filter(pa.array(~forgotten_rows(definition, rows)))
+    return left if left.num_rows else None

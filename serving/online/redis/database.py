@@ -438,6 +438,14 @@ class RedisDatabase:
                 if data is not None
             ]
 
+    def forget(self, fills: Sequence[Fill], keys: Sequence[bytes]) -> int:
+        """Remove the rows of some keys."""
+        spaces = [fill.space for fill in fills]
+        commands: list[Command] = [
+            ("DEL", *(row_prefix(fill.id) + key for key in keys)) for fill in fills
+        ]
+        return sum(self._run(commands, spaces)) if keys else 0
+
     def close(self) -> None:
         """Close this thread's connection."""
         close(self.place)

@@ -1,0 +1,155 @@
+"""What a build has made of its log, once rows of the log are blank: states, table and records.
+
+States are made again from the log, as `verify` makes them, and only those of shards that had rows
+of the subject are replaced; so a state that was wrong before is not made right in passing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tidemill.features.definitions import ARROW_TYPES, Project
+from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.rewrite_logs import Blanked, check_digests
+from tidemill.pipelines.history.build_manifest import BuildManifest, table_digests
+from tidemill.pipelines.io.log import PARTITION, POSITION, Log, log_schema
+from tidemill.pipelines.recovery.beginning import find_beginning
+from tidemill.pipelines.recovery.handoff import Handoff, check_handoff, cut_digests, read_record
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.state_files import file_hashes, handed_over, state_path, write_state
+from tidemill.serving.files.atomic_write import atomic_write
+from tidemill.serving.files.read_files import read_table
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What became of a build.
+
+    Attributes:
+        states: How many states were made again.
+        rows: How many rows of the training table were blanked.
+        handoff: The ids of its states' record, before and after.
+    """
+
+    states: int
+    rows: int
+    handoff: tuple[str, str]
+
+
+def is_of(project: Project, shards: int, record: BuildManifest | Handoff) -> bool:
+    """Tell whether states or tables were made by the present definitions."""
+    views = {view.name: view.hash for view in project.views}
+    return dict(record.views) == views and record.shards == shards
+
+
+def check_build(build: Path) -> None:
+    """Check that nothing of a build was changed before rows of its log are blanked.
+
+    Raises:
+        StateMismatch: The log or the states are not those that were written.
+    """
+    manifest = BuildManifest.read(build)
+    check_digests(
+        build, {name: (one["cut"], one["digest"]) for name, one in manifest.sources.items()}
+    )
+
+
+def rebuild_build(config: Configuration, blanked: Blanked) -> Rebuilt:
+    """Make the artefacts of a build again; its log is blanked already.
+
+    Args:
+        config: The configuration, with the folder of the build, which is a copy.
+        blanked: What was blanked.
+
+    Raises:
+        StateMismatch: The states are not those that were written.
+    """
+    project, build = config.project, config.current.build_folder
+    manifest, folder = BuildManifest.read(build), build / paths.STATES
+    stored, states = read_record(folder), 0
+    if is_of(project, config.shards, stored):
+        check_handoff(folder, stored, project, config.shards)
+        for operator in find_beginning(config, build, manifest.as_of_us).operators:
+            key = operator.key
+            if key.shard in blanked.shards.get(key.view, ()):
+                write_state(state_path(folder, key), handed_over(operator))
+                states += 1
+    else:
+        # Nobody can make them again, and no stream can begin with them.
+        for path in folder.glob("*.state"):
+            path.unlink()
+            states += 1
+    log = Log(build)
+    handoff = dataclasses.replace(
+        stored, files=file_hashes(folder), digests=cut_digests(log, stored.positions)
+    )
+    handoff.write(folder)
+    rows = _blank_table(project, build, blanked)
+    sources = {
+        name: {**record, "digest": log.prefix_digest(name, record["cut"])}
+        for name, record in manifest.sources.items()
+    }
+    began = manifest.handoff
+    dataclasses.replace(
+        manifest, sources=sources, training_table=table_digests(build), handoff=handoff.id
+    ).write(build)
+    return Rebuilt(states, rows, (began, handoff.id))
+
+
+def _blank_table(project: Project, build: Path, blanked: Blanked) -> int:
+    """Blank rows of the training table; return how many.
+
+    A blank row has the values of a request without entities, no input and no label.
+    """
+    forgotten = blanked.of_requests(project.request.name)
+    count = 0
+    for path in sorted((build / paths.TRAINING_TABLE).glob("*.parquet")):
+        partition = int(path.stem.partition("-")[0])
+        if (positions := forgotten.get(partition)) is None:
+            continue
+        table = read_table(path, "run `tidemill backfill` again")
+        at = np.isin(table.column(POSITION).to_numpy(), positions)
+        if not at.any():
+            continue
+        count += int(at.sum())
+        _replace_rows(path, table, at, _blank_values(project, table.schema))
+    return count
+
+
+def _blank_values(project: Project, schema: pa.Schema) -> dict[str, pa.Scalar]:
+    """Return the value of each column of a blank row, but of its place and its time."""
+    request = project.request
+    empty = pa.RecordBatch.from_pylist([{}], schema=log_schema(request))
+    values = {name: pa.scalar(None, schema.field(name).type) for name in schema.names}
+    for name, expression in request.inputs.items():
+        if name in values:
+            values[name] = expression.evaluate(empty)[0].cast(schema.field(name).type)
+    for column in project.columns:
+        if column.name in values and column.empty is not None:
+            kind = ARROW_TYPES[column.dtype]
+            values[column.name] = pa.scalar(column.empty).cast(kind)
+    for name in ("request_time", PARTITION, POSITION):
+        values.pop(name, None)
+    return values
+
+
+def _replace_rows(
+    path: Path,
+    table: pa.Table,
+    at: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    values: dict[str, pa.Scalar],
+) -> None:
+    import pyarrow.compute as pc
+
+    for place, name in enumerate(table.schema.names):
+        if name in values:
+            column = pc.if_else(pa.array(at), values[name], table.column(name))
+            table = table.set_column(place, table.schema.field(place), column)
+    with atomic_write(path) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd", compression_level=1)

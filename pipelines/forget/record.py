@@ -1,0 +1,130 @@
+"""The records of what was forgotten: ``forgotten/NNNNN.json`` below the root.
+
+A record says that and when an entity was forgotten, and counts what was removed, by place. It has
+no key: only a digest of it with a random salt. While the work is in progress, key and salt are in
+the folder `WORK`, so that any command can finish it; then they are gone, and nobody can tell from
+the record whom it was about. A person who has to tell keeps the number of the record with the
+request for deletion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tidemill.features.errors import StateMismatch
+from tidemill.pipelines.forget.linked_copy import Changes
+from tidemill.serving.files.records import RecordFormat, read_record, write_record
+
+FINISH: Final = "tidemill forget --finish"
+"""The command that goes on with a deletion that was killed."""
+FORGOTTEN: Final = "forgotten"
+"""The name of the folder below a root."""
+WORK: Final = "work"
+"""Below `FORGOTTEN`: the work that is in progress; the folder is gone when it has ended."""
+_BEGUN: Final = "record.json"
+
+
+@dataclass(frozen=True)
+class ForgetRecord:
+    """What was forgotten.
+
+    Attributes:
+        number: Its number, from 1.
+        entity: The name of the entity.
+        digest: The digest of its key with a salt that is not kept.
+        asked: When the command began: ISO 8601, UTC.
+        ended: When it had ended; empty in a record of work that is in progress.
+        removed: How many rows, records or values were removed or blanked, by place.
+        rows: The blanked rows of the log: ``GENERATION/SOURCE/PARTITION`` to their positions, as
+            successive pairs of a first position and the one after the last.
+        files: The files of logs, states, tables, manifests and archives that were replaced: path
+            to the SHA-256 of the bytes before and after; empty where there is no file.
+        remains: What is left elsewhere, or could not be searched; a sentence each.
+    """
+
+    number: int
+    entity: str
+    digest: str
+    asked: str
+    ended: str = ""
+    removed: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    remains: Sequence[str] = ()
+
+    def write(self, root: Path) -> None:
+        """Write the record below a root, and wait for the disk."""
+        path = root / FORGOTTEN / f"{self.number:05d}.json"
+        write_record(path, _FORM, dataclasses.asdict(self), durable=True)
+
+    def write_begun(self, work: Path) -> None:
+        """Write the record of work in progress into the folder of the work."""
+        write_record(work / _BEGUN, _FORM, dataclasses.asdict(self), durable=True)
+
+    @staticmethod
+    def read_begun(work: Path) -> ForgetRecord:
+        """Read what `write_begun` has written.
+
+        Raises:
+            DamagedState: It is damaged.
+        """
+        return ForgetRecord(**read_record(work / _BEGUN, _FORM))
+
+
+_FORM: Final = RecordFormat(
+    name="tidemill-forgotten",
+    version=1,
+    fields=frozenset(field.name for field in dataclasses.fields(ForgetRecord)),
+    remedy="restore it from a copy",
+)
+
+
+def check_finished(root: Path) -> None:
+    """Check that no deletion is half done.
+
+    Raises:
+        StateMismatch: One is.
+    """
+    if Changes.find(root, root / FORGOTTEN / WORK) is not None:
+        raise StateMismatch(
+            f"{root}: an entity is being forgotten, and the command was killed or the online store "
+            f"could not be written: run `{FINISH}`, which goes on where it ended"
+        )
+
+
+def read_records(root: Path) -> list[ForgetRecord]:
+    """Read the records of a root, in order.
+
+    Raises:
+        DamagedState: One is damaged.
+        StateVersionError: One has a version that is not supported.
+    """
+    found = sorted((root / FORGOTTEN).glob("[0-9]*.json"))
+    return [ForgetRecord(**read_record(path, _FORM)) for path in found]
+
+
+def next_number(root: Path) -> int:
+    """Return the number of the next record."""
+    taken = [int(path.stem) for path in (root / FORGOTTEN).glob("[0-9]*.json")]
+    return max(taken, default=0) + 1
+
+
+def blank_positions(root: Path, generation: str) -> dict[str, dict[int, list[range]]]:
+    """Return which rows of the logs of a generation were forgotten.
+
+    Returns:
+        Source to partition to ranges of positions.
+    """
+    found: dict[str, dict[int, list[range]]] = {}
+    for record in read_records(root):
+        for place, ends in record.rows.items():
+            of, _, rest = place.partition("/")
+            source, _, partition = rest.rpartition("/")
+            if of == generation:
+                ranges = [range(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True)]
+                found.setdefault(source, {}).setdefault(int(partition), []).extend(ranges)
+    return found
