@@ -153,7 +153,7 @@ class Blanking:
                 stays = ~named | self._any(kept, rows.num_rows)
             elif name in kept:
                 stays = ~named | (kept[name] & ~self._tells(column))
-            arrays.append(pc.if_else(pa.array(stays), column, pa.scalar(None, column.type)))
+            arrays.append(null_where(column, ~stays))
         return pa.RecordBatch.from_arrays(arrays, schema=rows.schema)
 
     def _kept(self, rows: pa.RecordBatch, linked: BoolArray) -> dict[str, BoolArray]:
@@ -192,3 +192,15 @@ class Blanking:
             is_text = pa.types.is_string(ids.type)
             values[row] = made.hexdigest() if is_text else int(made.hexdigest()[:15], 16)
         return pa.array(values, ids.type)
+
+
+def null_where(column: pa.Array, gone: BoolArray) -> pa.Array:
+    """Return a column with nulls in some rows, and none of the values that were there.
+
+    Arrow may keep the bytes of a value that becomes null, so they are overwritten first.
+    """
+    if not gone.any():
+        return column
+    kept = pa.array(~gone)
+    nothing = pa.scalar("" if pa.types.is_string(column.type) else 0).cast(column.type)
+    return pc.if_else(kept, pc.if_else(kept, column, nothing), pa.scalar(None, column.type))

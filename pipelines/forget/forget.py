@@ -29,10 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
-
 from tidemill.features.contract import SECOND, write_instant
-from tidemill.features.definitions import Project
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.archive.archiving import LOCK as ARCHIVE_LOCK
 from tidemill.pipelines.config.configuration import Configuration
@@ -53,6 +50,7 @@ from tidemill.pipelines.forget.rewrite_archive import (
     rewrite_archive,
 )
 from tidemill.pipelines.forget.rewrite_logs import Blanked, LogRewriter
+from tidemill.pipelines.forget.store import remove_from_store
 from tidemill.pipelines.forget.subject import Subject
 from tidemill.pipelines.forget.texts import rewrite_texts
 from tidemill.pipelines.history.build_manifest import BuildManifest
@@ -63,10 +61,6 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.serving.files.locks import lock
 from tidemill.serving.generations.current import GENERATIONS, Current, find_current
-from tidemill.serving.online.backends import open_database
-from tidemill.serving.online.rows import KeySpace, online_keys
-from tidemill.serving.registry.state import named_spaces
-from tidemill.serving.stores.online_places import FeastPlace
 
 _COPY: Final = "root"
 _SUBJECT: Final = "subject.json"
@@ -164,6 +158,7 @@ class _Work:
         self.salt = secrets.token_bytes(32)
         self.removed: dict[str, int] = {}
         self.rows: dict[str, list[int]] = {}
+        self.renewed: dict[str, str] = {}
         self.unread = 0
 
     @contextmanager
@@ -218,9 +213,8 @@ class _Work:
             files=_listed(changes),
             remains=what_remains(config, self.subject, self.unread),
         ).write_begun(self.folder)
-        _write_secret(
-            self.folder / _SUBJECT, {"entity": self.subject.entity.name, "key": self.subject.text}
-        )
+        told = {"entity": self.subject.entity.name, "key": self.subject.text}
+        _write_secret(self.folder / _SUBJECT, {**told, "renewed": self.renewed})
         return changes
 
     def _generation(self, folder: Path, current: Current | None) -> Blanked:
@@ -238,11 +232,10 @@ class _Work:
         for (source, partition), positions in sorted(blanked.positions.items()):
             self.rows[f"{folder.name}/{source}/{partition}"] = _ranges(positions)
         copy = folder.parent.parent
-        began: dict[str, str] = {}
         for build in builds if blanked.rows else ():
             pinned = Current(copy, folder.name, int(build.name.rpartition("-")[2]), 0, 0)
             made = rebuild_build(replace(config, root=copy, pinned=pinned), blanked)
-            began[made.handoff[0]] = made.handoff[1]
+            self.renewed.update(made.renewed)
             self._count("states", made.states)
             self._count("rows of training tables", made.rows)
         for stream in sorted(folder.glob("stream-??????")):
@@ -250,7 +243,7 @@ class _Work:
             pinned = Current(copy, folder.name, 0, 0, number)
             pinned = replace(pinned, build=pinned.next_number("build") - 1)
             done = StreamRewriter(
-                replace(config, root=copy, pinned=pinned), self.subject, blanked, began
+                replace(config, root=copy, pinned=pinned), self.subject, blanked, self.renewed
             ).run()
             self._count("predictions", done.predictions)
             self._count("publications", done.publications)
@@ -318,7 +311,7 @@ def finish_begun(config: Configuration, progress: Progress) -> dict[str, Any] | 
     subject = Subject.parse(config.project, told["entity"], told["key"])
     record = ForgetRecord.read_begun(folder)
     removed = dict(record.removed)
-    count = remove_from_store(config, subject)
+    count = remove_from_store(config, subject, told["renewed"])
     if count is not None:
         removed[_STORE] = count
     ended = replace(record, ended=_now(), removed=removed)
@@ -336,49 +329,7 @@ def _end_work(folder: Path) -> None:
     shutil.rmtree(trash)
 
 
-def remove_from_store(config: Configuration, subject: Subject) -> int | None:
-    """Remove the rows of a subject from the online store.
-
-    Returns:
-        How many were removed; None if the store cannot do that, or there is none.
-
-    Raises:
-        StoreError: It cannot be written.
-    """
-    project = config.project
-    views = {view.name for view in project.views if view.entity.name == subject.entity.name}
-    kind = pa.int64() if isinstance(subject.key, int) else pa.string()
-    keys = online_keys(subject.entity.join_key, pa.array([subject.key], kind))
-    place = config.online_store
-    if isinstance(place, FeastPlace):
-        return None
-    database = open_database(place)
-    try:
-        spaces = _spaces(project, config, views)
-        fills = database.fills(spaces) if spaces else []
-        return database.forget(fills, keys) if fills else 0
-    finally:
-        database.close()
-
-
-def _spaces(project: Project, config: Configuration, views: set[str]) -> list[KeySpace]:
-    """Return the key spaces of all definitions of some views; none without a store."""
-    from tidemill.features.errors import NoKeySpace
-    from tidemill.serving.stores.online_places import SqlitePlace
-
-    place = config.online_store
-    if isinstance(place, SqlitePlace) and not place.path.exists():
-        return []
-    database = open_database(place)
-    try:
-        return [one for one in named_spaces(database, project.name) if one.view in views]
-    except NoKeySpace:
-        return []
-    finally:
-        database.close()
-
-
-def _write_secret(path: Path, content: Mapping[str, str]) -> None:
+def _write_secret(path: Path, content: Mapping[str, object]) -> None:
     """Write a file that only its owner may read; it is gone when the work has ended."""
     opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(opened, "w") as file:

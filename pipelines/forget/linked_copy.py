@@ -42,7 +42,8 @@ class Change:
 
     Attributes:
         path: The file; relative to the root, or absolute if it is outside of it.
-        made: Where its new bytes are, relative to the folder of the plan; empty if it is removed.
+        made: Where its new bytes are, relative to the folder of the plan, or absolute likewise;
+            empty if it is removed.
         before: The SHA-256 of its old bytes; empty if there is no such file yet.
         after: The SHA-256 of its new bytes; empty if it is removed.
     """
@@ -94,7 +95,8 @@ class LinkedCopy:
                 digest = file_sha256(new)
                 was = file_sha256(old) if path in before else ""
                 if was != digest:
-                    yield Change(where, str(new.relative_to(plan)), was, digest)
+                    made = str(new.absolute()) if is_outside else str(new.relative_to(plan))
+                    yield Change(where, made, was, digest)
 
     def _files(self, folder: Path) -> Iterator[Path]:
         for name in self.names:

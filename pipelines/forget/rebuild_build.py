@@ -7,18 +7,22 @@ of the subject are replaced; so a state that was wrong before is not made right 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tidemill.features.contract import BoolArray
 from tidemill.features.definitions import ARROW_TYPES, Project
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.blank_rows import null_where
 from tidemill.pipelines.forget.rewrite_logs import Blanked, check_digests
 from tidemill.pipelines.history.build_manifest import BuildManifest, table_digests
-from tidemill.pipelines.io.log import PARTITION, POSITION, Log, log_schema
+from tidemill.pipelines.io.log import PARTITION, POSITION, Log, log_schema, one_batch
 from tidemill.pipelines.recovery.beginning import find_beginning
 from tidemill.pipelines.recovery.handoff import Handoff, check_handoff, cut_digests, read_record
 from tidemill.pipelines.run import paths
@@ -34,12 +38,17 @@ class Rebuilt:
     Attributes:
         states: How many states were made again.
         rows: How many rows of the training table were blanked.
-        handoff: The ids of its states' record, before and after.
+        renewed: Ids of records of states, and digests of rows below a cut: before to after.
     """
 
     states: int
     rows: int
-    handoff: tuple[str, str]
+    renewed: Mapping[str, str]
+
+
+def renewed(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """Return the digests of a record that are others now, before to after."""
+    return {old: after[name] for name, old in before.items() if old != after[name]}
 
 
 def is_of(project: Project, shards: int, record: BuildManifest | Handoff) -> bool:
@@ -99,7 +108,8 @@ def rebuild_build(config: Configuration, blanked: Blanked) -> Rebuilt:
     dataclasses.replace(
         manifest, sources=sources, training_table=table_digests(build), handoff=handoff.id
     ).write(build)
-    return Rebuilt(states, rows, (began, handoff.id))
+    ids = {began: handoff.id, **renewed(stored.digests, handoff.digests)}
+    return Rebuilt(states, rows, ids)
 
 
 def _blank_table(project: Project, build: Path, blanked: Blanked) -> int:
@@ -142,14 +152,14 @@ def _blank_values(project: Project, schema: pa.Schema) -> dict[str, pa.Scalar]:
 def _replace_rows(
     path: Path,
     table: pa.Table,
-    at: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    at: BoolArray,
     values: dict[str, pa.Scalar],
 ) -> None:
-    import pyarrow.compute as pc
-
     for place, name in enumerate(table.schema.names):
         if name in values:
-            column = pc.if_else(pa.array(at), values[name], table.column(name))
+            column = null_where(one_batch(table.select([name])).column(0), at)
+            if values[name].is_valid:
+                column = pc.if_else(pa.array(at), values[name], column)
             table = table.set_column(place, table.schema.field(place), column)
     with atomic_write(path) as unfinished:
         pq.write_table(table, unfinished, compression="zstd", compression_level=1)

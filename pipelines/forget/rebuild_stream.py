@@ -15,7 +15,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.forget.rebuild_build import is_of
+from tidemill.pipelines.forget.rebuild_build import is_of, renewed
 from tidemill.pipelines.forget.rejected import remove_of_stream
 from tidemill.pipelines.forget.rewrite_logs import Blanked
 from tidemill.pipelines.forget.subject import Subject
@@ -78,7 +78,6 @@ class Rewritten:
     rejected: int = 0
     states: int = 0
     releases: int = 0
-    began: Mapping[str, str] = field(default_factory=dict)
 
 
 class StreamRewriter:
@@ -88,7 +87,8 @@ class StreamRewriter:
         config: The configuration, with the folders of the stream.
         subject: Whom to forget.
         blanked: What was blanked in the log of its generation.
-        began: Ids of the records of states that builds have, before to after.
+        renewed: Ids of the records of states that builds have, and digests, before to after;
+            digests of the stream's own records are added.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class StreamRewriter:
         config: Configuration,
         subject: Subject,
         blanked: Blanked,
-        began: Mapping[str, str],
+        renewed: dict[str, str],
     ) -> None:
         self._config, self._subject, self._blanked = config, subject, blanked
-        self._began, self._folder = began, config.current.stream_folder
+        self._renewed, self._folder = renewed, config.current.stream_folder
         self._done = Rewritten()
 
     def run(self) -> Rewritten:
@@ -152,12 +152,10 @@ class StreamRewriter:
     def _renew_run(self, name: str) -> None:
         run = StreamRun.read(self._folder, name)
         if run is not None:
-            log = stream_log(self._config.current)
-            dataclasses.replace(
-                run,
-                began=self._began.get(run.began, run.began),
-                digests=cut_digests(log, run.positions),
-            ).write(self._folder, name)
+            digests = cut_digests(stream_log(self._config.current), run.positions)
+            self._renewed.update(renewed(run.digests, digests))
+            began = self._renewed.get(run.began, run.began)
+            dataclasses.replace(run, began=began, digests=digests).write(self._folder, name)
 
     def _rebuild(self, run: StreamRun) -> None:
         """Repeat the stream, and replace what depends on the blanked rows."""
@@ -251,7 +249,9 @@ class StreamRewriter:
         log = stream_log(self._config.current)
         new = dataclasses.replace(
             handoff,
-            began=None if handoff.began is None else self._began.get(handoff.began, handoff.began),
+            began=None
+            if handoff.began is None
+            else self._renewed.get(handoff.began, handoff.began),
             files=file_hashes(folder),
             digests=cut_digests(log, handoff.positions),
         )

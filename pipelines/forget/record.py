@@ -128,3 +128,9 @@ def blank_positions(root: Path, generation: str) -> dict[str, dict[int, list[ran
                 ranges = [range(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True)]
                 found.setdefault(source, {}).setdefault(int(partition), []).extend(ranges)
     return found
+
+
+def forgotten_rows(root: Path, generation: str) -> int:
+    """Count the rows of the logs of a generation that were forgotten."""
+    found = blank_positions(root, generation)
+    return sum(len(one) for of in found.values() for ranges in of.values() for one in ranges)

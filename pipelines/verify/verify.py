@@ -24,6 +24,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.record import FORGOTTEN, forgotten_rows
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.compare_archive import compare_archive
@@ -104,6 +105,12 @@ def verify(
         )
     if not streams:
         progress.say(f"no stream in {config.root} has answered a request yet")
+    blank = forgotten_rows(config.root, config.current.generation)
+    if blank:
+        progress.say(
+            f"{blank:,} rows of the log were forgotten (records in {config.root / FORGOTTEN}): "
+            "their places are proven, not what they held"
+        )
     archive = Findings()
     of_archive = compare_archive(config, progress, archive)
     for of_it, findings in (
@@ -118,6 +125,7 @@ def verify(
         **figures,
         "store_generations": {view: origin.generation for view, origin in origins.items()},
         "earlier": earlier,
+        "forgotten_rows": blank,
         "mismatches": everything.count,
         "seconds": round(time.perf_counter() - began, 3),
         "first_mismatches": [_row(mismatch) for mismatch in everything.listed],

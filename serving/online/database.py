@@ -304,6 +304,13 @@ class OnlineDatabase(Protocol):
             StoreError: The database does not exist, or cannot be read.
         """
 
+    def record_cuts(self, fills: Sequence[Fill]) -> None:
+        """Replace the cuts in the records of fills by those that these have.
+
+        Raises:
+            StoreError: The database cannot be written.
+        """
+
     def forget(self, fills: Sequence[Fill], keys: Sequence[bytes]) -> int | None:
         """Remove the rows of some keys from fills, as if they had never been written.
 

@@ -438,6 +438,11 @@ class RedisDatabase:
                 if data is not None
             ]
 
+    def record_cuts(self, fills: Sequence[Fill]) -> None:
+        """Replace the cuts in the records of fills."""
+        spaces = [fill.space for fill in fills]
+        self._run([("HSET", fill_key(fill.id), "cuts", fill.cuts) for fill in fills], spaces)
+
     def forget(self, fills: Sequence[Fill], keys: Sequence[bytes]) -> int:
         """Remove the rows of some keys."""
         spaces = [fill.space for fill in fills]

@@ -211,6 +211,12 @@ class SqliteDatabase:
             yield [Row(*row) for row in found]
             after = found[-1][0]
 
+    def record_cuts(self, fills: Sequence[Fill]) -> None:
+        """Replace the cuts in the records of fills."""
+        with self._transaction(write=True) as sqlite:
+            update = "UPDATE tidemill_fills SET cuts = ? WHERE id = ?"
+            sqlite.executemany(update, [(fill.cuts, fill.id) for fill in fills])
+
     def forget(self, fills: Sequence[Fill], keys: Sequence[bytes]) -> int:
         """Remove the rows of some keys, and write the file anew: pages keep what was deleted."""
         removed = 0
