@@ -36,6 +36,7 @@ from tidemill.pipelines.delivery.delivery import Delivery
 from tidemill.pipelines.engines.choosing import EngineChoice, make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
+from tidemill.pipelines.forget.record import forgotten_between
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.epochs import with_epoch
@@ -59,6 +60,7 @@ from tidemill.pipelines.recovery.resume import (
     received,
     with_scores,
 )
+from tidemill.pipelines.recovery.resume import by_source as ends_of
 from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.draining import draining
@@ -200,7 +202,10 @@ def _stream(
     replayed = entrance.taken()
     seconds = time.perf_counter() - began
     by_source = received(start.run, replayed)
-    requests = by_source.pop(project.request.name)
+    asked = project.request.name
+    span_of = start.run.positions[asked], ends_of(replayed, replayed.stop)[asked]
+    blank = forgotten_between(root, start.current.generation, asked, *span_of)
+    requests = by_source.pop(asked) - blank
     folder = savepoint_folder(stream_folder, entrance.last_segment)
     summary = {
         "engine": choice.name,
