@@ -168,14 +168,15 @@ class StreamRewriter:
         until = max([number for *_, number in found] + [0 if handoff is None else handoff.polls])
         if not until:
             return
-        files = self._release_files()
+        changed: dict[tuple[str, int, int], str] = {}
         repeat = Repeat.from_log(self._config, run)
         at = 0 if handoff is None else handoff.polls
         for part in repeat.polls(until, {at}):
             for operator, release in part.releases:
-                self._count_anew(operator, release, found, files)
+                self._count_anew(operator, release, found, changed)
             if handoff is not None and stops is not None and part.last_poll == at:
                 self._replace_states(stops, handoff, repeat)
+        self._write_releases(changed)
 
     def _last_states(self) -> tuple[Path | None, Handoff | None]:
         """Return the states of the last savepoint; remove those of others, which do not count."""
@@ -201,20 +202,23 @@ class StreamRewriter:
                 path.unlink()
                 self._done.states += path.suffix == ".state"
 
-    def _release_files(self) -> dict[tuple[str, int, int], list[Path]]:
-        found: dict[tuple[str, int, int], list[Path]] = {}
-        for path in sorted((self._folder / paths.RELEASES).glob("*.jsonl")):
-            for line in path.read_text().splitlines():
-                found.setdefault(place_of(json.loads(line)), []).append(path)
-        return found
+    def _write_releases(self, changed: Mapping[tuple[str, int, int], str]) -> None:
+        """Replace the lines of releases."""
+        self._done.releases = len(changed)
+        for path in sorted((self._folder / paths.RELEASES).glob("*.jsonl")) if changed else ():
+            lines = path.read_text().splitlines()
+            made = [changed.get(place_of(json.loads(line)), line) for line in lines]
+            if made != lines:
+                write_text(path, "\n".join(made) + "\n")
 
     def _count_anew(
         self,
         operator: ShardOperator,
         release: Release,
         found: Mapping[tuple[str, int, int], Mapping[str, Any]],
-        files: Mapping[tuple[str, int, int], list[Path]],
+        changed: dict[tuple[str, int, int], str],
     ) -> None:
+        """Note the line of a release whose counts are others now."""
         key = operator.key
         place = key.view, key.shard, release.number
         entry = found.get(place)
@@ -224,16 +228,9 @@ class StreamRewriter:
         others = [name for name in right if name not in _COUNTS]
         if any(entry.get(name) != right[name] for name in others):
             return  # it was wrong before; `verify` says so
-        changed = {**entry, **{name: right[name] for name in _COUNTS}}
-        if changed == entry:
-            return
-        for path in files[place]:
-            lines = [
-                json.dumps(changed) if place_of(json.loads(line)) == place else line
-                for line in path.read_text().splitlines()
-            ]
-            write_text(path, "\n".join(lines) + "\n")
-        self._done.releases += 1
+        anew = {**entry, **{name: right[name] for name in _COUNTS}}
+        if anew != entry:
+            changed[place] = json.dumps(anew)
 
     def _replace_states(self, folder: Path, handoff: Handoff, repeat: Repeat) -> None:
         for operator in repeat.operators.values():
