@@ -42,7 +42,7 @@ def load(path: Path, root: Path | None, *, finishes: bool = False) -> Configurat
 
 def _check_finished(root: Path) -> None:
     """Check that no deletion is half done; most roots never had one, so nothing is imported."""
-    if (root / "forgotten" / "work").exists():
+    if (root / "forgotten").exists():
         from tidemill.pipelines.forget.record import check_finished
 
         check_finished(root)

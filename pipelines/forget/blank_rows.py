@@ -16,15 +16,19 @@ import hashlib
 import hmac
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import BoolArray
-from tidemill.features.definitions import EventStream, FeatureView, Project, Request
+from tidemill.features.definitions import STRING, EventStream, FeatureView, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.forget.subject import Subject
+
+_ORDERED: Final = ("first", "last", "last_k")
+"""Folds that choose by time and id."""
 
 Linked = Collection[tuple[object, ...]]
 """Values of the request columns that the label's key consists of, of forgotten requests."""
@@ -64,6 +68,30 @@ def needed_by_others(project: Project, stream: EventStream, own: Collection[str]
         if not {*key} & {*own}:
             columns = {*key, *label.value.columns()} - {*own}
             found.append(Needed(key, frozenset(columns), is_label=True))
+    return found
+
+
+def features_that_read(view: FeatureView, columns: Collection[str]) -> dict[str, int]:
+    """Return the features of a view that read some columns of its stream.
+
+    Args:
+        view: The view.
+        columns: The columns. If the stream's id is among them, features count that choose among
+            events of one time by it.
+
+    Returns:
+        Feature column to how long after an event it may have it, in microseconds.
+    """
+    found, stream = {}, view.stream
+    for name, aggregation in view.features.items():
+        partials = aggregation.partials(stream.schema, stream.event_time)
+        read = {column for partial in partials for column in partial.columns}
+        if any(partial.fold in _ORDERED for partial in partials):
+            read.add(stream.event_id)
+        if read & {*columns}:
+            for column in view.columns:
+                if column.feature == name:
+                    found[column.name] = aggregation.window_us + view.hop_us
     return found
 
 
@@ -132,6 +160,39 @@ class Blanking:
             return  # the label's events are not those of one request
         mine = rows.filter(pa.array(named))
         yield from zip(*(mine.column(name).to_pylist() for name in label.on), strict=True)
+
+    def others(self, rows: pa.RecordBatch, named: BoolArray) -> dict[str, int]:
+        """Return the features of other entities that read what of these rows does not stay.
+
+        Args:
+            rows: Rows of the log, ``(rows,)``.
+            named: Which of them are the subject's.
+
+        Returns:
+            Feature column to the last instant as of which its value may depend on one of them.
+        """
+        found: dict[str, int] = {}
+        stream = self._definition
+        if not isinstance(stream, EventStream):
+            return found
+        mine = rows.filter(pa.array(named))
+        times = hashing.bits(mine.column(stream.event_time))
+        texts = [name for name, dtype in stream.schema.items() if dtype == STRING]
+        gone = {*self.columns, *(name for name in texts if self._tells(mine.column(name)).any())}
+        if self._subject.within(mine.column(stream.event_id).cast(pa.string())).any():
+            gone.add(stream.event_id)
+        for view in self._project.views_of(stream.name):
+            has_key = hashing.validity(mine.column(view.key))
+            if view.key in self.columns or not has_key.any():
+                continue
+            read = features_that_read(view, gone)
+            if view.key in gone:  # some rows are no events of the view any more
+                longest_us = view.longest_window_us + view.hop_us
+                read = dict.fromkeys((column.name for column in view.columns), longest_us)
+            last_us = int(times[has_key].max())
+            for feature, for_us in read.items():
+                found[feature] = max(found.get(feature, last_us + for_us), last_us + for_us)
+        return found
 
     def blank(self, rows: pa.RecordBatch, named: BoolArray) -> pa.RecordBatch:
         """Return the rows, those that are named blanked; columns that are not declared stay.

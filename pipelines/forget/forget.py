@@ -41,6 +41,8 @@ from tidemill.pipelines.forget.record import (
     WORK,
     ForgetRecord,
     next_number,
+    remove_work,
+    working,
 )
 from tidemill.pipelines.forget.rejected import rewrite_records
 from tidemill.pipelines.forget.remains import what_remains
@@ -95,7 +97,7 @@ def forget(config: Configuration, entity: str, key: str, progress: Progress) -> 
     root = config.root
     with _alone(config):
         finish_begun(config, progress)
-        shutil.rmtree(root / FORGOTTEN / WORK, ignore_errors=True)
+        remove_work(root / FORGOTTEN / WORK)
         _clear_archive(config)
         with _Work(config, subject, progress).prepared():
             return finish_begun(config, progress) or {}
@@ -126,6 +128,7 @@ def _alone(config: Configuration) -> Iterator[None]:
             held.enter_context(lock(path, doing, command=_COMMAND))
         if (root / paths.MENDED_LIVE).exists():
             held.enter_context(alone(root, command=_COMMAND))
+        held.enter_context(working(root, _COMMAND))
         yield
 
 
@@ -159,6 +162,7 @@ class _Work:
         self.removed: dict[str, int] = {}
         self.rows: dict[str, list[int]] = {}
         self.renewed: dict[str, str] = {}
+        self.others: dict[str, int] = {}
         self.unread = 0
 
     @contextmanager
@@ -210,6 +214,7 @@ class _Work:
             asked=asked,
             removed=self.removed,
             rows=self.rows,
+            others=self.others,
             files=_listed(changes),
             remains=what_remains(config, self.subject, self.unread),
         ).write_begun(self.folder)
@@ -227,8 +232,10 @@ class _Work:
             _check_current(config, build, current)
         blanked = LogRewriter(project, self.subject, folder, config.shards, self.salt).run()
         self.unread += blanked.unread
+        for feature, until_us in blanked.others.items():
+            self.others[feature] = max(self.others.get(feature, until_us), until_us)
         self._count("rows of logs", blanked.rows)
-        self._count("rejected records", blanked.rejected)
+        self._count("rejected records", len(blanked.refused))
         for (source, partition), positions in sorted(blanked.positions.items()):
             self.rows[f"{folder.name}/{source}/{partition}"] = _ranges(positions)
         copy = folder.parent.parent
@@ -314,19 +321,14 @@ def finish_begun(config: Configuration, progress: Progress) -> dict[str, Any] | 
     count = remove_from_store(config, subject, told["renewed"])
     if count is not None:
         removed[_STORE] = count
-    ended = replace(record, ended=_now(), removed=removed)
-    ended.write(root)
-    _end_work(folder)
+    # A kill behind this has counted already what was in the store.
+    ended = ForgetRecord.find(root, record.number)
+    if ended is None:
+        ended = replace(record, ended=_now(), removed=removed)
+        ended.write(root)
+    remove_work(folder)
     _clear_archive(config)
     return {"record": ended.number, "removed": removed, "remains": list(ended.remains)}
-
-
-def _end_work(folder: Path) -> None:
-    """Remove the work; the plan goes last but one, so a kill before that only repeats the end."""
-    trash = folder.with_name(f"{WORK}.ended")
-    shutil.rmtree(trash, ignore_errors=True)
-    folder.rename(trash)
-    shutil.rmtree(trash)
 
 
 def _write_secret(path: Path, content: Mapping[str, object]) -> None:

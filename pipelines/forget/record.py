@@ -10,13 +10,16 @@ request for deletion.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import StateMismatch
 from tidemill.pipelines.forget.linked_copy import Changes
+from tidemill.serving.files.locks import is_locked, lock
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
 
 FINISH: Final = "tidemill forget --finish"
@@ -25,6 +28,7 @@ FORGOTTEN: Final = "forgotten"
 """The name of the folder below a root."""
 WORK: Final = "work"
 """Below `FORGOTTEN`: the work that is in progress; the folder is gone when it has ended."""
+_LOCK: Final = "lock"
 _BEGUN: Final = "record.json"
 
 
@@ -41,6 +45,8 @@ class ForgetRecord:
         removed: How many rows, records or values were removed or blanked, by place.
         rows: The blanked rows of the log: ``GENERATION/SOURCE/PARTITION`` to their positions, as
             successive pairs of a first position and the one after the last.
+        others: Features of other entities that read what is blank now: column to the instant up to
+            which its values can no longer be recomputed, in microseconds.
         files: The files of logs, states, tables, manifests and archives that were replaced: path
             to the SHA-256 of the bytes before and after; empty where there is no file.
         remains: What is left elsewhere, or could not be searched; a sentence each.
@@ -53,6 +59,7 @@ class ForgetRecord:
     ended: str = ""
     removed: Mapping[str, int] = field(default_factory=dict)
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    others: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)
     remains: Sequence[str] = ()
 
@@ -64,6 +71,12 @@ class ForgetRecord:
     def write_begun(self, work: Path) -> None:
         """Write the record of work in progress into the folder of the work."""
         write_record(work / _BEGUN, _FORM, dataclasses.asdict(self), durable=True)
+
+    @staticmethod
+    def find(root: Path, number: int) -> ForgetRecord | None:
+        """Read a record of a root; None if there is none of the number."""
+        path = root / FORGOTTEN / f"{number:05d}.json"
+        return ForgetRecord(**read_record(path, _FORM)) if path.exists() else None
 
     @staticmethod
     def read_begun(work: Path) -> ForgetRecord:
@@ -83,17 +96,51 @@ _FORM: Final = RecordFormat(
 )
 
 
-def check_finished(root: Path) -> None:
-    """Check that no deletion is half done.
+@contextmanager
+def working(root: Path, command: str) -> Iterator[Path]:
+    """Hold the lock of whoever works in the folder of the work; yield that folder.
+
+    Args:
+        root: The root.
+        command: What the lock says of this process.
 
     Raises:
-        StateMismatch: One is.
+        Locked: Another process works there.
     """
-    if Changes.find(root, root / FORGOTTEN / WORK) is not None:
+    with lock(root / FORGOTTEN / _LOCK, "forget an entity", command=command):
+        yield root / FORGOTTEN / WORK
+
+
+def check_finished(root: Path) -> None:
+    """Check that no deletion is half done; remove what one has left that changed nothing.
+
+    Raises:
+        StateMismatch: One is half done.
+    """
+    folder = root / FORGOTTEN / WORK
+    if not folder.exists() and not _ended(folder).exists():
+        return
+    if is_locked(root / FORGOTTEN / _LOCK):
+        raise StateMismatch(f"{root}: an entity is being forgotten; wait until that has ended")
+    if Changes.find(root, folder) is not None:
         raise StateMismatch(
             f"{root}: an entity is being forgotten, and the command was killed or the online store "
             f"could not be written: run `{FINISH}`, which goes on where it ended"
         )
+    remove_work(folder)
+
+
+def remove_work(folder: Path) -> None:
+    """Remove the folder of the work: its plan is gone first, so that nobody begins it again."""
+    trash = _ended(folder)
+    shutil.rmtree(trash, ignore_errors=True)
+    if folder.exists():
+        folder.rename(trash)
+        shutil.rmtree(trash)
+
+
+def _ended(folder: Path) -> Path:
+    return folder.with_name(f"{WORK}.ended")
 
 
 def read_records(root: Path) -> list[ForgetRecord]:
@@ -127,6 +174,19 @@ def blank_positions(root: Path, generation: str) -> dict[str, dict[int, list[ran
             if of == generation:
                 ranges = [range(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True)]
                 found.setdefault(source, {}).setdefault(int(partition), []).extend(ranges)
+    return found
+
+
+def others_that_read(root: Path) -> dict[str, int]:
+    """Return the features of other entities that have read what was forgotten.
+
+    Returns:
+        Feature column to the instant up to which its values can no longer be recomputed.
+    """
+    found: dict[str, int] = {}
+    for record in read_records(root):
+        for feature, until_us in record.others.items():
+            found[feature] = max(until_us, found.get(feature, until_us))
     return found
 
 

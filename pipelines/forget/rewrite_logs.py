@@ -34,15 +34,18 @@ class Blanked:
     Attributes:
         positions: Source and partition to the positions of blanked rows.
         shards: View to the shards that had events of these rows.
+        others: Features of other entities that read what is blank now, to the last instant of
+            which that is so (`Blanking.others`).
         linked: What the label's key consists of, of forgotten requests.
-        rejected: How many rejected records of topics were removed.
+        refused: The rejected records of topics that were removed: source and origin.
         unread: How many rejected records could not be searched whole: their bytes are no text.
     """
 
     positions: dict[tuple[str, int], set[int]] = field(default_factory=dict)
     shards: dict[str, set[int]] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
     linked: set[tuple[object, ...]] = field(default_factory=set)
-    rejected: int = 0
+    refused: set[tuple[str, str]] = field(default_factory=set)
     unread: int = 0
 
     @property
@@ -148,9 +151,12 @@ class LogRewriter:
         found = hashing.bits(mine.column(POSITION)).tolist()
         self._done.positions.setdefault(place, set()).update(found)
         self._done.linked.update(blanking.links(rows, named))
+        for feature, until_us in blanking.others(rows, named).items():
+            self._done.others[feature] = max(self._done.others.get(feature, until_us), until_us)
         if isinstance(definition, Request):
             for view in self._project.views:
                 self._note_shards(view, mine.column(definition.key_column(view.entity)))
+                self._note_shards(view, pa.nulls(1, pa.string()))  # where it is without a key
             return
         for view in self._project.views_of(definition.name):
             # An event without a key is in no shard.
@@ -230,7 +236,8 @@ class LogRewriter:
 
     def _refused(self, records: pa.Table) -> BoolArray:
         named, unread = names_subject(self._subject, records)
-        self._done.rejected += int(named.sum())
+        mine = records.select(["stream", "origin"]).filter(pa.array(named)).to_pylist()
+        self._done.refused.update((one["stream"], one["origin"]) for one in mine)
         self._done.unread += unread
         return named
 

@@ -13,13 +13,14 @@ from typing import Any, Final
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tidemill.features.definitions import Project
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.validation import validate
 from tidemill.pipelines.io.epochs import with_epoch
-from tidemill.pipelines.io.log import POSITION, RECEIVED
+from tidemill.pipelines.io.log import POSITION, RECEIVED, forgotten_rows
 from tidemill.pipelines.io.poll import Poll, PollPart
 
 REJECTED: Final = "rejected"
@@ -43,19 +44,23 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
             parts.append(part)
             continue
         definition = project.definition(part.source)
-        found = validate(definition, part.rows)
+        blank = forgotten_rows(definition, part.rows)
+        given = part.rows.filter(pa.array(~blank)) if blank.any() else part.rows
+        found = validate(definition, given)
         kept = pa.array(found.kept)
         rows = pa.RecordBatch.from_arrays(
             [
                 *found.batch.columns,
-                part.rows.column(POSITION).take(kept),
-                part.rows.column(RECEIVED).take(kept),
+                given.column(POSITION).take(kept),
+                given.column(RECEIVED).take(kept),
             ],
             names=[*found.batch.schema.names, POSITION, RECEIVED],
         )
+        if blank.any():
+            rows = _with(rows, part.rows.filter(pa.array(blank)))
         parts.append(replace(part, rows=rows if rows.num_rows else None))
         if len(found.rejected_rows):
-            bad = part.rows.take(pa.array(found.rejected_rows))
+            bad = given.take(pa.array(found.rejected_rows))
             positions = hashing.bits(bad.column(POSITION))
             refused.append(
                 rejected.batch(
@@ -70,6 +75,12 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
                 )
             )
     return replace(poll, parts=tuple(parts)), refused
+
+
+def _with(rows: pa.RecordBatch, blank: pa.RecordBatch) -> pa.RecordBatch:
+    """Put rows that were forgotten in their places: they were valid, and polls go on with them."""
+    both = pa.concat_batches([rows, blank.select(rows.schema.names).cast(rows.schema)])
+    return both.take(pc.array_sort_indices(both.column(POSITION)))
 
 
 @beam.typehints.with_input_types(bytes)

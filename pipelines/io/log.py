@@ -50,7 +50,6 @@ from tidemill.pipelines.io.log_rows import SENT as SENT
 from tidemill.pipelines.io.log_rows import forgotten_rows as forgotten_rows
 from tidemill.pipelines.io.log_rows import log_schema as log_schema
 from tidemill.pipelines.io.log_rows import one_batch as one_batch
-from tidemill.pipelines.io.log_rows import without_forgotten as without_forgotten
 from tidemill.serving.files.read_files import reading
 
 LOG: Final = "log"

@@ -42,19 +42,9 @@ def one_batch(table: pa.Table) -> pa.RecordBatch:
 def forgotten_rows(definition: EventStream | Request, rows: pa.RecordBatch | pa.Table) -> BoolArray:
     """Tell which rows of a log were forgotten whole, bool ``(rows,)``: they have no id.
 
-    No row is accepted without an id. A forgotten one keeps its place, so that positions, polls and
-    watermarks stay as they were (`pipelines.forget.blank_rows`).
+    No row is accepted without an id. A forgotten one keeps its place and its time, so that polls,
+    watermarks and the order of answers stay as they were (`pipelines.forget.blank_rows`).
     """
     ids = rows.column(definition.id_column)
     found: BoolArray = pc.is_null(ids).to_numpy(zero_copy_only=False)
     return found
-
-
-def without_forgotten(
-    definition: EventStream | Request, rows: pa.RecordBatch
-) -> pa.RecordBatch | None:
-    """Return rows of a log without those that were forgotten whole; None if none is left."""
-    if not rows.column(definition.id_column).null_count:
-        return rows
-    left = rows.filter(pa.array(~forgotten_rows(definition, rows)))
-    return left if left.num_rows else None

@@ -39,7 +39,7 @@ from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.cuts import Cut, Positions
-from tidemill.pipelines.io.log import RECEIVED, Log, one_batch, without_forgotten
+from tidemill.pipelines.io.log import RECEIVED, Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart, empty_parts
 from tidemill.pipelines.io.poll_restriction import PROVIDER, WATERMARKS, RestrictionCoder
 
@@ -234,8 +234,7 @@ class ReplayLog:
             highest = int(self._highest[index][stop - 1]) if stop else TIME_MIN
             rows = None
             if stop > start:
-                found = one_batch(self._tables[index].slice(start, stop - start))
-                rows = without_forgotten(definition, found)
+                rows = one_batch(self._tables[index].slice(start, stop - start))
             watermark = max(highest, read_before) - definition.out_of_orderness_us
             parts.append(PollPart(definition.name, partition, start, stop, watermark, rows))
         return Poll(after.number, sent_us, tuple(parts))

@@ -24,13 +24,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.forget.record import FORGOTTEN, forgotten_rows
+from tidemill.pipelines.forget.record import FORGOTTEN, forgotten_rows, others_that_read
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.compare_archive import compare_archive
 from tidemill.pipelines.verify.compare_oracle import DEADLINE_S
 from tidemill.pipelines.verify.definitions_of import made_otherwise
-from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.findings import Findings, Mismatch, excusing
 from tidemill.pipelines.verify.instants import instant_text
 from tidemill.pipelines.verify.prove_build import prove_build
 from tidemill.pipelines.verify.prove_published import prove_published
@@ -73,8 +73,14 @@ def verify(
     Raises:
         InputError: Other definitions made the predictions.
     """
+    with excusing(others_that_read(config.root)):
+        return _verify(config.pin(), progress, sample, deadline_s)
+
+
+def _verify(
+    config: Configuration, progress: Progress, sample: int, deadline_s: float
+) -> dict[str, Any]:
     began = time.perf_counter()
-    config = config.pin()
     streams = answered_streams(config.current)
     origins, sampling = find_origins(config, streams), Sampling(sample, deadline_s)
     witnesses, everything, earlier = Witnesses(progress), Findings(), []
@@ -121,11 +127,17 @@ def verify(
         everything.merge(findings)
         for name, count in of_it.items():
             figures[name] = figures.get(name, 0) + count
+    if everything.forgotten:
+        progress.say(
+            f"{everything.forgotten:,} values read a key that was forgotten, and cannot be "
+            f"recomputed: those of {', '.join(sorted(others_that_read(config.root)))}"
+        )
     return {
         **figures,
         "store_generations": {view: origin.generation for view, origin in origins.items()},
         "earlier": earlier,
         "forgotten_rows": blank,
+        "forgotten_values": everything.forgotten,
         "mismatches": everything.count,
         "seconds": round(time.perf_counter() - began, 3),
         "first_mismatches": [_row(mismatch) for mismatch in everything.listed],

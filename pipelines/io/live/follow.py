@@ -30,7 +30,7 @@ from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.live_polls import LivePolls
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
-from tidemill.pipelines.io.log import Log, without_forgotten
+from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.pipelines.io.poll_restriction import PROVIDER, WATERMARKS, RestrictionCoder
 from tidemill.serving.files.records import RecordFormat, read_record, write_record
@@ -161,15 +161,8 @@ class _Follow(beam.DoFn):
             return None
         self._at = logged.number
         poll = Poll.decode(bytes(logged.poll))
-        parts = tuple(map(self._without_forgotten, poll.parts))
-        poll = replace(poll, number=at.number + 1, epoch=poll.epoch - options.epoch, parts=parts)
+        poll = replace(poll, number=at.number + 1, epoch=poll.epoch - options.epoch)
         return poll, [] if logged.rejected is None else [logged.rejected]
-
-    def _without_forgotten(self, part: PollPart) -> PollPart:
-        if part.rows is None:
-            return part
-        definition = self._options.project.definition(part.source)
-        return replace(part, rows=without_forgotten(definition, part.rows))
 
     def _next_sealed(self, at: Cut) -> tuple[Poll, list[pa.RecordBatch]] | None:
         """Return the poll after another, if it is sealed, and its rejected records."""

@@ -17,7 +17,7 @@ from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.errors import DamagedFile
 from tidemill.pipelines.io.cuts import Cut, Positions
 from tidemill.pipelines.io.live.live_log import REMEDY, LiveLog
-from tidemill.pipelines.io.log import Log, one_batch, without_forgotten
+from tidemill.pipelines.io.log import Log, one_batch
 from tidemill.pipelines.io.poll import Poll, PollPart
 
 
@@ -155,10 +155,7 @@ class LivePolls:
             if place.column is not None:
                 of_source = self._cuts.watermarks[place.definition.name]
                 watermark = int(of_source[index, place.column])
-            rows = None
-            if stop > start:
-                found = one_batch(table.slice(start, stop - start))
-                rows = without_forgotten(place.definition, found)
+            rows = one_batch(table.slice(start, stop - start)) if stop > start else None
             name = place.definition.name
             parts.append(PollPart(name, place.partition, start, stop, watermark, rows))
         return Poll(after.number, sent_us, tuple(parts)), after
