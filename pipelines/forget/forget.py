@@ -163,6 +163,7 @@ class _Work:
         self.rows: dict[str, list[int]] = {}
         self.renewed: dict[str, str] = {}
         self.others: dict[str, int] = {}
+        self.closed: list[str] = []
         self.unread = 0
 
     @contextmanager
@@ -215,8 +216,16 @@ class _Work:
             removed=self.removed,
             rows=self.rows,
             others=self.others,
+            closed=self.closed,
             files=_listed(changes),
-            remains=what_remains(config, self.subject, self.unread),
+            remains=[
+                *(
+                    f"the stream {one} ran in eager mode: it cannot go on, and is not proven any "
+                    "more; run `tidemill stream` without --resume"
+                    for one in self.closed
+                ),
+                *what_remains(config, self.subject, self.unread),
+            ],
         ).write_begun(self.folder)
         told = {"entity": self.subject.entity.name, "key": self.subject.text}
         _write_secret(self.folder / _SUBJECT, {**told, "renewed": self.renewed})
@@ -257,6 +266,8 @@ class _Work:
             self._count("rejected records", done.rejected)
             self._count("states", done.states)
             self._count("releases with other counts", done.releases)
+            if done.is_closed:
+                self.closed.append(f"{folder.name}/{stream.name}")
         for offline in sorted(folder.glob("offline-??????")):
             self._count("rows of the offline store", remove_offline(offline, self.subject))
         return blanked

@@ -7,6 +7,8 @@
   that joins answers are replaced by those of the repeated one. Positions, frontiers and marks of
   releases do not depend on rows, and must be the same: a release in which they differ stays as it
   is, for `verify` to find.
+* In eager mode they do depend on rows. Such a stream is ended: its states are removed, and it is
+  not proven any more.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from tidemill.pipelines.recovery.repeat import Repeat
 from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.operator import ShardOperator
+from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.state_files import (
@@ -71,6 +74,7 @@ class Rewritten:
         rejected: How many rejected records were removed.
         states: How many states of a savepoint were made again, or removed.
         releases: How many releases have other counts.
+        is_closed: Whether it was ended, because it cannot be repeated.
     """
 
     predictions: int = 0
@@ -78,6 +82,7 @@ class Rewritten:
     rejected: int = 0
     states: int = 0
     releases: int = 0
+    is_closed: bool = False
 
 
 class StreamRewriter:
@@ -163,6 +168,12 @@ class StreamRewriter:
         of_views = {view.name: view.hash for view in self._config.project.views}
         if run.views != of_views or run.shards != self._config.shards:
             self._remove_states()
+            return
+        if Mode(run.mode) is Mode.EAGER:
+            # There the instant of an answer depends on what came before it, of whatever entity.
+            self._remove_states()
+            dataclasses.replace(run, ended=True).write(self._folder)
+            self._done.is_closed = True
             return
         found = {place_of(one): one for one in read_releases(self._folder)}
         until = max([number for *_, number in found] + [0 if handoff is None else handoff.polls])

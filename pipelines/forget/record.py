@@ -47,6 +47,8 @@ class ForgetRecord:
             successive pairs of a first position and the one after the last.
         others: Features of other entities that read what is blank now: column to the instant up to
             which its values can no longer be recomputed, in microseconds.
+        closed: Streams in eager mode, ``GENERATION/STREAM``, that had rows of the entity: they
+            cannot be repeated without it, so they are ended, and not proven.
         files: The files of logs, states, tables, manifests and archives that were replaced: path
             to the SHA-256 of the bytes before and after; empty where there is no file.
         remains: What is left elsewhere, or could not be searched; a sentence each.
@@ -60,6 +62,7 @@ class ForgetRecord:
     removed: Mapping[str, int] = field(default_factory=dict)
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
     others: Mapping[str, int] = field(default_factory=dict)
+    closed: Sequence[str] = ()
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)
     remains: Sequence[str] = ()
 
@@ -188,6 +191,12 @@ def others_that_read(root: Path) -> dict[str, int]:
         for feature, until_us in record.others.items():
             found[feature] = max(until_us, found.get(feature, until_us))
     return found
+
+
+def closed_by(root: Path, generation: str, stream: str) -> int | None:
+    """Return the number of the record by which a stream in eager mode was ended; None for none."""
+    place = f"{generation}/{stream}"
+    return next((one.number for one in read_records(root) if place in one.closed), None)
 
 
 def forgotten_rows(root: Path, generation: str) -> int:

@@ -43,7 +43,12 @@ class Shop(TopicProject):
         """Send messages of the card that cannot be used: wrong, broken, and of no text."""
         row = {"payment": "p-x", "at": "never", "card": CARD, "amount": 1.0}
         told = json.dumps(row).encode()
-        values = (told, json.dumps(row, ensure_ascii=False).encode()[:-1], b"\xff\x0d" + told, b"?")
+        values = (
+            told,
+            json.dumps(row, ensure_ascii=False).encode()[:-1],
+            b"\xff\x0d" + told,
+            b"\xff",
+        )
         for value in values:
             self.topics.topics["payments"][0].append((self.now_us, value))
 

@@ -52,9 +52,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     """A stream of rides that has ended."""
     folder = tmp_path_factory.mktemp("rides")
-    write_sources(folder)
-    for path in folder.glob("*.csv"):
-        path.write_text(re.sub(r"\bd3\b", DRIVER, path.read_text()))
+    sources(folder)
     config = configuration(folder, folder / "run")
     backfill(config, QuietProgress())
     Server(config).serve()
@@ -65,6 +63,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 def config(served: Configuration, tmp_path: Path) -> Configuration:
     """A copy of it."""
     return copied(served, tmp_path / "rides")
+
+
+def sources(folder: Path) -> None:
+    write_sources(folder)
+    for path in folder.glob("*.csv"):
+        path.write_text(re.sub(r"\bd3\b", DRIVER, path.read_text()))
 
 
 def copied(served: Configuration, folder: Path) -> Configuration:
@@ -114,6 +118,20 @@ def test_nothing_holds_the_key_and_the_rest_is_proven(config: Configuration) -> 
     assert not any(again["removed"].values())
     assert again["record"] == 2
     assert proven(config)["forgotten_values"] == found["forgotten_values"]
+
+
+def test_a_stream_in_eager_mode_is_ended(tmp_path: Path) -> None:
+    tmp_path.joinpath("rides").mkdir()
+    config = configuration(tmp_path / "rides", tmp_path / "rides" / "run", "eager")
+    sources(tmp_path / "rides")
+    backfill(config, QuietProgress())
+    Server(config).serve()
+    figures = forgotten(config, "driver", DRIVER)
+    assert any("ran in eager mode" in one for one in figures["remains"])
+    assert where_found(config.root, DRIVER) == []
+    found = proven(config)
+    (earlier,) = found["earlier"]
+    assert earlier["why"] == "in eager mode, and rows of it were forgotten (record 00001)"
 
 
 def test_a_changed_value_is_still_found(config: Configuration) -> None:
