@@ -162,6 +162,7 @@ class _Work:
         self.removed: dict[str, int] = {}
         self.rows: dict[str, list[int]] = {}
         self.renewed: dict[str, str] = {}
+        self.refused: dict[str, list[int]] = {}
         self.others: dict[str, int] = {}
         self.closed: list[str] = []
         self.unread = 0
@@ -215,6 +216,7 @@ class _Work:
             asked=asked,
             removed=self.removed,
             rows=self.rows,
+            refused=self.refused,
             others=self.others,
             closed=self.closed,
             files=_listed(changes),
@@ -247,6 +249,10 @@ class _Work:
         self._count("rejected records", len(blanked.refused))
         for (source, partition), positions in sorted(blanked.positions.items()):
             self.rows[f"{folder.name}/{source}/{partition}"] = _ranges(positions)
+        refused: dict[str, set[int]] = {}
+        for source, partition, position, _ in blanked.refused:
+            refused.setdefault(f"{folder.name}/{source}/{partition}", set()).add(position)
+        self.refused |= {place: _ranges(found) for place, found in sorted(refused.items())}
         copy = folder.parent.parent
         for build in builds if blanked.rows else ():
             pinned = Current(copy, folder.name, int(build.name.rpartition("-")[2]), 0, 0)

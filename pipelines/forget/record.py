@@ -45,6 +45,7 @@ class ForgetRecord:
         removed: How many rows, records or values were removed or blanked, by place.
         rows: The blanked rows of the log: ``GENERATION/SOURCE/PARTITION`` to their positions, as
             successive pairs of a first position and the one after the last.
+        refused: The rejected records of topics that were removed, likewise, by their positions.
         others: Features of other entities that read what is blank now: column to the instant up to
             which its values can no longer be recomputed, in microseconds.
         closed: Streams in eager mode, ``GENERATION/STREAM``, that had rows of the entity: they
@@ -61,6 +62,7 @@ class ForgetRecord:
     ended: str = ""
     removed: Mapping[str, int] = field(default_factory=dict)
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    refused: Mapping[str, Sequence[int]] = field(default_factory=dict)
     others: Mapping[str, int] = field(default_factory=dict)
     closed: Sequence[str] = ()
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -163,15 +165,24 @@ def next_number(root: Path) -> int:
     return max(taken, default=0) + 1
 
 
-def blank_positions(root: Path, generation: str) -> dict[str, dict[int, list[range]]]:
-    """Return which rows of the logs of a generation were forgotten.
+Positions = dict[str, dict[int, list[range]]]
+"""Source to partition to ranges of positions."""
 
-    Returns:
-        Source to partition to ranges of positions.
-    """
-    found: dict[str, dict[int, list[range]]] = {}
-    for record in read_records(root):
-        for place, ends in record.rows.items():
+
+def blank_positions(root: Path, generation: str) -> Positions:
+    """Return which rows of the logs of a generation were forgotten."""
+    return _positions([record.rows for record in read_records(root)], generation)
+
+
+def refused_positions(root: Path, generation: str) -> Positions:
+    """Return which rejected records of topics were removed from the live log of a generation."""
+    return _positions([record.refused for record in read_records(root)], generation)
+
+
+def _positions(records: Sequence[Mapping[str, Sequence[int]]], generation: str) -> Positions:
+    found: Positions = {}
+    for record in records:
+        for place, ends in record.items():
             of, _, rest = place.partition("/")
             source, _, partition = rest.rpartition("/")
             if of == generation:

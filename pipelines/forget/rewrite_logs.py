@@ -37,7 +37,8 @@ class Blanked:
         others: Features of other entities that read what is blank now, to the last instant of
             which that is so (`Blanking.others`).
         linked: What the label's key consists of, of forgotten requests.
-        refused: The rejected records of topics that were removed: source and origin.
+        refused: The rejected records of topics that were removed: source, partition, position, and
+            origin.
         unread: How many rejected records could not be searched whole: their bytes are no text.
     """
 
@@ -45,7 +46,7 @@ class Blanked:
     shards: dict[str, set[int]] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
     linked: set[tuple[object, ...]] = field(default_factory=set)
-    refused: set[tuple[str, str]] = field(default_factory=set)
+    refused: set[tuple[str, int, int, str]] = field(default_factory=set)
     unread: int = 0
 
     @property
@@ -236,8 +237,10 @@ class LogRewriter:
 
     def _refused(self, records: pa.Table) -> BoolArray:
         named, unread = names_subject(self._subject, records)
-        mine = records.select(["stream", "origin"]).filter(pa.array(named)).to_pylist()
-        self._done.refused.update((one["stream"], one["origin"]) for one in mine)
+        names = ["stream", "partition", "position", "origin"]
+        mine = records.select(names).filter(pa.array(named))
+        columns = [mine.column(name).to_pylist() for name in names]
+        self._done.refused.update(zip(*columns, strict=True))
         self._done.unread += unread
         return named
 

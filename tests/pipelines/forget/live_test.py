@@ -15,7 +15,9 @@ from tests.support.searched import where_found
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.pipelines.archive.archive import archive_live_rows
 from tidemill.pipelines.config.archive_section import Archive
+from tidemill.pipelines.delivery.places import Place
 from tidemill.pipelines.forget.forget import forget
+from tidemill.pipelines.forget.places import ForgottenPlaces
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.ingest.mended_live import MendedFiles, read_mended, write_mended
 from tidemill.pipelines.io.live.mended import MendedMessage
@@ -138,6 +140,9 @@ def test_polls_rejected_records_and_the_archive(
     assert any("rejected records have bytes that are no text" in one for one in figures["remains"])
     assert where_found(config.root, CARD) == where_found(tmp_path / "archive", CARD) == []
     assert project.live.sealed() == sealed
+    places = ForgottenPlaces.read(config.root, project.current.generation, "checks")
+    poison = [Place(("rejected", "validate", "payments", 1, 0), at) for at in range(200)]
+    assert sum(map(places.has, poison)) >= 12
     findings = Findings()
     compared = compare_archive(config, QuietProgress(), findings)
     assert (findings.count, compared["archive_removed_rows"]) == (0, 0)
