@@ -28,7 +28,7 @@ FORGOTTEN: Final = "forgotten"
 """The name of the folder below a root."""
 WORK: Final = "work"
 """Below `FORGOTTEN`: the work that is in progress; the folder is gone when it has ended."""
-_LOCK: Final = "lock"
+_LOCK: Final = "forget.lock"
 _BEGUN: Final = "record.json"
 
 
