@@ -189,6 +189,7 @@ class _Work:
             live = find_live_rows(find_current(config.root), config.project)
             check_archive(config, live)
             of_archive.make()
+        self.progress.say("looking for rows, and making again what depends on them")
         copy.make()
         current = find_current(config.root)
         inside = None
@@ -329,8 +330,9 @@ def finish_begun(config: Configuration, progress: Progress) -> dict[str, Any] | 
     changes = Changes.find(root, folder)
     if changes is None:
         return None
-    with progress.stage("move what was made", None, "files"):
+    with progress.stage("move what was made", len(changes.changes), "files") as stage:
         changes.apply()
+        stage.advance(len(changes.changes))
     told = json.loads((folder / _SUBJECT).read_bytes())
     subject = Subject.parse(config.project, told["entity"], told["key"])
     record = ForgetRecord.read_begun(folder)

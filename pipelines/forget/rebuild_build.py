@@ -128,22 +128,25 @@ def _blank_table(project: Project, build: Path, blanked: Blanked) -> int:
         if not at.any():
             continue
         count += int(at.sum())
-        _replace_rows(path, table, at, _blank_values(project, table.schema))
+        _replace_rows(path, table, at, _blank_values(project, table))
     return count
 
 
-def _blank_values(project: Project, schema: pa.Schema) -> dict[str, pa.Scalar]:
-    """Return the value of each column of a blank row, but of its place and its time."""
-    request = project.request
-    empty = pa.RecordBatch.from_pylist([{}], schema=log_schema(request))
-    values = {name: pa.scalar(None, schema.field(name).type) for name in schema.names}
+def _blank_values(project: Project, table: pa.Table) -> dict[str, pa.Array]:
+    """Return each column as it is where a row is blank, but for place and time, ``(rows,)``."""
+    request, rows = project.request, len(table)
+    values = {field.name: pa.nulls(rows, field.type) for field in table.schema}
+    # Inputs may read the time of the request, which stays.
+    blank = {field.name: pa.nulls(rows, field.type) for field in log_schema(request)}
+    blank[request.request_time] = one_batch(table.select(["request_time"])).column(0)
+    asked = pa.RecordBatch.from_pydict(blank)
     for name, expression in request.inputs.items():
         if name in values:
-            values[name] = expression.evaluate(empty)[0].cast(schema.field(name).type)
+            values[name] = expression.evaluate(asked).cast(values[name].type)
     for column in project.columns:
         if column.name in values and column.empty is not None:
-            kind = ARROW_TYPES[column.dtype]
-            values[column.name] = pa.scalar(column.empty).cast(kind)
+            empty = pa.scalar(column.empty).cast(ARROW_TYPES[column.dtype])
+            values[column.name] = pa.repeat(empty, rows)
     for name in ("request_time", PARTITION, POSITION):
         values.pop(name, None)
     return values
@@ -153,12 +156,12 @@ def _replace_rows(
     path: Path,
     table: pa.Table,
     at: BoolArray,
-    values: dict[str, pa.Scalar],
+    values: dict[str, pa.Array],
 ) -> None:
     for place, name in enumerate(table.schema.names):
         if name in values:
             column = null_where(one_batch(table.select([name])).column(0), at)
-            if values[name].is_valid:
+            if values[name].null_count < len(table):
                 column = pc.if_else(pa.array(at), values[name], column)
             table = table.set_column(place, table.schema.field(place), column)
     with atomic_write(path) as unfinished:
