@@ -140,9 +140,9 @@ def test_polls_rejected_records_and_the_archive(
     assert any("rejected records have bytes that are no text" in one for one in figures["remains"])
     assert where_found(config.root, CARD) == where_found(tmp_path / "archive", CARD) == []
     assert project.live.sealed() == sealed
-    places = ForgottenPlaces.read(config.root, project.current.generation, "checks")
+    gone = ForgottenPlaces.read(config.root, project.current.generation, "checks")
     poison = [Place(("rejected", "validate", "payments", 1, 0), at) for at in range(200)]
-    assert sum(map(places.has, poison)) >= 12
+    assert sum(map(gone.has, poison)) >= 12
     findings = Findings()
     compared = compare_archive(config, QuietProgress(), findings)
     assert (findings.count, compared["archive_removed_rows"]) == (0, 0)
