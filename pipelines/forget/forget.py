@@ -57,6 +57,7 @@ from tidemill.pipelines.forget.subject import Subject
 from tidemill.pipelines.forget.texts import rewrite_texts
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.history.builds import BUILD_LOCK
+from tidemill.pipelines.history.live_retention import removed_faults, renew_removed
 from tidemill.pipelines.ingest.live_rows import find_live_rows
 from tidemill.pipelines.ingest.mended_live import alone
 from tidemill.pipelines.run import paths
@@ -242,6 +243,14 @@ class _Work:
         for build in builds:
             check_build(build)
             _check_current(config, build, current)
+        copy = folder.parent.parent
+        inside = Current(copy, folder.name, 0, 0, 0)
+        inside = replace(inside, build=inside.next_number("build") - 1)
+        for fault in removed_faults(inside, project):
+            raise StateMismatch(
+                f"{folder.name}: {fault}: they were changed, and nothing is forgotten until they "
+                "are right; run `tidemill verify`"
+            )
         blanked = LogRewriter(project, self.subject, folder, config.shards, self.salt).run()
         self.unread += blanked.unread
         for feature, until_us in blanked.others.items():
@@ -254,7 +263,7 @@ class _Work:
         for source, partition, position, _ in blanked.refused:
             refused.setdefault(f"{folder.name}/{source}/{partition}", set()).add(position)
         self.refused |= {place: _ranges(found) for place, found in sorted(refused.items())}
-        copy = folder.parent.parent
+        renew_removed(inside, project)
         for build in builds if blanked.rows else ():
             pinned = Current(copy, folder.name, int(build.name.rpartition("-")[2]), 0, 0)
             made = rebuild_build(replace(config, root=copy, pinned=pinned), blanked)

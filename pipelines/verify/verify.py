@@ -25,6 +25,8 @@ from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.record import FORGOTTEN, forgotten_rows, others_that_read
+from tidemill.pipelines.io.live.live_log import LIVE
+from tidemill.pipelines.io.live.removed import RemovedRows
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.compare_archive import compare_archive
@@ -127,6 +129,12 @@ def _verify(
         everything.merge(findings)
         for name, count in of_it.items():
             figures[name] = figures.get(name, 0) + count
+    removed = RemovedRows.read(config.current.folder / LIVE)
+    if removed.rows:
+        progress.say(
+            f"{removed.rows:,} rows received before {instant_text(removed.before_us)} were removed "
+            "from the live log by age: the build has them, and their digest is compared"
+        )
     if everything.forgotten:
         progress.say(
             f"{everything.forgotten:,} values read a key that was forgotten, and cannot be "
@@ -136,6 +144,7 @@ def _verify(
         **figures,
         "store_generations": {view: origin.generation for view, origin in origins.items()},
         "earlier": earlier,
+        "live_rows_removed": removed.rows,
         "forgotten_rows": blank,
         "forgotten_values": everything.forgotten,
         "mismatches": everything.count,

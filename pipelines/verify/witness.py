@@ -30,6 +30,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.record import blank_positions
 from tidemill.pipelines.forget.witnessed import with_forgotten
 from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.history.live_retention import removed_faults
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, rows_digest
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
@@ -96,6 +97,9 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
     if (lost := lost_live_log(config)) is not None:
         cause = "the live log is gone, with what was known when its rows were read"
         findings.add(Mismatch("log", str(lost), seen="no live log", expected="one", cause=cause))
+    for fault in removed_faults(config.current, config.project):
+        cause = "rows were removed by age, and those that stand in for them were changed"
+        findings.add(Mismatch("log", fault, cause=cause))
     for name in known:
         record = manifest.sources[name]
         cut, digest = record["cut"], record["digest"]
