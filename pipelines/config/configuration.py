@@ -97,7 +97,7 @@ STREAM_KEYS: Final = {
     "speed": or_null(Value.positive),
     "answer_within": Value.duration_us,
     "savepoint_every": Value.duration_us,
-    "keep_live": or_null(Value.duration_us),
+    "keep_live": Value.duration_us,
     "gap_batches": Value.count,
 }
 
