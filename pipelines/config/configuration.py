@@ -165,7 +165,7 @@ class StreamOptions:
         savepoint_every_us: How often a live stream keeps its state, in microseconds: a stream that
             is killed repeats what came since, and a stream goes on meanwhile.
         keep_live_us: Live rows that were received so long before the last one are removed from the
-            live log once the builds have them, in microseconds; None keeps them in both.
+            live log once the builds have them, in microseconds; by default they stay in both.
         gap_batches: The number of batches after which an open gap in a partition is an error.
     """
 

@@ -35,7 +35,7 @@ from tidemill.pipelines.archive.archiving import LOCK as ARCHIVE_LOCK
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.linked_copy import Change, Changes, LinkedCopy, plan_changes
 from tidemill.pipelines.forget.rebuild_build import check_build, is_of, rebuild_build
-from tidemill.pipelines.forget.rebuild_stream import StreamRewriter, remove_offline
+from tidemill.pipelines.forget.rebuild_stream import StreamRewriter, check_stream, remove_offline
 from tidemill.pipelines.forget.record import (
     FORGOTTEN,
     WORK,
@@ -70,6 +70,7 @@ _SUBJECT: Final = "subject.json"
 _COMMAND: Final = "tidemill forget"
 _COPIED: Final = (
     GENERATIONS, paths.REJECTED, paths.MENDED, paths.MENDED_LIVE, paths.SUMMARY, paths.REPORT,
+    paths.SCRATCH,
 )  # fmt: skip
 _STORE: Final = "rows of the online store"
 
@@ -240,10 +241,12 @@ class _Work:
         config, project = self.config, self.config.project
         builds = sorted(folder.glob("build-??????"))
         builds = [build for build in builds if (build / "build.json").exists()]
+        copy = folder.parent.parent
         for build in builds:
             check_build(build)
             _check_current(config, build, current)
-        copy = folder.parent.parent
+        for stream in self._streams(folder):
+            check_stream(stream)
         inside = Current(copy, folder.name, 0, 0, 0)
         inside = replace(inside, build=inside.next_number("build") - 1)
         for fault in removed_faults(inside, project):
@@ -270,23 +273,27 @@ class _Work:
             self.renewed.update(made.renewed)
             self._count("states", made.states)
             self._count("rows of training tables", made.rows)
-        for stream in sorted(folder.glob("stream-??????")):
-            number = int(stream.name.rpartition("-")[2])
-            pinned = Current(copy, folder.name, 0, 0, number)
-            pinned = replace(pinned, build=pinned.next_number("build") - 1)
-            done = StreamRewriter(
-                replace(config, root=copy, pinned=pinned), self.subject, blanked, self.renewed
-            ).run()
+        for pinned in self._streams(folder):
+            inside_of_it = replace(config, root=copy, pinned=pinned)
+            done = StreamRewriter(inside_of_it, self.subject, blanked, self.renewed).run()
             self._count("predictions", done.predictions)
             self._count("publications", done.publications)
             self._count("rejected records", done.rejected)
             self._count("states", done.states)
             self._count("releases with other counts", done.releases)
             if done.is_closed:
-                self.closed.append(f"{folder.name}/{stream.name}")
+                self.closed.append(f"{folder.name}/{pinned.stream_folder.name}")
         for offline in sorted(folder.glob("offline-??????")):
             self._count("rows of the offline store", remove_offline(offline, self.subject))
         return blanked
+
+    @staticmethod
+    def _streams(folder: Path) -> list[Current]:
+        """Return the folders of the streams of a generation, each with the newest build."""
+        of_it = Current(folder.parent.parent, folder.name, 0, 0, 0)
+        of_it = replace(of_it, build=of_it.next_number("build") - 1)
+        numbers = [int(one.name.rpartition("-")[2]) for one in folder.glob("stream-??????")]
+        return [of_it.with_stream(number) for number in sorted(numbers)]
 
     def _count(self, place: str, number: int) -> None:
         self.removed[place] = self.removed.get(place, 0) + number

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill.features.errors import DamagedState
+from tidemill.pipelines.run import paths
 from tidemill.serving.files.atomic_write import wait_for_disk
 from tidemill.serving.files.file_digest import file_sha256
 from tidemill.serving.files.file_errors import named_for
@@ -33,7 +34,9 @@ _FORM: Final = RecordFormat(
     fields=frozenset({"changes"}),
     remedy="restore it from a copy: changes of this root are half made",
 )
-_IGNORED: Final = (".lock", ".unfinished")
+_LOCK: Final = ".lock"
+_LEFT: Final = (".unfinished", "unfinished", paths.SCRATCH)
+"""How the names of files and folders end that a killed process may have left."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,13 @@ class LinkedCopy:
     names: Sequence[str]
 
     def make(self) -> None:
-        """Link every file; locks and what killed processes have left are not part of it."""
+        """Link every file, but locks, and what killed processes have left: that is removed."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with named_for(self.folder):
             self.folder.mkdir(parents=True)
             for path in self._files(self.original):
+                if _is_left(path):
+                    continue
                 target = self.folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(self.original / path, target)
@@ -100,10 +105,15 @@ class LinkedCopy:
 
     def _files(self, folder: Path) -> Iterator[Path]:
         for name in self.names:
-            found = [folder / name] if (folder / name).is_file() else (folder / name).rglob("*")
-            for path in found:
-                if path.is_file() and not path.name.endswith(_IGNORED):
+            # Beside a file may be what a killed process had not finished of it.
+            for path in (folder / name, *folder.glob(f"{name}.*"), *(folder / name).rglob("*")):
+                if path.is_file() and not path.name.endswith(_LOCK):
                     yield path.relative_to(folder)
+
+
+def _is_left(path: Path) -> bool:
+    """Tell whether a killed process was writing a file; nobody writes while a copy is made."""
+    return any(name.endswith(_LEFT) for name in path.parts)
 
 
 @dataclass(frozen=True)

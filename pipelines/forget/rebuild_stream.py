@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +56,7 @@ from tidemill.pipelines.stream.state_files import (
 )
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.files.read_files import read_table
+from tidemill.serving.generations.current import Current
 from tidemill.serving.publications import ENTITY_KEY
 
 _AGAIN: Final = "restore it from a copy"
@@ -83,6 +83,30 @@ class Rewritten:
     states: int = 0
     releases: int = 0
     is_closed: bool = False
+
+
+def check_stream(current: Current) -> None:
+    """Check that the log has the rows that a stream and its last savepoint were made from.
+
+    Args:
+        current: The folders of the stream, before anything of its log is blanked.
+
+    Raises:
+        StateMismatch: It has other rows.
+    """
+    log, folder = stream_log(current), current.stream_folder
+    found: dict[str, StreamRun | Handoff] = {}
+    for name in (paths.STREAM_RUN, paths.STREAM_BEGINS):
+        if (run := StreamRun.read(folder, name)) is not None:
+            found[name] = run
+    if any((folder / paths.SAVEPOINTS).glob(f"*/{paths.HANDOFF}")):
+        found[paths.HANDOFF] = last_states(current)[1]
+    for name, record in found.items():
+        if cut_digests(log, record.positions) != dict(record.digests):
+            raise StateMismatch(
+                f"{folder}: the log does not have the rows that {name} names: it was changed, and "
+                "nothing is forgotten until it is right; run `tidemill verify` to see what differs"
+            )
 
 
 class StreamRewriter:
@@ -294,8 +318,3 @@ def remove_offline(folder: Path, subject: Subject) -> int:
         same = pc.fill_null(pc.equal(rows.column(column), pa.scalar(subject.key)), False)
         count += _drop(path, rows, same.to_numpy(zero_copy_only=False))
     return count
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)

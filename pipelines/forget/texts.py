@@ -1,4 +1,4 @@
-"""The summary and the report of a root, where they name an entity."""
+"""The summary, the report and the figures of a root, where they name an entity."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from tidemill.pipelines.forget.linked_copy import LinkedCopy
 from tidemill.pipelines.forget.subject import Subject
 from tidemill.pipelines.run import paths
 from tidemill.serving.files.atomic_write import write_text
+from tidemill.serving.generations.current import GENERATIONS
 
 TOLD = "forgotten"
 """What stands in place of a text that names the entity."""
 
 
 def rewrite_texts(copy: LinkedCopy, subject: Subject) -> int:
-    """Replace the texts of the summary that name a subject; remove a report that does.
+    """Replace the texts of the summary that name a subject; remove report and figures that do.
 
     The figures of `verify` name entities and requests of mismatches and of late values.
 
@@ -23,10 +24,11 @@ def rewrite_texts(copy: LinkedCopy, subject: Subject) -> int:
         How many texts were replaced or removed.
     """
     count = 0
-    report = copy.folder / paths.REPORT
-    if report.exists() and subject.in_bytes(report.read_bytes()):
-        report.unlink()
-        count += 1
+    figures = (copy.folder / GENERATIONS).glob("*/telemetry/**/*")
+    for path in (copy.folder / paths.REPORT, *sorted(figures)):
+        if path.is_file() and subject.in_bytes(path.read_bytes()):
+            path.unlink()
+            count += 1
     path = copy.folder / paths.SUMMARY
     if path.exists() and subject.in_bytes(path.read_bytes()):
         found, replaced = _without(json.loads(path.read_bytes()), subject)

@@ -31,7 +31,9 @@ from tidemill.pipelines.forget.forget import finish, forget
 from tidemill.pipelines.forget.record import FORGOTTEN, WORK, check_finished, read_records
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.run.summary import read_summary, write_summary
 from tidemill.pipelines.verify.read_features import read_features
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.files.locks import lock
@@ -99,8 +101,19 @@ def test_what_names_another_entity_too_goes_on_to_be_proven(config: Configuratio
 
 
 def test_nothing_holds_the_key_and_the_rest_is_proven(config: Configuration) -> None:
+    left = [
+        "scratch/x/part",
+        "generations/unfinished/log/rides/00000.arrow",
+        "summary.json.1.unfinished",
+    ]
+    for name in left:
+        (config.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (config.root / name).write_text(DRIVER)
+    write_summary(config.root, "verify", {"first_late": [{"request": "q1", "why": f"of {DRIVER}"}]})
+    (config.root / "report.html").write_text(f"<td>{DRIVER}</td>")
     figures = forgotten(config, "driver", DRIVER)
     assert where_found(config.root, DRIVER) == []
+    assert read_summary(config.root)["verify"]["first_late"][0]["why"] == "forgotten"
     assert statuses(config, BY_DRIVER, ["d1", DRIVER]) == ["PRESENT", "NOT_FOUND"]
     found = proven(config)
     # Zones count their drivers: those values cannot be recomputed any more.
@@ -145,16 +158,22 @@ def test_a_changed_value_is_still_found(config: Configuration) -> None:
         verify(config, QuietProgress(), sample=1)
 
 
-def test_a_changed_log_is_not_given_a_record_that_says_it_is_right(config: Configuration) -> None:
-    record = build_of(config.root) / "build.json"
-    text = record.read_text()
+@pytest.mark.parametrize("record", ["build", "stream"])
+def test_a_changed_log_is_not_given_a_record_that_says_it_is_right(
+    record: str, config: Configuration
+) -> None:
+    build, stream = build_of(config.root), config.current.stream_folder
     before = {path: path.read_bytes() for path in config.root.rglob("*.arrow")}
-    manifest = BuildManifest.read(record.parent)
-    sources = {name: {**one, "digest": "0" * 64} for name, one in manifest.sources.items()}
-    replace(manifest, sources=sources).write(record.parent)
-    with pytest.raises(StateMismatch, match="it was changed, and nothing is forgotten"):
+    if record == "build":
+        manifest = BuildManifest.read(build)
+        sources = {name: {**one, "digest": "0" * 64} for name, one in manifest.sources.items()}
+        replace(manifest, sources=sources).write(build)
+    else:
+        run = StreamRun.read(stream)
+        assert run is not None
+        replace(run, digests=dict.fromkeys(run.digests, "0" * 64)).write(stream)
+    with pytest.raises(StateMismatch, match="it was changed, and nothing is forgotten until it is"):
         forgotten(config, "driver", DRIVER)
-    record.write_text(text)
     assert before == {path: path.read_bytes() for path in config.root.rglob("*.arrow")}
     assert read_records(config.root) == []
 
