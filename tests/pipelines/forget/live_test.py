@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -102,6 +103,34 @@ def test_a_stream_goes_on_without_a_forgotten_card(
     assert found["forgotten_rows"] == figures["removed"]["rows of logs"] - _twice(project)
     forget(project.config(), "card", CARD, QuietProgress())
     assert where_found(root, CARD) == []
+    proven(project)
+
+
+def test_a_stream_that_was_killed_goes_on_without_a_forgotten_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns() // 1_000 // MINUTE * MINUTE
+    project = shop(tmp_path, monkeypatch, now - 2 * HOUR)
+    project.archive = None
+    project.send(project.until_us, steps=40, every_us=30 * SECOND)
+
+    def kill() -> None:
+        """Keep what a kill would leave now: polls that no savepoint has sealed."""
+        shutil.copytree(project.folder, tmp_path / "killed")
+
+    project.stream(monkeypatch, meanwhile=kill)
+    project.folder = tmp_path / "killed"
+    config = project.config()
+    logged, sealed = project.live.polls.last(), project.live.sealed()
+    assert logged is not None
+    assert logged.number > sealed.number
+    figures = forget(config, "card", CARD, QuietProgress())
+    assert figures["removed"]["rows of logs"] > 10
+    assert where_found(config.root, CARD) == []
+    proven(project)
+    project.send(project.until_us + HOUR, steps=10, every_us=30 * SECOND)
+    project.stream(monkeypatch, resume=True)
+    assert project.live.sealed().number > logged.number
     proven(project)
 
 
