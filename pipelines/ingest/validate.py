@@ -15,7 +15,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.validation import validate
@@ -44,23 +44,21 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
             parts.append(part)
             continue
         definition = project.definition(part.source)
-        blank = forgotten_rows(definition, part.rows)
-        given = part.rows.filter(pa.array(~blank)) if blank.any() else part.rows
-        found = validate(definition, given)
+        part, blank = _apart(definition, part)
+        found = validate(definition, part.rows)
         kept = pa.array(found.kept)
         rows = pa.RecordBatch.from_arrays(
             [
                 *found.batch.columns,
-                given.column(POSITION).take(kept),
-                given.column(RECEIVED).take(kept),
+                part.rows.column(POSITION).take(kept),
+                part.rows.column(RECEIVED).take(kept),
             ],
             names=[*found.batch.schema.names, POSITION, RECEIVED],
         )
-        if blank.any():
-            rows = _with(rows, part.rows.filter(pa.array(blank)))
+        rows = rows if blank is None else _together(rows, blank)
         parts.append(replace(part, rows=rows if rows.num_rows else None))
         if len(found.rejected_rows):
-            bad = given.take(pa.array(found.rejected_rows))
+            bad = part.rows.take(pa.array(found.rejected_rows))
             positions = hashing.bits(bad.column(POSITION))
             refused.append(
                 rejected.batch(
@@ -77,8 +75,20 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
     return replace(poll, parts=tuple(parts)), refused
 
 
-def _with(rows: pa.RecordBatch, blank: pa.RecordBatch) -> pa.RecordBatch:
-    """Put rows that were forgotten in their places: they were valid, and polls go on with them."""
+def _apart(
+    definition: EventStream | Request, part: PollPart
+) -> tuple[PollPart, pa.RecordBatch | None]:
+    """Take rows that were forgotten out of a part: they have no id, and were valid rows."""
+    assert part.rows is not None
+    gone = forgotten_rows(definition, part.rows)
+    if not gone.any():
+        return part, None
+    left = replace(part, rows=part.rows.filter(pa.array(~gone)))
+    return left, part.rows.filter(pa.array(gone))
+
+
+def _together(rows: pa.RecordBatch, blank: pa.RecordBatch) -> pa.RecordBatch:
+    """Put rows that were forgotten back in their places, with which polls go on."""
     both = pa.concat_batches([rows, blank.select(rows.schema.names).cast(rows.schema)])
     return both.take(pc.array_sort_indices(both.column(POSITION)))
 

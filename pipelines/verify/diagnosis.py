@@ -24,7 +24,7 @@ from tidemill.features.definitions import BOOL, FLOAT64
 from tidemill.features.kernel.columns import UInt8Array
 from tidemill.pipelines.verify.compare_predictions import ViewVerdict, differ
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
-from tidemill.pipelines.verify.findings import Findings, Mismatch, is_excused
+from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import value_text
 from tidemill.pipelines.verify.release_evidence import Evidence
 from tidemill.pipelines.verify.served import Served
@@ -49,12 +49,9 @@ def note_wrong_values(
     columns = verdict.view.columns
     for row in wrong_rows:
         wrong = np.flatnonzero(verdict.wrong[row]).tolist()
-        at_us = int(verdict.as_of_us[row])
-        gone = [column for column in wrong if is_excused(columns[column].name, at_us)]
-        findings.forgotten += len(gone)
-        wrong = [column for column in wrong if column not in gone]
+        wrong = findings.without_excused(wrong, columns, int(verdict.as_of_us[row]))
         room = listed - len(findings.listed)
-        cause = cause_of(verdict, evidence, row) if wrong and room > 0 else ""
+        cause = cause_of(verdict, evidence, row) if room > 0 else ""
         for column in wrong[: max(room, 0)]:
             dtype = columns[column].dtype
             findings.add(
@@ -63,7 +60,7 @@ def note_wrong_values(
                     ids[row].as_py(),
                     verdict.view.name,
                     columns[column].name,
-                    at_us,
+                    int(verdict.as_of_us[row]),
                     written(verdict.seen, row, column, dtype),
                     written(verdict.complete, row, column, dtype),
                     cause,

@@ -9,12 +9,14 @@ differ, they count as forgotten, and not as mismatches (`excusing`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
+
+from tidemill.features.definitions import FeatureColumn
 
 LISTED: Final = 20
 """How many mismatches are kept with details; all are counted."""
@@ -40,7 +42,7 @@ def excusing(features: Mapping[str, int]) -> Iterator[None]:
         _excused.reset(token)
 
 
-def is_excused(feature: str, as_of_us: int | None) -> bool:
+def _excuses(feature: str, as_of_us: int | None) -> bool:
     """Tell whether a difference of a feature as of an instant counts as forgotten."""
     until_us = _excused.get().get(feature)
     return until_us is not None and (as_of_us is None or as_of_us <= until_us)
@@ -50,11 +52,11 @@ def _is_excused(mismatch: Mismatch) -> bool:
     if not _excused.get():
         return False
     if mismatch.feature or mismatch.what not in _WHOLE_ROWS:
-        return is_excused(mismatch.feature, mismatch.as_of_us)
+        return _excuses(mismatch.feature, mismatch.as_of_us)
     # A change point is there or not by the values of all features of its view.
     of_view = f"{mismatch.view}__"
     return any(
-        is_excused(feature, mismatch.as_of_us)
+        _excuses(feature, mismatch.as_of_us)
         for feature in _excused.get()
         if feature.startswith(of_view)
     )
@@ -116,6 +118,20 @@ class Findings:
         self.count += count
         if len(self.listed) < LISTED:
             self.listed.append(mismatch)
+
+    def without_excused(
+        self, wrong: Sequence[int], columns: Sequence[FeatureColumn], as_of_us: int
+    ) -> list[int]:
+        """Count those of some wrong values that are excused as forgotten; return the others.
+
+        Args:
+            wrong: Places of their columns.
+            columns: The columns.
+            as_of_us: The instant of which all of them are.
+        """
+        left = [place for place in wrong if not _excuses(columns[place].name, as_of_us)]
+        self.forgotten += len(wrong) - len(left)
+        return left
 
     def merge(self, other: Findings) -> None:
         """Add the findings of another."""
