@@ -45,6 +45,7 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
             continue
         definition = project.definition(part.source)
         part, blank = _apart(definition, part)
+        assert part.rows is not None
         found = validate(definition, part.rows)
         kept = pa.array(found.kept)
         rows = pa.RecordBatch.from_arrays(
