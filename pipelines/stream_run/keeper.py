@@ -22,6 +22,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import BrokerError, FileError, SequenceError, StoreError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.delivery.delivery import Delivery
+from tidemill.pipelines.forget.record import forgotten_between
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import Handoff
 from tidemill.pipelines.recovery.release_log import place_of
@@ -207,7 +208,9 @@ class Keeper:
         config, request = self.config, self.config.project.request.name
         self._outputs.look()
         self._found = joiner, reached, releases = self._found or self._whole()
-        came = sum(reached.positions[request]) - sum(self.kept.positions[request])
+        before, after = self.kept.positions[request], reached.positions[request]
+        of_log = config.root, config.current.generation
+        came = sum(after) - sum(before) - forgotten_between(*of_log, request, before, after)
         expected = self.waiting + came - joiner.requests_pending
         if (answered := self._outputs.requests) != expected:
             raise _Incomplete(f"of {expected} requests, {answered} are answered or rejected")

@@ -36,6 +36,8 @@ from tidemill.pipelines.delivery.delivery import Delivery
 from tidemill.pipelines.engines.choosing import EngineChoice, make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
+from tidemill.pipelines.forget.record import forgotten_between
+from tidemill.pipelines.history.live_retention import remove_old_rows
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.epochs import with_epoch
@@ -59,6 +61,7 @@ from tidemill.pipelines.recovery.resume import (
     received,
     with_scores,
 )
+from tidemill.pipelines.recovery.resume import by_source as ends_of
 from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.draining import draining
@@ -176,6 +179,7 @@ def _stream(
     take_over: bool,
 ) -> dict[str, Any]:
     project, root = config.project, config.root
+    remove_old_rows(config, config.current, progress)
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
         check_savepoint(start, until_us, config.splits.stream_until_us)
@@ -203,7 +207,10 @@ def _stream(
     replayed = entrance.taken()
     seconds = time.perf_counter() - began
     by_source = received(start.run, replayed)
-    requests = by_source.pop(project.request.name)
+    asked = project.request.name
+    span_of = start.run.positions[asked], ends_of(replayed, replayed.stop)[asked]
+    blank = forgotten_between(root, start.current.generation, asked, *span_of)
+    requests = by_source.pop(asked) - blank
     folder = savepoint_folder(stream_folder, entrance.last_segment)
     shards = len(project.views) * config.shards
     recent = max(entrance.last_segment - _RECENT, 0) if config.is_live else 0

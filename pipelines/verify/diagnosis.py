@@ -49,6 +49,7 @@ def note_wrong_values(
     columns = verdict.view.columns
     for row in wrong_rows:
         wrong = np.flatnonzero(verdict.wrong[row]).tolist()
+        wrong = findings.without_excused(wrong, columns, int(verdict.as_of_us[row]))
         room = listed - len(findings.listed)
         cause = cause_of(verdict, evidence, row) if room > 0 else ""
         for column in wrong[: max(room, 0)]:
