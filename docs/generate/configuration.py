@@ -123,6 +123,7 @@ stream:
   speed: 60
   answer_within: 10m
   savepoint_every: 30s
+  keep_live: 30d
   gap_batches: 200
 predictions: {kafka: {bootstrap: "localhost:9092", topic: predictions}}
 rejected: {kafka: {bootstrap: "localhost:9092", topic: rejected}}

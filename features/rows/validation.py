@@ -98,6 +98,9 @@ class Validated:
 
 _Faults = dict[int, tuple[Reason, str]]
 
+_MINUS_ZERO: Final = np.iinfo(np.int64).min
+"""The bits of -0.0."""
+
 _EXPECTED: Final = {
     INT64: "int64: a whole number from -2**63 to 2**63 - 1 such as 42",
     FLOAT64: "float64: a number such as 1.5",
@@ -212,6 +215,8 @@ def _conform(
         array = array.dictionary_decode()
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), ARROW_TYPES[dtype]), {}
+    if not (nulls and dtype == STRING) and _is_right(array, dtype):
+        return array, {}
     if not _is_text(array.type):
         return _finished(_from_typed(array, dtype, clock.zone), array, name, dtype, clock)
     text, faults = _as_utf8(array, name)
@@ -222,6 +227,26 @@ def _conform(
         return text, faults
     column, more = _finished(parse(text, dtype, clock.zone), text, name, dtype, clock)
     return column, more | faults
+
+
+def _is_right(array: pa.Array, dtype: str) -> bool:
+    """Tell whether a column is as a validated one is: most are that were validated before."""
+    if array.type != ARROW_TYPES[dtype]:
+        return False
+    if dtype == STRING:
+        try:
+            array.validate(full=True)
+        except pa.ArrowInvalid:
+            return False
+        return True
+    if dtype in (INT64, BOOL):
+        return True
+    if array.null_count or not len(array):
+        return False
+    words = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array)]
+    if dtype == FLOAT64:
+        return bool(np.isfinite(words.view(np.float64)).all() and (words != _MINUS_ZERO).all())
+    return bool(words.min() >= EARLIEST_EVENT and words.max() <= LATEST_EVENT)
 
 
 def _is_text(kind: pa.DataType) -> bool:

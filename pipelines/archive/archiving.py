@@ -53,7 +53,8 @@ from tidemill.serving.files.locks import lock
 
 WORK: Final = "_work"
 """The folder of files that are no part of the archive yet, or no more."""
-_LOCK: Final = "_lock"
+LOCK: Final = "_lock"
+"""The file that whoever writes the archive locks."""
 _FILES: Final = "day=*/[0-9]*-[0-9]*-[0-9]*.parquet"
 _ANOTHER: Final = (
     "it is the archive of another root, or the live log has begun anew: name another folder "
@@ -98,7 +99,7 @@ def bring_up(config: Configuration, archive: Archive, live: LiveRows) -> Archive
     """
     with named_for(archive.folder):
         archive.folder.mkdir(parents=True, exist_ok=True)
-        with lock(archive.folder / _LOCK, "write this archive"):
+        with lock(archive.folder / LOCK, "write this archive"):
             return _Archiving(config, archive, live).run()
 
 
@@ -112,7 +113,7 @@ class _Archiving:
         found = ArchiveManifest.read(self._folder)
         if found is None:
             if others := sorted(
-                path.name for path in self._folder.iterdir() if path.name not in (WORK, _LOCK)
+                path.name for path in self._folder.iterdir() if path.name not in (WORK, LOCK)
             ):
                 raise StateMismatch(
                     f"{self._folder} has files, such as {others[0]}, and no {MANIFEST}: restore "

@@ -17,11 +17,22 @@ if TYPE_CHECKING:
     from tidemill.pipelines.run.progress import Progress
 
 
-def load(path: Path, root: Path | None) -> Configuration:
-    """Load a configuration, and record its root for explanations of errors."""
+def load(path: Path, root: Path | None, *, finishes: bool = False) -> Configuration:
+    """Load a configuration, and record its root for explanations of errors.
+
+    Args:
+        path: The file.
+        root: The root, in place of that of the file.
+        finishes: Whether the command finishes a deletion that was killed; others refuse then.
+
+    Raises:
+        StateMismatch: A deletion of the root is half done.
+    """
     from tidemill.pipelines.config.configuration import load as load_file
 
     configuration = load_file(path, root=root)
+    if not finishes:
+        _check_finished(configuration.root)
     session = click.get_current_context().find_object(Session)
     if session is not None:
         session.root = configuration.root
@@ -29,11 +40,21 @@ def load(path: Path, root: Path | None) -> Configuration:
     return configuration
 
 
-def load_for_existing_run(path: Path, root: Path | None) -> Configuration:
+def _check_finished(root: Path) -> None:
+    """Check that no deletion is half done; most roots never had one, so nothing is imported."""
+    if (root / "forgotten").exists():
+        from tidemill.pipelines.forget.record import check_finished
+
+        check_finished(root)
+
+
+def load_for_existing_run(
+    path: Path, root: Path | None, *, finishes: bool = False
+) -> Configuration:
     """Load a configuration for an existing root: with the sample's splits if it holds a sample."""
     from tidemill.pipelines.run.run_record import for_existing_run
 
-    return for_existing_run(load(path, root))
+    return for_existing_run(load(path, root, finishes=finishes))
 
 
 def progress(quiet: bool) -> Progress:

@@ -97,6 +97,7 @@ STREAM_KEYS: Final = {
     "speed": or_null(Value.positive),
     "answer_within": Value.duration_us,
     "savepoint_every": Value.duration_us,
+    "keep_live": Value.duration_us,
     "gap_batches": Value.count,
 }
 
@@ -163,6 +164,8 @@ class StreamOptions:
         answer_within_us: How long a request waits for the answers of its views, in microseconds.
         savepoint_every_us: How often a live stream keeps its state, in microseconds: a stream that
             is killed repeats what came since, and a stream goes on meanwhile.
+        keep_live_us: Live rows that were received so long before the last one are removed from the
+            live log once the builds have them, in microseconds; by default they stay in both.
         gap_batches: The number of batches after which an open gap in a partition is an error.
     """
 
@@ -172,6 +175,7 @@ class StreamOptions:
     speed: float | None = None
     answer_within_us: int = 5 * MINUTE
     savepoint_every_us: int = 10 * SECOND
+    keep_live_us: int | None = None
     gap_batches: int = 1000
 
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -33,10 +33,9 @@ from tidemill.pipelines.delivery.places import Group, Place
 from tidemill.pipelines.delivery.read_back import TopicEnds, begins, read_back
 from tidemill.pipelines.delivery.record import Delivered
 from tidemill.pipelines.io.messages import Headers
+from tidemill.pipelines.io.outputs import OutputFile, OutputFolder
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.infer import STAMPS
-from tidemill.serving.files.read_files import read_table
-from tidemill.serving.files.segment_names import segment_of
+from tidemill.pipelines.stream.output_folders import STAMPS
 
 FOLDERS: Final = {PREDICTIONS: paths.PREDICTIONS, REJECTED: paths.REJECTED_BY_STREAM}
 """Section of the configuration to the folder of its records."""
@@ -45,7 +44,6 @@ _BEFORE: Final = 4
 LISTED: Final = 20
 """How many differences are kept; all are counted."""
 
-_MEND: Final = "run `tidemill stream` again"
 _STAMPED: Final = b',"' + STAMPS[0].encode() + b'":'
 """Where the stamps begin in the value of a prediction: they are its last columns."""
 _CALL: Final = ("bundle_version", "device", "tensorflow", "xla")
@@ -124,15 +122,18 @@ class _Expected:
     def __init__(self) -> None:
         self._positions: dict[Group, list[int]] = defaultdict(list)
         self._digests: dict[Group, list[bytes]] = defaultdict(list)
-        self._files: dict[Group, list[int]] = defaultdict(list)
+        self._places: dict[Group, list[int]] = defaultdict(list)
+        self._files: list[OutputFile] = []
         self._of: dict[Group, tuple[Any, Any, Any, Any]] = {}
 
-    def add(self, message: Outgoing, file: int) -> None:
-        """Add a record of a file; of a file with a negative number there may be no message."""
+    def add(self, message: Outgoing, file: OutputFile, *, is_early: bool) -> None:
+        """Add a record of a file; there may be no message of an early one."""
+        if not self._files or self._files[-1] != file:
+            self._files.append(file)
         group, position = message.place
         self._positions[group].append(position)
         self._digests[group].append(_digest(message.key, message.value, message.headers))
-        self._files[group].append(file)
+        self._places[group].append(-len(self._files) if is_early else len(self._files))
 
     def close(self) -> None:
         """Sort what was added."""
@@ -142,12 +143,12 @@ class _Expected:
             self._of[group] = (
                 numbers[order],
                 np.array(self._digests[group], "S16")[order],
-                np.array(self._files[group], np.int32)[order],
+                np.array(self._places[group], np.int32)[order],
                 np.zeros(len(numbers), np.uint16),
             )
         self._positions.clear()
         self._digests.clear()
-        self._files.clear()
+        self._places.clear()
 
     def find(self, place: Place) -> _Record | None:
         if place.group not in self._of:
@@ -167,16 +168,16 @@ class _Expected:
     def digest(self, record: _Record) -> bytes:
         return bytes(self._of[record.group][1][record.row])
 
-    def file(self, record: _Record) -> int:
-        return int(self._of[record.group][2][record.row])
+    def file(self, record: _Record) -> OutputFile:
+        return self._files[abs(int(self._of[record.group][2][record.row])) - 1]
 
     def unseen(self) -> Iterator[Place]:
         for group, (numbers, _, files, counts) in self._of.items():
-            for position in numbers[(counts == 0) & (files >= 0)].tolist():
+            for position in numbers[(counts == 0) & (files > 0)].tolist():
                 yield Place(group, position)
 
     def __len__(self) -> int:
-        return sum(int((files >= 0).sum()) for _, _, files, _ in self._of.values())
+        return sum(int((files > 0).sum()) for _, _, files, _ in self._of.values())
 
 
 def compare(
@@ -186,6 +187,7 @@ def compare(
     folder: Path,
     stream: str,
     since: int | None = None,
+    forgotten: Callable[[Place], bool] = lambda _: False,
 ) -> Compared:
     """Compare what a topic has of a stream with the stream's files.
 
@@ -199,6 +201,7 @@ def compare(
         folder: The folder of the stream.
         stream: The id of the stream.
         since: The first segment; None for the first one that wrote to the topic.
+        forgotten: Tells whether the record of a place was forgotten: its message may be there.
 
     Raises:
         BrokerError: The topic cannot be read.
@@ -207,16 +210,13 @@ def compare(
     last = delivered.begun if delivered.is_complete else delivered.begun - 1
     # A segment's last messages may stand behind the first ones of the next.
     before = max(first - _BEFORE, delivered.first_segment)
-    files = [
-        path
-        for path in sorted((folder / FOLDERS[name]).glob("*.parquet"))
-        if before <= (segment_of(path.name) or 0) <= last
-    ]
+    records = OutputFolder(folder / FOLDERS[name])
     expected = _Expected()
-    for number, path in enumerate(files):
-        is_early = (segment_of(path.name) or 0) < first
-        for message in _messages(name, path, stream):
-            expected.add(message, number - len(files) if is_early else number)
+    for from_, to, is_early in ((before, first - 1, True), (first, last, False)):
+        if from_ <= to:
+            for file, table in records.tables(since=from_, until=to):
+                for message in _messages(name, table, stream):
+                    expected.add(message, file, is_early=is_early)
     expected.close()
     offsets = delivered.first if since is None else delivered.savepoints[since - 1]
     ends = TopicEnds(sink.connection, sink.topic)
@@ -234,14 +234,14 @@ def compare(
                 continue
             record = expected.find(place)
             if record is None:
-                if delivered.is_complete:
+                if delivered.is_complete and not forgotten(place):
                     found.note(Difference("extra", place, seen="a message", expected="none"))
                 continue
             if expected.seen(record):
                 found.note(Difference("doubled", place, seen="a further message", expected="one"))
             elif _digest(key, value, headers) != expected.digest(record):
-                path = files[expected.file(record)]
-                _look_closer(name, path, stream, place, (key, value, headers), found)
+                right = _by_place(name, records, expected.file(record), stream)[place]
+                _look_closer(name, right, place, (key, value, headers), found)
     for place in expected.unseen():
         if removed:
             found.not_comparable += 1
@@ -251,15 +251,21 @@ def compare(
     return found
 
 
-def _messages(name: str, path: Path, stream: str) -> Iterator[Outgoing]:
-    table = read_table(path, _MEND).combine_chunks()
+def _messages(name: str, table: pa.Table, stream: str) -> Iterator[Outgoing]:
+    table = table.combine_chunks()
     for batch in table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]:
         yield from MESSAGES[name](batch, stream)
 
 
 @functools.lru_cache(maxsize=1)
-def _by_place(name: str, path: Path, stream: str) -> Mapping[Place, Outgoing]:
-    return {message.place: message for message in _messages(name, path, stream)}
+def _by_place(
+    name: str, records: OutputFolder, file: OutputFile, stream: str
+) -> Mapping[Place, Outgoing]:
+    return {
+        message.place: message
+        for _, table in records.tables(since=file.first, until=file.last)
+        for message in _messages(name, table, stream)
+    }
 
 
 def _digest(key: bytes | None, value: bytes | None, headers: Headers) -> bytes:
@@ -280,15 +286,13 @@ def _unstamped(value: bytes) -> bytes:
 
 def _look_closer(
     name: str,
-    path: Path,
-    stream: str,
+    right: Outgoing,
     place: Place,
     seen: tuple[bytes | None, bytes | None, Headers],
     found: Compared,
 ) -> None:
     """Say what differs between a message and its record."""
     key, value, headers = seen
-    right = _by_place(name, path, stream)[place]
     texts = {label: text or b"" for label, text in headers}
     if name == REJECTED and "left_out" in texts:
         right = without_payload(right)

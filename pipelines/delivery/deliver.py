@@ -1,96 +1,68 @@
-"""The step of the pipeline that writes to a topic: a transaction for each bundle.
-
-It passes on what is committed. So a step behind it that writes files writes only what the topic
-has.
-"""
+"""The step of the pipeline that writes outputs to a topic and to their folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.transforms.window import GlobalWindow
-from apache_beam.utils.timestamp import Timestamp
-from apache_beam.utils.windowed_value import WindowedValue
 
 from tidemill.features.errors import EngineError
-from tidemill.pipelines.delivery.outgoing import MESSAGES
-from tidemill.pipelines.delivery.topic_sink import MOST_MESSAGES, TopicSink
-from tidemill.pipelines.telemetry.metrics import SENT
-from tidemill.pipelines.telemetry.running import figures_place
+from tidemill.pipelines.delivery.outbox import Handed, Outbox
+from tidemill.pipelines.io.output_parts import Output
+from tidemill.pipelines.io.write_outputs import WriteOutputs
 
-_SINKS: dict[tuple[str, str], TopicSink] = {}
-"""The sinks of this process, by run and section: the threads of an engine share them."""
+_OUTBOXES: dict[tuple[str, str], Outbox] = {}
+"""The outboxes of this process, by run and section: the threads of an engine share them."""
 
 
-def share(run: str, sink: TopicSink) -> None:
-    """Let the steps of a run in this process write to a sink."""
-    _SINKS[run, sink.name] = sink
+def share(run: str, name: str, outbox: Outbox) -> None:
+    """Let the steps of a run in this process hand over to an outbox."""
+    _OUTBOXES[run, name] = outbox
 
 
 def forget(run: str) -> None:
-    """Let the steps of a run write no more."""
-    for key in [key for key in _SINKS if key[0] == run]:
-        del _SINKS[key]
+    """Let the steps of a run hand over nothing more."""
+    for key in [key for key in _OUTBOXES if key[0] == run]:
+        del _OUTBOXES[key]
 
 
 @beam.typehints.with_input_types(pa.RecordBatch)
-@beam.typehints.with_output_types(pa.RecordBatch)
+@beam.typehints.with_output_types(str)
 class Deliver(beam.DoFn):
-    """Writes record batches to a topic, those of a bundle in one transaction.
-
-    A bundle with more than `topic_sink.MOST_MESSAGES` rows is written in several: if the engine
-    repeats it, what is there is not written again.
+    """Hands the record batches of a bundle to the outbox of a topic (`delivery.outbox`).
 
     Args:
         run: The run's name.
         name: The section of the configuration that names the topic.
-        stream: The id of the stream.
+        write: The step that would write them to their folder.
     """
 
-    def __init__(self, run: str, name: str, stream: str) -> None:
-        self._run, self._name, self._stream = run, name, stream
+    def __init__(self, run: str, name: str, write: WriteOutputs) -> None:
+        self._run, self._name, self._write = run, name, write
 
     def start_bundle(self) -> None:
         """Begin with nothing."""
-        self._waiting: list[WindowedValue] = []
-        self._rows = 0
+        self._waiting: dict[int, list[Output]] = {}
 
-    def process(
-        self, element: pa.RecordBatch, stamp: Timestamp = beam.DoFn.TimestampParam
-    ) -> Iterator[WindowedValue]:
-        """Take a batch; write when there are many rows.
+    def process(self, element: pa.RecordBatch) -> None:
+        """Take a batch, unless it is empty."""
+        if element.num_rows:
+            segment, output = self._write.output_of(element)
+            self._waiting.setdefault(segment, []).append(output)
 
-        Raises:
-            BrokerError: The topic cannot be written to.
-        """
-        self._waiting.append(WindowedValue(element, stamp, [GlobalWindow()]))
-        self._rows += element.num_rows
-        if self._rows >= MOST_MESSAGES:
-            yield from self._write()
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Write what the bundle had.
+    def finish_bundle(self) -> None:
+        """Hand over what the bundle had.
 
         Raises:
-            BrokerError: The topic cannot be written to.
+            BrokerError, FileError: What was handed over before could not be written.
         """
-        yield from self._write()
-
-    def _write(self) -> list[WindowedValue]:
-        """Write the batches that wait, and return them."""
-        waiting, self._waiting, self._rows = self._waiting, [], 0
-        batches = [one.value for one in waiting]
-        if not (rows := sum(batch.num_rows for batch in batches)):
-            return waiting
-        sink = _SINKS.get((self._run, self._name))
-        if sink is None:
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return
+        outbox = _OUTBOXES.get((self._run, self._name))
+        if outbox is None:
             raise EngineError(
                 "a step that writes to a topic runs in another process than the stream; use an "
                 "engine whose workers are threads of it"
             )
-        make = MESSAGES[self._name]
-        sink.write(message for batch in batches for message in make(batch, self._stream))
-        figures_place().here().add(SENT, rows, self._name)
-        return waiting
+        folder = self._write.folder
+        outbox.put([Handed(folder, segment, outputs) for segment, outputs in waiting.items()])

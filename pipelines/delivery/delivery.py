@@ -22,8 +22,10 @@ from tidemill.features.errors import SequenceError
 from tidemill.pipelines.config.sink_section import SINKS, KafkaSink
 from tidemill.pipelines.delivery.compare import compare
 from tidemill.pipelines.delivery.deliver import Deliver, forget, share
+from tidemill.pipelines.delivery.outbox import Outbox
 from tidemill.pipelines.delivery.record import Delivered, DeliveryRecord
 from tidemill.pipelines.delivery.topic_sink import TopicSink
+from tidemill.pipelines.io.write_outputs import WriteOutputs
 from tidemill.pipelines.run.holder import root_id
 from tidemill.serving.generations.current import Current
 
@@ -55,6 +57,7 @@ class Delivery:
     writer: str
     figures: Mapping[str, Any] = field(default_factory=dict)
     _noted: dict[int, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    _outboxes: dict[str, Outbox] = field(default_factory=dict)
 
     @staticmethod
     def fence(
@@ -107,17 +110,39 @@ class Delivery:
             }
             # A topic that is not named now may be named again when this segment is repeated.
             DeliveryRecord(self.writer, self.stream, {**known, **begun}).write(self.folder)
-            for sink in self.sinks.values():
-                share(self.run, sink)
+            for name, sink in self.sinks.items():
+                self._outboxes[name] = Outbox(sink, self.stream)
+                share(self.run, name, self._outboxes[name])
             yield
         finally:
             forget(self.run)
+            for outbox in self._outboxes.values():
+                outbox.close()
             for sink in self.sinks.values():
                 sink.close()
 
-    def step(self, name: str) -> Deliver | None:
-        """Return the step that writes to a topic; None if the configuration names none."""
-        return Deliver(self.run, name, self.stream) if name in self.sinks else None
+    def step(self, name: str, write: WriteOutputs) -> WriteOutputs | Deliver:
+        """Return the step that writes outputs, to their topic first if the configuration names one.
+
+        Args:
+            name: The section of the configuration.
+            write: The step that writes them to their folder.
+        """
+        return Deliver(self.run, name, write) if name in self.sinks else write
+
+    def check(self) -> None:
+        """Raise why outputs could not be written, if they could not.
+
+        Raises:
+            BrokerError, FileError: The reason.
+        """
+        for outbox in self._outboxes.values():
+            outbox.check()
+
+    def flush(self) -> None:
+        """Wait until all outputs that were handed over are written; errors as for `check`."""
+        for outbox in self._outboxes.values():
+            outbox.flush()
 
     def note(self, segment: int) -> None:
         """Note where the topics end before the mark at a segment's end is made.

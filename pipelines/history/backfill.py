@@ -30,6 +30,7 @@ from tidemill.pipelines.history.hand_over import hand_over
 from tidemill.pipelines.history.history_plan import HistoryPlan
 from tidemill.pipelines.history.inherited_rows import inherit_live_rows
 from tidemill.pipelines.history.label_parts import check_part_leaks
+from tidemill.pipelines.history.live_retention import remove_beside_streams
 from tidemill.pipelines.history.offline_views import views_to_log
 from tidemill.pipelines.history.spill import SPILL, check_space
 from tidemill.pipelines.history.split import spill_bytes
@@ -108,6 +109,7 @@ def backfill(
         build.finish()
         replace_rejected(build.work, config.root)
     summary["generation"] = build.generation
+    remove_beside_streams(config, progress)
     if publish:
         published = bootstrap(config.pin(), progress)
         summary["published"] = {**published, "change_points": change_points}

@@ -36,6 +36,7 @@ from tidemill.pipelines.io.live.live_log import (
     inherited_from,
 )
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
+from tidemill.pipelines.io.live.removed import RemovedRows
 from tidemill.pipelines.io.log import ROWS, Log
 from tidemill.pipelines.io.poll import Poll, PollPart
 from tidemill.serving.files.locks import lock
@@ -152,6 +153,8 @@ def inherit(
     shutil.rmtree(folder, ignore_errors=True)
     live = LiveLog(folder, project)
     _take_rows(former, live, topics)
+    if (removed := RemovedRows.read(former.folder)).rows:
+        removed.write(folder)  # the build has these rows
     begun = former.topics()
     # A topic may have got more partitions, which are read from the build's offsets.
     added = {name: topic.offsets[len(begun[name].offsets) :] for name, topic in topics.items()}

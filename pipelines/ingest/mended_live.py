@@ -69,9 +69,10 @@ def next_replay(root: Path) -> int:
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Write a replay while no other process does."""
-    with lock(root / paths.MENDED_LIVE / _LOCK, "replay rejected records", wait=True):
+def alone(root: Path, *, command: str | None = None) -> Iterator[None]:
+    """Write a replay while no other process does; ``command`` as for `serving.files.locks.lock`."""
+    path = root / paths.MENDED_LIVE / _LOCK
+    with lock(path, "replay rejected records", wait=True, command=command):
         yield
 
 
@@ -132,9 +133,10 @@ class MendedFiles:
 
         What was given before is written down when this is called again.
         """
-        if next_replay(self._root) > self._read + 1:
+        if (last := next_replay(self._root) - 1) > self._read:
             found = list(read_mended(self._root, self._read))
-            self._read = max(one.replay for one in found)
+            # A replay has no messages if all of them were forgotten.
+            self._read = max([last, *(one.replay for one in found)])
             self._waiting += [one for one in found if one.stream in self._sources]
         if not self._waiting:
             return []

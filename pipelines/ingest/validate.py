@@ -13,13 +13,14 @@ from typing import Any, Final
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tidemill.features.definitions import Project
+from tidemill.features.definitions import EventStream, Project, Request
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.features.rows.validation import validate
 from tidemill.pipelines.io.epochs import with_epoch
-from tidemill.pipelines.io.log import POSITION, RECEIVED
+from tidemill.pipelines.io.log import POSITION, RECEIVED, forgotten_rows
 from tidemill.pipelines.io.poll import Poll, PollPart
 
 REJECTED: Final = "rejected"
@@ -43,16 +44,18 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
             parts.append(part)
             continue
         definition = project.definition(part.source)
+        part, blank = _apart(definition, part)
+        assert part.rows is not None
         found = validate(definition, part.rows)
-        kept = pa.array(found.kept)
+        places = [part.rows.column(POSITION), part.rows.column(RECEIVED)]
+        if len(found.rejected_rows):
+            kept = pa.array(found.kept)
+            places = [column.take(kept) for column in places]
         rows = pa.RecordBatch.from_arrays(
-            [
-                *found.batch.columns,
-                part.rows.column(POSITION).take(kept),
-                part.rows.column(RECEIVED).take(kept),
-            ],
+            [*found.batch.columns, *places],
             names=[*found.batch.schema.names, POSITION, RECEIVED],
         )
+        rows = rows if blank is None else _together(rows, blank)
         parts.append(replace(part, rows=rows if rows.num_rows else None))
         if len(found.rejected_rows):
             bad = part.rows.take(pa.array(found.rejected_rows))
@@ -70,6 +73,24 @@ def validated_poll(project: Project, poll: Poll) -> tuple[Poll, list[pa.RecordBa
                 )
             )
     return replace(poll, parts=tuple(parts)), refused
+
+
+def _apart(
+    definition: EventStream | Request, part: PollPart
+) -> tuple[PollPart, pa.RecordBatch | None]:
+    """Take rows that were forgotten out of a part: they have no id, and were valid rows."""
+    assert part.rows is not None
+    gone = forgotten_rows(definition, part.rows)
+    if not gone.any():
+        return part, None
+    left = replace(part, rows=part.rows.filter(pa.array(~gone)))
+    return left, part.rows.filter(pa.array(gone))
+
+
+def _together(rows: pa.RecordBatch, blank: pa.RecordBatch) -> pa.RecordBatch:
+    """Put rows that were forgotten back in their places, with which polls go on."""
+    both = pa.concat_batches([rows, blank.select(rows.schema.names).cast(rows.schema)])
+    return both.take(pc.array_sort_indices(both.column(POSITION)))
 
 
 @beam.typehints.with_input_types(bytes)

@@ -33,7 +33,8 @@ MAGIC: Final = b"\x89TMILL\r\n"
 """Like PNG's: not text in any encoding, and damaged by programs that convert line ends."""
 _PREFIX: Final = struct.Struct("<8sBxHIQ")
 _CHECKSUM: Final = struct.Struct("<Q")
-_HEADER_BYTES: Final = _PREFIX.size + _CHECKSUM.size
+HEADER_BYTES: Final = _PREFIX.size + _CHECKSUM.size
+"""The bytes of a frame before its key."""
 _COUNTS: Final = struct.Struct("<QQ")
 # `json.dumps` with options makes an encoder for each call, and `json.loads` of bytes detects their
 # encoding. Both cost more than encoding a small message.
@@ -66,6 +67,7 @@ class Kind(enum.IntEnum):
     LOGGED_POLL = 22
     OPERATOR_SAVEPOINT = 23
     OPERATOR_ENTRIES = 24
+    OUTPUTS = 25
 
 
 VERSIONS: Final[Mapping[Kind, int]] = {
@@ -145,16 +147,16 @@ def unframe(
     view = memoryview(buffer)
     if bytes(view[: len(MAGIC)]) != MAGIC:
         raise _unframed(view, what, remedy)
-    if len(view) < _HEADER_BYTES:
+    if len(view) < HEADER_BYTES:
         raise DamagedState(f"{what}: cut short, {len(view)} bytes are left; {remedy}")
     _, number, version, key_bytes, size = _PREFIX.unpack_from(view)
-    start = _HEADER_BYTES + key_bytes + -key_bytes % 8
+    start = HEADER_BYTES + key_bytes + -key_bytes % 8
     if len(view) != start + size:
         raise DamagedState(
             f"{what}: {len(view)} bytes are here, the header says {start + size}: cut short or "
             f"damaged; {remedy}"
         )
-    checksum = zlib.crc32(view[_HEADER_BYTES:], zlib.crc32(view[: _PREFIX.size]))
+    checksum = zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[: _PREFIX.size]))
     if (checksum,) != _CHECKSUM.unpack_from(view, _PREFIX.size):
         raise DamagedState(f"{what}: its checksum does not match, so it was damaged; {remedy}")
     allowed = (kinds,) if isinstance(kinds, Kind) else kinds
@@ -168,10 +170,22 @@ def unframe(
         raise StateVersionError(
             f"{what}: has version {version}, this code reads {VERSIONS[kind]}; {remedy}"
         )
-    found_key = bytes(view[_HEADER_BYTES : _HEADER_BYTES + key_bytes]).decode()
+    found_key = bytes(view[HEADER_BYTES : HEADER_BYTES + key_bytes]).decode()
     if key is not None and found_key != key:
         raise StateMismatch(f"{what}: belongs to {found_key!r}, expected was {key!r}; {remedy}")
     return Frame(kind, found_key, buffer.slice(start))
+
+
+def size_of(header: bytes) -> int | None:
+    """Return how many bytes the frame with a header has; None if that is no header.
+
+    Args:
+        header: The first `HEADER_BYTES` of the frame.
+    """
+    if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
+        return None
+    _, _, _, key_bytes, size = _PREFIX.unpack_from(header)
+    return int(HEADER_BYTES + key_bytes + -key_bytes % 8 + size)
 
 
 def _unframed(view: memoryview, what: str, remedy: str) -> DamagedState | StateVersionError:

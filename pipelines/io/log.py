@@ -47,6 +47,7 @@ from tidemill.pipelines.io.log_rows import PARTITION as PARTITION
 from tidemill.pipelines.io.log_rows import POSITION as POSITION
 from tidemill.pipelines.io.log_rows import RECEIVED as RECEIVED
 from tidemill.pipelines.io.log_rows import SENT as SENT
+from tidemill.pipelines.io.log_rows import forgotten_rows as forgotten_rows
 from tidemill.pipelines.io.log_rows import log_schema as log_schema
 from tidemill.pipelines.io.log_rows import one_batch as one_batch
 from tidemill.serving.files.read_files import reading

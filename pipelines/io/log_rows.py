@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tidemill.features.contract import BoolArray
 from tidemill.features.definitions import ARROW_TYPES, EventStream, Request
 
 POSITION: Final = "_position"
@@ -35,3 +37,14 @@ def one_batch(table: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [pa.array([], field.type) for field in table.schema], schema=table.schema
     )
+
+
+def forgotten_rows(definition: EventStream | Request, rows: pa.RecordBatch | pa.Table) -> BoolArray:
+    """Tell which rows of a log were forgotten whole, bool ``(rows,)``: they have no id.
+
+    No row is accepted without an id. A forgotten one keeps its place and its time, so that polls,
+    watermarks and the order of answers stay as they were (`pipelines.forget.blank_rows`).
+    """
+    ids = rows.column(definition.id_column)
+    found: BoolArray = pc.is_null(ids).to_numpy(zero_copy_only=False)
+    return found

@@ -141,9 +141,13 @@ class ReplayLog:
         return len(self._merged)
 
     def rows_of(self, source: str) -> int:
-        """Count the rows to replay from a source."""
-        ends = zip(self.sources, self.start.positions, self.stop, strict=True)
-        return sum(stop - start for (one, _), start, stop in ends if one.name == source)
+        """Count the rows to replay from a source, without those that were forgotten."""
+        ends = zip(self.sources, self._tables, self.start.positions, self.stop, strict=True)
+        return sum(
+            stop - start - table.column(one.id_column).slice(start, stop - start).null_count
+            for (one, _), table, start, stop in ends
+            if one.name == source
+        )
 
     def due_us(self, elapsed_seconds: float) -> int:
         """Return the instant of arrival up to which rows are due after some seconds."""

@@ -2,7 +2,8 @@
 
 A bundle makes one write: for each (view, shard) the newest publication of every entity, and the
 newest frontier. The store checks the mark that they build on, so a repeated bundle changes nothing.
-The logs of publications get a file for each release, named by its number, however bundles are cut.
+The logs of publications get an output for each release, named by its number, however bundles are
+cut.
 The store refuses a bundle that comes before its predecessor, or after lost writes
 (`LostPublications`),
 because the new frontier would claim that the missing rows are there.
@@ -21,21 +22,16 @@ import apache_beam as beam
 
 from tidemill.features.definitions import Project
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
-from tidemill.pipelines.io.sinks import write_rows_once
+from tidemill.pipelines.io.output_parts import PartWriter
 from tidemill.pipelines.publish.changes import append_changes
 from tidemill.pipelines.publish.newest_rows import joined_release, newest_per_entity, runs_by_shard
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_figures import storing
 from tidemill.pipelines.publish.store_writer import StoreWriter
-from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.publications import (
-    logged_publications,
-    named_publications,
-    publications_name,
-)
+from tidemill.pipelines.stream.output_folders import publications_of
+from tidemill.pipelines.stream.publications import named_publications, publications_output
 from tidemill.pipelines.stream.wire_format import Published, unpack_publications
 from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
-from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.parcels import parcels_of
@@ -82,9 +78,13 @@ class Publish(beam.DoFn):
             self._database, self.project, self.fills, self.run, self.give_up_after_us
         )
 
+        self._logs: dict[str, PartWriter] = {}
+
     def teardown(self) -> None:
-        """Close the store."""
+        """Close the store and the logs."""
         self._database.close()
+        for log in self._logs.values():
+            log.close()
 
     def start_bundle(self) -> None:
         """Begin a bundle."""
@@ -110,9 +110,7 @@ class Publish(beam.DoFn):
                 releases, segment = list(of_epoch), self.segment + epoch
                 if self.changes:
                     append_changes(self.project, self.offline_root, self.shards, releases, segment)
-                for release in releases:
-                    if release.rows.num_rows:
-                        self._write_log(release, segment)
+                self._log(releases[0].view, releases, segment)
 
     def _parcels(self, releases: list[Published]) -> list[Parcel]:
         run, fills = joined_release(releases), self._writer.fills
@@ -131,8 +129,16 @@ class Publish(beam.DoFn):
             marks_between=() if is_whole else tuple(one.mark for one in releases[:-1]),
         )
 
-    def _write_log(self, release: Published, segment: int) -> None:
-        view = self.project.view(release.view)
-        name = segment_prefix(segment) + publications_name(release.shard, release.number)
-        rows = logged_publications(view, release.rows)
-        write_rows_once(self.root / paths.PUBLICATIONS / view.name, rows, name)
+    def _log(self, view: str, releases: list[Published], segment: int) -> None:
+        """Append the publications of releases to the log of publications."""
+        definition = self.project.view(view)
+        if view not in self._logs:
+            self._logs[view] = PartWriter(publications_of(self.root, view).path)
+        self._logs[view].append(
+            segment,
+            [
+                publications_output(definition, release.rows, release.shard, release.number)
+                for release in releases
+                if release.rows.num_rows
+            ],
+        )

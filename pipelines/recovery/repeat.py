@@ -72,6 +72,7 @@ class Repeat:
 
     Attributes:
         operators: The operators, by view and shard.
+        joiner: The stage that joins their answers.
         rows: How many rows the polls have.
 
     Raises:
@@ -108,7 +109,7 @@ class Repeat:
             operator = make_operator(config.project, key.text, options)
             start_from(operator, state)
             self.operators[view, shard] = operator
-        self._joiner = AnswerJoiner(config.project, config.shards, options.answer_within_us)
+        self.joiner = AnswerJoiner(config.project, config.shards, options.answer_within_us)
         self._replay = stream_polls(config, run, as_of_us=as_of_us, last_poll=last_poll)
         self.rows = self._replay.rows
 
@@ -190,7 +191,7 @@ class Repeat:
                     AnswerPart(*place, release.number, release.frontier_us, release.answers)
                 )
         if self._answers:
-            answered, unanswered = self._joiner.receive(parts)
+            answered, unanswered = self.joiner.receive(parts)
             out.answered.extend(answered)
             out.unanswered.extend(unanswered)
         return out

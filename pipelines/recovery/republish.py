@@ -39,7 +39,7 @@ from tidemill.pipelines.recovery.later_states import (
     publishing_options,
 )
 from tidemill.pipelines.recovery.log_parts import stream_log
-from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.release_log import last_releases
 from tidemill.pipelines.recovery.released_states import released_operators, releases_by_shard
 from tidemill.pipelines.recovery.savepoints import what_is_lost
 from tidemill.pipelines.recovery.store_fills import (
@@ -160,10 +160,9 @@ def mend_store(config: Configuration, progress: Progress) -> bool:
         return False
 
     def mended() -> bool:
-        released: dict[tuple[str, int], int] = {}
-        for entry in read_releases(config.current.stream_folder):
-            key = (entry["view"], entry["shard"])
-            released[key] = max(released.get(key, TIME_MIN), entry["frontier_us"])
+        shards = len(config.project.views) * config.shards
+        last = last_releases(config.current.stream_folder, shards)
+        released = {key: int(entry["frontier_us"]) for key, entry in last.items()}
         run, reached = RunFills({}), {}
         database = open_database(config.online_store)
         try:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
 
 import apache_beam as beam
+import pyarrow as pa
 
-from tidemill.serving.files.segment_names import segment_prefix
-from tidemill.serving.files.write_once import write_once
-
-_REMEDY: Final = "run `tidemill stream` again"
+from tidemill.pipelines.io.output_parts import Output, PartWriter
+from tidemill.pipelines.stream.release_line import LINE
 
 
 @beam.typehints.with_input_types(tuple[int, str])
 @beam.typehints.with_output_types(str)
 class WriteReleases(beam.DoFn):
-    """Writes each release to a file that is named by its segment, view, shard and number.
+    """Appends the releases of a bundle to a part (`pipelines.io.output_parts`).
 
     Input: pairs of an epoch and a JSON text (`pipelines.stream.featurize.Featurize`).
 
-    A release that the engine repeats must be the same, and then changes nothing.
+    View, shard and number name a release. One that the engine repeats must be the same, which
+    whoever reads or joins the parts checks.
 
     Args:
-        folder: The folder of the files.
+        folder: The folder of the releases.
         segment: The segment of the stream that epoch 0 is.
     """
 
@@ -32,14 +31,32 @@ class WriteReleases(beam.DoFn):
         self._folder = folder
         self._segment = segment
 
+    def setup(self) -> None:
+        """Begin without a part."""
+        self._writer = PartWriter(self._folder)
+
+    def teardown(self) -> None:
+        """Close the part."""
+        self._writer.close()
+
+    def start_bundle(self) -> None:
+        """Begin with nothing."""
+        self._waiting: dict[int, list[Output]] = {}
+
     def process(self, element: tuple[int, str]) -> None:
-        """Write a release.
+        """Take a release."""
+        epoch, line = element
+        release = json.loads(line)
+        name = f"{release['view']}-{release['shard']:05d}-{release['number']:012d}"
+        rows = pa.RecordBatch.from_pydict({LINE: [line]})
+        self._waiting.setdefault(self._segment + epoch, []).append(Output(name, rows))
+
+    def finish_bundle(self) -> None:
+        """Append what was taken.
 
         Raises:
-            OutputConflict: The release was written before with other content.
+            FileError: The disk is full, ...
         """
-        epoch, line = element
-        release, prefix = json.loads(line), segment_prefix(self._segment + epoch)
-        name = f"{release['view']}-{release['shard']:05d}-{release['number']:012d}.jsonl"
-        with write_once(self._folder / f"{prefix}{name}", _REMEDY) as unfinished:
-            unfinished.write_text(line + "\n", encoding="utf-8")
+        waiting, self._waiting = self._waiting, {}
+        for segment, outputs in waiting.items():
+            self._writer.append(segment, outputs)

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import Project
@@ -21,9 +20,8 @@ from tidemill.features.errors import InputError
 from tidemill.pipelines.history.labels import find_labels
 from tidemill.pipelines.io.log import POSITION, Log
 from tidemill.pipelines.report.pictures import Curve
-from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.output_folders import predictions_of
 from tidemill.pipelines.training.evaluation import Metrics, calibration, measure, roc_points
-from tidemill.serving.files.read_files import reading
 
 STREAMED: Final = "streamed period"
 
@@ -66,11 +64,8 @@ def read_streamed(root: Path) -> StreamedPredictions | None:
         None before the first prediction.
     """
     parts = []
-    for path in sorted((root / paths.PREDICTIONS).glob("*.parquet")):
-        with reading(path, "run `tidemill stream` again"):
-            names = set(pq.read_schema(path).names)
-            wanted = [*_NEEDED, *(name for name in (*_STAMPS, *_CLOCKS) if name in names)]
-            parts.append(pq.read_table(path, columns=wanted))
+    found = predictions_of(root).tables(_NEEDED, optional=(*_STAMPS, *_CLOCKS))
+    parts = [rows for _, rows in found]
     if not any(len(part) for part in parts):
         return None
     table = pa.concat_tables(parts)

@@ -29,7 +29,7 @@ from tidemill.features.kernel.prepare import (
     matrix_of,
     nulls_of,
 )
-from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT
+from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, SENT, forgotten_rows
 from tidemill.pipelines.stream.answer_parts import (
     AnswerPart,
     Part,
@@ -159,8 +159,9 @@ class AnswerJoiner:
 
     @property
     def requests_pending(self) -> int:
-        """The number of requests that wait for an answer."""
-        return sum(pending.rows.num_rows for pending in self.pending.values())
+        """The number of requests that wait for an answer; those that were forgotten get none."""
+        ids = (pending.rows.column(self._id) for pending in self.pending.values())
+        return sum(len(found) - found.null_count for found in ids)
 
     def receive(self, parts: Iterable[Part]) -> tuple[list[pa.RecordBatch], list[Unanswered]]:
         """Take parts, in any order. Those from behind the mark of a savepoint wait.
@@ -187,8 +188,8 @@ class AnswerJoiner:
                 self.savepoints[part.view, part.shard] = part
             elif self._reach(part) and part.answers is not None:
                 touched |= dict.fromkeys(self._take(part, part.answers))
-        answered = [self._close(group) for group in touched if not any(self.pending[group].missing)]
-        return answered, self._give_up()
+        closed = (self._close(group) for group in touched if not any(self.pending[group].missing))
+        return [batch for batch in closed if batch.num_rows], self._give_up()
 
     def _take(self, part: AnswerPart, answers: pa.RecordBatch) -> Iterator[int]:
         """Take the answers of a part; yield the groups of requests that are pending."""
@@ -288,9 +289,19 @@ class AnswerJoiner:
         if len(self.closed) > _REMEMBERED:
             del self.closed[next(iter(self.closed))]
 
+    @property
+    def _id(self) -> str:
+        return self.project.request.request_id
+
+    def _without_forgotten(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Leave out requests that were forgotten: they are taken along, and nobody gets them."""
+        if not rows.column(self._id).null_count:
+            return rows
+        return rows.filter(pa.array(~forgotten_rows(self.project.request, rows)))
+
     def _answered(self, pending: Pending, group: int) -> pa.RecordBatch:
         rows = pending.rows
-        return pa.RecordBatch.from_arrays(
+        found = pa.RecordBatch.from_arrays(
             [
                 *rows.columns,
                 pa.array(np.full(rows.num_rows, partition_of(group)), pa.int64()),
@@ -302,10 +313,18 @@ class AnswerJoiner:
             ],
             names=answered_schema(self.project),
         )
+        return self._without_forgotten(found)
+
+    def _unanswered(self, group: int, pending: Pending, names: tuple[str, ...]) -> list[Unanswered]:
+        self._remember(group, answered=False)
+        rows = self._without_forgotten(pending.rows)
+        if not rows.num_rows:
+            return []
+        return [Unanswered(rows, partition_of(group), names, self.epoch)]
 
     def _give_up(self) -> list[Unanswered]:
         """Give up requests that some view's frontier has passed without an answer."""
-        out = []
+        out: list[Unanswered] = []
         slowest = self.frontiers.min(axis=1)
         for group, pending in list(self.pending.items()):
             if not any(pending.missing):
@@ -319,21 +338,19 @@ class AnswerJoiner:
             ]
             if silent:
                 names = tuple(self.project.views[view].name for view in silent)
-                out.append(Unanswered(pending.rows, partition_of(group), names, self.epoch))
-                self._remember(group, answered=False)
+                out += self._unanswered(group, pending, names)
                 del self.pending[group]
         return out
 
     def drain(self) -> list[Unanswered]:
         """Give up all pending requests; name the views that did not answer."""
-        out = []
+        out: list[Unanswered] = []
         for group, pending in self.pending.items():
             names = tuple(
                 view.name
                 for view, missing in zip(self.project.views, pending.missing, strict=True)
                 if missing
             )
-            out.append(Unanswered(pending.rows, partition_of(group), names, self.epoch))
-            self._remember(group, answered=False)
+            out += self._unanswered(group, pending, names)
         self.pending.clear()
         return out

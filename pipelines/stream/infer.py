@@ -27,9 +27,6 @@ from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.bundles.inference import Scorer, shared_scorer
 
-STAMPS: Final = ("sent_us", "created_us")
-"""Columns of predictions that hold the wall clock: a repeat has other values in them."""
-
 _SCORED_BY: Final = (
     "bundle_version", "transform_hash", "spec_hash", "device", "tensorflow", "xla",
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pyarrow as pa
 
 from tidemill.features.definitions import FeatureView
@@ -9,7 +11,11 @@ from tidemill.features.feast_objects import EVENT_TIMESTAMP
 from tidemill.features.kernel.advance import NULLS, VALUES
 from tidemill.features.kernel.columns import column_arrays
 from tidemill.features.kernel.prepare import KEY, matrix_of, nulls_of
+from tidemill.pipelines.io.output_parts import Output
 from tidemill.serving import publications
+
+OF_RELEASE: Final = ("_shard", "_release")
+"""The columns of logged publications that name the shard and the number of their release."""
 
 
 def named_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.RecordBatch:
@@ -39,6 +45,22 @@ def logged_publications(view: FeatureView, kernel: pa.RecordBatch) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in names])
 
 
-def publications_name(shard: int, number: int) -> str:
-    """Return the name of a release's publications, without segment and ending."""
-    return f"{shard:05d}-{number:012d}"
+def publications_output(
+    view: FeatureView, kernel: pa.RecordBatch, shard: int, number: int
+) -> Output:
+    """Return the publications of a release as an output of the stream.
+
+    Its rows are those of `logged_publications`, and say at the end which release they are of.
+
+    Args:
+        view: The view.
+        kernel: What its kernel has published.
+        shard: The shard.
+        number: The number of the release.
+    """
+    rows = logged_publications(view, kernel)
+    schema, columns = rows.schema, [column.combine_chunks() for column in rows.columns]
+    for name, value in zip(OF_RELEASE, (shard, number), strict=True):
+        schema = schema.append(pa.field(name, pa.int64()))
+        columns.append(pa.repeat(pa.scalar(value, pa.int64()), len(rows)))
+    return Output(f"{number:012d}-{shard:05d}", pa.RecordBatch.from_arrays(columns, schema=schema))

@@ -12,8 +12,8 @@ from tidemill.features.contract import BoolArray
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io.log import POSITION, SENT
+from tidemill.pipelines.io.outputs import OutputFolder
 from tidemill.pipelines.stream.answer_parts import Unanswered
-from tidemill.serving.files.read_files import read_table
 
 
 def rejected_requests(request: str, lost: Unanswered) -> pa.RecordBatch:
@@ -50,8 +50,13 @@ def are_of_log(records: pa.Table | pa.RecordBatch) -> BoolArray:
     return found
 
 
-def read_rejected(folder: Path, prefix: str = "") -> pa.Table:
-    """Read the rejected records in a folder, of the files whose names begin with ``prefix``."""
-    again = "run `tidemill stream` again"
-    files = sorted(folder.glob(f"{prefix}*.parquet"))
-    return pa.concat_tables([rejected.SCHEMA.empty_table(), *(read_table(p, again) for p in files)])
+def read_rejected(folder: Path, since: int = 0, until: int | None = None) -> pa.Table:
+    """Read the rejected records in a folder of a stream's outputs.
+
+    Args:
+        folder: The folder.
+        since: The first segment that is wanted.
+        until: The last one; None for all.
+    """
+    found = OutputFolder(folder).read(since=since, until=until)
+    return pa.concat_tables([rejected.SCHEMA.empty_table(), *([] if found is None else [found])])

@@ -8,6 +8,8 @@ from typing import Final
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.release import Release
 
+LINE: Final = "release"
+"""The column of the lines where releases are rows."""
 RELEASE_VERSION: Final = 3
 """The version of the JSON. JSON without a version is version 1, which has no marks; up to version 2
 operators counted from the beginning of history, and conflicts."""

@@ -22,9 +22,10 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import BrokerError, FileError, SequenceError, StoreError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.delivery.delivery import Delivery
+from tidemill.pipelines.forget.record import forgotten_between
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import Handoff
-from tidemill.pipelines.recovery.release_log import read_releases
+from tidemill.pipelines.recovery.release_log import place_of
 from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers
 from tidemill.pipelines.recovery.resume import (
     Reached,
@@ -34,14 +35,12 @@ from tidemill.pipelines.recovery.resume import (
     offline_caught_up,
     offline_ends,
 )
-from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.publications import publications_name
+from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.state_files import missing_files, savepoint_folder
-from tidemill.pipelines.stream_run.outcome import Outputs
+from tidemill.pipelines.stream_run.outcome import SegmentOutputs
 from tidemill.pipelines.telemetry.running import savepoint_kept
 from tidemill.pipelines.telemetry.tracing import span
-from tidemill.serving.files.segment_names import segment_prefix
 from tidemill.serving.online.backends import open_database
 
 _LOOK_SECONDS: Final = 0.05
@@ -106,10 +105,13 @@ class Keeper:
         self.kept = self.start.handoff
         self.waiting = joiner_at(self.config, self.start.folder).requests_pending
         self._stream = self.start.current.stream_folder
-        self._outputs = Outputs(self._stream, self.config.project.request)
+        self._outputs = self._outputs_of(self.kept.segment + 1)
         self._found: _Whole | None = None
         self._ended = threading.Event()
         self._watcher: threading.Thread | None = None
+
+    def _outputs_of(self, segment: int) -> SegmentOutputs:
+        return SegmentOutputs(self._stream, self.config.project.request, segment)
 
     @contextmanager
     def keeping(self, stop: Callable[[], None]) -> Iterator[None]:
@@ -155,6 +157,7 @@ class Keeper:
     def _watch(self) -> None:
         since_s, said = time.monotonic(), self.kept.segment
         while not self._ended.wait(_LOOK_SECONDS):
+            self.delivery.check()
             begun = self._folder.exists()
             try:
                 if begun:
@@ -203,18 +206,23 @@ class Keeper:
             _Incomplete: Something is not.
         """
         config, request = self.config, self.config.project.request.name
+        self._outputs.look()
         self._found = joiner, reached, releases = self._found or self._whole()
-        came = sum(reached.positions[request]) - sum(self.kept.positions[request])
+        before, after = self.kept.positions[request], reached.positions[request]
+        of_log = config.root, config.current.generation
+        came = sum(after) - sum(before) - forgotten_between(*of_log, request, before, after)
         expected = self.waiting + came - joiner.requests_pending
-        if (answered := self._outputs.requests(self._segment)) != expected:
+        if (answered := self._outputs.requests) != expected:
             raise _Incomplete(f"of {expected} requests, {answered} are answered or rejected")
         self._check_stores(releases)
         self.delivery.keep(self._segment)
         with span("savepoint", number=self._segment):
+            # First, so that what counts is on the disk.
+            join_outputs(self._stream, self._segment)
             self.kept = keep_savepoint(config, self.start, self.kept, joiner, reached, releases)
         self.waiting, self._found = joiner.requests_pending, None
         savepoint_kept(self.kept.segment, self.kept.as_of_us)
-        self._outputs.forget(self.kept.segment)
+        self._outputs = self._outputs_of(self.kept.segment + 1)
         offline_caught_up(config, self.start)
 
     def _whole(self) -> _Whole:
@@ -235,21 +243,18 @@ class Keeper:
     def _releases(self, polls: int) -> Sequence[Mapping[str, Any]]:
         """Return the evidence of all releases of the segment."""
         shards = len(self.config.project.views) * self.config.shards
-        expected = shards * (polls - self.kept.polls)
-        if (found := self._outputs.releases(self._segment)) != expected:
-            raise _Incomplete(f"of {expected} releases, {found} are recorded")
-        return read_releases(self._stream, segment_prefix(self._segment))
+        expected, found = shards * (polls - self.kept.polls), self._outputs.releases
+        if len(found) != expected:
+            raise _Incomplete(f"of {expected} releases, {len(found)} are recorded")
+        return [found[place] for place in sorted(found)]
 
     def _check_publications(self, releases: Sequence[Mapping[str, Any]]) -> None:
-        root, prefix = self._stream / paths.PUBLICATIONS, segment_prefix(self._segment)
         for release in releases:
-            if release["publications"]:
-                name = publications_name(release["shard"], release["number"])
-                if not (root / release["view"] / f"{prefix}{name}.parquet").exists():
-                    raise _Incomplete(
-                        f"the publications of release {release['number']} of view "
-                        f"{release['view']!r}, shard {release['shard']}, are not logged"
-                    )
+            if release["publications"] and place_of(release) not in self._outputs.published:
+                raise _Incomplete(
+                    f"the publications of release {release['number']} of view "
+                    f"{release['view']!r}, shard {release['shard']}, are not logged"
+                )
 
     def _check_stores(self, releases: Sequence[Mapping[str, Any]]) -> None:
         reached = {(one["view"], one["shard"]): int(one["frontier_us"]) for one in releases}

@@ -36,12 +36,14 @@ from tidemill.pipelines.delivery.delivery import Delivery
 from tidemill.pipelines.engines.choosing import EngineChoice, make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
+from tidemill.pipelines.forget.record import forgotten_between
+from tidemill.pipelines.history.live_retention import remove_old_rows
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.event_counts import EventCounts
 from tidemill.pipelines.io.replay import ReplayOptions
-from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.io.write_outputs import WriteOutputs
 from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
@@ -59,6 +61,7 @@ from tidemill.pipelines.recovery.resume import (
     received,
     with_scores,
 )
+from tidemill.pipelines.recovery.resume import by_source as ends_of
 from tidemill.pipelines.recovery.write_releases import WriteReleases
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.draining import draining
@@ -72,9 +75,10 @@ from tidemill.pipelines.stream.featurize import (
     forget_run,
 )
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
-from tidemill.pipelines.stream.infer import STAMPS, Infer
+from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.rejected_by_stream import rejected_requests
 from tidemill.pipelines.stream.shard import Shard
 from tidemill.pipelines.stream.state_files import savepoint_folder
@@ -98,6 +102,8 @@ from tidemill.serving.files.locks import lock
 from tidemill.serving.online.backends import missing_guarantees
 
 _WATCH_SECONDS: Final = 0.25
+_RECENT: Final = 64
+"""Of a live stream that ends, so many of the last segments are read for the summary."""
 
 
 def stream(
@@ -173,6 +179,7 @@ def _stream(
     take_over: bool,
 ) -> dict[str, Any]:
     project, root = config.project, config.root
+    remove_old_rows(config, config.current, progress)
     start = (next_start if resume else first_start)(config, mode)
     if until_us is not None:
         check_savepoint(start, until_us, config.splits.stream_until_us)
@@ -200,8 +207,13 @@ def _stream(
     replayed = entrance.taken()
     seconds = time.perf_counter() - began
     by_source = received(start.run, replayed)
-    requests = by_source.pop(project.request.name)
+    asked = project.request.name
+    span_of = start.run.positions[asked], ends_of(replayed, replayed.stop)[asked]
+    blank = forgotten_between(root, start.current.generation, asked, *span_of)
+    requests = by_source.pop(asked) - blank
     folder = savepoint_folder(stream_folder, entrance.last_segment)
+    shards = len(project.views) * config.shards
+    recent = max(entrance.last_segment - _RECENT, 0) if config.is_live else 0
     summary = {
         "engine": choice.name,
         "why": choice.why,
@@ -219,7 +231,7 @@ def _stream(
         **_counted(event_counts(config, start.run, replayed)),
         **entrance.figures(),
         **delivery.figures,
-        **count_outcome(stream_folder, project.request),
+        **count_outcome(stream_folder, project.request, shards, recent),
     }
     answered = summary["predictions"] + summary["unanswered"] + summary["waiting"]
     if summary["doubled"] or answered != requests:
@@ -280,9 +292,11 @@ def _run(
         )
         wire(pipeline, config, entrance, featurize, bundle, start, fills, delivery)
         result = run_pipeline(pipeline, choice)
+        delivery.flush()
         if entrance.ends:
             came = entrance.taken().rows_of(project.request.name)
             check_end(stream_folder, project.request, start.segment, keeper.waiting + came)
+            join_outputs(stream_folder, start.segment)
         else:
             keeper.finish(entrance.last_segment)
         delivery.finish(entrance.last_segment)
@@ -363,11 +377,8 @@ def wire(
     sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
     out = sharded | Featurize(project, featurize)
     answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.figures))
-    if (to_topic := delivery.step(PREDICTIONS)) is not None:
-        answered = answered | "DeliverPredictions" >> beam.ParDo(to_topic)
-    _ = answered | "Predictions" >> beam.ParDo(
-        WriteParquet(root / paths.PREDICTIONS, ("partition", "position"), segment, STAMPS)
-    )
+    write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
+    _ = answered | "Predictions" >> beam.ParDo(delivery.step(PREDICTIONS, write))
     publish = Publish(
         project,
         root,
@@ -385,17 +396,13 @@ def wire(
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, segment))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.
+    places = ("stage", "stream", "partition", "position")
     for part, refusals in enumerate((valid[INVALID], unanswered, *refused)):
-        count = beam.ParDo(CountRejected(featurize.figures))
-        records = refusals | f"CountRejected{part}" >> count
-        if (to_topic := delivery.step(REJECTED)) is not None:
-            records = records | f"DeliverRejected{part}" >> beam.ParDo(to_topic)
-        _ = records | f"WriteRejected{part}" >> beam.ParDo(
-            WriteParquet(
-                root / paths.REJECTED_BY_STREAM,
-                ("stage", "stream", "partition", "position"),
-                segment,
-            )
+        write = WriteOutputs(root / paths.REJECTED_BY_STREAM, places, segment)
+        _ = (
+            refusals
+            | f"CountRejected{part}" >> beam.ParDo(CountRejected(featurize.figures))
+            | f"WriteRejected{part}" >> beam.ParDo(delivery.step(REJECTED, write))
         )
 
 

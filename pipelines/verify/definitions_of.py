@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.record import closed_by
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.log_parts import begin_frontier, stream_log
@@ -25,6 +26,9 @@ def made_otherwise(config: Configuration, stream: Current) -> str:
     run = StreamRun.read(stream.stream_folder)
     if run is None:
         return ""  # the proof says that its record is gone
+    folder = stream.stream_folder
+    if (number := closed_by(config.root, stream.generation, folder.name)) is not None:
+        return f"in eager mode, and rows of it were forgotten (record {number:05d})"
     if run.views is None or run.shards is None:
         made_by = BuildManifest.read(stream.build_folder).project
         return "" if made_by == config.project.hash else f"of definitions {made_by}"

@@ -94,6 +94,7 @@ def note_wrong_values(
     columns = verdict.view.columns
     for row in wrong_rows:
         wrong = np.flatnonzero(verdict.wrong[row]).tolist()
+        wrong = findings.without_excused(wrong, columns, int(verdict.as_of_us[row]))
         room = listed - len(findings.listed)
         if room <= 0:
             findings.count_more(what, len(wrong))

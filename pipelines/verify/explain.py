@@ -26,7 +26,7 @@ from tidemill.pipelines.verify.compare_oracle import plain_rows, same
 from tidemill.pipelines.verify.instants import field_text, instant_text, value_text
 from tidemill.pipelines.verify.raw_history import logged_history, with_live_rows
 from tidemill.pipelines.verify.release_evidence import Evidence, read_evidence
-from tidemill.pipelines.verify.served import prediction_file, read_predictions
+from tidemill.pipelines.verify.served import find_prediction, read_predictions
 from tidemill.pipelines.verify.source_history import EventsByKey
 
 _LISTED: Final = 10
@@ -114,7 +114,7 @@ def explain(config: Configuration, request_id: str) -> ExplainedPrediction:
         InputError: There is no such prediction, or more than one.
     """
     project = config.project
-    found = prediction_file(config.root, request_id)
+    found = find_prediction(config.root, request_id)
     current = config.current if found is None else found[0]
     config = dataclasses.replace(config, pinned=current)
     predictions = read_predictions(current.stream_folder, project)

@@ -12,17 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from tidemill.features.errors import InputError
 from tidemill.pipelines.history.build_manifest import BUILD_RECORD, BuildManifest, table_digests
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.verify.served import prediction_file
+from tidemill.pipelines.verify.served import find_prediction
 from tidemill.serving.bundles.bundle import Bundle
 from tidemill.serving.files.file_digest import file_sha256
-from tidemill.serving.files.read_files import read_table
 from tidemill.serving.generations.current import GENERATIONS, Current
 
 _AGAIN = "run `tidemill stream` again"
@@ -88,15 +85,13 @@ def _of_path(root: Path, path: Path) -> Link:
 
 
 def _of_prediction(root: Path, request_id: str) -> Link:
-    found = prediction_file(root, request_id)
+    found = find_prediction(root, request_id)
     if found is None:
         raise InputError(
             f"{request_id!r} is neither a path below {root}, nor the version of a bundle, nor the "
             "id of an answered request"
         )
-    current, path = found
-    table = read_table(path, _AGAIN)
-    row = table.filter(pc.equal(table["request_id"], request_id)).slice(0, 1).to_pylist()[0]
+    current, path, row = found
     releases = ", ".join(
         f"{name.removeprefix('release__')} {row[name]}"
         for name in row

@@ -17,7 +17,7 @@ from tidemill.features.errors import StateMismatch
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.build_manifest import BuildManifest
-from tidemill.pipelines.io.log import PARTITION, POSITION
+from tidemill.pipelines.io.log import PARTITION, POSITION, forgotten_rows
 from tidemill.pipelines.publish.offline_history import log_history
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import (
@@ -183,6 +183,7 @@ def prove_stream(
     evidence = read_evidence(config, history, given.releases)
     end_us = evidence.stream_until_us
     asked = history.requests.received_in(run.as_of_us, end_us)
+    asked = asked.filter(pa.array(~forgotten_rows(config.project.request, asked)))
     served = serve_beside_requests(asked, predictions, given, config.project, proof.features)
     if served.waiting:
         progress.say(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,12 @@ from tidemill.features.definitions import Project
 from tidemill.features.errors import InputError
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.output_folders import predictions_of
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text
 from tidemill.pipelines.verify.outputs.extent import Answerable
 from tidemill.pipelines.verify.outputs.places import places_of
-from tidemill.serving.files.read_files import read_table, reading
-from tidemill.serving.files.segment_names import segment_prefix
+from tidemill.serving.files.read_files import reading
 from tidemill.serving.generations.current import Current, streams_of
 
 _MEND: Final = "run `tidemill stream` again"
@@ -50,36 +50,22 @@ class Served:
     waiting: int = 0
 
 
-def prediction_file(root: Path, request_id: str) -> tuple[Current, Path] | None:
-    """Find the file with the prediction for a request, and the folders of its stream.
+def find_prediction(root: Path, request_id: str) -> tuple[Current, Path, dict[str, Any]] | None:
+    """Find the prediction for a request: the folders of its stream, its file, and its row.
 
     Returns:
         None if no stream has answered the request.
     """
     for current in streams_of(root):
-        for path in sorted((current.stream_folder / paths.PREDICTIONS).glob("*.parquet")):
-            ids = read_table(path, _MEND, columns=["request_id"]).column(0)
-            if pc.any(pc.equal(ids, request_id)).as_py():
-                return current, path
+        folder = predictions_of(current.stream_folder)
+        for file, ids in folder.tables(["request_id"]):
+            if not pc.any(pc.equal(ids.column(0), request_id)).as_py():
+                continue
+            for _, table in folder.tables(since=file.first, until=file.last):
+                mine = table.filter(pc.equal(table["request_id"], request_id))
+                if len(mine):
+                    return current, file.path, mine.slice(0, 1).to_pylist()[0]
     return None
-
-
-def prediction_files(root: Path) -> list[Path]:
-    """Return the files with the predictions of a run.
-
-    Raises:
-        InputError: There are none.
-    """
-    files = _files(root)
-    if not files:
-        raise InputError(
-            f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
-        )
-    return files
-
-
-def _files(root: Path, prefix: str = "") -> list[Path]:
-    return sorted((root / paths.PREDICTIONS).glob(f"{prefix}*.parquet"))
 
 
 def read_predictions(root: Path, project: Project) -> pa.Table:
@@ -88,32 +74,42 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
     Raises:
         InputError: There are none.
     """
-    return _read(root, project, prediction_files(root))
+    found = predictions_of_segments(root, project)
+    if found is None:
+        raise InputError(
+            f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
+        )
+    return found
 
 
-def predictions_of_segment(root: Path, project: Project, segment: int) -> pa.Table | None:
-    """Read the predictions of a segment of a run; None if there are none.
+def predictions_of_segments(
+    root: Path, project: Project, since: int = 0, until: int | None = None
+) -> pa.Table | None:
+    """Read the predictions of some segments of a run; None if there are none.
+
+    Args:
+        root: The stream's folder.
+        project: The project.
+        since: The first segment.
+        until: The last one; None for all.
 
     Raises:
         InputError: They were made by other definitions.
         DamagedFile: A file does not hold what the stream wrote.
     """
-    files = _files(root, segment_prefix(segment))
-    return _read(root, project, files) if files else None
-
-
-def _read(root: Path, project: Project, files: list[Path]) -> pa.Table:
     needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
     for view in project.views:
         needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
     tables = []
-    for path in files:
-        tables.append(read_table(path, _MEND))
-        if lacking := sorted(needed - set(tables[-1].column_names)):
+    for file, table in predictions_of(root).tables(since=since, until=until):
+        tables.append(table)
+        if lacking := sorted(needed - set(table.column_names)):
             raise InputError(
-                f"{path}: there is no column {lacking[0]!r}; it was made by other definitions: "
-                "run `tidemill stream` again"
+                f"{file.path}: there is no column {lacking[0]!r}; it was made by other "
+                "definitions: run `tidemill stream` again"
             )
+    if not tables:
+        return None
     with reading(root / paths.PREDICTIONS, _MEND):
         return pa.concat_tables(tables)
 

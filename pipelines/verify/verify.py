@@ -24,12 +24,15 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.record import FORGOTTEN, forgotten_rows, others_that_read
+from tidemill.pipelines.io.live.live_log import LIVE
+from tidemill.pipelines.io.live.removed import RemovedRows
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.compare_archive import compare_archive
 from tidemill.pipelines.verify.compare_oracle import DEADLINE_S
 from tidemill.pipelines.verify.definitions_of import made_otherwise
-from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.findings import Findings, Mismatch, excusing
 from tidemill.pipelines.verify.instants import instant_text
 from tidemill.pipelines.verify.prove_build import prove_build
 from tidemill.pipelines.verify.prove_published import prove_published
@@ -72,8 +75,14 @@ def verify(
     Raises:
         InputError: Other definitions made the predictions.
     """
+    with excusing(others_that_read(config.root)):
+        return _verify(config.pin(), progress, sample, deadline_s)
+
+
+def _verify(
+    config: Configuration, progress: Progress, sample: int, deadline_s: float
+) -> dict[str, Any]:
     began = time.perf_counter()
-    config = config.pin()
     streams = answered_streams(config.current)
     origins, sampling = find_origins(config, streams), Sampling(sample, deadline_s)
     witnesses, everything, earlier = Witnesses(progress), Findings(), []
@@ -104,6 +113,12 @@ def verify(
         )
     if not streams:
         progress.say(f"no stream in {config.root} has answered a request yet")
+    blank = forgotten_rows(config.root, config.current.generation)
+    if blank:
+        progress.say(
+            f"{blank:,} rows of the log were forgotten (records in {config.root / FORGOTTEN}): "
+            "their places are proven, not what they held"
+        )
     archive = Findings()
     of_archive = compare_archive(config, progress, archive)
     for of_it, findings in (
@@ -114,10 +129,24 @@ def verify(
         everything.merge(findings)
         for name, count in of_it.items():
             figures[name] = figures.get(name, 0) + count
+    removed = RemovedRows.read(config.current.folder / LIVE)
+    if removed.rows:
+        progress.say(
+            f"{removed.rows:,} rows received before {instant_text(removed.before_us)} were removed "
+            "from the live log by age: the build has them, and their digest is compared"
+        )
+    if everything.forgotten:
+        progress.say(
+            f"{everything.forgotten:,} values read a key that was forgotten, and cannot be "
+            f"recomputed: those of {', '.join(sorted(others_that_read(config.root)))}"
+        )
     return {
         **figures,
         "store_generations": {view: origin.generation for view, origin in origins.items()},
         "earlier": earlier,
+        "live_rows_removed": removed.rows,
+        "forgotten_rows": blank,
+        "forgotten_values": everything.forgotten,
         "mismatches": everything.count,
         "seconds": round(time.perf_counter() - began, 3),
         "ended_us": time.time_ns() // 1_000,

@@ -8,6 +8,8 @@ Promises:
 * If the files were changed since, the log is the witness, and the proof says so. Its rows have the
   digests that they were written with (`pipelines.io.log`), and the build's manifest has the digest
   of all of them.
+* Rows that were forgotten (`pipelines.forget`) are those of the log; of the files they are left
+  out. All other rows must be equal.
 * If files that have *not* changed give other rows than the log, the log is wrong: a mismatch. The
   files are the witness then.
 """
@@ -25,7 +27,10 @@ import pyarrow as pa
 
 from tidemill.features.errors import ConfigurationError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.record import blank_positions
+from tidemill.pipelines.forget.witnessed import with_forgotten
 from tidemill.pipelines.history.build_manifest import BuildManifest
+from tidemill.pipelines.history.live_retention import removed_faults
 from tidemill.pipelines.io.log import PARTITION, POSITION, Log, rows_digest
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
@@ -83,6 +88,7 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
     logged = logged_history(build, config.project)
     known = [name for name in manifest.sources if name in logged.sources]
     now = {name: _files(config, name) for name in known}
+    forgotten = blank_positions(config.root, config.current.generation)
     # A source may have a topic alone.
     there = [name for name in known if now[name] or not config.sources[name].files]
     original = read_history(config, there, progress)
@@ -91,6 +97,9 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
     if (lost := lost_live_log(config)) is not None:
         cause = "the live log is gone, with what was known when its rows were read"
         findings.add(Mismatch("log", str(lost), seen="no live log", expected="one", cause=cause))
+    for fault in removed_faults(config.current, config.project):
+        cause = "rows were removed by age, and those that stand in for them were changed"
+        findings.add(Mismatch("log", fault, cause=cause))
     for name in known:
         record = manifest.sources[name]
         cut, digest = record["cut"], record["digest"]
@@ -110,12 +119,18 @@ def find_witness(config: Configuration, progress: Progress, findings: Findings) 
             sources[name] = logged.sources[name]
             continue
         read = _below(original.sources[name], cut)
+        if name in forgotten:
+            read = with_forgotten(read, logged.sources[name], forgotten[name])
         if _digest(read, cut) == digest:
             sources[name] = read
             if (why := changed_files(record["files"], now[name])) is not None:
                 resaved[name] = why
         elif (why := changed_files(record["files"], now[name])) is not None:
             changed[name] = why
+            sources[name] = logged.sources[name]
+        elif name in forgotten:
+            # A mended record is no file of the source, and is removed with the rest.
+            changed[name] = "records of an entity that was forgotten are gone"
             sources[name] = logged.sources[name]
         else:
             findings.add(

@@ -45,23 +45,27 @@ class Holder:
     since: str
 
     @staticmethod
-    def here() -> Holder:
-        """Describe this process."""
+    def here(command: str | None = None) -> Holder:
+        """Describe this process; ``command`` replaces its command line, which may be secret."""
         since = write_instant(time.time_ns() // 1_000_000_000 * SECOND)
-        return Holder(os.getpid(), socket.gethostname(), " ".join(sys.argv)[:200], since)
+        command = " ".join(sys.argv)[:200] if command is None else command
+        return Holder(os.getpid(), socket.gethostname(), command, since)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} ({self.command}) since {self.since}"
 
 
 @contextmanager
-def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+def lock(
+    path: Path, what: str, *, wait: bool = False, command: str | None = None
+) -> Iterator[None]:
     """Hold a lock while the block runs.
 
     Args:
         path: The lock's file; its folder is made.
         what: What only one process may do, as the error names it.
         wait: Whether to wait until it is free; else a held lock is an error.
+        command: What the file says of this process in place of its command line; None for that.
 
     Raises:
         Locked: Another process holds it.
@@ -87,7 +91,7 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
                 time.sleep(_WAIT_S)
         file.seek(0)
         file.truncate()
-        file.write(json.dumps(asdict(Holder.here())))
+        file.write(json.dumps(asdict(Holder.here(command))))
         file.flush()
         yield
 

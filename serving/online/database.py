@@ -304,5 +304,29 @@ class OnlineDatabase(Protocol):
             StoreError: The database does not exist, or cannot be read.
         """
 
+    def record_cuts(self, fills: Sequence[Fill]) -> None:
+        """Replace the cuts in the records of fills by those that these have.
+
+        Raises:
+            StoreError: The database cannot be written.
+        """
+
+    def forget(self, fills: Sequence[Fill], keys: Sequence[bytes]) -> int | None:
+        """Remove the rows of some keys from fills, as if they had never been written.
+
+        Marks and frontiers stay: readers find that the entities have no row. Nothing of the rows is
+        left in files that the database writes itself; a server keeps its own journals.
+
+        Args:
+            fills: The fills.
+            keys: The keys.
+
+        Returns:
+            How many rows were removed; None if the database cannot remove rows by key.
+
+        Raises:
+            StoreError: The database cannot be written.
+        """
+
     def close(self) -> None:
         """Close the connections of this thread; a later use connects again."""

@@ -173,6 +173,12 @@ class FeastDatabase:
         """Refuse: a store of Feast's is read by key only."""
         raise StoreError(f"{self.name} cannot be read but by key; {_INSTEAD}")
 
+    def record_cuts(self, fills: Sequence[Fill]) -> None:
+        """Do nothing: there are no records of fills."""
+
+    def forget(self, fills: Sequence[Fill], keys: Sequence[bytes]) -> None:
+        """Return None: Feast's stores cannot remove rows by key."""
+
     def close(self) -> None:
         """Forget the stores that this thread has opened."""
         _stores.pop(repr(self.place))

@@ -19,6 +19,8 @@ from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.io.live.live_log import LiveLog
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.output_parts import read_part
+from tidemill.pipelines.io.outputs import OutputFolder
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
@@ -43,6 +45,8 @@ SHARDS = 2
 VIEW = 0
 SHARD = 1
 OPERATOR_FILE = "cab-00001-of-00002.state"
+OUTPUT_PART = "outputs.part"
+OUTPUT_FILE = "outputs/00001-all.parquet"
 PIECE_FILE = "cab-00001-of-00002.since-000000000008.state"
 JOINER_FILE = "answers.state"
 LOG_FILE = "log/trips/00000.arrow"
@@ -135,6 +139,20 @@ def _entries(path: Path) -> Any:
     return [_release(bytes(entry)) for entry in read_entries(path)]
 
 
+def _outputs(path: Path) -> Any:
+    return [
+        [output.name, as_json(output.rows)]
+        for appended in read_part(path)
+        for output in appended.outputs()
+    ]
+
+
+def _joined_outputs(path: Path) -> Any:
+    found = OutputFolder(path.parent).read()
+    assert found is not None
+    return as_json(found.combine_chunks().to_batches()[0])
+
+
 def _joiner_file(path: Path) -> Any:
     read = joiner()
     read_joiner(path.parent, read)
@@ -219,6 +237,8 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "marked_batches.bin": _of_bytes(_batches),
     f"stops/{OPERATOR_FILE}": _operator_file,
     f"stops/{PIECE_FILE}": _entries,
+    OUTPUT_PART: _outputs,
+    OUTPUT_FILE: _joined_outputs,
 }
 """File name to the function that reads it."""
 
@@ -232,6 +252,8 @@ SINCE_FRAMES_6 = (
     "marked_poll.bin", "marked_batches.bin", f"stops/{OPERATOR_FILE}", f"stops/{PIECE_FILE}"
 )  # fmt: skip
 """Files that the folders before ``frames_6`` do not have."""
+SINCE_FRAMES_7 = (OUTPUT_PART, OUTPUT_FILE)
+"""Files that the folders before ``frames_7`` do not have."""
 
 
 def described(folder: Path) -> str:

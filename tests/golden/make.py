@@ -1,6 +1,6 @@
 """Write golden files of all formats with the current code.
 
-    python -m tests.golden.make tests/golden/frames_7
+    python -m tests.golden.make tests/golden/frames_8
 
 Do this once for each new version of a format, into a new folder, and add the folder to
 `tests.golden.golden_test`. **Never write a folder again that is there**: its files stand for the
@@ -10,7 +10,7 @@ field, say), its expectation is changed by hand, with the reason.
 
 The folders:
 
-``frames_1`` to ``frames_6``
+``frames_1`` to ``frames_7``
     One file for each format, and ``expected.json``: their contents. In ``frames_1`` polls have no
     numbers, releases no marks, and parts name their views by their place. Since ``frames_2`` states
     and streams name the log that they were made from, and there are a log with digests, ``CURRENT``
@@ -18,7 +18,8 @@ The folders:
     the record of a stream says whether it has a model; every stream before had one. Operators do
     not remember ids any more, and hashes are those of version 2 of the canonical form. Since
     ``frames_5`` there are logged polls, and the records of live streams. Since ``frames_6`` polls
-    may have the mark of a savepoint, and states at savepoints are written in pieces.
+    may have the mark of a savepoint, and states at savepoints are written in pieces. Since
+    ``frames_7`` outputs are appended to parts, and joined.
 ``before_frames/root``
     The root of a small stream that stopped at a savepoint (12 trips, 8 requests), written by the
     commit before frames: log, states and stop (pickles), offline log, online store (SQLite),
@@ -38,7 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.golden.formats import SHARD, SHARDS, VIEW, described, joiner
+from tests.golden.formats import OUTPUT_PART, SHARD, SHARDS, VIEW, described, joiner
 from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
@@ -58,10 +59,13 @@ from tidemill.pipelines.ingest.source_digests import SourceFile
 from tidemill.pipelines.io.live.live_log import LiveLog, LiveTopic, Sealed
 from tidemill.pipelines.io.live.poll_log import LoggedPoll
 from tidemill.pipelines.io.log import Log
+from tidemill.pipelines.io.output_parts import PartWriter
+from tidemill.pipelines.io.outputs import OutputFolder
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.recovery.handoff import Handoff, StreamRun, cut_digests
 from tidemill.pipelines.stream.answer_parts import SavepointPart, Unanswered
 from tidemill.pipelines.stream.operator_state import LoggedRelease, encode_release
+from tidemill.pipelines.stream.publications import publications_output
 from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.savepoint_files import SavepointFiles
 from tidemill.pipelines.stream.sequence import decode_batches
@@ -208,6 +212,12 @@ def make(folder: Path) -> None:
     files.add(operator.receive(decode_batches(element_of(polls[6]), operator.event_schema)))
     files.keep(folder / "stops", operator)
     shutil.rmtree(folder / "before")
+    writer, outputs = PartWriter(folder / "outputs"), OutputFolder(folder / "outputs")
+    of_release = publications_output(PROJECT.views[VIEW], release.publications, SHARD, 7)
+    writer.append(1, [of_release])
+    (part,) = outputs.files()
+    shutil.copy(part.path, folder / OUTPUT_PART)
+    outputs.join(1)
     write_current(Current(folder, GENERATION, build=2, offline=1, stream=3))
     (folder / "expected.json").write_text(described(folder))
 

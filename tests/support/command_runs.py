@@ -44,6 +44,7 @@ def arguments(command: str, project: Path, root: Path | None = None) -> list[str
         "explain": ["q000"],
         "lineage": ["q000"],
         "verify": ["--sample", "1"],
+        "forget": ["driver", "d1"],
     }.get(command, [])
     places = ["--config", str(project / "tidemill.yaml")]
     if root is not None:

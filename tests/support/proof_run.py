@@ -66,7 +66,6 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.publications import (
     logged_publications,
     named_publications,
-    publications_name,
 )
 from tidemill.pipelines.stream.release import Release, Taken
 from tidemill.pipelines.stream.release_line import release_line
@@ -408,7 +407,7 @@ class Server:
             file.write(release_line(operator, release) + "\n")
         if release.publications.num_rows:
             rows = logged_publications(PROJECT.view(key.view), release.publications)
-            name = f"00001-{publications_name(key.shard, release.number)}"
+            name = f"00001-{key.shard:05d}-{release.number:012d}"
             write_rows(stream / "publications" / key.view, rows, name)
 
 

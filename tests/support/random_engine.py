@@ -22,7 +22,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.io.sinks import WriteParquet
+from tidemill.pipelines.io.write_outputs import WriteOutputs
 from tidemill.pipelines.publish.publish import Publish
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.resume import Start
@@ -36,7 +36,7 @@ from tidemill.pipelines.stream.featurize import (
     forget_run,
 )
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
-from tidemill.pipelines.stream.infer import STAMPS, Infer
+from tidemill.pipelines.stream.infer import Infer
 from tidemill.pipelines.stream.shard import Shard
 
 
@@ -89,6 +89,14 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, WindowedValue) else value
 
 
+def _bundle(sink: Any, elements: Iterable[Any]) -> None:
+    """Let a sink take a bundle."""
+    sink.start_bundle()
+    for element in elements:
+        list(sink.process(element) or ())
+    sink.finish_bundle()
+
+
 class RandomEngine:
     """Runs the stream of a root over polls.
 
@@ -134,10 +142,13 @@ class RandomEngine:
         segment = start.segment
         self._releases = WriteReleases(root / paths.RELEASES, segment)
         named_by = ("partition", "position")
-        self._predictions = WriteParquet(root / paths.PREDICTIONS, named_by, segment, STAMPS)
-        self._rejected = WriteParquet(
+        self._predictions = WriteOutputs(root / paths.PREDICTIONS, named_by, segment)
+        self._rejected = WriteOutputs(
             root / paths.REJECTED_BY_STREAM, ("stage", "stream", *named_by), segment
         )
+        self._sinks = (self._releases, self._predictions, self._rejected)
+        for sink in self._sinks:
+            sink.setup()
         self.failures = self.recoveries = 0
 
     def run(self, polls: Iterable[Poll]) -> None:
@@ -146,7 +157,7 @@ class RandomEngine:
         for poll in polls:
             for output in self._validate.process(poll.encode()):
                 if isinstance(output, TaggedOutput):
-                    list(self._rejected.process(output.value))
+                    _bundle(self._rejected, [output.value])
                 else:
                     operate.waiting += self._shard.process(output)
             if self._chance is None:
@@ -163,7 +174,8 @@ class RandomEngine:
                 checkpoint = self._checkpoint()
             if self.recoveries < 3 and self._chance.random() < 0.04:
                 self._restore(checkpoint)
-        self._publish.teardown()
+        for sink in (self._publish, *self._sinks):
+            sink.teardown()
         forget_run(self._run)
 
     def _checkpoint(self) -> Any:
@@ -200,20 +212,18 @@ class RandomEngine:
                 one.waiting = waiting
 
     def _write(self, outputs: Iterable[Any]) -> None:
-        published = []
+        published, releases, predicted = [], [], []
         for output in outputs:
             if isinstance(output, tuple):
                 self._stages[1].waiting.append(output)
             elif not isinstance(output, TaggedOutput):
-                for batch in self._infer.process(output):
-                    list(self._predictions.process(batch))
+                predicted += self._infer.process(output)
             elif output.tag == PUBLICATIONS:
                 published.append(output.value)
             elif output.tag == RELEASES:
-                self._releases.process(output.value)
+                releases.append(output.value)
             else:
                 raise AssertionError("a request was given up")
-        self._publish.start_bundle()
-        for data in published:
-            list(self._publish.process(data))
-        self._publish.finish_bundle()
+        _bundle(self._publish, published)
+        _bundle(self._releases, releases)
+        _bundle(self._predictions, predicted)

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tidemill.features.contract import Int64Array
 from tidemill.features.definitions import (
@@ -42,6 +41,7 @@ from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import place_of, read_release_lines
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.output_folders import predictions_of
 from tidemill.pipelines.stream.sequence import arrivals
 from tidemill.pipelines.verify.answered import answered_streams
 from tidemill.pipelines.verify.counterfactuals import Case, values_of_cases
@@ -176,13 +176,13 @@ def compare_with_run(root: Path | str, project: Project) -> RunComparison:
 
 
 def _predictions(stream: Path) -> pa.RecordBatch:
-    files = sorted((stream / paths.PREDICTIONS).glob("*.parquet"))
-    if not files:
+    found = predictions_of(stream).read()
+    if found is None:
         raise InputError(
             f"there are no predictions in {stream / paths.PREDICTIONS}; run `tidemill stream` "
             "with this root, or name the root of a run that has streamed"
         )
-    return one_batch(pa.concat_tables([pq.read_table(path) for path in files]))
+    return one_batch(found)
 
 
 def _recorded_columns(predictions: pa.RecordBatch) -> tuple[list[str], list[str]]:

@@ -326,10 +326,25 @@ class LiveLog:
         firsts = [int(path.stem) for path in paths]
         begin = max(bisect.bisect_right(firsts, after + 1) - 1, 0)
         for path in paths[begin : bisect.bisect_right(firsts, until)]:
-            yield self._table(path)
+            yield self.read_table(path)
+
+    def write_beside(self, kind: str, number: int, table: pa.Table) -> None:
+        """Replace a file of what polls have beside their rows (`REJECTED`, `MENDED`).
+
+        Args:
+            kind: The kind.
+            number: The number in the file's name.
+            table: Its rows.
+        """
+        self._write(kind, number, table)
 
     @staticmethod
-    def _table(path: Path) -> pa.Table:
+    def read_table(path: Path) -> pa.Table:
+        """Read a file of cuts, or of what polls have beside their rows.
+
+        Raises:
+            DamagedFile: It is damaged.
+        """
         with reading(path, REMEDY), pa.OSFile(str(path), "rb") as file:
             return pa.ipc.open_file(file).read_all()
 
@@ -382,7 +397,7 @@ class LiveLog:
         for path in sorted((self.folder / _CUTS).glob("*.arrow"), reverse=True):
             if int(path.stem) > until:
                 continue
-            found = some_cuts([self._table(path)], topics)
+            found = some_cuts([self.read_table(path)], topics)
             stop = min(
                 int(np.searchsorted(found.received_us, before_us, "left")),
                 int(np.searchsorted(found.number, until, "right")),
@@ -422,7 +437,7 @@ class LiveLog:
         """Take over rejected records, and what became of mended ones, of another live log."""
         for kind in (REJECTED, MENDED):
             for path in sorted((other.folder / kind).glob("*.arrow")):
-                self._write(kind, int(path.stem), change(self._table(path)))
+                self._write(kind, int(path.stem), change(self.read_table(path)))
 
     def rejected(self, after: int, until: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield the rejected records of sealed polls: the poll's number, and its records.

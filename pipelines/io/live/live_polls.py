@@ -116,9 +116,15 @@ class LivePolls:
         return sum(self.stop) - sum(self.start.positions)
 
     def rows_of(self, source: str) -> int:
-        """Count the rows of a source."""
-        ends = zip(self._places, self.start.positions, self.stop, strict=True)
-        return sum(stop - start for at, start, stop in ends if at.definition.name == source)
+        """Count the rows of a source, without those that were forgotten."""
+        ends = zip(self._places, self._tables, self.start.positions, self.stop, strict=True)
+        return sum(
+            stop
+            - start
+            - table.column(at.definition.id_column).slice(start, stop - start).null_count
+            for at, table, start, stop in ends
+            if at.definition.name == source
+        )
 
     def due_us(self, elapsed_seconds: float) -> int:
         """Return the instant of arrival up to which rows are due."""

@@ -172,6 +172,13 @@ class PollLog:
                     return _decode(file, path, entries[-1])
         return None
 
+    def first_number(self) -> int | None:
+        """Return the number of the first poll that is still there; None if there is none."""
+        files = self._files()
+        if not files or self.last() is None:
+            return None
+        return _number_of(files[0])
+
     def read(self, after: int) -> Iterator[LoggedPoll]:
         """Yield the logged polls after a number, in order.
 

@@ -19,6 +19,7 @@ from typing import Final
 from tidemill.features.contract import SECOND, write_instant
 from tidemill.features.errors import DamagedFile, InputError, SequenceError, StateError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.record import others_that_read
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.republish import keeps_frontiers
 from tidemill.pipelines.run.proof_record import (
@@ -33,6 +34,7 @@ from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.figures import joined, over_all_labels, quantile
 from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
 from tidemill.pipelines.verify.definitions_of import made_otherwise
+from tidemill.pipelines.verify.findings import excusing
 from tidemill.pipelines.verify.follow.differences import AS_SEEN
 from tidemill.pipelines.verify.follow.follower import Follower
 from tidemill.pipelines.verify.follow.segment_outputs import complete_segment
@@ -199,10 +201,11 @@ class _Proof:
             if self._follower is None or self._current != current:
                 self._follower = Follower(config, run, record, self._share, self._store())
                 self._current = current
-            done = self._follower.round()
-            if done is None and time.monotonic() - self._looked_s > _IDLE_S:
-                self._looked_s = time.monotonic()
-                done = self._follower.idle()
+            with excusing(others_that_read(root)):
+                done = self._follower.round()
+                if done is None and time.monotonic() - self._looked_s > _IDLE_S:
+                    self._looked_s = time.monotonic()
+                    done = self._follower.idle()
         except (DamagedFile, InputError, SequenceError, StateError) as error:
             self._follower = None
             return self._stopped(record, str(error))

@@ -20,7 +20,7 @@ from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN, Int64Array, w
 from tidemill.features.errors import StateMismatch, StoreError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.io.log import one_batch
+from tidemill.pipelines.io.log import forgotten_rows, one_batch
 from tidemill.pipelines.recovery.handoff import StreamRun, cut_digests
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.run.proof_record import Cause, Difference, ProofRecord, Round, added
@@ -169,8 +169,8 @@ class Follower:
                 break
         if self._polls != self.record.polls:
             raise StateMismatch(
-                f"{self.record.polls} polls of the stream were proven, and its outputs up to segment "
-                f"{self.record.segment - 1} have {self._polls}: they are of another stream"
+                f"{self.record.polls} polls of the stream were proven, and its outputs up to "
+                f"segment {self.record.segment - 1} have {self._polls}: they are of another stream"
             )
 
     @property
@@ -320,6 +320,7 @@ class Follower:
         values = ViewValues(self._config, self._rows, evidence, self.share)
         name = self._project.request.name
         asked = self._asked.take(stream_log(self._current), positions[name], self._asked_until)
+        asked = asked.filter(pa.array(~forgotten_rows(self._project.request, asked)))
         of_requests = Findings()
         served, waits = self._requests.serve(
             asked, segments, self._reached, differences, of_requests

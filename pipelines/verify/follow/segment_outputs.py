@@ -16,22 +16,17 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
-from tidemill.features.rows import rejected
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.savepoints import Savepoint, last_segment
 from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.publications import publications_name
 from tidemill.pipelines.stream.rejected_by_stream import read_rejected
-from tidemill.pipelines.verify.outputs.compare_publications import publication_files
-from tidemill.pipelines.verify.served import predictions_of_segment
-from tidemill.serving.files.read_files import read_table
-from tidemill.serving.files.segment_names import segment_prefix
+from tidemill.pipelines.verify.outputs.logged_publications import LoggedPublications, Place
+from tidemill.pipelines.verify.served import predictions_of_segments
 
 _T = TypeVar("_T")
 _TRIES: Final = 8
 _REST_S: Final = 0.05
-_MEND: Final = "run `tidemill stream` again"
 
 
 @dataclass(frozen=True)
@@ -77,45 +72,27 @@ class SegmentOutputs:
 
     def releases(self, segment: int) -> list[dict[str, Any]]:
         """Return the releases of a segment, by view, shard and number."""
-        return again(lambda: read_releases(self._stream, segment_prefix(segment)))
+        return again(lambda: read_releases(self._stream, segment, segment))
 
     def predictions(self, segments: Sequence[int]) -> pa.Table | None:
-        """Return the predictions of segments; None if there are none."""
-        found = [
-            again(lambda n=number: predictions_of_segment(self._stream, self._project, n))  # type: ignore[misc]
-            for number in segments
-        ]
-        tables = [table for table in found if table is not None]
-        return pa.concat_tables(tables) if tables else None
+        """Return the predictions of segments in turn; None if there are none."""
+        return again(
+            lambda: predictions_of_segments(self._stream, self._project, segments[0], segments[-1])
+        )
 
     def rejected(self, segments: Sequence[int]) -> pa.Table:
-        """Return the rejected records of segments."""
+        """Return the rejected records of segments in turn."""
         folder = self._stream / paths.REJECTED_BY_STREAM
-        tables = [
-            again(lambda n=number: read_rejected(folder, segment_prefix(n)))  # type: ignore[misc]
-            for number in segments
-        ]
-        return pa.concat_tables([rejected.SCHEMA.empty_table(), *tables])
+        return again(lambda: read_rejected(folder, segments[0], segments[-1]))
 
     def publications(
         self, segments: Sequence[int], releases: Mapping[tuple[str, int, int], Any]
     ) -> list[Published]:
-        """Return the publications of releases of some segments."""
-
-        def read() -> list[Published]:
-            files: dict[tuple[str, str], list[Path]] = {}
-            for segment in segments:
-                for place, found in publication_files(
-                    self._stream, segment_prefix(segment)
-                ).items():
-                    files.setdefault(place, []).extend(found)
-            return [
-                Published(view, shard, number, read_table(path, _MEND))
-                for view, shard, number in releases
-                for path in files.get((view, publications_name(shard, number)), ())
-            ]
-
-        return again(read)
+        """Return the publications of releases of some segments in turn."""
+        log = again(lambda: LoggedPublications(self._stream, segments[0], segments[-1]))
+        return [
+            Published(*place, rows) for place in releases for _, rows in log.take(Place(*place))
+        ]
 
 
 def again(read: Callable[[], _T]) -> _T:

@@ -12,6 +12,7 @@ from typing import Final
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.delivery.compare import compare
 from tidemill.pipelines.delivery.record import DeliveryRecord
+from tidemill.pipelines.forget.places import ForgottenPlaces
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 
@@ -44,6 +45,8 @@ def compare_delivered(
     """
     folder, found = config.current.stream_folder, Counter(dict.fromkeys(FIGURES, 0))
     record = DeliveryRecord.read(folder)
+    current, request = config.current, config.project.request.name
+    forgotten = ForgottenPlaces.read(config.root, current.generation, request)
     for name, sink in config.sinks.items():
         delivered = None if record is None else record.sinks.get(name)
         if record is None or delivered is None:
@@ -55,7 +58,9 @@ def compare_delivered(
             )
             continue
         with progress.stage(f"compare the topic {sink.topic}", None, "messages") as stage:
-            compared = compare(name, sink, delivered, folder, record.stream)
+            compared = compare(
+                name, sink, delivered, folder, record.stream, forgotten=forgotten.has
+            )
             stage.advance(compared.compared)
         found["delivered_compared"] += compared.compared
         found["delivered_not_comparable"] += compared.not_comparable

@@ -4,38 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
-from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.operator import ShardOperator
-from tidemill.pipelines.stream.publications import logged_publications, publications_name
+from tidemill.pipelines.stream.publications import logged_publications
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.differences import differing, shown
-from tidemill.serving.files.read_files import read_table
+from tidemill.pipelines.verify.outputs.logged_publications import LoggedPublications, Place
 from tidemill.serving.publications import ENTITY_KEY
-
-_MEND: Final = "run `tidemill stream` again"
-
-
-def publication_files(stream: Path, prefix: str = "") -> dict[tuple[str, str], list[Path]]:
-    """Return the files of publications of a stream.
-
-    Args:
-        stream: The stream's folder.
-        prefix: The start of the names of the files, to read those of one segment.
-
-    Returns:
-        View and name of a release's publications (`publications_name`) to its files.
-    """
-    found: dict[tuple[str, str], list[Path]] = {}
-    for path in sorted((stream / paths.PUBLICATIONS).glob(f"*/{prefix}*")):
-        _, _, name = path.name.removesuffix(".parquet").partition("-")  # after the segment
-        found.setdefault((path.parent.name, name), []).append(path)
-    return found
 
 
 class PublicationCheck:
@@ -52,13 +31,13 @@ class PublicationCheck:
 
     def __init__(self, stream: Path, project: Project, findings: Findings) -> None:
         self._project, self._findings = project, findings
-        self._files = publication_files(stream)
+        self._logs = LoggedPublications(stream)
         self.rows = 0
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of the releases that files name."""
-        return [int(number) for _, name in self._files if (number := name[-12:]).isdigit()]
+        """The numbers of the releases that the log names."""
+        return [place.number for place in self._logs.places]
 
     def take(self, releases: Iterable[tuple[ShardOperator, Release]], complete: int) -> None:
         """Compare the publications of releases.
@@ -71,20 +50,20 @@ class PublicationCheck:
             if not release.publications.num_rows:
                 continue
             view = operator.key.view
-            name = publications_name(operator.key.shard, release.number)
-            files = self._files.pop((view, name), [])
+            place = Place(view, operator.key.shard, release.number)
             where = f"release {release.number} of shard {operator.key.shard}"
-            if not files:
+            found = self._logs.take(place)
+            if not found:
                 if release.number <= complete:
-                    self._note(where, view, "", "no publications", "a file of them", "it is gone")
+                    self._note(where, view, "", "no publications", "its publications", "gone")
                 continue
             expected = logged_publications(self._project.view(view), release.publications)
             self.rows += expected.num_rows
-            for path in files:
-                self._compare(where, view, read_table(path, _MEND), expected)
-            for path in files[1:]:
+            for _, rows in found:
+                self._compare(where, view, rows, expected)
+            for name, _ in found[1:]:
                 cause = "two segments have written it"
-                self._note(where, view, "", f"{path.name} too", "one file", cause)
+                self._note(where, view, "", f"in {name} too", "once", cause)
 
     def _compare(self, where: str, view: str, found: pa.Table, expected: pa.Table) -> None:
         if found.schema.remove_metadata() != expected.schema or len(found) != len(expected):
@@ -106,11 +85,13 @@ class PublicationCheck:
                 )  # fmt: skip
 
     def finish(self) -> None:
-        """Note the files that no release gives."""
-        for (view, _), files in sorted(self._files.items()):
-            for path in files:
-                cause = "no release of the stream gives it: it was added"
-                self._note(path.name, view, "", "a file", "none", cause)
+        """Note the publications that no release gives."""
+        for place, name in self._logs.left():
+            cause = "no release of the stream gives it: it was added"
+            where = name
+            if place.number >= 0:
+                where = f"release {place.number} of shard {place.shard} ({name})"
+            self._note(where, place.view, "", "publications", "none", cause)
 
     def _note(
         self, where: str, view: str, field: str, seen: str, expected: str, cause: str

@@ -23,7 +23,8 @@ from tidemill.features.errors import BundleError, InputError
 from tidemill.features.kernel import hashing
 from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
 from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream.infer import STAMPS, predictions
+from tidemill.pipelines.stream.infer import predictions
+from tidemill.pipelines.stream.output_folders import STAMPS
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.outputs.differences import differing, shown
 from tidemill.pipelines.verify.outputs.places import places_of

@@ -438,6 +438,19 @@ class RedisDatabase:
                 if data is not None
             ]
 
+    def record_cuts(self, fills: Sequence[Fill]) -> None:
+        """Replace the cuts in the records of fills."""
+        spaces = [fill.space for fill in fills]
+        self._run([("HSET", fill_key(fill.id), "cuts", fill.cuts) for fill in fills], spaces)
+
+    def forget(self, fills: Sequence[Fill], keys: Sequence[bytes]) -> int:
+        """Remove the rows of some keys."""
+        spaces = [fill.space for fill in fills]
+        commands: list[Command] = [
+            ("DEL", *(row_prefix(fill.id) + key for key in keys)) for fill in fills
+        ]
+        return sum(self._run(commands, spaces)) if keys else 0
+
     def close(self) -> None:
         """Close this thread's connection."""
         close(self.place)

@@ -79,6 +79,20 @@ def transaction(path: str, *, write: bool) -> Iterator[sqlite3.Connection]:
     sqlite.execute("COMMIT")
 
 
+def write_anew(path: str) -> None:
+    """Write the file anew from what it holds, and empty its write-ahead log.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        sqlite3.Error: The database refused, or stayed locked for `BUSY_TIMEOUT_S`.
+    """
+    sqlite = _connection(path)
+    sqlite.execute("VACUUM")
+    is_busy, *_ = sqlite.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if is_busy:
+        raise sqlite3.OperationalError("database is locked: a reader keeps its write-ahead log")
+
+
 def close(path: str) -> None:
     """Close this thread's connection to a file, if there is one."""
     if (opened := _connections.pop(path)) is not None:

@@ -46,7 +46,12 @@ from tidemill.serving.online.refusals import (
 )
 from tidemill.serving.online.rows import Frontiers, KeySpace, Row, RowBatch
 from tidemill.serving.online.sqlite import fills as records
-from tidemill.serving.online.sqlite.connections import close, create_file, transaction
+from tidemill.serving.online.sqlite.connections import (
+    close,
+    create_file,
+    transaction,
+    write_anew,
+)
 from tidemill.serving.online.sqlite.errors import named_errors
 from tidemill.serving.online.sqlite.scripts import (
     OLD_FRONTIERS,
@@ -205,6 +210,24 @@ class SqliteDatabase:
                 return
             yield [Row(*row) for row in found]
             after = found[-1][0]
+
+    def record_cuts(self, fills: Sequence[Fill]) -> None:
+        """Replace the cuts in the records of fills."""
+        with self._transaction(write=True) as sqlite:
+            update = "UPDATE tidemill_fills SET cuts = ? WHERE id = ?"
+            sqlite.executemany(update, [(fill.cuts, fill.id) for fill in fills])
+
+    def forget(self, fills: Sequence[Fill], keys: Sequence[bytes]) -> int:
+        """Remove the rows of some keys, and write the file anew: pages keep what was deleted."""
+        removed = 0
+        with self._transaction(write=True) as sqlite:
+            for fill in fills:
+                for key in keys:
+                    delete = f'DELETE FROM "{rows_table(fill.id)}" WHERE entity_key = ?'
+                    removed += sqlite.execute(delete, (key,)).rowcount
+        with named_errors(self.path):
+            write_anew(self.path)
+        return removed
 
     def close(self) -> None:
         """Close this thread's connection."""

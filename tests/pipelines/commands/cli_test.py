@@ -43,6 +43,8 @@ STAGES = {
     "features": ("verify.read_features", "read_features"),
     "explain": ("verify.explain", "explain"),
     "archive": ("archive.archive", "archive"),
+    "forget": ("forget.forget", "forget"),
+    "finish": ("forget.forget", "finish"),
 }
 
 
@@ -116,6 +118,7 @@ def test_help_lists_the_commands_in_the_order_of_use(capsys: pytest.CaptureFixtu
         "merge-log",
         "archive",
         "replay-rejected",
+        "forget",
         "up",
         "down",
     ]
@@ -250,6 +253,26 @@ def test_what_was_archived_is_printed(
     assert called.arguments[0].project.name == "shop"
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["rows", "/", "orders", "7"] in printed
+
+
+def test_what_was_forgotten_and_what_remains_are_printed(
+    project: Path, stage: Callable[[str, Any], Called], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"record": 3, "removed": {"rows of logs": 0, "states": 2}, "remains": ["backups"]}
+    called = stage("forget", result)
+    assert run("forget", "customer", "c-1") == 0
+    assert called.arguments[1:3] == ("customer", "c-1")
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["removed", "/", "states", "2"] in printed
+    assert printed[-1] == ["remains:", "backups"]
+    stage("forget", {"record": 4, "removed": {"states": 0}, "remains": []})
+    assert run("forget", "customer", "--", "-1") == 0
+    assert "nothing of it was found" in capsys.readouterr().out
+    for wrong in (["customer"], [], ["customer", "c-1", "--finish"]):
+        assert run("forget", *wrong) == 2
+    stage("finish", {})
+    assert run("forget", "--finish") == 0
+    assert "no deletion is half done" in capsys.readouterr().out
 
 
 def test_features_are_printed_one_below_the_other(

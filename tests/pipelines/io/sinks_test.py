@@ -59,19 +59,16 @@ def test_a_batch_of_one_place_and_another_length_is_an_error(tmp_path: Path) -> 
     assert written(tmp_path) == [(0, 0), (0, 1)]
 
 
-def test_a_repeat_may_differ_in_the_stamps_of_the_wall_clock_only(tmp_path: Path) -> None:
-    """The first file is kept."""
+def test_a_repeat_keeps_the_first_file_if_it_is_the_same(tmp_path: Path) -> None:
+    def rows(score: float) -> pa.Table:
+        return pa.table({"id": ["a"], "score": [score]})
 
-    def rows(score: float, sent: int) -> pa.Table:
-        return pa.table({"id": ["a"], "score": [score], "sent_us": pa.array([sent], pa.int64())})
-
-    path = write_rows_once(tmp_path, rows(0.5, 1), "p", ("sent_us",))
+    path = write_rows_once(tmp_path, rows(0.5), "p")
     first = path.read_bytes()
-    write_rows_once(tmp_path, rows(0.5, 2), "p", ("sent_us",))
+    write_rows_once(tmp_path, rows(0.5), "p")
     assert path.read_bytes() == first
-    for other, stamps in ((rows(0.25, 1), ("sent_us",)), (rows(0.5, 2), ())):
-        with pytest.raises(OutputConflict, match=r"p\.parquet was written before with other cont"):
-            write_rows_once(tmp_path, other, "p", stamps)
+    with pytest.raises(OutputConflict, match=r"p\.parquet was written before with other cont"):
+        write_rows_once(tmp_path, rows(0.25), "p")
     assert path.read_bytes() == first
     assert [found.name for found in tmp_path.iterdir()] == ["p.parquet"]
 

@@ -31,6 +31,7 @@ from tests.support.streaming_project import (
 from tidemill.features.contract import MINUTE
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io import replay
+from tidemill.pipelines.io.outputs import OUTPUT, SEGMENT
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.replay import ReplayLog, ReplayOptions
 from tidemill.pipelines.recovery.resume import first_start, prepare
@@ -39,6 +40,7 @@ from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import snapshot_policy
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.operator_key import Mode
+from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.serving.stores.online_places import SqlitePlace
 from tidemill.serving.stores.places import OFFLINE
@@ -82,20 +84,26 @@ def copied(template: Configuration, root: Path) -> Configuration:
 
 
 def outputs(root: Path, segment: int = 1) -> dict[str, Any]:
-    """Return the content of every output file of a segment by its name."""
+    """Return the content of every output of a segment by its name; its parts are joined."""
     found: dict[str, Any] = {}
+    join_outputs(stream_of(root), 99)
     for folder in OUTPUTS:
         place = offline_of(root) if folder == OFFLINE else stream_of(root) / folder
         for path in sorted(place.rglob("*")):
             # A backfill has written the history; the stream's files begin with its segment.
             if not path.is_file() or not path.name.startswith(f"{segment:05d}-"):
                 continue
-            name = f"{folder}/{path.relative_to(place)}"
+            beside = f"{folder}/{path.parent.relative_to(place)}/{segment:05d}-"
+            if folder == OFFLINE:
+                found[f"{folder}/{path.relative_to(place)}"] = path.read_bytes()
+                continue
+            assert path.name == f"{segment:05d}-all.parquet"
+            rows = pq.read_table(path)
             if folder == paths.PREDICTIONS:
-                rows = pq.read_table(path)
-                found[name] = rows.drop_columns(["sent_us", "created_us"]).to_pylist()
-            else:
-                found[name] = path.read_bytes()
+                rows = rows.drop_columns(["sent_us", "created_us"])
+            assert set(rows.column(SEGMENT).to_pylist()) == {segment}
+            for row in rows.drop_columns([SEGMENT]).to_pylist():
+                found.setdefault(beside + row.pop(OUTPUT), []).append(repr(row))
     return found
 
 

@@ -16,6 +16,7 @@ from tests.pipelines.stream.marks_between_polls_test import marked, options_of, 
 from tests.support.folders import stream_of
 from tests.support.proof_run import score_without_models
 from tests.support.random_engine import RandomEngine
+from tests.support.stream_outputs import outputs_of, put_outputs, without_first
 from tests.support.streaming_project import PROJECT
 from tidemill.features.errors import NoSpace, SequenceError
 from tidemill.pipelines.config.configuration import Configuration
@@ -146,20 +147,21 @@ def _state(ran: Marked) -> None:
 
 
 def _release(ran: Marked) -> None:
-    next((ran.stream / "releases").glob("00002-*")).unlink()
+    without_first(ran.stream / "releases", 2)
 
 
 def _publication(ran: Marked) -> None:
-    next((ran.stream / "publications").glob("*/00002-*")).unlink()
+    without_first(ran.stream / "publications" / "zone", 2)
 
 
 def _prediction(ran: Marked) -> None:
-    next((ran.stream / "predictions").glob("00002-*")).unlink()
+    without_first(ran.stream / "predictions", 2)
 
 
 def _doubled_prediction(ran: Marked) -> None:
-    path = next((ran.stream / "predictions").glob("00002-*"))
-    shutil.copy(path, path.with_name(path.name.replace("00002-", "00002-9")))
+    folder = ran.stream / "predictions"
+    outputs = outputs_of(folder, 2)
+    put_outputs(folder, 2, {**outputs, "9": outputs[min(outputs)]})
 
 
 def _offline(ran: Marked) -> None:

@@ -30,6 +30,7 @@ from tests.support.proof_run import (
     score_without_models,
     write_sources,
 )
+from tests.support.stream_outputs import outputs_of, put_outputs
 from tidemill.features.errors import BundleError, TidemillError
 from tidemill.features.feast_objects import REVISION, VALID_UNTIL, field_name
 from tidemill.features.rows import rejected
@@ -39,7 +40,7 @@ from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import infer
-from tidemill.pipelines.stream.release_line import RELEASE_VERSION
+from tidemill.pipelines.stream.release_line import LINE, RELEASE_VERSION
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify import findings
 from tidemill.pipelines.verify.verify import verify
@@ -140,7 +141,6 @@ def file_of(config: Configuration, kind: str) -> Path:
     patterns = {
         "predictions": (stream_of(config.root), "predictions/*.parquet"),
         "publications": (stream_of(config.root), "publications/by_driver/*.parquet"),
-        "releases": (stream_of(config.root), "releases/*by_driver-00001-*.jsonl"),
         "training": (build_of(config.root), "features/*.parquet"),
         "history": (read_current(config.root).offline_root, "by_driver/*/date=*/history*"),
         "appended": (read_current(config.root).offline_root, "by_driver/*/date=*/00001-*"),
@@ -177,16 +177,28 @@ def both(*changes: Callable[[pa.Table], pa.Table]) -> Callable[[pa.Table], pa.Ta
     return change
 
 
+def replaced_release(change: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> Change:
+    """Replace the first release of a shard by others."""
+
+    def apply(config: Configuration) -> None:
+        folder = stream_of(config.root) / "releases"
+        outputs = outputs_of(folder, 1)
+        name = min(name for name in outputs if name.startswith("by_driver-00001-"))
+        (line,) = outputs[name].column(LINE).to_pylist()
+        lines = [json.dumps(entry) for entry in change(json.loads(line))]
+        outputs[name] = pa.RecordBatch.from_pydict({LINE: pa.array(lines, pa.string())})
+        put_outputs(folder, 1, outputs)
+
+    return apply
+
+
 def release(field: str, value: Any) -> Change:
     """Change a field of a release."""
 
-    def change(config: Configuration) -> None:
-        path = file_of(config, "releases")
-        entry = json.loads(path.read_text())
-        entry[field] = value(entry[field]) if callable(value) else value
-        path.write_text(json.dumps(entry) + "\n")
+    def changed(entry: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**entry, field: value(entry[field]) if callable(value) else value}]
 
-    return change
+    return replaced_release(changed)
 
 
 def record(name: str, field: str, value: Any) -> Change:
@@ -263,17 +275,13 @@ def forged_rejections(config: Configuration) -> None:
     write_rows(stream_of(config.root) / "predictions", table.slice(0, 1), kept.stem)
 
 
-def added_release(config: Configuration) -> None:
-    path = file_of(config, "releases")
-    entry = {**json.loads(path.read_text()), "number": 5_000}
-    path.with_name("00001-by_driver-00001-000000005000.jsonl").write_text(json.dumps(entry) + "\n")
-
-
 def doubled_release(config: Configuration) -> None:
-    path = file_of(config, "releases")
-    entry = json.loads(path.read_text())
-    entry["events"] += 1
-    path.with_name("00009-x.jsonl").write_text(json.dumps(entry) + "\n")
+    folder = stream_of(config.root) / "releases"
+    outputs = outputs_of(folder, 1)
+    name = min(outputs)
+    entry = json.loads(outputs[name].column(LINE)[0].as_py())
+    line = json.dumps({**entry, "events": entry["events"] + 1})
+    put_outputs(folder, 9, {name: pa.RecordBatch.from_pydict({LINE: [line]})})
 
 
 def changed_log(config: Configuration) -> None:
@@ -336,7 +344,7 @@ def _predictions() -> list[Tamper]:
             "score",
             "score",
         ),
-        Tamper("a file", removed("predictions"), "missing"),
+        Tamper("a file", removed("predictions"), "InputError"),
         Tamper("a prediction", rows("predictions", lambda table: table.slice(1)), "missing"),
         Tamper(
             "a row twice",
@@ -393,16 +401,20 @@ def _releases() -> list[Tamper]:
     ]
     return [
         *out,
-        Tamper("a further field", release_with_more, "release", "more"),
-        Tamper("a release is gone", removed("releases"), "release"),
-        Tamper("a release more", added_release, "release"),
+        Tamper(
+            "a further field",
+            replaced_release(lambda entry: [{**entry, "more": 1}]),
+            "release",
+            "more",
+        ),
+        Tamper("a release is gone", replaced_release(lambda _: []), "release"),
+        Tamper(
+            "a release more",
+            replaced_release(lambda entry: [entry, {**entry, "number": 5_000}]),
+            "release",
+        ),
         Tamper("a release twice", doubled_release, "release"),
     ]
-
-
-def release_with_more(config: Configuration) -> None:
-    path = file_of(config, "releases")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "more": 1}) + "\n")
 
 
 def _tables() -> list[Tamper]:
@@ -637,7 +649,7 @@ def test_a_tamper_is_found_and_named(
     config = configuration(streamed.path.parent, tmp_path / "run")
     config = replace(config, stream=streamed.stream)
     tamper.change(config)
-    if tamper.what in ("StateMismatch", "StateVersionError"):
+    if tamper.what in ("StateMismatch", "StateVersionError", "InputError"):
         with pytest.raises(TidemillError, match="tidemill") as refused:
             verify(config, QuietProgress(), 0)
         assert type(refused.value).__name__ == tamper.what

@@ -419,3 +419,25 @@ def test_a_closed_database_opens_again(database: OnlineDatabase, space: KeySpace
     database.close()
     _write(database, space, _row(1, 10, 1))
     assert _seen(_standing(database, space, 1, 2)) == 1
+
+
+def test_a_key_is_forgotten_and_begins_afresh(database: OnlineDatabase, target: Target) -> None:
+    space = target.space
+    database.publish([target.parcel(_row(1, 50, 9), _row(2, 60, 4), frontier_us=100)])
+    fill, *_ = database.fills([space])
+    before = database.part_states([fill])
+    assert database.forget([fill], [_key(1), _key(7)]) == 1
+    assert database.forget([fill], [_key(1)]) == 0
+    assert _standing(database, space, 1, 2) == [None, _row(2, 60, 4)]
+    assert database.part_states([fill]) == before
+    # Without a row, nothing says any more that a later one would be older.
+    _write(database, space, _row(1, 40, 1))
+    assert _standing(database, space, 1) == [_row(1, 40, 1)]
+    assert database.forget([fill], []) == 0
+
+
+def test_the_cuts_of_a_fill_can_be_recorded_anew(database: OnlineDatabase, target: Target) -> None:
+    fill, *_ = database.fills([target.space])
+    database.record_cuts([dataclasses.replace(fill, cuts='{"digest": "other"}')])
+    found, *_ = database.fills([target.space])
+    assert found == dataclasses.replace(fill, cuts='{"digest": "other"}')

@@ -35,14 +35,18 @@ from tidemill.features.contract import HOUR
 from tidemill.features.errors import DamagedFile, StateMismatch
 from tidemill.features.rows import rejected
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.forget import forget
+from tidemill.pipelines.forget.record import others_that_read
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.recovery.handoff import StreamRun
+from tidemill.pipelines.report.proof_page import write_proof_page
 from tidemill.pipelines.run.progress import QuietProgress
-from tidemill.pipelines.run.proof_record import Cause, ProofRecord
+from tidemill.pipelines.run.proof_record import PROOF, Cause, ProofRecord
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.diagnosis import EARLY
+from tidemill.pipelines.verify.findings import excusing
 from tidemill.pipelines.verify.follow.follower import Follower
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.online.backends import open_database
@@ -410,3 +414,18 @@ def test_a_log_that_was_replaced_since_it_was_proven_is_refused(served: Configur
     log.write(RIDES, 0, table.set_column(place, "fare", fares), received)
     with pytest.raises(StateMismatch, match="has other rows than were proven"):
         follower(served, record)
+
+
+def test_an_entity_that_is_forgotten_is_forgotten_by_the_proof(served: Configuration) -> None:
+    record = proven(served)
+    record.write(served.root)
+    page = write_proof_page("rides", served.root, record)
+    assert b"d3" in page.read_bytes()
+    forget(served, "driver", "d3", QuietProgress())
+    assert not list((served.root / PROOF).glob("proof.[!l]*"))
+    config = replace(served, pinned=None)
+    with excusing(others_that_read(served.root)):
+        again = proven(config)
+    assert faults(again) == []
+    assert 0 < again.values < record.values
+    assert not any(one.entity == "d3" for one in again.differences)
