@@ -32,7 +32,7 @@ def follow_proof(
     every: float | None,
     keep_up: bool,
     once: bool,
-    until: str | None,
+    until: int | None,
     as_json: bool,
 ) -> None:
     """Prove a root's stream until somebody stops it; exit with status 1 after a mismatch."""
@@ -44,7 +44,7 @@ def follow_proof(
         share=1.0 if share is None else share,
         every_s=2.0 if every is None else every,
         once=once,
-        until_us=None if until is None else _instant(until),
+        until_us=until,
         keeps_up=keep_up,
     )
     with contextlib.suppress(OSError):
@@ -63,7 +63,12 @@ def follow_proof(
         sys.exit(1)
 
 
-def _instant(text: str) -> int:
+def instant_of(text: str) -> int:
+    """Return the instant that a text names, in microseconds UTC.
+
+    Raises:
+        BadParameter: It names none.
+    """
     from tidemill.features.definitions import TIMESTAMP
     from tidemill.features.rows import text_values
 

@@ -84,6 +84,10 @@ def verify(
             if of_follow[name]:
                 option = "--json" if name == "as_json" else f"--{name.replace('_', '-')}"
                 raise click.UsageError(f"{option} needs --follow")
+    if of_follow["until"] is not None:
+        from tidemill.pipelines.commands.follow_proof import instant_of
+
+        of_follow["until"] = instant_of(of_follow["until"])
     config = stages.load_for_existing_run(config_path, root)
     if follows:
         from tidemill.pipelines.commands.follow_proof import follow_proof
