@@ -96,7 +96,7 @@ def what_is_lost(stream: Path, run: StreamRun, folder: Path, handoff: Handoff) -
         )
     written = Savepoint.read(stream)
     if written is None:
-        later = _last_segment(stream)
+        later = last_segment(stream)
         is_lost = later > handoff.segment + 1 and not _is_kept(stream, run, later - 1)
         return _lost(stream, later - 1, handoff) if is_lost else None
     if handoff.segment < written.segment:
@@ -139,7 +139,7 @@ def faults_of_savepoint(current: Current, run: StreamRun) -> list[str]:
             written = Savepoint.read(stream)
             if written is None and not any((stream / paths.SAVEPOINTS).glob("*")):
                 # The build that it began with may be gone; only its outputs can say more.
-                later = _last_segment(stream)
+                later = last_segment(stream)
                 is_lost = later > 1 and not _is_kept(stream, run, later - 1)
                 return [_lost(stream, later - 1, None)] if is_lost else []
             folder, handoff = last_states(current)
@@ -160,7 +160,7 @@ def _reread(stream: Path) -> Savepoint | None:
         return None
 
 
-def _last_segment(stream: Path) -> int:
+def last_segment(stream: Path) -> int:
     """Return the highest number of a segment that has written outputs."""
     files = (path for name in paths.STREAM_OUTPUTS for path in (stream / name).glob("**/*"))
     return max((segment_of(path.name) or 0 for path in files if path.is_file()), default=0)

@@ -8,21 +8,17 @@ Text from the user's data is escaped.
 
 from __future__ import annotations
 
-import importlib.resources
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-
-import jinja2
-from markupsafe import Markup, escape
 
 from tidemill.features.contract import write_instant
 from tidemill.features.definitions import Project
 from tidemill.features.errors import BundleError, InputError
 from tidemill.pipelines.config.configuration import Configuration, Splits
 from tidemill.pipelines.recovery.log_parts import stream_log
+from tidemill.pipelines.report.page_templates import page_template
 from tidemill.pipelines.report.pictures import (
     QUANTILES,
     Curve,
@@ -112,15 +108,7 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
     current = config.pinned or find_current(config.root)
     streamed = None if current is None else read_streamed(current.stream_folder)
     outcome, no_outcome = _outcome(config.project, current, streamed)
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["code"] = _code
-    return environment.get_template("report.html").render(
+    return page_template("report.html").render(
         project=config.project.name,
         verdict=proof_verdict(verify),
         first_mismatches=listed(verify.get("first_mismatches", ())),
@@ -148,16 +136,6 @@ def render_report(config: Configuration, summary: Mapping[str, Any]) -> str:
         late=listed(verify.get("first_late", ())),
         everything=list(_everything(stages)),
     )
-
-
-def _code(text: str) -> Markup:
-    """Escape a text; mark what is in backticks as code."""
-    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _template(name: str) -> str:
-    folder = importlib.resources.files("tidemill.pipelines").joinpath("templates", "report")
-    return folder.joinpath(name).read_text(encoding="utf-8")
 
 
 def _bundle(root: Path) -> tuple[Bundle | None, str]:

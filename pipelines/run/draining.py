@@ -10,14 +10,21 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+STREAM: Final = (
+    "the stream takes what it has read, keeps its state and ends; a second one ends it at once, "
+    "without a savepoint"
+)
 
 
 @contextmanager
-def draining(say: Callable[[str], None]) -> Iterator[threading.Event]:
+def draining(say: Callable[[str], None], what: str = STREAM) -> Iterator[threading.Event]:
     """Set the yielded event at the first signal while the block runs.
 
     Args:
         say: Tells a person what happens.
+        what: What happens, and what a second signal does.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -31,10 +38,7 @@ def draining(say: Callable[[str], None]) -> Iterator[threading.Event]:
         for one, handler in before.items():
             signal.signal(one, handler)
         name = signal.Signals(number).name
-        say(
-            f"{name}: the stream takes what it has read, keeps its state and ends; a second one "
-            "ends it at once, without a savepoint"
-        )
+        say(f"{name}: {what}")
 
     for number in numbers:
         signal.signal(number, ask)

@@ -17,6 +17,8 @@ ROOT_ID: Final = "root-id.json"
 SUMMARY: Final = "summary.json"
 """The figures of each stage."""
 REPORT: Final = "report.html"
+PROOF: Final = "proof"
+"""The record and the page of a proof that follows a stream (`pipelines.run.proof_record`)."""
 SCRATCH: Final = "scratch"
 """Temporary files of a stage."""
 

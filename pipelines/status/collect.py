@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tidemill.features.contract import SECOND, TIME_MAX, TIME_MIN
@@ -15,11 +16,13 @@ from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.io.live.live_log import LIVE, LiveLog
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.savepoints import Savepoint
+from tidemill.pipelines.run.proof_record import LOCK, PROOF, ProofRecord
 from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.status.ask_brokers import Answer, ask_brokers
 from tidemill.pipelines.status.standing import (
     Freshness,
     PartitionStanding,
+    ProofStanding,
     SourceStanding,
     Standing,
     State,
@@ -30,7 +33,7 @@ from tidemill.pipelines.status.standing import (
 from tidemill.pipelines.status.waits import Declared, Place, is_caught_up, waits_for
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.facts import source_fact, view_fact
-from tidemill.pipelines.telemetry.figures import Snapshot, joined, quantile
+from tidemill.pipelines.telemetry.figures import Snapshot, joined, over_all_labels, quantile
 from tidemill.pipelines.telemetry.metrics import Metric
 from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
 from tidemill.serving.files.locks import is_locked
@@ -104,6 +107,30 @@ def collect(
         _freshness(fresh, metrics.TO_PREDICTION),
         proof.get("mismatches"),
         proof.get("values"),
+        None if (ended := proof.get("ended_us")) is None else instant(ended),
+        _proof(config.root),
+    )
+
+
+def _proof(root: Path) -> ProofStanding | None:
+    """Return what a proof that follows the stream has found; None without a readable record."""
+    try:
+        record = ProofRecord.read(root)
+    except StateError:
+        return None  # `tidemill verify --follow` says what is wrong with it
+    if record is None:
+        return None
+    return ProofStanding(
+        instant(record.up_to_us) if record.up_to_us else None,
+        instant(record.at_us),
+        is_locked(root / PROOF / LOCK),
+        record.mismatches,
+        record.values,
+        record.served,
+        record.share,
+        record.causes,
+        record.behind_s,
+        record.stops,
     )
 
 
@@ -343,12 +370,10 @@ def _freshness(figures: Snapshot | None, metric: Metric) -> Freshness | None:
     """Return the quantiles of a histogram, over all its labels."""
     if figures is None:
         return None
-    found = [one for (name, _), one in figures.histograms.items() if name == metric.name]
-    if not found:
+    whole = over_all_labels(figures, metric)
+    if whole is None:
         return None
-    counts = tuple(map(sum, zip(*(one.counts for one in found), strict=True)))
-    whole = type(found[0])(counts, sum(one.sum for one in found))
     half, most = (quantile(metric, whole, q) for q in (0.5, 0.99))
     if half is None or most is None:
         return None
-    return Freshness(round(half, 3), round(most, 3), sum(counts))
+    return Freshness(round(half, 3), round(most, 3), sum(whole.counts))

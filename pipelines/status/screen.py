@@ -11,6 +11,7 @@ from rich.text import Text
 from tidemill.pipelines.status.standing import (
     Freshness,
     PartitionStanding,
+    ProofStanding,
     SourceStanding,
     Standing,
     State,
@@ -218,13 +219,41 @@ def _results(standing: Standing) -> Iterator[Text]:
         yield Text("REJECTED  ", "bold").append(f"{total:,}: ", "yellow").append(what, "default")
     elif standing.predictions is not None:
         yield Text("REJECTED  ", "bold").append("none", "default")
+    yield from _proofs(standing)
+
+
+def _proofs(standing: Standing) -> Iterator[Text]:
+    if standing.proof is not None:
+        yield from _followed(standing.proof)
     if standing.proven is not None and standing.mismatches is not None:
         colour = "red" if standing.mismatches else "green"
         said = f"{standing.mismatches:,} mismatches in {standing.proven:,} values"
-        yield Text("PROOF     ", "bold").append(said, colour)
-    elif standing.stream.state not in (State.NO_BUILD, State.NEVER):
+        line = Text("PROOF     ", "bold").append(said, colour)
+        if standing.proven_at is not None:
+            line.append(f" · all of it, {standing.proven_at}", _DIM)
+        yield line
+    elif standing.proof is None and standing.stream.state not in (State.NO_BUILD, State.NEVER):
         said = "none of this stream yet: `tidemill verify` makes one"
         yield Text("PROOF     ", "bold").append(said, _DIM)
+
+
+def _followed(proof: ProofStanding) -> Iterator[Text]:
+    """Yield what a proof that follows the stream has found."""
+    colour = "red" if proof.mismatches or proof.stops else "green"
+    said = f"up to {proof.up_to or '-'}: {proof.mismatches:,} mismatches in {proof.values:,} values"
+    line = Text("PROOF     ", "bold").append(said, colour)
+    facts = [f"{count:,} {cause}" for cause, count in sorted(proof.causes.items()) if count]
+    if proof.share < 1:
+        facts.insert(0, f"a share of {proof.share:g}")
+    if proof.behind_s:
+        facts.append(f"{_duration(proof.behind_s)} behind")
+    if not proof.runs:
+        facts.append(f"not running since {proof.at}")
+    yield line
+    if facts:
+        yield Text("          " + " · ".join(facts), _DIM)
+    if proof.stops:
+        yield Text(f"          {proof.stops}", "red")
 
 
 def _fresh(standing: Standing) -> Iterator[tuple[str, Freshness]]:

@@ -181,6 +181,36 @@ class Freshness:
 
 
 @dataclass(frozen=True)
+class ProofStanding:
+    """What a proof that follows the stream has found (`tidemill verify --follow`).
+
+    Attributes:
+        up_to: What was served from rows received before this instant is proven, ISO 8601, UTC; None
+            before the first round.
+        at: When its last round ended, ISO 8601, UTC.
+        runs: Whether it runs.
+        mismatches: Values that were lost by the engine, or that nothing explains.
+        values: Values that were recomputed.
+        served: Values that were served.
+        share: The share of the entities that is recomputed.
+        causes: Cause to the number of values that differ.
+        behind_s: How far it was behind the clock when its last round ended.
+        stops: Why it cannot go on; empty if it can.
+    """
+
+    up_to: str | None
+    at: str
+    runs: bool
+    mismatches: int
+    values: int
+    served: int
+    share: float
+    causes: Mapping[str, int]
+    behind_s: float
+    stops: str
+
+
+@dataclass(frozen=True)
 class Standing:
     """How a stream is.
 
@@ -199,6 +229,8 @@ class Standing:
         to_prediction: From the time of a request until its prediction; None without values.
         mismatches: What the last `tidemill verify` found; None if this stream was not verified.
         proven: How many values it compared; None likewise.
+        proven_at: When it ended, ISO 8601, UTC; None likewise.
+        proof: What a proof that follows the stream has found; None if there is none.
     """
 
     project: str
@@ -215,6 +247,8 @@ class Standing:
     to_prediction: Freshness | None = None
     mismatches: int | None = None
     proven: int | None = None
+    proven_at: str | None = None
+    proof: ProofStanding | None = None
 
     def content(self) -> dict[str, Any]:
         """Return it as JSON values."""

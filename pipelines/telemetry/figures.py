@@ -238,6 +238,15 @@ def gauge_values(snapshot: Snapshot) -> dict[tuple[str, Labels], float]:
     }
 
 
+def over_all_labels(figures: Snapshot, metric: Metric) -> Histogram | None:
+    """Return a histogram over all its labels; None if nothing was observed."""
+    found = [one for (name, _), one in figures.histograms.items() if name == metric.name]
+    if not found:
+        return None
+    counts = tuple(map(sum, zip(*(one.counts for one in found), strict=True)))
+    return Histogram(counts, sum(one.sum for one in found))
+
+
 def quantile(metric: Metric, histogram: Histogram, q: float) -> float | None:
     """Estimate a quantile of a histogram's values, as Prometheus's ``histogram_quantile`` does.
 

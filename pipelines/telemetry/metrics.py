@@ -191,6 +191,24 @@ MISMATCHES: Final = _gauge(
     "tidemill_proof_mismatches", "Mismatches that the last `tidemill verify` found."
 )
 PROVEN: Final = _gauge("tidemill_proof_values", "Values that the last `tidemill verify` compared.")
+PROOF_UP_TO: Final = _gauge(
+    "tidemill_proof_up_to_timestamp_seconds",
+    "What was served from rows received before it is proven by `tidemill verify --follow`.",
+)
+PROOF_ROUND: Final = _gauge(
+    "tidemill_proof_round_timestamp_seconds",
+    "When the last round of `tidemill verify --follow` ended.",
+)
+PROOF_CHECKED: Final = _gauge(
+    "tidemill_proof_checked_values", "Values that `tidemill verify --follow` has recomputed."
+)
+PROOF_SHARE: Final = _gauge(
+    "tidemill_proof_share", "The share of the entities that `tidemill verify --follow` chooses."
+)
+PROOF_DIFFERENCES: Final = _gauge(
+    "tidemill_proof_differences",
+    "Values that `tidemill verify --follow` has found to differ, by cause.", "cause",
+)  # fmt: skip
 
 METRICS: Final = tuple(_all)
 """All metrics, in the order of the page."""

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from tidemill.features.contract import SECOND, write_instant
-from tidemill.features.errors import FileError, TidemillError
+from tidemill.features.errors import FileError
 from tidemill.pipelines.config.configuration import Configuration
-from tidemill.pipelines.run import paths
-from tidemill.pipelines.run.summary import read_summary
 from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.events import log_event
 from tidemill.pipelines.telemetry.exposition import FiguresCollector, Values, exposed
 from tidemill.pipelines.telemetry.figures import Figures, Snapshot, joined
 from tidemill.pipelines.telemetry.json_log import described
 from tidemill.pipelines.telemetry.metrics_server import serving
+from tidemill.pipelines.telemetry.proof_figures import ProofFigures
 from tidemill.pipelines.telemetry.run_id import RUN_ID
 from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
@@ -53,7 +52,7 @@ class Running:
         self.record, self.figures = record, Figures(record.run)
         self._generation, self._root = generation, root
         self._files = figures_files(generation)
-        self._read_summary = _SummaryFigures(root)
+        self._read_proofs = ProofFigures(root)
         self.place = FiguresPlace(record.run, self._files.folder)
         self.is_ending = threading.Event()
 
@@ -72,13 +71,13 @@ class Running:
         return [mine, *(one for one in others if (one.pid, one.host) != (mine.pid, mine.host))]
 
     def gauges(self) -> Values:
-        """Return the gauges that say which stream this is, and what the last proof has found."""
+        """Return the gauges that say which stream this is, and what proofs have found."""
         record = self.record
         labels = record.run, record.project, record.engine, record.mode, _version()
         return {
             (metrics.STREAM.name, labels): 1.0,
             (metrics.STARTED.name, ()): record.began_us / SECOND,
-            **self._read_summary(),
+            **self._read_proofs(),
         }
 
     def health(self) -> tuple[bool, Mapping[str, Any]]:
@@ -89,31 +88,6 @@ class Running:
             "run": self.record.run,
             "seconds": round(time.time() - self.record.began_us / SECOND, 3),
         }
-
-
-class _SummaryFigures:
-    """Reads what the last proof has found, when the summary has changed."""
-
-    def __init__(self, root: Path) -> None:
-        self._root, self._path = root, root / paths.SUMMARY
-        self._seen: int | None = None
-        self._values: Values = {}
-
-    def __call__(self) -> Values:
-        try:
-            written = self._path.stat().st_mtime_ns
-        except OSError:
-            return {}
-        if written != self._seen:
-            self._seen, self._values = written, {}
-            try:
-                proof = read_summary(self._root).get("verify", {})
-            except TidemillError:  # `verify` and `report` say what is wrong with it
-                return {}
-            for name, metric in (("mismatches", metrics.MISMATCHES), ("values", metrics.PROVEN)):
-                if isinstance(found := proof.get(name), int):
-                    self._values = {**self._values, (metric.name, ()): float(found)}
-        return self._values
 
 
 def _version() -> str:

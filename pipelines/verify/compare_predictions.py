@@ -103,16 +103,39 @@ def patterns(columns: Sequence[pa.Array]) -> tuple[Int64Array, UInt8Array]:
     return values, nulls.astype(np.uint8)
 
 
+def request_arrivals(served: Served, request: Request) -> Int64Array:
+    """Return when the request of each answer arrived, int64 ``(rows,)``."""
+    return arrivals(
+        hashing.bits(served.requests.column(request.request_time)),
+        hashing.bits(served.requests.column(RECEIVED)),
+    )
+
+
 def differ(one: tuple[Int64Array, UInt8Array], other: tuple[Int64Array, UInt8Array]) -> BoolArray:
     """Return where two matrices of patterns and nulls differ: bool, ``(rows, columns)``."""
     different: BoolArray = (one[1] != other[1]) | ((one[1] == 0) & (one[0] != other[0]))
     return different
 
 
-def _compare_view(
-    history: History, evidence: Evidence, served: Served, view: FeatureView, findings: Findings
+def compare_view(
+    history: History,
+    evidence: Evidence,
+    served: Served,
+    view: FeatureView,
+    findings: Findings,
+    arrived_us: Int64Array | None = None,
 ) -> ViewVerdict:
-    """Recompute a view's values and compare them; note the stamps that are wrong."""
+    """Recompute a view's values and compare them; note the stamps that are wrong.
+
+    Args:
+        history: The events of the view, at least all that the windows of these answers can hold.
+        evidence: The releases that the answers name, and those before them.
+        served: Answers with their requests.
+        view: The view.
+        findings: Takes wrong stamps; wrong values are left to the caller.
+        arrived_us: int64, ``(rows,)``: of the events that a release took in eager mode, those count
+            that arrived before; None for those that arrived before the requests.
+    """
     request = history.project.request
     columns = []
     for column in view.columns:
@@ -138,10 +161,7 @@ def _compare_view(
         events,
         keys,
         as_of,
-        arrivals(
-            hashing.bits(served.requests.column(request.request_time)),
-            hashing.bits(served.requests.column(RECEIVED)),
-        ),
+        request_arrivals(served, request) if arrived_us is None else arrived_us,
         shards,
         releases,
         seen,
@@ -257,13 +277,7 @@ def _came_late(source: SourceHistory, evidence: Evidence, events: EventsByKey) -
     if not evidence.exact:
         return np.ones(len(events.times), np.bool_)
     received = source.words(RECEIVED)
-    watermark = np.array(received, copy=True)
-    for partition in np.unique(events.partitions).tolist():
-        rows = np.flatnonzero(events.partitions == partition)
-        rows = rows[np.argsort(events.positions[rows], kind="stable")]
-        highest = np.maximum.accumulate(events.times[rows])
-        watermark[rows[1:]] = np.maximum(watermark[rows[1:]], highest[:-1])
-    watermark -= events.view.stream.out_of_orderness_us
+    watermark = source.known_before() - events.view.stream.out_of_orderness_us
     end_us = evidence.stream_until_us
     watermark[received >= end_us] = np.maximum(watermark[received >= end_us], end_us)
     behind: BoolArray = events.times < watermark
@@ -280,5 +294,5 @@ def compare_predictions(
     with progress.stage("recompute what predictions used", values, "values") as stage:
         for view in project.views:
             stage.note(view.name)
-            yield _compare_view(history, evidence, served, view, findings)
+            yield compare_view(history, evidence, served, view, findings)
             stage.advance(served.predictions.num_rows * len(view.columns))

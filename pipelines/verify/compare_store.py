@@ -176,7 +176,7 @@ def _check_view(
     instants = np.array(list(map(frontiers.of, of_keys.tolist(), raw)), np.int64)
     # A shard without a frontier has no instant: its entities are OUTSIDE_MAX_AGE.
     right = values_at(view, rows, keys, np.maximum(instants, EARLIEST_EVENT))
-    expected = _expected_statuses(view, frontiers, rows, keys, instants)
+    expected = expected_statuses(view, frontiers, rows, keys, instants)
     stage.note(f"{view.name}: {len(keys):,} entities")
     reading = read_through_feast(store, view, keys, stage)
     finished = [
@@ -184,7 +184,7 @@ def _check_view(
         for column, values in zip(view.columns, reading.columns, strict=True)
     ]
     seen = patterns(finished) if len(keys) else right
-    _compare(view, keys, instants, expected, reading.statuses, seen, right, findings)
+    compare_readings(view, keys, instants, expected, reading.statuses, seen, right, findings)
     present = [status == ReadStatus.PRESENT.name for status in expected]
     return StoreCounts(
         entities=len(keys),
@@ -194,9 +194,18 @@ def _check_view(
     )
 
 
-def _expected_statuses(
+def expected_statuses(
     view: FeatureView, frontiers: Frontiers, rows: pa.Table, keys: pa.Array, instants: Int64Array
 ) -> list[str]:
+    """Return the status that a reader must find for each entity.
+
+    Args:
+        view: The view.
+        frontiers: What the store says.
+        rows: The events that are in what readers see, at least one of each entity.
+        keys: The entities.
+        instants: int64, ``(entities,)``: the frontier of each.
+    """
     times = rows.column(view.stream.event_time).cast(pa.int64())
     first = rows.select([view.key]).append_column("time", times)
     first = first.group_by(view.key).aggregate([("time", "min")])
@@ -267,7 +276,7 @@ def _plain(value: Any) -> int | float | None:
     return number
 
 
-def _compare(
+def compare_readings(
     view: FeatureView,
     keys: pa.Array,
     instants: Int64Array,
@@ -277,6 +286,18 @@ def _compare(
     right: tuple[Int64Array, UInt8Array],
     findings: Findings,
 ) -> None:
+    """Compare what was read for entities with what they must have.
+
+    Args:
+        view: The view.
+        keys: The entities.
+        instants: int64, ``(entities,)``: the frontier of each.
+        expected: The status that each must have.
+        statuses: The status that was found.
+        seen: Patterns and nulls of the values that were found, ``(entities, columns)``.
+        right: Those that are right.
+        findings: Takes the mismatches.
+    """
     different = differ(seen, right)
     for row, (should, status) in enumerate(zip(expected, statuses, strict=True)):
         key, frontier = str(keys[row].as_py()), int(instants[row])
@@ -285,7 +306,7 @@ def _compare(
             findings.add(
                 Mismatch(
                     "store", key, view.name, "status", frontier, status, should,
-                    _status_cause(should, status),
+                    _status_cause(should, status), entity=key,
                 ),
                 len(view.columns),
             )  # fmt: skip
@@ -297,7 +318,7 @@ def _compare(
                     Mismatch(
                         "store", key, view.name, definition.name, frontier,
                         written(seen, row, column, dtype), written(right, row, column, dtype),
-                        "the stored row is not the newest publication of the entity",
+                        "the stored row is not the newest publication of the entity", entity=key,
                     )
                 )  # fmt: skip
 

@@ -14,8 +14,9 @@ reported with its events:
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -40,10 +41,54 @@ EARLY: Final = (
 UNKNOWN: Final = "unknown: no lost, stale, doubled or too new event explains it"
 
 
+class Kind(enum.StrEnum):
+    """The hypothesis that explains a wrong value."""
+
+    EARLY = "early"
+    AHEAD = "ahead"
+    SAME_INSTANT = "same instant"
+    LOST = "lost"
+    STALE = "stale"
+    DOUBLED = "doubled"
+    FLIPPED = "flipped bit"
+    UNKNOWN = "unknown"
+
+
+class Diagnosis(NamedTuple):
+    """The cause of a wrong value.
+
+    Attributes:
+        kind: The hypothesis.
+        text: The same in words, with the first events.
+        events: int64: the events to blame, as rows of the verdict's events.
+    """
+
+    kind: Kind
+    text: str
+    events: Int64Array
+
+
+_NONE: Final = np.zeros(0, np.int64)
+
+
 def note_wrong_values(
-    verdict: ViewVerdict, evidence: Evidence, served: Served, findings: Findings, listed: int
+    verdict: ViewVerdict,
+    evidence: Evidence,
+    served: Served,
+    findings: Findings,
+    listed: int,
+    what: str = "value",
 ) -> None:
-    """Count a view's wrong values, and diagnose the first of them."""
+    """Count a view's wrong values, and diagnose the first of them.
+
+    Args:
+        verdict: The comparison.
+        evidence: The releases.
+        served: What was compared.
+        findings: Takes the mismatches.
+        listed: So many mismatches are diagnosed.
+        what: What the values are of (`Mismatch.what`).
+    """
     wrong_rows = np.flatnonzero(verdict.wrong.any(axis=1)).tolist()
     ids = served.predictions.column("request_id")
     columns = verdict.view.columns
@@ -51,22 +96,28 @@ def note_wrong_values(
         wrong = np.flatnonzero(verdict.wrong[row]).tolist()
         wrong = findings.without_excused(wrong, columns, int(verdict.as_of_us[row]))
         room = listed - len(findings.listed)
-        cause = cause_of(verdict, evidence, row) if room > 0 else ""
-        for column in wrong[: max(room, 0)]:
+        if room <= 0:
+            findings.count_more(what, len(wrong))
+            continue
+        found = diagnose(verdict, evidence, row)
+        for column in wrong[:room]:
             dtype = columns[column].dtype
             findings.add(
                 Mismatch(
-                    "value",
+                    what,
                     ids[row].as_py(),
                     verdict.view.name,
                     columns[column].name,
                     int(verdict.as_of_us[row]),
                     written(verdict.seen, row, column, dtype),
                     written(verdict.complete, row, column, dtype),
-                    cause,
+                    found.text,
+                    found.kind,
+                    str(verdict.keys[row].as_py()),
+                    tuple(places(verdict, found.events)),
                 )
             )
-        findings.count += len(wrong) - len(wrong[: max(room, 0)])
+        findings.count_more(what, len(wrong) - len(wrong[:room]), found.kind)
 
 
 def written(matrix: tuple[Int64Array, UInt8Array], row: int, column: int, dtype: str) -> str:
@@ -81,13 +132,14 @@ def written(matrix: tuple[Int64Array, UInt8Array], row: int, column: int, dtype:
     return value_text(bool(number) if dtype == BOOL and number in (0, 1) else number, dtype)
 
 
-def cause_of(verdict: ViewVerdict, evidence: Evidence, row: int) -> str:
+def diagnose(verdict: ViewVerdict, evidence: Evidence, row: int) -> Diagnosis:
     """Return the cause of the wrong values of a row."""
     if verdict.early[row]:
-        return EARLY
+        return Diagnosis(Kind.EARLY, EARLY, _unseen(verdict, evidence, row))
     if verdict.ahead[row]:
-        unseen = np.setdiff1d(verdict.window(row), verdict.known_events(row, evidence))
-        return f"ahead: {_named(verdict, unseen)} counted, which came after the request"
+        unseen = _unseen(verdict, evidence, row)
+        said = f"ahead: {_named(verdict, unseen)} counted, which came after the request"
+        return Diagnosis(Kind.AHEAD, said, unseen)
     hypotheses = list(_hypotheses(verdict, evidence, row))
     values, nulls = values_of_cases(verdict.events, [case for _, case in hypotheses])
     wrong = verdict.wrong[row]
@@ -96,8 +148,13 @@ def cause_of(verdict: ViewVerdict, evidence: Evidence, row: int) -> str:
     for place in np.flatnonzero(fits).tolist():
         return hypotheses[place][0]
     if _one_bit(verdict, row):
-        return "flipped bit: the value seen differs in one bit"
-    return UNKNOWN
+        return Diagnosis(Kind.FLIPPED, "flipped bit: the value seen differs in one bit", _NONE)
+    return Diagnosis(Kind.UNKNOWN, UNKNOWN, _NONE)
+
+
+def _unseen(verdict: ViewVerdict, evidence: Evidence, row: int) -> Int64Array:
+    unseen: Int64Array = np.setdiff1d(verdict.window(row), verdict.known_events(row, evidence))
+    return unseen
 
 
 def _one_bit(verdict: ViewVerdict, row: int) -> bool:
@@ -108,14 +165,16 @@ def _one_bit(verdict: ViewVerdict, row: int) -> bool:
     return (int(words[0]) ^ int(words[1])).bit_count() == 1
 
 
-def _hypotheses(verdict: ViewVerdict, evidence: Evidence, row: int) -> Iterator[tuple[str, Case]]:
+def _hypotheses(
+    verdict: ViewVerdict, evidence: Evidence, row: int
+) -> Iterator[tuple[Diagnosis, Case]]:
     as_of = int(verdict.as_of_us[row])
     known = verdict.known_events(row, evidence)
     now = verdict.events_at_its_instant(row, evidence)
     named = f"same instant: {_named(verdict, now)} at the request's own instant was counted"
     if not len(now):
         named = "same instant: computed for an instant 1 us later"
-    yield named, Case(np.concatenate([known, now]), as_of + 1)
+    yield Diagnosis(Kind.SAME_INSTANT, named, now), Case(np.concatenate([known, now]), as_of + 1)
     shard, number = int(verdict.shards[row]), int(verdict.releases[row])
     taken_in, applied = _by_release(verdict, evidence, known, shard, number)
     for what, groups in (("taken in", taken_in), ("applied", applied)):
@@ -123,10 +182,10 @@ def _hypotheses(verdict: ViewVerdict, evidence: Evidence, row: int) -> Iterator[
             lost = np.concatenate([rows for _, rows in run])
             yield _lost(verdict, what, run, lost, shard), Case(np.setdiff1d(known, lost), as_of)
     for release, rows in taken_in:
-        yield (
-            f"doubled: {_named(verdict, rows)} of release {release} of shard {shard} counted twice",
-            Case(known, as_of, twice=rows),
+        named = (
+            f"doubled: {_named(verdict, rows)} of release {release} of shard {shard} counted twice"
         )
+        yield Diagnosis(Kind.DOUBLED, named, rows), Case(known, as_of, twice=rows)
 
 
 Groups = list[tuple[int, Int64Array]]
@@ -140,16 +199,14 @@ def _runs(groups: Groups) -> Iterator[Groups]:
             yield groups[first : first + length]
 
 
-def _lost(verdict: ViewVerdict, what: str, run: Groups, lost: Int64Array, shard: int) -> str:
+def _lost(verdict: ViewVerdict, what: str, run: Groups, lost: Int64Array, shard: int) -> Diagnosis:
+    named = _named(verdict, lost)
     if len(run) == 1:
-        return (
-            f"lost: {_named(verdict, lost)}, {what} by release {run[0][0]} of shard {shard}, "
-            "not counted"
-        )
-    return (
-        f"stale: {_named(verdict, lost)}, {what} by releases {run[0][0]} to {run[-1][0]} of "
-        f"shard {shard}, not counted: an older state was used"
-    )
+        by = f"{what} by release {run[0][0]} of shard {shard}"
+        return Diagnosis(Kind.LOST, f"lost: {named}, {by}, not counted", lost)
+    by = f"{what} by releases {run[0][0]} to {run[-1][0]} of shard {shard}"
+    said = f"stale: {named}, {by}, not counted: an older state was used"
+    return Diagnosis(Kind.STALE, said, lost)
 
 
 def _by_release(
@@ -191,7 +248,21 @@ def _named(verdict: ViewVerdict, rows: Int64Array) -> str:
     return f"{what} {', '.join(ids)}{more}{where}"
 
 
+def late_rows(verdict: ViewVerdict, evidence: Evidence, row: int) -> Int64Array:
+    """Return the events that explain a row's late values: int64, rows of the verdict's events."""
+    return _unseen(verdict, evidence, row)
+
+
 def late_events(verdict: ViewVerdict, evidence: Evidence, row: int) -> list[str]:
     """Return the ids of the events that explain a row's late values."""
-    between = np.setdiff1d(verdict.window(row), verdict.known_events(row, evidence))
-    return verdict.events.ids(between)
+    return verdict.events.ids(late_rows(verdict, evidence, row))
+
+
+def places(verdict: ViewVerdict, rows: Int64Array) -> list[str]:
+    """Return the first of some events as id, source, partition and position."""
+    events, stream = verdict.events, verdict.view.stream.name
+    rows = rows[:_IDS_NAMED]
+    return [
+        f"{id} ({stream}/{events.partitions[row]}:{events.positions[row]})"
+        for id, row in zip(events.ids(rows), rows.tolist(), strict=True)
+    ]

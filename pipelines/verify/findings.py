@@ -9,7 +9,8 @@ differ, they count as forgotten, and not as mismatches (`excusing`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -79,6 +80,9 @@ class Mismatch:
         seen: The value found.
         expected: The correct value.
         cause: The likely cause; empty if it is unknown.
+        kind: What kind of cause it is (`pipelines.verify.diagnosis.Kind`), or empty.
+        entity: The entity's key; empty if the mismatch concerns no single one.
+        events: The events to blame: id, source, partition and position.
     """
 
     what: str
@@ -89,6 +93,9 @@ class Mismatch:
     seen: str = ""
     expected: str = ""
     cause: str = ""
+    kind: str = ""
+    entity: str = ""
+    events: tuple[str, ...] = ()
 
 
 @dataclass
@@ -96,14 +103,16 @@ class Findings:
     """Counts mismatches, and keeps the first `LISTED`.
 
     Attributes:
-        count: How many.
+        count: The number of mismatches.
         listed: The first of them.
+        by_kind: The numbers of those that say what and of what kind they are.
         forgotten: How many differences are no mismatches (`excusing`).
     """
 
     count: int = 0
     listed: list[Mismatch] = field(default_factory=list)
     forgotten: int = 0
+    by_kind: Counter[tuple[str, str]] = field(default_factory=Counter)
     _known: set[tuple[str, str, str, str]] = field(default_factory=set)
 
     def add(self, mismatch: Mismatch, count: int = 1) -> None:
@@ -115,7 +124,7 @@ class Findings:
         if _is_excused(mismatch):
             self.forgotten += count
             return
-        self.count += count
+        self.count_more(mismatch.what, count, mismatch.kind)
         if len(self.listed) < LISTED:
             self.listed.append(mismatch)
 
@@ -133,9 +142,23 @@ class Findings:
         self.forgotten += len(wrong) - len(left)
         return left
 
+    def forget_details(self, known: Iterable[tuple[str, str, str, str]] = ()) -> Findings:
+        """Return empty findings which do not count again what these have noted.
+
+        Args:
+            known: What else is not counted: what, id, view and feature.
+        """
+        return Findings(_known=self._known | set(known))
+
+    def count_more(self, what: str, count: int, kind: str = "") -> None:
+        """Count mismatches of which no details are kept."""
+        self.count += count
+        self.by_kind[what, kind] += count
+
     def merge(self, other: Findings) -> None:
         """Add the findings of another."""
         self.count += other.count
         self.forgotten += other.forgotten
+        self.by_kind += other.by_kind
         self._known |= other._known
         self.listed = [*self.listed, *other.listed][:LISTED]

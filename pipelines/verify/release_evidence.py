@@ -155,9 +155,24 @@ def read_evidence(
         if key not in releases:
             events = history.of(project.view(key[0])).partitions
             releases[key] = frontier_us, positions[:events]
+    return evidence_of(config, StreamRun.read(current.stream_folder), releases)
+
+
+def evidence_of(
+    config: Configuration,
+    run: StreamRun | None,
+    releases: Mapping[tuple[str, int, int], tuple[int, PositionVector]],
+) -> Evidence:
+    """Return releases as evidence, with the states that the stream began with.
+
+    Args:
+        config: The configuration; its mode is used without a record of the run.
+        run: The record of the stream.
+        releases: By view, shard and number: the frontier and the positions of events.
+    """
+    current, project = config.current, config.project
     handoff_us: dict[str, int] = {}
     handoff: dict[str, PositionVector] = {}
-    run = StreamRun.read(current.stream_folder)
     if run is not None:
         watermarks = watermarks_at(stream_log(current), project, run.as_of_us)
         handoff = {name: tuple(places) for name, places in run.positions.items()}

@@ -21,7 +21,7 @@ from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.output_folders import predictions_of
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text
-from tidemill.pipelines.verify.outputs.extent import Outputs
+from tidemill.pipelines.verify.outputs.extent import Answerable
 from tidemill.pipelines.verify.outputs.places import places_of
 from tidemill.serving.files.read_files import reading
 from tidemill.serving.generations.current import Current, streams_of
@@ -72,31 +72,50 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
     """Read the predictions of a run.
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or they were made by other definitions.
+    """
+    found = predictions_between(root, project)
+    if found is None:
+        raise InputError(
+            f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
+        )
+    return found
+
+
+def predictions_between(
+    root: Path, project: Project, since: int = 0, until: int | None = None
+) -> pa.Table | None:
+    """Read the predictions of segments of a run; None if there are none.
+
+    Args:
+        root: The run's folder.
+        project: The project.
+        since: The first segment.
+        until: The last one; None for all.
+
+    Raises:
+        InputError: They were made by other definitions.
+        DamagedFile: A file does not hold what the stream wrote.
     """
     needed = {"request_id", "request_time", "partition", "position", "received_us", "score"}
     for view in project.views:
         needed |= {f"{stamp}__{view.name}" for stamp in ("as_of", "shard", "release")}
     tables = []
-    for file, table in predictions_of(root).tables():
+    for file, table in predictions_of(root).tables(since=since, until=until):
         tables.append(table)
         if lacking := sorted(needed - set(table.column_names)):
             raise InputError(
                 f"{file.path}: there is no column {lacking[0]!r}; it was made by other "
                 "definitions: run `tidemill stream` again"
             )
-    if not tables:
-        raise InputError(
-            f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
-        )
     with reading(root / paths.PREDICTIONS, _MEND):
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables) if tables else None
 
 
 def serve_beside_requests(
     asked: pa.Table,
     predictions: pa.Table,
-    outputs: Outputs,
+    outputs: Answerable,
     project: Project,
     findings: Findings,
 ) -> Served:
@@ -105,7 +124,7 @@ def serve_beside_requests(
     Args:
         asked: The requests that were received in the period of the stream.
         predictions: Its predictions.
-        outputs: What its polls give.
+        outputs: Which of the requests must, or may, have one.
         project: The project.
         findings: Takes the mismatches.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ from tidemill.pipelines.io.files.judged_rows import Counts
 from tidemill.pipelines.io.log import PARTITION, POSITION, RECEIVED, one_batch
 from tidemill.pipelines.stream.sequence import arrivals
 
+KNOWN: Final = "_known"
+"""The column of the highest time that is known when a row comes (`SourceHistory.known_before`)."""
 PositionVector = tuple[int, ...]
 """The next position of each partition of a source: lower positions were seen."""
 
@@ -58,6 +60,25 @@ class SourceHistory:
     def words(self, column: str) -> Int64Array:
         """Return an int64 or timestamp column as int64, ``(rows,)``."""
         return hashing.bits(one_batch(self.rows.select([column])).column(0))
+
+    def known_before(self) -> Int64Array:
+        """Return the highest time that is known when each row comes, int64 ``(rows,)``.
+
+        That is its time of receipt, or the highest event time before it in its partition. It is a
+        column of the rows (`KNOWN`) where they are only some of the source's.
+        """
+        if KNOWN in self.rows.column_names:
+            return np.array(self.words(KNOWN))
+        assert isinstance(self.definition, EventStream)
+        times, partitions = self.words(self.definition.event_time), self.words(PARTITION)
+        positions = self.words(POSITION)
+        known = np.array(self.words(RECEIVED), copy=True)
+        for partition in np.unique(partitions).tolist():
+            rows = np.flatnonzero(partitions == partition)
+            rows = rows[np.argsort(positions[rows], kind="stable")]
+            highest = np.maximum.accumulate(times[rows])
+            known[rows[1:]] = np.maximum(known[rows[1:]], highest[:-1])
+        return known
 
     def received_in(self, start_us: int, stop_us: int) -> pa.Table:
         """Return the rows received in ``[start_us, stop_us)``."""

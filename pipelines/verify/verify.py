@@ -149,6 +149,7 @@ def _verify(
         "forgotten_values": everything.forgotten,
         "mismatches": everything.count,
         "seconds": round(time.perf_counter() - began, 3),
+        "ended_us": time.time_ns() // 1_000,
         "first_mismatches": [_row(mismatch) for mismatch in everything.listed],
     }
 
@@ -156,4 +157,6 @@ def _verify(
 def _row(mismatch: Mismatch) -> dict[str, Any]:
     as_of = "" if mismatch.as_of_us is None else instant_text(mismatch.as_of_us)
     row = {**asdict(mismatch), "as_of_us": as_of}
+    for name in ("kind", "entity", "events"):  # the cause says them in words
+        del row[name]
     return {name.removesuffix("_us"): value for name, value in row.items()}

@@ -224,6 +224,32 @@ class LiveProject:
         assert found is not None
         return int(found[1].replace(",", ""))
 
+    def start_proof(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `tidemill verify --follow`; whoever calls this ends it."""
+        with (self.folder / "proof.log").open("ab") as log:
+            return subprocess.Popen(
+                self._command(("verify", "--follow", *arguments)),
+                cwd=self.folder,
+                env=self._environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @contextmanager
+    def proving(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run `tidemill verify --follow`, and end it by SIGTERM: it must have found nothing."""
+        process = self.start_proof(*arguments)
+        try:
+            yield process
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(timeout=60)
+            assert status == 0, (self.folder / "proof.log").read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
     @contextmanager
     def streaming(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """Run `tidemill stream`; it is killed if it still runs when the block ends."""

@@ -63,11 +63,15 @@ class Cuts:
 
     def first(self, polls: int) -> Cuts:
         """Return the first of these polls."""
+        return self.span(0, polls)
+
+    def span(self, start: int, stop: int) -> Cuts:
+        """Return the polls from one place to another."""
         return Cuts(
-            self.number[:polls],
-            self.received_us[:polls],
-            {name: ends[:polls] for name, ends in self.positions.items()},
-            {name: marks[:polls] for name, marks in self.watermarks.items()},
+            self.number[start:stop],
+            self.received_us[start:stop],
+            {name: ends[start:stop] for name, ends in self.positions.items()},
+            {name: marks[start:stop] for name, marks in self.watermarks.items()},
             self.partitions,
         )
 

@@ -367,6 +367,20 @@ class LiveLog:
         until = self.sealed().number
         return cuts_of(self._read(_CUTS, 0, until), self.topics(), until, self.folder / _CUTS)
 
+    def cuts_between(self, after: int, until: int) -> Cuts:
+        """Return the sealed polls ``(after, until]``, from the files that hold them.
+
+        Raises:
+            DamagedFile: A file is damaged.
+            StateMismatch: Polls are missing.
+        """
+        found = some_cuts(self._read(_CUTS, after, until), self.topics())
+        found = found.span(*np.searchsorted(found.number, [after, until], "right").tolist())
+        if not np.array_equal(found.number, np.arange(after + 1, until + 1)):
+            where = self.folder / _CUTS
+            raise StateMismatch(f"{where} has not the polls {after + 1} to {until}; {REMEDY}")
+        return found
+
     def cuts_before(self, before_us: int) -> Cuts | None:
         """Return the last sealed polls that were received before an instant, those of one file.
 

@@ -10,6 +10,7 @@ stream without a model must have no score.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,6 +63,7 @@ class PredictionCheck:
     Attributes:
         scores: How many scores were compared.
         elsewhere: How many of them were made otherwise than this process makes them.
+        near: How many of these differ, and no more than kinds of devices do.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class PredictionCheck:
         self._order = np.argsort(places, kind="stable")
         self._places = places[self._order]
         self._scorers: dict[str, Scorer | str] = {}
-        self.scores = self.elsewhere = 0
+        self.scores = self.elsewhere = self.near = 0
         # Ids, inputs and features are compared with the sources (`compare_predictions`).
         self._elsewhere_checked = {"request_id", "request_time", *STAMPS}
         self._elsewhere_checked |= {*project.request.inputs}
@@ -104,6 +106,52 @@ class PredictionCheck:
         self.scores += found.num_rows if self._is_scored else 0
         self._compare(found, expected, scorer)
 
+    def take_served(self) -> None:
+        """Compare the scores of all predictions with those that the bundle gives their features.
+
+        Rows whose padded shape was the same are scored in calls of this shape.
+        """
+        if not self._is_scored:
+            rows = self._found
+            empty = {name: pa.nulls(len(rows), rows.column(name).type) for name in _SCORED}
+            self._compare(rows, _with_columns(rows, empty), None)
+            return
+        names = ("bundle_version", *_CALL, "padded_rows")
+        calls: dict[tuple[Any, ...], list[int]] = {}
+        stamps = zip(*(self._found.column(name).to_pylist() for name in names), strict=True)
+        for row, call in enumerate(stamps):
+            calls.setdefault(call, []).append(row)
+        for call, places in calls.items():
+            self._take_call(str(call[0]), call[-1], self._found.take(pa.array(places)))
+
+    def _take_call(self, version: str, padded: int | None, found: pa.RecordBatch) -> None:
+        scorer = self._scorer(version)
+        if isinstance(scorer, str):
+            self._note_all(found, "bundle_version", version, "a bundle of this root", scorer)
+            return
+        by = scorer.stamps
+        at_once = padded if padded is not None and padded in range(1, 1 << 20) else found.num_rows
+        inputs = [*self._project.request.inputs, *(one.name for one in self._project.columns)]
+        for start in range(0, found.num_rows, at_once):
+            some = found.slice(start, at_once)
+            # A call with fewer rows repeats its last one, so that its shape is the same.
+            whole = np.minimum(np.arange(at_once), some.num_rows - 1)
+            columns = some.select(inputs).take(pa.array(whole))
+            score = pa.array(scorer.score(columns)[: some.num_rows])
+            right: dict[str, Any] = {
+                "bundle_version": by.bundle,
+                "transform_hash": by.transform,
+                "spec_hash": by.features,
+                "padded_rows": int(scorer.padded_rows(at_once)[0]),
+                **{name: getattr(by, name) for name in _CALL},
+            }
+            self.scores += some.num_rows
+            stamps = {
+                name: pa.array([value] * some.num_rows, some.column(name).type)
+                for name, value in right.items()
+            }
+            self._compare(some, _with_columns(some, {"score": score, **stamps}), scorer)
+
     def _compare(
         self, found: pa.RecordBatch, expected: pa.RecordBatch, scorer: Scorer | None
     ) -> None:
@@ -126,7 +174,9 @@ class PredictionCheck:
                 right = pa.array([made[name]] * len(right), right.type)
             wrong = differing(seen, right)
             if name == "score" and not is_alike:
+                differs = int(wrong.sum())
                 wrong &= _far(seen, right)
+                self.near += differs - int(wrong.sum())
             what, _, view = name.partition("__")
             cause = _CAUSES.get(name, "the other predictions of its call say something else")
             if scorer is None and name in _SCORED:
@@ -176,6 +226,12 @@ class PredictionCheck:
             except (BundleError, FileNotFoundError) as error:
                 self._scorers[version] = f"its score cannot be computed again: {error}"
         return self._scorers[version]
+
+
+def _with_columns(rows: pa.RecordBatch, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    names = rows.schema.names
+    arrays = [columns.get(name, rows.column(name)) for name in names]
+    return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
 def _most_frequent(column: pa.Array) -> Any:

@@ -25,17 +25,29 @@ class Extent(NamedTuple):
     last: int
 
 
-@dataclass(frozen=True, eq=False)
-class Outputs:
-    """What the polls of a stream give, as far as it has come.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Answerable:
+    """The requests that a stream has taken.
 
     Attributes:
-        extent: How far that is.
         answered: The places (`pipelines.stream.answer_parts.group_of`) of the requests that must
             have a prediction.
         possible: Those places, and those of the requests that may have one: the stream has answered
             them, if it has come so far.
         refused: The places of the requests that must be rejected instead.
+    """
+
+    answered: Int64Array
+    possible: Int64Array
+    refused: Int64Array
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Outputs(Answerable):
+    """What the polls of a stream give, as far as it has come.
+
+    Attributes:
+        extent: How far that is.
         frontiers: By view: the least frontier of its shards after the last complete poll; None if
             there was none.
         releases: By view, shard and number: frontier and positions of every release that the polls
@@ -44,9 +56,6 @@ class Outputs:
     """
 
     extent: Extent
-    answered: Int64Array
-    possible: Int64Array
-    refused: Int64Array
     frontiers: Mapping[str, int]
     releases: Mapping[tuple[str, int, int], tuple[int, tuple[int, ...]]]
     figures: Mapping[str, int]

@@ -179,6 +179,7 @@ NOT_READ = {
     f"{STREAM}/publications/*/*.parquet": "other programs read them",
     "report.html": "people read it",
     "forgotten/**/*": "it has tests of its own (tests/pipelines/forget)",
+    "proof/*": "`verify --follow` reads it: `tests/pipelines/verify/follow/follow_test.py`",
     "generations/*/telemetry/**/*": "`status` does without it (tests/pipelines/status)",
     "scratch/**/*": "only the run of a stage that wrote it reads it",
     "**/*.lock": "it is locked; what it holds is only shown (`tests/serving/files/locks_test.py`)",

@@ -13,6 +13,7 @@ import pytest
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
+from tidemill.pipelines.run.proof_record import ProofRecord
 from tidemill.pipelines.run.summary import read_summary
 
 
@@ -23,14 +24,17 @@ def test_a_live_stream_that_is_drained_killed_and_resumed_is_whole(
     project = LiveProject(tmp_path / "project", broker, engine, mode, savepoint_every="2s")
     project.run("backfill")
     project.produce(120, 40)  # before the stream is there
+    proof = project.start_proof("--every", "0.5")  # it waits
     with project.streaming() as process:
         project.wait_for(30, process)
         project.produce(80, 20)
         project.wait_for(60, process)
         project.drain(process)
+    proof.kill()
+    proof.wait()
     assert "SIGTERM" in project.log()
     project.produce(60, 20)
-    with project.streaming("--resume") as process:
+    with project.proving(), project.streaming("--resume") as process:
         for answered in range(85, 100, 5):  # over several savepoints
             project.produce(10, 5)
             project.wait_for(answered, process)
@@ -44,6 +48,14 @@ def test_a_live_stream_that_is_drained_killed_and_resumed_is_whole(
     answered = [row["request_id"] for row in project.predictions()]
     assert sorted(answered) == sorted(f"checks-{n}" for n in range(115))
     assert project.verify() == 460
+    # The proof has gone on over kills of the stream and of itself.
+    line = project.run("verify", "--follow", "--once", "--json").splitlines()[-1]
+    standing = json.loads(project.run("status", "--json"))
+    assert standing["proof"]["mismatches"] == standing["mismatches"] == 0, line
+    assert standing["proof"]["values"] == standing["proof"]["served"]
+    record = ProofRecord.read(project.folder / "run")
+    assert record is not None
+    assert record.counts["predictions"] == 115
 
 
 def test_messages_that_cannot_be_used_are_rejected_and_stop_nothing(

@@ -1,0 +1,146 @@
+"""The requests of some segments with their answers; those that got none, and whose fault it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.features.contract import BoolArray, Int64Array
+from tidemill.features.definitions import Project
+from tidemill.features.kernel import hashing
+from tidemill.features.rows import rejected
+from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
+from tidemill.pipelines.run.proof_record import Cause, Difference
+from tidemill.pipelines.stream.rejected_by_stream import are_of_log
+from tidemill.pipelines.verify.diagnosis import Kind
+from tidemill.pipelines.verify.findings import Findings, Mismatch
+from tidemill.pipelines.verify.follow.differences import AS_COMPLETE, Differences
+from tidemill.pipelines.verify.follow.release_chain import Place, Reached
+from tidemill.pipelines.verify.follow.segment_outputs import SegmentOutputs
+from tidemill.pipelines.verify.follow.waiting_requests import due_together
+from tidemill.pipelines.verify.outputs.extent import Answerable
+from tidemill.pipelines.verify.outputs.places import places_of
+from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
+
+_PLACE = ("partition", "position")
+
+
+class RequestsServed:
+    """Finds the answers of requests.
+
+    Args:
+        project: The project.
+        shards: How many shards each view has.
+        stream: The folder of the stream.
+        is_exact: Whether requests wait for frontiers; else every one is answered at once.
+    """
+
+    def __init__(self, project: Project, shards: int, stream: Path, *, is_exact: bool) -> None:
+        self._project, self._shards, self._stream = project, shards, stream
+        self._outputs, self._is_exact = SegmentOutputs(stream, project), is_exact
+
+    def serve(
+        self,
+        asked: pa.Table,
+        segments: Sequence[int],
+        reached: Mapping[Place, Reached],
+        differences: Differences,
+        findings: Findings,
+    ) -> tuple[Served, BoolArray]:
+        """Find the request of each answer of some segments; note requests that got none.
+
+        Args:
+            asked: The requests that waited, and those that came since, ``(rows,)``.
+            segments: The segments.
+            reached: How far each operator has come after them.
+            differences: Takes requests that were given up.
+            findings: Takes missing, extra and doubled answers.
+
+        Returns:
+            The answers with their requests; and bool, ``(rows,)``: the requests that still wait.
+        """
+        places = places_of(asked, PARTITION, POSITION)
+        due = due_together(asked, self._is_passed(asked, reached))
+        refused = self._refused(segments, places[due], differences, findings)
+        predictions = self._outputs.predictions(segments)
+        if predictions is None:
+            nothing = {name: pa.array([], pa.int64()) for name in _PLACE}
+            predictions = pa.table({"request_id": pa.array([], pa.string()), **nothing})
+        lacking = due & ~np.isin(places, refused)
+        lacking &= ~np.isin(places, places_of(predictions, *_PLACE))
+        if lacking.any():
+            predictions = self._found_elsewhere(predictions, places[lacking])
+        answerable = Answerable(answered=places[due], possible=places, refused=refused)
+        served = serve_beside_requests(asked, predictions, answerable, self._project, findings)
+        answered = np.isin(places, places_of(predictions, *_PLACE))
+        waits: BoolArray = ~due & ~answered & ~np.isin(places, refused)
+        return served, waits
+
+    def _found_elsewhere(self, predictions: pa.Table, lacking: Int64Array) -> pa.Table:
+        """Look for answers in all files, since files of segments may have been joined."""
+        everything = read_predictions(self._stream, self._project)
+        there = np.isin(places_of(everything, *_PLACE), lacking)
+        if not there.any():
+            return predictions
+        more = everything.filter(pa.array(there))
+        return pa.concat_tables([predictions, more]) if len(predictions) else more
+
+    def _is_passed(self, asked: pa.Table, reached: Mapping[Place, Reached]) -> BoolArray:
+        """Tell which requests all frontiers have passed: bool, ``(rows,)``."""
+        passed = np.ones(len(asked), np.bool_)
+        if not self._is_exact:
+            return passed
+        request = self._project.request
+        times = hashing.bits(one_batch(asked.select([request.request_time])).column(0))
+        for view in self._project.views:
+            keys = one_batch(asked.select([request.key_column(view.entity)])).column(0)
+            shards = hashing.shard_of(hashing.key_bytes(keys), self._shards)
+            frontiers = [reached[view.name, n].frontier_us for n in range(self._shards)]
+            passed &= times < np.array(frontiers, np.int64)[shards]
+        return passed
+
+    def _refused(
+        self, segments: Sequence[int], due: Int64Array, differences: Differences, findings: Findings
+    ) -> Int64Array:
+        """Return the places of the requests that are rejected instead of answered.
+
+        One that was given up although every view had passed it has lost its answer.
+
+        Args:
+            segments: The segments whose records are read.
+            due: The places of the requests that every view has passed.
+            differences: Takes requests that were given up before, as ``expired``.
+            findings: Takes those that were given up later.
+        """
+        records = self._outputs.rejected(segments)
+        mine = np.array(are_of_log(records), np.bool_)
+        of_stream = records.column("stream").to_pylist()
+        mine &= np.array([one == self._project.request.name for one in of_stream], np.bool_)
+        records = records.filter(pa.array(mine))
+        places = places_of(records.select(list(_PLACE)), *_PLACE)
+        given_up = np.array(
+            [one == rejected.Reason.NO_ANSWER for one in records.column("reason").to_pylist()],
+            np.bool_,
+        )
+        lost = given_up & np.isin(places, due)
+        for row in np.flatnonzero(given_up).tolist():
+            origin, detail = (str(records.column(n)[row]) for n in ("origin", "detail"))
+            if lost[row]:
+                findings.add(
+                    Mismatch(
+                        "rejected", origin, seen="a rejected record", expected="an answer",
+                        cause="the releases answer this request: it was not rejected",
+                        kind=Kind.LOST,
+                    )
+                )  # fmt: skip
+                continue
+            example = Difference(
+                differences.at, Cause.EXPIRED, AS_COMPLETE, "request", origin,
+                served="no answer", recomputed="an answer", why=detail,
+            )  # fmt: skip
+            differences.add(example, len(self._project.columns))
+        found: Int64Array = places[~lost]
+        return found
