@@ -164,12 +164,14 @@ class Follower:
         self._asked = WaitingRequests(
             request, positions[request.name], waiting, stream_log(self._current)
         )
-        while self._polls < self.record.polls:
+        while self._segment < self.record.segment:
             if self._round(is_counted=False) is None:
-                raise StateMismatch(
-                    f"{self.record.polls} polls of the stream were proven, and its outputs end "
-                    f"after {self._polls}: they are of another stream"
-                )
+                break
+        if self._polls != self.record.polls:
+            raise StateMismatch(
+                f"{self.record.polls} polls of the stream were proven, and its outputs up to segment "
+                f"{self.record.segment - 1} have {self._polls}: they are of another stream"
+            )
 
     @property
     def _polls(self) -> int:
@@ -208,13 +210,12 @@ class Follower:
         return self._round(is_counted=True)
 
     def _round(self, *, is_counted: bool) -> Round | None:
-        began, complete = time.monotonic(), complete_segment(
-            self._current.stream_folder, self._run_now()
-        )  # fmt: skip
+        began = time.monotonic()
+        complete = complete_segment(self._current.stream_folder, self._run_now())
         self.behind = max(complete - self._segment + 1, 0)
-        segments, releases = self._next_segments(
-            complete, self.record.polls if not is_counted else 0
-        )
+        # What was proven is read again, and nothing more.
+        last = complete if is_counted else min(self.record.segment - 1, complete)
+        segments, releases = self._next_segments(last)
         if not segments:
             return None
         differences = _differences()
@@ -241,7 +242,7 @@ class Follower:
             counts["compared_again"] = counts.get("compared_again", 0) + again
         if served is not None:
             self._kept.add(served)
-        if self._online is not None:
+        if self._online is not None and is_counted:
             counts |= self._compare_store(known, differences, findings)
         differences.take(findings)
         counts["late_values"] = differences.late_values
@@ -266,22 +267,19 @@ class Follower:
         """Return the record of the stream, which says when it has ended."""
         return StreamRun.read(self._current.stream_folder) or self._run
 
-    def _next_segments(self, complete: int, until: int) -> tuple[list[int], list[dict[str, Any]]]:
+    def _next_segments(self, last: int) -> tuple[list[int], list[dict[str, Any]]]:
         """Return the segments of the next round, with their releases.
 
         Args:
-            complete: The last segment that has ended.
-            until: Do not go on behind the segment with this release; 0 for no such limit.
+            last: The last segment that may be taken.
         """
         segments: list[int] = []
         releases: list[dict[str, Any]] = []
         begin = sum(map(sum, self._positions().values()))
-        for number in range(self._segment, complete + 1):
+        for number in range(self._segment, last + 1):
             found = self._outputs.releases(number)
             segments.append(number)
             releases += found
-            if found and until and max(one["number"] for one in found) >= until:
-                break
             if found and max(sum(one["positions"]) for one in found) - begin > _ROWS_AT_ONCE:
                 break
         return segments, releases
