@@ -154,7 +154,7 @@ READ = {
     f"{STREAM}/stream.json": (
         RESUMED, "verify", "republish", "lineage", "backfill", "apply", "status",
     ),
-    f"{STREAM}/releases/*.jsonl": ("verify", "explain", "republish"),
+    f"{STREAM}/releases/*.parquet": ("verify", "explain", "republish"),
     f"{STREAM}/predictions/*.parquet": ("verify", "explain"),
     f"{STREAM}/savepoint.json": (RESUMED, "republish", "status"),
     f"{STREAM}/stops/*/handoff.json": (RESUMED, "republish"),
