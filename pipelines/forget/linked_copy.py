@@ -189,9 +189,14 @@ class Changes:
 def plan_changes(root: Path, folder: Path, changes: Sequence[Change]) -> Changes:
     """Write the plan of changes, once all new files are on the disk."""
     with named_for(folder):
+        folders: set[Path] = set()
         for change in changes:
             if change.made:
-                wait_for_disk(folder / change.made)
+                made = folder / change.made
+                wait_for_disk(made)
+                folders |= {*made.parents} - {*folder.parents} - {*root.parents}
+        for one in sorted(folders):
+            wait_for_disk(one)
         content: Mapping[str, object] = {"changes": [asdict(one) for one in changes]}
         write_record(folder / _PLAN, _FORM, dict(content), durable=True)
     return Changes(root, folder, changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,25 @@ from tidemill.serving.online.fills import Fill
 from tidemill.serving.online.rows import online_keys
 from tidemill.serving.registry.state import named_spaces
 from tidemill.serving.stores.online_places import FeastPlace, SqlitePlace
+
+
+def check_store(config: Configuration) -> None:
+    """Check that the online store can be reached, before anything is done.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    place = config.online_store
+    if isinstance(place, FeastPlace) or (
+        isinstance(place, SqlitePlace) and not place.path.exists()
+    ):
+        return
+    database = open_database(place)
+    try:
+        with contextlib.suppress(NoKeySpace):
+            database.spaces()
+    finally:
+        database.close()
 
 
 def remove_from_store(

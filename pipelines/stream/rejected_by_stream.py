@@ -50,13 +50,7 @@ def are_of_log(records: pa.Table | pa.RecordBatch) -> BoolArray:
     return found
 
 
-def read_rejected(folder: Path, since: int = 0, until: int | None = None) -> pa.Table:
-    """Read the rejected records in a folder of a stream's outputs.
-
-    Args:
-        folder: The folder.
-        since: The first segment that is wanted.
-        until: The last one; None for all.
-    """
-    found = OutputFolder(folder).read(since=since, until=until)
+def read_rejected(folder: Path) -> pa.Table:
+    """Read the rejected records in a folder of a stream's outputs."""
+    found = OutputFolder(folder).read()
     return pa.concat_tables([rejected.SCHEMA.empty_table(), *([] if found is None else [found])])

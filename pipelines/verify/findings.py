@@ -105,8 +105,8 @@ class Findings:
     Attributes:
         count: The number of mismatches.
         listed: The first of them.
+        by_kind: The numbers of those that say what and of what kind they are.
         forgotten: How many differences are no mismatches (`excusing`).
-        by_kind: The numbers of mismatches that say what and of what kind they are.
     """
 
     count: int = 0

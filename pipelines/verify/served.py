@@ -72,9 +72,9 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
     """Read the predictions of a run.
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or they were made by other definitions.
     """
-    found = predictions_of_segments(root, project)
+    found = predictions_between(root, project)
     if found is None:
         raise InputError(
             f"there are no predictions in {root / paths.PREDICTIONS}; run `tidemill stream`"
@@ -82,13 +82,13 @@ def read_predictions(root: Path, project: Project) -> pa.Table:
     return found
 
 
-def predictions_of_segments(
+def predictions_between(
     root: Path, project: Project, since: int = 0, until: int | None = None
 ) -> pa.Table | None:
-    """Read the predictions of some segments of a run; None if there are none.
+    """Read the predictions of segments of a run; None if there are none.
 
     Args:
-        root: The stream's folder.
+        root: The run's folder.
         project: The project.
         since: The first segment.
         until: The last one; None for all.
@@ -108,10 +108,8 @@ def predictions_of_segments(
                 f"{file.path}: there is no column {lacking[0]!r}; it was made by other "
                 "definitions: run `tidemill stream` again"
             )
-    if not tables:
-        return None
     with reading(root / paths.PREDICTIONS, _MEND):
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables) if tables else None
 
 
 def serve_beside_requests(

@@ -14,19 +14,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow.parquet as pq
 from kafka import KafkaProducer
 
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.markdown import ROOT
+from tests.support.stream_outputs import rows_in
 from tidemill.features.contract import MINUTE, SECOND
+from tidemill.pipelines.io.outputs import OutputFolder
 
 PROJECT: Final = """
 from tidemill import (
@@ -297,21 +298,13 @@ class LiveProject:
             folder = stream_of(self.folder / "run") / "predictions"
         except Exception:  # noqa: BLE001 - no stream has begun yet
             return []
-        found: list[dict[str, Any]] = []
-        for path in sorted(folder.glob("*.parquet")):
-            with suppress(FileNotFoundError):  # a stream that resumes removes what it repeats
-                found += pq.read_table(path).to_pylist()
-        return found
+        return rows_in(folder)
 
     def answered(self) -> int:
         """Count the answered requests of the stream, some of which a resumed one may repeat."""
         if not (self.folder / "run" / "CURRENT").exists():
             return 0
-        count = 0
-        for path in (stream_of(self.folder / "run") / "predictions").glob("*.parquet"):
-            with suppress(FileNotFoundError):
-                count += pq.read_metadata(path).num_rows
-        return count
+        return OutputFolder(stream_of(self.folder / "run") / "predictions").count()
 
     def wait_for(
         self, answered: int, process: subprocess.Popen[bytes], within_s: float = 90

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tidemill.pipelines.io.output_parts import Output, PartWriter, read_part
 from tidemill.pipelines.io.outputs import OUTPUT, SEGMENT, OutputFolder
+
+
+def table_in(folder: Path) -> pa.Table:
+    """Return the rows of all outputs in a folder, joined or not; there must be some."""
+    found = OutputFolder(folder).read()
+    assert found is not None, folder
+    return found
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of all outputs in a folder."""
+    found = OutputFolder(folder).read()
+    return [] if found is None else found.to_pylist()
 
 
 def outputs_of(folder: Path, segment: int) -> dict[str, pa.RecordBatch]:

@@ -1,32 +1,26 @@
 """What the segments of a stream have written, read beside the stream: the only place that does.
 
 Only segments that have ended are read: a stream that goes on, also after a crash, does not write
-their outputs again. Files of ended segments may be joined meanwhile, so one that has vanished
-between listing and reading is looked for again.
+their outputs again. Files of ended segments may be joined meanwhile (`pipelines.io.outputs`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
+from tidemill.features.rows import rejected
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.savepoints import Savepoint, last_segment
-from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.rejected_by_stream import read_rejected
+from tidemill.pipelines.stream.output_folders import rejected_of
 from tidemill.pipelines.verify.outputs.logged_publications import LoggedPublications, Place
-from tidemill.pipelines.verify.served import predictions_of_segments
-
-_T = TypeVar("_T")
-_TRIES: Final = 8
-_REST_S: Final = 0.05
+from tidemill.pipelines.verify.served import predictions_between
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def complete_segment(stream: Path, run: StreamRun) -> int:
         run: Its record.
     """
     if run.ended:
-        return again(lambda: last_segment(stream))
+        return last_segment(stream)
     savepoint = Savepoint.read(stream)
     return 0 if savepoint is None else savepoint.segment
 
@@ -72,40 +66,33 @@ class SegmentOutputs:
 
     def releases(self, segment: int) -> list[dict[str, Any]]:
         """Return the releases of a segment, by view, shard and number."""
-        return again(lambda: read_releases(self._stream, segment, segment))
+        return read_releases(self._stream, segment, segment)
 
     def predictions(self, segments: Sequence[int]) -> pa.Table | None:
-        """Return the predictions of segments in turn; None if there are none."""
-        return again(
-            lambda: predictions_of_segments(self._stream, self._project, segments[0], segments[-1])
-        )
+        """Return the predictions of segments; None if there are none."""
+        tables = [
+            table
+            for segment in segments
+            if (table := predictions_between(self._stream, self._project, segment, segment))
+            is not None
+        ]
+        return pa.concat_tables(tables) if tables else None
 
     def rejected(self, segments: Sequence[int]) -> pa.Table:
-        """Return the rejected records of segments in turn."""
-        folder = self._stream / paths.REJECTED_BY_STREAM
-        return again(lambda: read_rejected(folder, segments[0], segments[-1]))
+        """Return the rejected records of segments."""
+        folder = rejected_of(self._stream)
+        found = [folder.read(since=segment, until=segment) for segment in segments]
+        tables = [table for table in found if table is not None]
+        return pa.concat_tables([rejected.SCHEMA.empty_table(), *tables])
 
     def publications(
         self, segments: Sequence[int], releases: Mapping[tuple[str, int, int], Any]
     ) -> list[Published]:
-        """Return the publications of releases of some segments in turn."""
-        log = again(lambda: LoggedPublications(self._stream, segments[0], segments[-1]))
+        """Return the publications of releases of some segments."""
+        logs = [LoggedPublications(self._stream, segment, segment) for segment in segments]
         return [
-            Published(*place, rows) for place in releases for _, rows in log.take(Place(*place))
+            Published(view, shard, number, rows)
+            for view, shard, number in releases
+            for log in logs
+            for _, rows in log.take(Place(view, shard, number))
         ]
-
-
-def again(read: Callable[[], _T]) -> _T:
-    """Read files; once more if one has vanished since it was listed.
-
-    Raises:
-        FileNotFoundError: Files vanish again and again.
-    """
-    for left in reversed(range(_TRIES)):
-        try:
-            return read()
-        except FileNotFoundError:
-            if not left:
-                raise
-            time.sleep(_REST_S)
-    raise AssertionError("unreachable")

@@ -36,7 +36,7 @@ class LoggedPublications:
 
     Args:
         stream: The folder of the stream.
-        since: The first segment that is wanted.
+        since: The first segment.
         until: The last one; None for all.
 
     Raises:
@@ -47,9 +47,8 @@ class LoggedPublications:
     def __init__(self, stream: Path, since: int = 0, until: int | None = None) -> None:
         self._rows: dict[Place, list[tuple[str, pa.Table]]] = {}
         for folder in sorted((stream / paths.PUBLICATIONS).glob("*")):
-            for file, table in publications_of(stream, folder.name).tables(
-                since=since, until=until
-            ):
+            logged = publications_of(stream, folder.name).tables(since=since, until=until)
+            for file, table in logged:
                 for place, rows in _releases(folder.name, file.path, table):
                     self._rows.setdefault(place, []).append((file.path.name, rows))
 

@@ -154,7 +154,7 @@ READ = {
     f"{STREAM}/stream.json": (
         RESUMED, "verify", "republish", "lineage", "backfill", "apply", "status",
     ),
-    f"{STREAM}/releases/*.jsonl": ("verify", "explain", "republish"),
+    f"{STREAM}/releases/*.parquet": ("verify", "explain", "republish"),
     f"{STREAM}/predictions/*.parquet": ("verify", "explain"),
     f"{STREAM}/savepoint.json": (RESUMED, "republish", "status"),
     f"{STREAM}/stops/*/handoff.json": (RESUMED, "republish"),
@@ -178,8 +178,8 @@ NOT_READ = {
     f"{STREAM}/begins.json": "a killed start leaves it: `tests/pipelines/recovery`",
     f"{STREAM}/publications/*/*.parquet": "other programs read them",
     "report.html": "people read it",
-    "proof/*": "`verify --follow` reads it: `tests/pipelines/verify/follow/follow_test.py`",
     "forgotten/**/*": "it has tests of its own (tests/pipelines/forget)",
+    "proof/*": "`verify --follow` reads it: `tests/pipelines/verify/follow/follow_test.py`",
     "generations/*/telemetry/**/*": "`status` does without it (tests/pipelines/status)",
     "scratch/**/*": "only the run of a stage that wrote it reads it",
     "**/*.lock": "it is locked; what it holds is only shown (`tests/serving/files/locks_test.py`)",

@@ -13,10 +13,12 @@ import pytest
 
 from tests.support.command_runs import Run, arguments, without_a_model
 from tests.support.folders import offline_of, stream_of
+from tests.support.stream_outputs import outputs_of, put_outputs
 from tests.support.times import other_times
 from tidemill.features.contract import DAY, TIME_MAX, TIME_MIN, write_instant
 from tidemill.pipelines.commands.cli import COMMANDS
 from tidemill.pipelines.run.tables import columns_as_rows, figure_tables
+from tidemill.pipelines.stream.release_line import LINE
 from tidemill.serving.files.records import checksum_of
 
 ELSEWHERE = {
@@ -76,10 +78,12 @@ def move_predictions(root: Path) -> None:
 
 
 def move_releases(root: Path) -> None:
-    path = next((stream_of(root) / "releases").glob("*.jsonl"))
-    entries = [json.loads(line) for line in path.read_text().splitlines()]
-    entries[-1]["frontier_us"] += 1
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    folder = stream_of(root) / "releases"
+    outputs = outputs_of(folder, 1)
+    name = max(outputs)
+    entry = json.loads(outputs[name].column(LINE)[0].as_py())
+    line = json.dumps({**entry, "frontier_us": entry["frontier_us"] + 1})
+    put_outputs(folder, 1, {**outputs, name: pa.RecordBatch.from_pydict({LINE: [line]})})
 
 
 def move_publications(root: Path) -> None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.support.folders import stream_of
 from tests.support.proof_run import PROJECT, QUOTES, configuration, write_sources
+from tests.support.stream_outputs import table_in
 from tidemill.features.errors import TooManyRejected
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
@@ -72,8 +72,7 @@ def rejected(config: Configuration) -> list[dict[str, Any]]:
 
 
 def predicted(config: Configuration) -> list[str]:
-    files = (stream_of(config.root) / "predictions").glob("*.parquet")
-    ids: list[str] = pa.concat_tables(map(pq.read_table, files))["request_id"].to_pylist()
+    ids: list[str] = table_in(stream_of(config.root) / "predictions")["request_id"].to_pylist()
     return ids
 
 

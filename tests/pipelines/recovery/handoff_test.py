@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tests.support.builds import make_build
 from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import score_without_models
+from tests.support.stream_outputs import outputs_of, rows_in, table_in
 from tests.support.streaming_project import (
     PARTITIONS,
     PROJECT,
@@ -153,12 +153,8 @@ def in_segments(
 # The output of a stream.
 
 
-def table(folder: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
-
-
 def predictions(config: Configuration, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    found = table(stream_of(config.root) / "predictions").drop_columns([*WALL_CLOCK, *without])
+    found = table_in(stream_of(config.root) / "predictions").drop_columns([*WALL_CLOCK, *without])
     return found.sort_by([("partition", "ascending"), ("position", "ascending")]).to_pylist()
 
 
@@ -171,7 +167,7 @@ def publications_log(config: Configuration) -> dict[str, list[str]]:
     """Every row, with repeats."""
     folder = stream_of(config.root) / "publications"
     return {
-        view.name: sorted(map(repr, table(folder / view.name).to_pylist()))
+        view.name: sorted(map(repr, rows_in(folder / view.name)))
         for view in PROJECT.views
         if (folder / view.name).exists()
     }
@@ -501,12 +497,12 @@ def test_a_killed_run_is_repeated_release_by_release(tmp_path: Path) -> None:
     shutil.copytree(last_states(read_current(config.root))[0], tmp_path / "kept")
     run(config, until_us=BEGIN + 5 * MINUTE + 1, resume=True)
     folder = stream_of(config.root) / "releases"
-    written = {path.name: path.read_bytes() for path in folder.glob("00002-*")}
+    written = outputs_of(folder, 2)
     assert len(written) > 5 * SHARDS * len(PROJECT.views)
     kill(config, tmp_path / "kept")
     changed = replace(config, stream=replace(config.stream, poll_rows=500))
     run(changed, resume=True)
-    again = {path.name: path.read_bytes() for path in folder.glob("00002-*")}
+    again = outputs_of(folder, 2)
     assert {name: again[name] for name in written} == written
     assert len(again) > len(written)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
 from tests.support.folders import stream_of
@@ -23,6 +22,7 @@ from tests.support.proof_run import (
     score_without_models,
     write_sources,
 )
+from tests.support.stream_outputs import rows_in, table_in
 from tidemill import Label, col
 from tidemill.features.contract import HOUR, MINUTE, time_of
 from tidemill.features.errors import StateVersionError
@@ -51,8 +51,7 @@ def served(folder: Path, mode: str, **changes: Any) -> tuple[Configuration, pa.T
     config = replace(config, sources=sources, stream=options)
     backfill(config, QuietProgress())
     figures = stream(config, QuietProgress())
-    files = sorted((stream_of(config.root) / "predictions").glob("*.parquet"))
-    table = pa.concat_tables([pq.read_table(path) for path in files]).sort_by("request_id")
+    table = table_in(stream_of(config.root) / "predictions").sort_by("request_id")
     assert verify(config, QuietProgress(), 60)["mismatches"] == 0
     return config, table, figures
 
@@ -157,12 +156,10 @@ def test_requests_that_came_after_their_label_are_counted(mode: str, tmp_path: P
     )
     backfill(config, QuietProgress())
     stream(config, QuietProgress())
-    files = (stream_of(config.root) / "predictions").glob("*.parquet")
     times = labelled_by(config)
     answered = [
         (max(row["as_of__by_driver"], row["as_of__by_zone"]), times[row["request_id"]], row)
-        for path in files
-        for row in pq.read_table(path).to_pylist()
+        for row in rows_in(stream_of(config.root) / "predictions")
         if row["request_id"] in times
     ]
     after = [row for as_of, at, row in answered if as_of > at]
@@ -187,15 +184,14 @@ def test_no_prediction_of_the_new_project_knows_its_label(tmp_path: Path) -> Non
     settled = log.read("settlements", columns=["checkout_id", "settled_at", RECEIVED])
     labels = {row["checkout_id"]: row for row in settled.to_pylist()}
     known = 0
-    for path in (stream_of(config.root) / "predictions").glob("*.parquet"):
-        for row in pq.read_table(path).to_pylist():
-            if (label := labels.get(row["request_id"])) is None:
-                continue
-            known += 1
-            for view in project.views:
-                assert row[f"as_of__{view.name}"] <= time_of(label["settled_at"])
-                assert row[f"as_of__{view.name}"] <= label[RECEIVED]
-            assert row["received_us"] < label[RECEIVED]
+    for row in rows_in(stream_of(config.root) / "predictions"):
+        if (label := labels.get(row["request_id"])) is None:
+            continue
+        known += 1
+        for view in project.views:
+            assert row[f"as_of__{view.name}"] <= time_of(label["settled_at"])
+            assert row[f"as_of__{view.name}"] <= label[RECEIVED]
+        assert row["received_us"] < label[RECEIVED]
     assert known > 90
     figures = verify(config, QuietProgress(), 10)
     assert (figures["mismatches"], figures["answered_after_label"]) == (0, 0)

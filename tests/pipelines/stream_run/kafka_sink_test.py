@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import pyarrow.parquet as pq
-
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
+from tests.support.stream_outputs import rows_in
 from tests.support.topics import committed
 from tidemill.pipelines.run.summary import read_summary
 
@@ -52,7 +51,7 @@ def check_rejected(project: LiveProject) -> None:
     """Check that the messages of rejected records are those of the files."""
     names = ("stage", "reason", "detail", "stream", "origin", "partition", "position")
     folder = stream_of(project.folder / "run") / "rejected_by_stream"
-    records = [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    records = rows_in(folder)
     found = Counter(
         (message.value, *(dict(message.headers)[name].decode() for name in names))
         for message in committed(project, "rejected")

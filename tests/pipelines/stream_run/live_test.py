@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
+from tests.support.stream_outputs import rows_in
 from tidemill.pipelines.run.proof_record import ProofRecord
 from tidemill.pipelines.run.summary import read_summary
 
@@ -74,7 +74,7 @@ def test_messages_that_cannot_be_used_are_rejected_and_stop_nothing(
         project.wait_for(10, process)
         project.drain(process)
     folder = stream_of(tmp_path / "project" / "run") / "rejected_by_stream"
-    rejected = [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    rejected = rows_in(folder)
     assert Counter(row["reason"] for row in rejected) == {
         "broken_json": 2, "no_value": 2, "invalid_utf8": 2, "wrong_type": 2, "too_late": 1,
     }  # fmt: skip

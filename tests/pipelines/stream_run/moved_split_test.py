@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from tests.support.memory_topics import NAMES, MemoryTopics, TopicProject
+from tests.support.stream_outputs import rows_in
 from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import InputError, StateMismatch
 from tidemill.pipelines.config.archive_section import Archive
@@ -35,7 +35,7 @@ class Said(QuietProgress):
 
 def answers(project: TopicProject) -> dict[str, dict[str, Any]]:
     folder = project.current.stream_folder / "predictions"
-    rows = [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    rows = rows_in(folder)
     return {
         row["request_id"]: {
             name: value

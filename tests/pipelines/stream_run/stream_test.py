@@ -13,14 +13,13 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tests.support.builds import make_build
 from tests.support.folders import build_of, stream_of
 from tests.support.lock_holder import lock_holder
 from tests.support.strategies import to_batch
+from tests.support.stream_outputs import rows_in
 from tests.support.streaming_project import ENGINES, Row, arrivals, configuration
 from tests.support.trained_bundle import DEPOT, PROJECT, REQUEST, SCANS, START, bundle, with_window
 from tidemill.features.contract import HOUR, MINUTE, SECOND
@@ -82,11 +81,8 @@ def config(tmp_path: Path, rows: dict[str, list[Row]]) -> Configuration:
 
 
 def predictions(root: Path) -> dict[str, dict[str, Any]]:
-    tables = [
-        pq.read_table(path) for path in sorted((stream_of(root) / "predictions").glob("*.parquet"))
-    ]
     out: dict[str, dict[str, Any]] = {}
-    for row in pa.concat_tables(tables).to_pylist():
+    for row in rows_in(stream_of(root) / "predictions"):
         assert row["request_id"] not in out
         out[row["request_id"]] = row
     return out
