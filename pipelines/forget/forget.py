@@ -37,6 +37,7 @@ from tidemill.pipelines.history.builds import BUILD_LOCK
 from tidemill.pipelines.ingest.mended_live import alone
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
+from tidemill.pipelines.run.proof_record import LOCK as PROOF_LOCK
 from tidemill.serving.files.locks import lock
 from tidemill.serving.generations.current import GENERATIONS
 
@@ -97,6 +98,8 @@ def _alone(config: Configuration) -> Iterator[None]:
         locks += [folder / "stream.lock" for folder in generations_of(root)]
         if config.archive is not None and config.archive.folder.exists():
             locks.append(config.archive.folder / ARCHIVE_LOCK)
+        if (root / paths.PROOF).exists():
+            locks.append(root / paths.PROOF / PROOF_LOCK)
         for path in locks:
             held.enter_context(lock(path, doing, command=_COMMAND))
         if (root / paths.MENDED_LIVE).exists():

@@ -19,6 +19,7 @@ from typing import Final
 from tidemill.features.contract import SECOND, write_instant
 from tidemill.features.errors import DamagedFile, InputError, SequenceError, StateError
 from tidemill.pipelines.config.configuration import Configuration
+from tidemill.pipelines.forget.record import others_that_read
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.republish import keeps_frontiers
 from tidemill.pipelines.run.proof_record import (
@@ -33,6 +34,7 @@ from tidemill.pipelines.telemetry import metrics
 from tidemill.pipelines.telemetry.figures import joined, over_all_labels, quantile
 from tidemill.pipelines.telemetry.stream_record import StreamRecord, figures_files
 from tidemill.pipelines.verify.definitions_of import made_otherwise
+from tidemill.pipelines.verify.findings import excusing
 from tidemill.pipelines.verify.follow.differences import AS_SEEN
 from tidemill.pipelines.verify.follow.follower import Follower
 from tidemill.pipelines.verify.follow.segment_outputs import complete_segment
@@ -112,9 +114,11 @@ def follow(
         lock(config.root / PROOF / LOCK, "prove the stream while it runs"),
         closing(proof),
     ):
+        others = others_that_read(config.root)
         said: str | None = None
         while not stop.is_set():
-            step = proof.step()
+            with excusing(others):
+                step = proof.step()
             if step.round is not None or step.said != said:
                 yield step
             said = step.said
