@@ -30,6 +30,7 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.forget.rebuild_build import is_of, renewed
 from tidemill.pipelines.forget.rejected import remove_of_stream
 from tidemill.pipelines.forget.rewrite_logs import Blanked
+from tidemill.pipelines.forget.rewrite_outputs import replaced, rewrite_outputs, without
 from tidemill.pipelines.forget.subject import Subject
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.recovery.handoff import (
@@ -46,7 +47,7 @@ from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode
-from tidemill.pipelines.stream.output_folders import all_outputs, releases_of
+from tidemill.pipelines.stream.output_folders import all_outputs
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import LINE, release_line
 from tidemill.pipelines.stream.state_files import (
@@ -164,24 +165,29 @@ class StreamRewriter:
         forgotten = self._blanked.of_requests(self._config.project.request.name)
         if not forgotten:
             return
-        for path in sorted((self._folder / paths.PREDICTIONS).glob("*.parquet")):
-            rows = read_table(path, _AGAIN)
+
+        def change(rows: pa.Table) -> pa.Table:
             partitions = rows.column("partition").to_numpy()
             positions = rows.column("position").to_numpy()
             gone = np.zeros(len(rows), np.bool_)
             for partition, found in forgotten.items():
                 gone |= (partitions == partition) & np.isin(positions, found)
-            self._done.predictions += _drop(path, rows, gone)
+            return without(rows, gone)
+
+        self._done.predictions = rewrite_outputs(self._folder / paths.PREDICTIONS, change)
 
     def _remove_publications(self) -> None:
         key = pa.scalar(self._subject.text.encode(), pa.binary())
+
+        def change(rows: pa.Table) -> pa.Table:
+            same = pc.equal(rows.column(ENTITY_KEY), key)
+            return without(rows, same.to_numpy(zero_copy_only=False))
+
         for view in self._config.project.views:
             if view.entity.name != self._subject.entity.name:
                 continue
-            for path in sorted((self._folder / paths.PUBLICATIONS / view.name).glob("*.parquet")):
-                rows = read_table(path, _AGAIN)
-                gone = pc.equal(rows.column(ENTITY_KEY), key).to_numpy(zero_copy_only=False)
-                self._done.publications += _drop(path, rows, gone)
+            folder = self._folder / paths.PUBLICATIONS / view.name
+            self._done.publications += rewrite_outputs(folder, change)
 
     def _renew_run(self, name: str) -> None:
         run = StreamRun.read(self._folder, name)
@@ -245,20 +251,21 @@ class StreamRewriter:
     def _write_releases(self, changed: Mapping[tuple[str, int, int], str]) -> None:
         """Replace the lines of releases."""
         self._done.releases = len(changed)
-        for path in sorted((self._folder / paths.RELEASES).glob("*.jsonl")) if changed else ():
+
+        def anew(lines: list[str]) -> list[str]:
+            return [changed.get(place_of(json.loads(line)), line) for line in lines]
+
+        def change(rows: pa.Table) -> pa.Table:
+            return replaced(rows, LINE, anew(rows.column(LINE).to_pylist()))
+
+        if not changed:
+            return
+        rewrite_outputs(self._folder / paths.RELEASES, change)
+        # Versions without parts wrote files of lines.
+        for path in sorted((self._folder / paths.RELEASES).glob("*.jsonl")):
             lines = path.read_text().splitlines()
-            made = [changed.get(place_of(json.loads(line)), line) for line in lines]
-            if made != lines:
+            if (made := anew(lines)) != lines:
                 write_text(path, "\n".join(made) + "\n")
-        for file in releases_of(self._folder).files() if changed else ():
-            rows = read_table(file.path, _AGAIN)
-            place = rows.schema.get_field_index(LINE)
-            lines = rows.column(place).to_pylist()
-            made = [changed.get(place_of(json.loads(line)), line) for line in lines]
-            if made != lines:
-                column = pa.array(made, pa.string())
-                rows = rows.set_column(place, rows.schema.field(place), column)
-                write_rows(file.path.parent, rows, file.path.stem)
 
     def _count_anew(
         self,

@@ -214,23 +214,3 @@ def forgotten_rows(root: Path, generation: str) -> int:
     """Count the rows of the logs of a generation that were forgotten."""
     found = blank_positions(root, generation)
     return sum(len(one) for of in found.values() for ranges in of.values() for one in ranges)
-
-
-def forgotten_between(
-    root: Path, generation: str, source: str, before: Sequence[int], after: Sequence[int]
-) -> int:
-    """Count the forgotten rows of a source between two cuts.
-
-    Args:
-        root: The root.
-        generation: The generation of the log.
-        source: The source.
-        before: The position in each partition from which on rows count.
-        after: The positions up to which they do.
-    """
-    count = 0
-    for partition, ranges in blank_positions(root, generation).get(source, {}).items():
-        if partition < len(before):
-            first, stop = before[partition], after[partition]
-            count += sum(max(min(one.stop, stop) - max(one.start, first), 0) for one in ranges)
-    return count

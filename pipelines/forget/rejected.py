@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tidemill.features.contract import BoolArray
+from tidemill.pipelines.forget.rewrite_outputs import rewrite_outputs, without
 from tidemill.pipelines.forget.subject import Subject, is_text
 from tidemill.pipelines.io.sinks import write_rows
 from tidemill.pipelines.run import paths
@@ -109,14 +109,12 @@ def remove_of_stream(
     Returns:
         How many were removed.
     """
-    removed = 0
-    for path in sorted(folder.glob("*.parquet")):
-        rows = pq.read_table(path)
+
+    def change(rows: pa.Table) -> pa.Table:
         named, _ = names_subject(subject, rows)
         for row, record in enumerate(rows.select(["stream", "partition", "position"]).to_pylist()):
             if record["stream"] == source:
                 named[row] |= record["position"] in positions.get(record["partition"], ())
-        if named.any():
-            removed += int(named.sum())
-            _write(path, rows.filter(pa.array(~named)))
-    return removed
+        return without(rows, named)
+
+    return rewrite_outputs(folder, change)

@@ -8,6 +8,7 @@ from typing import Any
 from tidemill.pipelines.forget.linked_copy import LinkedCopy
 from tidemill.pipelines.forget.subject import Subject
 from tidemill.pipelines.run import paths
+from tidemill.pipelines.run.proof_record import record_path
 from tidemill.serving.files.atomic_write import write_text
 from tidemill.serving.generations.current import GENERATIONS
 
@@ -42,6 +43,25 @@ def rewrite_texts(copy: LinkedCopy, subject: Subject) -> int:
         if replaced:
             write_text(path, json.dumps(found, indent=2) + "\n")
         count += replaced
+    return count
+
+
+def remove_proofs(copy: LinkedCopy, subject: Subject, *, is_blanked: bool) -> int:
+    """Remove the record of a proof beside a stream: it has the digests of rows that are blank now.
+
+    The proof begins anew. Records of earlier streams are removed if they name the subject.
+
+    Args:
+        copy: The copy of the root.
+        subject: The subject.
+        is_blanked: Whether rows were blanked.
+    """
+    count = 0
+    for path in sorted((copy.folder / paths.PROOF).glob("*.json")):
+        is_current = path.name == record_path(copy.folder).name
+        if (is_current and is_blanked) or subject.in_bytes(path.read_bytes()):
+            path.unlink()
+            count += 1
     return count
 
 

@@ -32,7 +32,7 @@ from tidemill.pipelines.forget.rewrite_archive import (
 )
 from tidemill.pipelines.forget.rewrite_logs import Blanked, LogRewriter
 from tidemill.pipelines.forget.subject import Subject
-from tidemill.pipelines.forget.texts import rewrite_texts
+from tidemill.pipelines.forget.texts import remove_proofs, rewrite_texts
 from tidemill.pipelines.history.build_manifest import BuildManifest
 from tidemill.pipelines.history.live_retention import removed_faults, renew_removed
 from tidemill.pipelines.ingest.live_rows import find_live_rows
@@ -116,6 +116,9 @@ class Work:
         self.unread += unread
         self._count("rejected records", removed)
         self._count("texts of the summary and the report", rewrite_texts(copy, self.subject))
+        blank = self.removed.get("rows of logs", 0) > 0
+        proofs = remove_proofs(copy, self.subject, is_blanked=blank)
+        self._count("records of proofs beside streams", proofs)
         changes = list(copy.changes(self.folder))
         if of_archive is not None:
             changes += of_archive.changes(self.folder, is_outside=True)

@@ -22,7 +22,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import BrokerError, FileError, SequenceError, StoreError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.delivery.delivery import Delivery
-from tidemill.pipelines.forget.record import forgotten_between
+from tidemill.pipelines.forget.blank_requests import BlankRequests
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.handoff import Handoff
 from tidemill.pipelines.recovery.release_log import place_of
@@ -106,6 +106,8 @@ class Keeper:
         self.waiting = joiner_at(self.config, self.start.folder).requests_pending
         self._stream = self.start.current.stream_folder
         self._outputs = self._outputs_of(self.kept.segment + 1)
+        of_log = self.config.root, self.start.current, self.config.project
+        self._blank = BlankRequests.read(*of_log)
         self._found: _Whole | None = None
         self._ended = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -209,8 +211,7 @@ class Keeper:
         self._outputs.look()
         self._found = joiner, reached, releases = self._found or self._whole()
         before, after = self.kept.positions[request], reached.positions[request]
-        of_log = config.root, config.current.generation
-        came = sum(after) - sum(before) - forgotten_between(*of_log, request, before, after)
+        came = sum(after) - sum(before) - self._blank.between(before, after)
         expected = self.waiting + came - joiner.requests_pending
         if (answered := self._outputs.requests) != expected:
             raise _Incomplete(f"of {expected} requests, {answered} are answered or rejected")

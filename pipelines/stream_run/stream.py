@@ -36,7 +36,7 @@ from tidemill.pipelines.delivery.delivery import Delivery
 from tidemill.pipelines.engines.choosing import EngineChoice, make_runner
 from tidemill.pipelines.engines.choosing import run as run_pipeline
 from tidemill.pipelines.engines.options import pipeline_options, stream_engine
-from tidemill.pipelines.forget.record import forgotten_between
+from tidemill.pipelines.forget.blank_requests import BlankRequests
 from tidemill.pipelines.history.live_retention import remove_old_rows
 from tidemill.pipelines.ingest.validate import REJECTED as INVALID
 from tidemill.pipelines.ingest.validate import Validate
@@ -209,8 +209,8 @@ def _stream(
     by_source = received(start.run, replayed)
     asked = project.request.name
     span_of = start.run.positions[asked], ends_of(replayed, replayed.stop)[asked]
-    blank = forgotten_between(root, start.current.generation, asked, *span_of)
-    requests = by_source.pop(asked) - blank
+    blank = BlankRequests.read(root, start.current, project)
+    requests = by_source.pop(asked) - blank.between(*span_of)
     folder = savepoint_folder(stream_folder, entrance.last_segment)
     shards = len(project.views) * config.shards
     recent = max(entrance.last_segment - _RECENT, 0) if config.is_live else 0

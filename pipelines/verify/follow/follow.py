@@ -114,9 +114,11 @@ def follow(
         lock(config.root / PROOF / LOCK, "prove the stream while it runs"),
         closing(proof),
     ):
+        others = others_that_read(config.root)
         said: str | None = None
         while not stop.is_set():
-            step = proof.step()
+            with excusing(others):
+                step = proof.step()
             if step.round is not None or step.said != said:
                 yield step
             said = step.said

@@ -12,7 +12,7 @@ from tidemill.features.contract import BoolArray, Int64Array
 from tidemill.features.definitions import Project
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
-from tidemill.pipelines.io.log import PARTITION, POSITION, one_batch
+from tidemill.pipelines.io.log import PARTITION, POSITION, forgotten_rows, one_batch
 from tidemill.pipelines.run.proof_record import Cause, Difference
 from tidemill.pipelines.stream.rejected_by_stream import are_of_log
 from tidemill.pipelines.verify.diagnosis import Kind
@@ -69,6 +69,8 @@ class RequestsServed:
         if predictions is None:
             nothing = {name: pa.array([], pa.int64()) for name in _PLACE}
             predictions = pa.table({"request_id": pa.array([], pa.string()), **nothing})
+        # Those that were forgotten get no answer; whoever asked with them waits for them still.
+        refused = np.union1d(refused, places[forgotten_rows(self._project.request, asked)])
         lacking = due & ~np.isin(places, refused)
         lacking &= ~np.isin(places, places_of(predictions, *_PLACE))
         if lacking.any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -24,8 +25,10 @@ from tidemill.pipelines.ingest.mended_live import MendedFiles, read_mended, writ
 from tidemill.pipelines.io.live.mended import MendedMessage
 from tidemill.pipelines.io.log import Log
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.run.proof_record import ProofRecord
 from tidemill.pipelines.verify.compare_archive import compare_archive
 from tidemill.pipelines.verify.findings import Findings
+from tidemill.pipelines.verify.follow.follow import FollowOptions, follow
 from tidemill.pipelines.verify.verify import verify
 
 CARD: Final = "kärtchen-4711"
@@ -106,6 +109,17 @@ def test_a_stream_goes_on_without_a_forgotten_card(
     proven(project)
 
 
+def followed(project: Shop) -> int:
+    """Prove the stream as `verify --follow` does; return how many values it has compared."""
+    options = FollowOptions(once=True)
+    (*_, last) = follow(project.config(), options, threading.Event())
+    record = last.record or ProofRecord.read(project.config().root)
+    assert record is not None
+    assert record.mismatches == 0, record.differences
+    assert last.behind == 0
+    return record.segment
+
+
 def test_a_stream_that_was_killed_goes_on_without_a_forgotten_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,9 +146,14 @@ def test_a_stream_that_was_killed_goes_on_without_a_forgotten_card(
     project.stream(monkeypatch, resume=True)
     assert project.live.sealed().number > logged.number
     proven(project)
+    assert followed(project) > 1
+    assert forget(config, "card", "c-2", QuietProgress())["removed"][_NONE[2]] == 1
+    assert followed(project) > 1
 
 
-_NONE: Final = ("rejected records", "texts of the summary and the report")
+_NONE: Final = (
+    "rejected records", "texts of the summary and the report", "records of proofs beside streams",
+)  # fmt: skip
 
 
 def _twice(project: Shop) -> int:
