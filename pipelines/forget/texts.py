@@ -19,19 +19,12 @@ TOLD = "forgotten"
 def rewrite_texts(copy: LinkedCopy, subject: Subject) -> int:
     """Replace the texts of the summary that name a subject; remove report and figures that do.
 
-    Records and page of a proof that follows the stream are removed.
-
     The figures of `verify` name entities and requests of mismatches and of late values.
 
     Returns:
         How many texts were replaced or removed.
     """
     count = 0
-    # A proof that follows the stream begins anew: other rows are in the log than it has proven.
-    proof = copy.folder / paths.PROOF
-    for path in sorted([*proof.glob("*.json"), *proof.glob("*.html")]):
-        count += subject.in_bytes(path.read_bytes())
-        path.unlink()
     figures = (copy.folder / GENERATIONS).glob("*/telemetry/**/*")
     for path in (copy.folder / paths.REPORT, *sorted(figures)):
         if path.is_file() and subject.in_bytes(path.read_bytes()):
@@ -49,7 +42,8 @@ def rewrite_texts(copy: LinkedCopy, subject: Subject) -> int:
 def remove_proofs(copy: LinkedCopy, subject: Subject, *, is_blanked: bool) -> int:
     """Remove the record of a proof beside a stream: it has the digests of rows that are blank now.
 
-    The proof begins anew. Records of earlier streams are removed if they name the subject.
+    The proof begins anew. Pages, and records of earlier streams, are removed if they name the
+    subject.
 
     Args:
         copy: The copy of the root.
@@ -57,7 +51,8 @@ def remove_proofs(copy: LinkedCopy, subject: Subject, *, is_blanked: bool) -> in
         is_blanked: Whether rows were blanked.
     """
     count = 0
-    for path in sorted((copy.folder / paths.PROOF).glob("*.json")):
+    folder = copy.folder / paths.PROOF
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.html")]):
         is_current = path.name == record_path(copy.folder).name
         if (is_current and is_blanked) or subject.in_bytes(path.read_bytes()):
             path.unlink()

@@ -75,6 +75,7 @@ def test_the_header_is_as_it_is_written_down() -> None:
         "LOGGED_POLL": 22,
         "OPERATOR_SAVEPOINT": 23,
         "OPERATOR_ENTRIES": 24,
+        "OUTPUTS": 25,
     }
 
 
