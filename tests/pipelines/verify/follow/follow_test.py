@@ -21,6 +21,7 @@ from tidemill.features.errors import Locked, StateError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.live.live_log import LIVE
+from tidemill.pipelines.io import outputs
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run.paths import STATES
@@ -114,6 +115,8 @@ def test_a_live_stream_is_proven_while_it_runs_and_tampers_are_named(
     project: TopicProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow_module, "_IDLE_S", 0.0)
+    # A file that is changed is not joined with others meanwhile.
+    monkeypatch.setattr(outputs, "TOGETHER", 10_000)
     backfill(project.config(), QuietProgress())
     records: list[ProofRecord] = []
 
