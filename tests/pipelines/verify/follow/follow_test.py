@@ -20,8 +20,8 @@ from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import Locked, StateError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
-from tidemill.pipelines.io.live.live_log import LIVE
 from tidemill.pipelines.io import outputs
+from tidemill.pipelines.io.live.live_log import LIVE
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run.paths import STATES
