@@ -24,6 +24,7 @@ NAMES: Final = (
     "backfill_end_to_end",
     "row_wise_beam",
     "streaming",
+    "live",
     "online_writes",
     "online_reads",
     "second_fill",

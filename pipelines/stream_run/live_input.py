@@ -26,6 +26,7 @@ from tidemill.pipelines.archive.archiver import archiving
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.inherited_rows import take_over
 from tidemill.pipelines.ingest.build_topics import read_topics
+from tidemill.pipelines.ingest.committed_offsets import CommittedOffsets, committing
 from tidemill.pipelines.ingest.mended_live import MendedFiles
 from tidemill.pipelines.ingest.topics import open_topics
 from tidemill.pipelines.io.live.follow import (
@@ -86,6 +87,7 @@ class LiveInput:
     def __post_init__(self) -> None:
         current, project = self.start.current, self.config.project
         self._figures, self._taken = LiveFigures(), PollsTaken(figures_place())
+        self._committed: CommittedOffsets | None = None
         self._build = current.build_folder
         self._log = stream_log(current)
         self._stop = current.stream_folder / STOP
@@ -190,6 +192,8 @@ class LiveInput:
         # Another thread may be adding to the same log.
         live = LiveLog(self.live.folder, self.config.project)
         sealed, topics = live.seal(self._build, until=logged), live.topics()
+        if self._committed is not None:
+            self._committed.note(sealed.offsets)
         positions = {
             name: [*of_files[: topics[name].first], *sealed.positions[name]]
             if name in topics
@@ -246,6 +250,7 @@ class LiveInput:
         failed: list[BaseException] = []
         with (
             archiving(self.config, self.start.current, self.say),
+            committing(self.config) as self._committed,
             open_topics(self.config, self._log, self._unsealed(), offsets) as sources,
         ):
             reader = self._reader(sources)

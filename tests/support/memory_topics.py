@@ -36,6 +36,7 @@ from tidemill.pipelines.config.archive_section import Archive
 from tidemill.pipelines.config.configuration import Configuration, Splits, StreamOptions
 from tidemill.pipelines.config.kafka_section import KafkaTopic
 from tidemill.pipelines.config.source_section import Source
+from tidemill.pipelines.ingest import committed_offsets
 from tidemill.pipelines.ingest import topics as topics_module
 from tidemill.pipelines.ingest.build_topics import read_topics
 from tidemill.pipelines.ingest.topics import open_topics
@@ -103,11 +104,22 @@ class MemoryTopics:
     """Topics by name: partitions of messages, each with its timestamp in microseconds."""
 
     topics: dict[str, list[list[tuple[int, bytes]]]] = field(default_factory=dict)
+    committed: dict[str, dict[Partition, int]] = field(default_factory=dict)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let sources read these topics in the place of a broker's."""
         monkeypatch.setattr(topics_module, "choose_client", lambda: self)
         monkeypatch.setattr(topics_module, "Reader", MemoryReader)
+        monkeypatch.setattr(committed_offsets, "choose_client", lambda: self)
+
+    def asker(self, connection: Any) -> Self:
+        return self
+
+    def commit(self, group: str, positions: Mapping[Partition, int]) -> None:
+        self.committed.setdefault(group, {}).update(positions)
+
+    def close(self) -> None:
+        return
 
 
 class MemoryReader:

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +68,9 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
         ]
 
     monkeypatch.setattr(live_input, "open_topics", open_topics)
+    monkeypatch.setattr(
+        live_input, "committing", lambda _: nullcontext(SimpleNamespace(note=lambda _: None))
+    )
     monkeypatch.setattr(
         live_input, "Pace", functools.partial(Pace, partitions_s=0.0, check_s=0.0, beat_s=0.0)
     )

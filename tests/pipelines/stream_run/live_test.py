@@ -8,11 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient
 
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
 from tests.support.stream_outputs import rows_in
+from tidemill.pipelines.config.configuration import load
+from tidemill.pipelines.ingest.committed_offsets import group_of
 from tidemill.pipelines.run.proof_record import ProofRecord
 from tidemill.pipelines.run.summary import read_summary
 
@@ -48,6 +51,7 @@ def test_a_live_stream_that_is_drained_killed_and_resumed_is_whole(
     answered = [row["request_id"] for row in project.predictions()]
     assert sorted(answered) == sorted(f"checks-{n}" for n in range(115))
     assert project.verify() == 460
+    check_committed(project)
     # The proof has gone on over kills of the stream and of itself.
     line = project.run("verify", "--follow", "--once", "--json").splitlines()[-1]
     standing = json.loads(project.run("status", "--json"))
@@ -56,6 +60,22 @@ def test_a_live_stream_that_is_drained_killed_and_resumed_is_whole(
     record = ProofRecord.read(project.folder / "run")
     assert record is not None
     assert record.counts["predictions"] == 115
+
+
+def check_committed(project: LiveProject) -> None:
+    """Check that tools which show lag see none: the stream has kept all that was sent."""
+    group = group_of(load(project.folder / "tidemill.yaml"))
+    admin = KafkaAdminClient(bootstrap_servers=project.broker.bootstrap)
+    try:
+        found = admin.list_group_offsets(group)
+    finally:
+        admin.close()
+    for kind, sent in project.sent.items():
+        committed = [
+            at.offset for place, at in found.items() if place.topic == project.topics[kind]
+        ]
+        assert len(committed) == project.partitions
+        assert sum(committed) == sent
 
 
 def test_messages_that_cannot_be_used_are_rejected_and_stop_nothing(

@@ -1,0 +1,207 @@
+"""Live streams: Kafka in, features, Kafka out, on one machine, with a real broker.
+
+*Latency* is from when a producer makes a request to when a reader of committed messages has its
+prediction, less the 1 s by which rows may be out of order (mode ``exact`` waits for it; ``eager``
+does not). Producer, broker, stream and reader share the machine. *Sustained* is how fast a stream
+takes a topic that is full, against a reader of the same client that does nothing else. At the end
+of each stream `verify` recomputes every value.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import psutil
+from kafka import KafkaConsumer, TopicPartition
+
+from benchmarks.live_load import REQUEST_EVERY
+from benchmarks.measure import AnswersDiffer, Effort, Figure
+from tests.support.kafka_broker import TestBroker
+from tests.support.live_project import LiveProject
+
+ROOT: Final = Path(__file__).parents[1]
+ENGINES: Final = ("fnapi", "prism")
+MODES: Final = ("exact", "eager")
+RATES: Final = (500, 2_000, 5_000)
+DISORDER_MS: Final = {"exact": 1_000.0, "eager": 0.0}
+BACKLOG_ROWS: Final = 200_000
+_WARM_S: Final = 5.0
+"""Predictions of the first seconds are not measured: the stream catches up, kernels load."""
+_LOOK_MS: Final = 100
+_WAIT_S: Final = 120.0
+
+
+class Reader:
+    """Reads the predictions of a topic in a thread, and notes when each came."""
+
+    def __init__(self, project: LiveProject) -> None:
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=project.broker.bootstrap,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+        )
+        topic = project.topics["predictions"]
+        places = [TopicPartition(topic, number) for number in range(2)]
+        self._consumer.assign(places)
+        self._consumer.seek_to_end()
+        for place in places:
+            self._consumer.position(place)
+        self.came: list[tuple[int, int]] = []
+        """When each request was made and its prediction came, in microseconds."""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            for messages in self._consumer.poll(timeout_ms=_LOOK_MS).values():
+                now_us = time.time_ns() // 1_000
+                for one in messages:
+                    asked = json.loads(one.value)["request_time"].removesuffix("Z")
+                    self.came.append((int(np.datetime64(asked, "us").astype(np.int64)), now_us))
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self._thread.join()
+        self._consumer.close()
+
+
+@contextmanager
+def load(project: LiveProject, rate: float, amount: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Produce in another process while the block runs."""
+    topics = project.topics["payments"], project.topics["checks"]
+    command = [sys.executable, "-m", "benchmarks.live_load", project.broker.bootstrap, *topics]
+    with subprocess.Popen([*command, str(rate), str(amount)], cwd=ROOT) as process:
+        yield process
+
+
+def latency(
+    folder: Path, broker: TestBroker, engine: str, mode: str, rate: int, seconds: float
+) -> list[Figure]:
+    """Measure the latency of a steady stream."""
+    project = LiveProject(folder, broker, engine, mode, savepoint_every="10s", sinks=True)
+    project.run("backfill")
+    with project.streaming() as process:
+        project.produce(10, 5)
+        project.wait_for(5, process)
+        reader = Reader(project)
+        began_us = time.time_ns() // 1_000 + round(_WARM_S * 1e6)
+        with load(project, rate, _WARM_S + seconds) as producing:
+            assert producing.wait() == 0
+        expected = round(rate * (_WARM_S + seconds)) // REQUEST_EVERY
+        deadline = time.monotonic() + _WAIT_S
+        # The last second waits for rows that do not come; the drain answers it.
+        while len(reader.came) < 0.9 * expected and time.monotonic() < deadline:
+            time.sleep(0.1)
+        project.drain(process)
+        while len(reader.came) < expected and time.monotonic() < deadline:
+            time.sleep(0.1)
+        reader.close()
+    asked, came = (np.array(column, np.float64) for column in zip(*reader.came, strict=True))
+    until_us = began_us + (seconds - 1) * 1e6
+    steady = (asked >= began_us) & (asked < until_us)
+    took_ms = (came - asked)[steady] / 1_000 - DISORDER_MS[mode]
+    name = f"{engine}, {mode}, {rate:,} rows/s"
+    note = f"{len(took_ms):,} predictions; beyond {DISORDER_MS[mode]:,.0f} ms of disorder"
+    figures = [
+        Figure(f"{name}: p{percent}", float(np.percentile(took_ms, percent)), "ms", note=note)
+        for percent in (50, 99)
+    ]
+    return [*figures, proven(project, name)]
+
+
+def proven(project: LiveProject, name: str) -> Figure:
+    """Verify a stream that has ended; return how many values were equal."""
+    found = project.run("verify")
+    figures = json.loads((project.folder / "run" / "summary.json").read_text())["verify"]
+    if figures["mismatches"]:
+        raise AnswersDiffer(f"{name}: {found}")
+    return Figure(f"{name}: values verified", figures["values"], "values")
+
+
+def bare_reader(project: LiveProject, rows: int) -> float:
+    """Return how many rows per second a reader of the stream's client takes, and does no more."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=project.broker.bootstrap,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+    )
+    consumer.assign(
+        [
+            TopicPartition(project.topics[name], number)
+            for name in ("payments", "checks")
+            for number in range(2)
+        ]
+    )
+    consumer.seek_to_beginning()
+    began, seen = time.monotonic(), 0
+    while seen < rows:
+        seen += sum(len(found) for found in consumer.poll(timeout_ms=_LOOK_MS).values())
+    taken = time.monotonic() - began
+    consumer.close()
+    return rows / taken
+
+
+def sustained(folder: Path, broker: TestBroker, engine: str, rows: int) -> list[Figure]:
+    """Measure how fast a stream takes a topic that is full."""
+    project = LiveProject(folder, broker, engine, savepoint_every="10s", sinks=True)
+    project.run("backfill")
+    with load(project, 0, rows) as producing:
+        assert producing.wait() == 0
+    alone = bare_reader(project, rows)
+    requests = rows // REQUEST_EVERY
+    with project.streaming() as process:
+        watched, most = psutil.Process(process.pid), 0.0
+        while project.answered() < 1:
+            assert process.poll() is None, project.log()
+            time.sleep(0.05)
+        first, began = project.answered(), time.monotonic()
+        while (answered := project.answered()) < 0.9 * requests:
+            assert process.poll() is None, project.log()
+            most = max(most, watched.memory_info().rss / 2**30)
+            time.sleep(0.2)
+        rate = (answered - first) * REQUEST_EVERY / (time.monotonic() - began)
+        project.drain(process)
+    name = f"{engine}, sustained"
+    return [
+        Figure(f"{name}: rows", rate, "rows/s", note="one row a message, JSON"),
+        Figure(f"{name}: a bare reader", alone, "rows/s"),
+        Figure(f"{name}: against a bare reader", rate / alone, "x"),
+        Figure(f"{name}: memory at most", most, "GiB"),
+        proven(project, name),
+    ]
+
+
+def run(quick: bool, effort: Effort) -> list[Figure]:
+    """Run the benchmark."""
+    cases: list[tuple[str, str, int]] = [
+        (engine, mode, rate) for engine in ENGINES for mode in MODES for rate in RATES
+    ]
+    seconds, rows = max(3 * effort.seconds, 2.0), BACKLOG_ROWS
+    if quick:
+        cases, rows = [("fnapi", "eager", 40)], 400
+    out: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="tidemill-live-") as folder:
+        broker = TestBroker(Path(folder) / "kafka")
+        broker.start()
+        try:
+            for engine, mode, rate in cases:
+                place = Path(folder) / f"{engine}-{mode}-{rate}"
+                out += latency(place, broker, engine, mode, rate, seconds)
+                print(*(f"{one.name} {one.value:,.1f} {one.unit}" for one in out[-3:]), sep="; ")
+            for engine in ENGINES if not quick else ("fnapi",):
+                out += sustained(Path(folder) / f"{engine}-full", broker, engine, rows)
+        finally:
+            broker.close()
+    return out
