@@ -138,10 +138,11 @@ class OutputFolder:
 
     def has_any(self) -> bool:
         """Tell whether there is an output."""
-        return any(
-            not file.is_part or next(read_part(file.path), None) is not None
-            for file in self.files()
-        )
+        with ExitStack() as stack:
+            return any(
+                opened.rows > 0 if isinstance(opened, _Parts) else True
+                for _, opened in self._opened(stack, 0, None)
+            )
 
     def tables(
         self,

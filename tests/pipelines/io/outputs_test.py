@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -200,3 +201,38 @@ def test_files_of_versions_without_parts_are_read_beside_the_others(tmp_path: Pa
     folder.join(2)
     assert numbers(folder) == twice([1, 3, 7])
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_readers_see_every_output_once_while_it_is_written_and_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOGETHER", 3)
+    folder, written = OutputFolder(tmp_path), [0]
+    ended = threading.Event()
+
+    def write() -> None:
+        try:
+            for segment in range(1, 60):
+                writer = PartWriter(tmp_path)
+                for _ in range(3):
+                    writer.append(segment, [output(written[0])])
+                    written[0] += 1
+                if segment > 1:
+                    folder.join(segment - 1)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    reads = 0
+    while not ended.is_set():
+        least = written[0]
+        found = numbers(folder)
+        assert found == twice(range(len(found) // 2))
+        assert len(found) // 2 >= least
+        assert folder.count() >= len(found)
+        assert folder.has_any() or not least
+        reads += 1
+    thread.join()
+    assert reads > 5
+    assert numbers(folder) == twice(range(written[0]))
