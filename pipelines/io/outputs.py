@@ -38,16 +38,20 @@ import pyarrow.parquet as pq
 from tidemill.features.errors import OutputConflict
 from tidemill.pipelines.io.batch_bytes import batch_bytes
 from tidemill.pipelines.io.output_parts import JOINING, PART, REMEDY, Output, read_part
+from tidemill.serving.files import segment_names
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading
-from tidemill.serving.files.segment_names import segment_of, segment_prefix
+from tidemill.serving.files.segment_names import (
+    runs_of,
+    segment_prefix,
+    segments_of,
+    since_prefix,
+)
 
 OUTPUT: Final = "_output"
 """The column of joined files with the name of each row's output."""
 SEGMENT: Final = "_segment"
 """Their column with its segment."""
-TOGETHER: Final = 32
-"""So many joined files of equally many segments are joined into one."""
 _LARGE_BYTES: Final = 256 << 20
 """Files of so many bytes in all stay as they are."""
 _GROUP_ROWS: Final = 65_536
@@ -57,7 +61,7 @@ _DECODED: Final = 64
 _PARTS: Final = b"tidemill.parts"
 """Where a joined file says of which parts it was made."""
 _ALL: Final = re.compile(r"\d{5,}-all\.parquet")
-_SINCE: Final = re.compile(r"\d{5,}-since-(\d{5,})\.parquet")
+_SINCE: Final = re.compile(r"\d{5,}-since-\d{5,}\.parquet")
 
 
 class OutputFile(NamedTuple):
@@ -93,10 +97,9 @@ class OutputFile(NamedTuple):
 def _output_file(path: Path) -> OutputFile | None:
     if path.suffix not in (PART, JOINING, ".parquet"):
         return None
-    last = segment_of(path.name) or 0
-    since = _SINCE.fullmatch(path.name)
-    first = last if since is None else int(since[1])
-    return OutputFile(first, last, path, bool(since or _ALL.fullmatch(path.name)))
+    first, last = segments_of(path.name) or (0, 0)
+    is_joined = _SINCE.fullmatch(path.name) or _ALL.fullmatch(path.name)
+    return OutputFile(first, last, path, bool(is_joined))
 
 
 _Opened: TypeAlias = "tuple[OutputFile, _Parts | pq.ParquetFile | None]"
@@ -300,11 +303,11 @@ class OutputFolder:
             joined = [file for file in self.files(until=until) if file.is_joined]
             if all(file.segments < size for file in joined):
                 return
-            for run in _runs(joined, size):
-                name = f"{segment_prefix(run[-1].last)}since-{run[0].first:05d}.parquet"
+            for run in runs_of(joined, lambda file: file.segments, _fits, size):
+                name = f"{since_prefix(run[0].first, run[-1].last)}.parquet"
                 _write(self.path / name, _batches([file.path for file in run]), ())
                 self._remove_replaced()
-            size *= TOGETHER
+            size *= segment_names.TOGETHER
 
     def _remove_replaced(self) -> None:
         """Remove what an earlier call has left, and what was joined again."""
@@ -369,19 +372,12 @@ def _of_segments(
     return rows.filter(wanted).drop_columns([SEGMENT])
 
 
-def _runs(joined: Sequence[OutputFile], size: int) -> Iterator[list[OutputFile]]:
-    """Yield `TOGETHER` files in turn of a size, which begins at so many segments."""
-    run: list[OutputFile] = []
-    for file in joined:
-        fits = size <= file.segments < size * TOGETHER and file.path.stat().st_size < _LARGE_BYTES
-        if fits and run:
-            with reading(file.path, REMEDY):
-                columns = pq.read_schema(file.path).equals(pq.read_schema(run[0].path))
-            run = run if columns else []
-        run = [*run, file] if fits else []
-        if len(run) == TOGETHER:
-            yield run
-            run = []
+def _fits(file: OutputFile, other: OutputFile) -> bool:
+    """Tell whether a file is not too large, and has the columns of another one."""
+    if file.path.stat().st_size >= _LARGE_BYTES:
+        return False
+    with reading(file.path, REMEDY):
+        return bool(pq.read_schema(file.path).equals(pq.read_schema(other.path)))
 
 
 class _At(NamedTuple):

@@ -281,7 +281,7 @@ def prepare(
             if (segment_of(path.name) or 0) >= start.segment and path.is_file():
                 path.unlink()
     remove_savepoints(stream, but=start.folder)
-    for log in _offline_logs(config, start).values():
+    for log in offline_logs(config, start).values():
         log.cut_back(start.segment, start.handoff.frontiers[log.directory.parent.name])
     # Register here, once: workers only write rows.
     open_store(config.project, config.places, clock="replay")
@@ -311,8 +311,8 @@ def _change_current(start: Start, numbers: Mapping[str, int]) -> None:
             write_current(replace(found, stream=changed["stream"], offline=changed["offline"]))
 
 
-def _offline_logs(config: Configuration, start: Start) -> dict[str, OfflineLog]:
-    """Return the logs that the stream adds to, by view; none if it adds to none."""
+def offline_logs(config: Configuration, start: Start) -> dict[str, OfflineLog]:
+    """Return the offline logs that a stream adds to, by view; none if it adds to none."""
     if start.run.offline is None:
         return {}
     folder = replace(start.current, offline=start.run.offline).offline_root
@@ -398,7 +398,7 @@ def offline_caught_up(config: Configuration, start: Start) -> bool:
     if shown.offline == start.run.offline:
         return True
     for view in config.project.views:
-        mine = _offline_logs(config, start)[view.name].ends()
+        mine = offline_logs(config, start)[view.name].ends()
         read = OfflineLog.of(shown.offline_root, view).ends()
         if not _covers(mine, read):
             return False
@@ -415,7 +415,7 @@ def offline_ends(config: Configuration, start: Start) -> dict[tuple[str, int], i
         return None
     return {
         (view, shard): end_us
-        for view, log in _offline_logs(config, start).items()
+        for view, log in offline_logs(config, start).items()
         for shard, end_us in enumerate(log.ends())
     }
 

@@ -34,10 +34,12 @@ from tidemill.pipelines.recovery.resume import (
     keep_savepoint,
     offline_caught_up,
     offline_ends,
+    offline_logs,
 )
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.state_files import missing_files, savepoint_folder
+from tidemill.pipelines.stream_run.offline_joins import OfflineJoins
 from tidemill.pipelines.stream_run.outcome import SegmentOutputs
 from tidemill.pipelines.telemetry.running import savepoint_kept
 from tidemill.pipelines.telemetry.tracing import span
@@ -111,6 +113,7 @@ class Keeper:
         self._found: _Whole | None = None
         self._ended = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._joins: OfflineJoins | None = None
 
     def _outputs_of(self, segment: int) -> SegmentOutputs:
         return SegmentOutputs(self._stream, self.config.project.request, segment)
@@ -130,12 +133,16 @@ class Keeper:
                 self.failed = error
                 stop()
 
+        logs = offline_logs(self.config, self.start)
+        keys = {view.name: view.entity.join_key for view in self.config.project.views}
+        self._joins = OfflineJoins(logs, keys)
         self._watcher = threading.Thread(target=watch, name="savepoints", daemon=True)
         self._watcher.start()
         try:
             yield
         finally:
             self._stop_watching()
+            self._joins.close()
 
     def _stop_watching(self) -> None:
         self._ended.set()
@@ -223,6 +230,8 @@ class Keeper:
             self.kept = keep_savepoint(config, self.start, self.kept, joiner, reached, releases)
         self.waiting, self._found = joiner.requests_pending, None
         savepoint_kept(self.kept.segment, self.kept.as_of_us)
+        if self._joins is not None:
+            self._joins.note(self.kept.segment)
         self._outputs = self._outputs_of(self.kept.segment + 1)
         offline_caught_up(config, self.start)
 

@@ -17,14 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tidemill.features.errors import InputError, StoreError
-from tidemill.serving.files.segment_names import segment_of, segment_prefix
+from tidemill.serving.files import segment_names
+from tidemill.serving.files.segment_names import (
+    runs_of,
+    segment_of,
+    segment_prefix,
+    segments_of,
+    since_prefix,
+)
 from tidemill.serving.offline.log import MERGED, OfflineLog, newest_rows, write_part
+
+_LARGE_BYTES: Final = 256 << 20
+"""Files of so many bytes are not joined with others."""
 
 
 class Merge(NamedTuple):
@@ -70,6 +80,89 @@ def merge_day(log: OfflineLog, join_key: str, date: str) -> Merge:
                     if part != merged:
                         part.unlink()
         return _outcome(by_merged)
+
+
+class SegmentJoiner:
+    """Joins what a stream has added to a log, segment after segment, while it goes on.
+
+    The files of a segment that counts become one, and `segment_names.TOGETHER` files of equally
+    many segments become one. The promises are those of a merge (see the module).
+
+    Args:
+        log: The log.
+        join_key: The join key of its view's entity.
+    """
+
+    def __init__(self, log: OfflineLog, join_key: str) -> None:
+        self._log, self._join_key = log, join_key
+        self._seen: dict[Path, int] = {}
+        """Days in which nothing is left to join, and when they were last changed."""
+
+    def join(self, until: int) -> None:
+        """Join the files of the segments up to one, of the days that have changed.
+
+        Args:
+            until: The last segment that counts: nothing is added to it any more.
+
+        Raises:
+            StoreError: A file is not a complete Parquet file.
+            InputError: A file has other columns than the others.
+        """
+        if not self._log.directory.exists():
+            return
+        for date in self._log.days():
+            folder = self._log.day(date)
+            changed = folder.stat().st_mtime_ns
+            if self._seen.get(folder) == changed:
+                continue
+            with self._log.alone():
+                is_done = self._join_day(folder, until)
+            if is_done:
+                self._seen[folder] = folder.stat().st_mtime_ns
+
+    def _join_day(self, folder: Path, until: int) -> bool:
+        """Join the files of a day; tell whether it has none of later segments."""
+        later = False
+        parts: dict[int, list[Path]] = {}
+        for part in sorted(folder.glob("*.parquet")):
+            if (found := segments_of(part.name)) is not None and found[0] == found[1]:
+                later |= found[1] > until
+                parts.setdefault(found[1], []).append(part)
+        for segment, of_it in sorted(parts.items()):
+            if segment <= until:
+                self._write(folder / f"{segment_prefix(segment)}{MERGED}", of_it)
+        size = 1
+        while True:
+            files = sorted(
+                (found, part)
+                for part in folder.glob(f"*{MERGED}")
+                if (found := segments_of(part.name)) is not None and found[1] <= until
+            )
+            if all(_count(file) < size for file in files):
+                return not later
+            for run in runs_of(files, _count, lambda file, _: _is_small(file[1]), size):
+                (first, _), (_, last) = run[0][0], run[-1][0]
+                joined = folder / f"{since_prefix(first, last)}-{MERGED}"
+                self._write(joined, [part for _, part in run])
+            size *= segment_names.TOGETHER
+
+    def _write(self, joined: Path, parts: Sequence[Path]) -> None:
+        if list(parts) == [joined]:
+            return
+        # Durable, because the parts are removed next.
+        write_part(joined, newest_rows(self._join_key, _read_alike(parts)), durable=True)
+        for part in parts:
+            if part != joined:
+                part.unlink()
+
+
+def _count(file: tuple[tuple[int, int], Path]) -> int:
+    (first, last), _ = file
+    return last - first + 1
+
+
+def _is_small(part: Path) -> bool:
+    return part.stat().st_size < _LARGE_BYTES
 
 
 def _parts_by_merged(folder: Path) -> dict[Path, list[Path]]:

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tidemill.features.errors import DamagedState, OutputConflict
-from tidemill.pipelines.io import outputs as module
 from tidemill.pipelines.io.output_parts import JOINING, PART, Output, PartWriter, read_part
-from tidemill.pipelines.io.outputs import TOGETHER, OutputFolder
+from tidemill.pipelines.io.outputs import OutputFolder
+from tidemill.serving.files import segment_names
+from tidemill.serving.files.segment_names import TOGETHER
 
 
 def output(number: int, rows: int = 2, stamp: int = 0) -> Output:
@@ -147,7 +148,7 @@ def test_a_kill_at_any_step_of_a_join_loses_and_doubles_nothing(
         pass
 
     chance, folder = random.Random(5), OutputFolder(tmp_path)
-    monkeypatch.setattr(module, "TOGETHER", 4)
+    monkeypatch.setattr(segment_names, "TOGETHER", 4)
     left = [0]
 
     def dying(method: str) -> None:
@@ -206,7 +207,7 @@ def test_files_of_versions_without_parts_are_read_beside_the_others(tmp_path: Pa
 def test_readers_see_every_output_once_while_it_is_written_and_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TOGETHER", 3)
+    monkeypatch.setattr(segment_names, "TOGETHER", 3)
     folder, written = OutputFolder(tmp_path), [0]
     ended = threading.Event()
 

@@ -23,9 +23,10 @@ import pytest
 from tests.support.parcels import BY_DEPOT, PARCELS, depot_rows
 from tidemill.features.contract import DAY, TIME_MAX, TIME_MIN
 from tidemill.features.errors import InputError, StoreError
+from tidemill.serving.files import segment_names
 from tidemill.serving.offline import merge as offline_merge
 from tidemill.serving.offline.log import OfflineLog, newest_rows
-from tidemill.serving.offline.merge import Merge, merge_day, planned_merge
+from tidemill.serving.offline.merge import Merge, SegmentJoiner, merge_day, planned_merge
 from tidemill.serving.offline.offline_table import offline_table
 from tidemill.serving.registry.registration import open_store
 from tidemill.serving.stores.places import OFFLINE, StorePlaces
@@ -424,3 +425,55 @@ def test_rows_of_feasts_own_write_path_are_merged_too(log: OfflineLog) -> None:
     assert merge_day(log, "depot", DATE) == Merge(2, 1)
     assert joined(log) == before
     assert stands(log) == [(7, 1, 10, 1), (8, 2, 20, 1)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_files_of_a_stream_that_goes_on_are_joined_and_say_the_same(
+    seed: int, log: OfflineLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every segment that counts becomes a file, and few files; those after it are left alone."""
+    monkeypatch.setattr(segment_names, "TOGETHER", 4)
+    plain = OfflineLog.of(tmp_path / "plain", BY_DEPOT)
+    draw, joiner = random.Random(seed), SegmentJoiner(log, "depot")
+    begun, revision = None, 0
+    for segment in range(1, 41):
+        for part in range(draw.randrange(4)):
+            rows = []
+            for _ in range(draw.randrange(1, 4)):
+                revision += 1
+                day = draw.choice([0, 0, DAY])
+                rows.append((draw.randrange(4), day + draw.randrange(90), revision, revision))
+            for one in (log, plain):
+                add(one, segment, 10 * segment + part, *rows)
+        if draw.random() < 0.5:
+            joiner.join(segment - draw.randrange(2))
+        if draw.random() < 0.1:
+            joiner = SegmentJoiner(log, "depot")  # another run of the stream
+        if draw.random() < 0.1:
+            merge_day(log, "depot", DATE)  # somebody merges by hand
+        assert stands(log) == stands(plain)
+        begun = segment
+    joiner.join(begun or 0)
+    assert stands(log) == stands(plain)
+    # 40 segments: at most 2 of 16, 3 of 4 and 3 of 1, and what such files have between them.
+    assert len(names(log)) <= 2 * 12 < len(names(plain))
+    # What counts is never taken back, and all of it is when the stream starts over.
+    log.cut_back(41, [10**6])
+    assert stands(log) == stands(plain)
+    log.cut_back(0, [0])
+    assert names(log) == []
+
+
+def test_an_output_that_comes_late_is_joined_with_its_segment(log: OfflineLog) -> None:
+    joiner = SegmentJoiner(log, "depot")
+    add(log, 1, 1, (7, 10, 1, 5))
+    add(log, 2, 2, (7, 20, 2, 6))
+    joiner.join(1)
+    assert names(log) == [
+        f"date={DATE}/00001-merged.parquet",
+        f"date={DATE}/00002-00000-of-00001-000000000002.parquet",
+    ]
+    add(log, 1, 3, (7, 10, 1, 5))
+    joiner.join(2)
+    assert names(log) == [f"date={DATE}/0000{n}-merged.parquet" for n in (1, 2)]
+    assert stands(log) == [(7, 10, 5, 1), (7, 20, 6, 2)]

@@ -20,7 +20,6 @@ from tidemill.features.contract import HOUR, MINUTE, SECOND
 from tidemill.features.errors import Locked, StateError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
-from tidemill.pipelines.io import outputs
 from tidemill.pipelines.io.live.live_log import LIVE
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
 from tidemill.pipelines.recovery.savepoints import Savepoint
@@ -30,6 +29,7 @@ from tidemill.pipelines.run.proof_record import LOCK, PROOF, Cause, Difference, 
 from tidemill.pipelines.verify.follow import follow as follow_module
 from tidemill.pipelines.verify.follow.follow import FollowOptions, Step, follow
 from tidemill.pipelines.verify.verify import verify
+from tidemill.serving.files import segment_names
 from tidemill.serving.files.locks import lock
 from tidemill.serving.files.segment_names import segment_of
 from tidemill.serving.generations.current import write_current
@@ -116,7 +116,7 @@ def test_a_live_stream_is_proven_while_it_runs_and_tampers_are_named(
 ) -> None:
     monkeypatch.setattr(follow_module, "_IDLE_S", 0.0)
     # A file that is changed is not joined with others meanwhile.
-    monkeypatch.setattr(outputs, "TOGETHER", 10_000)
+    monkeypatch.setattr(segment_names, "TOGETHER", 10_000)
     backfill(project.config(), QuietProgress())
     records: list[ProofRecord] = []
 
