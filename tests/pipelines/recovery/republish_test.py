@@ -28,6 +28,7 @@ from tests.support.proof_run import (
     score_without_models,
     write_sources,
 )
+from tests.support.stream_outputs import outputs_of, put_outputs
 from tidemill.features.bigquery_dataset import BigQueryDataset, newest_name
 from tidemill.features.contract import HOUR, MINUTE
 from tidemill.features.errors import LostPublications, StateMismatch, SupersededWriter
@@ -44,6 +45,7 @@ from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.republish import republish, shown_frontiers
 from tidemill.pipelines.run.paths import SAVEPOINTS, STATES
 from tidemill.pipelines.run.progress import QuietProgress
+from tidemill.pipelines.stream.release_line import LINE
 from tidemill.pipelines.stream_run.stream import stream
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.offline.log import OfflineLog
@@ -297,11 +299,13 @@ def test_releases_of_another_backfill_are_not_published(ready: Configuration) ->
 
 def test_a_release_without_evidence_is_not_guessed(ready: Configuration) -> None:
     run(ready)
-    path = max((stream_of(ready.root) / "releases").glob("*.jsonl"))  # a shard's last one
-    entries = [json.loads(line) for line in path.read_text().splitlines()]
-    for entry in entries:
-        entry["number"] += entry["number"] > 0
-    path.write_text("\n".join(map(json.dumps, entries)) + "\n")
+    folder = stream_of(ready.root) / "releases"
+    outputs = outputs_of(folder, 1)
+    name = max(outputs)  # a shard's last one
+    (line,) = outputs[name].column(LINE).to_pylist()
+    entry = json.loads(line)
+    line = json.dumps({**entry, "number": entry["number"] + 1})
+    put_outputs(folder, 1, {**outputs, name: pa.RecordBatch.from_pydict({LINE: [line]})})
     with pytest.raises(StateMismatch, match="the polls of the log give another one"):
         republish(ready, QuietProgress())
 

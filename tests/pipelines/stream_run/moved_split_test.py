@@ -101,7 +101,8 @@ def test_the_split_moves_while_a_stream_runs(
     def move() -> None:
         """Build beside the stream, as of an instant amid what it has read."""
         # Behind all that was sent, however fast the stream has begun.
-        split_us = max(time.time_ns() // 1_000, now + 4 * SECOND)
+        time.sleep(max(0.0, (now + 4 * SECOND - time.time_ns() // 1_000) / SECOND))
+        split_us = time.time_ns() // 1_000
         with pytest.raises(InputError, match="the topics are read up to"):
             backfill(moved(config, split_us), QuietProgress())
         project.send(split_us, steps=30, every_us=SECOND // 10)
