@@ -47,8 +47,9 @@ def main(arguments: Sequence[str]) -> None:
         if per_second:
             due = min(count, round((time.monotonic() - began) * per_second))
         while sent < due:
-            is_request, value = message(sent, chance.randrange(CARDS))
-            producer.send(checks if is_request else payments, value, partition=sent % PARTITIONS)
+            card = chance.randrange(CARDS)
+            is_request, value = message(sent, card)
+            producer.send(checks if is_request else payments, value, partition=card % PARTITIONS)
             sent += 1
         time.sleep(_REST_S)
     producer.flush()
