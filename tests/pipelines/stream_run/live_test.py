@@ -67,7 +67,7 @@ def check_committed(project: LiveProject) -> None:
     group = group_of(load(project.folder / "tidemill.yaml"))
     admin = KafkaAdminClient(bootstrap_servers=project.broker.bootstrap)
     try:
-        found = admin.list_group_offsets(group)
+        found = admin.list_group_offsets(group)[group]
     finally:
         admin.close()
     for kind, sent in project.sent.items():
