@@ -9,7 +9,6 @@ a broker that is away or refuses keeps nothing waiting.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -20,6 +19,7 @@ from tidemill.pipelines.config.kafka_section import KafkaTopic
 from tidemill.pipelines.io.kafka.choosing import choose_client
 from tidemill.pipelines.io.kafka.client import Partition
 from tidemill.pipelines.run.holder import root_id
+from tidemill.pipelines.run.newest import Newest
 
 _CLOSE_S: Final = 5.0
 
@@ -41,12 +41,8 @@ class CommittedOffsets:
 
     def __init__(self, topics: Mapping[str, KafkaTopic], group: str) -> None:
         self._topics, self._group = topics, group
-        self._changed = threading.Condition()
-        self._newest: Mapping[str, Sequence[int]] | None = None
-        self._is_closed = False
         self._failed: dict[str, str] = {}
-        self._thread = threading.Thread(target=self._run, daemon=True, name="commit-offsets")
-        self._thread.start()
+        self._newest = Newest(self._commit_all, "commit-offsets", _CLOSE_S)
 
     def note(self, offsets: Mapping[str, Sequence[int]]) -> None:
         """Let offsets be committed soon, unless newer ones are noted before.
@@ -54,27 +50,16 @@ class CommittedOffsets:
         Args:
             offsets: Source to the offset of the next message of each partition.
         """
-        with self._changed:
-            self._newest = offsets
-            self._changed.notify_all()
+        self._newest.note(offsets)
 
     def close(self) -> None:
         """Commit what is noted, if that does not take long, and end the thread."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-        self._thread.join(_CLOSE_S)
+        self._newest.close()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._newest is not None or self._is_closed)
-                offsets, self._newest = self._newest, None
-            if offsets is None:
-                return
-            for source, topic in self._topics.items():
-                if source in offsets:
-                    self._commit(source, topic, offsets[source])
+    def _commit_all(self, offsets: Mapping[str, Sequence[int]]) -> None:
+        for source, topic in self._topics.items():
+            if source in offsets:
+                self._commit(source, topic, offsets[source])
 
     def _commit(self, source: str, topic: KafkaTopic, offsets: Sequence[int]) -> None:
         try:
