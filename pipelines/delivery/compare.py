@@ -34,11 +34,10 @@ from tidemill.pipelines.delivery.read_back import TopicEnds, begins, read_back
 from tidemill.pipelines.delivery.record import Delivered
 from tidemill.pipelines.io.messages import Headers
 from tidemill.pipelines.io.outputs import OutputFile, OutputFolder
-from tidemill.pipelines.run import paths
-from tidemill.pipelines.stream.output_folders import STAMPS
+from tidemill.pipelines.stream.output_folders import STAMPS, predictions_of, rejected_of
 
-FOLDERS: Final = {PREDICTIONS: paths.PREDICTIONS, REJECTED: paths.REJECTED_BY_STREAM}
-"""Section of the configuration to the folder of its records."""
+_RECORDS: Final = {PREDICTIONS: predictions_of, REJECTED: rejected_of}
+"""Section of the configuration to the function that returns the folder of its records."""
 _BEFORE: Final = 4
 """Messages of so many segments before the first one may stand where those of the first begin."""
 LISTED: Final = 20
@@ -210,7 +209,7 @@ def compare(
     last = delivered.begun if delivered.is_complete else delivered.begun - 1
     # A segment's last messages may stand behind the first ones of the next.
     before = max(first - _BEFORE, delivered.first_segment)
-    records = OutputFolder(folder / FOLDERS[name])
+    records = _RECORDS[name](folder)
     expected = _Expected()
     for from_, to, is_early in ((before, first - 1, True), (first, last, False)):
         if from_ <= to:

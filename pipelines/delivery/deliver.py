@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import apache_beam as beam
 import pyarrow as pa
 
 from tidemill.features.errors import EngineError
 from tidemill.pipelines.delivery.outbox import Handed, Outbox
 from tidemill.pipelines.io.output_parts import Output
-from tidemill.pipelines.io.write_outputs import WriteOutputs
+from tidemill.pipelines.io.write_outputs import CollectOutputs, WriteOutputs
 
 _OUTBOXES: dict[tuple[str, str], Outbox] = {}
 """The outboxes of this process, by run and section: the threads of an engine share them."""
@@ -27,8 +29,8 @@ def forget(run: str) -> None:
 
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(str)
-class Deliver(beam.DoFn):
-    """Hands the record batches of a bundle to the outbox of a topic (`delivery.outbox`).
+class Deliver(CollectOutputs):
+    """Hands record batches to the outbox of a topic (`delivery.outbox`).
 
     Args:
         run: The run's name.
@@ -39,25 +41,16 @@ class Deliver(beam.DoFn):
     def __init__(self, run: str, name: str, write: WriteOutputs) -> None:
         self._run, self._name, self._write = run, name, write
 
-    def start_bundle(self) -> None:
-        """Begin with nothing."""
-        self._waiting: dict[int, list[Output]] = {}
+    def output_of(self, element: pa.RecordBatch) -> tuple[int, Output]:
+        """Return the segment and the output of a batch."""
+        return self._write.output_of(element)
 
-    def process(self, element: pa.RecordBatch) -> None:
-        """Take a batch, unless it is empty."""
-        if element.num_rows:
-            segment, output = self._write.output_of(element)
-            self._waiting.setdefault(segment, []).append(output)
-
-    def finish_bundle(self) -> None:
-        """Hand over what the bundle had.
+    def pass_on(self, outputs: Mapping[int, Sequence[Output]]) -> None:
+        """Hand outputs over.
 
         Raises:
             BrokerError, FileError: What was handed over before could not be written.
         """
-        waiting, self._waiting = self._waiting, {}
-        if not waiting:
-            return
         outbox = _OUTBOXES.get((self._run, self._name))
         if outbox is None:
             raise EngineError(
@@ -65,4 +58,4 @@ class Deliver(beam.DoFn):
                 "engine whose workers are threads of it"
             )
         folder = self._write.folder
-        outbox.put([Handed(folder, segment, outputs) for segment, outputs in waiting.items()])
+        outbox.put([Handed(folder, segment, of_it) for segment, of_it in outputs.items()])

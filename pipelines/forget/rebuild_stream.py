@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,6 @@ from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode
-from tidemill.pipelines.stream.output_folders import all_outputs
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import LINE, release_line
 from tidemill.pipelines.stream.state_files import (
@@ -141,9 +139,6 @@ class StreamRewriter:
             StateMismatch: The states at the last savepoint are not those that were written.
             StateError: A record cannot be read.
         """
-        for folder in all_outputs(self._folder):
-            # What a killed stream has appended is a file like the others then.
-            folder.join_parts(sys.maxsize)
         self._remove_predictions()
         self._remove_publications()
         request = self._config.project.request.name

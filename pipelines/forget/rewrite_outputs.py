@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tidemill.features.contract import BoolArray
-from tidemill.pipelines.io.framing import Kind, encode_document
-from tidemill.pipelines.io.output_parts import JOINING, PART, read_part
+from tidemill.pipelines.io.output_parts import JOINING, PART, Output, encode_outputs, read_part
 from tidemill.pipelines.io.outputs import OUTPUT
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.read_files import reading
@@ -69,23 +68,17 @@ def _rewrite_joined(path: Path, change: Change) -> int:
 def _rewrite_part(path: Path, change: Change) -> int:
     frames, removed, is_changed = [], 0, False
     for appended in read_part(path):
-        names, batches = [], []
+        left: list[Output] = []
         for output in appended.outputs():
             table = pa.Table.from_batches([output.rows])
             rows = change(table)
             is_changed |= rows is not table
             removed += len(table) - len(rows)
             if len(rows) or not len(table):
-                names.append(output.name)
-                batches.append(rows.combine_chunks().to_batches()[0] if len(rows) else output.rows)
-        if not names:
-            continue
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batches[0].schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-        fields = {"names": names, "rows": [batch.num_rows for batch in batches]}
-        frames.append(encode_document(Kind.OUTPUTS, "", fields, [sink.getvalue()]))
+                batch = rows.combine_chunks().to_batches()[0] if len(rows) else output.rows
+                left.append(Output(output.name, batch))
+        if left:
+            frames.append(encode_outputs(left))
     if is_changed:
         with atomic_write(path) as unfinished:
             unfinished.write_bytes(b"".join(frames))

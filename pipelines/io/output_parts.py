@@ -81,6 +81,23 @@ class Appended(NamedTuple):
                 yield Output(name, reader.read_next_batch())
 
 
+def encode_outputs(outputs: Sequence[Output]) -> bytes:
+    """Encode the frame of an append.
+
+    Args:
+        outputs: At least one; all have the same schema, without metadata.
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, outputs[0].rows.schema) as writer:
+        for output in outputs:
+            writer.write_batch(output.rows)
+    fields = {
+        "names": [output.name for output in outputs],
+        "rows": [output.rows.num_rows for output in outputs],
+    }
+    return encode_document(Kind.OUTPUTS, "", fields, [sink.getvalue()])
+
+
 class PartWriter:
     """Appends outputs to a part of its own for each segment.
 
@@ -105,15 +122,7 @@ class PartWriter:
         """
         if not outputs:
             return
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, outputs[0].rows.schema) as writer:
-            for output in outputs:
-                writer.write_batch(output.rows)
-        fields = {
-            "names": [output.name for output in outputs],
-            "rows": [output.rows.num_rows for output in outputs],
-        }
-        data = encode_document(Kind.OUTPUTS, "", fields, [sink.getvalue()])
+        data = encode_outputs(outputs)
         while True:
             file = self._open(segment)
             path = Path(str(file.name))

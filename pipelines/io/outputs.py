@@ -245,15 +245,7 @@ class OutputFolder:
         return _Parts(paths, self.stamps, known)
 
     def join(self, until: int) -> None:
-        """Join the parts of each segment that counts, and the joined files of many segments.
-
-        Arguments and errors as for `join_parts`.
-        """
-        self.join_parts(until)
-        self._join_again(until)
-
-    def join_parts(self, until: int) -> None:
-        """Join the parts of each segment.
+        """Join the parts of each segment, and the joined files of many segments.
 
         One process joins at a time; writers and readers go on. A kill leaves files that the next
         call goes on with.
@@ -272,6 +264,7 @@ class OutputFolder:
             if any(file.segments > 1 for file in beside):
                 continue  # it came very late, and stays a part
             self._join(parts, beside)
+        self._join_again(until)
 
     def _join(self, parts: Sequence[OutputFile], beside: Sequence[OutputFile]) -> None:
         """Make the joined file of a segment, of its parts and of the one that is there."""
