@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.features.contract import BoolArray
+from tidemill.features.definitions import Request
 from tidemill.features.kernel import hashing
 from tidemill.features.rows import rejected
 from tidemill.pipelines.io.log import POSITION, SENT
@@ -50,7 +51,19 @@ def are_of_log(records: pa.Table | pa.RecordBatch) -> BoolArray:
     return found
 
 
-def read_rejected(folder: Path) -> pa.Table:
-    """Read the rejected records in a folder of a stream's outputs."""
-    found = OutputFolder(folder).read()
+def unanswered(refused: pa.Table, request: Request) -> int:
+    """Count the requests of the log, among rejected records, that were not answered."""
+    of_request = pc.equal(refused.column("stream"), request.name).to_numpy(zero_copy_only=False)
+    return int((of_request & are_of_log(refused)).sum())
+
+
+def read_rejected(folder: Path, since: int = 0, until: int | None = None) -> pa.Table:
+    """Read the rejected records in a folder of a stream's outputs.
+
+    Args:
+        folder: The folder.
+        since: The first segment.
+        until: The last one; None for all.
+    """
+    found = OutputFolder(folder).read(since=since, until=until)
     return pa.concat_tables([rejected.SCHEMA.empty_table(), *([] if found is None else [found])])

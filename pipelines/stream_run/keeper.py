@@ -40,7 +40,7 @@ from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.state_files import missing_files, savepoint_folder
 from tidemill.pipelines.stream_run.offline_joins import OfflineJoins
-from tidemill.pipelines.stream_run.outcome import SegmentOutputs
+from tidemill.pipelines.stream_run.segment_tail import SegmentTail
 from tidemill.pipelines.telemetry.running import savepoint_kept
 from tidemill.pipelines.telemetry.tracing import span
 from tidemill.serving.online.backends import open_database
@@ -115,8 +115,8 @@ class Keeper:
         self._watcher: threading.Thread | None = None
         self._joins: OfflineJoins | None = None
 
-    def _outputs_of(self, segment: int) -> SegmentOutputs:
-        return SegmentOutputs(self._stream, self.config.project.request, segment)
+    def _outputs_of(self, segment: int) -> SegmentTail:
+        return SegmentTail(self._stream, self.config.project.request, segment)
 
     @contextmanager
     def keeping(self, stop: Callable[[], None]) -> Iterator[None]:

@@ -85,8 +85,9 @@ from tidemill.pipelines.stream.state_files import savepoint_folder
 from tidemill.pipelines.stream.wire_format import decode_unanswered
 from tidemill.pipelines.stream_run.keeper import Keeper
 from tidemill.pipelines.stream_run.live_input import LiveInput
-from tidemill.pipelines.stream_run.outcome import check_end, count_outcome
+from tidemill.pipelines.stream_run.outcome import count_outcome
 from tidemill.pipelines.stream_run.replay_input import ReplayInput, recorded_cuts
+from tidemill.pipelines.stream_run.segment_tail import check_end
 from tidemill.pipelines.telemetry.metrics import EARLY, REPEATS
 from tidemill.pipelines.telemetry.rejected_figures import CountRejected
 from tidemill.pipelines.telemetry.running import (

@@ -23,7 +23,7 @@ from tidemill.pipelines.verify.follow.segment_outputs import SegmentOutputs
 from tidemill.pipelines.verify.follow.waiting_requests import due_together
 from tidemill.pipelines.verify.outputs.extent import Answerable
 from tidemill.pipelines.verify.outputs.places import places_of
-from tidemill.pipelines.verify.served import Served, read_predictions, serve_beside_requests
+from tidemill.pipelines.verify.served import Served, serve_beside_requests
 
 _PLACE = ("partition", "position")
 
@@ -39,7 +39,7 @@ class RequestsServed:
     """
 
     def __init__(self, project: Project, shards: int, stream: Path, *, is_exact: bool) -> None:
-        self._project, self._shards, self._stream = project, shards, stream
+        self._project, self._shards = project, shards
         self._outputs, self._is_exact = SegmentOutputs(stream, project), is_exact
 
     def serve(
@@ -71,24 +71,11 @@ class RequestsServed:
             predictions = pa.table({"request_id": pa.array([], pa.string()), **nothing})
         # Those that were forgotten get no answer; whoever asked with them waits for them still.
         refused = np.union1d(refused, places[forgotten_rows(self._project.request, asked)])
-        lacking = due & ~np.isin(places, refused)
-        lacking &= ~np.isin(places, places_of(predictions, *_PLACE))
-        if lacking.any():
-            predictions = self._found_elsewhere(predictions, places[lacking])
         answerable = Answerable(answered=places[due], possible=places, refused=refused)
         served = serve_beside_requests(asked, predictions, answerable, self._project, findings)
         answered = np.isin(places, places_of(predictions, *_PLACE))
         waits: BoolArray = ~due & ~answered & ~np.isin(places, refused)
         return served, waits
-
-    def _found_elsewhere(self, predictions: pa.Table, lacking: Int64Array) -> pa.Table:
-        """Look for answers in all files, since files of segments may have been joined."""
-        everything = read_predictions(self._stream, self._project)
-        there = np.isin(places_of(everything, *_PLACE), lacking)
-        if not there.any():
-            return predictions
-        more = everything.filter(pa.array(there))
-        return pa.concat_tables([predictions, more]) if len(predictions) else more
 
     def _is_passed(self, asked: pa.Table, reached: Mapping[Place, Reached]) -> BoolArray:
         """Tell which requests all frontiers have passed: bool, ``(rows,)``."""

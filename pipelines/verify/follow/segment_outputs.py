@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 
 from tidemill.features.definitions import Project
-from tidemill.features.rows import rejected
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.release_log import read_releases
 from tidemill.pipelines.recovery.savepoints import Savepoint, last_segment
-from tidemill.pipelines.stream.output_folders import rejected_of
+from tidemill.pipelines.run import paths
+from tidemill.pipelines.stream.rejected_by_stream import read_rejected
 from tidemill.pipelines.verify.outputs.logged_publications import LoggedPublications, Place
 from tidemill.pipelines.verify.served import predictions_between
 
@@ -69,30 +69,21 @@ class SegmentOutputs:
         return read_releases(self._stream, segment, segment)
 
     def predictions(self, segments: Sequence[int]) -> pa.Table | None:
-        """Return the predictions of segments; None if there are none."""
-        tables = [
-            table
-            for segment in segments
-            if (table := predictions_between(self._stream, self._project, segment, segment))
-            is not None
-        ]
-        return pa.concat_tables(tables) if tables else None
+        """Return the predictions of successive segments; None if there are none."""
+        return predictions_between(self._stream, self._project, segments[0], segments[-1])
 
     def rejected(self, segments: Sequence[int]) -> pa.Table:
-        """Return the rejected records of segments."""
-        folder = rejected_of(self._stream)
-        found = [folder.read(since=segment, until=segment) for segment in segments]
-        tables = [table for table in found if table is not None]
-        return pa.concat_tables([rejected.SCHEMA.empty_table(), *tables])
+        """Return the rejected records of successive segments."""
+        folder = self._stream / paths.REJECTED_BY_STREAM
+        return read_rejected(folder, segments[0], segments[-1])
 
     def publications(
         self, segments: Sequence[int], releases: Mapping[tuple[str, int, int], Any]
     ) -> list[Published]:
-        """Return the publications of releases of some segments."""
-        logs = [LoggedPublications(self._stream, segment, segment) for segment in segments]
+        """Return the publications of releases of successive segments."""
+        log = LoggedPublications(self._stream, segments[0], segments[-1])
         return [
             Published(view, shard, number, rows)
             for view, shard, number in releases
-            for log in logs
             for _, rows in log.take(Place(view, shard, number))
         ]
