@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,14 @@ MEND_LIVE: Final = "restore the file from a copy, or run `tidemill backfill` for
 _METADATA: Final = b"tidemill"
 _FORMAT: Final = {"format": "tidemill-log", "version": 1}
 
-_checked: dict[Path, tuple[int, int, int]] = {}
-"""The files whose rows this process has checked: inode, size and time of change."""
-_checked_blocks: dict[Path, tuple[tuple[int, int, int], set[int]]] = {}
+_Identity = tuple[int, int, int]
+"""Inode, size and time of change of a file."""
+_OPENINGS: Final = 100
+"""So often a file is opened that is replaced each time between its name and its bytes."""
+
+_checked: dict[Path, _Identity] = {}
+"""The files whose rows this process has checked."""
+_checked_blocks: dict[Path, tuple[_Identity, set[int]]] = {}
 """The blocks that it has checked, of the other files."""
 
 
@@ -44,9 +49,13 @@ _checked_blocks: dict[Path, tuple[tuple[int, int, int], set[int]]] = {}
 class LogFile:
     """A file of a partition, opened.
 
+    The last file of a live partition is replaced by a longer one with each seal. What this object
+    says is true of the file that it has opened; `read` opens the newest.
+
     Attributes:
         path: The file.
         reader: Opened, memory-mapped.
+        identity: Which file was opened.
         columns: The declared columns.
         start: The position of its first row.
         rows: The position after its last row.
@@ -56,6 +65,7 @@ class LogFile:
 
     path: Path
     reader: pa.ipc.RecordBatchFileReader
+    identity: _Identity
     columns: Schema
     start: int
     rows: int
@@ -66,7 +76,8 @@ class LogFile:
     def of(path: Path, start: int, stop: int | None) -> LogFile:
         """Open a file; ``stop`` is the position from which on another file is read."""
         with reading(path, mend_of(path)):
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            file, identity = _opened(path, pa.memory_map)
+            reader = pa.ipc.open_file(file)
             columns, stored = _stored(path, reader.schema)
         if start % BLOCK_ROWS or (stop is not None and stop < start):
             raise DamagedFile(f"{path}: a file of a log begins with a whole block; {mend_of(path)}")
@@ -78,7 +89,7 @@ class LogFile:
                     f"at {stop:,}: rows are missing; {MEND_LIVE}"
                 )
             end, digests = stop, digests[: (stop - start) // BLOCK_ROWS]
-        return LogFile(path, reader, columns, start, end, digests, stored)
+        return LogFile(path, reader, identity, columns, start, end, digests, stored)
 
     @property
     def blocks(self) -> int:
@@ -96,13 +107,11 @@ class LogFile:
         Raises:
             DamagedFile: Its rows are not those that were written.
         """
-        status = self.path.stat()
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if _checked.get(self.path) != seen:
+        if _checked.get(self.path) != self.identity:
             _check(self.path, self.reader)
             if self.stored.rows:
                 self._check_place(0, self.reader.get_batch(0))
-            _checked[self.path] = seen
+            _checked[self.path] = self.identity
         return self.reader
 
     def read(self, first: int, last: int) -> list[pa.RecordBatch]:
@@ -115,10 +124,19 @@ class LogFile:
         numbers = range(max(first - before, 0), min(last - before, self.blocks))
         if not numbers:
             return []
-        with reading(self.path, mend_of(self.path)), pa.OSFile(str(self.path), "rb") as file:
-            reader = pa.ipc.open_file(file)
-            blocks = [reader.get_batch(number) for number in numbers]
-            _check_blocks(self.path, self.columns, self.stored, zip(numbers, blocks, strict=True))
+        with reading(self.path, mend_of(self.path)):
+            file, identity = _opened(self.path, pa.OSFile)
+            with file:
+                reader = pa.ipc.open_file(file)
+                _, stored = _stored(self.path, reader.schema)
+                if stored.rows < self.stored.rows:
+                    raise DamagedFile(
+                        f"{self.path} had {self.stored.rows:,} rows and has {stored.rows:,} now: "
+                        f"rows were lost; {mend_of(self.path)}"
+                    )
+                blocks = [reader.get_batch(number) for number in numbers]
+                found = zip(numbers, blocks, strict=True)
+                _check_blocks(self.path, identity, self.columns, stored, found)
         for number, block in zip(numbers, blocks, strict=True):
             self._check_place(number, block)
         return blocks
@@ -268,6 +286,23 @@ def block_digests(schema: Schema, table: pa.Table) -> list[bytes]:
     ]
 
 
+def _opened(path: Path, opening: Callable[[str], pa.NativeFile]) -> tuple[pa.NativeFile, _Identity]:
+    """Open a file that another process may replace; return it, and which one it is."""
+    identity = _identity(path)
+    for _ in range(_OPENINGS):
+        file, before = opening(str(path)), identity
+        identity = _identity(path)
+        if identity == before:
+            return file, identity
+        file.close()
+    raise DamagedFile(f"{path} is replaced all the time; {mend_of(path)}")
+
+
+def _identity(path: Path) -> _Identity:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _stored(path: Path, schema: pa.Schema) -> tuple[Schema, PartitionDigests]:
     """Return the declared columns and the digests that a file states."""
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
@@ -299,13 +334,12 @@ def _check(path: Path, reader: pa.ipc.RecordBatchFileReader) -> None:
 
 def _check_blocks(
     path: Path,
+    seen: _Identity,
     schema: Schema,
     stored: PartitionDigests,
     blocks: Iterable[tuple[int, pa.RecordBatch]],
 ) -> None:
     """Check blocks that this process has not checked yet."""
-    status = path.stat()
-    seen = (status.st_ino, status.st_size, status.st_mtime_ns)
     if _checked.get(path) == seen:
         return
     if path not in _checked_blocks or _checked_blocks[path][0] != seen:

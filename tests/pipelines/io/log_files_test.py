@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from tidemill.features.errors import DamagedFile, StateVersionError
 from tidemill.pipelines.io import log as log_module
 from tidemill.pipelines.io import log_digests, log_files
 from tidemill.pipelines.io.log import Log, one_batch
-from tidemill.pipelines.io.log_files import write_log_file
+from tidemill.pipelines.io.log_files import LogFile, write_log_file
 
 BLOCK = 8
 ROWS = 45
@@ -131,6 +132,62 @@ def test_a_tail_is_replaced_by_the_later_file(tmp_path: Path) -> None:
     write_rows(live_files(log)[0], other, BLOCK, 20)
     found = log.read("rain", 0).column("reading").to_pylist()
     assert found == [*range(8), *range(108, 120)]
+
+
+def before_each(
+    monkeypatch: pytest.MonkeyPatch, method: str, happens: Callable[[Path], object]
+) -> None:
+    """Let something happen to a file after it was opened, and before it is read."""
+    real = getattr(LogFile, method)
+
+    def late(self: LogFile, *arguments: Any) -> Any:
+        if "live" in self.path.parts:
+            happens(self.path)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(LogFile, method, late)
+
+
+def test_a_file_that_a_seal_replaces_is_read_as_it_is_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replacement has other digests: those of more rows of the same block."""
+    table = many_readings(2 * BLOCK)
+    log = in_files(tmp_path, table, [0, BLOCK + 1])
+    right = in_one(tmp_path, table).read_span("rain", 0, 3, BLOCK + 1)
+    stops = iter(range(BLOCK + 2, 2 * BLOCK))
+    before_each(monkeypatch, "read", lambda path: write_rows(path, table, 0, next(stops)))
+    for _ in range(3):
+        assert log.read_span("rain", 0, 3, BLOCK + 1) == right
+    assert next(stops) == BLOCK + 5
+
+
+def test_rows_that_a_replacement_has_lost_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = many_readings(20)
+    log = in_files(tmp_path, table, [0, 20])
+    before_each(monkeypatch, "read", lambda path: write_rows(path, table, 0, 12))
+    with pytest.raises(DamagedFile, match=r"had 20 rows and has 12 now: rows were lost"):
+        log.read_span("rain", 0, 0, 9)
+
+
+def test_a_replacement_is_not_taken_for_the_file_that_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = many_readings(20)
+    log = in_files(tmp_path, table, [BLOCK, 20])
+    (path,) = live_files(log)
+
+    def replaced(path: Path) -> None:
+        write_rows(path, table, BLOCK, 20)
+        changed(path)
+
+    with monkeypatch.context() as patch:
+        before_each(patch, "checked", replaced)
+        assert len(log.read("rain", 0)) == 20
+    with pytest.raises(DamagedFile, match=f"{path.name} was changed"):
+        log.read("rain", 0)
 
 
 def cut_short(path: Path) -> None:

@@ -139,7 +139,9 @@ def test_a_live_stream_is_proven_while_it_runs_and_tampers_are_named(
     assert records[0].polls < records[1].polls < records[2].polls
     assert records[0].up_to_us < records[1].up_to_us < records[2].up_to_us
     found = {one.what: one for one in faults(records[-1])}
-    assert found.keys() == {"value", "publication"}
+    assert found.keys() == {"value", "publication"}, "".join(
+        str(f) + chr(10) for f in faults(records[-1])
+    )
     assert found["value"].id.startswith("q-")
     assert found["value"].served == "999"
     assert all(one.view == "by_card" and one.entity for one in found.values())
