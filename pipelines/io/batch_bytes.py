@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pyarrow as pa
+
+IPC_OPTIONS: Final = pa.ipc.IpcWriteOptions()
+"""Given to each writer: without them each one asks the environment for the version."""
 
 
 def batch_bytes(batch: pa.RecordBatch | None) -> pa.Buffer:
     """Encode a batch with its schema; None becomes no bytes."""
     sink = pa.BufferOutputStream()
     if batch is not None:
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
+        with pa.ipc.new_stream(sink, batch.schema, options=IPC_OPTIONS) as writer:
             writer.write_batch(batch)
     return sink.getvalue()
 

@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 import pyarrow as pa
 
 from tidemill.features.errors import DamagedState
+from tidemill.pipelines.io.batch_bytes import IPC_OPTIONS
 from tidemill.pipelines.io.framing import (
     HEADER_BYTES,
     Kind,
@@ -88,7 +89,7 @@ def encode_outputs(outputs: Sequence[Output]) -> bytes:
         outputs: At least one; all have the same schema, without metadata.
     """
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, outputs[0].rows.schema) as writer:
+    with pa.ipc.new_stream(sink, outputs[0].rows.schema, options=IPC_OPTIONS) as writer:
         for output in outputs:
             writer.write_batch(output.rows)
     fields = {

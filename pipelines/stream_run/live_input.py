@@ -50,7 +50,7 @@ from tidemill.pipelines.telemetry.running import figures_place, stream_drains
 STOP: Final = "stop.json"
 """The file of a stream's folder that names the poll after which it stops."""
 _AGAIN_SECONDS: Final = 1.0
-_MOST_UNREAD: Final = 2
+_MOST_UNREAD: Final = 1
 """The most polls that are written down and that no operator has taken. A stream that does not keep
 up then gets larger polls, which cost less a row, and not more of them to wait for."""
 
@@ -324,7 +324,7 @@ class LiveInput:
         while not (self.stop.is_set() or ended.is_set()) and wall_clock_us() < until_us:
             number = reader.number - self.begins.before + begin
             if number - max(self._taken(), begin) >= _MOST_UNREAD:
-                ended.wait(0.01)
+                ended.wait(0.002)
                 continue
             is_due = time.monotonic() >= keep_s and not reader.goes_on_from_mark
             segment = self.start.segment + reader.epoch - self._epoch

@@ -117,9 +117,11 @@ class _Follow(beam.DoFn):
     ) -> Iterator[Any]:
         at, _ = tracker.current_restriction()
         end = time.monotonic() + _SLICE_SECONDS
+        has_sent = False
         while True:
             found = self._next(at)
             if found is not None:
+                has_sent = True
                 poll, refused = found
                 at = Cut(poll.number, tuple(part.stop for part in poll.parts))
                 if not tracker.try_claim((at, False)):
@@ -135,6 +137,8 @@ class _Follow(beam.DoFn):
                     stamp = watermark.current_watermark() or MIN_TIMESTAMP
                     yield TimestampedValue(mark.encode(), stamp)
                 return
+            elif has_sent:
+                break  # what was sent does not wait for more
             else:
                 time.sleep(_WAIT_SECONDS)
             if time.monotonic() >= end:

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill.features.contract import write_instant
@@ -90,3 +90,30 @@ def test_no_rows_and_no_columns() -> None:
 def test_another_type_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="column 'a' is list"):
         json_objects(pa.RecordBatch.from_pydict({"a": pa.array([[1]])}))
+
+
+VALUES = {
+    "float64": (pa.float64(), st.one_of(st.floats(), st.integers(-(2**60), 2**60).map(float))),
+    "float32": (pa.float32(), st.floats(width=32)),
+    "int64": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+    "uint8": (pa.uint8(), st.integers(0, 255)),
+    "bool": (pa.bool_(), st.booleans()),
+    "text": (pa.string(), st.text()),
+    "large text": (pa.large_string(), st.text(alphabet='a"\\\n\x00\x1f\x7fé')),
+    "time": (pa.timestamp("us", "UTC"), st.integers(EARLIEST, LATEST)),
+    "second": (pa.timestamp("s", "UTC"), st.integers(EARLIEST // 10**6, LATEST // 10**6)),
+    "null": (pa.null(), st.none()),
+}
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_few_rows_are_written_as_many(data: st.DataObject) -> None:
+    """A message that is written again may come with more or fewer others."""
+    columns = {}
+    for name, (kind, values) in VALUES.items():
+        some = data.draw(st.lists(st.one_of(st.none(), values), min_size=1, max_size=12))
+        columns[name] = pa.array(some, kind).take(pa.array(np.arange(100) % len(some)))
+    rows = pa.RecordBatch.from_pydict(columns)
+    parts = [json_objects(rows.slice(start, 7)) for start in range(0, 100, 7)]
+    assert json_objects(rows).equals(pa.concat_arrays(parts))
