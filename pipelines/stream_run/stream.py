@@ -379,7 +379,10 @@ def wire(
     out = sharded | Featurize(project, featurize)
     answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.figures))
     write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
-    _ = answered | "Predictions" >> beam.ParDo(delivery.step(PREDICTIONS, write))
+    delivered = answered | "Predictions" >> beam.ParDo(delivery.step(PREDICTIONS, write))
+    # The workers of Beam end a bundle's steps in the order of how many steps follow each. So one
+    # more lets predictions go out before the store is written to, and not after.
+    _ = delivered | "Delivered" >> beam.ParDo(_Nothing())
     publish = Publish(
         project,
         root,
@@ -405,6 +408,15 @@ def wire(
             | f"CountRejected{part}" >> beam.ParDo(CountRejected(featurize.figures))
             | f"WriteRejected{part}" >> beam.ParDo(delivery.step(REJECTED, write))
         )
+
+
+@beam.typehints.with_input_types(str)
+@beam.typehints.with_output_types(str)
+class _Nothing(beam.DoFn):
+    """Takes what does not come."""
+
+    def process(self, element: str) -> Iterator[str]:
+        yield from ()
 
 
 @beam.typehints.with_input_types(bytes)
