@@ -2,6 +2,7 @@
 
     make faults                              # 30 faults, at most 20 minutes
     make faults ARGS="--count 5 --seed 7"    # the faults of a seed again
+    make faults ARGS="--rate 800 --predictions 200000"    # and more until there are so many
 
 The last line says what `verify` has proven and what a reader of committed messages has seen. The
 exit status is 1 if a value differs, a prediction was lost or doubled, or if the stream ended by
@@ -18,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.fault_run import FaultRun, Verdict, random_faults
+from tests.support.fault_run import RATE, FaultRun, Verdict, random_faults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,14 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20.0, help="after which no fault begins")
     parser.add_argument("--longest", type=float, default=20.0, help="seconds of the longest pause")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--rate", type=float, default=RATE, help="messages a second")
+    parser.add_argument(
+        "--predictions", type=int, default=0, help="faults go on until so many are asked for"
+    )
     given = parser.parse_args(arguments)
     print(f"seed {given.seed}", flush=True)
     began, done = time.monotonic(), 0
     with (
         tempfile.TemporaryDirectory(prefix="tidemill-faults-") as folder,
-        FaultRun(Path(folder), lambda text: print(text, flush=True)).running() as run,
+        FaultRun(Path(folder), lambda text: print(text, flush=True), given.rate).running() as run,
     ):
-        for fault in random_faults(given.count, given.seed, given.longest):
+        for fault in random_faults(seed=given.seed, longest_s=given.longest):
+            if done >= given.count and run.producer.requests >= given.predictions:
+                break
             if time.monotonic() - began > given.minutes * 60:
                 print(f"{given.minutes:g} minutes are over", flush=True)
                 break

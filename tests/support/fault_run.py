@@ -24,9 +24,11 @@ from typing import Any, Final
 
 from kafka import KafkaProducer
 
+from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
 from tests.support.redis_server import RedisServer
+from tests.support.stream_outputs import table_in
 from tests.support.topics import committed
 from tidemill.features.errors import TidemillError
 from tidemill.pipelines.config.configuration import load
@@ -39,6 +41,7 @@ VICTIMS: Final = (STREAM, BROKER, REDIS)
 KILL: Final = "kill -9"
 PAUSE: Final = "SIGSTOP"
 _EVERY_S: Final = 0.05
+RATE: Final = 20.0
 _START_S: Final = 120.0
 
 
@@ -62,18 +65,16 @@ class Fault:
         return f"{self.how} of {self.victim}, back after {self.seconds:.1f} s"
 
 
-def random_faults(count: int, seed: int, longest_s: float = 20.0) -> list[Fault]:
-    """Return faults at random: a seed gives the same ones again."""
+def random_faults(seed: int, longest_s: float = 20.0) -> Iterator[Fault]:
+    """Yield faults at random without end: a seed gives the same ones again."""
     chance = random.Random(seed)
-    return [
-        Fault(
+    while True:
+        yield Fault(
             chance.choice(VICTIMS),
             how := chance.choice((KILL, PAUSE)),
             chance.uniform(0.0, 5.0) if how == KILL else chance.uniform(0.5, longest_s),
             chance.uniform(0.5, 8.0),
         )
-        for _ in range(count)
-    ]
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,13 @@ class FaultRun:
     Args:
         folder: Where everything is.
         say: Is told of each fault.
-        every_s: How long the producer waits between messages.
+        rate: How many messages a second the producer sends, a third of them requests.
     """
 
     def __init__(
-        self, folder: Path, say: Callable[[str], None] = print, every_s: float = _EVERY_S
+        self, folder: Path, say: Callable[[str], None] = print, rate: float = RATE
     ) -> None:
-        self._folder, self._say, self._every_s = folder, say, every_s
+        self._folder, self._say, self._rate = folder, say, rate
         self._ended: list[str] = []
         self._noticed: list[float] = []
         self._stream: subprocess.Popen[bytes] | None = None
@@ -129,7 +130,7 @@ class FaultRun:
             self.redis.start()
             self.project = _project(self._folder / "project", self.broker, self.redis)
             self.project.run("backfill")
-            self.producer = _Producer(self.project, self._every_s)
+            self.producer = _Producer(self.project, self._rate)
             ended.callback(self.producer.stop)
             self.producer.start()
             ended.callback(self._kill_stream)
@@ -224,7 +225,8 @@ class FaultRun:
         return time.monotonic() - acknowledged
 
     def _answered(self) -> set[str]:
-        return {row["request_id"] for row in self.project.predictions()}
+        folder = stream_of(self.project.folder / "run") / "predictions"
+        return set(table_in(folder).column("request_id").to_pylist())
 
     def _wait_for_answers(self, more: int) -> None:
         """Wait until more requests are answered than now."""
@@ -273,14 +275,14 @@ def _project(folder: Path, broker: TestBroker, redis: RedisServer) -> LiveProjec
 
 @dataclass
 class _Producer:
-    """Sends payments and checks in turn, one by one, and counts acknowledgements.
+    """Sends payments and checks in turn, and counts acknowledgements.
 
     An idempotent producer of kafka-python sends a message again until the broker has it, once. It
     gives up after ten minutes, which fails the run.
     """
 
     project: LiveProject
-    every_s: float
+    rate: float
     _acknowledged: dict[str, list[str]] = field(
         default_factory=lambda: {"payments": [], "checks": []}
     )
@@ -318,19 +320,31 @@ class _Producer:
 
     def _send(self) -> None:
         try:
-            while not self._ended.wait(self.every_s):
-                kind = self._random.choice(("payments", "payments", "checks"))
-                name, row = self._row(kind)
-                future = self._producer.send(
-                    self.project.topics[kind],
-                    json.dumps(row).encode(),
-                    partition=self._random.randrange(self.project.partitions),
-                )
-                self._sent.put((kind, name, future))
+            began, sent = time.monotonic(), 0
+            while not self._ended.wait(_EVERY_S):
+                due = round((time.monotonic() - began) * self.rate)
+                for _ in range(due - sent):
+                    self._send_one()
+                sent = max(due, sent)
         except BaseException as error:  # noqa: BLE001 - raised by `acknowledged`
             self._failed.append(error)
         finally:
             self._sent.put(None)
+
+    def _send_one(self) -> None:
+        kind = self._random.choice(("payments", "payments", "checks"))
+        name, row = self._row(kind)
+        future = self._producer.send(
+            self.project.topics[kind],
+            json.dumps(row).encode(),
+            partition=self._random.randrange(self.project.partitions),
+        )
+        self._sent.put((kind, name, future))
+
+    @property
+    def requests(self) -> int:
+        """How many requests were acknowledged until now."""
+        return len(self._acknowledged["checks"])
 
     def _count(self) -> None:
         try:
