@@ -318,6 +318,9 @@ class LiveInput:
     def _read(self, reader: LiveReader, marks: Marks, ended: threading.Event) -> None:
         every_s = self.config.stream.savepoint_every_us / SECOND
         keep_s = time.monotonic() + every_s
+        if reader.number > self.live.sealed().number and not reader.goes_on_from_mark:
+            # A run before was killed, and this one may live no longer: what it repeats is kept.
+            keep_s = time.monotonic()
         until_us = TIME_MAX if self.until_us is None else self.until_us
         begin = self.begins.start.number
         report = self._report(reader)

@@ -296,6 +296,26 @@ def test_what_a_savepoint_holds_is_sealed_and_the_rest_is_sent_again(rig: Rig) -
     assert again.begins.rows == 0
 
 
+def test_what_a_killed_run_has_not_kept_is_kept_as_soon_as_it_is_repeated(rig: Rig) -> None:
+    """However often a stream is killed before `savepoint_every` has passed."""
+    rig.paid.send(row("a", START))
+    killed, marks = entrance(rig, every_us=HOUR), Counting(least=2)
+
+    def pipeline() -> None:
+        wait_until(lambda: len(rig.rows("paid")) == 1)
+
+    run(killed, pipeline, marks)
+    assert not any(poll.is_marked for poll in polls_of(rig))
+    unsaved = len(rig.logged())
+    rig.paid.send(row("b", START))
+    assert marks.asked == []
+    again = entrance(rig, every_us=HOUR)
+    run(again, lambda: wait_until(lambda: len(rig.logged()) > unsaved + 1), marks)
+    assert marks.asked == [1]
+    marked = [number for number, poll in enumerate(polls_of(rig)) if poll.is_marked]
+    assert marked == [unsaved]
+
+
 def polls_of(rig: Rig) -> list[Poll]:
     return [Poll.decode(bytes(one.poll)) for one in rig.logged()]
 

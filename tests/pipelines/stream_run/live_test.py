@@ -14,8 +14,10 @@ from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
 from tests.support.stream_outputs import rows_in
+from tests.support.topics import committed
 from tidemill.pipelines.config.configuration import load
 from tidemill.pipelines.ingest.committed_offsets import group_of
+from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run.proof_record import ProofRecord
 from tidemill.pipelines.run.summary import read_summary
 
@@ -60,6 +62,36 @@ def test_a_live_stream_that_is_drained_killed_and_resumed_is_whole(
     record = ProofRecord.read(project.folder / "run")
     assert record is not None
     assert record.counts["predictions"] == 115
+
+
+def test_kills_that_come_faster_than_savepoints_do_not_keep_a_stream_from_going_on(
+    tmp_path: Path, broker: TestBroker
+) -> None:
+    project = LiveProject(tmp_path / "project", broker, savepoint_every="10m", sinks=True)
+    project.run("backfill")
+    for run in range(4):
+        project.produce(30, 10)
+        with project.streaming(*(["--resume"] if run else [])) as process:
+            project.wait_for(10 * run + 5, process)
+            deadline = time.monotonic() + 60
+            while kept_segments(project) < run:
+                assert time.monotonic() < deadline, project.log()
+                time.sleep(0.05)
+            if run < 3:
+                process.kill()
+            else:
+                project.drain(process)
+    assert kept_segments(project) == 4
+    answered = [row["request_id"] for row in project.predictions()]
+    assert sorted(answered) == sorted(f"checks-{n}" for n in range(40))
+    assert project.verify() == 160
+    keys = [message.key.decode() for message in committed(project, "predictions")]
+    assert sorted(keys) == sorted(answered)
+
+
+def kept_segments(project: LiveProject) -> int:
+    found = Savepoint.read(stream_of(project.folder / "run"))
+    return 0 if found is None else found.segment
 
 
 def check_committed(project: LiveProject) -> None:
