@@ -18,16 +18,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import psutil
 from kafka import KafkaConsumer, TopicPartition
 
-from benchmarks.live_load import REQUEST_EVERY
+from benchmarks.kernel import SLICE_ROWS, OneView, cut
+from benchmarks.live_load import CARDS, REQUEST_EVERY
 from benchmarks.measure import AnswersDiffer, Effort, Figure
+from benchmarks.workload import make_workload
 from tests.support.kafka_broker import TestBroker
 from tests.support.live_project import LiveProject
+from tidemill.features.definitions import Aggregation, col, count, last, mean
+from tidemill.features.definitions import sum as sum_
 
 ROOT: Final = Path(__file__).parents[1]
 ENGINES: Final = ("fnapi", "prism")
@@ -35,6 +39,16 @@ MODES: Final = ("exact", "eager")
 RATES: Final = (500, 5_000)
 DISORDER_MS: Final = {"exact": 1_000.0, "eager": 0.0}
 BACKLOG_ROWS: Final = 100_000
+LARGE_ROWS: Final = 1_000
+"""The rows of a large message."""
+LARGE_BACKLOG: Final = {"arrow": 4_000_000, "json": 1_000_000}
+FOUR: Final[dict[str, Aggregation]] = {
+    "payments_10m": count(over="10m"),
+    "spent_10m": sum_(col("amount"), over="10m"),
+    "mean_1h": mean(col("amount"), over="1h"),
+    "last_amount": last(col("amount"), over="1h"),
+}
+"""The features of the project, on the payments of `benchmarks.workload`."""
 _WARM_S: Final = 5.0
 """Predictions of the first seconds are not measured: the stream catches up, kernels load."""
 _LOOK_MS: Final = 100
@@ -78,11 +92,14 @@ class Reader:
 
 
 @contextmanager
-def load(project: LiveProject, rate: float, amount: float) -> Iterator[subprocess.Popen[bytes]]:
-    """Produce in another process while the block runs."""
+def load(
+    project: LiveProject, rate: float, amount: float, rows: int = 1
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Produce in another process while the block runs (`benchmarks.live_load`)."""
     topics = project.topics["payments"], project.topics["checks"]
     command = [sys.executable, "-m", "benchmarks.live_load", project.broker.bootstrap, *topics]
-    with subprocess.Popen([*command, str(rate), str(amount)], cwd=ROOT) as process:
+    how = [str(rate), str(amount), str(rows), project.format]
+    with subprocess.Popen([*command, *how], cwd=ROOT) as process:
         yield process
 
 
@@ -152,13 +169,22 @@ def bare_reader(project: LiveProject, rows: int) -> float:
     return rows / taken
 
 
-def sustained(folder: Path, broker: TestBroker, engine: str, rows: int) -> list[Figure]:
-    """Measure how fast a stream takes a topic that is full."""
-    project = LiveProject(folder, broker, engine, savepoint_every="10s", sinks=True)
-    project.run("backfill")
-    with load(project, 0, rows) as producing:
-        assert producing.wait() == 0
-    alone = bare_reader(project, rows)
+class Sustained(NamedTuple):
+    """How fast a stream has taken a topic that is full.
+
+    Attributes:
+        rate: Rows per second.
+        memory: The most memory of the stream, in GiB.
+        proof: How many values were verified.
+    """
+
+    rate: float
+    memory: float
+    proof: Figure
+
+
+def take_backlog(project: LiveProject, name: str, rows: int) -> Sustained:
+    """Let a stream take all rows that its topics have."""
     requests = rows // REQUEST_EVERY
     with project.streaming() as process:
         watched, most = psutil.Process(process.pid), 0.0
@@ -172,13 +198,51 @@ def sustained(folder: Path, broker: TestBroker, engine: str, rows: int) -> list[
             time.sleep(0.2)
         rate = (answered - first) * REQUEST_EVERY / (time.monotonic() - began)
         project.drain(process)
-    name = f"{engine}, sustained"
+    return Sustained(rate, most, proven(project, name))
+
+
+def sustained(folder: Path, broker: TestBroker, engine: str, rows: int) -> list[Figure]:
+    """Measure how fast a stream takes messages of one row, and publishes predictions."""
+    project = LiveProject(folder, broker, engine, savepoint_every="10s", sinks=True)
+    project.run("backfill")
+    with load(project, 0, rows) as producing:
+        assert producing.wait() == 0
+    alone, name = bare_reader(project, rows), f"{engine}, sustained"
+    found = take_backlog(project, name, rows)
     return [
-        Figure(f"{name}: rows", rate, "rows/s", note="one row a message, JSON"),
+        Figure(f"{name}: rows", found.rate, "rows/s", note="one row a message, JSON"),
         Figure(f"{name}: a bare reader", alone, "rows/s"),
-        Figure(f"{name}: against a bare reader", rate / alone, "x"),
-        Figure(f"{name}: memory at most", most, "GiB"),
-        proven(project, name),
+        Figure(f"{name}: against a bare reader", found.rate / alone, "x"),
+        Figure(f"{name}: memory at most", found.memory, "GiB"),
+        found.proof,
+    ]
+
+
+def kernel_alone(rows: int) -> float:
+    """Return the rows per second of preparing and advancing, in slices, on one core."""
+    workload, one = make_workload(rows, CARDS), OneView(FOUR)
+    slices = cut(workload, SLICE_ROWS)
+    one.advance_over([one.prepare(part) for part in slices[:2]])
+    began = time.process_time()
+    one.advance_over([one.prepare(part) for part in slices])
+    return rows / (time.process_time() - began)
+
+
+def large_messages(
+    folder: Path, broker: TestBroker, form: str, rows: int, kernel: float
+) -> list[Figure]:
+    """Measure how fast a stream takes messages of many rows, and writes answers to files."""
+    project = LiveProject(folder, broker, savepoint_every="10s", format=form)
+    project.run("backfill")
+    with load(project, 0, rows, LARGE_ROWS) as producing:
+        assert producing.wait() == 0
+    name = f"fnapi, {LARGE_ROWS:,} rows a message as {form}"
+    found = take_backlog(project, name, rows)
+    return [
+        Figure(f"{name}: rows", found.rate, "rows/s"),
+        Figure(f"{name}: against the kernel", found.rate / kernel, "x"),
+        Figure(f"{name}: memory at most", found.memory, "GiB"),
+        found.proof,
     ]
 
 
@@ -205,6 +269,11 @@ def run(quick: bool, effort: Effort) -> list[Figure]:
                 )
             for engine in ENGINES if not quick else ("fnapi",):
                 out += sustained(Path(folder) / f"{engine}-full", broker, engine, rows)
+            kernel = kernel_alone(2_000 if quick else 1_000_000)
+            out.append(Figure("the kernel alone", kernel, "rows/s"))
+            for form, backlog in LARGE_BACKLOG.items():
+                place = Path(folder) / f"large-{form}"
+                out += large_messages(place, broker, form, 8_000 if quick else backlog, kernel)
         finally:
             broker.close()
     return out

@@ -66,16 +66,16 @@ project = Project("payments", views=[by_card], request=checks)
 CONFIGURATION: Final = """
 project: project:project
 root: run
-shards: 2
+shards: {shards}
 sources:
   payments:
     files: [payments.csv]
     received: sent_at
-    kafka: {{bootstrap: "{bootstrap}", topic: {payments}, format: json}}
+    kafka: {{bootstrap: "{bootstrap}", topic: {payments}, format: {format}}}
   checks:
     files: [checks.csv]
     received: sent_at
-    kafka: {{bootstrap: "{bootstrap}", topic: {checks}, format: json}}
+    kafka: {{bootstrap: "{bootstrap}", topic: {checks}, format: {format}}}
 splits: {{train_until: "{train_until}", evaluate_until: "{until}"}}
 online_store: {{type: sqlite, path: online.db}}
 stream: {{engine: {engine}, mode: {mode}, savepoint_every: {savepoint_every}}}
@@ -106,6 +106,8 @@ class LiveProject:
         savepoint_every: How often the stream keeps its state.
         sinks: Whether predictions and rejected records go to topics, too.
         seed: Of everything random.
+        format: The format of the messages of the sources; `produce` makes JSON.
+        shards: How many shards each view has.
     """
 
     folder: Path
@@ -116,6 +118,8 @@ class LiveProject:
     savepoint_every: str = "10m"
     sinks: bool = False
     seed: int = 1
+    format: str = "json"
+    shards: int = 2
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
 
     def __post_init__(self) -> None:
@@ -136,6 +140,8 @@ class LiveProject:
                 engine=self.engine,
                 mode=self.mode,
                 savepoint_every=self.savepoint_every,
+                format=self.format,
+                shards=self.shards,
             )
         )
         if self.sinks:
