@@ -5,7 +5,7 @@
 #   make bench   the benchmarks, one table               make lint   only what needs no running
 #   make prism   build Beam's Prism engine               make lock   resolve setup.py anew
 #   make kafka   fetch the jars of Kafka's broker        make docs   the pages made from the code
-#   make faults  kill and pause a live stream's stream, broker and Redis at random, for minutes
+#   make faults soak  kill and pause a live stream's stream, broker and Redis at random, for minutes
 #   make coverage   make test, and the lines that the tests reach
 #   make clean   remove what these leave, but not .venv and .tidemill, which take minutes
 #
@@ -15,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo demo-live test coverage bench faults lint docs prism kafka lock clean venv
+.PHONY: demo demo-live test coverage bench faults soak lint docs prism kafka lock clean venv
 ARGS ?=
 
 VENV := .venv
@@ -58,6 +58,10 @@ bench: venv prism
 # At random, by a seed that is printed. A test of five such faults is part of `make test`.
 faults: venv kafka
 	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+# An hour, by default.
+soak: venv prism kafka
+	$(BIN)/python -m benchmarks.live_long $(ARGS)
 
 lint: venv
 	$(BIN)/ruff format --check .

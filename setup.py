@@ -35,6 +35,7 @@ setup(
         "feast[redis]>=0.67,<0.68",
         "jinja2>=3.1",
         "kafka-python>=3.0.9,<4",
+        "lz4>=4.3",
         "markupsafe>=2.1",
         "matplotlib>=3.9",
         "numba>=0.68",
@@ -42,6 +43,7 @@ setup(
         "prometheus-client>=0.20",
         "protobuf>=6.31,<7",
         "pyarrow>=25",
+        "python-snappy>=0.7.3",
         "pyyaml>=6.0",
         "rich>=13",
         "scikit-learn>=1.5",
@@ -51,6 +53,7 @@ setup(
         "tensorflow-transform>=1.21,<1.22",
         "tfx-bsl>=1.21,<1.22",
         "tzdata>=2025.1",
+        "zstandard>=0.22",
     ],
     extras_require={
         "confluent": ["confluent-kafka>=2.6"],

@@ -5,7 +5,7 @@ predictions:
   kafka:
     bootstrap: localhost:9092     # and the other keys of `pipelines.config.kafka_connection`
     topic: predictions
-    compression: zstd             # optional: none (default), gzip, lz4 or zstd
+    compression: zstd             # optional: none (default), gzip, lz4, snappy or zstd
     give_up_after: 10m            # optional: how long the broker may be away
 rejected:                         # optional: the same for rejected records
   kafka: {bootstrap: localhost:9092, topic: rejected}
@@ -32,7 +32,7 @@ REJECTED: Final = "rejected"
 SINKS: Final = (PREDICTIONS, REJECTED)
 """The sections that name a topic which a stream writes to."""
 SINK_KEYS: Final = ("topic", "compression", "give_up_after", *CONNECTION_KEYS)
-COMPRESSIONS: Final = ("none", "gzip", "lz4", "zstd")
+COMPRESSIONS: Final = ("none", "gzip", "lz4", "snappy", "zstd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class KafkaSink(KafkaConnection):
 
     Attributes:
         topic: The topic; it must exist.
-        compression: How messages are compressed: ``none``, ``gzip``, or ``lz4`` and ``zstd`` where
-            their packages are installed.
+        compression: How messages are compressed: ``none``, ``gzip``, ``lz4``, ``snappy`` or
+            ``zstd``.
         give_up_after_us: How long the broker may be away before the stream fails.
     """
 

@@ -108,6 +108,7 @@ class LiveProject:
         seed: Of everything random.
         format: The format of the messages of the sources; `produce` makes JSON.
         shards: How many shards each view has.
+        ago: How many minutes ago the histories end.
     """
 
     folder: Path
@@ -120,11 +121,12 @@ class LiveProject:
     seed: int = 1
     format: str = "json"
     shards: int = 2
+    ago: float = 2
     sent: dict[str, int] = field(default_factory=lambda: {"payments": 0, "checks": 0})
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self.until_us = (time.time_ns() // 1_000 // MINUTE - 2) * MINUTE
+        self.until_us = (time.time_ns() // 1_000 - round(self.ago * MINUTE)) // MINUTE * MINUTE
         self.topics = {
             name: self.broker.new_topic(self.partitions) for name in ("payments", "checks")
         }

@@ -217,7 +217,7 @@ class ProducerSettings(NamedTuple):
 
     Attributes:
         transactional_id: Writes in transactions under this id; None writes without.
-        compression: ``none``, ``gzip``, or one that the library has: ``lz4``, ``zstd``.
+        compression: ``none``, ``gzip``, ``lz4``, ``snappy`` or ``zstd``.
         max_message_bytes: The largest message that is accepted.
         give_up_s: How long to try again while the broker is away, in seconds.
         transaction_s: When the broker aborts a transaction by itself, in seconds.

@@ -58,7 +58,7 @@ class KafkaPythonProducer:
         except (ValueError, RuntimeError):
             raise ConfigurationError(
                 f"kafka.compression: kafka-python cannot compress by {settings.compression!r} "
-                "here; use none or gzip, or install lz4 or zstandard"
+                "here; use none or gzip, or install lz4, python-snappy or zstandard"
             ) from None
         if settings.transactional_id is not None:
             self._bounded(self._producer.init_transactions, "beginning as a transactional writer")
