@@ -96,7 +96,7 @@ def savepoints(config: Configuration) -> int:
 
 def send_until(project: TopicProject, config: Configuration, answered: int) -> None:
     """Send messages of now until so many requests are answered in segments that have ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while answers(config) < answered:
         assert time.monotonic() < deadline
         project.send(time.time_ns() // 1_000, steps=8, every_us=10)
