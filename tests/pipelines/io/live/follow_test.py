@@ -210,7 +210,6 @@ class Sender:
         self.left = tracker.left
         return len(self.polls) - before
 
-
     def take(self, count: int) -> None:
         """Let it send so many polls, in as many moments as it takes."""
         end = len(self.polls) + count
