@@ -27,11 +27,15 @@ from tests.support.no_skips import (  # noqa: F401
 from tests.support.postgresql_server import PostgresqlServer
 from tests.support.shared_folder import open_shared_folder
 from tests.support.stock_client_process import StockClient
+from tidemill.pipelines.commands.feast_import import leave_out_checks
 
 # Containers often set this variable. Then every process compiles the modules of TensorFlow, Beam
 # and Feast anew: importing TensorFlow takes 15 s of processor time instead of 6 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# As the command line does, before a test's module imports Feast.
+leave_out_checks()
 
 # Two cores are shared with engines and compilers: how long an example takes decides nothing.
 settings.register_profile(

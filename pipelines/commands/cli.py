@@ -35,6 +35,7 @@ from typing import Any, Final
 
 import click
 
+from tidemill.pipelines.commands.feast_import import leave_out_checks
 from tidemill.pipelines.commands.session import Session
 from tidemill.pipelines.commands.signals import Stop, heeded
 from tidemill.pipelines.config.choices import LOG_FORMATS
@@ -131,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line without the program's name; the process's own by default.
     """
+    leave_out_checks()
     session = Session()
     with heeded() as stop, session.listening():
         try:

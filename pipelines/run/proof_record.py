@@ -253,7 +253,7 @@ def _newest(found: Sequence[Difference]) -> list[Difference]:
 
 _FORM: Final = RecordFormat(
     name="tidemill-proof",
-    version=1,
+    version=2,
     fields=frozenset(field.name for field in dataclasses.fields(ProofRecord)),
     remedy="remove it: `tidemill verify --follow` proves the stream again from its beginning",
 )

@@ -85,8 +85,11 @@ class Evidence:
         """
         begin = self.handoff.get(view.stream.name, (0,) * partitions)
         last: dict[int, tuple[int, PositionVector]] = {}
-        for (name, shard, number), (_, positions) in self.releases.items():
-            if name == view.name and number >= last.get(shard, (0, begin))[0]:
+        for (name, shard, number), (frontier_us, positions) in self.releases.items():
+            if name != view.name or number < last.get(shard, (0, begin))[0]:
+                continue
+            # In exact mode rows wait until the frontier moves, also those that come late.
+            if not self.exact or frontier_us > self.frontier_before(name, shard, number):
                 last[shard] = number, positions
         found = [last.get(shard, (0, begin))[1] for shard in range(self.shards)]
         return np.array(found, np.int64).reshape(self.shards, partitions)

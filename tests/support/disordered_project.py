@@ -173,7 +173,7 @@ class DisorderedProject(LiveProject):
         self.wait_until(lambda: set(names) <= {row["request_id"] for row in self.predictions()})
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not happened():
             assert time.monotonic() < deadline, (
                 f"{sorted(row['request_id'] for row in self.predictions())}\n{self._state()}\n"

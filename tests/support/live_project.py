@@ -252,7 +252,7 @@ class LiveProject:
         try:
             yield process
             process.send_signal(signal.SIGTERM)
-            status = process.wait(timeout=60)
+            status = process.wait(timeout=180)
             assert status == 0, (self.folder / "proof.log").read_text()
         finally:
             if process.poll() is None:
@@ -293,7 +293,7 @@ class LiveProject:
     def drain(self, process: subprocess.Popen[bytes]) -> None:
         """Stop a stream with SIGTERM, and check that it says so."""
         process.send_signal(signal.SIGTERM)
-        status = process.wait(timeout=120)
+        status = process.wait(timeout=180)
         assert status == 0, self.log()
 
     def log(self) -> str:
@@ -315,7 +315,7 @@ class LiveProject:
         return OutputFolder(stream_of(self.folder / "run") / "predictions").count()
 
     def wait_for(
-        self, answered: int, process: subprocess.Popen[bytes], within_s: float = 90
+        self, answered: int, process: subprocess.Popen[bytes], within_s: float = 240
     ) -> None:
         """Wait until so many requests are answered."""
         deadline = time.monotonic() + within_s

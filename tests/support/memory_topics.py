@@ -203,6 +203,8 @@ class TopicProject:
         poll_rows: The most rows of a poll of a stream.
         archive: Where rows of topics are kept.
         savepoint_every_us: How often a stream keeps its state.
+        quiet_us: How long a message may be on its way to the topics: of a silent partition nothing
+            is known of the time after it.
     """
 
     folder: Path
@@ -215,6 +217,7 @@ class TopicProject:
     poll_rows: int = 4096
     archive: Archive | None = None
     savepoint_every_us: int = 10 * SECOND
+    quiet_us: int = 2 * SECOND
 
     def __post_init__(self) -> None:
         self.until_us = self.until_us or self.begin_us + HOUR
@@ -302,7 +305,9 @@ class TopicProject:
                 name,
                 (str(self.folder / f"{name}*.csv"),) if self.files else (),
                 received="sent_at",
-                kafka=KafkaTopic(bootstrap=("memory:1",), topic=name, format="json"),
+                kafka=KafkaTopic(
+                    bootstrap=("memory:1",), topic=name, format="json", quiet_us=self.quiet_us
+                ),
             )
             for name in NAMES
         }
@@ -387,9 +392,9 @@ class TopicProject:
 
             def watch() -> None:
                 try:
-                    self._wait(ended)
+                    self.wait_until_read(ended)
                     meanwhile()
-                    self._wait(ended)
+                    self.wait_until_read(ended)
                 except BaseException as error:  # noqa: BLE001 - raised below
                     failed.append(error)
                 asked.set()
@@ -408,8 +413,8 @@ class TopicProject:
             raise failed[0]
         return summary
 
-    def _wait(self, ended: threading.Event) -> None:
-        """Wait until all that the topics hold is read."""
+    def wait_until_read(self, ended: threading.Event) -> None:
+        """Wait until all that the topics hold is read, or the stream has ended."""
         while not ended.wait(0.05):
             last = self.live.polls.last() if self.live.exists else None
             if last is not None and all(

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_START_S = 30.0
+_START_S = 120.0
 
 
 def program(name: str) -> Path | None:

@@ -149,8 +149,10 @@ class Follower:
         if reread:
             self._segment = int(reread["segment"])
             self._reached = {
-                (view, shard): Reached(number, frontier, tuple(positions), bytes.fromhex(mark))
-                for view, shard, number, frontier, positions, mark in reread["reached"]
+                (view, shard): Reached(
+                    number, frontier, tuple(positions), bytes.fromhex(mark), tuple(applied)
+                )
+                for view, shard, number, frontier, positions, mark, applied in reread["reached"]
             }
         for (view, shard), at in self._reached.items():
             events = self._partitions[self._project.view(view).stream.name]
@@ -293,7 +295,10 @@ class Follower:
         known: dict[bytes, Reached] = {}
         self._asked_until = {}
         shared: dict[Any, Any] = {}
-        for (view, shard), at in check_releases(releases, self._reached, last, ends, findings):
+        checked = check_releases(
+            releases, self._reached, last, ends, findings, is_exact=self._base.exact
+        )
+        for (view, shard), at in checked:
             self._reached[view, shard] = at
             events = self._partitions[self._project.view(view).stream.name]
             evidence = at.frontier_us, at.positions[:events]
@@ -470,7 +475,15 @@ class Follower:
                 "segment": begun.segment,
                 "waiting": [list(one) for one in begun.waiting],
                 "reached": [
-                    [view, shard, at.number, at.frontier_us, list(at.positions), at.mark.hex()]
+                    [
+                        view,
+                        shard,
+                        at.number,
+                        at.frontier_us,
+                        list(at.positions),
+                        at.mark.hex(),
+                        list(at.applied),
+                    ]
                     for (view, shard), at in begun.reached.items()
                 ],
                 "proven": {name: list(places) for name, places in positions.items()},

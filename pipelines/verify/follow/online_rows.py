@@ -2,8 +2,9 @@
 
 A row is read together with the mark of its part, which names a release. The row is compared once
 the outputs of this release are durable, with the value as of its frontier of the events that it had
-applied. So every row that is read is compared, however fast the stream goes on; nothing waits for
-a moment at which nobody writes.
+applied; an event that came late, and waits until the frontier moves, is not one of them. So every
+row that is read is compared, however fast the stream goes on; nothing waits for a moment at which
+nobody writes.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class OnlineRows:
     ) -> int:
         view, keys = reading.view, reading.keys
         rows = events(view, keys)
-        rows = rows.filter(pa.array(limits_of(rows, reached.positions)))
+        rows = rows.filter(pa.array(limits_of(rows, reached.applied)))
         there = pc.is_in(keys, value_set=one_batch(rows.select([view.key])).column(0))
         kept = there.to_numpy(zero_copy_only=False) & share(keys)
         places = np.flatnonzero(kept)

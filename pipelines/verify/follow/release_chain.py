@@ -35,12 +35,16 @@ class Reached:
         frontier_us: Its frontier.
         positions: The next position of each partition, first of events and then of requests.
         mark: Its mark.
+        applied: The positions up to which it has applied the rows before its frontier. In exact
+            mode all rows wait until the frontier moves, also those that come late: so these are
+            the positions of the last release that has moved it.
     """
 
     number: int
     frontier_us: int
     positions: tuple[int, ...]
     mark: bytes
+    applied: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +114,8 @@ def check_releases(
     last: int,
     ends: PollEnds | None,
     findings: Findings,
+    *,
+    is_exact: bool,
 ) -> Iterator[tuple[Place, Reached]]:
     """Compare the releases after those of ``before`` up to a number.
 
@@ -119,6 +125,7 @@ def check_releases(
         last: The number of the last release that each must have.
         ends: Where their polls end; None where no live log says it.
         findings: Takes the mismatches.
+        is_exact: Whether rows wait until the frontier moves.
 
     Yields:
         How far an operator had come with each release, in order; as the live log says it, if there
@@ -135,12 +142,17 @@ def check_releases(
                     findings, view, shard, number, "", "no evidence", "one", cause, kind=Kind.LOST
                 )
                 continue
-            at = _check(entry, at, ends, findings)
+            at = _check(entry, at, ends, findings, is_exact=is_exact)
             yield (view, shard), at
 
 
 def _check(
-    entry: Mapping[str, Any], before: Reached, ends: PollEnds | None, findings: Findings
+    entry: Mapping[str, Any],
+    before: Reached,
+    ends: PollEnds | None,
+    findings: Findings,
+    *,
+    is_exact: bool,
 ) -> Reached:
     view, shard, number = place_of(entry)
     positions = tuple(map(int, entry["positions"]))
@@ -174,7 +186,8 @@ def _check(
             findings, view, shard, number, "mark", entry["mark"], made.hex(),
             "the mark is not that of its positions and frontier",
         )  # fmt: skip
-    return Reached(number, frontier_us, positions, made)
+    is_held = is_exact and frontier_us <= before.frontier_us
+    return Reached(number, frontier_us, positions, made, before.applied if is_held else positions)
 
 
 def _note(

@@ -29,7 +29,7 @@ def beginning(config: Configuration, run: StreamRun, evidence: Evidence) -> dict
         for shard in range(config.shards):
             key = OperatorKey(view.name, view.hash, shard, config.shards)
             mark = first_mark(key, places, frontier_us)
-            found[view.name, shard] = Reached(0, frontier_us, tuple(places), mark)
+            found[view.name, shard] = Reached(0, frontier_us, tuple(places), mark, tuple(places))
     return found
 
 

@@ -99,7 +99,7 @@ def compare_outputs(
                 if is_complete:
                     answered.append(possible[-1])
             if rows is not None:
-                rows.take(repeat.operators.values())
+                rows.take(repeat.operators.values(), part.releases)
             if offline is not None and part.last_poll <= extent.last:
                 _append(config, part, offline)
             if is_complete:

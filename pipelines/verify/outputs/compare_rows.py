@@ -22,6 +22,7 @@ from tidemill.pipelines.recovery.handoff import Handoff, StreamRun
 from tidemill.pipelines.recovery.store_fills import cuts_of
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.publications import named_publications
+from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.verify.findings import Findings, Mismatch
 from tidemill.pipelines.verify.instants import field_text, scalar_text
 from tidemill.pipelines.verify.source_history import SourceHistory
@@ -40,12 +41,13 @@ class Reached(NamedTuple):
     Attributes:
         number: The number of the release.
         frontier_us: Its frontier.
-        positions: The next position of each partition, first of events and then of requests.
+        applied: The positions up to which it has applied the rows before its frontier, first of
+            events and then of requests.
     """
 
     number: int
     frontier_us: int
-    positions: tuple[int, ...]
+    applied: tuple[int, ...]
 
 
 class RowCounts(NamedTuple):
@@ -89,6 +91,8 @@ class RowCheck:
         }
         self._rows: dict[tuple[str, int, bytes], dict[bytes, Row]] = {}
         self._reached: dict[tuple[str, int, bytes], Reached] = {}
+        # By view and shard: frontier and positions of the last release that has applied rows.
+        self._applied: dict[tuple[str, int], tuple[int, tuple[int, ...]]] = {}
 
     def is_still(self, view: str) -> bool:
         """Tell whether nothing was published to a view since its marks were read."""
@@ -123,22 +127,32 @@ class RowCheck:
             for mark in self.marks(view, shard)
         } - self._rows.keys()
 
-    def take(self, operators: Iterable[ShardOperator]) -> None:
+    def take(
+        self,
+        operators: Iterable[ShardOperator],
+        releases: Iterable[tuple[ShardOperator, Release]] = (),
+    ) -> None:
         """Note the rows of operators whose last release some part has.
 
         Args:
-            operators: Operators, as of a release.
+            operators: Operators, as of a release; first as of where the stream begins.
+            releases: Their releases since they were taken before, in order.
         """
+        for operator, release in releases:
+            place = operator.key.view, operator.key.shard
+            # In exact mode rows wait until the frontier moves, also those that come late.
+            if release.frontier_us > self._applied[place][0] or release.events:
+                self._applied[place] = release.frontier_us, release.positions
         for operator in operators:
             name, shard, mark = operator.key.view, operator.key.shard, operator.mark
+            frontier_us = operator.state.frontier_us
+            known = self._applied.setdefault((name, shard), (frontier_us, tuple(operator.expected)))
             if mark not in self.marks(name, shard) or (name, shard, mark) in self._rows:
                 continue
             view = self._project.view(name)
             batch = online_rows(view, named_publications(view, operator.everything()), shard)
             self._rows[name, shard, mark] = {row.key: row for row in batch.rows()}
-            self._reached[name, shard, mark] = Reached(
-                operator.number, operator.state.frontier_us, tuple(operator.expected)
-            )
+            self._reached[name, shard, mark] = Reached(operator.number, frontier_us, known[1])
 
     def check_records(self, begun: Handoff | StreamRun, mode: str) -> None:
         """Compare the records of the fills with what began them.
@@ -171,7 +185,7 @@ class RowCheck:
             place = view.name, part // fill.slices, state.mark or b""
             if place not in self._reached:
                 return None
-            limits[part] = self._reached[place].positions[: source.partitions]
+            limits[part] = self._reached[place].applied[: source.partitions]
         keys = source.rows.column(view.key).combine_chunks()
         shards = hashing.shard_of(hashing.key_bytes(keys), fill.shards)
         parts = shards * fill.slices

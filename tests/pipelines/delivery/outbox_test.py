@@ -18,7 +18,7 @@ from tidemill.pipelines.delivery.outgoing import Outgoing
 from tidemill.pipelines.io.output_parts import Output
 from tidemill.pipelines.io.outputs import OutputFolder
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class Sink:

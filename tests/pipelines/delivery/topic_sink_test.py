@@ -182,7 +182,7 @@ def test_a_broker_that_stays_away_ends_the_run_by_name(
     began = time.monotonic()
     with pytest.raises((MessagesNotWritten, BrokerUnreachable), match=r"give_up_after.*--resume"):
         made.write(messages(3))
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     made.close()
     broker.start()
     again, _ = begun(replace(sink, give_up_after_us=30 * SECOND), 1, record)

@@ -16,7 +16,7 @@ from tidemill.pipelines.ingest import committed_offsets as module
 from tidemill.pipelines.ingest.committed_offsets import CommittedOffsets
 from tidemill.pipelines.io.kafka.client import Partition
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 TOPICS = {
     name: KafkaTopic(bootstrap=("localhost:9092",), topic=topic)
     for name, topic in (("payments", "p"), ("checks", "c"))

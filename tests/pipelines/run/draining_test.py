@@ -42,7 +42,7 @@ def test_the_first_signal_asks_and_the_second_is_as_before(
     with draining(said.append) as asked:
         assert not asked.is_set()
         os.kill(os.getpid(), number)
-        assert asked.wait(5)
+        assert asked.wait(60)
         assert (said, second) == ([said[0]], [])
         assert said[0].startswith(f"{number.name}: the stream takes what it has read")
         os.kill(os.getpid(), other)
@@ -100,4 +100,4 @@ def test_a_second_signal_ends_a_process_that_does_not_end() -> None:
         assert process.stdout.readline() == "SIGTERM\n"
         assert process.poll() is None
         process.terminate()
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM

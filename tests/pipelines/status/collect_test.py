@@ -231,7 +231,7 @@ def test_a_real_broker_that_is_not_there_is_named_in_time(config: Configuration)
     built(config)
     began = time.monotonic()
     standing = collect(config)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
     for source in standing.sources:
         assert source.broker is not None
         assert "127.0.0.1:1" in source.broker

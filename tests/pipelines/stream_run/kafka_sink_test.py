@@ -35,7 +35,7 @@ def once(project: LiveProject) -> Counter[str]:
 
 def wait_for_messages(project: LiveProject, count: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until so many predictions are committed."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(committed(project, "predictions")) < count:
         assert process.poll() is None, project.log()
         assert time.monotonic() < deadline, project.log()

@@ -39,7 +39,7 @@ def feed(project: LiveProject, lines: Sequence[dict[str, Any]]) -> dict[str, Any
     return replayed(project, path)
 
 
-def wait(happened: Callable[[], bool], within_s: float = 30) -> None:
+def wait(happened: Callable[[], bool], within_s: float = 120) -> None:
     deadline = time.monotonic() + within_s
     while not happened():
         assert time.monotonic() < deadline

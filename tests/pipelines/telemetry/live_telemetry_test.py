@@ -22,7 +22,7 @@ _SAMPLE = re.compile(r"^(tidemill_\w+(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
 
 
 def page(address: str, name: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/{name}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}/{name}", timeout=60) as answer:
         return str(answer.read().decode())
 
 
@@ -30,7 +30,7 @@ def samples(address: str) -> dict[str, float]:
     return {name: float(value) for name, value in _SAMPLE.findall(page(address, "metrics"))}
 
 
-def wait_until(is_so: Callable[[], bool], within_s: float = 60) -> None:
+def wait_until(is_so: Callable[[], bool], within_s: float = 180) -> None:
     deadline = time.monotonic() + within_s
     while not is_so():
         assert time.monotonic() < deadline

@@ -31,7 +31,7 @@ def well() -> tuple[bool, Mapping[str, Any]]:
 def asked(port: int, page: str, method: str = "GET") -> tuple[int, bytes]:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{page}", method=method)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -46,7 +46,7 @@ def test_the_pages_answer() -> None:
         assert asked(port, "/else")[0] == 404
         assert asked(port, "/metrics", "POST")[0] == 501
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)
 
 
 def test_a_stream_that_drains_is_not_well() -> None:
@@ -84,7 +84,7 @@ def test_a_port_can_be_used_again_at_once() -> None:
 def test_addresses_of_version_six_are_served() -> None:
     with serving("::1", 0, some, well) as port:
         url = f"http://[::1]:{port}/metrics"
-        assert urllib.request.urlopen(url, timeout=5).read() == b"tidemill_up 1\n"
+        assert urllib.request.urlopen(url, timeout=60).read() == b"tidemill_up 1\n"
 
 
 def test_a_process_that_is_gone_keeps_its_counts_and_loses_its_gauges() -> None:

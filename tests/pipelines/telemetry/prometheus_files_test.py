@@ -178,7 +178,7 @@ def test_a_prometheus_reads_the_page_and_the_rules(tmp_path: Path) -> None:
             }
         )
         with prometheus(server, tmp_path / "prometheus", configuration) as at:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while not asked(at, "query?query=tidemill_predictions_total")["result"]:
                 assert time.monotonic() < deadline, asked(at, "targets")
                 time.sleep(0.1)

@@ -57,7 +57,7 @@ def current(config: Configuration) -> Current:
 
 
 def page(address: str | None, name: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/{name}", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{address}/{name}", timeout=60) as answer:
         return str(answer.read().decode())
 
 

@@ -17,7 +17,7 @@ from tidemill.pipelines.io.kafka.reader import Reader
 from tidemill.pipelines.io.messages import Messages
 from tidemill.pipelines.servers.kafka_settings import Protocol, User
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def connection_to(

@@ -33,7 +33,7 @@ from tidemill.features.errors import (
 )
 from tidemill.pipelines.io.kafka.client import Client, ProducerSettings
 from tidemill.pipelines.io.kafka.connection import Connection, Mechanism, Sasl, Tls
-from tidemill.pipelines.io.kafka.reach import reach
+from tidemill.pipelines.io.kafka.reach import WITHIN_S, reach
 from tidemill.pipelines.io.kafka.reader import Reader
 from tidemill.pipelines.io.kafka.writer import Writer
 from tidemill.pipelines.servers.kafka_settings import Mechanism as ServerMechanism
@@ -179,7 +179,7 @@ def test_a_port_on_which_nobody_answers_in_time() -> None:
             began_s = time.monotonic()
             with pytest.raises(BrokerUnreachable, match="nobody answers in time"):
                 reach(Connection((server,), tls), within_s=0.5)
-            assert time.monotonic() - began_s < 2.0
+            assert time.monotonic() - began_s < WITHIN_S
 
 
 def test_a_paused_broker_does_not_answer_in_time(broker: TestBroker) -> None:
@@ -324,7 +324,7 @@ def test_a_topic_that_the_user_may_not_use(strict_broker: StrictBroker, client: 
                 )
             ]
         )
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while True:
         try:
             reach(connection, reads=[topic])

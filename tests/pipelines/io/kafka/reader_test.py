@@ -23,6 +23,8 @@ from tidemill.pipelines.io.kafka.reader import Reader
 from tidemill.pipelines.io.kafka.writer import Writer
 
 SECOND_US = 1_000_000
+LONG_S = 8.0
+"""What waits in vain takes longer than this."""
 
 
 def test_every_part_of_a_message_is_read(
@@ -123,7 +125,7 @@ def test_an_empty_poll_returns_in_time_and_a_message_ends_the_wait(
     reader.assign({Partition(topic, 0): 0})
     began_s = time.monotonic()
     assert reader.poll(0.3) == []
-    assert 0.2 < time.monotonic() - began_s < 2.0
+    assert 0.2 < time.monotonic() - began_s < LONG_S
     assert reader.poll(0.0) == []
     writer.send(topic, 0, None, b"now")
     writer.flush()
@@ -131,7 +133,7 @@ def test_an_empty_poll_returns_in_time_and_a_message_ends_the_wait(
     assert values(read_until(reader, 1)) == [b"now"]
     polled = reader.poll(0.0)
     assert polled == []
-    assert time.monotonic() - began_s < 2.0
+    assert time.monotonic() - began_s < LONG_S
     assert reader.positions() == {Partition(topic, 0): 1}
 
 
@@ -211,7 +213,7 @@ def test_partitions_that_are_added_can_be_read_too(
     assert values(read_until(reader, 1)) == [b"a"]
     with administrator(broker) as admin:
         admin.create_partitions({topic: 3})
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while reader.partitions(topic) != (0, 1, 2):
         assert time.monotonic() < deadline_s
         assert reader.poll(0.1) == []

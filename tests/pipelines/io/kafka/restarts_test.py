@@ -85,7 +85,7 @@ def test_readers_and_writers_go_on_when_a_killed_broker_comes_back(
     started_s = time.monotonic()
     while not offsets(polled) or (0, 50) not in offsets(polled):
         polled += reader.poll(0.2)
-        assert time.monotonic() - started_s < 4.0, "the broker that came back was not noticed"
+        assert time.monotonic() - started_s < 30.0, "the broker that came back was not noticed"
     try:
         transactional.commit()
         opened = [b"open"]
@@ -139,7 +139,7 @@ def test_a_writer_gives_up_in_time_and_says_so(
         for call in (writer.flush, transactional.commit):
             with pytest.raises(MessagesNotWritten):
                 call()
-        assert time.monotonic() - began_s < 8.0
+        assert time.monotonic() - began_s < 30.0
     finally:
         broker.resume()
     # Another writer with the same id can go on.

@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.folders import made_root
-from tests.support.memory_topics import PROJECT, MemoryTopics, TopicProject
-from tidemill.features.contract import HOUR, MINUTE, SECOND
+from tests.support.memory_topics import PROJECT, MemoryTopics, TopicProject, instant
+from tidemill.features.contract import DAY, HOUR, MINUTE, SECOND
 from tidemill.features.errors import Locked, StateError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.history.backfill import backfill
 from tidemill.pipelines.io.live.live_log import LIVE
 from tidemill.pipelines.recovery.handoff import StreamRun, read_record
+from tidemill.pipelines.recovery.release_log import read_release_lines
 from tidemill.pipelines.recovery.savepoints import Savepoint
 from tidemill.pipelines.run.paths import STATES
 from tidemill.pipelines.run.progress import QuietProgress
@@ -95,7 +96,7 @@ def savepoints(config: Configuration) -> int:
 
 def send_until(project: TopicProject, config: Configuration, answered: int) -> None:
     """Send messages of now until so many requests are answered in segments that have ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while answers(config) < answered:
         assert time.monotonic() < deadline
         project.send(time.time_ns() // 1_000, steps=8, every_us=10)
@@ -139,9 +140,7 @@ def test_a_live_stream_is_proven_while_it_runs_and_tampers_are_named(
     assert records[0].polls < records[1].polls < records[2].polls
     assert records[0].up_to_us < records[1].up_to_us < records[2].up_to_us
     found = {one.what: one for one in faults(records[-1])}
-    assert found.keys() == {"value", "publication"}, "".join(
-        str(f) + chr(10) for f in faults(records[-1])
-    )
+    assert found.keys() == {"value", "publication"}, "\n".join(map(str, faults(records[-1])))
     assert found["value"].id.startswith("q-")
     assert found["value"].served == "999"
     assert all(one.view == "by_card" and one.entity for one in found.values())
@@ -208,6 +207,38 @@ def damage_the_live_log(config: Configuration) -> None:
     at = content.find(b"p-9")
     content[at : at + 3] = b"p-0"
     path.write_bytes(bytes(content))
+
+
+def test_an_event_that_came_late_is_not_missed_in_the_store_before_the_frontier_moves(
+    project: TopicProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing but messages moves the frontier.
+    project.quiet_us = DAY
+    backfill(project.config(), QuietProgress())
+    now_us = time.time_ns() // 1_000
+    project.send(now_us - MINUTE, steps=40, every_us=10)
+
+    def late() -> None:
+        project.send(now_us, steps=40, every_us=10)
+        project.wait_until_read(threading.Event())
+        row = {
+            "payment": "late", "at": instant(now_us - 8 * SECOND), "card": "c-1", "amount": 7.5,
+            "shop": None, "online": True,
+        }  # fmt: skip
+        project.topics.topics["payments"][1].append((now_us + SECOND, json.dumps(row).encode()))
+
+    project.stream(monkeypatch, meanwhile=late)
+    config = project.config()
+    lines = read_release_lines(config.current.stream_folder, lambda line: line)
+    last = {line["shard"]: line for line in lines}
+    # It was taken, and waits.
+    assert sum(line["seen"]["late"] - line["kernel"]["late"] for line in last.values()) == 1
+    record = proven(config)
+    assert faults(record) == []
+    assert record.counts["store_rows"] > 0
+    whole = verify(config, QuietProgress(), sample=0)
+    assert whole["store_mismatches"] == 0, whole["first_mismatches"]
+    assert whole["store_values"] > 0
 
 
 def test_a_stream_that_starts_over_is_proven_from_its_beginning(
