@@ -29,7 +29,7 @@ online_store: {type: sqlite, path: online.db}  # `pipelines.config.online_sectio
 offline_store: {type: parquet}  # optional (`pipelines.config.offline_section`)
 registry: {type: file, path: registry.db}  # optional (`pipelines.config.registry_section`)
 stream: {engine: fnapi, mode: exact, poll_rows: 4096, speed: null, answer_within: 5m,
-         gap_batches: 1000}
+         gap_batches: 1000, joiners: 1}
 predictions: {kafka: {...}}     # optional: also to a topic (`pipelines.config.sink_section`)
 rejected: {kafka: {...}}        # optional: rejected records likewise
 archive: {folder: archive}      # optional: rows of topics (`pipelines.config.archive_section`)
@@ -99,6 +99,7 @@ STREAM_KEYS: Final = {
     "savepoint_every": Value.duration_us,
     "keep_live": Value.duration_us,
     "gap_batches": Value.count,
+    "joiners": Value.count,
 }
 
 
@@ -167,6 +168,9 @@ class StreamOptions:
         keep_live_us: Live rows that were received so long before the last one are removed from the
             live log once the builds have them, in microseconds; by default they stay in both.
         gap_batches: The number of batches after which an open gap in a partition is an error.
+        joiners: The number of shards of the stage that joins the answers of views, scores requests
+            and writes predictions: the requests of a partition go to the shard of its number modulo
+            this one. A stream keeps the number that it was begun with.
     """
 
     engine: str | None = None
@@ -177,6 +181,7 @@ class StreamOptions:
     savepoint_every_us: int = 10 * SECOND
     keep_live_us: int | None = None
     gap_batches: int = 1000
+    joiners: int = 1
 
 
 @dataclass(frozen=True)

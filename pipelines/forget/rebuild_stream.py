@@ -52,7 +52,6 @@ from tidemill.pipelines.stream.state_files import (
     file_hashes,
     handed_over,
     state_path,
-    write_joiner,
     write_state,
 )
 from tidemill.serving.files.atomic_write import write_text
@@ -293,7 +292,7 @@ class StreamRewriter:
                 other.unlink()  # a base, and what came since
             write_state(path, handed_over(operator))
             self._done.states += 1
-        write_joiner(folder, repeat.joiner)
+        repeat.joiners.write(folder)
         log = stream_log(self._config.current)
         new = dataclasses.replace(
             handoff,

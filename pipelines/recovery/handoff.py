@@ -237,6 +237,7 @@ class StreamRun:
         clock: The clock by which readers judge the age of what it publishes: ``replay`` if its
             sources are replayed, ``wall`` if one is live.
         scored: Whether its answers have scores: the project had a model when it began.
+        joiners: The number of joiners (`pipelines.stream.joiner_key`).
     """
 
     began: str
@@ -254,10 +255,15 @@ class StreamRun:
     shards: int | None = None
     clock: Clock = "replay"
     scored: bool = True
+    joiners: int = 1
 
     @staticmethod
     def beginning(
-        handoff: Handoff, mode: str, poll_rows: int, clock: Clock = "replay"
+        handoff: Handoff,
+        mode: str,
+        poll_rows: int,
+        clock: Clock = "replay",
+        joiners: int = 1,
     ) -> StreamRun:
         """Return the record of a stream that begins with the states of a build."""
         return StreamRun(
@@ -273,6 +279,7 @@ class StreamRun:
             views=handoff.views,
             shards=handoff.shards,
             clock=clock,
+            joiners=joiners,
         )
 
     def check_order(self) -> None:
@@ -306,15 +313,17 @@ class StreamRun:
 
 _STREAM: Final = RecordFormat(
     name="tidemill-stream",
-    version=5,
+    version=6,
     fields=frozenset(field.name for field in dataclasses.fields(StreamRun)),
     remedy="run `tidemill stream` without --resume to start over",
     older={
-        4: {"scored": True},
+        5: {"joiners": 1},
+        4: {"scored": True, "joiners": 1},
         3: {
             **dict.fromkeys(("until_us", "eager_order", "views", "shards")),
             "clock": "replay",
             "scored": True,
+            "joiners": 1,
         },
     },
 )

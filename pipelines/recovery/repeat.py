@@ -23,9 +23,9 @@ from tidemill.pipelines.recovery.beginning import find_beginning
 from tidemill.pipelines.recovery.handoff import StreamRun
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.recovery.stream_polls import stream_polls
-from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, Unanswered
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
+from tidemill.pipelines.stream.joiners import Joiners
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Mode, OperatorKey
 from tidemill.pipelines.stream.release import Release
@@ -59,7 +59,7 @@ class Repeated:
 
 
 class Repeat:
-    """The operators and the joiner of a stream, which take its polls again.
+    """The operators and the joiners of a stream, which take its polls again.
 
     Args:
         config: The configuration, with the folders of the stream; its definitions have made it.
@@ -72,7 +72,7 @@ class Repeat:
 
     Attributes:
         operators: The operators, by view and shard.
-        joiner: The stage that joins their answers.
+        joiners: The stage that joins their answers, in as many shards as the stream has.
         rows: How many rows the polls have.
 
     Raises:
@@ -109,7 +109,9 @@ class Repeat:
             operator = make_operator(config.project, key.text, options)
             start_from(operator, state)
             self.operators[view, shard] = operator
-        self.joiner = AnswerJoiner(config.project, config.shards, options.answer_within_us)
+        self.joiners = Joiners.empty(
+            config.project, config.shards, options.answer_within_us, run.joiners
+        )
         self._replay = stream_polls(config, run, as_of_us=as_of_us, last_poll=last_poll)
         self.rows = self._replay.rows
 
@@ -191,7 +193,7 @@ class Repeat:
                     AnswerPart(*place, release.number, release.frontier_us, release.answers)
                 )
         if self._answers:
-            answered, unanswered = self.joiner.receive(parts)
+            answered, unanswered = self.joiners.receive(parts)
             out.answered.extend(answered)
             out.unanswered.extend(unanswered)
         return out

@@ -47,8 +47,8 @@ from tidemill.pipelines.recovery.stream_polls import StreamPolls
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import Progress
 from tidemill.pipelines.run.scratch import scratch_folder
-from tidemill.pipelines.stream.answer_join import AnswerJoiner
-from tidemill.pipelines.stream.state_files import file_hashes, read_joiner, savepoint_folder
+from tidemill.pipelines.stream.joiners import Joiners
+from tidemill.pipelines.stream.state_files import file_hashes, savepoint_folder
 from tidemill.serving.files.segment_names import segment_of
 from tidemill.serving.generations.current import Current, changing, read_current, write_current
 from tidemill.serving.offline.log import OfflineLog
@@ -113,7 +113,8 @@ def _first_start(config: Configuration, current: Current, mode: str) -> Start:
             "the handed-over state ends at another instant than splits.evaluate_until; run "
             "`tidemill backfill` again"
         )
-    run = StreamRun.beginning(handoff, mode, config.stream.poll_rows, config.clock)
+    stream = config.stream
+    run = StreamRun.beginning(handoff, mode, stream.poll_rows, config.clock, stream.joiners)
     return Start(current, folder, handoff, run, resumes=False)
 
 
@@ -141,6 +142,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
     if (interrupted := _interrupted_start(current)) is not None:
         begins, begun = interrupted
         _check_mode(begun, mode)
+        _check_joiners(begun, config)
         start = _first_start(config, begins, begun.mode)
         if start.handoff.id != begun.began:
             raise _replaced(root)
@@ -158,6 +160,7 @@ def next_start(config: Configuration, mode: str | None) -> Start:
             "--resume to start over"
         )
     _check_mode(run, mode)
+    _check_joiners(run, config)
     folder, handoff = last_states(current)
     check_savepoint_is_there(current.stream_folder, run, folder, handoff)
     if handoff.kind == "backfill" and handoff.id != run.began:
@@ -176,6 +179,15 @@ def _check_mode(run: StreamRun, mode: str | None) -> None:
         raise StateMismatch(
             f"the stream was begun in mode {run.mode!r}, and its states are of that mode: resume "
             "in it, or start over"
+        )
+
+
+def _check_joiners(run: StreamRun, config: Configuration) -> None:
+    if run.joiners != config.stream.joiners:
+        raise StateMismatch(
+            f"the stream was begun with {run.joiners} joiners, and its states are those of so "
+            f"many; the configuration says {config.stream.joiners}: set stream.joiners to "
+            f"{run.joiners}, or run `tidemill stream` without --resume to start over"
         )
 
 
@@ -458,18 +470,23 @@ def event_counts(
         }
 
 
-def joiner_at(config: Configuration, folder: Path) -> AnswerJoiner:
-    """Return the joining stage as it is in a folder of states; empty for those of a build."""
-    joiner = AnswerJoiner(config.project, config.shards, config.stream.answer_within_us)
-    read_joiner(folder, joiner)
-    return joiner
+def joiners_at(config: Configuration, folder: Path) -> Joiners:
+    """Return the joiners as they are in a folder of states; empty for those of a build.
+
+    Raises:
+        StateError: As `pipelines.stream.state_files.read_joiner`.
+    """
+    stream = config.stream
+    joiners = Joiners.empty(config.project, config.shards, stream.answer_within_us, stream.joiners)
+    joiners.read(folder)
+    return joiners
 
 
 def keep_savepoint(
     config: Configuration,
     start: Start,
     before: Handoff,
-    joiner: AnswerJoiner,
+    joiners: Joiners,
     reached: Reached,
     releases: Iterable[Mapping[str, Any]],
 ) -> Handoff:
@@ -479,18 +496,22 @@ def keep_savepoint(
         config: The configuration.
         start: The start of the run.
         before: The record of the states before it.
-        joiner: The joining stage as it is at the savepoint.
+        joiners: The joiners as they are at the savepoint.
         reached: What its states contain.
         releases: The evidence of the releases since ``before`` (`pipelines.stream.release_line`).
 
     Returns:
         The record.
+
+    Raises:
+        StateMismatch: The states of the joiners are not those of one savepoint.
     """
     segment = before.segment + 1
     folder = savepoint_folder(start.current.stream_folder, segment)
+    reached_us = joiners.frontiers()
     # A shard that has released nothing since keeps its frontier.
     frontiers = {
-        view.name: np.maximum(before.frontiers[view.name], joiner.frontiers[index]).tolist()
+        view.name: np.maximum(before.frontiers[view.name], reached_us[index]).tolist()
         for index, view in enumerate(config.project.views)
     }
     marks = {name: list(of_view) for name, of_view in before.marks.items()}

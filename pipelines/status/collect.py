@@ -351,10 +351,12 @@ def _total(figures: Snapshot | None, metric: Metric, label: str | None = None) -
 
 
 def _waiting(figures: Snapshot | None) -> int | None:
-    gauge = None
-    if figures is not None:
-        gauge = figures.gauges.get((metrics.WAITING_REQUESTS.name, (), ""))
-    return None if gauge is None else int(gauge.value)
+    gauges = {} if figures is None else figures.gauges
+    # Each joiner has its own.
+    found = [
+        one.value for (name, *_), one in gauges.items() if name == metrics.WAITING_REQUESTS.name
+    ]
+    return int(sum(found)) if found else None
 
 
 def _by_labels(figures: Snapshot, metric: Metric) -> dict[str, int]:

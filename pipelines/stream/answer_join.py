@@ -1,5 +1,8 @@
 """Joining the parts of an answer: a request asks several views, and each answers in its own shard.
 
+A *joiner* takes the requests of some partitions (`pipelines.stream.joiner_key`), and of every
+release the answers to these.
+
 The promises: a request is answered once, when every view has answered it, in whatever order the
 parts come and however often the engine repeats requests and releases. A missing part is never
 filled in. If a view's frontier passes a request by more than ``answer_within`` without an answer,
@@ -38,6 +41,7 @@ from tidemill.pipelines.stream.answer_parts import (
     Unanswered,
     partition_of,
 )
+from tidemill.pipelines.stream.joiner_key import ONLY_JOINER, JoinerKey
 from tidemill.pipelines.stream.joiner_state import (
     JoinerState,
     Pending,
@@ -71,13 +75,14 @@ def answered_schema(project: Project) -> list[str]:
 
 @dataclass
 class AnswerJoiner:
-    """Joins the parts of answers.
+    """Joins the parts of answers of some partitions' requests.
 
     Attributes:
         project: The project.
         shards: The number of shards of each view.
         answer_within_us: How far a frontier may pass an unanswered request.
         gap_releases: How many later releases may wait for a missing one before it counts as lost.
+        key: Which joiner it is.
         pending: Requests that wait for answers, by group.
         early: Answers that came before their requests, by group.
         closed: The newest closed groups: True if answered, False if given up.
@@ -91,6 +96,7 @@ class AnswerJoiner:
     shards: int
     answer_within_us: int
     gap_releases: int = 1_000
+    key: JoinerKey = ONLY_JOINER
     pending: dict[int, Pending] = field(default_factory=dict)
     early: dict[int, list[AnswerPart]] = field(default_factory=dict)
     closed: dict[int, bool] = field(default_factory=dict)
@@ -109,17 +115,18 @@ class AnswerJoiner:
     def state(self) -> bytes:
         """Encode the state."""
         state = JoinerState(*(getattr(self, name) for name in JoinerState._fields))
-        return encode_joiner(state, self.project)
+        return encode_joiner(state, self.project, self.key)
 
     def restore(self, state: bytes) -> None:
         """Decode a `state`.
 
         Raises:
-            StateMismatch: It is of other views, or another number of shards.
+            StateMismatch: It is of other views, another number of shards, or another joiner.
             StateVersionError: Its version is not supported.
             DamagedState: The bytes are damaged.
         """
-        vars(self).update(decode_joiner(state, self.project, self.shards)._asdict())
+        found = decode_joiner(state, self.project, self.shards, self.key)
+        vars(self).update(found._asdict())
 
     def resume(self) -> None:
         """Continue after the savepoint at which the state was written, in another run."""
@@ -141,7 +148,8 @@ class AnswerJoiner:
         """Whether all answers and requests from before the savepoint have come.
 
         Every request goes to one shard of each view. So each request is either among those that
-        some shard has taken and not answered, or its answers have come.
+        some shard has taken and not answered, or its answers have come. What other joiners wait
+        for does not matter.
         """
         return (
             len(self.savepoints) == self.numbers.size

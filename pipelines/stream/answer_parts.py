@@ -1,13 +1,16 @@
-"""The parts of an answer, and requests that are given up."""
+"""The parts of an answer, how they are divided among joiners, and requests that are given up."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
 
 from tidemill.features.contract import Int64Array
+from tidemill.features.kernel import hashing
+from tidemill.pipelines.stream.joiner_key import JoinerKey, joiners_of
+from tidemill.pipelines.stream.sequence import GROUP
 
 _POSITION_BITS: Final = 44
 
@@ -85,6 +88,44 @@ class SavepointPart:
 
 
 Part = RequestPart | AnswerPart | SavepointPart
+
+
+def joiner_of(group: int, joiners: int) -> JoinerKey:
+    """Return the joiner of a group."""
+    return JoinerKey.of_partition(partition_of(group), joiners)
+
+
+def divided(part: AnswerPart | SavepointPart, joiners: int) -> list[AnswerPart | SavepointPart]:
+    """Divide the part of an operator among all joiners.
+
+    Each of them gets a part, for each counts the operator's releases and waits for its savepoints.
+
+    Args:
+        part: The part.
+        joiners: How many joiners there are.
+
+    Returns:
+        A part for each joiner, by number. Those that have the same content are the same object.
+    """
+    if joiners == 1:
+        return [part]
+    if isinstance(part, SavepointPart):
+        groups: list[list[int]] = [[] for _ in range(joiners)]
+        for group in part.groups:
+            groups[joiner_of(group, joiners).number].append(group)
+        none = replace(part, groups=())
+        return [replace(part, groups=tuple(mine)) if mine else none for mine in groups]
+    none_answered = replace(part, answers=None)
+    found: list[AnswerPart | SavepointPart] = [none_answered] * joiners
+    answers = part.answers
+    if answers is None or not answers.num_rows:
+        return found
+    numbers = joiners_of(hashing.bits(answers.column(GROUP)) >> _POSITION_BITS, joiners)
+    for number in set(numbers.tolist()):
+        mine = numbers == number
+        rows = answers if mine.all() else answers.filter(pa.array(mine))
+        found[number] = replace(part, answers=rows)
+    return found
 
 
 @dataclass(frozen=True)

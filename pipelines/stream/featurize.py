@@ -2,7 +2,9 @@
 
 One stateful stage serves all views, keyed by (view, definition, shard, shard count), because every
 stage and every state cell has a cost on every engine. A second, small stage joins the parts of
-answers. The decisions are in `pipelines.stream.operator` and `pipelines.stream.answer_join`.
+answers, keyed by joiner (`pipelines.stream.joiner_key`); inference and sinks, which come behind it,
+run where the joiner runs. The decisions are in `pipelines.stream.operator` and
+`pipelines.stream.answer_join`.
 
 The state of a stage has three cells: a head that every bundle rewrites (positions, watermarks,
 waiting rows), a bag of log entries since the last snapshot, and the snapshot. So the cost of a
@@ -33,6 +35,7 @@ from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
+from tidemill.pipelines.stream.joiner_key import JoinerKey, is_joiner_key
 from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_figures import OperatorFigures
@@ -49,10 +52,10 @@ from tidemill.pipelines.stream.state_files import (
 )
 from tidemill.pipelines.stream.token_cache import TOKEN_BYTES, TokenCache, new_token
 from tidemill.pipelines.stream.wire_format import (
+    addressed,
     decode_logged_parts,
     decode_part,
     encode_logged_parts,
-    encode_part,
     encode_unanswered,
     pack_everything,
     pack_publications,
@@ -63,11 +66,9 @@ ANSWERS: Final = "answers"
 PUBLICATIONS: Final = "publications"
 RELEASES: Final = "releases"
 UNANSWERED: Final = "unanswered"
-ALL_REQUESTS: Final = "requests"
-"""The key of the joining stage. One key is enough, because little state waits there."""
 
 _OPERATORS: Final = TokenCache(most=1_024)
-_JOINERS: Final = TokenCache(most=64)
+_JOINERS: Final = TokenCache(most=1_024)
 
 
 def forget_run(run: str) -> None:
@@ -86,16 +87,11 @@ def _windowed(value: Any, time_us: int) -> WindowedValue:
 
 
 class _OncePerKey(beam.DoFn):
-    """Collects a bundle's elements by key, and processes each key once when the bundle ends.
-
-    Attributes:
-        PASSES: A key whose elements pass through.
-    """
+    """Collects a bundle's elements by key, and processes each key once when the bundle ends."""
 
     HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
     LOG = BagStateSpec("log", BytesCoder())
     SNAPSHOT = ReadModifyWriteStateSpec("snapshot", BytesCoder())
-    PASSES: str | None = None
 
     def __init__(self, project: Project, options: FeaturizeOptions) -> None:
         self._project = project
@@ -113,7 +109,7 @@ class _OncePerKey(beam.DoFn):
         snapshot: Any = beam.DoFn.StateParam(SNAPSHOT),
     ) -> Iterator[tuple[str, bytes]]:
         key, data = element
-        if key == self.PASSES:
+        if self.passes(key):
             yield element
         elif key in self._bundle:
             self._bundle[key][3].append(data)
@@ -124,6 +120,11 @@ class _OncePerKey(beam.DoFn):
         bundle, self._bundle = self._bundle, {}
         for key, (head, log, snapshot, elements) in bundle.items():
             yield from self.work(key, elements, head, log, snapshot)
+
+    def passes(self, key: str) -> bool:
+        """Tell whether the elements of a key pass through."""
+        del key
+        return False
 
     @abc.abstractmethod
     def work(
@@ -139,7 +140,8 @@ class _OncePerKey(beam.DoFn):
 class _Operate(_OncePerKey):
     """Runs shard operators."""
 
-    PASSES = ALL_REQUESTS
+    def passes(self, key: str) -> bool:
+        return is_joiner_key(key)
 
     def setup(self) -> None:
         self._figures = OperatorFigures(self._options.figures.here())
@@ -158,7 +160,7 @@ class _Operate(_OncePerKey):
             files.add(releases)
             while operator.at_savepoint:
                 if self._options.stream is not None:
-                    out.append(self._keep(operator, files, self._options.stream))
+                    out += self._keep(operator, files, self._options.stream)
                 operator.pass_savepoint()
                 more = operator.receive(())
                 self._emit(operator, more, out)
@@ -178,12 +180,21 @@ class _Operate(_OncePerKey):
         _OPERATORS.put((self._options.run, key), token, (operator, logged, files))
         yield from out
 
-    def _keep(self, operator: ShardOperator, files: SavepointFiles, stream: Path) -> WindowedValue:
+    def _keep(
+        self, operator: ShardOperator, files: SavepointFiles, stream: Path
+    ) -> Iterator[WindowedValue]:
         """Write the state of an operator that has taken all rows before a savepoint."""
         files.keep(savepoint_folder(stream, self._options.segment + operator.epoch), operator)
         key, groups = operator.key, operator.waiting_groups()
         part = SavepointPart(key.view, key.shard, operator.number, groups, operator.epoch)
-        return _windowed((ALL_REQUESTS, encode_part(part, key.text)), operator.state.frontier_us)
+        return self._addressed(part, key.text, operator.state.frontier_us)
+
+    def _addressed(
+        self, part: AnswerPart | SavepointPart, key: str, time_us: int
+    ) -> Iterator[WindowedValue]:
+        """Return the elements for all joiners that a part of an operator gives."""
+        found = addressed(part, key, self._options.joiners)
+        return (_windowed(element, time_us) for element in found)
 
     def _load(
         self, key: str, head: Any, log: Any, snapshot: Any
@@ -224,7 +235,7 @@ class _Operate(_OncePerKey):
             part = AnswerPart(
                 key.view, key.shard, release.number, at, release.answers, release.epoch
             )
-            out.append(_windowed((ALL_REQUESTS, encode_part(part, key.text)), at))
+            out += self._addressed(part, key.text, at)
             if self._options.publish:
                 out.append(_published(pack_publications(operator, release), at))
             line = release.epoch, release_line(operator, release)
@@ -257,7 +268,7 @@ class _Join(_OncePerKey):
         else:
             log.add(entry)
             logged = longer
-        self._options.figures.here().set(WAITING_REQUESTS, joiner.requests_pending)
+        self._options.figures.here().set(WAITING_REQUESTS, joiner.requests_pending, part=key)
         token = new_token()
         head.write(token)
         _JOINERS.put((self._options.run, key), token, (joiner, logged))
@@ -302,6 +313,7 @@ class _Join(_OncePerKey):
             self._options.shards,
             self._options.answer_within_us,
             self._options.gap_batches,
+            JoinerKey.parse(key),
         )
         if token is None:
             if self._options.handoff is not None:
@@ -326,7 +338,7 @@ class Featurize(beam.PTransform):
     """Sequenced batches to answers.
 
     Input: pairs of an operator's key and its encoded sequenced batches; and, with the key
-    `ALL_REQUESTS`, encoded request parts. Request parts pass through the first stage, because a
+    of their joiner, encoded request parts. Request parts pass through the first stage, because a
     second input of the second stage would need a flatten, which engines run as another stage.
     Output, by name: ``answers`` (answered record batches), ``publications``, ``releases`` (pairs of
     an epoch and a JSON text) and ``unanswered`` (`pipelines.stream.wire_format`). All of them say

@@ -31,6 +31,7 @@ class FeaturizeOptions:
             stream has none.
         segment: The number of the run's first segment (`pipelines.stream.state_files`).
         figures: Where the stages report what they do.
+        joiners: The number of joiners (`pipelines.stream.joiner_key`).
     """
 
     run: str
@@ -45,6 +46,7 @@ class FeaturizeOptions:
     stream: Path | None = None
     segment: int = 0
     figures: FiguresPlace = NO_FIGURES
+    joiners: int = 1
 
 
 def operator_key(project: Project, view: int, shard: int, shards: int) -> str:

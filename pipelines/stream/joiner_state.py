@@ -1,4 +1,4 @@
-"""The state of the joining stage as bytes: a frame (`pipelines.io.framing`) that names its views.
+"""The state of a joiner as bytes: a frame (`pipelines.io.framing`) that names its views.
 
 A joiner holds its views by their place in the project. The bytes name each view with its definition
 and columns, so that a project whose views have another order reads the state right. The order of
@@ -23,6 +23,7 @@ from tidemill.pipelines.io.batch_bytes import batch_bytes, batch_of
 from tidemill.pipelines.io.epochs import epoch_field
 from tidemill.pipelines.io.framing import Bytes, Kind, decode_document, encode_document
 from tidemill.pipelines.stream.answer_parts import AnswerPart, SavepointPart
+from tidemill.pipelines.stream.joiner_key import ONLY_JOINER, JoinerKey
 
 _REMEDY: Final = "start it from handed-over states"
 _WORD: Final = np.dtype("<i8")
@@ -67,12 +68,13 @@ class JoinerState(NamedTuple):
     epoch: int = 0
 
 
-def encode_joiner(state: JoinerState, project: Project) -> bytes:
+def encode_joiner(state: JoinerState, project: Project, key: JoinerKey = ONLY_JOINER) -> bytes:
     """Encode a joiner's state.
 
     Args:
         state: The state.
         project: The project.
+        key: The joiner. A frame of the only joiner does not name it.
 
     Returns:
         The state as a frame. Its fields list the pending groups and the early answers; its blobs
@@ -112,20 +114,25 @@ def encode_joiner(state: JoinerState, project: Project) -> bytes:
         "frontiers": state.frontiers.tolist(),
         "numbers": state.numbers.tolist(),
         **epoch_field(state.epoch),
+        **({} if key == ONLY_JOINER else {"joiner": [key.number, key.joiners]}),
     }
     return encode_document(Kind.JOINER_STATE, project.name, fields, blobs)
 
 
-def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
+def decode_joiner(
+    data: bytes, project: Project, shards: int, key: JoinerKey = ONLY_JOINER
+) -> JoinerState:
     """Decode a joiner's state.
 
     Args:
         data: The bytes.
         project: The project that the state must belong to.
         shards: The number of shards that each view must have.
+        key: The joiner that it must be of.
 
     Raises:
-        StateMismatch: It is of another project, of other views or another number of shards.
+        StateMismatch: It is of another project, of other views, of another number of shards, or
+            of another joiner.
         StateVersionError: Its version is not supported.
         DamagedState: The bytes are not a joiner's state.
     """
@@ -133,6 +140,9 @@ def decode_joiner(data: bytes, project: Project, shards: int) -> JoinerState:
         data, Kind.JOINER_STATE, "the state of the joining stage", _REMEDY, project.name
     )
     fields = found.fields
+    stored = JoinerKey(*fields.get("joiner", (ONLY_JOINER.number, ONLY_JOINER.joiners)))
+    if stored != key:
+        raise StateMismatch(f"the state is of {stored}, and {key} begins with it; {_REMEDY}")
     order = _check_views(fields, project, shards)
     blobs = iter(found.blobs)
     closed = zip(np.frombuffer(next(blobs), _WORD).tolist(), bytes(next(blobs)), strict=True)

@@ -16,8 +16,8 @@ from tidemill.features.kernel.prepare import identity_digests
 from tidemill.pipelines.io.log import POSITION, RECEIVED, SENT
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.stream.answer_parts import RequestPart, group_of
-from tidemill.pipelines.stream.featurize import ALL_REQUESTS
 from tidemill.pipelines.stream.featurize_options import operator_key
+from tidemill.pipelines.stream.joiner_key import is_joiner_key
 from tidemill.pipelines.stream.sequence import (
     SequencedBatch,
     encode_batches,
@@ -25,7 +25,7 @@ from tidemill.pipelines.stream.sequence import (
     request_rows,
     split_by_shard,
 )
-from tidemill.pipelines.stream.wire_format import encode_part
+from tidemill.pipelines.stream.wire_format import addressed_requests
 
 
 @beam.typehints.with_input_types(bytes)
@@ -35,15 +35,17 @@ class Shard(beam.DoFn):
     """Turns encoded polls into the input of `pipelines.stream.featurize.Featurize`.
 
     Output: one element for each (view, shard), with its operator's key; and the requests of each
-    partition, with the key `ALL_REQUESTS`.
+    partition, with the key of their joiner.
 
     Attributes:
         project: The project.
         shards: How many shards each view has.
+        joiners: How many joiners there are.
     """
 
     project: Project
     shards: int
+    joiners: int = 1
 
     def setup(self) -> None:
         """Make the plans."""
@@ -53,19 +55,19 @@ class Shard(beam.DoFn):
         """Shard a poll."""
         poll = Poll.decode(element)
         for part in request_parts(self.project, poll):
-            yield ALL_REQUESTS, encode_part(part)
+            yield addressed_requests(part, self.joiners)
         for view, shard, data in shard_poll(self.project, self._plans, self.shards, poll):
             yield operator_key(self.project, view, shard, self.shards), data
 
 
 def is_request(element: tuple[str, bytes]) -> bool:
     """Tell whether an element holds requests."""
-    return element[0] == ALL_REQUESTS
+    return is_joiner_key(element[0])
 
 
 def is_batches(element: tuple[str, bytes]) -> bool:
     """Tell whether an element holds batches of an operator."""
-    return element[0] != ALL_REQUESTS
+    return not is_joiner_key(element[0])
 
 
 def shard_poll(

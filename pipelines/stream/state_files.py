@@ -1,4 +1,4 @@
-"""Handed-over states in files: one for each operator, and one for the joining stage.
+"""Handed-over states in files: one for each operator, and one for each joiner.
 
 The state of an operator at a savepoint may refer to other files of its folder
 (`pipelines.stream.savepoint_files`). Files are written atomically, and writing again replaces them.
@@ -21,12 +21,12 @@ from tidemill.features.errors import StateError
 from tidemill.pipelines.io.framing import Kind, decode_document, encode_document
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.joiner_key import JoinerKey
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.serving.files.atomic_write import atomic_write
 from tidemill.serving.files.file_digest import file_sha256
 
-_ANSWERS: Final = "answers.state"
 _REMEDY: Final = "run `tidemill backfill` again, and the stream from its beginning"
 
 
@@ -115,17 +115,17 @@ def read_entries(path: Path) -> list[pa.Buffer]:
 
 
 def write_joiner(folder: Path, joiner: AnswerJoiner) -> None:
-    """Write the state of the joining stage."""
-    write_state(folder / _ANSWERS, joiner.state())
+    """Write the state of a joiner."""
+    write_state(folder / joiner.key.state_name, joiner.state())
 
 
 def read_joiner(folder: Path, joiner: AnswerJoiner) -> None:
-    """Start a joining stage from the state at a savepoint; a backfill leaves none.
+    """Start a joiner from its state at a savepoint; a backfill leaves none.
 
     Raises:
         StateError: As `read_handoff`.
     """
-    path = folder / _ANSWERS
+    path = folder / joiner.key.state_name
     if path.exists():
         with _naming(path):
             joiner.restore(path.read_bytes())
@@ -147,14 +147,15 @@ def write_state(path: Path, data: bytes) -> None:
         unfinished.write_bytes(data)
 
 
-def missing_files(folder: Path, project: Project, shards: int) -> list[str]:
+def missing_files(folder: Path, project: Project, shards: int, joiners: int) -> list[str]:
     """Return the names of the missing files of a savepoint."""
     wanted = [
         state_path(folder, OperatorKey(view.name, view.hash, shard, shards))
         for view in project.views
         for shard in range(shards)
     ]
-    return [path.name for path in [*wanted, folder / _ANSWERS] if not path.exists()]
+    wanted += [folder / key.state_name for key in JoinerKey.all(joiners)]
+    return [path.name for path in wanted if not path.exists()]
 
 
 def file_hashes(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:

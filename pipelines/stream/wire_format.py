@@ -8,7 +8,7 @@ mistakes it for that of another view or definition.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -24,7 +24,10 @@ from tidemill.pipelines.stream.answer_parts import (
     RequestPart,
     SavepointPart,
     Unanswered,
+    divided,
+    joiner_of,
 )
+from tidemill.pipelines.stream.joiner_key import JoinerKey
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import OperatorKey
 from tidemill.pipelines.stream.release import Release
@@ -50,6 +53,28 @@ def encode_part(part: Part, key: str = "") -> bytes:
     rows = batch_bytes(part.answers if part.answers is not None and part.answers.num_rows else None)
     place["frontier_us"] = part.frontier_us
     return encode_document(Kind.ANSWER_PART, key, place, [rows])
+
+
+def addressed_requests(part: RequestPart, joiners: int) -> tuple[str, bytes]:
+    """Return the key of the joiner of some requests, and the encoded part for it."""
+    return joiner_of(part.group, joiners).text, encode_part(part)
+
+
+def addressed(
+    part: AnswerPart | SavepointPart, key: str, joiners: int
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the key of each joiner and the encoded part of an operator for it.
+
+    Args:
+        part: The part; each joiner gets its own (`pipelines.stream.answer_parts.divided`).
+        key: The `OperatorKey.text` of the sender.
+        joiners: How many joiners there are.
+    """
+    encoded: dict[int, bytes] = {}
+    for joiner, mine in zip(JoinerKey.all(joiners), divided(part, joiners), strict=True):
+        if id(mine) not in encoded:
+            encoded[id(mine)] = encode_part(mine, key)
+        yield joiner.text, encoded[id(mine)]
 
 
 def decode_part(data: bytes | pa.Buffer, project: Project | None = None) -> Part:

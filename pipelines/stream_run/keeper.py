@@ -30,13 +30,13 @@ from tidemill.pipelines.recovery.republish import frontiers_of, keeps_frontiers
 from tidemill.pipelines.recovery.resume import (
     Reached,
     Start,
-    joiner_at,
+    joiners_at,
     keep_savepoint,
     offline_caught_up,
     offline_ends,
     offline_logs,
 )
-from tidemill.pipelines.stream.answer_join import AnswerJoiner
+from tidemill.pipelines.stream.joiners import Joiners
 from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.state_files import missing_files, savepoint_folder
 from tidemill.pipelines.stream_run.offline_joins import OfflineJoins
@@ -67,12 +67,12 @@ class _Whole(NamedTuple):
     """The states of a savepoint and the releases before it, all of them: they do not change.
 
     Attributes:
-        joiner: The joining stage.
+        joiners: The joining stage.
         reached: What the states contain.
         releases: The evidence of the releases since the savepoint before.
     """
 
-    joiner: AnswerJoiner
+    joiners: Joiners
     reached: Reached
     releases: Sequence[Mapping[str, Any]]
 
@@ -105,7 +105,7 @@ class Keeper:
 
     def __post_init__(self) -> None:
         self.kept = self.start.handoff
-        self.waiting = joiner_at(self.config, self.start.folder).requests_pending
+        self.waiting = joiners_at(self.config, self.start.folder).requests_pending
         self._stream = self.start.current.stream_folder
         self._outputs = self._outputs_of(self.kept.segment + 1)
         of_log = self.config.root, self.start.current, self.config.project
@@ -216,10 +216,10 @@ class Keeper:
         """
         config, request = self.config, self.config.project.request.name
         self._outputs.look()
-        self._found = joiner, reached, releases = self._found or self._whole()
+        self._found = joiners, reached, releases = self._found or self._whole()
         before, after = self.kept.positions[request], reached.positions[request]
         came = sum(after) - sum(before) - self._blank.between(before, after)
-        expected = self.waiting + came - joiner.requests_pending
+        expected = self.waiting + came - joiners.requests_pending
         if (answered := self._outputs.requests) != expected:
             raise _Incomplete(f"of {expected} requests, {answered} are answered or rejected")
         self._check_stores(releases)
@@ -227,8 +227,8 @@ class Keeper:
         with span("savepoint", number=self._segment):
             # First, so that what counts is on the disk.
             join_outputs(self._stream, self._segment)
-            self.kept = keep_savepoint(config, self.start, self.kept, joiner, reached, releases)
-        self.waiting, self._found = joiner.requests_pending, None
+            self.kept = keep_savepoint(config, self.start, self.kept, joiners, reached, releases)
+        self.waiting, self._found = joiners.requests_pending, None
         savepoint_kept(self.kept.segment, self.kept.as_of_us)
         if self._joins is not None:
             self._joins.note(self.kept.segment)
@@ -238,17 +238,17 @@ class Keeper:
     def _whole(self) -> _Whole:
         """Return the states of the next savepoint and the releases before it, if all are there."""
         config, folder = self.config, self._folder
-        if missing := missing_files(folder, config.project, config.shards):
+        joiners = config.stream.joiners
+        if missing := missing_files(folder, config.project, config.shards, joiners):
             raise _Incomplete(
                 f"the states at savepoint {self._segment} are not all there "
                 f"({', '.join(missing[:3])}{f' and {len(missing) - 3} more' * (len(missing) > 3)} "
                 "are missing)"
             )
-        joiner = joiner_at(config, folder)
-        polls = int(joiner.numbers.max())
-        releases = self._releases(polls)
+        found = joiners_at(config, folder)
+        releases = self._releases(found.polls)
         self._check_publications(releases)
-        return _Whole(joiner, self.entrance.reached(polls), releases)
+        return _Whole(found, self.entrance.reached(found.polls), releases)
 
     def _releases(self, polls: int) -> Sequence[Mapping[str, Any]]:
         """Return the evidence of all releases of the segment."""

@@ -54,7 +54,7 @@ from tidemill.pipelines.recovery.resume import (
     check_savepoint,
     event_counts,
     first_start,
-    joiner_at,
+    joiners_at,
     next_start,
     offline_caught_up,
     prepare,
@@ -223,7 +223,7 @@ def _stream(
         "bundle": None if bundle is None else bundle.name,
         "segment": entrance.last_segment,
         "requests": requests,
-        "waiting": 0 if entrance.ends else joiner_at(config, folder).requests_pending,
+        "waiting": 0 if entrance.ends else joiners_at(config, folder).requests_pending,
         "events": sum(by_source.values()),
         "seconds": seconds,
         "rows_per_s": replayed.rows / seconds,
@@ -274,6 +274,7 @@ def _run(
         segment=start.segment,
         changes=start.run.offline is not None,
         figures=figures_place(),
+        joiners=config.stream.joiners,
     )
     forget_run(run)
     keeper = Keeper(config, start, fills, entrance, delivery, choice.name)
@@ -375,7 +376,9 @@ def wire(
     project, root, segment = config.project, start.current.stream_folder, start.segment
     polls, refused = entrance.read(pipeline)
     valid = polls | "Validate" >> beam.ParDo(Validate(project)).with_outputs(INVALID, main="polls")
-    sharded = valid["polls"] | "Shard" >> beam.ParDo(Shard(project, config.shards))
+    sharded = valid["polls"] | "Shard" >> beam.ParDo(
+        Shard(project, config.shards, featurize.joiners)
+    )
     out = sharded | Featurize(project, featurize)
     answered = out[ANSWERS] | "Infer" >> beam.ParDo(Infer(project, bundle, featurize.figures))
     write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)

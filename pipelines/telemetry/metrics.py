@@ -151,7 +151,7 @@ WAITING_ROWS: Final = _gauge(
     combine="sum",
 )
 WAITING_REQUESTS: Final = _gauge(
-    "tidemill_requests_waiting", "Requests that wait for the answers of views."
+    "tidemill_requests_waiting", "Requests that wait for the answers of views.", combine="sum"
 )
 
 PREDICTIONS: Final = _counter("tidemill_predictions_total", "Predictions that were made.")

@@ -119,7 +119,10 @@ class RandomEngine:
         project, root = config.project, start.current.stream_folder
         self._chance = chance
         self._run = options.run
-        self._validate, self._shard = Validate(project), Shard(project, config.shards)
+        self._validate, self._shard = (
+            Validate(project),
+            Shard(project, config.shards, options.joiners),
+        )
         self._shard.setup()
         operate, join = _Operate(project, options), _Join(project, options)
         operate.setup()

@@ -24,7 +24,7 @@ from tidemill.features.contract import TIME_MIN
 from tidemill.features.errors import StateError
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.io.poll import Poll
-from tidemill.pipelines.recovery.resume import first_start, joiner_at, prepare
+from tidemill.pipelines.recovery.resume import first_start, joiners_at, prepare
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import savepoint_files, snapshot_policy
@@ -73,6 +73,7 @@ def options_of(config: Configuration, folder: Path, stream: Path) -> FeaturizeOp
         handoff=folder,
         stream=stream,
         segment=1,
+        joiners=config.stream.joiners,
     )
 
 
@@ -90,12 +91,13 @@ def states(config: Configuration, segment: int) -> dict[str, bytes]:
     """Return the states at a savepoint, whole."""
     stream = stream_of(config.root)
     folder = savepoint_folder(stream, segment)
-    joiner = joiner_at(config, folder)
-    # In which order groups are answered depends on the engine.
-    joiner.closed, joiner.pending = (
-        dict(sorted(x.items())) for x in (joiner.closed, joiner.pending)
-    )
-    found = {"joiner": joiner.state()}
+    found = {}
+    for joiner in joiners_at(config, folder).all:
+        # In which order groups are answered depends on the engine.
+        joiner.closed, joiner.pending = (
+            dict(sorted(x.items())) for x in (joiner.closed, joiner.pending)
+        )
+        found[joiner.key.text] = joiner.state()
     for view in range(len(PROJECT.views)):
         for shard in range(config.shards):
             key = operator_key(PROJECT, view, shard, config.shards)
