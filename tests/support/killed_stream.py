@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream_run.stream import stream
 
 
-def main(folder: str, root: str, engine: str, resume: str, speed: str) -> None:
+def main(folder: str, root: str, engine: str, resume: str, speed: str, joiners: str) -> None:
     """Run it.
 
     Args:
@@ -21,9 +22,11 @@ def main(folder: str, root: str, engine: str, resume: str, speed: str) -> None:
         engine: ``fnapi`` or ``prism``.
         resume: ``resume`` to go on, anything else to start over.
         speed: How many times faster than real time.
+        joiners: How many joiners it has.
     """
     score_without_models(pytest.MonkeyPatch())
     config = configuration(Path(folder), Path(root))
+    config = replace(config, stream=replace(config.stream, joiners=int(joiners)))
     stream(
         config,
         QuietProgress(),

@@ -205,6 +205,7 @@ class TopicProject:
         savepoint_every_us: How often a stream keeps its state.
         quiet_us: How long a message may be on its way to the topics: of a silent partition nothing
             is known of the time after it.
+        joiners: How many joiners a stream has.
     """
 
     folder: Path
@@ -218,6 +219,7 @@ class TopicProject:
     archive: Archive | None = None
     savepoint_every_us: int = 10 * SECOND
     quiet_us: int = 2 * SECOND
+    joiners: int = 1
 
     def __post_init__(self) -> None:
         self.until_us = self.until_us or self.begin_us + HOUR
@@ -324,6 +326,7 @@ class TopicProject:
                 engine="fnapi",
                 poll_rows=self.poll_rows,
                 savepoint_every_us=self.savepoint_every_us,
+                joiners=self.joiners,
             ),
             archive=self.archive,
         )

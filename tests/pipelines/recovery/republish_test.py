@@ -324,7 +324,7 @@ def start_and_kill(config: Configuration, engine: str, how: str) -> None:
     program = [sys.executable, "-m", "tests.support.killed_stream"]
     folder = str(config.path.parent)
     with subprocess.Popen(
-        [*program, folder, str(config.root), engine, how, "6000"],
+        [*program, folder, str(config.root), engine, how, "6000", str(config.stream.joiners)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -339,11 +339,13 @@ def start_and_kill(config: Configuration, engine: str, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "how"), [("fnapi", "resume"), ("prism", "start over"), ("prism", "resume")]
+    ("engine", "how", "joiners"),
+    [("fnapi", "resume", 3), ("prism", "start over", 2), ("prism", "resume", 1)],
 )
 def test_a_killed_stream_resumes_from_its_last_savepoint(
-    engine: str, how: str, ready: Configuration
+    engine: str, how: str, joiners: int, ready: Configuration
 ) -> None:
+    ready = replace(ready, stream=replace(ready.stream, joiners=joiners))
     if how == "resume":
         run(ready, until_us=EVALUATE_UNTIL + 3 * HOUR, engine=engine)
     history = offline_files(ready)

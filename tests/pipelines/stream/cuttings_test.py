@@ -1,8 +1,9 @@
 """A release is a function of the log: however an engine cuts, repeats and recovers, the same files.
 
 One log is replayed under random cuttings into bundles, with repeats and with restarts from an
-engine's state (`tests.support.random_engine`), and on every engine with bundles of every size. All
-output files must have the same bytes; of predictions, all but the stamps of the wall clock.
+engine's state (`tests.support.random_engine`), with different numbers of joiners, and on every
+engine with bundles of every size. All output files must have the same bytes; of predictions, all
+but the stamps of the wall clock.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ OUTPUTS = (
     OFFLINE,
 )
 MODES = ["exact", "eager"]
+JOINERS = (1, 2, 3, 5)
 
 
 @pytest.fixture(autouse=True)
@@ -72,14 +74,15 @@ def made(root: Path, mode: str) -> Configuration:
     return config
 
 
-def copied(template: Configuration, root: Path) -> Configuration:
-    """Copy a root that no stream has run on."""
+def copied(template: Configuration, root: Path, joiners: int = 1) -> Configuration:
+    """Copy a root that no stream has run on; its stream has so many joiners."""
     shutil.copytree(template.root, root)
     return replace(
         template,
         path=root / "tidemill.yaml",
         root=root,
         online_store=SqlitePlace(root / "online.db"),
+        stream=replace(template.stream, joiners=joiners),
     )
 
 
@@ -127,6 +130,7 @@ def run(config: Configuration, chance: random.Random | None) -> RandomEngine:
         mode=Mode(config.stream.mode),
         changes=True,
         handoff=start.folder,
+        joiners=config.stream.joiners,
     )
     engine = RandomEngine(config, start, fills, options, chance)
     engine.run(polls_of(config))
@@ -152,7 +156,7 @@ def test_random_cuttings_with_repeats_and_restarts_give_the_same_bytes(
     assert len(releases) == polls * orderly.shards * len(PROJECT.views)
     failures = recoveries = 0
     for seed in range(CUTTINGS[mode]):
-        config = copied(template, tmp_path / str(seed))
+        config = copied(template, tmp_path / str(seed), JOINERS[seed % len(JOINERS)])
         engine = run(config, random.Random(seed))
         failures += engine.failures
         recoveries += engine.recoveries
@@ -168,13 +172,13 @@ def test_random_cuttings_with_repeats_and_restarts_give_the_same_bytes(
 def test_every_engine_gives_the_same_bytes_whatever_its_bundles(
     engine: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a poll in each bundle, many polls in one, and at the speed of a clock."""
+    """With a poll in each bundle, many polls in one, and at the speed of a clock; with joiners."""
     template = made(tmp_path / "template", mode)
     orderly = copied(template, tmp_path / "orderly")
     run(orderly, None)
     expected = outputs(orderly.root)
-    for seconds, speed in ((-1.0, None), (0.1, None), (0.01, 2_000.0)):
-        config = copied(template, tmp_path / f"{seconds}")
+    for joiners, seconds, speed in ((2, -1.0, None), (3, 0.1, None), (1, 0.01, 2_000.0)):
+        config = copied(template, tmp_path / f"{seconds}", joiners)
         monkeypatch.setattr(replay, "_SLICE_SECONDS", seconds)
         stream(config, QuietProgress(), engine=engine, speed=speed)
         found = outputs(config.root)

@@ -15,7 +15,15 @@ from typing import Any
 
 import pytest
 
-from tests.pipelines.stream.cuttings_test import MODES, OUTPUTS, copied, made, outputs, polls_of
+from tests.pipelines.stream.cuttings_test import (
+    JOINERS,
+    MODES,
+    OUTPUTS,
+    copied,
+    made,
+    outputs,
+    polls_of,
+)
 from tests.support.folders import offline_of, stream_of
 from tests.support.proof_run import score_without_models
 from tests.support.random_engine import RandomEngine
@@ -28,11 +36,13 @@ from tidemill.pipelines.recovery.resume import first_start, joiners_at, prepare
 from tidemill.pipelines.run import paths
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream import savepoint_files, snapshot_policy
+from tidemill.pipelines.stream.answer_parts import joiner_of
 from tidemill.pipelines.stream.featurize_options import (
     FeaturizeOptions,
     make_operator,
     operator_key,
 )
+from tidemill.pipelines.stream.joiner_key import ONLY_JOINER
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.state_files import handed_over, read_handoff, savepoint_folder
 from tidemill.serving.files.segment_names import segment_of
@@ -88,16 +98,20 @@ def run(
 
 
 def states(config: Configuration, segment: int) -> dict[str, bytes]:
-    """Return the states at a savepoint, whole."""
+    """Return the states at a savepoint, whole; those of joiners as one would have them."""
     stream = stream_of(config.root)
     folder = savepoint_folder(stream, segment)
-    found = {}
-    for joiner in joiners_at(config, folder).all:
-        # In which order groups are answered depends on the engine.
-        joiner.closed, joiner.pending = (
-            dict(sorted(x.items())) for x in (joiner.closed, joiner.pending)
-        )
-        found[joiner.key.text] = joiner.state()
+    joiners = joiners_at(config, folder)
+    assert joiners.frontiers() is joiners.all[0].frontiers
+    for joiner in joiners.all:
+        taken = {*joiner.closed, *joiner.pending}
+        assert {joiner_of(group, config.stream.joiners) for group in taken} <= {joiner.key}
+    alone = replace(joiners.all[0], key=ONLY_JOINER)
+    alone.frontiers, alone.numbers = joiners.frontiers(), joiners.all[0].numbers
+    # In which order groups are answered depends on the engine.
+    alone.closed = dict(sorted(x for one in joiners.all for x in one.closed.items()))
+    alone.pending = dict(sorted(x for one in joiners.all for x in one.pending.items()))
+    found = {"joiners": alone.state()}
     for view in range(len(PROJECT.views)):
         for shard in range(config.shards):
             key = operator_key(PROJECT, view, shard, config.shards)
@@ -136,7 +150,7 @@ def test_a_run_that_goes_on_behind_marks_leaves_what_runs_that_stop_there_leave(
         stopped.append(config)
     bases = pieces = 0
     for seed in range(SEEDS[mode]):
-        config = copied(template, tmp_path / str(seed))
+        config = copied(template, tmp_path / str(seed), JOINERS[seed % len(JOINERS)])
         run(config, polls, after, random.Random(seed) if seed else None)
         for segment, other in enumerate(stopped, 1):
             found, expected = states(config, segment), states(other, 1)

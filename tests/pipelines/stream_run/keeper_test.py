@@ -18,7 +18,7 @@ from tests.support.proof_run import score_without_models
 from tests.support.random_engine import RandomEngine
 from tests.support.stream_outputs import outputs_of, put_outputs, without_first
 from tests.support.streaming_project import PROJECT
-from tidemill.features.errors import NoSpace, SequenceError
+from tidemill.features.errors import NoSpace, SequenceError, StateMismatch
 from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.delivery.delivery import Delivery
 from tidemill.pipelines.io.poll import Poll
@@ -79,7 +79,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
 
 @pytest.fixture
 def ran(template: Configuration, tmp_path: Path) -> Marked:
-    config = copied(template, tmp_path / "root")
+    return run_of(template, tmp_path, joiners=1)
+
+
+def run_of(template: Configuration, folder: Path, joiners: int) -> Marked:
+    config = copied(template, folder / "root", joiners)
     polls = polls_of(config)
     start, fills = prepare(config, first_start(config, None), QuietProgress())
     config = replace(config, pinned=start.current)
@@ -146,6 +150,27 @@ def _state(ran: Marked) -> None:
     next(savepoint_folder(ran.stream, 2).glob("zone-00001-of-00002.state")).unlink()
 
 
+def test_a_savepoint_counts_once_the_states_of_all_joiners_are_there(
+    template: Configuration, tmp_path: Path
+) -> None:
+    ran = run_of(template, tmp_path, joiners=3)
+    folder = savepoint_folder(ran.stream, 1)
+    states = [folder / f"answers-0000{number}-of-00003.state" for number in range(3)]
+    data = states[2].read_bytes()
+    states[2].unlink()
+    with pytest.raises(SequenceError, match=r"answers-00002-of-00003\.state are missing"):
+        ran.keeper.finish(1)
+    states[2].write_bytes(states[1].read_bytes())
+    with pytest.raises(StateMismatch, match="is of joiner 1 of 3, and joiner 2 of 3 begins with"):
+        ran.keeper.finish(1)
+    states[2].write_bytes((savepoint_folder(ran.stream, 2) / states[2].name).read_bytes())
+    with pytest.raises(StateMismatch, match="joiner 2 of 3 has taken other releases than joiner 0"):
+        ran.keeper.finish(1)
+    states[2].write_bytes(data)
+    ran.keeper.finish(1)
+    assert {path.name for path in states} < ran.keeper.kept.files.keys()
+
+
 def _release(ran: Marked) -> None:
     without_first(ran.stream / "releases", 2)
 
@@ -196,8 +221,12 @@ def test_what_was_lost_keeps_a_savepoint_from_counting(
     assert last_states(ran.start.current)[0] == savepoint_folder(stream_of(ran.config.root), 1)
 
 
-def test_a_killed_stream_goes_on_from_the_last_savepoint_that_counts(ran: Marked) -> None:
+@pytest.mark.parametrize("joiners", [1, 3])
+def test_a_killed_stream_goes_on_from_the_last_savepoint_that_counts(
+    joiners: int, template: Configuration, tmp_path: Path
+) -> None:
     """Outputs and states of all later segments are removed, and are made again."""
+    ran = run_of(template, tmp_path, joiners)
     ran.keeper.finish(1)
     start = next_start(ran.config, None)
     assert (start.segment, start.handoff.polls) == (2, AFTER[0])
