@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -42,9 +42,8 @@ def newest_per_entity(kernel: pa.RecordBatch) -> pa.RecordBatch:
 def release_runs(releases: Iterable[Published]) -> list[list[Published]]:
     """Sort releases of one (view, shard), given in any order, into runs.
 
-    Releases with successive numbers form one run. The whole shard builds on nothing and takes in
-    the older releases. A run ends where a release is missing, so that the store detects the gap. A
-    repeated release counts once.
+    Releases with successive numbers form one run. A run ends where a release is missing, so that
+    the store detects the gap. A repeated release counts once.
 
     Args:
         releases: The releases; at least one.
@@ -52,25 +51,22 @@ def release_runs(releases: Iterable[Published]) -> list[list[Published]]:
     Returns:
         The runs, in order; the releases of each in order.
     """
-    known = {(one.number, one.mark_before is None): one for one in releases}
-    ordered = [known[place] for place in sorted(known)]
+    known = {one.number: one for one in releases}
+    ordered = [known[number] for number in sorted(known)]
     runs = [ordered[:1]]
     for one in ordered[1:]:
-        if one.mark_before is None:
-            runs = [[release for run in runs for release in run] + [one]]
-        elif one.number == runs[-1][-1].number + 1:
+        if one.number == runs[-1][-1].number + 1:
             runs[-1].append(one)
         else:
             runs.append([one])
     return runs
 
 
-def joined_release(run: list[Published]) -> Published:
+def joined_release(run: Sequence[Published]) -> Published:
     """Join the publications of a run: it builds on what its first release builds on."""
-    is_whole = any(one.mark_before is None for one in run)
     known = [one.since_us for one in run if one.since_us is not None]
     return run[-1]._replace(
-        mark_before=None if is_whole else run[0].mark_before,
+        mark_before=run[0].mark_before,
         since_us=min(known) if len(known) == len(run) else None,
         rows=pa.concat_batches([one.rows for one in run]),
     )

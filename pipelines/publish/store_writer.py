@@ -6,11 +6,10 @@ The promises:
   with exponential back-off and full jitter; then the error is raised and the bundle fails. The
   caller waits, so no writes queue up, and no later write of the shard overtakes. The outage is
   logged, at most once in `SAY_EVERY_S`, and again when it ends.
-* If the store has lost writes of a part, later publications of the part are not written. Missing
-  records are made again, the part's frontier is withdrawn, so that readers see that the age of its
-  rows is unknown, and the loss is noted (`pipelines.stream.lost_writes`): the next release
-  publishes the whole shard, which contains the refused rows. If no operator in this process can
-  repair the loss, the error is raised.
+* If the store has lost writes of a part, missing records are made again, and the part's frontier is
+  withdrawn, so that readers see that the age of its rows is unknown. Then the whole shard, which
+  contains the refused rows, is written in their place, before the bundle ends. A store that loses
+  writes again meanwhile gets it again, for `give_up_after_us` at most.
 * Readers are switched to the run's fills by the first write after all of them have caught up, also
   again if the store forgot it.
 * Other errors (a contradiction, a superseded writer, a wrong password) are raised at once.
@@ -23,22 +22,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import tenacity
 
 from tidemill.features.contract import SECOND, TIME_MIN
-from tidemill.features.definitions import Project
 from tidemill.features.errors import (
     BehindReaders,
     LostPublications,
     NoKeySpace,
-    StoreError,
     StoreUnavailable,
 )
 from tidemill.pipelines.config.online_section import GIVE_UP_AFTER_US
 from tidemill.pipelines.publish.run_fills import RunFills
-from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.serving.online.database import OnlineDatabase, Parcel
 
 SAY_EVERY_S: Final = 10.0
@@ -46,10 +42,10 @@ SAY_EVERY_S: Final = 10.0
 
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 5.0
-_OVERTAKEN_TRIES: Final = 5
-"""How often a refused parcel is tried: its predecessor may still be on its way."""
 
 _T = TypeVar("_T")
+WholeParcels = Callable[[str, int], Sequence[Parcel]]
+"""Returns the parcels of a view's shard with all of its rows."""
 
 _log: Final = logging.getLogger(__name__)
 # Full jitter: a random wait between zero and the back-off, so that workers do not retry together.
@@ -141,9 +137,7 @@ class StoreWriter:
 
     Args:
         database: The online store.
-        project: The project.
         fills: The fills of the run, as they were when it began.
-        run: The run whose operators can repair lost writes; None if there are none.
         give_up_after_us: How long the store may be unavailable.
 
     Attributes:
@@ -153,65 +147,44 @@ class StoreWriter:
     def __init__(
         self,
         database: OnlineDatabase,
-        project: Project,
         fills: RunFills,
-        run: str | None = None,
         give_up_after_us: int = GIVE_UP_AFTER_US,
     ) -> None:
         self.fills = fills
         self._database = database
-        self._project = project
-        self._run = run
         self._give_up_after_us = give_up_after_us
         # What readers see of the old fills: no switch is tried before a parcel has reached it.
         self._shown_us = TIME_MIN
 
-    def write(self, parcels: Sequence[Parcel]) -> None:
-        """Write parcels, or note that the store has lost earlier writes; switch readers if due.
+    def write(self, parcels: Sequence[Parcel], whole: WholeParcels) -> None:
+        """Write parcels, and whole shards where the store has lost writes; switch readers if due.
 
         Args:
             parcels: The parcels of a bundle.
+            whole: Makes the parcels of a whole shard, as of the bundle's last release, for `fills`.
 
         Raises:
             StoreUnavailable: The store was unavailable for too long.
-            LostPublications: It has lost writes that no operator in this process can repair.
-            NoKeySpace: It was emptied, and no operator in this process can repair that.
+            LostPublications: It has lost writes again and again.
+            NoKeySpace: It was emptied again and again.
             SupersededWriter: Another writer has taken a fill.
             ConflictingPublication: A publication contradicts the one in the store.
             StoreError: The store refuses the write.
         """
-        try:
-            self._write(parcels)
-            if self.fills.unread:
-                self._patiently(lambda: self._switch(parcels))
-        except StoreError as error:
-            if self._run is not None:
-                LOST_WRITES.fail(self._run, error)
-            raise
-
-    def _write(self, parcels: Sequence[Parcel]) -> None:
         refused = self._offer(parcels)
-        for number in range(1, _OVERTAKEN_TRIES):
-            # Noted losses need no retry.
-            if all(self._is_known(parcel) for parcel, _ in refused):
-                break
-            time.sleep(_FIRST_WAIT_S * 2 ** (number - 1))
-            refused = self._offer([parcel for parcel, _ in refused])
-        lost = {(parcel.space.view, parcel.shard) for parcel, _ in refused}
-        for parcel in parcels:
-            if (parcel.space.view, parcel.shard) not in lost:
-                self._is_written(parcel)
-        for parcel, error in refused:
-            self._note(parcel, error)
+        if refused:
+            self._mend(refused, whole)
+        if self.fills.unread:
+            self._patiently(lambda: self._switch(parcels))
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
         return retry_while_unavailable(action, self._database.name, self._give_up_after_us)
 
-    def _offer(self, parcels: Sequence[Parcel]) -> list[tuple[Parcel, LostPublications]]:
+    def _offer(self, parcels: Sequence[Parcel]) -> list[_Refused]:
         """Write parcels; return those that the store refuses because it has lost writes."""
         return self._patiently(lambda: self._offered(parcels))
 
-    def _offered(self, parcels: Sequence[Parcel]) -> list[tuple[Parcel, LostPublications]]:
+    def _offered(self, parcels: Sequence[Parcel]) -> list[_Refused]:
         try:
             self._database.publish(parcels)
         except (LostPublications, NoKeySpace):
@@ -222,21 +195,47 @@ class StoreWriter:
         for parcel in parcels:
             try:
                 self._publish_alone(parcel)
-            except LostPublications as error:
-                refused.append((parcel, error))
+            except (LostPublications, NoKeySpace) as error:
+                refused.append(_Refused(parcel, error))
         return refused
 
     def _publish_alone(self, parcel: Parcel) -> None:
         try:
-            self._database.publish([parcel])
+            self._database.publish([self._as_now(parcel)])
         except NoKeySpace as error:
-            if not self._can_mend(parcel):
-                raise
             _log.warning(
                 "the online store was emptied; its key spaces are created again: %s", error
             )
             self._restore()
             self._database.publish([self._as_now(parcel)])
+
+    def _mend(self, refused: list[_Refused], whole: WholeParcels) -> None:
+        """Write the whole shards of refused parcels, until none is refused."""
+        deadline_s = time.monotonic() + self._give_up_after_us / SECOND
+        waits_s = _FIRST_WAIT_S
+        while True:
+            self._patiently(self._look_again)
+            for parcel, _ in refused:
+                self._patiently(lambda parcel=parcel: self._withdraw(self._as_now(parcel)))  # type: ignore[misc]
+            for _, error in refused:
+                _log.warning("the whole shard is published again: %s", error)
+            shards = list(dict.fromkeys((one.space.view, one.shard) for one, _ in refused))
+            lost = self._offer([parcel for shard in shards for parcel in whole(*shard)])
+            for view, shard in shards:
+                if (view, shard) not in {(one.space.view, one.shard) for one, _ in lost}:
+                    _log.warning(
+                        "%s, view %s, shard %d: the lost writes are repaired",
+                        self._database.name,
+                        view,
+                        shard,
+                    )
+            if not lost:
+                return
+            if time.monotonic() > deadline_s:
+                raise lost[0].error
+            time.sleep(waits_s)
+            waits_s = min(2 * waits_s, _LONGEST_WAIT_S)
+            refused = lost
 
     def _restore(self) -> None:
         """Make the records of the run's fills again that the store has lost."""
@@ -270,35 +269,6 @@ class StoreWriter:
             self.fills = self.fills.updated(switched)
             _log.info("%s: readers see the fills of this run", self._database.name)
 
-    def _is_written(self, parcel: Parcel) -> None:
-        view, shard = parcel.space.view, parcel.shard
-        if self._run is not None and LOST_WRITES.close(self._run, view, shard):
-            _log.warning(
-                "%s, key space %s, shard %d: the lost writes are repaired",
-                self._database.name,
-                parcel.space.name,
-                shard,
-            )
-
-    def _can_mend(self, parcel: Parcel) -> bool:
-        return self._run is not None and LOST_WRITES.can_mend(
-            self._run, parcel.space.view, parcel.shard
-        )
-
-    def _is_known(self, parcel: Parcel) -> bool:
-        return self._run is not None and LOST_WRITES.is_open(
-            self._run, parcel.space.view, parcel.shard
-        )
-
-    def _note(self, parcel: Parcel, error: LostPublications) -> None:
-        if self._run is None or not self._can_mend(parcel):
-            raise error
-        self._look_again()
-        if not self._is_known(parcel):
-            LOST_WRITES.note(self._run, parcel.space.view, parcel.shard)
-            _log.warning("the next release publishes the whole shard: %s", error)
-        self._patiently(lambda: self._withdraw(parcel))
-
     def _withdraw(self, parcel: Parcel) -> None:
         """Take the frontier of a part that has lost writes, so that its age is unknown."""
         try:
@@ -309,3 +279,10 @@ class StoreWriter:
         reached = parcel.frontier_us
         if found.frontier_us is not None and reached is not None and found.frontier_us <= reached:
             self._database.withdraw(parcel, found)
+
+
+class _Refused(NamedTuple):
+    """A parcel that the store refuses because it has lost writes, and what it says."""
+
+    parcel: Parcel
+    error: LostPublications | NoKeySpace

@@ -36,13 +36,13 @@ from tidemill.pipelines.stream.answer_join import AnswerJoiner
 from tidemill.pipelines.stream.answer_parts import AnswerPart, Part, SavepointPart
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions, make_operator
 from tidemill.pipelines.stream.joiner_key import JoinerKey, is_joiner_key
-from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_figures import OperatorFigures
 from tidemill.pipelines.stream.release import Release
 from tidemill.pipelines.stream.release_line import release_line
 from tidemill.pipelines.stream.savepoint_files import SavepointFiles
 from tidemill.pipelines.stream.sequence import decode_batches
+from tidemill.pipelines.stream.shard_store import ShardStore
 from tidemill.pipelines.stream.snapshot_policy import JoinerLog, operator_snapshot_due
 from tidemill.pipelines.stream.state_files import (
     read_handoff,
@@ -52,13 +52,15 @@ from tidemill.pipelines.stream.state_files import (
 )
 from tidemill.pipelines.stream.token_cache import TOKEN_BYTES, TokenCache, new_token
 from tidemill.pipelines.stream.wire_format import (
+    Published,
     addressed,
     decode_logged_parts,
     decode_part,
     encode_logged_parts,
     encode_unanswered,
-    pack_everything,
-    pack_publications,
+    everything,
+    pack,
+    published,
 )
 from tidemill.pipelines.telemetry.metrics import WAITING_REQUESTS
 
@@ -145,6 +147,26 @@ class _Operate(_OncePerKey):
 
     def setup(self) -> None:
         self._figures = OperatorFigures(self._options.figures.here())
+        place = self._options.store
+        self._store: ShardStore | None = None if place is None else place.open()
+
+    def teardown(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._operators: dict[tuple[str, int], ShardOperator] = {}
+        self._published: list[Published] = []
+
+    def finish_bundle(self) -> Iterator[Any]:
+        out = list(super().finish_bundle())
+        operators, releases = self._operators, self._published
+        self._operators, self._published = {}, []
+        if self._store is not None:
+            # The state that mends a store which has lost writes is at hand here, and only here.
+            self._store.write(releases, lambda *place: everything(operators[place]))
+        yield from out
 
     def work(
         self, key: str, elements: list[bytes], head: Any, log: Any, snapshot: Any
@@ -229,7 +251,8 @@ class _Operate(_OncePerKey):
 
     def _emit(self, operator: ShardOperator, releases: list[Release], out: list[Any]) -> None:
         """Add the output of releases."""
-        key, run = operator.key, self._options.run
+        key = operator.key
+        self._operators[key.view, key.shard] = operator
         for release in releases:
             at = release.frontier_us
             part = AnswerPart(
@@ -237,15 +260,12 @@ class _Operate(_OncePerKey):
             )
             out += self._addressed(part, key.text, at)
             if self._options.publish:
-                out.append(_published(pack_publications(operator, release), at))
+                found = published(operator, release)
+                self._published.append(found)
+                logged = _windowed(pack(found, key.text), at)
+                out.append(beam.pvalue.TaggedOutput(PUBLICATIONS, logged))
             line = release.epoch, release_line(operator, release)
             out.append(beam.pvalue.TaggedOutput(RELEASES, _windowed(line, at)))
-        if releases and self._options.publish and LOST_WRITES.operates(run, key.view, key.shard):
-            out.append(_published(pack_everything(operator), releases[-1].frontier_us))
-
-
-def _published(data: bytes, time_us: int) -> beam.pvalue.TaggedOutput:
-    return beam.pvalue.TaggedOutput(PUBLICATIONS, _windowed(data, time_us))
 
 
 @beam.typehints.with_input_types(tuple[str, bytes])

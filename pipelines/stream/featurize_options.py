@@ -10,6 +10,7 @@ from tidemill.features.kernel.advance import Publish
 from tidemill.features.kernel.plan import make_plan
 from tidemill.pipelines.stream.operator import ShardOperator
 from tidemill.pipelines.stream.operator_key import Inputs, Mode, OperatorKey
+from tidemill.pipelines.stream.shard_store import ShardStorePlace
 from tidemill.pipelines.telemetry.stage_figures import NO_FIGURES, FiguresPlace
 
 
@@ -32,6 +33,7 @@ class FeaturizeOptions:
         segment: The number of the run's first segment (`pipelines.stream.state_files`).
         figures: Where the stages report what they do.
         joiners: The number of joiners (`pipelines.stream.joiner_key`).
+        store: Where the operators publish, in their bundles; None if they write to no store.
     """
 
     run: str
@@ -47,6 +49,7 @@ class FeaturizeOptions:
     segment: int = 0
     figures: FiguresPlace = NO_FIGURES
     joiners: int = 1
+    store: ShardStorePlace | None = None
 
 
 def operator_key(project: Project, view: int, shard: int, shards: int) -> str:

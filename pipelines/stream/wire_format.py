@@ -167,32 +167,30 @@ def published(operator: ShardOperator, release: Release) -> Published:
 
 def pack_publications(operator: ShardOperator, release: Release) -> bytes:
     """Encode the publications of a release of an operator."""
-    return _pack(published(operator, release), operator.key.text)
+    return pack(published(operator, release), operator.key.text)
 
 
-def pack_everything(operator: ShardOperator) -> bytes:
-    """Encode every entity of a shard as of its last release, to repair the online store.
+def everything(operator: ShardOperator) -> Published:
+    """Return every entity of a shard as of its last release, to repair the online store.
 
     The rows are those that its releases have published.
     """
-    return _pack(
-        Published(
-            view=operator.key.view,
-            shard=operator.key.shard,
-            number=operator.number,
-            mark_before=None,
-            mark=operator.mark,
-            attempt=operator.attempt,
-            since_us=None,
-            frontier_us=operator.state.frontier_us,
-            rows=operator.everything(),
-            is_news=False,
-        ),
-        operator.key.text,
+    return Published(
+        view=operator.key.view,
+        shard=operator.key.shard,
+        number=operator.number,
+        mark_before=None,
+        mark=operator.mark,
+        attempt=operator.attempt,
+        since_us=None,
+        frontier_us=operator.state.frontier_us,
+        rows=operator.everything(),
+        is_news=False,
     )
 
 
-def _pack(published: Published, key: str) -> bytes:
+def pack(published: Published, key: str) -> bytes:
+    """Encode publications; ``key`` is the `OperatorKey.text` of the sender."""
     fields = published._asdict()
     rows = fields.pop("rows")
     before = published.mark_before

@@ -44,7 +44,8 @@ from tidemill.pipelines.io.epochs import with_epoch
 from tidemill.pipelines.io.event_counts import EventCounts
 from tidemill.pipelines.io.replay import ReplayOptions
 from tidemill.pipelines.io.write_outputs import WriteOutputs
-from tidemill.pipelines.publish.publish import Publish
+from tidemill.pipelines.publish.log_publications import LogPublications
+from tidemill.pipelines.publish.publish import PublishToStore
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.log_parts import source_partitions, stream_log
 from tidemill.pipelines.recovery.republish import mend_store
@@ -76,7 +77,6 @@ from tidemill.pipelines.stream.featurize import (
 )
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
 from tidemill.pipelines.stream.infer import Infer
-from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.output_folders import join_outputs
 from tidemill.pipelines.stream.rejected_by_stream import rejected_requests
@@ -275,12 +275,14 @@ def _run(
         changes=start.run.offline is not None,
         figures=figures_place(),
         joiners=config.stream.joiners,
+        store=PublishToStore(
+            project, config.online_store, fills, config.give_up_after_us, figures_place()
+        ),
     )
     forget_run(run)
     keeper = Keeper(config, start, fills, entrance, delivery, choice.name)
     segment_begins(start.current.stream, start.segment, start.run.mode)
     with (
-        LOST_WRITES.of(run),
         progress.stage("stream", total=entrance.requests, unit="requests") as stage,
         span("segment", number=start.segment),
         _watched(stage),
@@ -292,7 +294,7 @@ def _run(
         pipeline = beam.Pipeline(
             runner=make_runner(choice), options=pipeline_options(project.name, choice, "stream")
         )
-        wire(pipeline, config, entrance, featurize, bundle, start, fills, delivery)
+        wire(pipeline, config, entrance, featurize, bundle, start, delivery)
         result = run_pipeline(pipeline, choice)
         delivery.flush()
         if entrance.ends:
@@ -369,7 +371,6 @@ def wire(
     featurize: FeaturizeOptions,
     bundle: Path | None,
     start: Start,
-    fills: RunFills,
     delivery: Delivery,
 ) -> None:
     """Wire source, sharding, features, publications, inference and sinks."""
@@ -384,22 +385,17 @@ def wire(
     write = WriteOutputs(root / paths.PREDICTIONS, ("partition", "position"), segment)
     delivered = answered | "Predictions" >> beam.ParDo(delivery.step(PREDICTIONS, write))
     # The workers of Beam end a bundle's steps in the order of how many steps follow each. So one
-    # more lets predictions go out before the store is written to, and not after.
+    # more lets predictions go out before publications are logged, and not after.
     _ = delivered | "Delivered" >> beam.ParDo(_Nothing())
-    publish = Publish(
+    log = LogPublications(
         project,
         root,
         replace(start.current, offline=start.run.offline or 0).offline_root,
-        config.online_store,
         config.shards,
-        fills,
         changes=featurize.changes,
         segment=segment,
-        run=featurize.run,
-        give_up_after_us=config.give_up_after_us,
-        figures=featurize.figures,
     )
-    _ = out[PUBLICATIONS] | "Publish" >> beam.ParDo(publish)
+    _ = out[PUBLICATIONS] | "LogPublications" >> beam.ParDo(log)
     _ = out[RELEASES] | "Releases" >> beam.ParDo(WriteReleases(root / paths.RELEASES, segment))
     unanswered = out[UNANSWERED] | "Reject" >> beam.ParDo(_Reject(project.request.name))
     # Not flattened: FnApiRunner would hold the records back until the source ends.

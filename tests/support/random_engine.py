@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from tidemill.pipelines.config.configuration import Configuration
 from tidemill.pipelines.ingest.validate import Validate
 from tidemill.pipelines.io.poll import Poll
 from tidemill.pipelines.io.write_outputs import WriteOutputs
-from tidemill.pipelines.publish.publish import Publish
+from tidemill.pipelines.publish.log_publications import LogPublications
+from tidemill.pipelines.publish.publish import PublishToStore
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.resume import Start
 from tidemill.pipelines.recovery.write_releases import WriteReleases
@@ -124,32 +125,30 @@ class RandomEngine:
             Shard(project, config.shards, options.joiners),
         )
         self._shard.setup()
-        operate, join = _Operate(project, options), _Join(project, options)
+        options = replace(options, store=PublishToStore(project, config.online_store, fills))
+        self._operate, join = _Operate(project, options), _Join(project, options)
+        operate = self._operate
         operate.setup()
         join.setup()
         self._stages = [Stage(operate), Stage(join)]
         self._infer = Infer(project, Path("bundle"))
         self._infer.setup()
-        self._publish = Publish(
+        segment = start.segment
+        self._log = LogPublications(
             project,
             root,
             start.current.offline_root,
-            config.online_store,
             config.shards,
-            fills,
             changes=options.changes,
-            segment=start.segment,
-            run=options.run,
+            segment=segment,
         )
-        self._publish.setup()
-        segment = start.segment
         self._releases = WriteReleases(root / paths.RELEASES, segment)
         named_by = ("partition", "position")
         self._predictions = WriteOutputs(root / paths.PREDICTIONS, named_by, segment)
         self._rejected = WriteOutputs(
             root / paths.REJECTED_BY_STREAM, ("stage", "stream", *named_by), segment
         )
-        self._sinks = (self._releases, self._predictions, self._rejected)
+        self._sinks = (self._log, self._releases, self._predictions, self._rejected)
         for sink in self._sinks:
             sink.setup()
         self.failures = self.recoveries = 0
@@ -177,7 +176,7 @@ class RandomEngine:
                 checkpoint = self._checkpoint()
             if self.recoveries < 3 and self._chance.random() < 0.04:
                 self._restore(checkpoint)
-        for sink in (self._publish, *self._sinks):
+        for sink in (self._operate, *self._sinks):
             sink.teardown()
         forget_run(self._run)
 
@@ -227,6 +226,6 @@ class RandomEngine:
                 releases.append(output.value)
             else:
                 raise AssertionError("a request was given up")
-        _bundle(self._publish, published)
+        _bundle(self._log, published)
         _bundle(self._releases, releases)
         _bundle(self._predictions, predicted)

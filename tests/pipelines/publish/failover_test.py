@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.support.fills import Target, mark_of, opened
-from tests.support.parcels import BY_DEPOT, DEPOT_SPACE, project
+from tests.support.fills import mark_of, opened
+from tests.support.parcels import DEPOT_SPACE
 from tests.support.redis_proxy import SwitchingProxy
 from tests.support.redis_server import RedisServer, running
 from tidemill.pipelines.publish import store_writer
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import StoreWriter, retry_while_unavailable
-from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.serving.online.cells import cell_matrix
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.parcels import whole_parcels
@@ -27,7 +26,6 @@ from tidemill.serving.online.rows import RowBatch, online_keys
 
 ROWS = 10_000
 SLICES = 4
-RUN = "a run with failovers"
 KEYS = online_keys("depot", pa.array(range(ROWS)))
 
 
@@ -102,45 +100,48 @@ def test_older_server_is_noticed_at_every_reply_of_a_publication_there_and_back(
     servers: list[RedisServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_writer, "_FIRST_WAIT_S", 0.001)
-    with SwitchingProxy([server.port for server in servers]) as proxy, LOST_WRITES.of(RUN):
+    with SwitchingProxy([server.port for server in servers]) as proxy:
         database = RedisDatabase(proxy.place)
         (target,) = opened(database, [DEPOT_SPACE], slices=SLICES)
-        writer = _writer(database, target)
-        LOST_WRITES.operates(RUN, "by_depot", 0)
-        writer.write(parcels(writer, 0, whole=True))
+        writer = StoreWriter(database, RunFills({"by_depot": target.fill}))
+        mended: list[int] = []
+
+        def write(release: int) -> None:
+            """Write a release, or the whole shard as of it if the store has lost something."""
+
+            def whole(*_: object) -> list[Parcel]:
+                mended.append(release)
+                # Until it is whole again, what is missing has no age.
+                assert_no_row_is_newer_or_older_than_its_frontier(database)
+                return parcels(writer, release, whole=True)
+
+            writer.write(parcels(writer, release), whole)
+
+        writer.write(parcels(writer, 0, whole=True), lambda *_: [])
         release, leads = 1, 0
         backs = (None, 1, 2, SLICES + 1)
         for first, back in itertools.product(range(SLICES + 1), backs):
             copy(servers[leads], servers[1 - leads])
-            writer.write(parcels(writer, release))  # the other server does not have this one
+            mended.clear()
+            write(release)  # the other server does not have this one
+            assert not mended
             release += 1
             plan = {first: 1 - leads}
             if back is not None:
                 plan[first + back] = leads
             proxy.switch_after(plan)
-            writer.write(parcels(writer, release))
-            is_lost = LOST_WRITES.operates(RUN, "by_depot", 0)
+            write(release)
             seen = assert_no_row_is_newer_or_older_than_its_frontier(database)
-            if not is_lost and first < SLICES:
+            if first < SLICES or mended:
                 assert seen == {frontier(release)}
-            # What the stream does next: the next release, and the whole shard if there was a loss.
+            # What the stream does next: the next release.
             release += 1
-            writer.write(parcels(writer, release))
-            assert_no_row_is_newer_or_older_than_its_frontier(database)
-            is_lost |= LOST_WRITES.operates(RUN, "by_depot", 0)
+            write(release)
             # There and back within one publication loses nothing: what the first server executed
             # before its replies were cut off is there again.
-            assert is_lost or back is not None
-            if LOST_WRITES.operates(RUN, "by_depot", 0):
-                writer.write(parcels(writer, release, whole=True))
-            assert not LOST_WRITES.operates(RUN, "by_depot", 0)
+            assert mended or back is not None
             found = assert_no_row_is_newer_or_older_than_its_frontier(database)
             assert found == {frontier(release)}
             release += 1
             proxy.switch_after({})
             leads = proxy.server
-
-
-def _writer(database: RedisDatabase, target: Target) -> StoreWriter:
-    fills = RunFills({"by_depot": target.fill})
-    return StoreWriter(database, project(BY_DEPOT), fills, RUN)

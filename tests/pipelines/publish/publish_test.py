@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,13 @@ from tests.support.streaming_project import (
     random_polls,
     random_rows,
 )
-from tidemill.features.contract import MINUTE, TIME_MIN
-from tidemill.features.errors import ConflictingPublication, LostPublications, OutputConflict
+from tidemill.features.contract import MINUTE
+from tidemill.features.errors import ConflictingPublication, OutputConflict
 from tidemill.features.kernel.prepare import KEY
 from tidemill.pipelines.engines.choosing import run
-from tidemill.pipelines.publish import publish as module
+from tidemill.pipelines.publish.log_publications import LogPublications
 from tidemill.pipelines.publish.newest_rows import joined_release, newest_per_entity, release_runs
-from tidemill.pipelines.publish.publish import Publish
+from tidemill.pipelines.publish.publish import PublishToStore
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.republish import publish_shard
 from tidemill.pipelines.stream.featurize_options import (
@@ -48,7 +48,13 @@ from tidemill.pipelines.stream.operator_key import Mode
 from tidemill.pipelines.stream.output_folders import publications_of
 from tidemill.pipelines.stream.publications import named_publications
 from tidemill.pipelines.stream.release import Release
-from tidemill.pipelines.stream.wire_format import Published, pack_publications
+from tidemill.pipelines.stream.wire_format import (
+    Published,
+    everything,
+    pack_publications,
+    published,
+    unpack_publications,
+)
 from tidemill.serving import publications
 from tidemill.serving.online.backends import open_database
 from tidemill.serving.online.cells import decode_cells
@@ -98,14 +104,38 @@ def publish(engine: str, root: Path, published: Releases) -> None:
     elements = [
         pack_publications(OPERATORS[view, shard], release) for view, shard, release in published
     ]
-    fills = run_fills(root)
+    place = PublishToStore(PROJECT, default_place(root), run_fills(root))
     pipeline, choice = pipeline_on(engine, streaming=False)
     _ = (
         pipeline
         | beam.Create(elements)
-        | beam.ParDo(Publish(PROJECT, root, root / OFFLINE, default_place(root), 2, fills))
+        | beam.ParDo(Write(place)).with_output_types(bytes)
+        | beam.ParDo(LogPublications(PROJECT, root, root / OFFLINE, 2))
     )
     run(pipeline, choice)
+
+
+class Write(beam.DoFn):
+    """Writes the releases of a bundle to the online store, as operators do, and passes them on."""
+
+    def __init__(self, place: PublishToStore) -> None:
+        self._place = place
+
+    def setup(self) -> None:
+        self._store = self._place.open()
+
+    def teardown(self) -> None:
+        self._store.close()
+
+    def start_bundle(self) -> None:
+        self._bundle: list[Published] = []
+
+    def process(self, element: bytes) -> Iterator[bytes]:
+        self._bundle.append(unpack_publications(element, PROJECT))
+        yield element
+
+    def finish_bundle(self) -> None:
+        self._store.write(self._bundle, lambda *shard: pytest.fail(f"{shard} was lost"))
 
 
 def log_of(root: Path, view: str) -> list[dict[str, Any]]:
@@ -186,7 +216,7 @@ def test_a_bundle_is_one_write_with_each_entity_once_a_view(
     published = releases(1)
     bundles: list[int] = []
     writes: list[list[Parcel]] = []
-    finish_bundle = module.Publish.finish_bundle
+    finish_bundle = Write.finish_bundle
 
     write = SqliteDatabase.publish
 
@@ -200,7 +230,7 @@ def test_a_bundle_is_one_write_with_each_entity_once_a_view(
         finish_bundle(self)
 
     monkeypatch.setattr(SqliteDatabase, "publish", written)
-    monkeypatch.setattr(module.Publish, "finish_bundle", counted)
+    monkeypatch.setattr(Write, "finish_bundle", counted)
     publish("fnapi", tmp_path, published)
     del writes[: len(OPERATORS)]  # those that give the fills their first marks
     assert sum(bundles) == len(published)
@@ -220,12 +250,11 @@ def _mark(number: int) -> bytes:
 
 
 def _published(number: int, frontier: int | None = None, since: int | None = 0) -> Published:
-    """Return release ``number``; without a ``since``, the whole shard at that release."""
+    """Return release ``number``; without a ``since``, it is the first of its operator."""
     rows = pa.record_batch({"number": pa.array([number], pa.int64())})
-    before = None if since is None else _mark(number - 1)
     return Published(
-        view="cab", shard=0, number=number, mark_before=before,
-        mark=_mark(number), attempt=0, since_us=since, is_news=since is not None,
+        view="cab", shard=0, number=number, mark_before=_mark(number - 1),
+        mark=_mark(number), attempt=0, since_us=since,
         frontier_us=10 * number if frontier is None else frontier, rows=rows,
     )  # fmt: skip
 
@@ -260,12 +289,8 @@ def test_missing_release_ends_a_run() -> None:
     assert _runs(_published(5), _published(3)) == [(2, 3, [3]), (4, 5, [5])]
 
 
-def test_release_of_the_whole_shard_needs_nothing_before_it() -> None:
-    whole = _published(5, since=None)
-    releases = (_published(8), whole, _published(3), _published(6), _published(1))
-    assert _runs(*releases) == [(None, 6, [1, 3, 5, 6]), (7, 8, [8])]
-    assert _runs(_published(5), whole) == [(None, 5, [5, 5])]
-    (successive,) = release_runs([_published(5), whole])
+def test_a_run_is_the_whole_shard_if_a_release_of_it_is() -> None:
+    (successive,) = release_runs([_published(5, since=None), _published(6)])
     assert joined_release(successive).since_us is None
 
 
@@ -282,19 +307,48 @@ def test_two_publications_of_a_bundle_that_contradict_each_other_are_an_error(
         publish("fnapi", tmp_path, [published, (view, shard, later)])
 
 
-def test_a_store_that_has_lost_earlier_writes_is_not_written_to(tmp_path: Path) -> None:
-    view, shard = 0, 0
-    published = [one for one in releases(6) if one[:2] == (view, shard)]
-    assert len(published) > 2
-    publish("fnapi", tmp_path, published[:2])
-    database = open_database(default_place(tmp_path))
-    database.drop([KeySpace.of(PROJECT.name, each) for each in PROJECT.views])
-    database.close()
-    with pytest.raises(LostPublications, match=r"build on mark .* the store stands at mark"):
-        publish("fnapi", tmp_path, published[2:])
-    database = open_database(default_place(tmp_path))
-    (snapshot,) = database.read([(KeySpace.of(PROJECT.name, PROJECT.views[view]), [])])
-    assert set(snapshot.frontiers.by_shard.values()) == {TIME_MIN}
+def test_a_store_that_has_lost_earlier_writes_gets_the_whole_shards_from_their_operators(
+    tmp_path: Path,
+) -> None:
+    """In the bundle in which the store says so; the shards of which nothing was lost stay."""
+    root, chance = tmp_path, random.Random(6)
+    arrived = arrivals(PROJECT, random_rows(6), PARTITIONS, chance)
+    open_store(PROJECT, StorePlaces.below(root), clock="replay")
+    stream = PlainStream(PROJECT, 2, PARTITIONS)
+    database = open_database(default_place(root))
+    store = PublishToStore(PROJECT, default_place(root), run_fills(root)).open()
+    asked: list[tuple[str, int]] = []
+
+    def whole(view: str, shard: int) -> Published:
+        asked.append((view, shard))
+        index = [view.name for view in PROJECT.views].index(view)
+        return everything(stream.operator(index, shard))
+
+    lost_at, written = [3, 6], 0
+    for number, poll in enumerate(random_polls(PROJECT, arrived, START + 11 * MINUTE, 10, chance)):
+        asked.clear()
+        stream.run([poll])
+        bundle, written = stream.releases[written:], len(stream.releases)
+        if number in lost_at:
+            database.drop([KeySpace.of(PROJECT.name, each) for each in PROJECT.views[:2]])
+        store.write(
+            [published(stream.operator(view, shard), release) for view, shard, release in bundle],
+            whole,
+        )
+        lost = [(view.name, shard) for view in PROJECT.views[:2] for shard in range(2)]
+        assert sorted(asked) == (sorted(lost) if number in lost_at else [])
+    store.close()
+    expected = newest_publications(stream.releases)
+    for index, view in enumerate(PROJECT.views):
+        keys = sorted(key for v, key in expected if v == index)
+        typed = pa.array(keys).cast(pa.int64() if view.entity.dtype == "int64" else pa.string())
+        raw = online_keys(view.entity.join_key, typed)
+        (snapshot,) = database.read([(KeySpace.of(PROJECT.name, view), raw)])
+        for key, row in zip(keys, snapshot.rows, strict=True):
+            assert row is not None
+            assert (row.event_timestamp, row.revision) == expected[index, key][:2]
+        ends = {stream.operator(index, shard).state.frontier_us for shard in range(2)}
+        assert set(snapshot.frontiers.by_shard.values()) == ends
     database.close()
 
 

@@ -355,7 +355,7 @@ def test_a_store_that_lost_writes_is_mended_by_the_stream(
             begun.set()
 
         begun = threading.Event()
-        noted = _When(caplog, "the next release publishes the whole shard", len(PROJECT.views) * 2)
+        noted = _When(caplog, "the whole shard is published again", len(PROJECT.views) * 2)
         seen.happenings = {2: lost.remember, strike_at: strike}
         seen.watch(monkeypatch)
         noted.then = lambda: lost.read(config, monkeypatch)

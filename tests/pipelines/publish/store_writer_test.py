@@ -1,9 +1,9 @@
-"""Writing parcels to a store that is away, has lost writes, or is overtaken."""
+"""Writing parcels to a store that is away, or has lost writes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,21 @@ import pyarrow as pa
 import pytest
 
 from tests.support.fills import Target, opened
-from tests.support.parcels import BY_DEPOT, DEPOT_SPACE, project
-from tidemill.features.errors import LostPublications, NoKeySpace, StoreError, StoreUnavailable
+from tests.support.parcels import DEPOT_SPACE
+from tidemill.features.errors import (
+    ConflictingPublication,
+    LostPublications,
+    NoKeySpace,
+    StoreError,
+    StoreUnavailable,
+)
 from tidemill.pipelines.publish import store_writer
 from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.publish.store_writer import Outages, StoreWriter, retry_while_unavailable
-from tidemill.pipelines.stream.lost_writes import LOST_WRITES
 from tidemill.serving.online.cells import encode_row
 from tidemill.serving.online.database import Parcel
 from tidemill.serving.online.rows import Row, RowBatch, online_keys
 from tidemill.serving.online.sqlite.database import SqliteDatabase
-
-PROJECT = project(BY_DEPOT)
-RUN = "a run"
 
 
 def parcel(target: Target, since: int | None, frontier: int, shard: int = 0) -> Parcel:
@@ -42,11 +44,11 @@ def frontiers(database: SqliteDatabase) -> dict[int, int]:
     return dict(database.read([(DEPOT_SPACE, [])])[0].frontiers.by_shard)
 
 
-class Counted:
-    """A database that counts calls, and can call a function before each."""
+class Losing:
+    """A database that counts calls, and can lose all before some of them."""
 
-    def __init__(self, database: SqliteDatabase, before: dict[int, Parcel] | None = None) -> None:
-        self.database, self.calls, self._before = database, 0, before or {}
+    def __init__(self, database: SqliteDatabase, before: Collection[int] = ()) -> None:
+        self.database, self.calls, self._before = database, 0, before
         self.name = database.name
 
     def __getattr__(self, name: str) -> Any:
@@ -55,8 +57,20 @@ class Counted:
     def publish(self, parcels: Sequence[Parcel]) -> list[int]:
         self.calls += 1
         if self.calls in self._before:
-            self.database.publish([self._before[self.calls]])
+            self.database.drop([DEPOT_SPACE])
         return self.database.publish(parcels)
+
+
+class Operators:
+    """Operators of both shards, which have reached a frontier."""
+
+    def __init__(self, target: Target, frontier: int) -> None:
+        self.frontier, self._target = frontier, target
+        self.asked: list[tuple[str, int]] = []
+
+    def whole(self, view: str, shard: int) -> list[Parcel]:
+        self.asked.append((view, shard))
+        return [parcel(self._target, None, self.frontier, shard)]
 
 
 @pytest.fixture
@@ -71,103 +85,106 @@ def target(database: SqliteDatabase) -> Target:
     return opened(database, [DEPOT_SPACE], shards=2)[0]
 
 
-@pytest.fixture
-def run() -> Iterator[str]:
-    """A run whose operators of both shards are in this process."""
-    with LOST_WRITES.of(RUN):
-        assert [LOST_WRITES.operates(RUN, "by_depot", shard) for shard in (0, 1)] == [False, False]
-        yield RUN
+def writer_to(
+    database: SqliteDatabase | Losing, target: Target, give_up_after_us: int = 5_000_000
+) -> StoreWriter:
+    return StoreWriter(database, run_fills(target), give_up_after_us)  # type: ignore[arg-type]
 
 
-def test_lost_writes_stay_noted_until_the_whole_shard_comes(
-    database: SqliteDatabase, target: Target, run: str
+def test_a_shard_whose_writes_were_lost_is_written_whole_in_the_same_call(
+    database: SqliteDatabase, target: Target, caplog: pytest.LogCaptureFixture
 ) -> None:
-    counted = Counted(database)
-    writer = StoreWriter(counted, PROJECT, run_fills(target), run)  # type: ignore[arg-type]
+    counted, operators = Losing(database), Operators(target, 30)
+    writer = writer_to(counted, target)
     database.publish([parcel(target, None, 10), parcel(target, None, 10, shard=1)])
-    writer.write([parcel(target, 20, 30), parcel(target, 10, 30, shard=1)])
-    assert frontiers(database) == {1: 30}
-    assert [LOST_WRITES.operates(run, "by_depot", shard) for shard in (0, 1)] == [True, False]
-    before = counted.calls
-    writer.write([parcel(target, 30, 40)])  # the loss is noted: no retry
-    assert counted.calls == before + 2
-    assert frontiers(database) == {1: 30}
-    writer.write([parcel(target, None, 50), parcel(target, 30, 50, shard=1)])
-    assert frontiers(database) == {0: 50, 1: 50}
-    assert not LOST_WRITES.operates(run, "by_depot", 0)
+    writer.write([parcel(target, 20, 30), parcel(target, 10, 30, shard=1)], operators.whole)
+    assert frontiers(database) == {0: 30, 1: 30}
+    assert operators.asked == [("by_depot", 0)]
+    # Together, one by one, and the whole shard.
+    assert counted.calls == 1 + 2 + 1
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.partition(":")[0] for text in said] == [
+        "the whole shard is published again",
+        f"{database.name}, view by_depot, shard 0".partition(":")[0],
+    ]
+    writer.write([parcel(target, 30, 40), parcel(target, 30, 40, shard=1)], operators.whole)
+    assert frontiers(database) == {0: 40, 1: 40}
+    assert counted.calls == 4 + 1
 
 
-def test_a_hole_that_somebody_else_mended_is_closed(
-    database: SqliteDatabase, target: Target, run: str
-) -> None:
-    writer = StoreWriter(database, PROJECT, run_fills(target), run)
-    writer.write([parcel(target, 20, 30)])
-    assert LOST_WRITES.operates(run, "by_depot", 0)
-    database.publish([parcel(target, None, 30)])
-    writer.write([parcel(target, 30, 40)])
-    assert not LOST_WRITES.operates(run, "by_depot", 0)
-
-
-def test_an_emptied_store_gets_its_key_spaces_again(
-    database: SqliteDatabase, target: Target, run: str
-) -> None:
-    database.drop([DEPOT_SPACE])
-    StoreWriter(database, PROJECT, run_fills(target), run).write(
-        [parcel(target, 20, 30), parcel(target, None, 30, shard=1)]
-    )
-    assert frontiers(database) == {1: 30}
-    assert [LOST_WRITES.operates(run, "by_depot", shard) for shard in (0, 1)] == [True, False]
-
-
-@pytest.mark.parametrize("run_name", [None, "a run whose operators are in another process"])
-def test_without_the_operators_in_this_process_a_loss_is_an_error(
-    run_name: str | None, database: SqliteDatabase, target: Target, run: str
-) -> None:
-    writer = StoreWriter(database, PROJECT, run_fills(target), run_name)
-    with pytest.raises(LostPublications, match="`tidemill republish`"):
-        writer.write([parcel(target, 20, 30)])
-    database.drop([DEPOT_SPACE])
-    with pytest.raises(NoKeySpace, match="`tidemill republish`"):
-        writer.write([parcel(target, None, 30)])
-    assert database.spaces() == []
-    assert not LOST_WRITES.operates(run, "by_depot", 0)
-
-
-def test_a_parcel_that_overtook_another_waits_for_it(
-    database: SqliteDatabase, target: Target, run: str
-) -> None:
-    counted = Counted(database, before={4: parcel(target, None, 20)})
-    StoreWriter(counted, PROJECT, run_fills(target), run).write([parcel(target, 20, 30)])  # type: ignore[arg-type]
-    assert not LOST_WRITES.operates(run, "by_depot", 0)
-    assert frontiers(database) == {0: 30}
-
-
-def test_the_store_error_of_a_failed_run_is_raised_whatever_the_engine_raises(
+def test_until_a_shard_is_whole_its_frontier_is_withdrawn(
     database: SqliteDatabase, target: Target
 ) -> None:
-    def fail(name: str) -> None:
-        with LOST_WRITES.of("one"):
-            LOST_WRITES.operates(name, "by_depot", 0)
-            other = parcel(target, None, 20)
-            cells = [encode_row(DEPOT_SPACE.dtypes, [7])]
-            rows = RowBatch(
-                other.rows.keys,
-                other.rows.event_timestamps,
-                other.rows.revisions,
-                other.rows.valid_until,
-                0,
-                cells,
-            )
-            writer = StoreWriter(database, PROJECT, run_fills(target), name)
-            writer.write([other])
-            with pytest.raises(StoreError, match="differ"):
-                writer.write([target.batch(rows, frontier_us=20)])
-            raise RuntimeError("nothing in progress")
+    database.publish([parcel(target, None, 10), parcel(target, None, 10, shard=1)])
+    seen: list[dict[int, int]] = []
 
-    with pytest.raises(StoreError, match="differ"):
-        fail("one")
-    with LOST_WRITES.of("another"), pytest.raises(RuntimeError, match="nothing in progress"):
-        fail("another")
+    def whole(_: str, shard: int) -> list[Parcel]:
+        seen.append(frontiers(database))
+        return [parcel(target, None, 30, shard)]
+
+    writer_to(database, target).write([parcel(target, 20, 30)], whole)
+    assert seen == [{1: 10}]
+    assert frontiers(database) == {0: 30, 1: 10}
+
+
+def test_an_emptied_store_gets_its_key_spaces_and_shards_again(
+    database: SqliteDatabase, target: Target
+) -> None:
+    operators = Operators(target, 30)
+    database.drop([DEPOT_SPACE])
+    writer_to(database, target).write(
+        [parcel(target, 20, 30), parcel(target, 20, 30, shard=1)], operators.whole
+    )
+    assert frontiers(database) == {0: 30, 1: 30}
+    assert operators.asked == [("by_depot", 0), ("by_depot", 1)]
+
+
+def test_a_store_that_loses_writes_while_it_is_mended_is_mended_again(
+    database: SqliteDatabase, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_writer, "_FIRST_WAIT_S", 0.001)
+    operators = Operators(target, 30)
+    # Before the whole shards are written, and when they are written alone.
+    losing = Losing(database, before=(4, 6))
+    writer_to(losing, target).write(
+        [parcel(target, 20, 30), parcel(target, 20, 30, shard=1)], operators.whole
+    )
+    assert frontiers(database)[1] == 30
+    assert losing.calls > 6
+    writer_to(database, target).write(
+        [parcel(target, 30, 40), parcel(target, 30, 40, shard=1)], Operators(target, 40).whole
+    )
+    assert frontiers(database) == {0: 40, 1: 40}
+
+
+def test_a_store_that_loses_every_write_is_given_up(
+    database: SqliteDatabase, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_writer, "_FIRST_WAIT_S", 0.001)
+
+    def lost(_: str, shard: int) -> list[Parcel]:
+        return [parcel(target, 90, 100, shard)]  # it builds on what never is there
+
+    with pytest.raises((LostPublications, NoKeySpace), match="`tidemill republish`"):
+        writer_to(database, target, 50_000).write([parcel(target, 20, 30)], lost)
+
+
+def test_a_contradiction_is_no_loss(database: SqliteDatabase, target: Target) -> None:
+    operators, writer = Operators(target, 20), writer_to(database, target)
+    writer.write([parcel(target, None, 20)], operators.whole)
+    other = parcel(target, None, 20)
+    cells = [encode_row(DEPOT_SPACE.dtypes, [7])]
+    rows = RowBatch(
+        other.rows.keys,
+        other.rows.event_timestamps,
+        other.rows.revisions,
+        other.rows.valid_until,
+        0,
+        cells,
+    )
+    with pytest.raises(ConflictingPublication, match="differ"):
+        writer.write([target.batch(rows, frontier_us=20)], operators.whole)
+    assert operators.asked == []
 
 
 def test_every_failure_is_tried_again_until_it_is_over(

@@ -30,7 +30,7 @@ from tidemill.pipelines.stream.wire_format import (
     encode_logged_parts,
     encode_part,
     encode_unanswered,
-    pack_everything,
+    everything,
     pack_publications,
     unpack_publications,
 )
@@ -105,7 +105,7 @@ def test_publications_come_back_as_they_were() -> None:
 
 
 def test_a_whole_shard_builds_on_no_release() -> None:
-    found = unpack_publications(pack_everything(OPERATOR), PROJECT)
+    found = everything(OPERATOR)
     assert (found.mark_before, found.mark, found.since_us) == (None, OPERATOR.mark, None)
     assert (found.number, found.attempt, found.is_news) == (0, 7, False)
 

@@ -36,7 +36,6 @@ from tidemill.pipelines.io.poll_restriction import (
     _Watermarks,
 )
 from tidemill.pipelines.io.replay import ReplayOptions, _Read
-from tidemill.pipelines.publish.run_fills import RunFills
 from tidemill.pipelines.recovery.resume import first_start
 from tidemill.pipelines.stream import featurize
 from tidemill.pipelines.stream.featurize_options import FeaturizeOptions
@@ -76,7 +75,7 @@ def test_no_element_of_the_stream_is_pickled(tmp_path: Path) -> None:
     start = first_start(config, None)
     delivery = Delivery.fence({}, start.current, start.segment, "coders")
     pipeline = beam.Pipeline()
-    wire(pipeline, config, entrance, made, tmp_path, start, RunFills({}), delivery)
+    wire(pipeline, config, entrance, made, tmp_path, start, delivery)
     visitor = Coders()
     pipeline.visit(visitor)
     assert len(visitor.found) > 15
