@@ -125,7 +125,7 @@ def test_a_stream_that_was_killed_goes_on_without_a_forgotten_card(
 ) -> None:
     now = time.time_ns() // 1_000 // MINUTE * MINUTE
     project = shop(tmp_path, monkeypatch, now - 2 * HOUR)
-    project.archive = None
+    project.archive, project.joiners = None, 2
     project.send(project.until_us, steps=40, every_us=30 * SECOND)
 
     def kill() -> None:
