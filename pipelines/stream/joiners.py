@@ -75,18 +75,24 @@ class Joiners:
         """The number of requests that wait for an answer in any of them."""
         return sum(joiner.requests_pending for joiner in self.all)
 
-    @property
     def polls(self) -> int:
-        """The number of the last poll whose release some shard has given."""
-        return max(int(joiner.numbers.max()) for joiner in self.all)
+        """Return the number of the last poll whose release some shard has given.
+
+        Raises:
+            StateMismatch: The states of the joiners are not those of one savepoint.
+        """
+        return int(self._first().numbers.max())
 
     def frontiers(self) -> Int64Array:
         """Return the frontier of each shard of each view, int64 ``(views, shards)``.
 
         Raises:
-            StateMismatch: The joiners have not taken the same releases: their states are not those
-                of one savepoint.
+            StateMismatch: The states of the joiners are not those of one savepoint.
         """
+        return self._first().frontiers
+
+    def _first(self) -> AnswerJoiner:
+        """Return the first joiner; the others must have taken the same releases."""
         first = self.all[0]
         for joiner in self.all[1:]:
             if (joiner.numbers != first.numbers).any() or (
@@ -96,7 +102,7 @@ class Joiners:
                     f"{joiner.key} has taken other releases than {first.key}: their states are not "
                     "those of one savepoint"
                 )
-        return first.frontiers
+        return first
 
     def read(self, folder: Path) -> None:
         """Start them from the states at a savepoint; see `state_files.read_joiner`."""

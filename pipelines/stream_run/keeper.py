@@ -246,9 +246,10 @@ class Keeper:
                 "are missing)"
             )
         found = joiners_at(config, folder)
-        releases = self._releases(found.polls)
+        polls = found.polls()
+        releases = self._releases(polls)
         self._check_publications(releases)
-        return _Whole(found, self.entrance.reached(found.polls), releases)
+        return _Whole(found, self.entrance.reached(polls), releases)
 
     def _releases(self, polls: int) -> Sequence[Mapping[str, Any]]:
         """Return the evidence of all releases of the segment."""

@@ -62,7 +62,6 @@ from tidemill.pipelines.stream.shard import request_parts
 from tidemill.pipelines.stream.wire_format import addressed
 from tidemill.pipelines.verify.follow import follow as follow_module
 from tidemill.pipelines.verify.follow.follow import FollowOptions, follow
-from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.generations.current import read_current
 
 SHARDS = 2
@@ -262,8 +261,6 @@ def test_a_live_stream_with_joiners_is_resumed_and_proven_while_it_runs(
     for record in rounds:
         assert not [one for one in record.differences if Cause(one.cause).is_mismatch]
         assert record.values == record.served > 0
-    figures = verify(config, QuietProgress(), sample=50)
-    assert (figures["mismatches"], figures["first_mismatches"]) == (0, [])
 
 
 def kept(config: Configuration) -> int:
