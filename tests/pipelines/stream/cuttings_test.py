@@ -48,7 +48,7 @@ from tidemill.serving.stores.places import OFFLINE
 BEGIN = START + 2 * MINUTE
 STOP = START + 11 * MINUTE
 POLL_ROWS = 7
-CUTTINGS = {"exact": 50, "eager": 15}
+CUTTINGS = {"exact": 20, "eager": 8}
 OUTPUTS = (
     paths.PREDICTIONS,
     paths.REJECTED_BY_STREAM,
