@@ -159,7 +159,7 @@ def test_random_cuttings_with_repeats_and_restarts_give_the_same_bytes(
         found = outputs(config.root)
         assert found.keys() == expected.keys()
         assert [name for name in expected if found[name] != expected[name]] == []
-    assert failures > CUTTINGS[mode]
+    assert failures > CUTTINGS[mode] // 2
     assert recoveries > CUTTINGS[mode] // 3
 
 
