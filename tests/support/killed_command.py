@@ -1,15 +1,16 @@
-"""A program that runs a command of `tidemill`, and kills itself at a chosen call."""
+"""A command of `tidemill` in a process of its own, which kills itself at a chosen call."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import signal
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from tests.support import fork_server
 from tests.support.proof_run import score_without_models
 from tidemill.pipelines.commands.cli import main
 
@@ -42,7 +43,21 @@ def kill_at(place: str) -> None:
     setattr(owner, function, killed)
 
 
-if __name__ == "__main__":
-    kill_at(sys.argv[1])
+def killed(place: str, *command: str) -> int:
+    """Run a command that is to be killed; return the exit status of its process.
+
+    Args:
+        place: See `kill_at`.
+        command: The command line, without the program's name.
+    """
+    process = fork_server.processes().Process(target=_run, args=(place, command))
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None, f"{command} still runs"
+    return process.exitcode
+
+
+def _run(place: str, command: Sequence[str]) -> None:
+    kill_at(place)
     score_without_models(pytest.MonkeyPatch())
-    main(sys.argv[2:])
+    main(command)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.proof_run import configuration, score_without_models
+from tidemill.pipelines.commands.feast_import import leave_out_checks
 from tidemill.pipelines.run.progress import QuietProgress
 from tidemill.pipelines.stream_run.stream import stream
 
@@ -24,6 +25,7 @@ def main(folder: str, root: str, engine: str, resume: str, speed: str, joiners: 
         speed: How many times faster than real time.
         joiners: How many joiners it has.
     """
+    leave_out_checks()
     score_without_models(pytest.MonkeyPatch())
     config = configuration(Path(folder), Path(root))
     config = replace(config, stream=replace(config.stream, joiners=int(joiners)))

@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 from kafka import KafkaProducer
 
+from tests.support import fork_server
 from tests.support.folders import stream_of
 from tests.support.kafka_broker import TestBroker
 from tests.support.markdown import ROOT
@@ -215,17 +216,9 @@ class LiveProject:
 
     def run(self, *arguments: str) -> str:
         """Run a command to its end; return what it prints."""
-        done = subprocess.run(
-            self._command(arguments),
-            cwd=self.folder,
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        done = fork_server.run_command(arguments, self.folder)
+        assert done.status == 0, done.printed
+        return done.printed
 
     def verify(self) -> int:
         """Prove everything; return how many values were compared."""

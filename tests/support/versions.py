@@ -24,13 +24,28 @@ from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import FileRegistry, RegistryPlace, SqlRegistry
 
 
-@pytest.fixture(params=["file", "sql", "postgresql"])
+@pytest.fixture(params=["file", "postgresql"])
 def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RegistryPlace]:
+    """Registries in a file and in SQL, which are written by different code of Feast's."""
+    yield from _opened(request, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=["file", "sqlite", "postgresql"])
+def any_place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RegistryPlace]:
+    """And in SQLite: locks and transactions are those of the database."""
+    yield from _opened(request, tmp_path, monkeypatch)
+
+
+def _opened(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[RegistryPlace]:
     if request.param == "file":
         yield FileRegistry(tmp_path / "registry.db")
-    elif request.param == "sql":
+    elif request.param == "sqlite":
         yield SqlRegistry(url=f"sqlite:///{tmp_path / 'registry-sql.db'}")
     else:
         server: PostgresqlServer = request.getfixturevalue("postgresql")

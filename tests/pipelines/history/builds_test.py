@@ -8,8 +8,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ import pytest
 
 from tests.support.builds import make_build
 from tests.support.folders import build_of
+from tests.support.killed_command import killed
 from tests.support.lock_holder import lock_holder
-from tests.support.markdown import ROOT
 from tests.support.proof_run import rides_yaml, write_sources
 from tests.support.streaming_project import (
     CAB,
@@ -493,15 +491,7 @@ def test_a_backfill_that_is_killed_at_any_step_never_happened(
     was, before = named(root), read_current(root)
     rejected, store = tree(root / "rejected"), (root / "online.db").read_bytes()
     command = ["backfill", "--publish", "--quiet", "--config", str(folder / "tidemill.yaml")]
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.support.killed_command", step, *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed(step, *command) == -signal.SIGKILL
     assert named(root) == was
     assert tree(root / "rejected") == rejected
     assert (root / "online.db").read_bytes() == store

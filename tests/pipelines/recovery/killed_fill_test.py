@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support import killed_command
 from tests.support.command_runs import Ended, Run, arguments, without_a_model
 from tests.support.folders import stream_of
-from tests.support.markdown import ROOT
 from tests.support.proof_run import rides_yaml, write_sources
 from tidemill.pipelines.commands.cli import main
 from tidemill.pipelines.recovery.handoff import StreamRun
@@ -58,15 +56,7 @@ def rides(tmp_path: Path) -> Path:
 
 
 def killed(place: str, *command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.killed_command", place, *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    assert killed_command.killed(place, *command) == -signal.SIGKILL
 
 
 def succeeded(ended: Ended) -> str:
@@ -156,13 +146,9 @@ def test_a_stopped_stream_resumes_after_a_backfill_was_killed_while_it_published
     lines = (rides / "rides.csv").read_text().splitlines()
     last = lines[-1].split(",")
     (rides / "rides.csv").write_text("\n".join([*lines, ",".join(["new", *last[1:]])]) + "\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.killed_command", place,
-         *arguments("backfill --publish", rides)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    status = killed_command.killed(place, *arguments("backfill --publish", rides))
     # Where the store keeps all its rows there may be no shard to write.
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    assert status in (0, -signal.SIGKILL)
     assert read_current(rides / "run").generation == before.generation
     succeeded(run(*arguments("stream --resume", rides)))
     assert succeeded(run(*arguments("verify", rides))).splitlines()[-1].startswith("0 mismatches")

@@ -97,7 +97,7 @@ def test_an_elder_stream_of_another_root_is_refused_wherever_it_was_paused(
     steps = Paused(lambda: run(counted), 0).count(kind, monkeypatch)
     assert steps > 10
     refused = 0
-    for number in sorted({1, 3, steps // 3, steps // 2, steps - 1, steps}):
+    for number in sorted({1, steps // 3, steps // 2, steps}):
         database = open_database(place)
         database.drop([KeySpace.of(PROJECT.name, view) for view in PROJECT.views])
         database.close()

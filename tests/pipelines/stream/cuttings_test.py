@@ -49,7 +49,7 @@ from tidemill.serving.stores.places import OFFLINE
 BEGIN = START + 2 * MINUTE
 STOP = START + 11 * MINUTE
 POLL_ROWS = 7
-CUTTINGS = {"exact": 50, "eager": 15}
+CUTTINGS = {"exact": 20, "eager": 8}
 OUTPUTS = (
     paths.PREDICTIONS,
     paths.REJECTED_BY_STREAM,
@@ -163,7 +163,7 @@ def test_random_cuttings_with_repeats_and_restarts_give_the_same_bytes(
         found = outputs(config.root)
         assert found.keys() == expected.keys()
         assert [name for name in expected if found[name] != expected[name]] == []
-    assert failures > CUTTINGS[mode]
+    assert failures > CUTTINGS[mode] // 2
     assert recoveries > CUTTINGS[mode] // 3
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -32,8 +32,12 @@ FIRST, SECOND = EVALUATE_UNTIL + 6 * HOUR, EVALUATE_UNTIL + 12 * HOUR
 
 @pytest.fixture(autouse=True)
 def scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    score_without_models(monkeypatch)
-    monkeypatch.setattr(replay, "_SLICE_SECONDS", 0.0)  # every poll is a bundle
+    poll_by_poll(monkeypatch)
+
+
+def poll_by_poll(patch: pytest.MonkeyPatch) -> None:
+    score_without_models(patch)
+    patch.setattr(replay, "_SLICE_SECONDS", 0.0)  # every poll is a bundle
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +49,58 @@ def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     return config
 
 
-@pytest.fixture(params=["exact", "eager"])
-def config(
-    backfilled: Configuration, tmp_path: Path, request: pytest.FixtureRequest
-) -> Configuration:
-    shutil.copytree(backfilled.root, tmp_path / "run")
-    copied = configuration(backfilled.path.parent, tmp_path / "run", request.param)
-    return replace(copied, stream=replace(copied.stream, poll_rows=15))
+def copied(config: Configuration, root: Path, mode: str) -> Configuration:
+    shutil.copytree(config.root, root)
+    made = configuration(config.path.parent, root, mode)
+    return replace(made, stream=replace(made.stream, poll_rows=15))
+
+
+@pytest.fixture(scope="module", params=["exact", "eager"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def config(mode: str, backfilled: Configuration, tmp_path: Path) -> Configuration:
+    return copied(backfilled, tmp_path / "run", mode)
+
+
+class Stopped(NamedTuple):
+    """A stream that has stopped.
+
+    Attributes:
+        config: Its configuration.
+        told: What it has told.
+    """
+
+    config: Configuration
+    told: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def stopped_once(
+    mode: str, backfilled: Configuration, tmp_path_factory: pytest.TempPathFactory
+) -> Stopped:
+    config = copied(backfilled, tmp_path_factory.mktemp("stopped") / "run", mode)
+    with pytest.MonkeyPatch.context() as patch:
+        poll_by_poll(patch)
+        return Stopped(config, run(config, until_us=FIRST))
+
+
+@pytest.fixture
+def stopped(mode: str, stopped_once: Stopped, tmp_path: Path) -> Stopped:
+    """A copy of a stream that has stopped at `FIRST`."""
+    return Stopped(copied(stopped_once.config, tmp_path / "run", mode), stopped_once.told)
+
+
+@pytest.fixture(scope="module")
+def goes_on_once(
+    mode: str, stopped_once: Stopped, tmp_path_factory: pytest.TempPathFactory
+) -> Stopped:
+    config = copied(stopped_once.config, tmp_path_factory.mktemp("goes_on") / "run", mode)
+    with pytest.MonkeyPatch.context() as patch:
+        poll_by_poll(patch)
+        return Stopped(config, run(config, resume=True, until_us=SECOND))
 
 
 def run(config: Configuration, **options: Any) -> dict[str, Any]:
@@ -65,8 +114,8 @@ def proven(config: Configuration) -> dict[str, Any]:
     return figures
 
 
-def test_a_stream_that_stopped_is_proven_as_far_as_it_has_come(config: Configuration) -> None:
-    told = run(config, until_us=FIRST)
+def test_a_stream_that_stopped_is_proven_as_far_as_it_has_come(stopped: Stopped) -> None:
+    config, told = stopped
     figures = proven(config)
     assert 20 < figures["predictions"] == figures["requests"] == told["predictions"]
     assert figures["waiting_requests"] > 40
@@ -79,8 +128,8 @@ def test_a_stream_that_stopped_is_proven_as_far_as_it_has_come(config: Configura
     assert (figures["waiting_requests"], figures["requests"]) == (0, 148)
 
 
-def test_what_a_stopped_stream_has_answered_must_be_there(config: Configuration) -> None:
-    told = run(config, until_us=FIRST)
+def test_what_a_stopped_stream_has_answered_must_be_there(stopped: Stopped) -> None:
+    config, told = stopped
     without_first(stream_of(config.root) / "predictions", 1)
     figures = verify(config, QuietProgress(), 20)
     lost = told["predictions"] - figures["predictions"]
@@ -91,16 +140,14 @@ def test_what_a_stopped_stream_has_answered_must_be_there(config: Configuration)
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_killed_stream_may_have_written_anything_but_wrong_things(
-    recorded: bool, config: Configuration, tmp_path: Path
+    recorded: bool, mode: str, stopped_once: Stopped, goes_on_once: Stopped, tmp_path: Path
 ) -> None:
-    run(config, until_us=FIRST)
-    shutil.copytree(stream_of(config.root) / "stops", tmp_path / "stops")
-    shutil.copy(stream_of(config.root) / "savepoint.json", tmp_path)
-    run(config, resume=True, until_us=SECOND)
+    config = copied(goes_on_once.config, tmp_path / "run", mode)
     # As a kill in the second segment would leave it: any of its files may be missing.
+    before = stream_of(stopped_once.config.root)
     shutil.rmtree(stream_of(config.root) / "stops")
-    shutil.copytree(tmp_path / "stops", stream_of(config.root) / "stops")
-    shutil.copy(tmp_path / "savepoint.json", stream_of(config.root))
+    shutil.copytree(before / "stops", stream_of(config.root) / "stops")
+    shutil.copy(before / "savepoint.json", stream_of(config.root))
     for name in ("releases", "publications", "predictions"):
         folder = stream_of(config.root) / name
         for place in [folder] if name != "publications" else sorted(folder.iterdir()):

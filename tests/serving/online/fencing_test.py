@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from tests.support import fork_server
 from tests.support.fills import OTHER_HOLDER, Target, mark_of, opened, taken
 from tests.support.parcels import DEPOT_SPACE
 from tests.support.redis_server import running
@@ -59,12 +58,6 @@ def values(database: OnlineDatabase) -> set[bytes]:
     return {row.cells for row in rows if row is not None}
 
 
-def _processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
 PLACES = {
     "sqlite": [(sqlite_module, "transaction"), (sqlite_module, "newest_per_key")],
     "redis": [(redis_writes, "newest_per_key"), (redis_module, "exchange")],
@@ -103,7 +96,7 @@ def test_elder_that_wakes_within_a_parcel_writes_nothing(
 ) -> None:
     (target,) = opened(database, [DEPOT_SPACE], shards=PARTS)
     database.publish(release(target, 1, 0))
-    processes = _processes()
+    processes = fork_server.processes()
     mine, theirs = processes.Pipe()
     elder = processes.Process(target=_elder, args=(database, target, place, theirs))
     elder.start()

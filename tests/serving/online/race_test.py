@@ -8,7 +8,6 @@ stores do with two publications in the wrong order, by one writer, stands beside
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +27,7 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.infra.online_stores.sqlite import SqliteOnlineStore
 
+from tests.support import fork_server
 from tests.support.feast_definitions import feast_objects
 from tests.support.parcels import BY_DEPOT, DEPOT_SPACE, PARCELS, depot_rows, feast_rows
 from tests.support.redis_server import running
@@ -172,16 +171,9 @@ def _run_writer(store: Store, folder: Path, writer: int, life: int) -> None:
         signal.pause()
 
 
-def _processes() -> ForkServerContext:
-    """Start processes from a server that has imported this module already, which takes seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
 def _race(store: Store, folder: Path) -> int:
     """Let the writers race; return the number of wrong keys."""
-    processes = _processes()
+    processes = fork_server.processes()
     exits: list[list[int | None]] = [[] for _ in range(WRITERS)]
     running: dict[int, tuple[int, BaseProcess]] = {}
 

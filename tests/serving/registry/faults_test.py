@@ -39,7 +39,7 @@ from tidemill.serving.stores.online_places import default_place
 from tidemill.serving.stores.places import StorePlaces
 from tidemill.serving.stores.registry_places import RegistryPlace, SqlRegistry
 
-place, root = versions.place, versions.root
+place, root = versions.any_place, versions.root
 
 FORK = multiprocessing.get_context("fork")
 

@@ -115,7 +115,9 @@ def test_descriptions_are_registered_at_once_and_kept_by_feast_apply(tmp_path: P
     places = StorePlaces.below(tmp_path)
     write_feature_store_yaml(OLD.name, places, clock="replay")
     write_objects_module(places)
-    for _ in range(2):
+    for is_applied in (False, True):
+        if is_applied:
+            _feast(tmp_path, "apply")
         store = feast.FeatureStore(repo_path=str(tmp_path))
         registered = store.get_feature_view("by_depot")
         described = (
@@ -129,7 +131,6 @@ def test_descriptions_are_registered_at_once_and_kept_by_feast_apply(tmp_path: P
             assert thing.tags["team"] == "risk"
         assert registered.features[0].description == "Scans of a day."
         assert registered.features[0].tags["owner"] == "bob@example"
-        _feast(tmp_path, "apply")
     assert plan_project(project, places).registers == ()
     apply(OLD, tmp_path, place)  # without a description again
     assert feast.FeatureStore(repo_path=str(tmp_path)).get_feature_view("by_depot").owner == ""

@@ -7,13 +7,13 @@ import random
 import sqlite3
 import threading
 from collections.abc import Sequence
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from threading import Barrier
 
 import pyarrow as pa
 import pytest
 
+from tests.support import fork_server
 from tests.support.fills import current_target, opened
 from tests.support.parcels import COURIER_SPACE, DEPOT_SPACE
 from tidemill.features.errors import LostPublications, StoreError, StoreUnavailable
@@ -75,13 +75,6 @@ def _race_publications(writer: int) -> list[Row]:
     return rows + rows[:500]
 
 
-def _processes() -> ForkServerContext:
-    """Start processes from a server that has imported this module already, which takes seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
 def _write_all(path: str, writer: int, start_line: Barrier) -> None:
     database = SqliteDatabase(path)
     rows = _race_publications(writer)
@@ -115,7 +108,7 @@ def test_racing_threads_leave_no_wrong_key(database: SqliteDatabase) -> None:
 
 
 def test_racing_processes_leave_no_wrong_key(database: SqliteDatabase) -> None:
-    processes = _processes()
+    processes = fork_server.processes()
     start_line = processes.Barrier(WRITERS)
     writers = [
         processes.Process(target=_write_all, args=(database.path, writer, start_line))
@@ -146,7 +139,7 @@ def _create(root: str, start_line: Barrier) -> None:
 
 
 def test_many_may_create_the_same_database_at_once(tmp_path: Path) -> None:
-    processes = _processes()
+    processes = fork_server.processes()
     start_line = processes.Barrier(4, timeout=240)
     creators = [
         processes.Process(target=_create, args=(str(tmp_path), start_line)) for _ in range(4)
