@@ -49,6 +49,29 @@ class LiveRecords:
     waiting: Mapping[str, MendedMessage] = field(default_factory=dict)
 
 
+def read_mended_ids(config: Configuration) -> frozenset[str]:
+    """Return the ids of records that were mended: rows of the log now, or waiting for the stream.
+
+    A record is among them also if it is in no file of rejected records any more.
+
+    Raises:
+        StateError: The live log is damaged.
+        DamagedFile: A file of it, or of mended records, is damaged.
+    """
+    if not (config.is_live and (config.root / CURRENT).exists()):
+        return frozenset()
+    judged: set[tuple[str, int]] = set()
+    mended: set[str] = set()
+    # What waits is read first: then each message that is judged meanwhile is in one of the two.
+    stored = [(one.record, one.replay) for one in read_mended(config.root)]
+    for table in mended_outcomes(LiveLog(config.current.folder / LIVE, config.project)):
+        for row in table.select(["record", "replay", "reason"]).to_pylist():
+            judged.add((row["record"], row["replay"]))
+            if not row["reason"]:
+                mended.add(row["record"])
+    return frozenset(mended | {one for one, replay in stored if (one, replay) not in judged})
+
+
 def read_live_records(config: Configuration) -> LiveRecords:
     """Return the rejected records of the topics that a configuration names.
 
