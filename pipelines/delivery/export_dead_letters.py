@@ -150,7 +150,7 @@ def _say_others(config: Configuration, progress: Progress, letters: DeadLetters)
     if others := letters.others.total():
         progress.say(f"{others:,} messages are of other roots: {', '.join(sorted(letters.others))}")
     if letters.unusable:
-        progress.say(f"{letters.unusable:,} messages were written by no stream of Tidemill")
+        progress.say(f"{letters.unusable:,} messages are no rejected records of a stream")
     if letters.damaged:
         progress.say(
             f"{letters.damaged:,} messages name the root, and their bytes are not those of their "

@@ -28,11 +28,15 @@ FIRST, SECOND, OTHER = "root/generation/1", "root/generation/2", "other/generati
 
 
 def written(
-    payloads: Sequence[bytes], stream: str = FIRST, stage: Stage = Stage.READ, detail: str = "ä"
+    payloads: Sequence[bytes],
+    stream: str = FIRST,
+    stage: Stage = Stage.READ,
+    detail: str = "ä",
+    source: str = "orders",
 ) -> list[Outgoing]:
     """Return the messages of records, at successive offsets of a topic."""
     rows = rejected.batch(
-        stage, stream="orders", partition=2, positions=np.arange(len(payloads)),
+        stage, stream=source, partition=2, positions=np.arange(len(payloads)),
         reasons=[Reason.BROKEN_JSON] * len(payloads), details=[detail] * len(payloads),
         origins=[f"t/1@{n}" for n in range(len(payloads))], payloads=payloads,
     )  # fmt: skip
