@@ -8,8 +8,9 @@ import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import redis
 
 from tests.support.folders import build_of, stream_of
 from tests.support.proof_run import (
@@ -35,6 +37,7 @@ from tests.support.proof_run import (
     score_without_models,
     write_sources,
 )
+from tests.support.stores import STORES, place_of
 from tidemill.features.contract import HOUR
 from tidemill.features.errors import DamagedFile, StateMismatch
 from tidemill.features.rows import rejected
@@ -59,10 +62,14 @@ from tidemill.pipelines.verify.follow.follow import FollowOptions, Step, follow
 from tidemill.pipelines.verify.follow.follower import Follower
 from tidemill.pipelines.verify.verify import verify
 from tidemill.serving.online.backends import open_database
+from tidemill.serving.online.redis.rows import row_prefix
 from tidemill.serving.online.rows import KeySpace, online_keys
 from tidemill.serving.online.sqlite.scripts import rows_table
 from tidemill.serving.stores.online_places import SqlitePlace
+from tidemill.serving.stores.redis_place import RedisPlace
 
+ROW_HEAD = 28
+"""So many bytes of a row in Redis come before its cells."""
 FAULTS = {Cause.LOST, Cause.UNEXPLAINED}
 
 
@@ -360,33 +367,81 @@ def test_a_publication_that_was_changed_is_named(served: Configuration) -> None:
     assert record.causes[Cause.LOST] == 1
 
 
-def rows_of_fill(config: Configuration) -> str:
+@pytest.fixture(params=STORES)
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Configuration]:
+    """A run without faults, with each of the stores."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("served")
+        return
+    with place_of("redis", tmp_path) as place:
+        config = replace(request.getfixturevalue("ready"), online_store=place)
+        serve(Server(config))
+        yield config
+
+
+def rows_of_fill(config: Configuration) -> Any:
+    """Return what reads and writes the rows of a view behind the back of Tidemill."""
     database = open_database(config.online_store)
     (fill,) = (
         one for one in database.fills([KeySpace.of(PROJECT.name, BY_DRIVER)]) if one.is_current
     )
     database.close()
-    return rows_table(fill.id)
+    place = config.online_store
+    if isinstance(place, RedisPlace):
+        return RedisRows(redis.Redis(host=place.host, port=place.port), row_prefix(fill.id))
+    assert isinstance(place, SqlitePlace)
+    return SqliteRows(place.path, rows_table(fill.id))
+
+
+@dataclass
+class RedisRows:
+    client: Any
+    prefix: bytes
+
+    def cells(self, key: bytes) -> bytes:
+        found: bytes = self.client.get(self.prefix + key)
+        return found[ROW_HEAD:]
+
+    def change(self, key: bytes, cells: bytes) -> None:
+        found: bytes = self.client.get(self.prefix + key)
+        self.client.set(self.prefix + key, found[:ROW_HEAD] + cells)
+
+    def remove(self, key: bytes) -> None:
+        assert self.client.delete(self.prefix + key) == 1
+
+
+@dataclass
+class SqliteRows:
+    path: Path
+    table: str
+
+    def cells(self, key: bytes) -> bytes:
+        return bytes(self._run("SELECT cells FROM {} WHERE entity_key = ?", key)[0][0])
+
+    def change(self, key: bytes, cells: bytes) -> None:
+        self._run("UPDATE {} SET cells = ? WHERE entity_key = ?", cells, key)
+
+    def remove(self, key: bytes) -> None:
+        self._run("DELETE FROM {} WHERE entity_key = ?", key)
+
+    def _run(self, statement: str, *values: bytes) -> list[Any]:
+        with closing(sqlite3.connect(self.path)) as sqlite, sqlite:
+            return sqlite.execute(statement.format(f'"{self.table}"'), values).fetchall()
 
 
 def test_a_value_of_the_online_store_that_is_changed_meanwhile_is_named(
-    served: Configuration,
+    stored: Configuration,
 ) -> None:
-    following = follower(served)
+    following = follower(stored)
     while following.round() is not None:
         pass
     following.idle()
     assert following.record.mismatches == 0
+    assert following.record.counts["store_rows"] > 0
     (key,) = online_keys("driver", pa.array(["d3"]))
     (other,) = online_keys("driver", pa.array(["d4"]))
-    rows = rows_of_fill(served)
-    assert isinstance(served.online_store, SqlitePlace)
-    with sqlite3.connect(served.online_store.path) as sqlite:
-        cells = sqlite.execute(f'SELECT cells FROM "{rows}" WHERE entity_key = ?', (other,))
-        sqlite.execute(
-            f'UPDATE "{rows}" SET cells = ? WHERE entity_key = ?', (cells.fetchone()[0], key)
-        )
-    sqlite.close()
+    rows = rows_of_fill(stored)
+    rows.change(key, rows.cells(other))
     assert following.idle() is not None
     found = [one for one in following.record.differences if one.cause in FAULTS]
     assert found
@@ -397,13 +452,10 @@ def test_a_value_of_the_online_store_that_is_changed_meanwhile_is_named(
     assert following.record.mismatches == mismatches == len(found)
 
 
-def test_a_row_that_is_gone_from_the_online_store_is_named(served: Configuration) -> None:
+def test_a_row_that_is_gone_from_the_online_store_is_named(stored: Configuration) -> None:
     (key,) = online_keys("driver", pa.array(["d3"]))
-    assert isinstance(served.online_store, SqlitePlace)
-    with sqlite3.connect(served.online_store.path) as sqlite:
-        sqlite.execute(f'DELETE FROM "{rows_of_fill(served)}" WHERE entity_key = ?', (key,))
-    sqlite.close()
-    record = proven(served)
+    rows_of_fill(stored).remove(key)
+    record = proven(stored)
     assert {(one.what, one.entity, one.served) for one in record.differences
             if one.cause in FAULTS} == {("store", "d3", "NOT_FOUND")}  # fmt: skip
 
