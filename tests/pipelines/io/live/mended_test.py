@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.arrow_streams import stream as arrow_stream
@@ -290,3 +291,22 @@ def test_rows_of_an_arrow_message_keep_their_types_for_the_transform(
     assert [one["reason"] for one in outcomes(rig)] == [""]
     rows = rig.rows("paid")
     assert [(one["id"], one["amount"]) for one in rows[-1:]] == [("a", -3.0)]
+
+
+def test_what_was_mended_and_rejected_before_types_were_kept_is_read(rig: Rig) -> None:
+    rig.paid.send(b"{")
+    rig.step()
+    rig.live.seal(rig.build, TIME_MAX)
+    (kept,) = (rig.folder / "live" / "rejected").glob("*.arrow")
+    before = pa.ipc.open_file(kept.read_bytes()).read_all().drop_columns(["row_types"])
+    with pa.OSFile(str(kept), "wb") as sink, pa.ipc.new_file(sink, before.schema) as writer:
+        writer.write_table(before)
+    mend(rig, row("mended", START))
+    (replay,) = (rig.folder / "mended_live").glob("*.parquet")
+    pq.write_table(pq.read_table(replay).drop_columns(["row_types"]), replay)
+    rig.paid.send(b"[", partition=1)
+    rig.restarted()
+    steps(rig)
+    rig.live.seal(rig.build, TIME_MAX)
+    assert [one["reason"] for one in outcomes(rig)] == [""]
+    assert [one["payload"] for one in rejected(rig)] == [b"{", b"["]
