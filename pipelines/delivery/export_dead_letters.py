@@ -78,6 +78,12 @@ def export_dead_letters(
         live, mended = read_live_records(config), read_mended_ids(config)
     figures = _write(config, progress, letters, live, mended)
     _say_others(config, progress, letters)
+    unknown = letters.letters.keys() - live.rejected.keys() - mended
+    if letters.root == at_hand and unknown:
+        progress.say(
+            f"{len(unknown):,} of the records are not in the live log of {config.root}: what is "
+            "mended of them can be given back only to a copy of the root that has them."
+        )
     if not any(one["exported"] for one in figures.values()):
         progress.say(f"The topic {sink.topic!r} has nothing to mend of the root {letters.root}.")
     else:

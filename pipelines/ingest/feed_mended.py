@@ -75,7 +75,8 @@ def _check_mended_before(line: MendedLine, before: Mapping[str, Mended]) -> None
     if line.record not in before:
         raise InputError(
             f"{line.origin}: record {line.record} of {line.stream!r} is not rejected; its source "
-            "may have been read again since the export. Export again: tidemill replay-rejected"
+            "may have been read again since the export, or it is a record of another root. Export "
+            "again: tidemill replay-rejected"
         )
     if line.given(None).payload != before[line.record].payload:
         raise InputError(

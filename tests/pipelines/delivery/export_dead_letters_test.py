@@ -20,6 +20,7 @@ from tidemill.pipelines.delivery import export_dead_letters as module
 from tidemill.pipelines.delivery.dead_letters import DeadLetters
 from tidemill.pipelines.delivery.export_dead_letters import export_dead_letters
 from tidemill.pipelines.delivery.outgoing import without_payload
+from tidemill.pipelines.run.holder import root_id
 from tidemill.pipelines.run.progress import Progress, QuietProgress
 
 
@@ -71,6 +72,20 @@ def test_a_root_that_is_named_is_exported_in_the_order_of_its_log(config: Config
     assert "Records of gone are left out" in said
     assert "1 messages are of other roots: other" in said
     assert "--mended FILE, on the root root" in said
+
+
+def test_records_that_the_root_does_not_know_are_counted(
+    config: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = f"{root_id(config.root)}/generation/1"
+
+    def read(_: KafkaSink, letters: DeadLetters, __: Progress) -> None:
+        letters.take(given(written([b"[", b"{"], own, source="payments")))
+
+    monkeypatch.setattr(module, "read_dead_letters", read)
+    progress = Says()
+    assert export_dead_letters(config, progress)["payments"]["exported"] == 2
+    assert progress.said[0].startswith("2 of the records are not in the live log of")
 
 
 def test_a_topic_that_is_not_named_is_an_error(config: Configuration) -> None:
